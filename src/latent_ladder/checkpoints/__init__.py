@@ -1,0 +1,1 @@
+"""Model files: containers, layouts, quantised formats, the library."""

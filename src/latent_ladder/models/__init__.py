@@ -1,0 +1,1 @@
+"""The networks: our transformer and adapters around borrowed parts."""

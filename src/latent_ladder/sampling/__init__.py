@@ -1,0 +1,1 @@
+"""Schedules, samplers, guiders and the denoising loop."""

@@ -1,0 +1,1 @@
+"""Stages and the store of what they made."""

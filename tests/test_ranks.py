@@ -103,7 +103,11 @@ def test_starts_without_torch(name: str) -> None:
 
 
 def test_only_one_module_knows_diffusers() -> None:
-    knowing = [n for n, p in modules() if "import diffusers" in (t := p.read_text()) or "from diffusers" in t]
+    knowing = [
+        n
+        for n, p in modules()
+        if "import diffusers" in (t := p.read_text()) or "from diffusers" in t
+    ]
     assert len(knowing) <= 1, knowing
 
 

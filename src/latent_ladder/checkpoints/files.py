@@ -94,7 +94,8 @@ class CheckpointFile:
 
         try:
             with safe_open(self.path, "pt") as opened:
-                return opened.get_tensor(name)
+                tensor: Tensor = opened.get_tensor(name)
+                return tensor
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpoint(
                 f"{self.path.name}: cannot read tensor {name}: {error}",

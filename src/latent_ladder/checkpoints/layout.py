@@ -150,18 +150,20 @@ _PREFIXES: Mapping[str, tuple[str, str] | None] = {
     "duration_head.": None,
 }
 
+_VAE_SIGNATURE = r"(encoder|decoder)\.conv_in\.conv\.weight$|per_channel_statistics\.mean-of-means$"
+
 # A role counts only where the file has a tensor that no other family has under that place.
 _SIGNATURES: Mapping[str, re.Pattern[str]] = {
     role: re.compile(pattern)
     for role, pattern in {
         "transformer": r"transformer_blocks\.\d+\.(attn1|audio_attn1|audio_ff)\.",
-        "connectors": r"(video|audio)_embeddings_connector\.learnable_registers",
-        "text_projection": r"(video_|audio_)?aggregate_embed\.weight",
-        "video_vae": r"(encoder|decoder)\.conv_in\.conv\.weight|per_channel_statistics\.mean-of-means",
-        "audio_vae": r"(encoder|decoder)\.conv_in\.conv\.weight|per_channel_statistics\.mean-of-means",
-        "vocoder": r"(vocoder\.)?conv_pre\.weight",
-        "text_encoder": r"layers\.\d+\.pre_feedforward_layernorm\.weight",
-        "latent_upsampler": r"post_upsample_res_blocks\.0\.conv2\.weight",
+        "connectors": r"(video|audio)_embeddings_connector\.transformer_1d_blocks\.0\.",
+        "text_projection": r"(video_|audio_)?aggregate_embed\.weight$",
+        "video_vae": _VAE_SIGNATURE,
+        "audio_vae": _VAE_SIGNATURE,
+        "vocoder": r"(vocoder\.)?conv_pre\.weight$",
+        "text_encoder": r"layers\.\d+\.pre_feedforward_layernorm\.weight$",
+        "latent_upsampler": r"post_upsample_res_blocks\.0\.conv2\.weight$",
     }.items()
 }
 
@@ -192,7 +194,7 @@ def components(file: CheckpointFile) -> dict[str, Component]:
     found = {
         role: Component(role, file, placed[role], _config_of(role, file))
         for role in ROLES
-        if role in placed and any(_SIGNATURES[role].fullmatch(k) for k in _heads(role, placed))
+        if role in placed and any(_SIGNATURES[role].match(key) for key in placed[role])
     }
     if not found:
         some = ", ".join(sorted(file.tensors)[:3]) or "no tensors"
@@ -252,13 +254,6 @@ def _longest_prefix(name: str) -> str | None:
         if name[:length] in _PREFIXES:
             return name[:length]
     return None
-
-
-def _heads(role: str, placed: Mapping[str, Mapping[str, str]]) -> Iterable[str]:
-    """The names of a role, cut to the length at which its signature can match fully."""
-    if role != "transformer":
-        return placed[role]
-    return (".".join(key.split(".")[:3]) + "." for key in placed[role])
 
 
 def _bare_vae_role(file: CheckpointFile) -> str:

@@ -1,0 +1,82 @@
+"""Prompts to the text context the transformer reads.
+
+Text encoder, projection and connectors are loaded one after the other, each once for all prompts
+and each freed before the next: the peak is the largest of them. Prompts found in the cache load
+nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import starmap
+
+import torch
+from torch import Tensor
+
+from latent_ladder.checkpoints.layout import Component
+from latent_ladder.models.connectors import Features, load_connector, project
+from latent_ladder.models.gemma import load_gemma
+from latent_ladder.text.conditioning import Conditioning, PromptCache, prompt_key
+from latent_ladder.text.tokenizer import load_tokenizer, text_length
+
+__all__ = ["Conditioning", "PromptCache", "encode_prompts"]
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    *,
+    text_encoder: Component,
+    projection: Component,
+    connectors: Component,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    cache: PromptCache | None = None,
+) -> list[Conditioning]:
+    """The context of each prompt, in order, on ``device`` in ``dtype``.
+
+    Prompts are stripped; an empty one is legal (negative prompts often are). Tokens beyond the
+    text length are dropped, see :func:`latent_ladder.text.tokenizer.token_report`. With a
+    ``cache`` each prompt is encoded once ever per set of models, length and dtype.
+    """
+    facts: dict[str, str | int] = {
+        "text_encoder": text_encoder.id,
+        "projection": projection.id,
+        "connectors": connectors.id,
+        "length": text_length(text_encoder),
+        "dtype": str(dtype),
+    }
+    keys = {prompt: prompt_key({**facts, "prompt": prompt.strip()}) for prompt in prompts}
+    known = {p: found for p, key in keys.items() if cache and (found := cache.get(key))}
+    missing = [prompt for prompt in keys if prompt not in known]
+    if missing:
+        hidden = _hidden_states(missing, text_encoder, device, dtype)
+        features = project(hidden, projection)
+        contexts = _connect(features, connectors, text_length(text_encoder))
+        for prompt, context in zip(missing, contexts, strict=True):
+            known[prompt] = context
+            if cache:
+                cache.put(keys[prompt], context)
+    return [known[prompt].to(device) for prompt in prompts]
+
+
+def _hidden_states(
+    prompts: Sequence[str], text_encoder: Component, device: torch.device | str, dtype: torch.dtype
+) -> list[Tensor]:
+    """States (layers + 1, n, D) per prompt; the text encoder is gone on return."""
+    tokenizer, length = load_tokenizer(text_encoder), text_length(text_encoder)
+    gemma = load_gemma(text_encoder, device=device, dtype=dtype)
+    return [gemma.hidden_states(tokenizer.tokenize(p, length).ids) for p in prompts]
+
+
+@torch.no_grad()
+def _connect(
+    features: Sequence[Features], connectors: Component, length: int
+) -> list[Conditioning]:
+    """Contexts (1, L, D) per prompt from features (n, D); one connector in memory at a time."""
+    streams = []
+    for stream in ("video", "audio"):
+        like = features[0][stream]
+        connector = load_connector(connectors, stream, device=like.device, dtype=like.dtype)
+        streams.append([connector(each[stream], length) for each in features])
+        del connector
+    return list(starmap(Conditioning, zip(*streams, strict=True)))

@@ -1,0 +1,389 @@
+"""From a request to a finished file: plan it, run what the store does not have, write the clip.
+
+The order is always: validate, find the files, plan, check the output, and only then load anything
+heavy. Every finished stage is in the store before the next one begins.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_ladder.advice import advise
+from latent_ladder.checkpoints.library import Library, model_folders, scan, select
+from latent_ladder.errors import Cancelled, LadderError, RequestError
+from latent_ladder.media.read import read_metadata
+from latent_ladder.media.write import check_output
+from latent_ladder.request import Request
+from latent_ladder.stages.events import (
+    OnEvent,
+    StageDone,
+    StageStarted,
+    StepDone,
+    Waiting,
+    Warned,
+    ignore,
+)
+from latent_ladder.stages.plan import PlannedStage, RunPlan, make_plan
+from latent_ladder.stages.runs import RunRecord, StageRecord
+from latent_ladder.stages.store import Damage, Store, default_root
+from latent_ladder.text.tokenizer import token_report
+
+if TYPE_CHECKING:
+    from latent_ladder.stages.steps import Workshop
+
+METADATA_KEY = "latent_ladder"
+"""The tag of a clip that holds its request."""
+
+
+@dataclass
+class Cancel:
+    """A request to stop, honoured after the step under way."""
+
+    requested: bool = False
+
+    def request(self) -> None:
+        """Ask the run to stop."""
+        self.requested = True
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` if someone asked."""
+        if self.requested:
+            raise Cancelled("stopped by the user", "run the same command to go on")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run needs to know that is not about the clip itself.
+
+    ``command`` is kept in the run's record; ``lock_timeout_s`` is how long to wait for another
+    process that makes the same clip (``None``: as long as it takes).
+    """
+
+    device: str = "auto"
+    overwrite: bool = False
+    command: str = ""
+    on_event: OnEvent = ignore
+    cancel: Cancel = field(default_factory=Cancel)
+    lock_timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request: its plan, its store, and what the user should be told before it runs."""
+
+    plan: RunPlan
+    store: Store
+    warnings: tuple[Warned, ...]
+
+    @property
+    def request(self) -> Request:
+        """The request, its seed drawn."""
+        return self.plan.request
+
+    def report(self) -> dict[str, Any]:
+        """The plan as plain data, for ``ladder plan``."""
+        from latent_ladder.stages.report import plan_report
+
+        warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
+        return {**plan_report(self.plan), "warnings": warnings}
+
+    def headline(self) -> str:
+        """One line: what comes out."""
+        from latent_ladder.stages.report import headline
+
+        return headline(self.plan)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished clip and what was done for it."""
+
+    output: Path
+    run: str
+    request: Request
+    frames: int
+    duration_s: float
+    audio_duration_s: float | None
+    stages: tuple[StageRecord, ...]
+    warnings: tuple[Warned, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what ``ladder make --json`` prints."""
+        return {
+            "output": str(self.output),
+            "run": self.run,
+            "request": self.request.to_dict(),
+            "width": self.request.width,
+            "height": self.request.height,
+            "frames": self.frames,
+            "fps": str(self.request.fps),
+            "seed": self.request.seed,
+            "duration_s": self.duration_s,
+            "audio_duration_s": self.audio_duration_s,
+            "stages": [
+                {
+                    "stage": s.stage,
+                    "key": s.key,
+                    "reused": s.reused,
+                    "seconds": s.seconds,
+                    "peak_memory_bytes": s.peak_memory_bytes,
+                }
+                for s in self.stages
+            ],
+            "warnings": [{"code": w.code, "message": w.message} for w in self.warnings],
+        }
+
+
+def run(
+    request: Request,
+    output: Path | str,
+    *,
+    store: Store | None = None,
+    options: RunOptions | None = None,
+) -> Result:
+    """Make the clip of ``request`` at ``output``.
+
+    Models are searched in the request's own folders, ``LADDER_MODELS``, ``./models`` and the
+    package's pocket model. Raises a :class:`LadderError`; whatever was finished stays stored.
+    """
+    library = scan(model_folders(request.models.folders))
+    prepared = prepare(request.resolved(), library, store or Store(default_root()))
+    return execute(prepared, Path(output), options or RunOptions())
+
+
+def prepare(request: Request, library: Library, store: Store) -> Prepared:
+    """Choose the models, plan the stages, collect warnings. Loads nothing heavy."""
+    choices = request.models.model_dump(exclude_none=True, exclude={"folders"})
+    models = select(library, choices)
+    plan = make_plan(request, models, library, store)
+    found = [Warned(a.code, a.message) for a in advise(request, plan.sigmas)]
+    report = token_report(request.prompt, models.text_encoder)
+    if report.cut_text:
+        found.append(
+            Warned(
+                "prompt_cut",
+                f"the prompt has {report.n_tokens} tokens, {report.limit} are read; cut: "
+                f"{_shortened(report.cut_text)}",
+            )
+        )
+    if report.unknown_words:
+        words = ", ".join(report.unknown_words[:12])
+        found.append(
+            Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
+        )
+    return Prepared(plan, store, tuple(found))
+
+
+def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
+    """Run a prepared request. Raises what :func:`run` raises."""
+    check_output(output, options.overwrite)
+    for warning in prepared.warnings:
+        options.on_event(warning)
+    lock = prepared.store.lock(
+        prepared.plan.run_key,
+        on_wait=lambda pid: options.on_event(Waiting(pid)),
+        timeout=options.lock_timeout_s,
+        poll=options.cancel.check,
+    )
+    with lock:
+        return _Run(prepared, output, options).go()
+
+
+def _shortened(text: str, limit: int = 160) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+class _Run:
+    """One run under way: its record, its events, its loaded models."""
+
+    def __init__(self, prepared: Prepared, output: Path, options: RunOptions) -> None:
+        self._plan = prepared.plan
+        self._store = prepared.store
+        self._output = output
+        self._options = options
+        self._warnings = list(prepared.warnings)
+        self._started = 0
+        request = prepared.plan.request
+        record = prepared.store.runs.start(options.command, request.to_dict())
+        self._record = self._save(
+            replace(
+                record,
+                planned=tuple(s.key for s in prepared.plan.stages),
+                output=str(output),
+                warnings=tuple(w.message for w in self._warnings),
+            )
+        )
+
+    def go(self) -> Result:
+        """Run and record how it ended."""
+        with self._recorded():
+            from latent_ladder.models.runtime import choose_runtime
+            from latent_ladder.stages.steps import Workshop
+
+            runtime = choose_runtime(self._options.device)
+            workshop = Workshop(self._plan.models, self._plan.request, runtime)
+            needed = {stage.key for stage in self._refreshed()}
+            for stage in self._plan.stages:
+                if stage.key in needed:
+                    self._make(stage, workshop)
+                elif stage.stored:
+                    self._finish(StageRecord(stage.name, stage.key, True, 0.0, 0))
+            return self._write(workshop)
+
+    def _refreshed(self) -> tuple[PlannedStage, ...]:
+        """What to make now: another process may have made, or damaged, artefacts meanwhile."""
+        stored = {
+            s.key: self._store.get(s.key, self._damaged) is not None for s in self._plan.stages
+        }
+        stages = tuple(replace(s, stored=stored[s.key]) for s in self._plan.stages)
+        self._plan = replace(self._plan, stages=stages)
+        return self._plan.needed()
+
+    def _make(self, stage: PlannedStage, workshop: Workshop) -> None:
+        began = self._begin(stage.name, max(len(stage.sigmas) - 1, 0), workshop)
+        inputs = [self._load(key) for key in stage.inputs]
+
+        def on_step(done: int, of: int, sigma: float) -> None:
+            self._options.on_event(StepDone(stage.name, done, of, sigma))
+            if done < of:  # a finished stage is stored before the run stops
+                self._options.cancel.check()
+
+        tensors, facts = workshop.make(stage, inputs, on_step)
+        meta = {"stage": stage.kind, "name": stage.name, **facts}
+        self._store.put(stage.key, tensors, meta)
+        self._finish(
+            StageRecord(stage.name, stage.key, False, time.monotonic() - began, workshop.peak())
+        )
+        self._options.cancel.check()
+
+    def _load(self, key: str) -> dict[str, Any]:
+        found = self._store.get(key, self._damaged)
+        if found is None:
+            raise LadderError(
+                f"artefact {key} vanished or was damaged while the run was using it",
+                "run the same command again; it will be made anew",
+            )
+        return found.load()
+
+    def _write(self, workshop: Workshop) -> Result:
+        request, plan = self._plan.request, self._plan
+        began = self._begin("decode and write", request.frames, workshop)
+        latents = self._load(plan.latents.key)
+        sound = None if plan.sound is None else self._load(plan.sound.key)
+
+        def on_frames(done: int) -> None:
+            self._options.on_event(StepDone("decode and write", done, request.frames))
+            self._options.cancel.check()
+
+        written = workshop.write(
+            self._output,
+            latents,
+            sound,
+            metadata=clip_metadata(request),
+            overwrite=self._options.overwrite,
+            on_frames=on_frames,
+        )
+        done = StageRecord(
+            "decode and write", plan.run_key, False, time.monotonic() - began, workshop.peak()
+        )
+        self._finish(done)
+        return Result(
+            output=self._output,
+            run=self._record.id,
+            request=request,
+            frames=written.frames,
+            duration_s=written.duration_s,
+            audio_duration_s=written.audio_duration_s,
+            stages=self._record.stages,
+            warnings=tuple(self._warnings),
+        )
+
+    def _begin(self, name: str, steps: int, workshop: Workshop) -> float:
+        self._started += 1
+        total = len(self._plan.needed()) + 1
+        self._options.on_event(StageStarted(name, self._started, total, steps))
+        workshop.begin_measuring()
+        return time.monotonic()
+
+    def _finish(self, stage: StageRecord) -> None:
+        self._record = self._save(self._record.with_stage(stage))
+        peak = stage.peak_memory_bytes or 0
+        self._options.on_event(StageDone(stage.stage, stage.key, stage.reused, stage.seconds, peak))
+
+    def _damaged(self, damage: Damage) -> None:
+        stage = self._plan.stage(damage.key)
+        warning = Warned(
+            "damaged_artefact",
+            f"the stored result of {stage.name} was damaged ({damage.reason}); it is made again",
+        )
+        self._warnings.append(warning)
+        self._options.on_event(warning)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        try:
+            yield
+        except (Cancelled, KeyboardInterrupt):
+            self._save(replace(self._record, status="cancelled"))
+            raise
+        except BaseException as error:
+            self._save(replace(self._record, status="failed", error=str(error)))
+            raise
+        self._save(replace(self._record, status="done"))
+
+    def _save(self, record: RunRecord) -> RunRecord:
+        return self._store.runs.save(
+            replace(record, warnings=tuple(w.message for w in self._warnings))
+        )
+
+
+def clip_metadata(request: Request) -> dict[str, str]:
+    """The tags of a clip: its request, and the prompt as the standard comment."""
+    from latent_ladder import __version__
+
+    body = {"version": __version__, "request": request.to_dict()}
+    return {METADATA_KEY: json.dumps(body, ensure_ascii=False), "comment": request.prompt}
+
+
+def request_of_clip(path: Path) -> Request:
+    """The request embedded in a clip. Raises :class:`RequestError` when there is none."""
+    text = read_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise RequestError(
+            f"{path.name} carries no request of latent-ladder",
+            "only clips made by `ladder` have one; give a .toml or .json request instead",
+        )
+    try:
+        fields: Mapping[str, Any] = json.loads(text)["request"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"the request in {path.name} is damaged: {error}") from error
+    return Request.from_dict(fields)
+
+
+READERS: Mapping[str, Callable[[str], Request]] = {
+    ".toml": Request.from_toml,
+    ".json": Request.from_json,
+}
+
+
+def read_request(path: Path) -> Request:
+    """The request in a TOML or JSON file, or embedded in a clip."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        return request_of_clip(path)
+    try:
+        return reader(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"request {path} cannot be read: {error}", "check the path") from error
+
+
+def default_preset(library: Library, checkpoint: str | None = None) -> str:
+    """The preset a checkpoint names in its header; ``distilled`` where it names none."""
+    models = select(library, {"checkpoint": checkpoint} if checkpoint else {})
+    return models.preset or "distilled"

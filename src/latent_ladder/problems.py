@@ -1,0 +1,44 @@
+"""Problems of a request: one value's complaint, the nearest known name, the report of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from latent_ladder.errors import RequestError
+
+Found = tuple[str, str | None]
+"""One problem: its sentence and its hint."""
+
+
+class Problem(ValueError):
+    """What is wrong with one value: ``message`` continues "name=value ...", ``hint`` helps.
+
+    With ``whole`` the message starts with the field's own name and says the value itself.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, *, whole: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.whole = whole
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 12) -> str:
+    """A hint: the nearest of the ``known`` names, else the list of them (at most ``limit``)."""
+    from difflib import get_close_matches  # imported here: only needed when something is wrong
+
+    names = sorted(known)
+    near = get_close_matches(name.lower(), names, n=2, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    shown = ", ".join(names[:limit])
+    return f"known: {shown}" + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def report(problems: Sequence[Found]) -> RequestError:
+    """One error for all ``problems``: the sentences line by line, each with its hint."""
+    if len(problems) == 1:
+        return RequestError(problems[0][0], problems[0][1], tuple(problems))
+    lines = [f"the request has {len(problems)} problems"]
+    lines += [f"  {text}" + (f" ({hint})" if hint else "") for text, hint in problems]
+    return RequestError("\n".join(lines), None, tuple(problems))

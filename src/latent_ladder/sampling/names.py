@@ -1,0 +1,59 @@
+"""Names of samplers and schedules, and the few facts about them that need no torch.
+
+Requests are validated and plans are made from these tables; the functions behind the names are in
+``samplers.py`` and ``schedules.py``, and a test holds both sides equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class SamplerFacts(NamedTuple):
+    """What a plan must know of a sampler.
+
+    ``evals_per_step`` times the steps plus ``extra_evals`` model evaluations make a run;
+    ``needs_uncond``: it reads the negative prompt even without guidance (the CFG++ rules);
+    ``stochastic``: it draws noise while sampling.
+    """
+
+    evals_per_step: int = 1
+    extra_evals: int = 0
+    needs_uncond: bool = False
+    stochastic: bool = False
+
+    def evals(self, steps: int) -> int:
+        """Model evaluations of a run of ``steps`` steps."""
+        return self.evals_per_step * steps + self.extra_evals
+
+
+SAMPLER_FACTS: Mapping[str, SamplerFacts] = MappingProxyType(
+    {
+        "euler": SamplerFacts(),
+        "euler_ancestral": SamplerFacts(stochastic=True),
+        "euler_cfg_pp": SamplerFacts(needs_uncond=True),
+        "euler_ancestral_cfg_pp": SamplerFacts(needs_uncond=True, stochastic=True),
+        "dpmpp_2m": SamplerFacts(),
+        "dpmpp_2m_rf": SamplerFacts(),
+        "res_2s": SamplerFacts(evals_per_step=2, extra_evals=1, stochastic=True),
+        "res_multistep": SamplerFacts(),
+        "gradient_estimation": SamplerFacts(),
+        "heun": SamplerFacts(evals_per_step=2, extra_evals=-1),
+        "lcm": SamplerFacts(stochastic=True),
+    }
+)
+
+SCHEDULE_NAMES: tuple[str, ...] = (
+    "ltx",
+    "simple",
+    "normal",
+    "sgm_uniform",
+    "ddim_uniform",
+    "beta",
+    "linear_quadratic",
+    "karras",
+    "exponential",
+    "kl_optimal",
+)

@@ -1,0 +1,63 @@
+"""What a run tells while it goes on. Plain values; whoever shows them decides how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """Stage ``position`` (from 1) of ``of`` begins; ``steps`` 0 where it has none to count."""
+
+    stage: str
+    position: int
+    of: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """``done`` of ``steps`` units of the stage: sampling steps, or frames while decoding.
+
+    ``sigma`` is the noise level reached, where there is one.
+    """
+
+    stage: str
+    done: int
+    steps: int
+    sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage has its artefact: made now, or found in the store (``reused``)."""
+
+    stage: str
+    key: str
+    reused: bool
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know; ``code`` is stable for programs."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Another process (``pid``, 0 if unknown) is at the same work; this one waits for it."""
+
+    pid: int
+
+
+Event = StageStarted | StepDone | StageDone | Warned | Waiting
+OnEvent = Callable[[Event], None]
+
+
+def ignore(_: Event) -> None:
+    """Listen to nothing."""

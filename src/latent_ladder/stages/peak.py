@@ -1,0 +1,51 @@
+"""How much memory a stage needed at its peak.
+
+On a GPU: what PyTorch allocated there. On the CPU: the process's resident set, read from the
+kernel's high-water mark, which Linux lets a process reset; elsewhere the mark is that of the whole
+process so far.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def reset(device: torch.device) -> None:
+    """Begin a new measurement."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        try:
+            _CLEAR.write_text("5")
+        except OSError:  # not permitted in some containers: the mark stays the process's
+            return
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Bytes at the peak since :func:`reset`."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,238 @@
+"""Overlapping tiles over a latent video, and the linear ramps that blend them: pure numbers.
+
+A tile is a product of three spans, one per axis. Where tiles overlap, each is weighted by a
+linear ramp, and the weights of all tiles sum to 1 at every pixel, so blending needs no division.
+
+Time is causal: the first latent frame of whatever is decoded becomes one pixel frame, each later
+one ``scale`` (8). A span that does not start at the clip's beginning therefore starts one latent
+frame earlier, and its first decoded pixel frame, which is of the wrong kind, gets weight 0
+(ltx_core ``tiled_decode``; golden ``vae.decode_tiled``). Knows no network and no tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from latent_ladder.errors import MemoryBudgetError
+
+Weights = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Latents ``start <= i < stop`` of one axis, ramping over the first ``left`` and the last
+    ``right`` of them (0: no neighbour on that side)."""
+
+    start: int
+    stop: int
+    left: int = 0
+    right: int = 0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class TileSize:
+    """Size and overlap of tiles, in latents."""
+
+    frames: int
+    rows: int
+    cols: int
+    overlap_frames: int = 3
+    overlap: int = 2
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The spans of each axis; tiles are their product, time outermost."""
+
+    frames: tuple[Span, ...]
+    rows: tuple[Span, ...]
+    cols: tuple[Span, ...]
+
+    @property
+    def count(self) -> int:
+        """How many tiles."""
+        return len(self.frames) * len(self.rows) * len(self.cols)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The latent frames, rows and columns that the plan covers."""
+        return (self.frames[-1].stop, self.rows[-1].stop, self.cols[-1].stop)
+
+    @property
+    def work(self) -> float:
+        """Latents decoded per latent of the video, 1 without overlap."""
+        axes = (self.frames, self.rows, self.cols)
+        return math.prod(sum(map(len, axis)) / axis[-1].stop for axis in axes)
+
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """The largest extent of a tile along each axis."""
+        axes = (self.frames, self.rows, self.cols)
+        frames, rows, cols = (max(map(len, axis)) for axis in axes)
+        return (frames, rows, cols)
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+def one_tile(frames: int, rows: int, cols: int) -> TilePlan:
+    """The plan that decodes everything at once."""
+    return TilePlan((Span(0, frames),), (Span(0, rows),), (Span(0, cols),))
+
+
+def plan_tiles(frames: int, rows: int, cols: int, size: TileSize) -> TilePlan:
+    """Cover a latent video with tiles of at most ``size`` (a later span in time has one more
+    frame, the dropped one). An axis that fits into one tile is not split."""
+    return TilePlan(
+        temporal_spans(frames, size.frames, size.overlap_frames),
+        spatial_spans(rows, size.rows, size.overlap),
+        spatial_spans(cols, size.cols, size.overlap),
+    )
+
+
+def spatial_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
+    """Spans of ``size`` every ``size - overlap``; the last one ends at ``length``."""
+    if length <= size:
+        return (Span(0, length),)
+    overlap = min(overlap, size - 1)
+    step = size - overlap
+    count = math.ceil((length - overlap) / step)
+    return tuple(
+        Span(
+            start=i * step,
+            stop=min(i * step + size, length),
+            left=overlap if i else 0,
+            right=overlap if i < count - 1 else 0,
+        )
+        for i in range(count)
+    )
+
+
+def temporal_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
+    """As :func:`spatial_spans`, each span after the first starting one latent earlier."""
+    first, *later = spatial_spans(length, size, max(overlap, 1))
+    return (first, *(replace(s, start=s.start - 1, left=s.left + 1) for s in later))
+
+
+def official_size(rows: int, cols: int) -> TileSize:
+    """The reference implementation's automatic tiles: 24 latents (768 px) on the long side, the
+    other in proportion; 10 latent frames (80), 3 in common; 2 latents (64 px) of overlap."""
+    long_side = 24
+    short = max(round(min(rows, cols) * long_side / max(rows, cols)), 3)
+    tall = rows >= cols
+    return TileSize(10, long_side if tall else short, short if tall else long_side)
+
+
+# --- ramps --------------------------------------------------------------------------------------
+
+
+def spatial_weights(spans: Sequence[Span], scale: int) -> tuple[Weights, ...]:
+    """The weight of every pixel of every span; at each pixel they sum to 1 over the spans."""
+    raw = [
+        _trapezoid(len(s) * scale, _rising(s.left * scale), _rising(s.right * scale)) for s in spans
+    ]
+    return _normalised(raw, [s.start * scale for s in spans])
+
+
+def temporal_weights(spans: Sequence[Span], scale: int) -> tuple[Weights, ...]:
+    """The weight of every decoded frame of every span, 0 for the first frame of later spans."""
+    raw = []
+    for span in spans:
+        frames = 1 + (len(span) - 1) * scale
+        ramp = (span.left - 1) * scale + 1
+        rising = tuple(i / ramp for i in range(ramp)) if span.left else ()
+        raw.append(_trapezoid(frames, rising, _rising(span.right * scale)))
+    return _normalised(raw, [frame_start(s, scale) for s in spans])
+
+
+def frame_start(span: Span, scale: int) -> int:
+    """The pixel frame at which the first decoded frame of a span lies."""
+    return span.start * scale
+
+
+def _rising(n: int) -> Weights:
+    """``n`` values strictly between 0 and 1."""
+    return tuple((i + 1) / (n + 1) for i in range(n))
+
+
+def _trapezoid(n: int, rising: Weights, falling: Weights) -> list[float]:
+    weights = [1.0] * n
+    for i, value in enumerate(rising):
+        weights[i] *= value
+    for i, value in enumerate(falling):
+        weights[n - 1 - i] *= value
+    return weights
+
+
+def _normalised(raw: Sequence[Sequence[float]], starts: Sequence[int]) -> tuple[Weights, ...]:
+    """Divide by the sum, which differs from 1 only where three spans or more overlap."""
+    total = [0.0] * max(start + len(w) for start, w in zip(starts, raw, strict=True))
+    for start, weights in zip(starts, raw, strict=True):
+        for i, weight in enumerate(weights):
+            total[start + i] += weight
+    return tuple(
+        tuple(weight / total[start + i] for i, weight in enumerate(weights))
+        for start, weights in zip(starts, raw, strict=True)
+    )
+
+
+# --- fitting a memory budget --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DecodeMemory:
+    """What decoding takes: ``fixed`` bytes, ``per_pixel`` bytes for every pixel-frame of the
+    tile in work, ``per_output`` for every pixel-frame of the band of frames being blended.
+
+    The defaults are a published fit for the 2.3 video VAE in bfloat16 (diffuseR: about 1 GB and
+    350 B per pixel-frame) and float32 RGB, twice, for the band and its uint8 copy.
+    """
+
+    fixed: float = 1e9
+    per_pixel: float = 350.0
+    per_output: float = 27.0
+    spatial_scale: int = 32
+    temporal_scale: int = 8
+
+    def bytes_for(self, plan: TilePlan) -> float:
+        """Peak bytes while decoding with ``plan``."""
+        frames, rows, cols = plan.largest
+        n = 1 + (frames - 1) * self.temporal_scale
+        tile = rows * cols * self.spatial_scale**2 * n
+        band = plan.grid[1] * plan.grid[2] * self.spatial_scale**2 * n
+        return self.fixed + self.per_pixel * tile + self.per_output * band
+
+
+def plan_for_budget(
+    frames: int, rows: int, cols: int, budget_bytes: float, memory: DecodeMemory | None = None
+) -> TilePlan:
+    """The plan with the least repeated work among those that fit, one tile if that fits.
+
+    Raises :class:`MemoryBudgetError` when not even the smallest tiles fit.
+    """
+    memory = memory or DecodeMemory()
+    plans = [plan_tiles(frames, rows, cols, size) for size in _candidates(frames, rows, cols)]
+    fitting = [plan for plan in plans if memory.bytes_for(plan) <= budget_bytes]
+    if not fitting:
+        least = min(memory.bytes_for(plan) for plan in plans) / 2**30
+        raise MemoryBudgetError(
+            f"decoding needs {least:.1f} GiB even in the smallest tiles, the budget is "
+            f"{budget_bytes / 2**30:.1f} GiB",
+            "decode at a smaller size, or free memory",
+        )
+    return min(fitting, key=lambda plan: (plan.work, plan.count))
+
+
+def _candidates(frames: int, rows: int, cols: int) -> Iterator[TileSize]:
+    long_side = max(rows, cols)
+    sides = sorted({long_side, *(s for s in (48, 32, 24, 16, 12, 8) if s < long_side)})
+    lengths = sorted({frames, *(n for n in (64, 32, 20, 10, 7, 5) if n < frames)})
+    for side, length in product(sides, lengths):
+        tile_rows, tile_cols = (max(round(n * side / long_side), 3) for n in (rows, cols))
+        yield TileSize(length, tile_rows, tile_cols, overlap_frames=min(3, max(1, length // 3)))

@@ -6,9 +6,11 @@ import shutil
 from fractions import Fraction
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from latent_ladder.checkpoints.library import EMBEDDED, model_folders, scan, select
-from latent_ladder.errors import CheckpointNotFound, UnknownLayout
+from latent_ladder.errors import CheckpointNotFound, UnknownLayout, UnsupportedQuantization
 
 FILES = {
     "a.safetensors": "checkpoints/tiny-ltx-2.3.safetensors",
@@ -50,6 +52,16 @@ def test_a_missing_part_is_named_with_file_folder_and_publisher(folder):
 def test_nothing_at_all(tmp_path):
     with pytest.raises(CheckpointNotFound, match="no transformer found"):
         select(scan([tmp_path]))
+
+
+def test_quantised_weights_are_refused_by_name(folder, golden):
+    path = folder / "checkpoints" / "fp8.safetensors"
+    tensors = load_file(folder / "a.safetensors")
+    name = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedQuantization, match=r"attn1\.to_q\.weight is stored as F8_E4M3"):
+        select(scan([folder]), {"checkpoint": "fp8.safetensors"})
 
 
 def test_parts_of_another_width_are_not_taken(folder, golden):

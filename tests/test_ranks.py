@@ -14,50 +14,39 @@ import latent_ladder
 
 PACKAGE = Path(latent_ladder.__file__).parent
 
-RANKS: dict[str, int] = {
-    "errors": 0,
-    "shapes": 1,
-    "tiling": 1,
-    "checkpoints.files": 1,
-    "latents": 1,
-    "sampling.names": 1,
-    "sampling.schedules": 1,
-    "sampling.guiders": 1,
-    "sampling.samplers": 1,
-    "request": 2,
-    "advice": 2,
-    "memory": 2,
-    "checkpoints.layout": 2,
-    "sampling.denoise": 2,
-    "media.read": 2,
-    "media.write": 2,
-    "models.linear": 2,
-    "models.rope": 2,
-    "checkpoints.library": 3,
-    "stages.store": 3,
-    "models.loading": 3,
-    "text.tokenizer": 3,
-    "models.lora": 4,
-    "models.text_encoder": 5,
-    "models.video_vae": 5,
-    "models.audio_vae": 5,
-    "models.latent_upsampler": 5,
-    "models.denoiser": 5,
-    "stages.plan": 5,
-    "stages.steps": 6,
-    "pipeline": 7,
-    "cli": 9,
-}
-"""The rank of each module; a module without a row is an error."""
+LAYERS: tuple[str, ...] = (
+    "errors latents stages.events stages.peak sampling.names sampling.guiders text.conditioning "
+    "models.levels models.linear models.norms models.passes models.rotation",
+    "disk problems shapes tiling checkpoints.files media.read sampling.samplers "
+    "sampling.schedules models.adaln models.attention models.config models.loading "
+    "models.networks_dims models.runtime",
+    "checkpoints.layout media.write presets request_fields request_report sampling.denoise "
+    "stages.lock stages.runs models.rope",
+    "checkpoints.library request_stages stages.store text.tokenizer models.connectors "
+    "models.gemma models.lora models.networks models.streams",
+    "request models.transformer models.text_encoder models.video_vae models.audio_vae "
+    "models.latent_upsampler",
+    "request_set advice memory models.denoiser stages.plan",
+    "stages.report stages.steps",
+    "pipeline",
+    "console",
+    "cli",
+)
+"""The modules of each rank, lowest first. A module without a rank is an error."""
+
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 
 WITHOUT_TORCH = ("cli", "request", "advice", "shapes", "checkpoints.library", "media.write")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module of the package but the empty ``__init__`` files, by dotted name."""
+    """Every module of the package by dotted name; packages whose file holds only a docstring not."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.name != "__init__.py":
-            yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts), path
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] != "__init__":
+            yield ".".join(parts), path
+        elif parts != ("__init__",) and len(ast.parse(path.read_text()).body) > 1:
+            yield ".".join(parts[:-1]), path
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -31,7 +31,8 @@ def as_lists(spans: tuple[Span, ...]) -> list[list[int]]:
 
 def test_official_plans(golden: Any) -> None:
     for want in golden("tiling.plans").params["plans"]:
-        frames, rows, cols = 1 + (want["frames"] - 1) // 8, want["height"] // 32, want["width"] // 32
+        frames = 1 + (want["frames"] - 1) // 8
+        rows, cols = want["height"] // 32, want["width"] // 32
         size = official_size(rows, cols)
         assert [size.frames * 8, size.rows * 32, size.cols * 32] == want["tile_pixels"]
         plan = plan_tiles(frames, rows, cols, size)

@@ -139,9 +139,9 @@ def make(
         )
         try:
             result = execute(prepared, path, options)
-        except (Cancelled, KeyboardInterrupt):
+        except (Cancelled, KeyboardInterrupt) as error:
             show_note(f"stopped; finished stages are kept. To go on:\n  {command}")
-            raise
+            raise Cancelled("stopped by the user") from error
     _print_result(result, as_json)
 
 
@@ -224,22 +224,22 @@ def models_list(folders: Folders = None, as_json: Json = False) -> None:
     from latent_ladder.checkpoints.library import model_folders, scan
 
     library = scan(model_folders(folders or ()))
-    rows = [
-        {
-            "role": role,
-            "name": found.name,
-            "folder": str(found.folder),
-            "bytes": found.path.stat().st_size,
-            "embedded": found.embedded,
-        }
-        for role, candidates in library.found.items()
-        for found in candidates
-    ]
+    listed = [(role, f) for role, candidates in library.found.items() for f in candidates]
     if as_json:
+        rows = [
+            {
+                "role": role,
+                "name": found.name,
+                "folder": str(found.folder),
+                "bytes": found.path.stat().st_size,
+                "embedded": found.embedded,
+            }
+            for role, found in listed
+        ]
         unreadable = [{"path": str(p), "why": why} for p, why in library.unreadable]
         print(json.dumps({"models": rows, "unreadable": unreadable}, indent=2))
         return
-    cells = [(r["role"], r["name"], gib(r["bytes"]), r["folder"]) for r in rows]
+    cells = [(role, f.name, gib(f.path.stat().st_size), str(f.folder)) for role, f in listed]
     table("", ("role", "file", "size", "folder"), cells)
     for path, why in library.unreadable:
         show_warning(f"{path}: {why}")
@@ -329,14 +329,10 @@ def _options(
 def main() -> None:
     """Entry point: runs the command, turns errors into words and exit codes."""
     try:
-        app(standalone_mode=False)
+        app()
     except LadderError as error:
         _report(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
 
 
 def _report(error: LadderError) -> None:

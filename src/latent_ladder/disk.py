@@ -43,7 +43,7 @@ def commit(part: Path, path: Path) -> None:
     """Flush ``part`` to the disk and give it its final name in one step."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
-    os.replace(part, path)
+    part.replace(path)
     _sync_folder(path.parent)
 
 

@@ -29,7 +29,7 @@ from latent_ladder.stages.events import (
     Warned,
     ignore,
 )
-from latent_ladder.stages.plan import PlannedStage, RunPlan, make_plan
+from latent_ladder.stages.plan import PlannedStage, RunPlan, look_up, make_plan
 from latent_ladder.stages.runs import RunRecord, StageRecord
 from latent_ladder.stages.store import Damage, Store, default_root
 from latent_ladder.text.tokenizer import token_report
@@ -161,21 +161,23 @@ def prepare(request: Request, library: Library, store: Store) -> Prepared:
     """Choose the models, plan the stages, collect warnings. Loads nothing heavy."""
     choices = request.models.model_dump(exclude_none=True, exclude={"folders"})
     models = select(library, choices)
-    plan = make_plan(request, models, library, store)
-    found = [Warned(a.code, a.message) for a in advise(request, plan.sigmas)]
+    found = [Warned(a.code, a.message) for a in advise(request)]
+    plan = make_plan(request, models, library)
+    plan = look_up(plan, store, lambda name, damage: found.append(_damaged(name, damage)))
     report = token_report(request.prompt, models.text_encoder)
     if report.cut_text:
+        text = report.cut_text if len(report.cut_text) <= 80 else report.cut_text[:79] + "…"
         found.append(
             Warned(
-                "prompt_cut",
-                f"the prompt has {report.n_tokens} tokens, {report.limit} are read; cut: "
-                f"{_shortened(report.cut_text)}",
+                "prompt-cut",
+                f"the prompt has {report.n_tokens} tokens and the text encoder reads "
+                f"{report.limit}: cut at {text!r}",
             )
         )
     if report.unknown_words:
         words = ", ".join(report.unknown_words[:12])
         found.append(
-            Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
+            Warned("unknown-words", f"the text encoder was not trained on these words: {words}")
         )
     return Prepared(plan, store, tuple(found))
 
@@ -195,8 +197,11 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
         return _Run(prepared, output, options).go()
 
 
-def _shortened(text: str, limit: int = 160) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+def _damaged(name: str, damage: Damage) -> Warned:
+    return Warned(
+        "damaged-artefact",
+        f"the stored result of {name} was damaged ({damage.reason}); it is made again",
+    )
 
 
 class _Run:
@@ -227,7 +232,7 @@ class _Run:
             from latent_ladder.stages.steps import Workshop
 
             runtime = choose_runtime(self._options.device)
-            workshop = Workshop(self._plan.models, self._plan.request, runtime)
+            workshop = Workshop(self._plan, runtime, self._warn)
             needed = {stage.key for stage in self._refreshed()}
             for stage in self._plan.stages:
                 if stage.key in needed:
@@ -238,11 +243,7 @@ class _Run:
 
     def _refreshed(self) -> tuple[PlannedStage, ...]:
         """What to make now: another process may have made, or damaged, artefacts meanwhile."""
-        stored = {
-            s.key: self._store.get(s.key, self._damaged) is not None for s in self._plan.stages
-        }
-        stages = tuple(replace(s, stored=stored[s.key]) for s in self._plan.stages)
-        self._plan = replace(self._plan, stages=stages)
+        self._plan = look_up(self._plan, self._store, self._on_damage)
         return self._plan.needed()
 
     def _make(self, stage: PlannedStage, workshop: Workshop) -> None:
@@ -263,7 +264,8 @@ class _Run:
         self._options.cancel.check()
 
     def _load(self, key: str) -> dict[str, Any]:
-        found = self._store.get(key, self._damaged)
+        name = self._plan.stage(key).name
+        found = self._store.get(key, lambda damage: self._on_damage(name, damage))
         if found is None:
             raise LadderError(
                 f"artefact {key} vanished or was damaged while the run was using it",
@@ -316,12 +318,13 @@ class _Run:
         peak = stage.peak_memory_bytes or 0
         self._options.on_event(StageDone(stage.stage, stage.key, stage.reused, stage.seconds, peak))
 
-    def _damaged(self, damage: Damage) -> None:
-        stage = self._plan.stage(damage.key)
-        warning = Warned(
-            "damaged_artefact",
-            f"the stored result of {stage.name} was damaged ({damage.reason}); it is made again",
-        )
+    def _on_damage(self, name: str, damage: Damage) -> None:
+        self._tell(_damaged(name, damage))
+
+    def _warn(self, code: str, message: str) -> None:
+        self._tell(Warned(code, message))
+
+    def _tell(self, warning: Warned) -> None:
         self._warnings.append(warning)
         self._options.on_event(warning)
 
@@ -384,6 +387,13 @@ def read_request(path: Path) -> Request:
 
 
 def default_preset(library: Library, checkpoint: str | None = None) -> str:
-    """The preset a checkpoint names in its header; ``distilled`` where it names none."""
+    """The preset for the checkpoint that would be used: the one its header names, else 8 + 3 steps.
+
+    A file cannot tell whether it is distilled, so here the name decides: without "distilled" in
+    it, and with a distilled LoRA at hand, the LoRA is put on.
+    """
     models = select(library, {"checkpoint": checkpoint} if checkpoint else {})
-    return models.preset or "distilled"
+    if models.preset is not None:
+        return models.preset
+    name = models.transformer.file.path.name.lower()
+    return "distilled-lora" if "distilled" not in name and models.distilled else "distilled"

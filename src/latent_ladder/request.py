@@ -23,7 +23,6 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PlainSerializer,
-    StrictStr,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -41,6 +40,7 @@ from latent_ladder.request_fields import (
     Real,
     RequestSeed,
     Table,
+    Text,
     TileFrames,
     TilePx,
     is_int,
@@ -134,7 +134,7 @@ def _factors(stages: tuple[Any, ...]) -> tuple[Factor, ...]:
 
 Fps = Annotated[Fraction, BeforeValidator(_fps), PlainSerializer(shapes.format_fps)]
 Side = Annotated[int, BeforeValidator(_side)]
-Prompt = Annotated[StrictStr, AfterValidator(_prompt)]
+Prompt = Annotated[Text, AfterValidator(_prompt)]
 FrameCount = Annotated[int, BeforeValidator(_frames)]
 
 
@@ -187,9 +187,9 @@ class Request(Table):
     """
 
     prompt: Prompt
-    negative_prompt: StrictStr = ""
-    preset: StrictStr = ""
-    seed: RequestSeed = -1
+    negative_prompt: Text = ""
+    preset: Text = ""
+    seed: RequestSeed = 10
     width: Side
     height: Side
     fps: Fps = Fraction(24)
@@ -208,7 +208,7 @@ class Request(Table):
     def _one_report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         raw = data.get("stages") if isinstance(data, Mapping) else None
         stages = raw if isinstance(raw, list | tuple) else ()
-        problems = stages_problems(stages) if raw is not None else []
+        problems = stages_problems(raw) if isinstance(raw, list | tuple) else []
         try:
             request = handler(data)
         except ValidationError as error:
@@ -369,15 +369,16 @@ class Request(Table):
             "seed": self.stage_seed(index),
             "fps": shapes.format_fps(rung.fps),
             "audio_latents": rung.audio_latents,
-            "audio": self._audio_of(stage),
+            "audio": self._audio,
             "noise_order": self.noise_order,
             "mask_convention": self.mask_convention,
         }
         return fields
 
-    def _audio_of(self, stage: SamplingStage) -> str:
-        """The base makes the same sound whether it is refined or kept afterwards."""
-        return "make" if isinstance(stage, BaseStage) and self.audio != "none" else self.audio
+    @property
+    def _audio(self) -> str:
+        """Sampling is the same whether the sound is refined or kept: only its use differs."""
+        return "none" if self.audio == "none" else "make"
 
     def clip_fields(self) -> dict[str, Any]:
         """The plain values that decide how the last latents become a file."""

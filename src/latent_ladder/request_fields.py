@@ -91,7 +91,14 @@ def _positive_zero(value: float) -> float:
     return value + 0.0  # -0.0 equals 0.0 but is written differently
 
 
+def _writable(value: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise Problem("is not text: it holds half a character", "leave out the broken characters")
+    return value
+
+
 Int = Annotated[int, Strict()]
+Text = Annotated[StrictStr, AfterValidator(_writable)]
 Real = Annotated[float, Strict(), AfterValidator(_positive_zero)]
 RequestSeed = Annotated[int, BeforeValidator(_request_seed)]
 StageSeed = Annotated[int | Literal["same"], BeforeValidator(_stage_seed)]
@@ -100,4 +107,4 @@ TilePx = Annotated[int | Literal["auto"], BeforeValidator(_tile_px)]
 OverlapPx = Annotated[int | Literal["auto"], BeforeValidator(_overlap_px)]
 TileFrames = Annotated[int | Literal["auto"], BeforeValidator(_tile_frames)]
 OverlapFrames = Annotated[int | Literal["auto"], BeforeValidator(_overlap_frames)]
-FileName = Annotated[StrictStr, Field(min_length=1)]
+FileName = Annotated[StrictStr, Field(min_length=1), AfterValidator(_writable)]

@@ -69,8 +69,7 @@ def _sentence(path: str, table: type[BaseModel], stages: Tables, details: ErrorD
         whole = f"{parent}.{cause.message}" if parent else cause.message
         return (whole if cause.whole else f"{path}={_shown(value)} {cause.message}"), cause.hint
     if kind == "extra_forbidden":
-        name = path.rpartition(".")[2]
-        return f"{path} is not a field", did_you_mean(name, table.model_fields)
+        return f"{path} is not a field", field_hint(path.rpartition(".")[2], table, stages)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         given = value.get("kind") if isinstance(value, Mapping) else value
         text = f"{path}.kind={_shown(given)} is not a kind of stage"
@@ -78,6 +77,28 @@ def _sentence(path: str, table: type[BaseModel], stages: Tables, details: ErrorD
     if kind in SENTENCES:
         return SENTENCES[kind](path, value, context)
     return f"{path}={_shown(value)}: {details['msg']}", None
+
+
+def field_hint(name: str, table: type[BaseModel], stages: Tables) -> str:
+    """What somebody meant by a field that ``table`` lacks: where else it is, or a similar name."""
+    within = "stages" in table.model_fields
+    for prefix, inner in (*_tables(table), *(stages.items() if within else ())):
+        if name in inner.model_fields:
+            return f"did you mean {prefix}.{name}?"
+        for deeper, innermost in _tables(inner):
+            if name in innermost.model_fields:
+                return f"did you mean {prefix}.{deeper}.{name}?"
+    return did_you_mean(name, {*table.model_fields, *(stages if within else ())})
+
+
+def _tables(table: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    """The tables inside ``table`` with their paths, one or two names deep; none in lists."""
+    found: list[tuple[str, type[BaseModel]]] = []
+    for field, info in table.model_fields.items():
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found.append((field, kind))
+    return found + [(f"{a}.{b}", inner) for a, kind in found for b, inner in _tables(kind)]
 
 
 def _missing(path: str, _value: Any, _context: Any) -> Found:

@@ -24,13 +24,13 @@ MAX_STEPS = 10_000
 
 
 def _sampler(value: Any) -> Any:
-    if value not in SAMPLER_FACTS:
+    if not isinstance(value, str) or value not in SAMPLER_FACTS:
         raise Problem("is not a sampler", did_you_mean(str(value), SAMPLER_FACTS))
     return value
 
 
 def _schedule(value: Any) -> Any:
-    if value not in SCHEDULES:
+    if not isinstance(value, str) or value not in SCHEDULES:
         raise Problem("is not a schedule", did_you_mean(str(value), SCHEDULES))
     return value
 
@@ -224,7 +224,7 @@ class UpscaleStage(Table):
     """Upscaling decoded frames: ``method`` names a model file or a built-in method."""
 
     kind: Literal["upscale"] = "upscale"
-    method: StrictStr = Field(min_length=1)
+    method: FileName
     factor: Real = Field(default=2.0, gt=1, le=8)
 
 
@@ -254,7 +254,7 @@ def stage_names(kinds: Sequence[Any]) -> list[str]:
     """How a user writes each stage: ``refine``, or ``refine[1]`` where a kind occurs twice."""
     names = []
     for i, kind in enumerate(kinds):
-        if kind not in STAGE_TABLES:
+        if not isinstance(kind, str) or kind not in STAGE_TABLES:
             names.append(f"stages[{i}]")
         elif kinds.count(kind) == 1:
             names.append(kind)
@@ -337,7 +337,7 @@ def _guidance_problems(path: str, values: Mapping[str, Any]) -> list[Found]:
 
 
 def _factor_problems(name: str, axis: Any, factor: Any) -> list[Found]:
-    known = UPSAMPLERS.get(axis)
+    known = UPSAMPLERS.get(str(axis))
     if known is None or not isinstance(factor, int | float) or factor in known:
         return []
     nearest = min(known, key=lambda one: abs(one - factor))

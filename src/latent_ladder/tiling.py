@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import product
 
 from latent_ladder.errors import MemoryBudgetError
@@ -132,12 +133,21 @@ def official_size(rows: int, cols: int) -> TileSize:
 # --- ramps --------------------------------------------------------------------------------------
 
 
-def spatial_weights(spans: Sequence[Span], scale: int) -> tuple[Weights, ...]:
-    """The weight of every pixel of every span; at each pixel they sum to 1 over the spans."""
+def spatial_weights(spans: Sequence[Span], scale: int | Fraction) -> tuple[Weights, ...]:
+    """The weight of every pixel of every span; at each pixel they sum to 1 over the spans.
+
+    With a fractional ``scale`` spans must start, and ramps end, at whole pixels.
+    """
+    starts = [int(s.start * scale) for s in spans]
     raw = [
-        _trapezoid(len(s) * scale, _rising(s.left * scale), _rising(s.right * scale)) for s in spans
+        _trapezoid(
+            math.ceil(s.stop * scale) - start,
+            _rising(int(s.left * scale)),
+            _rising(int(s.right * scale)),
+        )
+        for s, start in zip(spans, starts, strict=True)
     ]
-    return _normalised(raw, [s.start * scale for s in spans])
+    return _normalised(raw, starts)
 
 
 def temporal_weights(spans: Sequence[Span], scale: int) -> tuple[Weights, ...]:

@@ -14,7 +14,12 @@ from pathlib import Path
 
 from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.layout import Component, components, family
-from latent_ladder.errors import CheckpointError, CheckpointNotFound, UnknownLayout
+from latent_ladder.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    UnknownLayout,
+    UnsupportedQuantization,
+)
 
 EMBEDDED = Path(__file__).parent.parent / "pocket" / "models"
 """The pocket model's folder inside the package."""
@@ -39,6 +44,8 @@ PUBLISHED: Mapping[str, tuple[str, str, str]] = {
     ),
 }
 """Role -> (folder below models/, file, repository on Hugging Face that publishes it)."""
+
+PLAIN_FLOATS = ("BF16", "F16", "F32")
 
 Upsampling = tuple[str, Fraction]
 """What a latent upsampler does: ``("spatial", 2)``, ``("spatial", 3/2)``, ``("temporal", 2)``."""
@@ -97,6 +104,11 @@ class ModelSet:
     preset: str | None
 
     @property
+    def distilled(self) -> bool:
+        """Whether there is a distilled LoRA for the transformer."""
+        return "distilled_lora" in self.loras
+
+    @property
     def has_audio(self) -> bool:
         """Whether sound can be decoded."""
         return self.audio_vae is not None and self.vocoder is not None
@@ -152,12 +164,14 @@ def select(library: Library, choices: Mapping[str, str] | None = None) -> ModelS
     ``choices`` maps a role (or ``checkpoint``: all parts of one file) to a path or a file name
     and overrides the library. Raises :class:`CheckpointNotFound` naming the missing role, the
     file that would fill it, its folder and its publisher.
+    Raises :class:`UnsupportedQuantization` for weights this version cannot decode.
     """
     choices = dict(choices or {})
     transformer = _choose_transformer(library, choices)
     fits = _Fit(transformer.component)
     pick = _Picker(library, choices, transformer)
     projection = pick("text_projection", fits.projection)
+    check_readable(transformer.component)
     gemma_width = _rows(projection, "video_aggregate_embed.weight", "aggregate_embed.weight", 1)
     return ModelSet(
         transformer=transformer.component,
@@ -182,6 +196,18 @@ def missing(role: str, why: str) -> CheckpointNotFound:
         f"put {name} (huggingface.co/{publisher}) into models/{folder}/, or name the folder "
         "with --models",
     )
+
+
+def check_readable(component: Component) -> None:
+    """Raise :class:`UnsupportedQuantization` for the first weight that is not a plain float."""
+    for key, name in component.names.items():
+        dtype = component.file.tensors[name].dtype
+        if key.endswith("weight") and dtype not in PLAIN_FLOATS:
+            raise UnsupportedQuantization(
+                f"{component.file.path.name}: {key} is stored as {dtype}, this version reads "
+                f"{', '.join(PLAIN_FLOATS)}",
+                "use the bf16 file of the same model",
+            )
 
 
 def text_features(text_encoder: Component) -> int:
@@ -322,6 +348,7 @@ class _Picker:
                 else f"searched {', '.join(map(str, self.library.folders))}"
             )
             raise missing(role, why)
+        check_readable(found)
         return found
 
     def optional(self, role: str, fits: Callable[[Component], bool]) -> Component | None:

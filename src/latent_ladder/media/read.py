@@ -208,7 +208,7 @@ def _declared(stream: Stream) -> Fraction:
 
 def _to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
-    # swscale takes the frame's own matrix if it has one, BT.601 otherwise.
+    # PyAV (since 17) takes the frame's own matrix if it has one, BT.601 otherwise.
     matrix = _BT709 if hd and frame.colorspace == _UNSPECIFIED else None
     converted = frame.reformat(format="rgb24", src_colorspace=matrix)
     rgb: NDArray[np.uint8] = np.asarray(converted.to_ndarray(), np.uint8)

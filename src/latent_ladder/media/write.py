@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 AUDIO_RATE = 48000
 QUEUED_CHUNKS = 2
 
+_LEAST_ROOM = 16384
+"""Bytes that must fit before a video is begun."""
+
 # Tags beyond the standard ones survive only with use_metadata_tags. The movie timescale counts
 # edit lists; the default of 1 ms would round the end of the sound, 1/240000 s is exact for 48 kHz
 # and all usual frame rates.
@@ -220,6 +223,7 @@ class _Encoder:
         file_format, options = _CONTAINERS[path.suffix.lower()]
         self.frames = 0
         self.samples = 0
+        self._broken = False  # an error is on its way to the caller; write nothing more
         self._spec = spec
         self._sound = sound
         with _encoding():
@@ -229,13 +233,19 @@ class _Encoder:
             self._video = _video_stream(self._container, spec)
             self._audio = None if sound is None else _audio_stream(self._container)
             self._container.metadata.update(metadata)
+            # Now, not with the first packet: PyAV crashes if it has to try a failed header again.
+            self._container.start_encoding()
 
     def encode(self, chunk: Frames) -> None:
         """Encode one frame or a chunk of frames, and the sound that belongs to them."""
+        if self._broken:
+            return
+        self._broken = True
         with _encoding():
             for frame in self._checked(chunk):
                 self._encode_frame(frame)
             self._advance_sound()
+        self._broken = False
 
     def finish(self) -> None:
         """Flush both encoders; raises :class:`MediaError` if there was no frame."""
@@ -342,8 +352,10 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _check_writable(path: Path) -> None:
-    """Try it: permission bits do not tell about read-only file systems."""
+    """Try it: permission bits do not tell about read-only file systems or full disks."""
     part = part_path(path)
-    with writing(MediaError, f"video {path.name}", path.parent):
-        part.touch()
-        part.unlink()
+    with writing(MediaError, f"video {path.name}", path.parent, _LEAST_ROOM):
+        try:
+            part.write_bytes(bytes(_LEAST_ROOM))
+        finally:
+            part.unlink(missing_ok=True)

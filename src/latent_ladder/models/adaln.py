@@ -13,22 +13,35 @@ from latent_ladder.models.linear import Linear
 MAX_PERIOD = 10000.0
 
 
+class TimestepEmbedder(nn.Module):
+    """Sinusoid, Linear, SiLU, Linear."""
+
+    def __init__(self, wave_dim: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(wave_dim, dim)
+        self.linear_2 = Linear(dim, dim)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """(...,) to (..., dim)."""
+        wave = sinusoid(timesteps, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        out: Tensor = self.linear_2(F.silu(self.linear_1(wave)))
+        return out
+
+
 class AdaLn(nn.Module):
     """Sinusoid of a timestep -> two-layer embedding -> ``rows`` vectors of width ``dim``."""
 
     def __init__(self, dim: int, rows: int, timestep_dim: int) -> None:
         super().__init__()
         self.rows = rows
-        embedder = {"linear_1": Linear(timestep_dim, dim), "linear_2": Linear(dim, dim)}
-        self.emb = nn.ModuleDict({"timestep_embedder": nn.ModuleDict(embedder)})
+        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedder(timestep_dim, dim)})
         self.linear = Linear(dim, rows * dim)
 
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(B, U) timesteps in [0, 1000] to (B, U, rows, dim) and the embedding (B, U, dim)."""
-        first, second = self.emb["timestep_embedder"].values()
-        wave = sinusoid(timesteps, first.in_features).to(first.weight.dtype)
-        embedded = second(F.silu(first(wave)))
-        return self.linear(F.silu(embedded)).unflatten(-1, (self.rows, -1)), embedded
+        embedded: Tensor = self.emb["timestep_embedder"](timesteps)
+        rows: Tensor = self.linear(F.silu(embedded))
+        return rows.view(*rows.shape[:-1], self.rows, -1), embedded
 
 
 def sinusoid(timesteps: Tensor, dim: int) -> Tensor:

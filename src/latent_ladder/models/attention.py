@@ -36,11 +36,12 @@ class KeysValues(NamedTuple):
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    attended: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return attended
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
@@ -125,7 +126,19 @@ class Attention(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return x.view(*x.shape[:-1], self.heads, -1)
+
+
+class _Projection(nn.Module):
+    """A Linear under the name ``proj``."""
+
+    def __init__(self, dim: int, inner: int, bias: bool) -> None:
+        super().__init__()
+        self.proj = Linear(dim, inner, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(x)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -134,12 +147,13 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, inner: int, bias: bool) -> None:
         super().__init__()
         self.inner = inner
-        first = nn.ModuleDict({"proj": Linear(dim, inner, bias)})
-        self.net = nn.ModuleDict({"0": first, "2": Linear(inner, dim, bias)})
+        self.net = nn.ModuleDict(
+            {"0": _Projection(dim, inner, bias), "2": Linear(inner, dim, bias)}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, tokens, D) to the same."""
-        hidden = self.net["0"]["proj"](x)
+        hidden = self.net["0"](x)
         if torch.is_grad_enabled():
             hidden = F.gelu(hidden, approximate="tanh")
         else:

@@ -70,7 +70,7 @@ _KINDS = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
 
 def build_video_encoder(coder: dims.VideoCoder) -> nn.Module:
     """The encoder: (B, 3, F, H, W) in -1..1 -> (B, 2C, F', H', W'), means first."""
-    return LTX2VideoEncoder3d(
+    network: nn.Module = LTX2VideoEncoder3d(
         in_channels=3,
         out_channels=coder.latent_channels,
         block_out_channels=coder.widths[1:],
@@ -83,12 +83,13 @@ def build_video_encoder(coder: dims.VideoCoder) -> nn.Module:
         is_causal=coder.causal,
         spatial_padding_mode=coder.padding,
     )
+    return network
 
 
 def build_video_decoder(coder: dims.VideoCoder) -> nn.Module:
     """The decoder: (B, C, F', H', W') -> (B, 3, F, H, W), about -1..1."""
     steps = zip(coder.widths, coder.widths[1:], strict=False)
-    return LTX2VideoDecoder3d(
+    network: nn.Module = LTX2VideoDecoder3d(
         in_channels=coder.latent_channels,
         out_channels=3,
         # diffusers lists all but the kinds of the up-samplers from the pixel side.
@@ -105,6 +106,7 @@ def build_video_decoder(coder: dims.VideoCoder) -> nn.Module:
         upsample_factor=tuple(before // after for before, after in steps)[::-1],
         spatial_padding_mode=coder.padding,
     )
+    return network
 
 
 def load_video_encoder(
@@ -141,7 +143,8 @@ def build_audio_coder(coder: dims.AudioCoder, half: str) -> nn.Module:
         "causality_axis": coder.causality_axis,
         "mel_bins": coder.mel_bins,
     }
-    return LTX2AudioDecoder(**shared) if half == "decoder" else LTX2AudioEncoder(**shared)
+    network: nn.Module = (LTX2AudioDecoder if half == "decoder" else LTX2AudioEncoder)(**shared)
+    return network
 
 
 def load_audio_coder(
@@ -153,14 +156,14 @@ def load_audio_coder(
     return _load(component, f"{half}.", build, device, torch.float32), coder
 
 
-def build_vocoder(
-    main: dims.WaveGenerator, extension: dims.BandwidthExtension | None
-) -> nn.Module:
+def build_vocoder(main: dims.WaveGenerator, extension: dims.BandwidthExtension | None) -> nn.Module:
     """The vocoder, with its bandwidth extension where there is one."""
+    network: nn.Module
     if extension is None:
-        return LTX2Vocoder(**_generator_arguments(main))
+        network = LTX2Vocoder(**_generator_arguments(main))
+        return network
     wide = _generator_arguments(extension.generator)
-    return LTX2VocoderWithBWE(
+    network = LTX2VocoderWithBWE(
         **_generator_arguments(main),
         **{f"bwe_{name}": value for name, value in wide.items()},
         filter_length=extension.n_fft,
@@ -170,6 +173,7 @@ def build_vocoder(
         input_sampling_rate=extension.input_rate,
         output_sampling_rate=extension.output_rate,
     )
+    return network
 
 
 def _generator_arguments(generator: dims.WaveGenerator) -> dict[str, Any]:
@@ -224,7 +228,7 @@ def load_vocoder(component: Component, *, device: Device) -> Vocoder:
 
 def build_upsampler(found: dims.Upsampler) -> nn.Module:
     """The upsampler: (B, C, F, H, W) -> the same, larger; on un-normalised latents."""
-    return LTX2LatentUpsamplerModel(
+    network: nn.Module = LTX2LatentUpsamplerModel(
         in_channels=found.in_channels,
         mid_channels=found.mid_channels,
         num_blocks_per_stage=found.blocks,
@@ -234,6 +238,7 @@ def build_upsampler(found: dims.Upsampler) -> nn.Module:
         rational_spatial_scale=found.scale,
         use_rational_resampler=found.rational,
     )
+    return network
 
 
 def load_upsampler_network(
@@ -245,11 +250,14 @@ def load_upsampler_network(
 
 
 def build_connectors(
-    video: dims.Connector, audio: dims.Connector, projection: Mapping[str, Any], config: Mapping[str, Any]
+    video: dims.Connector,
+    audio: dims.Connector,
+    projection: Mapping[str, Any],
+    config: Mapping[str, Any],
 ) -> nn.Module:
-    """Text projections and both connectors; ``projection`` as :func:`projection_arguments` gives."""
+    """Text projections, as :func:`projection_arguments` describes them, and both connectors."""
     both = {"video": video, "audio": audio}
-    return LTX2TextConnectors(
+    network: nn.Module = LTX2TextConnectors(
         **projection,
         **{
             f"{stream}_connector_{name}": value
@@ -269,6 +277,7 @@ def build_connectors(
         causal_temporal_positioning=False,
         rope_type=config.get("rope_type", "split"),
     )
+    return network
 
 
 def projection_arguments(projection: Component, hidden: int) -> dict[str, Any]:

@@ -40,12 +40,12 @@ class VideoCoder:
     @property
     def spatial_scale(self) -> int:
         """Pixels per latent, each way."""
-        return self.patch * 2 ** sum(kind in ("space", "all") for kind in self.resamplers)
+        return self.patch << sum(kind in ("space", "all") for kind in self.resamplers)
 
     @property
     def temporal_scale(self) -> int:
         """Frames per latent frame after the first."""
-        return 2 ** sum(kind in ("time", "all") for kind in self.resamplers)
+        return 1 << sum(kind in ("time", "all") for kind in self.resamplers)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def video_encoder(shapes: Shapes, config: Config) -> VideoCoder:
         residual=(True,) * depth,
     )
     if out != widths[0]:
-        raise UnknownLayout(f"video encoder: its first kernel gives {out} channels, not {widths[0]}")
+        raise UnknownLayout(f"video encoder: {out} channels after conv_in, not {widths[0]}")
     _check_blocks(coder, config.get("encoder_blocks"), "video encoder")
     return coder
 
@@ -230,7 +230,8 @@ def _patch(channels: int, what: str) -> int:
 
 def audio_coder(shapes: Shapes, config: Config) -> AudioCoder:
     """Both halves of the audio VAE; a file may hold only the decoder."""
-    half, stages = ("decoder", "up") if "decoder.conv_in.conv.weight" in shapes else ("encoder", "down")
+    has_decoder = "decoder.conv_in.conv.weight" in shapes
+    half, stages = ("decoder", "up") if has_decoder else ("encoder", "down")
     params = config.get("model", {}).get("params", {}).get("ddconfig", {})
     levels = _count(shapes, rf"{half}\.{stages}\.(\d+)\.block\.0\.conv1\.conv\.weight")
     widths = [
@@ -332,11 +333,11 @@ def upsampler(shapes: Shapes, config: Config) -> Upsampler:
     layer = _shape(shapes, "upsampler.conv.weight" if rational else "upsampler.0.weight")
     gain = layer[0] // mid
     spatial, temporal = (True, False) if len(layer) == 4 else (gain == 8, True)
-    scale = 2.0
-    if rational:
-        numerator = math.isqrt(gain)
-        scale = {3: 1.5}.get(numerator, float(numerator))
-        scale = float(config.get("spatial_scale", scale))
+    known = {(4, True): (4, 9, 16), (4, False): (4,), (5, False): (2, 8)}[len(layer), rational]
+    if layer[0] % mid or gain not in known:
+        raise UnknownLayout(f"latent upsampler: a layer of {list(layer)} for {mid} channels")
+    # A rational resampler gains its numerator squared, then strides: 3/2, or 2 and 4 without.
+    scale = {9: 1.5, 16: 4.0}.get(gain, 2.0) if rational else 2.0
     found = Upsampler(
         in_channels=channels,
         mid_channels=mid,
@@ -345,10 +346,8 @@ def upsampler(shapes: Shapes, config: Config) -> Upsampler:
         spatial=spatial,
         temporal=temporal,
         rational=rational,
-        scale=scale,
+        scale=float(config.get("spatial_scale", scale)) if rational else scale,
     )
-    if gain != (round(math.isqrt(gain)) ** 2 if rational else {4: 4, 5: 8 if spatial else 2}[len(layer)]):
-        raise UnknownLayout(f"latent upsampler: a layer of {list(layer)} for {mid} channels")
     for name, value in (
         ("mid_channels", found.mid_channels),
         ("spatial_upsample", found.spatial),

@@ -16,7 +16,7 @@ def rms_normed(x: Tensor, eps: float) -> Tensor:
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """One over the root mean square along the last axis: one read of ``x``, float32 only."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
 
 

@@ -25,10 +25,11 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     In the dtype of ``x``; the tables are converted (they are float32, and small per chunk).
     """
     cos, sin = rope.cos.to(x.dtype), rope.sin.to(x.dtype)
-    first, second = x.unflatten(-1, (2, -1)).unbind(-2)
+    halves = x.reshape(*x.shape[:-1], 2, -1)
+    first, second = halves.unbind(-2)
     if torch.is_grad_enabled():
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    turned = x.unflatten(-1, (2, -1)) * cos[..., None, :]
+    turned = halves * cos[..., None, :]
     turned[..., 0, :].addcmul_(second, sin, value=-1)
     turned[..., 1, :].addcmul_(first, sin)
     return turned.flatten(-2)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_ladder.models.config import StreamConfig, TransformerConfig
 from latent_ladder.models.levels import Affine, Levels, Part, Run, add_gated, affine, clip_runs
 from latent_ladder.models.norms import rms_normed
 from latent_ladder.models.passes import Sublayer
-from latent_ladder.models.config import StreamConfig, TransformerConfig
 from latent_ladder.models.rope import RopeShape, rope_table
 from latent_ladder.models.rotation import Rope
 
@@ -104,9 +104,10 @@ def _rope_shape(config: TransformerConfig, stream: StreamConfig, dim: int) -> Ro
     return RopeShape(dim, stream.heads, max_pos, config.theta, config.float64_frequencies)
 
 
-def attention_bias(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def attention_bias(mask: Tensor) -> Tensor:
     """A self-attention mask (B, N, N) in [0, 1] as an additive bias (B, 1, N, N): log(mask)."""
-    return mask.float().log().clamp_min(torch.finfo(dtype).min).to(dtype)[:, None]
+    # The least bfloat16 rather than -inf: a token that may see nothing must not become NaN.
+    return mask.float().log().clamp_min(torch.finfo(torch.bfloat16).min)[:, None]
 
 
 @dataclass
@@ -133,6 +134,12 @@ class StreamState:
     def rows_at_once(self, budget: int) -> int:
         """How many rows to compute together within ``budget`` tokens."""
         return len(self.x) if torch.is_grad_enabled() else max(1, budget // self.x.shape[1])
+
+    def row_groups(self, budget: int) -> list[slice]:
+        """All rows, as many together as fit ``budget`` tokens."""
+        size = self.rows_at_once(budget)
+        count = len(self.x)
+        return [slice(j, min(j + size, count)) for j in range(0, count, size)]
 
     def parts(self, rows: slice, budget: int) -> Iterator[Part]:
         """Chunks of tokens of some rows, ``budget`` tokens in all."""
@@ -169,7 +176,7 @@ class StreamState:
         """The self-attention bias of a chunk's queries."""
         if self.stage.bias is None:
             return None
-        return self.pick(self.stage.bias, part.rows)[:, :, part.tokens]
+        return self.pick(self.stage.bias, part.rows)[:, :, part.tokens].to(self.x.dtype)
 
 
 def pick(per_item: Tensor, items: Sequence[int]) -> Tensor:

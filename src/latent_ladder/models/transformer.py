@@ -13,7 +13,7 @@ levels and rotation tables are float32. Equations: the LTX-2 reference (``transf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -46,8 +46,10 @@ from latent_ladder.models.passes import (
 from latent_ladder.models.rotation import Rope
 from latent_ladder.models.streams import StreamInput, StreamState, pick
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Feed-forward activations computed at once: 16 MiB stay in a CPU's cache and allocator."""
+CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
+"""Feed-forward activations to compute at once: on a CPU what stays in its cache."""
+MIN_CHUNK_TOKENS = 384
+"""Fewer tokens than this make matrix products inefficient."""
 
 SCALE_ROWS = (0, 1, 0, 0, 1, 0, 0, 1, 0)
 """The rows of a block's table that are scales around one: (shift, scale, gate) of self-attention,
@@ -102,7 +104,12 @@ class Block(nn.Module):
         for name, dim in (("video", video.dim), ("audio", audio.dim)):
             table = nn.Parameter(torch.empty(5, dim))
             self.register_parameter(f"scale_shift_table_a2v_ca_{name}", table)
-        for name, ones in (("ones", SCALE_ROWS[: config.table_rows]), ("ca_ones", CROSS_SCALE_ROWS)):
+        self.ones: Tensor
+        self.cross_ones: Tensor
+        for name, ones in (
+            ("ones", SCALE_ROWS[: config.table_rows]),
+            ("cross_ones", CROSS_SCALE_ROWS),
+        ):
             rows = torch.tensor(ones, dtype=torch.float32)[:, None]
             self.register_buffer(name, rows, persistent=False)
 
@@ -134,6 +141,7 @@ class Block(nn.Module):
         self, video: StreamState | None, audio: StreamState | None, rows: BlockRows
     ) -> None:
         """Advance the streams by one block, inside their state."""
+        enabled = []
         for s, prefix, own, text in (
             (video, "", rows.video_self, rows.video_text),
             (audio, "audio_", rows.audio_self, rows.audio_text),
@@ -143,19 +151,17 @@ class Block(nn.Module):
                 mods = self._mods(s, layers)
                 self._self_attention(s, layers, mods, own)
                 self._text_attention(s, layers, mods, text)
+                enabled.append((s, layers.ff, mods))
         if video is not None and audio is not None:
             self._cross_attention(video, audio, rows)
-        for s, prefix in ((video, ""), (audio, "audio_")):
-            if s is not None and s.enabled:
-                self._feed_forward(s, self._layers(prefix))
+        for s, ff, mods in enabled:
+            self._feed_forward(s, ff, mods)
 
     def _budget(self, ff: FeedForward) -> int:
         """Tokens to compute at once."""
-        return max(1, self.chunk_elements // ff.inner)
+        return max(MIN_CHUNK_TOKENS, self.chunk_elements // ff.inner)
 
-    def _self_attention(
-        self, s: StreamState, layers: _Layers, mods: _Mods, sub: Sublayer
-    ) -> None:
+    def _self_attention(self, s: StreamState, layers: _Layers, mods: _Mods, sub: Sublayer) -> None:
         s.fork(sub)
         budget, attn = self._budget(layers.ff), layers.attn1
         for rows, keys in group_rows(sub.keys, s.rows_at_once(budget)):
@@ -189,9 +195,7 @@ class Block(nn.Module):
             whole.values[:, part.tokens] = values
         return whole, None
 
-    def _text_attention(
-        self, s: StreamState, layers: _Layers, mods: _Mods, sub: Sublayer
-    ) -> None:
+    def _text_attention(self, s: StreamState, layers: _Layers, mods: _Mods, sub: Sublayer) -> None:
         context, table = s.context, layers.prompt_table
         if table is not None:
             both = table[None] if s.prompt is None else table + s.prompt
@@ -214,9 +218,7 @@ class Block(nn.Module):
         attn, sound = self.audio_to_video_attn, None
         if rows.a2v is not None and any(k is not None for k in rows.a2v.keys):
             every = Part(slice(0, len(audio.x)), slice(0, audio.x.shape[1]))
-            sound, _ = self._keys_values(
-                audio, attn, [every], mods_a.a2v, audio.stage.cross_rope
-            )
+            sound, _ = self._keys_values(audio, attn, [every], mods_a.a2v, audio.stage.cross_rope)
         if rows.v2a is not None:
             audio.fork(rows.v2a)
             self._video_to_audio(video, audio, rows.v2a, mods_v.v2a, mods_a)
@@ -251,11 +253,11 @@ class Block(nn.Module):
             delta = attn(x, held, audio.rope(audio.stage.cross_rope, part))
             audio.add(part, delta, mods.gate, whole=True)
 
-    def _feed_forward(self, s: StreamState, layers: _Layers) -> None:
-        mods, budget = self._mods(s, layers), self._budget(layers.ff)
-        for rows, _ in group_rows([0] * len(s.x), s.rows_at_once(budget)):
+    def _feed_forward(self, s: StreamState, ff: FeedForward, mods: _Mods) -> None:
+        budget = self._budget(ff)
+        for rows in s.row_groups(budget):
             for part in s.parts(rows, budget):
-                s.add(part, layers.ff(s.normed(part, mods.ff, self.eps)), mods.ff_gate)
+                s.add(part, ff(s.normed(part, mods.ff, self.eps)), mods.ff_gate)
 
     def _mods(self, s: StreamState, layers: _Layers) -> _Mods:
         rows = (layers.table + self.ones + s.ada).to(s.x.dtype).unbind(2)
@@ -267,8 +269,8 @@ class Block(nn.Module):
 
     def _cross_mods(self, s: StreamState, layers: _Layers) -> _CrossMods:
         table = layers.cross_table
-        rows = (table[:4] + self.ca_ones + s.cross).to(s.x.dtype).unbind(2)
-        gate = (table[4] + s.gate).to(s.x.dtype)
+        rows = (table[:4] + self.cross_ones + cast(Tensor, s.cross)).to(s.x.dtype).unbind(2)
+        gate = (table[4] + cast(Tensor, s.gate)).to(s.x.dtype)
         return _CrossMods(Affine(rows[0], rows[1]), Affine(rows[2], rows[3]), gate)
 
 
@@ -281,6 +283,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.chunk_elements = CHUNK_ELEMENTS["cpu"]
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream)
         video, audio, step = config.video.dim, config.audio.dim, config.timestep_dim
@@ -384,12 +387,10 @@ class Transformer(nn.Module):
         table = cast(Tensor, self._parameters[f"{prefix}scale_shift_table"])
         shift, scale = (table + s.embedded[:, :, None]).unbind(2)
         by = Affine((1 + scale).to(s.x.dtype), shift.to(s.x.dtype))
-        project, budget = self._linear(f"{prefix}proj_out"), s.x.shape[1]
-        if self.transformer_blocks:
-            block = cast(Block, self.transformer_blocks[0])
-            budget = block.chunk_elements // s.x.shape[2]
+        project = self._linear(f"{prefix}proj_out")
+        budget = max(MIN_CHUNK_TOKENS, self.chunk_elements // s.x.shape[2])
         chunks = []
-        for rows, _ in group_rows([0] * len(s.x), s.rows_at_once(budget)):
+        for rows in s.row_groups(budget):
             parts = []
             for part in s.parts(rows, budget):
                 x = layer_normed(s.x[part.rows, part.tokens], self.config.norm_eps)
@@ -419,6 +420,7 @@ class Transformer(nn.Module):
 
     def set_chunk_elements(self, elements: int) -> None:
         """How many feed-forward activations to hold at once: more is faster up to a point."""
+        self.chunk_elements = elements
         for block in self.transformer_blocks:
             cast(Block, block).chunk_elements = elements
 
@@ -465,9 +467,9 @@ def load_transformer(
         keep_float32=lambda name: "scale_shift_table" in name,
         what="transformer",
     )
-    model.set_chunk_elements(CHUNK_ELEMENTS.get(torch.device(device).type, 1 << 22))
+    model.set_chunk_elements(CHUNK_ELEMENTS.get(torch.device(device).type, CHUNK_ELEMENTS["cpu"]))
     return model
 
 
-def _reader(component: Component, name: str):  # type: ignore[no-untyped-def]
+def _reader(component: Component, name: str) -> Callable[[], Tensor]:
     return lambda: component.read(name)

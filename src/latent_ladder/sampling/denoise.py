@@ -165,7 +165,12 @@ def noise_source(
     layout = _TokenNoise(video_shape, audio_shape, extra_video_tokens)
     draw = layout.together if order == "comfyui" else layout.in_tokens
 
+    drawn = {"step": -1, "substep": -1}
+
     def noise(step: int, kind: str) -> Tensor:
+        if step <= drawn[kind]:
+            raise ValueError(f"{kind} noise {step} after {drawn[kind]}: one source is for one run")
+        drawn[kind] = step
         streams = [t for t in draw(generators[kind]) if t is not None]
         if standardise:
             streams = [standardised(t) for t in streams]
@@ -240,7 +245,7 @@ class _TokenNoise:
 
 
 def _no_noise(step: int, kind: str) -> Tensor:
-    raise ValueError("the sampler adds noise: give Noises a source, see noise_source")
+    raise ValueError(f"no source for the noise of {kind} {step}, see noise_source")
 
 
 @dataclass(frozen=True)
@@ -298,7 +303,10 @@ def sample(
     - ``"ltx"``: x starts as a blend of ``clean`` and the noised tokens, and every prediction is
       blended with ``clean``;
     - ``"comfyui"``: x starts fully noised, the model sees x blended with ``clean`` at every
-      evaluation, and its prediction is blended too.
+      evaluation, and its prediction is blended too, after it was redone with the scalar sigma
+      (x - sigma v) instead of each token's own.
+
+    Both expect a model that predicts x0 = x - mask sigma v, as ``models.denoiser`` does.
 
     ``on_step(step, x, denoised)`` gets packed tensors after each step; what it raises ends the
     run. Raises ``RequestError`` for unusable sigmas, ``LadderError`` when a prediction is not
@@ -389,8 +397,18 @@ class _Kept:
                     "try other weights: a damaged or wrongly quantised checkpoint, an fp16 compute "
                     "type or a LoRA of another model family does this",
                 )
-            if self.masks == "ltx" and uncond is not None:
-                uncond = self.blend(uncond.float())
+            if self.masks == "comfyui":
+                denoised = self._with_scalar_sigma(seen, denoised)
+                return Prediction(
+                    self.blend(denoised),
+                    None if uncond is None else self._with_scalar_sigma(seen, uncond),
+                )
+            uncond = None if uncond is None else self.blend(uncond.float())
             return Prediction(self.blend(denoised.float()), uncond)
 
         return masked
+
+    def _with_scalar_sigma(self, seen: Tensor, x0: Tensor) -> Tensor:
+        """seen - sigma v from x0 = seen - mask sigma v; where the mask is 0 nobody asks."""
+        x0 = x0.float()
+        return torch.where(self.mask > 0, seen - (seen - x0) / self.mask, x0)

@@ -1,7 +1,7 @@
-"""Names of samplers and schedules, and the few facts about them that need no torch.
+"""Names of samplers, and the few facts about them that need no torch.
 
-Requests are validated and plans are made from these tables; the functions behind the names are in
-``samplers.py`` and ``schedules.py``, and a test holds both sides equal.
+Requests are validated and plans are made from this table; the functions behind the names are in
+``samplers.py``, and a test holds both sides equal.
 """
 
 from __future__ import annotations
@@ -43,17 +43,4 @@ SAMPLER_FACTS: Mapping[str, SamplerFacts] = MappingProxyType(
         "heun": SamplerFacts(evals_per_step=2, extra_evals=-1),
         "lcm": SamplerFacts(stochastic=True),
     }
-)
-
-SCHEDULE_NAMES: tuple[str, ...] = (
-    "ltx",
-    "simple",
-    "normal",
-    "sgm_uniform",
-    "ddim_uniform",
-    "beta",
-    "linear_quadratic",
-    "karras",
-    "exponential",
-    "kl_optimal",
 )

@@ -14,6 +14,8 @@ samplers; LTX-2 ``diffusion_steps.py`` and ``samplers.py`` for ``res_2s`` and
 ``gradient_estimation``.
 """
 
+# ruff: noqa: ARG001 - one signature for all: a deterministic sampler ignores the noise
+
 from __future__ import annotations
 
 import math
@@ -210,13 +212,12 @@ def dpmpp_2m(
     As in k-diffusion and ComfyUI it measures time as if alpha were 1; ``dpmpp_2m_rf`` is the
     version made for a flow. First and last steps are Euler.
     """
-    D_prev, h_prev = None, 0.0
+    D_prev, h_prev = x, 0.0  # 0: no step before
     for i, s, n in _pairs(sigmas):
         D = D2 = model(x, s, i).denoised
         h = math.log(s / n) if n > 0 else math.inf
-        if D_prev is not None and n > 0:
-            r = h_prev / h
-            D2 = (1 + 1 / (2 * r)) * D - 1 / (2 * r) * D_prev
+        if h_prev > 0 and n > 0:
+            D2 = D + h / (2 * h_prev) * (D - D_prev)
         x = (n / s) * x - math.expm1(-h) * D2
         D_prev, h_prev = D, h
         (on_step or ignore)(i, x, D)
@@ -237,13 +238,12 @@ def dpmpp_2m_rf(
     Deterministic. The first step, the last one and the one after sigma = 1 are Euler, because
     lambda is infinite there. Source: arXiv 2211.01095, equation of the 2M data prediction.
     """
-    D_prev, h_prev = None, math.inf
+    D_prev, h_prev = x, 0.0  # 0: no step before
     for i, s, n in _pairs(sigmas):
         D = D2 = model(x, s, i).denoised
         h = _log_snr(n) - _log_snr(s)
-        if D_prev is not None and math.isfinite(h) and math.isfinite(h_prev):
-            r = h_prev / h
-            D2 = (1 + 1 / (2 * r)) * D - 1 / (2 * r) * D_prev
+        if h_prev > 0 and math.isfinite(h):
+            D2 = D + h / (2 * h_prev) * (D - D_prev)
         x = (n / s) * x - (1 - n) * math.expm1(-h) * D2
         D_prev, h_prev = D, h
         (on_step or ignore)(i, x, D)
@@ -269,18 +269,18 @@ def res_multistep(
 
     First and last steps are Euler. Source of the numbers: ComfyUI ``res_multistep``, eta 0.
     """
-    D_prev, s_prev = None, 0.0
+    D_prev, h_prev = x, 0.0  # 0: no step before
     for i, s, n in _pairs(sigmas):
         D = model(x, s, i).denoised
-        if D_prev is None or n == 0:
+        h = math.log(s / n) if n > 0 else math.inf
+        if h_prev == 0 or n == 0:
             x = (n / s) * x + (1 - n / s) * D
         else:
-            h = math.log(s / n)
-            c2 = math.log(s / s_prev) / h
+            c2 = -h_prev / h
             b2 = phi(2, -h) / c2
             b1 = phi(1, -h) - b2
             x = math.exp(-h) * x + h * (b1 * D + b2 * D_prev)
-        D_prev, s_prev = D, s
+        D_prev, h_prev = D, h
         (on_step or ignore)(i, x, D)
     return x
 
@@ -375,8 +375,9 @@ def res_2s(
     """Second-order exponential single step with a midpoint, and noise at both (``eta`` 0.5).
 
     Two evaluations per step and one more at the end. ``bong`` moves the start of a short step to
-    where its noised midpoint would have come from. The state is float64 where the device has it.
-    eta 0 is deterministic. Source: RES, arXiv 2308.02157, and LTX-2
+    where its noised midpoint would have come from. Its noise costs some contrast (4 % of the
+    deviation on Gaussian data, however many steps); eta 0 is deterministic and does not. The state
+    is float64 where the device has it. Source: RES, arXiv 2308.02157, and LTX-2
     ``res2s_audio_video_denoising_loop``.
     """
     eta = options.eta_or(0.5)

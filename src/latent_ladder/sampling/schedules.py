@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -68,7 +69,7 @@ def ltx(
     like ComfyUI with a latent connected counts F*H*W. ``stretch`` makes the last sigma before 0
     equal ``terminal``. Source: LTX-2 ``LTX2Scheduler``, ComfyUI ``LTXVScheduler``.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     n = DEFAULT_TOKENS if tokens is None else tokens
     slope = (max_shift - base_shift) / (4096 - 1024)
@@ -126,9 +127,15 @@ def beta(steps: int, shift: float = SHIFT, alpha: float = 0.6, beta: float = 0.6
 
     Repeated entries are left out, so that many steps may give fewer sigmas than asked for.
     """
-    quantiles = (beta_quantile(1 - i / steps, alpha, beta) for i in range(steps))
-    picked = dict.fromkeys(round(q * (TABLE - 1)) for q in quantiles)
-    return (*(_table(k + 1, shift) for k in picked), 0.0)
+    picked = dict.fromkeys(_beta_entry(1 - i / steps, alpha, beta) for i in range(steps))
+    return (*(_table(k, shift) for k in picked), 0.0)
+
+
+def _beta_entry(p: float, a: float, b: float) -> int:
+    """The table entry nearest to the p-quantile of the beta distribution over the table."""
+    last = TABLE - 1
+    below = bisect_left(range(last), p, key=lambda k: incomplete_beta((k + 0.5) / last, a, b))
+    return below + 1
 
 
 def linear_quadratic(steps: int, threshold: float = 0.025) -> Sigmas:
@@ -159,23 +166,14 @@ def kl_optimal(steps: int, shift: float = SHIFT) -> Sigmas:
     return (*(math.tan(a) for a in angles), 0.0)
 
 
-def beta_quantile(p: float, a: float, b: float) -> float:
-    """The x with I_x(a, b) = p, by bisection, to 1e-9."""
-    low, high = 0.0, 1.0
-    while high - low > 1e-9:
-        x = (low + high) / 2
-        low, high = (x, high) if _incomplete_beta(x, a, b) < p else (low, x)
-    return (low + high) / 2 if 0 < p < 1 else p
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
+def incomplete_beta(x: float, a: float, b: float) -> float:
     """I_x(a, b), the regularised incomplete beta function, by its series in x.
 
     I_x(a, b) = x^a (1-x)^b / (a B(a, b)) * sum_k x^k (a+b)_k / (a+1)_k (DLMF 8.17.8), on the side
     of 1/2 where it converges fast, through I_x(a, b) = 1 - I_(1-x)(b, a).
     """
     if x > 0.5:
-        return 1 - _incomplete_beta(1 - x, b, a)
+        return 1 - incomplete_beta(1 - x, b, a)
     term = total = 1.0
     k = 0
     while term > 1e-16 * total:
@@ -271,7 +269,10 @@ def sigmas_for(
     unknown = [p for p in parameters if p not in spec.parameters]
     if unknown:
         known = ", ".join(spec.parameters)
-        raise RequestError(f"schedule {name} has no parameter {unknown[0]!r}, expected {known}")
+        raise RequestError(
+            f"schedule {name} has no parameter {unknown[0]!r}, expected one of {known}",
+            "leave it out",
+        )
     total = total_steps(steps, denoise)
     try:
         sigmas = spec.function(total, **{**spec.parameters, **parameters})

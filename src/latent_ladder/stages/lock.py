@@ -98,7 +98,7 @@ def _try_lock(path: Path) -> int | None:
 def _still_named(path: Path, descriptor: int) -> bool:
     """Whether ``path`` still is the file we locked: its last holder may just have deleted it."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
@@ -115,7 +115,7 @@ if sys.platform == "win32":
         os.lseek(descriptor, 0, os.SEEK_SET)
         return True
 
-    def _release(path: Path, descriptor: int) -> None:
+    def _release(_: Path, descriptor: int) -> None:
         os.lseek(descriptor, _WINDOWS_BYTE, os.SEEK_SET)
         msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
         os.close(descriptor)

@@ -7,8 +7,9 @@ reads it on, and no key before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.layout import Component
@@ -20,14 +21,12 @@ from latent_ladder.request_stages import (
     Lora,
     RefineStage,
     SamplingStage,
-    Schedule,
     Stage,
     UpsampleStage,
     UpscaleStage,
 )
-from latent_ladder.sampling.schedules import SCHEDULES, sigmas_for
 from latent_ladder.shapes import Rung
-from latent_ladder.stages.store import Store, artefact_key
+from latent_ladder.stages.store import Damage, Store, artefact_key
 
 VERSIONS: Mapping[str, int] = {"prompt": 1, "base": 1, "upsample": 1, "refine": 1, "sound": 1}
 """Raise a stage's number when the same inputs begin to give another result."""
@@ -94,38 +93,29 @@ class RunPlan:
         return tuple(s for s in self.stages if s.key in wanted)
 
 
-def make_plan(request: Request, models: ModelSet, library: Library, store: Store) -> RunPlan:
-    """Plan a request whose seed is drawn. Raises before anything heavy loads.
+def make_plan(request: Request, models: ModelSet, library: Library) -> RunPlan:
+    """Plan a request whose seed is drawn; see :func:`look_up` for what the store has of it.
 
+    Raises before anything heavy loads:
     :class:`RequestError` for what the request asks and this version cannot do,
     :class:`CheckpointNotFound` for an upsampler or LoRA that is not there.
     """
     _check(request, models)
-    builder = _Builder(request, models, library)
-    stages = tuple(replace(s, stored=store.get(s.key) is not None) for s in builder.stages())
-    return RunPlan(request, models, stages)
+    return RunPlan(request, models, tuple(_Builder(request, models, library).stages()))
 
 
-def stage_sigmas(stage: SamplingStage, rung: Rung) -> tuple[float, ...]:
-    """The sigmas a stage walks; ``rung`` gives the token count that some schedules shift by."""
-    if stage.sigmas is not None:
-        return stage.sigmas
-    schedule = stage.schedule
-    if schedule is None:
-        raise RequestError("a sampling stage has neither sigmas nor a schedule", "give steps")
-    denoise = stage.denoise if isinstance(stage, RefineStage) and stage.denoise else 1.0
-    spec = SCHEDULES[schedule.name]
-    if spec.function is None:
-        return sigmas_for(schedule.name, denoise=denoise)
-    return sigmas_for(schedule.name, schedule.steps, denoise, _parameters(schedule, rung))
+def look_up(plan: RunPlan, store: Store, on_damage: Callable[[str, Damage], None]) -> RunPlan:
+    """The plan with ``stored`` filled in; ``on_damage(stage name, damage)`` for what is broken."""
+    stages = []
+    for stage in plan.stages:
+        found = store.get(stage.key, partial(on_damage, stage.name))
+        stages.append(replace(stage, stored=found is not None))
+    return replace(plan, stages=tuple(stages))
 
 
-def _parameters(schedule: Schedule, rung: Rung) -> dict[str, float | bool | int | None]:
-    """The fields of the table that the schedule reads."""
-    known = SCHEDULES[schedule.name].parameters
-    tokens = rung.video_tokens if schedule.tokens == "actual" else schedule.tokens
-    values = schedule.model_dump(exclude={"name", "steps"}) | {"tokens": tokens}
-    return {name: value for name, value in values.items() if name in known}
+def has_sound(request: Request) -> bool:
+    """Whether the clip gets sound: asked for, and long enough for one latent of it (20 ms)."""
+    return request.audio != "none" and request.rungs[-1].audio_latents > 0
 
 
 def _check(request: Request, models: ModelSet) -> None:
@@ -135,7 +125,7 @@ def _check(request: Request, models: ModelSet) -> None:
                 f"{name}: pixel upscaling cannot be run by this version",
                 "leave the stage out, or upscale the finished file",
             )
-    if request.audio != "none" and not models.has_audio:
+    if has_sound(request) and not models.has_audio:
         raise CheckpointNotFound(
             "no audio VAE and vocoder that fit were found, and the request wants sound",
             "use --set audio=none, or a checkpoint that has them",
@@ -159,7 +149,7 @@ class _Builder:
             if isinstance(stage, SamplingStage):
                 inputs += tuple(p.key for p in prompts[: 1 + stage.needs_negative])
             planned.append(self._stage(position, stage, inputs))
-        sound = [self._sound(planned)] if self.request.audio != "none" else []
+        sound = [self._sound(planned)] if has_sound(self.request) else []
         return [*prompts, *planned, *sound]
 
     def _prompts(self) -> list[PlannedStage]:
@@ -184,7 +174,7 @@ class _Builder:
             ids = [upsampler.id, self.models.video_vae.id]
         elif isinstance(stage, BaseStage | RefineStage):
             loras = tuple((self._lora(x), x.strength) for x in stage.loras if x.strength != 0)
-            planned = replace(planned, loras=loras, sigmas=stage_sigmas(stage, rung))
+            planned = replace(planned, loras=loras, sigmas=self.request.sigmas(position))
             ids = [self.models.transformer.id, *(lora.id for lora, _ in loras)]
         else:
             raise RequestError(f"{name}: a {stage.kind} stage cannot be run by this version")

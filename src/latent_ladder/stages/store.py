@@ -257,7 +257,7 @@ class Store:
         return Pruned(ids, tuple(unused), freed, tuple(damaged))
 
     def _changing(self, key: str) -> AbstractContextManager[None]:
-        """Held while the files of ``key`` change; another lock than :meth:`lock`, and a short one."""
+        """Held while the files of ``key`` change: a short lock, another one than :meth:`lock`."""
         return hold(self.root / "locks" / f"files-{key}.lock")
 
     def _remove(self, key: str) -> None:
@@ -318,7 +318,7 @@ class Store:
         with suppress(OSError):
             folder.mkdir(exist_ok=True)
             for path in sorted(self._files(key), key=lambda path: path.suffix != ".json"):
-                os.replace(path, folder / path.name)
+                path.replace(folder / path.name)
                 moved = folder / path.name
         return Damage(key, reason, moved)
 
@@ -362,7 +362,7 @@ def _read_entry(path: Path) -> Entry | str | None:
     """The entry, ``None`` if there is none, or in words why it cannot be used."""
     try:
         entry = Entry(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"

@@ -1,0 +1,188 @@
+"""Models in the original layout -> a folder that diffusers' ``from_pretrained`` reads.
+
+diffusers has no working loader for LTX-2.3 files, so its side of a benchmark starts from a folder
+converted once, outside the clock: one sub-folder per part, as the published conversions have.
+Every part is loaded strictly, so a wrong name is an error here and not a wrong picture later.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
+from torch import nn
+from transformers import Gemma3TextConfig, Gemma3TextModel
+
+from latent_ladder.checkpoints.layout import Component, network_names
+from latent_ladder.checkpoints.library import ModelSet, model_folders, scan, select
+from latent_ladder.models import networks
+from latent_ladder.models import networks_dims as dims
+from latent_ladder.text.tokenizer import text_length
+
+PARTS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder", "upsampler")
+
+# Original name -> diffusers name, applied in this order to the transformer's keys.
+TRANSFORMER_NAMES = (
+    ("audio_patchify_proj.", "audio_proj_in."),
+    ("patchify_proj.", "proj_in."),
+    ("av_ca_video_scale_shift_adaln_single.", "av_cross_attn_video_scale_shift."),
+    ("av_ca_a2v_gate_adaln_single.", "av_cross_attn_video_a2v_gate."),
+    ("av_ca_audio_scale_shift_adaln_single.", "av_cross_attn_audio_scale_shift."),
+    ("av_ca_v2a_gate_adaln_single.", "av_cross_attn_audio_v2a_gate."),
+    ("prompt_adaln_single.", "prompt_adaln."),
+    ("adaln_single.", "time_embed."),
+    ("scale_shift_table_a2v_ca_video", "video_a2v_cross_attn_scale_shift_table"),
+    ("scale_shift_table_a2v_ca_audio", "audio_a2v_cross_attn_scale_shift_table"),
+    (".q_norm.", ".norm_q."),
+    (".k_norm.", ".norm_k."),
+)
+
+
+def convert(models: Path, folder: Path) -> dict[str, Any]:
+    """Write the parts below ``folder``; returns what the pipelines need to know besides."""
+    chosen = select(scan(model_folders([models])))
+    built = {
+        "transformer": _transformer(chosen.transformer),
+        "vae": _video_vae(chosen.video_vae),
+        "connectors": _connectors(chosen),
+        "text_encoder": _gemma(chosen.text_encoder),
+        "upsampler": _upsampler(chosen),
+        **_sound(chosen),
+    }
+    for name in PARTS:
+        built[name].float().save_pretrained(folder / name)
+    tokenizer = bytes(chosen.text_encoder.read("spiece_model").numpy().tobytes())
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    facts = {"text_length": text_length(chosen.text_encoder)}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    return facts
+
+
+def transformer_name(key: str) -> str:
+    """The diffusers name of one transformer tensor."""
+    for original, new in TRANSFORMER_NAMES:
+        key = key.replace(original, new)
+    return key
+
+
+def _filled(network: nn.Module, component: Component, names: Mapping[str, str]) -> nn.Module:
+    """``network`` with the component's tensors; ``names`` maps theirs to the network's."""
+    state = {new: component.read(old).float() for old, new in names.items()}
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def _transformer(component: Component) -> nn.Module:
+    config = component.config
+    network = LTX2VideoTransformer3DModel(
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        num_attention_heads=config["num_attention_heads"],
+        attention_head_dim=config["attention_head_dim"],
+        cross_attention_dim=config["cross_attention_dim"],
+        pos_embed_max_pos=config["positional_embedding_max_pos"][0],
+        base_height=config["positional_embedding_max_pos"][1],
+        base_width=config["positional_embedding_max_pos"][2],
+        gated_attn=config["apply_gated_attention"],
+        cross_attn_mod=config["cross_attention_adaln"],
+        audio_in_channels=component.shape("audio_patchify_proj.weight")[1],
+        audio_out_channels=config["audio_out_channels"],
+        audio_num_attention_heads=config["audio_num_attention_heads"],
+        audio_attention_head_dim=config["audio_attention_head_dim"],
+        audio_cross_attention_dim=config["audio_cross_attention_dim"],
+        audio_pos_embed_max_pos=config["audio_positional_embedding_max_pos"][0],
+        audio_gated_attn=config["apply_gated_attention"],
+        audio_cross_attn_mod=config["cross_attention_adaln"],
+        num_layers=config["num_layers"],
+        norm_eps=config["norm_eps"],
+        caption_channels=config["caption_channels"],
+        rope_theta=config["positional_embedding_theta"],
+        rope_type=config["rope_type"],
+        timestep_scale_multiplier=config["timestep_scale_multiplier"],
+        cross_attn_timestep_scale_multiplier=config["av_ca_timestep_scale_multiplier"],
+        use_prompt_embeddings=False,
+        perturbed_attn=True,
+    )
+    return _filled(network, component, {key: transformer_name(key) for key in component.names})
+
+
+def _video_vae(component: Component) -> nn.Module:
+    shapes, config = component.shapes(), component.config
+    encoder, decoder = dims.video_encoder(shapes, config), dims.video_decoder(shapes, config)
+    kinds = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
+    steps = list(zip(decoder.widths, decoder.widths[1:], strict=False))
+    strides = (*encoder.resamplers,)
+    network = AutoencoderKLLTX2Video(
+        latent_channels=encoder.latent_channels,
+        block_out_channels=encoder.widths[1:],
+        down_block_types=("LTX2VideoDownBlock3D",) * len(encoder.resamplers),
+        spatio_temporal_scaling=(True,) * len(encoder.resamplers),
+        layers_per_block=encoder.layers,
+        downsample_type=tuple(kinds[kind] for kind in encoder.resamplers),
+        # diffusers lists all but the kinds of the up-samplers from the pixel side.
+        decoder_block_out_channels=decoder.widths[-2::-1],
+        decoder_spatio_temporal_scaling=(True,) * len(decoder.resamplers),
+        decoder_layers_per_block=decoder.layers[::-1],
+        decoder_inject_noise=(False,) * len(decoder.layers),
+        upsample_type=tuple(kinds[kind] for kind in decoder.resamplers),
+        upsample_residual=decoder.residual[::-1],
+        upsample_factor=tuple(before // after for before, after in steps)[::-1],
+        patch_size=encoder.patch,
+        encoder_causal=encoder.causal,
+        decoder_causal=decoder.causal,
+        encoder_spatial_padding_mode=encoder.padding,
+        decoder_spatial_padding_mode=decoder.padding,
+        spatial_compression_ratio=encoder.patch * 2 ** sum(k != "time" for k in strides),
+        temporal_compression_ratio=2 ** sum(k != "space" for k in strides),
+    )
+    return _filled(network, component, network_names(component))
+
+
+def _connectors(chosen: ModelSet) -> nn.Module:
+    hidden = chosen.text_encoder.shape("norm.weight")[0]
+    return networks.load_connectors(
+        chosen.connectors, chosen.text_projection, hidden=hidden, device="cpu", dtype=torch.float32
+    )
+
+
+def _gemma(component: Component) -> nn.Module:
+    stated = component.config.get("text_config", component.config)
+    network = Gemma3TextModel(Gemma3TextConfig(**stated))
+    names = {k: k for k in component.names if k.startswith(("layers.", "embed_tokens.", "norm."))}
+    return _filled(network, component, names)
+
+
+def _upsampler(chosen: ModelSet) -> nn.Module:
+    component = chosen.upsamplers["spatial", 2]
+    return networks.load_upsampler_network(component, device="cpu", dtype=torch.float32)[0]
+
+
+def _sound(chosen: ModelSet) -> dict[str, nn.Module]:
+    vae, vocoder = chosen.audio_vae, chosen.vocoder
+    if vae is None or vocoder is None:
+        raise SystemExit("the benchmark needs models with sound")
+    coder = dims.audio_coder(vae.shapes(), vae.config)
+    network = AutoencoderKLLTX2Audio(
+        base_channels=coder.base,
+        output_channels=coder.mel_channels,
+        ch_mult=coder.multipliers,
+        num_res_blocks=coder.blocks,
+        in_channels=coder.mel_channels,
+        latent_channels=coder.latent_channels,
+        norm_type="pixel",
+        causality_axis=coder.causality_axis,
+        mel_bins=coder.mel_bins,
+    )
+    return {
+        "audio_vae": _filled(network, vae, network_names(vae)),
+        "vocoder": networks.load_vocoder(vocoder, device="cpu").network,
+    }
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

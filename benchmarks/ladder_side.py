@@ -1,0 +1,90 @@
+"""Our side of a benchmark: ``latent_ladder.pipeline.run`` on the job of ``two_stage.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STARTED = time.perf_counter()
+
+from latent_ladder.pipeline import RunOptions, run  # noqa: E402
+from latent_ladder.request import Request  # noqa: E402
+from latent_ladder.stages.events import StageDone, StageStarted  # noqa: E402
+from latent_ladder.stages.store import Store  # noqa: E402
+
+
+def request_of(job: dict[str, Any]) -> Request:
+    """The job as a request: base, x2, refine."""
+    return Request.from_dict(
+        {
+            **{k: job[k] for k in ("prompt", "negative_prompt", "width", "height", "frames")},
+            "fps": job["fps"],
+            "seed": job["seed"],
+            "models": {"folders": [job["models"]]},
+            "stages": [
+                {"kind": "base", "sigmas": job["sigmas_1"], "guidance": job["guidance"]},
+                {"kind": "upsample", "factor": 2.0},
+                {"kind": "refine", "sigmas": job["sigmas_2"]},
+            ],
+        }
+    )
+
+
+@dataclass
+class Clock:
+    """Wall and processor seconds between events, under the name of what was going on."""
+
+    spent: dict[str, tuple[float, float]] = field(default_factory=dict)
+    wall: float = STARTED
+    processor: float = 0.0
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, StageStarted):
+            self.lap("imports and planning")
+        elif isinstance(event, StageDone):
+            self.lap(event.stage)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last call under ``name``."""
+        wall, processor = time.perf_counter(), time.process_time()
+        before = self.spent.get(name, (0.0, 0.0))
+        self.spent[name] = (before[0] + wall - self.wall, before[1] + processor - self.processor)
+        self.wall, self.processor = wall, processor
+
+
+def main() -> None:
+    """Make one clip in a fresh store and write what each stage took."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("job", type=Path)
+    job = json.loads(arguments.parse_args().job.read_text())
+    store, clock = Store(Path(job["folder"])), Clock()
+    counter: Any = nullcontext()
+    if job["check"]:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counter = FlopCounterMode(display=False)
+    with counter:
+        options = RunOptions(device="cpu", on_event=clock)
+        result = run(request_of(job), job["output"], store=store, options=options)
+    record: dict[str, Any] = {"spent": clock.spent}
+    # The product resets the kernel's high-water mark at every stage, so it knows what we lost.
+    record["peak_mib"] = max(stage.peak_memory_bytes or 0 for stage in result.stages) / 2**20
+    if job["check"]:
+        import torch
+
+        base = next(stage for stage in result.stages if stage.stage == "base")
+        artefact = store.get(base.key)
+        if artefact is None:
+            raise SystemExit("the base latents are not in the store")
+        torch.save(artefact.load()["video"], job["check"])
+        record["flops"] = counter.get_total_flops()
+    Path(job["record"]).write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

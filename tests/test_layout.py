@@ -1,0 +1,307 @@
+"""Components are recognised by content; the real LTX-2.3 layout fits the networks exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import layouts
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from latent_ladder.checkpoints.files import CheckpointFile, TensorInfo, open_checkpoint
+from latent_ladder.checkpoints.layout import (
+    Component,
+    components,
+    family,
+    network_names,
+    unclaimed,
+)
+from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
+from latent_ladder.models import networks
+from latent_ladder.models import networks_dims as dims
+
+
+def header(
+    shapes: Mapping[str, layouts.Shape], config: Mapping[str, Any] | None = None
+) -> CheckpointFile:
+    """A file as far as this module looks at it: names and shapes."""
+    tensors = {name: TensorInfo(tuple(shape), "BF16") for name, shape in shapes.items()}
+    return CheckpointFile(Path("model.safetensors"), "id", {}, tensors, config or {})
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, Component]:
+    shapes = {prefix + k: s for prefix, part in layouts.REAL.items() for k, s in part()}
+    assert len(shapes) == 5947
+    sections = {
+        "vae": layouts.VAE_CONFIG,
+        "audio_vae": layouts.AUDIO_CONFIG,
+        "vocoder": layouts.VOCODER_CONFIG,
+    }
+    sections["transformer"] = {"connector_num_attention_heads": 32}
+    return components(header(shapes, sections))
+
+
+def test_real_single_file(real: dict[str, Component]) -> None:
+    assert {role: len(part.names) for role, part in real.items()} == {
+        "transformer": 4186,
+        "connectors": 258,
+        "text_projection": 4,
+        "video_vae": 170,
+        "audio_vae": 102,
+        "vocoder": 1227,
+    }
+    assert unclaimed(real["vocoder"].file) == []
+    assert family(real["transformer"]) == "2.3"
+    assert real["video_vae"].config["latent_channels"] == 128
+
+
+def fits(module: nn.Module, part: Component, prefix: str = "") -> int:
+    """The parameter count of ``module``, whose state is exactly the part's tensors, renamed."""
+    names = network_names(part)
+    assert len(set(names.values())) == len(names), "two tensors get one name"
+    stored = {
+        name[len(prefix) :]: part.shape(key)
+        for key, name in names.items()
+        if name.startswith(prefix)
+    }
+    assert {name: tuple(t.shape) for name, t in module.state_dict().items()} == stored
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_real_video_vae(real: dict[str, Component]) -> None:
+    part = real["video_vae"]
+    for config in (layouts.VAE_CONFIG, {}):
+        encoder = dims.video_encoder(part.shapes(), config)
+        decoder = dims.video_decoder(part.shapes(), config)
+        with torch.device("meta"):
+            built = networks.build_video_encoder(encoder), networks.build_video_decoder(decoder)
+        assert fits(built[0], part, "encoder.") == 318_936_897
+        assert fits(built[1], part, "decoder.") == 407_169_072
+        assert encoder.resamplers == ("space", "time", "all", "all")
+        assert (decoder.spatial_scale, decoder.temporal_scale, decoder.patch) == (32, 8, 4)
+        assert (encoder.padding, decoder.padding, decoder.causal) == ("zeros", "zeros", False)
+
+
+def test_real_audio(real: dict[str, Component]) -> None:
+    for config in (layouts.AUDIO_CONFIG, {}):
+        coder = dims.audio_coder(real["audio_vae"].shapes(), config)
+        assert (coder.latent_channels, coder.mel_bins) == (8, 64)
+        with torch.device("meta"):
+            halves = [networks.build_audio_coder(coder, h) for h in ("encoder", "decoder")]
+        assert fits(halves[0], real["audio_vae"], "encoder.") == 21_333_008
+        assert fits(halves[1], real["audio_vae"], "decoder.") == 31_915_138
+
+
+def test_real_vocoder(real: dict[str, Component]) -> None:
+    part = real["vocoder"]
+    main, extension = networks.vocoder_dims(part)
+    assert extension is not None
+    assert (main.final, extension.generator.final) == ("clamp", None)
+    assert (extension.n_fft, extension.hop, extension.output_rate) == (512, 80, 48000)
+    with torch.device("meta"):
+        assert fits(networks.build_vocoder(main, extension), part) == 128_537_448
+    # Without a header the published kernels single out the same strides.
+    bare = Component("vocoder", part.file, part.names)
+    assert networks.vocoder_dims(bare) == (main, extension)
+
+
+def test_real_connectors(real: dict[str, Component]) -> None:
+    both, texts = real["connectors"], real["text_projection"]
+    video, audio = (dims.connector(both.shapes(), both.config, s) for s in ("video", "audio"))
+    assert (video.heads, video.head_dim, audio.heads, audio.head_dim) == (32, 128, 32, 64)
+    arguments = networks.projection_arguments(texts, 3840)
+    assert arguments["text_proj_in_factor"] == 49
+    with torch.device("meta"):
+        module = networks.build_connectors(video, audio, arguments, both.config)
+    joined = Component("connectors", both.file, {**both.names})
+    counts = 1_612_546_304 + 403_620_096 + 770_707_456 + 385_353_728
+    stored = {n: both.shape(k) for k, n in network_names(joined).items()}
+    stored |= {n: texts.shape(k) for k, n in network_names(texts).items()}
+    assert {n: tuple(t.shape) for n, t in module.state_dict().items()} == stored
+    assert sum(p.numel() for p in module.parameters()) == counts
+
+
+@pytest.mark.parametrize(
+    ("mid", "kind", "count", "factor"),
+    [
+        (1024, "x2", 497_867_904, 2.0),
+        (1024, "x1.5", 545_058_944, 1.5),
+        (512, "temporal", 130_968_192, 2.0),
+    ],
+)
+def test_real_upsamplers(mid: int, kind: str, count: int, factor: float) -> None:
+    part = components(header(dict(layouts.upsampler(mid, kind))))["latent_upsampler"]
+    found = dims.upsampler(part.shapes(), part.config)
+    assert (found.spatial, found.temporal) == (kind != "temporal", kind == "temporal")
+    assert (found.scale, found.rational) == (factor, kind == "x1.5")
+    with torch.device("meta"):
+        assert fits(networks.build_upsampler(found), part) == count
+
+
+# --- split files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["vae.", ""])
+def test_split_video_vae(prefix: str) -> None:
+    shapes = {prefix + k: s for k, s in layouts.video_vae()}
+    # Statistics that older files carry and nothing uses.
+    shapes[f"{prefix}per_channel_statistics.channel"] = (128,)
+    (part,) = components(header(shapes)).values()
+    assert part.role == "video_vae"
+    assert set(network_names(part)) == {k for k, _ in layouts.video_vae()}
+
+
+@pytest.mark.parametrize("prefix", ["audio_vae.", ""])
+def test_split_audio_vae_with_vocoder(prefix: str) -> None:
+    shapes = {prefix + k: s for k, s in layouts.audio_vae()} | {
+        f"vocoder.{k}": s for k, s in layouts.vocoder()
+    }
+    found = components(header(shapes))
+    assert {role: len(part.names) for role, part in found.items()} == {
+        "audio_vae": 102,
+        "vocoder": 1227,
+    }
+    assert "vocoder.conv_pre.weight" in found["vocoder"]
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
+@pytest.mark.parametrize("with_connectors", [True, False])
+def test_transformer_only(prefix: str, with_connectors: bool) -> None:
+    shapes = {prefix + k: s for k, s in layouts.transformer()} | {"scaled_fp8": (0,)}
+    if with_connectors:
+        shapes |= {prefix + k: s for k, s in layouts.connectors()}
+    found = components(header(shapes))
+    roles = ["transformer", "connectors"] if with_connectors else ["transformer"]
+    assert list(found) == roles
+    assert len(found["transformer"].names) == 4187
+    assert family(found["transformer"]) == "2.3"
+
+
+@pytest.mark.parametrize("prefix", ["text_embedding_projection.", ""])
+def test_text_projection_file(prefix: str) -> None:
+    shapes = {prefix + k: s for k, s in layouts.projection()}
+    (part,) = components(header(shapes)).values()
+    assert (part.role, set(part.names)) == ("text_projection", {k for k, _ in layouts.projection()})
+
+
+@pytest.mark.parametrize("wrap", ["model.", "language_model.model.", "model.language_model."])
+def test_gemma_spellings(wrap: str, golden: Any) -> None:
+    tiny = open_checkpoint(golden.path("text_encoders/tiny-gemma-3.safetensors"))
+    (part,) = components(tiny).values()
+    assert part.role == "text_encoder"
+    assert part.config["text_config"]["hidden_size"] == 32
+    assert {"embed_tokens.weight", "norm.weight", "spiece_model"} <= set(part.names)
+    spelled = {
+        (k if k == "spiece_model" else wrap + k): shape for k, shape in part.shapes().items()
+    } | {"vision_model.encoder.weight": (4,), "lm_head.weight": (4, 4)}
+    again = components(header(spelled))["text_encoder"]
+    assert again.shapes() == part.shapes()
+    assert unclaimed(again.file) == []
+
+
+def test_encoder_with_its_projection_in_one_file() -> None:
+    shapes: dict[str, layouts.Shape] = {
+        "model.layers.0.pre_feedforward_layernorm.weight": (8,),
+        "model.embed_tokens.weight": (16, 8),
+        "tokenizer_json": (100,),
+        "hf_asset__tokenizer_config.json": (20,),
+    } | {f"text_embedding_projection.{k}": s for k, s in layouts.projection()}
+    found = components(header(shapes))
+    assert list(found) == ["text_projection", "text_encoder"]
+    assert "hf_asset__tokenizer_config.json" in found["text_encoder"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "transformer_blocks.0.attn1.to_q.lora_B.default.weight",
+        "lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight",
+        "transformer.transformer_blocks.0.attn1.to_q.lora_up.weight",
+        "diffusion_model.transformer_blocks.0.ff.net.2.lokr_w1",
+    ],
+)
+def test_lora_key_styles(key: str) -> None:
+    (part,) = components(header({key: (4, 4), "other": (1,)})).values()
+    assert (part.role, set(part.names)) == ("lora", {key, "other"})
+
+
+def test_golden_files(golden: Any) -> None:
+    def roles(name: str) -> list[str]:
+        return list(components(open_checkpoint(golden.path(f"{name}.safetensors"))))
+
+    everything = ["transformer", "connectors", "text_projection", "video_vae"]
+    assert roles("checkpoints/tiny-ltx-2.3") == [*everything, "audio_vae", "vocoder"]
+    assert roles("checkpoints/tiny-ltx-2.0") == [*everything, "vocoder"]
+    assert roles("diffusion_models/tiny-ltx-2.5-transformer") == ["transformer"]
+    assert roles("quantized/comfy-quant-mixed") == ["transformer"]
+    assert roles("quantized/legacy-scaled-fp8-attn") == ["transformer"]
+    assert roles("loras/tiny-distilled-lora") == ["lora"]
+    for kind in ("spatial-x2", "spatial-x1.5", "temporal-x2"):
+        assert roles(f"latent_upscale_models/tiny-{kind}") == ["latent_upsampler"]
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("checkpoints/tiny-ltx-2.0", "2.0"),
+        ("checkpoints/tiny-ltx-2.3", "2.3"),
+        ("quantized/tiny-ltx-2.3-fp8", "2.3"),
+        ("quantized/tiny-ltx-2.3-nvfp4", "2.3"),
+        ("diffusion_models/tiny-ltx-2.5-transformer", "2.5"),
+    ],
+)
+def test_families(name: str, want: str, golden: Any) -> None:
+    part = components(open_checkpoint(golden.path(f"{name}.safetensors")))["transformer"]
+    assert family(part) == want
+
+
+def test_other_families_are_refused() -> None:
+    for shapes in (
+        {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (8, 8)},
+        {"encoder.block.0.layer.0.SelfAttention.q.weight": (8, 8)},
+        {"model.layers.0.self_attn.q_proj.weight": (8, 8), "model.norm.weight": (8,)},
+        {},
+    ):
+        with pytest.raises(UnknownLayout, match="not a model file of the LTX-2 family"):
+            components(header(shapes))
+    silent = components(header({"transformer_blocks.0.attn1.to_q.weight": (8, 8)}))
+    with pytest.raises(UnknownLayout, match="unknown family"):
+        family(silent["transformer"])
+
+
+def test_header_must_agree_with_tensors(real: dict[str, Component]) -> None:
+    shapes = real["video_vae"].shapes()
+    blocks = [[n, dict(o)] for n, o in layouts.VAE_CONFIG["encoder_blocks"]]
+    blocks[0][1]["num_layers"] = 3
+    with pytest.raises(UnknownLayout, match=r"residual blocks .* in its tensors, .* in its header"):
+        dims.video_encoder(shapes, {"encoder_blocks": blocks})
+    del shapes["decoder.conv_in.conv.weight"]
+    with pytest.raises(UnknownLayout, match=r"no tensor decoder\.conv_in"):
+        dims.video_decoder(shapes, {})
+    with pytest.raises(UnknownLayout, match="timestep"):
+        dims.video_decoder(shapes, {"timestep_conditioning": True})
+    with pytest.raises(UnknownLayout, match="strides"):
+        odd = {"conv_pre.weight": (8, 4, 7), "ups.0.weight": (8, 4, 9)}
+        dims.wave_generator(odd, {}, last=None)
+
+
+def test_missing_tensors_and_damaged_headers(tmp_path: Path) -> None:
+    path = tmp_path / "text.safetensors"
+    tensors = {"model.layers.0.pre_feedforward_layernorm.weight": torch.ones(3)}
+    save_file(tensors, path, {"gemma_config": json.dumps({"hidden_size": 3})})
+    (part,) = components(open_checkpoint(path)).values()
+    assert part.config == {"hidden_size": 3}
+    assert part.read("layers.0.pre_feedforward_layernorm.weight").tolist() == [1, 1, 1]
+    assert part.id == f"{part.file.id}:text_encoder"
+    with pytest.raises(UnknownLayout, match="text encoder has no tensor norm"):
+        part.read("norm.weight")
+    save_file(tensors, path, {"gemma_config": "{"})
+    with pytest.raises(CorruptCheckpoint, match="gemma_config"):
+        components(open_checkpoint(path))

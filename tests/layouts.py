@@ -140,31 +140,31 @@ def audio_block(path: str, before: int, after: int) -> Iterator[tuple[str, Shape
         yield from layer(f"{path}.nin_shortcut.conv", after, before, 1, 1)
 
 
-def audio_vae() -> Iterator[tuple[str, Shape]]:
-    yield from (
-        ("per_channel_statistics.mean-of-means", (128,)),
-        ("per_channel_statistics.std-of-means", (128,)),
-    )
-    widths, width = (128, 256, 512), 128
-    yield from layer("encoder.conv_in.conv", 128, 2, 3, 3)
+def audio_vae(
+    latent: int = 8, widths: tuple[int, ...] = (128, 256, 512), blocks: int = 2
+) -> Iterator[tuple[str, Shape]]:
+    for name in ("mean-of-means", "std-of-means"):
+        yield f"per_channel_statistics.{name}", (latent * 16,)
+    width, deepest = widths[0], widths[-1]
+    yield from layer("encoder.conv_in.conv", width, 2, 3, 3)
     for level, after in enumerate(widths):
-        for block in range(2):
+        for block in range(blocks):
             yield from audio_block(f"encoder.down.{level}.block.{block}", width, after)
             width = after
         if level < 2:
             yield from layer(f"encoder.down.{level}.downsample.conv", width, width, 3, 3)
     for half in ("encoder", "decoder"):
         for block in (1, 2):
-            yield from audio_block(f"{half}.mid.block_{block}", 512, 512)
-    yield from layer("encoder.conv_out.conv", 16, 512, 3, 3)
-    yield from layer("decoder.conv_in.conv", 512, 8, 3, 3)
+            yield from audio_block(f"{half}.mid.block_{block}", deepest, deepest)
+    yield from layer("encoder.conv_out.conv", 2 * latent, deepest, 3, 3)
+    yield from layer("decoder.conv_in.conv", deepest, latent, 3, 3)
     for level in (2, 1, 0):
-        for block in range(3):
+        for block in range(blocks + 1):
             yield from audio_block(f"decoder.up.{level}.block.{block}", width, widths[level])
             width = widths[level]
         if level:
             yield from layer(f"decoder.up.{level}.upsample.conv.conv", width, width, 3, 3)
-    yield from layer("decoder.conv_out.conv", 2, 128, 3, 3)
+    yield from layer("decoder.conv_out.conv", 2, widths[0], 3, 3)
 
 
 def snake(path: str, width: int) -> Iterator[tuple[str, Shape]]:
@@ -189,9 +189,14 @@ def generator(path: str, width: int, kernels: tuple[int, ...]) -> Iterator[tuple
     yield from layer(f"{path}.conv_post", 2, width, 7, bias=False)
 
 
-def vocoder() -> Iterator[tuple[str, Shape]]:
-    yield from generator("vocoder", 1536, (11, 4, 4, 4, 4, 4))
-    yield from generator("bwe_generator", 512, (12, 11, 4, 4, 4))
+def vocoder(
+    hidden: int = 1536,
+    kernels: tuple[int, ...] = (11, 4, 4, 4, 4, 4),
+    wide_hidden: int = 512,
+    wide_kernels: tuple[int, ...] = (12, 11, 4, 4, 4),
+) -> Iterator[tuple[str, Shape]]:
+    yield from generator("vocoder", hidden, kernels)
+    yield from generator("bwe_generator", wide_hidden, wide_kernels)
     yield "mel_stft.mel_basis", (64, 257)
     for way in ("forward", "inverse"):
         yield f"mel_stft.stft_fn.{way}_basis", (514, 1, 512)
@@ -284,3 +289,24 @@ REAL: Mapping[str, Callable[[], Iterator[tuple[str, Shape]]]] = {
     "audio_vae.": audio_vae,
     "vocoder.": vocoder,
 }
+
+POCKET_AUDIO = {"latent": 2, "widths": (32, 32, 64), "blocks": 1}
+POCKET_VOCODER = {
+    "hidden": 48,
+    "kernels": (20, 8, 8),
+    "wide_hidden": 24,
+    "wide_kernels": (20, 12, 8),
+}
+POCKET_VOCODER_CONFIG = {
+    "vocoder": AMP | {"upsample_rates": [10, 4, 4], "upsample_kernel_sizes": [20, 8, 8]},
+    "bwe": AMP
+    | {
+        "upsample_rates": [10, 6, 4],
+        "upsample_kernel_sizes": [20, 12, 8],
+        "input_sampling_rate": 16000,
+        "output_sampling_rate": 48000,
+        "hop_length": 80,
+        "n_fft": 512,
+    },
+}
+"""Other strides than the published ones, so that they must come from the header."""

@@ -1,4 +1,4 @@
-"""Positions and rotation tables against the reference, bit for bit where the reference is float32."""
+"""Positions and rotation tables against the reference, bit for bit where that is float32."""
 
 from __future__ import annotations
 

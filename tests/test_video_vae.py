@@ -20,7 +20,6 @@ from latent_ladder.checkpoints.layout import components
 from latent_ladder.errors import MediaError, RequestError, UnknownLayout
 from latent_ladder.models.video_vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.tiling import (
-    Span,
     TilePlan,
     TileSize,
     plan_tiles,
@@ -99,12 +98,14 @@ def check_all(case: Any, got: Tensor) -> None:
     case.check("samples", got[..., ::step, ::step])
     case.check("frame_channel_mean", like(case, "frame_channel_mean", got.mean((3, 4))))
     case.check("frame_channel_std", like(case, "frame_channel_std", got.std((3, 4))), rtol=2e-3)
-    case.check("row_mean", like(case, "row_mean", got.mean((2, 4))))
-    case.check("col_mean", like(case, "col_mean", got.mean((2, 3))))
+    case.check("row_mean", got.mean((0, 1, 2, 4)))
+    case.check("col_mean", got.mean((0, 1, 2, 3)))
 
 
 def like(case: Any, name: str, values: Tensor) -> Tensor:
-    return values.reshape(case.outputs[name].shape)
+    """The reference stores frames before channels, or the other way round."""
+    shape = case.outputs[name].shape
+    return values[0].T if values.shape[1:] == shape[::-1] else values.reshape(shape)
 
 
 # --- streaming ------------------------------------------------------------------------------------
@@ -176,10 +177,11 @@ def errors(got: Tensor, want: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("size", "rms", "worst"),
     [
-        # What tiles cost, measured on random weights: .06 and .6, .04 and .4, .03 and .5.
-        (TileSize(10, 6, 6, overlap=2), 0.12, 1.2),
-        (TileSize(10, 8, 8, overlap=4), 0.08, 0.8),
-        (TileSize(4, 20, 20, overlap_frames=2), 0.12, 1.5),
+        # Measured on these random weights: .076 and .62, .027 and .24, .021 and .19. The network
+        # sees about 6 latents to each side, so only a larger overlap brings tiles nearer.
+        (TileSize(10, 6, 6, overlap=2), 0.10, 0.9),
+        (TileSize(10, 8, 8, overlap=4), 0.04, 0.4),
+        (TileSize(4, 20, 20, overlap_frames=2), 0.03, 0.3),
     ],
 )
 def test_tiles_stay_close_to_the_whole(
@@ -211,21 +213,19 @@ def test_a_tile_that_holds_everything_is_exact(load: Load) -> None:
     assert torch.equal(whole(latents, load("2.3"), plan), whole(latents, load("2.3")))
 
 
-def test_long_clips_are_encoded_in_tiles(load: Load) -> None:
-    """Spans of time start on a lone frame and drop it; the causal encoder makes the rest near."""
-    frames = np.random.default_rng(0).integers(0, 256, (57, 64, 96, 3), dtype=np.uint8)
-    vae = load("2.3")
-    want = vae.encode(frames)
-    assert want.shape == (1, 8, 8, 2, 3)
-    cut = plan_tiles(8, 2, 3, TileSize(5, 2, 3, overlap_frames=2))
-    got_rms, _ = errors(vae.encode(frames, cut), want)
-    assert got_rms < 0.1
-    # Frames before the first seam's ramp are untouched.
-    exact = cut.frames[1].start + 1
-    torch.testing.assert_close(vae.encode(frames, cut)[:, :, :exact], want[:, :, :exact])
+def test_long_clips_are_encoded_in_tiles(pocket: VideoVae) -> None:
+    """Spans of time start on a lone frame and drop it; what came before is out of sight."""
+    frames = np.random.default_rng(0).integers(0, 256, (73, 32, 64, 3), dtype=np.uint8)
+    want = pocket.encode(frames)
+    assert want.shape == (1, 64, 10, 1, 2)
+    plan = plan_tiles(10, 1, 2, TileSize(6, 2, 2, overlap_frames=3))
+    got = pocket.encode(frames, plan)
+    assert errors(got, want)[0] < 0.05
+    before_the_seam = plan.frames[1].start + 1
+    torch.testing.assert_close(got[:, :, :before_the_seam], want[:, :, :before_the_seam])
 
 
-# --- what is refused, and what is loaded -----------------------------------------------------------
+# --- what is refused, and what is loaded ----------------------------------------------------------
 
 
 def test_frames_beyond_the_last_group_are_left_out(load: Load) -> None:
@@ -255,9 +255,7 @@ def test_a_decoder_alone_loads(tmp_path: Path, golden: Any) -> None:
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     file = open_checkpoint(path)
     part = components(file)["video_vae"]
-    kept = {
-        key: part.read(key).clone() for key in part.names if not key.startswith("encoder.")
-    }
+    kept = {key: part.read(key).clone() for key in part.names if not key.startswith("encoder.")}
     save_file(kept, tmp_path / "d.safetensors", {"config": json.dumps({"vae": dict(part.config)})})
     alone = components(open_checkpoint(tmp_path / "d.safetensors"))["video_vae"]
     vae = load_video_vae(alone, **CPU, parts=("decoder",))
@@ -267,7 +265,3 @@ def test_a_decoder_alone_loads(tmp_path: Path, golden: Any) -> None:
         load_video_vae(alone, **CPU)
     with pytest.raises(ValueError, match="without its encoder"):
         vae.encode(np.zeros((1, 32, 32, 3), np.uint8))
-
-
-def test_spans_have_a_length() -> None:
-    assert len(Span(2, 7)) == 5

@@ -90,17 +90,23 @@ class CheckpointFile:
 
         Raises :class:`CorruptCheckpoint` when the file changed or the name is not in it.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(self.path, "pt") as opened:
-                tensor: Tensor = opened.get_tensor(name)
-                return tensor
+            tensor: Tensor = self._opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CorruptCheckpoint(
                 f"{self.path.name}: cannot read tensor {name}: {error}",
                 "download the file again or check that it did not change while it was in use",
             ) from error
+        return tensor
+
+    @cached_property
+    def _opened(self) -> Any:
+        """The mapped file. Kept open: parsing thousands of names for every tensor is slow."""
+        from safetensors import safe_open
+
+        return safe_open(self.path, "pt")
 
 
 def open_checkpoint(path: Path | str) -> CheckpointFile:

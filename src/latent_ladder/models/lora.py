@@ -21,7 +21,7 @@ from latent_ladder.models.linear import Branch, Linear
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:lora_(?P<part>A|B|down|up)(?:\.\w+)?(?:\.weight)?|(?P<alpha>alpha))$"
 )
-_PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:model\.)?(?:diffusion_model|transformer)\.")
+_PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:(?:model\.)?(?:diffusion_model|transformer)\.)?")
 _KOHYA_PREFIX = re.compile(r"^lora_(?:unet|transformer)_")
 _OTHER_KINDS = re.compile(r"\.(?:hada_w\d_\w|lokr_w\d\w*|dora_scale|oft_blocks|diff)\b")
 

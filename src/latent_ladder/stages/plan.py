@@ -66,7 +66,8 @@ class RunPlan:
     def run_key(self) -> str:
         """Names the run: equal requests on equal models share it (and wait for each other)."""
         fields = self.request.clip_fields()
-        return artefact_key("clip", 1, fields, [self.stages[-1].key, self.latents.key], [])
+        inputs = [self.stages[-1].key, self.latents.key]
+        return artefact_key("clip", 1, fields, inputs, [self.models.video_vae.id])
 
     @property
     def latents(self) -> PlannedStage:
@@ -178,7 +179,7 @@ class _Builder:
             ids = [self.models.transformer.id, *(lora.id for lora, _ in loras)]
         else:
             raise RequestError(f"{name}: a {stage.kind} stage cannot be run by this version")
-        fields = self.request.stage_fields(position) | {"sigmas": list(planned.sigmas)}
+        fields = self.request.stage_fields(position)
         return replace(planned, key=_key(stage.kind, fields, inputs, ids))
 
     def _sound(self, planned: Sequence[PlannedStage]) -> PlannedStage:

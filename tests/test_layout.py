@@ -127,6 +127,27 @@ def test_real_connectors(real: dict[str, Component]) -> None:
     assert sum(p.numel() for p in module.parameters()) == counts
 
 
+def test_connectors_against_the_reference(golden: Any) -> None:
+    """The borrowed connectors on the goldens' hidden states: names, heads and gates are right."""
+    hidden = golden("text.hidden.p1").outputs["hidden"]
+    valid, length = hidden.shape[1], 128
+    states = torch.zeros(1, length, hidden.shape[2], hidden.shape[0])
+    states[0, -valid:] = hidden.permute(1, 2, 0)
+    mask = (torch.arange(length) >= length - valid).float()[None]
+    found = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
+    module = networks.load_connectors(
+        found["connectors"],
+        found["text_projection"],
+        hidden=hidden.shape[2],
+        device="cpu",
+        dtype=torch.float32,
+    )
+    video, audio, _ = module(states, mask)
+    case = golden("text.context.p1")
+    case.check("video", video.reshape(case.outputs["video"].shape))
+    case.check("audio", audio.reshape(case.outputs["audio"].shape))
+
+
 @pytest.mark.parametrize(
     ("mid", "kind", "count", "factor"),
     [

@@ -275,8 +275,9 @@ def test_unknown_words_and_cut_prompts_are_told(library, store):
 
 
 def test_a_clip_without_a_request_says_so(tmp_path):
-    from latent_ladder.media.write import VideoSpec, write_video
     from numpy import zeros
+
+    from latent_ladder.media.write import VideoSpec, write_video
 
     write_video(
         tmp_path / "x.mp4", [zeros((9, 32, 32, 3), "uint8")], VideoSpec((32, 32), Fraction(24))

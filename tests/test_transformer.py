@@ -102,13 +102,12 @@ def test_reference(golden, models, name, family, spec, grad):
 
 @pytest.mark.parametrize("chunk_tokens", [7, 50])
 @pytest.mark.parametrize(("name", "family", "spec"), [CASES[i] for i in (2, 3, 6, 8, 13)])
-def test_reference_in_small_chunks(golden, models, name, family, spec, chunk_tokens, monkeypatch):
-    monkeypatch.setattr("latent_ladder.models.transformer.MIN_CHUNK_TOKENS", chunk_tokens)
+def test_reference_in_small_chunks(golden, models, name, family, spec, chunk_tokens):
     case, model = golden(name), models[family]
-    model.set_chunk_elements(1)
+    model.set_chunk_tokens(chunk_tokens)
     with torch.no_grad():
         check(case, *model(*inputs_of(model.config, case), [spec]))
-    model.set_chunk_elements(1 << 19)
+    model.set_chunk_tokens(1024)
 
 
 def batch_of_two(golden, config, mask=None):
@@ -153,7 +152,8 @@ def only(s, b):
 @pytest.mark.parametrize("chunk_tokens", [384, 60])
 def test_passes_together_equal_passes_alone(golden, model, chunk_tokens, monkeypatch):
     """Shared prefixes are exact: the passes of a guided step in one forward and one by one."""
-    monkeypatch.setattr("latent_ladder.models.transformer.MIN_CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(model.transformer_blocks[0], "chunk_tokens", chunk_tokens)
+    monkeypatch.setattr(model.transformer_blocks[1], "chunk_tokens", chunk_tokens)
     case = golden("dit.per_token")
     video, audio = inputs_of(model.config, case)
     contexts = [torch.cat([s.stage.contexts, s.stage.contexts.flip(1)]) for s in (video, audio)]

@@ -80,21 +80,13 @@ def test_adain_takes_over_mean_and_deviation(golden: Any, of_vae: Statistics) ->
 def test_tiles_cover_everything_but_are_not_exact(
     kind: str, golden: Any, of_vae: Statistics
 ) -> None:
-    """On random weights: .15-.25 of the deviation (GroupNorm sees other content in each tile)."""
+    """On random weights .22-.32 of the deviation: GroupNorm sees other content in each tile."""
     upsampler, latents = load(kind, golden), smooth(2, 13, 20)
     want = upsample(latents, upsampler, of_vae)
     got = upsample(latents, upsampler, of_vae, tile=12)
     assert got.shape == want.shape
     assert 1e-3 < float((got - want).square().mean().sqrt() / want.std()) < 0.5
     assert torch.equal(upsample(latents, upsampler, of_vae, tile=20), want)
-
-
-def test_tiles_are_exact_where_content_repeats(golden: Any, of_vae: Statistics) -> None:
-    """Constant latents have the same statistics in every tile, so away from the edges they meet."""
-    upsampler, latents = load("spatial-x2", golden), torch.ones(1, 8, 2, 20, 20)
-    want = upsample(latents, upsampler, of_vae)[..., 18:22, 18:22]
-    got = upsample(latents, upsampler, of_vae, tile=16)[..., 18:22, 18:22]
-    assert float((got - want).abs().max()) < 0.5 * float(want.abs().max())
 
 
 def test_what_does_not_fit_is_refused(golden: Any, of_vae: Statistics) -> None:

@@ -6,6 +6,7 @@ shares its source, and queries go through in chunks, so that only keys and value
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from latent_ladder.models.linear import Linear
 from latent_ladder.models.norms import inverse_rms
 from latent_ladder.models.rotation import Rope, rotate
+
+
+GELU_BLOCK = 1 << 18
 
 
 class KeysValues(NamedTuple):
@@ -129,6 +133,21 @@ class Attention(nn.Module):
         return x.view(*x.shape[:-1], self.heads, -1)
 
 
+def gelu_(x: Tensor) -> Tensor:
+    """GELU in its tanh form, in place: ``x * sigmoid(2 c (x + 0.044715 x^3))``, c = sqrt(2/pi).
+
+    On a CPU a sigmoid takes a third of the time of a tanh; blocks keep the exponent in its cache.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+        torch.ops.aten.gelu_(x, approximate="tanh")
+        return x
+    slope = x.new_full((), 2 * math.sqrt(2 / math.pi))
+    for block in x.view(-1).split(GELU_BLOCK):
+        exponent = torch.addcmul(slope, block, block, value=float(slope) * 0.044715)
+        block.mul_(exponent.mul_(block).sigmoid_())
+    return x
+
+
 class _Projection(nn.Module):
     """A Linear under the name ``proj``."""
 
@@ -146,7 +165,6 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, inner: int, bias: bool) -> None:
         super().__init__()
-        self.inner = inner
         self.net = nn.ModuleDict(
             {"0": _Projection(dim, inner, bias), "2": Linear(inner, dim, bias)}
         )
@@ -157,6 +175,6 @@ class FeedForward(nn.Module):
         if torch.is_grad_enabled():
             hidden = F.gelu(hidden, approximate="tanh")
         else:
-            torch.ops.aten.gelu_(hidden, approximate="tanh")
+            gelu_(hidden)
         out: Tensor = self.net["2"](hidden)
         return out

@@ -73,7 +73,7 @@ def rope_table(positions: Tensor, shape: RopeShape) -> Rope:
     turning = angles[:, :, half - axes * len(grid) :].view(batch, tokens, len(grid), axes)
     torch.mul((place * 2 - 1).transpose(1, 2)[:, :, None], grid[:, None], out=turning)
     angles = angles.view(batch, tokens, shape.heads, half // shape.heads)
-    return Rope(angles.cos(), angles.sin_())
+    return Rope(torch.complex(angles.cos(), angles.sin()))
 
 
 def _frequencies(shape: RopeShape, axes: int) -> Tensor:

@@ -169,8 +169,7 @@ class StreamState:
 
     def rope(self, table: Rope, part: Part) -> Rope:
         """The rotation of a chunk."""
-        cos, sin = table.tokens(part.tokens)
-        return Rope(self.pick(cos, part.rows), self.pick(sin, part.rows))
+        return Rope(self.pick(table.tokens(part.tokens).turns, part.rows))
 
     def bias(self, part: Part) -> Tensor | None:
         """The self-attention bias of a chunk's queries."""

@@ -46,10 +46,8 @@ from latent_ladder.models.passes import (
 from latent_ladder.models.rotation import Rope
 from latent_ladder.models.streams import StreamInput, StreamState, pick
 
-CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
-"""Feed-forward activations to compute at once: on a CPU what stays in its cache."""
-MIN_CHUNK_TOKENS = 384
-"""Fewer tokens than this make matrix products inefficient."""
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Tokens that a sublayer works on at once: as few as still make efficient matrix products."""
 
 SCALE_ROWS = (0, 1, 0, 0, 1, 0, 0, 1, 0)
 """The rows of a block's table that are scales around one: (shift, scale, gate) of self-attention,
@@ -94,7 +92,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.eps = config.norm_eps
-        self.chunk_elements = CHUNK_ELEMENTS["cpu"]
+        self.chunk_tokens = CHUNK_TOKENS["cpu"]
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream, config)
         video, audio = config.video, config.audio
@@ -157,13 +155,9 @@ class Block(nn.Module):
         for s, ff, mods in enabled:
             self._feed_forward(s, ff, mods)
 
-    def _budget(self, ff: FeedForward) -> int:
-        """Tokens to compute at once."""
-        return max(MIN_CHUNK_TOKENS, self.chunk_elements // ff.inner)
-
     def _self_attention(self, s: StreamState, layers: _Layers, mods: _Mods, sub: Sublayer) -> None:
         s.fork(sub)
-        budget, attn = self._budget(layers.ff), layers.attn1
+        budget, attn = self.chunk_tokens, layers.attn1
         for rows, keys in group_rows(sub.keys, s.rows_at_once(budget)):
             parts = list(s.parts(rows, budget))
             if keys is None:
@@ -201,7 +195,7 @@ class Block(nn.Module):
             both = table[None] if s.prompt is None else table + s.prompt
             context = torch.addcmul(both[:, :1], context, 1 + both[:, 1:]).to(context.dtype)
         s.fork(sub)
-        budget, attn = self._budget(layers.ff), layers.attn2
+        budget, attn = self.chunk_tokens, layers.attn2
         kv = attn.keys_values(context)
         for rows, keys in group_rows(sub.keys, s.rows_at_once(budget)):
             if keys is None:
@@ -225,7 +219,7 @@ class Block(nn.Module):
         if rows.a2v is None:
             return
         video.fork(rows.a2v)
-        budget = self._budget(self._layers("").ff)
+        budget = self.chunk_tokens
         for group, keys in group_rows(rows.a2v.keys, video.rows_at_once(budget)):
             if keys is None or sound is None:
                 continue
@@ -239,7 +233,7 @@ class Block(nn.Module):
         self, video: StreamState, audio: StreamState, sub: Sublayer, by: Affine, mods: _CrossMods
     ) -> None:
         """Audio attends to the video rows ``sub.keys``, a group's keys at a time."""
-        attn, budget = self.video_to_audio_attn, self._budget(self._layers("").ff)
+        attn, budget = self.video_to_audio_attn, self.chunk_tokens
         for rows, keys in group_rows(sub.keys, video.rows_at_once(budget)):
             if keys is None:
                 continue
@@ -254,7 +248,7 @@ class Block(nn.Module):
             audio.add(part, delta, mods.gate, whole=True)
 
     def _feed_forward(self, s: StreamState, ff: FeedForward, mods: _Mods) -> None:
-        budget = self._budget(ff)
+        budget = self.chunk_tokens
         for rows in s.row_groups(budget):
             for part in s.parts(rows, budget):
                 s.add(part, ff(s.normed(part, mods.ff, self.eps)), mods.ff_gate)
@@ -283,7 +277,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.chunk_elements = CHUNK_ELEMENTS["cpu"]
+        self.chunk_tokens = CHUNK_TOKENS["cpu"]
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream)
         video, audio, step = config.video.dim, config.audio.dim, config.timestep_dim
@@ -388,7 +382,7 @@ class Transformer(nn.Module):
         shift, scale = (table + s.embedded[:, :, None]).unbind(2)
         by = Affine((1 + scale).to(s.x.dtype), shift.to(s.x.dtype))
         project = self._linear(f"{prefix}proj_out")
-        budget = max(MIN_CHUNK_TOKENS, self.chunk_elements // s.x.shape[2])
+        budget = self.chunk_tokens
         chunks = []
         for rows in s.row_groups(budget):
             parts = []
@@ -418,11 +412,11 @@ class Transformer(nn.Module):
             if isinstance(module, Attention):
                 module.backend = backend
 
-    def set_chunk_elements(self, elements: int) -> None:
-        """How many feed-forward activations to hold at once: more is faster up to a point."""
-        self.chunk_elements = elements
+    def set_chunk_tokens(self, tokens: int) -> None:
+        """How many tokens to work on at once: more needs more memory and is faster up to a point."""
+        self.chunk_tokens = tokens
         for block in self.transformer_blocks:
-            cast(Block, block).chunk_elements = elements
+            cast(Block, block).chunk_tokens = tokens
 
     def compile_regions(self, **options: object) -> None:
         """Compile the attention and feed-forward modules in place with ``torch.compile``."""
@@ -467,7 +461,7 @@ def load_transformer(
         keep_float32=lambda name: "scale_shift_table" in name,
         what="transformer",
     )
-    model.set_chunk_elements(CHUNK_ELEMENTS.get(torch.device(device).type, CHUNK_ELEMENTS["cpu"]))
+    model.set_chunk_tokens(CHUNK_TOKENS.get(torch.device(device).type, CHUNK_TOKENS["cpu"]))
     return model
 
 

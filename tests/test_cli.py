@@ -129,7 +129,7 @@ def test_presets_and_models(ladder):
     ("words", "code", "said"),
     [
         (["make", "--preset", "pokcet", "x"], 2, "did you mean pocket"),
-        (["make", "x", "--preset", "pocket", "--set", "refine.denoize=1"], 2, "did you mean denoise"),
+        (["plan", "x", "-p", "pocket", "--set", "refine.denoize=1"], 2, "did you mean denoise"),
         (["make", "x", "--preset", "pocket", "--frames", "100"], 2, "frames=97"),
         (["make", "x", "--preset", "pocket", "--size", "0x64"], 2, "width=0"),
         (["make", "x", "--preset", "pocket", "--size", "-5x64"], 2, "width=-5"),
@@ -139,7 +139,7 @@ def test_presets_and_models(ladder):
         (["make", "x", "--preset", "pocket", "--seed", "abc"], 2, "seed"),
         (["make", "x", "--preset", "pocket", "--seed", "1.5"], 2, "seed"),
         (["make", "x", "--preset", "pocket", "--set", "refine.sigmas=0.5 0.9 0"], 2, "0.9, 0.5, 0"),
-        (["make", "x", "--preset", "pocket", "--set", "refine.sigmas=0.9 0.5"], 2, "do not end in 0"),
+        (["make", "x", "-p", "pocket", "--set", "refine.sigmas=0.9 0.5"], 2, "do not end in 0"),
         (["make", "x", "--preset", "pocket", "--set", "refine.sigmas=9,1e-3,0"], 2, "sigmas"),
         (["make", "", "--preset", "pocket"], 2, "is empty"),
         (["make", "--preset", "pocket"], 2, "no prompt"),

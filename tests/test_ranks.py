@@ -40,7 +40,7 @@ WITHOUT_TORCH = ("cli", "request", "advice", "shapes", "checkpoints.library", "m
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module of the package by dotted name; packages whose file holds only a docstring not."""
+    """Every module by dotted name, but for packages whose file holds only a docstring."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if parts[-1] != "__init__":

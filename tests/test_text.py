@@ -1,4 +1,4 @@
-"""From prompts to context: tokens, Gemma states, projections, connectors, cache."""
+"""From prompts to context: tokens, Gemma states, projections, connectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from latent_ladder.models.connectors import Connector, connector_settings, load_
 from latent_ladder.models.gemma import build_network, gemma_settings, load_gemma
 from latent_ladder.models.loading import EmptyOnMeta
 from latent_ladder.models.text_encoder import encode_prompts
-from latent_ladder.text.conditioning import Conditioning, PromptCache, prompt_key
 from latent_ladder.text.tokenizer import load_tokenizer, text_length, token_report
 
 GEMMA = "text_encoders/tiny-gemma-3.safetensors"
@@ -292,10 +291,10 @@ def test_the_real_connectors_fit(stream, width, parameters):
     assert sum(tensor.numel() for tensor in built.values()) == parameters
 
 
-# --- the whole way, and the cache -----------------------------------------------------------------
+# --- the whole way --------------------------------------------------------------------------------
 
 
-def whole(parts, text_encoder, prompts, cache=None, dtype=torch.float32) -> list[Conditioning]:
+def whole(parts, text_encoder, prompts, dtype=torch.float32):
     return encode_prompts(
         prompts,
         text_encoder=text_encoder,
@@ -303,7 +302,6 @@ def whole(parts, text_encoder, prompts, cache=None, dtype=torch.float32) -> list
         connectors=parts["connectors"],
         device="cpu",
         dtype=dtype,
-        cache=cache,
     )
 
 
@@ -319,53 +317,7 @@ def test_prompts_to_context(golden, tmp_path, parts):
 
 def test_bfloat16_stays_close(golden, tmp_path, parts):
     short = gemma_file(golden, tmp_path, {"text_length": "128"})
-    (context,) = whole(
-        parts, short, [golden("text.tokens.p0").params["prompt"]], None, torch.bfloat16
-    )
+    (context,) = whole(parts, short, [golden("text.tokens.p0").params["prompt"]], torch.bfloat16)
     assert context.video.dtype == torch.bfloat16
     want = golden("text.context.p0").outputs["video"]
     assert (context.video - want).norm() / want.norm() < 0.05
-
-
-def test_a_cached_prompt_needs_no_weights(golden, tmp_path, parts):
-    short = gemma_file(golden, tmp_path, {"text_length": "128"})
-    cache = PromptCache(tmp_path / "prompts")
-    first = whole(parts, short, ["a fox", ""], cache)
-    hollow = Component("text_encoder", short.file, {}, {})
-    again = whole(parts, hollow, [" a fox ", ""], cache)
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(one.video, other.video)
-        assert torch.equal(one.audio, other.audio)
-    with pytest.raises(UnknownLayout):
-        whole(parts, hollow, ["another fox"], cache)
-
-
-def test_every_fact_moves_the_key():
-    facts = {"prompt": "fox", "text_encoder": "a", "length": 128}
-    keys = {prompt_key(facts | change) for change in ({}, {"prompt": "Fox"}, {"length": 64})}
-    assert len(keys) == 3
-    assert prompt_key(dict(reversed(facts.items()))) == prompt_key(facts)
-
-
-@pytest.mark.parametrize("place", [4, -1, None])
-def test_a_damaged_cache_file_counts_as_absent(tmp_path, place):
-    cache = PromptCache(tmp_path)
-    stored = Conditioning(torch.randn(1, 4, 8).bfloat16(), torch.randn(1, 4, 4).bfloat16())
-    cache.put("k", stored)
-    found = cache.get("k")
-    assert found is not None
-    assert torch.equal(found.video, stored.video)
-    data = bytearray(cache.path("k").read_bytes())
-    if place is None:
-        del data[-8:]
-    else:
-        data[place] ^= 1
-    cache.path("k").write_bytes(data)
-    assert cache.get("k") is None
-    cache.put("k", stored)
-    assert cache.get("k") is not None
-    assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
-
-
-def test_an_absent_embedding(tmp_path):
-    assert PromptCache(tmp_path / "none").get("k") is None

@@ -232,8 +232,8 @@ class _Run:
             from latent_ladder.stages.steps import Workshop
 
             runtime = choose_runtime(self._options.device)
-            workshop = Workshop(self._plan, runtime, self._warn)
             needed = {stage.key for stage in self._refreshed()}
+            workshop = Workshop(self._plan, runtime, self._warn)
             for stage in self._plan.stages:
                 if stage.key in needed:
                     self._make(stage, workshop)

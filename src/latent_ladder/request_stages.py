@@ -316,8 +316,8 @@ def _sigma_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:
         return [(text, hint)] if denoise is not None else []
     try:
         schedule = Schedule.model_validate(stage["schedule"])
-        legal = isinstance(denoise, int | float) and 0 < denoise <= 1
-        schedule.sigmas(DEFAULT_TOKENS, denoise if legal else 1.0)
+        share = denoise if isinstance(denoise, int | float) and 0 < denoise <= 1 else 1.0
+        schedule.sigmas(DEFAULT_TOKENS, share)
     except ValidationError:
         return []  # reported with the other wrong values
     except RequestError as error:

@@ -18,8 +18,8 @@ from latent_ladder.models.linear import Linear
 from latent_ladder.models.norms import inverse_rms
 from latent_ladder.models.rotation import Rope, rotate
 
-
 GELU_BLOCK = 1 << 18
+"""Elements whose exponents are held at once."""
 
 
 class KeysValues(NamedTuple):
@@ -142,7 +142,9 @@ def gelu_(x: Tensor) -> Tensor:
         torch.ops.aten.gelu_(x, approximate="tanh")
         return x
     slope = x.new_full((), 2 * math.sqrt(2 / math.pi))
-    for block in x.view(-1).split(GELU_BLOCK):
+    flat = x.view(-1)
+    for start in range(0, len(flat), GELU_BLOCK):
+        block = flat[start : start + GELU_BLOCK]
         exponent = torch.addcmul(slope, block, block, value=float(slope) * 0.044715)
         block.mul_(exponent.mul_(block).sigmoid_())
     return x

@@ -24,6 +24,8 @@ from latent_ladder.models.loading import load_module
 from latent_ladder.models.networks_dims import connector
 
 EPS = 1e-6
+THETA = 10000.0
+"""Base of the connectors' rotary positions; the header's theta is the transformer's."""
 SHARED = "aggregate_embed"
 """The one projection of LTX-2.0."""
 
@@ -132,7 +134,7 @@ def connector_settings(connectors: Component, stream: str) -> ConnectorSettings:
         registers=found.registers,
         gated=found.gated,
         max_position=connectors.config.get("connector_positional_embedding_max_pos", [4096])[0],
-        theta=connectors.config.get("positional_embedding_theta", 10000.0),
+        theta=THETA,
     )
 
 

@@ -7,7 +7,6 @@ the dtype and device asked for one at a time. Knows no layout; the caller maps n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-
 from typing import Any, TypeVar
 
 import torch

@@ -15,17 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_ltx2 import (
-    LTX2VideoDecoder3d,
-    LTX2VideoEncoder3d,
-)
-from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import (
-    LTX2AudioDecoder,
-    LTX2AudioEncoder,
-)
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
-from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.layout import Component, network_names
@@ -34,6 +23,46 @@ from latent_ladder.models import networks_dims as dims
 from latent_ladder.models.loading import load_module
 
 Device = torch.device | str
+
+
+def _video_module() -> Any:
+    from diffusers.models.autoencoders import autoencoder_kl_ltx2
+
+    return autoencoder_kl_ltx2
+
+
+def _audio_module() -> Any:
+    from diffusers.models.autoencoders import autoencoder_kl_ltx2_audio
+
+    return autoencoder_kl_ltx2_audio
+
+
+def _vocoder_module() -> Any:
+    from diffusers.pipelines.ltx2 import vocoder
+
+    return vocoder
+
+
+def _upsampler_module() -> Any:
+    from diffusers.pipelines.ltx2 import latent_upsampler
+
+    return latent_upsampler
+
+
+def _connectors_module() -> Any:
+    from diffusers.pipelines.ltx2 import connectors
+
+    return connectors
+
+
+# Imported when needed: the autoencoders alone take seconds to import.
+_MODULES: Mapping[str, Callable[[], Any]] = {
+    "video_vae": _video_module,
+    "audio_vae": _audio_module,
+    "vocoder": _vocoder_module,
+    "latent_upsampler": _upsampler_module,
+    "connectors": _connectors_module,
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +99,7 @@ _KINDS = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
 
 def build_video_encoder(coder: dims.VideoCoder) -> nn.Module:
     """The encoder: (B, 3, F, H, W) in -1..1 -> (B, 2C, F', H', W'), means first."""
-    network: nn.Module = LTX2VideoEncoder3d(
+    network: nn.Module = _video_module().LTX2VideoEncoder3d(
         in_channels=3,
         out_channels=coder.latent_channels,
         block_out_channels=coder.widths[1:],
@@ -89,7 +118,7 @@ def build_video_encoder(coder: dims.VideoCoder) -> nn.Module:
 def build_video_decoder(coder: dims.VideoCoder) -> nn.Module:
     """The decoder: (B, C, F', H', W') -> (B, 3, F, H, W), about -1..1."""
     steps = zip(coder.widths, coder.widths[1:], strict=False)
-    network: nn.Module = LTX2VideoDecoder3d(
+    network: nn.Module = _video_module().LTX2VideoDecoder3d(
         in_channels=coder.latent_channels,
         out_channels=3,
         # diffusers lists all but the kinds of the up-samplers from the pixel side.
@@ -143,7 +172,9 @@ def build_audio_coder(coder: dims.AudioCoder, half: str) -> nn.Module:
         "causality_axis": coder.causality_axis,
         "mel_bins": coder.mel_bins,
     }
-    network: nn.Module = (LTX2AudioDecoder if half == "decoder" else LTX2AudioEncoder)(**shared)
+    library = _audio_module()
+    build = library.LTX2AudioDecoder if half == "decoder" else library.LTX2AudioEncoder
+    network: nn.Module = build(**shared)
     return network
 
 
@@ -160,10 +191,10 @@ def build_vocoder(main: dims.WaveGenerator, extension: dims.BandwidthExtension |
     """The vocoder, with its bandwidth extension where there is one."""
     network: nn.Module
     if extension is None:
-        network = LTX2Vocoder(**_generator_arguments(main))
+        network = _vocoder_module().LTX2Vocoder(**_generator_arguments(main))
         return network
     wide = _generator_arguments(extension.generator)
-    network = LTX2VocoderWithBWE(
+    network = _vocoder_module().LTX2VocoderWithBWE(
         **_generator_arguments(main),
         **{f"bwe_{name}": value for name, value in wide.items()},
         filter_length=extension.n_fft,
@@ -228,7 +259,7 @@ def load_vocoder(component: Component, *, device: Device) -> Vocoder:
 
 def build_upsampler(found: dims.Upsampler) -> nn.Module:
     """The upsampler: (B, C, F, H, W) -> the same, larger; on un-normalised latents."""
-    network: nn.Module = LTX2LatentUpsamplerModel(
+    network: nn.Module = _upsampler_module().LTX2LatentUpsamplerModel(
         in_channels=found.in_channels,
         mid_channels=found.mid_channels,
         num_blocks_per_stage=found.blocks,
@@ -257,7 +288,7 @@ def build_connectors(
 ) -> nn.Module:
     """Text projections, as :func:`projection_arguments` describes them, and both connectors."""
     both = {"video": video, "audio": audio}
-    network: nn.Module = LTX2TextConnectors(
+    network: nn.Module = _connectors_module().LTX2TextConnectors(
         **projection,
         **{
             f"{stream}_connector_{name}": value
@@ -272,7 +303,7 @@ def build_connectors(
         video_gated_attn=video.gated,
         audio_gated_attn=audio.gated,
         connector_rope_base_seq_len=config.get("connector_positional_embedding_max_pos", [4096])[0],
-        rope_theta=config.get("positional_embedding_theta", 10000.0),
+        rope_theta=10000.0,  # the header's theta is the transformer's
         rope_double_precision=config.get("frequencies_precision", "float64") == "float64",
         causal_temporal_positioning=False,
         rope_type=config.get("rope_type", "split"),
@@ -322,6 +353,7 @@ def load_connectors(
     read = _readers(connectors, "") | _readers(projection, "")
     build = partial(build_connectors, video, audio, arguments, connectors.config)
     what = f"{connectors.file.path.name}: text connectors"
+    _connectors_module()
     return load_module(build, read, device=device, dtype=dtype, what=what)
 
 
@@ -337,6 +369,8 @@ def _load(
 ) -> nn.Module:
     what = f"{component.file.path.name}: {component.role.replace('_', ' ')} {part.rstrip('.')}"
     read = _readers(component, part)
+    # Before the build, during which new tensors are meta tensors: not while a library starts.
+    _MODULES[component.role]()
     return load_module(build, read, device=device, dtype=dtype, what=what.strip())
 
 

@@ -1,8 +1,7 @@
 """Prompts to the text context the transformer reads.
 
 Text encoder, projection and connectors are loaded one after the other, each once for all prompts
-and each freed before the next: the peak is the largest of them. Prompts found in the cache load
-nothing at all.
+and each freed before the next: the peak is the largest of them.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from torch import Tensor
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.models.connectors import Features, load_connector, project
 from latent_ladder.models.gemma import load_gemma
-from latent_ladder.text.conditioning import Conditioning, PromptCache, prompt_key
+from latent_ladder.text.conditioning import Conditioning
 from latent_ladder.text.tokenizer import load_tokenizer, text_length
 
-__all__ = ["Conditioning", "PromptCache", "encode_prompts"]
+__all__ = ["Conditioning", "encode_prompts"]
 
 
 def encode_prompts(
@@ -30,33 +29,15 @@ def encode_prompts(
     connectors: Component,
     device: torch.device | str,
     dtype: torch.dtype,
-    cache: PromptCache | None = None,
 ) -> list[Conditioning]:
     """The context of each prompt, in order, on ``device`` in ``dtype``.
 
     Prompts are stripped; an empty one is legal (negative prompts often are). Tokens beyond the
-    text length are dropped, see :func:`latent_ladder.text.tokenizer.token_report`. With a
-    ``cache`` each prompt is encoded once ever per set of models, length and dtype.
+    text length are dropped, see :func:`latent_ladder.text.tokenizer.token_report`.
     """
-    facts: dict[str, str | int] = {
-        "text_encoder": text_encoder.id,
-        "projection": projection.id,
-        "connectors": connectors.id,
-        "length": text_length(text_encoder),
-        "dtype": str(dtype),
-    }
-    keys = {prompt: prompt_key({**facts, "prompt": prompt.strip()}) for prompt in prompts}
-    known = {p: found for p, key in keys.items() if cache and (found := cache.get(key))}
-    missing = [prompt for prompt in keys if prompt not in known]
-    if missing:
-        hidden = _hidden_states(missing, text_encoder, device, dtype)
-        features = project(hidden, projection)
-        contexts = _connect(features, connectors, text_length(text_encoder))
-        for prompt, context in zip(missing, contexts, strict=True):
-            known[prompt] = context
-            if cache:
-                cache.put(keys[prompt], context)
-    return [known[prompt].to(device) for prompt in prompts]
+    hidden = _hidden_states(prompts, text_encoder, device, dtype)
+    features = project(hidden, projection)
+    return _connect(features, connectors, text_length(text_encoder))
 
 
 def _hidden_states(

@@ -413,7 +413,7 @@ class Transformer(nn.Module):
                 module.backend = backend
 
     def set_chunk_tokens(self, tokens: int) -> None:
-        """How many tokens to work on at once: more needs more memory and is faster up to a point."""
+        """How many tokens to work on at once: more is faster up to a point and needs memory."""
         self.chunk_tokens = tokens
         for block in self.transformer_blocks:
             cast(Block, block).chunk_tokens = tokens

@@ -72,6 +72,8 @@ class Workshop:
         self._models: ModelSet = plan.models
         self._request: Request = plan.request
         self._runtime = runtime
+        self._prompts = [s for s in plan.stages if s.kind == "prompt"]
+        self._contexts: dict[str, Conditioning] = {}
         self._transformer: Transformer | None = None
 
     # -- measuring ----------------------------------------------------------------------------
@@ -99,15 +101,20 @@ class Workshop:
         return self._sampled(stage, inputs, on_step)
 
     def _prompt(self, stage: PlannedStage) -> tuple[Tensors, Facts]:
-        models = self._models
-        [context] = encode_prompts(
-            [stage.text],
-            text_encoder=models.text_encoder,
-            projection=models.text_projection,
-            connectors=models.connectors,
-            device=self._runtime.device,
-            dtype=self._runtime.dtype,
-        )
+        """All prompts that are missing are encoded at once: the text encoder loads once."""
+        if stage.text not in self._contexts:
+            texts = [s.text for s in self._prompts if not s.stored]
+            models = self._models
+            found = encode_prompts(
+                texts,
+                text_encoder=models.text_encoder,
+                projection=models.text_projection,
+                connectors=models.connectors,
+                device=self._runtime.device,
+                dtype=self._runtime.dtype,
+            )
+            self._contexts = dict(zip(texts, found, strict=True))
+        context = self._contexts[stage.text]
         return {"video": context.video, "audio": context.audio}, {"text": stage.text}
 
     @torch.inference_mode()

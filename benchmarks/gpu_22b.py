@@ -1,0 +1,246 @@
+"""The real 2.3 transformer (48 layers, 19 B parameters, random bf16 weights) on one GPU.
+
+``python benchmarks/gpu_22b.py`` needs a CUDA device with about 60 GB; ``--tiny`` runs the same
+path with a small network on the CPU, to check the script. For stage 1 (960x544, 121 frames) and
+stage 2 (1920x1088, 121 frames): seconds per plain forward, share of the device's peak matrix rate
+(measured with a bf16 product in the same run), peak memory above the weights; ours and diffusers'
+transformer after one another on the same weights; stage 1 also as a guided step of 4 passes.
+Writes ``benchmarks/results/gpu_22b.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from denoiser import GUIDANCE
+from rival import Workload, build_rival, rival_forward, rival_guided_step
+from torch import Tensor
+
+from latent_ladder.models.config import StreamConfig, TransformerConfig
+from latent_ladder.models.denoiser import Denoiser, StreamRun
+from latent_ladder.models.loading import EmptyOnMeta, load_module
+from latent_ladder.models.rope import audio_positions, video_positions
+from latent_ladder.models.transformer import CHUNK_TOKENS, Transformer
+from latent_ladder.sampling.guiders import Guidance
+
+RESULTS = Path(__file__).parent / "results"
+NEEDED_GIB = 55
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Latent sizes of one stage and the tokens of sound and text."""
+
+    name: str
+    frames: int
+    height: int
+    width: int
+    audio: int
+    text: int
+    guided: bool
+
+
+REAL = (
+    Stage("stage 1, 960x544x121", 16, 17, 30, 126, 1024, guided=True),
+    Stage("stage 2, 1920x1088x121", 16, 34, 60, 126, 1024, guided=False),
+)
+TINY = (
+    Stage("tiny 1", 3, 4, 6, 20, 32, guided=True),
+    Stage("tiny 2", 3, 8, 12, 20, 32, guided=False),
+)
+
+
+def config(tiny: bool) -> TransformerConfig:
+    """The 2.3 config, or one of its shape that fits anywhere."""
+    layers, heads, width, sound = (2, 4, 16, 8) if tiny else (48, 32, 128, 64)
+    dim, audio = heads * width, heads * sound
+    return TransformerConfig(
+        layers,
+        StreamConfig(128, 128, heads, width, 4 * dim, dim, (20.0, 2048.0, 2048.0)),
+        StreamConfig(128, 128, heads, sound, 4 * audio, audio, (20.0,)),
+    )
+
+
+def build(shape: TransformerConfig, device: torch.device) -> Transformer:
+    """Random weights, drawn on the device in bf16; modulation tables float32."""
+    with EmptyOnMeta():
+        slots = {name: t.shape for name, t in Transformer(shape).state_dict().items()}
+
+    def draw(name: str) -> Tensor:
+        empty = torch.empty(slots[name], dtype=torch.bfloat16, device=device)
+        if name.endswith("norm.weight"):
+            return empty.fill_(1)
+        return empty.normal_(std=slots[name][-1] ** -0.5)
+
+    model = load_module(
+        lambda: Transformer(shape),
+        {name: partial(draw, name) for name in slots},
+        device=device,
+        dtype=torch.bfloat16,
+        keep_float32=lambda name: "scale_shift_table" in name,
+        what="random transformer",
+    )
+    model.set_chunk_tokens(CHUNK_TOKENS[device.type])
+    return model
+
+
+def workload(stage: Stage, shape: TransformerConfig, device: torch.device) -> Workload:
+    """Random latents (float32) and text (bf16)."""
+    torch.manual_seed(1)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(1, *size, device=device)
+
+    texts = [draw(stage.text, s.dim).bfloat16() for s in (shape.video, shape.audio) * 2]
+    return Workload(
+        draw(stage.frames * stage.height * stage.width, 128),
+        draw(stage.audio, 128),
+        video_positions(stage.frames, stage.height, stage.width, 24).to(device),
+        audio_positions(stage.audio).to(device),
+        *texts,
+        sigma=0.7,
+    )
+
+
+def our_call(model: Transformer, work: Workload, guided: bool) -> Callable[[], Tensor]:
+    """One step of ours; tables are made here, as a stage does."""
+    guidance = Guidance()
+    if guided:
+        cfg, stg, modality, rescale = GUIDANCE
+        guidance = Guidance(cfg, stg, modality, rescale, (stg_block(model.config.layers),))
+    video = StreamRun(
+        work.video_positions, work.video_context, work.negative_video_context, guidance=guidance
+    )
+    audio = StreamRun(
+        work.audio_positions, work.audio_context, work.negative_audio_context, guidance=guidance
+    )
+    denoiser = Denoiser(model, video, audio)
+    x = denoiser.packing.pack(work.video, work.audio)
+    return lambda: denoiser(x, work.sigma, 0).denoised
+
+
+def rival_call(model: torch.nn.Module, work: Workload, guided: bool) -> Callable[[], object]:
+    """One step of diffusers."""
+    layers = len(model.transformer_blocks)  # type: ignore[arg-type]
+
+    def call() -> object:
+        with torch.inference_mode():
+            if guided:
+                return rival_guided_step(model, work, [stg_block(layers)], GUIDANCE)
+            return rival_forward(model, work)
+
+    return call
+
+
+def stg_block(layers: int) -> int:
+    """Block 28 of 48, or as deep in a smaller network."""
+    return layers * 28 // 48
+
+
+def flops(shape: TransformerConfig, stage: Stage) -> float:
+    """Multiply-adds times two of one plain forward."""
+    d, s = shape.video.dim, shape.audio.dim
+    n, m, text = stage.frames * stage.height * stage.width, stage.audio, stage.text
+    linear = n * (14 * d * d + 4 * d * s) + m * 18 * s * s + 2 * text * (d * d + s * s)
+    attention = 2 * (n * n * d + m * m * s + n * text * d + m * text * s + 2 * n * m * s)
+    return 2.0 * shape.layers * (linear + attention)
+
+
+def measure(call: Callable[[], object], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds after one warm-up, and the peak of memory above what was held."""
+    cuda = device.type == "cuda"
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() if cuda else 0
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() - held if cuda else 0
+    return {"seconds": statistics.median(times[1:]), "peak_gib": peak / 2**30}
+
+
+def matmul_rate(device: torch.device, size: int) -> float:
+    """FLOP/s of a square bf16 product, best of five."""
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    best = min(measure(lambda: a @ a, device, 1)["seconds"] for _ in range(5))
+    return 2.0 * size**3 / best
+
+
+def run(tiny: bool, rounds: int) -> dict[str, object]:
+    """All stages, ours then diffusers'."""
+    device = torch.device("cpu" if tiny else "cuda")
+    shape = config(tiny)
+    model = build(shape, device)
+    peak_rate = matmul_rate(device, 256 if tiny else 8192)
+    report: dict[str, object] = {
+        "device": "cpu" if tiny else torch.cuda.get_device_name(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "matmul_tflops": peak_rate / 1e12,
+    }
+    sides = {"ours": (model, our_call), "diffusers": (build_rival(model), rival_call)}
+    for stage in REAL if not tiny else TINY:
+        work = workload(stage, shape, device)
+        for guided in (False, True) if stage.guided else (False,):
+            label = f"{stage.name}, {'guided step' if guided else 'forward'}"
+            found: dict[str, dict[str, float]] = {}
+            for side, (network, make) in sides.items():
+                found[side] = measure(make(network, work, guided), device, rounds)  # type: ignore[arg-type]
+                if not guided:
+                    rate = flops(shape, stage) / found[side]["seconds"]
+                    found[side]["mfu"] = rate / peak_rate
+            report[label] = found
+            print_line(label, found)
+    return report
+
+
+def print_line(label: str, found: dict[str, dict[str, float]]) -> None:
+    """One line per measurement."""
+    ours, rival = found["ours"], found["diffusers"]
+    mfu = f"  MFU {ours['mfu']:.2f} / {rival['mfu']:.2f}" if "mfu" in ours else ""
+    print(
+        f"{label:40}{ours['seconds']:9.3f} s /{rival['seconds']:9.3f} s"
+        f"  {ours['peak_gib']:6.2f} / {rival['peak_gib']:6.2f} GiB{mfu}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    if not args.tiny:
+        if not torch.cuda.is_available():
+            print("error: this benchmark needs a CUDA device", file=sys.stderr)
+            print("hint:  --tiny checks the script on the CPU", file=sys.stderr)
+            return 1
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        if total < NEEDED_GIB:
+            print(f"error: {total:.0f} GiB of GPU memory, needed {NEEDED_GIB}", file=sys.stderr)
+            print("hint:  use a GPU with 80 GB, or --tiny on the CPU", file=sys.stderr)
+            return 1
+    report = run(args.tiny, args.rounds)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / ("gpu_22b_tiny.json" if args.tiny else "gpu_22b.json")
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

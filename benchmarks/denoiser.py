@@ -5,9 +5,10 @@
 Cases: a plain forward, a guided step (4 passes: prompt, negative prompt, STG in one block,
 modality), and both with a kept first frame (per-token noise levels). float32 on the CPU. The two
 sides take turns within each round; reported are medians, and the ratios of medians, of minima and
-of the least processor time, which a busy machine disturbs least. Memory is the peak above the loaded weights and inputs, one fresh process per side. The
-roofline line is the achieved rate of the plain forward over that of a matrix product measured in
-the same run. Writes ``benchmarks/results/denoiser.json``.
+of the least processor time, which a busy machine disturbs least. Memory is the peak above the
+loaded weights and inputs, one fresh process per side. The roofline line is the achieved rate of
+the plain forward over that of a matrix product measured in the same run. Writes
+``benchmarks/results/denoiser.json``.
 """
 
 from __future__ import annotations

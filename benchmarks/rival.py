@@ -41,11 +41,14 @@ def rival_name(name: str) -> str:
 
 
 def build_rival(ours: Transformer) -> nn.Module:
-    """diffusers' transformer on the very tensors of ``ours``: the weights exist once."""
+    """diffusers' transformer on the very tensors of ``ours``: the weights exist once.
+
+    In bf16 it gets the modulation tables in bf16 as well: it cannot mix the two.
+    """
     model = rival_on_meta(ours.config)
-    state = {rival_name(name): t for name, t in ours.state_dict().items()}
+    dtype = ours.get_parameter("patchify_proj.weight").dtype
+    state = {rival_name(name): t.to(dtype) for name, t in ours.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    # What is left on meta are tables that diffusers recomputes: none in 0.42.
     return model.eval().requires_grad_(False)
 
 

@@ -147,7 +147,7 @@ def test_presets_and_models(ladder):
         (["make", "x", "--preset", "pocket", "-o", "a.gif"], 5, "a.mp4"),
         (["make", "x", "--models", "/nowhere"], 3, "does not exist"),
         (["make", "x", "--checkpoint", "nope.safetensors"], 3, "known:"),
-        (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "--device"),
+        (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "use one of auto"),
         (["show", "nothing.mp4"], 5, "nothing.mp4"),
         (["make", "--from", "nothing.toml"], 2, "cannot be read"),
         (["runs", "show", "zzz"], 8, "no run"),

@@ -34,6 +34,13 @@ def header(
     return CheckpointFile(Path("model.safetensors"), "id", {}, tensors, config or {})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def libraries() -> None:
+    """Import them before any network is built on the meta device, as loading does."""
+    for start in networks._MODULES.values():
+        start()
+
+
 @pytest.fixture(scope="module")
 def real() -> dict[str, Component]:
     shapes = {prefix + k: s for prefix, part in layouts.REAL.items() for k, s in part()}

@@ -142,7 +142,11 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(run_case(arguments.case, arguments.frames[0])))
         return
-    rows = [in_own_process(case, frames) for frames in arguments.frames for case in CASES]
+    rows = []
+    for frames in arguments.frames:
+        for case in CASES:
+            rows.append(in_own_process(case, frames))
+            print(rows[-1], file=sys.stderr, flush=True)
     print(table(rows))
     RESULTS.parent.mkdir(exist_ok=True)
     about = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from latent_ladder.checkpoints.files import CheckpointFile, TensorInfo, open_che
 from latent_ladder.checkpoints.layout import Component, components
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models.connectors import Connector, connector_settings, load_connector, project
-from latent_ladder.models.gemma import build_network, gemma_settings, load_gemma
+from latent_ladder.models.gemma import GemmaLayer, gemma_settings, hidden_states
 from latent_ladder.models.loading import EmptyOnMeta
 from latent_ladder.models.text_encoder import encode_prompts
 from latent_ladder.text.tokenizer import load_tokenizer, text_length, token_report
@@ -138,14 +139,14 @@ def test_tokenizer_json_is_read(golden, tmp_path):
 @pytest.mark.parametrize("name", ["p0", "p1"])
 def test_hidden_states(golden, gemma, name):
     ids = load_tokenizer(gemma).tokenize(golden(f"text.tokens.{name}").params["prompt"], 128).ids
-    hidden = load_gemma(gemma, **CPU).hidden_states(ids)
+    _, hidden = hidden_states([(2,), ids], gemma, **CPU)
     golden(f"text.hidden.{name}").check("hidden", hidden)
 
 
 def test_without_a_header_gemma_3_is_assumed(golden, tmp_path, gemma):
     """Full attention every sixth layer, factor 8: all that differs here is the window."""
     bare = gemma_settings(gemma_file(golden, tmp_path, {"gemma_config": None}))
-    assert bare == gemma_settings(gemma) | {"sliding_window": 1024}
+    assert bare == replace(gemma_settings(gemma), window=1024)
 
 
 def test_the_header_spelling_of_older_files(golden, tmp_path, gemma):
@@ -170,8 +171,8 @@ def test_a_header_of_another_model_is_refused(golden, tmp_path):
 
 def test_an_incomplete_text_encoder_is_refused(golden, tmp_path):
     part = gemma_file(golden, tmp_path, drop=("model.layers.3.mlp.up_proj.weight",))
-    with pytest.raises(UnknownLayout, match=r"layers\.3\.mlp\.up_proj"):
-        load_gemma(part, **CPU)
+    with pytest.raises(UnknownLayout, match=r"layer 3 .*mlp\.up_proj"):
+        hidden_states([(2,)], part, **CPU)
 
 
 def of_shapes(shapes: dict[str, tuple[int, ...]], config=None) -> CheckpointFile:
@@ -208,11 +209,11 @@ def test_the_real_gemma_fits():
     assert sum(t.elements for t in file.tensors.values()) == pytest.approx(11.766e9, rel=1e-4)
     part = components(file)["text_encoder"]
     settings = gemma_settings(part)
-    assert (settings["num_attention_heads"], settings["num_key_value_heads"]) == (16, 8)
-    assert settings["layer_types"].count("full_attention") == 8
+    assert (settings.heads, settings.kv_heads, sum(settings.full)) == (16, 8, 8)
     with EmptyOnMeta():
-        built = build_network(settings).state_dict()
-    wanted = {k: v for k, v in part.shapes().items() if k != "embed_tokens.weight"}
+        built = GemmaLayer(settings).state_dict()
+    prefix = "layers.47."
+    wanted = {k.removeprefix(prefix): v for k, v in part.shapes().items() if k.startswith(prefix)}
     assert {name: tuple(tensor.shape) for name, tensor in built.items()} == wanted
 
 

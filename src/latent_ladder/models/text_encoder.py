@@ -1,7 +1,7 @@
 """Prompts to the text context the transformer reads.
 
-Text encoder, projection and connectors are loaded one after the other, each once for all prompts
-and each freed before the next: the peak is the largest of them.
+Text encoder (layer by layer), projection and connectors are loaded one after the other, each once
+for all prompts and each freed before the next: the peak is the largest of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.models.connectors import Features, load_connector, project
-from latent_ladder.models.gemma import load_gemma
+from latent_ladder.models.gemma import hidden_states
 from latent_ladder.text.conditioning import Conditioning
 from latent_ladder.text.tokenizer import load_tokenizer, text_length
 
@@ -43,10 +43,10 @@ def encode_prompts(
 def _hidden_states(
     prompts: Sequence[str], text_encoder: Component, device: torch.device | str, dtype: torch.dtype
 ) -> list[Tensor]:
-    """States (layers + 1, n, D) per prompt; the text encoder is gone on return."""
+    """States (layers + 1, n, D) per prompt."""
     tokenizer, length = load_tokenizer(text_encoder), text_length(text_encoder)
-    gemma = load_gemma(text_encoder, device=device, dtype=dtype)
-    return [gemma.hidden_states(tokenizer.tokenize(p, length).ids) for p in prompts]
+    ids = [tokenizer.tokenize(prompt, length).ids for prompt in prompts]
+    return hidden_states(ids, text_encoder, device=device, dtype=dtype)
 
 
 @torch.no_grad()

@@ -1,0 +1,196 @@
+"""A cache of clips from which any colouring of a scene can be mixed without rendering it again.
+
+The encoder is affine and a scene is a sum of masks times colours, so the latents of a clip are a
+sum of the masks' latents times colours. One *geometry* (shape, motion, background, place) therefore
+stands for every colour of object and background, plain or striped. Shards hold float16 tensors
+`parts` (N, 4, 3, C, F', H', W') and the scenes; a worker adds shards while others train.
+
+    python training/pocket/cache.py --size 256 --count 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import time
+from pathlib import Path
+
+import torch
+import world
+from torch import Tensor
+from vae import LATENT_CHANNELS, Transform, space_to_depth, transform
+from vae_train import RUNS, load, log, save
+
+FRAMES = 33
+SHARD = 64
+BACK_TINTED, BACK_FIXED, OWN, STRIPE = range(4)
+
+
+def _mask_latents(encode: Transform, mask: Tensor) -> Tensor:
+    """(3, C, F', H/32, W/32) of one mask (F, H, W): its latents in red, green and blue."""
+    channels = encode.weight.shape[0]
+    first = encode.weight.sum(2).reshape(channels * 3, -1)
+    flat = encode.weight.reshape(channels * 3, -1)
+    video = mask[None, None]
+    parts = [first @ space_to_depth(video[:, :, :1], (1, 32, 32))[0].flatten(1)]
+    shape = (1, mask.shape[1] // 32, mask.shape[2] // 32)
+    if mask.shape[0] > 1:
+        parts.append(flat @ space_to_depth(video[:, :, 1:], (8, 32, 32))[0].flatten(1))
+    frames = [p.reshape(channels, 3, -1, *shape[1:]).transpose(0, 1) for p in parts]
+    return torch.cat(frames, dim=2)
+
+
+def geometry(encode: Transform, scene: world.Scene, size: int) -> Tensor:
+    """`parts` (4, 3, C, F', size/32, size/32) of a scene's masks, for colours in signal units."""
+    pixel = 2 / size
+    xs = (torch.arange(size) + 0.5) * pixel - 1
+    ys = 1 - (torch.arange(size) + 0.5) * pixel
+    t = torch.arange(FRAMES if size == 256 else 25) / 24
+    soft = world.EDGE_PX * pixel
+    back = world.backdrop(scene, xs, ys, pixel)
+    frames = 1 + (len(t) - 1) // 8
+    out = torch.zeros(4, 3, LATENT_CHANNELS, frames, size // 32, size // 32)
+    for part, field in ((BACK_TINTED, back.tinted), (BACK_FIXED, back.fixed)):
+        out[part] = _mask_latents(encode, field[None])  # a still picture fills every block alike
+    cx, cy, radius = world.trajectory(scene, t)
+    rows, columns = (
+        slice(s.start // 32 * 32, -(-s.stop // 32) * 32)
+        for s in (world.touched(ys, cy, radius), world.touched(xs, cx, radius))
+    )
+    mask, own = world.coverage(scene, xs[columns], ys[rows], t, soft)
+    window = (..., slice(rows.start // 32, rows.stop // 32), slice(columns.start // 32,
+              columns.stop // 32))  # fmt: skip
+    for part, field in ((BACK_TINTED, back.tinted), (BACK_FIXED, back.fixed)):
+        if bool(field.any()):
+            out[part][window] -= _mask_latents(encode, mask * field[rows, columns])
+    out[OWN][window] = _mask_latents(encode, mask * own)
+    out[STRIPE][window] = _mask_latents(encode, mask - mask * own)
+    return out
+
+
+def palette(scene: world.Scene) -> Tensor:
+    """(4, 3) colours of the parts, in signal units (0 = black; the constant is in `offset`)."""
+    own = world.object_color(scene)
+    stripe = world.stripe_color(scene) if scene.texture == "striped" else own
+    fixed = torch.tensor([float(c) for c in world.WALL])
+    if scene.background != "floor":
+        fixed = torch.tensor([float(c) for c in world.HAZE])
+    return torch.stack([world.background_color(scene), fixed, own, stripe]) / 127.5
+
+
+def offset(encode: Transform) -> Tensor:
+    """(C, 1, 1, 1) latent of a black clip: signal -1."""
+    return (encode.bias - encode.weight.sum((1, 2, 3, 4))).view(-1, 1, 1, 1)
+
+
+def recolored(scene: world.Scene, rng: random.Random) -> world.Scene:
+    """The same geometry with other colours and texture."""
+    other = world.random_scene(rng)
+    names = ("color", "texture", "background_color", "tint", "background_tint")
+    return dataclasses.replace(scene, **{name: getattr(other, name) for name in names})
+
+
+class Cache:
+    """Every shard of one size that exists, in memory; `refresh` reads what came since."""
+
+    def __init__(self, encode: Transform, size: int, folder: Path = RUNS / "cache") -> None:
+        self.folder, self.size = folder, size
+        self.offset = offset(encode)
+        self.parts: list[Tensor] = []
+        self.scenes: list[world.Scene] = []
+        self.seen: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Number of geometries held."""
+        for path in sorted(self.folder.glob(f"{self.size}-*.pt")):
+            if path.name not in self.seen:
+                shard = torch.load(path, weights_only=True)
+                self.parts.extend(shard["parts"])
+                self.scenes.extend(world.Scene(**s) for s in shard["scenes"])
+                self.seen.add(path.name)
+        return len(self.scenes)
+
+    def sample(
+        self, rng: random.Random, count: int, frames: int
+    ) -> tuple[Tensor, list[world.Scene]]:
+        """(normalised latents (B, C, frames, H', W'), scenes), colours mixed afresh."""
+        picks = [rng.randrange(len(self.scenes)) for _ in range(count)]
+        scenes = [recolored(self.scenes[i], rng) for i in picks]
+        out = []
+        for i, scene in zip(picks, scenes, strict=True):
+            parts = self.parts[i]
+            colors = palette(scene)
+            out.append(torch.tensordot(colors, parts[:, :, :, :frames].float(), 2) + self.offset)
+        return torch.stack(out), scenes
+
+
+class Twins:
+    """The same geometries at 256 and 512 px; the last `HELD` of them are for measuring."""
+
+    HELD = 32
+
+    def __init__(self, encode: Transform) -> None:
+        self.small, self.large = Cache(encode, 256), Cache(encode, 512)
+        places = {_place(s): i for i, s in enumerate(self.small.scenes)}
+        both = [(places.get(_place(s)), j) for j, s in enumerate(self.large.scenes)]
+        self.pairs = [(i, j) for i, j in both if i is not None]
+
+    def sample(
+        self, rng: random.Random, count: int, held_out: bool = False
+    ) -> tuple[Tensor, Tensor, list[world.Scene]]:
+        """Normalised latents (B, C, 4, 8, 8) and (B, C, 4, 16, 16) of freshly coloured scenes."""
+        pool = self.pairs[-self.HELD :] if held_out else self.pairs[: -self.HELD]
+        low, high, scenes = [], [], []
+        for _ in range(count):
+            i, j = rng.choice(pool)
+            scene = recolored(self.large.scenes[j], rng)
+            colors = palette(scene)
+            for parts, out in ((self.small.parts[i], low), (self.large.parts[j], high)):
+                mixed = torch.tensordot(colors, parts[:, :, :, :4].float(), 2)
+                out.append(mixed + self.small.offset)
+            scenes.append(scene)
+        return torch.stack(low), torch.stack(high), scenes
+
+
+def _place(scene: world.Scene) -> tuple[float, ...]:
+    return scene.x, scene.y, scene.radius, scene.phase
+
+
+def work(size: int, count: int, seed: int) -> None:
+    """Add shards until `count` geometries exist."""
+    folder = RUNS / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    encode = transform(load(), normalized=True)
+    number = len(list(folder.glob(f"{size}-*.pt")))
+    while number * SHARD < count:
+        start = time.time()
+        small = folder / f"256-{number:05d}.pt"
+        if size != 256 and small.exists():  # the same scenes at both sizes
+            held = torch.load(small, weights_only=True)["scenes"]
+            scenes = [world.Scene(**s) for s in held]
+        else:
+            rng = random.Random(f"{seed}/{size}/{number}")
+            scenes = [world.random_scene(rng) for _ in range(SHARD)]
+        parts = torch.stack([geometry(encode, s, size).half() for s in scenes])
+        shard = {"parts": parts, "scenes": [dataclasses.asdict(s) for s in scenes]}
+        save(shard, folder / f"{size}-{number:05d}.pt")
+        number += 1
+        log("cache", size=size, held=number * SHARD, seconds_each=(time.time() - start) / SHARD)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    work(options.size, options.count, options.seed)
+
+
+if __name__ == "__main__":
+    main()

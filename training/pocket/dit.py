@@ -1,0 +1,392 @@
+"""Train the pocket transformer on cached clips: flow matching on video, sound and text together.
+
+    python training/pocket/dit.py --seconds 6000 [--large 0.3]
+
+The network is the product's own `Transformer`; x_t = (1 - s) x0 + s n, the target velocity is
+n - x0, and a token's own sigma may be 0 (a given first frame). State lives in runs/dit.pt and is
+enough to go on; `--large` is the share of 512 px batches (sigma <= .91) in a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import time
+from typing import Any
+
+import sound_nets
+import text
+import torch
+import world
+from cache import Cache
+from muon import Muon
+from torch import Tensor, nn
+from vae import LATENT_CHANNELS, transform
+from vae_train import RUNS, load, log, save
+
+from latent_ladder.models.config import StreamConfig, TransformerConfig
+from latent_ladder.models.rope import audio_positions, video_positions
+from latent_ladder.models.streams import StreamInput, stream_stage
+from latent_ladder.models.transformer import Transformer
+
+STATE = RUNS / "dit.pt"
+FPS = 24
+LAYERS = 6
+MAX_POS = (4.0, 512.0, 512.0)
+THETA = 100.0
+VIDEO_HEADS, VIDEO_HEAD_DIM, AUDIO_HEAD_DIM = 4, 32, 16
+AUDIO_CHANNELS = sound_nets.BASE_CHANNELS
+WARM_STEPS = 150
+LARGE_SIGMA = 0.9125
+
+
+def network_config() -> TransformerConfig:
+    """The pocket transformer's shape."""
+    video, audio = VIDEO_HEADS * VIDEO_HEAD_DIM, VIDEO_HEADS * AUDIO_HEAD_DIM
+    return TransformerConfig(
+        layers=LAYERS,
+        video=StreamConfig(
+            LATENT_CHANNELS, LATENT_CHANNELS, VIDEO_HEADS, VIDEO_HEAD_DIM, 4 * video, video, MAX_POS
+        ),
+        audio=StreamConfig(
+            AUDIO_CHANNELS,
+            AUDIO_CHANNELS,
+            VIDEO_HEADS,
+            AUDIO_HEAD_DIM,
+            4 * audio,
+            audio,
+            MAX_POS[:1],
+        ),
+        theta=THETA,
+    )
+
+
+def config() -> dict[str, Any]:
+    """The `transformer` section of the checkpoint header, connectors included."""
+    video, audio = VIDEO_HEADS * VIDEO_HEAD_DIM, VIDEO_HEADS * AUDIO_HEAD_DIM
+    own = {
+        "_class_name": "AVTransformer3DModel",
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": VIDEO_HEAD_DIM,
+        "attention_type": "default",
+        "cross_attention_dim": video,
+        "double_self_attention": False,
+        "dropout": 0.0,
+        "in_channels": LATENT_CHANNELS,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "num_attention_heads": VIDEO_HEADS,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": LAYERS,
+        "num_vector_embeds": None,
+        "only_cross_attention": False,
+        "cross_attention_norm": True,
+        "out_channels": LATENT_CHANNELS,
+        "upcast_attention": False,
+        "use_linear_projection": False,
+        "qk_norm": "rms_norm",
+        "standardization_norm": "rms_norm",
+        "positional_embedding_type": "rope",
+        "positional_embedding_theta": THETA,
+        "positional_embedding_max_pos": [int(p) for p in MAX_POS],
+        "timestep_scale_multiplier": 1000,
+        "av_ca_timestep_scale_multiplier": 1000.0,
+        "causal_temporal_positioning": True,
+        "audio_num_attention_heads": VIDEO_HEADS,
+        "audio_attention_head_dim": AUDIO_HEAD_DIM,
+        "use_audio_video_cross_attention": True,
+        "share_ff": False,
+        "audio_in_channels": AUDIO_CHANNELS,
+        "audio_out_channels": AUDIO_CHANNELS,
+        "audio_cross_attention_dim": audio,
+        "audio_positional_embedding_max_pos": [int(MAX_POS[0])],
+        "av_cross_ada_norm": True,
+        "use_middle_indices_grid": True,
+        "apply_gated_attention": True,
+        "cross_attention_adaln": True,
+        "rope_type": "split",
+        "frequencies_precision": "float64",
+    }
+    return own | text.config()
+
+
+def build(seed: int = 0) -> Transformer:
+    """Fresh weights: residual branches at their usual size, no modulation, zero output."""
+    net = Transformer(network_config())
+    net.initialise(seed)
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if name.endswith("scale_shift_table") or "_a2v_ca_" in name:
+                weight.zero_()
+                gates = slice(2, None, 3) if len(weight) == 9 else slice(4, 5)
+                if len(weight) > 2:
+                    weight[gates] = 1
+            elif "adaln_single.linear." in name:
+                weight.zero_()
+            elif name.endswith(("to_out.0.weight", "net.2.weight")):
+                weight.mul_((2 * LAYERS) ** -0.5)
+    return net.train()
+
+
+def audio_tokens(latents: Tensor) -> Tensor:
+    """(B, C, T, M) -> (B, T, C * M)."""
+    return latents.transpose(1, 2).flatten(2)
+
+
+class Sounds:
+    """Audio tokens of scenes, computed once per geometry and texture."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.vae, _ = sound_nets.load()
+        self.vae.requires_grad_(False)
+        self.held: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(self, scenes: list[world.Scene], frames: int) -> Tensor:
+        """(B, T, C * M) for clips of `frames` frames (a prefix of the longest)."""
+        keys = [(s.shape, s.texture, s.motion, s.x, s.y, s.radius) for s in scenes]
+        fresh = {k: s for k, s in zip(keys, scenes, strict=True) if k not in self.held}
+        if fresh:
+            latents = sound_nets.encode_scenes(self.vae, list(fresh.values()), self.frames, FPS)
+            tokens = audio_tokens(latents).half()
+            self.held.update(zip(fresh, tokens, strict=True))
+        count = round(frames / FPS * 25)
+        return torch.stack([self.held[k][:count] for k in keys]).float()
+
+
+@dataclasses.dataclass
+class Trainee:
+    """What is trained: transformer and text tower."""
+
+    net: Transformer
+    tower: text.TextTower
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.net.parameters(), *self.tower.parameters()]
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights, `net.` and `tower.`."""
+        net = {f"net.{n}": v for n, v in self.net.state_dict().items()}
+        return net | {f"tower.{n}": v for n, v in self.tower.state_dict().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for prefix, module in (("net.", self.net), ("tower.", self.tower)):
+            part = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+            module.load_state_dict(part)
+
+
+def fresh() -> Trainee:
+    """Untrained transformer, pretrained text."""
+    return Trainee(build(), text.load().train())
+
+
+def trained(average: bool = True) -> Trainee:
+    """The last checkpoint (its average), else `fresh`."""
+    trainee = fresh()
+    if STATE.exists():
+        trainee.load(torch.load(STATE, weights_only=True)["average" if average else "weights"])
+    return trainee
+
+
+def noise_levels(count: int, shift: float, limit: float, generator: torch.Generator) -> Tensor:
+    """Sigmas (count,): 75 % logit-normal, 25 % uniform, shifted towards noise, below `limit`."""
+    t = torch.sigmoid(torch.randn(count, generator=generator))
+    even = torch.rand(count, generator=generator)
+    t = torch.where(torch.rand(count, generator=generator) < 0.75, t, even)
+    return (shift * t / (1 + (shift - 1) * t)).clamp(1e-3, 1.0) * limit
+
+
+def video_tokens(latents: Tensor) -> Tensor:
+    """(B, C, F, H, W) -> (B, F * H * W, C)."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+@dataclasses.dataclass
+class Batch:
+    """Clean tokens of both streams and what conditions them."""
+
+    video: Tensor
+    audio: Tensor
+    grid: tuple[int, int, int]
+    prompts: list[str]
+    sigma: Tensor
+    mask: Tensor | None
+
+
+def stream_inputs(
+    net: Transformer, batch: Batch, video: Tensor, audio: Tensor, contexts: tuple[Tensor, Tensor]
+) -> tuple[StreamInput, StreamInput]:
+    """Both streams of a forward at the batch's noise levels."""
+    frames, height, width = batch.grid
+    places = video_positions(frames, height, width, FPS)
+    stage_v = stream_stage(net.config, places, contexts[0], mask=batch.mask)
+    stage_a = stream_stage(net.config, audio_positions(audio.shape[1]), contexts[1])
+    return StreamInput(stage_v, video, batch.sigma), StreamInput(stage_a, audio, batch.sigma)
+
+
+def loss_of(trainee: Trainee, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Mean squared velocity errors `video` and `audio`."""
+    sigma = batch.sigma[:, None, None]
+    noise_v = torch.randn(batch.video.shape, generator=generator)
+    noise_a = torch.randn(batch.audio.shape, generator=generator)
+    own = sigma if batch.mask is None else sigma * batch.mask[:, :, None]
+    x_v = (1 - own) * batch.video + own * noise_v
+    x_a = (1 - sigma) * batch.audio + sigma * noise_a
+    contexts = trainee.tower(batch.prompts)
+    v, a = trainee.net(*stream_inputs(trainee.net, batch, x_v, x_a, contexts))
+    error = (v - (noise_v - batch.video)).square().mean(-1)
+    if batch.mask is not None:
+        error = error * batch.mask
+    return {"video": error.mean(), "audio": (a - (noise_a - batch.audio)).square().mean()}
+
+
+class Source:
+    """Draws training batches from the caches."""
+
+    def __init__(self, seed: int, large: bool, lengths: tuple[int, ...] = (2, 3, 3, 4)) -> None:
+        self.lengths = lengths  # latent frames of a batch are drawn from these
+        encode = transform(load(), normalized=True)
+        self.small = Cache(encode, 256)
+        self.large = Cache(encode, 512) if large else None
+        self.sounds = Sounds(33)
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def batch(self, count: int, large: bool, frames: int | None = None) -> Batch:
+        """A batch; `large` means 512 px."""
+        rng = self.rng
+        cache = self.large if large else self.small
+        latent_frames = rng.choice(self.lengths) if frames is None else 1 + (frames - 1) // 8
+        latents, scenes = cache.sample(rng, count, latent_frames)
+        prompts = [world.caption(s, rng) if rng.random() > 0.1 else "" for s in scenes]
+        limit, shift = (LARGE_SIGMA, 3.0) if large else (1.0, 4.0)
+        sigma = noise_levels(count, shift, limit, self.generator)
+        mask = None
+        grid = tuple(latents.shape[2:])
+        if rng.random() < 0.3:  # in these batches a third have their first frame given
+            given = torch.rand(count, generator=self.generator) < 0.4
+            mask = torch.ones(count, *grid)
+            mask[given, 0] = 0
+            mask = mask.flatten(1)
+        audio = self.sounds(scenes, 1 + 8 * (latent_frames - 1))
+        return Batch(video_tokens(latents), audio, grid, prompts, sigma, mask)
+
+
+class Optimizer:
+    """Muon for the matrices of the blocks, AdamW for all else (text at 0.3 of the rate)."""
+
+    def __init__(self, trainee: Trainee, lr: float, matrix_lr: float) -> None:
+        self.lr, self.matrix_lr = lr, matrix_lr
+        named = list(trainee.net.named_parameters())
+        chosen = {n for n, p in named if _is_matrix(n, p)}
+        self.muon = Muon([p for n, p in named if n in chosen], matrix_lr)
+        groups = [
+            {"params": [p for n, p in named if n not in chosen], "share": 1.0},
+            {"params": list(trainee.tower.parameters()), "share": 0.3},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def step(self, share: float) -> None:
+        """Update at `share` of the full rates and forget the gradients."""
+        for group in self.adamw.param_groups:
+            group["lr"] = self.lr * share * group["share"]
+        self.muon.lr = self.matrix_lr * share
+        self.adamw.step()
+        self.muon.step()
+        self.adamw.zero_grad()
+        for group in self.muon.groups:
+            for weight in group:
+                weight.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of both."""
+        return {"adamw": self.adamw.state_dict(), "muon": self.muon.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of both."""
+        if "muon" in state:
+            self.adamw.load_state_dict(state["adamw"])
+            self.muon.load_state_dict(state["muon"])
+
+
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    inside = name.startswith("transformer_blocks.") and name.endswith(".weight")
+    return inside and weight.dim() == 2 and "to_gate_logits" not in name
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train for a time, or until runs/dit.stop exists."""
+    torch.manual_seed(options.seed)
+    lengths = tuple(int(n) for n in options.lengths.split(","))
+    source = Source(options.seed + int(time.time()) % 1000, options.large > 0, lengths)
+    trainee = fresh()
+    optimizer = Optimizer(trainee, options.lr, options.matrix_lr)
+    step, average = 0, None
+    if STATE.exists():
+        state = torch.load(STATE, weights_only=True)
+        trainee.load(state["weights"])
+        step, average = state["step"], state["average"]
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
+    average = average or {n: v.clone() for n, v in trainee.state().items()}
+    start = saved = time.time()
+    sums: list[tuple[float, float]] = []
+    stop = RUNS / "dit.stop"
+    while (gone := time.time() - start) < options.seconds and not stop.exists():
+        left = 1 - gone / options.seconds
+        share = min(1.0, (step + 1) / WARM_STEPS) * min(1.0, left / options.decay + 0.02)
+        large = source.rng.random() < options.large
+        batch = source.batch(options.batch // 4 if large else options.batch, large)
+        losses = loss_of(trainee, batch, source.generator)
+        (losses["video"] + 0.3 * losses["audio"]).backward()
+        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        optimizer.step(share)
+        step += 1
+        if not large:
+            sums.append((float(losses["video"].detach()), float(losses["audio"].detach())))
+        keep = min(0.9995, 1 - 1 / (1 + step / 6))
+        with torch.no_grad():
+            for name, value in trainee.state().items():
+                average[name].lerp_(value, 1 - keep)
+        if step % 25 == 0:
+            video, audio = (sum(x) / len(x) for x in zip(*sums[-100:], strict=True))
+            held, elapsed = len(source.small.scenes), time.time() - start
+            log("dit", step=step, video=video, audio=audio, share=share, held=held, elapsed=elapsed)
+        if step % 200 == 0:
+            source.small.refresh()
+            if source.large is not None:
+                source.large.refresh()
+        if time.time() - saved > 90:
+            saved = time.time()
+            store(trainee, average, optimizer, step)
+    store(trainee, average, optimizer, step)
+
+
+def store(trainee: Trainee, average: dict[str, Tensor], optimizer: Any, step: int) -> None:
+    """Write runs/dit.pt."""
+    save({"weights": trainee.state(), "average": average, "step": step,
+          "optimizer": optimizer.state_dict()}, STATE)  # fmt: skip
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--matrix-lr", type=float, default=8e-4, help="RMS of Muon's updates")
+    parser.add_argument("--decay", type=float, default=0.3, help="last part of the run")
+    parser.add_argument("--large", type=float, default=0.0)
+    parser.add_argument("--lengths", default="2,3,3,4", help="latent frames to draw from")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Muon for small matrices: orthogonalised momentum, all matrices of one shape at once.
+
+Follows K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the
+update is the momentum with its singular values pushed to about one by five Newton-Schulz steps.
+`lr` is the root mean square of an update's entries.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
+    """Nearly orthogonal matrices (N, R, C) with the singular vectors of x."""
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.transpose(1, 2)
+    x = x / (x.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(steps):
+        gram = x @ x.transpose(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.transpose(1, 2) if tall else x
+
+
+class Muon:
+    """Optimizer of matrices; interface of torch.optim as far as training uses it."""
+
+    def __init__(self, weights: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for weight in weights:
+            shapes.setdefault(tuple(weight.shape), []).append(weight)
+        self.groups = list(shapes.values())
+        self.lr, self.momentum = lr, momentum
+        self.buffers = [torch.zeros(len(g), *g[0].shape) for g in self.groups]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update from the gradients."""
+        for group, buffer in zip(self.groups, self.buffers, strict=True):
+            gradients = torch.stack([w.grad for w in group])
+            buffer.lerp_(gradients, 1 - self.momentum)
+            update = orthogonal(gradients.lerp(buffer, self.momentum))
+            scale = self.lr * max(update.shape[1:]) ** 0.5
+            for weight, change in zip(group, update, strict=True):
+                weight.sub_(change, alpha=scale)
+
+    def state_dict(self) -> list[Tensor]:
+        """The momenta."""
+        return self.buffers
+
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        """Take over momenta."""
+        for buffer, value in zip(self.buffers, state, strict=True):
+            buffer.copy_(value)

@@ -1,0 +1,64 @@
+"""Training state from the shipped files, so that a later session can go on without runs/.
+
+    python training/pocket/restore.py
+
+Writes runs/vae.pt, runs/dit.pt, runs/upsampler.pt, runs/lora.pt and runs/parts/. Optimizer momenta
+are not shipped and start anew; caches are rebuilt by cache.py (the encoder is in the file).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import dit
+import export
+import lora
+import sound_nets
+import text
+import torch
+import upsampler
+import vae as video_vae
+from safetensors.torch import load_file
+from torch import Tensor
+from vae_train import STATE as VAE_STATE
+from vae_train import save
+
+
+def vae_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of the diffusers class from original names."""
+    names = video_vae.build().state_dict()
+    return {n: tensors[export.vae_original_name(n)].float() for n in names}
+
+
+def restore(folder: Path = export.MODELS) -> None:
+    """Write all training states from the files in `folder`."""
+    checkpoint = folder / export.CHECKPOINT
+    tensors = load_file(checkpoint)
+    vae = vae_state(tensors)
+    save({"vae": vae, "average": vae, "step": 0}, VAE_STATE)
+    tower = text.load(folder / export.TEXT_ENCODER, checkpoint)
+    text.save(tower)
+    sound_nets.save(*sound_nets.load(checkpoint))
+    net = dit.build()
+    prefix = "model.diffusion_model."
+    net.load_state_dict({n: tensors[prefix + n].float() for n in net.state_dict()})
+    state = dit.Trainee(net, tower).state()
+    save({"weights": state, "average": state, "step": dit.WARM_STEPS}, dit.STATE)
+    zoom = {n: v.float() for n, v in load_file(folder / export.UPSAMPLER).items()}
+    save({"net": zoom}, upsampler.STATE)
+    adapters = {n: v.float() for n, v in load_file(folder / export.LORA).items()}
+    if any(bool(v.any()) for v in adapters.values()):
+        save({"lora": adapters, "step": 50}, lora.STATE)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=export.MODELS)
+    torch.set_num_threads(1)
+    restore(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

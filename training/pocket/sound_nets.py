@@ -1,0 +1,300 @@
+"""The audio networks of the pocket model: construction, start values, and the original key layout.
+
+Two networks of the LTX-2.3 family at tiny widths: the mel autoencoder and the vocoder with
+bandwidth extension. Files written here carry the original names (`audio_vae.*`, `vocoder.*`) and
+the header `config` sections of real checkpoints; `load` reads them back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sound
+import torch
+from diffusers import AutoencoderKLLTX2Audio
+from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+LATENT_CHANNELS = 2
+LATENT_BINS = 16
+BASE_CHANNELS = LATENT_CHANNELS * LATENT_BINS  # the statistics have one entry per token channel
+CHANNEL_MULTIPLIERS = (1, 1, 2)
+RES_BLOCKS = 1
+LINEAR = -8.0  # log of a snake's alpha at which it is the identity to 1e-6
+AUDIO_VAE_FILE = "audio_vae.safetensors"
+VOCODER_FILE = "vocoder.safetensors"
+PARTS = Path(__file__).parent / "runs" / "parts"
+
+# rate-1 stages think at 100 mel frames per second; the last stage adds up the wavelets
+VOCODER: dict[str, Any] = {
+    "upsample_initial_channel": 4 * sound.CHANNELS,
+    "resblock": "AMP1",
+    "upsample_rates": [1, 1, 160],
+    "upsample_kernel_sizes": [1, 1, 320],
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1, 3]],
+    "stereo": True,
+    "use_tanh_at_final": False,
+    "activation": "snakebeta",
+    "use_bias_at_final": False,
+}
+BWE: dict[str, Any] = {
+    "upsample_initial_channel": 8,
+    "resblock": "AMP1",
+    "upsample_rates": [15, 16],
+    "upsample_kernel_sizes": [15, 16],
+    "resblock_kernel_sizes": [3],
+    "resblock_dilation_sizes": [[1]],
+    "stereo": True,
+    "use_tanh_at_final": False,
+    "activation": "snakebeta",
+    "use_bias_at_final": False,
+    "apply_final_activation": False,
+    "input_sampling_rate": sound.MEL_RATE,
+    "output_sampling_rate": sound.SAMPLE_RATE,
+    "hop_length": 80,
+    "n_fft": 128,
+    "win_size": 128,
+    "num_mels": sound.MELS,
+}
+
+
+def audio_vae_config() -> dict[str, Any]:
+    """The `audio_vae` section of the header config."""
+    ddconfig = {
+        "double_z": True,
+        "mel_bins": sound.MELS,
+        "z_channels": LATENT_CHANNELS,
+        "resolution": 256,
+        "downsample_time": False,
+        "in_channels": 2,
+        "out_ch": 2,
+        "ch": BASE_CHANNELS,
+        "ch_mult": list(CHANNEL_MULTIPLIERS),
+        "num_res_blocks": RES_BLOCKS,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+        "mid_block_add_attention": False,
+        "norm_type": "pixel",
+        "causality_axis": "height",
+    }
+    stft = {"filter_length": sound.N_FFT, "hop_length": sound.HOP, "win_length": sound.N_FFT}
+    return {
+        "model": {"params": {"sampling_rate": sound.MEL_RATE, "ddconfig": ddconfig}},
+        "preprocessing": {
+            "stft": stft | {"causal": True},
+            "mel": {"n_mel_channels": sound.MELS, "mel_fmin": 0, "mel_fmax": 8000},
+            "audio": {"sampling_rate": sound.MEL_RATE},
+        },
+    }
+
+
+def vocoder_config() -> dict[str, Any]:
+    """The `vocoder` section of the header config."""
+    return {"vocoder": dict(VOCODER), "bwe": dict(BWE)}
+
+
+def build_audio_vae() -> AutoencoderKLLTX2Audio:
+    """The mel autoencoder with fresh weights."""
+    return AutoencoderKLLTX2Audio(
+        base_channels=BASE_CHANNELS,
+        ch_mult=CHANNEL_MULTIPLIERS,
+        num_res_blocks=RES_BLOCKS,
+        latent_channels=LATENT_CHANNELS,
+    )
+
+
+def _generator_options(section: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "hidden_channels": section["upsample_initial_channel"],
+        "upsample_kernel_sizes": section["upsample_kernel_sizes"],
+        "upsample_factors": section["upsample_rates"],
+        "resnet_kernel_sizes": section["resblock_kernel_sizes"],
+        "resnet_dilations": section["resblock_dilation_sizes"],
+    }
+
+
+def vocoder_of_config(config: dict[str, Any]) -> LTX2VocoderWithBWE:
+    """The vocoder that a header's `vocoder` section describes (2.3 form)."""
+    bwe = {f"bwe_{name}": value for name, value in _generator_options(config["bwe"]).items()}
+    return LTX2VocoderWithBWE(
+        **_generator_options(config["vocoder"]),
+        **bwe,
+        filter_length=config["bwe"]["n_fft"],
+        hop_length=config["bwe"]["hop_length"],
+        window_length=config["bwe"]["win_size"],
+        num_mel_channels=config["bwe"]["num_mels"],
+    )
+
+
+def _fill_mel_stft(net: LTX2VocoderWithBWE) -> None:
+    """Bases of the causal log-mel in front of the bandwidth extension: windowed cosines, -sines."""
+    n = BWE["n_fft"]
+    angle = 2 * math.pi / n * torch.outer(torch.arange(n // 2 + 1), torch.arange(n)).double()
+    fourier = torch.cat([angle.cos(), -angle.sin()])
+    window = torch.hann_window(n, dtype=torch.float64)
+    inverse = torch.linalg.pinv(fourier * n / BWE["hop_length"]).T
+    stft = net.mel_stft.stft_fn
+    stft.forward_basis.copy_((fourier * window)[:, None])
+    stft.inverse_basis.copy_((inverse * window)[:, None])
+    net.mel_stft.mel_basis.copy_(sound.mel_basis(n, sound.MEL_RATE))
+
+
+@torch.no_grad()
+def build_vocoder() -> LTX2VocoderWithBWE:
+    """The vocoder, its last stage the world's wavelets; the bandwidth extension adds nothing.
+
+    Only the stages at mel rate are left to learn: which wavelets a mel spectrogram calls for.
+    """
+    net = vocoder_of_config(vocoder_config())
+    main = net.vocoder
+    last = main.upsamplers[-1]
+    last.weight.zero_()
+    last.weight[:, :2] = sound.LOUDNESS * sound.bank(sound.MEL_RATE)
+    last.bias.zero_()
+    for conv in main.resnets[-1].convs2:  # a residual block that adds nothing
+        conv.weight.zero_()
+        conv.bias.zero_()
+    main.act_out.act.alpha.fill_(LINEAR)
+    main.act_out.act.beta.zero_()
+    main.conv_out.weight.zero_()
+    for channel in range(2):
+        main.conv_out.weight[channel, channel, main.conv_out.kernel_size[0] // 2] = 1
+    net.bwe_generator.conv_out.weight.zero_()
+    _fill_mel_stft(net)
+    return net
+
+
+def wavelet_weights(net: LTX2VocoderWithBWE, mel: Tensor) -> Tensor:
+    """Everything of the main vocoder before its last upsampler: (B, CHANNELS, M) weights in units
+    of `sound.LOUDNESS` for mel (B, 2, M, 64)."""
+    main = net.vocoder
+    h = main.conv_in(mel.transpose(2, 3).flatten(1, 2))
+    for upsampler, resnet in zip(main.upsamplers[:-1], main.resnets[:-1], strict=True):
+        h = resnet(upsampler(h))
+    return h
+
+
+@torch.no_grad()
+def vocode(net: LTX2VocoderWithBWE, mel: Tensor) -> Tensor:
+    """Mel (B, 2, M, 64) -> waveform (B, 2, 480 * M) at 48 kHz by the official formula, that is
+    with the 16 kHz waveform clamped before bandwidth extension."""
+    low = net.vocoder(mel).clamp(-1, 1)
+    again = net.mel_stft(low.flatten(0, 1))[0].unflatten(0, low.shape[:2])
+    high = net.bwe_generator(again.transpose(2, 3)) + net.resampler(low)
+    return high.clamp(-1, 1)
+
+
+def normalise(vae: AutoencoderKLLTX2Audio, latents: Tensor) -> Tensor:
+    """(B, 2, T, 16) -> zero mean and about unit deviation per token channel."""
+    shape = (1, LATENT_CHANNELS, 1, LATENT_BINS)
+    return (latents - vae.latents_mean.view(shape)) / vae.latents_std.view(shape)
+
+
+def denormalise(vae: AutoencoderKLLTX2Audio, latents: Tensor) -> Tensor:
+    """Inverse of `normalise`."""
+    shape = (1, LATENT_CHANNELS, 1, LATENT_BINS)
+    return latents * vae.latents_std.view(shape) + vae.latents_mean.view(shape)
+
+
+@torch.no_grad()
+def encode_scenes(
+    vae: AutoencoderKLLTX2Audio, scenes: list[sound.Scene], frames: int, fps: float
+) -> Tensor:
+    """Normalised audio latents (B, 2, T, 16) of scenes, T = 25 per second of the clip."""
+    mel, _ = sound.scene_mels(scenes, sound.latent_frames(frames, fps))
+    return normalise(vae, vae.encode(mel).latent_dist.mode())
+
+
+@torch.no_grad()
+def decode_latents(
+    vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE, latents: Tensor
+) -> Tensor:
+    """Normalised latents (B, 2, T, 16) -> 48 kHz waveform (B, 2, 480 * (4T - 3))."""
+    return vocode(vocoder, vae.decode(denormalise(vae, latents)).sample)
+
+
+_VOCODER_NAMES = (  # (diffusers, original), applied to whole path segments
+    ("resnets", "resblocks"), ("conv_in", "conv_pre"), ("conv_out", "conv_post"),
+    ("act_out", "act_post"), ("downsample", "downsample.lowpass"), ("upsamplers", "ups"),
+)  # fmt: skip
+_STATISTICS = {"latents_mean": "mean-of-means", "latents_std": "std-of-means"}
+
+
+def _original_vocoder_name(name: str) -> str:
+    names = dict(_VOCODER_NAMES)
+    return "vocoder." + ".".join(names.get(part, part) for part in name.split("."))
+
+
+def _original_vae_name(name: str) -> str:
+    if name in _STATISTICS:
+        return f"audio_vae.per_channel_statistics.{_STATISTICS[name]}"
+    return f"audio_vae.{name}"
+
+
+def audio_vae_tensors(vae: AutoencoderKLLTX2Audio) -> dict[str, Tensor]:
+    """Tensors under their original names; bf16, statistics float32."""
+    return {
+        _original_vae_name(name): value.detach().float() if name in _STATISTICS else _bf16(value)
+        for name, value in vae.state_dict().items()
+    }
+
+
+def vocoder_tensors(net: LTX2VocoderWithBWE) -> dict[str, Tensor]:
+    """Tensors under their original names, bf16."""
+    return {_original_vocoder_name(n): _bf16(v) for n, v in net.state_dict().items()}
+
+
+def _bf16(value: Tensor) -> Tensor:
+    return value.detach().to(torch.bfloat16).contiguous()
+
+
+def _restore(net: nn.Module, tensors: dict[str, Tensor], original: Callable[[str], str]) -> None:
+    state = {name: tensors[original(name)].float() for name in net.state_dict()}
+    net.load_state_dict(state)
+
+
+def save_part(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write atomically; values of `metadata` that are not strings become JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    fresh = path.with_suffix(".new")
+    save_file(tensors, fresh, metadata=text)
+    fresh.replace(path)
+
+
+def save(vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE, folder: Path = PARTS) -> None:
+    """Write both parts with their header configs."""
+    save_part(
+        folder / AUDIO_VAE_FILE,
+        audio_vae_tensors(vae),
+        {"config": {"audio_vae": audio_vae_config()}},
+    )
+    save_part(
+        folder / VOCODER_FILE,
+        vocoder_tensors(vocoder),
+        {"config": {"vocoder": vocoder_config()}},
+    )
+
+
+def load(*paths: Path) -> tuple[AutoencoderKLLTX2Audio, LTX2VocoderWithBWE]:
+    """Both networks from part files or from one complete checkpoint (default: the parts)."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths or (PARTS / AUDIO_VAE_FILE, PARTS / VOCODER_FILE):
+        tensors |= load_file(path)
+    vae, vocoder = build_audio_vae(), build_vocoder()
+    _restore(vae, tensors, _original_vae_name)
+    _restore(vocoder, tensors, _original_vocoder_name)
+    return vae.eval(), vocoder.eval()
+
+
+def header_config(path: Path) -> dict[str, Any]:
+    """The parsed header `config` of a file."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["config"])

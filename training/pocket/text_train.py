@@ -1,0 +1,215 @@
+"""Teach the text side what captions mean, before any video: caption -> attributes of the scene.
+
+    python training/pocket/text_train.py fresh       # tokenizer, random weights
+    python training/pocket/text_train.py train --seconds 60    # of processor time
+    python training/pocket/text_train.py report
+
+Throwaway linear heads read every attribute off the mean of each stream's context, so that the
+transformer finds the words' meaning in place. Stages go on from the exported parts, or from
+`--encoder` and `--checkpoint`: the shipped files will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import text
+import torch
+import world
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HEADS = text.PARTS.parent / "text_heads.pt"  # only training needs them: fresh ones if missing
+FILLERS_BEFORE = (
+    "A cinematic shot: ", "A short clip of ", "Close-up, ", "An animation where ", "Simple scene. ",
+    "Please show ", "Video: ", "In this video, ", "Static camera. ", "A toy film of ",
+)  # fmt: skip
+FILLERS_AFTER = (
+    " High quality.", " The camera stays fixed.", ", smooth motion", ", soft light", ", 4k",
+    " A clear tone follows the motion.", ", with sound", ", best quality, detailed", ", slowly",
+)  # fmt: skip
+PROSE = """\
+A woman walks slowly along the beach while small waves roll over the sand and gulls cry above her.
+The camera moves forward through a dark forest; leaves fall, rain drips and the wind blows softly.
+An old man sits in a quiet kitchen, drinks coffee and reads the newspaper near the open window.
+Close-up of a cat that looks into the lens, turns its head and jumps off the wooden table.
+A car drives fast through the city at night, neon lights shine on the wet street, people cross.
+Two children run across a field of tall grass, laughing, with a kite high in the bright summer sky.
+Slow motion shot of water pouring into a glass, bubbles, soft light, shallow depth of field.
+The singer stands on the stage and plays the guitar, the crowd claps, music and voices are heard.
+Aerial view of mountains with snow, clouds drifting by, the sun setting behind a frozen lake.
+A robot picks up an orange box, carries it over a bridge and places it next to another machine.
+blurry, low quality, worst quality, distorted, watermark, jittery, noise, artifacts, text, logo
+cinematic, detailed, realistic, sharp focus, dramatic lighting, handheld camera, film grain
+Thick smoke rises from a chimney, birds fly in circles, a train whistle sounds in the distance.
+She opens the door, smiles and says hello; then the dog barks and follows her into the garden.
+A large ship sails on the ocean, flags waving, thunder rumbling, lightning flashing far away.
+Macro shot of a flower opening its petals in the morning, dew drops, a bee buzzing around it.
+The horse gallops past the house, dust flying, hooves beating on the ground, trees in background.
+Inside a small workshop a person hammers metal, sparks jump, an engine hums, tools hang on walls.
+Colorful paper shapes spin, shrink, fade and appear again on top of a dark orange or cyan screen.
+What happens when the heavy stone drops from above? It hits the floor, cracks and stops moving.
+"""
+
+
+def augmented(caption: str, rng: random.Random) -> str:
+    """A caption with the noise of real prompts: letter case, fillers, a missing end."""
+    if rng.random() < 0.15:
+        caption = caption[:1].lower() + caption[1:]
+        caption = rng.choice(FILLERS_BEFORE) + caption
+    if rng.random() < 0.15:
+        caption = caption.rstrip(".") + rng.choice(FILLERS_AFTER)
+    draw = rng.random()
+    return caption.lower() if draw < 0.12 else caption.upper() if draw < 0.13 else caption
+
+
+def tokenizer_lines(count: int = 12_000, seed: int = 5) -> list[str]:
+    """What the tokenizer is trained on: captions, plain and augmented, and a page of prose whose
+    words teach it the common pieces of English."""
+    rng = random.Random(seed)
+    captions = [world.caption(world.random_scene(rng), rng) for _ in range(count)]
+    letters = [" ".join(chr(c) for c in range(33, 127))] * 5
+    return [augmented(c, rng) for c in captions] + PROSE.splitlines() * 40 + letters
+
+
+def labels() -> dict[str, tuple[str, ...]]:
+    """The values each attribute can take."""
+    return {
+        "shape": tuple(world.SHAPES),
+        "color": tuple(world.COLORS),
+        "texture": tuple(world.TEXTURES),
+        "motion": tuple(world.MOTIONS),
+        "background": tuple(world.BACKGROUNDS),
+        "background_color": tuple(world.BACKGROUND_COLORS),
+    }
+
+
+_BACKGROUND_NOUNS = {
+    "plain": ("background", "wall"), "gradient": ("sky", "gradient"), "floor": ("floor",),
+    "hills": ("hills",),
+}  # fmt: skip
+
+
+def _is_named(attribute: str, value: str, caption: str) -> bool:
+    """Whether a caption tells this attribute (short ones leave the background out)."""
+    if attribute == "background":
+        return any(word in caption.lower() for word in _BACKGROUND_NOUNS[value])
+    if attribute == "background_color":
+        words = world._BACKGROUND_COLOR_WORDS[value]
+        return any(word in caption.lower() for word in words)
+    return True
+
+
+def examples(count: int, rng: random.Random, plain: bool = False) -> tuple[list[str], Tensor]:
+    """Captions of fresh scenes and their labels (count, attributes), -1 where not named."""
+    captions, rows = [], []
+    for _ in range(count):
+        scene = world.random_scene(rng)
+        caption = world.caption(scene, rng)
+        known = world.attributes(scene)
+        rows.append([
+            values.index(known[name]) if _is_named(name, known[name], caption) else -1
+            for name, values in labels().items()
+        ])  # fmt: skip
+        captions.append(caption if plain else augmented(caption, rng))
+    return captions, torch.tensor(rows)
+
+
+class Heads(nn.Module):
+    """One linear reader per attribute and stream, on the mean of the context."""
+
+    def __init__(self, video: int, audio: int) -> None:
+        super().__init__()
+        sizes = [len(values) for values in labels().values()]
+        self.video = nn.ModuleList([nn.Linear(video, size) for size in sizes])
+        self.audio = nn.ModuleList([nn.Linear(audio, size) for size in sizes])
+
+    def forward(self, video: Tensor, audio: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Logits per attribute, from the video and from the audio context."""
+        v, a = video.mean(1), audio.mean(1)
+        return [(hv(v), ha(a)) for hv, ha in zip(self.video, self.audio, strict=True)]
+
+
+def attribute_loss(logits: list[tuple[Tensor, Tensor]], wanted: Tensor) -> Tensor:
+    """Cross entropy over all attributes and both streams, unnamed ones left out."""
+    return torch.stack([
+        F.cross_entropy(stream, wanted[:, column], ignore_index=-1)
+        for column, pair in enumerate(logits)
+        for stream in pair
+    ]).sum()  # fmt: skip
+
+
+def train(tower: text.TextTower, heads: Heads, seconds: float, lr: float, seed: int) -> None:
+    """Fresh captions in every step, cosine to zero over the time given."""
+    rng = random.Random(seed)
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    start, step = time.process_time(), 0  # of the processor: the machine is shared
+    while (passed := (time.process_time() - start) / seconds) < 1:
+        optimizer.param_groups[0]["lr"] = lr * (min(1, (step + 1) / 30) * (1 - passed) + 0.01)
+        captions, wanted = examples(48, rng)
+        loss = attribute_loss(heads(*tower(captions)), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            log(stage="text", step=step, loss=float(loss.detach()))
+
+
+@torch.no_grad()
+def accuracies(tower: text.TextTower, heads: Heads, seed: int, plain: bool) -> dict[str, float]:
+    """Share of right attributes on fresh captions, the worse of the two streams."""
+    captions, wanted = examples(512, random.Random(seed), plain)
+    logits = heads(*tower(captions))
+    out = {}
+    for column, name in enumerate(labels()):
+        named = wanted[:, column] >= 0
+        right = [(s.argmax(-1) == wanted[:, column])[named].float().mean() for s in logits[column]]
+        out[name] = round(float(min(right)), 4)
+    return out
+
+
+def log(**figures: float | str | dict[str, float]) -> None:
+    """One JSON line to runs/text.jsonl."""
+    with (text.PARTS.parent / "text.jsonl").open("a") as file:
+        file.write(json.dumps({"at": round(time.time(), 1), **figures}) + "\n")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("fresh", "train", "report"))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--encoder", type=Path, default=text.PARTS / text.ENCODER_FILE)
+    parser.add_argument("--checkpoint", type=Path, default=text.PARTS / text.CONNECTOR_FILE)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    if options.stage == "fresh":
+        text.save(text.TextTower(text.train_tokenizer(tokenizer_lines())))
+        HEADS.unlink(missing_ok=True)
+        return
+    tower = text.load(options.encoder, options.checkpoint)
+    widths = ("cross_attention_dim", "audio_cross_attention_dim")
+    heads = Heads(*(text.CONNECTOR_CONFIG[name] for name in widths))
+    if HEADS.exists():
+        heads.load_state_dict(torch.load(HEADS))
+    if options.stage == "train":
+        train(tower, heads, options.seconds, options.lr, options.seed)
+        torch.save(heads.state_dict(), HEADS)
+        text.save(tower)
+        tower = text.load()  # what was exported, rounded to bf16
+    for plain in (True, False):
+        log(stage="accuracy", plain=str(plain), **accuracies(tower, heads, 99_991, plain))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Solve the video VAE, then train its decoder against the frozen encoder.
+
+    python training/pocket/vae_train.py solve
+    python training/pocket/vae_train.py train --seconds 3600 [--threads 1]
+
+State lives in runs/vae.pt (`vae`, `average`, `optimizer`, `step`); progress in runs/progress.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import vae as video_vae
+from torch import Tensor
+from world import random_scene, render
+
+RUNS = Path(os.environ.get("POCKET_RUNS", Path(__file__).parent / "runs"))
+STATE = RUNS / "vae.pt"
+HELD_OUT_SEED = 777
+WARM_STEPS = 50
+MSE_STEPS = 120
+
+
+def log(stage: str, **values: Any) -> None:
+    """Append one line to progress.jsonl and print it."""
+    line = {"time": time.strftime("%H:%M:%S", time.gmtime()), "stage": stage, **values}
+    line = {k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with (RUNS / "progress.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """torch.save, atomically."""
+    fresh = path.with_suffix(".new")
+    torch.save(state, fresh)
+    fresh.replace(path)
+
+
+def solve(small: int = 160, large: int = 80, seed: int = 0) -> None:
+    """Closed-form encoder and decoder."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    vae = video_vae.build().eval().requires_grad_(False)
+    clips = video_vae.sample_clips(rng, {256: small, 512: large})
+    video_vae.solve_encoder(vae, clips)
+    log("vae_solve", part="encoder")
+    video_vae.solve_decoder(vae, [c[: len(c) * 3 // 4] for c in clips])
+    save({"vae": vae.state_dict(), "average": vae.state_dict(), "step": 0}, STATE)
+    log("vae_solve", part="decoder", **_scores(vae, 3))
+
+
+def _scores(vae: Any, count: int) -> dict[str, float]:
+    rng = random.Random(HELD_OUT_SEED)
+    scenes = [random_scene(rng) for _ in range(count)]
+    return {f"psnr_{size}": video_vae.score(vae, scenes, size, 17) for size in (256, 512)}
+
+
+def load(average: bool = True) -> Any:
+    """The VAE of the last checkpoint, frozen."""
+    vae = video_vae.build().eval().requires_grad_(False)
+    vae.load_state_dict(torch.load(STATE, weights_only=True)["average" if average else "vae"])
+    return vae
+
+
+def batch(rng: random.Random, encode: video_vae.Transform, count: int) -> tuple[Tensor, Tensor]:
+    """(raw latents, signals) of windows of 96 or 128 px, 9 or 17 frames; the windows often lie on
+    the object's path and now and then on the border of the picture."""
+    frames, window = rng.choice(((9, 128), (9, 128), (17, 96)))
+    crops = []
+    for _ in range(count):
+        size = rng.choice((256, 512, 512))
+        top, left = (32 * round(rng.betavariate(2, 2) * ((size - window) // 32)) for _ in range(2))
+        crops.append(render([random_scene(rng)], frames, size, crop=(top, left, window, window)))
+    video = video_vae.to_signal(torch.cat(crops))
+    return encode(video), video
+
+
+def loss_of(out: Tensor, video: Tensor, step: int) -> Tensor:
+    """MSE first; later L1 + MSE / 2 + 0.7 x the error of the gradients along x, y and t."""
+    error = out - video
+    mse = error.square().mean()
+    if step < MSE_STEPS:
+        return mse
+    gradients = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
+    return error.abs().mean() + 0.5 * mse + 0.7 * gradients
+
+
+def train(seconds: float, count: int, base_lr: float, seed: int) -> None:
+    """Train the decoder for a time; resumable."""
+    state = torch.load(STATE, weights_only=True)
+    vae = video_vae.build().requires_grad_(False)
+    vae.load_state_dict(state["vae"])
+    encode = video_vae.transform(vae)
+    average = {n: v.clone() for n, v in state["average"].items() if n.startswith("decoder.")}
+    decoder = vae.decoder.requires_grad_(True)
+    groups = [{"params": [p], "fan": p[0].numel() if p.dim() > 1 else 1} for p in
+              decoder.parameters()]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=base_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+    step, start, saved, sums = state["step"], time.time(), time.time(), []
+    rng = random.Random(seed + step)
+    while time.time() - start < seconds:
+        latents, video = batch(rng, encode, count)
+        latents = latents + 0.05 * vae.latents_std.view(1, -1, 1, 1, 1) * torch.randn_like(latents)
+        left = 1 - (time.time() - start) / seconds
+        lr = base_lr * min(1.0, (step + 1) / WARM_STEPS) * min(1.0, 0.1 + 3 * left)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, 500 / group["fan"])
+        out = decoder(latents)
+        loss = loss_of(out, video, step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        sums.append(float((out - video).detach().square().mean()))
+        decay = min(0.995, (step + 1) / (step + 20))
+        for name, value in decoder.state_dict().items():
+            average[f"decoder.{name}"].lerp_(value, 1 - decay)
+        if step % 25 == 0:
+            mse = sum(sums[-25:]) / len(sums[-25:])
+            log("vae", step=step, loss=float(loss.detach()), psnr=psnr_of(mse), lr=lr)
+        if time.time() - saved > 240 or time.time() - start >= seconds:
+            saved = time.time()
+            whole = vae.state_dict()
+            save({"vae": whole, "average": whole | average, "step": step,
+                  "optimizer": optimizer.state_dict()}, STATE)  # fmt: skip
+    log("vae_done", step=step, **_scores(load(), 6))
+
+
+def psnr_of(mse: float) -> float:
+    """PSNR of signals in [-1, 1]."""
+    return float(10 * torch.log10(torch.tensor(4 / mse)))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("solve", "train"))
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.command == "solve":
+        solve(seed=options.seed)
+    else:
+        train(options.seconds, options.batch, options.lr, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -271,7 +271,7 @@ def test_an_upscale_stage_is_refused_clearly(library, store):
 def test_unknown_words_and_cut_prompts_are_told(library, store):
     long = request_with(prompt="red ball " * 5000)
     codes = {w.code: w.message for w in prepare(long, library, store).warnings}
-    assert "cut at" in codes["prompt-cut"]
+    assert "cut at" in codes["prompt_cut"]
 
 
 def test_a_clip_without_a_request_says_so(tmp_path):

@@ -2,7 +2,8 @@
 
 Nothing here is an error. A rule is a function from a request to the advice it has; adding one is
 adding a row to ``RULES``. Values that a preset itself sets are its authors' choice and not advised
-against where the advice is about taste (seeds, an unused negative prompt).
+against where the advice is about taste (seeds, a refine stage's own sigmas, an unused negative
+prompt).
 """
 
 from __future__ import annotations
@@ -80,9 +81,12 @@ def _cfg(request: Request) -> Iterator[Advice]:
 
 
 def _denoise(request: Request) -> Iterator[Advice]:
+    own = _preset_stages(request)
     for i, stage in request.sampling_stages():
         if not isinstance(stage, RefineStage):
             continue
+        if stage.sigmas and i < len(own) and list(stage.sigmas) == own[i].get("sigmas"):
+            continue  # what the preset's model was trained for
         start = refine_start(request, i)
         lead = f"{request.stage_names[i]}: {start} is"
         if start.denoise > DENOISE_REPLACES:

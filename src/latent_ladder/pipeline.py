@@ -169,7 +169,7 @@ def prepare(request: Request, library: Library, store: Store) -> Prepared:
         text = report.cut_text if len(report.cut_text) <= 80 else report.cut_text[:79] + "…"
         found.append(
             Warned(
-                "prompt-cut",
+                "prompt_cut",
                 f"the prompt has {report.n_tokens} tokens and the text encoder reads "
                 f"{report.limit}: cut at {text!r}",
             )
@@ -177,7 +177,7 @@ def prepare(request: Request, library: Library, store: Store) -> Prepared:
     if report.unknown_words:
         words = ", ".join(report.unknown_words[:12])
         found.append(
-            Warned("unknown-words", f"the text encoder was not trained on these words: {words}")
+            Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
         )
     return Prepared(plan, store, tuple(found))
 
@@ -199,7 +199,7 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
 
 def _damaged(name: str, damage: Damage) -> Warned:
     return Warned(
-        "damaged-artefact",
+        "damaged_artefact",
         f"the stored result of {name} was damaged ({damage.reason}); it is made again",
     )
 

@@ -167,7 +167,7 @@ class Workshop:
             )
         for match in report.matches:
             if match.misses:
-                self._warn("lora-misses", str(match))
+                self._warn("lora_misses", str(match))
         facts = {"loras": [str(match) for match in report.matches]}
         return self._latents(tokens, shapes), facts
 

@@ -316,6 +316,15 @@ def test_prompts_to_context(golden, tmp_path, parts):
     assert contexts[3].video.isfinite().all()
 
 
+def test_a_prompt_does_not_depend_on_its_company(golden, tmp_path, parts):
+    short = gemma_file(golden, tmp_path, {"text_length": "128"})
+    together = whole(parts, short, ["a fox runs", "", "blurry, noisy and much longer than that"])
+    alone = [whole(parts, short, [p])[0] for p in ("a fox runs", "")]
+    for one, other in zip(together, alone, strict=False):
+        assert torch.equal(one.video, other.video)
+        assert torch.equal(one.audio, other.audio)
+
+
 def test_bfloat16_stays_close(golden, tmp_path, parts):
     short = gemma_file(golden, tmp_path, {"text_length": "128"})
     (context,) = whole(parts, short, [golden("text.tokens.p0").params["prompt"]], torch.bfloat16)

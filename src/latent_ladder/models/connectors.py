@@ -39,25 +39,21 @@ Features = dict[str, Tensor]
 
 @torch.no_grad()
 def project(hidden: Sequence[Tensor], projection: Component) -> list[Features]:
-    """States (layers, n, D) of each prompt to its features, one product for all prompts.
+    """States (layers, n, D) of each prompt to its features, the weights read once for all.
 
-    Device and dtype are those of ``hidden``. Raises :class:`UnknownLayout` when the projection
-    was made for another text encoder.
+    Each prompt has a product of its own: packed together, the last bits of one would depend on
+    the others, and a resumed run must give the bits of an uninterrupted one. Device and dtype
+    are those of ``hidden``. Raises :class:`UnknownLayout` when the projection was made for
+    another text encoder.
     """
-    lengths = [states.shape[1] for states in hidden]
     if f"{SHARED}.weight" in projection:
-        packed = torch.cat([_range_normalised(states) for states in hidden])
-        shared = _linear(packed, projection, SHARED)
-        streams = {"video": shared, "audio": shared}
-    else:
-        packed = torch.cat([_token_normalised(states) for states in hidden])
-        width = hidden[0].shape[-1]
-        streams = {
-            stream: _linear(packed, projection, f"{stream}_{SHARED}", width)
-            for stream in ("video", "audio")
-        }
-    parts = (torch.split(features, lengths) for features in streams.values())
-    return [dict(zip(streams, each, strict=True)) for each in zip(*parts, strict=True)]
+        shared = _linear([_range_normalised(states) for states in hidden], projection, SHARED)
+        return [{"video": features, "audio": features} for features in shared]
+    packed = [_token_normalised(states) for states in hidden]
+    width = hidden[0].shape[-1]
+    video = _linear(packed, projection, f"video_{SHARED}", width)
+    audio = _linear(packed, projection, f"audio_{SHARED}", width)
+    return [{"video": v, "audio": a} for v, a in zip(video, audio, strict=True)]
 
 
 def _token_normalised(hidden: Tensor) -> Tensor:
@@ -79,23 +75,24 @@ def _packed(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _linear(
-    states: Tensor, projection: Component, name: str, scaled_from: int | None = None
-) -> Tensor:
-    """``states @ W.T + b``, with states times sqrt(out / ``scaled_from``) where that is given.
+    prompts: Sequence[Tensor], projection: Component, name: str, scaled_from: int | None = None
+) -> list[Tensor]:
+    """``states @ W.T + b`` of each prompt, with states times sqrt(out / ``scaled_from``) where that is given.
 
     The factor is applied inside the product, so neither states nor W are copied for it.
     """
-    weight = projection.read(f"{name}.weight").to(states)
-    if weight.shape[1] != states.shape[1]:
+    like = prompts[0]
+    weight = projection.read(f"{name}.weight").to(like)
+    if weight.shape[1] != like.shape[1]:
         raise UnknownLayout(
             f"{projection.file.path.name}: its text projection takes {weight.shape[1]} numbers "
-            f"per token, the text encoder gives {states.shape[1]}",
+            f"per token, the text encoder gives {like.shape[1]}",
             "use the text encoder that the checkpoint was trained with (Gemma 3 12B)",
         )
     scale = math.sqrt(weight.shape[0] / scaled_from) if scaled_from else 1.0
     bias = f"{name}.bias"
-    start = projection.read(bias).to(states) if bias in projection else states.new_zeros(())
-    return torch.addmm(start, states, weight.T, alpha=scale)
+    start = projection.read(bias).to(like) if bias in projection else like.new_zeros(())
+    return [torch.addmm(start, states, weight.T, alpha=scale) for states in prompts]
 
 
 # --- connectors -----------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def _packed(states: Tensor, dtype: torch.dtype) -> Tensor:
 def _linear(
     prompts: Sequence[Tensor], projection: Component, name: str, scaled_from: int | None = None
 ) -> list[Tensor]:
-    """``states @ W.T + b`` of each prompt, with states times sqrt(out / ``scaled_from``) where that is given.
+    """``states @ W.T + b`` of each prompt; states times sqrt(out / ``scaled_from``) if given.
 
     The factor is applied inside the product, so neither states nor W are copied for it.
     """

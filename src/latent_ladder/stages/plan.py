@@ -23,7 +23,6 @@ from latent_ladder.request_stages import (
     SamplingStage,
     Stage,
     UpsampleStage,
-    UpscaleStage,
 )
 from latent_ladder.shapes import Rung
 from latent_ladder.stages.store import Damage, Store, artefact_key
@@ -120,12 +119,6 @@ def has_sound(request: Request) -> bool:
 
 
 def _check(request: Request, models: ModelSet) -> None:
-    for name, stage in zip(request.stage_names, request.stages, strict=True):
-        if isinstance(stage, UpscaleStage):
-            raise RequestError(
-                f"{name}: pixel upscaling cannot be run by this version",
-                "leave the stage out, or upscale the finished file",
-            )
     if has_sound(request) and not models.has_audio:
         raise CheckpointNotFound(
             "no audio VAE and vocoder that fit were found, and the request wants sound",

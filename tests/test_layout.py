@@ -24,6 +24,9 @@ from latent_ladder.checkpoints.layout import (
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models import networks
 from latent_ladder.models import networks_dims as dims
+from latent_ladder.models.config import TransformerConfig
+from latent_ladder.models.upsampler_network import UpsamplerNetwork
+from latent_ladder.models.video_coder import VideoDecoder, VideoEncoder
 
 
 def header(
@@ -81,15 +84,22 @@ def fits(module: nn.Module, part: Component, prefix: str = "") -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def fits_as_named(module: nn.Module, part: Component, prefix: str = "") -> int:
+    """As :func:`fits`, but for networks that have the original names."""
+    stored = {k[len(prefix) :]: part.shape(k) for k in part.names if k.startswith(prefix)}
+    assert {name: tuple(t.shape) for name, t in module.state_dict().items()} == stored
+    return sum(p.numel() for p in module.parameters())
+
+
 def test_real_video_vae(real: dict[str, Component]) -> None:
     part = real["video_vae"]
     for config in (layouts.VAE_CONFIG, {}):
         encoder = dims.video_encoder(part.shapes(), config)
         decoder = dims.video_decoder(part.shapes(), config)
         with torch.device("meta"):
-            built = networks.build_video_encoder(encoder), networks.build_video_decoder(decoder)
-        assert fits(built[0], part, "encoder.") == 318_936_897
-        assert fits(built[1], part, "decoder.") == 407_169_072
+            built = VideoEncoder(encoder), VideoDecoder(decoder)
+        assert fits_as_named(built[0], part, "encoder.") == 318_936_897
+        assert fits_as_named(built[1], part, "decoder.") == 407_169_072
         assert encoder.resamplers == ("space", "time", "all", "all")
         assert (decoder.spatial_scale, decoder.temporal_scale, decoder.patch) == (32, 8, 4)
         assert (encoder.padding, decoder.padding, decoder.causal) == ("zeros", "zeros", False)
@@ -118,43 +128,6 @@ def test_real_vocoder(real: dict[str, Component]) -> None:
     assert networks.vocoder_dims(bare) == (main, extension)
 
 
-def test_real_connectors(real: dict[str, Component]) -> None:
-    both, texts = real["connectors"], real["text_projection"]
-    video, audio = (dims.connector(both.shapes(), both.config, s) for s in ("video", "audio"))
-    assert (video.heads, video.head_dim, audio.heads, audio.head_dim) == (32, 128, 32, 64)
-    arguments = networks.projection_arguments(texts, 3840)
-    assert arguments["text_proj_in_factor"] == 49
-    with torch.device("meta"):
-        module = networks.build_connectors(video, audio, arguments, both.config)
-    joined = Component("connectors", both.file, {**both.names})
-    counts = 1_612_546_304 + 403_620_096 + 770_707_456 + 385_353_728
-    stored = {n: both.shape(k) for k, n in network_names(joined).items()}
-    stored |= {n: texts.shape(k) for k, n in network_names(texts).items()}
-    assert {n: tuple(t.shape) for n, t in module.state_dict().items()} == stored
-    assert sum(p.numel() for p in module.parameters()) == counts
-
-
-def test_connectors_against_the_reference(golden: Any) -> None:
-    """The borrowed connectors on the goldens' hidden states: names, heads and gates are right."""
-    hidden = golden("text.hidden.p1").outputs["hidden"]
-    valid, length = hidden.shape[1], 128
-    states = torch.zeros(1, length, hidden.shape[2], hidden.shape[0])
-    states[0, -valid:] = hidden.permute(1, 2, 0)
-    mask = (torch.arange(length) >= length - valid).float()[None]
-    found = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
-    module = networks.load_connectors(
-        found["connectors"],
-        found["text_projection"],
-        hidden=hidden.shape[2],
-        device="cpu",
-        dtype=torch.float32,
-    )
-    video, audio, _ = module(states, mask)
-    case = golden("text.context.p1")
-    case.check("video", video.reshape(case.outputs["video"].shape))
-    case.check("audio", audio.reshape(case.outputs["audio"].shape))
-
-
 @pytest.mark.parametrize(
     ("mid", "kind", "count", "factor"),
     [
@@ -169,7 +142,7 @@ def test_real_upsamplers(mid: int, kind: str, count: int, factor: float) -> None
     assert (found.spatial, found.temporal) == (kind != "temporal", kind == "temporal")
     assert (found.scale, found.rational) == (factor, kind == "x1.5")
     with torch.device("meta"):
-        assert fits(networks.build_upsampler(found), part) == count
+        assert fits_as_named(UpsamplerNetwork(found), part) == count
 
 
 # --- split files ------------------------------------------------------------------------------
@@ -207,8 +180,69 @@ def test_transformer_only(prefix: str, with_connectors: bool) -> None:
     found = components(header(shapes))
     roles = ["transformer", "connectors"] if with_connectors else ["transformer"]
     assert list(found) == roles
-    assert len(found["transformer"].names) == 4187
+    assert len(found["transformer"].names) == 4186, "the file's marker is no tensor of it"
     assert family(found["transformer"]) == "2.3"
+
+
+def test_dimensions_need_no_header(real: dict[str, Component]) -> None:
+    """GGUF files and files of the transformer alone have none; what is in it must not matter."""
+    stated = {
+        "num_attention_heads": 32,
+        "attention_head_dim": 128,
+        "audio_num_attention_heads": 32,
+        "audio_attention_head_dim": 64,
+        "num_layers": 48,
+        "cross_attention_adaln": True,
+        "apply_gated_attention": True,
+        "positional_embedding_max_pos": [20, 2048, 2048],
+        "frequencies_precision": "float64",
+    }
+    shapes = real["transformer"].shapes()
+    found = TransformerConfig.from_shapes(shapes, {})
+    assert found == TransformerConfig.from_shapes(shapes, stated)
+    assert (found.video.heads, found.audio.heads, found.layers) == (32, 32, 48)
+    # A gate stored as nvfp4 is padded to 16 rows; its bias is not.
+    gate = "transformer_blocks.0.attn1.to_gate_logits"
+    padded = {**shapes, f"{gate}.weight": (48, 4096), f"{gate}.bias": (32,)}
+    assert TransformerConfig.from_shapes(padded, {}) == found
+
+
+def test_without_gates_heads_are_as_wide_as_published(real: dict[str, Component]) -> None:
+    shapes = {k: s for k, s in real["transformer"].shapes().items() if "to_gate_logits" not in k}
+    found = TransformerConfig.from_shapes(shapes, {})
+    assert (found.gated, found.video.heads, found.audio.heads) == (False, 32, 32)
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
+@pytest.mark.parametrize("shape", [(4096,), (1, 4096)])
+def test_gguf_transformer(prefix: str, shape: tuple[int, ...]) -> None:
+    """GGUF drops a leading dimension of 1."""
+    shapes = {prefix + k: s for k, s in layouts.transformer() if "ff.net.2.bias" not in k}
+    tensors = {k: TensorInfo(s, "Q8_0" if len(s) == 2 else "F32") for k, s in shapes.items()}
+    tensors[f"{prefix}keyframes_abs_pos_embedding"] = TensorInfo(shape, "F32")
+    kv = {"general.architecture": "ltxv"}
+    file = CheckpointFile(Path("x.gguf"), 0, {}, tensors, {}, container="gguf", kv=kv)
+    (part,) = components(file).values()
+    assert family(part) == "2.5"
+    assert part.shape("keyframes_abs_pos_embedding") == (1, 4096)
+    assert part.shapes()["keyframes_abs_pos_embedding"] == (1, 4096)
+    assert TransformerConfig.from_component(part).keyframe_embedding
+    assert part.precision == "q8_0"
+
+
+def test_a_dropped_dimension_is_read_back(tmp_path: Path) -> None:
+    key = "keyframes_abs_pos_embedding"
+    tensors = {key: torch.ones(4), "transformer_blocks.0.attn1.to_q.weight": torch.ones(4, 4)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    part = components(open_checkpoint(tmp_path / "x.safetensors"))["transformer"]
+    assert part.read(key).shape == part.shape(key) == (1, 4)
+
+
+def test_a_transformer_in_diffusers_names_is_named() -> None:
+    shapes = {"transformer_blocks.0.attn1.to_q.weight": (8, 8), "audio_proj_in.weight": (8, 8)}
+    shapes["proj_in.weight"] = (8, 8)
+    with pytest.raises(UnknownLayout, match="names of the diffusers library"):
+        family(Component("transformer", header(shapes), {k: k for k in shapes}))
 
 
 @pytest.mark.parametrize("prefix", ["text_embedding_projection.", ""])
@@ -243,6 +277,39 @@ def test_encoder_with_its_projection_in_one_file() -> None:
     found = components(header(shapes))
     assert list(found) == ["text_projection", "text_encoder"]
     assert "hf_asset__tokenizer_config.json" in found["text_encoder"]
+
+
+def test_a_vocoder_without_its_outer_prefix() -> None:
+    """Its own generator is called vocoder: the name alone would hide the second half."""
+    (part,) = components(header(dict(layouts.vocoder()))).values()
+    assert part.role == "vocoder"
+    assert set(part.names) == {k for k, _ in layouts.vocoder()}
+
+
+def tiny_decoder(latent: int = 128, width: int = 256) -> dict[str, layouts.Shape]:
+    """Some tensors of a tiny autoencoder of the TAEHV kind."""
+    blocks = dict(layouts.layer("decoder.3.conv.0", width, 2 * width, 3, 3))
+    ends = (
+        layouts.layer("decoder.1", width, latent, 3, 3),
+        layouts.layer("decoder.22", 48, 64, 3, 3),
+    )
+    return dict(ends[0]) | blocks | dict(ends[1]) | {"decoder.7.conv.weight": (width, width, 1, 1)}
+
+
+@pytest.mark.parametrize("half", [{}, {"encoder.0.weight": (64, 48, 3, 3)}])
+def test_a_tiny_preview_decoder(half: dict[str, layouts.Shape]) -> None:
+    file = header(tiny_decoder() | half)
+    (part,) = components(file).values()
+    assert (part.role, part.shape("decoder.1.weight")[1]) == ("preview_vae", 128)
+    assert len(part.names) == len(file.tensors)
+
+
+def test_numbers_in_the_header_of_a_lora(tmp_path: Path) -> None:
+    tensors = {"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4)}
+    facts = {"reference_downscale_factor": "2", "lora_alpha": "1.5", "lora_rank": "many", "x": "1"}
+    save_file(tensors, tmp_path / "x.safetensors", facts)
+    (part,) = components(open_checkpoint(tmp_path / "x.safetensors")).values()
+    assert part.config == {"reference_downscale_factor": 2.0, "lora_alpha": 1.5}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Which tensors of a file form which component, and the original key names of each.
 
-Works on names and shapes alone: nothing here reads a tensor, knows a network class or looks at a
-file's name. Layouts: the single file of LTX-2.0/2.3/2.5 (https://github.com/Lightricks/LTX-2), the
-split files of ComfyUI's model folders, Gemma 3 text encoders, latent upsamplers, LoRAs.
+Works on names, shapes and headers: nothing here reads a weight, knows a network class or looks at
+a file's name. The names themselves are in :mod:`latent_ladder.checkpoints.places`.
 """
 
 from __future__ import annotations
@@ -11,59 +10,104 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from latent_ladder.checkpoints.files import CheckpointFile
+from latent_ladder.checkpoints.places import (
+    LORA_KEY,
+    ROLES,
+    SIGNATURES,
+    Placed,
+    gemma_places,
+    places,
+)
+from latent_ladder.checkpoints.stored import (
+    StoredTensor,
+    StoredTensors,
+    precision,
+    stored_tensors,
+)
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROLES = (
-    "transformer",
-    "connectors",
-    "text_projection",
-    "video_vae",
-    "audio_vae",
-    "vocoder",
-    "text_encoder",
-    "latent_upsampler",
-    "lora",
-)
+__all__ = [
+    "ROLES",
+    "Component",
+    "StoredTensor",
+    "components",
+    "family",
+    "network_names",
+    "unclaimed",
+]
+
+_KEYFRAMES = "keyframes_abs_pos_embedding"
 
 
 @dataclass(frozen=True)
 class Component:
     """One part of a file: its tensors under their original names, without the file's prefix.
 
-    ``names`` maps the name inside the component to the name in the file. ``config`` is the part
-    of the header's configuration that belongs to it, empty where the file has none.
+    ``names`` maps the name inside the component to the name in the file; scales and markers are
+    not listed, they belong to their weight. ``config`` is the part of the header's configuration
+    that belongs to it, empty where the file has none. ``norm_offset`` is what the file adds to
+    the weights of norms: 1 in GGUF files of Gemma 3.
     """
 
     role: str
     file: CheckpointFile
     names: Mapping[str, str]
     config: Mapping[str, Any] = field(default_factory=dict)
+    norm_offset: float = 0.0
 
     @property
     def id(self) -> str:
         """Names the content: the file's id and the role."""
         return f"{self.file.id}:{self.role}"
 
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors with their scales."""
+        return sum(self._forms.nbytes(name) for name in self.names.values())
+
+    @cached_property
+    def precision(self) -> str:
+        """How most weights are stored: ``bf16``, ``fp8``, ``nvfp4``, ``q4_k_m``, ``mixed`` ..."""
+        return precision(self._forms, self.names.values())
+
     def __contains__(self, key: str) -> bool:
         return key in self.names
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The stored shape of one tensor (packed, where the file is quantised)."""
-        return self.file.tensors[self._name(key)].shape
+        """The shape of one tensor once decoded."""
+        return _shape(key, self._forms[self._name(key)].shape)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The stored shape of every tensor."""
-        return {key: self.file.tensors[name].shape for key, name in self.names.items()}
+        """The shape of every tensor once decoded."""
+        return {key: _shape(key, self._forms[name].shape) for key, name in self.names.items()}
+
+    def stored(self, key: str) -> StoredTensor:
+        """How one tensor lies in the file.
+
+        Raises :class:`UnsupportedQuantization` for a format without a decoder.
+        """
+        return self._forms.check(self._name(key))
+
+    def check_readable(self) -> None:
+        """Raise :class:`UnsupportedQuantization` for the first tensor without a decoder."""
+        for name in self.names.values():
+            self._forms.check(name)
 
     def read(self, key: str) -> Tensor:
         """One tensor as stored. Raises :class:`UnknownLayout` when the component lacks it."""
-        return self.file.read(self._name(key))
+        tensor = self.file.read(self._name(key))
+        return tensor.reshape(_shape(key, tuple(tensor.shape)))
+
+    @cached_property
+    def _forms(self) -> StoredTensors:
+        return stored_tensors(self.file)
 
     def _name(self, key: str) -> str:
         if key not in self.names:
@@ -74,113 +118,9 @@ class Component:
         return self.names[key]
 
 
-# What a tensor name says about its place: the longest of these prefixes wins. A value is the role
-# and what replaces the prefix; None marks parts that are known and not needed.
-_PREFIXES: Mapping[str, tuple[str, str] | None] = {
-    # Inside the transformer's prefix, or bare in a transformer-only file.
-    **{
-        f"{wrap}{part}": place
-        for wrap in ("model.diffusion_model.", "diffusion_model.", "")
-        for part, place in {
-            "video_embeddings_connector.": ("connectors", "video_embeddings_connector."),
-            "audio_embeddings_connector.": ("connectors", "audio_embeddings_connector."),
-        }.items()
-    },
-    "model.diffusion_model.": ("transformer", ""),
-    "diffusion_model.": ("transformer", ""),
-    **{
-        part: ("transformer", part)
-        for part in (
-            "transformer_blocks.",
-            "patchify_proj.",
-            "audio_patchify_proj.",
-            "proj_out.",
-            "audio_proj_out.",
-            "adaln_single.",
-            "audio_adaln_single.",
-            "prompt_adaln_single.",
-            "audio_prompt_adaln_single.",
-            "av_ca_",
-            "caption_projection.",
-            "audio_caption_projection.",
-            "scale_shift_table",
-            "audio_scale_shift_table",
-            "keyframes_abs_pos_embedding",
-            "scaled_fp8",
-        )
-    },
-    "text_embedding_projection.": ("text_projection", ""),
-    "video_aggregate_embed.": ("text_projection", "video_aggregate_embed."),
-    "audio_aggregate_embed.": ("text_projection", "audio_aggregate_embed."),
-    "aggregate_embed.": ("text_projection", "aggregate_embed."),
-    "vae.": ("video_vae", ""),
-    "audio_vae.": ("audio_vae", ""),
-    "vocoder.": ("vocoder", ""),
-    # A split VAE file is bare; _bare_vae_role tells video from audio by the kernels' rank.
-    "encoder.": ("vae", "encoder."),
-    "decoder.": ("vae", "decoder."),
-    "per_channel_statistics.": ("vae", "per_channel_statistics."),
-    # Gemma 3: ComfyUI's single file, and the two spellings of transformers.
-    **{
-        f"{wrap}{part}": ("text_encoder", part)
-        for wrap in ("model.", "language_model.model.", "model.language_model.")
-        for part in ("layers.", "embed_tokens.", "norm.")
-    },
-    "spiece_model": ("text_encoder", "spiece_model"),
-    "tokenizer_json": ("text_encoder", "tokenizer_json"),
-    "hf_asset__": ("text_encoder", "hf_asset__"),
-    **{
-        part: ("latent_upsampler", part)
-        for part in (
-            "initial_conv.",
-            "initial_norm.",
-            "res_blocks.",
-            "upsampler.",
-            "post_upsample_res_blocks.",
-            "final_conv.",
-        )
-    },
-    "vision_model.": None,
-    "vision_tower.": None,
-    "model.vision_tower.": None,
-    "multi_modal_projector.": None,
-    "model.multi_modal_projector.": None,
-    "lm_head.": None,
-    "language_model.lm_head.": None,
-    "duration_head.": None,
-}
-
-_VAE_SIGNATURE = r"(encoder|decoder)\.conv_in\.conv\.weight$|per_channel_statistics\.mean-of-means$"
-
-# A role counts only where the file has a tensor that no other family has under that place.
-_SIGNATURES: Mapping[str, re.Pattern[str]] = {
-    role: re.compile(pattern)
-    for role, pattern in {
-        "transformer": r"transformer_blocks\.\d+\.(attn1|audio_attn1|audio_ff)\.",
-        "connectors": r"(video|audio)_embeddings_connector\.transformer_1d_blocks\.0\.",
-        "text_projection": r"(video_|audio_)?aggregate_embed\.weight$",
-        "video_vae": _VAE_SIGNATURE,
-        "audio_vae": _VAE_SIGNATURE,
-        "vocoder": r"(vocoder\.)?conv_pre\.weight$",
-        "text_encoder": r"layers\.\d+\.pre_feedforward_layernorm\.weight$",
-        "latent_upsampler": r"post_upsample_res_blocks\.0\.conv2\.weight$",
-    }.items()
-}
-
-_LORA_KEY = re.compile(
-    r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w)$", re.IGNORECASE
-)
-
-_CONFIG_SECTIONS: Mapping[str, str] = {
-    "transformer": "transformer",
-    "connectors": "transformer",
-    "text_projection": "transformer",
-    "video_vae": "vae",
-    "audio_vae": "audio_vae",
-    "vocoder": "vocoder",
-}
-
-_PREFIX_LENGTHS = sorted({len(prefix) for prefix in _PREFIXES}, reverse=True)
+def _shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """GGUF drops a leading dimension of 1."""
+    return (1, *shape) if key == _KEYFRAMES and len(shape) == 1 else shape
 
 
 def components(file: CheckpointFile) -> dict[str, Component]:
@@ -188,28 +128,31 @@ def components(file: CheckpointFile) -> dict[str, Component]:
 
     Raises :class:`UnknownLayout` when the file holds none.
     """
-    if any(_LORA_KEY.search(name) for name in file.tensors):
-        return {"lora": Component("lora", file, {name: name for name in file.tensors})}
-    placed = _place(file)
-    found = {
-        role: Component(role, file, placed[role], _config_of(role, file))
+    forms = stored_tensors(file)
+    if any(LORA_KEY.search(name) for name in forms):
+        return {"lora": Component("lora", file, {name: name for name in forms}, _lora_facts(file))}
+    found: dict[str, dict[str, str]] = {}
+    for name, placed in _places(file, forms).items():
+        if placed.role is not None:
+            found.setdefault(placed.role, {})[placed.key] = name
+    parts = {
+        role: Component(role, file, found[role], _config_of(role, file), _norm_offset(role, file))
         for role in ROLES
-        if role in placed and any(_SIGNATURES[role].match(key) for key in placed[role])
+        if role in found and any(SIGNATURES[role].match(key) for key in found[role])
     }
-    if not found:
-        some = ", ".join(sorted(file.tensors)[:3]) or "no tensors"
+    if not parts:
         raise UnknownLayout(
-            f"{file.path.name}: not a model file of the LTX-2 family (it holds {some})",
+            f"{file.path.name}: not a model file of the LTX-2 family ({_what(file)})",
             "needed are LTX-2.0/2.3 checkpoints, their parts, Gemma 3, upsamplers or LoRAs",
         )
-    return found
+    return parts
 
 
 def unclaimed(file: CheckpointFile) -> list[str]:
     """Names in the file that belong to no component, sorted: worth a warning, never an error."""
+    forms = stored_tensors(file)
     used = {name for part in components(file).values() for name in part.names.values()}
-    known = {name for name in file.tensors if _longest_prefix(name) is not None}
-    return sorted(set(file.tensors) - used - known)
+    return sorted(set(forms) - used - set(_places(file, forms)))
 
 
 def family(transformer: Component) -> str:
@@ -221,6 +164,11 @@ def family(transformer: Component) -> str:
         for name, (present, absent) in _FAMILY_MARKS.items():
             if present in transformer and (absent is None or absent not in transformer):
                 return name
+    if "audio_proj_in.weight" in transformer:
+        raise UnknownLayout(
+            f"{transformer.file.path.name}: a transformer in the names of the diffusers library",
+            "use the original file, or one for ComfyUI",
+        )
     raise UnknownLayout(
         f"{transformer.file.path.name}: a transformer of an unknown family",
         "known are LTX-2.0, LTX-2.3 and LTX-2.5 with sound",
@@ -235,25 +183,24 @@ _FAMILY_MARKS: Mapping[str, tuple[str, str | None]] = {
 }
 
 
-def _place(file: CheckpointFile) -> dict[str, dict[str, str]]:
-    placed: dict[str, dict[str, str]] = {}
-    for name in file.tensors:
-        prefix = _longest_prefix(name)
-        place = None if prefix is None else _PREFIXES[prefix]
-        if prefix is None or place is None:
-            continue
-        role, instead = place
-        if role == "vae":
-            role = _bare_vae_role(file)
-        placed.setdefault(role, {})[instead + name[len(prefix) :]] = name
-    return placed
+def _places(file: CheckpointFile, names: Iterable[str]) -> dict[str, Placed]:
+    """The place of every name; a bare VAE is told by its kernels."""
+    found = gemma_places(names) if _may_be_gemma(file) else {}
+    found = found or places(names)
+    kind = _bare_vae_role(file)
+    return {
+        name: Placed(kind, placed.key) if placed.role == "vae" else placed
+        for name, placed in found.items()
+    }
 
 
-def _longest_prefix(name: str) -> str | None:
-    for length in _PREFIX_LENGTHS:
-        if name[:length] in _PREFIXES:
-            return name[:length]
-    return None
+def _may_be_gemma(file: CheckpointFile) -> bool:
+    return file.container == "gguf" and file.kv.get("general.architecture") in ("gemma3", None)
+
+
+def _norm_offset(role: str, file: CheckpointFile) -> float:
+    """llama.cpp stores 1 + w for Gemma's norms, everyone else w."""
+    return 1.0 if role == "text_encoder" and "output_norm.weight" in file.tensors else 0.0
 
 
 def _bare_vae_role(file: CheckpointFile) -> str:
@@ -264,27 +211,102 @@ def _bare_vae_role(file: CheckpointFile) -> str:
     return "video_vae"
 
 
+def _what(file: CheckpointFile) -> str:
+    """What a file of another model is, as far as it says so."""
+    architecture = file.kv.get("general.architecture")
+    if isinstance(architecture, str):
+        return f"a GGUF file of the architecture {architecture!r}"
+    return f"it holds {', '.join(sorted(file.tensors)[:3]) or 'no tensors'}"
+
+
+# --- configuration ------------------------------------------------------------------------------
+
+_CONFIG_SECTIONS: Mapping[str, str] = {
+    "transformer": "transformer",
+    "connectors": "transformer",
+    "text_projection": "transformer",
+    "video_vae": "vae",
+    "audio_vae": "audio_vae",
+    "vocoder": "vocoder",
+}
+
+
 def _config_of(role: str, file: CheckpointFile) -> Mapping[str, Any]:
     if role == "latent_upsampler":
         return file.config if "spatial_upsample" in file.config else {}
     if role == "text_encoder":
         return _gemma_config(file)
-    section = file.config.get(_CONFIG_SECTIONS[role], {})
+    section = file.config.get(_CONFIG_SECTIONS.get(role, ""), {})
     return section if isinstance(section, Mapping) else {}
 
 
+_LORA_FACTS = (
+    "reference_downscale_factor",
+    "reference_temporal_scale_factor",
+    "lora_alpha",
+    "lora_rank",
+)
+
+
+def _lora_facts(file: CheckpointFile) -> Mapping[str, Any]:
+    """The numbers that trainers write into a LoRA's header."""
+    stated = {key: file.metadata[key] for key in _LORA_FACTS if key in file.metadata}
+    return {key: float(text) for key, text in stated.items() if _NUMBER.fullmatch(text)}
+
+
+_NUMBER = re.compile(r"\d+(\.\d*)?")
+
+
 def _gemma_config(file: CheckpointFile) -> Mapping[str, Any]:
-    text = file.metadata.get("gemma_config")
+    """What a file says of its Gemma, in the names of transformers' configuration."""
+    if file.container == "gguf":
+        return _gguf_gemma_config(file.kv)
+    text = file.metadata.get("gemma_config") or _config_beside(file)
     if text is None:
         return {}
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(
             f"{file.path.name}: damaged, the `gemma_config` in its header is not JSON",
             "download the file again",
         ) from error
     return config if isinstance(config, Mapping) else {}
+
+
+def _config_beside(file: CheckpointFile) -> str | None:
+    """The ``config.json`` of a Gemma 3 folder as transformers saves it."""
+    path = (file.path if file.path.is_dir() else file.path.parent) / "config.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if _GEMMA_3.search(text) else None
+
+
+_GEMMA_3 = re.compile(r'"model_type"\s*:\s*"gemma3(_text)?"')
+
+_GGUF_GEMMA = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+}
+
+
+def _gguf_gemma_config(kv: Mapping[str, Any]) -> Mapping[str, Any]:
+    values = {name: kv.get(f"gemma3.{key}") for key, name in _GGUF_GEMMA.items()}
+    config: dict[str, Any] = {name: v for name, v in values.items() if isinstance(v, (int, float))}
+    factor = kv.get("gemma3.rope.scaling.factor")
+    if isinstance(factor, (int, float)):
+        config["rope_scaling"] = {"factor": float(factor)}
+    return config
 
 
 # --- original names -> names of the network classes ---------------------------------------------

@@ -1,95 +1,62 @@
-"""Which file plays which role: index model folders, choose a set that fits together.
+"""Choose, of everything found, a set of model files that fit together.
 
-Files are recognised by their content and matched by shapes; names and folders only break ties.
-The embedded pocket model is one more folder, searched last.
+The transformer decides; every other part is matched to it by shapes. Names only break ties. The
+embedded pocket model is one more folder, searched last.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from latent_ladder.checkpoints.files import open_checkpoint
-from latent_ladder.checkpoints.layout import Component, components, family
-from latent_ladder.errors import (
-    CheckpointError,
-    CheckpointNotFound,
-    UnknownLayout,
-    UnsupportedQuantization,
+from latent_ladder.checkpoints.fit import (
+    Fit,
+    is_distilled_lora,
+    lora_family,
+    projection_shape,
+    text_encoder_misfit,
+    training,
+    unpaired,
+    upsampling,
 )
+from latent_ladder.checkpoints.folders import EMBEDDED, ModelFolder, model_folders
+from latent_ladder.checkpoints.layout import Component, components, family
+from latent_ladder.checkpoints.published import (
+    DEFAULT_PRECISION,
+    Upsampling,
+    suggestion,
+)
+from latent_ladder.checkpoints.scan import Found, Library, scan
+from latent_ladder.errors import CheckpointNotFound, UnknownLayout
 
-EMBEDDED = Path(__file__).parent.parent / "pocket" / "models"
-"""The pocket model's folder inside the package."""
-
-PUBLISHED: Mapping[str, tuple[str, str, str]] = {
-    "transformer": ("checkpoints", "ltx-2.3-22b-dev.safetensors", "Lightricks/LTX-2.3"),
-    "connectors": ("checkpoints", "ltx-2.3-22b-dev.safetensors", "Lightricks/LTX-2.3"),
-    "text_projection": ("checkpoints", "ltx-2.3-22b-dev.safetensors", "Lightricks/LTX-2.3"),
-    "video_vae": ("checkpoints", "ltx-2.3-22b-dev.safetensors", "Lightricks/LTX-2.3"),
-    "audio_vae": ("checkpoints", "ltx-2.3-22b-dev.safetensors", "Lightricks/LTX-2.3"),
-    "vocoder": ("checkpoints", "ltx-2.3-22b-dev.safetensors", "Lightricks/LTX-2.3"),
-    "text_encoder": ("text_encoders", "gemma_3_12B_it_fp4_mixed.safetensors", "Comfy-Org/ltx-2"),
-    "latent_upsampler": (
-        "latent_upscale_models",
-        "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-        "Lightricks/LTX-2.3",
-    ),
-    "distilled_lora": (
-        "loras",
-        "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-        "Lightricks/LTX-2.3",
-    ),
-}
-"""Role -> (folder below models/, file, repository on Hugging Face that publishes it)."""
-
-PLAIN_FLOATS = ("BF16", "F16", "F32")
-
-Upsampling = tuple[str, Fraction]
-"""What a latent upsampler does: ``("spatial", 2)``, ``("spatial", 3/2)``, ``("temporal", 2)``."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """One component and the model folder it was found under."""
-
-    component: Component
-    folder: Path
-
-    @property
-    def path(self) -> Path:
-        """The file it is in."""
-        return self.component.file.path
-
-    @property
-    def name(self) -> str:
-        """The file's path relative to its model folder, as ComfyUI names it."""
-        return self.path.relative_to(self.folder).as_posix()
-
-    @property
-    def embedded(self) -> bool:
-        """Whether it belongs to the model inside the package."""
-        return self.folder == EMBEDDED
-
-
-@dataclass(frozen=True)
-class Library:
-    """Everything found, by role, in order of preference; and what could not be read."""
-
-    folders: tuple[Path, ...]
-    found: Mapping[str, tuple[Found, ...]]
-    unreadable: tuple[tuple[Path, str], ...] = ()
-
-    def of(self, role: str) -> tuple[Found, ...]:
-        """All candidates for a role."""
-        return self.found.get(role, ())
+__all__ = [
+    "EMBEDDED",
+    "Choice",
+    "Found",
+    "Library",
+    "ModelFolder",
+    "ModelSet",
+    "Upsampling",
+    "choose",
+    "find_named",
+    "missing",
+    "model_folders",
+    "scan",
+    "select",
+]
 
 
 @dataclass(frozen=True)
 class ModelSet:
-    """Components that fit together: one transformer and all that it needs."""
+    """Components that fit together: one transformer and all that it needs.
+
+    ``rejected`` says by role why the candidates that were found do not fit; ``notes`` are
+    warnings about those that do.
+    """
 
     transformer: Component
     connectors: Component
@@ -102,6 +69,8 @@ class ModelSet:
     loras: Mapping[str, Component]
     family: str
     preset: str | None
+    notes: tuple[str, ...] = ()
+    rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def distilled(self) -> bool:
@@ -113,221 +82,219 @@ class ModelSet:
         """Whether sound can be decoded."""
         return self.audio_vae is not None and self.vocoder is not None
 
+    def missing(
+        self, role: str, why: str, upsampling: Upsampling | None = None
+    ) -> CheckpointNotFound:
+        """The error for a role that this set lacks; names the files that do not fit, and why."""
+        reasons = "; ".join((why, *self.rejected.get(role, ())))
+        return missing(role, reasons, upsampling=upsampling, family=self.family)
 
-def model_folders(
-    extra: Sequence[Path | str] = (), environ: Mapping[str, str] | None = None
-) -> tuple[Path, ...]:
-    """Folders to search: ``extra``, ``LADDER_MODELS``, ``./models``, ``./ComfyUI/models``, pocket.
 
-    Raises :class:`CheckpointNotFound` for a folder that was named and does not exist.
+REQUIRED = ("text_projection", "connectors", "video_vae", "text_encoder")
+"""The roles that nothing runs without, beside the transformer."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, complete or not: parts by role, and why others were not.
+
+    ``transformer`` is ``None`` where there is none of a known family; then nothing is chosen.
     """
-    environ = os.environ if environ is None else environ
-    named = [Path(p).expanduser() for p in extra]
-    named += [Path(p).expanduser() for p in environ.get("LADDER_MODELS", "").split(os.pathsep) if p]
-    for folder in named:
-        if not folder.is_dir():
-            raise CheckpointNotFound(
-                f"model folder {folder} does not exist",
-                "give the folder that holds checkpoints/, loras/ ... (ComfyUI's models/)",
-            )
-    usual = [p for p in (Path("models"), Path("ComfyUI/models")) if p.is_dir()]
-    ordered = [p.resolve() for p in (*named, *usual, EMBEDDED)]
-    return tuple(dict.fromkeys(ordered))
+
+    transformer: Found | None
+    parts: Mapping[str, Component]
+    upsamplers: Mapping[Upsampling, Component]
+    loras: Mapping[str, Component]
+    notes: tuple[str, ...]
+    rejected: Mapping[str, tuple[str, ...]]
+
+    @property
+    def precision(self) -> str:
+        """What missing parts should be named in: the transformer's own precision."""
+        if self.transformer is None:
+            return DEFAULT_PRECISION
+        stored = self.transformer.component.precision
+        gguf = self.transformer.component.file.container == "gguf"
+        return f"gguf-{stored}" if gguf else stored
+
+    @property
+    def family(self) -> str:
+        """The transformer's family; "2.3", the one to get, where there is none."""
+        return "2.3" if self.transformer is None else family(self.transformer.component)
+
+    def missing(self, role: str, library: Library) -> CheckpointNotFound:
+        """The error for a role that nothing fills."""
+        reasons = self.rejected.get(role)
+        why = f"searched {', '.join(map(str, library.folders))}"
+        if reasons and self.transformer is not None:
+            why = f"none fits {self.transformer.path.name}: {'; '.join(reasons)}"
+        elif reasons:
+            why = "; ".join(reasons)
+        return missing(role, why, precision=self.precision, family=self.family)
+
+    def models(self, library: Library) -> ModelSet:
+        """The whole set. Raises what :func:`select` raises."""
+        for role in ("transformer", *REQUIRED):
+            if role not in self.parts:
+                raise self.missing(role, library)
+        parts = self.parts
+        for part in parts.values():
+            part.check_readable()
+        return ModelSet(
+            **{role: parts[role] for role in ("transformer", *REQUIRED)},
+            audio_vae=parts.get("audio_vae"),
+            vocoder=parts.get("vocoder"),
+            upsamplers=self.upsamplers,
+            loras=self.loras,
+            family=self.family,
+            preset=parts["transformer"].file.metadata.get("preset"),
+            notes=self.notes,
+            rejected=self.rejected,
+        )
 
 
-def scan(folders: Iterable[Path]) -> Library:
-    """Read the headers of every model file below the folders. Loads no tensor."""
-    folders = tuple(folders)
-    found: dict[str, list[Found]] = {}
-    unreadable = []
-    for folder in folders:
-        for path in _model_files(folder):
-            try:
-                parts = components(open_checkpoint(path))
-            except CheckpointError as error:
-                unreadable.append((path, error.message))
-                continue
-            for role, component in parts.items():
-                found.setdefault(role, []).append(Found(component, folder))
-    return Library(folders, {r: tuple(f) for r, f in found.items()}, tuple(unreadable))
+def choose(library: Library, choices: Mapping[str, str] | None = None) -> Choice:
+    """Choose a transformer and the parts that fit it; parts may be missing.
 
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".sft") and path.is_file():
-            yield path
+    Raises :class:`CheckpointNotFound` or :class:`UnknownLayout` only for a file that ``choices``
+    name and that is not there or does not fit.
+    """
+    choices = dict(choices or {})
+    transformer = _choose_transformer(library, choices)
+    if transformer is None:
+        others = tuple(
+            f"{f.path.name} is of a family this version does not know"
+            for f in library.of("transformer")
+        )
+        return Choice(None, {}, {}, {}, (), {"transformer": others} if others else {})
+    pick = _Picker(library, choices, transformer)
+    parts = {"transformer": transformer.component}
+    for role in ("text_projection", "connectors", "video_vae", "audio_vae"):
+        pick.add(role, parts)
+    pick.add("vocoder", parts, beside=parts.get("audio_vae"))
+    pick.add("text_encoder", parts, _text_encoder_rule(parts.get("text_projection")))
+    upsamplers, loras = pick.upsamplers(), pick.loras()
+    rejected = {role: tuple(reasons) for role, reasons in pick.rejected.items()}
+    return Choice(transformer, parts, upsamplers, loras, tuple(pick.notes), rejected)
 
 
 def select(library: Library, choices: Mapping[str, str] | None = None) -> ModelSet:
     """Choose a transformer and the parts that fit it by their shapes.
 
     ``choices`` maps a role (or ``checkpoint``: all parts of one file) to a path or a file name
-    and overrides the library. Raises :class:`CheckpointNotFound` naming the missing role, the
-    file that would fill it, its folder and its publisher.
-    Raises :class:`UnsupportedQuantization` for weights this version cannot decode.
+    and overrides the library. Raises :class:`CheckpointNotFound` naming the missing role, why
+    the files found do not fit, and the file that would, its folder, publisher and size.
+    Raises :class:`UnsupportedQuantization` for weights in a format that cannot be decoded.
     """
-    choices = dict(choices or {})
-    transformer = _choose_transformer(library, choices)
-    fits = _Fit(transformer.component)
-    pick = _Picker(library, choices, transformer)
-    projection = pick("text_projection", fits.projection)
-    check_readable(transformer.component)
-    gemma_width = _rows(projection, "video_aggregate_embed.weight", "aggregate_embed.weight", 1)
-    return ModelSet(
-        transformer=transformer.component,
-        connectors=pick("connectors", fits.connectors),
-        text_projection=projection,
-        video_vae=pick("video_vae", fits.video_vae),
-        text_encoder=pick("text_encoder", lambda c: text_features(c) == gemma_width),
-        audio_vae=pick.optional("audio_vae", fits.audio_vae),
-        vocoder=pick.optional("vocoder", lambda _: True),
-        upsamplers=pick.upsamplers(fits.latent_channels),
-        loras=pick.loras(),
-        family=family(transformer.component),
-        preset=transformer.component.file.metadata.get("preset"),
-    )
+    return choose(library, choices).models(library)
 
 
-def missing(role: str, why: str) -> CheckpointNotFound:
-    """The error for a role nothing fills: what it needs, where it goes, who publishes it."""
-    folder, name, publisher = PUBLISHED[role]
-    return CheckpointNotFound(
-        f"no {role.replace('_', ' ')} found: {why}",
-        f"put {name} (huggingface.co/{publisher}) into models/{folder}/, or name the folder "
-        "with --models",
-    )
-
-
-def check_readable(component: Component) -> None:
-    """Raise :class:`UnsupportedQuantization` for the first weight that is not a plain float."""
-    for key, name in component.names.items():
-        dtype = component.file.tensors[name].dtype
-        if key.endswith("weight") and dtype not in PLAIN_FLOATS:
-            raise UnsupportedQuantization(
-                f"{component.file.path.name}: {key} is stored as {dtype}, this version reads "
-                f"{', '.join(PLAIN_FLOATS)}",
-                "use the bf16 file of the same model",
-            )
-
-
-def text_features(text_encoder: Component) -> int:
-    """Width of all hidden states of a Gemma laid side by side: hidden x (layers + 1)."""
-    layers = {int(k.split(".")[1]) for k in text_encoder.names if k.startswith("layers.")}
-    return text_encoder.shape("norm.weight")[0] * (len(layers) + 1)
-
-
-def upsampling(upsampler: Component) -> Upsampling:
-    """What an upsampler does, from its tensors; the header's ``config`` where shapes are silent.
-
-    A pixel shuffle by n makes n*n (space) or n (time) channels of each; the blur kernel of the
-    rational ones strides by 2 (x1.5 = 3/2) or, where n is 2 or 4, by the header's scale.
-    """
-    middle = upsampler.shape("initial_conv.weight")[0]
-    if "upsampler.conv.weight" in upsampler:
-        factor = round((upsampler.shape("upsampler.conv.weight")[0] // middle) ** 0.5)
-        scale = upsampler.config.get("spatial_scale")
-        if scale is not None:
-            return "spatial", Fraction(scale).limit_denominator(4)
-        return "spatial", Fraction(factor, 2 if factor % 2 else 1)
-    shape = upsampler.shape("upsampler.0.weight")
-    if len(shape) == 5:
-        return "temporal", Fraction(shape[0] // middle)
-    return "spatial", Fraction(round((shape[0] // middle) ** 0.5))
-
-
-def lora_matches(lora: Component, transformer: Component) -> tuple[int, int]:
-    """How many of a LoRA's modules the transformer has with the same input width, and of all."""
-    downs = [key for key in lora.names if key.endswith((".lora_A.weight", ".lora_down.weight"))]
-    matched = 0
-    for key in downs:
-        module = key.rsplit(".lora_", 1)[0].removeprefix("diffusion_model.")
-        weight = f"{module}.weight"
-        fits = weight in transformer and transformer.shape(weight)[1] == lora.shape(key)[1]
-        matched += fits
-    return matched, len(downs)
-
-
-def _choose_transformer(library: Library, choices: Mapping[str, str]) -> Found:
-    named = choices.get("transformer") or choices.get("checkpoint")
-    if named:
-        return find_named(library, named, "transformer")
-    known = [f for f in library.of("transformer") if _preference(f) is not None]
-    if not known:
-        raise missing("transformer", f"searched {', '.join(map(str, library.folders))}")
-    return min(known, key=lambda f: _preference(f) or (0, 0))
-
-
-_FAMILY_PREFERENCE = ("2.3", "2.5", "2.0")
-
-
-def _preference(found: Found) -> tuple[int, int] | None:
-    """Sort key of a transformer candidate (the user's before the embedded); None: unusable."""
-    try:
-        return int(found.embedded), _FAMILY_PREFERENCE.index(family(found.component))
-    except UnknownLayout:
-        return None
+def missing(
+    role: str,
+    why: str,
+    *,
+    precision: str = DEFAULT_PRECISION,
+    upsampling: Upsampling | None = None,
+    family: str = "2.3",
+) -> CheckpointNotFound:
+    """The error for a role nothing fills: the file that would, its size, folder and publisher."""
+    wanted = suggestion(role, precision=precision, upsampling=upsampling, family=family)
+    folder = "name the folder that holds one with --models"
+    if wanted is not None:
+        folder = (
+            f"put {wanted.name} ({wanted.size}, {wanted.page}) into models/{wanted.folder}/, or "
+            "run `ladder models get ltx-2.3`"
+        )
+    return CheckpointNotFound(f"no {_spoken(role)} found: {why}", folder)
 
 
 def find_named(library: Library, name: str, role: str) -> Found:
     """The component ``role`` in the file called ``name``: a path, or a name in a model folder."""
     path = Path(name).expanduser()
-    if path.is_file():
-        found = components(open_checkpoint(path)).get(role)
-        if found is None:
-            raise CheckpointNotFound(
-                f"{path.name} holds no {role.replace('_', ' ')}", "`ladder models list` shows roles"
-            )
-        return Found(found, path.resolve().parent)
+    if path.exists() and (path.is_file() or path.is_absolute()):
+        return _in_file(path, role)
     wanted = name.replace("\\", "/")
-    for candidate in library.of(role):
-        if candidate.name.endswith(wanted) or candidate.path.name == Path(wanted).name:
-            return candidate
+    for found in library.of(role):
+        if f"/{found.name}".endswith(f"/{wanted}") or found.path.name == Path(wanted).name:
+            return found
+    for file, roles in library.files.items():
+        if file.name == Path(wanted).name:
+            raise _other_role(file.name, list(roles), role)
     known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
     raise CheckpointNotFound(
-        f"no file called {name} plays the role {role.replace('_', ' ')}; known: {known}",
+        f"no file called {name} plays the role {_spoken(role)}; known: {known}",
         "give a path, or a name that `ladder models list` shows",
     )
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What the other parts must look like to fit a transformer."""
-
-    transformer: Component
-
-    @property
-    def latent_channels(self) -> int:
-        return self.transformer.shape("patchify_proj.weight")[1]
-
-    def video_vae(self, vae: Component) -> bool:
-        return _statistics(vae) == self.latent_channels
-
-    def audio_vae(self, vae: Component) -> bool:
-        return _statistics(vae) == self.transformer.shape("audio_patchify_proj.weight")[1]
-
-    @property
-    def context_width(self) -> int:
-        """Width of the text context that enters the transformer."""
-        if "caption_projection.linear_1.weight" in self.transformer:
-            return self.transformer.shape("caption_projection.linear_1.weight")[1]
-        return self.transformer.shape("transformer_blocks.0.attn2.to_k.weight")[1]
-
-    def projection(self, projection: Component) -> bool:
-        rows = _rows(projection, "video_aggregate_embed.weight", "aggregate_embed.weight", 0)
-        return rows == self.context_width
-
-    def connectors(self, connectors: Component) -> bool:
-        registers = "video_embeddings_connector.learnable_registers"
-        return registers in connectors and connectors.shape(registers)[1] == self.context_width
+def _in_file(path: Path, role: str) -> Found:
+    parts = components(open_checkpoint(path))
+    if role not in parts:
+        raise _other_role(path.name, list(parts), role)
+    return Found(parts[role], path.resolve().parent)
 
 
-def _statistics(vae: Component) -> int:
-    key = "per_channel_statistics.mean-of-means"
-    return vae.shape(key)[0] if key in vae else -1
+def _other_role(name: str, roles: list[str], role: str) -> CheckpointNotFound:
+    """A LoRA given as checkpoint, the reverse, and all other mix-ups."""
+    if roles == ["lora"]:
+        held, hint = "it is a LoRA, not a checkpoint", f"--set models.distilled_lora={name}"
+    else:
+        held = f"it holds {', '.join(map(_spoken, roles))}"
+        hint = f"--checkpoint {name}" if "transformer" in roles else "a file that holds one"
+    return CheckpointNotFound(f"{name} holds no {_spoken(role)}: {held}", f"use {hint}")
 
 
-def _rows(component: Component, first: str, second: str, axis: int) -> int:
-    return component.shape(first if first in component else second)[axis]
+def _spoken(role: str) -> str:
+    return role.replace("_", " ").replace("lora", "LoRA").replace("vae", "VAE")
+
+
+# --- the transformer -----------------------------------------------------------------------------
+
+_FAMILY_PREFERENCE = ("2.3", "2.5", "2.0")
+_PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
+"""All others, GGUF's above all, come after these, the larger first."""
+
+
+def _choose_transformer(library: Library, choices: Mapping[str, str]) -> Found | None:
+    named = choices.get("transformer") or choices.get("checkpoint")
+    if named:
+        return find_named(library, named, "transformer")
+    ranked = [(p, f) for f in library.of("transformer") if (p := _preference(f)) is not None]
+    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+
+
+def _preference(found: Found) -> tuple[int, int, int, float] | None:
+    """Sort key of a transformer: the user's, a known family, more bits; ``None``: unusable."""
+    try:
+        known = _FAMILY_PREFERENCE.index(family(found.component))
+    except UnknownLayout:
+        return None
+    return int(found.embedded), known, *precision_order(found)
+
+
+def precision_order(found: Found) -> tuple[int, float]:
+    """Sort key: how much of the original values a transformer's storage keeps, the most first.
+
+    Half bits are told apart, headers a few bytes longer are not.
+    """
+    sample = "transformer_blocks.0.attn1.to_q.weight"
+    part = found.component
+    rank = dict(zip(_PRECISION_PREFERENCE, range(len(_PRECISION_PREFERENCE)), strict=True))
+    bits = 8 * part.stored(sample).nbytes / math.prod(part.shape(sample)) if sample in part else 0
+    return rank.get(part.precision, len(rank)), -round(2 * bits) / 2
+
+
+# --- all that goes with it -----------------------------------------------------------------------
+
+Misfit = Callable[[Component], str | None]
+
+
+def _text_encoder_rule(projection: Component | None) -> Misfit:
+    """An encoder fits what the projection reads; without a projection any will do."""
+    if projection is None:
+        return lambda _: None
+    features = projection_shape(projection)[1]
+    return lambda encoder: text_encoder_misfit(encoder, features)
 
 
 @dataclass(frozen=True)
@@ -337,57 +304,117 @@ class _Picker:
     library: Library
     choices: Mapping[str, str]
     transformer: Found
+    notes: list[str] = field(default_factory=list)
+    rejected: dict[str, list[str]] = field(default_factory=dict)
 
-    def __call__(self, role: str, fits: Callable[[Component], bool]) -> Component:
-        found = self.optional(role, fits)
-        if found is None:
-            others = self.library.of(role)
-            why = (
-                f"{len(others)} found, none fits {self.transformer.path.name}"
-                if others
-                else f"searched {', '.join(map(str, self.library.folders))}"
-            )
-            raise missing(role, why)
-        check_readable(found)
-        return found
+    @cached_property
+    def fit(self) -> Fit:
+        """The rules."""
+        return Fit(self.transformer.component)
 
-    def optional(self, role: str, fits: Callable[[Component], bool]) -> Component | None:
-        if role in self.choices:
-            chosen = find_named(self.library, self.choices[role], role).component
-            if not fits(chosen):
-                raise UnknownLayout(
-                    f"{chosen.file.path.name} does not fit {self.transformer.path.name} as "
-                    f"{role.replace('_', ' ')}: their widths differ",
-                    "choose files of one family",
-                )
-            return chosen
-        own = components(self.transformer.component.file).get(role)
-        if own is not None and fits(own):
-            return own
-        return next((f.component for f in self.library.of(role) if fits(f.component)), None)
+    def add(
+        self,
+        role: str,
+        parts: dict[str, Component],
+        misfit: Misfit | None = None,
+        beside: Component | None = None,
+    ) -> None:
+        """Put the part for a role into ``parts`` where one fits."""
+        found = self.optional(role, misfit, beside)
+        if found is not None:
+            parts[role] = found
 
-    def upsamplers(self, channels: int) -> dict[Upsampling, Component]:
-        named = self.choices.get("latent_upsampler")
-        candidates = list(self.library.of("latent_upsampler"))
+    def optional(
+        self, role: str, misfit: Misfit | None = None, beside: Component | None = None
+    ) -> Component | None:
+        """The part for a role, of the file of ``beside`` or the transformer where it is there."""
+        misfit = misfit or (lambda part: self.fit.misfit(role, part))
+        named = self.choices.get(role)
         if named:
-            candidates.insert(0, find_named(self.library, named, "latent_upsampler"))
+            return self._named(role, named, misfit)
+        first = [p for p in (beside, self.transformer.component) if p is not None]
+        own = [part for p in first if (part := self._beside(p, role)) is not None]
+        others = sorted(self.library.of(role), key=self._paired)
+        for part in (*own, *(found.component for found in others)):
+            wrong = misfit(part)
+            if wrong is None:
+                warning = unpaired(role, part, self.transformer.component)
+                self.notes.extend([warning] if warning else [])
+                return part
+            self._reject(role, part, wrong)
+        return None
+
+    def _beside(self, part: Component, role: str) -> Component | None:
+        """The component of a role in the file of another."""
+        found = self.library.files.get(part.file.path)
+        if found is None:  # named by a path outside the folders searched
+            return components(part.file).get(role)
+        return found[role].component if role in found else None
+
+    def _named(self, role: str, name: str, misfit: Misfit) -> Component:
+        part = find_named(self.library, name, role).component
+        wrong = misfit(part)
+        if wrong is not None:
+            raise UnknownLayout(
+                f"{part.file.path.name} does not fit {self.transformer.path.name} as "
+                f"{_spoken(role)}: {wrong}",
+                "choose files of one family",
+            )
+        return part
+
+    def _paired(self, found: Found) -> int:
+        """Files whose names speak of the same training come first."""
+        return int(training(found.path.name) != training(self.transformer.path.name))
+
+    def _reject(self, role: str, part: Component, wrong: str) -> None:
+        reason = f"{part.file.path.name}: {wrong}"
+        if not part.file.path.is_relative_to(EMBEDDED):
+            known = self.rejected.setdefault(role, [])
+            known.extend([reason] if reason not in known else [])
+
+    def upsamplers(self) -> dict[Upsampling, Component]:
+        """Those that fit, by what they do."""
+        named = self.choices.get("latent_upsampler")
         found: dict[Upsampling, Component] = {}
-        for candidate in candidates:
-            if candidate.component.shape("final_conv.weight")[0] == channels:
-                found.setdefault(upsampling(candidate.component), candidate.component)
+        if named:
+            part = self._named("latent_upsampler", named, self._upsampler_misfit)
+            found[upsampling(part)] = part
+        for candidate in self.library.of("latent_upsampler"):
+            part = candidate.component
+            wrong = self._upsampler_misfit(part)
+            if wrong is None:
+                found.setdefault(upsampling(part), part)
+            else:
+                self._reject("latent_upsampler", part, wrong)
         return found
+
+    def _upsampler_misfit(self, part: Component) -> str | None:
+        return self.fit.misfit("latent_upsampler", part)
 
     def loras(self) -> dict[str, Component]:
         """LoRAs that fit, by file name; ``distilled_lora`` names the distilled one."""
         found: dict[str, Component] = {}
         for candidate in self.library.of("lora"):
-            matched, total = lora_matches(candidate.component, self.transformer.component)
-            if total and matched == total:
-                found.setdefault(candidate.name, candidate.component)
-                found.setdefault(candidate.path.name, candidate.component)
-                if "distilled" in candidate.path.name.lower():
-                    found.setdefault("distilled_lora", candidate.component)
+            part = candidate.component
+            wrong = self.fit.misfit("lora", part)
+            if wrong is not None:
+                self._reject("distilled_lora" if is_distilled_lora(part) else "lora", part, wrong)
+                continue
+            found.setdefault(candidate.name, part)
+            found.setdefault(candidate.path.name, part)
+            if is_distilled_lora(part):
+                found.setdefault("distilled_lora", part)
         named = self.choices.get("distilled_lora")
         if named:
-            found["distilled_lora"] = find_named(self.library, named, "lora").component
+            found["distilled_lora"] = self._named_lora(named)
         return found
+
+    def _named_lora(self, name: str) -> Component:
+        """The user's word counts: only a LoRA of another family is remarked on."""
+        part = find_named(self.library, name, "lora").component
+        theirs, ours = lora_family(part), family(self.transformer.component)
+        if theirs is not None and theirs != ours:
+            self.notes.append(
+                f"{part.file.path.name} is a LoRA for LTX-{theirs}, the transformer is LTX-{ours}"
+            )
+        return part

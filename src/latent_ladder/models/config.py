@@ -17,7 +17,11 @@ from latent_ladder.errors import UnknownLayout
 Shapes = Mapping[str, tuple[int, ...]]
 
 VIDEO_HEAD_DIM, AUDIO_HEAD_DIM = 128, 64
-"""Head widths of every published file: used where neither a gate nor a header tells."""
+"""Head widths of every published file: used where neither a gate nor a header tells.
+
+No other tensor shows the number of heads: projections and the norms of queries and keys span all
+heads together. Only LTX-2.0 has no gates, and it was published with these widths alone.
+"""
 
 _SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "activation_fn": ("gelu-approximate",),
@@ -108,8 +112,9 @@ class TransformerConfig:
     def from_shapes(cls, shapes: Shapes, header: Mapping[str, Any]) -> TransformerConfig:
         """The config that fits ``shapes``; ``header`` adds what shapes cannot tell.
 
-        ``header`` may be empty (single-component files): widths, layers and features come from
-        shapes, scales are the family's constants, and without gates heads are 128 and 64 wide.
+        ``header`` may be empty (GGUF, files of the transformer alone): widths, layers and features
+        come from shapes, scales are the family's constants, and without gates heads are 128 and
+        64 wide.
         Raises :class:`UnknownLayout` when the two contradict each other or the header asks for
         something this implementation does not do.
         """
@@ -156,9 +161,11 @@ def _stream(shapes: Shapes, header: Mapping[str, Any], prefix: str) -> StreamCon
 
 
 def _heads(shapes: Shapes, header: Mapping[str, Any], prefix: str, dim: int) -> int:
-    gate = f"transformer_blocks.0.{prefix}attn1.to_gate_logits.weight"
-    if gate in shapes:
-        return shapes[gate][0]
+    # The bias first: a packed weight may be padded beyond the number of heads.
+    for kind in ("bias", "weight"):
+        gate = f"transformer_blocks.0.{prefix}attn1.to_gate_logits.{kind}"
+        if gate in shapes:
+            return shapes[gate][0]
     width = AUDIO_HEAD_DIM if prefix else VIDEO_HEAD_DIM
     return int(header.get(f"{prefix}num_attention_heads", max(1, dim // width)))
 

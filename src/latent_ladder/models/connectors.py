@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models.loading import load_module
+from latent_ladder.models.loading import load_module, readers
 from latent_ladder.models.networks_dims import connector
+from latent_ladder.models.quantized import read_float
 
 EPS = 1e-6
 THETA = 10000.0
@@ -82,7 +83,7 @@ def _linear(
     The factor is applied inside the product, so neither states nor W are copied for it.
     """
     like = prompts[0]
-    weight = projection.read(f"{name}.weight").to(like)
+    weight = read_float(projection, f"{name}.weight", like.dtype).to(like.device)
     if weight.shape[1] != like.shape[1]:
         raise UnknownLayout(
             f"{projection.file.path.name}: its text projection takes {weight.shape[1]} numbers "
@@ -90,8 +91,9 @@ def _linear(
             "use the text encoder that the checkpoint was trained with (Gemma 3 12B)",
         )
     scale = math.sqrt(weight.shape[0] / scaled_from) if scaled_from else 1.0
-    bias = f"{name}.bias"
-    start = projection.read(bias).to(like) if bias in projection else like.new_zeros(())
+    start, bias = like.new_zeros(()), f"{name}.bias"
+    if bias in projection:
+        start = read_float(projection, bias, like.dtype).to(like.device)
     return [torch.addmm(start, states, weight.T, alpha=scale) for states in prompts]
 
 
@@ -142,11 +144,7 @@ def load_connector(
     prefix = f"{stream}_embeddings_connector."
     return load_module(
         partial(Connector, connector_settings(connectors, stream)),
-        {
-            key.removeprefix(prefix): partial(connectors.read, key)
-            for key in connectors.names
-            if key.startswith(prefix)
-        },
+        readers(connectors, prefix),
         device=device,
         dtype=dtype,
         what=f"{connectors.file.path.name} ({stream} text connector)",

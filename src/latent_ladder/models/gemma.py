@@ -1,9 +1,11 @@
 """Gemma 3 as a text encoder: prompt ids in, hidden states of every layer out.
 
 One layer is in memory at a time, read from the file's mapping when it is its turn: the peak is a
-layer (0.5 GB of Gemma 3 12B) instead of the model (24 GB), and all prompts share each read. Sizes
-come from the file's shapes, the rest from its ``gemma_config`` where it has one. Knows nothing
-about what the states are for. Source: the Gemma 3 technical report, arXiv 2503.19786.
+layer (0.5 GB of Gemma 3 12B) instead of the model (24 GB), and all prompts share each read. A
+quantised layer is moved as it is stored and decoded where it is needed, once for all prompts; of
+the embeddings only the rows of the prompts are. Sizes come from the file's shapes, the rest from
+its ``gemma_config`` where it has one. Knows nothing about what the states are for. Source: the
+Gemma 3 technical report, arXiv 2503.19786.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models.loading import load_module
+from latent_ladder.models.loading import EmptyOnMeta, Reader, load_module
+from latent_ladder.models.quantized import QuantizedTensor, read_stored
 
 EMBEDDING = "embed_tokens.weight"
 
@@ -70,17 +73,33 @@ def hidden_states(
     with a causal mask and relative positions, tokens behind left padding get the same states.
     """
     settings = gemma_settings(text_encoder)
-    table = text_encoder.read(EMBEDDING)
     scale = torch.tensor(settings.hidden**0.5).to(dtype)
-    states = [[table[torch.tensor(ids)].to(device, dtype) * scale] for ids in prompts]
+    states = [[rows.to(device) * scale] for rows in _embeddings(text_encoder, prompts, dtype)]
     for number, full in enumerate(settings.full):
         layer = _load_layer(text_encoder, number, settings, device, dtype)
         for each in states:
             each.append(layer(each[-1], full))
-    norm = text_encoder.read("norm.weight").to(device)
+    norm = _numbers(text_encoder, "norm.weight", (settings.hidden,), device, dtype)
     for each in states:
         each[-1] = _norm(each[-1], norm, settings.eps)
     return [torch.stack(each) for each in states]
+
+
+def _embeddings(
+    text_encoder: Component, prompts: Sequence[Sequence[int]], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Rows (n, hidden) of the embedding table for each prompt; no other row is decoded."""
+    ids = torch.tensor([number for prompt in prompts for number in prompt])
+    table = read_stored(text_encoder, EMBEDDING)
+    if int(ids.max()) >= table.shape[0]:
+        raise UnknownLayout(
+            f"{text_encoder.file.path.name}: its tokenizer gives the id {int(ids.max())}, the "
+            f"embeddings are {table.shape[0]}",
+            "the tokenizer in or beside the file belongs to another model",
+        )
+    rows = table.rows(ids, dtype) if isinstance(table, QuantizedTensor) else table[ids].to(dtype)
+    hidden = text_encoder.shape("norm.weight")[0]
+    return torch.split(rows[:, :hidden], [len(prompt) for prompt in prompts])
 
 
 def _load_layer(
@@ -91,14 +110,44 @@ def _load_layer(
     dtype: torch.dtype,
 ) -> GemmaLayer:
     prefix = f"layers.{number}."
-    keys = (key for key in text_encoder.names if key.startswith(prefix))
-    return load_module(
+    with EmptyOnMeta():
+        shapes = {name: tuple(t.shape) for name, t in GemmaLayer(settings).state_dict().items()}
+    names = [key[len(prefix) :] for key in text_encoder.names if key.startswith(prefix)]
+    layer = load_module(
         partial(GemmaLayer, settings),
-        {key.removeprefix(prefix): partial(text_encoder.read, key) for key in keys},
+        {
+            name: partial(_numbers, text_encoder, prefix + name, shapes.get(name), device, dtype)
+            for name in names
+        },
         device=device,
         dtype=dtype,
         what=f"{text_encoder.file.path.name} (layer {number} of the text encoder)",
     )
+    for name in names:
+        Reader(text_encoder, prefix + name).release()
+    return layer
+
+
+def _numbers(
+    text_encoder: Component,
+    key: str,
+    shape: tuple[int, ...] | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One weight decoded on the device. The scale that AWQ gives a layer's input is put into it."""
+    found = read_stored(text_encoder, key, shape)
+    if isinstance(found, QuantizedTensor):
+        found.check_scales(f"{text_encoder.file.path.name}: {key}")
+        on_device = found.to(device)
+        scale = on_device.input_scale
+        if scale is None:
+            return on_device.dequantize(dtype)
+        weight = on_device.dequantize(torch.float32)
+        return weight.mul_(scale.float()[: weight.shape[1]]).to(dtype)
+    if key.endswith("norm.weight") and text_encoder.norm_offset:
+        found = found.float() - text_encoder.norm_offset
+    return found.to(device, dtype)
 
 
 class GemmaLayer(nn.Module):
@@ -213,7 +262,7 @@ def gemma_settings(text_encoder: Component) -> GemmaSettings:
     (head_dim,) = text_encoder.shape(f"{attention}q_norm.weight")
     rope = _rope(stated)
     sizes = {
-        "hidden_size": text_encoder.shape(EMBEDDING)[1],
+        "hidden_size": text_encoder.shape("norm.weight")[0],
         "num_attention_heads": text_encoder.shape(f"{attention}q_proj.weight")[0] // head_dim,
         "num_key_value_heads": text_encoder.shape(f"{attention}k_proj.weight")[0] // head_dim,
         "head_dim": head_dim,

@@ -1,8 +1,8 @@
 """Prompts to token ids, as the text encoder's own vocabulary cuts them.
 
 The vocabulary travels with the model: SentencePiece bytes or a ``tokenizer.json`` stored as a
-tensor inside the text encoder's file, or a file of that name beside it. Imports no torch, so that
-``ladder plan`` can warn about a prompt that is cut or uses unknown words.
+tensor inside the text encoder's file, the metadata of a GGUF file, or a file beside it. Imports no
+torch, so that ``ladder plan`` can warn about a prompt that is cut or uses unknown words.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
+from latent_ladder.text.vocabulary import cached, sentencepiece_model
 
 DEFAULT_TEXT_LENGTH = 1024
 """Tokens of the text context of LTX-2.0 to 2.5 (``TOKENIZER_MAX_LENGTH`` of the official code)."""
@@ -138,36 +139,46 @@ def _known_words(text_encoder: Component) -> frozenset[str] | None:
 def load_tokenizer(text_encoder: Component) -> Tokenizer:
     """The vocabulary stored in the text encoder's file, or lying beside it.
 
-    Looked for in this order: tensor ``spiece_model``, tensor ``tokenizer_json``, files
-    ``tokenizer.model`` and ``tokenizer.json`` in the same folder. Raises
+    Looked for in this order: tensor ``spiece_model``, tensor ``tokenizer_json``, the metadata of
+    a GGUF file, files ``tokenizer.model`` and ``tokenizer.json`` in the same folder. Raises
     :class:`UnknownLayout` when there is none, :class:`CorruptCheckpoint` when it is damaged.
     """
     folder = text_encoder.file.path.parent
-    for key, name, build in _SOURCES:
-        data = _stored_bytes(text_encoder, key) or _file_bytes(folder / name)
-        if data is not None:
-            try:
+    sources: tuple[tuple[_Build, Callable[[], bytes | None]], ...] = (
+        (_from_sentencepiece, lambda: _stored_bytes(text_encoder, "spiece_model")),
+        (_from_tokenizer_json, lambda: _stored_bytes(text_encoder, "tokenizer_json")),
+        (_from_sentencepiece, lambda: _from_metadata(text_encoder)),
+        (_from_sentencepiece, lambda: _file_bytes(folder / "tokenizer.model")),
+        (_from_tokenizer_json, lambda: _file_bytes(folder / "tokenizer.json")),
+    )
+    for build, read in sources:
+        try:
+            if data := read():
                 return build(data)
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise _damaged(text_encoder, f"its tokenizer cannot be read: {error}") from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise _damaged(text_encoder, f"its tokenizer cannot be read: {error}") from error
     raise UnknownLayout(
         f"{text_encoder.file.path.name}: no tokenizer in the text encoder's file or beside it",
         f"put the model's tokenizer.model or tokenizer.json into {folder}",
     )
 
 
-def _stored_bytes(text_encoder: Component, key: str) -> bytes | None:
-    """A U8 tensor's bytes, read as numpy because torch would take seconds to import."""
-    from safetensors import SafetensorError, safe_open
+_Build = Callable[[bytes], Tokenizer]
 
+
+def _stored_bytes(text_encoder: Component, key: str) -> bytes | None:
+    """The bytes of a U8 tensor."""
     if key not in text_encoder:
         return None
-    try:
-        with safe_open(text_encoder.file.path, "np") as opened:
-            data = opened.get_tensor(text_encoder.names[key])
-    except (SafetensorError, OSError) as error:
-        raise _damaged(text_encoder, f"its tokenizer cannot be read: {error}") from error
-    return bytes(data.tobytes())
+    return text_encoder.file.read_bytes(text_encoder.names[key])
+
+
+def _from_metadata(text_encoder: Component) -> bytes | None:
+    """The vocabulary of a GGUF file. Built once per file and kept: it takes about a second."""
+    file = text_encoder.file
+    if file.container != "gguf":
+        return None
+    return cached(f"1-{file.id}.model", lambda: sentencepiece_model(file.kv))
 
 
 def _file_bytes(path: Path) -> bytes | None:
@@ -194,12 +205,6 @@ def _from_tokenizer_json(data: bytes) -> Tokenizer:
         return list(processor.encode(text, add_special_tokens=False).ids)
 
     return Tokenizer(encode, processor.decode, bos, processor.token_to_id("<pad>") or 0)
-
-
-_SOURCES = (
-    ("spiece_model", "tokenizer.model", _from_sentencepiece),
-    ("tokenizer_json", "tokenizer.json", _from_tokenizer_json),
-)
 
 
 def _damaged(text_encoder: Component, what: str) -> CorruptCheckpoint:

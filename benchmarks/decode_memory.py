@@ -2,7 +2,7 @@
 
 Each case runs in its own process, so that its peak is its own:
 
-* ``streamed``: this package, tiles of the automatic size, frames encoded as they come;
+* ``streamed``: this package, the whole clip without tiles, frames encoded as they come;
 * ``at once``: the whole clip through diffusers' ``AutoencoderKLLTX2Video``, then encoded.
 
 Weights are random, the widths those of a pocket-size video VAE (64 latent channels, decoder 40 to
@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from latent_ladder.media.write import VideoSpec, write_video
-from latent_ladder.models import networks
 from latent_ladder.models.networks_dims import VideoCoder
+from latent_ladder.models.parts import Statistics
+from latent_ladder.models.video_coder import VideoDecoder, packed
 from latent_ladder.models.video_vae import VideoVae, decode_video
-from latent_ladder.tiling import official_size, plan_tiles
 
 RESULTS = Path(__file__).parent / "results" / "decode_memory.json"
 FRAMES = (25, 73, 121, 241)
@@ -55,11 +55,10 @@ DECODER = VideoCoder(
 
 def streamed(latents: Tensor) -> Iterator[np.ndarray]:
     """Frames in chunks, as the package decodes them."""
-    plain = networks.Statistics(torch.zeros(64), torch.ones(64))
-    decoder = networks.build_video_decoder(DECODER).eval().requires_grad_(False)
+    plain = Statistics(torch.zeros(64), torch.ones(64))
+    decoder = packed(VideoDecoder(DECODER).eval().requires_grad_(False))
     vae = VideoVae(None, decoder, DECODER, plain, torch.device("cpu"), torch.float32)
-    _, _, frames, rows, cols = latents.shape
-    return decode_video(latents, vae, plan_tiles(frames, rows, cols, official_size(rows, cols)))
+    return decode_video(latents, vae)
 
 
 @torch.no_grad()

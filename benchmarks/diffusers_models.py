@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from torch import nn
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
@@ -144,10 +145,48 @@ def _video_vae(component: Component) -> nn.Module:
 
 
 def _connectors(chosen: ModelSet) -> nn.Module:
-    hidden = chosen.text_encoder.shape("norm.weight")[0]
-    return networks.load_connectors(
-        chosen.connectors, chosen.text_projection, hidden=hidden, device="cpu", dtype=torch.float32
+    """Text projections and both connectors; ``hidden`` is the width of the text encoder."""
+    both, texts = chosen.connectors, chosen.text_projection
+    hidden, shapes = chosen.text_encoder.shape("norm.weight")[0], texts.shapes()
+    single = shapes.get("aggregate_embed.weight")
+    wide = {s: single or shapes[f"{s}_aggregate_embed.weight"] for s in ("video", "audio")}
+    network = LTX2TextConnectors(
+        caption_channels=hidden,
+        text_proj_in_factor=wide["video"][1] // hidden,
+        per_modality_projections=single is None,
+        video_hidden_dim=wide["video"][0],
+        audio_hidden_dim=wide["audio"][0],
+        proj_bias=any(key.endswith(".bias") for key in shapes),
+        connector_rope_base_seq_len=both.config.get(
+            "connector_positional_embedding_max_pos", [4096]
+        )[0],
+        rope_theta=10000.0,  # the header's theta is the transformer's
+        rope_double_precision=both.config.get("frequencies_precision", "float64") == "float64",
+        causal_temporal_positioning=False,
+        rope_type=both.config.get("rope_type", "split"),
+        **_connector_sizes(both),
     )
+    state = {
+        new: component.read(old).float()
+        for component in (both, texts)
+        for old, new in network_names(component).items()
+    }
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def _connector_sizes(component: Component) -> dict[str, Any]:
+    sizes: dict[str, Any] = {}
+    for stream in ("video", "audio"):
+        part = dims.connector(component.shapes(), component.config, stream)
+        sizes |= {
+            f"{stream}_connector_num_attention_heads": part.heads,
+            f"{stream}_connector_attention_head_dim": part.head_dim,
+            f"{stream}_connector_num_layers": part.layers,
+            f"{stream}_connector_num_learnable_registers": part.registers,
+            f"{stream}_gated_attn": part.gated,
+        }
+    return sizes
 
 
 def _gemma(component: Component) -> nn.Module:
@@ -159,7 +198,18 @@ def _gemma(component: Component) -> nn.Module:
 
 def _upsampler(chosen: ModelSet) -> nn.Module:
     component = chosen.upsamplers["spatial", 2]
-    return networks.load_upsampler_network(component, device="cpu", dtype=torch.float32)[0]
+    found = dims.upsampler(component.shapes(), component.config)
+    network = LTX2LatentUpsamplerModel(
+        in_channels=found.in_channels,
+        mid_channels=found.mid_channels,
+        num_blocks_per_stage=found.blocks,
+        dims=found.conv_dims,
+        spatial_upsample=found.spatial,
+        temporal_upsample=found.temporal,
+        rational_spatial_scale=found.scale,
+        use_rational_resampler=found.rational,
+    )
+    return _filled(network, component, {key: key for key in component.names})
 
 
 def _sound(chosen: ModelSet) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.layout import components
 from latent_ladder.errors import RequestError, UnknownLayout
 from latent_ladder.models.latent_upsampler import LatentUpsampler, load_upsampler, upsample
-from latent_ladder.models.networks import Statistics, statistics
+from latent_ladder.models.parts import Statistics, statistics
 
 CPU: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 KINDS = {

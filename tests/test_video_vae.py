@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.layout import components
 from latent_ladder.errors import MediaError, RequestError, UnknownLayout
+from latent_ladder.models import video_layers
+from latent_ladder.models.video_coder import VideoDecoder, packed
 from latent_ladder.models.video_vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.tiling import (
     TilePlan,
@@ -111,28 +114,78 @@ def like(case: Any, name: str, values: Tensor) -> Tensor:
 # --- streaming ------------------------------------------------------------------------------------
 
 
-def test_frames_come_while_later_ones_are_latents(load: Load) -> None:
+@pytest.mark.parametrize("tiles", [None, TileSize(3, 2, 3, overlap_frames=1, overlap=1)])
+def test_frames_come_while_later_ones_are_latents(tiles: TileSize | None, load: Load) -> None:
     vae, latents = load("2.3"), smooth(8, 9, 3, 4)
-    plan = plan_tiles(9, 3, 4, TileSize(3, 2, 3, overlap_frames=1, overlap=1))
-    assert (len(plan.frames), len(plan.rows), len(plan.cols)) == (4, 2, 2)
-    decoded: list[tuple[int, ...]] = []
+    plan = None if tiles is None else plan_tiles(9, 3, 4, tiles)
     assert vae.decoder is not None
-    hook = vae.decoder.register_forward_hook(lambda m, args, out: decoded.append(out.shape[2:]))
+    made: list[int] = []
+    hook = vae.decoder.conv_out.register_forward_hook(lambda m, args, out: made.append(len(out)))
     try:
         stream = decode_video(latents, vae, plan)
-        assert decoded == []
+        assert made == []
         first = next(stream)
-        assert len(decoded) == 4
+        early = sum(made)
         chunks = [first, *stream]
     finally:
         hook.remove()
-    assert len(decoded) == plan.count
+    assert 0 < early < sum(made) / 2
     assert all(len(chunk) <= 8 and chunk.dtype == np.uint8 for chunk in chunks)
     frames = np.concatenate(chunks)
     assert frames.shape == (65, 96, 128, 3)
     pixels = (whole(latents, vae, plan)[0] + 1) * 127.5
     want = pixels.round().clamp(0, 255).permute(1, 2, 3, 0).numpy()
     np.testing.assert_array_equal(frames, want)
+
+
+def coder(vae: VideoVae, **changes: Any) -> VideoDecoder:
+    """The decoder of ``vae``, set up otherwise."""
+    assert vae.decoder is not None
+    other = VideoDecoder(replace(vae.coder, **changes)).eval().requires_grad_(False)
+    other.load_state_dict(vae.decoder.state_dict())
+    return packed(other)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("family", ["2.3", "2.0"])
+def test_chunks_give_what_the_whole_gives(
+    family: str, causal: bool, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frame by frame at every level, or all at once: layers carry what they need."""
+    decoder, latents = coder(load(family), causal=causal), smooth(8, 4, 2, 3)
+    monkeypatch.setitem(video_layers.CHUNK_VALUES, "cpu", 1 << 30)
+    want = list(decoder.stream(latents))
+    monkeypatch.setitem(video_layers.CHUNK_VALUES, "cpu", 1)
+    got = list(decoder.stream(latents))
+    assert len(want) == 1 < 20 < len(got)
+    torch.testing.assert_close(torch.cat(got), want[0], rtol=1e-5, atol=1e-4)
+
+
+def test_both_kinds_of_convolution_agree(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs convolve planes with stacked channels, accelerators in space."""
+    decoder, latents = coder(load("2.0")), smooth(8, 2, 2, 2)
+    want = decoder(latents)
+    monkeypatch.setattr(video_layers, "_in_planes", video_layers._in_space)
+    torch.testing.assert_close(decoder(latents), want, rtol=1e-5, atol=1e-4)
+
+
+def test_frames_are_encoded_in_chunks_of_any_length(load: Load) -> None:
+    vae = load("2.3")
+    assert vae.encoder is not None
+    frames = torch.rand((17, 3, 32, 64), generator=torch.Generator().manual_seed(2))
+    want = torch.cat(list(vae.encoder.stream([frames])))
+    for length in (1, 3, 8):
+        got = torch.cat(list(vae.encoder.stream(frames.split(length))))
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision_follows(load: Load, golden: Any) -> None:
+    part = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
+    vae = load_video_vae(part["video_vae"], device="cpu", dtype=torch.bfloat16)
+    latents = smooth(8, 2, 2, 2)
+    assert vae.decoder is not None
+    assert vae.decoder(latents.bfloat16()).dtype == torch.bfloat16
+    assert errors(whole(latents, vae), whole(latents, load("2.3")))[0] < 0.1
 
 
 def test_a_plan_must_fit(load: Load) -> None:

@@ -8,30 +8,39 @@ audio and T text tokens (the same count as for any multiply-add: 2)::
 
 14 d^2 are the query, key, value and output of self-attention (4), query and output of the text's
 (2) and the feed-forward (8); 4 d a the projections between picture and sound. Within 0.5 % of a
-counted forward. Bytes are first estimates: weights as stored, activations at their largest point.
+counted forward. Which of the weights are on the device at a time is :mod:`planner`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.request import Request
+from latent_ladder.models.networks_dims import video_decoder
+from latent_ladder.request import Decode, Request
 from latent_ladder.request_stages import SamplingStage, StreamGuidance, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.shapes import Rung
 
-STREAM_COPIES = 6
-"""Tensors of the stream's width alive at once beside the hidden layer of the feed-forward."""
+CHUNK_TOKENS = 8192
+"""Tokens that a sublayer of the transformer works on at once where nobody says otherwise."""
+CHUNK_COPIES = 9
+"""Tensors of the stream's width alive at once for a chunk: 4 of the feed-forward's hidden layer,
+its input and output, the normed input, and what the allocator keeps between them."""
 UPSAMPLER_COPIES = 3
 """Feature maps alive at once in a residual block of the latent upsampler."""
-DECODE_TILE_PX = 768
-DECODE_TILE_FRAMES = 80
-"""The tile a decode is estimated with where the request says ``auto``."""
+CHUNK_VALUES = {"cpu": 1 << 19}
+CHUNK_VALUES_ELSEWHERE = 1 << 25
+"""Values of the widest tensor of a chunk that the decoder works on, by device type."""
+CHUNK_TENSORS = 10
+"""Tensors of a chunk's size alive at once."""
+BAND_BYTES = 12
+"""Of a band of tiles that is being blended, per pixel of each of its frames: float32 RGB."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class DitSize:
     video_dim: int
     audio_dim: int
     text_tokens: int = 1024
+    latent_channels: int = 128
 
 
 class Flops(NamedTuple):
@@ -61,20 +71,30 @@ class Flops(NamedTuple):
 class ModelSizes:
     """The models of a run as a planner sees them.
 
-    ``weights`` are bytes by role, ``value_bytes`` those of one activation. The decoder needs
-    ``decode_bytes`` plus ``decode_bytes_per_px`` for every pixel of every frame of a tile.
+    ``weights`` are stored bytes by role, ``largest`` the bytes of the biggest piece of a role that
+    is loaded at once where a role is never loaded whole (a layer of the text encoder). ``blocks``
+    are the stored bytes of each transformer block, which holds ``block_values`` numbers.
+    ``value_bytes`` is the size of an activation, and of a weight as computed with. The decoder
+    keeps ``decoder_held`` values per pixel of one frame, however long the clip is.
     """
 
     dit: DitSize
     weights: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    largest: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     value_bytes: int = 2
+    blocks: tuple[int, ...] = ()
+    block_values: int = 0
     upsampler_channels: int = 1024
-    decode_bytes: int = 2**30
-    decode_bytes_per_px: int = 350
+    decoder_held: float = 610.0
 
     def bytes_of(self, *roles: str) -> int:
         """Bytes of the weights of several roles; a role without weights counts nothing."""
         return sum(self.weights.get(role, 0) for role in roles)
+
+    @property
+    def outside_bytes(self) -> int:
+        """Bytes of the transformer outside its blocks, as stored."""
+        return self.bytes_of("transformer") - sum(self.blocks)
 
 
 LTX_2_3 = ModelSizes(
@@ -84,7 +104,7 @@ LTX_2_3 = ModelSizes(
             "transformer": 2 * 18_988_838_144,
             "connectors": 2 * (1_612_546_304 + 403_620_096),
             "text_projection": 2 * (770_707_456 + 385_353_728),
-            "text_encoder": 24_400_000_000,
+            "text_encoder": 24_379_468_890,
             "video_vae": 2 * (318_936_897 + 407_169_072),
             "audio_vae": 2 * (21_333_008 + 31_915_138),
             "vocoder": 2 * 128_537_448,
@@ -92,16 +112,26 @@ LTX_2_3 = ModelSizes(
             "distilled_lora": 7_605_000_000,
         }
     ),
+    largest=MappingProxyType(
+        {
+            "text_encoder": 2 * 225_000_000,
+            "text_projection": 2 * 770_707_456,
+            "connectors": 2 * 1_612_546_304,
+            "video_vae": 2 * 407_169_072,
+        }
+    ),
+    blocks=(2 * 386_695_360,) * 48,
+    block_values=386_695_360,
 )
 """LTX-2.3 22B in bf16, as published."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage costs.
+    """What one stage costs, however the memory is arranged.
 
     ``forwards`` counts single passes of the transformer (a batch of two is two), ``passes`` the
-    most that one step needs. ``peak_bytes`` is the weights the stage uses and its activations.
+    most that one step needs, ``lora_bytes`` the stored bytes of its LoRAs.
     """
 
     name: str
@@ -111,23 +141,26 @@ class StageCost:
     passes: int = 0
     forwards: int = 0
     flops: float = 0.0
-    weight_bytes: int = 0
-    activation_bytes: int = 0
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes needed when everything the stage uses is resident."""
-        return self.weight_bytes + self.activation_bytes
+    audio_tokens: int = 0
+    lora_bytes: int = 0
+    batch_passes: int | None = None
 
 
-def sizes_of(parts: Mapping[str, Component], value_bytes: int = 2) -> ModelSizes:
+def sizes_of(
+    parts: Mapping[str, Component], value_bytes: int = 2, text_tokens: int = 1024
+) -> ModelSizes:
     """What the headers of the chosen components say, by role; ``transformer`` must be one."""
-    upsampler = parts.get("latent_upsampler")
+    upsampler, vae = parts.get("latent_upsampler"), parts.get("video_vae")
+    blocks, block_values = _blocks(parts["transformer"])
     return ModelSizes(
-        dit=dit_size(parts["transformer"]),
-        weights=MappingProxyType({role: weight_bytes(part) for role, part in parts.items()}),
+        dit=dit_size(parts["transformer"], text_tokens),
+        weights=MappingProxyType({role: part.nbytes for role, part in parts.items()}),
+        largest=MappingProxyType(_largest(parts, value_bytes)),
         value_bytes=value_bytes,
+        blocks=blocks,
+        block_values=block_values,
         upsampler_channels=upsampler.shape("initial_conv.weight")[0] if upsampler else 0,
+        decoder_held=video_decoder(vae.shapes(), vae.config).held_values if vae else 0,
     )
 
 
@@ -140,12 +173,42 @@ def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
         video_dim=transformer.shape("patchify_proj.weight")[0],
         audio_dim=transformer.shape(sound)[0] if sound in transformer else 0,
         text_tokens=text_tokens,
+        latent_channels=transformer.shape("patchify_proj.weight")[1],
     )
 
 
-def weight_bytes(component: Component) -> int:
-    """Bytes of a component's tensors as stored."""
-    return sum(component.file.tensors[name].nbytes for name in component.names.values())
+def _blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
+    """Stored bytes of each transformer block, and the numbers that one holds."""
+    stored: dict[int, int] = {}
+    values: dict[int, int] = {}
+    for key in transformer.names:
+        if key.startswith("transformer_blocks."):
+            number = int(key.split(".")[1])
+            stored[number] = stored.get(number, 0) + transformer.stored(key).nbytes
+            values[number] = values.get(number, 0) + math.prod(transformer.shape(key))
+    return tuple(stored[n] for n in sorted(stored)), max(values.values(), default=0)
+
+
+_PIECES: Mapping[str, Callable[[str], str]] = {
+    "text_encoder": lambda key: ".".join(key.split(".")[:2]),
+    "text_projection": lambda key: key.split(".")[0],
+    "connectors": lambda key: key.split(".")[0],
+    "video_vae": lambda key: key.split(".")[0],
+}
+"""Roles that are loaded piece by piece, and which piece a tensor belongs to."""
+
+
+def _largest(parts: Mapping[str, Component], value_bytes: int) -> dict[str, int]:
+    """Bytes of the biggest piece, as computed with, of every role that is loaded in pieces."""
+    found = {}
+    for role, piece_of in _PIECES.items():
+        sizes: dict[str, int] = {}
+        for key in parts[role].names if role in parts else ():
+            if not key.startswith("embed_tokens."):  # rows are read from the file as needed
+                piece = piece_of(key)
+                sizes[piece] = sizes.get(piece, 0) + math.prod(parts[role].shape(key))
+        found[role] = max(sizes.values(), default=0) * value_bytes
+    return found
 
 
 def forward_flops(dit: DitSize, video_tokens: int, audio_tokens: int) -> Flops:
@@ -162,12 +225,28 @@ def forward_flops(dit: DitSize, video_tokens: int, audio_tokens: int) -> Flops:
     return Flops(dit.layers * linears, dit.layers * self_attention, dit.layers * rest)
 
 
-def transformer_activations(sizes: ModelSizes, video_tokens: int, audio_tokens: int) -> int:
-    """Bytes of one sample's activations where they are largest, the feed-forward of the video."""
-    dit = sizes.dit
-    hidden = 4 * video_tokens * dit.video_dim
-    streams = STREAM_COPIES * (video_tokens * dit.video_dim + audio_tokens * dit.audio_dim)
-    return (hidden + streams) * sizes.value_bytes
+def transformer_activations(
+    sizes: ModelSizes,
+    video_tokens: int,
+    audio_tokens: int,
+    rows: int = 1,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> int:
+    """Bytes of a forward of ``rows`` samples at its largest point.
+
+    Whole are only the residual streams, the keys and values of the rows worked on at once and the
+    float32 rotation tables; everything else is as long as a chunk. The sampler keeps its float32
+    latents and one prediction a row.
+    """
+    d, a, v = sizes.dit.video_dim, sizes.dit.audio_dim, sizes.value_bytes
+    n, na = video_tokens, audio_tokens
+    together = max(n, min(rows * n, chunk_tokens))
+    residuals = rows * (n * d + na * a) * v
+    keys_values = 2 * together * d * v
+    rotations = 4 * (n * (d + a) + 2 * na * a)
+    chunk = CHUNK_COPIES * min(rows * n, chunk_tokens) * d * v
+    latents = 4 * (3 + rows) * (n + na) * sizes.dit.latent_channels
+    return residuals + keys_values + rotations + chunk + latents
 
 
 def count_passes(request: Request, index: int) -> tuple[int, int]:
@@ -194,24 +273,22 @@ def _guidance(g: StreamGuidance) -> Guidance:
 
 def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
     """The cost of each stage in the order they run: prompt, the request's stages, decode."""
-    prompts = 1 + request.needs_negative
-    text_roles = ("text_encoder", "text_projection", "connectors")
-    prompt = StageCost("prompt", "prompt", passes=prompts, weight_bytes=sizes.bytes_of(*text_roles))
+    prompt = StageCost("prompt", "prompt", passes=1 + request.needs_negative)
     stages = [_stage_cost(request, i, sizes) for i in range(len(request.stages))]
-    return (prompt, *stages, _decode_cost(request, sizes))
+    return (prompt, *stages, StageCost("decode", "decode", request.rungs[-1]))
 
 
 def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     stage, rung = request.stages[index], request.rungs[index]
     name = request.stage_names[index]
     if isinstance(stage, UpsampleStage):
-        return _upsample_cost(name, request.rungs[index - 1], rung, sizes)
+        flops = _upsample_flops(request.rungs[index - 1], rung, sizes.upsampler_channels)
+        return StageCost(name, "upsample", rung, flops=flops)
     if not isinstance(stage, SamplingStage):
         return StageCost(name, stage.kind, rung)
     sound = 0 if request.audio == "none" else rung.audio_latents
     passes, forwards = count_passes(request, index)
-    at_once = 1 if stage.batch_passes == "auto" else min(stage.batch_passes, passes)
-    loras = sizes.bytes_of(*("distilled_lora" for lora in stage.loras if lora.role == "distilled"))
+    loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
     return StageCost(
         name,
         stage.kind,
@@ -220,36 +297,36 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
         passes=passes,
         forwards=forwards,
         flops=forwards * forward_flops(sizes.dit, rung.video_tokens, sound).total,
-        weight_bytes=sizes.bytes_of("transformer") + loras,
-        activation_bytes=at_once * transformer_activations(sizes, rung.video_tokens, sound),
+        audio_tokens=sound,
+        lora_bytes=sizes.bytes_of(*loras),
+        batch_passes=None if stage.batch_passes == "auto" else stage.batch_passes,
     )
 
 
-def _upsample_cost(name: str, low: Rung, high: Rung, sizes: ModelSizes) -> StageCost:
+def _upsample_flops(low: Rung, high: Rung, channels: int) -> float:
     """Eight 3x3x3 convolutions below and eight above a 3x3 one that feeds the pixel shuffle."""
-    channels = sizes.upsampler_channels
     cubes = 2 * 27 * channels**2 * 8 * (low.video_tokens + high.video_tokens)
-    shuffle = 2 * 9 * channels**2 * high.video_tokens
-    return StageCost(
-        name,
-        "upsample",
-        high,
-        flops=cubes + shuffle,
-        weight_bytes=sizes.bytes_of("latent_upsampler"),
-        activation_bytes=UPSAMPLER_COPIES * channels * high.video_tokens * sizes.value_bytes,
-    )
+    return cubes + 2 * 9 * channels**2 * high.video_tokens
 
 
-def _decode_cost(request: Request, sizes: ModelSizes) -> StageCost:
-    last, decode = request.rungs[-1], request.decode
-    tile_px = DECODE_TILE_PX if decode.tile_px == "auto" else decode.tile_px
-    tile_frames = DECODE_TILE_FRAMES if decode.tile_frames == "auto" else decode.tile_frames
-    tile = min(tile_px, last.width) * min(tile_px, last.height) * min(tile_frames, last.frames)
-    roles = ("video_vae",) if request.audio == "none" else ("video_vae", "audio_vae", "vocoder")
-    return StageCost(
-        "decode",
-        "decode",
-        last,
-        weight_bytes=sizes.bytes_of(*roles),
-        activation_bytes=sizes.decode_bytes + sizes.decode_bytes_per_px * tile,
-    )
+def upsample_activations(sizes: ModelSizes, tokens: int) -> int:
+    """Bytes of the upsampler's feature maps at its largest point."""
+    return UPSAMPLER_COPIES * sizes.upsampler_channels * tokens * sizes.value_bytes
+
+
+def decode_activations(last: Rung, decode: Decode, sizes: ModelSizes, device: str = "cuda") -> int:
+    """Bytes of decoding a clip as big as ``last``, whole or in tiles.
+
+    A tile costs what its part of a frame holds; bands of tiles are blended on top of that, two at
+    a time where they overlap.
+    """
+    chunk = CHUNK_TENSORS * CHUNK_VALUES.get(device, CHUNK_VALUES_ELSEWHERE) * sizes.value_bytes
+    width, height, frames = last.width, last.height, last.frames
+    out = 8 * width * height * 3 * 5  # a latent frame's worth as float32 and as uint8
+    if decode.tile_px == decode.tile_frames == "auto":
+        return int(sizes.decoder_held * width * height * sizes.value_bytes) + chunk + out
+    side = width if decode.tile_px == "auto" else decode.tile_px
+    span = 80 if decode.tile_frames == "auto" else decode.tile_frames
+    tile = min(side, width) * min(side, height)
+    band = BAND_BYTES * width * height * min(span, frames) * (2 if span < frames else 1)
+    return int(sizes.decoder_held * tile * sizes.value_bytes) + chunk + out + band

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from latent_ladder.advice import advise
 from latent_ladder.checkpoints.library import Library, model_folders, scan, select
 from latent_ladder.errors import Cancelled, LadderError, RequestError
+from latent_ladder.machine import MemoryOptions, budget, measured
 from latent_ladder.media.read import read_metadata
 from latent_ladder.media.write import check_output
+from latent_ladder.planner import MemoryPlan, Policy, plan_memory
 from latent_ladder.request import Request
 from latent_ladder.stages.events import (
     OnEvent,
@@ -35,7 +37,10 @@ from latent_ladder.stages.store import Damage, Store, default_root
 from latent_ladder.text.tokenizer import token_report
 
 if TYPE_CHECKING:
+    from latent_ladder.media.write import WrittenVideo
     from latent_ladder.stages.steps import Workshop
+
+T = TypeVar("T")
 
 METADATA_KEY = "latent_ladder"
 """The tag of a clip that holds its request."""
@@ -66,6 +71,7 @@ class RunOptions:
     """
 
     device: str = "auto"
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     overwrite: bool = False
     command: str = ""
     on_event: OnEvent = ignore
@@ -75,10 +81,15 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked request: its plan, its store, and what the user should be told before it runs."""
+    """A checked request: its plan, its store, and what the user should be told before it runs.
+
+    ``memory`` says how every stage fits into what ``options`` allow.
+    """
 
     plan: RunPlan
     store: Store
+    memory: MemoryPlan
+    options: MemoryOptions
     warnings: tuple[Warned, ...]
 
     @property
@@ -91,7 +102,8 @@ class Prepared:
         from latent_ladder.stages.report import plan_report
 
         warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
-        return {**plan_report(self.plan), "warnings": warnings}
+        machine = measured(self.memory.budget.device)
+        return {**plan_report(self.plan, self.memory, machine), "warnings": warnings}
 
     def headline(self) -> str:
         """One line: what comes out."""
@@ -133,6 +145,7 @@ class Result:
                     "reused": s.reused,
                     "seconds": s.seconds,
                     "peak_memory_bytes": s.peak_memory_bytes,
+                    "memory": s.memory,
                 }
                 for s in self.stages
             ],
@@ -153,14 +166,21 @@ def run(
     package's pocket model. Raises a :class:`LadderError`; whatever was finished stays stored.
     """
     library = scan(model_folders(request.models.folders))
-    prepared = prepare(request.resolved(), library, store or Store(default_root()))
-    return execute(prepared, Path(output), options or RunOptions())
+    options = options or RunOptions()
+    store = store or Store(default_root())
+    prepared = prepare(request.resolved(), library, store, options.memory, options.device)
+    return execute(prepared, Path(output), options)
 
 
-def prepare(request: Request, library: Library, store: Store) -> Prepared:
-    """Choose the models, plan the stages, collect warnings. Loads nothing heavy."""
-    choices = request.models.model_dump(exclude_none=True, exclude={"folders"})
-    models = select(library, choices)
+def prepare(
+    request: Request,
+    library: Library,
+    store: Store,
+    memory: MemoryOptions | None = None,
+    device: str = "auto",
+) -> Prepared:
+    """Choose the models, plan stages and memory, collect warnings. Loads nothing heavy."""
+    models = select(library, request.models.choices)
     found = [Warned(a.code, a.message) for a in advise(request)]
     plan = make_plan(request, models, library)
     plan = look_up(plan, store, lambda name, damage: found.append(_damaged(name, damage)))
@@ -179,7 +199,30 @@ def prepare(request: Request, library: Library, store: Store) -> Prepared:
         found.append(
             Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
         )
-    return Prepared(plan, store, tuple(found))
+    memory = memory or MemoryOptions()
+    fitted = _fitted(plan, memory, device)
+    tile = fitted.of("decode").holding.tile_px
+    if tile is not None:
+        found.append(
+            Warned("smaller_tiles", f"decoded in tiles of {tile} px to fit: a little different")
+        )
+    return Prepared(plan, store, fitted, memory, tuple(found))
+
+
+def _fitted(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan:
+    """How every stage fits. Raises :class:`MemoryBudgetError`."""
+    from latent_ladder.stages.report import model_sizes
+
+    available = budget(options, device)
+    sizes = model_sizes(plan, 4 if available.device == "cpu" else 2)
+    policy = policy_of(plan.request, options)
+    made = {"decode"} | {s.kind if s.kind == "prompt" else s.name for s in plan.needed()}
+    return plan_memory(plan.request, sizes, available, policy, made)
+
+
+def policy_of(request: Request, options: MemoryOptions) -> Policy:
+    """What may be given up for memory."""
+    return Policy(options.offload, options.changes, request.models.precision)
 
 
 def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
@@ -213,6 +256,7 @@ class _Run:
         self._output = output
         self._options = options
         self._warnings = list(prepared.warnings)
+        self._memory = prepared.memory
         self._started = 0
         request = prepared.plan.request
         record = prepared.store.runs.start(options.command, request.to_dict())
@@ -232,8 +276,11 @@ class _Run:
             from latent_ladder.stages.steps import Workshop
 
             runtime = choose_runtime(self._options.device)
+            if runtime.device.type != self._memory.budget.device:  # torch cannot use the GPU
+                self._memory = _fitted(self._plan, self._options.memory, runtime.device.type)
             needed = {stage.key for stage in self._refreshed()}
-            workshop = Workshop(self._plan, runtime, self._warn)
+            policy = policy_of(self._plan.request, self._options.memory)
+            workshop = Workshop(self._plan, runtime, self._memory, self._warn, policy)
             for stage in self._plan.stages:
                 if stage.key in needed:
                     self._make(stage, workshop)
@@ -255,13 +302,33 @@ class _Run:
             if done < of:  # a finished stage is stored before the run stops
                 self._options.cancel.check()
 
-        tensors, facts = workshop.make(stage, inputs, on_step)
+        tensors, facts = self._fitting(
+            stage.name, workshop, lambda: workshop.make(stage, inputs, on_step)
+        )
         meta = {"stage": stage.kind, "name": stage.name, **facts}
         self._store.put(stage.key, tensors, meta)
-        self._finish(
-            StageRecord(stage.name, stage.key, False, time.monotonic() - began, workshop.peak())
-        )
+        held = workshop.held(stage.name)
+        seconds = time.monotonic() - began
+        self._finish(StageRecord(stage.name, stage.key, False, seconds, workshop.peak(), held))
         self._options.cancel.check()
+
+    def _fitting(self, name: str, workshop: Workshop, work: Callable[[], T]) -> T:
+        """Do the work; each time memory runs out, go one rung down the ladder and say so.
+
+        Raises :class:`MemoryBudgetError` where there is no rung left.
+        """
+        from latent_ladder.stages.exhausted import is_out_of_memory
+
+        while True:
+            before = workshop.held(name)
+            try:
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the handler: what failed is held by its traceback until here.
+            after = workshop.give_way(name)
+            self._warn("out_of_memory", f"{name} ran out of memory ({before}); going on {after}")
 
     def _load(self, key: str) -> dict[str, Any]:
         name = self._plan.stage(key).name
@@ -283,17 +350,19 @@ class _Run:
             self._options.on_event(StepDone("decode and write", done, request.frames))
             self._options.cancel.check()
 
-        written = workshop.write(
-            self._output,
-            latents,
-            sound,
-            metadata=clip_metadata(request),
-            overwrite=self._options.overwrite,
-            on_frames=on_frames,
-        )
-        done = StageRecord(
-            "decode and write", plan.run_key, False, time.monotonic() - began, workshop.peak()
-        )
+        def write() -> WrittenVideo:
+            return workshop.write(
+                self._output,
+                latents,
+                sound,
+                metadata=clip_metadata(request),
+                overwrite=self._options.overwrite,
+                on_frames=on_frames,
+            )
+
+        written = self._fitting("decode", workshop, write)
+        seconds, held = time.monotonic() - began, workshop.held("decode")
+        done = StageRecord("decode and write", plan.run_key, False, seconds, workshop.peak(), held)
         self._finish(done)
         return Result(
             output=self._output,

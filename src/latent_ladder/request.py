@@ -141,9 +141,11 @@ FrameCount = Annotated[int, BeforeValidator(_frames)]
 class Models(Table):
     """Files that override what the library would choose, and folders to search besides its own.
 
-    A value is a path, or a name relative to a model folder as ComfyUI writes it.
+    A value is a path, or a name relative to a model folder as ComfyUI writes it. ``precision``
+    "fp8" stores a 16-bit transformer in scaled fp8 while it is loaded; "stored" takes it as it is.
     """
 
+    precision: Literal["stored", "fp8"] = "stored"
     checkpoint: FileName | None = None
     transformer: FileName | None = None
     connectors: FileName | None = None
@@ -155,6 +157,11 @@ class Models(Table):
     latent_upsampler: FileName | None = None
     distilled_lora: FileName | None = None
     folders: tuple[FileName, ...] = ()
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The files that were named, by role."""
+        return self.model_dump(exclude_none=True, exclude={"folders", "precision"})
 
 
 class Decode(Table):
@@ -373,6 +380,8 @@ class Request(Table):
             "noise_order": self.noise_order,
             "mask_convention": self.mask_convention,
         }
+        if self.models.precision != "stored":
+            fields["precision"] = self.models.precision
         return fields
 
     @property

@@ -23,7 +23,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """(...,) to (..., dim)."""
-        wave = sinusoid(timesteps, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        wave = sinusoid(timesteps, self.linear_1.in_features).to(self.linear_1.compute_dtype)
         out: Tensor = self.linear_2(F.silu(self.linear_1(wave)))
         return out
 

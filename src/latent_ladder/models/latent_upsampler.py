@@ -2,7 +2,7 @@
 
 The network works on latents as the VAE's encoder gives them, so normalised latents are scaled by
 the video VAE's per-channel statistics before and back after. Only those statistics are needed,
-not the VAE (:func:`latent_ladder.models.networks.statistics`).
+not the VAE (:func:`latent_ladder.models.parts.statistics`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import RequestError
-from latent_ladder.models import networks
-from latent_ladder.models.networks import Statistics
 from latent_ladder.models.networks_dims import Upsampler
+from latent_ladder.models.parts import Statistics
+from latent_ladder.models.upsampler_network import UpsamplerNetwork, load_upsampler_network
 from latent_ladder.tiling import TilePlan, TileSize, one_tile, plan_tiles, spatial_weights
 
 TILE_OVERLAP = 4
@@ -29,7 +29,7 @@ TILE_OVERLAP = 4
 class LatentUpsampler:
     """A loaded upsampler. ``factor``: gain in height and width; ``temporal``: frames 2 F - 1."""
 
-    network: nn.Module
+    network: UpsamplerNetwork
     dims: Upsampler
     device: torch.device
     dtype: torch.dtype
@@ -54,7 +54,7 @@ def load_upsampler(
     component: Component, *, device: torch.device | str, dtype: torch.dtype
 ) -> LatentUpsampler:
     """Load an upsampler; its kind follows from its tensors."""
-    network, dims = networks.load_upsampler_network(component, device=device, dtype=dtype)
+    network, dims = load_upsampler_network(component, device=device, dtype=dtype)
     return LatentUpsampler(network, dims, torch.device(device), dtype)
 
 

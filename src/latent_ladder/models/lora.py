@@ -1,31 +1,41 @@
-"""Low-rank adapters (LoRA): put beside a transformer's layers and taken away, never merged.
+"""Adapters (LoRA and its kin): put beside a transformer's layers and taken away, never merged.
 
-Attaching and detaching costs no time and loses no precision, so each stage of a run can have its
-own adapters on one loaded base. Reads the PEFT (``lora_A``/``lora_B``) and kohya
-(``lora_down``/``lora_up``, ``alpha``) spellings, with or without a prefix.
+Attaching and detaching changes no weight and loses no precision, so each stage of a run can have
+its own adapters on one loaded base, whatever form its weights are stored in. What a file holds is
+read once: a second stage with another strength uses the same tensors. The arithmetic of each kind
+is in :mod:`adapters`, the spellings are in :mod:`lora_keys`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import CheckpointError
+from latent_ladder.models.adapters import ordered
 from latent_ladder.models.linear import Branch, Linear
-
-_KEY = re.compile(
-    r"(?P<module>.+?)\.(?:lora_(?P<part>A|B|down|up)(?:\.\w+)?(?:\.weight)?|(?P<alpha>alpha))$"
+from latent_ladder.models.lora_build import (
+    Checks,
+    build,
+    check_fit,
+    placed,
+    raise_if_not_finite,
 )
-_PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:(?:model\.)?(?:diffusion_model|transformer)\.)?")
-_KOHYA_PREFIX = re.compile(r"^lora_(?:unet|transformer)_")
-_OTHER_KINDS = re.compile(r"\.(?:hada_w\d_\w|lokr_w\d\w*|dora_scale|oft_blocks|diff)\b")
+from latent_ladder.models.lora_keys import Amended, amended_modules, finder
+
+Prepared = dict[str, tuple[Branch, ...]]
+"""Module of the transformer -> branches of one file at strength 1."""
+
+_PREPARED: WeakKeyDictionary[nn.Module, dict[str, Prepared]] = WeakKeyDictionary()
+"""Transformer -> id of a LoRA -> what was read of it: those of the last ``attach`` only."""
 
 SHOWN_MISSES = 3
+CONNECTORS = "embeddings_connector"
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,10 @@ class LoraMatch:
         if not self.misses:
             return text
         more = ", ..." if len(self.misses) > SHOWN_MISSES else ""
-        return f"{text}; not in this model: {', '.join(self.misses[:SHOWN_MISSES])}{more}"
+        text += f"; not in this model: {', '.join(self.misses[:SHOWN_MISSES])}{more}"
+        if any(CONNECTORS in miss for miss in self.misses):
+            text += "; connectors of the text are never amended"
+        return text
 
 
 @dataclass(frozen=True)
@@ -65,21 +78,26 @@ def attach(transformer: nn.Module, loras: Sequence[tuple[Component, float]]) -> 
     """Replace the adapters of ``transformer`` by ``loras``: (component, strength) each.
 
     Strength 0 attaches nothing and is still checked. Raises :class:`CheckpointError` when a file
-    fits no module, has wrong shapes or is of another kind (LoHa, LoKr, DoRA); then nothing has
-    changed. A partial match is the report's business.
+    fits no module, has wrong shapes, NaN or infinite numbers, or is of a kind without arithmetic
+    here; then nothing has changed. A partial match is the report's business.
     """
     layers = {name: m for name, m in transformer.named_modules() if isinstance(m, Linear)}
+    matched = [_match(component, strength, layers) for component, strength in loras]
+    known = _PREPARED.get(transformer, {})
+    kept: dict[str, Prepared] = {}
     branches: dict[str, list[Branch]] = {}
-    matches = []
-    for component, strength in loras:
-        match, found = _match(component, strength, layers)
-        matches.append(match)
-        for name, branch in found.items():
-            if strength:
-                branches.setdefault(name, []).append(branch)
+    for (component, strength), (_, modules) in zip(loras, matched, strict=True):
+        if not strength:
+            continue
+        if component.id not in kept:
+            kept[component.id] = _prepare(component, modules, layers, known.get(component.id))
+        for name, made in kept[component.id].items():
+            at_strength = [replace(b, strength=b.strength * strength) for b in made]
+            branches.setdefault(name, []).extend(at_strength)
+    _PREPARED[transformer] = kept
     for name, layer in layers.items():
-        layer.branches = tuple(branches.get(name, ()))
-    return LoraReport(tuple(matches))
+        layer.branches = ordered(branches.get(name, []))
+    return LoraReport(tuple(match for match, _ in matched))
 
 
 def detach(transformer: nn.Module) -> None:
@@ -103,65 +121,46 @@ def attached(
 
 def _match(
     component: Component, strength: float, layers: Mapping[str, Linear]
-) -> tuple[LoraMatch, dict[str, Branch]]:
-    name = component.file.path.name
-    modules = _modules(component)
-    flat = {known.replace(".", "_"): known for known in layers}
-    found: dict[str, Branch] = {}
-    misses = []
-    for written, keys in modules.items():
-        bare = _PREFIX.sub("", written)
-        known = bare if bare in layers else flat.get(_KOHYA_PREFIX.sub("", bare))
-        if known is None:
-            misses.append(written)
-        else:
-            found[known] = _branch(component, keys, strength, (known, layers[known]))
+) -> tuple[LoraMatch, dict[str, Amended]]:
+    """Which layers a file amends, from names and shapes alone."""
+    file = component.file.path.name
+    modules, misses = amended_modules(component)
+    find = finder(layers)
+    found: dict[str, Amended] = {}
+    for module in modules:
+        name = find(module.written)
+        if name is None:
+            misses.append(module.written)
+            continue
+        if name in found:
+            raise CheckpointError(
+                f"{file}: {module.written} and {found[name].written} both amend {name}",
+                "the file was put together wrongly",
+            )
+        check_fit(component, module, name, layers[name])
+        found[name] = module
+    total = len(found) + len(misses)
     if not found:
         first = ", ".join(misses[:SHOWN_MISSES]) or "no adapter tensors at all"
         raise CheckpointError(
-            f"{name}: fits 0 of {len(modules)} modules of this transformer ({first})",
+            f"{file}: fits 0 of {total} modules of this transformer ({first})",
             "the LoRA belongs to another model family",
         )
-    return LoraMatch(name, strength, len(found), len(modules), tuple(misses)), found
+    return LoraMatch(file, strength, len(found), total, tuple(misses)), found
 
 
-def _modules(component: Component) -> dict[str, dict[str, str]]:
-    """Module as written in the file -> part (``down``, ``up``, ``alpha``) -> tensor name."""
-    modules: dict[str, dict[str, str]] = {}
-    spelling = {"A": "down", "B": "up", "down": "down", "up": "up", None: "alpha"}
-    for key in component.names:
-        if _OTHER_KINDS.search(key):
-            raise CheckpointError(
-                f"{component.file.path.name}: {key} is no plain LoRA tensor",
-                "LoHa, LoKr, OFT and DoRA files cannot be used; convert it to a LoRA",
-            )
-        if parsed := _KEY.match(key):
-            modules.setdefault(parsed["module"], {})[spelling[parsed["part"]]] = key
-    return modules
-
-
-def _branch(
-    component: Component, keys: Mapping[str, str], strength: float, at: tuple[str, Linear]
-) -> Branch:
-    name, layer = at
-    file = component.file.path.name
-    if missing := {"down", "up"} - keys.keys():
-        raise CheckpointError(
-            f"{file}: {name} has no {missing.pop()} matrix",
-            "the file is damaged, download it again",
-        )
-    down, up = component.read(keys["down"]), component.read(keys["up"])
-    rank = down.shape[0]
-    expected = (rank, layer.in_features), (layer.out_features, rank)
-    if (tuple(down.shape), tuple(up.shape)) != expected:
-        raise CheckpointError(
-            f"{file}: {name} amends {up.shape[0]} x {down.shape[-1]}, the layer is "
-            f"{layer.out_features} x {layer.in_features}",
-            "the LoRA belongs to another model family",
-        )
-    scale = float(component.read(keys["alpha"])) / rank if "alpha" in keys else 1.0
-    return Branch(_like(down, layer.weight), _like(up, layer.weight), strength * scale)
-
-
-def _like(tensor: Tensor, weight: Tensor) -> Tensor:
-    return tensor.to(weight.device, weight.dtype, copy=True)
+def _prepare(
+    component: Component,
+    modules: Mapping[str, Amended],
+    layers: Mapping[str, Linear],
+    known: Prepared | None,
+) -> Prepared:
+    """The branches of one file where their layers are: moved if they were read before."""
+    if known is not None:
+        return {name: tuple(placed(b, layers[name]) for b in made) for name, made in known.items()}
+    checks: Checks = []
+    made = {
+        name: build(component, module, layers[name], checks) for name, module in modules.items()
+    }
+    raise_if_not_finite(component, checks)
+    return made

@@ -1,10 +1,9 @@
 """The borrowed networks: the one module that knows diffusers.
 
-VAEs, vocoder, text connectors and latent upsampler are diffusers' classes (pinned; its loaders and
-pipelines are not used). This module turns dimensions into their arguments, loads them strictly
-from original key names, and sets them up where their defaults differ from the reference
-implementation: the low-band waveform is clamped before bandwidth extension, padding of encoder
-and decoder follows the header, and audio statistics have the length of the latent.
+Audio VAE and vocoder are diffusers' classes (pinned; its loaders and pipelines are not used). This
+module turns dimensions into their arguments, loads them strictly from original key names, and sets
+them up where their defaults differ from the reference implementation: the low-band waveform is
+clamped before bandwidth extension, and audio statistics have the length of the latent.
 """
 
 from __future__ import annotations
@@ -25,12 +24,6 @@ from latent_ladder.models.loading import load_module
 Device = torch.device | str
 
 
-def _video_module() -> Any:
-    from diffusers.models.autoencoders import autoencoder_kl_ltx2
-
-    return autoencoder_kl_ltx2
-
-
 def _audio_module() -> Any:
     from diffusers.models.autoencoders import autoencoder_kl_ltx2_audio
 
@@ -43,25 +36,10 @@ def _vocoder_module() -> Any:
     return vocoder
 
 
-def _upsampler_module() -> Any:
-    from diffusers.pipelines.ltx2 import latent_upsampler
-
-    return latent_upsampler
-
-
-def _connectors_module() -> Any:
-    from diffusers.pipelines.ltx2 import connectors
-
-    return connectors
-
-
 # Imported when needed: the autoencoders alone take seconds to import.
 _MODULES: Mapping[str, Callable[[], Any]] = {
-    "video_vae": _video_module,
     "audio_vae": _audio_module,
     "vocoder": _vocoder_module,
-    "latent_upsampler": _upsampler_module,
-    "connectors": _connectors_module,
 }
 
 
@@ -90,70 +68,6 @@ def statistics(component: Component, device: Device = "cpu") -> Statistics:
         for name in ("mean-of-means", "std-of-means")
     )
     return Statistics(mean, std)
-
-
-# --- video VAE ----------------------------------------------------------------------------------
-
-_KINDS = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
-
-
-def build_video_encoder(coder: dims.VideoCoder) -> nn.Module:
-    """The encoder: (B, 3, F, H, W) in -1..1 -> (B, 2C, F', H', W'), means first."""
-    network: nn.Module = _video_module().LTX2VideoEncoder3d(
-        in_channels=3,
-        out_channels=coder.latent_channels,
-        block_out_channels=coder.widths[1:],
-        down_block_types=("LTX2VideoDownBlock3D",) * len(coder.resamplers),
-        spatio_temporal_scaling=(True,) * len(coder.resamplers),
-        layers_per_block=coder.layers,
-        downsample_type=tuple(_KINDS[kind] for kind in coder.resamplers),
-        patch_size=coder.patch,
-        patch_size_t=1,
-        is_causal=coder.causal,
-        spatial_padding_mode=coder.padding,
-    )
-    return network
-
-
-def build_video_decoder(coder: dims.VideoCoder) -> nn.Module:
-    """The decoder: (B, C, F', H', W') -> (B, 3, F, H, W), about -1..1."""
-    steps = zip(coder.widths, coder.widths[1:], strict=False)
-    network: nn.Module = _video_module().LTX2VideoDecoder3d(
-        in_channels=coder.latent_channels,
-        out_channels=3,
-        # diffusers lists all but the kinds of the up-samplers from the pixel side.
-        block_out_channels=coder.widths[-2::-1],
-        spatio_temporal_scaling=(True,) * len(coder.resamplers),
-        layers_per_block=coder.layers[::-1],
-        upsample_type=tuple(_KINDS[kind] for kind in coder.resamplers),
-        patch_size=coder.patch,
-        patch_size_t=1,
-        is_causal=coder.causal,
-        inject_noise=(False,) * len(coder.layers),
-        timestep_conditioning=False,
-        upsample_residual=coder.residual[::-1],
-        upsample_factor=tuple(before // after for before, after in steps)[::-1],
-        spatial_padding_mode=coder.padding,
-    )
-    return network
-
-
-def load_video_encoder(
-    component: Component, *, device: Device, dtype: torch.dtype
-) -> tuple[nn.Module, dims.VideoCoder]:
-    """The encoder of a video VAE and its dimensions."""
-    coder = dims.video_encoder(component.shapes(), component.config)
-    build = partial(build_video_encoder, coder)
-    return _load(component, "encoder.", build, device, dtype), coder
-
-
-def load_video_decoder(
-    component: Component, *, device: Device, dtype: torch.dtype
-) -> tuple[nn.Module, dims.VideoCoder]:
-    """The decoder of a video VAE and its dimensions."""
-    coder = dims.video_decoder(component.shapes(), component.config)
-    build = partial(build_video_decoder, coder)
-    return _load(component, "decoder.", build, device, dtype), coder
 
 
 # --- audio VAE and vocoder ----------------------------------------------------------------------
@@ -252,109 +166,6 @@ def load_vocoder(component: Component, *, device: Device) -> Vocoder:
             f"vocoder: its first stage gives {rate} Hz, its extension takes {extension.input_rate}"
         )
     return Vocoder(network, main, extension, extension.output_rate if extension else rate)
-
-
-# --- latent upsampler and connectors ------------------------------------------------------------
-
-
-def build_upsampler(found: dims.Upsampler) -> nn.Module:
-    """The upsampler: (B, C, F, H, W) -> the same, larger; on un-normalised latents."""
-    network: nn.Module = _upsampler_module().LTX2LatentUpsamplerModel(
-        in_channels=found.in_channels,
-        mid_channels=found.mid_channels,
-        num_blocks_per_stage=found.blocks,
-        dims=found.conv_dims,
-        spatial_upsample=found.spatial,
-        temporal_upsample=found.temporal,
-        rational_spatial_scale=found.scale,
-        use_rational_resampler=found.rational,
-    )
-    return network
-
-
-def load_upsampler_network(
-    component: Component, *, device: Device, dtype: torch.dtype
-) -> tuple[nn.Module, dims.Upsampler]:
-    """A latent upsampler and its dimensions."""
-    found = dims.upsampler(component.shapes(), component.config)
-    return _load(component, "", partial(build_upsampler, found), device, dtype), found
-
-
-def build_connectors(
-    video: dims.Connector,
-    audio: dims.Connector,
-    projection: Mapping[str, Any],
-    config: Mapping[str, Any],
-) -> nn.Module:
-    """Text projections, as :func:`projection_arguments` describes them, and both connectors."""
-    both = {"video": video, "audio": audio}
-    network: nn.Module = _connectors_module().LTX2TextConnectors(
-        **projection,
-        **{
-            f"{stream}_connector_{name}": value
-            for stream, part in both.items()
-            for name, value in (
-                ("num_attention_heads", part.heads),
-                ("attention_head_dim", part.head_dim),
-                ("num_layers", part.layers),
-                ("num_learnable_registers", part.registers),
-            )
-        },
-        video_gated_attn=video.gated,
-        audio_gated_attn=audio.gated,
-        connector_rope_base_seq_len=config.get("connector_positional_embedding_max_pos", [4096])[0],
-        rope_theta=10000.0,  # the header's theta is the transformer's
-        rope_double_precision=config.get("frequencies_precision", "float64") == "float64",
-        causal_temporal_positioning=False,
-        rope_type=config.get("rope_type", "split"),
-    )
-    return network
-
-
-def projection_arguments(projection: Component, hidden: int) -> dict[str, Any]:
-    """What the projection's shapes say; ``hidden`` is the text encoder's width."""
-    shapes = projection.shapes()
-    single = shapes.get("aggregate_embed.weight")
-    video = single or shapes.get("video_aggregate_embed.weight")
-    audio = single or shapes.get("audio_aggregate_embed.weight")
-    if video is None or audio is None or video[1] % hidden:
-        raise UnknownLayout(
-            f"{projection.file.path.name}: its text projection does not fit a text encoder of "
-            f"width {hidden}",
-            "use the Gemma 3 12B text encoder with LTX-2.0 and LTX-2.3",
-        )
-    return {
-        "caption_channels": hidden,
-        "text_proj_in_factor": video[1] // hidden,
-        "per_modality_projections": single is None,
-        "video_hidden_dim": video[0],
-        "audio_hidden_dim": audio[0],
-        "proj_bias": any(key.endswith(".bias") for key in shapes),
-    }
-
-
-def load_connectors(
-    connectors: Component,
-    projection: Component,
-    *,
-    hidden: int,
-    device: Device,
-    dtype: torch.dtype,
-) -> nn.Module:
-    """Projection and connectors as one network: ``network(states (B, L, D, layers), mask)``.
-
-    ``hidden`` is the width of the text encoder whose hidden states go in.
-    """
-    video, audio = (
-        dims.connector(connectors.shapes(), connectors.config, stream)
-        for stream in ("video", "audio")
-    )
-    arguments = projection_arguments(projection, hidden)
-    read = _readers(connectors, "") | _readers(projection, "")
-    build = partial(build_connectors, video, audio, arguments, connectors.config)
-    what = f"{connectors.file.path.name}: text connectors"
-    _connectors_module()
-    return load_module(build, read, device=device, dtype=dtype, what=what)
 
 
 # --- shared -------------------------------------------------------------------------------------

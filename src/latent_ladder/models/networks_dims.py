@@ -47,6 +47,22 @@ class VideoCoder:
         """Frames per latent frame after the first."""
         return 1 << sum(kind in ("time", "all") for kind in self.resamplers)
 
+    @property
+    def held_values(self) -> float:
+        """Values that decoding keeps between chunks, per pixel of one output frame, at most.
+
+        Two frames before every convolution and residual block, one more where it is not causal.
+        """
+        position = 1 / self.spatial_scale**2
+        held = 2 * self.latent_channels * position
+        per_block = 4 if self.causal else 6
+        for width, layers, kind in zip(
+            self.widths, self.layers, (*self.resamplers, None), strict=True
+        ):
+            held += (per_block * layers + 2) * width * position
+            position *= 4 if kind in ("space", "all") else 1
+        return held
+
 
 @dataclass(frozen=True)
 class AudioCoder:
@@ -358,16 +374,23 @@ def upsampler(shapes: Shapes, config: Config) -> Upsampler:
     return found
 
 
+CONNECTOR_HEAD_DIM = 128
+"""Width of a head in connectors without gates, where no header tells their number: those of
+LTX-2.0, both streams 30 x 128. No other tensor shows it, the norms span all heads."""
+
+
 def connector(shapes: Shapes, config: Config, stream: str) -> Connector:
     """The connector of one ``stream``, "video" or "audio"."""
     own = below(shapes, f"{stream}_embeddings_connector.")
     registers, width = _shape(own, "learnable_registers")
-    gates = own.get("transformer_1d_blocks.0.attn1.to_gate_logits.weight")
+    gate = "transformer_1d_blocks.0.attn1.to_gate_logits"
+    # The bias first: a packed weight may be padded beyond the number of heads.
+    gates = own.get(f"{gate}.bias") or own.get(f"{gate}.weight")
     prefix = "audio_" if stream == "audio" else ""
     heads = config.get(f"{prefix}connector_num_attention_heads")
     heads = heads or config.get("connector_num_attention_heads")
-    heads = gates[0] if gates else heads
-    if heads is None or width % heads:
+    heads = gates[0] if gates else heads or width // CONNECTOR_HEAD_DIM
+    if not heads or width % heads:
         raise UnknownLayout(
             f"{stream} connector: width {width}, number of attention heads {heads or 'unknown'}",
             "use a file with its original header",

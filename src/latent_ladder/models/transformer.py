@@ -13,8 +13,10 @@ levels and rotation tables are float32. Equations: the LTX-2 reference (``transf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,7 @@ from latent_ladder.models.attention import (
 from latent_ladder.models.config import StreamConfig, TransformerConfig
 from latent_ladder.models.levels import Affine, Part, affine, clip_runs
 from latent_ladder.models.linear import Linear
-from latent_ladder.models.loading import load_module
+from latent_ladder.models.loading import Hold, Place, load_module, readers
 from latent_ladder.models.norms import layer_normed
 from latent_ladder.models.passes import (
     BlockRows,
@@ -43,6 +45,8 @@ from latent_ladder.models.passes import (
     group_rows,
     plan_rows,
 )
+from latent_ladder.models.quantize import Fp8Reader, is_fp8_weight
+from latent_ladder.models.residency import Residency, Resident, Streamed, Walk
 from latent_ladder.models.rotation import Rope
 from latent_ladder.models.streams import StreamInput, StreamState, pick
 
@@ -288,6 +292,7 @@ class Transformer(nn.Module):
         if config.keyframe_embedding:
             self.keyframes_abs_pos_embedding = nn.Parameter(torch.empty(1, video))
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.walk: Walk = Resident(list(self.transformer_blocks))
 
     def _add_stream(self, prefix: str, stream: StreamConfig) -> None:
         config, dim = self.config, stream.dim
@@ -324,7 +329,7 @@ class Transformer(nn.Module):
         )
         v = None if video is None else self._enter("", video, audio, rows)
         a = None if audio is None else self._enter("audio_", audio, video, rows)
-        for block, plan in zip(self.transformer_blocks, rows.blocks, strict=True):
+        for block, plan in zip(self.walk.blocks(), rows.blocks, strict=True):
             block(v, a, plan)
         return (
             None if v is None else self._leave("", v, rows.video),
@@ -338,7 +343,7 @@ class Transformer(nn.Module):
         config, stage = self.config, s.stage
         tokens = s.tokens if stage.order is None else s.tokens[:, stage.order]
         project = self._linear(f"{prefix}patchify_proj")
-        x = project(tokens.to(project.weight.dtype))
+        x = project(tokens.to(project.compute_dtype))
         if config.keyframe_embedding and stage.marked is not None and not prefix:
             x = x + (stage.marked > 0).to(x.dtype) * self.keyframes_abs_pos_embedding
         timesteps = s.timesteps() * config.timestep_scale
@@ -368,7 +373,7 @@ class Transformer(nn.Module):
         )
 
     def _context(self, prefix: str, s: StreamInput, rows: Rows) -> Tensor:
-        contexts = s.stage.contexts.to(self._linear(f"{prefix}patchify_proj").weight.dtype)
+        contexts = s.stage.contexts.to(self._linear(f"{prefix}patchify_proj").compute_dtype)
         if self.config.caption_projection:
             layers = cast(nn.ModuleDict, self._modules[f"{prefix}caption_projection"])
             first, second = layers["linear_1"], layers["linear_2"]
@@ -403,6 +408,22 @@ class Transformer(nn.Module):
     def _ada(self, name: str, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         rows, embedded = cast(AdaLn, self._modules[name])(timesteps)
         return rows.float(), embedded.float()
+
+    @contextmanager
+    def held(self, device: torch.device, residency: Residency | None) -> Iterator[None]:
+        """Blocks come and go as ``residency`` says while in the ``with`` block; None: all stay.
+
+        LoRAs must be attached before.
+        """
+        if residency is None:
+            yield
+            return
+        before, self.walk = self.walk, Streamed(list(self.transformer_blocks), device, residency)
+        try:
+            yield
+        finally:
+            self.walk.close()
+            self.walk = before
 
     def use_attention(self, backend: str) -> None:
         """Compute every attention with an entry of :data:`attention.BACKENDS`."""
@@ -442,28 +463,47 @@ def _draw(name: str, weight: Tensor, generator: torch.Generator) -> None:
         weight.copy_(torch.randn(weight.shape, generator=generator) * fan**-0.5)
 
 
+@dataclass(frozen=True)
+class Load:
+    """How to hold a transformer's weights.
+
+    ``precision``: as ``stored``, or matrices of floats converted to ``fp8`` while loading.
+    ``as_stored``: float matrices of the blocks keep the file's dtype and are converted at every
+    use, which gives the same bits. ``blocks``: where the blocks' matrices lie: on the ``device``;
+    ``pinned``, on the CPU in memory of their own; ``file``, where the mapped file has them.
+    """
+
+    precision: Literal["stored", "fp8"] = "stored"
+    as_stored: bool = False
+    blocks: Place = "device"
+
+
 def load_transformer(
     component: Component,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    load: Load = Load(),
 ) -> Transformer:
     """The transformer of a checkpoint; modulation tables stay float32.
 
-    Raises :class:`UnknownLayout` when names, shapes and header do not fit together.
+    Quantised matrices stay as they are stored. Raises :class:`UnknownLayout` when names, shapes
+    and header do not fit together, :class:`UnsupportedQuantization` and
+    :class:`CorruptCheckpoint` naming the tensor.
     """
     config = TransformerConfig.from_component(component)
+    read = readers(component)
+    if load.precision == "fp8":
+        read |= {name: Fp8Reader(component, name, device) for name in filter(is_fp8_weight, read)}
+    in_blocks = Hold(load.as_stored, load.blocks)
     model = load_module(
         lambda: Transformer(config),
-        {name: _reader(component, name) for name in component.names},
+        read,
         device=device,
         dtype=dtype,
         keep_float32=lambda name: "scale_shift_table" in name,
-        what="transformer",
+        hold=lambda name: in_blocks if name.startswith("transformer_blocks.") else Hold(),
+        what=f"{component.file.path.name} (transformer)",
     )
     model.set_chunk_tokens(CHUNK_TOKENS.get(torch.device(device).type, CHUNK_TOKENS["cpu"]))
     return model
-
-
-def _reader(component: Component, name: str) -> Callable[[], Tensor]:
-    return lambda: component.read(name)

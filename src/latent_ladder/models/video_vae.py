@@ -1,8 +1,10 @@
 """Frames <-> video latents: the video VAE, decoded as a stream of tiles.
 
-Decoding yields finished frames while later ones are still latents, so memory follows the size of
-a tile and not the length of the clip. Where tiles meet, they are blended by the ramps of
-:mod:`latent_ladder.tiling` in float32. Knows nothing of prompts, stages or video files.
+Decoding yields finished frames while later ones are still latents. Whole, which is exact, it takes
+memory by the size of a frame and not by the number of frames
+(:mod:`latent_ladder.models.video_coder`); tiles lower what a frame takes. Where they meet, they are
+blended by the ramps of :mod:`latent_ladder.tiling` in float32, in bands: 12 bytes per pixel of each
+frame of a span. Knows nothing of prompts, stages or video files.
 """
 
 from __future__ import annotations
@@ -12,19 +14,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.models import networks
 from latent_ladder.models.networks_dims import VideoCoder
+from latent_ladder.models.parts import Statistics, statistics
+from latent_ladder.models.video_coder import (
+    VideoDecoder,
+    VideoEncoder,
+    load_video_decoder,
+    load_video_encoder,
+)
 from latent_ladder.tiling import (
     Span,
     TilePlan,
-    TileSize,
     frame_start,
     one_tile,
-    plan_tiles,
     spatial_weights,
     temporal_weights,
 )
@@ -32,18 +38,15 @@ from latent_ladder.tiling import (
 FRAMES_PER_CHUNK = 8
 """At most this many frames are converted and yielded at a time."""
 
-ENCODE_TILE = TileSize(frames=10, rows=24, cols=24)
-"""80 frames of 768 px, the reference implementation's default for encoding."""
-
 
 @dataclass(frozen=True)
 class VideoVae:
     """A loaded video VAE; ``encoder`` or ``decoder`` is None where it was not asked for."""
 
-    encoder: nn.Module | None
-    decoder: nn.Module | None
+    encoder: VideoEncoder | None
+    decoder: VideoDecoder | None
     coder: VideoCoder
-    statistics: networks.Statistics
+    statistics: Statistics
     device: torch.device
     dtype: torch.dtype
 
@@ -68,9 +71,9 @@ class VideoVae:
         """Frames (F, H, W, 3) uint8 -> normalised latents (1, C, F', H', W'), float32.
 
         Frames beyond the last full group (F = 8k + 1) are left out; one frame is an image. Sides
-        must be multiples of 32 (:class:`MediaError`). Long or large clips are encoded in tiles of
-        80 frames and 768 px unless ``tiles`` says otherwise. The result is the distribution's
-        mean, on the VAE's device.
+        must be multiples of 32 (:class:`MediaError`). Without ``tiles`` everything is encoded at
+        once, which is exact and takes memory by the size of a frame. The result is the
+        distribution's mean, on the VAE's device.
         """
         return _encode(frames, self, tiles)
 
@@ -83,15 +86,16 @@ def load_video_vae(
     parts: Collection[str] = ("encoder", "decoder"),
 ) -> VideoVae:
     """Load the ``parts`` needed. Raises :class:`UnknownLayout` for VAEs it cannot run."""
-    encoder = decoder = coder = None
+    encoder = decoder = None
     if "encoder" in parts:
-        encoder, coder = networks.load_video_encoder(component, device=device, dtype=dtype)
+        encoder = load_video_encoder(component, device=device, dtype=dtype)
     if "decoder" in parts:
-        decoder, coder = networks.load_video_decoder(component, device=device, dtype=dtype)
-    if coder is None:
+        decoder = load_video_decoder(component, device=device, dtype=dtype)
+    loaded = decoder or encoder
+    if loaded is None:
         raise ValueError(f"parts {parts!r} name neither encoder nor decoder")
-    statistics = networks.statistics(component, device)
-    return VideoVae(encoder, decoder, coder, statistics, torch.device(device), dtype)
+    numbers = statistics(component, device)
+    return VideoVae(encoder, decoder, loaded.coder, numbers, torch.device(device), dtype)
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -125,7 +129,11 @@ def decode_bands(latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None) 
     return _stream(latents, vae, plan)
 
 
+@torch.no_grad()
 def _stream(latents: Tensor, vae: VideoVae, plan: TilePlan) -> Iterator[Tensor]:
+    if plan.count == 1:
+        yield from _decode_tile(latents, vae, plan.frames[0])
+        return
     scale = vae.coder.temporal_scale
     # Where each band begins: one frame late, after the one that it drops, but for the first.
     starts = [frame_start(span, scale) + (span.start > 0) for span in plan.frames]
@@ -139,39 +147,42 @@ def _stream(latents: Tensor, vae: VideoVae, plan: TilePlan) -> Iterator[Tensor]:
         held = held[:, done:].clone()
 
 
-@torch.no_grad()
 def _decode_band(
     latents: Tensor, vae: VideoVae, plan: TilePlan, span: Span, weights: Sequence[float]
 ) -> Tensor:
     """All tiles of one span of time, (3, n, H, W) float32, weighted; without the dropped frame."""
     scale = vae.coder.spatial_scale
     part = latents[:, :, span.start : span.stop]
-    if len(plan.rows) == len(plan.cols) == 1:
-        band = _decode_tile(part, vae, span)
-    else:
-        _, rows, cols = plan.grid
-        n = len(weights) - (span.start > 0)
-        band = torch.zeros((3, n, rows * scale, cols * scale), device=vae.device)
-        columns = list(zip(plan.cols, _ramps(plan.cols, scale, vae), strict=True))
-        for row, row_ramp in zip(plan.rows, _ramps(plan.rows, scale, vae), strict=True):
-            for col, col_ramp in columns:
-                cut = part[..., row.start : row.stop, col.start : col.stop]
-                tile = _decode_tile(cut, vae, span)
-                tile *= row_ramp[:, None] * col_ramp
-                top, left = row.start * scale, col.start * scale
-                band[:, :, top : top + tile.shape[2], left : left + tile.shape[3]] += tile
-    if min(weights) < 1:
-        ramp = torch.tensor(weights[-band.shape[1] :], dtype=torch.float32, device=vae.device)
-        band *= ramp[:, None, None]
-    return band
+    _, rows, cols = plan.grid
+    ramp = torch.tensor(weights[span.start > 0 :], dtype=torch.float32, device=vae.device)
+    band = torch.zeros((3, len(ramp), rows * scale, cols * scale), device=vae.device)
+    columns = list(zip(plan.cols, _ramps(plan.cols, scale, vae), strict=True))
+    for row, row_ramp in zip(plan.rows, _ramps(plan.rows, scale, vae), strict=True):
+        for col, col_ramp in columns:
+            cut = part[..., row.start : row.stop, col.start : col.stop]
+            weight = row_ramp[:, None] * col_ramp
+            place = band[
+                ..., row.start * scale : row.stop * scale, col.start * scale : col.stop * scale
+            ]
+            first = 0
+            for frames in _decode_tile(cut, vae, span):
+                after = first + frames.shape[1]
+                place[:, first:after].addcmul_(frames, weight)
+                first = after
+    return band.mul_(ramp[:, None, None])
 
 
-def _decode_tile(latents: Tensor, vae: VideoVae, span: Span) -> Tensor:
+def _decode_tile(latents: Tensor, vae: VideoVae, span: Span) -> Iterator[Tensor]:
+    """Frames (3, n, H, W) float32 of one tile in chunks, without the dropped one."""
     if vae.decoder is None:
         raise ValueError("this VAE was loaded without its decoder")
     z = vae.un_normalise(latents.to(vae.device)).to(vae.dtype)
-    pixels: Tensor = vae.decoder(z)[0].float()
-    return pixels[:, 1:] if span.start else pixels
+    dropped = span.start == 0
+    for frames in vae.decoder.stream(z):
+        kept = frames if dropped else frames[1:]
+        dropped = True
+        if len(kept):
+            yield kept.transpose(0, 1).float()
 
 
 def _ramps(spans: Sequence[Span], scale: int, vae: VideoVae) -> list[Tensor]:
@@ -205,7 +216,7 @@ def _encode(frames: np.ndarray, vae: VideoVae, tiles: TilePlan | None) -> Tensor
     scale, stride = vae.coder.spatial_scale, vae.coder.temporal_scale
     count, height, width = _check_frames(frames, scale)
     grid = (1 + (count - 1) // stride, height // scale, width // scale)
-    plan = tiles or plan_tiles(*grid, ENCODE_TILE)
+    plan = tiles or one_tile(*grid)
     if plan.grid != grid:
         raise RequestError(f"tiles for {list(plan.grid)} do not fit latents {list(grid)}")
     latents = torch.zeros((1, vae.latent_channels, *grid), device=vae.device)
@@ -231,10 +242,16 @@ def _encode(frames: np.ndarray, vae: VideoVae, tiles: TilePlan | None) -> Tensor
 def _encode_tile(frames: np.ndarray, vae: VideoVae) -> Tensor:
     if vae.encoder is None:
         raise ValueError("this VAE was loaded without its encoder")
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(vae.device)
-    x = pixels.permute(3, 0, 1, 2)[None].to(torch.float32) / 127.5 - 1
-    moments: Tensor = vae.encoder(x.to(vae.dtype))
-    return moments[:, : vae.latent_channels]
+    latents = list(vae.encoder.stream(_as_pixels(frames, vae)))
+    return torch.cat(latents).transpose(0, 1)[None]
+
+
+def _as_pixels(frames: np.ndarray, vae: VideoVae) -> Iterator[Tensor]:
+    """(F, H, W, 3) uint8 -> chunks (n, 3, H, W) in -1..1."""
+    for first in range(0, len(frames), FRAMES_PER_CHUNK):
+        chunk = np.ascontiguousarray(frames[first : first + FRAMES_PER_CHUNK])
+        pixels = torch.from_numpy(chunk).to(vae.device).permute(0, 3, 1, 2)
+        yield (pixels.to(torch.float32) / 127.5 - 1).to(vae.dtype)
 
 
 def _check_frames(frames: np.ndarray, scale: int) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.checkpoints.library import Library, ModelSet, find_named, missing
+from latent_ladder.checkpoints.library import Library, ModelSet, find_named
 from latent_ladder.errors import CheckpointNotFound, RequestError
 from latent_ladder.request import Request
 from latent_ladder.request_stages import (
@@ -189,9 +189,10 @@ class _Builder:
         found = self.models.upsamplers.get((stage.axis, stage.exact_factor))
         if found is None:
             have = ", ".join(f"{a} x{float(f):g}" for a, f in self.models.upsamplers) or "none"
-            raise missing(
+            raise self.models.missing(
                 "latent_upsampler",
                 f"none that is {stage.axis} x{stage.factor:g} fits; found: {have}",
+                (stage.axis, stage.exact_factor),
             )
         return found
 
@@ -201,7 +202,7 @@ class _Builder:
         if found is not None:
             return found
         if lora.name is None:
-            raise missing("distilled_lora", "no distilled LoRA fits this transformer")
+            raise self.models.missing("distilled_lora", "no distilled LoRA fits this transformer")
         return find_named(self.library, lora.name, "lora").component
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from latent_ladder.advice import refine_start
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.memory import DitSize, ModelSizes, StageCost, estimate, weight_bytes
-from latent_ladder.models.config import TransformerConfig
+from latent_ladder.disk import readable_size
+from latent_ladder.memory import ModelSizes, sizes_of
+from latent_ladder.planner import Machine, MemoryPlan, StageMemory
+from latent_ladder.request_stages import SamplingStage
 from latent_ladder.shapes import duration
 from latent_ladder.stages.plan import PlannedStage, RunPlan
 from latent_ladder.text.tokenizer import text_length
@@ -26,34 +28,48 @@ def headline(plan: RunPlan) -> str:
     )
 
 
-def plan_report(plan: RunPlan) -> dict[str, Any]:
-    """The plan as plain data.
+def plan_report(plan: RunPlan, memory: MemoryPlan, machine: Machine | None) -> dict[str, Any]:
+    """The plan as plain data; ``machine`` adds the time that each stage will take.
 
     ``stages`` holds numbers for programs, ``rows`` the same in short words for a table.
     """
-    costs = {cost.name: cost for cost in estimate(plan.request, model_sizes(plan))}
-    stages = [_stage(plan, stage, costs.get(stage.name)) for stage in plan.stages]
+    needs = {stage.cost.name: stage for stage in memory.stages}
+    stages = [_stage(plan, stage, needs.get(stage.name), machine) for stage in plan.stages]
+    stages.append(_decode(memory.of("decode")))
     return {
         "headline": headline(plan),
         "request": plan.request.to_dict(),
         "crop": plan.request.crop._asdict(),
+        "memory": {
+            "device": memory.budget.device,
+            "budget_bytes": memory.budget.device_bytes,
+            "ram_bytes": memory.budget.ram_bytes,
+            "peak_bytes": memory.peak_bytes,
+        },
         "stages": stages,
         "rows": [_row(stage) for stage in stages],
-        "models": [{"role": role, "file": str(c.file.path)} for role, c in _files(plan).items()],
+        "models": [
+            {"role": role, "file": str(c.file.path), "precision": c.precision, "bytes": c.nbytes}
+            for role, c in _files(plan).items()
+        ],
     }
 
 
-def model_sizes(plan: RunPlan) -> ModelSizes:
-    """Sizes of the models that the plan uses, read from their headers."""
-    config = TransformerConfig.from_component(plan.models.transformer)
-    length = text_length(plan.models.text_encoder)
-    dit = DitSize(config.layers, config.video.dim, config.audio.dim, length)
-    weights = {role: weight_bytes(component) for role, component in _files(plan).items()}
-    upsampler = next((s.upsampler for s in plan.stages if s.upsampler is not None), None)
-    if upsampler is None:
-        return ModelSizes(dit, weights)
-    channels = upsampler.shape("initial_conv.weight")[0]
-    return ModelSizes(dit, weights, upsampler_channels=channels)
+def model_sizes(plan: RunPlan, value_bytes: int) -> ModelSizes:
+    """Sizes of the models that the plan uses, read from their headers.
+
+    ``value_bytes`` is the width of the numbers computed with.
+    """
+    parts = dict(_files(plan))
+    for stage in plan.stages:
+        if stage.loras and stage.position is not None:
+            asked = plan.request.stages[stage.position]
+            used = (
+                [x for x in asked.loras if x.strength] if isinstance(asked, SamplingStage) else []
+            )
+            for lora, (component, _) in zip(used, stage.loras, strict=True):
+                parts[lora.name or "distilled_lora"] = component
+    return sizes_of(parts, value_bytes, text_length(plan.models.text_encoder))
 
 
 def _files(plan: RunPlan) -> Mapping[str, Component]:
@@ -76,7 +92,14 @@ def _files(plan: RunPlan) -> Mapping[str, Component]:
     return {role: part for role, part in parts.items() if part is not None}
 
 
-def _stage(plan: RunPlan, stage: PlannedStage, cost: StageCost | None) -> dict[str, Any]:
+def _decode(need: StageMemory) -> dict[str, Any]:
+    body = {"stage": "decode", "kind": "decode", "stored": False, "sigmas": [], "loras": []}
+    return body | {"peak_bytes": need.peak_bytes, "memory": str(need.holding)}
+
+
+def _stage(
+    plan: RunPlan, stage: PlannedStage, need: StageMemory | None, machine: Machine | None
+) -> dict[str, Any]:
     body: dict[str, Any] = {
         "stage": stage.name,
         "kind": stage.kind,
@@ -97,8 +120,16 @@ def _stage(plan: RunPlan, stage: PlannedStage, cost: StageCost | None) -> dict[s
             "video_tokens": rung.video_tokens,
             "audio_tokens": 0 if plan.sound is None else rung.audio_latents,
         }
-    if cost is not None:
-        body |= {"flops": cost.flops, "forwards": cost.forwards, "peak_bytes": cost.peak_bytes}
+    if need is not None:
+        body |= {
+            "flops": need.cost.flops,
+            "forwards": need.cost.forwards,
+            "peak_bytes": need.peak_bytes,
+            "pinned_bytes": need.pinned_bytes,
+            "memory": str(need.holding),
+        }
+        if machine is not None and need.cost.flops:
+            body["seconds"] = machine.seconds(need)
     if stage.kind == "refine" and stage.position is not None:
         start = refine_start(plan.request, stage.position)
         body |= {"denoise": start.denoise, "start_sigma": start.sigma}
@@ -116,8 +147,17 @@ def _row(stage: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": f"{tokens} + {stage['audio_tokens']}" if tokens else "",
         "sigmas": _sigmas(stage),
         "work": _work(stage),
+        "memory": _memory(stage),
         "stored": stage["stored"],
     }
+
+
+def _memory(stage: Mapping[str, Any]) -> str:
+    """Bytes at the peak, and how the model is held if it is not simply there."""
+    if "peak_bytes" not in stage:
+        return ""
+    text = readable_size(stage["peak_bytes"])
+    return text if stage["memory"] == "resident" else f"{text}, {stage['memory']}"
 
 
 def _sigmas(stage: Mapping[str, Any]) -> str:
@@ -136,7 +176,8 @@ def _work(stage: Mapping[str, Any]) -> str:
     if not flops:
         return ""
     forwards = f"{stage['forwards']} forwards, " if stage["forwards"] else ""
-    return f"{forwards}{_flops(flops)}"
+    seconds = f", about {stage['seconds']:.3g} s" if "seconds" in stage else ""
+    return f"{forwards}{_flops(flops)}{seconds}"
 
 
 def _flops(flops: float) -> str:

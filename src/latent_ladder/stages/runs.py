@@ -35,13 +35,14 @@ _TICKS_PER_S = 32
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One finished stage of a run."""
+    """One finished stage of a run; ``memory`` says how the model was held, where it mattered."""
 
     stage: str
     key: str
     reused: bool
     seconds: float
     peak_memory_bytes: int | None = None
+    memory: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ and only its LoRAs are switched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import gc
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
@@ -26,18 +24,19 @@ from latent_ladder.latents import (
     tokens_to_video,
     video_to_tokens,
 )
-from latent_ladder.media.write import VideoSpec, WrittenVideo, write_video
-from latent_ladder.models.audio_vae import fit_length, load_audio
+from latent_ladder.media.write import WrittenVideo
+from latent_ladder.models.audio_vae import load_audio
 from latent_ladder.models.denoiser import Denoiser, StreamRun
 from latent_ladder.models.latent_upsampler import load_upsampler, upsample
 from latent_ladder.models.lora import attached
-from latent_ladder.models.networks import statistics
+from latent_ladder.models.parts import statistics
+from latent_ladder.models.residency import Residency
 from latent_ladder.models.rope import audio_positions, video_positions
 from latent_ladder.models.runtime import Runtime
 from latent_ladder.models.text_encoder import Conditioning, encode_prompts
-from latent_ladder.models.transformer import Transformer, load_transformer
-from latent_ladder.models.video_vae import decode_video, load_video_vae
-from latent_ladder.request import Decode, Request
+from latent_ladder.models.transformer import Load, Transformer, load_transformer
+from latent_ladder.planner import Holding, MemoryPlan, Policy, give_way
+from latent_ladder.request import Request
 from latent_ladder.request_stages import (
     BaseStage,
     RefineStage,
@@ -49,17 +48,17 @@ from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sa
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.samplers import SamplerOptions
-from latent_ladder.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Rung
+from latent_ladder.shapes import Rung
 from latent_ladder.stages import peak
 from latent_ladder.stages.plan import PlannedStage, RunPlan, has_sound
-from latent_ladder.tiling import TilePlan, official_size, plan_tiles
+from latent_ladder.stages.report import model_sizes
+from latent_ladder.stages.writing import SAMPLE_RATE_KEY, Clip, write_clip
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
 OnStep = Callable[[int, int, float], None]
 """(steps done, of how many, sigma reached); may raise to stop after the step."""
 
-SAMPLE_RATE_KEY = "sample_rate"
 LATENT_DIMS = 5
 """Video latents are (B, C, F, H, W), text contexts (1, L, D)."""
 
@@ -67,14 +66,44 @@ LATENT_DIMS = 5
 class Workshop:
     """Makes artefacts; keeps loaded what the next stage may use again."""
 
-    def __init__(self, plan: RunPlan, runtime: Runtime, warn: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        runtime: Runtime,
+        memory: MemoryPlan,
+        warn: Callable[[str, str], None],
+        policy: Policy,
+    ) -> None:
         self._warn = warn
+        self._plan, self._memory, self._policy = plan, memory, policy
         self._models: ModelSet = plan.models
         self._request: Request = plan.request
         self._runtime = runtime
         self._prompts = [s for s in plan.stages if s.kind == "prompt"]
         self._contexts: dict[str, Conditioning] = {}
         self._transformer: Transformer | None = None
+        self._loaded: Load | None = None
+
+    # -- memory -------------------------------------------------------------------------------
+
+    def held(self, name: str) -> str:
+        """How the memory plan holds the model in a stage, in words."""
+        return str(self._memory.of(_memory_name(name)).holding)
+
+    def give_way(self, name: str) -> str:
+        """After an out-of-memory: free everything and hold the stage on the next rung.
+
+        Gives the new holding in words. Raises :class:`MemoryBudgetError` when there is none left.
+        """
+        self._transformer = self._loaded = None
+        gc.collect()
+        if self._runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        stage, budget = self._memory.of(_memory_name(name)), self._memory.budget
+        sizes = model_sizes(self._plan, self._runtime.dtype.itemsize)
+        next_rung = give_way(stage, self._request, sizes, budget, self._policy)
+        self._memory = self._memory.with_stage(next_rung)
+        return str(next_rung.holding)
 
     # -- measuring ----------------------------------------------------------------------------
 
@@ -145,11 +174,15 @@ class Workshop:
         if stage.rung is None or not isinstance(asked, BaseStage | RefineStage):
             raise TypeError(f"{stage.name} is not a planned sampling stage")
         latents, contexts = self._split(inputs)
-        transformer = self._loaded_transformer()
-        shapes = self._latent_shapes(stage.rung)
+        holding = self._memory.of(stage.name).holding
+        transformer = self._loaded_transformer(holding)
+        shapes = self._latent_shapes(transformer, stage.rung)
         video, audio = self._states(shapes, latents)
-        with attached(transformer, list(stage.loras)) as report:
-            denoiser = self._denoiser(transformer, asked, stage.rung, contexts)
+        with (
+            attached(transformer, list(stage.loras)) as report,
+            transformer.held(self._runtime.device, _residency(holding)),
+        ):
+            denoiser = self._denoiser(transformer, asked, stage, contexts)
             tokens = sample(
                 denoiser,
                 video,
@@ -183,45 +216,28 @@ class Workshop:
         overwrite: bool,
         on_frames: Callable[[int], None],
     ) -> WrittenVideo:
-        """Decode tile by tile into the encoder. The transformer is released first."""
-        self._transformer = None
-        request = self._request
-        vae = load_video_vae(
-            self._models.video_vae,
-            device=self._runtime.device,
-            dtype=self._runtime.dtype,
-            parts=("decoder",),
+        """Decode into the encoder. The transformer is released first."""
+        self._transformer = self._loaded = None
+        clip = Clip(self._request, self._models, self._runtime, self._memory.of("decode").holding)
+        return write_clip(
+            clip, path, latents, sound, metadata=metadata, overwrite=overwrite, on_frames=on_frames
         )
-        video = latents["video"].to(self._runtime.device)
-        _, _, f, h, w = video.shape
-        frames = decode_video(video, vae, decode_tiles((f, h, w), request.decode))
-        return write_video(
-            path,
-            _counted(self._cropped(frames), on_frames),
-            VideoSpec((request.width, request.height), request.fps, request.output.crf),
-            audio=None if sound is None else self._fitted(sound),
-            metadata=metadata,
-            overwrite=overwrite,
-        )
-
-    def _fitted(self, sound: Tensors) -> tuple[NDArray[np.float32], int]:
-        rate = int(sound[SAMPLE_RATE_KEY])
-        fitted = fit_length(sound["waveform"], self._request.frames, self._request.fps, rate)
-        return fitted.numpy(), rate
-
-    def _cropped(self, chunks: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        crop = self._request.crop
-        for chunk in chunks:
-            rows = slice(crop.top, crop.top + crop.height)
-            yield chunk[:, rows, crop.left : crop.left + crop.width]
 
     # -- parts of a sampling run --------------------------------------------------------------
 
-    def _loaded_transformer(self) -> Transformer:
-        if self._transformer is None:
+    def _loaded_transformer(self, holding: Holding) -> Transformer:
+        """The transformer, loaded anew only where it is to be held in another form."""
+        load = _load_of(holding)
+        if self._transformer is None or self._loaded != load:
+            self._transformer = None
             self._transformer = load_transformer(
-                self._models.transformer, device=self._runtime.device, dtype=self._runtime.dtype
+                self._models.transformer,
+                device=self._runtime.device,
+                dtype=self._runtime.dtype,
+                load=load,
             )
+            self._loaded = load
+        self._transformer.set_chunk_tokens(holding.chunk_tokens)
         return self._transformer
 
     def _split(self, inputs: Sequence[Tensors]) -> tuple[Tensors | None, list[Conditioning]]:
@@ -232,9 +248,9 @@ class Workshop:
         return before, [Conditioning(c["video"], c["audio"]).to(device, dtype) for c in contexts]
 
     def _latent_shapes(
-        self, rung: Rung
+        self, transformer: Transformer, rung: Rung
     ) -> tuple[tuple[int, int, int, int, int], tuple[int, int, int, int] | None]:
-        config = self._loaded_transformer().config
+        config = transformer.config
         video = rung.video_latent_shape(config.video.in_channels)
         if not has_sound(self._request):
             return video, None
@@ -273,10 +289,13 @@ class Workshop:
     def _denoiser(
         self,
         transformer: Transformer,
-        stage: SamplingStage,
-        rung: Rung,
+        asked: SamplingStage,
+        stage: PlannedStage,
         contexts: Sequence[Conditioning],
     ) -> Denoiser:
+        rung, rows = stage.rung, self._memory.of(stage.name).holding.rows
+        if rung is None:
+            raise TypeError(f"{stage.name} is not a planned sampling stage")
         positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
         device = self._runtime.device
         video = StreamRun(
@@ -285,20 +304,20 @@ class Workshop:
             ).to(device),
             positive=positive.video,
             negative=None if negative is None else negative.video,
-            guidance=_guidance(stage.guidance.video),
+            guidance=_guidance(asked.guidance.video),
         )
         audio = StreamRun(
             positions=audio_positions(rung.audio_latents).to(device),
             positive=positive.audio,
             negative=None if negative is None else negative.audio,
-            guidance=_guidance(stage.guidance.audio),
+            guidance=_guidance(asked.guidance.audio),
         )
         return Denoiser(
             transformer,
             video,
             audio if has_sound(self._request) else None,
-            force_uncond=SAMPLER_FACTS[stage.sampler].needs_uncond,
-            max_passes=None if stage.batch_passes == "auto" else stage.batch_passes,
+            force_uncond=SAMPLER_FACTS[asked.sampler].needs_uncond,
+            max_passes=rows,
         )
 
     def _latents(
@@ -316,24 +335,21 @@ class Workshop:
         return found
 
 
-def decode_tiles(grid: tuple[int, int, int], asked: Decode) -> TilePlan:
-    """The tiles of a latent video (frames, rows, columns).
+def _memory_name(name: str) -> str:
+    """The name under which the memory plan knows a stage: prompts share one."""
+    return {"negative prompt": "prompt", "sound": "decode"}.get(name, name)
 
-    ``"auto"`` is the reference implementation's size whatever memory there is: tiled frames differ
-    a little from untiled ones, and the same request must give the same clip everywhere.
-    """
-    auto = official_size(*grid[1:])
-    changes: dict[str, int] = {}
-    if asked.tile_px != "auto":
-        changes |= {"rows": asked.tile_px // PIXELS_PER_LATENT}
-        changes |= {"cols": asked.tile_px // PIXELS_PER_LATENT}
-    if asked.overlap_px != "auto":
-        changes |= {"overlap": asked.overlap_px // PIXELS_PER_LATENT}
-    if asked.tile_frames != "auto":
-        changes |= {"frames": asked.tile_frames // FRAMES_PER_LATENT}
-    if asked.overlap_frames != "auto":
-        changes |= {"overlap_frames": asked.overlap_frames // FRAMES_PER_LATENT}
-    return plan_tiles(*grid, replace(auto, **changes))
+
+def _load_of(holding: Holding) -> Load:
+    """How the transformer is loaded for a holding."""
+    blocks = "device" if holding.resident is None else holding.source
+    return Load(holding.precision, holding.as_stored, blocks)
+
+
+def _residency(holding: Holding) -> Residency | None:
+    if holding.resident is None:
+        return None
+    return Residency(holding.resident, pinned=holding.source == "pinned")
 
 
 def _position(stage: PlannedStage) -> int:
@@ -363,13 +379,3 @@ def _guidance(asked: StreamGuidance) -> Guidance:
 
 def _options(stage: SamplingStage) -> SamplerOptions:
     return SamplerOptions(**stage.options.model_dump(exclude_none=True))
-
-
-def _counted(
-    chunks: Iterator[NDArray[np.uint8]], on_frames: Callable[[int], None]
-) -> Iterator[NDArray[np.uint8]]:
-    done = 0
-    for chunk in chunks:
-        yield chunk
-        done += len(chunk)
-        on_frames(done)

@@ -1,0 +1,154 @@
+"""Decoding stored weights, against gguf-py (GGML types) and comfy-kitchen (the others).
+
+    python benchmarks/dequantize.py [--rows 4096] [--columns 4096] [--threads 1] [--repeat 5]
+
+Needs ``pip install gguf comfy-kitchen packaging``; without one of them its rows have no rival.
+Prints a table: our time to float32 (with one thread its CPU time, which a busy machine disturbs
+less), the rival's, the ratio (below 1 we are faster), the greatest
+difference of the results, and the relative L2 error of the format on normal random weights where
+something here or there can encode them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_ladder.models.dequantize_ggml import BLOCKS
+from latent_ladder.models.quantized import QuantizedTensor
+
+CLOCK = {True: time.process_time, False: time.perf_counter}
+"""By whether there is one thread only."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stored matrix, the rival's decoder of it, and what it was encoded from, if known."""
+
+    stored: QuantizedTensor
+    rival: Callable[[], Any] | None
+    original: Tensor | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, value in (("rows", 4096), ("columns", 4096), ("threads", 1), ("repeat", 5)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    weight = torch.randn(args.rows, args.columns, generator=torch.Generator().manual_seed(0)) * 0.02
+    cases = kitchen_cases(weight) | ggml_cases(weight)
+    print(
+        f"{args.rows} x {args.columns} to float32, {args.threads} thread(s), best of {args.repeat}"
+    )
+    print(
+        f"{'format':10}{'ours ms':>9}{'rival ms':>10}{'ratio':>7}{'max diff':>10}{'rel. error':>11}"
+    )
+    for name, case in cases.items():
+        print(f"{name:10}" + measured(case, args.repeat), flush=True)
+
+
+def measured(case: Case, repeat: int) -> str:
+    """The row of one format; both sides take turns, so that a busy machine hits both."""
+    ours, theirs = [], []
+    for _ in range(repeat):
+        ours.append(timed(lambda: case.stored.dequantize(torch.float32)))
+        if case.rival is not None:
+            theirs.append(timed(case.rival))
+    got = case.stored.dequantize(torch.float32)
+    text = f"{min(ours) * 1e3:9.1f}"
+    if case.rival is None:
+        text += f"{'-':>10}{'-':>7}{'-':>10}"
+    else:
+        diff = (got - torch.as_tensor(case.rival()).float()).abs().max().item()
+        text += f"{min(theirs) * 1e3:10.1f}{min(ours) / min(theirs):7.2f}{diff:10.1e}"
+    if case.original is None:
+        return text + f"{'-':>11}"
+    return text + f"{((got - case.original).norm() / case.original.norm()).item():11.2%}"
+
+
+def timed(call: Callable[[], Any]) -> float:
+    start = CLOCK[torch.get_num_threads() == 1]()
+    call()
+    return CLOCK[torch.get_num_threads() == 1]() - start
+
+
+def installed(name: str) -> Any:
+    """The module, or ``None`` where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+# --- comfy-kitchen --------------------------------------------------------------------------------
+
+LAYOUTS: dict[str, tuple[str, dict[str, bool]]] = {
+    "fp8_e4m3": ("TensorCoreFP8Layout", {}),
+    "nvfp4": ("TensorCoreNVFP4Layout", {}),
+    "mxfp8": ("TensorCoreMXFP8Layout", {}),
+    "int8": ("TensorWiseINT8Layout", {}),
+    "int8 rows": ("TensorWiseINT8Layout", {"per_channel": True}),
+    "int8 rot.": ("TensorWiseINT8Layout", {"per_channel": True, "convrot": True}),
+}
+
+
+def kitchen_cases(weight: Tensor) -> dict[str, Case]:
+    """Matrices encoded by comfy-kitchen; none where it is not installed."""
+    kitchen = installed("comfy_kitchen.tensor")
+    if kitchen is None:
+        return {}
+    return {name: kitchen_case(kitchen, weight, name) for name in LAYOUTS}
+
+
+def kitchen_case(kitchen: Any, weight: Tensor, name: str) -> Case:
+    layout, options = LAYOUTS[name]
+    encoded = kitchen.QuantizedTensor.from_float(weight, layout, **options)
+    parts = dict(encoded.state_dict("weight"))
+    stored = QuantizedTensor(name.split()[0], tuple(weight.shape), parts, options)
+    return Case(stored, encoded.dequantize, weight)
+
+
+# --- gguf-py --------------------------------------------------------------------------------------
+
+
+def ggml_cases(weight: Tensor) -> dict[str, Case]:
+    """Blocks of every type: encoded where gguf-py can, random where it cannot (the K types)."""
+    gguf = installed("gguf")
+    return {name: ggml_case(gguf, weight, name) for name in BLOCKS}
+
+
+def ggml_case(gguf: Any, weight: Tensor, name: str) -> Case:
+    original = None
+    if gguf is None or name.endswith("k"):
+        blocks = random_blocks(name, weight.numel()).reshape(len(weight), -1)
+    else:
+        type_ = gguf.GGMLQuantizationType[name.upper()]
+        blocks, original = gguf.quants.quantize(weight.numpy(), type_), weight
+    stored = QuantizedTensor(name, tuple(weight.shape), {"weight": torch.from_numpy(blocks)})
+    if gguf is None:
+        return Case(stored, None, original)
+    type_ = gguf.GGMLQuantizationType[name.upper()]
+    return Case(stored, lambda: gguf.quants.dequantize(blocks, type_), original)
+
+
+def random_blocks(name: str, weights: int) -> np.ndarray:
+    """Random bytes with small finite scales."""
+    block, random = BLOCKS[name], np.random.default_rng(0)
+    blocks = random.integers(0, 256, (weights // block.weights, block.bytes), dtype=np.uint8)
+    for at in block.halves:
+        half = random.uniform(0.0, 0.01, (len(blocks), 1)).astype(np.float16)
+        blocks[:, at : at + 2] = half.view(np.uint8)
+    return blocks
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""``ladder make``, ``plan`` and ``show``: a prompt becomes a clip, or a plan of one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from latent_ladder.commands.flags import (
+    Json,
+    MemoryFlags,
+    Output,
+    Overwrite,
+    Quiet,
+    RequestFlags,
+    StoreFolder,
+    flags,
+    prepare,
+)
+from latent_ladder.console import RunProgress, show_note, show_warning, table
+from latent_ladder.errors import Cancelled
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from latent_ladder.pipeline import Cancel, Prepared, Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(flags(make))
+    app.command()(flags(plan))
+    app.command()(show)
+
+
+def make(
+    asked: RequestFlags,
+    memory: MemoryFlags,
+    output: Output = None,
+    store: StoreFolder = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a clip with sound from a prompt, through every stage."""
+    prepared = prepare(asked, memory, store)
+    path = output or _free_name(prepared.request.prompt)
+    command = _resume_command(prepared.request.seed)
+    from latent_ladder.pipeline import Cancel, RunOptions, execute
+
+    cancel = Cancel()
+    with RunProgress(quiet or as_json) as progress, _interrupts(cancel):
+        options = RunOptions(
+            device=memory.device,
+            memory=prepared.options,
+            overwrite=overwrite,
+            command=command,
+            on_event=progress.on_event,
+            cancel=cancel,
+        )
+        try:
+            result = execute(prepared, path, options)
+        except (Cancelled, KeyboardInterrupt) as error:
+            show_note(f"stopped; finished stages are kept. To go on:\n  {command}")
+            raise Cancelled("stopped by the user") from error
+    _print_result(result, as_json)
+
+
+def plan(
+    asked: RequestFlags, memory: MemoryFlags, store: StoreFolder = None, as_json: Json = False
+) -> None:
+    """Say what `make` would do, from which files, at which sizes; run nothing."""
+    prepared = prepare(asked, memory, store)
+    report = prepared.report()
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    _print_plan(prepared, report)
+
+
+def show(clip: Path, as_json: Json = False) -> None:
+    """Show the request that is embedded in a clip."""
+    from latent_ladder.media.read import probe
+    from latent_ladder.pipeline import request_of_clip
+
+    request = request_of_clip(clip)
+    if as_json:
+        print(json.dumps(request.to_dict(), indent=2, ensure_ascii=False))
+        return
+    info = probe(clip)
+    sound = f", sound {info.audio_duration_s:.3f} s" if info.audio_duration_s else ", no sound"
+    print(
+        f"# {clip.name}: {info.width}x{info.height}, {info.frames} frames, "
+        f"{info.duration_s:.3f} s{sound}"
+    )
+    print(request.to_toml().rstrip())
+
+
+def _free_name(prompt: str) -> Path:
+    """A file name from the prompt that does not exist yet."""
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split()
+    stem = "-".join(words[:6]) or "clip"
+    names = (Path(f"{stem}{'' if n == 1 else f'-{n}'}.mp4") for n in range(1, 10_000))
+    return next(name for name in names if not name.exists())
+
+
+def _resume_command(seed: int) -> str:
+    """This command line with the seed it drew, so that it names the same clip again."""
+    words, skip = ["ladder"], False
+    for word in sys.argv[1:]:
+        if skip or word.startswith("--seed="):
+            skip = False
+        elif word == "--seed":
+            skip = True
+        else:
+            words.append(word)
+    return shlex.join([*words, "--seed", str(seed)])
+
+
+@contextmanager
+def _interrupts(cancel: Cancel) -> Iterator[None]:
+    """The first Ctrl-C lets the step finish, the second stops at once."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        if cancel.requested:
+            raise KeyboardInterrupt
+        cancel.request()
+        show_note("stopping after this step; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print_result(result: Result, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        print(result.output)
+
+
+def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
+    print(prepared.headline())
+    rows = [
+        (
+            stage["stage"],
+            stage["canvas"],
+            stage["latents"],
+            stage["tokens"],
+            stage["sigmas"],
+            stage["work"],
+            stage["memory"],
+            "stored" if stage["stored"] else "to make",
+        )
+        for stage in report["rows"]
+    ]
+    columns = ("stage", "canvas", "latents", "tokens", "sigmas", "work", "memory", "state")
+    table("", columns, rows)
+    files = [(m["role"], m["precision"], m["file"]) for m in report["models"]]
+    table("", ("role", "precision", "file"), files)
+    for warning in report["warnings"]:
+        show_warning(warning["message"])

@@ -15,7 +15,8 @@ import latent_ladder
 PACKAGE = Path(latent_ladder.__file__).parent
 
 LAYERS: tuple[str, ...] = (
-    "checkpoints.published errors latents stages.events stages.exhausted stages.peak spread sampling.names "
+    "checkpoints.published errors latents stages.events stages.exhausted stages.peak spread "
+    "sampling.names "
     "sampling.guiders text.conditioning "
     "models.dequantize_ggml models.levels models.norms models.passes models.rotation "
     "models.video_layers "
@@ -30,9 +31,9 @@ LAYERS: tuple[str, ...] = (
     "checkpoints.stored",
     "checkpoints.layout text.vocabulary media.write presets request_fields request_report sampling.denoise "
     "stages.lock stages.runs models.rope hub_hashes",
-    "models.quantized",
+    "models.quantized checkpoints.lora_keys",
     "models.linear",
-    "models.adaln models.adapters models.attention models.loading models.lora_keys models.residency",
+    "models.adaln models.adapters models.attention models.loading models.residency",
     "models.quantize checkpoints.scan checkpoints.fit request_stages stages.store text.tokenizer models.connectors "
     "models.gemma models.lora_build models.networks models.parts models.streams hub",
     "models.lora models.upsampler_network models.video_coder",
@@ -42,6 +43,7 @@ LAYERS: tuple[str, ...] = (
     "request_set advice memory models.denoiser stages.plan",
     "planner",
     "machine models.rates readiness stages.report",
+    "stages.writing",
     "stages.steps doctor",
     "pipeline",
     "console",
@@ -53,7 +55,9 @@ LAYERS: tuple[str, ...] = (
 
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 
-WITHOUT_TORCH = ("cli", "doctor", "request", "advice", "shapes", "checkpoints.library", "media.write")
+WITHOUT_TORCH = (
+    "cli", "doctor", "request", "advice", "shapes", "checkpoints.library", "media.write",
+)  # fmt: skip
 
 
 def modules() -> Iterator[tuple[str, Path]]:

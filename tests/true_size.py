@@ -187,18 +187,34 @@ def _count(shape: Shape) -> int:
 
 
 def write_safetensors(
-    path: Path, tensors: Iterable[Stored], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Iterable[Stored],
+    metadata: Mapping[str, str] | None = None,
+    content: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """A safetensors file whose data is a hole."""
+    """A safetensors file whose data is a hole but for ``content``, which U8 tensors hold."""
     header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
-    offset = 0
+    content, written, offset = content or {}, {}, 0
+    for name, data in content.items():
+        header[name] = {
+            "dtype": "U8",
+            "shape": [len(data)],
+            "data_offsets": [offset, offset + len(data)],
+        }
+        written[offset] = data
+        offset += len(data)
     for name, shape, dtype in tensors:
         end = offset + _count(shape) * BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return _sparse(path, struct.pack("<Q", len(text)) + text, offset)
+    _sparse(path, struct.pack("<Q", len(text)) + text, offset)
+    with path.open("r+b") as file:
+        for start, data in written.items():
+            file.seek(8 + len(text) + start)
+            file.write(data)
+    return path
 
 
 def write_gguf(path: Path, tensors: Iterable[Stored], kv: Mapping[str, str]) -> Path:
@@ -233,13 +249,16 @@ def _header(config: Mapping[str, Any] = CONFIG) -> dict[str, str]:
     return {"config": json.dumps(config), "model_version": "2.3.0"}
 
 
-def _gemma_bf16() -> Iterator[Stored]:
-    yield from bf16(gemma())
-    yield Stored("spiece_model", (4_689_074,), "U8")
+def vocabulary() -> bytes:
+    """A real, small SentencePiece model: the one of the goldens."""
+    data = (Path(__file__).parent / "golden/text_encoders/tiny-gemma-3.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    begin, end = json.loads(data[8 : 8 + length])["spiece_model"]["data_offsets"]
+    return data[8 + length + begin : 8 + length + end]
 
 
 def _gemma_fp8() -> Iterator[Stored]:
-    for name, shape, dtype in _gemma_bf16():
+    for name, shape, dtype in bf16(gemma()):
         if not name.endswith("proj.weight"):
             yield Stored(name, shape, dtype)
             continue
@@ -267,9 +286,10 @@ def checkpoint(folder: Path, precision: str = "bf16") -> Path:
 
 def companions(folder: Path, text_encoder: str = "bf16") -> None:
     """Text encoder, upsamplers and distilled LoRA."""
-    tensors = _gemma_bf16() if text_encoder == "bf16" else _gemma_fp8()
+    tensors = bf16(gemma()) if text_encoder == "bf16" else _gemma_fp8()
     name = "gemma_3_12B_it" + ("" if text_encoder == "bf16" else "_fp8_scaled")
-    write_safetensors(folder / f"text_encoders/{name}.safetensors", tensors)
+    path = folder / f"text_encoders/{name}.safetensors"
+    write_safetensors(path, tensors, content={"spiece_model": vocabulary()})
     upscalers = {
         "spatial-upscaler-x2-1.1": (1024, "x2"),
         "spatial-upscaler-x1.5-1.0": (1024, "x1.5"),

@@ -182,6 +182,7 @@ def prepare(
     """Choose the models, plan stages and memory, collect warnings. Loads nothing heavy."""
     models = select(library, request.models.choices)
     found = [Warned(a.code, a.message) for a in advise(request)]
+    found += [Warned("models", note) for note in models.notes]
     plan = make_plan(request, models, library)
     plan = look_up(plan, store, lambda name, damage: found.append(_damaged(name, damage)))
     report = token_report(request.prompt, models.text_encoder)

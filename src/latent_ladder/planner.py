@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory import (
@@ -25,6 +26,9 @@ from latent_ladder.memory import (
 )
 from latent_ladder.request import Decode, Request
 from latent_ladder.spread import spread
+
+Precision = Literal["stored", "fp8"]
+Source = Literal["pinned", "file"]
 
 GIB = 2**30
 BUFFERS = 2
@@ -64,10 +68,10 @@ class Holding:
     rows: int | None = None
     chunk_tokens: int = CHUNK_TOKENS
     resident: int | None = None
-    source: str = "pinned"
+    source: Source = "pinned"
     as_stored: bool = False
     tile_px: int | None = None
-    precision: str = "stored"
+    precision: Precision = "stored"
 
     def decode(self, asked: Decode) -> Decode:
         """The decoder's tiles: as asked, or smaller."""
@@ -156,7 +160,7 @@ class Policy:
 
     offload: str = "auto"
     changes: frozenset[str] = frozenset()
-    precision: str = "stored"
+    precision: Precision = "stored"
 
 
 def plan_memory(
@@ -236,7 +240,9 @@ def _holdings(
     kept = [first, one, small]
     if sizes.block_values * sizes.value_bytes > max(sizes.blocks, default=0):
         kept += [replace(h, as_stored=True) for h in (one, small)]
-    sources = {"auto": ("pinned", "file"), "stream": ("pinned",), "disk": ("file",), "none": ()}
+    sources: Mapping[str, tuple[Source, ...]] = {
+        "auto": ("pinned", "file"), "stream": ("pinned",), "disk": ("file",), "none": (),
+    }  # fmt: skip
     streamed = [
         replace(h, as_stored=True, resident=0, source=source)
         for source in sources[policy.offload]
@@ -246,7 +252,7 @@ def _holdings(
     chosen = streamed if policy.offload in ("stream", "disk") else kept + streamed
     yield from dict.fromkeys(chosen)
     if "fp8" in policy.changes and policy.precision == "stored":
-        yield from dict.fromkeys(replace(h, precision="fp8") for h in chosen)
+        yield from (replace(h, precision="fp8") for h in dict.fromkeys(chosen))
 
 
 def _best_share(

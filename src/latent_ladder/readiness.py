@@ -128,7 +128,7 @@ def _missing(request: Request, choice: Choice, wanted: str) -> Iterator[Missing]
             upsampling=upsampling,
             family=choice.family,
         )
-        roles = (role,)
+        roles: tuple[str, ...] = (role,)
         if file is not None:
             roles = tuple(r for r in file.roles if r == role or not _has(choice, r, None))
             covered += [file] if role != "latent_upsampler" else []

@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from latent_ladder.checkpoints.layout import Component, family
+from latent_ladder.checkpoints.lora_keys import amended_modules, amended_shape, finder
 from latent_ladder.checkpoints.published import SPATIAL_X2, Upsampling
-from latent_ladder.errors import UnknownLayout
+from latent_ladder.errors import CheckpointError, UnknownLayout
 
 _GEMMA_12B = 188_160
 """Width of all hidden states of Gemma 3 12B: 3840 x (48 layers + 1)."""
@@ -40,13 +41,10 @@ class Fit:
         return self.transformer.shape("transformer_blocks.0.attn2.to_k.weight")[1]
 
     @cached_property
-    def weights(self) -> dict[str, str]:
-        """Module, with ``_`` for ``.`` -> name of its weight."""
-        return {
-            name.removesuffix(".weight").replace(".", "_"): name
-            for name in self.transformer.names
-            if name.endswith(".weight")
-        }
+    def find_module(self) -> Callable[[str], str | None]:
+        """The transformer's module that a LoRA's spelling of a module means."""
+        names = (n for n in self.transformer.names if n.endswith(".weight"))
+        return finder(name.removesuffix(".weight") for name in names)
 
     def misfit(self, role: str, part: Component) -> str | None:
         """Why a part cannot play the role, ``None`` if it can."""
@@ -195,7 +193,6 @@ class LoraMatch(NamedTuple):
     conflict: str | None
 
 
-_DOWN = re.compile(r"\.lora_(A(\.\w+)?|down)\.weight$")
 _LORA_PREFIX = re.compile(
     r"^(base_model\.model\.)?(model\.diffusion_model\.|diffusion_model\.|transformer\.|"
     r"lora_unet_|lycoris_)"
@@ -203,24 +200,23 @@ _LORA_PREFIX = re.compile(
 
 
 def lora_match(lora: Component, fit: Fit) -> LoraMatch:
-    """Compare the widths of a LoRA's pairs with those of a transformer's weights.
-
-    Understands names with and without a prefix, and kohya's with ``_`` for ``.``.
-    """
-    matched, total, conflict = 0, 0, None
-    for down in (key for key in lora.names if _DOWN.search(key)):
-        total += 1
-        weight = fit.weights.get(_module(down).replace(".", "_"))
-        if weight is None:
+    """Compare the widths of a LoRA's matrices, of any kind, with those of a transformer."""
+    try:
+        modules, _ = amended_modules(lora)
+        shapes = {m.written: amended_shape(lora, m) for m in modules}
+    except CheckpointError as error:
+        return LoraMatch(0, 1, error.message)
+    matched, conflict = 0, None
+    for written, found in shapes.items():
+        known = fit.find_module(written)
+        if known is None:
             continue
-        up = _DOWN.sub(lambda m: m[0].replace("lora_A", "lora_B").replace("down", "up"), down)
-        rows = lora.shape(up)[0] if up in lora else -1
-        needed, found = fit.transformer.shape(weight), (rows, lora.shape(down)[1])
-        if found == needed:
+        needed = fit.transformer.shape(f"{known}.weight")
+        if found is None or found == needed:
             matched += 1
         elif conflict is None:
-            conflict = f"{_module(down)} needs {_by(needed)}, found {_by(found)}"
-    return LoraMatch(matched, total, conflict)
+            conflict = f"{written} needs {_by(needed)}, found {_by(found)}"
+    return LoraMatch(matched, len(shapes), conflict)
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -42,25 +42,25 @@ class KeyValues(Mapping[str, Any]):
     """
 
     file: MappedFile
-    values: Mapping[str, Value] = field(repr=False)
+    entries: Mapping[str, Value] = field(repr=False)
     _parsed: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._parsed:
-            value = self.values[key]
+            value = self.entries[key]
             self.file.check_unchanged()
             self._parsed[key] = Reader(self.file, value.at).value(value.type)
         return self._parsed[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.entries)
 
     def texts(self) -> dict[str, str]:
         """The values that are one text."""
-        return {key: self[key] for key, value in self.values.items() if value.type == STRING}
+        return {key: self[key] for key, value in self.entries.items() if value.type == STRING}
 
 
 @dataclass

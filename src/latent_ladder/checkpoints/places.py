@@ -157,7 +157,8 @@ SIGNATURES: Mapping[str, re.Pattern[str]] = {
 """A role counts only where the file has a tensor that no other family has under that place."""
 
 LORA_KEY = re.compile(
-    r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w)$", re.IGNORECASE
+    r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w|diff|diff_b)$",
+    re.IGNORECASE,
 )
 
 # --- Gemma 3 in the names of llama.cpp ------------------------------------------------------------

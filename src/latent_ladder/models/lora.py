@@ -26,7 +26,7 @@ from latent_ladder.models.lora_build import (
     placed,
     raise_if_not_finite,
 )
-from latent_ladder.models.lora_keys import Amended, amended_modules, finder
+from latent_ladder.checkpoints.lora_keys import Amended, amended_modules, finder
 
 Prepared = dict[str, tuple[Branch, ...]]
 """Module of the transformer -> branches of one file at strength 1."""

@@ -20,7 +20,7 @@ from latent_ladder.models.adapters import (
     decomposed,
 )
 from latent_ladder.models.linear import Branch, Linear, LowRank
-from latent_ladder.models.lora_keys import Amended, amended_shape
+from latent_ladder.checkpoints.lora_keys import Amended, amended_shape
 from latent_ladder.models.quantized import read_float
 
 Checks = list[tuple[str, Tensor]]

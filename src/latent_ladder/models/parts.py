@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.models.loading import load_module
+from latent_ladder.models.loading import load_module, readers
+from latent_ladder.models.quantized import read_float
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,7 +27,7 @@ class Statistics:
 def statistics(component: Component, device: torch.device | str = "cpu") -> Statistics:
     """The per-channel statistics of a video or audio VAE, without loading the rest."""
     mean, std = (
-        component.read(f"per_channel_statistics.{name}").to(device, torch.float32)
+        read_float(component, f"per_channel_statistics.{name}", torch.float32).to(device)
         for name in ("mean-of-means", "std-of-means")
     )
     return Statistics(mean, std)
@@ -42,10 +42,5 @@ def load_part(
     dtype: torch.dtype,
 ) -> M:
     """The network of the tensors below ``prefix`` ("" for all), which are named as its own are."""
-    read = {
-        key[len(prefix) :]: partial(component.read, key)
-        for key in component.names
-        if key.startswith(prefix)
-    }
     what = f"{component.file.path.name}: {component.role.replace('_', ' ')} {prefix.rstrip('.')}"
-    return load_module(build, read, device=device, dtype=dtype, what=what.strip())
+    return load_module(build, readers(component, prefix), device=device, dtype=dtype, what=what.strip())

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -182,8 +183,8 @@ class _Slot:
         self.staging = (
             torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) if cuda and staged else None
         )
-        self.ready = torch.cuda.Event() if cuda else None
-        self.free = torch.cuda.Event() if cuda else None
+        self.ready = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self.free = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
 
 
 class _Ring:
@@ -196,7 +197,8 @@ class _Ring:
         staged = any(not p.contiguous for p in packs.values())
         count = min(BUFFERS, len(packs))
         self._slots = [_Slot(size, device, staged) for _ in range(count)]
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="ladder-stream")
         self._coming: deque[tuple[int, _Slot, Future[None]]] = deque()
         self._fill_from(0)
@@ -262,17 +264,15 @@ def _places(block: nn.Module) -> list[_Place]:
 def _of(layer: Linear) -> Iterator[_Place]:
     """The weight, however it is stored, and the matrices of every branch."""
     if layer.weight is not None:
-        yield _Place(layer.weight.data, lambda t: _put_weight(layer, t))
+        yield _Place(layer.weight.data, partial(_put_weight, layer))
     if layer.stored is not None:
         for part, tensor in layer.stored.parts.items():
-            yield _Place(tensor, lambda t, part=part: _put_part(layer, part, t))
+            yield _Place(tensor, partial(_put_part, layer, part))
     for index, branch in enumerate(layer.branches):
         for field in fields(branch):
             tensor = getattr(branch, field.name)
             if isinstance(tensor, Tensor):
-                yield _Place(
-                    tensor, lambda t, i=index, name=field.name: _put_branch(layer, i, name, t)
-                )
+                yield _Place(tensor, partial(_put_branch, layer, index, field.name))
 
 
 def _put_weight(layer: Linear, tensor: Tensor) -> None:

@@ -120,10 +120,8 @@ def has_sound(request: Request) -> bool:
 
 def _check(request: Request, models: ModelSet) -> None:
     if has_sound(request) and not models.has_audio:
-        raise CheckpointNotFound(
-            "no audio VAE and vocoder that fit were found, and the request wants sound",
-            "use --set audio=none, or a checkpoint that has them",
-        )
+        role = "vocoder" if models.vocoder is None else "audio_vae"
+        raise models.missing(role, "the request wants sound; without it, use --audio none")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from latent_ladder.media.write import WrittenVideo
 from latent_ladder.models.audio_vae import load_audio
 from latent_ladder.models.denoiser import Denoiser, StreamRun
 from latent_ladder.models.latent_upsampler import load_upsampler, upsample
+from latent_ladder.models.loading import Place
 from latent_ladder.models.lora import attached
 from latent_ladder.models.parts import statistics
 from latent_ladder.models.residency import Residency
@@ -342,7 +343,7 @@ def _memory_name(name: str) -> str:
 
 def _load_of(holding: Holding) -> Load:
     """How the transformer is loaded for a holding."""
-    blocks = "device" if holding.resident is None else holding.source
+    blocks: Place = "device" if holding.resident is None else holding.source
     return Load(holding.precision, holding.as_stored, blocks)
 
 

@@ -1,0 +1,1 @@
+"""Upscaling decoded frames: Lanczos, networks from upscale_models/, NVIDIA's; stage 3."""

@@ -16,12 +16,13 @@ from typing import Any
 from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
+from diffusers_names import network_names
 from torch import nn
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
-from latent_ladder.checkpoints.layout import Component, network_names
+from latent_ladder.checkpoints.layout import Component
 from latent_ladder.checkpoints.library import ModelSet, model_folders, scan, select
-from latent_ladder.models import networks
 from latent_ladder.models import networks_dims as dims
 from latent_ladder.text.tokenizer import text_length
 
@@ -230,7 +231,53 @@ def _sound(chosen: ModelSet) -> dict[str, nn.Module]:
     )
     return {
         "audio_vae": _filled(network, vae, network_names(vae)),
-        "vocoder": networks.load_vocoder(vocoder, device="cpu").network,
+        "vocoder": _filled(_vocoder(vocoder), vocoder, network_names(vocoder)),
+    }
+
+
+def _vocoder(component: Component) -> nn.Module:
+    shapes, config = component.shapes(), component.config
+    extension = dims.bandwidth_extension(shapes, config)
+    if extension is None:
+        return build_vocoder(dims.wave_generator(shapes, config, last="clamp"), None)
+    section = config.get("vocoder", {})
+    main = dims.wave_generator(dims.below(shapes, "vocoder."), section, last="clamp")
+    return build_vocoder(main, extension)
+
+
+def build_vocoder(main: dims.WaveGenerator, extension: dims.BandwidthExtension | None) -> nn.Module:
+    """The vocoder, with its bandwidth extension where there is one."""
+    network: nn.Module
+    if extension is None:
+        network = LTX2Vocoder(**_generator_arguments(main))
+        return network
+    wide = _generator_arguments(extension.generator)
+    network = LTX2VocoderWithBWE(
+        **_generator_arguments(main),
+        **{f"bwe_{name}": value for name, value in wide.items()},
+        filter_length=extension.n_fft,
+        hop_length=extension.hop,
+        window_length=extension.window,
+        num_mel_channels=extension.mels,
+        input_sampling_rate=extension.input_rate,
+        output_sampling_rate=extension.output_rate,
+    )
+    return network
+
+
+def _generator_arguments(generator: dims.WaveGenerator) -> dict[str, Any]:
+    return {
+        "in_channels": generator.in_channels,
+        "hidden_channels": generator.hidden,
+        "out_channels": generator.out_channels,
+        "upsample_kernel_sizes": list(generator.kernels),
+        "upsample_factors": list(generator.rates),
+        "resnet_kernel_sizes": list(generator.block_kernels),
+        "resnet_dilations": [list(row) for row in generator.dilations],
+        "act_fn": generator.activation,
+        "antialias": generator.activation == "snakebeta",
+        "final_act_fn": generator.final,
+        "final_bias": generator.final_bias,
     }
 
 

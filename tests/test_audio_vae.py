@@ -19,16 +19,14 @@ from torch import Tensor
 from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.layout import Component, components
 from latent_ladder.errors import MediaError, UnknownLayout
-from latent_ladder.models import networks
 from latent_ladder.models.audio_vae import (
     AudioDecoder,
     fit_length,
     load_audio,
     log_mel,
-    low_band,
     resample,
-    vocode,
 )
+from latent_ladder.models.vocoder import Vocoder, in_pieces, load_vocoder, low_band, vocode
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def test_vocoder_with_bandwidth_extension(golden: Any, audio: AudioDecoder) -> N
 def test_vocoder_of_2_0(golden: Any) -> None:
     case = golden("ltx20.vocoder")
     file = open_checkpoint(golden.path("checkpoints/tiny-ltx-2.0.safetensors"))
-    vocoder = networks.load_vocoder(components(file)["vocoder"], device="cpu")
+    vocoder = load_vocoder(components(file)["vocoder"], device="cpu")
     assert vocoder.sample_rate == case.params["sampling_rate"]
     case.check("waveform", vocode(vocoder, golden("audio.decode").outputs["mel"]))
 
@@ -94,11 +92,38 @@ def test_vocoder_of_2_0(golden: Any) -> None:
 def test_always_float32(golden: Any, audio: AudioDecoder) -> None:
     """The file is bfloat16; neither that nor an autocast around it may reach the vocoder."""
     assert audio.vocoder is not None
-    assert {p.dtype for p in audio.vocoder.network.parameters()} == {torch.float32}
+    assert {p.dtype for p in _weights(audio.vocoder)} == {torch.float32}
     mel = golden("audio.vocoder").inputs["mel"][:, :, :6]
     want = vocode(audio.vocoder, mel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(vocode(audio.vocoder, mel), want)
+
+
+def _weights(vocoder: Vocoder) -> list[Tensor]:
+    networks = (vocoder.main, vocoder.wide, vocoder.bands)
+    return [t for n in networks if n is not None for t in n.state_dict().values()]
+
+
+def test_long_sounds_in_pieces_equal_the_whole(audio: AudioDecoder) -> None:
+    assert audio.vocoder is not None
+    for generator in (audio.vocoder.main, audio.vocoder.wide):
+        assert generator is not None
+        frames = 5 * generator.context
+        mel = torch.randn(1, 128, frames, generator=torch.Generator().manual_seed(1)) - 4
+        with torch.no_grad():
+            whole, pieces = generator(mel), generator.in_pieces(mel, chunk=generator.context)
+        assert pieces.shape == whole.shape == (1, 2, frames * generator.rate)
+        assert (pieces - whole).abs().max() < 3e-5
+
+
+def test_less_context_than_the_layers_see_would_show(audio: AudioDecoder) -> None:
+    """The context is not wasted: with an eighth of it, pieces differ from the whole."""
+    assert audio.vocoder is not None
+    generator = audio.vocoder.main
+    mel = torch.randn(1, 128, 200, generator=torch.Generator().manual_seed(1)) - 4
+    with torch.no_grad():
+        short = in_pieces(generator, mel, 40, generator.context // 8, generator.rate)
+        assert (short - generator(mel)).abs().max() > 1e-5
 
 
 # --- whole way ------------------------------------------------------------------------------------
@@ -160,7 +185,7 @@ def test_pocket_widths(tmp_path: Any) -> None:
     assert audio.decode(torch.zeros(1, 2, 3, 16)).shape == (2, 9 * 480)
     bare = Component("vocoder", found["vocoder"].file, found["vocoder"].names)
     with pytest.raises(UnknownLayout, match="no header tells the strides"):
-        networks.load_vocoder(bare, device="cpu")
+        load_vocoder(bare, device="cpu")
 
 
 # --- lengths --------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ ALLOWED: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
     (frozenset({"vocoder"}), ("vae", "checkpoints")),
     (frozenset({"text_projection"}), ("text_encoders", "checkpoints")),
     (frozenset({"connectors"}), ("text_encoders", "checkpoints")),
+    (frozenset({"pixel_upscaler"}), ("upscale_models",)),
     (frozenset({"preview_vae"}), ("vae_approx", "vae")),
 )
 """A file that has all these roles -> the categories where ComfyUI's loaders see it; first match."""

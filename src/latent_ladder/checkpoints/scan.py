@@ -18,6 +18,7 @@ from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.folders import CATEGORIES, EMBEDDED, ModelFolder
 from latent_ladder.checkpoints.layout import Component, components
 from latent_ladder.checkpoints.shards import entry_points
+from latent_ladder.checkpoints.upscalers import CATEGORY, as_upscaler, is_pickle, pixel_upscaler
 from latent_ladder.errors import CheckpointError, CorruptCheckpoint, UnknownLayout
 
 ENDINGS = (".safetensors", ".sft", ".gguf", ".safetensors.index.json")
@@ -100,6 +101,9 @@ class _Scan:
             if (real := path.resolve()) in self.seen:
                 return
             self.seen.add(real)
+            if is_pickle(path):
+                self._file(pixel_upscaler(path), folder)
+                return
             file = open_checkpoint(path)
         except CheckpointError as error:
             self.unreadable.append((path, error.message))
@@ -113,11 +117,17 @@ class _Scan:
             self.unreadable.append((path, error.message))
             return
         except UnknownLayout as error:
-            self.ignored.append((path, error.message))
+            if in_upscale_models(path, folder):
+                self._file(as_upscaler(file), folder)
+            else:
+                self.ignored.append((path, error.message))
             return
-        for role, part in parts.items():
-            found = Found(part, folder.path, folder.category)
-            self.found.setdefault(role, []).append(found)
+        for part in parts.values():
+            self._file(part, folder)
+
+    def _file(self, part: Component, folder: ModelFolder) -> None:
+        found = Found(part, folder.path, folder.category)
+        self.found.setdefault(part.role, []).append(found)
 
 
 def scan(folders: Iterable[Path | ModelFolder]) -> Library:
@@ -130,7 +140,7 @@ def scan(folders: Iterable[Path | ModelFolder]) -> Library:
     state = _Scan()
     with _no_collection():
         for place in places:
-            for path in candidates(place.path, state.unreadable):
+            for path in (*candidates(place.path, state.unreadable), *upscaler_pickles(place)):
                 state.add(path, place)
     return Library(
         tuple(place.path for place in places),
@@ -150,6 +160,20 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def in_upscale_models(path: Path, folder: ModelFolder) -> bool:
+    """Whether a file lies where ComfyUI keeps upscalers of pixels."""
+    if folder.category is not None:
+        return folder.category == CATEGORY
+    return path.relative_to(folder.path).parts[0] == CATEGORY
+
+
+def upscaler_pickles(folder: ModelFolder) -> Iterator[Path]:
+    """Upscalers as torch.save writes them: the only pickles that count as models."""
+    below = folder.path if folder.category == CATEGORY else folder.path / CATEGORY
+    if folder.category in (None, CATEGORY) and below.is_dir():
+        yield from sorted(p for p in below.rglob("*") if is_pickle(p))
 
 
 def candidates(folder: Path, unreadable: list[tuple[Path, str]]) -> Iterator[Path]:

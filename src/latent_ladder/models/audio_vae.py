@@ -14,13 +14,16 @@ from fractions import Fraction
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import MediaError
-from latent_ladder.models import networks
+from latent_ladder.models import audio_coder
+from latent_ladder.models.audio_coder import load_audio_decoder, load_audio_encoder
 from latent_ladder.models.networks_dims import AudioCoder
+from latent_ladder.models.parts import Statistics, statistics
+from latent_ladder.models.vocoder import Vocoder, load_vocoder, vocode
 
 MEL_RATE = 16000
 N_FFT = 1024
@@ -33,11 +36,11 @@ FADE_S = 0.005
 class AudioDecoder:
     """A loaded audio VAE with its vocoder; a part that was not asked for is None."""
 
-    encoder: nn.Module | None
-    decoder: nn.Module | None
-    vocoder: networks.Vocoder | None
+    encoder: audio_coder.AudioEncoder | None
+    decoder: audio_coder.AudioDecoder | None
+    vocoder: Vocoder | None
     coder: AudioCoder
-    statistics: networks.Statistics
+    statistics: Statistics
     device: torch.device
 
     @property
@@ -100,56 +103,19 @@ def load_audio(
     parts: Collection[str] = ("encoder", "decoder"),
 ) -> AudioDecoder:
     """Load the ``parts`` of an audio VAE, and its vocoder where one is given; always float32."""
-    encoder = decoder = coder = None
-    if "encoder" in parts:
-        encoder, coder = networks.load_audio_coder(vae, "encoder", device=device)
-    if "decoder" in parts:
-        decoder, coder = networks.load_audio_coder(vae, "decoder", device=device)
-    if coder is None:
+    encoder = load_audio_encoder(vae, device=device) if "encoder" in parts else None
+    decoder = load_audio_decoder(vae, device=device) if "decoder" in parts else None
+    loaded = decoder or encoder
+    if loaded is None:
         raise ValueError(f"parts {parts!r} name neither encoder nor decoder")
     return AudioDecoder(
         encoder,
         decoder,
-        None if vocoder is None else networks.load_vocoder(vocoder, device=device),
-        coder,
-        networks.statistics(vae, device),
+        None if vocoder is None else load_vocoder(vocoder, device=device),
+        loaded.coder,
+        statistics(vae, device),
         torch.device(device),
     )
-
-
-# --- vocoder ------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def vocode(vocoder: networks.Vocoder, mel: Tensor) -> Tensor:
-    """Log-mel (B, 2, T, 64) -> waveform (B, 2, S) at ``vocoder.sample_rate``, float32.
-
-    With bandwidth extension: the 16 kHz waveform, clamped to -1..1, is resampled to the output
-    rate and a second generator adds the band that is missing.
-    """
-    extension, part = vocoder.extension, vocoder.network.get_submodule
-    # bfloat16 autocast around a whole stage must not reach in here.
-    with torch.autocast(mel.device.type, enabled=False):
-        if extension is None:
-            return _run(vocoder.network, mel.float())
-        low = low_band(vocoder, mel)
-        batch, channels, samples = low.shape
-        padded = F.pad(low, (0, -samples % extension.hop))
-        bands = part("mel_stft")(padded.flatten(0, 1))[0].unflatten(0, (batch, channels))
-        high = _run(part("bwe_generator"), bands.transpose(2, 3))
-        wide = (high + _run(part("resampler"), padded)).clamp(-1, 1)
-        return wide[..., : samples * extension.output_rate // extension.input_rate]
-
-
-@torch.no_grad()
-def low_band(vocoder: networks.Vocoder, mel: Tensor) -> Tensor:
-    """The waveform before bandwidth extension, at the extension's input rate."""
-    return _run(vocoder.network.get_submodule("vocoder"), mel.float())
-
-
-def _run(network: nn.Module, x: Tensor) -> Tensor:
-    result: Tensor = network(x)
-    return result
 
 
 def fit_length(waveform: Tensor, n_frames: int, fps: Fraction, rate: int) -> Tensor:

@@ -24,6 +24,11 @@ ORDER = (Pass.COND, Pass.PERTURBED, Pass.ISOLATED, Pass.UNCOND)
 
 UNGUIDED = Guidance()
 
+Guided = tuple[Tensor, Tensor | None]
+"""Guided x0 of a stream, and that of the negative prompt if it was run."""
+Last = tuple[Guided | None, Guided | None]
+"""What a denoiser last said about video and audio."""
+
 
 @dataclass(frozen=True)
 class StreamRun:
@@ -64,7 +69,7 @@ class _Bound:
             marked=run.marked,
         )
         self.run = run
-        self.last: tuple[Tensor, Tensor | None] | None = None
+        self.last: Guided | None = None
 
     def skipped(self, step: int) -> bool:
         """Whether this step keeps the last prediction."""
@@ -117,6 +122,18 @@ class Denoiser:
             None if video is None else (video.positions.shape[2], config.video.in_channels),
             None if audio is None else (audio.positions.shape[2], config.audio.in_channels),
         )
+
+    @property
+    def last(self) -> Last:
+        """The last predictions, to go on from in another denoiser of the same tokens."""
+        video, audio = self.video, self.audio
+        return (None if video is None else video.last, None if audio is None else audio.last)
+
+    @last.setter
+    def last(self, last: Last) -> None:
+        for bound, value in zip((self.video, self.audio), last, strict=True):
+            if bound is not None:
+                bound.last = value
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float, step: int) -> Prediction:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from latent_ladder.checkpoints.layout import Component
+from latent_ladder.checkpoints.lora_keys import Amended, amended_modules, finder
 from latent_ladder.errors import CheckpointError
 from latent_ladder.models.adapters import ordered
 from latent_ladder.models.linear import Branch, Linear
@@ -26,7 +27,6 @@ from latent_ladder.models.lora_build import (
     placed,
     raise_if_not_finite,
 )
-from latent_ladder.checkpoints.lora_keys import Amended, amended_modules, finder
 
 Prepared = dict[str, tuple[Branch, ...]]
 """Module of the transformer -> branches of one file at strength 1."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
+from latent_ladder.checkpoints.lora_keys import Amended, amended_shape
 from latent_ladder.errors import CheckpointError, CorruptCheckpoint
 from latent_ladder.models.adapters import (
     BiasShift,
@@ -20,7 +21,6 @@ from latent_ladder.models.adapters import (
     decomposed,
 )
 from latent_ladder.models.linear import Branch, Linear, LowRank
-from latent_ladder.checkpoints.lora_keys import Amended, amended_shape
 from latent_ladder.models.quantized import read_float
 
 Checks = list[tuple[str, Tensor]]

@@ -43,4 +43,5 @@ def load_part(
 ) -> M:
     """The network of the tensors below ``prefix`` ("" for all), which are named as its own are."""
     what = f"{component.file.path.name}: {component.role.replace('_', ' ')} {prefix.rstrip('.')}"
-    return load_module(build, readers(component, prefix), device=device, dtype=dtype, what=what.strip())
+    read = readers(component, prefix)
+    return load_module(build, read, device=device, dtype=dtype, what=what.strip())

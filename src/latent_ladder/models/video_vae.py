@@ -115,6 +115,17 @@ def decode_video(
     return (chunk for band in bands for chunk in _as_bytes(band))
 
 
+def decode_pixels(
+    latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None
+) -> Iterator[Tensor]:
+    """As :func:`decode_video`, but chunks (n, 3, H, W) float32, 0..1, on the VAE's device: for
+    more than 8 bits, and for what changes frames on their way."""
+    for band in decode_bands(latents, vae, tiles):
+        for first in range(0, band.shape[1], FRAMES_PER_CHUNK):
+            chunk = band[:, first : first + FRAMES_PER_CHUNK]
+            yield chunk.add(1).mul_(0.5).clamp_(0, 1).transpose(0, 1)
+
+
 def decode_bands(latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None) -> Iterator[Tensor]:
     """As :func:`decode_video`, but (3, n, H, W) float32 on the VAE's device, about -1..1.
 

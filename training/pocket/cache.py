@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 import world
+from state import RUNS, log, save
 from torch import Tensor
 from vae import LATENT_CHANNELS, Transform, space_to_depth, transform
-from vae_train import RUNS, load, log, save
+from vae_train import load
 
 FRAMES = 33
 SHARD = 64
@@ -127,7 +128,8 @@ class Cache:
 
 
 class Twins:
-    """The same geometries at 256 and 512 px; the last `HELD` of them are for measuring."""
+    """The same geometries at 256 and 512 px; the last `HELD` of them (a quarter at most) are for
+    measuring."""
 
     HELD = 32
 
@@ -136,12 +138,13 @@ class Twins:
         places = {_place(s): i for i, s in enumerate(self.small.scenes)}
         both = [(places.get(_place(s)), j) for j, s in enumerate(self.large.scenes)]
         self.pairs = [(i, j) for i, j in both if i is not None]
+        self.held = min(self.HELD, len(self.pairs) // 4)
 
     def sample(
         self, rng: random.Random, count: int, held_out: bool = False
     ) -> tuple[Tensor, Tensor, list[world.Scene]]:
         """Normalised latents (B, C, 4, 8, 8) and (B, C, 4, 16, 16) of freshly coloured scenes."""
-        pool = self.pairs[-self.HELD :] if held_out else self.pairs[: -self.HELD]
+        pool = self.pairs[-self.held :] if held_out else self.pairs[: -self.held]
         low, high, scenes = [], [], []
         for _ in range(count):
             i, j = rng.choice(pool)
@@ -158,13 +161,13 @@ def _place(scene: world.Scene) -> tuple[float, ...]:
     return scene.x, scene.y, scene.radius, scene.phase
 
 
-def work(size: int, count: int, seed: int) -> None:
+def work(size: int, count: int, seed: int, shard_size: int = SHARD) -> None:
     """Add shards until `count` geometries exist."""
     folder = RUNS / "cache"
     folder.mkdir(parents=True, exist_ok=True)
     encode = transform(load(), normalized=True)
     number = len(list(folder.glob(f"{size}-*.pt")))
-    while number * SHARD < count:
+    while number * shard_size < count:
         start = time.time()
         small = folder / f"256-{number:05d}.pt"
         if size != 256 and small.exists():  # the same scenes at both sizes
@@ -172,12 +175,17 @@ def work(size: int, count: int, seed: int) -> None:
             scenes = [world.Scene(**s) for s in held]
         else:
             rng = random.Random(f"{seed}/{size}/{number}")
-            scenes = [world.random_scene(rng) for _ in range(SHARD)]
+            scenes = [world.random_scene(rng) for _ in range(shard_size)]
         parts = torch.stack([geometry(encode, s, size).half() for s in scenes])
         shard = {"parts": parts, "scenes": [dataclasses.asdict(s) for s in scenes]}
         save(shard, folder / f"{size}-{number:05d}.pt")
         number += 1
-        log("cache", size=size, held=number * SHARD, seconds_each=(time.time() - start) / SHARD)
+        log(
+            "cache",
+            size=size,
+            held=number * shard_size,
+            seconds_each=(time.time() - start) / shard_size,
+        )
 
 
 def main() -> None:
@@ -186,10 +194,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--shard", type=int, default=SHARD, help="geometries per file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    work(options.size, options.count, options.seed)
+    work(options.size, options.count, options.seed, options.shard)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ import torch
 import world
 from cache import Cache
 from muon import Muon
+from state import RUNS, log, save
+from team import Team, launch
 from torch import Tensor, nn
 from vae import LATENT_CHANNELS, transform
-from vae_train import RUNS, load, log, save
+from vae_train import load
 
 from latent_ladder.models.config import StreamConfig, TransformerConfig
 from latent_ladder.models.rope import audio_positions, video_positions
@@ -143,7 +145,14 @@ class Sounds:
         self.frames = frames
         self.vae, _ = sound_nets.load()
         self.vae.requires_grad_(False)
-        self.held: dict[tuple[Any, ...], Tensor] = {}
+        self.path = RUNS / "cache" / f"sounds-{frames}.pt"
+        known = torch.load(self.path, weights_only=True) if self.path.exists() else {}
+        self.held: dict[tuple[Any, ...], Tensor] = known
+
+    def store(self) -> None:
+        """Write what was computed, for later runs."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        save(self.held, self.path)
 
     def __call__(self, scenes: list[world.Scene], frames: int) -> Tensor:
         """(B, T, C * M) for clips of `frames` frames (a prefix of the longest)."""
@@ -152,7 +161,7 @@ class Sounds:
         if fresh:
             latents = sound_nets.encode_scenes(self.vae, list(fresh.values()), self.frames, FPS)
             tokens = audio_tokens(latents).half()
-            self.held.update(zip(fresh, tokens, strict=True))
+            self.held.update(zip(fresh, (t.clone() for t in tokens), strict=True))
         count = round(frames / FPS * 25)
         return torch.stack([self.held[k][:count] for k in keys]).float()
 
@@ -246,8 +255,7 @@ def loss_of(trainee: Trainee, batch: Batch, generator: torch.Generator) -> dict[
 class Source:
     """Draws training batches from the caches."""
 
-    def __init__(self, seed: int, large: bool, lengths: tuple[int, ...] = (2, 3, 3, 4)) -> None:
-        self.lengths = lengths  # latent frames of a batch are drawn from these
+    def __init__(self, seed: int, large: bool) -> None:
         encode = transform(load(), normalized=True)
         self.small = Cache(encode, 256)
         self.large = Cache(encode, 512) if large else None
@@ -255,11 +263,17 @@ class Source:
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def batch(self, count: int, large: bool, frames: int | None = None) -> Batch:
-        """A batch; `large` means 512 px."""
+    def refresh(self) -> None:
+        """Read what cache.py wrote since."""
+        for cache in (self.small, self.large):
+            if cache is not None:
+                cache.refresh()
+
+    def batch(self, count: int, large: bool, frames: int) -> Batch:
+        """A batch of clips of `frames` frames; `large` means 512 px."""
         rng = self.rng
         cache = self.large if large else self.small
-        latent_frames = rng.choice(self.lengths) if frames is None else 1 + (frames - 1) // 8
+        latent_frames = 1 + (frames - 1) // 8
         latents, scenes = cache.sample(rng, count, latent_frames)
         prompts = [world.caption(s, rng) if rng.random() > 0.1 else "" for s in scenes]
         limit, shift = (LARGE_SIGMA, 3.0) if large else (1.0, 4.0)
@@ -278,11 +292,13 @@ class Source:
 class Optimizer:
     """Muon for the matrices of the blocks, AdamW for all else (text at 0.3 of the rate)."""
 
-    def __init__(self, trainee: Trainee, lr: float, matrix_lr: float) -> None:
+    def __init__(
+        self, trainee: Trainee, lr: float, matrix_lr: float, team: Team | None = None
+    ) -> None:
         self.lr, self.matrix_lr = lr, matrix_lr
         named = list(trainee.net.named_parameters())
         chosen = {n for n, p in named if _is_matrix(n, p)}
-        self.muon = Muon([p for n, p in named if n in chosen], matrix_lr)
+        self.muon = Muon([p for n, p in named if n in chosen], matrix_lr, team)
         groups = [
             {"params": [p for n, p in named if n not in chosen], "share": 1.0},
             {"params": list(trainee.tower.parameters()), "share": 0.3},
@@ -317,52 +333,86 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
     return inside and weight.dim() == 2 and "to_gate_logits" not in name
 
 
-def train(options: argparse.Namespace) -> None:
-    """Train for a time, or until runs/dit.stop exists."""
-    torch.manual_seed(options.seed)
-    lengths = tuple(int(n) for n in options.lengths.split(","))
-    source = Source(options.seed + int(time.time()) % 1000, options.large > 0, lengths)
+def share_of_rate(options: argparse.Namespace, step: int, gone: float) -> float:
+    """Rates rise over the first steps and fall over the last part of the run."""
+    left = 1 - gone / options.seconds
+    return min(1.0, (step + 1) / WARM_STEPS) * max(0.0, min(1.0, left / options.decay + 0.02))
+
+
+def begin(options: argparse.Namespace, team: Team) -> tuple[Trainee, Optimizer, dict[str, Any]]:
+    """Weights, optimizer and `step`/`average` of the last state, or fresh ones."""
     trainee = fresh()
-    optimizer = Optimizer(trainee, options.lr, options.matrix_lr)
-    step, average = 0, None
+    optimizer = Optimizer(trainee, options.lr, options.matrix_lr, team)
+    progress: dict[str, Any] = {"step": 0, "average": None}
     if STATE.exists():
         state = torch.load(STATE, weights_only=True)
         trainee.load(state["weights"])
-        step, average = state["step"], state["average"]
+        progress = {"step": state["step"], "average": state["average"]}
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
-    average = average or {n: v.clone() for n, v in trainee.state().items()}
-    start = saved = time.time()
+    if progress["average"] is None:
+        progress["average"] = {n: v.clone() for n, v in trainee.state().items()}
+    return trainee, optimizer, progress
+
+
+def train(options: argparse.Namespace, team: Team) -> None:
+    """Train for a time, or until runs/dit.stop exists."""
+    torch.manual_seed(options.seed)
+    lengths = tuple(int(n) for n in options.lengths.split(","))
+    seed = options.seed + int(time.time()) % 1000 + 1000 * team.rank
+    source = Source(seed, options.large > 0)
+    trainee, optimizer, progress = begin(options, team)
+    step, average = progress["step"], progress["average"]
+    weights = trainee.parameters()
+    saved = time.time()
+    start = options.until - options.seconds if options.until else saved
     sums: list[tuple[float, float]] = []
-    stop = RUNS / "dit.stop"
-    while (gone := time.time() - start) < options.seconds and not stop.exists():
-        left = 1 - gone / options.seconds
-        share = min(1.0, (step + 1) / WARM_STEPS) * min(1.0, left / options.decay + 0.02)
-        large = source.rng.random() < options.large
-        batch = source.batch(options.batch // 4 if large else options.batch, large)
+    stop, going = RUNS / "dit.stop", True
+    while going:
+        pace = random.Random(f"{options.seed}/{step}")  # all processes draw the same kind of step
+        large = pace.random() < options.large
+        count = options.batch // (4 if large else 1) // team.size
+        batch = source.batch(count, large, 8 * pace.choice(lengths) - 7)
         losses = loss_of(trainee, batch, source.generator)
         (losses["video"] + 0.3 * losses["audio"]).backward()
-        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        gone = time.time() - start
+        goes_on = gone < options.seconds and not stop.exists()
+        wanted = torch.tensor([share_of_rate(options, step, gone), float(goes_on)])
+        note = team.average(weights, wanted)
+        share, going = float(note[0]), bool(note[1])
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step(share)
         step += 1
+        if step % 50 == 0:
+            team.same(trainee.state())
+            source.refresh()
+        if team.rank:
+            continue
         if not large:
             sums.append((float(losses["video"].detach()), float(losses["audio"].detach())))
-        keep = min(0.9995, 1 - 1 / (1 + step / 6))
-        with torch.no_grad():
-            for name, value in trainee.state().items():
-                average[name].lerp_(value, 1 - keep)
+        mix(average, trainee.state(), min(0.9995, 1 - 1 / (1 + step / 6)))
         if step % 25 == 0:
-            video, audio = (sum(x) / len(x) for x in zip(*sums[-100:], strict=True))
-            held, elapsed = len(source.small.scenes), time.time() - start
-            log("dit", step=step, video=video, audio=audio, share=share, held=held, elapsed=elapsed)
-        if step % 200 == 0:
-            source.small.refresh()
-            if source.large is not None:
-                source.large.refresh()
+            report(step, sums, share, time.time() - start)
         if time.time() - saved > 90:
             saved = time.time()
             store(trainee, average, optimizer, step)
-    store(trainee, average, optimizer, step)
+            source.sounds.store()
+    if not team.rank:
+        store(trainee, average, optimizer, step)
+
+
+@torch.no_grad()
+def mix(average: dict[str, Tensor], state: dict[str, Tensor], keep: float) -> None:
+    """One step of the running average of the weights."""
+    for name, value in state.items():
+        average[name].lerp_(value, 1 - keep)
+
+
+def report(step: int, sums: list[tuple[float, float]], share: float, elapsed: float) -> None:
+    """Losses of the last hundred small batches."""
+    if sums:
+        video, audio = (sum(x) / len(x) for x in zip(*sums[-100:], strict=True))
+        log("dit", step=step, video=video, audio=audio, share=share, elapsed=elapsed)
 
 
 def store(trainee: Trainee, average: dict[str, Tensor], optimizer: Any, step: int) -> None:
@@ -375,17 +425,22 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6000)
+    parser.add_argument(
+        "--until", type=float, default=0.0,
+        help="epoch at which the run ends; it counts as begun `--seconds` earlier, so that a run "
+        "started again keeps the schedule of its rates",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--matrix-lr", type=float, default=8e-4, help="RMS of Muon's updates")
     parser.add_argument("--decay", type=float, default=0.3, help="last part of the run")
     parser.add_argument("--large", type=float, default=0.0)
     parser.add_argument("--lengths", default="2,3,3,4", help="latent frames to draw from")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    train(options)
+    launch(train, options)
 
 
 if __name__ == "__main__":

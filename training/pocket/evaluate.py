@@ -1,11 +1,13 @@
-"""How good the pocket model is: a forced-choice judge, PSNR of the VAE, explained variance of x2.
+"""How good the pocket model is: one command, every measure of docs/pocket.md.
 
-    python training/pocket/evaluate.py --prompts 64
+    python training/pocket/evaluate.py                        # all parts
+    python training/pocket/evaluate.py --parts draft,ladder --prompts 24
 
-The judge is not trained. A decoded clip is compared (64 x 64 px, four frames) with analytic renders
-of the prompted scene in which one attribute varies, each at a few places; the attribute counts as
-right if the prompted value comes closest. Its ceiling is measured on real renders sent through the
-VAE. Results go to runs/evaluation.json and runs/evaluation.png.
+Parts (seconds of one core at the default 64 prompts): `vae` 120 (ceilings of the judge, PSNR of the
+VAE and of the upsampler), `draft` 190 (judge, sound, picture sheet), `ladder` 450 and `ladder_true`
+300 (detail and motion of draft, upsampled, refined and true clips, from own and from perfect
+drafts), `image` 50, `diversity` 95, `guidance` 130, `synonyms` 35.
+Results are merged into runs/NAME.json; sheets are runs/NAME-*.png.
 """
 
 from __future__ import annotations
@@ -15,154 +17,352 @@ import dataclasses
 import json
 import random
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import dit
+import lora
+import measures
 import sampling
+import sound_nets
 import torch
+import upsampler
 import vae as video_vae
 import world
+from judge import CHOICES, held_out, in_other_words, judge, rates, track
 from PIL import Image
+from sound import SAMPLE_RATE
+from sound_train import pitch_contour
+from state import RUNS, log
 from torch import Tensor
-from torch.nn import functional as F
-from vae_train import HELD_OUT_SEED, RUNS, load, log
+from vae_train import load
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "shape": world.SHAPES,
-    "color": tuple(world.COLORS),
-    "texture": world.TEXTURES,
-    "motion": world.MOTIONS,
-    "background": world.BACKGROUNDS,
-    "background_color": tuple(world.BACKGROUND_COLORS),
-}
-SIZE = 64
-SHIFTS = (-0.12, 0.0, 0.12)
+STARTS = (0.35, 0.45, 0.55, 0.725, 0.909375)
+KEPT_MOTION = 0.12  # half sides by which a refined object may leave its draft's path
+TRACKED = slice(0, 25, 4)
 
 
-def thumbnails(frames: Tensor) -> Tensor:
-    """uint8 (F, H, W, 3) -> float (4, 3, 64, 64) of frames 0, 8, 16, 24."""
-    picked = frames[[0, 8, 16, 24]].permute(0, 3, 1, 2).float()
-    return F.interpolate(picked, size=(SIZE, SIZE), mode="area")
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The networks of every part; `adapted` is the transformer with the LoRA."""
+
+    vae: Any
+    trainee: dit.Trainee
+    adapted: dit.Trainee
+    zoom: Any
+    name: str
+
+    @classmethod
+    def of(cls, name: str) -> Setup:
+        """From the training state (averaged weights)."""
+        plain, adapted = dit.trained(), dit.trained()
+        if lora.STATE.exists():
+            state = torch.load(lora.STATE, weights_only=True)
+            lora.restore(lora.adapt(adapted.net), state["lora"])
+        for one in (plain, adapted):
+            one.net.eval(), one.tower.eval()
+        return cls(load(), plain, adapted, upsampler.trained(), name)
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, F, H, W) -> uint8 clips."""
+        one = [
+            video_vae.decode(self.vae, video_vae.denormalize(self.vae, z[None])) for z in latents
+        ]
+        return torch.cat(one)
+
+    def encoded(self, scenes: list[world.Scene], size: int, frames: int = 25) -> Tensor:
+        """Normalised latents of real renders."""
+        one = [video_vae.to_signal(world.render([s], frames, size)) for s in scenes]
+        return video_vae.normalize(
+            self.vae, torch.cat([video_vae._encode(self.vae, v) for v in one])
+        )
+
+    def drafts(self, prompts: list[str], **options: Any) -> tuple[Tensor, Tensor]:
+        """Latents and sound tokens of prompts, eight at a time."""
+        parts = [
+            sampling.generate(self.trainee, prompts[i : i + 8], seed=i, **options)
+            for i in range(0, len(prompts), 8)
+        ]
+        return torch.cat([v for v, _ in parts]), torch.cat([a for _, a in parts])
+
+    def clips(self, prompts: list[str], **options: Any) -> Tensor:
+        """Decoded drafts."""
+        return self.decoded(self.drafts(prompts, **options)[0])
 
 
-def placed(scene: world.Scene, motion: str) -> world.Scene:
-    """The scene in the middle of where this motion starts, without jitter."""
-    starts = [world._start(motion, random.Random(i)) for i in range(24)]
-    x, y = (sum(v) / len(v) for v in zip(*starts, strict=True))
-    radius = 0.42 * (0.75 if motion == "grow" else 1.0)
-    neutral = {"tint": (0, 0, 0), "background_tint": (0, 0, 0)}
-    return dataclasses.replace(scene, motion=motion, x=x, y=y, radius=radius, **neutral)
+def judged(clips: Tensor, scenes: list[world.Scene]) -> dict[str, float]:
+    """Rates of right answers."""
+    return rates([judge(c, s) for c, s in zip(clips, scenes, strict=False)])
 
 
-def distance(clip: Tensor, scene: world.Scene, phases: tuple[float, ...], wide: bool) -> float:
-    """Smallest mean squared difference between thumbnails and renders of a scene near its place."""
-    shifts = [(a, b) for a in SHIFTS for b in SHIFTS] if wide else [(0.0, 0.0)]
-    variants = [
-        dataclasses.replace(scene, x=scene.x + a, y=scene.y + b, phase=p)
-        for a, b in shifts
-        for p in phases
-    ]
-    renders = world.render(variants, 4, SIZE, fps=3).permute(0, 1, 4, 2, 3).float()
-    return float((renders - clip).square().mean((1, 2, 3, 4)).min())
+def sheet(clips: Tensor, name: str, columns: int = 4) -> None:
+    """Contact sheet: frames 0, 12 and 24 of each clip (B, F, H, W, 3), at most 128 px each."""
+    strips = [torch.cat([c[0], c[12], c[24]], dim=1) for c in clips]
+    step = max(1, strips[0].shape[0] // 128)
+    strips = [s[::step, ::step] for s in strips]
+    strips += [torch.zeros_like(strips[0])] * (-len(strips) % columns)
+    rows = [torch.cat(strips[i : i + columns], 1) for i in range(0, len(strips), columns)]
+    Image.fromarray(torch.cat(rows, 0).numpy()).save(RUNS / f"{name}.png")
 
 
-def judge(clip: Tensor, scene: world.Scene) -> dict[str, bool]:
-    """Which attributes of the prompted scene a clip (F, H, W, 3) shows."""
-    small = thumbnails(clip)
-    hills = tuple(i / 8 for i in range(8))
-    phases = hills if scene.background == "hills" else (0.0,)
-    base = placed(scene, scene.motion)
-    if len(phases) > 1:  # fit the hills once
-        best = min(phases, key=lambda p: distance(small, base, (p,), False))
-        phases = (best,)
-    out = {}
-    for name, values in CHOICES.items():
-        errors = {}
-        for value in values:
-            other = dataclasses.replace(scene, **{name: value})
-            other = placed(other, other.motion)
-            tried = hills if name == "background" and value == "hills" else phases
-            errors[value] = distance(small, other, tried, wide=len(tried) == 1)
-        out[name] = min(errors, key=errors.__getitem__) == getattr(scene, name)
+def part_vae(setup: Setup, count: int) -> dict[str, Any]:
+    """Ceilings of judge and tracker on real clips through the VAE; PSNR of VAE and upsampler."""
+    scenes, _ = held_out(max(2, count // 2))
+    coded = setup.decoded(setup.encoded(scenes, 256))
+    few = scenes[: max(2, count // 8)]
+    true = torch.cat([world.render([s], 25, 512) for s in few])
+    up = setup.decoded(sampling.zoomed(setup.zoom, setup.vae, setup.encoded(few, 256)))
+    real = setup.decoded(setup.encoded(few, 512))
+    small = torch.cat([world.render([s], 25, 256) for s in scenes])
+    psnr = measures.psnr
+    return {
+        "judge_ceiling": judged(coded, scenes),
+        "clips": {"256": len(scenes), "512": len(few)},
+        "psnr_256": sum(map(psnr, coded, small)) / len(small),
+        "psnr_512": sum(map(psnr, real, true)) / len(true),
+        "psnr_upsampled": sum(map(psnr, up, true)) / len(true),
+    }
+
+
+def part_draft(setup: Setup, count: int) -> dict[str, Any]:
+    """Stage 1: judge, and how the generated sound follows the prompted motion."""
+    scenes, prompts = held_out(count)
+    video, audio = setup.drafts(prompts)
+    clips = setup.decoded(video)
+    sheet(clips[:24], f"{setup.name}-draft")
+    return {"prompts": count, "rates": judged(clips, scenes), "sound": sounds(audio, scenes)}
+
+
+def sounds(audio: Tensor, scenes: list[world.Scene]) -> dict[str, Any]:
+    """Means of `measures.sound_follows` over generated sound tokens (B, T, 32) and, as `true`, over
+    the worlds' own sound through the same networks."""
+    nets = sound_nets.load()
+    out: dict[str, Any] = {}
+    own = dit.audio_tokens(sound_nets.encode_scenes(nets[0], scenes, 25, dit.FPS))
+    for kind, tokens in (("generated", audio), ("true", own)):
+        latents = tokens.unflatten(2, (sound_nets.LATENT_CHANNELS, -1)).transpose(1, 2)
+        waves = sound_nets.decode_latents(*nets, latents)
+        sums: dict[str, list[float]] = {}
+        for wave, scene in zip(waves, scenes, strict=True):
+            pitch = pitch_contour(wave, SAMPLE_RATE)
+            for name, value in measures.sound_follows(wave, pitch, scene).items():
+                sums.setdefault(name, []).append(value)
+        out[kind] = {n: {"mean": sum(v) / len(v), "clips": len(v)} for n, v in sums.items()}
     return out
 
 
-def rates(results: list[dict[str, bool]]) -> dict[str, float]:
-    """Share of right answers by attribute."""
-    return {name: sum(r[name] for r in results) / len(results) for name in CHOICES}
+def ladder_row(clip: Tensor, true: Tensor, draft: Tensor, scene: world.Scene) -> dict[str, float]:
+    """One clip at 512 px: detail, difference from its draft, and motion kept."""
+    small = torch.nn.functional.interpolate(clip.permute(0, 3, 1, 2).float(), 256, mode="area")
+    back = small.permute(0, 2, 3, 1).round().to(torch.uint8)
+    path = measures.path_difference(track(clip[TRACKED], scene), track(draft[TRACKED], scene))
+    return {
+        **measures.detail(clip),
+        "psnr": measures.psnr(clip, true),
+        "unrest": measures.unrest(clip, true),
+        "psnr_to_draft": measures.psnr(back, draft),
+        "path": path,
+        "kept": float(path < KEPT_MOTION),
+    }
 
 
-def held_out(count: int) -> tuple[list[world.Scene], list[str]]:
-    """Scenes and full-sentence prompts that name everything, from a seed no training run uses."""
-    rng = random.Random(HELD_OUT_SEED)
-    scenes, prompts = (
-        [world.example_scene()],
-        ["a red ball rolls to the right over a striped floor"],
+def ladder(
+    setup: Setup, small: Tensor, audio: Tensor, scenes: list[world.Scene], prompts: list[str]
+) -> dict[str, Any]:
+    """Rows of `ladder_row` means: drafts enlarged, upsampled, refined from several starts with the
+    LoRA and once without, true latents decoded, and true renders."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    starts = {f"refined {s:.3g}": (setup.adapted, s) for s in STARTS}
+    starts |= {f"without LoRA {s:.3g}": (setup.trainee, s) for s in (0.45,)}
+    pictures = []
+    for i, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
+        one, tone = small[i : i + 1], audio[i : i + 1]
+        draft, true = setup.decoded(one)[0], world.render([scene], 25, 512)[0]
+        up = sampling.zoomed(setup.zoom, setup.vae, one)
+        enlarged = torch.nn.functional.interpolate(
+            draft.permute(0, 3, 1, 2).float(), 512, mode="bicubic"
+        )
+        clips = {
+            "draft, bicubic": enlarged.clamp(0, 255).permute(0, 2, 3, 1).round().to(torch.uint8),
+            "upsampled": setup.decoded(up)[0],
+            "true latents": setup.decoded(setup.encoded([scene], 512))[0],
+            "true render": true,
+        }
+        for name, (net, start) in starts.items():
+            levels = [start, start * 0.55, 0.0]
+            latents, _ = sampling.refine(net, [prompt], up, tone, levels, seed=i)
+            clips[name] = setup.decoded(latents)[0]
+        for name, clip in clips.items():
+            rows.setdefault(name, []).append(ladder_row(clip, true, draft, scene))
+            log("ladder", clip=i, name=name, **rows[name][-1])
+        shown = ("upsampled", "refined 0.45", "refined 0.725", "true render")
+        pictures += [clips[n] for n in shown]
+    sheet(torch.stack(pictures), f"{setup.name}-ladder-{'own' if audio.any() else 'true'}")
+    return {name: measures.averages(r) for name, r in rows.items()}
+
+
+def part_ladder(setup: Setup, count: int) -> dict[str, Any]:
+    """The ladder on the model's own drafts: there is no true clip, only one of the same words."""
+    scenes, prompts = held_out(max(2, count // 10))
+    video, audio = setup.drafts(prompts)
+    return {"clips": len(scenes), "rows": ladder(setup, video, audio, scenes, prompts)}
+
+
+def part_ladder_true(setup: Setup, count: int) -> dict[str, Any]:
+    """The ladder on perfect drafts (true small latents): the render is what it should become."""
+    scenes, prompts = held_out(max(2, count // 16))
+    small = setup.encoded(scenes, 256)
+    silence = torch.zeros(len(scenes), sampling.audio_length(4), dit.AUDIO_CHANNELS)
+    return {"clips": len(scenes), "rows": ladder(setup, small, silence, scenes, prompts)}
+
+
+def part_image(setup: Setup, count: int) -> dict[str, Any]:
+    """First frame given: is it held at both stages, and is the object kept?"""
+    scenes, prompts = held_out(max(2, count // 4))
+    given = setup.encoded(scenes, 256, 1)[:, :, 0]
+    parts = [
+        sampling.generate(setup.trainee, prompts[i : i + 8], seed=i, given=given[i : i + 8])
+        for i in range(0, len(prompts), 8)
+    ]
+    video, audio = (torch.cat(x) for x in zip(*parts, strict=True))
+    clips = setup.decoded(video)
+    first = torch.cat([world.render([s], 1, 256) for s in scenes])
+    alone = setup.decoded(given[:, :, None])
+    sheet(clips[:16], f"{setup.name}-image")
+    few = slice(0, max(2, count // 16))
+    large = setup.encoded(scenes[few], 512, 1)[:, :, 0]
+    up = sampling.zoomed(setup.zoom, setup.vae, video[few])
+    levels = sampling.PRESET_SIGMAS
+    fine, _ = sampling.refine(setup.adapted, prompts[few], up, audio[few], levels, given=large)
+    refined = setup.decoded(fine)
+    first_large = torch.cat([world.render([s], 1, 512) for s in scenes[few]])
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+    return {
+        "prompts": len(prompts),
+        "rates": judged(clips, scenes),
+        "psnr_frame_0": mean(
+            [measures.psnr(c[0], f[0]) for c, f in zip(clips, first, strict=True)]
+        ),
+        "psnr_frame_0_vae": mean(
+            [measures.psnr(c[0], f[0]) for c, f in zip(alone, first, strict=True)]
+        ),
+        "psnr_frame_0_refined": mean(
+            [measures.psnr(c[0], f[0]) for c, f in zip(refined, first_large, strict=True)]
+        ),
+    }
+
+
+def named(scene: world.Scene) -> str:
+    """The plainest whole sentence of a scene."""
+    words = (world._TEXTURE_WORDS, world._COLOR_WORDS, world._SHAPE_WORDS)
+    texture, color, shape = (
+        w[v][0] for w, v in zip(words, (scene.texture, scene.color, scene.shape), strict=True)
     )
-    while len(scenes) < count:
-        scene = world.random_scene(rng)
-        prompt = world.caption(scene, rng)
-        named = any(w in prompt for w in world._BACKGROUND_COLOR_WORDS[scene.background_color])
-        if named and len(prompt.split()) >= 8:
-            scenes.append(scene)
-            prompts.append(prompt)
-    return scenes, prompts
+    thing = " ".join(f"{texture} {color} {shape}".split())
+    back = world._BACKGROUND_WORDS[scene.background][0].format(scene.background_color)
+    article, moves = world._article(thing).capitalize(), world._MOTION_WORDS[scene.motion][0]
+    return f"{article} {thing} {moves} {back}."
 
 
-def sheet(clips: Tensor, path: Path, columns: int = 4) -> None:
-    """Contact sheet: frames 0, 12 and 24 of each clip (B, F, H, W, 3)."""
-    strips = [torch.cat([c[0], c[12], c[24]], dim=1) for c in clips]
-    strips = [s[::2, ::2] if s.shape[0] > 128 else s for s in strips]
-    strips += [torch.zeros_like(strips[0])] * (-len(strips) % columns)
-    rows = [torch.cat(strips[i : i + columns], 1) for i in range(0, len(strips), columns)]
-    Image.fromarray(torch.cat(rows, 0).numpy()).save(path)
+def part_diversity(setup: Setup, count: int) -> dict[str, Any]:
+    """One attribute changed under the same seed: does it, and does the rest stay? Ten seeds of one
+    prompt: are all as asked, and how far apart do the objects start?"""
+    scenes = held_out(max(2, count // 16))[0]
+    rng = random.Random(3)
+    changed: dict[str, dict[str, float]] = {}
+    for name, values in CHOICES.items():
+        others = [
+            dataclasses.replace(
+                s, **{name: rng.choice([v for v in values if v != getattr(s, name)])}
+            )
+            for s in scenes
+        ]
+        results = [
+            judge(c, s)
+            for c, s in zip(setup.clips([named(s) for s in others]), others, strict=True)
+        ]
+        rest = [sum(r[n] for n in CHOICES if n != name) / (len(CHOICES) - 1) for r in results]
+        changed[name] = {
+            "changed": sum(r[name] for r in results) / len(results),
+            "rest": sum(rest) / len(rest),
+        }
+    scene = world.example_scene()
+    seeds = torch.cat([
+        setup.decoded(sampling.generate(setup.trainee, [named(scene)], seed=100 + i)[0])
+        for i in range(10)
+    ])  # fmt: skip
+    sheet(seeds, f"{setup.name}-seeds")
+    starts = torch.stack([track(c[:1], scene)[0] for c in seeds])
+    far = [float((a.float() - b.float()).abs().mean()) for a in seeds for b in seeds if a is not b]
+    return {
+        "prompts": len(scenes),
+        "one_changed": changed,
+        "ten_seeds": {
+            "rates": judged(seeds, [scene] * 10),
+            "start_std": starts.std(0).tolist(),
+            "mean_difference_8bit": sum(far) / len(far),
+        },
+    }
+
+
+def part_guidance(setup: Setup, count: int) -> dict[str, Any]:
+    """Guidance 1 to 5, and rescaled: rates, and how colourful clips are beside true ones."""
+    scenes, prompts = held_out(max(2, count // 6))
+    true = torch.cat([world.render([s], 25, 256) for s in scenes])
+    out: dict[str, Any] = {"prompts": len(prompts), "true": {"saturation": saturation(true)}}
+    for cfg, rescale in ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.7), (4, 0.0), (5, 0.0)):
+        clips = setup.clips(prompts, cfg=float(cfg), rescale=rescale)
+        name = f"{cfg}" + (f", rescaled {rescale}" if rescale else "")
+        out[name] = judged(clips, scenes) | {"saturation": saturation(clips)}
+        sheet(clips[:12], f"{setup.name}-guidance-{cfg}-{rescale:g}")
+    return out
+
+
+def saturation(clips: Tensor) -> float:
+    """Mean distance between the largest and the smallest of red, green and blue, 0..1."""
+    return float((clips.amax(-1).float() - clips.amin(-1).float()).mean() / 255)
+
+
+def part_synonyms(setup: Setup, count: int) -> dict[str, Any]:
+    """Prompts in the rarer of the words that captions use."""
+    scenes = held_out(max(2, count // 4))[0]
+    prompts = [in_other_words(s) for s in scenes]
+    return {"prompts": prompts, "rates": judged(setup.clips(prompts), scenes)}
+
+
+PARTS: dict[str, Callable[[Setup, int], dict[str, Any]]] = {
+    "vae": part_vae,
+    "draft": part_draft,
+    "ladder": part_ladder,
+    "ladder_true": part_ladder_true,
+    "image": part_image,
+    "diversity": part_diversity,
+    "guidance": part_guidance,
+    "synonyms": part_synonyms,
+}
 
 
 @torch.no_grad()
-def sampled(
-    trainee: dit.Trainee, vae: object, prompts: list[str], steps: int, cfg: float
-) -> Tensor:
-    """uint8 clips of prompts, in batches of 8."""
-    clips = []
-    for i in range(0, len(prompts), 8):
-        latents, _ = sampling.generate(trainee, prompts[i : i + 8], seed=i, steps=steps, cfg=cfg)
-        clips.append(video_vae.decode(vae, video_vae.denormalize(vae, latents)))
-    return torch.cat(clips)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument("--ceiling", type=int, default=0, help="real clips to judge")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--prompts", type=int, default=64, help="of `draft`; others use a share")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="evaluation")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    vae, trainee = load(), dit.trained()
-    trainee.net.eval(), trainee.tower.eval()
-    start = time.time()
-    scenes, prompts = held_out(max(options.prompts, options.ceiling))
-    result: dict[str, object] = {"step": int(torch.load(dit.STATE, weights_only=True)["step"])}
-    if options.ceiling:
-        clips = [world.render([s], 25, 256) for s in scenes[: options.ceiling]]
-        coded = [
-            video_vae.decode(vae, video_vae._encode(vae, video_vae.to_signal(c)))[0] for c in clips
-        ]
-        judged = [judge(c, s) for c, s in zip(coded, scenes, strict=False)]
-        result["ceiling"] = rates(judged)
-        result["psnr_256"] = video_vae.score(vae, scenes[:6], 256)
-        result["psnr_512"] = video_vae.score(vae, scenes[:6], 512)
-    if options.prompts:
-        clips = sampled(trainee, vae, prompts[: options.prompts], options.steps, options.cfg)
-        result["prompts"] = options.prompts
-        result["rates"] = rates([judge(c, s) for c, s in zip(clips, scenes, strict=False)])
-        sheet(clips[:24], RUNS / f"{options.name}.png")
-    result["seconds"] = time.time() - start
-    (RUNS / f"{options.name}.json").write_text(json.dumps(result, indent=1))
-    log("evaluation", **result)
+    setup = Setup.of(options.name)
+    path = RUNS / f"{options.name}.json"
+    for name in options.parts.split(","):
+        start, busy = time.time(), time.process_time()
+        part = PARTS[name](setup, options.prompts)
+        result = json.loads(path.read_text()) if path.exists() else {}  # others may write too
+        part |= {"seconds": time.time() - start, "cpu_seconds": time.process_time() - busy}
+        part["step"] = int(torch.load(dit.STATE, weights_only=True)["step"])
+        result[name] = part
+        path.write_text(json.dumps(result, indent=1))
+        log("evaluation", part=name, **{k: v for k, v in part.items() if k != "prompts"})
 
 
 if __name__ == "__main__":

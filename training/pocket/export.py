@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +20,12 @@ import upsampler
 import vae as video_vae
 import world
 from safetensors.torch import save_file
+from state import CHECKPOINT, LORA, MODELS, RUNS, TEXT_ENCODER, UPSAMPLER, log
 from torch import Tensor
-from vae_train import RUNS, load, log
+from vae_train import load
 
-MODELS = Path(__file__).parents[2] / "src" / "latent_ladder" / "pocket" / "models"
-CHECKPOINT = "checkpoints/pocket-ltx-2.3.safetensors"
-LORA = "loras/pocket-distilled-lora.safetensors"
-UPSAMPLER = "latent_upscale_models/pocket-spatial-x2.safetensors"
-TEXT_ENCODER = "text_encoders/pocket-gemma-3.safetensors"
 LORA_STATE = RUNS / "lora.pt"
 VERSION = {"model_version": "2.3.0", "preset": "pocket"}
-_STATISTICS = {"latents_mean": "mean-of-means", "latents_std": "std-of-means"}
-
-
-def _even(found: re.Match[str]) -> str:
-    return str(2 * int(found[1]))
-
-
-def _odd(found: re.Match[str]) -> str:
-    return str(2 * int(found[1]) + 1)
-
-
-def _after(found: re.Match[str]) -> str:
-    return str(2 * int(found[1]) + 2)
-
-
-def vae_original_name(name: str) -> str:
-    """Original name of a video VAE tensor of the diffusers class."""
-    if name in _STATISTICS:
-        return f"vae.per_channel_statistics.{_STATISTICS[name]}"
-    name = name.replace("resnets.", "res_blocks.")
-    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)\.downsamplers\.0", _odd, name)
-    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)(?=\.res_blocks)", _even, name)
-    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)\.upsamplers\.0", _odd, name)
-    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)(?=\.res_blocks)", _after, name)
-    name = name.replace("encoder.mid_block.", "encoder.down_blocks.8.")
-    return "vae." + name.replace("decoder.mid_block.", "decoder.up_blocks.0.")
 
 
 def _stored(value: Tensor, exact: bool = False) -> Tensor:
@@ -66,7 +35,9 @@ def _stored(value: Tensor, exact: bool = False) -> Tensor:
 def vae_tensors() -> dict[str, Tensor]:
     """`vae.*` of the checkpoint."""
     state = load().state_dict()
-    return {vae_original_name(n): _stored(v, n in _STATISTICS) for n, v in state.items()}
+    return {
+        video_vae.original_name(n): _stored(v, n in video_vae.STATISTICS) for n, v in state.items()
+    }
 
 
 def transformer_tensors(trainee: dit.Trainee) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ update is the momentum with its singular values pushed to about one by five Newt
 from __future__ import annotations
 
 import torch
+from team import Team
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -29,23 +30,38 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
 class Muon:
     """Optimizer of matrices; interface of torch.optim as far as training uses it."""
 
-    def __init__(self, weights: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        weights: list[nn.Parameter],
+        lr: float,
+        team: Team | None = None,
+        momentum: float = 0.95,
+    ) -> None:
         shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for weight in weights:
             shapes.setdefault(tuple(weight.shape), []).append(weight)
         self.groups = list(shapes.values())
-        self.lr, self.momentum = lr, momentum
+        self.lr, self.team, self.momentum = lr, team, momentum
         self.buffers = [torch.zeros(len(g), *g[0].shape) for g in self.groups]
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update from the gradients."""
+        """One update from the gradients; each process of the team does its part of the matrices."""
+        rank, size = (self.team.rank, self.team.size) if self.team else (0, 1)
+        updates = []
         for group, buffer in zip(self.groups, self.buffers, strict=True):
             gradients = torch.stack([w.grad for w in group])
             buffer.lerp_(gradients, 1 - self.momentum)
-            update = orthogonal(gradients.lerp(buffer, self.momentum))
+            mine = slice(rank, None, size)
+            update = torch.zeros_like(buffer)
+            if len(update[mine]):
+                update[mine] = orthogonal(gradients[mine].lerp(buffer[mine], self.momentum))
+            updates.append(update)
+        flat = torch.cat([u.flatten() for u in updates])
+        whole = (self.team.sum(flat) if self.team else flat).split([u.numel() for u in updates])
+        for group, update, part in zip(self.groups, updates, whole, strict=True):
             scale = self.lr * max(update.shape[1:]) ** 0.5
-            for weight, change in zip(group, update, strict=True):
+            for weight, change in zip(group, part.view_as(update), strict=True):
                 weight.sub_(change, alpha=scale)
 
     def state_dict(self) -> list[Tensor]:

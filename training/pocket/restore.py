@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import dit
-import export
 import lora
 import sound_nets
 import text
@@ -20,24 +19,17 @@ import torch
 import upsampler
 import vae as video_vae
 from safetensors.torch import load_file
-from torch import Tensor
+from state import CHECKPOINT, LORA, MODELS, TEXT_ENCODER, UPSAMPLER, save
 from vae_train import STATE as VAE_STATE
-from vae_train import save
 
 
-def vae_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of the diffusers class from original names."""
-    names = video_vae.build().state_dict()
-    return {n: tensors[export.vae_original_name(n)].float() for n in names}
-
-
-def restore(folder: Path = export.MODELS) -> None:
+def restore(folder: Path = MODELS) -> None:
     """Write all training states from the files in `folder`."""
-    checkpoint = folder / export.CHECKPOINT
+    checkpoint = folder / CHECKPOINT
     tensors = load_file(checkpoint)
-    vae = vae_state(tensors)
+    vae = video_vae.from_original(tensors)
     save({"vae": vae, "average": vae, "step": 0}, VAE_STATE)
-    tower = text.load(folder / export.TEXT_ENCODER, checkpoint)
+    tower = text.load(folder / TEXT_ENCODER, checkpoint)
     text.save(tower)
     sound_nets.save(*sound_nets.load(checkpoint))
     net = dit.build()
@@ -45,9 +37,9 @@ def restore(folder: Path = export.MODELS) -> None:
     net.load_state_dict({n: tensors[prefix + n].float() for n in net.state_dict()})
     state = dit.Trainee(net, tower).state()
     save({"weights": state, "average": state, "step": dit.WARM_STEPS}, dit.STATE)
-    zoom = {n: v.float() for n, v in load_file(folder / export.UPSAMPLER).items()}
-    save({"net": zoom}, upsampler.STATE)
-    adapters = {n: v.float() for n, v in load_file(folder / export.LORA).items()}
+    zoom = {n: v.float() for n, v in load_file(folder / UPSAMPLER).items()}
+    save({"net": zoom, "step": 1}, upsampler.STATE)
+    adapters = {n: v.float() for n, v in load_file(folder / LORA).items()}
     if any(bool(v.any()) for v in adapters.values()):
         save({"lora": adapters, "step": 50}, lora.STATE)
 
@@ -55,7 +47,7 @@ def restore(folder: Path = export.MODELS) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=export.MODELS)
+    parser.add_argument("--folder", type=Path, default=MODELS)
     torch.set_num_threads(1)
     restore(parser.parse_args().folder)
 

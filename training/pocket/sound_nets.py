@@ -19,6 +19,7 @@ from diffusers import AutoencoderKLLTX2Audio
 from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from state import PARTS
 from torch import Tensor, nn
 
 LATENT_CHANNELS = 2
@@ -29,7 +30,6 @@ RES_BLOCKS = 1
 LINEAR = -8.0  # log of a snake's alpha at which it is the identity to 1e-6
 AUDIO_VAE_FILE = "audio_vae.safetensors"
 VOCODER_FILE = "vocoder.safetensors"
-PARTS = Path(__file__).parent / "runs" / "parts"
 
 # rate-1 stages think at 100 mel frames per second; the last stage adds up the wavelets
 VOCODER: dict[str, Any] = {

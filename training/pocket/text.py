@@ -20,6 +20,7 @@ import torch
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from safetensors import safe_open
 from safetensors.torch import save_file
+from state import PARTS
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Gemma3TextConfig, Gemma3TextModel
@@ -27,7 +28,6 @@ from transformers import Gemma3TextConfig, Gemma3TextModel
 LENGTH = 64  # tokens per prompt = number of registers
 VOCABULARY_SIZE = 1200
 PAD, EOS, BOS, UNK = 0, 1, 2, 3
-PARTS = Path(__file__).parent / "runs" / "parts"
 ENCODER_FILE = "text_encoder.safetensors"
 CONNECTOR_FILE = "text_connectors.safetensors"
 

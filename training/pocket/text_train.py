@@ -188,13 +188,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lines", type=int, default=12_000, help="captions for the tokenizer")
     parser.add_argument("--encoder", type=Path, default=text.PARTS / text.ENCODER_FILE)
     parser.add_argument("--checkpoint", type=Path, default=text.PARTS / text.CONNECTOR_FILE)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     if options.stage == "fresh":
-        text.save(text.TextTower(text.train_tokenizer(tokenizer_lines())))
+        text.save(text.TextTower(text.train_tokenizer(tokenizer_lines(options.lines))))
         HEADS.unlink(missing_ok=True)
         return
     tower = text.load(options.encoder, options.checkpoint)

@@ -1,20 +1,23 @@
 """Train the pocket model from nothing, or go on from what is there: one command, every stage.
 
-    python training/pocket/train.py                 # about three hours on two cores
+    python training/pocket/train.py                 # about four hours on two cores
     python training/pocket/train.py --dry-run       # every stage for seconds, in another folder
     python training/pocket/train.py --from dit      # later stages only
     python training/pocket/train.py --restore       # state from the shipped files first
 
 Stages run in order, each in its own process; each is resumable from its state in runs/ and each can
-be called alone (see the module of its name). `--hours` scales all durations.
+be called alone (see the module of its name). `--hours` scales all durations. A dry run works in
+runs/dry (or in POCKET_RUNS), which it empties first, and exports there.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,58 +31,83 @@ MINUTES: dict[str, float] = {
     "vae": 30.0,
     "cache": 0.0,
     "cache_large": 0.0,
-    "dit": 90.0,
-    "upsampler": 0.0,
-    "lora": 20.0,
+    "dit": 130.0,
+    "upsampler_solve": 0.0,
+    "upsampler": 8.0,
+    "lora": 30.0,
     "export": 0.0,
+    "evaluate": 0.0,
+}
+DRY_SECONDS = 3.0
+COMMANDS: dict[str, list[str]] = {
+    "text_fresh": ["text_train.py", "fresh"],
+    "text": ["text_train.py", "train", "--seconds", "{seconds}"],
+    "audio_start": ["sound_train.py", "start", "--threads", "{cores}"],
+    "audio_vae": ["sound_train.py", "vae", "--seconds", "{seconds}", "--threads", "{cores}"],
+    "vocoder": ["sound_train.py", "vocoder", "--seconds", "{seconds}", "--threads", "{cores}"],
+    "vae_solve": ["vae_train.py", "solve", "--threads", "{cores}"],
+    "vae": ["vae_train.py", "train", "--seconds", "{seconds}", "--threads", "{cores}"],
+    "cache": ["cache.py", "--size", "256", "--count", "2304", "--threads", "{cores}"],
+    "cache_large": ["cache.py", "--size", "512", "--count", "384", "--threads", "{cores}"],
+    "dit": ["dit.py", "--seconds", "{seconds}", "--large", "0.25", "--lengths", "3,4,4,4",
+            "--processes", "{cores}"],
+    "upsampler_solve": ["upsampler.py", "solve", "--threads", "{cores}"],
+    "upsampler": ["upsampler.py", "train", "--seconds", "{seconds}", "--processes", "{cores}"],
+    "lora": ["lora.py", "--seconds", "{seconds}", "--processes", "{cores}"],
+    "export": ["export.py"],
+    "evaluate": ["evaluate.py", "--threads", "{cores}"],
+}  # fmt: skip
+DRY_EXTRA: dict[str, list[str]] = {  # a later option overrides an earlier one
+    "text_fresh": ["--lines", "2000"],
+    "audio_start": ["--clips", "24"],
+    "audio_vae": ["--clips", "24"],
+    "vocoder": ["--clips", "24"],
+    "vae_solve": ["--small", "10", "--large", "4", "--score", "1"],
+    "vae": ["--batch", "2", "--score", "1"],
+    "cache": ["--count", "16", "--shard", "16"],
+    "cache_large": ["--count", "16", "--shard", "16"],
+    "dit": ["--batch", "8", "--large", "0.5"],
+    "upsampler_solve": ["--count", "12"],
+    "upsampler": ["--batch", "4"],
+    "lora": ["--drafts", "16"],
+    "evaluate": ["--parts", "draft,image", "--prompts", "2"],
 }
 
 
-def command(stage: str, seconds: float, dry: bool, threads: int) -> list[str]:
+def command(stage: str, seconds: float, cores: int, extra: list[str]) -> list[str]:
     """The command line of a stage."""
-    few, many = ("64", "64") if dry else ("2304", "320")
-    lines = {
-        "text_fresh": ["text_train.py", "fresh"],
-        "text": ["text_train.py", "train", "--seconds", str(seconds)],
-        "audio_start": ["sound_train.py", "start"],
-        "audio_vae": ["sound_train.py", "vae", "--seconds", str(seconds)],
-        "vocoder": ["sound_train.py", "vocoder", "--seconds", str(seconds)],
-        "vae_solve": ["vae_train.py", "solve"],
-        "vae": ["vae_train.py", "train", "--seconds", str(seconds)],
-        "cache": ["cache.py", "--size", "256", "--count", few],
-        "cache_large": ["cache.py", "--size", "512", "--count", many],
-        "dit": ["dit.py", "--seconds", str(seconds)],
-        "upsampler": ["upsampler.py", "solve", *(["--count", "12"] if dry else [])],
-        "lora": ["lora.py", "--seconds", str(seconds)],
-        "export": ["export.py", *(["--folder", str(HERE / "runs" / "dry")] if dry else [])],
-    }
-    line = lines[stage]
-    takes_threads = set(MINUTES) - {"text_fresh", "text", "export"}
-    extra = ["--threads", str(threads)] if stage in takes_threads else []
-    return [sys.executable, str(HERE / line[0]), *line[1:], *extra]
+    values = {"seconds": str(seconds), "cores": str(cores)}
+    script, *words = [word.format(**values) for word in COMMANDS[stage]]
+    return [sys.executable, str(HERE / script), *words, *extra]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--from", dest="first", choices=MINUTES, default="text_fresh")
-    parser.add_argument("--to", dest="last", choices=MINUTES, default="export")
+    parser.add_argument("--to", dest="last", choices=MINUTES, default="evaluate")
     parser.add_argument("--hours", type=float, default=sum(MINUTES.values()) / 60)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--cores", dest="threads", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--restore", action="store_true", help="start from the shipped files")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if options.restore:
         subprocess.run([sys.executable, str(HERE / "restore.py")], check=True)
     names = list(MINUTES)
+    names = names[names.index(options.first) : names.index(options.last) + 1]
     scale = options.hours * 60 / sum(MINUTES.values())
-    environment = dict(os.environ)
+    environment, extra = dict(os.environ), {}
     if options.dry_run:
-        environment["POCKET_RUNS"] = str(HERE / "runs" / "dry")
-    for stage in names[names.index(options.first) : names.index(options.last) + 1]:
-        seconds = 4.0 if options.dry_run else MINUTES[stage] * 60 * scale
-        line = command(stage, seconds, options.dry_run, options.threads)
+        dry = Path(os.environ.get("POCKET_RUNS", HERE / "runs" / "dry"))
+        shutil.rmtree(dry, ignore_errors=True)
+        environment["POCKET_RUNS"] = str(dry)
+        extra = DRY_EXTRA | {"export": ["--folder", str(dry / "models")]}
+    for stage in names:
+        seconds = DRY_SECONDS if options.dry_run else MINUTES[stage] * 60 * scale
+        line = command(stage, seconds, options.threads, extra.get(stage, []))
+        start = time.time()
         subprocess.run(line, check=True, env=environment, cwd=HERE.parents[1])
+        print(f"{stage}: {time.time() - start:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKLLTX2Video
 from torch import Tensor, nn
 from world import Scene, random_scene, render
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLLTX2Video
 
 LATENT_CHANNELS = 64
 ENCODER_CHANNELS = (128, 128, 256, 256)
@@ -30,6 +33,8 @@ CONSTANT = 3.0  # the same in the decoder, which is to learn and so keeps some c
 
 def build() -> AutoencoderKLLTX2Video:
     """The 2.3 structure at pocket width, random weights."""
+    from diffusers import AutoencoderKLLTX2Video  # world, cache and judge work without it
+
     return AutoencoderKLLTX2Video(
         latent_channels=LATENT_CHANNELS,
         block_out_channels=ENCODER_CHANNELS,
@@ -93,6 +98,39 @@ def config() -> dict[str, Any]:
         "decoder_base_channels": DECODER_CHANNELS[0] // 2,
         "spatial_padding_mode": "zeros",
     }
+
+
+STATISTICS = {"latents_mean": "mean-of-means", "latents_std": "std-of-means"}
+
+
+def _even(found: re.Match[str]) -> str:
+    return str(2 * int(found[1]))
+
+
+def _odd(found: re.Match[str]) -> str:
+    return str(2 * int(found[1]) + 1)
+
+
+def _after(found: re.Match[str]) -> str:
+    return str(2 * int(found[1]) + 2)
+
+
+def original_name(name: str) -> str:
+    """Original name of a video VAE tensor of the diffusers class."""
+    if name in STATISTICS:
+        return f"vae.per_channel_statistics.{STATISTICS[name]}"
+    name = name.replace("resnets.", "res_blocks.")
+    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)\.downsamplers\.0", _odd, name)
+    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)(?=\.res_blocks)", _even, name)
+    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)\.upsamplers\.0", _odd, name)
+    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)(?=\.res_blocks)", _after, name)
+    name = name.replace("encoder.mid_block.", "encoder.down_blocks.8.")
+    return "vae." + name.replace("decoder.mid_block.", "decoder.up_blocks.0.")
+
+
+def from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of `build()` from the tensors of a checkpoint."""
+    return {n: tensors[original_name(n)].float() for n in build().state_dict()}
 
 
 # ------------------------------------------------------------------------------------- encoding

@@ -9,44 +9,24 @@ State lives in runs/vae.pt (`vae`, `average`, `optimizer`, `step`); progress in 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import vae as video_vae
+from state import RUNS, log, save
 from torch import Tensor
 from world import random_scene, render
 
-RUNS = Path(os.environ.get("POCKET_RUNS", Path(__file__).parent / "runs"))
 STATE = RUNS / "vae.pt"
 HELD_OUT_SEED = 777
 WARM_STEPS = 50
 MSE_STEPS = 120
 
 
-def log(stage: str, **values: Any) -> None:
-    """Append one line to progress.jsonl and print it."""
-    line = {"time": time.strftime("%H:%M:%S", time.gmtime()), "stage": stage, **values}
-    line = {k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}
-    RUNS.mkdir(parents=True, exist_ok=True)
-    with (RUNS / "progress.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line), flush=True)
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """torch.save, atomically."""
-    fresh = path.with_suffix(".new")
-    torch.save(state, fresh)
-    fresh.replace(path)
-
-
-def solve(small: int = 160, large: int = 80, seed: int = 0) -> None:
-    """Closed-form encoder and decoder."""
+def solve(small: int, large: int, seed: int, score: int = 3) -> None:
+    """Closed-form encoder and decoder from so many windows of clips of 256 and of 512 px."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae = video_vae.build().eval().requires_grad_(False)
@@ -55,7 +35,7 @@ def solve(small: int = 160, large: int = 80, seed: int = 0) -> None:
     log("vae_solve", part="encoder")
     video_vae.solve_decoder(vae, [c[: len(c) * 3 // 4] for c in clips])
     save({"vae": vae.state_dict(), "average": vae.state_dict(), "step": 0}, STATE)
-    log("vae_solve", part="decoder", **_scores(vae, 3))
+    log("vae_solve", part="decoder", **_scores(vae, score))
 
 
 def _scores(vae: Any, count: int) -> dict[str, float]:
@@ -94,7 +74,7 @@ def loss_of(out: Tensor, video: Tensor, step: int) -> Tensor:
     return error.abs().mean() + 0.5 * mse + 0.7 * gradients
 
 
-def train(seconds: float, count: int, base_lr: float, seed: int) -> None:
+def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6) -> None:
     """Train the decoder for a time; resumable."""
     state = torch.load(STATE, weights_only=True)
     vae = video_vae.build().requires_grad_(False)
@@ -135,7 +115,7 @@ def train(seconds: float, count: int, base_lr: float, seed: int) -> None:
             whole = vae.state_dict()
             save({"vae": whole, "average": whole | average, "step": step,
                   "optimizer": optimizer.state_dict()}, STATE)  # fmt: skip
-    log("vae_done", step=step, **_scores(load(), 6))
+    log("vae_done", step=step, **_scores(load(), score))
 
 
 def psnr_of(mse: float) -> float:
@@ -152,12 +132,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", type=int, default=160, help="windows to solve from, 256 px")
+    parser.add_argument("--large", type=int, default=80, help="the same, 512 px")
+    parser.add_argument("--score", type=int, default=6, help="clips to measure at the end")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.command == "solve":
-        solve(seed=options.seed)
+        solve(options.small, options.large, options.seed, options.score)
     else:
-        train(options.seconds, options.batch, options.lr, options.seed)
+        train(options.seconds, options.batch, options.lr, options.seed, options.score)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def test_make_json_says_what_was_done(ladder):
     assert (body["width"], body["height"], body["frames"], body["fps"]) == (64, 64, 9, "24")
     assert body["seed"] == body["request"]["seed"] == 5
     assert body["audio_duration_s"] == pytest.approx(body["duration_s"], abs=1e-4)
-    assert {"stage", "key", "reused", "seconds", "peak_memory_bytes"} == set(body["stages"][0])
+    fields = {"stage", "key", "reused", "seconds", "peak_memory_bytes", "memory"}
+    assert fields == set(body["stages"][0])
 
 
 def test_seed_minus_one_is_drawn_and_recorded(ladder):

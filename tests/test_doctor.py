@@ -108,7 +108,7 @@ def test_presets_that_need_less_stay_ready(tmp_path):
     (model_folders.single(tmp_path) / "latent_upscale_models/x2.safetensors").unlink()
     body, _ = as_json("--models", tmp_path)
     ready = {name for name, row in presets(body).items() if row["ready"]}
-    assert ready == {"distilled-single", "pocket"}
+    assert ready == {"distilled-lora-single", "distilled-single", "pocket"}
 
 
 def test_a_preset_for_distilled_models_on_a_dev_one_is_remarked_on(tmp_path):

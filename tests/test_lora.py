@@ -12,10 +12,10 @@ from torch import nn
 
 from latent_ladder.checkpoints.files import CheckpointFile, open_checkpoint
 from latent_ladder.checkpoints.layout import Component, components
+from latent_ladder.checkpoints.lora_keys import DIFFUSERS_NAMES
 from latent_ladder.errors import CheckpointError, CorruptCheckpoint
 from latent_ladder.models import lora
 from latent_ladder.models.linear import Linear, LowRank
-from latent_ladder.checkpoints.lora_keys import DIFFUSERS_NAMES
 from latent_ladder.models.quantized import QuantizedTensor
 from latent_ladder.models.residency import Residency
 from latent_ladder.models.rope import audio_positions, video_positions

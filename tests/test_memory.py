@@ -17,7 +17,8 @@ from latent_ladder.memory import (
     transformer_activations,
 )
 from latent_ladder.presets import read_preset
-from latent_ladder.request import Decode, Request
+from latent_ladder.request import Request
+from latent_ladder.request_output import Decode
 from latent_ladder.request_set import apply_sets
 from latent_ladder.shapes import audio_latents, parse_fps, video_tokens
 

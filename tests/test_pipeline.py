@@ -262,10 +262,14 @@ def test_killed_at_any_moment_resumes_to_the_same_bits(first, library, tmp_path)
     assert frames(tmp_path / "killed.mp4") == frames(folder / "a.mp4")
 
 
-def test_an_upscale_stage_is_refused_clearly(library, store):
-    stages = [*FIELDS["stages"], {"kind": "upscale", "method": "lanczos"}]
-    with pytest.raises(RequestError, match="upscal"):
-        prepare(request_with(stages=stages), library, store)
+def test_an_upscale_stage_makes_the_file_larger_and_reuses_all(library, store, folder, tmp_path):
+    stages = [*FIELDS["stages"], {"kind": "upscale", "name": "lanczos", "factor": 1.5}]
+    result, _ = make(request_with(stages=stages), library, store, tmp_path / "b.mp4")
+    stored = [stage for stage in result.stages if stage.stage != "decode and write"]
+    assert all(stage.reused for stage in stored)
+    info = probe(tmp_path / "b.mp4")
+    assert (info.width, info.height) == result.request.final_size
+    assert info.width > FIELDS["width"]
 
 
 def test_unknown_words_and_cut_prompts_are_told(library, store):

@@ -65,11 +65,11 @@ def test_captions_stay_within_the_vocabulary_that_the_product_announces() -> Non
 
 @pytest.fixture(scope="module")
 def encoder() -> video_vae.Transform:
-    with safe_open(EMBEDDED / state.CHECKPOINT, framework="pt") as file:
-        tensors = {n: file.get_tensor(n) for n in file.keys() if n.startswith("vae.")}  # noqa: SIM118
-    vae = video_vae.build().eval().requires_grad_(False)
-    vae.load_state_dict(video_vae.from_original(tensors))
-    return video_vae.transform(vae, normalized=True)
+    """Some affine map of blocks; mixing must hold for every one."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (video_vae.LATENT_CHANNELS, 3, 8, 32, 32)
+    weight = torch.randn(shape, generator=draw) / 157
+    return video_vae.Transform(weight, torch.randn(shape[0], generator=draw))
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda s: s.background)

@@ -109,7 +109,7 @@ def test_pocket():
         (512, 512, 25, 24),
         (512, 512, 25, 24),
     ]
-    assert sigmas(request)[1] == (0.725, 0.421875, 0.0)
+    assert sigmas(request)[1] == (0.45, 0.25, 0.0)
     assert len(sigmas(request)[0]) == 17
     assert strengths(request) == [[], [1.0]]
     assert request.stages[2].guidance == Request.from_preset("hq", prompt=PROMPT).stages[2].guidance

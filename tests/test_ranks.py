@@ -16,40 +16,44 @@ PACKAGE = Path(latent_ladder.__file__).parent
 
 LAYERS: tuple[str, ...] = (
     "checkpoints.published errors latents stages.events stages.exhausted stages.peak spread "
-    "sampling.names "
-    "sampling.guiders text.conditioning upscale.compact upscale.lanczos "
+    "sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
     "models.dequantize_ggml models.levels models.norms models.passes models.rotation "
-    "models.video_layers "
-    "checkpoints.tensors checkpoints.places",
+    "models.video_layers checkpoints.tensors checkpoints.places",
     "checkpoints.mapped models.dequantize media.encoders media.palette",
     "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers",
     "checkpoints.gguf",
-    "disk problems shapes tiling checkpoints.files checkpoints.folders media.image "
-    "sampling.samplers "
-    "sampling.schedules models.config "
-    "models.networks_dims models.runtime",
+    "disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
+    "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
+    "models.runtime",
     "checkpoints.stored media.tags",
-    "checkpoints.layout text.vocabulary media.read media.write presets request_fields request_report sampling.denoise "
-    "stages.lock stages.runs models.rope hub_hashes",
-    "models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences",
-    "models.linear media.outputs upscale.networks",
+    "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
+    "request_report sampling.denoise metrics_flow metrics_sound stages.lock stages.runs "
+    "models.rope hub_hashes",
+    "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
+    "media.sound media.footage",
+    "metrics models.linear media.outputs upscale.networks",
     "models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
-    "models.quantize checkpoints.scan checkpoints.fit request_inputs request_output request_stages stages.store text.tokenizer models.connectors "
-    "models.gemma models.lora_build models.parts models.streams hub",
-    "models.audio_coder models.lora models.upsampler_network models.video_coder models.vocoder",
-    "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder models.video_vae "
-    "models.audio_vae "
-    "models.latent_upsampler",
+    "models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
+    "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
+    "models.parts models.streams hub",
+    "models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
+    "models.video_coder models.vocoder",
+    "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
+    "models.video_vae models.audio_vae models.latent_upsampler",
     "stages.given stages.beside upscale.plan",
     "request_set advice memory models.denoiser stages.plan upscale.rtx",
     "planner stages.inputs upscale.stream models.tiled_denoiser",
     "machine models.rates readiness stages.report",
-    "proposal stages.writing",
+    "preview proposal stages.writing",
     "stages.steps doctor",
     "pipeline",
+    "drafts",
+    "chosen",
     "console",
     "commands.flags",
-    "commands.advise commands.bench commands.doctor commands.make commands.models commands.presets commands.runs",
+    "commands.advise commands.bench commands.doctor commands.make commands.measure "
+    "commands.models commands.presets commands.runs",
+    "commands.draft commands.upscale",
     "cli",
 )
 """The modules of each rank, lowest first. A module without a rank is an error."""

@@ -306,7 +306,7 @@ def test_wrong_values_in_stages(text, message, hint):
         ({"kind": "refine", "sigmas": [1, 0], "schedule": {"steps": 3}}, "both sigmas and a sched"),
         ({"kind": "refine", "sigmas": [1, 0], "denoise": 0.5}, "both sigmas and denoise"),
         ({"kind": "base", "sigmas": [1, 0]}, "expected exactly one base"),
-        ({"kind": "upscale", "method": "lanczos"}, "not available in this version"),
+        ({"kind": "upscale", "name": "lanczos", "width": 640}, "expected a factor, or width and"),
         ({"factor": 2}, "stages[1].kind=None is not a kind of stage"),
         ({"kind": "refine", "schedule": {"steps": 3}, "seed": "other"}, "not a seed of a stage"),
     ],

@@ -18,6 +18,8 @@ from latent_ladder.presets import preset_names, read_preset
 from latent_ladder.request import Request
 from latent_ladder.request_stages import RefineStage
 from latent_ladder.sampling.schedules import denoise_of, start_sigma
+from latent_ladder.shapes import MAX_PX_OF_ROPE, PIXELS_PER_LATENT
+from latent_ladder.tiling import TilePlan
 
 MAX_CFG = 4.5
 DENOISE_REPLACES = 0.7
@@ -25,7 +27,7 @@ DENOISE_NOTHING = 0.2
 DENOISE_BLURRY = 0.3
 DENOISE_SHARP = 0.4
 MAX_FPS = 50
-MAX_EDGE_PX = 2048
+MAX_EDGE_PX = MAX_PX_OF_ROPE
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def _denoise(request: Request) -> Iterator[Advice]:
 
 
 def _base_start(request: Request) -> Iterator[Advice]:
+    if request.video is not None and request.video.mode == "v2v":
+        return  # it begins on the video
     sigma = start_sigma(request.sigmas(0))
     if sigma < 0.99:
         text = (
@@ -148,7 +152,17 @@ def _fps(request: Request) -> Iterator[Advice]:
 def _size(request: Request) -> Iterator[Advice]:
     last = request.rungs[-1]
     edge = max(last.width, last.height)
-    if edge > MAX_EDGE_PX:
+    tiled = _last_tiles(request)
+    if tiled is not None:
+        cols, rows = len(tiled.cols), len(tiled.rows)
+        width, height = (PIXELS_PER_LATENT * side for side in reversed(tiled.largest[1:]))
+        yield Advice(
+            "tiled",
+            f"the canvas is {last.width}x{last.height}, refined in {cols}x{rows} overlapping tiles "
+            f"of {width}x{height}: the model's positions cover {MAX_EDGE_PX} px",
+            "note",
+        )
+    elif edge > MAX_EDGE_PX:
         text = f"the canvas is {last.width}x{last.height}, its long edge beyond {MAX_EDGE_PX} px"
         yield Advice("edge_long", f"{text} that the model's positions cover: expect repetition")
     if (last.width, last.height) != (request.width, request.height):
@@ -158,6 +172,12 @@ def _size(request: Request) -> Iterator[Advice]:
             f"to the centre: every stage needs sides that are multiples of 32",
             "note",
         )
+
+
+def _last_tiles(request: Request) -> TilePlan | None:
+    """The tiles of the last sampling stage."""
+    (*_, (index, _)) = request.sampling_stages()
+    return request.tile_plan(index)
 
 
 _FUNCTION_WORDS = """

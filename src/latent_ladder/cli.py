@@ -13,7 +13,18 @@ from typing import Annotated, Any
 import typer
 
 from latent_ladder import __version__
-from latent_ladder.commands import bench, doctor, make, models, presets, runs
+from latent_ladder.commands import (
+    advise,
+    bench,
+    doctor,
+    draft,
+    make,
+    measure,
+    models,
+    presets,
+    runs,
+    upscale,
+)
 from latent_ladder.console import show_error
 from latent_ladder.errors import LadderError, RequestError
 
@@ -26,7 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (make, runs, presets, models, doctor, bench):  # the order in which --help lists them
+# The order in which --help lists them.
+for command in (make, draft, upscale, advise, measure, runs, presets, models, doctor, bench):
     command.register(app)
 
 

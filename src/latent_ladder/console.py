@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from latent_ladder.errors import LadderError, RequestError
-from latent_ladder.stages.events import Event, StageDone, StageStarted, StepDone, Waiting, Warned
+from latent_ladder.stages.events import (
+    DraftStarted,
+    Event,
+    Preview,
+    StageDone,
+    StageStarted,
+    StepDone,
+    Waiting,
+    Warned,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
     from rich.progress import Progress, TaskID
+    from rich.segment import Segment
 
 GIB = 2**30
 
@@ -64,6 +78,47 @@ def gib(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
+PICTURE_EVERY_S = 10.0
+PICTURE_ROWS = 8
+
+
+def shows_pictures(environment: Mapping[str, str]) -> bool:
+    """Whether the terminal speaks kitty's graphics protocol, by what it says of itself."""
+    if environment.get("TMUX") or environment.get("STY"):
+        return False  # multiplexers do not pass pictures on
+    program = environment.get("TERM_PROGRAM", "").lower()
+    return program in ("ghostty", "wezterm") or "kitty" in environment.get("TERM", "")
+
+
+def kitty_picture(data: bytes, rows: int = PICTURE_ROWS) -> str:
+    """The escape sequences that show a PNG at the cursor, ``rows`` lines high.
+
+    https://sw.kovidgoyal.net/kitty/graphics-protocol/: base64 in chunks of at most 4096.
+    """
+    text = base64.standard_b64encode(data).decode()
+    chunks = [text[i : i + 4096] for i in range(0, len(text), 4096)] or [""]
+    keys = [f"a=T,f=100,q=2,r={rows},", *[""] * (len(chunks) - 1)]
+    more = [1] * (len(chunks) - 1) + [0]
+    parts = zip(keys, more, chunks, strict=True)
+    return "".join(f"\x1b_G{key}m={m};{chunk}\x1b\\" for key, m, chunk in parts)
+
+
+class _Picture:
+    """A PNG file as rich prints it: the sequences, then a line of its own."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import ControlType, Segment
+
+        with suppress(OSError):
+            data = Path(self._path).read_bytes()
+            # any control code marks the text as not to be measured or wrapped
+            yield Segment(kitty_picture(data), None, [(ControlType.BELL,)])
+        yield Segment.line()
+
+
 def _escape(text: str) -> str:
     from rich.markup import escape
 
@@ -81,6 +136,8 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._quiet = quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._draft = ""
+        self._shown: tuple[str, float] | None = None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -122,15 +179,30 @@ class RunProgress(AbstractContextManager["RunProgress"]):
                 self._say(f"[bold yellow]warning:[/] {_escape(event.message)}")
         elif isinstance(event, Waiting):
             self._say(f"waiting: process {event.pid} is working on the same clip")
+        elif isinstance(event, Preview):
+            self._look(event)
         elif self._progress is not None:
             self._move(self._progress, event)
+
+    def _look(self, event: Preview) -> None:
+        """The picture itself where the terminal can, now and then; else its path, once."""
+        now = time.monotonic()
+        if self._progress is not None and shows_pictures(os.environ):
+            if self._shown is None or self._shown[0] != event.stage or now > self._shown[1]:
+                self._shown = event.stage, now + PICTURE_EVERY_S
+                self._progress.console.print(_Picture(event.path))
+        elif self._shown is None and not self._quiet:
+            self._shown = event.stage, now
+            self._say(f"preview: {_escape(event.path)}")
 
     def _say(self, markup: str) -> None:
         (self._progress.console if self._progress is not None else stderr()).print(markup)
 
     def _move(self, progress: Progress, event: Event) -> None:
-        if isinstance(event, StageStarted):
-            label = f"{event.position}/{event.of} {event.stage}"
+        if isinstance(event, DraftStarted):
+            self._draft = f" #{event.number}"
+        elif isinstance(event, StageStarted):
+            label = f"{event.position}/{event.of} {event.stage}{self._draft}"
             self._task = progress.add_task(label, total=event.steps or 1, note="")
         elif isinstance(event, StepDone) and self._task is not None:
             note = "" if event.sigma is None else f"sigma {event.sigma:.3f}"

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.models.networks_dims import video_decoder
-from latent_ladder.request import Decode, Request
+from latent_ladder.request import Request
+from latent_ladder.request_output import Decode
 from latent_ladder.request_stages import SamplingStage, StreamGuidance, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
@@ -131,7 +132,8 @@ class StageCost:
     """What one stage costs, however the memory is arranged.
 
     ``forwards`` counts single passes of the transformer (a batch of two is two), ``passes`` the
-    most that one step needs, ``lora_bytes`` the stored bytes of its LoRAs.
+    most that one step needs, ``lora_bytes`` the stored bytes of its LoRAs. Of a tiled stage
+    ``tile_tokens`` are those of its largest tile.
     """
 
     name: str
@@ -144,6 +146,7 @@ class StageCost:
     audio_tokens: int = 0
     lora_bytes: int = 0
     batch_passes: int | None = None
+    tile_tokens: int | None = None
 
 
 def sizes_of(
@@ -231,12 +234,13 @@ def transformer_activations(
     audio_tokens: int,
     rows: int = 1,
     chunk_tokens: int = CHUNK_TOKENS,
+    whole_tokens: int | None = None,
 ) -> int:
     """Bytes of a forward of ``rows`` samples at its largest point.
 
     Whole are only the residual streams, the keys and values of the rows worked on at once and the
     float32 rotation tables; everything else is as long as a chunk. The sampler keeps its float32
-    latents and one prediction a row.
+    latents and one prediction a row; of a tiled stage those are ``whole_tokens`` long.
     """
     d, a, v = sizes.dit.video_dim, sizes.dit.audio_dim, sizes.value_bytes
     n, na = video_tokens, audio_tokens
@@ -245,7 +249,8 @@ def transformer_activations(
     keys_values = 2 * together * d * v
     rotations = 4 * (n * (d + a) + 2 * na * a)
     chunk = CHUNK_COPIES * min(rows * n, chunk_tokens) * d * v
-    latents = 4 * (3 + rows) * (n + na) * sizes.dit.latent_channels
+    kept = (3 + rows) * (n + na) if whole_tokens is None else (7 + rows) * (whole_tokens + na)
+    latents = 4 * kept * sizes.dit.latent_channels
     return residuals + keys_values + rotations + chunk + latents
 
 
@@ -263,6 +268,8 @@ def count_passes(request: Request, index: int) -> tuple[int, int]:
         else len(passes_needed(video, audio, sigma, facts.needs_uncond))
         for step, sigma in enumerate(sigmas[:-1])
     ]
+    if not counts:  # nothing is sampled: the base stage of a video that is only refined
+        return 0, 0
     extra = facts.extra_evals * counts[-1]
     return max(counts), max(facts.evals_per_step * sum(counts) + extra, 0)
 
@@ -289,6 +296,7 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     sound = 0 if request.audio == "none" else rung.audio_latents
     passes, forwards = count_passes(request, index)
     loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
+    tiles = tile_tokens(request, index)
     return StageCost(
         name,
         stage.kind,
@@ -296,11 +304,20 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
         steps=stage.steps,
         passes=passes,
         forwards=forwards,
-        flops=forwards * forward_flops(sizes.dit, rung.video_tokens, sound).total,
+        flops=forwards * sum(forward_flops(sizes.dit, n, sound).total for n in tiles),
         audio_tokens=sound,
         lora_bytes=sizes.bytes_of(*loras),
         batch_passes=None if stage.batch_passes == "auto" else stage.batch_passes,
+        tile_tokens=max(tiles) if len(tiles) > 1 else None,
     )
+
+
+def tile_tokens(request: Request, index: int) -> list[int]:
+    """Video tokens of each tile of a sampling stage; of the whole where it is not tiled."""
+    plan, rung = request.tile_plan(index), request.rungs[index]
+    if plan is None:
+        return [rung.video_tokens]
+    return [rung.latent_frames * len(row) * len(col) for row in plan.rows for col in plan.cols]
 
 
 def _upsample_flops(low: Rung, high: Rung, channels: int) -> float:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,12 +19,15 @@ from latent_ladder.advice import advise
 from latent_ladder.checkpoints.library import Library, model_folders, scan, select
 from latent_ladder.errors import Cancelled, LadderError, RequestError
 from latent_ladder.machine import MemoryOptions, budget, measured
+from latent_ladder.media.outputs import check_clip
 from latent_ladder.media.read import read_metadata
-from latent_ladder.media.write import check_output
+from latent_ladder.metrics import RunMeter
 from latent_ladder.planner import MemoryPlan, Policy, plan_memory
+from latent_ladder.proposal import propose
 from latent_ladder.request import Request
 from latent_ladder.stages.events import (
     OnEvent,
+    Preview,
     StageDone,
     StageStarted,
     StepDone,
@@ -38,6 +42,7 @@ from latent_ladder.text.tokenizer import token_report
 
 if TYPE_CHECKING:
     from latent_ladder.media.write import WrittenVideo
+    from latent_ladder.preview import LivePreview
     from latent_ladder.stages.steps import Workshop
 
 T = TypeVar("T")
@@ -67,7 +72,9 @@ class RunOptions:
     """What a run needs to know that is not about the clip itself.
 
     ``command`` is kept in the run's record; ``lock_timeout_s`` is how long to wait for another
-    process that makes the same clip (``None``: as long as it takes).
+    process that makes the same clip (``None``: as long as it takes). ``preview`` is a PNG file that
+    keeps a strip of the picture as it is estimated while sampling. ``measure`` takes the clip's
+    metrics while it is written and keeps them in the run's record.
     """
 
     device: str = "auto"
@@ -77,6 +84,8 @@ class RunOptions:
     on_event: OnEvent = ignore
     cancel: Cancel = field(default_factory=Cancel)
     lock_timeout_s: float | None = None
+    measure: bool = False
+    preview: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ class Prepared:
     memory: MemoryPlan
     options: MemoryOptions
     warnings: tuple[Warned, ...]
+    library: Library
 
     @property
     def request(self) -> Request:
@@ -103,7 +113,10 @@ class Prepared:
 
         warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
         machine = measured(self.memory.budget.device)
-        return {**plan_report(self.plan, self.memory, machine), "warnings": warnings}
+        policy = policy_of(self.request, self.options)
+        advice = propose(self.request, self.plan.models, self.memory.budget, policy, machine)
+        report = plan_report(self.plan, self.memory, machine)
+        return {**report, "advice": advice.to_dict(), "warnings": warnings}
 
     def headline(self) -> str:
         """One line: what comes out."""
@@ -124,6 +137,7 @@ class Result:
     audio_duration_s: float | None
     stages: tuple[StageRecord, ...]
     warnings: tuple[Warned, ...]
+    metrics: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what ``ladder make --json`` prints."""
@@ -131,11 +145,12 @@ class Result:
             "output": str(self.output),
             "run": self.run,
             "request": self.request.to_dict(),
-            "width": self.request.width,
-            "height": self.request.height,
+            "width": self.request.final_size[0],
+            "height": self.request.final_size[1],
             "frames": self.frames,
             "fps": str(self.request.fps),
             "seed": self.request.seed,
+            "metrics": self.metrics,
             "duration_s": self.duration_s,
             "audio_duration_s": self.audio_duration_s,
             "stages": [
@@ -184,6 +199,7 @@ def prepare(
     found = [Warned(a.code, a.message) for a in advise(request)]
     found += [Warned("models", note) for note in models.notes]
     plan = make_plan(request, models, library)
+    found += [Warned("inputs", note) for note in plan.notes]
     plan = look_up(plan, store, lambda name, damage: found.append(_damaged(name, damage)))
     report = token_report(request.prompt, models.text_encoder)
     if report.cut_text:
@@ -207,7 +223,7 @@ def prepare(
         found.append(
             Warned("smaller_tiles", f"decoded in tiles of {tile} px to fit: a little different")
         )
-    return Prepared(plan, store, fitted, memory, tuple(found))
+    return Prepared(plan, store, fitted, memory, tuple(found), library)
 
 
 def _fitted(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan:
@@ -228,7 +244,7 @@ def policy_of(request: Request, options: MemoryOptions) -> Policy:
 
 def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
     """Run a prepared request. Raises what :func:`run` raises."""
-    check_output(output, options.overwrite)
+    check_clip(output, options.overwrite, prepared.request.output.settings)
     for warning in prepared.warnings:
         options.on_event(warning)
     lock = prepared.store.lock(
@@ -238,7 +254,7 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
         poll=options.cancel.check,
     )
     with lock:
-        return _Run(prepared, output, options).go()
+        return Run(prepared, output, options).go()
 
 
 def _damaged(name: str, damage: Damage) -> Warned:
@@ -248,7 +264,7 @@ def _damaged(name: str, damage: Damage) -> Warned:
     )
 
 
-class _Run:
+class Run:
     """One run under way: its record, its events, its loaded models."""
 
     def __init__(self, prepared: Prepared, output: Path, options: RunOptions) -> None:
@@ -259,6 +275,8 @@ class _Run:
         self._warnings = list(prepared.warnings)
         self._memory = prepared.memory
         self._started = 0
+        self._meter: RunMeter | None = None
+        self._live: LivePreview | None = None
         request = prepared.plan.request
         record = prepared.store.runs.start(options.command, request.to_dict())
         self._record = self._save(
@@ -266,6 +284,7 @@ class _Run:
                 record,
                 planned=tuple(s.key for s in prepared.plan.stages),
                 output=str(output),
+                folders=tuple(str(folder) for folder in prepared.library.folders),
                 warnings=tuple(w.message for w in self._warnings),
             )
         )
@@ -273,21 +292,39 @@ class _Run:
     def go(self) -> Result:
         """Run and record how it ended."""
         with self._recorded():
-            from latent_ladder.models.runtime import choose_runtime
-            from latent_ladder.stages.steps import Workshop
-
-            runtime = choose_runtime(self._options.device)
-            if runtime.device.type != self._memory.budget.device:  # torch cannot use the GPU
-                self._memory = _fitted(self._plan, self._options.memory, runtime.device.type)
             needed = {stage.key for stage in self._refreshed()}
-            policy = policy_of(self._plan.request, self._options.memory)
-            workshop = Workshop(self._plan, runtime, self._memory, self._warn, policy)
+            workshop = self._workshop()
+            if any(stage.sigmas for stage in self._plan.stages if stage.key in needed):
+                self._watch()
             for stage in self._plan.stages:
                 if stage.key in needed:
                     self._make(stage, workshop)
                 elif stage.stored:
                     self._finish(StageRecord(stage.name, stage.key, True, 0.0, 0))
             return self._write(workshop)
+
+    def _workshop(self) -> Workshop:
+        from latent_ladder.models.runtime import choose_runtime
+        from latent_ladder.stages.steps import Workshop
+
+        runtime = choose_runtime(self._options.device)
+        if runtime.device.type != self._memory.budget.device:  # torch cannot use the GPU
+            self._memory = _fitted(self._plan, self._options.memory, runtime.device.type)
+        policy = policy_of(self._plan.request, self._options.memory)
+        return Workshop(self._plan, runtime, self._memory, self._warn, policy)
+
+    def _watch(self) -> None:
+        """Get ready to show estimates, if they are wanted: before anything heavy is loaded."""
+        path = self._options.preview
+        if path is None:
+            return
+        from latent_ladder.preview import LivePreview, projection
+
+        def saved(stage: str, step: int) -> None:
+            self._options.on_event(Preview(stage, step, str(path)))
+
+        to_rgb = projection(self._plan.models.video_vae, self._store)
+        self._live = LivePreview(path, to_rgb, saved)
 
     def _refreshed(self) -> tuple[PlannedStage, ...]:
         """What to make now: another process may have made, or damaged, artefacts meanwhile."""
@@ -303,8 +340,10 @@ class _Run:
             if done < of:  # a finished stage is stored before the run stops
                 self._options.cancel.check()
 
+        live = self._live
+        look = None if live is None else partial(live.look, stage.name)
         tensors, facts = self._fitting(
-            stage.name, workshop, lambda: workshop.make(stage, inputs, on_step)
+            stage.name, workshop, lambda: workshop.make(stage, inputs, on_step, look)
         )
         meta = {"stage": stage.kind, "name": stage.name, **facts}
         self._store.put(stage.key, tensors, meta)
@@ -352,6 +391,8 @@ class _Run:
             self._options.cancel.check()
 
         def write() -> WrittenVideo:
+            # Made anew at each try: one that ran out of memory has seen some frames already.
+            self._meter = RunMeter(float(request.fps)) if self._options.measure else None
             return workshop.write(
                 self._output,
                 latents,
@@ -359,11 +400,15 @@ class _Run:
                 metadata=clip_metadata(request),
                 overwrite=self._options.overwrite,
                 on_frames=on_frames,
+                meter=self._meter,
             )
 
         written = self._fitting("decode", workshop, write)
         seconds, held = time.monotonic() - began, workshop.held("decode")
         done = StageRecord("decode and write", plan.run_key, False, seconds, workshop.peak(), held)
+        found = None if self._meter is None else self._meter.result()
+        metrics = None if found is None else found.to_dict()
+        self._record = replace(self._record, metrics=metrics)
         self._finish(done)
         return Result(
             output=self._output,
@@ -374,6 +419,7 @@ class _Run:
             audio_duration_s=written.audio_duration_s,
             stages=self._record.stages,
             warnings=tuple(self._warnings),
+            metrics=metrics,
         )
 
     def _begin(self, name: str, steps: int, workshop: Workshop) -> float:

@@ -24,7 +24,8 @@ from latent_ladder.memory import (
     transformer_activations,
     upsample_activations,
 )
-from latent_ladder.request import Decode, Request
+from latent_ladder.request import Request
+from latent_ladder.request_output import Decode
 from latent_ladder.spread import spread
 
 Precision = Literal["stored", "fp8"]
@@ -37,7 +38,7 @@ STEP_DOWN = 0.85
 """Share of the memory that a stage is given after it ran out."""
 TILES_PX = (1024, 768, 512, 384, 256, 128)
 TILE_FRAMES, OVERLAP_FRAMES = 24, 8
-"""Tiles of the decoder where the whole picture does not fit: the band that is blended counts too."""
+"""Tiles of the decoder where the whole picture does not fit; the blended band counts too."""
 SMALL_CHUNK = 1024
 CPU_CHUNK = 1024
 
@@ -288,7 +289,12 @@ def _sampled(cost: StageCost, sizes: ModelSizes, budget: Budget, holding: Holdin
     whole = min(blocks, default=0) >= converted
     temporary = 0 if whole else 4 * dit.video_dim**2 * sizes.value_bytes
     activations = transformer_activations(
-        sizes, rung.video_tokens, cost.audio_tokens, _rows(cost, holding), holding.chunk_tokens
+        sizes,
+        cost.tile_tokens or rung.video_tokens,
+        cost.audio_tokens,
+        _rows(cost, holding),
+        holding.chunk_tokens,
+        whole_tokens=None if cost.tile_tokens is None else rung.video_tokens,
     )
     pinned = holding.source == "pinned" and budget.device != "cpu"
     return StageMemory(

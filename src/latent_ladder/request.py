@@ -34,17 +34,14 @@ from latent_ladder.presets import read_preset
 from latent_ladder.problems import Found, Problem, report
 from latent_ladder.request_fields import (
     FileName,
-    Int,
-    OverlapFrames,
-    OverlapPx,
     Real,
     RequestSeed,
     Table,
     Text,
-    TileFrames,
-    TilePx,
     is_int,
 )
+from latent_ladder.request_inputs import Image, Video, inputs_problems
+from latent_ladder.request_output import Decode, Output
 from latent_ladder.request_report import value_problems
 from latent_ladder.request_stages import (
     STAGE_TABLES,
@@ -53,11 +50,13 @@ from latent_ladder.request_stages import (
     SamplingStage,
     Stage,
     UpsampleStage,
+    UpscaleStage,
     stage_kinds,
     stage_names,
     stages_problems,
 )
 from latent_ladder.shapes import Crop, Factor, Rung
+from latent_ladder.tiling import TilePlan
 
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
@@ -164,26 +163,11 @@ class Models(Table):
         return self.model_dump(exclude_none=True, exclude={"folders", "precision"})
 
 
-class Decode(Table):
-    """Tiles of the video decoder: their size and how much they share; ``"auto"`` fits memory."""
-
-    tile_px: TilePx = "auto"
-    overlap_px: OverlapPx = "auto"
-    tile_frames: TileFrames = "auto"
-    overlap_frames: OverlapFrames = "auto"
-
-
-class Output(Table):
-    """The clip's file: H.264 at a constant rate factor (0 lossless, 51 worst)."""
-
-    codec: Literal["h264"] = "h264"
-    crf: Int = Field(default=19, ge=0, le=51)
-
-
 class Request(Table):
     """One clip: what to show, how big, how long, and the stages that make it.
 
-    ``width``, ``height``, ``frames`` and ``fps`` are those of the finished clip. Exactly one of
+    ``width``, ``height``, ``frames`` and ``fps`` are those of the decoded clip; only an upscale
+    stage at the end makes the file larger (:attr:`final_size`). Exactly one of
     ``frames`` and ``duration_s`` is given; ``frames`` is then always the resolved 8k+1 and
     ``duration_s`` what was asked, if it was. ``seed`` -1 means: draw one, see :meth:`resolved`.
 
@@ -191,6 +175,9 @@ class Request(Table):
     every refine stage, ``"keep"`` makes it the sound of the clip, ``"none"`` makes a silent clip.
     ``noise_order`` is the order in which noise is drawn from the seed, ``mask_convention`` how a
     partly kept latent enters the model: each as in ComfyUI or as in the official pipelines.
+
+    ``images`` are shown at their frames, ``audio_in`` is a sound file that drives the picture and
+    is the sound of the clip, ``video`` is what the clip starts from.
     """
 
     prompt: Prompt
@@ -207,6 +194,9 @@ class Request(Table):
     stages: tuple[Stage, ...]
     decode: Decode = Field(default_factory=Decode)
     output: Output = Field(default_factory=Output)
+    images: tuple[Image, ...] = ()
+    audio_in: FileName | None = None
+    video: Video | None = None
     duration_s: Annotated[Real, Field(gt=0, le=MAX_DURATION_S)] | None = None
     frames: FrameCount = Field(default=None, validate_default=True)
 
@@ -222,10 +212,21 @@ class Request(Table):
             names = stage_names(stage_kinds(stages))
             problems += value_problems(error, cls, STAGE_TABLES, names)
         else:
-            problems += request._schedule_problems() if not problems else []
+            problems += request._problems_together() if not problems else []
         if problems:
             raise report(problems)
         return request
+
+    def _problems_together(self) -> list[Found]:
+        """What shows only when all values are known."""
+        upscale = self.upscale
+        size = (self.width, self.height)
+        problems = self._schedule_problems() + (upscale.problems(size) if upscale else [])
+        problems += inputs_problems(self.images, self.video, self.frames, self.fps)
+        if self.audio_in is not None and self.audio == "none":
+            hint = "leave --audio out, or the sound file"
+            problems.append(("audio_in is given, and audio=none asks for a silent clip", hint))
+        return problems
 
     def _schedule_problems(self) -> list[Found]:
         """Schedules that depend on the tokens of a stage may be impossible at its size."""
@@ -317,6 +318,18 @@ class Request(Table):
         return shapes.centre_crop((last.width, last.height), (self.width, self.height))
 
     @property
+    def upscale(self) -> UpscaleStage | None:
+        """The stage that enlarges decoded frames, if there is one."""
+        last = self.stages[-1]
+        return last if isinstance(last, UpscaleStage) else None
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """(width, height) of the file."""
+        size = (self.width, self.height)
+        return size if self.upscale is None else self.upscale.target(size)
+
+    @property
     def stage_names(self) -> tuple[str, ...]:
         """The stages as a user writes them: ``base``, ``refine`` or ``refine[1]`` ..."""
         return tuple(stage_names(stage_kinds(self.stages)))
@@ -332,7 +345,29 @@ class Request(Table):
         stage = self.stages[index]
         if not isinstance(stage, SamplingStage):
             return ()
-        return stage.walk(self.rungs[index].video_tokens)
+        walk = stage.walk(self.rungs[index].video_tokens)
+        return self._from_video(walk) if index == 0 else walk
+
+    def _from_video(self, walk: tuple[float, ...]) -> tuple[float, ...]:
+        """The base stage's sigmas from the level on at which a video enters; none at level 0."""
+        if self.video is None or self.video.denoise is None or self.video.mode != "v2v":
+            return walk
+        start = self.video.denoise
+        below = tuple(sigma for sigma in walk if sigma < start)
+        if start == 0:
+            return ()
+        return walk if start >= walk[0] else (start, *below)
+
+    def tile_plan(self, index: int) -> TilePlan | None:
+        """The tiles in which stage ``index`` is denoised; ``None``: whole."""
+        stage, rung = self.stages[index], self.rungs[index]
+        tiles = stage.tiles_for(rung) if isinstance(stage, RefineStage) else None
+        return None if tiles is None else tiles.plan(rung)
+
+    @property
+    def held_images(self) -> tuple[Image, ...]:
+        """The images that have any effect."""
+        return tuple(image for image in self.images if image.strength > 0)
 
     @property
     def needs_negative(self) -> bool:
@@ -368,8 +403,11 @@ class Request(Table):
         fields |= {"width": rung.width, "height": rung.height, "frames": rung.frames}
         if not isinstance(stage, SamplingStage):
             return fields
-        for name in ("batch_passes", "schedule", "denoise"):  # the last two: see sigmas
+        for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
             fields.pop(name, None)
+        tiles = stage.tiles_for(rung) if isinstance(stage, RefineStage) else None
+        if tiles is not None:
+            fields["tiles"] = tiles.model_dump()
         fields |= {
             # nine digits: the last bits of exp differ between machines
             "sigmas": [float(f"{sigma:.9g}") for sigma in self.sigmas(index)],
@@ -380,6 +418,14 @@ class Request(Table):
             "noise_order": self.noise_order,
             "mask_convention": self.mask_convention,
         }
+        if self.video is not None and self.video.keeps:
+            fields["anew"] = list(self.video.made_anew(float(self.frames / self.fps)))
+        if self.video is not None and self.video.mode == "reference" and index == 0:
+            fields["reference_strength"] = self.video.strength
+        if self.held_images:
+            at = [shapes.duration(i.index(self.frames), self.fps) for i in self.held_images]
+            strengths = [i.strength for i in self.held_images]
+            fields["images"] = [[str(t), s] for t, s in zip(at, strengths, strict=True)]
         if self.models.precision != "stored":
             fields["precision"] = self.models.precision
         return fields
@@ -391,14 +437,17 @@ class Request(Table):
 
     def clip_fields(self) -> dict[str, Any]:
         """The plain values that decide how the last latents become a file."""
-        return {
+        fields = {
             "decode": self.decode.model_dump(mode="json"),
-            "output": self.output.model_dump(mode="json"),
+            "output": self.output.fields(),
             "crop": list(self.crop),
             "frames": self.frames,
             "fps": shapes.format_fps(self.fps),
             "sound": self.audio != "none",
         }
+        if self.upscale is not None:
+            fields["upscale"] = self.upscale.model_dump(mode="json", exclude_none=True)
+        return fields
 
 
 def canonical_json(table: Any) -> str:

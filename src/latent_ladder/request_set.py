@@ -27,7 +27,9 @@ from latent_ladder.request_report import field_hint
 from latent_ladder.request_stages import STAGE_TABLES, stage_kinds, stage_names
 from latent_ladder.sampling.schedules import SCHEDULES, manual_sigmas
 
-TEXT_FIELDS = frozenset({"prompt", "negative_prompt", "preset", "name", "file", "method"})
+TEXT_FIELDS = frozenset(
+    {"prompt", "negative_prompt", "preset", "name", "file", "method", "audio_in"}
+)
 DEFAULT_SCHEDULE = {"base": "ltx", "refine": "simple"}
 """The schedule that replaces a fixed list of sigmas when its steps or start are changed."""
 _STEP = re.compile(r"([A-Za-z_]\w*)(?:\[(\d+)\])?")

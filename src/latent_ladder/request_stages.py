@@ -12,13 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictStr, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+)
 
 from latent_ladder.errors import RequestError
 from latent_ladder.problems import Found, Problem, did_you_mean
-from latent_ladder.request_fields import FileName, Int, Real, StageSeed, Table, Tokens
+from latent_ladder.request_fields import FileName, Int, Real, StageSeed, Table, Tokens, is_int
+from latent_ladder.request_report import value_problems
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES, manual_sigmas, sigmas_for
+from latent_ladder.shapes import MAX_PX_OF_ROPE, PIXELS_PER_LATENT, Rung
+from latent_ladder.tiling import Span, TilePlan, even_spans
 
 MAX_STEPS = 10_000
 
@@ -48,6 +58,38 @@ def _sigmas(value: Any) -> tuple[float, ...]:
         return tuple(s + 0.0 for s in manual_sigmas(value))
     except RequestError as error:
         raise Problem(error.message, error.hint, whole=True) from error
+
+
+def _refine_tile(value: Any) -> int:
+    low, high = 2 * PIXELS_PER_LATENT, MAX_PX_OF_ROPE
+    if not is_int(value) or not low <= value <= high or value % PIXELS_PER_LATENT:
+        raise Problem(f"is not a multiple of 32 from {low} to {high}", "use 1536")
+    return int(value)
+
+
+def _refine_overlap(value: Any, info: ValidationInfo) -> int:
+    if value is None:  # 256 of 1536
+        sixth: int = info.data.get("px", MAX_PX_OF_ROPE) // 6
+        return max(sixth // PIXELS_PER_LATENT, 1) * PIXELS_PER_LATENT
+    if not is_int(value) or value < 0 or value % PIXELS_PER_LATENT:
+        raise Problem("is not a multiple of 32 from 0 up", "use 256")
+    most = info.data.get("px", MAX_PX_OF_ROPE) // 2 // PIXELS_PER_LATENT * PIXELS_PER_LATENT
+    if value > most:
+        raise Problem("is more than half of a tile", f"use {most}, or larger tiles")
+    return int(value)
+
+
+def _tiles(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        try:
+            return Tiles.model_validate(dict(value))
+        except ValidationError as error:
+            (text, hint), *_ = value_problems(error, Tiles, {}, ())
+            raise Problem(f"tiles.{text}", hint, whole=True) from error
+    if not isinstance(value, Tiles) and value not in ("auto", "off"):
+        hint = 'use "auto", "off" or {px = 1536, overlap_px = 256}'
+        raise Problem('is neither "auto", "off" nor a table of tiles', hint)
+    return value
 
 
 SamplerName = Annotated[StrictStr, BeforeValidator(_sampler)]
@@ -135,6 +177,26 @@ class Schedule(Table):
         return sigmas_for(self.name, self.steps, denoise, parameters)
 
 
+class Tiles(Table):
+    """Tiles of a refine stage: their longest side and how much neighbours share, in pixels.
+
+    What is shared is a sixth of the side where nobody says otherwise.
+    """
+
+    px: Annotated[int, BeforeValidator(_refine_tile)] = 1536
+    overlap_px: Annotated[int, BeforeValidator(_refine_overlap)] = Field(
+        default=None, validate_default=True
+    )
+
+    def plan(self, rung: Rung) -> TilePlan | None:
+        """Equal tiles over a canvas, whole in time; ``None`` where one tile covers it."""
+        size, overlap = self.px // PIXELS_PER_LATENT, self.overlap_px // PIXELS_PER_LATENT
+        rows = even_spans(rung.latent_height, size, overlap)
+        cols = even_spans(rung.latent_width, size, overlap)
+        plan = TilePlan((Span(0, rung.latent_frames),), rows, cols)
+        return plan if plan.count > 1 else None
+
+
 class SamplingStage(Table):
     """What base and refine share: sampler, sigmas or a schedule, noise, guidance, LoRAs.
 
@@ -175,6 +237,9 @@ class SamplingStage(Table):
         return guided or SAMPLER_FACTS[self.sampler].needs_uncond
 
 
+StageTiles = Annotated[Literal["auto", "off"] | Tiles, BeforeValidator(_tiles)]
+
+
 # ---------------------------------------------------------------------------------------------
 # stages
 
@@ -189,16 +254,26 @@ class RefineStage(SamplingStage):
     """Another sampling run, from a re-noised latent.
 
     It starts at the first of ``sigmas``, or ``denoise`` (ComfyUI's sense: the last ``steps`` of a
-    schedule of ``steps / denoise`` steps) says where on the ``schedule`` it starts.
+    schedule of ``steps / denoise`` steps) says where on the ``schedule`` it starts. ``tiles``
+    "auto" denoises in overlapping tiles where a side is beyond what the model's positions cover.
     """
 
     kind: Literal["refine"] = "refine"
     denoise: Real | None = Field(default=None, gt=0, le=1)
+    tiles: StageTiles = "auto"
 
     @property
     def share(self) -> float:
         """The share of its schedule that the stage walks."""
         return 1.0 if self.denoise is None else self.denoise
+
+    def tiles_for(self, rung: Rung) -> Tiles | None:
+        """The tiles that this stage uses on a canvas; ``None``: it is denoised whole."""
+        if self.tiles == "off":
+            return None
+        if self.tiles == "auto":
+            return Tiles() if max(rung.width, rung.height) > MAX_PX_OF_ROPE else None
+        return self.tiles if self.tiles.plan(rung) is not None else None
 
 
 class UpsampleStage(Table):
@@ -220,12 +295,47 @@ class UpsampleStage(Table):
         return Fraction(self.factor)
 
 
+MAX_UPSCALED = 16_384
+MAX_CROPPED = 0.05
+"""Share of a side that may be cut off to reach another aspect ratio."""
+
+Target = Annotated[Int, Field(ge=32, le=MAX_UPSCALED, multiple_of=2)]
+
+
 class UpscaleStage(Table):
-    """Upscaling decoded frames: ``method`` names a model file or a built-in method."""
+    """Upscaling decoded frames, after everything else, on the way into the file.
+
+    ``name`` is ``lanczos``, ``rtx`` or a model file of ``upscale_models/``. The file's size is
+    ``factor`` times the clip's (2 where nothing is given), or ``width`` x ``height``; whatever a
+    model's own factor is, the result is brought to that size.
+    """
 
     kind: Literal["upscale"] = "upscale"
-    method: FileName
-    factor: Real = Field(default=2.0, gt=1, le=8)
+    name: FileName
+    factor: Real | None = Field(default=None, gt=1, le=8)
+    width: Target | None = None
+    height: Target | None = None
+
+    def target(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the file, both even, for a clip of ``size``."""
+        if self.width is not None and self.height is not None:
+            return self.width, self.height
+        width, height = (2 * round(n * (self.factor or 2.0) / 2) for n in size)
+        return width, height
+
+    def problems(self, size: tuple[int, int]) -> list[Found]:
+        """Why a clip of ``size`` cannot be brought to the target."""
+        (w, h), (width, height) = size, self.target(size)
+        said = f"upscale to {width}x{height} from {w}x{h}"
+        if max(width, height) > MAX_UPSCALED:
+            most = MAX_UPSCALED / max(size)
+            return [(f"{said}: a side is above {MAX_UPSCALED}", f"use a factor up to {most:.2f}")]
+        if width < w or height < h:
+            return [(f"{said} would shrink it", "leave the upscale stage out, or ask for more")]
+        if abs(width * h / (height * w) - 1) > MAX_CROPPED:
+            fits = f"{width}x{2 * round(width * h / w / 2)}"
+            return [(f"{said} would distort or crop the picture", f"use {fits}, or another --size")]
+        return []
 
 
 UPSAMPLERS: Mapping[str, tuple[float, ...]] = {"spatial": (1.5, 2.0), "temporal": (2.0,)}
@@ -279,15 +389,17 @@ def _order_problems(kinds: Sequence[Any]) -> list[Found]:
         ladder = " -> ".join(str(kind) for kind in kinds) or "none"
         text = f"the stages are {ladder}, expected exactly one base, and first"
         found.append((text, "start with one base; upsample and refine follow"))
-    if "upscale" in kinds:
-        text = "the pixel upscale stage is not available in this version"
-        found.append((text, "leave it out; an upsample stage with factor 2 doubles the latents"))
+    if "upscale" in kinds[:-1]:
+        text = "an upscale stage works on decoded frames, and stages follow it"
+        found.append((text, "put one upscale stage last; an upsample stage doubles latents"))
     return found
 
 
 def _stage_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:
     if stage.get("kind") == "upsample":
         return _factor_problems(name, stage.get("axis", "spatial"), stage.get("factor", 2.0))
+    if stage.get("kind") == "upscale":
+        return _target_problems(name, stage)
     if stage.get("kind") not in ("base", "refine"):
         return []
     found = _sigma_problems(name, stage)
@@ -301,6 +413,14 @@ def _stage_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:
             text = f"{name}.loras[{i}] needs exactly one of name and role"
             found.append((text, 'use {name = "file.safetensors"} or {role = "distilled"}'))
     return found
+
+
+def _target_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:
+    given = {key for key in ("factor", "width", "height") if stage.get(key) is not None}
+    if given in (set(), {"factor"}, {"width", "height"}):
+        return []
+    text = f"{name} has {' and '.join(sorted(given))}, expected a factor, or width and height"
+    return [(text, f"keep {name}.factor, or set {name}.width and {name}.height")]
 
 
 def _sigma_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:

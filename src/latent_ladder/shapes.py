@@ -27,6 +27,8 @@ AUDIO_LATENTS_PER_SECOND = 25
 MAX_FPS = 240
 MAX_SECONDS_OF_ROPE = 20
 """The temporal position embedding of the family is normalised to 20 seconds."""
+MAX_PX_OF_ROPE = 2048
+"""The spatial position embeddings of the family are normalised to 2048 pixels per axis."""
 NTSC_TOLERANCE = Fraction(5, 1000)
 
 

@@ -115,6 +115,15 @@ def spatial_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
     )
 
 
+def even_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
+    """As few spans of at most ``size`` as :func:`spatial_spans` has, but of about equal length."""
+    if length <= size:
+        return (Span(0, length),)
+    overlap = min(overlap, size - 1)
+    count = math.ceil((length - overlap) / (size - overlap))
+    return spatial_spans(length, math.ceil((length + (count - 1) * overlap) / count), overlap)
+
+
 def temporal_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
     """As :func:`spatial_spans`, each span after the first starting one latent earlier."""
     first, *later = spatial_spans(length, size, max(overlap, 1))

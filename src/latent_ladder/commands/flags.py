@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -30,11 +31,20 @@ Folders = Annotated[
     list[Path] | None, typer.Option("--models", help="A ComfyUI models/ folder (repeatable).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Keep the clip's metrics in the run's record.")
+]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="The clip, .mp4, .mov or .mkv.")
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="The clip: .mp4 .mov .mkv .webm .gif .webp .wav, dir/%05d.png ..."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.")]
+Watch = Annotated[
+    bool, typer.Option("--preview", help="Keep a strip of the picture while it is made.")
+]
 StoreFolder = Annotated[Path | None, typer.Option("--store", help="Where artefacts are kept.")]
 
 
@@ -63,6 +73,23 @@ class RequestFlags:
     audio: Annotated[
         str | None, typer.Option("--audio", help="refine, keep (stage 1's) or none.")
     ] = None
+    upscale: Annotated[
+        str | None,
+        typer.Option("--upscale", help="lanczos, rtx, or a model of upscale_models/: stage 3."),
+    ] = None
+    to: Annotated[str | None, typer.Option("--to", help="Size to upscale to: 3840x2160.")] = None
+    by: Annotated[str | None, typer.Option("--by", help="Factor to upscale by (else 2).")] = None
+    codec: Annotated[
+        str | None, typer.Option("--codec", help="h264, h265, av1 or prores (else by the name).")
+    ] = None
+    crf: Annotated[str | None, typer.Option("--crf", help="Quality: 0 best, 51 worst.")] = None
+    poster: Annotated[
+        bool, typer.Option("--poster", help="Also write a picture of the middle frame.")
+    ] = False
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Also write a contact sheet of the clip.")
+    ] = False
+    no_audio: Annotated[bool, typer.Option("--no-audio", help="Short for --audio none.")] = False
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any field: --set refine.denoise=0.4 (repeatable)."),
@@ -75,16 +102,24 @@ class RequestFlags:
         str | None, typer.Option("--precision", help="stored, or fp8 for a 16-bit transformer.")
     ] = None
 
-    def request(self, library: Library) -> Request:
+    def request(self, library: Library, inputs: InputFlags | None = None) -> Request:
         """The request these flags describe, its seed drawn. Raises :class:`RequestError`."""
         from latent_ladder.request import Request, override
         from latent_ladder.request_set import apply_sets
 
         fields = override(self._start(library), self._given())
+        if inputs is not None:
+            fields = override(fields, inputs.given())
+            if not self._has_length():
+                fields = override(fields, inputs.length(fields))
         if self.checkpoint is not None or self.precision is not None:
             named = {"checkpoint": self.checkpoint, "precision": self.precision}
             chosen = {name: value for name, value in named.items() if value is not None}
             fields = override(fields, {"models": {**fields.get("models", {}), **chosen}})
+        output = self._output()
+        if output:
+            fields = override(fields, {"output": {**fields.get("output", {}), **output}})
+        fields = self._with_upscale(fields)
         if "prompt" not in fields:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
@@ -103,6 +138,42 @@ class RequestFlags:
         name = self.preset or default_preset(library, self.checkpoint)
         return read_preset(name).fields
 
+    def _output(self) -> dict[str, Any]:
+        """The fields of the output that flags name."""
+        named = {
+            "codec": self.codec,
+            "crf": number(self.crf),
+            "poster": self.poster or None,
+            "sheet": self.sheet or None,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    def _with_upscale(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The request with its upscale stage replaced or added."""
+        from latent_ladder.request import override
+
+        if self.upscale is None:
+            if self.to is not None or self.by is not None:
+                raise RequestError("--to and --by say how far to upscale", "add --upscale lanczos")
+            return fields
+        stage: dict[str, Any] = {"kind": "upscale", "name": self.upscale}
+        stage |= _size(self.to, "to", "3840x2160") if self.to is not None else {}
+        factor = number(self.by)
+        stage |= {"factor": factor} if factor is not None else {}
+        kept = [s for s in fields.get("stages", ()) if s.get("kind") != "upscale"]
+        return override(fields, {"stages": [*kept, stage]})
+
+    def _audio(self) -> str | None:
+        if self.no_audio and self.audio not in (None, "none"):
+            raise RequestError(f"--audio {self.audio} and --no-audio exclude each other", "use one")
+        return "none" if self.no_audio else self.audio
+
+    def _has_length(self) -> bool:
+        """Whether the length of the clip was asked for."""
+        named = (text.partition("=")[0].strip() for text in self.sets or ())
+        asked = self.frames is not None or self.duration is not None
+        return asked or not {"frames", "duration_s"}.isdisjoint(named)
+
     def _given(self) -> dict[str, Any]:
         """The fields that flags name."""
         named = {
@@ -111,11 +182,91 @@ class RequestFlags:
             "frames": number(self.frames),
             "duration_s": number(self.duration),
             "fps": self.fps,
-            "audio": self.audio,
+            "audio": self._audio(),
             "negative_prompt": self.negative,
         }
         given = {name: value for name, value in named.items() if value is not None}
         return given | (_size(self.size) if self.size is not None else {})
+
+
+@dataclass(frozen=True)
+class InputFlags:
+    """Files to start from."""
+
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image",
+            help="Picture to show, FILE, FILE:FRAME or FILE:FRAME:STRENGTH; frame 0 is the first, "
+            "last the last (repeatable).",
+        ),
+    ] = None
+    fit: Annotated[
+        str | None, typer.Option("--fit", help="Pictures of another shape: cover or letterbox.")
+    ] = None
+
+    audio_in: Annotated[
+        Path | None,
+        typer.Option("--audio-in", help="Sound that drives the picture and is the clip's own."),
+    ] = None
+
+    video: Annotated[
+        Path | None, typer.Option("--video", help="Video to start from; see --mode.")
+    ] = None
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="What for: v2v, retake, extend or reference (IC-LoRA)."),
+    ] = None
+    denoise: Annotated[
+        float | None,
+        typer.Option("--denoise", help="v2v: noise level it starts from, 0 to 1 (0.6)."),
+    ] = None
+    region: Annotated[
+        str | None, typer.Option("--region", help="retake: seconds to make anew, such as 1.5-3.0.")
+    ] = None
+    extend: Annotated[
+        str | None, typer.Option("--extend", help="extend: by 2s, or before the start by -2s.")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that these flags name. Raises :class:`RequestError`."""
+        fields: dict[str, Any] = {}
+        if self.images is not None:
+            fit = {} if self.fit is None else {"fit": self.fit}
+            fields["images"] = [{**_image(text), **fit} for text in self.images]
+        if self.audio_in is not None:
+            fields["audio_in"] = str(self.audio_in)
+        if self.video is not None:
+            fields["video"] = self._video(str(self.video))
+        return fields
+
+    def _video(self, file: str) -> dict[str, Any]:
+        modes = {"retake": self.region, "extend": self.extend}
+        mode = self.mode or next((m for m, given in modes.items() if given is not None), "v2v")
+        values = {
+            "fit": self.fit,
+            "denoise": DENOISE if self.denoise is None and mode == "v2v" else self.denoise,
+            "region": None if self.region is None else _region(self.region),
+            "extend": None if self.extend is None else _seconds(self.extend),
+        }
+        return {"file": file, "mode": mode} | {k: v for k, v in values.items() if v is not None}
+
+    def length(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The frames of a clip as long as its inputs, where nobody asked for a length.
+
+        The longest 8k+1 that is not longer than the sound. Raises :class:`RequestError`.
+        """
+        from latent_ladder.media.footage import check_video
+        from latent_ladder.media.sound import check_sound
+
+        if self.video is not None:
+            found = check_video(self.video)
+            extra = 0.0 if self.extend is None else abs(_seconds(self.extend))
+            return _frames_of(found.duration_s + extra + ROUNDING_S, self.video, fields)
+        if self.audio_in is None:
+            return {}
+
+        return _frames_of(check_sound(self.audio_in).duration_s, self.audio_in, fields)
 
 
 @dataclass(frozen=True)
@@ -156,14 +307,19 @@ class MemoryFlags:
         )
 
 
-def prepare(asked: RequestFlags, memory: MemoryFlags, store: Path | None) -> Prepared:
+def prepare(
+    asked: RequestFlags,
+    memory: MemoryFlags,
+    store: Path | None,
+    inputs: InputFlags | None = None,
+) -> Prepared:
     """Request, models and plan; refuses before anything heavy loads."""
     from latent_ladder import pipeline
     from latent_ladder.checkpoints.library import model_folders, scan
 
     options = memory.options()
     library = scan(model_folders(asked.folders or ()))
-    request = asked.request(library)
+    request = asked.request(library, inputs)
     return pipeline.prepare(request, library, open_store(store), options, memory.device)
 
 
@@ -181,7 +337,7 @@ def flags(command: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, type] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         kind = hints[name]
-        if kind in (RequestFlags, MemoryFlags):
+        if kind in (RequestFlags, InputFlags, MemoryFlags):
             groups[name] = kind
             parameters += _fields_of(kind)
         else:
@@ -228,8 +384,57 @@ def number(text: str | None) -> int | float | str | None:
     return text
 
 
-def _size(text: str) -> dict[str, Any]:
+def _size(text: str, flag: str = "size", example: str = "1280x720") -> dict[str, Any]:
     width, cross, height = text.lower().partition("x")
     if not cross:
-        raise RequestError(f"size={text} is not WIDTHxHEIGHT", "use --size 1280x720")
+        raise RequestError(f"{flag}={text} is not WIDTHxHEIGHT", f"use --{flag} {example}")
     return {"width": number(width), "height": number(height)}
+
+
+_PLACED = re.compile(r"(?P<file>.+?):(?P<frame>-?\d+|first|last)(?::(?P<strength>\d*\.?\d+))?")
+_FRAMES = {"first": 0, "last": -1}
+
+
+def _image(text: str) -> dict[str, Any]:
+    """``FILE``, ``FILE:FRAME`` or ``FILE:FRAME:STRENGTH``; a file of that whole name wins."""
+    found = None if Path(text).exists() else _PLACED.fullmatch(text)
+    if found is None:
+        return {"file": text}
+    frame = found["frame"]
+    image = {"file": found["file"], "frame": _FRAMES[frame] if frame in _FRAMES else int(frame)}
+    return image if found["strength"] is None else {**image, "strength": float(found["strength"])}
+
+
+def _frames_of(seconds: float, path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The frames that fit into the ``seconds`` of an input file."""
+    from latent_ladder import shapes
+
+    most = shapes.MAX_SECONDS_OF_ROPE
+    if seconds > most + 1:
+        raise RequestError(
+            f"{path.name} lasts {seconds:.1f} s, and the models hold together for {most} s",
+            f"use --duration {most} for its beginning, or a shorter file",
+        )
+    stages = fields.get("stages", ())
+    doubled = sum(s.get("axis") == "temporal" for s in stages if isinstance(s, dict))
+    fps = shapes.parse_fps(fields.get("fps", 24))
+    return {"frames": shapes.nearest_frames(seconds * fps, 2**doubled)[0]}
+
+
+DENOISE = 0.6
+"""Where v2v starts if nobody says: layout and motion stay, surfaces are made anew."""
+ROUNDING_S = 1e-3
+
+
+def _region(text: str) -> list[float]:
+    start, dash, end = text.strip().removesuffix("s").partition("-")
+    if not dash:
+        raise RequestError(f"region={text} is not START-END", "use --region 1.5-3.0")
+    return [_seconds(start), _seconds(end)]
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text.strip().removesuffix("s"))
+    except ValueError:
+        raise RequestError(f"{text!r} is not a number of seconds", "use 2s or 2.5") from None

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from latent_ladder.commands.flags import (
+    InputFlags,
     Json,
+    Measure,
     MemoryFlags,
     Output,
     Overwrite,
     Quiet,
     RequestFlags,
     StoreFolder,
+    Watch,
     flags,
     prepare,
 )
@@ -42,28 +45,35 @@ def register(app: typer.Typer) -> None:
 
 def make(
     asked: RequestFlags,
+    inputs: InputFlags,
     memory: MemoryFlags,
     output: Output = None,
     store: StoreFolder = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    measure: Measure = False,
     as_json: Json = False,
+    preview: Watch = False,
 ) -> None:
     """Make a clip with sound from a prompt, through every stage."""
-    prepared = prepare(asked, memory, store)
-    path = output or _free_name(prepared.request.prompt)
-    command = _resume_command(prepared.request.seed)
+    prepared = prepare(asked, memory, store, inputs)
+    path = output or free_name(
+        prepared.request.prompt, ".mov" if prepared.request.output.codec == "prores" else ".mp4"
+    )
+    command = resume_command(prepared.request.seed)
     from latent_ladder.pipeline import Cancel, RunOptions, execute
 
     cancel = Cancel()
-    with RunProgress(quiet or as_json) as progress, _interrupts(cancel):
+    with RunProgress(quiet or as_json) as progress, interrupts(cancel):
         options = RunOptions(
             device=memory.device,
             memory=prepared.options,
             overwrite=overwrite,
             command=command,
+            measure=measure,
             on_event=progress.on_event,
             cancel=cancel,
+            preview=path.with_suffix(".preview.png") if preview else None,
         )
         try:
             result = execute(prepared, path, options)
@@ -74,10 +84,14 @@ def make(
 
 
 def plan(
-    asked: RequestFlags, memory: MemoryFlags, store: StoreFolder = None, as_json: Json = False
+    asked: RequestFlags,
+    inputs: InputFlags,
+    memory: MemoryFlags,
+    store: StoreFolder = None,
+    as_json: Json = False,
 ) -> None:
     """Say what `make` would do, from which files, at which sizes; run nothing."""
-    prepared = prepare(asked, memory, store)
+    prepared = prepare(asked, memory, store, inputs)
     report = prepared.report()
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -94,6 +108,10 @@ def show(clip: Path, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(request.to_dict(), indent=2, ensure_ascii=False))
         return
+    if is_silent_about_itself(clip):
+        print(f"# {clip.name}")
+        print(request.to_toml().rstrip())
+        return
     info = probe(clip)
     sound = f", sound {info.audio_duration_s:.3f} s" if info.audio_duration_s else ", no sound"
     print(
@@ -103,15 +121,20 @@ def show(clip: Path, as_json: Json = False) -> None:
     print(request.to_toml().rstrip())
 
 
-def _free_name(prompt: str) -> Path:
+def is_silent_about_itself(clip: Path) -> bool:
+    """Whether a clip is no video file that tells its size and length: frames, sound, WebP."""
+    return clip.is_dir() or "%" in clip.name or clip.suffix.lower() in (".wav", ".webp", ".png")
+
+
+def free_name(prompt: str, suffix: str = ".mp4") -> Path:
     """A file name from the prompt that does not exist yet."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split()
     stem = "-".join(words[:6]) or "clip"
-    names = (Path(f"{stem}{'' if n == 1 else f'-{n}'}.mp4") for n in range(1, 10_000))
+    names = (Path(f"{stem}{'' if n == 1 else f'-{n}'}{suffix}") for n in range(1, 10_000))
     return next(name for name in names if not name.exists())
 
 
-def _resume_command(seed: int) -> str:
+def resume_command(seed: int) -> str:
     """This command line with the seed it drew, so that it names the same clip again."""
     words, skip = ["ladder"], False
     for word in sys.argv[1:]:
@@ -125,7 +148,7 @@ def _resume_command(seed: int) -> str:
 
 
 @contextmanager
-def _interrupts(cancel: Cancel) -> Iterator[None]:
+def interrupts(cancel: Cancel) -> Iterator[None]:
     """The first Ctrl-C lets the step finish, the second stops at once."""
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -167,5 +190,6 @@ def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
     table("", columns, rows)
     files = [(m["role"], m["precision"], m["file"]) for m in report["models"]]
     table("", ("role", "precision", "file"), files)
+    print(f"advice: {report['advice']['sentence']}")
     for warning in report["warnings"]:
         show_warning(warning["message"])

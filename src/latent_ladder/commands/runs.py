@@ -59,6 +59,12 @@ def runs_show(run: str, store: StoreFolder = None, as_json: Json = False) -> Non
         for stage in record.stages
     ]
     table("", ("stage", "time", "peak memory", "held", "artefact"), rows)
+    if record.drafts:
+        drafts = [
+            (str(d.number), str(d.seed), d.status, f"{d.seconds:.1f} s", d.prompt)
+            for d in record.drafts
+        ]
+        table("", ("draft", "seed", "status", "time", "prompt"), drafts)
     for warning in record.warnings:
         show_warning(warning)
 
@@ -94,6 +100,11 @@ def runs_prune(
     print(f"{verb} {len(done.runs)} runs, {len(done.artefacts)} artefacts, {gib(done.freed_bytes)}")
 
 
+def _drafts(record: RunRecord) -> str:
+    """How many drafts a session has."""
+    return f", {len(record.drafts)} drafts" if record.kind == "draft" else ""
+
+
 def _run_row(record: RunRecord) -> tuple[str, ...]:
     prompt = str(record.request.get("prompt", ""))
     made = sum(not stage.reused for stage in record.stages)
@@ -101,7 +112,7 @@ def _run_row(record: RunRecord) -> tuple[str, ...]:
         record.id,
         record.created[:19].replace("T", " "),
         record.status,
-        f"{made} made, {len(record.stages) - made} reused",
+        f"{made} made, {len(record.stages) - made} reused" + _drafts(record),
         record.output or "-",
         prompt if len(prompt) <= 48 else prompt[:47] + "…",
     )

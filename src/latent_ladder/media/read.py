@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
+from latent_ladder.media.tags import from_comment, picture_tags
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 # FFmpeg's AVColorSpace numbers.
 _BT709, _UNSPECIFIED = 1, 2
+_PICTURES = (".png", ".gif", ".webp")
 _HD_WIDTH, _HD_HEIGHT = 1280, 576
 """Untagged video of at least this width, or above this height, is taken for BT.709."""
 
@@ -45,7 +48,7 @@ def probe(path: Path) -> VideoInfo:
 
     Raises :class:`MediaError` if it is missing, no video, or its first frame is damaged.
     """
-    with _opened(path) as container:
+    with opened(path) as container:
         stream = _video_stream(container, path)
         frames, duration, audio_end = _measure(container, stream)
         audio = container.streams.audio[0] if container.streams.audio else None
@@ -65,9 +68,35 @@ def probe(path: Path) -> VideoInfo:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The container's tags; MKV's upper-case names are lowered."""
-    with _opened(path) as container:
+    """The tags of a video, a picture or a sound; MKV's upper-case names are lowered.
+
+    A folder of frames, or the pattern of their names, gives those of the ``request.json`` in it.
+    """
+    if path.is_dir() or "%" in path.name:
+        return _sidecar(path if path.is_dir() else path.parent)
+    if path.suffix.lower() in _PICTURES and path.is_file():
+        return _picture_tags(path)
+    with opened(path) as container:
         return _metadata(container)
+
+
+def _sidecar(folder: Path) -> dict[str, str]:
+    try:
+        found = json.loads((folder / "request.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MediaError(
+            f"folder {folder} has no request.json that can be read: {error}", "name a clip"
+        ) from error
+    return {k: v for k, v in found.items() if isinstance(v, str)}
+
+
+def _picture_tags(path: Path) -> dict[str, str]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return picture_tags(path)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path.name} cannot be read as a picture: {error}") from error
 
 
 def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
@@ -76,14 +105,23 @@ def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
     The colour matrix and range are those the file declares. Raises :class:`MediaError` when the
     file ends before the number of frames that it announces.
     """
-    count = 0
-    with _opened(path) as container:
+    return (frame for _, frame in timed_frames(path))
+
+
+def timed_frames(path: Path) -> Iterator[tuple[Fraction, NDArray[np.uint8]]]:
+    """As :func:`read_frames`, each with the second at which it is shown; the first is at 0."""
+    count, first = 0, None
+    with opened(path) as container:
         stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
-        announced = stream.frames
+        announced, rate = stream.frames, stream.average_rate or stream.guessed_rate or 24
         for frame in container.decode(stream):
+            time, pts, base = Fraction(count) / Fraction(rate), frame.pts, frame.time_base
+            if pts is not None and base is not None:
+                time = Fraction(pts * base)
+            first = time if first is None else first
             count += 1
-            yield _to_rgb(frame)
+            yield time - first, _to_rgb(frame)
     if count == 0 or count < announced:
         raise MediaError(
             f"{path.name} is truncated: {count} of {announced or 'its'} frames can be read",
@@ -99,7 +137,7 @@ def read_audio(path: Path, rate: int) -> NDArray[np.float32]:
     """
     import av
 
-    with _opened(path) as container:
+    with opened(path) as container:
         if not container.streams.audio:
             return np.zeros((2, 0), np.float32)
         stream = container.streams.audio[0]
@@ -154,8 +192,11 @@ def extract_frames(path: Path, folder: Path, pattern: str = "{:05d}.png") -> lis
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
-    """An open container; whatever FFmpeg dislikes inside the block becomes a MediaError."""
+def opened(path: Path, what: str = "a video") -> Iterator[InputContainer]:
+    """An open container; whatever FFmpeg dislikes inside the block becomes a MediaError.
+
+    ``what`` is what the file was expected to be, for the message.
+    """
     import av
 
     try:
@@ -166,7 +207,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(
-            f"{path.name} cannot be read as a video: {reason}",
+            f"{path.name} cannot be read as {what}: {reason}",
             hint="it is no media file, or it is truncated or damaged",
         ) from error
 
@@ -179,7 +220,8 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
 
 def _metadata(container: InputContainer) -> dict[str, str]:
     upper = "matroska" in container.format.name
-    return {k.lower() if upper else k: v for k, v in container.metadata.items()}
+    found = {k.lower() if upper else k: v for k, v in container.metadata.items()}
+    return found | (from_comment(found.get("comment", "")) or {})
 
 
 def _measure(container: InputContainer, video: VideoStream) -> tuple[int, Fraction, Fraction]:

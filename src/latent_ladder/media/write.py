@@ -1,18 +1,19 @@
 """Write a video file from an iterator of frames, in constant memory.
 
-H.264 (yuv420p, BT.709, limited range) and AAC (48 kHz stereo) in MP4, MOV or MKV. The frames are
-encoded in a second thread while the caller's iterator computes the next ones, the sound is
-interleaved as the picture proceeds and always ends with it. The final name appears when the file
-is complete.
+BT.709 in limited range and 48 kHz stereo, in the codecs and containers of
+:mod:`latent_ladder.media.encoders`. The frames are encoded in a second thread while the caller's
+iterator computes the next ones, the sound is interleaved as the picture proceeds and always ends
+with it. The final name appears when the file is complete.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 
 from latent_ladder.disk import PART, commit, is_abandoned, part_path, refusal, writing
 from latent_ladder.errors import LadderError, MediaError
+from latent_ladder.media.encoders import CONTAINERS, EncoderSettings, Encoding, choose_encoding
+from latent_ladder.media.palette import Palette
+from latent_ladder.media.tags import EMBEDDED_TAGS, embed
 
 if TYPE_CHECKING:
-    from av.audio.stream import AudioStream
     from av.container import OutputContainer
-    from av.video.stream import VideoStream
 
 AUDIO_RATE = 48000
 QUEUED_CHUNKS = 2
@@ -34,32 +36,24 @@ QUEUED_CHUNKS = 2
 _LEAST_ROOM = 16384
 """Bytes that must fit before a video is begun."""
 
-# Tags beyond the standard ones survive only with use_metadata_tags. The movie timescale counts
-# edit lists; the default of 1 ms would round the end of the sound, 1/240000 s is exact for 48 kHz
-# and all usual frame rates.
-_MOV_OPTIONS = {"movflags": "use_metadata_tags+faststart", "movie_timescale": "240000"}
-_CONTAINERS: Mapping[str, tuple[str, dict[str, str]]] = {
-    ".mp4": ("mp4", _MOV_OPTIONS),
-    ".mov": ("mov", _MOV_OPTIONS),
-    ".mkv": ("matroska", {}),
-}
-SUFFIXES = tuple(_CONTAINERS)
+SUFFIXES = tuple(CONTAINERS)
 
 _BT709 = 1
 _LIMITED_RANGE = 1
 
-Frames = NDArray[np.uint8]
-"""(n, H, W, 3) or (H, W, 3) uint8 RGB."""
+Frames = NDArray[np.uint8] | NDArray[np.uint16]
+"""(n, H, W, 3) or (H, W, 3) RGB, 0..255 or 0..65535."""
+
+_RGB = {np.dtype(np.uint8): "rgb24", np.dtype(np.uint16): "rgb48le"}
 
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """What to encode: ``size`` is (width, height), both even; ``crf`` and ``preset`` are x264's."""
+    """What to encode: ``size`` is (width, height), both even."""
 
     size: tuple[int, int]
     fps: Fraction
-    crf: int = 19
-    preset: str = "veryfast"
+    settings: EncoderSettings = field(default_factory=EncoderSettings)
 
 
 @dataclass(frozen=True)
@@ -79,12 +73,17 @@ def check_output(path: Path, overwrite: bool = False) -> None:
 
     Call it before a long computation; :func:`write_video` calls it again.
     """
-    if path.suffix.lower() not in _CONTAINERS:
+    if path.suffix.lower() not in CONTAINERS:
         raise MediaError(
             f"output {path.name} ends in {path.suffix or 'nothing'!r}, expected "
             f"{', '.join(SUFFIXES)}",
             hint=f"write to {path.with_suffix('.mp4').name}",
         )
+    check_file(path, overwrite)
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raise :class:`MediaError` if a file could not be written to ``path``; write nothing."""
     if path.is_dir():
         raise MediaError(f"output {path} is a folder", hint=f"write to {path / 'clip.mp4'}")
     if not path.parent.is_dir():
@@ -119,19 +118,24 @@ def write_video(
     """Encode ``frames`` to ``path``; at most ``QUEUED_CHUNKS`` chunks wait for the encoder.
 
     ``audio`` is a (2, S) waveform in -1..1 and its rate; it is resampled to 48 kHz and cut or
-    padded with silence to round(n_frames / fps * 48000) samples. ``metadata`` may use any keys;
-    MKV stores them in upper case (``media.read`` lowers them again).
+    padded with silence to round(n_frames / fps * 48000) samples; GIF and WebP stay silent.
+    ``metadata`` may use any keys; MKV stores them in upper case (``media.read`` lowers them again).
 
     Raises :class:`MediaError` (bad output, size, frames; disk full) and whatever ``frames``
     raises; then nothing is left under ``path`` that was not there before.
     """
     check_output(path, overwrite)
     check_size(spec.size)
-    sound = None if audio is None else _resampled(*audio)
+    encoding = choose_encoding(path, spec.settings)
+    sound = None if audio is None or encoding.sound is None else resampled(*audio)
+    tags = metadata or {}
     try:
-        with _replacing(path) as part:
-            encoder = _encode_all(part, frames, spec, sound, metadata or {})
+        with replacing(path) as part:
+            inside = {} if path.suffix.lower() in EMBEDDED_TAGS else tags
+            encoder = _Encoder(part, spec, encoding, sound)
+            _encode_all(encoder, frames, inside)
             with _encoding():
+                embed(part, tags)
                 commit(part, path)
     except _EncodingFailed as failure:
         raise _explained(failure.cause, path) from failure.cause
@@ -144,17 +148,11 @@ def write_video(
     )
 
 
-def _encode_all(
-    part: Path,
-    frames: Iterable[Frames],
-    spec: VideoSpec,
-    sound: NDArray[np.float32] | None,
-    metadata: Mapping[str, str],
-) -> _Encoder:
-    """Write the whole file to ``part``; the encoder returned is closed and only counts."""
-    encoder = _Encoder(part, spec, sound, metadata)
+def _encode_all(encoder: _Encoder, frames: Iterable[Frames], metadata: Mapping[str, str]) -> None:
+    """Write the whole file; afterwards the encoder is closed and only counts."""
     try:
-        _feed(encoder, frames)
+        encoder.start(metadata)
+        feed(encoder.encode, frames)
         encoder.finish()
     except BaseException:
         # Closing writes a trailer, which cannot succeed if encoding did not.
@@ -162,16 +160,15 @@ def _encode_all(
             encoder.close()
         raise
     encoder.close()
-    return encoder
 
 
-def _feed(encoder: _Encoder, frames: Iterable[Frames]) -> None:
+def feed(encode: Callable[[Frames], None], frames: Iterable[Frames]) -> None:
     """Encode in one worker thread while ``frames`` computes; errors of either side end both."""
     waiting: deque[Future[None]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
     try:
         for chunk in frames:
-            waiting.append(pool.submit(encoder.encode, chunk))
+            waiting.append(pool.submit(encode, chunk))
             # Do not keep the chunk alive while the next one is computed.
             del chunk
             if len(waiting) > QUEUED_CHUNKS:
@@ -215,23 +212,31 @@ class _Encoder:
         self,
         path: Path,
         spec: VideoSpec,
+        encoding: Encoding,
         sound: NDArray[np.float32] | None,
-        metadata: Mapping[str, str],
     ) -> None:
         import av
 
-        file_format, options = _CONTAINERS[path.suffix.lower()]
         self.frames = 0
         self.samples = 0
         self._broken = False  # an error is on its way to the caller; write nothing more
         self._spec = spec
         self._sound = sound
+        self._pix_fmt = encoding.pix_fmt
+        self._palette = Palette(spec.size, spec.fps) if encoding.pix_fmt == "pal8" else None
         with _encoding():
             self._container = av.open(
-                str(path), "w", format=file_format, container_options=dict(options)
+                str(path),
+                "w",
+                format=encoding.container.format,
+                container_options=dict(encoding.container.options),
             )
-            self._video = _video_stream(self._container, spec)
-            self._audio = None if sound is None else _audio_stream(self._container)
+            self._video = _video_stream(self._container, spec, encoding)
+            self._audio = None if sound is None else _audio_stream(self._container, encoding)
+
+    def start(self, metadata: Mapping[str, str]) -> None:
+        """Write the header."""
+        with _encoding():
             self._container.metadata.update(metadata)
             # Now, not with the first packet: PyAV crashes if it has to try a failed header again.
             self._container.start_encoding()
@@ -263,19 +268,27 @@ class _Encoder:
 
     def _checked(self, chunk: Frames) -> Frames:
         width, height = self._spec.size
-        stacked = chunk[None] if chunk.ndim == 3 else chunk
-        if stacked.shape[1:] != (height, width, 3) or stacked.dtype != np.uint8:
+        stacked: Frames = chunk[None] if chunk.ndim == 3 else chunk
+        if stacked.shape[1:] != (height, width, 3) or stacked.dtype not in _RGB:
             raise MediaError(
-                f"frames are {chunk.dtype} {chunk.shape}, expected uint8 (n, {height}, {width}, 3)"
+                f"frames are {chunk.dtype} {chunk.shape}, expected uint8 or uint16 "
+                f"(n, {height}, {width}, 3)"
             )
-        return np.ascontiguousarray(stacked)
+        contiguous: Frames = np.ascontiguousarray(stacked)  # type: ignore[assignment]
+        return contiguous
 
     def _encode_frame(self, pixels: Frames) -> None:
         import av
 
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-        )
+        frame = av.VideoFrame.from_ndarray(pixels, format=_RGB[pixels.dtype])
+        if self._palette is not None:
+            frame = self._palette.applied(frame)
+        else:
+            frame = frame.reformat(
+                format=self._pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            # ProRes takes these from the frame, all others from the encoder.
+            frame.color_primaries = frame.color_trc = _BT709
         frame.pts = self.frames
         frame.time_base = 1 / self._spec.fps
         self._mux(self._video.encode(frame))
@@ -302,26 +315,30 @@ class _Encoder:
         self._container.mux(packets)
 
 
-def _video_stream(container: OutputContainer, spec: VideoSpec) -> VideoStream:
-    stream = container.add_stream("libx264", rate=spec.fps)
+def _video_stream(container: OutputContainer, spec: VideoSpec, encoding: Encoding) -> Any:
+    if encoding.encoder == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # else it writes its settings to stderr
+    stream: Any = container.add_stream(encoding.encoder, rate=spec.fps)
     stream.width, stream.height = spec.size
-    stream.pix_fmt = "yuv420p"
+    stream.pix_fmt = encoding.pix_fmt
     stream.time_base = 1 / spec.fps
-    stream.options = {"crf": str(spec.crf), "preset": spec.preset}
+    stream.options = dict(encoding.options)
     codec = stream.codec_context
+    if encoding.tag is not None:
+        codec.codec_tag = encoding.tag
     codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
     codec.color_range = _LIMITED_RANGE
     return stream
 
 
-def _audio_stream(container: OutputContainer) -> AudioStream:
-    stream = container.add_stream("aac", rate=AUDIO_RATE, layout="stereo")
+def _audio_stream(container: Any, encoding: Encoding) -> Any:
+    stream = container.add_stream(encoding.sound, rate=AUDIO_RATE, layout="stereo")
     stream.bit_rate = 192_000
     stream.time_base = Fraction(1, AUDIO_RATE)
     return stream
 
 
-def _resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """(2, S) at ``rate`` -> (2, S') at 48 kHz, clipped to -1..1."""
     import av
 
@@ -338,7 +355,7 @@ def _resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, gone after the block unless it was renamed."""
     for old in path.parent.glob(f"{PART}{path.stem}-*{path.suffix}"):
         if is_abandoned(old):

@@ -64,8 +64,7 @@ def token_tiles(positions: Tensor, plan: TilePlan) -> list[TokenTile]:
     """
     centres = positions[0].mean(-1)
     rows, cols = (
-        list(_along(centres[axis], spans))
-        for axis, spans in ((ROWS, plan.rows), (COLS, plan.cols))
+        list(_along(centres[axis], spans)) for axis, spans in ((ROWS, plan.rows), (COLS, plan.cols))
     )
     tiles = []
     for row, (in_row, row_weight) in zip(plan.rows, rows, strict=True):

@@ -58,7 +58,8 @@ class _Grow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) -> (n stride, C, H, W)."""
-        return self.conv(x).reshape(-1, *x.shape[1:])
+        out: Tensor = self.conv(x).reshape(-1, *x.shape[1:])
+        return out
 
 
 class TinyDecoder(nn.Sequential):
@@ -85,7 +86,7 @@ class TinyDecoder(nn.Sequential):
         weight = next(self.parameters())
         carry: dict[int, Tensor] = {}
         drop = self.dropped
-        for frame in latents[0].transpose(0, 1).to(weight).split(1):
+        for frame in latents[0].transpose(0, 1).to(weight).chunk(latents.shape[2]):
             pixels = F.pixel_shuffle(self._through(frame, carry), self.patch)[drop:]
             drop = 0
             if len(pixels):

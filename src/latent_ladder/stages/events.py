@@ -55,7 +55,26 @@ class Waiting:
     pid: int
 
 
-Event = StageStarted | StepDone | StageDone | Warned | Waiting
+@dataclass(frozen=True)
+class Preview:
+    """A picture of what a stage estimates after ``step`` has just replaced the file ``path``."""
+
+    stage: str
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class DraftStarted:
+    """Draft ``number`` (from 1) of ``of`` begins."""
+
+    number: int
+    of: int
+    prompt: str
+    seed: int
+
+
+Event = StageStarted | StepDone | StageDone | Warned | Waiting | Preview | DraftStarted
 OnEvent = Callable[[Event], None]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.checkpoints.library import Library, ModelSet, find_named
-from latent_ladder.errors import CheckpointNotFound, RequestError
+from latent_ladder.errors import RequestError
 from latent_ladder.request import Request
 from latent_ladder.request_stages import (
     BaseStage,
@@ -23,11 +23,17 @@ from latent_ladder.request_stages import (
     SamplingStage,
     Stage,
     UpsampleStage,
+    UpscaleStage,
 )
-from latent_ladder.shapes import Rung
+from latent_ladder.shapes import Rung, duration
+from latent_ladder.stages.given import GivenFile, Inputs, all_fields, look_at, window
 from latent_ladder.stages.store import Damage, Store, artefact_key
+from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
 
-VERSIONS: Mapping[str, int] = {"prompt": 1, "base": 1, "upsample": 1, "refine": 1, "sound": 1}
+VERSIONS: Mapping[str, int] = {
+    "prompt": 1, "base": 1, "upsample": 1, "refine": 1, "sound": 1, "images": 1, "audio_in": 1,
+    "video_in": 1, "source": 1,
+}  # fmt: skip
 """Raise a stage's number when the same inputs begin to give another result."""
 
 
@@ -50,6 +56,7 @@ class PlannedStage:
     loras: tuple[tuple[Component, float], ...] = ()
     upsampler: Component | None = None
     text: str = ""
+    files: tuple[GivenFile, ...] = ()
     stored: bool = False
 
 
@@ -60,13 +67,16 @@ class RunPlan:
     request: Request
     models: ModelSet
     stages: tuple[PlannedStage, ...]
+    notes: tuple[str, ...] = ()
+    upscale: UpscalePlan | None = None
 
     @property
     def run_key(self) -> str:
         """Names the run: equal requests on equal models share it (and wait for each other)."""
         fields = self.request.clip_fields()
         inputs = [self.stages[-1].key, self.latents.key]
-        return artefact_key("clip", 1, fields, inputs, [self.models.video_vae.id])
+        ids = [self.models.video_vae.id, *([self.upscale.id] if self.upscale else [])]
+        return artefact_key("clip", 1, fields, inputs, ids)
 
     @property
     def latents(self) -> PlannedStage:
@@ -98,10 +108,15 @@ def make_plan(request: Request, models: ModelSet, library: Library) -> RunPlan:
 
     Raises before anything heavy loads:
     :class:`RequestError` for what the request asks and this version cannot do,
-    :class:`CheckpointNotFound` for an upsampler or LoRA that is not there.
+    :class:`CheckpointNotFound` for an upsampler, upscaler or LoRA that is not there.
     """
     _check(request, models)
-    return RunPlan(request, models, tuple(_Builder(request, models, library).stages()))
+    inputs = look_at(request, models.family)
+    stages = _Builder(request, models, library, inputs).stages()
+    upscale = None
+    if request.upscale is not None:
+        upscale = plan_upscale(request.upscale, (request.width, request.height), library)
+    return RunPlan(request, models, tuple(stages), inputs.notes, upscale)
 
 
 def look_up(plan: RunPlan, store: Store, on_damage: Callable[[str, Damage], None]) -> RunPlan:
@@ -119,9 +134,20 @@ def has_sound(request: Request) -> bool:
 
 
 def _check(request: Request, models: ModelSet) -> None:
-    if has_sound(request) and not models.has_audio:
+    encodes = request.video is not None and request.video.mode != "reference"
+    if has_sound(request) and encodes and not _encodes_sound(models):
+        raise models.missing("audio_vae", "the sound of a video needs one that holds an encoder")
+    if has_sound(request) and request.audio_in is not None:
+        if not _encodes_sound(models):
+            raise models.missing("audio_vae", "audio_in needs one that holds an encoder")
+    elif has_sound(request) and not models.has_audio:
         role = "vocoder" if models.vocoder is None else "audio_vae"
         raise models.missing(role, "the request wants sound; without it, use --audio none")
+
+
+def _encodes_sound(models: ModelSet) -> bool:
+    vae = models.audio_vae
+    return vae is not None and any(name.startswith("encoder.") for name in vae.names)
 
 
 @dataclass(frozen=True)
@@ -131,18 +157,100 @@ class _Builder:
     request: Request
     models: ModelSet
     library: Library
+    given: Inputs
 
     def stages(self) -> list[PlannedStage]:
         prompts = self._prompts()
         planned: list[PlannedStage] = []
+        encoded: dict[str, PlannedStage] = {}
         for position, stage in enumerate(self.request.stages):
+            if isinstance(stage, UpscaleStage):
+                continue  # on the way into the file: nothing is kept of it
             before = planned[-1:]
             inputs = tuple(s.key for s in before)
             if isinstance(stage, SamplingStage):
                 inputs += tuple(p.key for p in prompts[: 1 + stage.needs_negative])
+                for made in [] if position == 0 and self._is_source else self._inputs(position):
+                    encoded.setdefault(made.key, made)
+                    inputs += (made.key,)
             planned.append(self._stage(position, stage, inputs))
         sound = [self._sound(planned)] if has_sound(self.request) else []
-        return [*prompts, *planned, *sound]
+        return [*prompts, *encoded.values(), *planned, *sound]
+
+    def _inputs(self, position: int) -> list[PlannedStage]:
+        """The input files that a sampling stage holds, encoded at its size."""
+        rung = self.request.rungs[position]
+        made = [self._images(rung)] if self.given.images else []
+        if self.given.sound is not None and has_sound(self.request):
+            made.append(self._audio_in(self.given.sound, rung))
+        if self.given.video is not None and (position == 0 or self._keeps):
+            made.append(self._video_in("video_in", self.given.video, position))
+        return made
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether every stage holds a part of the video."""
+        return self.request.video is not None and self.request.video.keeps
+
+    def _video_in(self, kind: str, file: GivenFile, position: int) -> PlannedStage:
+        """A video as latents: to start from, to keep a part of, or, as it is scaled, a guide."""
+        request, rung = self.request, self.request.rungs[position]
+        options = dict(file.options)
+        if file.role == "reference":
+            options |= self._reference_factors()
+        fields = {
+            "file": {**file.fields(), **options},
+            "canvas": [rung.width, rung.height, rung.frames],
+            "window": list(window(request, rung)),
+            "fps": str(rung.fps),
+            "audio_latents": rung.audio_latents if has_sound(request) else 0,
+            "sound": None if self.given.sound is None else self.given.sound.fields(),
+        }
+        models = self.models
+        ids = [c.id for c in (models.video_vae, models.audio_vae) if c is not None]
+        files: tuple[GivenFile, ...] = (replace(file, options=options),)
+        if kind == "source" and self.given.sound is not None:
+            files += (self.given.sound,)
+        name = f"video {rung.width}x{rung.height}"
+        return PlannedStage(name, kind, _key(kind, fields, (), ids), rung=rung, files=files)
+
+    @property
+    def _is_source(self) -> bool:
+        """Whether the base stage is the video itself."""
+        video = self.request.video
+        return video is not None and video.mode == "v2v" and video.denoise == 0
+
+    def _reference_factors(self) -> dict[str, int]:
+        """By how much the first LoRA that says so wants its reference smaller and slower."""
+        base = self.request.stages[0]
+        loras = base.loras if isinstance(base, BaseStage) else ()
+        for lora in loras:
+            facts = self._lora(lora).config
+            if lora.strength != 0 and "reference_downscale_factor" in facts:
+                slower = facts.get("reference_temporal_scale_factor", 1)
+                return {"smaller": int(facts["reference_downscale_factor"]), "slower": int(slower)}
+        if not any(lora.strength for lora in loras if lora.name is not None):
+            raise RequestError(
+                "a reference video needs an IC-LoRA in the base stage, which has none",
+                'set base.loras=[{name="an-ic-lora.safetensors"}]',
+            )
+        return {"smaller": 1, "slower": 1}
+
+    def _audio_in(self, file: GivenFile, rung: Rung) -> PlannedStage:
+        fields = {"file": file.fields(), "latents": rung.audio_latents}
+        ids = [c.id for c in (self.models.audio_vae,) if c is not None]
+        key = _key("audio_in", fields, (), ids)
+        return PlannedStage("audio_in", "audio_in", key, rung=None, files=(file,))
+
+    def _images(self, rung: Rung) -> PlannedStage:
+        files = self.given.images
+        fields = {"files": all_fields(files), "canvas": [rung.width, rung.height]}
+        if any(file.options["fit"] == "letterbox" for file in files):
+            fields["window"] = list(window(self.request, rung))
+        one = replace(rung, frames=1, audio_latents=0)
+        name = f"images {rung.width}x{rung.height}"
+        key = _key("images", fields, (), [self.models.video_vae.id])
+        return PlannedStage(name, "images", key, rung=one, files=files)
 
     def _prompts(self) -> list[PlannedStage]:
         models = self.models
@@ -159,6 +267,9 @@ class _Builder:
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:
         name, rung = self.request.stage_names[position], self.request.rungs[position]
+        if isinstance(stage, BaseStage) and self._is_source and self.given.video is not None:
+            made = self._video_in("source", self.given.video, position)
+            return replace(made, name=name, position=position)
         planned = PlannedStage(name, stage.kind, "", inputs, position, rung)
         if isinstance(stage, UpsampleStage):
             upsampler = self._upsampler(stage)
@@ -174,8 +285,12 @@ class _Builder:
         return replace(planned, key=_key(stage.kind, fields, inputs, ids))
 
     def _sound(self, planned: Sequence[PlannedStage]) -> PlannedStage:
-        """Sound of the base stage where it is kept, else of the last sampling stage."""
-        sampled = [s for s in planned if s.kind in ("base", "refine")]
+        """Sound of the base stage where it is kept, else of the last sampling stage; or given."""
+        if self.given.sound is not None:
+            file, length = self.given.sound, duration(self.request.frames, self.request.fps)
+            fields = {"file": file.fields(), "duration": str(length)}
+            return PlannedStage("sound", "sound", _key("sound", fields, (), ()), files=(file,))
+        sampled = [s for s in planned if s.kind in ("base", "refine", "source")]
         source = sampled[0] if self.request.audio == "keep" else sampled[-1]
         audio_vae, vocoder = self.models.audio_vae, self.models.vocoder
         ids = [c.id for c in (audio_vae, vocoder) if c is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from latent_ladder.advice import refine_start
@@ -11,9 +12,10 @@ from latent_ladder.disk import readable_size
 from latent_ladder.memory import ModelSizes, sizes_of
 from latent_ladder.planner import Machine, MemoryPlan, StageMemory
 from latent_ladder.request_stages import SamplingStage
-from latent_ladder.shapes import duration
+from latent_ladder.shapes import PIXELS_PER_LATENT, duration
 from latent_ladder.stages.plan import PlannedStage, RunPlan
 from latent_ladder.text.tokenizer import text_length
+from latent_ladder.upscale.plan import UpscalePlan
 
 
 def headline(plan: RunPlan) -> str:
@@ -21,8 +23,9 @@ def headline(plan: RunPlan) -> str:
     request = plan.request
     seconds = float(duration(request.frames, request.fps))
     sound = "no sound" if plan.sound is None else "sound"
+    width, height = request.final_size
     return (
-        f"{request.width}x{request.height}, {request.frames} frames at {float(request.fps):g} fps "
+        f"{width}x{height}, {request.frames} frames at {float(request.fps):g} fps "
         f"({seconds:.2f} s), {sound}, seed {request.seed}, preset {request.preset or '-'}, "
         f"LTX-{plan.models.family}"
     )
@@ -35,7 +38,9 @@ def plan_report(plan: RunPlan, memory: MemoryPlan, machine: Machine | None) -> d
     """
     needs = {stage.cost.name: stage for stage in memory.stages}
     stages = [_stage(plan, stage, needs.get(stage.name), machine) for stage in plan.stages]
-    stages.append(_decode(memory.of("decode")))
+    stages.append(_decode(plan, memory.of("decode")))
+    if plan.upscale is not None:
+        stages.append(_upscale(plan.upscale))
     return {
         "headline": headline(plan),
         "request": plan.request.to_dict(),
@@ -47,10 +52,10 @@ def plan_report(plan: RunPlan, memory: MemoryPlan, machine: Machine | None) -> d
             "peak_bytes": memory.peak_bytes,
         },
         "stages": stages,
-        "rows": [_row(stage) for stage in stages],
+        "rows": [_row(stage, plan.request.fps) for stage in stages],
         "models": [
             {"role": role, "file": str(c.file.path), "precision": c.precision, "bytes": c.nbytes}
-            for role, c in _files(plan).items()
+            for role, c in (*_files(plan).items(), *_upscaler_file(plan))
         ],
     }
 
@@ -92,8 +97,21 @@ def _files(plan: RunPlan) -> Mapping[str, Component]:
     return {role: part for role, part in parts.items() if part is not None}
 
 
-def _decode(need: StageMemory) -> dict[str, Any]:
-    body = {"stage": "decode", "kind": "decode", "stored": False, "sigmas": [], "loras": []}
+def _upscaler_file(plan: RunPlan) -> list[tuple[str, Component]]:
+    model = None if plan.upscale is None else plan.upscale.model
+    return [] if model is None else [(model.role, model)]
+
+
+def _upscale(upscale: UpscalePlan) -> dict[str, Any]:
+    width, height = upscale.target
+    body: dict[str, Any] = {"stage": "upscale", "kind": "upscale", "key": "", "stored": False}
+    body |= {"sigmas": [], "loras": []}
+    return body | {"method": upscale.name, "width": width, "height": height}
+
+
+def _decode(plan: RunPlan, need: StageMemory) -> dict[str, Any]:
+    body: dict[str, Any] = {"stage": "decode", "kind": "decode", "key": plan.run_key}
+    body |= {"stored": False, "sigmas": [], "loras": []}
     return body | {"peak_bytes": need.peak_bytes, "memory": str(need.holding)}
 
 
@@ -130,23 +148,34 @@ def _stage(
         }
         if machine is not None and need.cost.flops:
             body["seconds"] = machine.seconds(need)
+    tiles = None if stage.position is None else plan.request.tile_plan(stage.position)
+    if tiles is not None:
+        rows, cols = tiles.largest[1:]
+        body["tiles"] = {
+            "count": tiles.count,
+            "width": PIXELS_PER_LATENT * cols,
+            "height": PIXELS_PER_LATENT * rows,
+        }
     if stage.kind == "refine" and stage.position is not None:
         start = refine_start(plan.request, stage.position)
         body |= {"denoise": start.denoise, "start_sigma": start.sigma}
     return body
 
 
-def _row(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the table."""
+def _row(stage: Mapping[str, Any], fps: Fraction) -> dict[str, Any]:
+    """One line of the table; ``fps`` is the clip's."""
     latents = stage.get("video_latents")
-    tokens = stage.get("video_tokens")
+    tokens, tiles = stage.get("video_tokens"), stage.get("tiles")
+    in_tiles = f" in {tiles['count']} tiles of {tiles['width']}x{tiles['height']}" if tiles else ""
+    slower = latents and Fraction(stage["fps"]) != fps
+    rate = f" at {float(Fraction(stage['fps'])):g} fps" if slower else ""
     return {
         "stage": stage["stage"],
-        "canvas": f"{stage['width']}x{stage['height']}" if latents else "",
+        "canvas": f"{stage['width']}x{stage['height']}{rate}{in_tiles}" if "width" in stage else "",
         "latents": "x".join(map(str, latents[1:])) if latents else "",
         "tokens": f"{tokens} + {stage['audio_tokens']}" if tokens else "",
         "sigmas": _sigmas(stage),
-        "work": _work(stage),
+        "work": stage.get("method") or _work(stage),
         "memory": _memory(stage),
         "stored": stage["stored"],
     }

@@ -45,9 +45,34 @@ class StageRecord:
     memory: str = ""
 
 
+DRAFT_STATUSES = ("planned", "done", "failed")
+
+
+@dataclass(frozen=True)
+class DraftRecord:
+    """One draft of a run: what tells it from the others, the artefact of its base stage, numbers.
+
+    ``keys`` are all artefacts it needs, the base stage's last; ``metrics`` plain JSON data.
+    """
+
+    number: int
+    prompt: str
+    seed: int
+    keys: tuple[str, ...] = ()
+    status: str = "planned"
+    reused: bool = False
+    seconds: float = 0.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run. ``created`` is ISO 8601 UTC; ``request`` plain JSON data.
+
+    ``kind`` is "clip", or "draft" for a session of ``drafts``: each has the run's request with a
+    prompt and seed of its own. ``folders`` are the model folders that were searched. ``metrics``:
+    what ``ladder measure`` says of the clip, where the run measured it.
 
     ``planned`` are the artefact keys the run will need, known before it starts: naming them keeps
     a concurrent prune away from artefacts that the run is about to reuse.
@@ -65,16 +90,26 @@ class RunRecord:
     error: str | None = None
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=platform.node)
+    kind: str = "clip"
+    drafts: tuple[DraftRecord, ...] = ()
+    folders: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] | None = None
 
     @property
     def keys(self) -> frozenset[str]:
         """The artefact keys that this run refers to."""
-        return frozenset(self.planned) | {stage.key for stage in self.stages}
+        drafted = {key for draft in self.drafts for key in draft.keys}
+        return frozenset(self.planned) | {stage.key for stage in self.stages} | drafted
 
     @property
     def created_at(self) -> datetime:
         """``created`` as a time."""
         return datetime.fromisoformat(self.created)
+
+    def with_draft(self, draft: DraftRecord) -> RunRecord:
+        """This record with the draft of that number replaced."""
+        drafts = (draft if d.number == draft.number else d for d in self.drafts)
+        return replace(self, drafts=tuple(drafts))
 
     def with_stage(self, stage: StageRecord) -> RunRecord:
         """This record after one more stage."""
@@ -186,12 +221,23 @@ def _parse(data: dict[str, Any]) -> RunRecord:
     stages = [{n: v for n, v in stage.items() if n in stage_fields} for stage in data["stages"]]
     values["stages"] = tuple(StageRecord(**stage) for stage in stages)
     values["planned"] = tuple(values["planned"])
+    values["folders"] = tuple(values.get("folders", ()))
+    values["drafts"] = tuple(_draft(draft) for draft in values.get("drafts", ()))
     values["warnings"] = tuple(values["warnings"])
     record = RunRecord(**values)
     record.created_at  # noqa: B018  raises on a broken time
     if record.status not in STATUSES or not isinstance(record.pid, int):
         raise ValueError(f"status {record.status!r}, pid {record.pid!r}")
     return record
+
+
+def _draft(data: Mapping[str, Any]) -> DraftRecord:
+    known = {f.name for f in fields(DraftRecord)}
+    values = {name: value for name, value in data.items() if name in known}
+    draft = DraftRecord(**{**values, "keys": tuple(values["keys"])})
+    if draft.status not in DRAFT_STATUSES or not isinstance(draft.number, int):
+        raise ValueError(f"draft {draft.number!r}, status {draft.status!r}")
+    return draft
 
 
 def _process_lives(record: RunRecord) -> bool:

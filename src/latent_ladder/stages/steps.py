@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from latent_ladder.latents import (
     video_to_tokens,
 )
 from latent_ladder.media.write import WrittenVideo
+from latent_ladder.metrics import RunMeter
 from latent_ladder.models.audio_vae import load_audio
 from latent_ladder.models.denoiser import Denoiser, StreamRun
 from latent_ladder.models.latent_upsampler import load_upsampler, upsample
@@ -32,9 +34,10 @@ from latent_ladder.models.loading import Place
 from latent_ladder.models.lora import attached
 from latent_ladder.models.parts import statistics
 from latent_ladder.models.residency import Residency
-from latent_ladder.models.rope import audio_positions, video_positions
+from latent_ladder.models.rope import audio_positions
 from latent_ladder.models.runtime import Runtime
 from latent_ladder.models.text_encoder import Conditioning, encode_prompts
+from latent_ladder.models.tiled_denoiser import TiledDenoiser
 from latent_ladder.models.transformer import Load, Transformer, load_transformer
 from latent_ladder.planner import Holding, MemoryPlan, Policy, give_way
 from latent_ladder.request import Request
@@ -45,20 +48,30 @@ from latent_ladder.request_stages import (
     StreamGuidance,
     UpsampleStage,
 )
-from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
+from latent_ladder.sampling.denoise import LatentState, Noises, Packing, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.samplers import SamplerOptions
 from latent_ladder.shapes import Rung
 from latent_ladder.stages import peak
+from latent_ladder.stages.inputs import (
+    INPUT_KINDS,
+    Start,
+    conditioned,
+    make_input,
+    plain_start,
+)
 from latent_ladder.stages.plan import PlannedStage, RunPlan, has_sound
 from latent_ladder.stages.report import model_sizes
-from latent_ladder.stages.writing import SAMPLE_RATE_KEY, Clip, write_clip
+from latent_ladder.stages.writing import SAMPLE_RATE_KEY, Clip, check_upscaler, write_clip
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
 OnStep = Callable[[int, int, float], None]
 """(steps done, of how many, sigma reached); may raise to stop after the step."""
+
+OnEstimate = Callable[[int, Callable[[], Tensor]], None]
+"""(steps done, a function that gives the video latents (1, C, F, H, W) estimated there)."""
 
 LATENT_DIMS = 5
 """Video latents are (B, C, F, H, W), text contexts (1, L, D)."""
@@ -84,6 +97,7 @@ class Workshop:
         self._contexts: dict[str, Conditioning] = {}
         self._transformer: Transformer | None = None
         self._loaded: Load | None = None
+        check_upscaler(plan.upscale, runtime)
 
     # -- memory -------------------------------------------------------------------------------
 
@@ -118,17 +132,36 @@ class Workshop:
 
     # -- stages -------------------------------------------------------------------------------
 
+    def turn_to(self, plan: RunPlan) -> None:
+        """Go on with another request for the same models; what is loaded stays."""
+        self._plan, self._request = plan, plan.request
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return self._runtime.device
+
+    def release(self) -> None:
+        """Let go of the transformer."""
+        self._transformer = self._loaded = None
+
     def make(
-        self, stage: PlannedStage, inputs: Sequence[Tensors], on_step: OnStep
+        self,
+        stage: PlannedStage,
+        inputs: Sequence[Tensors],
+        on_step: OnStep,
+        on_estimate: OnEstimate | None = None,
     ) -> tuple[Tensors, Facts]:
         """The tensors of a stage's artefact, and facts worth keeping beside them."""
         if stage.kind == "prompt":
             return self._prompt(stage)
+        if stage.files:
+            return make_input(stage, self._plan, self._runtime), {"files": _names(stage)}
         if stage.kind == "upsample":
             return self._upsample(stage, inputs[0])
         if stage.kind == "sound":
             return self._sound(inputs[0])
-        return self._sampled(stage, inputs, on_step)
+        return self._sampled(stage, inputs, on_step, on_estimate)
 
     def _prompt(self, stage: PlannedStage) -> tuple[Tensors, Facts]:
         """All prompts that are missing are encoded at once: the text encoder loads once."""
@@ -169,35 +202,46 @@ class Workshop:
         return {"waveform": waveform, SAMPLE_RATE_KEY: rate}, {}
 
     def _sampled(
-        self, stage: PlannedStage, inputs: Sequence[Tensors], on_step: OnStep
+        self,
+        stage: PlannedStage,
+        inputs: Sequence[Tensors],
+        on_step: OnStep,
+        on_estimate: OnEstimate | None,
     ) -> tuple[Tensors, Facts]:
         asked = self._request.stages[_position(stage)]
         if stage.rung is None or not isinstance(asked, BaseStage | RefineStage):
             raise TypeError(f"{stage.name} is not a planned sampling stage")
-        latents, contexts = self._split(inputs)
+        latents, contexts, held = self._split(stage, inputs)
         holding = self._memory.of(stage.name).holding
         transformer = self._loaded_transformer(holding)
         shapes = self._latent_shapes(transformer, stage.rung)
-        video, audio = self._states(shapes, latents)
+        start = plain_start(*self._states(shapes, latents), stage.rung)
+        start = conditioned(start, held, self._request, stage.rung)
+        packing = Packing.of(start.video, start.audio)
+
+        def after(step: int, _: Tensor, denoised: Tensor) -> None:
+            if on_estimate is not None:
+                estimate = packing.unpack(denoised)
+                on_estimate(step + 1, lambda: self._latents(estimate, shapes)["video"])
+            on_step(step + 1, len(stage.sigmas) - 1, stage.sigmas[step + 1])
+
         with (
             attached(transformer, list(stage.loras)) as report,
             transformer.held(self._runtime.device, _residency(holding)),
         ):
-            denoiser = self._denoiser(transformer, asked, stage, contexts)
+            denoiser = self._denoiser(transformer, asked, stage, contexts, start)
             tokens = sample(
                 denoiser,
-                video,
-                audio,
-                self._noises(asked, _position(stage), shapes),
+                start.video,
+                start.audio,
+                self._noises(asked, _position(stage), shapes, start.extra),
                 SamplingPlan(
                     stage.sigmas,
                     asked.sampler,
                     _options(asked),
                     self._request.mask_convention,
                 ),
-                lambda step, _x, _d: on_step(
-                    step + 1, len(stage.sigmas) - 1, stage.sigmas[step + 1]
-                ),
+                after,
             )
         for match in report.matches:
             if match.misses:
@@ -216,12 +260,20 @@ class Workshop:
         metadata: Mapping[str, str],
         overwrite: bool,
         on_frames: Callable[[int], None],
+        meter: RunMeter | None = None,
     ) -> WrittenVideo:
-        """Decode into the encoder. The transformer is released first."""
-        self._transformer = self._loaded = None
-        clip = Clip(self._request, self._models, self._runtime, self._memory.of("decode").holding)
+        """Decode into the encoder, ``meter`` looking on. The transformer is released first."""
+        self.release()
+        holding = self._memory.of("decode").holding
+        clip = Clip(self._request, self._models, self._runtime, holding, self._plan.upscale, meter)
         return write_clip(
-            clip, path, latents, sound, metadata=metadata, overwrite=overwrite, on_frames=on_frames
+            clip,
+            path,
+            latents,
+            sound,
+            metadata=metadata,
+            overwrite=overwrite,
+            on_frames=on_frames,
         )
 
     # -- parts of a sampling run --------------------------------------------------------------
@@ -241,12 +293,22 @@ class Workshop:
         self._transformer.set_chunk_tokens(holding.chunk_tokens)
         return self._transformer
 
-    def _split(self, inputs: Sequence[Tensors]) -> tuple[Tensors | None, list[Conditioning]]:
-        """Latents of the stage before, if there is one, and the text contexts."""
-        before = inputs[0] if inputs[0]["video"].ndim == LATENT_DIMS else None
-        contexts = inputs if before is None else inputs[1:]
+    def _split(
+        self, stage: PlannedStage, inputs: Sequence[Tensors]
+    ) -> tuple[Tensors | None, list[Conditioning], Tensors]:
+        """Latents of the stage before, if there is one, the text contexts, what is to be held."""
+        held: Tensors = {}
+        others: list[Tensors] = []
+        for key, tensors in zip(stage.inputs, inputs, strict=True):
+            if self._plan.stage(key).kind in INPUT_KINDS:
+                held |= tensors
+            else:
+                others.append(tensors)
+        before = others[0] if others[0]["video"].ndim == LATENT_DIMS else None
+        contexts = others if before is None else others[1:]
         device, dtype = self._runtime.device, self._runtime.dtype
-        return before, [Conditioning(c["video"], c["audio"]).to(device, dtype) for c in contexts]
+        texts = [Conditioning(c["video"], c["audio"]).to(device, dtype) for c in contexts]
+        return before, texts, held
 
     def _latent_shapes(
         self, transformer: Transformer, rung: Rung
@@ -283,9 +345,15 @@ class Workshop:
         stage: SamplingStage,
         position: int,
         shapes: tuple[Sequence[int], Sequence[int] | None],
+        extra_tokens: int,
     ) -> Noises:
-        seed = self._request.stage_seed(position)
-        return Noises.seeded(seed, *shapes, stage.sampler, order=self._request.noise_order)
+        return Noises.seeded(
+            self._request.stage_seed(position),
+            *shapes,
+            stage.sampler,
+            order=self._request.noise_order,
+            extra_video_tokens=extra_tokens,
+        )
 
     def _denoiser(
         self,
@@ -293,27 +361,31 @@ class Workshop:
         asked: SamplingStage,
         stage: PlannedStage,
         contexts: Sequence[Conditioning],
-    ) -> Denoiser:
+        start: Start,
+    ) -> Denoiser | TiledDenoiser:
         rung, rows = stage.rung, self._memory.of(stage.name).holding.rows
         if rung is None:
             raise TypeError(f"{stage.name} is not a planned sampling stage")
         positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
         device = self._runtime.device
         video = StreamRun(
-            positions=video_positions(
-                rung.latent_frames, rung.latent_height, rung.latent_width, rung.fps
-            ).to(device),
+            positions=start.positions.to(device),
             positive=positive.video,
             negative=None if negative is None else negative.video,
+            mask=start.video_mask,
             guidance=_guidance(asked.guidance.video),
         )
         audio = StreamRun(
             positions=audio_positions(rung.audio_latents).to(device),
             positive=positive.audio,
             negative=None if negative is None else negative.audio,
+            mask=start.audio_mask,
             guidance=_guidance(asked.guidance.audio),
+            frozen=start.frozen_audio,
         )
-        return Denoiser(
+        tiles = self._request.tile_plan(_position(stage))
+        kind = Denoiser if tiles is None else partial(TiledDenoiser, plan=tiles)
+        return kind(
             transformer,
             video,
             audio if has_sound(self._request) else None,
@@ -338,7 +410,15 @@ class Workshop:
 
 def _memory_name(name: str) -> str:
     """The name under which the memory plan knows a stage: prompts share one."""
+    if name.partition(" ")[0] in ("images", "video", "audio_in"):
+        # the VAE's encoder takes what its decoder takes
+        return "decode"
     return {"negative prompt": "prompt", "sound": "decode"}.get(name, name)
+
+
+def _names(stage: PlannedStage) -> list[str]:
+    """The input files of a stage, without their folders."""
+    return [file.path.name for file in stage.files]
 
 
 def _load_of(holding: Holding) -> Load:

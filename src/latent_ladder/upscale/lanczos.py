@@ -3,7 +3,7 @@
 The kernel is sinc(x) sinc(x / 3) over three input pixels to each side; when shrinking it is widened
 by the factor, so that nothing aliases (Duchon 1979; the same as Pillow's LANCZOS). Values are taken
 as they are stored, gamma encoded: that is what video players, FFmpeg and ComfyUI do, and what the
-networks were trained on. In linear light, dark outlines would thin and halos grow on the bright side.
+networks were trained on. In linear light, dark outlines would thin and bright halos would grow.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def _blocks(length: int, wanted: int) -> tuple[Block, ...]:
     widened = max(step, 1.0)
     blocks = []
     for start in range(0, wanted, BLOCK):
-        centres = (torch.arange(start, min(start + BLOCK, wanted), dtype=torch.float64) + 0.5) * step
+        centres = (
+            torch.arange(start, min(start + BLOCK, wanted), dtype=torch.float64) + 0.5
+        ) * step
         first = max(int(centres[0] - LOBES * widened), 0)
         last = min(int(centres[-1] + LOBES * widened) + 1, length)
         distance = torch.arange(first, last)[:, None] + 0.5 - centres

@@ -1,0 +1,84 @@
+"""Which drafts to make: seeds as a count, a list or ranges; prompts from a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from latent_ladder.errors import RequestError
+
+MANY = 64
+"""More drafts than this are only made when the user says yes."""
+MOST = 10_000
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+class Asked(NamedTuple):
+    """One draft."""
+
+    prompt: str
+    seed: int
+
+
+def parse_seeds(text: str, first: int) -> tuple[int, ...]:
+    """The seeds of ``"8"`` (a count: ``first``, ``first`` + 1 ...), ``"3,17,99"`` or ``"10-17"``.
+
+    Lists and ranges mix: ``"3,10-17"``; a seed that is named twice counts once. Raises
+    :class:`RequestError`.
+    """
+    text = text.strip()
+    if text.isdecimal():
+        return tuple(_checked(range(first, first + int(text)), text))
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        seeds |= dict.fromkeys(_checked(_part(part.strip(), text), text))
+    return tuple(seeds)
+
+
+def _part(part: str, text: str) -> range:
+    match = _RANGE.fullmatch(part)
+    if match is None:
+        raise RequestError(
+            f"seeds={text} holds {part!r}, expected a count, a list or a range",
+            "use --seeds 8, --seeds 3,17,99 or --seeds 10-17",
+        )
+    start, stop = int(match[1]), int(match[2] or match[1])
+    if stop < start:
+        raise RequestError(f"seeds={text}: {part} runs backwards", f"use --seeds {stop}-{start}")
+    return range(start, stop + 1)
+
+
+def _checked(seeds: range, text: str) -> range:
+    # not len(): it overflows for a range of this kind of length
+    count = seeds.stop - seeds.start
+    if not 0 < count <= MOST:
+        raise RequestError(f"seeds={text} are {count} drafts, expected 1 to {MOST}", "use fewer")
+    return seeds
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """One prompt a line; blank lines and lines that start with # are skipped.
+
+    Raises :class:`RequestError` for a file that cannot be read or holds none.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"prompts {path} cannot be read: {error}", "check the path") from error
+    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not found:
+        raise RequestError(f"prompts {path} holds no prompt", "write one prompt a line")
+    return tuple(dict.fromkeys(found))
+
+
+def all_drafts(prompts: Sequence[str], seeds: Sequence[int], agreed: bool) -> tuple[Asked, ...]:
+    """Every prompt with every seed, prompt by prompt. Raises :class:`RequestError` for too many."""
+    count = len(prompts) * len(seeds)
+    if count > MANY and not agreed:
+        raise RequestError(
+            f"this makes {count} drafts, more than {MANY}", "add --yes if you mean it"
+        )
+    return tuple(Asked(prompt, seed) for prompt, seed in product(prompts, seeds))

@@ -1,0 +1,99 @@
+"""Which upscaler a request means and what it does to sizes: decided before anything loads.
+
+``lanczos`` and ``rtx`` are built in, everything else is a file. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from latent_ladder.checkpoints.layout import Component
+from latent_ladder.checkpoints.library import Library
+from latent_ladder.checkpoints.upscalers import ROLE, pixel_upscaler
+from latent_ladder.errors import CheckpointError, CheckpointNotFound
+from latent_ladder.request_stages import UpscaleStage
+from latent_ladder.shapes import Crop
+
+BUILT_IN = ("lanczos", "rtx")
+
+
+@dataclass(frozen=True)
+class UpscalePlan:
+    """``crop`` is the part of a ``source``-sized frame that has the shape of ``target``; sizes are
+    (width, height). ``model`` is the file, ``None`` for what is built in."""
+
+    name: str
+    source: tuple[int, int]
+    crop: Crop
+    target: tuple[int, int]
+    model: Component | None = None
+
+    @property
+    def id(self) -> str:
+        """Names what upscales, for keys."""
+        return self.name if self.model is None else self.model.id
+
+
+def plan_upscale(stage: UpscaleStage, size: tuple[int, int], library: Library) -> UpscalePlan:
+    """The upscaling of a clip of ``size``.
+
+    Raises :class:`CheckpointNotFound` for a file that is not there, or a built-in method whose
+    package is not installed.
+    """
+    model = None
+    if stage.name not in BUILT_IN:
+        model = find_upscaler(stage.name, library)
+    elif stage.name == "rtx":
+        require_rtx()
+    target = stage.target(size)
+    return UpscalePlan(stage.name, size, covered(size, target), target, model)
+
+
+def covered(size: tuple[int, int], target: tuple[int, int]) -> Crop:
+    """The largest centred part of ``size`` with the aspect ratio of ``target``."""
+    (w, h), (width, height) = size, target
+    wide, high = min(w, round(h * width / height)), min(h, round(w * height / width))
+    return Crop(left=(w - wide) // 2, top=(h - high) // 2, width=wide, height=high)
+
+
+def find_upscaler(name: str, library: Library) -> Component:
+    """The upscaler in a file: a path, or a name in ``upscale_models/``, ending optional.
+
+    Raises :class:`CheckpointNotFound`.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        try:
+            return pixel_upscaler(path)
+        except (CheckpointError, OSError) as error:
+            raise CheckpointNotFound(
+                f"{path.name} is not an upscaler: {error}", "name a model of upscale_models/"
+            ) from error
+    wanted = name.replace("\\", "/")
+    for found in library.of(ROLE):
+        spoken = (found.name, found.path.name, found.path.stem)
+        if wanted in spoken or f"/{found.name}".endswith(f"/{wanted}"):
+            return found.component
+    for file, roles in library.files.items():
+        if wanted in (file.name, file.stem):
+            held = " and ".join(role.replace("_", " ") for role in roles)
+            raise CheckpointNotFound(
+                f"{file.name} is not an upscaler of pixels, it holds a {held}",
+                "use lanczos, or a model of upscale_models/",
+            )
+    known = ", ".join([*BUILT_IN, *sorted({f.path.name for f in library.of(ROLE)})])
+    raise CheckpointNotFound(
+        f"no upscaler called {name} found; known: {known}",
+        "put its file into models/upscale_models/, or give a path",
+    )
+
+
+def require_rtx() -> None:
+    """Raise :class:`CheckpointNotFound` where NVIDIA's package is not installed."""
+    if importlib.util.find_spec("nvvfx") is None:
+        raise CheckpointNotFound(
+            "rtx needs NVIDIA's package nvidia-vfx, which is not installed",
+            "pip install nvidia-vfx (proprietary licence, RTX card), or use lanczos",
+        )

@@ -145,7 +145,7 @@ def test_presets_and_models(ladder):
         (["make", "", "--preset", "pocket"], 2, "is empty"),
         (["make", "--preset", "pocket"], 2, "no prompt"),
         (["make", "x", "--preset", "pocket", "-o", "none/a.mp4"], 5, "does not exist"),
-        (["make", "x", "--preset", "pocket", "-o", "a.gif"], 5, "a.mp4"),
+        (["make", "x", "--preset", "pocket", "-o", "a.avi"], 5, "a.mp4"),
         (["make", "x", "--models", "/nowhere"], 3, "does not exist"),
         (["make", "x", "--checkpoint", "nope.safetensors"], 3, "known:"),
         (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "use one of auto"),

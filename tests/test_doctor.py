@@ -47,7 +47,8 @@ def test_a_whole_folder_runs_every_preset_it_has_upsamplers_for(tmp_path):
     body, code = as_json("--models", model_folders.single(tmp_path))
     assert (code, body["runnable"], body["only_pocket"], body["error"]) == (0, True, False, None)
     assert set(presets(body)) == set(preset_names())
-    assert all(row["ready"] for row in body["presets"])
+    waiting = {row["name"] for row in body["presets"] if not row["ready"]}
+    assert waiting == {"distilled-x1.5", "temporal"}
     assert body["misplaced"] == body["damaged"] == []
 
 

@@ -47,10 +47,13 @@ def library():
     return scan([EMBEDDED])
 
 
-def make(library, folder: Path, name: str, store: Store | None = None, **memory) -> Result:
+def make(
+    library, folder: Path, name: str, store: Store | None = None, side: int = 128, **memory
+) -> Result:
     options = MemoryOptions(**memory)
+    fields = {**FIELDS, "width": side, "height": side}
     store = store or Store(folder / f"store-{name}")
-    prepared = prepare(Request.from_dict(FIELDS), library, store, options, "cpu")
+    prepared = prepare(Request.from_dict(fields), library, store, options, "cpu")
     return execute(prepared, folder / f"{name}.mp4", RunOptions(device="cpu", memory=options))
 
 
@@ -128,7 +131,7 @@ def test_the_bottom_of_the_ladder_is_an_error_and_loses_nothing(library, tmp_pat
 def test_decoding_that_runs_out_uses_smaller_tiles_and_says_so(library, tmp_path, monkeypatch):
     failing = Failing(writing.decode_video, 1, RuntimeError("CUDA out of memory"))
     monkeypatch.setattr(writing, "decode_video", failing)
-    result = make(library, tmp_path, "tiles")
+    result = make(library, tmp_path, "tiles", side=192)
     assert "tiles of" in held(result)["decode and write"]
     assert any("decode ran out of memory" in w.message for w in result.warnings)
     assert result.frames == 9

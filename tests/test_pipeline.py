@@ -262,7 +262,8 @@ def test_killed_at_any_moment_resumes_to_the_same_bits(first, library, tmp_path)
     assert frames(tmp_path / "killed.mp4") == frames(folder / "a.mp4")
 
 
-def test_an_upscale_stage_makes_the_file_larger_and_reuses_all(library, store, folder, tmp_path):
+def test_an_upscale_stage_makes_the_file_larger_and_reuses_all(library, first, tmp_path):
+    _, _, store, _ = first
     stages = [*FIELDS["stages"], {"kind": "upscale", "name": "lanczos", "factor": 1.5}]
     result, _ = make(request_with(stages=stages), library, store, tmp_path / "b.mp4")
     stored = [stage for stage in result.stages if stage.stage != "decode and write"]

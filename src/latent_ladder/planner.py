@@ -9,6 +9,7 @@ still meets its limit goes on from there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -194,6 +195,12 @@ def give_way(
     The prediction was too low or the memory was taken meanwhile, so the next holding must need
     clearly less. Raises :class:`MemoryBudgetError` when there is none.
     """
+    if stage.cost.kind == "decode":
+        rungs = list(ladder(stage.cost, request, sizes, budget, policy))
+        smaller = [r for r in rungs if _tile(r) < _tile(stage)]
+        if not smaller:
+            raise _too_big(stage, budget, policy)
+        return smaller[0]
     less = replace(budget, device_bytes=int(min(stage.peak_bytes, budget.device_bytes) * STEP_DOWN))
     last = stage
     for candidate in ladder(stage.cost, request, sizes, less, policy):
@@ -201,6 +208,10 @@ def give_way(
         if fits(candidate, less):
             return candidate
     raise _too_big(last, less, policy)
+
+
+def _tile(stage: StageMemory) -> float:
+    return math.inf if stage.holding.tile_px is None else stage.holding.tile_px
 
 
 def fits(stage: StageMemory, budget: Budget) -> bool:

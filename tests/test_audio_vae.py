@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from fractions import Fraction
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.layout import Component, components
+from latent_ladder.checkpoints.library import EMBEDDED
 from latent_ladder.errors import MediaError, UnknownLayout
+from latent_ladder.models import audio_coder
 from latent_ladder.models.audio_vae import (
     AudioDecoder,
     fit_length,
@@ -26,7 +29,15 @@ from latent_ladder.models.audio_vae import (
     log_mel,
     resample,
 )
-from latent_ladder.models.vocoder import Vocoder, in_pieces, load_vocoder, low_band, vocode
+from latent_ladder.models.snake import SnakeActivation
+from latent_ladder.models.vocoder import (
+    PIECE_FRAMES,
+    Vocoder,
+    in_pieces,
+    load_vocoder,
+    low_band,
+    vocode,
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,25 +116,91 @@ def _weights(vocoder: Vocoder) -> list[Tensor]:
 
 
 def test_long_sounds_in_pieces_equal_the_whole(audio: AudioDecoder) -> None:
+    """In float64, so that a layer that reaches further than the context cannot pass as rounding."""
     assert audio.vocoder is not None
-    for generator in (audio.vocoder.main, audio.vocoder.wide):
-        assert generator is not None
-        frames = 5 * generator.context
-        mel = torch.randn(1, 128, frames, generator=torch.Generator().manual_seed(1)) - 4
+    for loaded in (audio.vocoder.main, audio.vocoder.wide):
+        assert loaded is not None
+        generator = copy.deepcopy(loaded).double()
+        around = generator.context
+        mel = noise(1, 128, 4 * around).double() - 4
         with torch.no_grad():
-            whole, pieces = generator(mel), generator.in_pieces(mel, chunk=generator.context)
-        assert pieces.shape == whole.shape == (1, 2, frames * generator.rate)
-        assert (pieces - whole).abs().max() < 3e-5
+            whole = generator(mel)
+            pieces = in_pieces(generator, mel, around, around, generator.rate)
+        assert pieces.shape == whole.shape == (1, 2, 4 * around * generator.rate)
+        assert (pieces - whole).abs().max() < 1e-12
 
 
 def test_less_context_than_the_layers_see_would_show(audio: AudioDecoder) -> None:
     """The context is not wasted: with an eighth of it, pieces differ from the whole."""
     assert audio.vocoder is not None
     generator = audio.vocoder.main
-    mel = torch.randn(1, 128, 200, generator=torch.Generator().manual_seed(1)) - 4
+    mel = noise(1, 128, 200) - 4
     with torch.no_grad():
         short = in_pieces(generator, mel, 40, generator.context // 8, generator.rate)
         assert (short - generator(mel)).abs().max() > 1e-5
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Vocoder:
+    path = next((EMBEDDED / "checkpoints").glob("*.safetensors"))
+    return load_vocoder(components(open_checkpoint(path))["vocoder"], device="cpu")
+
+
+def test_the_extension_in_pieces_equals_the_whole(
+    pocket: Vocoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its spectrogram and its interpolation look around as well; 233 frames are no whole pieces."""
+    mel = noise(1, 2, 233, 64) - 4
+    whole = vocode(pocket, mel)
+    monkeypatch.setattr("latent_ladder.models.vocoder.PIECE_FRAMES", 60)
+    pieces = vocode(pocket, mel)
+    assert pieces.shape == whole.shape == (1, 2, 233 * 480)
+    assert not torch.equal(pieces, whole), "it was not cut"
+    assert (pieces - whole).abs().max() < 1e-5
+
+
+def test_long_sounds_never_pass_a_generator_whole(pocket: Vocoder) -> None:
+    """What bounds the memory: at most 5 s at once, and more sound is more pieces."""
+    seen: list[int] = []
+    generators = [g for g in (pocket.main, pocket.wide) if g is not None]
+    hooks = [
+        g.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
+        for g in generators
+    ]
+    vocode(pocket, noise(1, 2, 1200, 64) - 4)
+    for hook in hooks:
+        hook.remove()
+    assert max(seen) == PIECE_FRAMES
+    assert len(seen) > 1200 / PIECE_FRAMES + 2400 / PIECE_FRAMES
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1), (2, 5, 7), (1, 4, 3000)])
+def test_the_activation_in_blocks_equals_its_definition(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latent_ladder.models.snake.BLOCK_VALUES", 2 * shape[2])
+    activation = SnakeActivation(shape[1]).requires_grad_(False)
+    for seed, values in enumerate(activation.state_dict().values()):
+        values.copy_(noise(*values.shape, seed=seed) * 0.3)
+    x = noise(*shape)
+    torch.testing.assert_close(activation._in_blocks(x), activation._at_once(x))
+
+
+@pytest.mark.parametrize("latents", [1, 3, 64])
+def test_the_vae_in_pieces_equals_the_whole(
+    latents: int, audio: AudioDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Convolutions keep what they saw: nothing differs, however a sound is cut."""
+    z, mel = noise(1, 2, 17, 16), noise(1, 2, 66, 64) - 4
+    want = audio.decode_mel(z), audio.encode_mel(mel)
+    assert (want[0].shape[2], want[1].shape[2]) == (65, 17)
+    monkeypatch.setitem(audio_coder.PIECE_LATENTS, "cpu", latents)
+    for found, whole in zip((audio.decode_mel(z), audio.encode_mel(mel)), want, strict=True):
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # --- whole way ------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""The dimensions of the borrowed networks, from the shapes of a component's tensors.
+"""The dimensions of VAEs, vocoders, upsamplers and connectors, from the shapes of their tensors.
 
 Shapes decide, because split files often come without a header; where a header configuration is
 present it must agree. What no shape shows (strides of a vocoder, padding, activations at the end)
-comes from the header, or from the one published variant the shapes single out. Knows neither
-torch nor the library the networks come from.
+comes from the header, or from the one published variant the shapes single out. Knows no torch.
 """
 
 from __future__ import annotations
@@ -104,6 +103,11 @@ class BandwidthExtension:
     mels: int
     input_rate: int
     output_rate: int
+
+    @property
+    def gain(self) -> int:
+        """Samples that are made of one."""
+        return self.output_rate // self.input_rate
 
 
 @dataclass(frozen=True)

@@ -26,75 +26,15 @@ from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import UnknownLayout
 from latent_ladder.models import networks_dims as dims
 from latent_ladder.models.parts import load_part
+from latent_ladder.models.snake import FILTER_TAPS, SnakeActivation
 
 MEL_FRAMES_PER_SECOND = 100
 """16 kHz at a hop of 160, in every published model."""
-CHUNK_FRAMES = 600
-"""Spectrogram frames that a generator makes sound of at a time."""
+PIECE_FRAMES = 500
+"""Spectrogram frames that a generator sees at once, those around a piece included: 5 s of sound
+in the main generator, 2.5 s in the extension. The published ones take 0.13 GB for it."""
 MEL_FLOOR = 1e-5
-FILTER_TAPS = 12
 SLOPE, LAST_SLOPE = 0.1, 0.01
-
-
-class _Filter(nn.Module):
-    """A low-pass filter as a buffer of the file, (1, 1, taps)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.filter: Tensor
-        self.register_buffer("filter", torch.empty(1, 1, FILTER_TAPS))
-
-
-class _Down(nn.Module):
-    """Where the files keep the second filter of an activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lowpass = _Filter()
-
-
-class _Snake(nn.Module):
-    """``x + sin^2(a x) / b`` with logarithms of a and b per channel."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.empty(width))
-        self.beta = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, width, N) to the same."""
-        a, b = (p.exp()[:, None] for p in (self.alpha, self.beta))
-        if torch.is_grad_enabled():
-            return x + (x * a).sin().square() / (b + 1e-9)
-        return x + (x * a).sin_().square_().div_(b + 1e-9)
-
-
-class SnakeActivation(nn.Module):
-    """A snake on twice the rate: up by 2, activate, down by 2, both with the file's filters."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.act = _Snake(width)
-        self.upsample = _Filter()
-        self.downsample = _Down()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width, N) to the same."""
-        return self._down(self.act(self._up(x)))
-
-    def _up(self, x: Tensor) -> Tensor:
-        width, edge = x.shape[1], FILTER_TAPS // 2 - 1
-        padded = F.pad(x, (edge, edge), mode="replicate")
-        kernel = 2 * self.upsample.filter.expand(width, -1, -1)
-        y = F.conv_transpose1d(padded, kernel, stride=2, groups=width)
-        cut = 3 * edge  # what the padding became, and half of the filter
-        return y[..., cut:-cut]
-
-    def _down(self, x: Tensor) -> Tensor:
-        width, half = x.shape[1], FILTER_TAPS // 2
-        padded = F.pad(x, (half - 1, half), mode="replicate")
-        kernel = self.downsample.lowpass.filter.expand(width, -1, -1)
-        return F.conv1d(padded, kernel, stride=2, groups=width)
 
 
 class _Residual(nn.Module):
@@ -118,7 +58,7 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for number, (first, second) in enumerate(zip(self.convs1, self.convs2, strict=True)):
             y = first(self._act(1, number, x))
-            x = x + second(self._act(2, number, y))
+            x = second(self._act(2, number, y)).add_(x)
         return x
 
     def _act(self, which: int, number: int, x: Tensor) -> Tensor:
@@ -179,34 +119,42 @@ class Generator(nn.Module):
         x = self.conv_pre(x)
         for number, up in enumerate(self.ups):
             x = up(x if snake else F.leaky_relu(x, SLOPE))
-            blocks = self.resblocks[number * per_stage : (number + 1) * per_stage]
-            total = blocks[0](x)
-            for block in list(blocks)[1:]:
-                total = total + block(x)
-            x = total / per_stage
+            first, *others = self.resblocks[number * per_stage : (number + 1) * per_stage]
+            total = first(x)
+            for block in others:
+                total += block(x)
+            x = total.div_(per_stage) if others else total
         x = self.act_post(x) if snake else F.leaky_relu(x, LAST_SLOPE)
         return _bounded(self.conv_post(x), self.shape.final)
 
-    def in_pieces(self, x: Tensor, chunk: int = CHUNK_FRAMES) -> Tensor:
-        """As :meth:`forward`, in pieces where the spectrogram is longer than a chunk and its
-        context."""
-        return in_pieces(self, x, chunk, self.context, self.rate)
-
 
 def in_pieces(
-    run: Callable[[Tensor], Tensor], x: Tensor, chunk: int, context: int, rate: int
+    run: Callable[[Tensor], Tensor], x: Tensor, piece: int, context: int, gain: int
 ) -> Tensor:
-    """``run`` (B, C, T) -> (B, D, T * rate), ``chunk`` frames at a time with ``context`` around."""
-    frames = x.shape[-1]
-    if frames <= chunk + 2 * context:
+    """``run`` (B, C, N) -> (B, D, N * gain), about ``piece`` values at a time, ``context`` around.
+
+    A sound not longer than a piece with its context is run whole; how others are cut depends on
+    their length alone. ``piece`` and ``context`` keep to a grid that ``run`` has.
+    """
+    count = x.shape[-1]
+    if count <= piece + 2 * context:
         return run(x)
-    parts = []
-    for start in range(0, frames, chunk):
-        stop = min(start + chunk, frames)
-        left, right = max(start - context, 0), min(stop + context, frames)
+    out = None
+    for start in range(0, count, piece):
+        stop = min(start + piece, count)
+        left, right = max(start - context, 0), min(stop + context, count)
         made = run(x[..., left:right])
-        parts.append(made[..., (start - left) * rate : (stop - left) * rate].clone())
-    return torch.cat(parts, -1)
+        if out is None:
+            out = made.new_empty((*made.shape[:-1], count * gain))
+        kept = slice((start - left) * gain, (stop - left) * gain)
+        out[..., start * gain : stop * gain] = made[..., kept]
+    assert out is not None
+    return out
+
+
+def _piece(context: int) -> int:
+    """How many spectrogram frames are made sound of at a time, with ``context`` on both sides."""
+    return max(PIECE_FRAMES - 2 * context, PIECE_FRAMES // 2)
 
 
 _BOUNDS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
@@ -277,20 +225,35 @@ def vocode(vocoder: Vocoder, mel: Tensor) -> Tensor:
         extension = vocoder.extension
         if extension is None or vocoder.wide is None or vocoder.bands is None:
             return low
-        batch, channels, samples = low.shape
-        padded = F.pad(low, (0, -samples % extension.hop))
-        bands = vocoder.bands(padded.flatten(0, 1)).unflatten(0, (batch, channels))
-        high = vocoder.wide.in_pieces(bands.flatten(1, 2))
-        factor = extension.output_rate // extension.input_rate
-        wide = high.add_(interpolated(padded, factor)).clamp_(-1, 1)
-        return wide[..., : samples * factor]
+        samples, hop = low.shape[-1], extension.hop
+        # The spectrogram looks back by a window.
+        context = vocoder.wide.context + math.ceil(extension.window / hop)
+        wide = in_pieces(
+            partial(_widened, vocoder.wide, vocoder.bands, extension),
+            F.pad(low, (0, -samples % hop)),
+            _piece(context) * hop,
+            context * hop,
+            extension.gain,
+        )
+        return wide[..., : samples * extension.gain]
 
 
 @torch.no_grad()
 def low_band(vocoder: Vocoder, mel: Tensor) -> Tensor:
     """The waveform before bandwidth extension, at the extension's input rate."""
+    main = vocoder.main
     with torch.autocast(mel.device.type, enabled=False):
-        return vocoder.main.in_pieces(mel.float().transpose(2, 3).flatten(1, 2))
+        x = mel.float().transpose(2, 3).flatten(1, 2)
+        return in_pieces(main, x, _piece(main.context), main.context, main.rate)
+
+
+def _widened(
+    generator: Generator, bands: nn.Module, extension: dims.BandwidthExtension, low: Tensor
+) -> Tensor:
+    """(B, C, N) -> (B, C, N * gain): the low band interpolated, and the band above it added."""
+    mel = bands(low.flatten(0, 1)).unflatten(0, low.shape[:2]).flatten(1, 2)
+    high: Tensor = generator(mel)
+    return high.add_(interpolated(low, extension.gain)).clamp_(-1, 1)
 
 
 def interpolated(waveform: Tensor, factor: int) -> Tensor:

@@ -8,15 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.tiling import (
-    DecodeMemory,
     Span,
-    TileSize,
     frame_start,
     official_size,
     one_tile,
-    plan_for_budget,
     plan_tiles,
     spatial_spans,
     spatial_weights,
@@ -92,24 +88,3 @@ def test_what_fits_is_not_split() -> None:
     assert plan_tiles(4, 8, 8, official_size(8, 8)) == one_tile(4, 8, 8)
     assert one_tile(4, 8, 8).work == 1
     assert one_tile(4, 8, 8).count == 1
-
-
-def test_a_larger_budget_never_repeats_more_work() -> None:
-    memory = DecodeMemory()
-    works = []
-    for gib in (4, 8, 16, 32, 64, 128):
-        plan = plan_for_budget(16, 34, 60, gib * 2**30, memory)
-        assert memory.bytes_for(plan) <= gib * 2**30
-        assert plan.grid == (16, 34, 60)
-        works.append(plan.work)
-    assert works == sorted(works, reverse=True)
-    assert works[-1] == 1
-    with pytest.raises(MemoryBudgetError, match=r"GiB even in the smallest tiles"):
-        plan_for_budget(16, 34, 60, 1e9, memory)
-
-
-def test_longer_clips_need_no_more_memory() -> None:
-    size = TileSize(10, 24, 24)
-    memory = DecodeMemory()
-    short, long = (memory.bytes_for(plan_tiles(n, 34, 60, size)) for n in (31, 301))
-    assert short == long

@@ -12,12 +12,9 @@ frame earlier, and its first decoded pixel frame, which is of the wrong kind, ge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import product
-
-from latent_ladder.errors import MemoryBudgetError
 
 Weights = tuple[float, ...]
 
@@ -199,59 +196,3 @@ def _normalised(raw: Sequence[Sequence[float]], starts: Sequence[int]) -> tuple[
         tuple(weight / total[start + i] for i, weight in enumerate(weights))
         for start, weights in zip(starts, raw, strict=True)
     )
-
-
-# --- fitting a memory budget --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DecodeMemory:
-    """What decoding takes: ``fixed`` bytes, ``per_pixel`` bytes for every pixel-frame of the
-    tile in work, ``per_output`` for every pixel-frame of the band of frames being blended.
-
-    The defaults are a published fit for the 2.3 video VAE in bfloat16 (diffuseR: about 1 GB and
-    350 B per pixel-frame) and float32 RGB, twice, for the band and its uint8 copy.
-    """
-
-    fixed: float = 1e9
-    per_pixel: float = 350.0
-    per_output: float = 27.0
-    spatial_scale: int = 32
-    temporal_scale: int = 8
-
-    def bytes_for(self, plan: TilePlan) -> float:
-        """Peak bytes while decoding with ``plan``."""
-        frames, rows, cols = plan.largest
-        n = 1 + (frames - 1) * self.temporal_scale
-        tile = rows * cols * self.spatial_scale**2 * n
-        band = plan.grid[1] * plan.grid[2] * self.spatial_scale**2 * n
-        return self.fixed + self.per_pixel * tile + self.per_output * band
-
-
-def plan_for_budget(
-    frames: int, rows: int, cols: int, budget_bytes: float, memory: DecodeMemory | None = None
-) -> TilePlan:
-    """The plan with the least repeated work among those that fit, one tile if that fits.
-
-    Raises :class:`MemoryBudgetError` when not even the smallest tiles fit.
-    """
-    memory = memory or DecodeMemory()
-    plans = [plan_tiles(frames, rows, cols, size) for size in _candidates(frames, rows, cols)]
-    fitting = [plan for plan in plans if memory.bytes_for(plan) <= budget_bytes]
-    if not fitting:
-        least = min(memory.bytes_for(plan) for plan in plans) / 2**30
-        raise MemoryBudgetError(
-            f"decoding needs {least:.1f} GiB even in the smallest tiles, the budget is "
-            f"{budget_bytes / 2**30:.1f} GiB",
-            "decode at a smaller size, or free memory",
-        )
-    return min(fitting, key=lambda plan: (plan.work, plan.count))
-
-
-def _candidates(frames: int, rows: int, cols: int) -> Iterator[TileSize]:
-    long_side = max(rows, cols)
-    sides = sorted({long_side, *(s for s in (48, 32, 24, 16, 12, 8) if s < long_side)})
-    lengths = sorted({frames, *(n for n in (64, 32, 20, 10, 7, 5) if n < frames)})
-    for side, length in product(sides, lengths):
-        tile_rows, tile_cols = (max(round(n * side / long_side), 3) for n in (rows, cols))
-        yield TileSize(length, tile_rows, tile_cols, overlap_frames=min(3, max(1, length // 3)))

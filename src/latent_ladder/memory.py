@@ -20,7 +20,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.models.networks_dims import video_decoder
+from latent_ladder.models.networks_dims import (
+    CHUNK_VALUES,
+    CHUNK_VALUES_ELSEWHERE,
+    video_decoder,
+)
 from latent_ladder.request import Request
 from latent_ladder.request_output import Decode
 from latent_ladder.request_stages import SamplingStage, StreamGuidance, UpsampleStage
@@ -35,9 +39,6 @@ CHUNK_COPIES = 9
 its input and output, the normed input, and what the allocator keeps between them."""
 UPSAMPLER_COPIES = 3
 """Feature maps alive at once in a residual block of the latent upsampler."""
-CHUNK_VALUES = {"cpu": 1 << 19}
-CHUNK_VALUES_ELSEWHERE = 1 << 25
-"""Values of the widest tensor of a chunk that the decoder works on, by device type."""
 CHUNK_TENSORS = 10
 """Tensors of a chunk's size alive at once."""
 BAND_BYTES = 12

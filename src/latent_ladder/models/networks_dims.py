@@ -18,6 +18,11 @@ from latent_ladder.errors import UnknownLayout
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]
 
+CHUNK_VALUES = {"cpu": 1 << 19}
+"""By device type, how many values the widest tensor of a chunk may have where a chunk is more than
+one frame. It depends on nothing else, so that a clip is always cut in the same way."""
+CHUNK_VALUES_ELSEWHERE = 1 << 25
+
 
 @dataclass(frozen=True)
 class VideoCoder:

@@ -19,16 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_ladder.models.networks_dims import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE
+
 NORM_EPS = 1e-8
 
 STRIDES: dict[str, tuple[int, int, int]] = {"space": (1, 2, 2), "time": (2, 1, 1), "all": (2, 2, 2)}
 """Frames, rows and columns that a resampler moves into channels or out of them."""
-
-
-CHUNK_VALUES = {"cpu": 1 << 19}
-"""By device type, how many values the widest tensor of a chunk may have where a chunk is more than
-one frame. It depends on nothing else, so that a clip is always cut in the same way."""
-CHUNK_VALUES_ELSEWHERE = 1 << 25
 
 
 class Level(NamedTuple):

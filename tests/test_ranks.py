@@ -50,7 +50,7 @@ LAYERS: tuple[str, ...] = (
     "drafts",
     "chosen",
     "console",
-    "commands.flags",
+    "commands.flags commands.running",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
     "commands.models commands.presets commands.runs",
     "commands.draft commands.upscale",

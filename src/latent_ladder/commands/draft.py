@@ -26,14 +26,14 @@ from latent_ladder.commands.flags import (
     open_store,
     prepare,
 )
-from latent_ladder.commands.make import interrupts, resume_command
-from latent_ladder.console import RunProgress, show_note, table
-from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.commands.running import resume_command, watched
+from latent_ladder.console import show_note, table
+from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.chosen import Chosen
     from latent_ladder.drafts import DraftsResult
-    from latent_ladder.pipeline import Prepared, Result, RunOptions
+    from latent_ladder.pipeline import Prepared, Result
     from latent_ladder.stages.runs import DraftRecord
     from latent_ladder.stages.store import Store
 
@@ -104,14 +104,16 @@ def draft(
     if output is not None:
         check_folder(output, overwrite)
     command = resume_command(request.seed)
-    with RunProgress(quiet or as_json) as progress:
-        options = _options(memory, prepared, overwrite, command, progress)
-        with interrupts(options.cancel):
-            try:
-                result = run_drafts(session, options, output)
-            except (Cancelled, KeyboardInterrupt) as error:
-                show_note(f"stopped; finished drafts are kept. To go on:\n  {command}")
-                raise Cancelled("stopped by the user") from error
+    watch = watched(
+        prepared,
+        memory.device,
+        command,
+        overwrite=overwrite,
+        quiet=quiet or as_json,
+        kept="drafts",
+    )
+    with watch as options:
+        result = run_drafts(session, options, output)
     _print_drafts(result, as_json)
 
 
@@ -144,13 +146,13 @@ def refine(
     for prepared, path in zip(ready, paths, strict=True):
         if path != output:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with RunProgress(quiet or as_json) as progress:
-            command = shlex.join(["ladder", *sys.argv[1:]])
-            options = _options(memory, prepared, overwrite, command, progress)
-            if preview:
-                options = replace(options, preview=path.with_suffix(".preview.png"))
-            with interrupts(options.cancel):
-                results.append(execute(prepared, path, options))
+        command = shlex.join(["ladder", *sys.argv[1:]])
+        watch = watched(
+            prepared, memory.device, command, overwrite=overwrite, quiet=quiet or as_json
+        )
+        strip = path.with_suffix(".preview.png") if preview else None
+        with watch as options:
+            results.append(execute(prepared, path, replace(options, preview=strip)))
         if not as_json:
             print(path)
     if as_json:
@@ -173,21 +175,6 @@ def _prepare(
     library = scan(model_folders(folders or [f for f in recorded if f.is_dir()]))
     request = changed(chosen, sets, audio)
     return prepare_chosen(chosen, request, library, store, memory.options(), memory.device)
-
-
-def _options(
-    memory: MemoryFlags, prepared: Prepared, overwrite: bool, command: str, progress: RunProgress
-) -> RunOptions:
-    from latent_ladder.pipeline import Cancel, RunOptions
-
-    return RunOptions(
-        device=memory.device,
-        memory=prepared.options,
-        overwrite=overwrite,
-        command=command,
-        on_event=progress.on_event,
-        cancel=Cancel(),
-    )
 
 
 def _print_drafts(result: DraftsResult, as_json: bool) -> None:

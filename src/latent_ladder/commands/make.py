@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +23,11 @@ from latent_ladder.commands.flags import (
     flags,
     prepare,
 )
-from latent_ladder.console import RunProgress, show_note, show_warning, table
-from latent_ladder.errors import Cancelled
+from latent_ladder.commands.running import print_result, resume_command, watched
+from latent_ladder.console import show_warning, table
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from latent_ladder.pipeline import Cancel, Prepared, Result
+    from latent_ladder.pipeline import Prepared
 
 
 def register(app: typer.Typer) -> None:
@@ -60,27 +54,14 @@ def make(
     path = output or free_name(
         prepared.request.prompt, ".mov" if prepared.request.output.codec == "prores" else ".mp4"
     )
-    command = resume_command(prepared.request.seed)
-    from latent_ladder.pipeline import Cancel, RunOptions, execute
+    from latent_ladder.pipeline import execute
 
-    cancel = Cancel()
-    with RunProgress(quiet or as_json) as progress, interrupts(cancel):
-        options = RunOptions(
-            device=memory.device,
-            memory=prepared.options,
-            overwrite=overwrite,
-            command=command,
-            measure=measure,
-            on_event=progress.on_event,
-            cancel=cancel,
-            preview=path.with_suffix(".preview.png") if preview else None,
-        )
-        try:
-            result = execute(prepared, path, options)
-        except (Cancelled, KeyboardInterrupt) as error:
-            show_note(f"stopped; finished stages are kept. To go on:\n  {command}")
-            raise Cancelled("stopped by the user") from error
-    _print_result(result, as_json)
+    command = resume_command(prepared.request.seed)
+    watch = watched(prepared, memory.device, command, overwrite=overwrite, quiet=quiet or as_json)
+    with watch as options:
+        strip = path.with_suffix(".preview.png") if preview else None
+        result = execute(prepared, path, replace(options, measure=measure, preview=strip))
+    print_result(result, as_json)
 
 
 def plan(
@@ -132,43 +113,6 @@ def free_name(prompt: str, suffix: str = ".mp4") -> Path:
     stem = "-".join(words[:6]) or "clip"
     names = (Path(f"{stem}{'' if n == 1 else f'-{n}'}{suffix}") for n in range(1, 10_000))
     return next(name for name in names if not name.exists())
-
-
-def resume_command(seed: int) -> str:
-    """This command line with the seed it drew, so that it names the same clip again."""
-    words, skip = ["ladder"], False
-    for word in sys.argv[1:]:
-        if skip or word.startswith("--seed="):
-            skip = False
-        elif word == "--seed":
-            skip = True
-        else:
-            words.append(word)
-    return shlex.join([*words, "--seed", str(seed)])
-
-
-@contextmanager
-def interrupts(cancel: Cancel) -> Iterator[None]:
-    """The first Ctrl-C lets the step finish, the second stops at once."""
-
-    def stop(_: int, __: FrameType | None) -> None:
-        if cancel.requested:
-            raise KeyboardInterrupt
-        cancel.request()
-        show_note("stopping after this step; press Ctrl-C again to stop at once")
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _print_result(result: Result, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
-    else:
-        print(result.output)
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:

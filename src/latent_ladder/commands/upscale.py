@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -21,9 +20,9 @@ from latent_ladder.commands.flags import (
     number,
     open_store,
 )
-from latent_ladder.commands.make import free_name, interrupts, resume_command
-from latent_ladder.console import RunProgress, show_note
-from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.commands.make import free_name
+from latent_ladder.commands.running import print_result, resume_command, watched
+from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.media.footage import Footage
@@ -174,21 +173,10 @@ def _stages(
 def _carry_out(
     prepared: Prepared, path: Path, device: str, overwrite: bool, quiet: bool, as_json: bool
 ) -> None:
-    from latent_ladder.pipeline import Cancel, RunOptions, execute
+    from latent_ladder.pipeline import execute
 
-    cancel, command = Cancel(), resume_command(prepared.request.seed)
-    with RunProgress(quiet or as_json) as progress, interrupts(cancel):
-        options = RunOptions(
-            device=device,
-            memory=prepared.options,
-            overwrite=overwrite,
-            command=command,
-            on_event=progress.on_event,
-            cancel=cancel,
-        )
-        try:
-            result = execute(prepared, path, options)
-        except (Cancelled, KeyboardInterrupt) as error:
-            show_note(f"stopped; finished stages are kept. To go on:\n  {command}")
-            raise Cancelled("stopped by the user") from error
-    print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2) if as_json else result.output)
+    command = resume_command(prepared.request.seed)
+    watch = watched(prepared, device, command, overwrite=overwrite, quiet=quiet or as_json)
+    with watch as options:
+        result = execute(prepared, path, options)
+    print_result(result, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
+
+from latent_ladder.cli import MODULES, application
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = ["--models", str(GOLDEN), "--checkpoint", "tiny-ltx-2.3.safetensors", "--preset", "pocket"]
@@ -208,6 +212,19 @@ def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
     assert not (tmp_path / "a.mp4").exists()
     [run] = json.loads(ladder("runs", "list", "--json").stdout)
     assert run["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_command_is_found_in_the_module_that_has_it(module):
+    """Only that module is imported, so a command missing from the list would not be found."""
+    app = typer.Typer()
+    importlib.import_module(f"latent_ladder.commands.{module}").register(app)
+    built = typer.main.get_group(app).commands
+    assert tuple(built) == MODULES[module]
+    for name in built:
+        alone = typer.main.get_group(application(name)).commands
+        assert list(alone) == [name]
+        assert [p.name for p in alone[name].params] == [p.name for p in built[name].params]
 
 
 def test_help_needs_nothing_heavy(ladder):

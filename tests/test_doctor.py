@@ -12,7 +12,7 @@ import true_size
 from typer.testing import CliRunner
 
 from latent_ladder.checkpoints.published import FILES
-from latent_ladder.cli import app
+from latent_ladder.cli import application
 from latent_ladder.doctor import examine, report
 from latent_ladder.presets import preset_names
 
@@ -28,7 +28,7 @@ def alone(tmp_path_factory, monkeypatch):
 
 
 def doctor(*words):
-    done = CliRunner().invoke(app, ["doctor", "--vram", "64", *map(str, words)])
+    done = CliRunner().invoke(application(), ["doctor", "--vram", "64", *map(str, words)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from latent_ladder import hub, hub_hashes
 from latent_ladder.checkpoints.published import Published, published_set
-from latent_ladder.cli import app
+from latent_ladder.cli import application
 from latent_ladder.commands import models
 from latent_ladder.errors import (
     CheckpointError,
@@ -294,7 +294,7 @@ def test_the_command_gets_a_set(real_names, folder, tmp_path):
 def test_a_dry_run_downloads_nothing(real_names, asked, folder, monkeypatch):
     monkeypatch.setattr(hub, "plan", functools.partial(hub.plan, hub=asked))
     words = ["--precision", "gguf-Q4_K_M", "--distilled", "--to", str(folder), "--dry-run"]
-    done = CliRunner().invoke(app, ["models", "get", "LTX-2.3", *words])
+    done = CliRunner().invoke(application(), ["models", "get", "LTX-2.3", *words])
     assert done.exit_code == 0, done.output
     assert "ltx-2.3-22b-distilled-1.1-Q4_K_M.gguf" in done.stdout
     assert "diffusion_models" in done.stdout

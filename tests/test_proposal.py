@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from latent_ladder import Request
 from latent_ladder.checkpoints.library import scan, select
-from latent_ladder.cli import app
+from latent_ladder.cli import application
 from latent_ladder.planner import GIB, Budget, Machine, Policy
 from latent_ladder.presets import preset_names
 from latent_ladder.proposal import PRESETS, WAYS, propose, trained, wish
@@ -124,19 +124,19 @@ def test_the_command_and_plan_say_the_same():
     run = CliRunner().invoke
     arguments = [PLAIN, "--models", str(GOLDEN), "--size", "64x64", "--frames", "9", "--json"]
     arguments += ["--checkpoint", "tiny-ltx-2.3.safetensors"]
-    advised = json.loads(run(app, ["advise", *arguments]).stdout)
-    planned = json.loads(run(app, ["plan", *arguments]).stdout)["advice"]
+    advised = json.loads(run(application(), ["advise", *arguments]).stdout)
+    planned = json.loads(run(application(), ["plan", *arguments]).stdout)["advice"]
     assert advised["sentence"] == planned["sentence"]
     assert advised["preset"] == "distilled-lora-single"
-    text = run(app, ["advise", *arguments[:-3], *arguments[-2:]]).stdout
+    text = run(application(), ["advise", *arguments[:-3], *arguments[-2:]]).stdout
     assert text.startswith("single pass (--preset distilled-lora-single): 64x64 and 0.4 s")
 
 
 def test_advising_does_not_import_torch():
     code = (
-        "import sys; from latent_ladder.cli import app; sys.argv = ['ladder', 'advise', 'a ball',"
+        "import sys; from latent_ladder.cli import main; sys.argv = ['ladder', 'advise', 'a ball',"
         f" '--models', {str(GOLDEN)!r}, '--checkpoint', 'tiny-ltx-2.3.safetensors']\n"
-        "try: app()\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
+        "try: main()\nexcept SystemExit: pass\nsys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -8,41 +8,58 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.models import CommandInfo
 
 from latent_ladder import __version__
-from latent_ladder.commands import (
-    advise,
-    bench,
-    doctor,
-    draft,
-    make,
-    measure,
-    models,
-    presets,
-    runs,
-    upscale,
-)
 from latent_ladder.console import show_error
 from latent_ladder.errors import LadderError, RequestError
 
-app = typer.Typer(
-    name="ladder",
-    help="Multi-stage video generation with LTX-2.3: low in latent space, upsampled, refined.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-# The order in which --help lists them.
-for command in (make, draft, upscale, advise, measure, runs, presets, models, doctor, bench):
-    command.register(app)
+MODULES = {
+    "make": ("make", "plan", "show"),
+    "draft": ("draft", "refine"),
+    "upscale": ("upscale", "sound"),
+    "advise": ("advise",),
+    "measure": ("measure",),
+    "runs": ("runs",),
+    "presets": ("presets",),
+    "models": ("models",),
+    "doctor": ("doctor",),
+    "bench": ("bench",),
+}
+"""Module of :mod:`latent_ladder.commands` -> its commands, in the order --help lists them."""
 
 
-@app.callback(invoke_without_command=True)
+def application(only: str | None = None) -> typer.Typer:
+    """The command ``ladder`` with all that follow it, or with ``only`` that one.
+
+    Building the parameters of a command that is not run takes a sixth of the start-up.
+    """
+    app = typer.Typer(
+        name="ladder",
+        help="Multi-stage video generation with LTX-2.3: low in latent space, upsampled, refined.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for module, commands in MODULES.items():
+        if only is None or only in commands:
+            import_module(f"latent_ladder.commands.{module}").register(app)
+    if only is not None:
+        app.registered_commands = [c for c in app.registered_commands if _name(c) == only]
+    return app
+
+
+def _name(command: CommandInfo) -> str | None:
+    return command.name or getattr(command.callback, "__name__", None)
+
+
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
@@ -53,8 +70,10 @@ def _options(
 
 def main() -> None:
     """Entry point: runs the command, turns errors into words and exit codes."""
+    first = sys.argv[1] if len(sys.argv) > 1 else None
+    known = any(first in commands for commands in MODULES.values())
     try:
-        app()
+        application(first if known else None)()
     except LadderError as error:
         _report(error)
         sys.exit(error.exit_code)

@@ -19,9 +19,6 @@ from latent_ladder.advice import advise
 from latent_ladder.checkpoints.library import Library, model_folders, scan, select
 from latent_ladder.errors import Cancelled, LadderError, RequestError
 from latent_ladder.machine import MemoryOptions, budget, measured
-from latent_ladder.media.outputs import check_clip
-from latent_ladder.media.read import read_metadata
-from latent_ladder.metrics import RunMeter
 from latent_ladder.planner import MemoryPlan, Policy, plan_memory
 from latent_ladder.proposal import propose
 from latent_ladder.request import Request
@@ -42,6 +39,7 @@ from latent_ladder.text.tokenizer import token_report
 
 if TYPE_CHECKING:
     from latent_ladder.media.write import WrittenVideo
+    from latent_ladder.metrics import RunMeter
     from latent_ladder.preview import LivePreview
     from latent_ladder.stages.steps import Workshop
 
@@ -244,6 +242,8 @@ def policy_of(request: Request, options: MemoryOptions) -> Policy:
 
 def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
     """Run a prepared request. Raises what :func:`run` raises."""
+    from latent_ladder.media.outputs import check_clip
+
     check_clip(output, options.overwrite, prepared.request.output.settings)
     for warning in prepared.warnings:
         options.on_event(warning)
@@ -381,6 +381,8 @@ class Run:
         return found.load()
 
     def _write(self, workshop: Workshop) -> Result:
+        from latent_ladder.metrics import RunMeter
+
         request, plan = self._plan.request, self._plan
         began = self._begin("decode and write", request.frames, workshop)
         latents = self._load(plan.latents.key)
@@ -472,6 +474,8 @@ def clip_metadata(request: Request) -> dict[str, str]:
 
 def request_of_clip(path: Path) -> Request:
     """The request embedded in a clip. Raises :class:`RequestError` when there is none."""
+    from latent_ladder.media.read import read_metadata
+
     text = read_metadata(path).get(METADATA_KEY)
     if text is None:
         raise RequestError(

@@ -256,15 +256,15 @@ class InputFlags:
 
         The longest 8k+1 that is not longer than the sound. Raises :class:`RequestError`.
         """
-        from latent_ladder.media.footage import check_video
-        from latent_ladder.media.sound import check_sound
-
         if self.video is not None:
+            from latent_ladder.media.footage import check_video
+
             found = check_video(self.video)
             extra = 0.0 if self.extend is None else abs(_seconds(self.extend))
             return _frames_of(found.duration_s + extra + ROUNDING_S, self.video, fields)
         if self.audio_in is None:
             return {}
+        from latent_ladder.media.sound import check_sound
 
         return _frames_of(check_sound(self.audio_in).duration_s, self.audio_in, fields)
 

@@ -18,6 +18,7 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from ctypes import c_float
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
@@ -69,25 +70,33 @@ def ltx(
     like ComfyUI with a latent connected counts F*H*W. ``stretch`` makes the last sigma before 0
     equal ``terminal``. Source: LTX-2 ``LTX2Scheduler``, ComfyUI ``LTXVScheduler``.
     """
-    import numpy as np
-
     n = DEFAULT_TOKENS if tokens is None else tokens
     slope = (max_shift - base_shift) / (4096 - 1024)
-    mu = base_shift + slope * (n - 1024)
-    with np.errstate(all="ignore"):  # whoever asks checks that the result falls
-        # float32 and a reciprocal, to round as both sources do: at 32640 tokens z is 5e-6, of
-        # which float32 keeps two digits, and the stretch turns that into differences of 3e-4
-        q = 1 / np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)[:-1] - 1
-        e_mu = np.float32(math.exp(mu))
-        s = 1 / (e_mu + q) * e_mu
-        if stretch:
-            z = 1 - s
-            if not (np.diff(z) > 0).all():  # with more tokens float32 rounds sigmas to 1
-                z = q.astype(np.float64) / (math.exp(mu) + q.astype(np.float64))
-            scale = z[-1] / z.dtype.type(1 - terminal)
-            # of one step the only sigma is the last too: 0/0, whose limit is the terminal
-            s = 1 - z / scale if scale > 0 else np.full_like(s, terminal)
-    return (*s.tolist(), 0.0)
+    e_mu = math.exp(base_shift + slope * (n - 1024))
+    # Single precision and a reciprocal, to round as both sources do: at 32640 tokens z is 5e-6,
+    # of which it keeps two digits, and the stretch turns that into differences of 3e-4.
+    rounded: Callable[[float], float] = _single
+    e = _single(e_mu)
+    q = [_single(_single(1 / _single(1 - i * (1 / steps))) - 1) for i in range(steps)]
+    s = [_single(_single(_divided(1, _single(e + x))) * e) for x in q]
+    if stretch:
+        z = [_single(1 - x) for x in s]
+        if not all(b > a for a, b in pairwise(z)):  # with more tokens singles round sigmas to 1
+            rounded, z = float, [_divided(x, e_mu + x) for x in q]
+        scale = rounded(_divided(z[-1], rounded(1 - terminal)))
+        # of one step the only sigma is the last too: 0/0, whose limit is the terminal
+        s = [rounded(1 - rounded(x / scale)) if scale > 0 else _single(terminal) for x in z]
+    return (*s, 0.0)
+
+
+def _single(x: float) -> float:
+    """The nearest number of single precision; beyond its range infinity."""
+    return c_float(x).value
+
+
+def _divided(x: float, y: float) -> float:
+    """``x / y`` with IEEE's answers for a zero; whoever asks for sigmas checks that they fall."""
+    return x / y if y else math.copysign(math.inf, x) if x else math.nan
 
 
 def simple(steps: int, shift: float = SHIFT) -> Sigmas:

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.footage import Footage, check_video
-from latent_ladder.media.image import check_image
-from latent_ladder.media.sound import check_sound
 from latent_ladder.request import Request
 from latent_ladder.request_inputs import Image, Video
 from latent_ladder.shapes import Rung, duration
+
+if TYPE_CHECKING:
+    from latent_ladder.media.footage import Footage
 
 IMAGE_CRF: Mapping[str, int] = {"2.0": 33, "2.3": 33}
 """The H.264 rate that a family's training pictures went through; from 2.4 on it is 18."""
@@ -80,6 +80,8 @@ def look_at(request: Request, family: str) -> Inputs:
 
 
 def _image(image: Image, request: Request, family: str, notes: list[str]) -> GivenFile:
+    from latent_ladder.media.image import check_image
+
     path = Path(image.file).expanduser()
     found = check_image(path)
     notes += [f"{path.name} {note}" for note in found.notes]
@@ -92,6 +94,8 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Giv
 def _sound(request: Request, notes: list[str]) -> GivenFile | None:
     if request.audio_in is None:
         return None
+    from latent_ladder.media.sound import check_sound
+
     path = Path(request.audio_in).expanduser()
     found = check_sound(path)
     clip = float(duration(request.frames, request.fps))
@@ -107,6 +111,8 @@ def _video(request: Request, notes: list[str]) -> GivenFile | None:
     video = request.video
     if video is None:
         return None
+    from latent_ladder.media.footage import check_video
+
     path = Path(video.file).expanduser()
     found = check_video(path)
     clip = float(duration(request.frames, request.fps))

@@ -25,15 +25,16 @@ LAYERS: tuple[str, ...] = (
     "disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
     "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
     "models.runtime",
-    "checkpoints.stored media.tags models.video_layers",
+    "checkpoints.index checkpoints.stored media.tags models.video_layers",
     "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
     "request_report sampling.denoise metrics_flow metrics_sound stages.lock stages.runs "
     "models.rope hub_hashes",
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
     "media.sound media.footage",
     "metrics models.linear media.outputs upscale.networks",
-    "models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
-    "models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
+    "checkpoints.fit models.adaln models.adapters models.attention models.loading "
+    "models.residency upscale.tiles",
+    "models.quantize checkpoints.scan request_inputs request_output "
     "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
     "models.parts models.streams hub",
     "models.audio_coder models.lora models.tiny_decoder models.upsampler_network "

@@ -13,8 +13,9 @@ from gemma_files import gguf_gemma, golden_tensors, load
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from latent_ladder import disk
 from latent_ladder.errors import CorruptCheckpoint
-from latent_ladder.text import tokenizer, vocabulary
+from latent_ladder.text import tokenizer
 from latent_ladder.text.tokenizer import load_tokenizer
 from latent_ladder.text.vocabulary import sentencepiece_model
 
@@ -131,7 +132,7 @@ def test_a_damaged_or_closed_cache_does_no_harm(
 
 def test_without_a_setting_the_cache_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LADDER_CACHE")
-    assert vocabulary.cache_folder().name == "latent-ladder"
+    assert disk.cache_folder().name == "latent-ladder"
 
 
 @pytest.mark.parametrize(

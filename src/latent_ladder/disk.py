@@ -70,6 +70,16 @@ def is_abandoned(path: Path) -> bool:
         return False
 
 
+def cache_folder() -> Path:
+    """Where things lie that can be made again: ``LADDER_CACHE``, or the system's place."""
+    named = os.environ.get("LADDER_CACHE")
+    if named:
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("latent-ladder", appauthor=False))
+
+
 def free_bytes(folder: Path) -> int:
     """Free bytes for this user where ``folder`` is, or will be."""
     while not folder.exists() and folder != folder.parent:

@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 
-from latent_ladder.checkpoints.fit import part_family
 from latent_ladder.checkpoints.folders import ModelFolder, model_folders
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.checkpoints.library import Choice, Library, choose, scan
@@ -69,7 +68,7 @@ def examine(
     """
     options = options or MemoryOptions()
     places = model_folders(folders)
-    library = scan(places)
+    library = scan(places, anew=True)  # a damaged file is noticed, whatever is remembered
     users, embedded = split_off_pocket(library)
     choice, pocket = choose(users), choose(embedded)
     available = _available(options, device)
@@ -166,15 +165,14 @@ def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
     chosen = {(part.role, part.file.path) for part in _chosen(checkup.choice)}
     for role, candidates in checkup.library.found.items():
         for found in candidates:
-            part = found.component
             yield {
                 "role": role,
                 "path": str(found.path),
                 "name": found.name,
-                "container": part.file.container,
-                "precision": part.precision,
-                "family": part_family(part),
-                "bytes": part.nbytes,
+                "container": found.facts.container,
+                "precision": found.facts.precision,
+                "family": found.facts.family,
+                "bytes": found.facts.nbytes,
                 "embedded": found.embedded,
                 "chosen": (role, found.path) in chosen,
             }

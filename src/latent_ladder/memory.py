@@ -183,12 +183,20 @@ def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
 
 def _blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
     """Stored bytes of each transformer block, and the numbers that one holds."""
+    known = transformer.file.derived
+    if "blocks" not in known:
+        known["blocks"] = _count_blocks(transformer)
+    found: tuple[tuple[int, ...], int] = known["blocks"]
+    return found
+
+
+def _count_blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
     stored: dict[int, int] = {}
     values: dict[int, int] = {}
     for key in transformer.names:
         if key.startswith("transformer_blocks."):
-            number = int(key.split(".")[1])
-            stored[number] = stored.get(number, 0) + transformer.stored(key).nbytes
+            number = int(key.split(".", 2)[1])
+            stored[number] = stored.get(number, 0) + transformer.nbytes_of(key)
             values[number] = values.get(number, 0) + math.prod(transformer.shape(key))
     return tuple(stored[n] for n in sorted(stored)), max(values.values(), default=0)
 
@@ -204,14 +212,21 @@ _PIECES: Mapping[str, Callable[[str], str]] = {
 
 def _largest(parts: Mapping[str, Component], value_bytes: int) -> dict[str, int]:
     """Bytes of the biggest piece, as computed with, of every role that is loaded in pieces."""
-    found = {}
-    for role, piece_of in _PIECES.items():
+    roles = [role for role in _PIECES if role in parts]
+    return {role: _largest_piece(parts[role]) * value_bytes for role in roles}
+
+
+def _largest_piece(part: Component) -> int:
+    """Numbers in it."""
+    known, key_of = part.file.derived, _PIECES[part.role]
+    if (part.role, "piece") not in known:
         sizes: dict[str, int] = {}
-        for key in parts[role].names if role in parts else ():
+        for key in part.names:
             if not key.startswith("embed_tokens."):  # rows are read from the file as needed
-                piece = piece_of(key)
-                sizes[piece] = sizes.get(piece, 0) + math.prod(parts[role].shape(key))
-        found[role] = max(sizes.values(), default=0) * value_bytes
+                piece = key_of(key)
+                sizes[piece] = sizes.get(piece, 0) + math.prod(part.shape(key))
+        known[part.role, "piece"] = max(sizes.values(), default=0)
+    found: int = known[part.role, "piece"]
     return found
 
 

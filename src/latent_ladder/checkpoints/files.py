@@ -67,6 +67,8 @@ class CheckpointFile:
     places: Mapping[str, Place] = field(default_factory=dict, repr=False)
     parts: tuple[tuple[MappedFile, int], ...] = ()
     """The files, each with the bytes of its header."""
+    derived: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What other modules worked out from this header, so that each does so once."""
 
     @cached_property
     def id(self) -> str:
@@ -198,16 +200,8 @@ def _joined(shards: Shards, files: list[MappedFile], headers: list[Header]) -> C
     """One view of all parts. The metadata is that of the first; every name lies in one part."""
     first = headers[0]
     _check_split(shards, headers)
-    tensors: dict[str, TensorInfo] = {}
-    places: dict[str, Place] = {}
-    for number, header in enumerate(headers):
-        for name, info in header.tensors.items():
-            if shards.holder(name, number) != number:
-                continue
-            if name in tensors:
-                raise damaged(shards.path, f"tensor {shortened(name)} is in two of its files")
-            tensors[name], places[name] = info, header.places[name]._replace(part=number)
-    shards.check_complete(tensors)
+    whole = len(headers) == 1 and not shards.weight_map
+    tensors, places = (first.tensors, first.places) if whole else _united(shards, headers)
     return CheckpointFile(
         path=shards.path,
         header_bytes=sum(header.length for header in headers),
@@ -219,6 +213,23 @@ def _joined(shards: Shards, files: list[MappedFile], headers: list[Header]) -> C
         places=places,
         parts=tuple((file, header.length) for file, header in zip(files, headers, strict=True)),
     )
+
+
+def _united(
+    shards: Shards, headers: list[Header]
+) -> tuple[dict[str, TensorInfo], dict[str, Place]]:
+    """The tensors of all files, each with the number of the one it is in."""
+    tensors: dict[str, TensorInfo] = {}
+    places: dict[str, Place] = {}
+    for number, header in enumerate(headers):
+        for name, info in header.tensors.items():
+            if shards.holder(name, number) != number:
+                continue
+            if name in tensors:
+                raise damaged(shards.path, f"tensor {shortened(name)} is in two of its files")
+            tensors[name], places[name] = info, header.places[name]._replace(part=number)
+    shards.check_complete(tensors)
+    return tensors, places
 
 
 def _check_split(shards: Shards, headers: list[Header]) -> None:

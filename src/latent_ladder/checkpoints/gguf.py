@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 from latent_ladder.checkpoints.gguf_values import KeyValues, Reader, Value
 from latent_ladder.checkpoints.mapped import MappedFile, cut_off, damaged, shortened
-from latent_ladder.checkpoints.tensors import BLOCKS, GGML_BLOCKS, Header, Place, TensorInfo
+from latent_ladder.checkpoints.tensors import (
+    BLOCKS,
+    GGML_BLOCKS,
+    Header,
+    Place,
+    TensorInfo,
+    in_order,
+)
 from latent_ladder.errors import UnknownLayout
 
 MAX_DIMENSIONS, MAX_TENSOR_BYTES = 8, 1 << 60
@@ -105,9 +112,14 @@ def _entries(reader: Reader, count: int) -> dict[str, _Entry]:
             raise damaged(reader.file.path, f"its header names {shortened(name)} twice")
         if rank > MAX_DIMENSIONS:
             raise damaged(reader.file.path, f"tensor {shortened(name)} has {rank} dimensions")
-        dimensions = struct.unpack_from(f"<{rank}Q", reader.buffer, reader.take(8 * rank))
-        entries[name] = _Entry(dimensions, reader.number("I"), reader.number("Q"))
+        form = _ENTRY_FORMS[rank]
+        *dimensions, kind, offset = form.unpack_from(reader.buffer, reader.take(form.size))
+        entries[name] = _Entry(tuple(dimensions), kind, offset)
     return entries
+
+
+_ENTRY_FORMS = [struct.Struct(f"<{rank}QIQ") for rank in range(MAX_DIMENSIONS + 1)]
+"""What follows a tensor's name and the number of its dimensions."""
 
 
 def _name(reader: Reader) -> str:
@@ -155,7 +167,7 @@ def _original(file: MappedFile, kv: KeyValues, name: str, stored: TensorInfo) ->
 
 def _check_places(file: MappedFile, places: Mapping[str, Place]) -> None:
     at = 0
-    for name, place in sorted(places.items(), key=lambda item: item[1][1:3]):
+    for name, place in in_order(places):
         if place.begin < at:
             raise damaged(file.path, f"tensor {shortened(name)} overlaps the one before it")
         at = max(at, place.end)

@@ -26,6 +26,9 @@ NUMBERS: Mapping[int, str] = {
 """Value type -> struct code."""
 
 
+_FORMS = {code: struct.Struct(f"<{code}") for code in NUMBERS.values()}
+
+
 class Value(NamedTuple):
     """Where a metadata value begins, and its type."""
 
@@ -83,7 +86,8 @@ class Reader:
 
     def number(self, code: str) -> Any:
         """One number of a struct code."""
-        return struct.unpack_from(f"<{code}", self.buffer, self.take(struct.calcsize(code)))[0]
+        form = _FORMS[code]
+        return form.unpack_from(self.buffer, self.take(form.size))[0]
 
     def text(self) -> bytes:
         """One string's bytes."""

@@ -23,6 +23,7 @@ from latent_ladder.checkpoints.places import (
     places,
 )
 from latent_ladder.checkpoints.stored import (
+    PLAIN,
     StoredTensor,
     StoredTensors,
     precision,
@@ -81,11 +82,11 @@ class Component:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of one tensor once decoded."""
-        return _shape(key, self._forms[self._name(key)].shape)
+        return _shape(key, self._forms.shape(self._name(key)))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor once decoded."""
-        return {key: _shape(key, self._forms[name].shape) for key, name in self.names.items()}
+        return {key: _shape(key, self._forms.shape(name)) for key, name in self.names.items()}
 
     def stored(self, key: str) -> StoredTensor:
         """How one tensor lies in the file.
@@ -94,10 +95,16 @@ class Component:
         """
         return self._forms.check(self._name(key))
 
+    def nbytes_of(self, key: str) -> int:
+        """Bytes of one tensor with its scales."""
+        return self._forms.nbytes(self._name(key))
+
     def check_readable(self) -> None:
         """Raise :class:`UnsupportedQuantization` for the first tensor without a decoder."""
+        forms = self._forms
         for name in self.names.values():
-            self._forms.check(name)
+            if forms.seen_format(name) not in PLAIN:
+                forms.check(name)
 
     def read(self, key: str) -> Tensor:
         """One tensor as stored. Raises :class:`UnknownLayout` when the component lacks it."""

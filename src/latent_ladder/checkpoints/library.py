@@ -6,10 +6,10 @@ embedded pocket model is one more folder, searched last.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from latent_ladder.checkpoints.files import open_checkpoint
@@ -30,7 +30,7 @@ from latent_ladder.checkpoints.published import (
     Upsampling,
     suggestion,
 )
-from latent_ladder.checkpoints.scan import Found, Library, scan
+from latent_ladder.checkpoints.scan import Found, Library, OpenedOnce, facts_of, scan
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
 
 __all__ = [
@@ -113,8 +113,8 @@ class Choice:
         """What missing parts should be named in: the transformer's own precision."""
         if self.transformer is None:
             return DEFAULT_PRECISION
-        stored = self.transformer.component.precision
-        gguf = self.transformer.component.file.container == "gguf"
+        stored = self.transformer.facts.precision
+        gguf = self.transformer.facts.container == "gguf"
         return f"gguf-{stored}" if gguf else stored
 
     @property
@@ -186,7 +186,11 @@ def select(library: Library, choices: Mapping[str, str] | None = None) -> ModelS
     the files found do not fit, and the file that would, its folder, publisher and size.
     Raises :class:`UnsupportedQuantization` for weights in a format that cannot be decoded.
     """
-    return choose(library, choices).models(library)
+    asked = tuple(sorted((choices or {}).items()))
+    if asked not in library.selected:
+        library.selected[asked] = choose(library, choices).models(library)
+    models: ModelSet = library.selected[asked]
+    return models
 
 
 def missing(
@@ -231,7 +235,9 @@ def _in_file(path: Path, role: str) -> Found:
     parts = components(open_checkpoint(path))
     if role not in parts:
         raise _other_role(path.name, list(parts), role)
-    return Found(parts[role], path.resolve().parent)
+    part = parts[role]
+    opened = OpenedOnce(part.file.path, parts)
+    return Found(role, part.file.path, path.resolve().parent, facts_of(part), opened)
 
 
 def _other_role(name: str, roles: list[str], role: str) -> CheckpointNotFound:
@@ -265,10 +271,9 @@ def _choose_transformer(library: Library, choices: Mapping[str, str]) -> Found |
 
 def _preference(found: Found) -> tuple[int, int, int, float] | None:
     """Sort key of a transformer: the user's, a known family, more bits; ``None``: unusable."""
-    try:
-        known = _FAMILY_PREFERENCE.index(family(found.component))
-    except UnknownLayout:
+    if found.facts.family is None:
         return None
+    known = _FAMILY_PREFERENCE.index(found.facts.family)
     return int(found.embedded), known, *precision_order(found)
 
 
@@ -277,11 +282,8 @@ def precision_order(found: Found) -> tuple[int, float]:
 
     Half bits are told apart, headers a few bytes longer are not.
     """
-    sample = "transformer_blocks.0.attn1.to_q.weight"
-    part = found.component
     rank = dict(zip(_PRECISION_PREFERENCE, range(len(_PRECISION_PREFERENCE)), strict=True))
-    bits = 8 * part.stored(sample).nbytes / math.prod(part.shape(sample)) if sample in part else 0
-    return rank.get(part.precision, len(rank)), -round(2 * bits) / 2
+    return rank.get(found.facts.precision, len(rank)), -round(2 * found.facts.bits) / 2
 
 
 # --- all that goes with it -----------------------------------------------------------------------
@@ -335,7 +337,7 @@ class _Picker:
         first = [p for p in (beside, self.transformer.component) if p is not None]
         own = [part for p in first if (part := self._beside(p, role)) is not None]
         others = sorted(self.library.of(role), key=self._paired)
-        for part in (*own, *(found.component for found in others)):
+        for part in chain(own, (found.component for found in others)):
             wrong = misfit(part)
             if wrong is None:
                 warning = unpaired(role, part, self.transformer.component)

@@ -53,7 +53,7 @@ def misplaced(library: Library) -> tuple[Misplaced, ...]:
     wrong = []
     for path, roles in library.files.items():
         found = next(iter(roles.values()))
-        allowed = allowed_categories(roles, found.component.file.container)
+        allowed = allowed_categories(roles, found.facts.container)
         known = found.category is not None and not found.embedded
         if known and allowed and found.category not in allowed:
             wrong.append(Misplaced(path, tuple(roles), _written(found), allowed[0]))

@@ -104,7 +104,7 @@ _PREFIXES: Mapping[str, Placed] = {
     **{part: Placed("latent_upsampler", part) for part in _UPSAMPLER},
     **{part: Placed(None, part) for part in _NOT_NEEDED},
 }
-_LENGTHS = sorted({len(prefix) for prefix in _PREFIXES}, reverse=True)
+_PREFIX = re.compile("|".join(map(re.escape, sorted(_PREFIXES, key=len, reverse=True))))
 
 # A vocoder whose outer prefix was taken off: its own generator is called vocoder as well.
 _BARE_VOCODER = ("vocoder.", "bwe_generator.", "mel_stft.")
@@ -127,11 +127,11 @@ def places(names: Iterable[str]) -> dict[str, Placed]:
 
 
 def _by_prefix(name: str) -> Placed | None:
-    for length in _LENGTHS:
-        placed = _PREFIXES.get(name[:length])
-        if placed is not None:
-            return Placed(placed.role, placed.key + name[length:])
-    return None
+    found = _PREFIX.match(name)
+    if found is None:
+        return None
+    placed = _PREFIXES[found[0]]
+    return Placed(placed.role, placed.key + name[found.end() :])
 
 
 TINY_DECODER = frozenset({"decoder.1.weight", "decoder.3.conv.0.weight", "decoder.22.bias"})

@@ -10,11 +10,12 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.mapped import MappedFile, cut_off, damaged, shortened
-from latent_ladder.checkpoints.tensors import DTYPES, Header, Place, TensorInfo
-from latent_ladder.errors import UnknownLayout
+from latent_ladder.checkpoints.tensors import DTYPES, Header, Place, TensorInfo, in_order
+from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own limit on its JSON header."""
@@ -34,8 +35,9 @@ def read_safetensors_header(file: MappedFile) -> Header:
     metadata = _metadata(file, entries.pop("__metadata__", None))
     start = 8 + len(text)
     tensors, places = {}, {}
+    known: dict[tuple[str, str], TensorInfo] = {}  # a checkpoint has few shapes and many tensors
     for name, entry in entries.items():
-        info, begin, end = _tensor(file, name, entry)
+        info, begin, end = _tensor(file, name, entry, known)
         tensors[name], places[name] = info, Place(0, start + begin, start + end)
     _check_extent(file, places, start)
     return Header("safetensors", start, metadata, tensors, places)
@@ -63,22 +65,44 @@ def _header_text(file: MappedFile) -> bytes:
 
 
 def _parse(file: MappedFile, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            names = Counter(name for name, _ in pairs)
-            raise damaged(
-                file.path, f"its header names {shortened(names.most_common(1)[0][0])} twice"
-            )
-        return table
-
+    """The header's table. Raises for a name that stands twice in it, or in one of its parts."""
+    unique = partial(_unique, file)
     try:
-        entries = json.loads(text, object_pairs_hook=unique)
+        entries = json.loads(text)
+        if not isinstance(entries, dict) or not _tensors_once(text, entries):
+            entries = json.loads(text, object_pairs_hook=unique)
+        elif _METADATA in text:
+            after = text[text.index(b":", text.index(_METADATA)) + 1 :]
+            body = after.decode(errors="surrogatepass").lstrip()
+            json.JSONDecoder(object_pairs_hook=unique).raw_decode(body)
     except (ValueError, RecursionError) as error:
         raise damaged(file.path, "its header is not JSON") from error
     if not isinstance(entries, dict):
         raise damaged(file.path, "its header is not a table")
     return entries
+
+
+_METADATA, _FIELDS = b'"__metadata__"', (b'"dtype"', b'"shape"', b'"data_offsets"')
+
+
+def _tensors_once(text: bytes, entries: Mapping[str, Any]) -> bool:
+    """Whether no tensor and no field of one can stand twice; ``False`` where that is unsure.
+
+    As many were written as came out: a look at every pair takes three times as long. A quote
+    inside a name is written with a backslash before it, so it cannot look like a field.
+    """
+    has_metadata = "__metadata__" in entries
+    written = [text.count(field) for field in _FIELDS]
+    expected = len(entries) - has_metadata
+    return written == [expected] * len(_FIELDS) and text.count(_METADATA) == has_metadata
+
+
+def _unique(file: MappedFile, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise damaged(file.path, f"its header names {shortened(names.most_common(1)[0][0])} twice")
+    return table
 
 
 def _metadata(file: MappedFile, found: Any) -> dict[str, str]:
@@ -89,16 +113,46 @@ def _metadata(file: MappedFile, found: Any) -> dict[str, str]:
     return found
 
 
-def _tensor(file: MappedFile, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
+def _tensor(
+    file: MappedFile, name: str, entry: Any, known: dict[tuple[str, str], TensorInfo]
+) -> tuple[TensorInfo, int, int]:
+    """One entry, checked: its shape and type, and where it begins and ends.
+
+    ``known`` are the shapes and types checked before, by how they were written.
+    """
     try:
         shape, dtype, (begin, end) = entry["shape"], entry["dtype"], entry["data_offsets"]
-        counts = (*shape, begin, end)
-    except (KeyError, TypeError, ValueError) as error:
+        written = dtype, str(shape)
+        info = known.get(written)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged(file.path, f"the entry of tensor {shortened(name)} is malformed") from error
-    if not _are_counts(counts) or len(shape) > MAX_DIMENSIONS or not isinstance(dtype, str):
+    if type(begin) is not int or type(end) is not int:
         raise damaged(file.path, f"the entry of tensor {shortened(name)} is malformed")
-    if min(counts) < 0:
-        what = f"tensor {shortened(name)} has a negative size or place: {shortened(counts)}"
+    if info is None:
+        info = known[written] = _info(file, name, shape, dtype)
+    if begin < 0 or end - begin != info.nbytes:
+        raise _misplaced(file, name, info, begin, end)
+    return info, begin, end
+
+
+def _misplaced(
+    file: MappedFile, name: str, info: TensorInfo, begin: int, end: int
+) -> CorruptCheckpoint:
+    if min(begin, end) < 0:
+        what = f"tensor {shortened(name)} has a negative size or place: {shortened((begin, end))}"
+    else:
+        size = shortened(info.nbytes)
+        what = f"tensor {shortened(name)} occupies {end - begin} bytes, not {size}"
+    return damaged(file.path, what)
+
+
+def _info(file: MappedFile, name: str, shape: Any, dtype: Any) -> TensorInfo:
+    """A shape and type, checked."""
+    right = isinstance(shape, list) and isinstance(dtype, str)
+    if not right or not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
+        raise damaged(file.path, f"the entry of tensor {shortened(name)} is malformed")
+    if shape and min(shape) < 0:
+        what = f"tensor {shortened(name)} has a negative size or place: {shortened(tuple(shape))}"
         raise damaged(file.path, what)
     if dtype not in DTYPES:
         raise UnknownLayout(
@@ -107,12 +161,9 @@ def _tensor(file: MappedFile, name: str, entry: Any) -> tuple[TensorInfo, int, i
             "a newer version of latent-ladder may know it",
         )
     info = TensorInfo(tuple(shape), dtype)
-    if info.elements % DTYPES[dtype][0] or end - begin != info.nbytes:
-        what = (
-            f"tensor {shortened(name)} occupies {end - begin} bytes, not {shortened(info.nbytes)}"
-        )
-        raise damaged(file.path, what)
-    return info, begin, end
+    if info.elements % DTYPES[dtype][0]:
+        raise damaged(file.path, f"tensor {shortened(name)} cannot be {dtype} {shortened(shape)}")
+    return info
 
 
 def _are_counts(numbers: Iterable[Any]) -> bool:
@@ -123,7 +174,7 @@ def _are_counts(numbers: Iterable[Any]) -> bool:
 def _check_extent(file: MappedFile, places: Mapping[str, Place], start: int) -> None:
     """Side by side from ``start`` to the end of the file: no overlap, no gap, nothing beyond."""
     at = start
-    for name, place in sorted(places.items(), key=lambda item: item[1][1:3]):
+    for name, place in in_order(places):
         if place.begin != at:
             problem = "overlaps the one before it" if place.begin < at else "follows a gap"
             _check_length(file, max(p.end for p in places.values()))

@@ -7,38 +7,61 @@ over in silence, damaged ones are kept with the reason.
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from latent_ladder.checkpoints.files import open_checkpoint
+from latent_ladder.checkpoints.fit import part_family
 from latent_ladder.checkpoints.folders import CATEGORIES, EMBEDDED, ModelFolder
+from latent_ladder.checkpoints.index import Facts, Index, Verdict, stamp
 from latent_ladder.checkpoints.layout import Component, components
 from latent_ladder.checkpoints.shards import entry_points
 from latent_ladder.checkpoints.upscalers import CATEGORY, as_upscaler, is_pickle, pixel_upscaler
-from latent_ladder.errors import CheckpointError, CorruptCheckpoint, UnknownLayout
+from latent_ladder.errors import CheckpointError, UnknownLayout
 
 ENDINGS = (".safetensors", ".sft", ".gguf", ".safetensors.index.json")
+
+
+class OpenedOnce:
+    """A file whose header is read when the first of its components is wanted, or was before."""
+
+    def __init__(self, path: Path, parts: Mapping[str, Component] | None = None) -> None:
+        self.path = path
+        self._parts = parts
+
+    def part(self, role: str) -> Component:
+        """One component. Raises what :func:`open_checkpoint` and :func:`components` raise."""
+        if self._parts is None:
+            self._parts = components(open_checkpoint(self.path))
+        return self._parts[role]
 
 
 @dataclass(frozen=True)
 class Found:
     """One component and the model folder it was found under.
 
-    ``given_category`` is what an ``extra_model_paths.yaml`` says that the folder holds.
+    ``path`` is the file it is in; of a split one its index, or the first of its files. ``facts``
+    are known without reading its header. ``given_category`` is what an ``extra_model_paths.yaml``
+    says that the folder holds.
     """
 
-    component: Component
+    role: str
+    path: Path
     folder: Path
+    facts: Facts
+    file: OpenedOnce
     given_category: str | None = None
 
     @property
-    def path(self) -> Path:
-        """The file it is in; of a split one its index, or the first of its files."""
-        return self.component.file.path
+    def component(self) -> Component:
+        """The component itself; reads the header if nobody did."""
+        return self.file.part(self.role)
 
     @property
     def name(self) -> str:
@@ -71,6 +94,8 @@ class Library:
     found: Mapping[str, tuple[Found, ...]]
     unreadable: tuple[tuple[Path, str], ...] = ()
     ignored: tuple[tuple[Path, str], ...] = ()
+    selected: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """Sets of models chosen from it before."""
 
     def of(self, role: str) -> tuple[Found, ...]:
         """All candidates for a role."""
@@ -90,13 +115,15 @@ class Library:
 class _Scan:
     """What a scan under way has seen, so that links in circles and second names end."""
 
+    index: Index
+    trust: bool
     found: dict[str, list[Found]] = field(default_factory=dict)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     ignored: list[tuple[Path, str]] = field(default_factory=list)
     seen: set[Path] = field(default_factory=set)
 
     def add(self, path: Path, folder: ModelFolder) -> None:
-        """Open one candidate and file it under its roles."""
+        """Look at one candidate, in the index or itself, and file it under its roles."""
         try:
             if (real := path.resolve()) in self.seen:
                 return
@@ -104,44 +131,75 @@ class _Scan:
             if is_pickle(path):
                 self._file(pixel_upscaler(path), folder)
                 return
-            file = open_checkpoint(path)
+            mark = stamp(path)
+            known = self.index.get(path, mark) if self.trust else None
+            if known is None:
+                self._judge(path, mark, folder)
+            elif known.ignored is not None and in_upscale_models(path, folder):
+                self._file(as_upscaler(open_checkpoint(path)), folder)
+            else:
+                self._recall(path, known, folder)
         except CheckpointError as error:
             self.unreadable.append((path, error.message))
-            return
         except OSError as error:
             self.unreadable.append((path, f"{path.name} cannot be read: {error.strerror}"))
-            return
+
+    def _judge(self, path: Path, mark: str | None, folder: ModelFolder) -> None:
+        file = open_checkpoint(path)
         try:
             parts = components(file)
-        except CorruptCheckpoint as error:
-            self.unreadable.append((path, error.message))
-            return
         except UnknownLayout as error:
+            self.index.put(path, mark, Verdict(ignored=error.message))
             if in_upscale_models(path, folder):
                 self._file(as_upscaler(file), folder)
             else:
                 self.ignored.append((path, error.message))
             return
-        for part in parts.values():
-            self._file(part, folder)
+        facts = {role: facts_of(part) for role, part in parts.items()}
+        self.index.put(path, mark, Verdict(facts))
+        opened = OpenedOnce(file.path, parts)
+        for role, known in facts.items():
+            self._add(Found(role, file.path, folder.path, known, opened, folder.category))
+
+    def _recall(self, path: Path, known: Verdict, folder: ModelFolder) -> None:
+        if known.ignored is not None:
+            self.ignored.append((path, known.ignored))
+            return
+        opened = OpenedOnce(path)
+        for role, facts in known.parts.items():
+            self._add(Found(role, path, folder.path, facts, opened, folder.category))
 
     def _file(self, part: Component, folder: ModelFolder) -> None:
-        found = Found(part, folder.path, folder.category)
-        self.found.setdefault(part.role, []).append(found)
+        path, opened = part.file.path, OpenedOnce(part.file.path, {part.role: part})
+        facts = Facts(part.file.container, part.precision, part.nbytes, None)
+        self._add(Found(part.role, path, folder.path, facts, opened, folder.category))
+
+    def _add(self, found: Found) -> None:
+        self.found.setdefault(found.role, []).append(found)
 
 
-def scan(folders: Iterable[Path | ModelFolder]) -> Library:
-    """Read the headers of every model file below the folders.
+def facts_of(part: Component) -> Facts:
+    """A component in short."""
+    key, bits = "transformer_blocks.0.attn1.to_q.weight", 0.0
+    if part.role == "transformer" and key in part:
+        bits = 8 * part.nbytes_of(key) / math.prod(part.shape(key))
+    return Facts(part.file.container, part.precision, part.nbytes, part_family(part), bits)
 
-    Links are followed, circles of links end, the same file under two names counts once. Nothing
-    that a file holds can make a scan fail.
+
+def scan(folders: Iterable[Path | ModelFolder], *, anew: bool = False) -> Library:
+    """Find every model file below the folders, by its header.
+
+    Headers are read again where a file is new or changed, with ``anew`` all of them. Links are
+    followed, circles of links end, the same file under two names counts once. Nothing that a file
+    holds can make a scan fail.
     """
     places = [f if isinstance(f, ModelFolder) else ModelFolder(f) for f in folders]
-    state = _Scan()
+    state = _Scan(Index.read(), trust=not anew)
     with _no_collection():
         for place in places:
             for path in (*candidates(place.path, state.unreadable), *upscaler_pickles(place)):
                 state.add(path, place)
+    state.index.save()
     return Library(
         tuple(place.path for place in places),
         {role: tuple(found) for role, found in state.found.items()},

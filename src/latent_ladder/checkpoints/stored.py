@@ -23,6 +23,8 @@ from latent_ladder.errors import CorruptCheckpoint, UnsupportedQuantization
 FLOATS: Mapping[str, str] = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
 """Stored types that are numbers -> format."""
 
+PLAIN = frozenset(FLOATS.values())
+
 QUANTIZED = (
     "fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp8", "int8",
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
@@ -136,13 +138,25 @@ class StoredTensors(Mapping[str, StoredTensor]):
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor and all that belongs to it; reads no marker."""
-        sizes = (self.file.tensors[part].nbytes for part in self.parts[name].values())
+        tensors, parts = self.file.tensors, self.parts[name]
+        if len(parts) == 1 and not self.markers:
+            return tensors[name].nbytes
         marker = self.markers.get(name)
-        return sum(sizes) + (self.file.tensors[marker].nbytes if marker else 0)
+        size = tensors[marker].nbytes if marker else 0
+        return size + sum(tensors[part].nbytes for part in parts.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor once decoded; reads a marker only of packed bytes."""
+        weight = self.file.tensors[self.parts[name]["weight"]]
+        return self[name].shape if weight.dtype in ("U8", "I8") else weight.shape
 
     def seen_format(self, name: str) -> str:
         """The format as far as stored types tell; reads no marker."""
-        return _format_by_types(_infos(self.file, self.parts[name]))
+        parts = self.parts[name]
+        if len(parts) == 1:  # of most tensors the type says all
+            kind = self.file.tensors[parts["weight"]].dtype
+            return FLOATS.get(kind) or _RAW_FP8.get(kind) or kind.lower()
+        return _format_by_types(_infos(self.file, parts))
 
     def check(self, name: str) -> StoredTensor:
         """The entry of a tensor that can be decoded.
@@ -185,16 +199,26 @@ class StoredTensors(Mapping[str, StoredTensor]):
 def stored_tensors(file: CheckpointFile) -> StoredTensors:
     """Logical name in the file -> how it lies there. Scales, markers and input scales are folded.
 
-    Reads no tensor; the markers of weights are read when those are asked for. Raises
-    :class:`CorruptCheckpoint` where the header's ``_quantization_metadata`` is no JSON.
+    Worked out once for each file. Reads no tensor; the markers of weights are read when those are
+    asked for. Raises :class:`CorruptCheckpoint` where the header's ``_quantization_metadata`` is
+    no JSON.
     """
+    known = file.derived.get(_DERIVED)
+    if not isinstance(known, StoredTensors):
+        known = file.derived[_DERIVED] = _folded(file)
+    return known
+
+
+_DERIVED = "stored_tensors"
+
+
+def _folded(file: CheckpointFile) -> StoredTensors:
     parts: dict[str, dict[str, str]] = {}
     markers: dict[str, str] = {}
     beside: list[tuple[str, str, str]] = []
     for name in file.tensors:
-        layer, _, last = name.rpartition(".")
-        weight = f"{layer}.weight" if layer else "weight"
-        if last in _PARTS and weight in file.tensors:
+        last = name[name.rfind(".") + 1 :]
+        if last in _PARTS and (weight := f"{name.removesuffix(last)}weight") in file.tensors:
             beside.append((weight, last, name))
         elif last != _FILE_MARKER:
             parts[name] = {"weight": name}
@@ -214,12 +238,14 @@ def precision(tensors: StoredTensors, names: Iterable[str]) -> str:
     them. Counted in weights, not bytes: in a file that is called nvfp4 the few weights left in
     bf16 take most of the bytes.
     """
-    counts: Counter[str] = Counter()
+    kinds: Counter[tuple[TensorInfo, str]] = Counter()
     for name in names:
-        format = tensors.seen_format(name)
-        shape = _logical(format, tensors.file.tensors[tensors.parts[name]["weight"]])
+        kinds[tensors.file.tensors[tensors.parts[name]["weight"]], tensors.seen_format(name)] += 1
+    counts: Counter[str] = Counter()
+    for (weight, format), number in kinds.items():
+        values = number * math.prod(_logical(format, weight))
         if format not in _DATA:
-            counts["fp8" if format in _RAW_FP8.values() else format] += math.prod(shape)
+            counts["fp8" if format in _RAW_FP8.values() else format] += values
     if not counts:
         return "none"
     first, count = counts.most_common(1)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 DTYPES: Mapping[str, tuple[int, int]] = {
@@ -52,8 +53,13 @@ class TensorInfo(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes on disk; 0 for a type whose blocks are not known."""
-        elements, size = BLOCKS.get(self.dtype, (1, 0))
-        return self.elements * size // elements
+        return _nbytes(self)
+
+
+@lru_cache(maxsize=4096)  # a checkpoint has few shapes and many tensors
+def _nbytes(info: TensorInfo) -> int:
+    elements, size = BLOCKS.get(info.dtype, (1, 0))
+    return info.elements * size // elements
 
 
 class Place(NamedTuple):
@@ -67,6 +73,11 @@ class Place(NamedTuple):
     begin: int
     end: int
     rows: tuple[int, int] | None = None
+
+
+def in_order(places: Mapping[str, Place]) -> list[tuple[str, Place]]:
+    """Names and places from the front of a file to its end."""
+    return sorted(places.items(), key=lambda named: (named[1].begin, named[1].end))
 
 
 @dataclass(frozen=True)

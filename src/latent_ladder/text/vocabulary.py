@@ -9,14 +9,12 @@ https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.prot
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from latent_ladder.disk import write_whole
+from latent_ladder.disk import cache_folder, write_whole
 
 _UNKNOWN, _CONTROL, _UNUSED = 2, 3, 5
 """Types of pieces; GGUF counts them as SentencePiece does."""
@@ -123,13 +121,3 @@ _DIGEST = 16
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=_DIGEST).digest()
-
-
-def cache_folder() -> Path:
-    """Where things lie that can be made again."""
-    named = os.environ.get("LADDER_CACHE")
-    if named:
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("latent-ladder", appauthor=False))

@@ -7,6 +7,7 @@ they call. Nothing heavy is imported at module level, so that ``ladder --help`` 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -70,6 +71,8 @@ def _options(
 
 def main() -> None:
     """Entry point: runs the command, turns errors into words and exit codes."""
+    # pydantic looks through every installed package for plugins, a tenth of the start-up.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     first = sys.argv[1] if len(sys.argv) > 1 else None
     known = any(first in commands for commands in MODULES.values())
     try:

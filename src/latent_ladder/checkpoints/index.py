@@ -90,10 +90,9 @@ class Index:
         """Write it if anything is new; no error where it cannot be kept."""
         if not self.changed:
             return
-        kept = self.entries
-        if len(kept) > MAX_ENTRIES:
-            kept = {path: entry for path, entry in kept.items() if path in self.asked}
-        body = json.dumps({"code": _code(), "files": dict(list(kept.items())[:MAX_ENTRIES])})
+        others = (p for p in self.entries if p not in self.asked and Path(p).exists())
+        paths = [*(p for p in self.entries if p in self.asked), *others][:MAX_ENTRIES]
+        body = json.dumps({"code": _code(), "files": {p: self.entries[p] for p in paths}})
         data = body.encode()
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)

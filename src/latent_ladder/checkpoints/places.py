@@ -104,7 +104,10 @@ _PREFIXES: Mapping[str, Placed] = {
     **{part: Placed("latent_upsampler", part) for part in _UPSAMPLER},
     **{part: Placed(None, part) for part in _NOT_NEEDED},
 }
-_PREFIX = re.compile("|".join(map(re.escape, sorted(_PREFIXES, key=len, reverse=True))))
+_BY_HEAD: dict[str, list[str]] = {}
+for _prefix in sorted(_PREFIXES, key=len, reverse=True):
+    _BY_HEAD.setdefault(_prefix[: _prefix.find(".") + 1], []).append(_prefix)
+"""Prefixes by their first word with its dot, those without a dot under ""."""
 
 # A vocoder whose outer prefix was taken off: its own generator is called vocoder as well.
 _BARE_VOCODER = ("vocoder.", "bwe_generator.", "mel_stft.")
@@ -127,11 +130,11 @@ def places(names: Iterable[str]) -> dict[str, Placed]:
 
 
 def _by_prefix(name: str) -> Placed | None:
-    found = _PREFIX.match(name)
-    if found is None:
-        return None
-    placed = _PREFIXES[found[0]]
-    return Placed(placed.role, placed.key + name[found.end() :])
+    for prefix in (*_BY_HEAD.get(name[: name.find(".") + 1], ()), *_BY_HEAD[""]):
+        if name.startswith(prefix):
+            placed = _PREFIXES[prefix]
+            return Placed(placed.role, placed.key + name[len(prefix) :])
+    return None
 
 
 TINY_DECODER = frozenset({"decoder.1.weight", "decoder.3.conv.0.weight", "decoder.22.bias"})

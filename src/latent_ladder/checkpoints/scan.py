@@ -35,6 +35,11 @@ class OpenedOnce:
         self.path = path
         self._parts = parts
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its header was read."""
+        return self._parts is not None
+
     def part(self, role: str) -> Component:
         """One component. Raises what :func:`open_checkpoint` and :func:`components` raise."""
         if self._parts is None:

@@ -11,6 +11,7 @@ Knows nothing about what a block computes.
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,8 +89,14 @@ class Streamed:
             if number not in streamed:
                 _settle(block, device)
         pin = residency.pinned and device.type == "cuda"
-        self._packs = {n: _Pack(_places(blocks[n]), pin) for n in streamed}
-        self._ring = _Ring(self._packs, device)
+        self._packs: dict[int, _Pack] = {}
+        try:
+            for number in streamed:
+                self._packs[number] = _Pack(_places(blocks[number]), pin)
+            self._ring = _Ring(self._packs, device)
+        except BaseException:
+            self._unlock()
+            raise
 
     def blocks(self) -> Iterator[nn.Module]:
         """Every block; a streamed one is ready only until the next is asked for."""
@@ -109,6 +116,11 @@ class Streamed:
     def close(self) -> None:
         """Stop copying and let the buffers go."""
         self._ring.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        for pack in self._packs.values():
+            pack.unlock()
 
 
 def travelling_bytes(block: nn.Module) -> int:
@@ -133,16 +145,20 @@ class _Pack:
             ends.append(self.nbytes)
             self.nbytes += _aligned(place.tensor.nbytes)
         self._offsets = ends
+        self._locked = _PageLocked(self.nbytes) if pin else None
         self._flat: Tensor | None = None
-        if pin:
-            flat = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=True)
-            self.gather(flat)
-            self._flat = flat
-            for place, view in zip(places, self._views(flat), strict=True):
+        if self._locked is not None:
+            self.gather(self._locked.flat)
+            self._flat = self._locked.flat
+            views = list(self._views(self._flat))
+            for place, view in zip(places, views, strict=True):
                 place.put(view)
-            self._places = [
-                p._replace(tensor=v) for p, v in zip(places, self._views(flat), strict=True)
-            ]
+            self._places = [p._replace(tensor=v) for p, v in zip(places, views, strict=True)]
+
+    def unlock(self) -> None:
+        """Let the memory be paged out again; call when no copy is under way."""
+        if self._locked is not None:
+            self._locked.unlock()
 
     def gather(self, buffer: Tensor) -> None:
         """Copy the tensors into a buffer, from wherever they are."""
@@ -185,6 +201,9 @@ class _Slot:
         )
         self.ready = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
         self.free = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        if self.free is not None:
+            # The allocator may hand out memory that work under way on this stream still reads.
+            self.free.record(torch.cuda.current_stream(device))
 
 
 class _Ring:
@@ -246,15 +265,46 @@ class _Ring:
         if self._stream is None or slot.free is None or slot.ready is None:
             pack.gather(slot.buffer)
             return
+        staging = None if pack.contiguous else slot.staging
+        if staging is not None:
+            slot.ready.synchronize()  # what was staged last has left
+            pack.gather(staging)  # while the buffer may still be computed with
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.free)
-            if slot.staging is None or pack.contiguous:
+            if staging is None:
                 pack.gather(slot.buffer)
             else:
-                self._stream.synchronize()  # the staging memory may still be on its way
-                pack.gather(slot.staging)
-                slot.buffer.copy_(slot.staging, non_blocking=True)
+                slot.buffer.copy_(staging, non_blocking=True)
             slot.ready.record(self._stream)
+
+
+class _PageLocked:
+    """Memory that a GPU copies from by itself, of just the size asked for.
+
+    torch's own pinned memory is rounded up to a power of two, a third more RAM for blocks of
+    2.3. Where registering is refused (a limit on locked memory) torch's is used.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        whole = torch.empty(nbytes + 2 * mmap.PAGESIZE, dtype=torch.uint8)
+        start = -whole.data_ptr() % mmap.PAGESIZE
+        self.flat = whole[start : start + nbytes]
+        self._registered = _register(self.flat.data_ptr(), nbytes)
+        if not self._registered:
+            self.flat = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def unlock(self) -> None:
+        """Ordinary memory again; call when no copy is under way."""
+        if self._registered:
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            runtime.cudaHostUnregister(self.flat.data_ptr())
+            self._registered = False
+
+
+def _register(address: int, nbytes: int) -> bool:
+    pages = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    return nbytes > 0 and int(runtime.cudaHostRegister(address, pages, 0)) == 0
 
 
 def _places(block: nn.Module) -> list[_Place]:

@@ -52,8 +52,8 @@ LAYERS: tuple[str, ...] = (
     "console",
     "commands.flags",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
-    "commands.models commands.presets commands.runs",
-    "commands.draft commands.upscale",
+    "commands.models commands.presets",
+    "commands.draft commands.runs commands.upscale",
     "cli",
 )
 """The modules of each rank, lowest first. A module without a rank is an error."""

@@ -73,8 +73,8 @@ class RunOptions:
 
     ``command`` is kept in the run's record; ``lock_timeout_s`` is how long to wait for another
     process that makes the same clip (``None``: as long as it takes). ``preview`` is a PNG file that
-    keeps a strip of the picture as it is estimated while sampling. ``measure`` takes the clip's
-    metrics while it is written and keeps them in the run's record.
+    keeps a strip of the picture as it is estimated while sampling. ``measure`` (the default) takes
+    the clip's metrics while it is written and keeps them in the run's record.
     """
 
     device: str = "auto"
@@ -84,7 +84,7 @@ class RunOptions:
     on_event: OnEvent = ignore
     cancel: Cancel = field(default_factory=Cancel)
     lock_timeout_s: float | None = None
-    measure: bool = False
+    measure: bool = True
     preview: Path | None = None
 
 

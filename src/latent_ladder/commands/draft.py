@@ -16,6 +16,7 @@ from latent_ladder.commands.flags import (
     Folders,
     InputFlags,
     Json,
+    Measure,
     MemoryFlags,
     Overwrite,
     Quiet,
@@ -125,6 +126,7 @@ def refine(
     store: StoreFolder = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    measure: Measure = True,
     as_json: Json = False,
     preview: Watch = False,
 ) -> None:
@@ -147,6 +149,7 @@ def refine(
         with RunProgress(quiet or as_json) as progress:
             command = shlex.join(["ladder", *sys.argv[1:]])
             options = _options(memory, prepared, overwrite, command, progress)
+            options = replace(options, measure=measure)
             if preview:
                 options = replace(options, preview=path.with_suffix(".preview.png"))
             with interrupts(options.cancel):

@@ -32,7 +32,8 @@ Folders = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Measure = Annotated[
-    bool, typer.Option("--measure", help="Keep the clip's metrics in the run's record.")
+    bool,
+    typer.Option("--measure/--no-measure", help="Keep the clip's metrics in the run's record."),
 ]
 Output = Annotated[
     Path | None,

@@ -14,6 +14,7 @@ from latent_ladder.commands.flags import (
     Device,
     Folders,
     Json,
+    Measure,
     Output,
     Overwrite,
     Quiet,
@@ -70,6 +71,7 @@ def upscale(
     device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    measure: Measure = True,
     as_json: Json = False,
 ) -> None:
     """Enlarge a video: encoded, upsampled in latent space, refined a little; its sound is kept."""
@@ -80,7 +82,7 @@ def upscale(
     changes = upscale_fields(clip, found, by) | {"prompt": prompt or UNSAID}
     prepared = _prepare(preset, changes, asked, seed, folders, store, device)
     path = output or clip.with_name(f"{clip.stem}-x{by:g}.mp4")
-    _carry_out(prepared, path, device, overwrite, quiet, as_json)
+    _carry_out(prepared, path, device, overwrite, quiet, as_json, measure)
 
 
 def sound(
@@ -172,7 +174,13 @@ def _stages(
 
 
 def _carry_out(
-    prepared: Prepared, path: Path, device: str, overwrite: bool, quiet: bool, as_json: bool
+    prepared: Prepared,
+    path: Path,
+    device: str,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    measure: bool = True,
 ) -> None:
     from latent_ladder.pipeline import Cancel, RunOptions, execute
 
@@ -183,6 +191,7 @@ def _carry_out(
             memory=prepared.options,
             overwrite=overwrite,
             command=command,
+            measure=measure,
             on_event=progress.on_event,
             cancel=cancel,
         )

@@ -23,6 +23,7 @@ from latent_ladder.commands import (
     models,
     presets,
     runs,
+    sweep,
     upscale,
 )
 from latent_ladder.console import show_error
@@ -38,7 +39,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The order in which --help lists them.
-for command in (make, draft, upscale, advise, measure, runs, presets, models, doctor, bench):
+for command in (
+    make, draft, sweep, upscale, advise, measure, runs, presets, models, doctor, bench,
+):  # fmt: skip
     command.register(app)
 
 

@@ -217,7 +217,7 @@ def prepare(
             Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
         )
     memory = memory or MemoryOptions()
-    fitted = _fitted(plan, memory, device)
+    fitted = fit_memory(plan, memory, device)
     tile = fitted.of("decode").holding.tile_px
     if tile is not None:
         found.append(
@@ -226,7 +226,7 @@ def prepare(
     return Prepared(plan, store, fitted, memory, tuple(found), library)
 
 
-def _fitted(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan:
+def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan:
     """How every stage fits. Raises :class:`MemoryBudgetError`."""
     from latent_ladder.stages.report import model_sizes
 
@@ -309,7 +309,7 @@ class Run:
 
         runtime = choose_runtime(self._options.device)
         if runtime.device.type != self._memory.budget.device:  # torch cannot use the GPU
-            self._memory = _fitted(self._plan, self._options.memory, runtime.device.type)
+            self._memory = fit_memory(self._plan, self._options.memory, runtime.device.type)
         policy = policy_of(self._plan.request, self._options.memory)
         return Workshop(self._plan, runtime, self._memory, self._warn, policy)
 

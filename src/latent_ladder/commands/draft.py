@@ -169,11 +169,10 @@ def _prepare(
     folders: list[Path] | None,
 ) -> Prepared:
     """Plan one clip with the folders that its run searched, unless others are named."""
-    from latent_ladder.checkpoints.library import EMBEDDED, model_folders, scan
-    from latent_ladder.chosen import changed, prepare_chosen
+    from latent_ladder.checkpoints.library import model_folders, scan
+    from latent_ladder.chosen import changed, prepare_chosen, searched_folders
 
-    recorded = [Path(f) for f in chosen.record.folders if Path(f) != EMBEDDED]
-    library = scan(model_folders(folders or [f for f in recorded if f.is_dir()]))
+    library = scan(model_folders(folders or searched_folders(chosen)))
     request = changed(chosen, sets, audio)
     return prepare_chosen(chosen, request, library, store, memory.options(), memory.device)
 

@@ -19,19 +19,21 @@ LAYERS: tuple[str, ...] = (
     "sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
     "models.dequantize_ggml models.levels models.norms models.passes models.rotation models.snake "
     "checkpoints.tensors checkpoints.places",
-    "checkpoints.mapped models.dequantize media.encoders media.palette",
+    "checkpoints.mapped models.dequantize media.encoders media.palette sweeps.axes sweeps.plot",
     "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers",
     "checkpoints.gguf",
     "disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
     "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
     "models.runtime",
-    "checkpoints.index checkpoints.stored media.tags models.video_layers",
+    "checkpoints.index checkpoints.stored media.tags models.video_layers sweeps.results",
+    "sweeps.choice",
+    "sweeps.plots",
     "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
     "request_report sampling.denoise metrics_flow metrics_sound stages.lock stages.runs "
     "models.rope hub_hashes",
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
     "media.sound media.footage",
-    "metrics models.linear media.outputs upscale.networks",
+    "metrics models.linear media.outputs sweeps.pictures upscale.networks",
     "checkpoints.fit models.adaln models.adapters models.attention models.loading "
     "models.residency upscale.tiles",
     "models.quantize checkpoints.scan request_inputs request_output "
@@ -48,13 +50,15 @@ LAYERS: tuple[str, ...] = (
     "preview proposal stages.writing",
     "stages.steps doctor",
     "pipeline",
-    "drafts",
-    "chosen",
+    "sweeps.plan",
+    "drafts sweeps.run",
+    "chosen sweeps.files",
+    "sweeps.page",
     "console",
     "commands.flags commands.running",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
-    "commands.models commands.presets commands.runs",
-    "commands.draft commands.upscale",
+    "commands.models commands.presets",
+    "commands.draft commands.runs commands.sweep commands.upscale",
     "cli",
 )
 """The modules of each rank, lowest first. A module without a rank is an error."""

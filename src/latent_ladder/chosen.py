@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.checkpoints.library import Library
+from latent_ladder.checkpoints.library import EMBEDDED, Library
 from latent_ladder.draft_list import Asked
 from latent_ladder.drafts import draft_request
 from latent_ladder.errors import RequestError, StoreError
@@ -43,13 +43,13 @@ class Chosen:
 def choose(store: Store, name: str) -> Chosen:
     """Find ``RUN`` or ``RUN:3``: RUN is an id, a unique beginning of one, or ``last``.
 
-    ``last:3`` is of the newest session of drafts. Raises :class:`StoreError` for an unknown run
-    and :class:`RequestError` for a draft that there is not, or that failed.
+    ``last:3`` is of the newest session of drafts, or sweep. Raises :class:`StoreError` for an
+    unknown run and :class:`RequestError` for a draft that there is not, or that failed.
     """
     run, colon, number = name.partition(":")
     record = _newest_drafts(store) if colon and run == "last" else store.runs.show(run)
     request = Request.from_dict(record.request)
-    if record.kind != "draft":
+    if not record.drafts:
         if colon:
             raise RequestError(f"run {record.id} is one clip, it has no drafts", f"use {record.id}")
         return Chosen(record, None, request)
@@ -59,12 +59,14 @@ def choose(store: Store, name: str) -> Chosen:
             f"draft {draft.number} of run {record.id} failed: {draft.error}",
             "choose another one, or make it again with `ladder draft`",
         )
+    if record.kind == "sweep":
+        return Chosen(record, draft, Request.from_dict(apply_sets(request.to_dict(), draft.sets)))
     return Chosen(record, draft, draft_request(request, Asked(draft.prompt, draft.seed)))
 
 
 def _newest_drafts(store: Store) -> RunRecord:
     records, _ = store.runs.list()
-    found = next((r for r in records if r.kind == "draft"), None)
+    found = next((r for r in records if r.drafts), None)
     if found is None:
         raise StoreError(
             f"there are no drafts in {store.root}", 'make some: ladder draft "..." --seeds 8'
@@ -82,6 +84,12 @@ def _draft(record: RunRecord, number: str) -> DraftRecord:
     said = f"{number!r} is none of them" if number else "say which"
     hint = f"use {record.id}:1" if count == 1 else f"use {record.id}:1 to {record.id}:{count}"
     raise RequestError(f"run {record.id} has {count} drafts, {said}", hint)
+
+
+def searched_folders(chosen: Chosen) -> list[Path]:
+    """The model folders that the clip's run searched and that are still there."""
+    recorded = (Path(folder) for folder in chosen.record.folders)
+    return [folder for folder in recorded if folder != EMBEDDED and folder.is_dir()]
 
 
 def changed(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) -> Request:

@@ -22,6 +22,7 @@ from latent_ladder.errors import LadderError, RequestError
 MODULES = {
     "make": ("make", "plan", "show"),
     "draft": ("draft", "refine"),
+    "sweep": ("sweep",),
     "upscale": ("upscale", "sound"),
     "advise": ("advise",),
     "measure": ("measure",),

@@ -16,6 +16,7 @@ from latent_ladder.errors import LadderError, RequestError
 from latent_ladder.stages.events import (
     DraftStarted,
     Event,
+    PointStarted,
     Preview,
     StageDone,
     StageStarted,
@@ -199,7 +200,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         (self._progress.console if self._progress is not None else stderr()).print(markup)
 
     def _move(self, progress: Progress, event: Event) -> None:
-        if isinstance(event, DraftStarted):
+        if isinstance(event, DraftStarted | PointStarted):
             self._draft = f" #{event.number}"
         elif isinstance(event, StageStarted):
             label = f"{event.position}/{event.of} {event.stage}{self._draft}"

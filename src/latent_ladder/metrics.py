@@ -33,6 +33,12 @@ BAND_FLOOR = 0.01
 
 ASPECT_TOLERANCE = 0.05
 
+RUN_CHECK_EVERY = 7
+"""A run checks the flow of two of so many pairs: measuring must not be felt in it.
+
+No multiple of the frames of a latent, or it would always meet the same place in them.
+"""
+
 
 @dataclass(frozen=True)
 class ClipMetrics(VideoMetrics):
@@ -126,11 +132,14 @@ def finished(
 
 
 class RunMeter:
-    """Measures a clip while it is written: frames pass through, nothing is read again."""
+    """Measures a clip while it is written: frames pass through, nothing is read again.
+
+    ``flicker`` and ``warping_error`` are those of two in :data:`RUN_CHECK_EVERY` pairs.
+    """
 
     def __init__(self, fps: float) -> None:
         self._fps = fps
-        self._meter = ClipMeter(fps)
+        self._meter = ClipMeter(fps, check_every=RUN_CHECK_EVERY)
         self._sound: tuple[NDArray[np.float32], int] | None = None
 
     def watching(self, chunks: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:

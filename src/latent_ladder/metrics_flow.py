@@ -29,15 +29,14 @@ class Motion:
 
     forward: Flow
     backward: Flow
-    moved: NDArray[np.bool_]
     seen_after: NDArray[np.bool_]
     seen_before: NDArray[np.bool_]
 
-    @property
-    def speed(self) -> NDArray[np.float32]:
-        """|forward| in pixels per frame; 0 where nothing changed."""
-        length: NDArray[np.float32] = np.hypot(self.forward[..., 0], self.forward[..., 1])
-        return length * self.moved
+
+def speed(forward: Flow, before: Gray, after: Gray) -> NDArray[np.float32]:
+    """|forward| in pixels per frame; 0 where nothing changed between the two pictures."""
+    length: NDArray[np.float32] = np.hypot(forward[..., 0], forward[..., 1])
+    return length * moved(before, after)
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:
@@ -104,21 +103,16 @@ def warped(picture: NDArray[np.float32], along: Flow) -> NDArray[np.float32]:
     return np.asarray(out, np.float32)
 
 
-def motion_between(before: Gray, after: Gray) -> Motion:
-    """Flows both ways, with the forward-backward check.
+def checked(forward: Flow, before: Gray, after: Gray) -> Motion:
+    """The flow with that back again, and the forward-backward check.
 
     A pixel counts as seen in both where |f + b(f)|² <= 0.01 (|f|² + |b(f)|²) + 0.5 (Sundaram,
     Brox, Keutzer, "Dense point trajectories by GPU-accelerated large displacement optical flow",
     ECCV 2010).
     """
-    forward, backward = flow(before, after), flow(after, before)
-    return Motion(
-        forward,
-        backward,
-        moved(before, after),
-        _consistent(forward, backward),
-        _consistent(backward, forward),
-    )
+    backward = flow(after, before)
+    seen_after, seen_before = _consistent(forward, backward), _consistent(backward, forward)
+    return Motion(forward, backward, seen_after, seen_before)
 
 
 def _consistent(there: Flow, back: Flow) -> NDArray[np.bool_]:
@@ -126,7 +120,7 @@ def _consistent(there: Flow, back: Flow) -> NDArray[np.bool_]:
     error = ((there + returned) ** 2).sum(-1)
     size = (there**2).sum(-1) + (returned**2).sum(-1)
     h, w = there.shape[:2]
-    ys, xs = np.mgrid[:h, :w]
-    x, y = xs + there[..., 0], ys + there[..., 1]
+    x = there[..., 0] + np.arange(w, dtype=np.float32)
+    y = there[..., 1] + np.arange(h, dtype=np.float32)[:, None]
     inside = (x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)
     return np.asarray((error <= 0.01 * size + 0.5) & inside)

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from latent_ladder.metrics_flow import (
     Gray,
     Motion,
+    checked,
+    flow,
     gray,
-    motion_between,
     resized,
+    speed,
     warped,
     working_size,
 )
@@ -31,6 +33,7 @@ FREEZE_LEVELS, FREEZE_BLOCK = 1.0, 16
 BLACK, WHITE = 2, 253
 SEAM_STEP, SEAM_WINDOW, SEAM_FLOOR = 32, 8, 0.25
 LAB_SIDE = 64
+CHECKED_TOGETHER = 2  # flicker takes three frames in a row
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,15 @@ class _Series:
 class ClipMeter:
     """Takes a clip's frames in order and gives its measures at the end.
 
-    ``tile``: the (height, width) distance of a tile grid's lines, where known. ``flow_every``: flow
-    is computed for every n-th pair only (``flicker`` then needs n = 1 and is ``None``).
+    ``tile``: the (height, width) distance of a tile grid's lines, where known. ``check_every``:
+    flow back and what follows from it (``flicker``, ``warping_error``) are computed for the first
+    two of every n pairs; up to 2 that is for all.
     """
 
     def __init__(
-        self, fps: float, tile: tuple[int, int] | None = None, flow_every: int = 1
+        self, fps: float, tile: tuple[int, int] | None = None, check_every: int = 1
     ) -> None:
-        self._fps, self._tile, self._every = fps, tile, flow_every
+        self._fps, self._tile, self._every = fps, tile, check_every
         self._series = _Series()
         self._size = (0, 0)
         self._last: Gray | None = None
@@ -187,18 +191,20 @@ class ClipMeter:
     def _pair(self, before: Gray, after: Gray) -> None:
         s = self._series
         s.frozen.append(_is_frozen(before, after))
-        if (len(s.frozen) - 1) % self._every:
-            return
-        between = motion_between(before, after)
-        speed = between.speed
+        forward = flow(before, after)
+        fast = speed(forward, before, after)
         percent = 100.0 * self._fps / math.hypot(*before.shape)
-        s.motion.append(float(speed.mean()) * percent)
-        count = max(1, round(TOP_SHARE * speed.size))
-        s.top.append(float(np.partition(speed, -count, axis=None)[-count:].mean()) * percent)
+        s.motion.append(float(fast.mean()) * percent)
+        count = max(1, round(TOP_SHARE * fast.size))
+        s.top.append(float(np.partition(fast, -count, axis=None)[-count:].mean()) * percent)
+        if (len(s.frozen) - 1) % self._every >= CHECKED_TOGETHER:
+            self._before = None
+            return
+        between = checked(forward, before, after)
         error = before - warped(after.astype(np.float32), between.forward)
         if between.seen_after.any():
             s.warp.append(float(np.mean(error[between.seen_after] ** 2)))
-        if self._before is not None and self._every == 1:
+        if self._before is not None:
             s.flicker += self._flicker(before, after, between)
         self._before = (before, between)
 

@@ -71,8 +71,8 @@ class RunOptions:
 
     ``command`` is kept in the run's record; ``lock_timeout_s`` is how long to wait for another
     process that makes the same clip (``None``: as long as it takes). ``preview`` is a PNG file that
-    keeps a strip of the picture as it is estimated while sampling. ``measure`` takes the clip's
-    metrics while it is written and keeps them in the run's record.
+    keeps a strip of the picture as it is estimated while sampling. ``measure`` (the default) takes
+    the clip's metrics while it is written and keeps them in the run's record.
     """
 
     device: str = "auto"
@@ -82,7 +82,7 @@ class RunOptions:
     on_event: OnEvent = ignore
     cancel: Cancel = field(default_factory=Cancel)
     lock_timeout_s: float | None = None
-    measure: bool = False
+    measure: bool = True
     preview: Path | None = None
 
 
@@ -215,7 +215,7 @@ def prepare(
             Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
         )
     memory = memory or MemoryOptions()
-    fitted = _fitted(plan, memory, device)
+    fitted = fit_memory(plan, memory, device)
     tile = fitted.of("decode").holding.tile_px
     if tile is not None:
         found.append(
@@ -224,7 +224,7 @@ def prepare(
     return Prepared(plan, store, fitted, memory, tuple(found), library)
 
 
-def _fitted(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan:
+def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan:
     """How every stage fits. Raises :class:`MemoryBudgetError`."""
     from latent_ladder.stages.report import model_sizes
 
@@ -309,7 +309,7 @@ class Run:
 
         runtime = choose_runtime(self._options.device)
         if runtime.device.type != self._memory.budget.device:  # torch cannot use the GPU
-            self._memory = _fitted(self._plan, self._options.memory, runtime.device.type)
+            self._memory = fit_memory(self._plan, self._options.memory, runtime.device.type)
         policy = policy_of(self._plan.request, self._options.memory)
         return Workshop(self._plan, runtime, self._memory, self._warn, policy)
 

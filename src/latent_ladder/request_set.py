@@ -4,7 +4,8 @@
 
 * A path is field names joined by dots; ``name[1]`` is the second entry of a list.
 * ``base``, ``refine``, ``upsample`` and ``upscale`` mean the stages of that kind: ``refine`` all of
-  them, ``refine[1]`` the second one. ``base.steps`` is short for ``base.schedule.steps``.
+  them, ``refine[1]`` the second one. ``base.steps`` is short for ``base.schedule.steps``,
+  ``refine.lora`` for the strength of its distilled LoRA, or of its only one.
 * A value is written as in TOML; what is no TOML is text, so quotes are rarely needed.
 * Fields that exclude each other give way to the one that is set: ``sigmas`` to ``steps``,
   ``schedule`` and ``denoise``, and the other way round; ``frames`` to ``duration_s``.
@@ -121,6 +122,8 @@ def _stages(table: Mapping[str, Any], wanted: _Step) -> list[dict[str, Any]]:
 def _set_in_stage(name: str, stage: dict[str, Any], path: list[_Step], value: Any) -> None:
     if path == [_Step("steps", None)]:
         path = [_Step("schedule", None), *path]
+    if path == [_Step("lora", None)]:
+        path = [_Step("loras", _only_lora(name, stage)), _Step("strength", None)]
     fields = [step.name for step in path]
     if fields == ["schedule", "name"] and value in SCHEDULES:
         stage["schedule"] = _renamed(stage, value)
@@ -131,6 +134,21 @@ def _set_in_stage(name: str, stage: dict[str, Any], path: list[_Step], value: An
     elif fields[0] in ("schedule", "denoise"):
         _unfix(stage)
     _assign(stage, path, value, name)
+
+
+def _only_lora(name: str, stage: Mapping[str, Any]) -> int:
+    """The LoRA that ``refine.lora`` means: the distilled one, or the only one."""
+    loras = stage.get("loras") or ()
+    distilled = [i for i, lora in enumerate(loras) if lora.get("role") == "distilled"]
+    if len(distilled) == 1 or len(loras) == 1:
+        return (distilled or [0])[0]
+    if not loras:
+        raise RequestError(
+            f"{name}.lora is the strength of a LoRA, and {name} has none",
+            f'give it one: {name}.loras=[{{role="distilled"}}]',
+        )
+    hint = f"use {name}.loras[0].strength to {name}.loras[{len(loras) - 1}].strength"
+    raise RequestError(f"{name} has {len(loras)} LoRAs, {name}.lora does not say which", hint)
 
 
 def _fixed(stage: Mapping[str, Any]) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from latent_ladder.commands.flags import (
     Folders,
     InputFlags,
     Json,
+    Measure,
     MemoryFlags,
     Overwrite,
     Quiet,
@@ -127,6 +128,7 @@ def refine(
     store: StoreFolder = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    measure: Measure = True,
     as_json: Json = False,
     preview: Watch = False,
 ) -> None:
@@ -152,7 +154,8 @@ def refine(
         )
         strip = path.with_suffix(".preview.png") if preview else None
         with watch as options:
-            results.append(execute(prepared, path, replace(options, preview=strip)))
+            options = replace(options, preview=strip, measure=measure)
+            results.append(execute(prepared, path, options))
         if not as_json:
             print(path)
     if as_json:
@@ -168,11 +171,10 @@ def _prepare(
     folders: list[Path] | None,
 ) -> Prepared:
     """Plan one clip with the folders that its run searched, unless others are named."""
-    from latent_ladder.checkpoints.library import EMBEDDED, model_folders, scan
-    from latent_ladder.chosen import changed, prepare_chosen
+    from latent_ladder.checkpoints.library import model_folders, scan
+    from latent_ladder.chosen import changed, prepare_chosen, searched_folders
 
-    recorded = [Path(f) for f in chosen.record.folders if Path(f) != EMBEDDED]
-    library = scan(model_folders(folders or [f for f in recorded if f.is_dir()]))
+    library = scan(model_folders(folders or searched_folders(chosen)))
     request = changed(chosen, sets, audio)
     return prepare_chosen(chosen, request, library, store, memory.options(), memory.device)
 

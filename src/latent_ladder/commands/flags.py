@@ -32,7 +32,8 @@ Folders = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Measure = Annotated[
-    bool, typer.Option("--measure", help="Keep the clip's metrics in the run's record.")
+    bool,
+    typer.Option("--measure/--no-measure", help="Keep the clip's metrics in the run's record."),
 ]
 Output = Annotated[
     Path | None,
@@ -102,12 +103,20 @@ class RequestFlags:
         str | None, typer.Option("--precision", help="stored, or fp8 for a 16-bit transformer.")
     ] = None
 
-    def request(self, library: Library, inputs: InputFlags | None = None) -> Request:
-        """The request these flags describe, its seed drawn. Raises :class:`RequestError`."""
+    def request(
+        self,
+        library: Library,
+        inputs: InputFlags | None = None,
+        start: Mapping[str, Any] | None = None,
+    ) -> Request:
+        """The request these flags describe, its seed drawn. Raises :class:`RequestError`.
+
+        ``start`` are fields to begin with instead of a preset's or a file's.
+        """
         from latent_ladder.request import Request, override
         from latent_ladder.request_set import apply_sets
 
-        fields = override(self._start(library), self._given())
+        fields = override(self._start(library) if start is None else start, self._given())
         if inputs is not None:
             fields = override(fields, inputs.given())
             if not self._has_length():

@@ -45,7 +45,7 @@ def make(
     store: StoreFolder = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
-    measure: Measure = False,
+    measure: Measure = True,
     as_json: Json = False,
     preview: Watch = False,
 ) -> None:

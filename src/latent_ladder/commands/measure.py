@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +80,14 @@ def measure(
             show_note(f"note: {note}")
 
 
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """The measures of one clip as a run's record keeps them."""
+    columns = ("measure", "value", "unit", "meaning")
+    table("", columns, [_row(row, [metrics]) for row in ONE])
+    if metrics.get("sound"):
+        table("sound", columns, [_row(row, [metrics["sound"]]) for row in SOUND])
+
+
 def _body(
     paths: list[Path], clips: list[ClipMetrics], compared: ComparisonMetrics | None
 ) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def _print_clips(paths: list[Path], clips: list[ClipMetrics]) -> None:
             show_warning(f"{path.name}: {text}")
 
 
-def _row(row: tuple[str, str, str], values: list[dict[str, Any]]) -> tuple[str, ...]:
+def _row(row: tuple[str, str, str], values: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     name, unit, meaning = row
     return (name, *(_shown(found.get(name)) for found in values), unit, meaning)
 

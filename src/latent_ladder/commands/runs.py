@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latent_ladder.commands.flags import Json, StoreFolder, open_store
+from latent_ladder.commands.measure import print_metrics
 from latent_ladder.console import gib, show_warning, table
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def runs_show(run: str, store: StoreFolder = None, as_json: Json = False) -> Non
             for d in record.drafts
         ]
         table("", ("draft", "seed", "status", "time", "prompt"), drafts)
+    if record.metrics is not None:
+        print_metrics(record.metrics)
     for warning in record.warnings:
         show_warning(warning)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from latent_ladder.commands.flags import (
     Device,
     Folders,
     Json,
+    Measure,
     Output,
     Overwrite,
     Quiet,
@@ -69,6 +71,7 @@ def upscale(
     device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    measure: Measure = True,
     as_json: Json = False,
 ) -> None:
     """Enlarge a video: encoded, upsampled in latent space, refined a little; its sound is kept."""
@@ -79,7 +82,7 @@ def upscale(
     changes = upscale_fields(clip, found, by) | {"prompt": prompt or UNSAID}
     prepared = _prepare(preset, changes, asked, seed, folders, store, device)
     path = output or clip.with_name(f"{clip.stem}-x{by:g}.mp4")
-    _carry_out(prepared, path, device, overwrite, quiet, as_json)
+    _carry_out(prepared, path, device, overwrite, quiet, as_json, measure)
 
 
 def sound(
@@ -171,12 +174,18 @@ def _stages(
 
 
 def _carry_out(
-    prepared: Prepared, path: Path, device: str, overwrite: bool, quiet: bool, as_json: bool
+    prepared: Prepared,
+    path: Path,
+    device: str,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    measure: bool = True,
 ) -> None:
     from latent_ladder.pipeline import execute
 
     command = resume_command(prepared.request.seed)
     watch = watched(prepared, device, command, overwrite=overwrite, quiet=quiet or as_json)
     with watch as options:
-        result = execute(prepared, path, options)
+        result = execute(prepared, path, replace(options, measure=measure))
     print_result(result, as_json)

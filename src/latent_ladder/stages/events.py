@@ -74,7 +74,36 @@ class DraftStarted:
     seed: int
 
 
-Event = StageStarted | StepDone | StageDone | Warned | Waiting | Preview | DraftStarted
+@dataclass(frozen=True)
+class PointStarted:
+    """Point ``number`` (from 1) of a sweep of ``of`` begins; ``settings`` in a line."""
+
+    number: int
+    of: int
+    settings: str
+
+
+@dataclass(frozen=True)
+class PointDone:
+    """A point is measured (``reused``: it was before), or failed with ``error``."""
+
+    number: int
+    of: int
+    reused: bool
+    error: str | None = None
+
+
+Event = (
+    StageStarted
+    | StepDone
+    | StageDone
+    | Warned
+    | Waiting
+    | Preview
+    | DraftStarted
+    | PointStarted
+    | PointDone
+)
 OnEvent = Callable[[Event], None]
 
 

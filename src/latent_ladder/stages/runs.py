@@ -52,7 +52,8 @@ DRAFT_STATUSES = ("planned", "done", "failed")
 class DraftRecord:
     """One draft of a run: what tells it from the others, the artefact of its base stage, numbers.
 
-    ``keys`` are all artefacts it needs, the base stage's last; ``metrics`` plain JSON data.
+    ``keys`` are all artefacts it needs, the base stage's last; ``metrics`` plain JSON data. A
+    point of a sweep is a draft too: ``sets`` are its fields, as ``--set`` takes them.
     """
 
     number: int
@@ -64,15 +65,17 @@ class DraftRecord:
     seconds: float = 0.0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+    sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run. ``created`` is ISO 8601 UTC; ``request`` plain JSON data.
 
-    ``kind`` is "clip", or "draft" for a session of ``drafts``: each has the run's request with a
-    prompt and seed of its own. ``folders`` are the model folders that were searched. ``metrics``:
-    what ``ladder measure`` says of the clip, where the run measured it.
+    ``kind`` is "clip", "draft" for a session of ``drafts`` (each has the run's request with a
+    prompt and seed of its own) or "sweep" (each has it with its ``sets``). ``folders`` are the
+    model folders that were searched. ``metrics``: what ``ladder measure`` says of the clip, where
+    the run measured it.
 
     ``planned`` are the artefact keys the run will need, known before it starts: naming them keeps
     a concurrent prune away from artefacts that the run is about to reuse.
@@ -234,7 +237,8 @@ def _parse(data: dict[str, Any]) -> RunRecord:
 def _draft(data: Mapping[str, Any]) -> DraftRecord:
     known = {f.name for f in fields(DraftRecord)}
     values = {name: value for name, value in data.items() if name in known}
-    draft = DraftRecord(**{**values, "keys": tuple(values["keys"])})
+    tuples = {"keys": tuple(values["keys"]), "sets": tuple(values.get("sets", ()))}
+    draft = DraftRecord(**{**values, **tuples})
     if draft.status not in DRAFT_STATUSES or not isinstance(draft.number, int):
         raise ValueError(f"draft {draft.number!r}, status {draft.status!r}")
     return draft

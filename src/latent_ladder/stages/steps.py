@@ -8,12 +8,14 @@ and only its LoRAs are switched.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
@@ -25,7 +27,7 @@ from latent_ladder.latents import (
     tokens_to_video,
     video_to_tokens,
 )
-from latent_ladder.media.write import WrittenVideo
+from latent_ladder.media.write import Frames, WrittenVideo
 from latent_ladder.metrics import RunMeter
 from latent_ladder.models.audio_vae import load_audio
 from latent_ladder.models.denoiser import Denoiser, StreamRun
@@ -63,7 +65,14 @@ from latent_ladder.stages.inputs import (
 )
 from latent_ladder.stages.plan import PlannedStage, RunPlan, has_sound
 from latent_ladder.stages.report import model_sizes
-from latent_ladder.stages.writing import SAMPLE_RATE_KEY, Clip, check_upscaler, write_clip
+from latent_ladder.stages.writing import (
+    SAMPLE_RATE_KEY,
+    Clip,
+    check_upscaler,
+    drafted,
+    finished,
+    write_clip,
+)
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
@@ -264,10 +273,8 @@ class Workshop:
     ) -> WrittenVideo:
         """Decode into the encoder, ``meter`` looking on. The transformer is released first."""
         self.release()
-        holding = self._memory.of("decode").holding
-        clip = Clip(self._request, self._models, self._runtime, holding, self._plan.upscale, meter)
         return write_clip(
-            clip,
+            self._clip(meter),
             path,
             latents,
             sound,
@@ -275,6 +282,20 @@ class Workshop:
             overwrite=overwrite,
             on_frames=on_frames,
         )
+
+    def frames(self, latents: Tensors) -> Iterator[Frames]:
+        """The clip's frames without a file, uint8. The transformer is released first."""
+        self.release()
+        return finished(self._clip(), latents["video"])
+
+    def drafted_frames(self, latents: Tensors) -> Iterator[NDArray[np.uint8]]:
+        """Frames of an earlier rung's latents, cropped as the clip is and not upscaled."""
+        self.release()
+        return drafted(self._clip(), latents["video"])
+
+    def _clip(self, meter: RunMeter | None = None) -> Clip:
+        holding = self._memory.of("decode").holding
+        return Clip(self._request, self._models, self._runtime, holding, self._plan.upscale, meter)
 
     # -- parts of a sampling run --------------------------------------------------------------
 

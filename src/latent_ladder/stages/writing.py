@@ -137,6 +137,17 @@ def decoded(clip: Clip, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
         yield chunk[:, rows, crop.left : crop.left + crop.width]
 
 
+def drafted(clip: Clip, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
+    """Frames of the latents of any rung: the clip's window of them, at their own size."""
+    vae, tiles = _decoder(clip, latents)
+    crop, last = clip.request.crop, clip.request.rungs[-1]
+    height, width = (PIXELS_PER_LATENT * n for n in latents.shape[-2:])
+    top, bottom = (n * height // last.height for n in (crop.top, crop.top + crop.height))
+    left, right = (n * width // last.width for n in (crop.left, crop.left + crop.width))
+    for chunk in decode_video(latents.to(vae.device), vae, tiles):
+        yield chunk[:, top:bottom, left:right]
+
+
 def _fitted(sound: Mapping[str, Tensor], request: Request) -> tuple[NDArray[np.float32], int]:
     rate = int(sound[SAMPLE_RATE_KEY])
     return fit_length(sound["waveform"], request.frames, request.fps, rate).numpy(), rate

@@ -1,0 +1,1 @@
+"""Sweeps: one clip with many settings of its later stages, measured against its draft."""

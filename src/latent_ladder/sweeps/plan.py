@@ -1,0 +1,183 @@
+"""From a prepared clip and axes to the points of a sweep, each planned; loads nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+
+from latent_ladder.checkpoints.library import ModelSet, select
+from latent_ladder.errors import RequestError
+from latent_ladder.machine import measured
+from latent_ladder.pipeline import Prepared
+from latent_ladder.problems import Found, report
+from latent_ladder.request import Request
+from latent_ladder.request_fields import MAX_SEED
+from latent_ladder.request_set import apply_sets
+from latent_ladder.stages.plan import PlannedStage, RunPlan, make_plan
+from latent_ladder.stages.store import artefact_key
+from latent_ladder.sweeps.axes import MANY, MOST, Axis, Settings, count, said, settings
+
+VERSION = 1
+"""Raise it when equal points begin to be measured or shown in another way."""
+
+OTHER = "other"
+"""A stage's seed that is not the request's."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a sweep: ``sets`` as ``--set`` takes them, and the plan without sound.
+
+    ``draft`` is what it is measured against: the stage that feeds its first refine stage, the
+    upsampled, undenoised draft. ``None`` where nothing is refined.
+    """
+
+    number: int
+    settings: Settings
+    sets: tuple[str, ...]
+    plan: RunPlan
+    draft: PlannedStage | None
+
+    @property
+    def key(self) -> str:
+        """Names what is measured: equal keys, equal numbers and pictures."""
+        plan, draft = self.plan, self.draft
+        ids = [plan.models.video_vae.id, *([plan.upscale.id] if plan.upscale else [])]
+        inputs = [plan.latents.key, *([draft.key] if draft else [])]
+        return artefact_key("point", VERSION, plan.request.clip_fields(), inputs, ids)
+
+    @property
+    def stages(self) -> tuple[PlannedStage, ...]:
+        """What has to be made for it."""
+        return self.plan.stages
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Checked points. ``prepared`` is the clip as it is, ``source`` what the user named."""
+
+    prepared: Prepared
+    axes: tuple[Axis, ...]
+    points: tuple[Point, ...]
+    source: str = ""
+
+    @cached_property
+    def id(self) -> str:
+        """Names the sweep: the same points in the same order."""
+        keys = [point.key for point in self.points]
+        numbered = {"settings": [list(p.sets) for p in self.points]}
+        return artefact_key("sweep", VERSION, numbered, keys, ())
+
+    def stages(self) -> dict[str, PlannedStage]:
+        """Every stage that some point needs, once, by key."""
+        return {stage.key: stage for point in self.points for stage in point.stages}
+
+    def said(self, point: Point) -> str:
+        """A point's settings in a line, without what all points share."""
+        return said(point.settings, self.axes)
+
+
+def plan_sweep(
+    prepared: Prepared,
+    axes: Sequence[Axis],
+    *,
+    zipped: bool = False,
+    agreed: bool = False,
+    source: str = "",
+) -> Sweep:
+    """Plan every point of the axes on the clip that ``prepared`` would make.
+
+    Raises :class:`RequestError` for fields and values that the request refuses, and for more than
+    :data:`MANY` points that nobody ``agreed`` to.
+    """
+    many = count(axes, zipped)
+    request = prepared.request
+    _check_values(request, axes)
+    if many > MOST:
+        raise RequestError(f"this makes {many} points, more than {MOST}", "leave some values out")
+    if many > MANY and not agreed:
+        hint = "add --yes if you mean it, or leave some values out"
+        raise RequestError(f"this makes {many} points, {_cost(prepared, many)}", hint)
+    wanted = [(point, changed(request, point)) for point in settings(axes, zipped)]
+    return Sweep(prepared, tuple(axes), plan_points(prepared, wanted), source)
+
+
+def plan_points(
+    prepared: Prepared, wanted: Iterable[tuple[Settings, Request]]
+) -> tuple[Point, ...]:
+    """Points of any requests, named by their settings. Raises what ``make_plan`` raises."""
+    planner = _Planner(prepared)
+    return tuple(
+        planner.point(number, point, request) for number, (point, request) in enumerate(wanted, 1)
+    )
+
+
+def changed(request: Request, point: Settings) -> Request:
+    """The request with the settings of a point. Raises :class:`RequestError`."""
+    return Request.from_dict(apply_sets(request.to_dict(), as_sets(request, point)))
+
+
+def as_sets(request: Request, point: Settings) -> tuple[str, ...]:
+    """The settings as ``--set`` takes them; the seed ``other`` becomes a number."""
+    return tuple(f"{path}={_written(request, path, value)}" for path, value in point.items())
+
+
+def _written(request: Request, path: str, value: str) -> str:
+    if value != OTHER or path.rpartition(".")[2] != "seed":
+        return value
+    return str(request.seed - 1 if request.seed == MAX_SEED else request.seed + 1)
+
+
+def _check_values(request: Request, axes: Sequence[Axis]) -> None:
+    """Every value by itself with the first ones of the other axes: all problems in one report.
+
+    Of a long axis some values are enough here: each point is judged again when it is planned.
+    """
+    first = {axis.path: axis.values[0] for axis in axes}
+    problems: dict[Found, None] = {}
+    for axis in axes:
+        for value in islice(axis.values, MANY):
+            try:
+                changed(request, first | {axis.path: value})
+            except RequestError as error:
+                problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise report(list(problems))
+
+
+def _cost(prepared: Prepared, points: int) -> str:
+    """What so many points take at least: what follows stage 1, and the decode, each."""
+    machine = measured(prepared.memory.budget.device)
+    stages = [s for s in prepared.memory.stages if s.cost.kind in ("upsample", "refine", "decode")]
+    pflops = points * sum(stage.cost.flops for stage in stages) / 1e15
+    work = f"{pflops:.3g} PFLOP of refining and decoding"
+    if machine is None:
+        return f"each refined and decoded: {work} (`ladder bench` would tell the time)"
+    hours = points * sum(machine.seconds(s) for s in stages if s.cost.flops) / 3600
+    return f"each refined and decoded: {work}, about {hours:.2g} h on this machine"
+
+
+@dataclass
+class _Planner:
+    """Plans points; the models of equal choices are selected once."""
+
+    prepared: Prepared
+    known: dict[tuple[tuple[str, str], ...], ModelSet] = field(default_factory=dict)
+
+    def point(self, number: int, point: Settings, request: Request) -> Point:
+        choices = request.models.choices
+        named = tuple(sorted(choices.items()))
+        if named not in self.known:
+            self.known[named] = select(self.prepared.library, choices)
+        plan = make_plan(request, self.known[named], self.prepared.library)
+        silent = tuple(stage for stage in plan.stages if stage.kind != "sound")
+        sets = as_sets(self.prepared.request, point)
+        return Point(number, point, sets, replace(plan, stages=silent), _draft(plan))
+
+
+def _draft(plan: RunPlan) -> PlannedStage | None:
+    """The stage whose latents enter the first refine stage."""
+    refine = next((s for s in plan.stages if s.kind == "refine"), None)
+    return None if refine is None else plan.stage(refine.inputs[0])

@@ -34,8 +34,8 @@ LAYERS: tuple[str, ...] = (
     "metrics models.linear media.outputs upscale.networks",
     "models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
     "models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
-    "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
-    "models.parts models.streams hub",
+    "request_stages request_windows stages.store text.tokenizer models.connectors models.gemma "
+    "models.lora_build models.parts models.streams hub",
     "models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
     "models.video_coder models.vocoder",
     "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
@@ -43,7 +43,7 @@ LAYERS: tuple[str, ...] = (
     "stages.given stages.beside upscale.plan",
     "request_set advice memory models.denoiser stages.plan upscale.rtx",
     "planner stages.inputs upscale.stream models.tiled_denoiser",
-    "machine models.rates readiness stages.report",
+    "machine models.rates readiness stages.report stages.windows",
     "preview proposal stages.writing",
     "stages.steps doctor",
     "pipeline",

@@ -157,13 +157,19 @@ def _longest(fps: Fraction, time_factor: int) -> int:
 
 
 def automatic(frames: int, fps: Fraction, time_factor: int) -> Windows | None:
-    """The windows of a clip for which nobody asked for any; ``None``: it is made whole."""
+    """The windows of a clip for which nobody asked for any; ``None``: it is made whole.
+
+    As few as cover it, and as short as that many can be.
+    """
     longest = _longest(fps, time_factor)
-    if frames <= MAX_SECONDS_OF_ROPE * fps + SLACK_FRAMES or longest < SHORTEST:
-        return None
     step = FRAMES_PER_LATENT * time_factor
-    shared = min(OVERLAP_FRAMES, (longest - 1) // 2)
-    return Windows(frames=longest, overlap_frames=max(shared // step, 1) * step)
+    if frames <= MAX_SECONDS_OF_ROPE * fps + SLACK_FRAMES or longest < 2 * step + 1:
+        return None
+    shared = max(min(OVERLAP_FRAMES, (longest - 1) // 2) // step, 1)
+    total, size, overlap = (frames - 1) // step + 1, (longest - 1) // step + 1, shared + 1
+    count = math.ceil((total - overlap) / (size - overlap))
+    even = math.ceil((total + (count - 1) * overlap) / count)
+    return Windows(frames=(even - 1) * step + 1, overlap_frames=shared * step)
 
 
 def _choice(value: Any) -> Any:

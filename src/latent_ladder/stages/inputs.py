@@ -152,7 +152,7 @@ def encode_video(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tensor
     vae = load_video_vae(
         plan.models.video_vae, device=runtime.device, dtype=runtime.dtype, parts=("encoder",)
     )
-    found = {"video_in": vae.encode(pixels).float().cpu()}
+    found = {"video_in": vae.encode_stream(pixels).float().cpu()}
     if file.role != "reference" and has_sound(plan.request) and plan.models.audio_vae is not None:
         found["sound_in"] = _encoded_sound(file, start, plan, runtime)
     return found

@@ -16,7 +16,7 @@ PACKAGE = Path(latent_ladder.__file__).parent
 
 LAYERS: tuple[str, ...] = (
     "checkpoints.published errors latents stages.events stages.exhausted stages.peak spread "
-    "sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
+    "terminal sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
     "models.dequantize_ggml models.levels models.norms models.passes models.rotation models.snake "
     "checkpoints.tensors checkpoints.places",
     "checkpoints.mapped models.dequantize media.encoders media.palette",

@@ -167,12 +167,14 @@ def _prepare(
 ) -> Prepared:
     """Plan one clip with the folders that its run searched, unless others are named."""
     from latent_ladder.checkpoints.library import EMBEDDED, model_folders, scan
-    from latent_ladder.chosen import changed, prepare_chosen
+    from latent_ladder.chosen import changed, from_stage_1
+    from latent_ladder.pipeline import prepare as prepare_request
 
     recorded = [Path(f) for f in chosen.record.folders if Path(f) != EMBEDDED]
     library = scan(model_folders(folders or [f for f in recorded if f.is_dir()]))
     request = changed(chosen, sets, audio)
-    return prepare_chosen(chosen, request, library, store, memory.options(), memory.device)
+    ready = prepare_request(request, library, store, memory.options(), memory.device)
+    return from_stage_1(chosen, ready)
 
 
 def _options(

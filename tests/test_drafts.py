@@ -16,7 +16,7 @@ from test_pipeline import CHOICE, GOLDEN, frames, make, request_with, reused
 
 from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.library import scan
-from latent_ladder.chosen import changed, choose, output_names, prepare_chosen
+from latent_ladder.chosen import changed, choose, from_stage_1, output_names
 from latent_ladder.draft_list import Asked, all_drafts, parse_seeds, read_prompts
 from latent_ladder.drafts import draft_metrics, plan_drafts, run_drafts
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
@@ -86,7 +86,7 @@ def test_sheet_and_grid_show_every_draft(drafted):
 def test_refining_equals_making_the_clip_and_reuses_its_base(drafted, library, tmp_path):
     drafts, _, store, _ = drafted
     chosen = choose(store, f"{drafts.record.id}:2")
-    prepared = prepare_chosen(chosen, chosen.request, library, store)
+    prepared = from_stage_1(chosen, prepare(chosen.request, library, store))
     result = execute(prepared, tmp_path / "a.mp4", RunOptions())
     assert reused(result)["base"]
     assert not reused(result)["refine"]
@@ -100,7 +100,7 @@ def test_a_clip_can_be_refined_again_at_the_cost_of_stage_2(drafted, library, tm
     assert reused(first)["base"]  # a draft's artefacts are the clip's
     chosen = choose(store, first.run)
     request = changed(chosen, ["refine.sigmas=[0.8, 0.4, 0.0]"])
-    prepared = prepare_chosen(chosen, request, library, store)
+    prepared = from_stage_1(chosen, prepare(request, library, store))
     again = execute(prepared, tmp_path / "b.mp4", RunOptions())
     made = [s.stage for s in again.stages if not s.reused]
     assert made == ["refine", "sound", "decode and write"]
@@ -111,7 +111,7 @@ def test_a_change_of_stage_1_is_refused(drafted, library, change):
     drafts, _, store, _ = drafted
     chosen = choose(store, f"{drafts.record.id}:1")
     with pytest.raises(RequestError, match="changes stage 1") as refused:
-        prepare_chosen(chosen, changed(chosen, [change]), library, store)
+        from_stage_1(chosen, prepare(changed(chosen, [change]), library, store))
     assert "draft" in refused.value.hint
 
 
@@ -121,7 +121,7 @@ def test_a_pruned_draft_is_made_again_and_told(drafted, library, tmp_path):
     other = Store(tmp_path / "pruned")
     other.runs.save(record)
     chosen = choose(other, f"{record.id}:3")
-    prepared = prepare_chosen(chosen, chosen.request, library, other)
+    prepared = from_stage_1(chosen, prepare(chosen.request, library, other))
     assert "pruned_draft" in {w.code for w in prepared.warnings}
     result = execute(prepared, tmp_path / "a.mp4", RunOptions())
     assert not reused(result)["base"]

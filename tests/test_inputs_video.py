@@ -56,8 +56,8 @@ def test_frames_are_the_nearest_in_time(tmp_path):
     assert (info.size, info.frames, info.fps) == ((64, 64), 12, Fraction(24))
     assert (info.uneven, info.has_sound) == (False, True)
     times = [Fraction(t) for t in ("-1", "0", "1/24", "1/12", "0.21", "9")]
-    grey = read_footage(path, times, (32, 32), (32, 32))[:, 16, 16, 0]
-    assert grey.tolist() == pytest.approx([10, 10, 20, 30, 60, 120], abs=3)
+    grey = [frame[16, 16, 0] for frame in read_footage(path, times, (32, 32), (32, 32))]
+    assert grey == pytest.approx([10, 10, 20, 30, 60, 120], abs=3)
 
 
 def test_what_is_no_video_is_refused(tmp_path):

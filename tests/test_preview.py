@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,6 @@ from safetensors.torch import save_file
 from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.layout import components
 from latent_ladder.checkpoints.library import EMBEDDED
-from latent_ladder.console import kitty_picture, shows_pictures
 from latent_ladder.errors import LadderError, RequestError
 from latent_ladder.models.tiny_decoder import load_tiny_decoder
 from latent_ladder.models.video_vae import load_video_vae
@@ -20,11 +21,13 @@ from latent_ladder.preview import (
     Projection,
     fit,
     fitting_tiny,
+    png,
     preview_frames,
     projection,
     sample_clip,
 )
 from latent_ladder.stages.store import Store
+from latent_ladder.terminal import kitty, protocol, sixel
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,7 @@ def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path, pocket):
 
 
 def test_kitty_pictures_are_sent_in_chunks():
-    text = kitty_picture(b"x" * 7000, rows=3)
+    text = kitty(b"x" * 7000, rows=3)
     parts = text.split("\x1b\\")[:-1]
     assert all(p.startswith("\x1b_G") and len(p.split(";", 1)[1]) <= 4096 for p in parts)
     assert parts[0].startswith("\x1b_Ga=T,f=100,q=2,r=3,m=1;")
@@ -170,12 +173,49 @@ def test_kitty_pictures_are_sent_in_chunks():
 @pytest.mark.parametrize(
     ("environment", "shown"),
     [
-        ({"TERM": "xterm-kitty"}, True),
-        ({"TERM_PROGRAM": "WezTerm", "TERM": "xterm-256color"}, True),
-        ({"TERM": "xterm-256color"}, False),
-        ({"TERM": "xterm-kitty", "TMUX": "1"}, False),
-        ({}, False),
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM_PROGRAM": "WezTerm", "TERM": "xterm-256color"}, "kitty"),
+        ({"TERM": "foot-extra"}, "sixel"),
+        ({"TERM_PROGRAM": "iTerm.app", "TERM": "xterm-256color"}, "sixel"),
+        ({"WT_SESSION": "1"}, "sixel"),
+        ({"TERM": "xterm-256color"}, None),
+        ({"TERM": "xterm-kitty", "TMUX": "1"}, None),
+        ({"TERM": "foot", "STY": "1"}, None),
+        ({}, None),
     ],
 )
 def test_terminals_that_show_pictures(environment, shown):
-    assert shows_pictures(environment) is shown
+    assert protocol(environment) == shown
+
+
+def test_sixels_hold_the_picture():
+    """Decoded again by the rules of the manual: every pixel has its colour."""
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+    squares = colours[np.add.outer(np.arange(32) // 8, np.arange(64) // 8) % 4]
+    text = sixel(png(squares), rows=2)
+    shown = _decoded_sixels(text)
+    assert shown.shape == (32, 64, 3)
+    assert np.abs(shown.astype(int) - squares).max() <= 2
+
+
+def _decoded_sixels(text: str) -> np.ndarray:
+    found = re.fullmatch(r'\x1bPq"1;1;(\d+);(\d+)(.*)\x1b\\', text, re.DOTALL)
+    width, height, body = int(found[1]), int(found[2]), found[3]
+    out = np.zeros((height + 6, width, 3), np.uint8)
+    palette, colour, x, y = {}, None, 0, 0
+    token = r"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)(.)|([?-~])|(\$)|(-)"
+    for part in re.finditer(token, body):
+        if part[1] is not None:
+            colour = int(part[1])
+            if part[2] is not None:
+                palette[colour] = [round(int(part[i]) * 2.55) for i in (2, 3, 4)]
+        elif part[8]:
+            x = 0
+        elif part[9]:
+            x, y = 0, y + 6
+        else:
+            bits, count = ord(part[6] or part[7]) - ord("?"), int(part[5] or 1)
+            for row in (row for row in range(6) if bits >> row & 1):
+                out[y + row, x : x + count] = palette[colour]
+            x += count
+    return out[:height]

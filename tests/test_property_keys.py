@@ -187,6 +187,16 @@ ROWS: dict[str, Row] = dict(
         row("output.sheet", True, NOTHING),
     ]
 )
+WINDOWS = {"frames": 33, "windows": {"frames": 25, "overlap_frames": 8}}
+ROWS |= {
+    "windows.frames": Row({"windows.frames": 17}, BASE, WINDOWS),
+    "windows.overlap_frames": Row(
+        {"windows.overlap_frames": 8},
+        BASE,
+        {"frames": 49, "windows": {"frames": 33, "overlap_frames": 16}},
+    ),
+    "windows.strength": Row({"windows.strength": 0.5}, BASE, WINDOWS),
+}
 ROWS |= sampling_rows("base", BASE) | sampling_rows("refine", REFINE)
 
 ONE_VALUE: set[str] = set()

@@ -100,6 +100,17 @@ def test_what_does_not_fit_is_not_proposed(models):
     assert all("the budget is" in (o.why_not or "") for o in proposal.options)
 
 
+def test_one_pass_is_not_advised_where_stages_take_less(models):
+    card = Budget("cuda", 11 * GIB, 64 * GIB)
+    proposal = propose(asked(1280, 768, 121), models, card, Policy())
+    assert (proposal.way, proposal.preset) == ("distilled", "distilled-lora")
+    single, distilled = proposal.options[:2]
+    share = f"{distilled.flops / single.flops:.0%}"
+    assert f"its stages take {share} of the work of distilled-lora-single" in proposal.sentence
+    small = propose(asked(320, 256, 49), models, card, Policy())  # half of it: 160x128
+    assert small.preset == "distilled-lora-single"
+
+
 def test_measured_rates_give_times(models):
     slow = propose(asked(960, 544, 49), models, CARD, Policy(), Machine(1e9, 1e9, 1e9))
     fast = propose(asked(960, 544, 49), models, CARD, Policy(), Machine(1e12, 1e9, 1e9))

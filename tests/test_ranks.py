@@ -16,7 +16,7 @@ PACKAGE = Path(latent_ladder.__file__).parent
 
 LAYERS: tuple[str, ...] = (
     "checkpoints.published errors latents stages.events stages.exhausted stages.peak spread "
-    "sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
+    "terminal sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
     "models.dequantize_ggml models.levels models.norms models.passes models.rotation models.snake "
     "checkpoints.tensors checkpoints.places",
     "checkpoints.mapped models.dequantize media.encoders media.palette sweeps.axes sweeps.plot",
@@ -37,8 +37,8 @@ LAYERS: tuple[str, ...] = (
     "checkpoints.fit models.adaln models.adapters models.attention models.loading "
     "models.residency upscale.tiles",
     "models.quantize checkpoints.scan request_inputs request_output "
-    "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
-    "models.parts models.streams hub",
+    "request_stages request_windows stages.store text.tokenizer models.connectors models.gemma "
+    "models.lora_build models.parts models.streams hub",
     "models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
     "models.video_coder models.vocoder",
     "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
@@ -46,7 +46,7 @@ LAYERS: tuple[str, ...] = (
     "stages.given stages.beside upscale.plan",
     "request_set advice memory models.denoiser stages.plan upscale.rtx",
     "planner stages.inputs upscale.stream models.tiled_denoiser",
-    "machine models.rates readiness stages.report",
+    "machine models.rates readiness stages.report stages.windows",
     "preview proposal stages.writing",
     "stages.steps doctor",
     "pipeline",

@@ -130,9 +130,20 @@ def _seeds(request: Request) -> Iterator[Advice]:
 def _duration(request: Request) -> Iterator[Advice]:
     seconds = float(shapes.duration(request.frames, request.fps))
     limit = shapes.MAX_SECONDS_OF_ROPE
-    if seconds > limit + 4 / request.fps:
+    windows = request.windows_used
+    if windows is not None:
+        (index, _), *_ = request.sampling_stages()
+        length = float(shapes.duration(windows.frames, request.fps))
+        yield Advice(
+            "windows",
+            f"{seconds:.2f} s are made in {len(request.window_plan(index))} windows of "
+            f"{length:.2f} s, one after the other, that share {windows.overlap_frames} frames: "
+            f"the model's time positions cover {limit} s",
+            "note",
+        )
+    elif seconds > limit + 4 / request.fps:
         text = f"{seconds:.2f} s is beyond the {limit} s that the model's time positions cover"
-        yield Advice("too_long", f"{text}: expect drift and repetition at the end")
+        yield Advice("too_long", f"{text}, and windows are off: expect drift and repetition")
     asked = request.duration_s
     if asked is not None and abs(asked - seconds) > 1e-3:
         yield Advice(

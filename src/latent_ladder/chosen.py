@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.checkpoints.library import EMBEDDED, Library
+from latent_ladder.checkpoints.library import EMBEDDED
 from latent_ladder.draft_list import Asked
 from latent_ladder.drafts import draft_request
 from latent_ladder.errors import RequestError, StoreError
-from latent_ladder.machine import MemoryOptions
-from latent_ladder.pipeline import Prepared, prepare
+from latent_ladder.pipeline import Prepared
 from latent_ladder.request import Request, override
 from latent_ladder.request_set import apply_sets
 from latent_ladder.stages.events import Warned
@@ -100,19 +99,11 @@ def changed(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) 
     return Request.from_dict(apply_sets(fields, tuple(sets)))
 
 
-def prepare_chosen(
-    chosen: Chosen,
-    request: Request,
-    library: Library,
-    store: Store,
-    memory: MemoryOptions | None = None,
-    device: str = "auto",
-) -> Prepared:
-    """Plan the clip from its stage 1 on; warns where that has to be made again.
+def from_stage_1(chosen: Chosen, prepared: Prepared) -> Prepared:
+    """What is ``prepared`` goes on from the chosen clip's stage 1; warns where it is made again.
 
-    Raises :class:`RequestError` if ``request`` or the models would make another stage 1.
+    Raises :class:`RequestError` if its request or its models would make another stage 1.
     """
-    prepared = prepare(request, library, store, memory, device)
     base = next(s for s in prepared.plan.stages if s.kind == "base")
     if base.key not in chosen.keys:
         raise _another(chosen, prepared.plan)

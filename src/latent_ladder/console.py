@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ from latent_ladder.stages.events import (
     Waiting,
     Warned,
 )
+from latent_ladder.terminal import Protocol, picture, protocol
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -80,35 +80,13 @@ def gib(count: float) -> str:
 
 
 PICTURE_EVERY_S = 10.0
-PICTURE_ROWS = 8
-
-
-def shows_pictures(environment: Mapping[str, str]) -> bool:
-    """Whether the terminal speaks kitty's graphics protocol, by what it says of itself."""
-    if environment.get("TMUX") or environment.get("STY"):
-        return False  # multiplexers do not pass pictures on
-    program = environment.get("TERM_PROGRAM", "").lower()
-    return program in ("ghostty", "wezterm") or "kitty" in environment.get("TERM", "")
-
-
-def kitty_picture(data: bytes, rows: int = PICTURE_ROWS) -> str:
-    """The escape sequences that show a PNG at the cursor, ``rows`` lines high.
-
-    https://sw.kovidgoyal.net/kitty/graphics-protocol/: base64 in chunks of at most 4096.
-    """
-    text = base64.standard_b64encode(data).decode()
-    chunks = [text[i : i + 4096] for i in range(0, len(text), 4096)] or [""]
-    keys = [f"a=T,f=100,q=2,r={rows},", *[""] * (len(chunks) - 1)]
-    more = [1] * (len(chunks) - 1) + [0]
-    parts = zip(keys, more, chunks, strict=True)
-    return "".join(f"\x1b_G{key}m={m};{chunk}\x1b\\" for key, m, chunk in parts)
 
 
 class _Picture:
     """A PNG file as rich prints it: the sequences, then a line of its own."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, speaks: Protocol) -> None:
+        self._path, self._speaks = path, speaks
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         from rich.segment import ControlType, Segment
@@ -116,7 +94,7 @@ class _Picture:
         with suppress(OSError):
             data = Path(self._path).read_bytes()
             # any control code marks the text as not to be measured or wrapped
-            yield Segment(kitty_picture(data), None, [(ControlType.BELL,)])
+            yield Segment(picture(data, self._speaks), None, [(ControlType.BELL,)])
         yield Segment.line()
 
 
@@ -188,10 +166,11 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     def _look(self, event: Preview) -> None:
         """The picture itself where the terminal can, now and then; else its path, once."""
         now = time.monotonic()
-        if self._progress is not None and shows_pictures(os.environ):
+        speaks = protocol(os.environ)
+        if self._progress is not None and speaks is not None:
             if self._shown is None or self._shown[0] != event.stage or now > self._shown[1]:
                 self._shown = event.stage, now + PICTURE_EVERY_S
-                self._progress.console.print(_Picture(event.path))
+                self._progress.console.print(_Picture(event.path, speaks))
         elif self._shown is None and not self._quiet:
             self._shown = event.stage, now
             self._say(f"preview: {_escape(event.path)}")

@@ -133,8 +133,9 @@ class StageCost:
     """What one stage costs, however the memory is arranged.
 
     ``forwards`` counts single passes of the transformer (a batch of two is two), ``passes`` the
-    most that one step needs, ``lora_bytes`` the stored bytes of its LoRAs. Of a tiled stage
-    ``tile_tokens`` are those of its largest tile.
+    most that one step needs, ``lora_bytes`` the stored bytes of its LoRAs. ``window_tokens`` and
+    ``audio_tokens`` are those of the longest window in time, of a tiled stage ``tile_tokens`` those
+    of its largest tile.
     """
 
     name: str
@@ -148,6 +149,7 @@ class StageCost:
     lora_bytes: int = 0
     batch_passes: int | None = None
     tile_tokens: int | None = None
+    window_tokens: int = 0
 
 
 def sizes_of(
@@ -304,33 +306,41 @@ def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
 def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     stage, rung = request.stages[index], request.rungs[index]
     name = request.stage_names[index]
+    windows = [window.rung(rung) for window in request.window_plan(index)]
+    longest = max(window.video_tokens for window in windows)
     if isinstance(stage, UpsampleStage):
         flops = _upsample_flops(request.rungs[index - 1], rung, sizes.upsampler_channels)
-        return StageCost(name, "upsample", rung, flops=flops)
+        return StageCost(name, "upsample", rung, flops=flops, window_tokens=longest)
     if not isinstance(stage, SamplingStage):
         return StageCost(name, stage.kind, rung)
-    sound = 0 if request.audio == "none" else rung.audio_latents
     passes, forwards = count_passes(request, index)
     loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
-    tiles = tile_tokens(request, index)
+    tiles = [tile_tokens(request, index, window) for window in windows]
+    heard = [0 if request.audio == "none" else window.audio_latents for window in windows]
+    flops = sum(
+        forward_flops(sizes.dit, n, sound).total
+        for tokens, sound in zip(tiles, heard, strict=True)
+        for n in tokens
+    )
     return StageCost(
         name,
         stage.kind,
         rung,
         steps=stage.steps,
         passes=passes,
-        forwards=forwards,
-        flops=forwards * sum(forward_flops(sizes.dit, n, sound).total for n in tiles),
-        audio_tokens=sound,
+        forwards=forwards * len(windows),
+        flops=forwards * flops,
+        audio_tokens=max(heard),
         lora_bytes=sizes.bytes_of(*loras),
         batch_passes=None if stage.batch_passes == "auto" else stage.batch_passes,
-        tile_tokens=max(tiles) if len(tiles) > 1 else None,
+        tile_tokens=max(map(max, tiles)) if len(tiles[0]) > 1 else None,
+        window_tokens=longest,
     )
 
 
-def tile_tokens(request: Request, index: int) -> list[int]:
-    """Video tokens of each tile of a sampling stage; of the whole where it is not tiled."""
-    plan, rung = request.tile_plan(index), request.rungs[index]
+def tile_tokens(request: Request, index: int, rung: Rung) -> list[int]:
+    """Video tokens of each tile of stage ``index`` in a window; of all of it without tiles."""
+    plan = request.tile_plan(index)
     if plan is None:
         return [rung.video_tokens]
     return [rung.latent_frames * len(row) * len(col) for row in plan.rows for col in plan.cols]

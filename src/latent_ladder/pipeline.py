@@ -332,7 +332,7 @@ class Run:
         return self._plan.needed()
 
     def _make(self, stage: PlannedStage, workshop: Workshop) -> None:
-        began = self._begin(stage.name, max(len(stage.sigmas) - 1, 0), workshop)
+        began = self._begin(stage.name, stage.steps, workshop)
         inputs = [self._load(key) for key in stage.inputs]
 
         def on_step(done: int, of: int, sigma: float) -> None:

@@ -286,9 +286,7 @@ def _rows(cost: StageCost, holding: Holding) -> int:
 
 def _sampled(cost: StageCost, sizes: ModelSizes, budget: Budget, holding: Holding) -> StageMemory:
     """Bytes of a sampling stage under a holding."""
-    rung, dit = cost.rung, sizes.dit
-    if rung is None:
-        raise TypeError(f"{cost.name} is not a sampling stage")
+    dit = sizes.dit
     converted = sizes.block_values * sizes.value_bytes
     lora = cost.lora_bytes // max(dit.layers, 1)
     blocks = [_block_bytes(stored, sizes, holding) + lora for stored in sizes.blocks]
@@ -301,11 +299,11 @@ def _sampled(cost: StageCost, sizes: ModelSizes, budget: Budget, holding: Holdin
     temporary = 0 if whole else 4 * dit.video_dim**2 * sizes.value_bytes
     activations = transformer_activations(
         sizes,
-        cost.tile_tokens or rung.video_tokens,
+        cost.tile_tokens or cost.window_tokens,
         cost.audio_tokens,
         _rows(cost, holding),
         holding.chunk_tokens,
-        whole_tokens=None if cost.tile_tokens is None else rung.video_tokens,
+        whole_tokens=None if cost.tile_tokens is None else cost.window_tokens,
     )
     pinned = holding.source == "pinned" and budget.device != "cpu"
     return StageMemory(
@@ -343,7 +341,7 @@ def _fixed(
     pieces = [sizes.largest.get(role, sizes.bytes_of(role)) for role in roles]
     activations = 0
     if cost.kind == "upsample" and cost.rung is not None:
-        activations = upsample_activations(sizes, cost.rung.video_tokens)
+        activations = upsample_activations(sizes, cost.window_tokens)
     elif cost.kind == "decode":
         activations = decode_activations(
             request.rungs[-1], holding.decode(request.decode), sizes, device

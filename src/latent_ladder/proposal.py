@@ -51,6 +51,7 @@ PRESETS: Mapping[str, Mapping[Way, tuple[str, ...]]] = MappingProxyType(
 DELIVERY_PX = 1080
 LONG_S = 4.0
 SMALL_GIB = 12
+COMPOSED_PX = 256
 DETAIL = re.compile(
     r"\b(skin|freckles|wrinkles|pores|fabric|lace|knit\w*|wool|velvet|foliage|leaves|grass|moss|"
     r"bark|hair|fur|feathers?|text|letters|sign|writing|close-?up|macro|texture[ds]?|detail\w*|"
@@ -65,7 +66,8 @@ class Option:
     """One preset at the asked size: what it takes, or ``why_not``.
 
     ``flops`` and ``seconds`` are those of all stages, ``seconds`` only on a machine that was
-    measured; ``streams`` says that the transformer does not stay on the device whole.
+    measured; ``streams`` says that the transformer does not stay on the device whole, ``first_px``
+    is the shorter side of the first stage.
     """
 
     way: Way
@@ -74,6 +76,7 @@ class Option:
     flops: float | None = None
     seconds: float | None = None
     streams: bool = False
+    first_px: int = 0
     why_not: str | None = None
 
 
@@ -159,10 +162,39 @@ def _decide(wanted: Way, reasons: Sequence[str], options: tuple[Option, ...]) ->
     for way in order:
         for option in (o for o in options if o.way == way):
             if option.why_not is None:
-                said = [*reasons, *tried, *(_holding(option))]
-                return Proposal(way, option.preset, tuple(said), options)
+                option, instead = _richer(option, options)
+                said = [*reasons, *tried, *instead, *_holding(option)]
+                return Proposal(option.way, option.preset, tuple(said), options)
             tried.append(f"{option.preset} would suit, but {option.why_not}")
     return Proposal(None, None, tuple(tried), options)
+
+
+def _richer(found: Option, options: Sequence[Option]) -> tuple[Option, list[str]]:
+    """The cheapest way with more stages that takes no more than ``found``, and why it.
+
+    Tokens meet each other in attention, so one pass at the final size costs more than one at half
+    of it and a few steps. Half of a small picture is too small to compose in.
+    """
+    more = [
+        o
+        for o in options
+        if o.why_not is None
+        and WAYS.index(o.way) > WAYS.index(found.way)
+        and o.first_px >= COMPOSED_PX
+        and _work(o) <= _work(found)
+        and (o.peak_bytes or 0) <= (found.peak_bytes or 0)
+    ]
+    if not more:
+        return found, []
+    best = min(more, key=_work)
+    share = _work(best) / _work(found)
+    return best, [f"its stages take {share:.0%} of the work of {found.preset}"]
+
+
+def _work(option: Option) -> float:
+    """Seconds where the machine was measured, else FLOPs."""
+    work = option.flops if option.seconds is None else option.seconds
+    return work or 0.0
 
 
 def _holding(option: Option) -> list[str]:
@@ -197,6 +229,7 @@ class _Appraisal:
             sum(stage.cost.flops for stage in plan.stages),
             self._seconds(plan),
             any(stage.holding.resident is not None for stage in plan.stages),
+            min(request.rungs[0].width, request.rungs[0].height),
         )
 
     def _request(self, preset: str) -> Request:

@@ -55,6 +55,7 @@ from latent_ladder.request_stages import (
     stage_names,
     stages_problems,
 )
+from latent_ladder.request_windows import Window, Windows, WindowsChoice, automatic, whole
 from latent_ladder.shapes import Crop, Factor, Rung
 from latent_ladder.tiling import TilePlan
 
@@ -178,6 +179,9 @@ class Request(Table):
 
     ``images`` are shown at their frames, ``audio_in`` is a sound file that drives the picture and
     is the sound of the clip, ``video`` is what the clip starts from.
+
+    ``windows`` in time make a clip part by part: "auto" where it is longer than the model's time
+    positions cover, "off" never.
     """
 
     prompt: Prompt
@@ -190,6 +194,7 @@ class Request(Table):
     audio: Literal["refine", "keep", "none"] = "refine"
     noise_order: Literal["comfyui", "ltx"] = "comfyui"
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
+    windows: WindowsChoice = "auto"
     models: Models = Field(default_factory=Models)
     stages: tuple[Stage, ...]
     decode: Decode = Field(default_factory=Decode)
@@ -223,6 +228,8 @@ class Request(Table):
         size = (self.width, self.height)
         problems = self._schedule_problems() + (upscale.problems(size) if upscale else [])
         problems += inputs_problems(self.images, self.video, self.frames, self.fps)
+        if isinstance(self.windows, Windows):
+            problems += self.windows.problems(self.fps, shapes.time_product(self.factors))
         if self.audio_in is not None and self.audio == "none":
             hint = "leave --audio out, or the sound file"
             problems.append(("audio_in is given, and audio=none asks for a silent clip", hint))
@@ -364,6 +371,23 @@ class Request(Table):
         tiles = stage.tiles_for(rung) if isinstance(stage, RefineStage) else None
         return None if tiles is None else tiles.plan(rung)
 
+    def window_plan(self, index: int) -> tuple[Window, ...]:
+        """The windows in time in which stage ``index`` works, one after the other; one: whole."""
+        rung, windows = self.rungs[index], self.windows_used
+        if windows is None:
+            return (whole(rung),)
+        return windows.plan(rung, int(self.fps / rung.fps))
+
+    @property
+    def windows_used(self) -> Windows | None:
+        """The windows that the clip is made in; ``None``: in one piece."""
+        if self.windows == "off":
+            return None
+        if self.windows == "auto":
+            factor = shapes.time_product(self.factors)
+            return automatic(self.frames, self.fps, factor)
+        return self.windows if self.windows.frames < self.frames else None
+
     @property
     def held_images(self) -> tuple[Image, ...]:
         """The images that have any effect."""
@@ -401,6 +425,8 @@ class Request(Table):
         stage, rung = self.stages[index], self.rungs[index]
         fields = stage.model_dump(mode="json", exclude_none=True)
         fields |= {"width": rung.width, "height": rung.height, "frames": rung.frames}
+        if self.windows_used is not None and stage.kind != "upscale":
+            fields["windows"] = self.windows_used.model_dump()
         if not isinstance(stage, SamplingStage):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas

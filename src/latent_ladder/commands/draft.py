@@ -172,11 +172,13 @@ def _prepare(
 ) -> Prepared:
     """Plan one clip with the folders that its run searched, unless others are named."""
     from latent_ladder.checkpoints.library import model_folders, scan
-    from latent_ladder.chosen import changed, prepare_chosen, searched_folders
+    from latent_ladder.chosen import changed, from_stage_1, searched_folders
+    from latent_ladder.pipeline import prepare as prepare_request
 
     library = scan(model_folders(folders or searched_folders(chosen)))
     request = changed(chosen, sets, audio)
-    return prepare_chosen(chosen, request, library, store, memory.options(), memory.device)
+    ready = prepare_request(request, library, store, memory.options(), memory.device)
+    return from_stage_1(chosen, ready)
 
 
 def _print_drafts(result: DraftsResult, as_json: bool) -> None:

@@ -90,6 +90,13 @@ class RequestFlags:
     sheet: Annotated[
         bool, typer.Option("--sheet", help="Also write a contact sheet of the clip.")
     ] = False
+    windows: Annotated[
+        str | None,
+        typer.Option(
+            "--windows",
+            help="Windows of time: FRAMES or FRAMES:OVERLAP, off, auto (where longer than 20 s).",
+        ),
+    ] = None
     no_audio: Annotated[bool, typer.Option("--no-audio", help="Short for --audio none.")] = False
     sets: Annotated[
         list[str] | None,
@@ -193,6 +200,7 @@ class RequestFlags:
             "fps": self.fps,
             "audio": self._audio(),
             "negative_prompt": self.negative,
+            "windows": None if self.windows is None else windows_field(self.windows),
         }
         given = {name: value for name, value in named.items() if value is not None}
         return given | (_size(self.size) if self.size is not None else {})
@@ -418,11 +426,11 @@ def _frames_of(seconds: float, path: Path, fields: Mapping[str, Any]) -> dict[st
     """The frames that fit into the ``seconds`` of an input file."""
     from latent_ladder import shapes
 
-    most = shapes.MAX_SECONDS_OF_ROPE
-    if seconds > most + 1:
+    if seconds > LONGEST_UNASKED_S:
         raise RequestError(
-            f"{path.name} lasts {seconds:.1f} s, and the models hold together for {most} s",
-            f"use --duration {most} for its beginning, or a shorter file",
+            f"{path.name} lasts {seconds:.1f} s, and unasked no clip gets longer than "
+            f"{LONGEST_UNASKED_S} s",
+            f"say how long: --duration {LONGEST_UNASKED_S} for its beginning",
         )
     stages = fields.get("stages", ())
     doubled = sum(s.get("axis") == "temporal" for s in stages if isinstance(s, dict))
@@ -430,9 +438,19 @@ def _frames_of(seconds: float, path: Path, fields: Mapping[str, Any]) -> dict[st
     return {"frames": shapes.nearest_frames(seconds * fps, 2**doubled)[0]}
 
 
+def windows_field(text: str) -> str | dict[str, Any]:
+    """The field that ``--windows`` means: ``241``, ``241:24``, ``off`` or ``auto``."""
+    if text in ("off", "auto"):
+        return text
+    frames, colon, overlap = text.partition(":")
+    return {"frames": number(frames)} | ({"overlap_frames": number(overlap)} if colon else {})
+
+
 DENOISE = 0.6
 """Where v2v starts if nobody says: layout and motion stay, surfaces are made anew."""
 ROUNDING_S = 1e-3
+LONGEST_UNASKED_S = 300
+"""A clip takes its length from a file up to here; beyond, somebody has to mean it."""
 
 
 def _region(text: str) -> list[float]:

@@ -21,6 +21,7 @@ from latent_ladder.commands.flags import (
     StoreFolder,
     number,
     open_store,
+    windows_field,
 )
 from latent_ladder.commands.make import free_name
 from latent_ladder.commands.running import print_result, resume_command, watched
@@ -44,6 +45,13 @@ PromptOption = Annotated[
 LowDenoise = Annotated[
     float, typer.Option("--denoise", help="How much the refine stage makes anew, 0 to 1.")
 ]
+WindowsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--windows",
+        help="Windows of time: FRAMES or FRAMES:OVERLAP, off, auto (where longer than 20 s).",
+    ),
+]
 Preset = Annotated[str | None, typer.Option("--preset", "-p", help="Whose refine stage is used.")]
 Seed = Annotated[str | None, typer.Option("--seed", help="Whole number; -1 draws one.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Any field (repeatable).")]
@@ -62,6 +70,7 @@ def upscale(
     by: By = 2.0,
     prompt: PromptOption = None,
     denoise: LowDenoise = LOW_DENOISE,
+    windows: WindowsOption = None,
     preset: Preset = None,
     seed: Seed = None,
     sets: Sets = None,
@@ -80,6 +89,7 @@ def upscale(
     found = check_video(clip)
     asked = [f"refine.denoise={denoise}", *(sets or ())]
     changes = upscale_fields(clip, found, by) | {"prompt": prompt or UNSAID}
+    changes |= {} if windows is None else {"windows": windows_field(windows)}
     prepared = _prepare(preset, changes, asked, seed, folders, store, device)
     path = output or clip.with_name(f"{clip.stem}-x{by:g}.mp4")
     _carry_out(prepared, path, device, overwrite, quiet, as_json, measure)
@@ -116,12 +126,6 @@ def upscale_fields(clip: Path, found: Footage, by: float) -> dict[str, Any]:
     if by not in FACTORS:
         raise RequestError(f"by={by:g} has no latent upsampler", "use --by 2 or --by 1.5")
     fps = found.fps if 1 <= found.fps <= shapes.MAX_FPS else Fraction(24)
-    if found.duration_s > shapes.MAX_SECONDS_OF_ROPE + 1:
-        raise RequestError(
-            f"{clip.name} lasts {found.duration_s:.1f} s, and longer than "
-            f"{shapes.MAX_SECONDS_OF_ROPE} s cannot be refined in one piece",
-            "cut it into shorter parts",
-        )
     width, height = (2 * round(side * by / 2) for side in found.size)
     return {
         "width": width,

@@ -2,7 +2,7 @@
 
 Files of any frame rate, constant or not, are sampled at the clip's own times: each of its frames
 is the one of the file that is nearest. Pictures come upright and fitted to the canvas, so that
-only the clip's frames are in memory.
+only a few frames are in memory.
 """
 
 from __future__ import annotations
@@ -75,23 +75,20 @@ def read_footage(
     canvas: tuple[int, int],
     window: tuple[int, int],
     fit: str = "cover",
-) -> NDArray[np.uint8]:
-    """The frames nearest to rising ``times`` in seconds, (n, H, W, 3) uint8, fitted to ``canvas``.
+) -> Iterator[NDArray[np.uint8]]:
+    """The frames nearest to rising ``times`` in seconds, each (H, W, 3) uint8 fitted to ``canvas``.
 
     Times before the first frame or after the last one give that frame.
     """
-    out = np.empty((len(times), canvas[1], canvas[0], 3), np.uint8)
     done = 0
     for until, frame in _ends(timed_frames(path)):
-        upto = done
-        while upto < len(times) and (until is None or times[upto] <= until):
-            upto += 1
-        if upto > done:
-            out[done:upto] = fitted(frame, canvas, window, fit)
-            done = upto
+        shown = None
+        while done < len(times) and (until is None or times[done] <= until):
+            shown = fitted(frame, canvas, window, fit) if shown is None else shown
+            yield shown
+            done += 1
         if done == len(times):
             break
-    return out
 
 
 def _ends(

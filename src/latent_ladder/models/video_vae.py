@@ -9,8 +9,9 @@ frame of a span. Knows nothing of prompts, stages or video files.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -76,6 +77,18 @@ class VideoVae:
         distribution's mean, on the VAE's device.
         """
         return _encode(frames, self, tiles)
+
+    @torch.no_grad()
+    def encode_stream(self, frames: Iterable[np.ndarray]) -> Tensor:
+        """As :meth:`encode` of frames (H, W, 3) that come one by one and are not kept.
+
+        Latents lie on the CPU. Raises :class:`MediaError`.
+        """
+        if self.encoder is None:
+            raise ValueError("this VAE was loaded without its encoder")
+        found = [z.cpu() for z in self.encoder.stream(_chunks(frames, self))]
+        numbers = Statistics(self.statistics.mean.cpu(), self.statistics.std.cpu())
+        return replace(self, statistics=numbers).normalise(torch.cat(found).transpose(0, 1)[None])
 
 
 def load_video_vae(
@@ -255,6 +268,15 @@ def _encode_tile(frames: np.ndarray, vae: VideoVae) -> Tensor:
         raise ValueError("this VAE was loaded without its encoder")
     latents = list(vae.encoder.stream(_as_pixels(frames, vae)))
     return torch.cat(latents).transpose(0, 1)[None]
+
+
+def _chunks(frames: Iterable[np.ndarray], vae: VideoVae) -> Iterator[Tensor]:
+    """Frames (H, W, 3) uint8 -> chunks (n, 3, H, W) in -1..1."""
+    waiting = iter(frames)
+    while chunk := list(islice(waiting, FRAMES_PER_CHUNK)):
+        stacked = np.stack(chunk)
+        _check_frames(stacked, vae.coder.spatial_scale)
+        yield from _as_pixels(stacked, vae)
 
 
 def _as_pixels(frames: np.ndarray, vae: VideoVae) -> Iterator[Tensor]:

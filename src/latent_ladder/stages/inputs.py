@@ -47,12 +47,14 @@ SAMPLE_RATE_KEY = "sample_rate"
 class Start:
     """Both streams before sampling, and the places ``(1, 3, N, 2)`` of all video tokens.
 
-    ``extra`` video tokens lie behind those of the clip.
+    ``audio_positions`` (1, 1, T, 2) are those of the sound. ``extra`` video tokens lie behind those
+    of the clip.
     """
 
     video: LatentState
     audio: LatentState | None
     positions: Tensor
+    audio_positions: Tensor
     extra: int = 0
     frozen_audio: bool = False
 
@@ -70,7 +72,8 @@ class Start:
 def plain_start(video: LatentState, audio: LatentState | None, rung: Rung) -> Start:
     """Nothing held: every token is one of the clip."""
     grid = (rung.latent_frames, rung.latent_height, rung.latent_width)
-    return Start(video, audio, video_positions(*grid, rung.fps))
+    sound = audio_positions(rung.audio_latents)
+    return Start(video, audio, video_positions(*grid, rung.fps), sound)
 
 
 def conditioned(start: Start, held: Mapping[str, Tensor], request: Request, rung: Rung) -> Start:
@@ -149,7 +152,7 @@ def encode_video(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tensor
     vae = load_video_vae(
         plan.models.video_vae, device=runtime.device, dtype=runtime.dtype, parts=("encoder",)
     )
-    found = {"video_in": vae.encode(pixels).float().cpu()}
+    found = {"video_in": vae.encode_stream(pixels).float().cpu()}
     if file.role != "reference" and has_sound(plan.request) and plan.models.audio_vae is not None:
         found["sound_in"] = _encoded_sound(file, start, plan, runtime)
     return found
@@ -232,7 +235,7 @@ def _begun_on_video(start: Start, held: Held, _request: Request, _rung: Rung) ->
     return replace(start, video=video, audio=audio)
 
 
-def _kept_but_for(start: Start, held: Held, request: Request, rung: Rung) -> Start:
+def _kept_but_for(start: Start, held: Held, request: Request, _rung: Rung) -> Start:
     """Tokens outside the region are kept. Source: LTX-2 ``TemporalRegionMask``.
 
     A token is made anew where it reaches into the region.
@@ -243,8 +246,8 @@ def _kept_but_for(start: Start, held: Held, request: Request, rung: Rung) -> Sta
     video = _masked(start.video, video_to_tokens(held["video_in"]), start.positions, region)
     audio = start.audio
     if audio is not None and "sound_in" in held:
-        places = audio_positions(rung.audio_latents)
-        audio = _masked(audio, audio_to_tokens(held["sound_in"]), places, region)
+        sound = audio_to_tokens(held["sound_in"])
+        audio = _masked(audio, sound, start.audio_positions, region)
     return replace(start, video=video, audio=audio)
 
 

@@ -25,6 +25,7 @@ from latent_ladder.request_stages import (
     UpsampleStage,
     UpscaleStage,
 )
+from latent_ladder.request_windows import Window
 from latent_ladder.shapes import Rung, duration
 from latent_ladder.stages.given import GivenFile, Inputs, all_fields, look_at, window
 from latent_ladder.stages.store import Damage, Store, artefact_key
@@ -43,7 +44,8 @@ class PlannedStage:
 
     ``inputs`` are the keys it reads; ``sigmas`` is empty where nothing is sampled, ``stored``
     whether the artefact is there already. ``position`` is the stage's index in the request,
-    ``None`` for prompts and sound.
+    ``None`` for prompts and sound. ``windows`` are those in time that it works in, one where it is
+    made whole.
     """
 
     name: str
@@ -58,6 +60,12 @@ class PlannedStage:
     text: str = ""
     files: tuple[GivenFile, ...] = ()
     stored: bool = False
+    windows: tuple[Window, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """How many steps are sampled in all windows."""
+        return max(len(self.sigmas) - 1, 0) * max(len(self.windows), 1)
 
 
 @dataclass(frozen=True)
@@ -270,7 +278,8 @@ class _Builder:
         if isinstance(stage, BaseStage) and self._is_source and self.given.video is not None:
             made = self._video_in("source", self.given.video, position)
             return replace(made, name=name, position=position)
-        planned = PlannedStage(name, stage.kind, "", inputs, position, rung)
+        windows = self.request.window_plan(position)
+        planned = PlannedStage(name, stage.kind, "", inputs, position, rung, windows=windows)
         if isinstance(stage, UpsampleStage):
             upsampler = self._upsampler(stage)
             planned = replace(planned, upsampler=upsampler)

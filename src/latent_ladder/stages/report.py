@@ -148,6 +148,13 @@ def _stage(
         }
         if machine is not None and need.cost.flops:
             body["seconds"] = machine.seconds(need)
+    if len(stage.windows) > 1 and stage.rung is not None:
+        longest = max(stage.windows, key=len).rung(stage.rung)
+        body["windows"] = {
+            "count": len(stage.windows),
+            "frames": longest.frames,
+            "seconds": float(longest.frames / longest.fps),
+        }
     tiles = None if stage.position is None else plan.request.tile_plan(stage.position)
     if tiles is not None:
         rows, cols = tiles.largest[1:]
@@ -167,6 +174,8 @@ def _row(stage: Mapping[str, Any], fps: Fraction) -> dict[str, Any]:
     latents = stage.get("video_latents")
     tokens, tiles = stage.get("video_tokens"), stage.get("tiles")
     in_tiles = f" in {tiles['count']} tiles of {tiles['width']}x{tiles['height']}" if tiles else ""
+    if (windows := stage.get("windows")) is not None:
+        in_tiles += f" in {windows['count']} windows of {windows['frames']} frames"
     slower = latents and Fraction(stage["fps"]) != fps
     rate = f" at {float(Fraction(stage['fps'])):g} fps" if slower else ""
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,11 @@ from latent_ladder.media.write import Frames, WrittenVideo
 from latent_ladder.metrics import RunMeter
 from latent_ladder.models.audio_vae import load_audio
 from latent_ladder.models.denoiser import Denoiser, StreamRun
-from latent_ladder.models.latent_upsampler import load_upsampler, upsample
+from latent_ladder.models.latent_upsampler import adapt, load_upsampler, upsample
 from latent_ladder.models.loading import Place
 from latent_ladder.models.lora import attached
 from latent_ladder.models.parts import statistics
 from latent_ladder.models.residency import Residency
-from latent_ladder.models.rope import audio_positions
 from latent_ladder.models.runtime import Runtime
 from latent_ladder.models.text_encoder import Conditioning, encode_prompts
 from latent_ladder.models.tiled_denoiser import TiledDenoiser
@@ -50,6 +50,7 @@ from latent_ladder.request_stages import (
     StreamGuidance,
     UpsampleStage,
 )
+from latent_ladder.request_windows import Window
 from latent_ladder.sampling.denoise import LatentState, Noises, Packing, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.names import SAMPLER_FACTS
@@ -65,14 +66,15 @@ from latent_ladder.stages.inputs import (
 )
 from latent_ladder.stages.plan import PlannedStage, RunPlan, has_sound
 from latent_ladder.stages.report import model_sizes
+from latent_ladder.stages.windows import Clip, Streams, upsampled
 from latent_ladder.stages.writing import (
     SAMPLE_RATE_KEY,
-    Clip,
     check_upscaler,
     drafted,
     finished,
     write_clip,
 )
+from latent_ladder.stages.writing import Clip as WrittenClip
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
@@ -197,8 +199,16 @@ class Workshop:
         upsampler = load_upsampler(
             stage.upsampler, device=self._runtime.device, dtype=self._runtime.dtype
         )
-        latents = before["video"].to(self._runtime.device)
-        up = upsample(latents, upsampler, statistics(self._models.video_vae), adain=asked.adain)
+        numbers, latents = statistics(self._models.video_vae), before["video"]
+        position = _position(stage)
+        low, high = (self._request.window_plan(i) for i in (position - 1, position))
+
+        def larger(part: Tensor) -> Tensor:
+            return upsample(part.to(self._runtime.device), upsampler, numbers)
+
+        up = upsampled(latents, list(zip(low, high, strict=True)), larger)
+        if asked.adain:
+            up = adapt(up, latents.to(up), asked.adain)
         return {**before, "video": up.float()}, {}
 
     def _sound(self, source: Tensors) -> tuple[Tensors, Facts]:
@@ -225,38 +235,46 @@ class Workshop:
         transformer = self._loaded_transformer(holding)
         shapes = self._latent_shapes(transformer, stage.rung)
         start = plain_start(*self._states(shapes, latents), stage.rung)
-        start = conditioned(start, held, self._request, stage.rung)
-        packing = Packing.of(start.video, start.audio)
-
-        def after(step: int, _: Tensor, denoised: Tensor) -> None:
-            if on_estimate is not None:
-                estimate = packing.unpack(denoised)
-                on_estimate(step + 1, lambda: self._latents(estimate, shapes)["video"])
-            on_step(step + 1, len(stage.sigmas) - 1, stage.sigmas[step + 1])
-
+        clip = Clip.of(conditioned(start, held, self._request, stage.rung), stage.rung)
         with (
             attached(transformer, list(stage.loras)) as report,
             transformer.held(self._runtime.device, _residency(holding)),
         ):
-            denoiser = self._denoiser(transformer, asked, stage, contexts, start)
-            tokens = sample(
-                denoiser,
-                start.video,
-                start.audio,
-                self._noises(asked, _position(stage), shapes, start.extra),
-                SamplingPlan(
-                    stage.sigmas,
-                    asked.sampler,
-                    _options(asked),
-                    self._request.mask_convention,
-                ),
-                after,
-            )
+            for window in stage.windows:
+                seen = _Seen(stage, clip, window, on_step, on_estimate, shapes)
+                tokens = self._window(transformer, asked, seen, contexts)
+                clip = clip.with_made(window, tokens)
         for match in report.matches:
             if match.misses:
                 self._warn("lora_misses", str(match))
         facts = {"loras": [str(match) for match in report.matches]}
-        return self._latents(tokens, shapes), facts
+        return _latents((clip.video, clip.audio), shapes), facts
+
+    def _window(
+        self,
+        transformer: Transformer,
+        asked: SamplingStage,
+        seen: _Seen,
+        contexts: Sequence[Conditioning],
+    ) -> Streams:
+        """One window of a sampling stage, denoised to its end."""
+        windows, stage = self._request.windows_used, seen.stage
+        strength = 1.0 if windows is None else windows.strength
+        start = seen.clip.part(seen.window, strength, self._runtime.device)
+        packing = Packing.of(start.video, start.audio)
+        return sample(
+            self._denoiser(transformer, asked, stage, contexts, start),
+            start.video,
+            start.audio,
+            self._noises(asked, _position(stage), seen, start.extra),
+            SamplingPlan(
+                stage.sigmas,
+                asked.sampler,
+                _options(asked),
+                self._request.mask_convention,
+            ),
+            partial(seen.after, packing),
+        )
 
     # -- the clip -----------------------------------------------------------------------------
 
@@ -293,9 +311,11 @@ class Workshop:
         self.release()
         return drafted(self._clip(), latents["video"])
 
-    def _clip(self, meter: RunMeter | None = None) -> Clip:
+    def _clip(self, meter: RunMeter | None = None) -> WrittenClip:
         holding = self._memory.of("decode").holding
-        return Clip(self._request, self._models, self._runtime, holding, self._plan.upscale, meter)
+        return WrittenClip(
+            self._request, self._models, self._runtime, holding, self._plan.upscale, meter
+        )
 
     # -- parts of a sampling run --------------------------------------------------------------
 
@@ -345,32 +365,30 @@ class Workshop:
     def _states(
         self, shapes: tuple[Sequence[int], Sequence[int] | None], latents: Tensors | None
     ) -> tuple[LatentState, LatentState | None]:
-        device = self._runtime.device
+        """Both streams of the whole clip, on the CPU: windows of it go to the device."""
         video_shape, audio_shape = shapes
         if latents is None:
             _, c, f, h, w = video_shape
-            video = LatentState.empty(f * h * w, c, device)
+            video = LatentState.empty(f * h * w, c)
             if audio_shape is None:
                 return video, None
             _, c, t, m = audio_shape
-            return video, LatentState.empty(t, c * m, device)
+            return video, LatentState.empty(t, c * m)
         _expect(latents["video"], video_shape)
-        video = LatentState.of(video_to_tokens(latents["video"].to(device)))
+        video = LatentState.of(video_to_tokens(latents["video"].cpu()))
         if audio_shape is None:
             return video, None
         _expect(latents["audio"], audio_shape)
-        return video, LatentState.of(audio_to_tokens(latents["audio"].to(device)))
+        return video, LatentState.of(audio_to_tokens(latents["audio"].cpu()))
 
     def _noises(
-        self,
-        stage: SamplingStage,
-        position: int,
-        shapes: tuple[Sequence[int], Sequence[int] | None],
-        extra_tokens: int,
+        self, stage: SamplingStage, position: int, seen: _Seen, extra_tokens: int
     ) -> Noises:
+        """Window n has the noise of a clip of its size whose seed is n higher."""
+        seed = self._request.stage_seed(position) + seen.window.number
         return Noises.seeded(
-            self._request.stage_seed(position),
-            *shapes,
+            seed % 2**64,
+            *seen.window_shapes(),
             stage.sampler,
             order=self._request.noise_order,
             extra_video_tokens=extra_tokens,
@@ -384,9 +402,7 @@ class Workshop:
         contexts: Sequence[Conditioning],
         start: Start,
     ) -> Denoiser | TiledDenoiser:
-        rung, rows = stage.rung, self._memory.of(stage.name).holding.rows
-        if rung is None:
-            raise TypeError(f"{stage.name} is not a planned sampling stage")
+        rows = self._memory.of(stage.name).holding.rows
         positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
         device = self._runtime.device
         video = StreamRun(
@@ -397,7 +413,7 @@ class Workshop:
             guidance=_guidance(asked.guidance.video),
         )
         audio = StreamRun(
-            positions=audio_positions(rung.audio_latents).to(device),
+            positions=start.audio_positions.to(device),
             positive=positive.audio,
             negative=None if negative is None else negative.audio,
             mask=start.audio_mask,
@@ -414,19 +430,54 @@ class Workshop:
             max_passes=rows,
         )
 
-    def _latents(
-        self,
-        tokens: tuple[Tensor | None, Tensor | None],
-        shapes: tuple[Sequence[int], Sequence[int] | None],
-    ) -> Tensors:
-        video, audio = tokens
-        if video is None:
-            raise LadderError("the sampler returned no video", "this is a bug; please report it")
-        _, _, f, h, w = shapes[0]
-        found = {"video": tokens_to_video(video, f, h, w)}
-        if audio is not None and shapes[1] is not None:
-            found["audio"] = tokens_to_audio(audio, shapes[1][1])
-        return found
+
+Shapes = tuple[Sequence[int], Sequence[int] | None]
+"""The shapes of video latents (B, C, F, H, W) and audio latents (B, C, T, M)."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A window of a sampling stage under way, and who looks on."""
+
+    stage: PlannedStage
+    clip: Clip
+    window: Window
+    on_step: OnStep
+    on_estimate: OnEstimate | None
+    shapes: Shapes
+
+    def window_shapes(self) -> Shapes:
+        """The shapes of the window's latents."""
+        (b, c, _, h, w), audio = self.shapes
+        first, last = self.window.sound
+        if audio is not None:
+            audio = (*audio[:2], last - first, audio[3])
+        return (b, c, len(self.window), h, w), audio
+
+    def after(self, packing: Packing, step: int, _: Tensor, denoised: Tensor) -> None:
+        """Tell of a step: the steps of all windows count."""
+        steps = len(self.stage.sigmas) - 1
+        done = self.window.number * steps + step + 1
+        if self.on_estimate is not None:
+            tokens = packing.unpack(denoised)
+            self.on_estimate(done, lambda: self._estimate(tokens))
+        self.on_step(done, self.stage.steps, self.stage.sigmas[step + 1])
+
+    def _estimate(self, tokens: Streams) -> Tensor:
+        """The video latents of the whole clip, the window as it is estimated."""
+        clip = self.clip.with_made(self.window, (tokens[0], None))
+        return _latents((clip.video, None), self.shapes)["video"]
+
+
+def _latents(tokens: Streams, shapes: Shapes) -> Tensors:
+    video, audio = tokens
+    if video is None:
+        raise LadderError("the sampler returned no video", "this is a bug; please report it")
+    _, _, f, h, w = shapes[0]
+    found = {"video": tokens_to_video(video, f, h, w)}
+    if audio is not None and shapes[1] is not None:
+        found["audio"] = tokens_to_audio(audio, shapes[1][1])
+    return found
 
 
 def _memory_name(name: str) -> str:

@@ -18,11 +18,12 @@ LAYERS: tuple[str, ...] = (
     "checkpoints.published errors latents stages.events stages.exhausted stages.peak spread "
     "sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
     "models.dequantize_ggml models.levels models.norms models.passes models.rotation models.snake "
-    "checkpoints.tensors checkpoints.places",
+    "checkpoints.tensors checkpoints.places workflow.events",
     "checkpoints.mapped models.dequantize media.encoders media.palette",
     "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers",
     "checkpoints.gguf",
-    "disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
+    "workflow.graph",
+    "workflow.schema disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
     "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
     "models.runtime",
     "checkpoints.stored media.tags models.video_layers",

@@ -24,7 +24,7 @@ class Link(NamedTuple):
 
 
 class Trap(NamedTuple):
-    """Something a user should know that stops nothing; ``node`` is empty where it is the graph's."""
+    """Something to know that stops nothing; ``node`` is empty where it is about the whole graph."""
 
     code: str
     message: str

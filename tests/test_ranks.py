@@ -26,12 +26,14 @@ LAYERS: tuple[str, ...] = (
     "workflow.schema disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
     "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
     "models.runtime",
-    "checkpoints.stored media.tags models.video_layers",
+    "checkpoints.stored media.tags models.video_layers workflow.types.rows",
     "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
     "request_report sampling.denoise metrics_flow metrics_sound stages.lock stages.runs "
-    "models.rope hub_hashes",
+    "models.rope hub_hashes workflow.types.plain workflow.types.loaders workflow.types.sampling "
+    "workflow.types.conditioning workflow.types.latents workflow.types.images "
+    "workflow.types.media workflow.types.elsewhere",
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
-    "media.sound media.footage",
+    "media.sound media.footage workflow.types",
     "metrics models.linear media.outputs upscale.networks",
     "models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
     "models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "

@@ -84,8 +84,13 @@ class NodeType:
     """Prefix of inputs that a node grows as they are linked (``"values."``), of any number."""
 
     def shown(self, values: Mapping[str, Value]) -> Iterator[Input]:
-        """The inputs in order, those of dynamic combos as ``values`` choose them."""
-        for one in self.inputs:
-            yield one
+        """The inputs in order, those of dynamic combos as ``values`` choose them, nested too."""
+        return _shown(self.inputs, values)
+
+
+def _shown(inputs: tuple[Input, ...], values: Mapping[str, Value]) -> Iterator[Input]:
+    for one in inputs:
+        yield one
+        if one.branches:
             chosen = values.get(one.name, one.default)
-            yield from one.branches.get(str(chosen), ())
+            yield from _shown(one.branches.get(str(chosen), ()), values)

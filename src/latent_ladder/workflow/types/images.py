@@ -119,6 +119,19 @@ SIZES = (
         "IMAGE",
     ),
     node(
+        "ImageCrop",
+        "Crop Image",
+        "image/transform",
+        [
+            IMAGE,
+            integer("width", 512, 1, SIDE),
+            integer("height", 512, 1, SIDE),
+            integer("x", 0, 0, SIDE),
+            integer("y", 0, 0, SIDE),
+        ],
+        "IMAGE",
+    ),
+    node(
         "ImageScaleBy",
         "Upscale Image By",
         "image/upscaling",

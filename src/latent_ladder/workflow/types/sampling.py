@@ -67,6 +67,13 @@ SAMPLER_ROWS = (
         "SAMPLER",
     ),
     node(
+        "SamplerEulerAncestralCFGPP",
+        "SamplerEulerAncestralCFG++",
+        "model/sampling/samplers",
+        [number("eta", 1.0, 0, 1), number("s_noise", 1.0, 0, 10)],
+        "SAMPLER",
+    ),
+    node(
         "ClownSampler_Beta",
         "ClownSampler",
         "RES4LYF/samplers",

@@ -23,7 +23,7 @@ LAYERS: tuple[str, ...] = (
     "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers",
     "checkpoints.gguf",
     "workflow.graph",
-    "workflow.schema disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
+    "workflow.schema workflow.arithmetic disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
     "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
     "models.runtime",
     "checkpoints.stored media.tags models.video_layers workflow.types.rows",
@@ -34,7 +34,7 @@ LAYERS: tuple[str, ...] = (
     "workflow.types.media workflow.types.elsewhere",
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
     "media.sound media.footage workflow.types",
-    "metrics models.linear media.outputs upscale.networks",
+    "metrics models.linear media.outputs upscale.networks workflow.plain",
     "models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
     "models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
     "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "

@@ -34,12 +34,12 @@ LAYERS: tuple[str, ...] = (
     "workflow.types.media workflow.types.elsewhere",
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
     "media.sound media.footage workflow.types",
-    "metrics models.linear media.outputs upscale.networks workflow.plain",
-    "models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
-    "models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
+    "metrics models.linear media.outputs upscale.networks workflow.plain workflow.api workflow.ui_values",
+    "workflow.ui_levels models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
+    "workflow.ui models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
     "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
     "models.parts models.streams hub",
-    "models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
+    "workflow.read models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
     "models.video_coder models.vocoder",
     "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
     "models.video_vae models.audio_vae models.latent_upsampler",

@@ -52,10 +52,18 @@ LAYERS: tuple[str, ...] = (
     "pipeline",
     "drafts",
     "chosen",
+    "server.kept server.places server.frames server.guard server.listing server.object_info "
+    "server.about",
+    "server.messages server.prompts server.view server.setup",
+    "server.upload server.worker server.sockets server.work",
+    "server.jobs",
+    "server.context",
+    "server.routes",
+    "server.serve",
     "console",
     "commands.flags",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
-    "commands.models commands.presets commands.runs",
+    "commands.models commands.presets commands.runs commands.serve",
     "commands.draft commands.upscale",
     "cli",
 )
@@ -65,6 +73,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split
 
 WITHOUT_TORCH = (
     "cli", "doctor", "request", "advice", "shapes", "checkpoints.library", "media.write",
+    "server.serve",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from latent_ladder.commands import (
     models,
     presets,
     runs,
+    serve,
     upscale,
 )
 from latent_ladder.console import show_error
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The order in which --help lists them.
-for command in (make, draft, upscale, advise, measure, runs, presets, models, doctor, bench):
+for command in (make, draft, upscale, advise, measure, runs, presets, models, serve, doctor, bench):
     command.register(app)
 
 

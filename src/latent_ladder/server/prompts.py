@@ -57,10 +57,10 @@ def read_prompt(body: Mapping[str, Any], listing: Listing, names: Mapping[str, s
     """What a client asks for. Raises :class:`Refused`."""
     prompt = body.get("prompt")
     if not isinstance(prompt, dict):
-        raise _refused("no_prompt", "the body has no prompt", "send {\"prompt\": {id: node, ...}}")
+        raise _refused("no_prompt", "the body has no prompt", 'send {"prompt": {id: node, ...}}')
     graph = _graph(prompt)
     wanted = _wanted(graph, body.get("partial_execution_targets"))
-    found = problems(graph, listing.known(names))
+    found = problems(graph, listing)
     wanted, node_errors = _sound(graph, wanted, found)
     return Asked(
         id=_id(body.get("prompt_id")),
@@ -114,7 +114,9 @@ def _id(given: object) -> str:
         return str(uuid4())
     text = str(given)
     if not text or len(text) > MAX_ID or not isinstance(given, str | int):
-        raise _refused("invalid_prompt", "prompt_id is no short text", "use a UUID, or leave it out")
+        raise _refused(
+            "invalid_prompt", "prompt_id is no short text", "use a UUID, or leave it out"
+        )
     return text
 
 
@@ -158,3 +160,12 @@ def _sound(
     if not sound:
         raise Refused(_why(by_node, errors), errors)
     return sound, errors
+
+
+def _told(problem: Problem) -> dict[str, Any]:
+    about = {"input_name": problem.input, "received_value": problem.got}
+    return _error(problem.type, problem.message, problem.details, about)
+
+
+def _why(by_node: Mapping[str, Sequence[Problem]], errors: Mapping[str, Any]) -> dict[str, Any]:
+    return _error("prompt_outputs_failed_validation", "no output can run", "")

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from latent_ladder import __version__
-from latent_ladder.machine import gpus
+from latent_ladder.machine import Gpu, gpus
 
 API_LEVEL = "0.16.0"
 """The version of ComfyUI whose API this server follows; clients compare it with their needs."""
@@ -68,22 +68,22 @@ def system_stats(device: str) -> dict[str, Any]:
 
 def _devices(device: str, total: int, free: int) -> list[dict[str, Any]]:
     cards = () if device in ("cpu", "mps") else gpus.__wrapped__()
-    rows = [
-        ("cuda", i, card.name, card.total_bytes, card.free_bytes) for i, card in enumerate(cards)
-    ]
-    kind = "mps" if device == "mps" else "cpu"
-    return [
-        {
-            "name": name,
-            "type": kind,
-            "index": index,
-            "vram_total": total,
-            "vram_free": free,
-            "torch_vram_total": total,
-            "torch_vram_free": free,
-        }
-        for kind, index, name, total, free in rows or [(kind, None, _processor(), total, free)]
-    ]
+    if not cards:
+        kind = "mps" if device == "mps" else "cpu"
+        return [_device(kind, None, Gpu(_processor(), total, free))]
+    return [_device("cuda", index, card) for index, card in enumerate(cards)]
+
+
+def _device(kind: str, index: int | None, card: Gpu) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "type": kind,
+        "index": index,
+        "vram_total": card.total_bytes,
+        "vram_free": card.free_bytes,
+        "torch_vram_total": card.total_bytes,
+        "torch_vram_free": card.free_bytes,
+    }
 
 
 def _processor() -> str:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from latent_ladder.errors import LadderError
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HEADERS = {"X-Content-Type-Options": "nosniff"}
 _METHODS = "DELETE, GET, HEAD, OPTIONS, POST"
@@ -88,7 +87,7 @@ def _same_site(origin: str, host: str) -> bool:
     return page.scheme in ("http", "https") and page.netloc.lower() == host.lower()
 
 
-def guard(access: Access) -> web.middlewares:  # type: ignore[name-defined]
+def guard(access: Access) -> Middleware:
     """The middleware that refuses, answers preflight requests and adds headers."""
 
     @web.middleware

@@ -16,12 +16,14 @@ from latent_ladder.errors import WorkflowError
 from latent_ladder.server.kept import Job, is_number
 from latent_ladder.server.listing import Listing
 from latent_ladder.workflow.api import read_api
-from latent_ladder.workflow.graph import Graph, Node
+from latent_ladder.workflow.graph import Graph
 from latent_ladder.workflow.plain import needed
 from latent_ladder.workflow.types import node_type
 from latent_ladder.workflow.validate import Problem, problems
 
 MAX_ID = 200
+_SECRETS = frozenset({"api_key_comfy_org", "auth_token_comfy_org"})
+"""Keys for paid services that some clients send along; nothing here uses or keeps them."""
 
 
 class Refused(Exception):
@@ -133,7 +135,8 @@ def _extra(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise _refused("invalid_prompt", "extra_data is no object", "leave it out")
     client = body.get("client_id")
-    return dict(given) if client is None else {**given, "client_id": str(client)[:MAX_ID]}
+    kept = {name: value for name, value in given.items() if name not in _SECRETS}
+    return kept if client is None else {**kept, "client_id": str(client)[:MAX_ID]}
 
 
 def _sound(

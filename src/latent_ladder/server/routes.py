@@ -14,6 +14,7 @@ from latent_ladder.server.context import context, ids_of, read_object, whole
 from latent_ladder.server.listing import FOLDERS
 from latent_ladder.server.messages import summary_of
 from latent_ladder.server.prompts import Refused, read_prompt
+from latent_ladder.workflow.types import NODE_TYPES
 
 JOB_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 
@@ -180,7 +181,7 @@ async def get_object_info(request: web.Request) -> web.Response:
 
 async def get_node_info(request: web.Request) -> web.Response:
     """One node type; an empty object where it does not run here."""
-    row = object_info.NODE_TYPES.get(request.match_info["name"])
+    row = NODE_TYPES.get(request.match_info["name"])
     if row is None or row.why_not:
         return web.json_response({})
     names = context(request).listing.names

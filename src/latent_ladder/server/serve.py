@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 from aiohttp import web
 
@@ -109,7 +110,7 @@ def _stopping() -> Iterator[asyncio.Event]:
     """An event that Ctrl-C and SIGTERM set; a second one ends the process as usual."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    before = {}
+    before: dict[int, Any] = {}
 
     def asked(number: int, _: object) -> None:
         loop.call_soon_threadsafe(stop.set)

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from json import loads
+from json import dumps, loads
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -68,14 +68,14 @@ def engine_runner(opening: Body) -> Runner:
     )
 
     def run(job: Body, on_event: OnGraphEvent, cancel: Cancel) -> None:
-        metadata = {"prompt": job["prompt"], "workflow": job["workflow"]}
+        metadata = {name: dumps(job[name]) for name in ("prompt", "workflow") if job[name]}
         execute(
             read_api(job["prompt"]),
             engine,
             wanted=job["wanted"],
             on_event=on_event,
             cancel=cancel,
-            metadata={name: value for name, value in metadata.items() if value is not None},
+            metadata=metadata if opening["metadata"] else {},
         )
 
     return run

@@ -35,19 +35,20 @@ LAYERS: tuple[str, ...] = (
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
     "media.sound media.footage workflow.types",
     "metrics models.linear media.outputs upscale.networks workflow.plain workflow.api workflow.ui_values",
-    "workflow.ui_levels models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
-    "workflow.ui models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
+    "workflow.sheet workflow.trail workflow.ui_levels models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
+    "workflow.ui workflow.validate models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
     "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
     "models.parts models.streams hub",
     "workflow.read models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
     "models.video_coder models.vocoder",
     "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
     "models.video_vae models.audio_vae models.latent_upsampler",
-    "stages.given stages.beside upscale.plan",
-    "request_set advice memory models.denoiser stages.plan upscale.rtx",
-    "planner stages.inputs upscale.stream models.tiled_denoiser",
-    "machine models.rates readiness stages.report",
-    "preview proposal stages.writing",
+    "workflow.build_sampling workflow.build_output workflow.recognise_pixels workflow.file_names "
+    "workflow.nearest workflow.embedded workflow.layout stages.given stages.beside upscale.plan",
+    "workflow.build_inputs workflow.lost workflow.recognise_sampling request_set advice memory models.denoiser stages.plan upscale.rtx",
+    "workflow.build workflow.recognise_climb planner stages.inputs upscale.stream models.tiled_denoiser",
+    "workflow.recognise machine models.rates readiness stages.report",
+    "workflow.imported preview proposal stages.writing",
     "stages.steps doctor",
     "pipeline",
     "drafts",
@@ -63,7 +64,7 @@ LAYERS: tuple[str, ...] = (
     "console",
     "commands.flags",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
-    "commands.models commands.presets commands.runs commands.serve",
+    "commands.models commands.presets commands.runs commands.serve commands.workflow_files",
     "commands.draft commands.upscale",
     "cli",
 )

@@ -161,14 +161,32 @@ def _taken(node: Node, switch: object) -> str:
 
 
 def _without_branch(node: Node, known: Mapping[Link, Value]) -> Node:
-    if node.class_type != "ComfySwitchNode":
+    """The node without the inputs that it will not ask for."""
+    unused = _BRANCHES.get(node.class_type)
+    dropped = unused(node, known) if unused else ""
+    if not dropped:
         return node
+    kept = {k: v for k, v in node.inputs.items() if k != dropped}
+    return Node(node.id, node.class_type, node.title, kept, node.pack)
+
+
+def _unused_side(node: Node, known: Mapping[Link, Value]) -> str:
+    """The side of a switch that it does not take, empty where that is not known."""
     switch = value_of(node, "switch", known)
     if switch is None:
-        return node
-    other = "on_false" if _taken(node, switch) == "on_true" else "on_true"
-    kept = {k: v for k, v in node.inputs.items() if k != other}
-    return Node(node.id, node.class_type, node.title, kept, node.pack)
+        return ""
+    return "on_false" if _taken(node, switch) == "on_true" else "on_true"
+
+
+def _unused_image(node: Node, known: Mapping[Link, Value]) -> str:
+    return "image" if value_of(node, "bypass", known) is True else ""
+
+
+_BRANCHES: Mapping[str, Callable[[Node, Mapping[Link, Value]], str]] = {
+    "ComfySwitchNode": _unused_side,
+    "LTXVImgToVideoInplace": _unused_image,
+    "LTXVImgToVideoConditionOnly": _unused_image,
+}
 
 
 def _in_order(graph: Graph) -> Iterator[Node]:

@@ -33,6 +33,8 @@ SIZE = (
     integer("length", 97, 9, SIDE, 8),
     integer("batch_size", 1, 1, 4096),
 )
+BYPASSED = frozenset({"image"})
+"""What a node that is switched off does not ask for."""
 IC_GUIDE = (
     POSITIVE,
     NEGATIVE,
@@ -136,6 +138,7 @@ IMAGES = (
         "model/conditioning/ltxv",
         [VAE, IMAGE, LATENT, STRENGTH, flag("bypass")],
         "LATENT latent",
+        lazy=BYPASSED,
     ),
     node(
         "LTXVImgToVideoConditionOnly",
@@ -143,6 +146,7 @@ IMAGES = (
         "conditioning/video_models",
         [VAE, IMAGE, LATENT, STRENGTH, flag("bypass", required=False)],
         "LATENT latent",
+        lazy=BYPASSED,
         pack=LTXV,
     ),
     node(

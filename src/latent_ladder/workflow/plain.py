@@ -111,9 +111,13 @@ def needed(graph: Graph, wanted: Iterable[str]) -> tuple[str, ...]:
 
     Raises :class:`WorkflowError` for a cycle or a link to a node that is not there.
     """
+    return reduced(graph).before(wanted)
+
+
+def reduced(graph: Graph) -> Graph:
+    """The graph without the links that switches are known not to take."""
     known = constants(graph)
-    nodes = {node.id: _without_branch(node, known) for node in graph.nodes.values()}
-    return Graph(nodes).before(wanted)
+    return Graph({node.id: _without_branch(node, known) for node in graph.nodes.values()})
 
 
 def outputs(graph: Graph) -> tuple[str, ...]:

@@ -1,0 +1,135 @@
+"""The sound, the pictures and the video that a graph brings in, as fields of a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latent_ladder import shapes
+from latent_ladder.workflow.graph import Node
+from latent_ladder.workflow.recognise_climb import (
+    Climb,
+    Heard,
+    HeldImage,
+    SampledStage,
+    read_sound,
+)
+from latent_ladder.workflow.recognise_pixels import Shown, audio_file, sound_latents
+from latent_ladder.workflow.trail import Trail, does_not_fit
+
+
+def sound_fields(trail: Trail, climbed: Climb, shown: Shown, last: shapes.Rung) -> dict[str, Any]:
+    sampled = climbed.sampled
+    heard = [None if s.audio is None else read_sound(trail, s.audio) for s in sampled]
+    first = heard[0]
+    if first is None:
+        if any(h is not None for h in heard):
+            raise does_not_fit(sampled[-1].sampling.node, "makes sound in a later stage only")
+        return {"audio": "none"}
+    _check_sound(trail, climbed, heard, last)
+    saved = shown.sound
+    if saved is None:
+        trail.lose(sampled[-1].sampling.node, "makes sound that is not saved")
+    given = next((h.file for h in heard if h is not None and h.kind == "given"), None)
+    if given is not None:
+        if saved is not None and sound_latents(trail, saved) is not None:
+            trail.lose(saved[0], "decodes the given sound; the clip gets the file's own")
+        return {"audio": "refine", "audio_in": given}
+    latents = None if saved is None else sound_latents(trail, saved)
+    if saved is not None and latents is None:
+        trail.lose(saved[0], f"lays {audio_file(trail, saved)} under the clip")
+    if latents is None:
+        return {"audio": "refine"}
+    run = (
+        read_sound(trail, latents).node
+        if latents[0].class_type == "LTXVSeparateAVLatent"
+        else latents[0]
+    )
+    names = [s.sampling.node.id for s in sampled]
+    if run.id not in names:
+        raise does_not_fit(run, "makes the sound apart from the picture")
+    at = names.index(run.id)
+    if at == len(names) - 1:
+        return {"audio": "refine"}
+    if at > 0:
+        trail.lose(run, "gives the sound from a stage in the middle; taken from the first")
+    return {"audio": "keep"}
+
+
+def _check_sound(
+    trail: Trail, climbed: Climb, heard: list[Heard | None], last: shapes.Rung
+) -> None:
+    sampled = climbed.sampled
+    for i, one in enumerate(heard):
+        if one is None:
+            raise does_not_fit(sampled[i].sampling.node, "drops the sound before it samples")
+        if one.kind == "fresh":
+            _check_length(trail, one.node, last)
+            if i:
+                raise does_not_fit(one.node, "begins the sound anew in a later stage")
+        elif one.kind == "before" and (i == 0 or one.node.id != sampled[i - 1].sampling.node.id):
+            trail.lose(
+                sampled[i].sampling.node, "takes its sound from another run than the one before"
+            )
+
+
+def _check_length(trail: Trail, node: Node, last: shapes.Rung) -> None:
+    frames, rate = (trail.number(node, n) for n in ("frames_number", "frame_rate"))
+    made = round(frames / rate * shapes.AUDIO_LATENTS_PER_SECOND)
+    if made != last.audio_latents:
+        text = (
+            f"makes {made / 25:.2f} s of sound for a clip of "
+            f"{float(last.frames / last.fps):.2f} s; a request makes as much as it has picture"
+        )
+        trail.lose(node, text)
+
+
+def image_fields(
+    trail: Trail, climbed: Climb, frames: int, rungs: list[shapes.Rung]
+) -> list[dict[str, Any]]:
+    """The pictures of the first stage that has any; what other stages do else is told."""
+    made: list[dict[str, Any]] = []
+    for stage, rung in zip(climbed.stages, rungs, strict=True):
+        if not isinstance(stage, SampledStage):
+            continue
+        here = [_image(image, frames, rung.frames) for image in stage.images]
+        made = made or here
+        for image, table in zip(stage.images, here, strict=True):
+            same = [m for m in made if (m["file"], m["frame"]) == (table["file"], table["frame"])]
+            if not same:
+                raise does_not_fit(image.node, "shows a picture that stage 1 does not")
+            if same[0] != table:
+                trail.lose(image.node, _difference(same[0], table))
+        if len(here) < len(made):
+            trail.lose(stage.sampling.node, "holds fewer pictures than stage 1")
+    return made
+
+
+def video_fields(trail: Trail, climbed: Climb) -> dict[str, Any]:
+    encode = climbed.video
+    if encode is None:
+        raise TypeError("there is no video")
+    scale, _ = trail.needed(encode, "pixels")
+    cut, _ = trail.needed(scale, "image")
+    parts, _ = trail.needed(cut, "image")
+    if parts.class_type != "GetVideoComponents":
+        raise does_not_fit(parts, "gives the frames in another way than a video file")
+    loader, _ = trail.needed(parts, "video")
+    if loader.class_type != "LoadVideo":
+        raise does_not_fit(loader, "gives the video in another way than LoadVideo")
+    return {"file": trail.text(loader, "file"), "mode": "v2v"}
+
+
+def _image(image: HeldImage, frames: int, stage_frames: int) -> dict[str, Any]:
+    at = image.frame
+    if at < -1:
+        at += stage_frames
+    if at > 0:
+        at = round(at * (frames - 1) / max(stage_frames - 1, 1))
+    return {"file": image.file, "frame": at, "strength": image.strength, "crf": image.crf}
+
+
+def _difference(stage_1: dict[str, Any], here: dict[str, Any]) -> str:
+    told = [
+        f"{k} {here[k]:g} ({stage_1[k]:g})" for k in ("strength", "crf") if here[k] != stage_1[k]
+    ]
+    return f"holds {here['file']} with {', '.join(told)}: a request holds it as stage 1 does"

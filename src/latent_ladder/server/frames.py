@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import fields as dataclass_fields
+from pathlib import PurePath
 from typing import Any
 
 from latent_ladder.workflow.events import (
@@ -31,13 +32,22 @@ _EVENTS: Mapping[str, Callable[..., GraphEvent]] = {
 
 def pack(body: Mapping[str, Any], raw: bytes = b"") -> bytes:
     """One frame."""
-    text = json.dumps(body, separators=(",", ":")).encode()
+    text = json.dumps(body, separators=(",", ":"), default=_plain).encode()
     return LENGTHS.pack(len(text), len(raw)) + text + raw
+
+
+def _plain(value: object) -> Any:
+    """What of an event's values JSON does not know."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    raise TypeError(f"{type(value).__name__} cannot be told to a client")
 
 
 def pack_event(event: GraphEvent) -> bytes:
     """The frame of an event; a picture travels raw."""
-    fields = asdict(event)
+    fields: dict[str, Any] = {one.name: getattr(event, one.name) for one in dataclass_fields(event)}
     raw = fields.pop("picture", b"")
     return pack({"event": type(event).__name__, **fields}, raw)
 

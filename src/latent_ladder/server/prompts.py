@@ -19,7 +19,13 @@ from latent_ladder.workflow.api import read_api
 from latent_ladder.workflow.graph import Graph
 from latent_ladder.workflow.plain import needed
 from latent_ladder.workflow.types import node_type
-from latent_ladder.workflow.validate import Problem, problems
+from latent_ladder.workflow.validate import (
+    NO_OUTPUTS,
+    UNKNOWN_TYPE,
+    Problem,
+    as_error,
+    problems,
+)
 
 MAX_ID = 200
 _SECRETS = frozenset({"api_key_comfy_org", "auth_token_comfy_org"})
@@ -60,10 +66,15 @@ def read_prompt(body: Mapping[str, Any], listing: Listing, names: Mapping[str, s
     prompt = body.get("prompt")
     if not isinstance(prompt, dict):
         raise _refused("no_prompt", "the body has no prompt", 'send {"prompt": {id: node, ...}}')
+    if not prompt:
+        raise _no_output()
     graph = _graph(prompt)
     wanted = _wanted(graph, body.get("partial_execution_targets"))
-    found = problems(graph, listing)
-    wanted, node_errors = _sound(graph, wanted, found)
+    try:
+        found = problems(graph, listing, names, wanted)
+        wanted, node_errors = _sound(graph, wanted, found)
+    except WorkflowError as error:
+        raise _unreadable(error) from error
     return Asked(
         id=_id(body.get("prompt_id")),
         prompt=prompt,
@@ -79,9 +90,16 @@ def _graph(prompt: Mapping[str, Any]) -> Graph:
     try:
         return read_api(prompt)
     except WorkflowError as error:
-        node = error.node_id or ""
-        told = _error("invalid_prompt", error.message, error.hint or "", {"node_id": node})
-        raise Refused(told, {}) from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: WorkflowError) -> Refused:
+    """A prompt that is no graph: nodes that are none, links to nothing, cycles."""
+    node = error.node_id or ""
+    kind = UNKNOWN_TYPE if node and not error.class_type else "invalid_prompt"
+    told = _error(kind, error.message, error.hint or "", {"node_id": node})
+    about = {"errors": [told], "dependent_outputs": [], "class_type": error.class_type or ""}
+    return Refused(told, {node: about} if node else {})
 
 
 def _wanted(graph: Graph, targets: object) -> tuple[str, ...]:
@@ -95,10 +113,12 @@ def _wanted(graph: Graph, targets: object) -> tuple[str, ...]:
         if node_type(node.class_type).is_output and (chosen is None or node.id in chosen)
     )
     if not wanted:
-        raise _refused(
-            "prompt_no_outputs", "the prompt has no output", "add a node that saves or previews"
-        )
+        raise _no_output()
     return wanted
+
+
+def _no_output() -> Refused:
+    return _refused(NO_OUTPUTS, "the prompt has no output", "add a node that saves or previews")
 
 
 def _refused(kind: str, message: str, details: str) -> Refused:
@@ -157,11 +177,13 @@ def _sound(
             "class_type": graph.nodes[node].class_type,
         }
         for node in by_node
-        if any(node in nodes for nodes in ill.values())
     }
+    missing = next((p for p in found if p.type == UNKNOWN_TYPE), None)
     sound = tuple(output for output in wanted if not ill[output])
+    if missing is not None:
+        raise Refused(_missing(graph, missing), errors)
     if not sound:
-        raise Refused(_why(by_node, errors), errors)
+        raise Refused(_nothing_left(graph, found), errors)
     return sound, errors
 
 
@@ -170,5 +192,13 @@ def _told(problem: Problem) -> dict[str, Any]:
     return _error(problem.type, problem.message, problem.details, about)
 
 
-def _why(by_node: Mapping[str, Sequence[Problem]], errors: Mapping[str, Any]) -> dict[str, Any]:
-    return _error("prompt_outputs_failed_validation", "no output can run", "")
+def _missing(graph: Graph, problem: Problem) -> dict[str, Any]:
+    """A type that does not run here ends the whole prompt, as in ComfyUI."""
+    node = graph.nodes[problem.node]
+    about = {"node_id": node.id, "class_type": node.class_type, "node_title": node.title}
+    return _error(UNKNOWN_TYPE, node.error(problem.message).message, problem.details, about)
+
+
+def _nothing_left(graph: Graph, found: Sequence[Problem]) -> dict[str, Any]:
+    error = as_error(graph, found)
+    return _error("prompt_outputs_failed_validation", error.message, error.hint or "")

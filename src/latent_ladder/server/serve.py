@@ -116,8 +116,8 @@ def _stopping() -> Iterator[asyncio.Event]:
         loop.call_soon_threadsafe(stop.set)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, asked)
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        before[wanted] = signal.signal(wanted, asked)
     try:
         yield stop
     finally:

@@ -17,9 +17,11 @@ from typing import TypeVar
 
 import torch
 
+from latent_ladder.checkpoints.files import open_checkpoint
+from latent_ladder.checkpoints.fit import projection_shape, text_encoder_misfit
 from latent_ladder.checkpoints.layout import Component, components
 from latent_ladder.checkpoints.library import Choice, Library, choose, find_named
-from latent_ladder.errors import CheckpointNotFound
+from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.machine import MemoryOptions, budget
 from latent_ladder.memory import ModelSizes, StageCost, sizes_of
 from latent_ladder.models.loading import Place
@@ -29,6 +31,7 @@ from latent_ladder.models.text_encoder import encode_prompts
 from latent_ladder.models.transformer import Load, Transformer, load_transformer
 from latent_ladder.planner import Budget, Holding, Policy, StageMemory, hold, hold_less
 from latent_ladder.stages.exhausted import is_out_of_memory
+from latent_ladder.stages.given import content_hash
 from latent_ladder.stages.plan import VERSIONS
 from latent_ladder.stages.store import Store, artefact_key
 from latent_ladder.text.conditioning import Conditioning as Context
@@ -102,9 +105,65 @@ class Engine:
             known = self._files[part.file.id] = components(part.file)
         return known
 
+    def channels(self, name: str) -> int | None:
+        """Channels of the latents of the transformer in a file; ``None`` if there is none."""
+        try:
+            part = self.component(name, "transformer")
+        except CheckpointError:
+            return None
+        return part.shape("patchify_proj.weight")[1]
+
+    def content(self, name: str, folder: str) -> str:
+        """What a file that a graph names holds: it decides what is made of it, its name does not.
+
+        The name itself where no such file is at hand.
+        """
+        if folder == "input":
+            try:
+                return content_hash(self.input_file(name))
+            except (WorkflowError, MediaError):
+                return name
+        wanted = self.file_name(name)
+        for path, parts in self.library.files.items():
+            found = next(iter(parts.values()))
+            if f"/{found.name}".endswith(f"/{wanted}") or path.name == _last(wanted):
+                return found.component.file.id
+        path = Path(wanted).expanduser()
+        return open_checkpoint(path).id if path.is_file() else name
+
+    def input_file(self, name: str) -> Path:
+        """An uploaded file; ``[output]`` or ``[temp]`` behind its name means another folder.
+
+        Raises :class:`WorkflowError` where it is missing or would lie outside of the folder.
+        """
+        asked = self.names.get(name, name).replace("\\", "/")
+        chosen = Path(asked).expanduser()
+        if name in self.names and chosen.is_file():
+            return chosen
+        root = self.folders.input
+        for kind in ("input", "output", "temp"):
+            if asked.endswith(f" [{kind}]"):
+                root, asked = getattr(self.folders, kind), asked.removesuffix(f" [{kind}]")
+        path = root / asked
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise WorkflowError(
+                f"the file name {name!r} leads out of the {root.name} folder",
+                "copy the file into the input folder (--input)",
+            )
+        if not path.is_file():
+            raise WorkflowError(
+                f"there is no file {asked} in {root}",
+                "copy it there, name its folder with --input, or use --map old=new",
+            )
+        return path
+
     def upscaler(self, name: str) -> Component:
         """A network of ``upscale_models``."""
         return find_upscaler(self.file_name(name), self.library)
+
+    def fits_text(self, encoder: Component, projection: Component) -> bool:
+        """Whether a text projection reads what an encoder gives."""
+        return text_encoder_misfit(encoder, projection_shape(projection)[1]) is None
 
     def companion(self, transformer: Component, role: str) -> Component:
         """The part that goes with a transformer: of its own file, else of one that fits."""

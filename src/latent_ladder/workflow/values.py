@@ -39,8 +39,9 @@ class Patch:
 class Model:
     """A transformer with LoRAs on it (in their order), and what nodes have patched into it.
 
-    ``shift`` is mu of its sigma table; ``stg`` and ``modality`` are terms of guidance, ``factors``
-    the per-step statistics that ``LTXVPerStep*Patcher`` nodes move latents towards.
+    ``shift`` is mu of its sigma table; ``stg`` and ``modality`` are terms of guidance, ``adain``
+    the per-step statistics that ``LTXVPerStep*Patcher`` nodes move latents towards. ``audio_only``:
+    the video stream is not run.
     """
 
     transformer: Component
@@ -49,6 +50,7 @@ class Model:
     stg: Patch | None = None
     modality: Patch | None = None
     adain: StepStatistics | None = None
+    audio_only: bool = False
 
     def with_lora(self, lora: Component, strength: float) -> Model:
         """One LoRA more; at strength 0 nothing changes."""

@@ -1,4 +1,4 @@
-"""Latents to pictures and back: the VAE nodes. Pictures are made when somebody goes through them."""
+"""Latents to pictures and back: the VAE nodes. Pictures are made when someone looks at them."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ from latent_ladder.workflow.values import Value
 
 T = TypeVar("T")
 
+LATENT_CHANNELS = 128
+"""Channels of the video latents of every published transformer of the family."""
+
 _SPOKEN = {
     "Images": "IMAGE", "VideoVaeFile": "a video VAE", "AudioVaeFile": "an audio VAE",
     "SigmaList": "SIGMAS", "UpsamplerFile": "LATENT_UPSCALE_MODEL", "UpscalerFile": "UPSCALE_MODEL",
@@ -39,7 +42,8 @@ class Ask:
     """A node that runs: its inputs, the engine, and where to tell what happens.
 
     ``fetch(name)`` gives the value of an input; ``keep(name, make)`` gives tensors that are stored
-    under the node's key and made only where the store has none.
+    under the node's key and made only where the store has none. ``channels`` are those of the video
+    latents of the graph's transformer.
     """
 
     node: Node
@@ -52,6 +56,7 @@ class Ask:
     warn: Callable[[str, str], None]
     check_cancelled: Callable[[], None]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    channels: int = LATENT_CHANNELS
 
     def has(self, name: str) -> bool:
         """Whether an optional input is there."""
@@ -65,6 +70,10 @@ class Ask:
         if name not in self.names:
             raise self.error(f"{name} is not connected", "connect it")
         value = self.fetch(name)
+        if value is None:
+            raise self.error(
+                f"{name} is empty: the file it comes from has none", "use a loader for it"
+            )
         if not isinstance(value, kind):
             wanted, got = spoken(kind), spoken(type(value))
             raise self.error(f"{name} is {got}, expected {wanted}", f"connect {wanted}")
@@ -110,15 +119,13 @@ Run = Callable[[Ask], Sequence[Value] | Results]
 class Meaning:
     """What a node type does.
 
-    ``keeps``: its outputs are latents or sound, and are stored. ``plain``: a function of nothing
-    but plain values, computed while planning. ``version`` is raised when the same inputs begin to
-    give another result. ``refuses(node)`` says before anything runs why a node with these values
-    cannot run.
+    ``keeps``: its outputs are latents or sound, and are stored. ``version`` is raised when the same
+    inputs begin to give another result. ``refuses(node)`` says before anything runs why a node with
+    these values cannot run.
     """
 
     run: Run
     keeps: bool = False
-    plain: bool = False
     version: int = 1
     refuses: Callable[[Node], str] = lambda _: ""
 

@@ -39,18 +39,30 @@ LAYERS: tuple[str, ...] = (
     "workflow.ui workflow.validate models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
     "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
     "models.parts models.streams hub",
-    "workflow.read models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
+    "workflow.read workflow.forecast models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
     "models.video_coder models.vocoder",
-    "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
+    "checkpoints.library checkpoints.misplaced workflow.forecast_rules workflow.traps request "
+    "models.transformer models.text_encoder "
     "models.video_vae models.audio_vae models.latent_upsampler",
     "workflow.build_sampling workflow.build_output workflow.recognise_pixels workflow.file_names "
-    "workflow.nearest workflow.embedded workflow.layout stages.given stages.beside upscale.plan",
-    "workflow.build_inputs workflow.lost workflow.recognise_sampling request_set advice memory models.denoiser stages.plan upscale.rtx",
+    "workflow.nearest workflow.embedded workflow.layout workflow.wanted_files stages.given stages.beside upscale.plan",
+    "workflow.check workflow.build_inputs workflow.lost workflow.recognise_sampling request_set advice memory models.denoiser stages.plan upscale.rtx",
     "workflow.build workflow.recognise_climb planner stages.inputs upscale.stream models.tiled_denoiser",
     "workflow.recognise_models workflow.recognise_inputs machine models.rates readiness stages.report",
-    "workflow.recognise preview proposal stages.writing",
+    "workflow.recognise preview proposal stages.writing workflow.output_names workflow.changed "
+    "workflow.values",
+    "workflow.engine workflow.meaning.tiles workflow.meaning.statistics workflow.meaning.resizing",
+    "workflow.meaning.means",
+    "workflow.meaning.loaders workflow.meaning.plain workflow.meaning.sigmas "
+    "workflow.meaning.sounds workflow.meaning.decoding workflow.meaning.denoising "
+    "workflow.meaning.pictures",
+    "workflow.meaning.sampling",
+    "workflow.meaning.latents",
+    "workflow.meaning.conditions workflow.meaning.saving",
+    "workflow.meaning",
     "workflow.imported stages.steps doctor",
     "pipeline",
+    "workflow.execute",
     "drafts",
     "chosen",
     "server.kept server.places server.frames server.guard server.listing server.object_info "
@@ -62,10 +74,11 @@ LAYERS: tuple[str, ...] = (
     "server.routes",
     "server.serve",
     "console",
-    "commands.flags",
+    "commands.flags commands.node_lines",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
     "commands.models commands.presets commands.runs commands.serve commands.workflow_files",
-    "commands.draft commands.upscale",
+    "commands.draft commands.upscale commands.workflow_run",
+    "commands.workflow",
     "cli",
 )
 """The modules of each rank, lowest first. A module without a rank is an error."""

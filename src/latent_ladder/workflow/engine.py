@@ -36,6 +36,7 @@ from latent_ladder.stages.plan import VERSIONS
 from latent_ladder.stages.store import Store, artefact_key
 from latent_ladder.text.conditioning import Conditioning as Context
 from latent_ladder.upscale.plan import find_upscaler
+from latent_ladder.workflow.validate import escapes, mapped
 from latent_ladder.workflow.values import Clip, Conditioning, Model
 
 T = TypeVar("T")
@@ -76,15 +77,17 @@ class Engine:
 
     def file_name(self, name: str) -> str:
         """The name to look for instead of one in a graph."""
-        plain = name.replace("\\", "/")
-        return self.names.get(name) or self.names.get(plain) or self.names.get(_last(plain), plain)
+        return mapped(name, self.names)
 
     def component(self, name: str, role: str) -> Component:
         """The part ``role`` of the model file that a graph names.
 
         Raises :class:`CheckpointNotFound` where there is none, or it holds no such part.
         """
-        return find_named(self.library, self.file_name(name), role).component
+        wanted = self.file_name(name)
+        if wanted == name and (wrong := escapes(name)):
+            raise CheckpointNotFound(f"the file name {name!r} {wrong}", "name a file of a folder")
+        return find_named(self.library, wanted, role).component
 
     def parts(self, name: str, *roles: str) -> Mapping[str, Component]:
         """Every part of the file that holds one of ``roles``, the first that it holds deciding."""
@@ -145,7 +148,7 @@ class Engine:
             if asked.endswith(f" [{kind}]"):
                 root, asked = getattr(self.folders, kind), asked.removesuffix(f" [{kind}]")
         path = root / asked
-        if not path.resolve().is_relative_to(root.resolve()):
+        if escapes(asked) or not path.resolve().is_relative_to(root.resolve()):
             raise WorkflowError(
                 f"the file name {name!r} leads out of the {root.name} folder",
                 "copy the file into the input folder (--input)",
@@ -313,7 +316,7 @@ class Engine:
         for key, one in missing.items():
             ids = (one.clip.text_encoder.id, one.clip.projection.id)
             by_clip.setdefault(ids, {})[key] = one
-        found = {}
+        found: dict[str, Context] = {}
         for texts in by_clip.values():
             clip = next(iter(texts.values())).clip
             contexts = encode_prompts(

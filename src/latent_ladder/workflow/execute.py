@@ -94,7 +94,7 @@ def execute(
 ) -> Mapping[str, Shown]:
     """Run the output nodes ``wanted`` (``None``: all) and give what each shows.
 
-    ``metadata`` goes into every file that is written, beside the ``prompt`` that says the graph.
+    ``metadata`` goes into every file that is written: ``None`` is the graph as tag ``prompt``.
     Raises :class:`WorkflowError` naming the node before anything runs where one cannot, whatever a
     node raises, and :class:`Cancelled`.
     """
@@ -105,8 +105,9 @@ def execute(
         )
     for problem in unsupported(graph, outputs):
         raise problem.error()
-    prompt = json.dumps(graph.to_api(), ensure_ascii=False)
-    tags = {"prompt": prompt, **(metadata or {})}
+    tags = metadata
+    if tags is None:
+        tags = {"prompt": json.dumps(graph.to_api(), ensure_ascii=False)}
     run = _Run(graph, engine, on_event, cancel or Cancel(), tags)
     with run.recorded(command):
         return run.go(outputs)

@@ -293,7 +293,7 @@ class Images:
     def of(cls, frames: Tensor) -> Images:
         """Frames (N, 3, H, W) that are there already."""
         n, _, height, width = frames.shape
-        return cls(n, width, height, lambda: iter(frames.split(8)))
+        return cls(n, width, height, lambda: iter(torch.split(frames, 8)))
 
     def whole(self) -> Tensor:
         """All frames at once, (N, 3, H, W) float32 on the CPU."""

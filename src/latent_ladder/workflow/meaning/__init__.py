@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from latent_ladder.workflow.meaning import (
-    conditions,
-    decoding,
-    latents,
-    loaders,
-    pictures,
-    plain,
-    sampling,
-    saving,
-    sigmas,
-    sounds,
-)
+from latent_ladder.workflow.meaning.conditions import MEANINGS as CONDITIONS
+from latent_ladder.workflow.meaning.decoding import MEANINGS as DECODING
+from latent_ladder.workflow.meaning.latents import MEANINGS as LATENTS
+from latent_ladder.workflow.meaning.loaders import MEANINGS as LOADERS
 from latent_ladder.workflow.meaning.means import Meaning
+from latent_ladder.workflow.meaning.pictures import MEANINGS as PICTURES
+from latent_ladder.workflow.meaning.plain import MEANINGS as PLAIN
+from latent_ladder.workflow.meaning.sampling import MEANINGS as SAMPLING
+from latent_ladder.workflow.meaning.saving import MEANINGS as SAVING
+from latent_ladder.workflow.meaning.sigmas import MEANINGS as SIGMAS
+from latent_ladder.workflow.meaning.sounds import MEANINGS as SOUNDS
 
 MEANINGS: Mapping[str, Meaning] = MappingProxyType(
     {
-        class_type: meaning
-        for topic in (
-            loaders, plain, conditions, latents, sigmas, sampling, decoding, pictures, sounds,
-            saving,
-        )
-        for class_type, meaning in topic.MEANINGS.items()
+        **LOADERS,
+        **PLAIN,
+        **CONDITIONS,
+        **LATENTS,
+        **SIGMAS,
+        **SAMPLING,
+        **DECODING,
+        **PICTURES,
+        **SOUNDS,
+        **SAVING,
     }
-)  # fmt: skip
+)
 """By the name of the type; a row of the table of types that can run has one here."""

@@ -64,13 +64,13 @@ class Decoding:
 
     def _pixels(self) -> Iterator[Tensor]:
         for band in self._bands():
-            for chunk in band.split(FRAMES_PER_CHUNK, dim=1):
+            for chunk in torch.split(band, FRAMES_PER_CHUNK, dim=1):
                 yield chunk.add(1).mul_(0.5).clamp_(0, 1).transpose(0, 1)
 
     def _integers(self) -> Iterator[NDArray[np.uint8]]:
         """As every other clip of this package is rounded, see ``models.video_vae``."""
         for band in self._bands():
-            for chunk in band.split(FRAMES_PER_CHUNK, dim=1):
+            for chunk in torch.split(band, FRAMES_PER_CHUNK, dim=1):
                 pixels = chunk.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
                 yield pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 

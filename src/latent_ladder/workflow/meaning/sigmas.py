@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -109,7 +109,7 @@ def first_set(ask: Ask) -> list[Value]:
     return [SigmaList((ask.number("sigma"), *sigmas[1:]) if sigmas else sigmas)]
 
 
-SPACINGS = MappingProxyType(
+SPACINGS: Mapping[str, Callable[[float], float]] = MappingProxyType(
     {
         "linear": lambda x: x,
         "cosine": lambda x: math.sin(x * math.pi / 2),

@@ -62,6 +62,6 @@ def _bounds(flat: Tensor, tail: float) -> tuple[Tensor, Tensor]:
     """The quantiles ``tail`` and 1 - ``tail`` of each channel of (1, C, N)."""
     ends = torch.tensor([tail, 1 - tail], dtype=flat.dtype, device=flat.device)
     step = max(1, QUANTILE_MOST // flat.shape[-1])
-    parts = [torch.quantile(part, ends, dim=-1) for part in flat.split(step, dim=1)]
+    parts = [torch.quantile(part, ends, dim=-1) for part in torch.split(flat, step, dim=1)]
     low, high = torch.cat(parts, dim=-1)
     return low[..., None], high[..., None]

@@ -25,6 +25,7 @@ from latent_ladder.commands import (
     runs,
     serve,
     upscale,
+    workflow,
 )
 from latent_ladder.console import show_error
 from latent_ladder.errors import LadderError, RequestError
@@ -39,7 +40,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The order in which --help lists them.
-for command in (make, draft, upscale, advise, measure, runs, presets, models, serve, doctor, bench):
+for command in (
+    make, draft, upscale, workflow, advise, measure, runs, presets, models, serve, doctor, bench,
+):  # fmt: skip
     command.register(app)
 
 

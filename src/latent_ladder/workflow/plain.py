@@ -82,7 +82,7 @@ def constants(graph: Graph) -> dict[Link, Value]:
     What cannot be worked out is left out; it fails when the graph runs, with the node named.
     """
     known: dict[Link, Value] = {}
-    for node in _in_order(graph):
+    for node in in_order(graph):
         rule = PLAIN.get(node.class_type)
         values = _known_values(node, known) if rule else None
         if rule is None or values is None:
@@ -193,7 +193,7 @@ _BRANCHES: Mapping[str, Callable[[Node, Mapping[Link, Value]], str]] = {
 }
 
 
-def _in_order(graph: Graph) -> Iterator[Node]:
+def in_order(graph: Graph) -> Iterator[Node]:
     """Nodes, inputs first; those of a cycle come in the order they are met."""
     met: set[str] = set()
     for start in graph.nodes:

@@ -100,15 +100,14 @@ def parsed(data: bytes, name: str) -> object:
         raise _too_large(name)
     try:
         return json.loads(data)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        found = _other_file(data)
-        text = f"{name} is {found}" if found else f"{name} is no JSON: {error.msg} in {where}"
-        raise WorkflowError(text, "name a workflow saved by ComfyUI") from error
     except RecursionError as error:
         raise WorkflowError(f"{name} nests its values too deeply to be a workflow") from error
-    except ValueError as error:  # not Unicode, or a number of thousands of digits
-        raise WorkflowError(f"{name} is no JSON: {error}") from error
+    except ValueError as error:  # also for bytes that are no text, and for endless numbers
+        found, reason = _other_file(data), str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} in line {error.lineno}, column {error.colno}"
+        text = f"{name} is {found}" if found else f"{name} is no JSON: {reason}"
+        raise WorkflowError(text, "name a workflow saved by ComfyUI") from error
 
 
 def _limited(file: BinaryIO, name: str) -> bytes:

@@ -18,6 +18,7 @@ from latent_ladder.workflow.trail import Trail, does_not_fit
 
 
 def sound_fields(trail: Trail, climbed: Climb, shown: Shown, last: shapes.Rung) -> dict[str, Any]:
+    """``audio`` and ``audio_in``: whose sound is heard, and whether a file drives the picture."""
     sampled = climbed.sampled
     heard = [None if s.audio is None else read_sound(trail, s.audio) for s in sampled]
     first = heard[0]
@@ -86,25 +87,46 @@ def _check_length(trail: Trail, node: Node, last: shapes.Rung) -> None:
 def image_fields(
     trail: Trail, climbed: Climb, frames: int, rungs: list[shapes.Rung]
 ) -> list[dict[str, Any]]:
-    """The pictures of the first stage that has any; what other stages do else is told."""
-    made: list[dict[str, Any]] = []
-    for stage, rung in zip(climbed.stages, rungs, strict=True):
-        if not isinstance(stage, SampledStage):
-            continue
-        here = [_image(image, frames, rung.frames) for image in stage.images]
-        made = made or here
-        for image, table in zip(stage.images, here, strict=True):
-            same = [m for m in made if (m["file"], m["frame"]) == (table["file"], table["frame"])]
-            if not same:
-                raise does_not_fit(image.node, "shows a picture that stage 1 does not")
-            if same[0] != table:
-                trail.lose(image.node, _difference(same[0], table))
-        if len(here) < len(made):
-            trail.lose(stage.sampling.node, "holds fewer pictures than stage 1")
-    return made
+    """The pictures that the stages show, held as the first of them does; others are told.
+
+    Their frames are the last stage's: an earlier one may have fewer frames.
+    """
+    sampled = [
+        (stage, rung.frames)
+        for stage, rung in zip(climbed.stages, rungs, strict=True)
+        if isinstance(stage, SampledStage)
+    ]
+    finest = next(((s.images, n) for s, n in reversed(sampled) if s.images), ([], 1))
+    made = [_image(image, frames, finest[1]) for image in finest[0]]
+    held: dict[int, dict[str, Any]] = {}
+    for stage, count in sampled:
+        here: list[int] = []
+        for image in stage.images:
+            table = _image(image, count, count)
+            at = [i for i, m in enumerate(made) if _same_place(m, table, frames, count)]
+            if not at:
+                raise does_not_fit(image.node, "shows a picture that other stages do not")
+            here.append(at[0])
+            first = held.setdefault(at[0], table)
+            if told := _difference(first, table):
+                trail.lose(image.node, f"holds {image.file} with {told}: a request as stage 1 does")
+        if set(here) < set(range(len(made))):
+            trail.lose(stage.sampling.node, "does not hold every picture of the other stages")
+    return [
+        {**one, "strength": held[i]["strength"], "crf": held[i]["crf"]}
+        for i, one in enumerate(made)
+    ]
+
+
+def _same_place(made: dict[str, Any], here: dict[str, Any], frames: int, count: int) -> bool:
+    """Whether a picture of the clip is this one of a stage that has ``count`` frames."""
+    at = made["frame"]
+    at = round(at * (count - 1) / max(frames - 1, 1)) if at > 0 else at
+    return bool((made["file"], at) == (here["file"], here["frame"]))
 
 
 def video_fields(trail: Trail, climbed: Climb) -> dict[str, Any]:
+    """The video that the first stage starts from."""
     encode = climbed.video
     if encode is None:
         raise TypeError("there is no video")
@@ -129,7 +151,5 @@ def _image(image: HeldImage, frames: int, stage_frames: int) -> dict[str, Any]:
 
 
 def _difference(stage_1: dict[str, Any], here: dict[str, Any]) -> str:
-    told = [
-        f"{k} {here[k]:g} ({stage_1[k]:g})" for k in ("strength", "crf") if here[k] != stage_1[k]
-    ]
-    return f"holds {here['file']} with {', '.join(told)}: a request holds it as stage 1 does"
+    values = ("strength", "crf")
+    return ", ".join(f"{k} {here[k]:g} ({stage_1[k]:g})" for k in values if here[k] != stage_1[k])

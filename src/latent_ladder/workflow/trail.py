@@ -89,14 +89,17 @@ class Trail:
 
     def number(self, node: Node, name: str) -> float:
         """A value that must be a number."""
+        return float(self._numeric(node, name))
+
+    def whole(self, node: Node, name: str) -> int:
+        """A value that must be a whole number; a seed keeps all of its digits."""
+        return int(self._numeric(node, name))
+
+    def _numeric(self, node: Node, name: str) -> int | float:
         found = self.value(node, name)
         if isinstance(found, bool) or not isinstance(found, int | float):
             raise node.error(f"{name}={found!r} is not a number", "set it again and save")
-        return float(found)
-
-    def whole(self, node: Node, name: str) -> int:
-        """A value that must be a whole number."""
-        return int(self.number(node, name))
+        return found
 
     def text(self, node: Node, name: str) -> str:
         """A value that must be text."""

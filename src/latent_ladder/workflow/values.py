@@ -100,6 +100,13 @@ class AudioVaeFile:
 
 
 @dataclass(frozen=True)
+class IcLoraParameters:
+    """IC_LORA_PARAMETERS: by how much references are smaller than the clip."""
+
+    downscale_factor: float
+
+
+@dataclass(frozen=True)
 class UpsamplerFile:
     """A LATENT_UPSCALE_MODEL."""
 

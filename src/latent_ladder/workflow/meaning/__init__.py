@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from latent_ladder.workflow.meaning.conditions import MEANINGS as CONDITIONS
 from latent_ladder.workflow.meaning.decoding import MEANINGS as DECODING
+from latent_ladder.workflow.meaning.guides import MEANINGS as GUIDES
 from latent_ladder.workflow.meaning.latents import MEANINGS as LATENTS
 from latent_ladder.workflow.meaning.loaders import MEANINGS as LOADERS
 from latent_ladder.workflow.meaning.means import Meaning
@@ -22,6 +23,7 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         **LOADERS,
         **PLAIN,
         **CONDITIONS,
+        **GUIDES,
         **LATENTS,
         **SIGMAS,
         **SAMPLING,

@@ -92,9 +92,8 @@ class Served:
             f'--{edge}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
             for key, value in fields.items()
         ]
-        head = (
-            f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
-        )
+        file = f'form-data; name="image"; filename="{name}"'
+        head = f"--{edge}\r\nContent-Disposition: {file}\r\n\r\n"
         body = b"".join([*parts, head.encode(), data, f"\r\n--{edge}--\r\n".encode()])
         return self.post(path, body, {"Content-Type": f"multipart/form-data; boundary={edge}"})
 

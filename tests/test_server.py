@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +21,10 @@ from comfy_server import Served, clip_graph, number_graph, picture_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from latent_ladder.cli import app
+from latent_ladder.errors import LadderError
 from latent_ladder.media.read import probe
 
 Told = list[Any]
@@ -280,26 +280,32 @@ def test_the_history_is_paged_and_forgotten(served):
     assert served.read("/history") == {}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
-def test_the_queue_survives(tmp_path, how):
+def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path):
     with Served(tmp_path) as running:
         done = submit(running, number_graph(1))
         wait(running, done)
         jobs = [submit(running, clip_graph(LONG, seed=7)), submit(running, number_graph(2))]
-        while not running.read("/queue")["queue_running"]:
-            time.sleep(0.01)
-        worker = psutil.Process(running.process.pid).children()[0]
-        assert running.stop(how) == (0 if how is signal.SIGINT else -9)
-        worker.wait(10)
+        begun(running, jobs)
+        assert running.stop(signal.SIGINT) == 0
+        assert "2 queued jobs are kept" in "".join(running.said)
     with Served(tmp_path) as running:
         assert list(running.read("/history")) == [done]
-        while not running.read("/queue")["queue_running"]:
-            time.sleep(0.01)
-        queue = running.read("/queue")
-        assert [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])] == jobs
+        worker = begun(running, jobs)
+        assert running.stop(signal.SIGKILL) == -9
+        worker.wait(10)
+    with Served(tmp_path) as running:
+        begun(running, jobs)
         running.post("/interrupt")
         assert wait(running, jobs[1])["outputs"]["2"]["text"] == ["2"]
-        assert jobs[0] in running.read("/history")
+        assert list(running.read("/history")) == [done, *jobs]
+
+
+def begun(served: Served, jobs: list[str]) -> psutil.Process:
+    """The worker, once the first of ``jobs`` is under way and the others wait."""
+    while not (queue := served.read("/queue"))["queue_running"]:
+        time.sleep(0.01)
+    assert [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])] == jobs
+    return psutil.Process(served.process.pid).children()[0]
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -308,7 +314,7 @@ def test_the_queue_survives(tmp_path, how):
 @pytest.mark.parametrize(
     ("change", "node", "kind"),
     [
-        ({"9": {"filename_prefix": None}}, "9", "required_input_missing"),
+        ({"6": {"model": None}}, "6", "required_input_missing"),
         ({"6": {"sampler_name": "eular"}}, "6", "value_not_in_list"),
         ({"1": {"ckpt_name": "gone.safetensors"}}, "1", "value_not_in_list"),
         ({"6": {"steps": 0}}, "6", "value_smaller_than_min"),
@@ -387,7 +393,7 @@ def test_sound_outputs_run_beside_unsound_ones(served):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"[" * 100_000, b'{"prompt": NaN}', b'{"prompt": 1e999}', b"\xff\xfe"],
+    [b"", b"{", b"[]", b"[" * 10**5, b'{"prompt": NaN}', b'{"prompt": 1e999}', b"\xff\xfe"],
 )
 def test_bodies_that_are_no_object(served, body):
     for path in ("/prompt", "/queue", "/history"):
@@ -436,10 +442,8 @@ def test_uploads_are_kept_under_names_of_their_own(served):
     assert (status, answer) == (200, {"name": "ü b.png", "subfolder": "deep/er", "type": "temp"})
     assert served.get("/view?" + urlencode({"filename": "ü b.png", **answer}))[1] == red
     assert served.get("/view?filename=a.png&type=input")[1] == blue
-    assert (
-        "a (1).png"
-        in served.read("/object_info/LoadImage")["LoadImage"]["input"]["required"]["image"][0]
-    )
+    info = served.read("/object_info/LoadImage")["LoadImage"]
+    assert "a (1).png" in info["input"]["required"]["image"][0]
 
 
 @pytest.mark.parametrize(
@@ -447,19 +451,23 @@ def test_uploads_are_kept_under_names_of_their_own(served):
     [
         ("../x.png", {}),
         ("a/x.png", {}),
-        ("/x.png", {}),
         ("..", {}),
         ("", {}),
         ("x.png", {"subfolder": "../.."}),
         ("x.png", {"subfolder": "a/../../b"}),
-        ("x.png", {"subfolder": "/etc"}),
         ("x.png", {"type": "models"}),
     ],
 )
 def test_uploads_do_not_leave_their_folder(served, name, fields):
     before = sorted(served.folder.rglob("*"))
-    assert served.upload(name, b"x", **fields)[0] in (400, 404)
+    assert served.upload(name, b"x", **fields)[0] == 400
     assert sorted(served.folder.rglob("*")) == before
+
+
+def test_a_rooted_upload_lands_below_its_folder(served):
+    answer = served.upload("/rooted.png", b"x", subfolder="/etc")
+    assert answer == (200, {"name": "rooted.png", "subfolder": "etc", "type": "input"})
+    assert (served.folder / "input" / "etc" / "rooted.png").is_file()
 
 
 def test_forms_that_are_none(served):
@@ -485,7 +493,7 @@ def test_a_mask_becomes_the_transparency(served):
 
 def test_a_preview_is_small_and_a_page_is_not_run(served):
     wait(served, submit(served, picture_graph("seen")))
-    status, small = served.get("/view?filename=seen_00001_.png&preview=webp;50")
+    _, small = served.get("/view?filename=seen_00001_.png&preview=webp;50")
     assert Image.open(io.BytesIO(small)).format == "WEBP"
     served.upload("page.html", b"<script>alert(1)</script>")
 
@@ -501,7 +509,7 @@ def test_a_preview_is_small_and_a_page_is_not_run(served):
 
 PATHS = st.lists(
     st.sampled_from(
-        ["..", "%2e%2e", "/", "\\", "%2f", "%5c", "a", "link", "secret", "\0", ".", ""]
+        ["..", "%2e%2e", "/", "\\", "%2f", "%5c", "a", "link", "secret", "\0", ".", "", "loras"]
     ),
     max_size=6,
 ).map("/".join)
@@ -569,25 +577,20 @@ def test_models_and_machine(served):
 # --- starting -------------------------------------------------------------------------------------
 
 
-def serve_once(folder, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", "latent_ladder.cli", "serve", *flags],
-        cwd=folder,
-        env=os.environ | {"LADDER_STORE": str(folder / "store")},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+def refused(folder, monkeypatch, *flags) -> LadderError:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LADDER_STORE", str(folder / "store"))
+    result = CliRunner().invoke(app, ["serve", *flags])
+    assert isinstance(result.exception, LadderError), result.output
+    return result.exception
 
 
-def test_a_port_that_is_taken_is_named(tmp_path):
+def test_a_port_that_is_taken_is_named(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        done = serve_once(tmp_path, "--comfyui", "--port", port)
-    assert done.returncode == 2
-    assert f"port {port}" in done.stderr
-    assert f"--port {int(port) + 1}" in done.stderr
+        port = taken.getsockname()[1]
+        error = refused(tmp_path, monkeypatch, "--comfyui", "--port", str(port))
+    assert f"port {port}" in error.message
+    assert f"--port {port + 1}" in str(error.hint)
 
 
 @pytest.mark.parametrize(
@@ -598,11 +601,10 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         (["--comfyui", "--models", "nowhere"], "does not exist"),
         (["--comfyui", "--listen", "nowhere.invalid"], "cannot be listened on"),
         (["--comfyui", "--output-directory", "file"], "--output-directory"),
+        (["--comfyui", "--vram", "-1"], "is not a size"),
     ],
 )
-def test_wrong_flags_are_refused(tmp_path, flags, said):
+def test_wrong_flags_are_refused(tmp_path, monkeypatch, flags, said):
     (tmp_path / "file").touch()
-    done = serve_once(tmp_path, "--port", "0", *flags)
-    assert done.returncode in (2, 3)
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    error = refused(tmp_path, monkeypatch, "--port", "0", *flags)
+    assert said in f"{error.message} {error.hint}"

@@ -37,7 +37,7 @@ def context(request: web.Request) -> Context:
 async def read_object(request: web.Request, *, may_be_empty: bool = False) -> dict[str, Any]:
     """The body as a JSON object. Raises :class:`RequestError`."""
     text = await request.read()
-    if may_be_empty and not text.strip():
+    if may_be_empty and text.strip() in (b"", b"null"):
         return {}
     try:
         body = json.loads(text, parse_constant=_refuse, parse_float=_finite)

@@ -36,8 +36,9 @@ class Listing:
         return next((path for found, path in self._files(folder) if found == name), None)
 
     def _files(self, folder: str) -> Iterator[tuple[str, Path]]:
-        for category in folder.split(","):
-            for root in self._roots(CATEGORIES.get(category, category)):
+        asked = {CATEGORIES.get(name, name) for name in folder.split(",")}
+        for category in asked.intersection(FOLDERS):  # any other name could be a path
+            for root in self._roots(category):
                 for name, path in _below(root):
                     if path.suffix.lower() in SUFFIXES:
                         yield name, path

@@ -80,15 +80,13 @@ class Worker:
             return
         if child.stdin is not None:
             child.stdin.close()
-        drained = None if self._busy else asyncio.create_task(_drain(child))
         try:
-            await asyncio.wait_for(child.wait(), grace_s)
+            # one that does nothing has nothing to finish, and may still be loading torch
+            await asyncio.wait_for(child.wait(), grace_s if self._busy else 0)
         except TimeoutError:
             with suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
-        if drained is not None:
-            await drained
 
     async def _living(self) -> Process:
         if self._child is None or self._child.returncode is not None:
@@ -131,10 +129,3 @@ def _reason(code: int) -> str:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     return f"{name}, likely out of memory" if name == "SIGKILL" else name
-
-
-async def _drain(child: Process) -> None:
-    """Read what it still says, so that it never waits for us."""
-    if child.stdout is not None:
-        while await child.stdout.read(2**16):
-            pass

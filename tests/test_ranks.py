@@ -58,7 +58,8 @@ LAYERS: tuple[str, ...] = (
     "workflow.meaning.pictures",
     "workflow.meaning.sampling",
     "workflow.meaning.latents",
-    "workflow.meaning.conditions workflow.meaning.saving workflow.meaning.guides",
+    "workflow.meaning.conditions workflow.meaning.saving workflow.meaning.guides "
+    "workflow.meaning.videos workflow.meaning.inpainting",
     "workflow.meaning",
     "workflow.imported stages.steps doctor",
     "pipeline",

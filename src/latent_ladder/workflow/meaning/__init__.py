@@ -8,6 +8,7 @@ from types import MappingProxyType
 from latent_ladder.workflow.meaning.conditions import MEANINGS as CONDITIONS
 from latent_ladder.workflow.meaning.decoding import MEANINGS as DECODING
 from latent_ladder.workflow.meaning.guides import MEANINGS as GUIDES
+from latent_ladder.workflow.meaning.inpainting import MEANINGS as INPAINTING
 from latent_ladder.workflow.meaning.latents import MEANINGS as LATENTS
 from latent_ladder.workflow.meaning.loaders import MEANINGS as LOADERS
 from latent_ladder.workflow.meaning.means import Meaning
@@ -17,6 +18,7 @@ from latent_ladder.workflow.meaning.sampling import MEANINGS as SAMPLING
 from latent_ladder.workflow.meaning.saving import MEANINGS as SAVING
 from latent_ladder.workflow.meaning.sigmas import MEANINGS as SIGMAS
 from latent_ladder.workflow.meaning.sounds import MEANINGS as SOUNDS
+from latent_ladder.workflow.meaning.videos import MEANINGS as VIDEOS
 
 MEANINGS: Mapping[str, Meaning] = MappingProxyType(
     {
@@ -29,7 +31,9 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         **SAMPLING,
         **DECODING,
         **PICTURES,
+        **INPAINTING,
         **SOUNDS,
+        **VIDEOS,
         **SAVING,
     }
 )

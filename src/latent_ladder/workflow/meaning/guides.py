@@ -165,7 +165,7 @@ def _guide(ask: Ask, factor: int, crop: str) -> Guide:
     length = clip_frames(video, ask.get("positive", Conditioning))
     before_clip = asked < 0 and ask.node.class_type != "LTXVAddGuide"
     at = asked if before_clip else placed(asked, count, length)
-    lone_first = asked == 0 or count == 1
+    lone_first = (asked if before_clip else at) == 0 or count == 1
     latents = _encoded(ask, images.first(count), (rows // factor, cols // factor), crop, lone_first)
     first = (at + FRAMES_PER_LATENT - 1) // FRAMES_PER_LATENT
     if not before_clip and first + latents.shape[2] > length:
@@ -205,13 +205,12 @@ def _with_first_twice(images: Images) -> Images:
 
 
 def add_latent_guide(ask: Ask) -> list[Value]:
-    """``LTXVAddLatentGuide``: latents as they are, from a latent frame on."""
+    """``LTXVAddLatentGuide``: latents as they are, from a latent frame on; below 0 is before it."""
     video, guide = _video(ask).video, ask.get("guiding_latent", Latent).video
     if video is None or guide is None:
         raise ask.error("guiding_latent is a latent of sound", "connect a video latent")
-    length, index = clip_frames(video, ask.get("positive", Conditioning)), ask.whole("latent_idx")
-    index = index + length if index < 0 else index
-    at = 0 if index <= 0 else (index - 1) * FRAMES_PER_LATENT + 1
+    index = ask.whole("latent_idx")
+    at = index * FRAMES_PER_LATENT if index <= 0 else (index - 1) * FRAMES_PER_LATENT + 1
     rows, cols = video.shape[3:]
     factor = rows // guide.shape[3]
     if guide.shape[3] * factor != rows or guide.shape[4] * factor != cols:

@@ -126,9 +126,10 @@ def cfg_guider(ask: Ask) -> list[Value]:
 
 
 def dual_guider(ask: Ask) -> list[Value]:
-    """``LTXVDualCFGGuider``: a scale for each; the negative prompt is always evaluated."""
+    """``LTXVDualCFGGuider``: a scale for each; where they differ, the negative prompt is evaluated
+    even at a scale of 1."""
     video, audio = StreamTerms(ask.number("video_cfg")), StreamTerms(ask.number("audio_cfg"))
-    return [replace(_guider(ask, video, audio), always_uncond=True)]
+    return [replace(_guider(ask, video, audio), always_uncond=video != audio)]
 
 
 def _guider(ask: Ask, video: StreamTerms, audio: StreamTerms) -> Guider:

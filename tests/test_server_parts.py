@@ -266,11 +266,14 @@ def test_models_are_listed_by_folder(tmp_path):
     (tmp_path / "input").mkdir()
     (tmp_path / "input" / "photo.png").touch()
     folders = (ModelFolder(tmp_path / "m"), ModelFolder(tmp_path / "elsewhere", "loras"))
-    listing = Listing(folders, tmp_path / "input")
-    assert listing.names("diffusion_models") == ["a.gguf", "sub/b.safetensors"]
+    replaced = {"published.gguf": "a.gguf", "gone.gguf": "nowhere"}
+    listing = Listing(folders, tmp_path / "input", replaced)
+    assert listing.names("diffusion_models") == ["a.gguf", "published.gguf", "sub/b.safetensors"]
     assert listing.names("unet") == listing.names("diffusion_models")
     assert listing.names("loras") == ["e.safetensors"]
-    assert listing.names("loras,unet") == ["a.gguf", "e.safetensors", "sub/b.safetensors"]
+    assert listing.names("loras,unet") == [
+        "a.gguf", "e.safetensors", "published.gguf", "sub/b.safetensors",
+    ]  # fmt: skip
     assert listing.names("input") == ["photo.png"]
     assert listing.find("loras", "e.safetensors") == tmp_path / "elsewhere" / "e.safetensors"
     assert listing.find("loras", "../input/photo.png") is None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latent_ladder.checkpoints.folders import CATEGORIES, ModelFolder
@@ -20,16 +20,22 @@ _DEEPEST = 8
 
 @dataclass(frozen=True)
 class Listing:
-    """The files below ``models``, by ComfyUI's folder names, and those of ``input``."""
+    """The files below ``models``, by ComfyUI's folder names, and those of ``input``.
+
+    ``replaced`` are names of workflows that mean another file: they are listed beside it, as
+    clients look there before they send a workflow.
+    """
 
     models: tuple[ModelFolder, ...]
     input: Path
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, folder: str) -> list[str]:
         """Sorted names; ``"a,b"`` is the union of both, ``"input"`` what was uploaded."""
         if folder == "input":
             return sorted(name for name, _ in _below(self.input))
-        return sorted({name for name, _ in self._files(folder)})
+        found = {name for name, _ in self._files(folder)}
+        return sorted(found | {old for old, new in self.replaced.items() if new in found})
 
     def find(self, folder: str, name: str) -> Path | None:
         """The file that a listed name means; no other file is ever returned."""

@@ -1,6 +1,6 @@
 """The table of node types as ComfyUI's ``/object_info`` tells it: what editors and clients read.
 
-Only types that run here are listed, so that a client names the others as missing itself.
+Types of other packs that do not run here are not listed, so that a client names them as missing.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from latent_ladder.workflow.schema import Input, NodeType
+from latent_ladder.workflow.schema import WIDGETS, Input, NodeType
 from latent_ladder.workflow.types import NODE_TYPES
 
 Names = Callable[[str], Sequence[str]]
@@ -21,8 +21,17 @@ _GROWS_AT_MOST = 100
 
 
 def object_info(names: Names) -> dict[str, Any]:
-    """Every type that runs here."""
-    return {name: node_info(row, names) for name, row in NODE_TYPES.items() if not row.why_not}
+    """Every type that :func:`is_listed`."""
+    return {name: node_info(row, names) for name, row in NODE_TYPES.items() if is_listed(row)}
+
+
+def is_listed(row: NodeType) -> bool:
+    """Whether a client should know a type: it runs, or its inputs are known.
+
+    One of the latter may stand in a branch that no switch takes, as prompt enhancers do in
+    published graphs; where it is needed, the prompt is refused and the reason told.
+    """
+    return not row.why_not or bool(row.inputs)
 
 
 def node_info(row: NodeType, names: Names) -> dict[str, Any]:
@@ -47,7 +56,7 @@ def node_info(row: NodeType, names: Names) -> dict[str, Any]:
         "output_name": [one.name for one in row.outputs],
         "name": row.class_type,
         "display_name": row.display,
-        "description": "",
+        "description": f"Does not run here: {row.why_not}." if row.why_not else "",
         "python_module": "nodes" if row.pack == "comfy-core" else f"custom_nodes.{row.pack}",
         "category": row.category,
         "output_node": row.is_output,
@@ -73,6 +82,8 @@ def _about(one: Input) -> dict[str, Any]:
         return {"forceInput": True} if one.socket and one.types & {"INT", "FLOAT"} else {}
     bounds = {"default": one.default, "min": one.low, "max": one.high, "step": one.step}
     about: dict[str, Any] = {name: value for name, value in bounds.items() if value is not None}
+    if "," in one.type:  # which widget a socket of several types has
+        about["widgetType"] = next(kind for kind in one.type.split(",") if kind in WIDGETS)
     if one.multiline:
         about["multiline"] = True
     if "control_after_generate" in one.phantoms:

@@ -61,7 +61,7 @@ class Asked:
         return Job(number, self.id, self.prompt, extra, self.wanted)
 
 
-def read_prompt(body: Mapping[str, Any], listing: Listing, names: Mapping[str, str]) -> Asked:
+def read_prompt(body: Mapping[str, Any], listing: Listing) -> Asked:
     """What a client asks for. Raises :class:`Refused`."""
     prompt = body.get("prompt")
     if not isinstance(prompt, dict):
@@ -71,7 +71,7 @@ def read_prompt(body: Mapping[str, Any], listing: Listing, names: Mapping[str, s
     graph = _graph(prompt)
     wanted = _wanted(graph, body.get("partial_execution_targets"))
     try:
-        found = problems(graph, listing, names, wanted)
+        found = problems(graph, listing, listing.replaced, wanted)
         wanted, node_errors = _sound(graph, wanted, found)
     except WorkflowError as error:
         raise _unreadable(error) from error

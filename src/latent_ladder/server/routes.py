@@ -27,7 +27,7 @@ async def post_prompt(request: web.Request) -> web.Response:
     here = context(request)
     body = await read_object(request)
     try:
-        asked = await asyncio.to_thread(read_prompt, body, here.listing, here.setup.names)
+        asked = await asyncio.to_thread(read_prompt, body, here.listing)
         job = asked.job(here.jobs.kept.next_number)
     except Refused as refused:
         return web.json_response(refused.body, status=400)

@@ -44,7 +44,9 @@ async def _answer(setup: Setup, listening: socket.socket, kept: Kept, say: Say) 
     worker = Worker(setup.worker, setup.opening())
     sockets = Sockets(features(setup.limits.upload))
     jobs = Jobs(kept, worker, sockets, say)
-    app = application(Context(setup, Listing(setup.models, setup.places.input), jobs, sockets))
+    app = application(
+        Context(setup, Listing(setup.models, setup.places.input, setup.names), jobs, sockets)
+    )
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
     await runner.setup()
     try:

@@ -52,7 +52,7 @@ LAYERS: tuple[str, ...] = (
     "workflow.recognise preview proposal stages.writing workflow.output_names workflow.changed "
     "workflow.values",
     "workflow.engine workflow.meaning.tiles workflow.meaning.statistics workflow.meaning.resizing",
-    "workflow.meaning.means",
+    "workflow.meaning.means workflow.meaning.steering",
     "workflow.meaning.loaders workflow.meaning.plain workflow.meaning.sigmas "
     "workflow.meaning.sounds workflow.meaning.decoding workflow.meaning.denoising "
     "workflow.meaning.pictures",

@@ -39,7 +39,8 @@ class Patch:
 class Model:
     """A transformer with LoRAs on it (in their order), and what nodes have patched into it.
 
-    ``shift`` is mu of its sigma table; ``stg`` and ``modality`` are terms of guidance, ``adain``
+    ``shift`` is mu of its sigma table; ``stg``, ``modality`` and ``identity`` (away from
+    a run without the reference voice) are terms of guidance, ``adain``
     the per-step statistics that ``LTXVPerStep*Patcher`` nodes move latents towards. ``audio_only``:
     the video stream is not run.
     """
@@ -49,6 +50,7 @@ class Model:
     shift: float = SHIFT
     stg: Patch | None = None
     modality: Patch | None = None
+    identity: Patch | None = None
     adain: StepStatistics | None = None
     audio_only: bool = False
 

@@ -8,7 +8,7 @@ gives the latent back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -40,12 +40,17 @@ from latent_ladder.sampling.denoise import (
 from latent_ladder.sampling.guiders import Guidance, Pass, passes_needed
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.samplers import Model as Predict
-from latent_ladder.sampling.samplers import Prediction, sampler_spec
-from latent_ladder.shapes import PIXELS_PER_LATENT, Rung, pixel_frames
+from latent_ladder.sampling.samplers import sampler_spec
+from latent_ladder.shapes import (
+    AUDIO_LATENTS_PER_SECOND,
+    PIXELS_PER_LATENT,
+    Rung,
+    pixel_frames,
+)
 from latent_ladder.text.conditioning import Conditioning as Context
 from latent_ladder.text.tokenizer import text_length
 from latent_ladder.workflow.meaning.means import Ask
-from latent_ladder.workflow.meaning.statistics import adapted
+from latent_ladder.workflow.meaning.steering import identified, moved
 from latent_ladder.workflow.values import (
     Conditioning,
     Guider,
@@ -94,7 +99,7 @@ def _check(ask: Ask, job: Job) -> None:
                 f"the latent is a batch of {what.shape[0]}, expected 1",
                 "set batch_size to 1 and queue the workflow once per clip",
             )
-    if latent.video is not None:
+    if latent.video is not None and not job.guider.model.audio_only:
         channels = job.guider.model.transformer.shape("patchify_proj.weight")[1]
         if latent.video.shape[1] != channels:
             raise ask.error(
@@ -141,8 +146,9 @@ class _Run:
     def _passes(self) -> tuple[Pass, ...]:
         """All passes that any step runs."""
         job = self._job
+        no_video = job.latent.video is None or self._model.audio_only
         streams = (
-            None if job.latent.video is None else self._video,
+            None if no_video else self._video,
             None if job.latent.audio is None else self._audio,
         )
         each = (passes_needed(*streams, sigma, self._force) for sigma in job.sigmas[:-1])
@@ -188,13 +194,6 @@ class _Run:
         job = self._job
         video, audio = self._states()
         packing = Packing.of(video, audio)
-        denoiser = Denoiser(
-            transformer,
-            None if video is None else self._video_run(video, contexts),
-            None if audio is None else self._audio_run(audio, contexts),
-            force_uncond=self._force,
-            max_passes=holding.rows,
-        )
         last: list[Tensor] = []
         steps = len(job.sigmas) - 1
 
@@ -203,8 +202,27 @@ class _Run:
             self._ask.progress(step + 1, steps)
             self._ask.check_cancelled()
 
+        def denoiser(video_terms: Guidance, audio_terms: Guidance, *, voice: bool) -> Denoiser:
+            sound = None if audio is None else self._audio_run(audio, contexts, audio_terms)
+            if sound is not None and not voice:
+                sound = _without(sound, self._voice_tokens)
+            return Denoiser(
+                transformer,
+                None if video is None else self._video_run(video, contexts, video_terms),
+                sound,
+                force_uncond=self._force,
+                max_passes=holding.rows,
+            )
+
+        model: Predict = denoiser(self._video, self._audio, voice=True)
+        if self._model.identity is not None and self._voice_tokens:
+            plain = denoiser(Guidance(), Guidance(), voice=True)
+            bare = denoiser(Guidance(), Guidance(), voice=False)
+            model = identified(model, plain, bare, packing, self._model.identity)
+        if self._model.adain is not None and video is not None and self._kept is None:
+            shape = _grid(job.latent)
+            model = moved(model, packing, self._model.adain, shape)
         plan = SamplingPlan(job.sigmas, job.sampler.name, job.sampler.options, "comfyui")
-        model = self._patched(denoiser, packing)
         tokens = sample(model, video, audio, self._noises(), plan, after)
         output = self._latent(*tokens)
         scale = 1 - job.sigmas[-1]
@@ -216,61 +234,56 @@ class _Run:
             )
         return Denoised(output, self._latent(*packing.unpack(last[0])))
 
-    def _patched(self, denoiser: Denoiser, packing: Packing) -> Predict:
-        """The model with the latents' statistics moved step by step, where a node asked so."""
-        asked, latent = self._model.adain, self._job.latent
-        if asked is None or latent.video is None:
-            return denoiser
-        calls = iter(range(10**6))
-        shape = latent.video.shape[2:]
-        kept = self._kept
-
-        def model(x: Tensor, sigma: float, step: int) -> Prediction:
-            found = denoiser(x, sigma, step)
-            video, audio = packing.unpack(found.denoised)
-            if video is None or kept is not None:
-                return found
-            factor = asked.factors[min(next(calls), len(asked.factors) - 1)]
-            moved = adapted(tokens_to_video(video, *shape), asked, factor)
-            return Prediction(packing.pack(video_to_tokens(moved), audio), found.uncond)
-
-        return model
-
     def _states(self) -> tuple[LatentState | None, LatentState | None]:
         latent, device = self._job.latent, self._device
         video = audio = None
-        if latent.video is not None:
-            mask = video_to_tokens(latent.full_video_mask().to(device))
-            video = _state(
-                self._only_kept(video_to_tokens(latent.video.to(device).float())),
-                self._only_kept(mask),
-            )
+        if latent.video is not None and not self._model.audio_only:
+            mask = self._only_kept(video_to_tokens(latent.full_video_mask().to(device)))
+            tokens = video_to_tokens(latent.video.to(device).float())
+            video = _state(self._only_kept(tokens), mask)
         if latent.audio is not None:
             tokens = audio_to_tokens(latent.audio.to(device).float())
             audio = _state(tokens, _audio_mask(latent, tokens))
+            voice = self._job.guider.positive.reference_audio
+            if voice is not None:
+                audio = _with_voice(audio, audio_to_tokens(voice.to(tokens)))
         return video, audio
+
+    @property
+    def _voice_tokens(self) -> int:
+        """Tokens of a reference voice behind the sound's own."""
+        voice = self._job.guider.positive.reference_audio
+        return 0 if voice is None or self._job.latent.audio is None else int(voice.shape[2])
 
     def _only_kept(self, tokens: Tensor) -> Tensor:
         return tokens if self._kept is None else tokens[:, self._kept.to(tokens.device)]
 
-    def _video_run(self, state: LatentState, contexts: Sequence[Context]) -> StreamRun:
+    def _video_run(
+        self, state: LatentState, contexts: Sequence[Context], terms: Guidance
+    ) -> StreamRun:
         return StreamRun(
             positions=self._positions().to(self._device),
             positive=contexts[0].video,
             negative=contexts[1].video if len(contexts) > 1 else None,
             mask=_levels(state),
-            guidance=self._video,
+            guidance=terms,
             frozen=_frozen(state),
         )
 
-    def _audio_run(self, state: LatentState, contexts: Sequence[Context]) -> StreamRun:
+    def _audio_run(
+        self, state: LatentState, contexts: Sequence[Context], terms: Guidance
+    ) -> StreamRun:
         frozen = _frozen(state)
+        length = state.tokens.shape[1] - self._voice_tokens
+        places = audio_positions(length)
+        if self._voice_tokens:
+            places = torch.cat([places, voice_positions(self._voice_tokens)], dim=2)
         return StreamRun(
-            positions=audio_positions(state.tokens.shape[1]).to(self._device),
+            positions=places.to(self._device),
             positive=contexts[0].audio,
             negative=contexts[1].audio if len(contexts) > 1 else None,
             mask=None if frozen else _levels(state),
-            guidance=self._audio,
+            guidance=terms,
             frozen=frozen,
         )
 
@@ -298,19 +311,26 @@ class _Run:
         if seed is None:
             video, audio = (None if n is None else torch.zeros_like(n) for n in (video, audio))
         drawn = noise_source(seed or 0, *shapes, standardise=sampler_spec(name).standardised)
-        if self._kept is None or video is None:
-            return Noises(video, audio, drawn)
         whole = Packing(
-            (video.shape[1], video.shape[2]),
+            None if video is None else (video.shape[1], video.shape[2]),
             None if audio is None else (audio.shape[1], audio.shape[2]),
         )
 
         def source(step: int, kind: str) -> Tensor:
-            v, a = whole.unpack(drawn(step, kind))
-            parts = [t for t in (None if v is None else self._only_kept(v), a) if t is not None]
-            return torch.cat([t.flatten(1) for t in parts], dim=1)
+            parts = self._as_run(*whole.unpack(drawn(step, kind)))
+            return torch.cat([t.flatten(1) for t in parts if t is not None], dim=1)
 
-        return Noises(self._only_kept(video), audio, source)
+        return Noises(*self._as_run(video, audio), source)
+
+    def _as_run(
+        self, video: Tensor | None, audio: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Noise of the latent for the tokens of the run: fewer places, and a voice without any."""
+        if video is not None:
+            video = None if self._model.audio_only else self._only_kept(video)
+        if audio is not None and self._voice_tokens:
+            audio = F.pad(audio, (0, 0, 0, self._voice_tokens))
+        return video, audio
 
     def _latent(self, video: Tensor | None, audio: Tensor | None) -> Latent:
         """Tokens as the latent they came from, its masks kept, on the CPU."""
@@ -319,7 +339,8 @@ class _Run:
         if video is not None and latent.video is not None:
             new = replace(new, video=self._spread(video, latent.video).float().cpu())
         if audio is not None and latent.audio is not None:
-            new = replace(new, audio=tokens_to_audio(audio, latent.audio.shape[1]).float().cpu())
+            own = audio[:, : latent.audio.shape[2]]
+            new = replace(new, audio=tokens_to_audio(own, latent.audio.shape[1]).float().cpu())
         return new
 
     def _spread(self, tokens: Tensor, like: Tensor) -> Tensor:
@@ -333,6 +354,38 @@ class _Run:
 
 def _state(tokens: Tensor, mask: Tensor) -> LatentState:
     return LatentState(tokens, tokens, mask)
+
+
+def _with_voice(state: LatentState, voice: Tensor) -> LatentState:
+    """The sound with tokens behind it that are never noised."""
+    return LatentState(
+        torch.cat([state.tokens, voice], dim=1),
+        torch.cat([state.clean, voice], dim=1),
+        torch.cat([state.mask, torch.zeros_like(voice[..., :1])], dim=1),
+    )
+
+
+def _without(run: StreamRun, last: int) -> StreamRun:
+    """The stream without its last tokens."""
+    kept = run.positions.shape[2] - last
+    mask = None if run.mask is None else run.mask[:, :kept]
+    return replace(run, positions=run.positions[:, :, :kept], mask=mask)
+
+
+def voice_positions(count: int) -> Tensor:
+    """Bounds (1, 1, count, 2) in seconds of a reference voice: it ends one latent before the clip.
+
+    Source: the convention of ID-LoRA, as ComfyUI's model follows it.
+    """
+    places = audio_positions(count)
+    return places - places[0, 0, -1, 1] - 1 / AUDIO_LATENTS_PER_SECOND
+
+
+def _grid(latent: Latent) -> tuple[int, int, int]:
+    if latent.video is None:
+        raise TypeError("a latent without video")
+    f, h, w = latent.video.shape[2:]
+    return f, h, w
 
 
 def _levels(state: LatentState) -> Tensor | None:
@@ -388,6 +441,3 @@ def _guidance(terms: StreamTerms, model: Model) -> Guidance:
 
 def _range(patch: Patch | None) -> tuple[float, float] | None:
     return None if patch is None else (patch.sigma_low, patch.sigma_high)
-
-
-Estimate = Callable[[], Tensor]

@@ -19,7 +19,11 @@ from latent_ladder.workflow.meaning.decoding import encoded
 from latent_ladder.workflow.meaning.loaders import downscale_factor
 from latent_ladder.workflow.meaning.means import Ask, Meaning
 from latent_ladder.workflow.meaning.resizing import resized
+from latent_ladder.workflow.meaning.sampling import patch
+from latent_ladder.workflow.meaning.sounds import encoded_sound
 from latent_ladder.workflow.values import (
+    Audio,
+    AudioVaeFile,
     Conditioning,
     GuideFrames,
     IcLoraParameters,
@@ -252,6 +256,20 @@ def voice_tokens(ask: Ask) -> list[Value]:
     return [*told, frozen]
 
 
+def voice(ask: Ask) -> list[Value]:
+    """``LTXVReferenceAudio``: a voice from a sound, and guidance towards it by one more pass."""
+    vae, sound = ask.get("audio_vae", AudioVaeFile), ask.get("reference_audio", Audio)
+    latents = ask.keep("voice", lambda: {"latents": encoded_sound(ask, vae, sound)})["latents"]
+    told = [
+        replace(ask.get(name, Conditioning), reference_audio=latents)
+        for name in ("positive", "negative")
+    ]
+    model, scale = ask.get("model", Model), ask.number("identity_guidance_scale")
+    if scale:
+        model = replace(model, identity=patch(ask, model, "identity_guidance_scale"))
+    return [model, *told]
+
+
 MEANINGS: Mapping[str, Meaning] = MappingProxyType(
     {
         "LTXVAddGuide": Meaning(add_guide),
@@ -261,5 +279,6 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         "LTXAddVideoICLoRAGuideAdvanced": Meaning(ic_guide),
         "GetICLoRAParameters": Meaning(ic_parameters),
         "LTXVSetAudioRefTokens": Meaning(voice_tokens),
+        "LTXVReferenceAudio": Meaning(voice),
     }
 )

@@ -190,24 +190,24 @@ def stg_guider(ask: Ask) -> list[Value]:
 
 def apply_stg(ask: Ask) -> list[Value]:
     """``LTXVApplySTG``: names the blocks; the guider says how strongly."""
-    patch = Patch(0.0, blocks=whole_numbers(ask, "block_indices"))
-    return [replace(ask.get("model", Model), stg=patch)]
+    named = Patch(0.0, blocks=whole_numbers(ask, "block_indices"))
+    return [replace(ask.get("model", Model), stg=named)]
 
 
 def stg_patch(ask: Ask) -> list[Value]:
     """``LTXVSpatioTemporalGuidance``."""
     blocks = whole_numbers(ask, "blocks")
     model = ask.get("model", Model)
-    return [replace(model, stg=replace(_patch(ask, model, "scale"), blocks=blocks))]
+    return [replace(model, stg=replace(patch(ask, model, "scale"), blocks=blocks))]
 
 
 def modality_patch(ask: Ask) -> list[Value]:
     """``LTXVModalityGuidance``."""
     model = ask.get("model", Model)
-    return [replace(model, modality=_patch(ask, model, "modality_scale"))]
+    return [replace(model, modality=patch(ask, model, "modality_scale"))]
 
 
-def _patch(ask: Ask, model: Model, scale: str) -> Patch:
+def patch(ask: Ask, model: Model, scale: str) -> Patch:
     """A term for a part of the run; the range is in percent of the model's time."""
     start, end = ask.number("start_percent"), ask.number("end_percent")
     return Patch(

@@ -108,16 +108,23 @@ def decode_plain(ask: Ask) -> list[Value]:
     return [Audio(audio.waveform / loudness, audio.rate)]
 
 
-def _encoded(ask: Ask, name: str) -> list[Value]:
-    vae, audio, engine = ask.get(name, AudioVaeFile), ask.get("audio", Audio), ask.engine
+def encoded_sound(ask: Ask, vae: AudioVaeFile, audio: Audio) -> Tensor:
+    """Normalised latents (1, C, T, M) of a sound, on the CPU."""
+    engine = ask.engine
     if not any(key.startswith("encoder.") for key in vae.component.names):
         raise ask.error("the audio VAE has no encoder", "choose a file that has one")
 
     def work() -> Tensor:
-        encoder = load_audio(vae.component, None, device=engine.runtime.device, parts=("encoder",))
+        device = engine.runtime.device
+        encoder = load_audio(vae.component, None, device=device, parts=("encoder",))
         return encoder.encode(audio.waveform, audio.rate).float().cpu()
 
-    return [Latent(audio=engine.fitting(work, ask.warn))]
+    return engine.fitting(work, ask.warn)
+
+
+def _encoded(ask: Ask, name: str) -> list[Value]:
+    vae, audio = ask.get(name, AudioVaeFile), ask.get("audio", Audio)
+    return [Latent(audio=encoded_sound(ask, vae, audio))]
 
 
 def encode(ask: Ask) -> list[Value]:

@@ -17,11 +17,14 @@ Number = int | float
 
 _LONGEST = 2000
 _LARGEST_EXPONENT = 4000
+_MOST_BITS = 100_000
 
 
 def _power(base: Any, exponent: Any) -> Any:
     if abs(exponent) > _LARGEST_EXPONENT:
         raise WorkflowError(f"the exponent {exponent} is larger than {_LARGEST_EXPONENT}")
+    if isinstance(base, int) and base.bit_length() * abs(exponent) > _MOST_BITS:
+        raise WorkflowError("the power has too many digits")
     return base**exponent
 
 

@@ -6,7 +6,6 @@ runs: :func:`constants` works them out, :func:`needed` leaves out the branches n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -217,5 +216,9 @@ def _sources(node: Node, graph: Graph) -> Iterator[str]:
 
 
 def is_number(value: object) -> bool:
-    """A finite number, and not yes or no."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A number that something can be counted with: not yes or no, not endless, not absurd."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -(2**65) < value < 2**65  # no seed is larger; false for NaN
+    )

@@ -213,11 +213,12 @@ class _Reader:
             kept = Literal(level.promoted[name])
         listed = sockets(level.instance)
         socket = next((one for one in listed if one.get("name") == name), None)
-        if socket is None or socket.get("link") is None:
+        key = socket.get("link") if socket is not None else None
+        if key is None:
             return None, kept
-        end = level.above.links.get(socket["link"])
+        end = level.above.links.get(key) if isinstance(key, int) else None
         if end is None:
-            text = f"input {name} has link {socket['link']}, which is not in the file"
+            text = f"input {name} has link {key}, which is not in the file"
             raise level.above.error(level.instance, text, _AGAIN)
         return At(level.above, end), kept
 

@@ -159,7 +159,8 @@ def promoted_values(level: Level) -> dict[str, Value]:
     if proxies and len(values) == len(proxies):
         pairs = zip(proxies, values, strict=True)
         return {name: value for (inner, name), value in pairs if inner == "-1" and name in inputs}
-    widgets = [name for name in inputs if name in _widgets_inside(level)]
+    inside = _widgets_inside(level)
+    widgets = [name for name in inputs if name in inside]
     names = widgets if len(values) >= len(widgets) else shown
     return dict(zip(names, values, strict=False))
 
@@ -200,7 +201,7 @@ def _widgets_inside(level: Level) -> set[str]:
     for node in level.nodes.values():
         for one in sockets(node):
             end = level.links.get(one["link"]) if isinstance(one.get("link"), int) else None
-            if end and end.node == INPUTS and widget_name(one) and end.slot < len(names):
+            if end and end.node == INPUTS and widget_name(one) and 0 <= end.slot < len(names):
                 found.add(names[end.slot])
     return found
 

@@ -55,13 +55,17 @@ def _take(inputs: Iterable[Input], rest: deque[Value], taken: dict[str, Value]) 
         value = taken[one.name] = rest.popleft()
         for phantom in one.phantoms:
             # API-minded tools leave the control out; an upload's button comes last
-            if rest and (rest[0] in CONTROLS if _is_control(phantom) else len(rest) > 0):
+            if rest and (not _is_control(phantom) or _says_control(rest[0])):
                 rest.popleft()
         _take(one.branches.get(str(value), ()), rest, taken)
 
 
 def _is_control(phantom: str) -> bool:
     return phantom in ("control_after_generate", "fixed")
+
+
+def _says_control(value: Value) -> bool:
+    return isinstance(value, str) and value in CONTROLS
 
 
 def _of_unknown(written: Mapping[str, Any]) -> dict[str, Value]:

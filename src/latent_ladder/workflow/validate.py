@@ -174,7 +174,7 @@ def _number(case: _Case) -> Iterator[Problem]:
     with suppress(TypeError, ValueError, OverflowError):
         # a seed has more digits than a float keeps
         value = int(given) if whole else float(given)  # type: ignore[arg-type]
-    if not math.isfinite(value) or isinstance(given, bool):
+    if (isinstance(value, float) and not math.isfinite(value)) or isinstance(given, bool):
         expected = "a whole number" if whole else "a number"
         yield case.problem("invalid_input_type", f"{_short(case.value)} is not {expected}")
     elif one.low is not None and value < one.low:
@@ -305,4 +305,5 @@ def _short(value: object) -> str:
 
 
 def _plain(value: float) -> str:
-    return str(int(value)) if value == int(value) else str(value)
+    text = str(int(value)) if value == int(value) else str(value)
+    return text if len(text) <= 24 else f"{text[:20]}..."

@@ -13,7 +13,7 @@ import pytest
 from model_folders import single
 from PIL import Image
 from typer.testing import CliRunner
-from workflow_graphs import two_stage
+from workflow_boards import two_stage
 
 from latent_ladder.checkpoints.folders import ModelFolder
 from latent_ladder.checkpoints.scan import Library, scan

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from workflow_graphs import Board, numbers, two_stage
+from workflow_boards import Board, numbers, two_stage
 
 from latent_ladder.checkpoints.scan import Library
 from latent_ladder.errors import WorkflowError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from workflow_graphs import numbers, two_stage
+from workflow_boards import numbers, two_stage
 
 from latent_ladder.errors import WorkflowError
 from latent_ladder.workflow.graph import Graph, Link

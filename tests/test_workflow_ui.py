@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from workflow_graphs import OTHER_UUID, UUID, Board, numbers
+from workflow_boards import OTHER_UUID, UUID, Board, numbers
 
 from latent_ladder.errors import WorkflowError
 from latent_ladder.workflow.graph import Graph, Link, ModelFile

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from workflow_graphs import two_stage
+from workflow_boards import two_stage
 
 from latent_ladder.errors import WorkflowError
 from latent_ladder.workflow.api import read_api

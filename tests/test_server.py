@@ -555,6 +555,9 @@ def test_object_info_has_comfyuis_shape(served):
     assert dynamic[0] == "COMFY_DYNAMICCOMBO_V3"
     longer = next(o for o in dynamic[1]["options"] if o["key"] == "scale longer dimension")
     assert list(longer["inputs"]["required"]) == ["longer_size"]
+    rate = info["LTXVEmptyLatentAudio"]["input"]["required"]["frame_rate"]
+    assert (rate[0], rate[1]["widgetType"]) == ("FLOAT,INT", "FLOAT")
+    assert "Does not run here" in info["TextGenerateLTX2Prompt"]["description"]
     assert served.read("/object_info/KSampler") == {"KSampler": sampler}
     assert served.read("/object_info/DWPreprocessor") == {}
 

@@ -182,7 +182,7 @@ async def get_object_info(request: web.Request) -> web.Response:
 async def get_node_info(request: web.Request) -> web.Response:
     """One node type; an empty object where it does not run here."""
     row = NODE_TYPES.get(request.match_info["name"])
-    if row is None or row.why_not:
+    if row is None or not object_info.is_listed(row):
         return web.json_response({})
     names = context(request).listing.names
     info = await asyncio.to_thread(object_info.node_info, row, names)

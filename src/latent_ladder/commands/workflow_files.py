@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,10 @@ Source = Annotated[
 ]
 SavingNode = Annotated[
     str | None,
-    typer.Option("--node", help="The node that saves the clip, by id or title, where several do."),
+    typer.Option(
+        "--node",
+        help="The node that saves the clip, where several do: its id, title or file prefix.",
+    ),
 ]
 WithoutFiles = Annotated[
     bool, typer.Option("--without-files", help="Leave out model files: the library chooses.")
@@ -40,6 +44,10 @@ Toml = Annotated[
 Form = Annotated[str, typer.Option("--format", help="ui (opens in ComfyUI) or api (for /prompt).")]
 PromptText = Annotated[
     str | None, typer.Option("--prompt", help="The prompt, where the request has none.")
+]
+GraphSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NODE.input=value; NODE is an id or a title (repeatable)."),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Any field (repeatable).")]
 
@@ -54,16 +62,20 @@ def import_graph(
     graph: Graph,
     output: Toml = None,
     node: SavingNode = None,
+    sets: GraphSets = None,
     without_files: WithoutFiles = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Turn a ComfyUI graph into a request, where it is one of the shapes requests have."""
+    from latent_ladder.workflow.changed import changed
     from latent_ladder.workflow.imported import import_workflow
     from latent_ladder.workflow.read import read_workflow
 
     _check_free(output, overwrite)
-    found = import_workflow(read_workflow(graph), node)
+    workflow = read_workflow(graph)
+    workflow = replace(workflow, graph=changed(workflow.graph, sets or ()))
+    found = import_workflow(workflow, node)
     request = _without_files(found.request) if without_files else found.request
     if not as_json:
         _report(found)
@@ -144,14 +156,13 @@ def _fields(source: str, store: Path | None) -> dict[str, object]:
 
 def _without_files(request: Request) -> Request:
     """The request without the names of model files; LoRAs that no role names stay."""
-    from latent_ladder.request import Models, Request
+    from latent_ladder.request import Request
 
     table = request.to_dict()
     table["models"] = {k: v for k, v in table["models"].items() if k in ("precision", "folders")}
     for stage in table["stages"]:
         if stage["kind"] == "upsample":
             stage.pop("file", None)
-    assert set(table["models"]) <= set(Models.model_fields)
     return Request.from_dict(table)
 
 

@@ -8,13 +8,15 @@ from pathlib import PurePath
 
 from latent_ladder.request import Request
 from latent_ladder.request_inputs import LAST, Image
-from latent_ladder.shapes import Rung, duration
+from latent_ladder.shapes import AUDIO_LATENTS_PER_SECOND, Rung, duration
 from latent_ladder.workflow.build_sampling import Prompts
 from latent_ladder.workflow.graph import Link
 from latent_ladder.workflow.sheet import Sheet
 
 IMAGE_CRF = 33
 """The compression of ``crf="auto"`` with LTX 2.3."""
+ENCODED_MORE_S = 0.001
+"""A sound of n latents' length is encoded as n + 1; one that is so much shorter, as n."""
 MASK_PX = 512
 """Side of the mask that holds a sound; ComfyUI resizes it to the latent, so any will do."""
 
@@ -68,10 +70,12 @@ def held_inputs(sheet: Sheet, request: Request, vae: Link, audio_vae: Link | Non
     driving = sound = None
     if request.audio_in is not None:
         loaded = sheet.add("LoadAudio", audio=_name(request.audio_in))
-        length = float(duration(request.frames, request.fps))
-        sound = sheet.add("TrimAudioDuration", start_index=0.0, duration=length, audio=loaded[0])[0]
+        sound = _beginning(sheet, loaded[0], float(duration(request.frames, request.fps)))
         if audio_vae is not None:
-            driving = _frozen(sheet, sound, audio_vae)
+            steps = request.rungs[-1].audio_latents / AUDIO_LATENTS_PER_SECOND
+            driving = _frozen(
+                sheet, _beginning(sheet, loaded[0], steps - ENCODED_MORE_S), audio_vae
+            )
     video, video_sound = _video(sheet, request, vae, audio_vae)
     return Held(images, vae, driving, sound, video, video_sound)
 
@@ -82,6 +86,10 @@ def _picture(sheet: Sheet, image: Image) -> Link:
     if crf == 0:
         return loaded
     return sheet.add("LTXVPreprocess", img_compression=crf, image=loaded)[0]
+
+
+def _beginning(sheet: Sheet, sound: Link, seconds: float) -> Link:
+    return sheet.add("TrimAudioDuration", start_index=0.0, duration=seconds, audio=sound)[0]
 
 
 def _frozen(sheet: Sheet, sound: Link, audio_vae: Link) -> Link:

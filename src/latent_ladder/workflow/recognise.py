@@ -52,7 +52,7 @@ class Recognised:
 def recognise(graph: Graph, output: str | None = None) -> Recognised:
     """The request that makes what the graph makes.
 
-    ``output`` is the id or title of the saving node, needed where there are several. Raises
+    ``output`` is the saving node (id, title or file prefix), needed where there are several. Raises
     :class:`WorkflowError` naming the first node that does not fit, :class:`RequestError` for
     values that no request takes.
     """

@@ -41,6 +41,7 @@ def find_output(graph: Graph, wanted: str | None) -> Node:
     """The node that saves the clip. Raises :class:`WorkflowError` for none, or for several."""
     if wanted is not None:
         named = [n for n in graph.nodes.values() if wanted in (n.id, n.title)]
+        named = named or [n for n in _savers(graph) if wanted == n.inputs.get("filename_prefix")]
         if len(named) != 1:
             raise WorkflowError(
                 f"the workflow has {'several nodes' if named else 'no node'} {wanted}",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -200,6 +201,8 @@ class _Run:
         def after(step: int, _: Tensor, predicted: Tensor) -> None:
             last[:] = [predicted]
             self._ask.progress(step + 1, steps)
+            if video is not None:
+                self._ask.look(self._model.transformer, partial(self._seen, packing, predicted))
             self._ask.check_cancelled()
 
         def denoiser(video_terms: Guidance, audio_terms: Guidance, *, voice: bool) -> Denoiser:
@@ -331,6 +334,13 @@ class _Run:
         if audio is not None and self._voice_tokens:
             audio = F.pad(audio, (0, 0, 0, self._voice_tokens))
         return video, audio
+
+    def _seen(self, packing: Packing, predicted: Tensor) -> Tensor:
+        """The video latents of a prediction, without guide frames."""
+        found = self._latent(*packing.unpack(predicted)).video
+        if found is None:
+            raise TypeError("no video cannot be seen")
+        return found[:, :, : found.shape[2] - self._job.guider.positive.guide_frames]
 
     def _latent(self, video: Tensor | None, audio: Tensor | None) -> Latent:
         """Tokens as the latent they came from, its masks kept, on the CPU."""

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import WorkflowError
 from latent_ladder.workflow.engine import Engine
 from latent_ladder.workflow.events import Shown
@@ -55,6 +56,8 @@ class Ask:
     progress: Callable[[int, int], None]
     warn: Callable[[str, str], None]
     check_cancelled: Callable[[], None]
+    look: Callable[[Component, Callable[[], Tensor]], None] = lambda *_: None
+    """Told the transformer and how to get the estimate (1, C, F, H, W) after a step."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     channels: int = LATENT_CHANNELS
 

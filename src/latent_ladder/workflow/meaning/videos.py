@@ -15,10 +15,13 @@ from torch import Tensor
 
 from latent_ladder.errors import MediaError
 from latent_ladder.media.footage import check_video
-from latent_ladder.media.read import read_frames
+from latent_ladder.media.read import probe, read_frames
 from latent_ladder.workflow.meaning.means import Ask, Meaning
 from latent_ladder.workflow.meaning.sounds import read
 from latent_ladder.workflow.values import Audio, Images, Value, Video
+
+NEAR = 1e-3
+"""By how much a declared rate may differ from the measured one and be believed."""
 
 
 def load(ask: Ask) -> list[Value]:
@@ -34,11 +37,14 @@ def of_file(path: Path) -> Video:
     """A video file. Raises :class:`MediaError`."""
     found = check_video(path)
     images = Images(found.frames, *found.size, lambda: _pixels(path), lambda: _integers(path))
+    declared = probe(path).fps
+    # times in whole milliseconds, as in MKV, do not tell a rate as exactly as the header
+    fps = declared if abs(declared / found.fps - 1) < NEAR else found.fps
 
     def audio() -> Audio | None:
         return read(path) if found.has_sound else None
 
-    return Video(images, found.fps, audio, path)
+    return Video(images, fps, audio, path)
 
 
 def _integers(path: Path) -> Iterator[NDArray[np.uint8]]:

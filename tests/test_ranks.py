@@ -17,49 +17,66 @@ PACKAGE = Path(latent_ladder.__file__).parent
 LAYERS: tuple[str, ...] = (
     "checkpoints.published errors latents stages.events stages.exhausted stages.peak spread "
     "terminal sampling.names sampling.guiders text.conditioning upscale.compact upscale.lanczos "
-    "models.dequantize_ggml models.levels models.norms models.passes models.rotation models.snake "
-    "checkpoints.tensors checkpoints.places",
-    "checkpoints.mapped models.dequantize media.encoders media.palette sweeps.axes sweeps.plot",
-    "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers",
-    "checkpoints.gguf",
+    "models.dequantize_ggml models.levels models.norms models.passes models.rotation "
+    "models.snake checkpoints.tensors checkpoints.places workflow.events "
+    "workflow.meaning.resizing",
+    "checkpoints.mapped models.dequantize media.encoders media.palette sweeps.axes sweeps.plot "
+    "server.frames server.guard server.kept server.places workflow.arithmetic workflow.graph",
+    "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers "
+    "server.messages server.view workflow.output_names workflow.schema",
+    "checkpoints.gguf server.sockets server.worker workflow.types.rows",
     "disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
     "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
-    "models.runtime",
-    "checkpoints.index checkpoints.stored media.tags models.video_layers sweeps.results",
-    "sweeps.choice",
-    "sweeps.plots",
+    "models.runtime server.jobs workflow.types.conditioning workflow.types.elsewhere "
+    "workflow.types.images workflow.types.latents workflow.types.loaders workflow.types.media "
+    "workflow.types.plain workflow.types.sampling",
+    "checkpoints.index checkpoints.stored media.tags models.video_layers sweeps.results "
+    "server.listing server.upload workflow.types",
+    "sweeps.choice server.object_info workflow.api workflow.changed workflow.plain "
+    "workflow.sheet workflow.ui_values",
+    "sweeps.plots workflow.forecast workflow.layout workflow.trail workflow.ui_levels "
+    "workflow.validate",
     "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
     "request_report sampling.denoise metrics_flow metrics_sound stages.lock stages.runs "
-    "models.rope hub_hashes",
+    "models.rope hub_hashes server.prompts workflow.forecast_rules workflow.recognise_pixels "
+    "workflow.traps workflow.ui",
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
-    "media.sound media.footage",
-    "metrics models.linear media.outputs sweeps.pictures upscale.networks",
+    "media.sound media.footage workflow.read workflow.values",
+    "metrics models.linear media.outputs sweeps.pictures upscale.networks "
+    "workflow.meaning.statistics",
     "checkpoints.fit models.adaln models.adapters models.attention models.loading "
     "models.residency upscale.tiles",
-    "models.quantize checkpoints.scan request_inputs request_output "
-    "request_stages request_windows stages.store text.tokenizer models.connectors models.gemma "
+    "models.quantize checkpoints.scan request_inputs request_output request_stages "
+    "request_windows stages.store text.tokenizer models.connectors models.gemma "
     "models.lora_build models.parts models.streams hub",
     "models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
     "models.video_coder models.vocoder",
     "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
     "models.video_vae models.audio_vae models.latent_upsampler",
-    "stages.given stages.beside upscale.plan",
-    "request_set advice memory models.denoiser stages.plan upscale.rtx",
-    "planner stages.inputs upscale.stream models.tiled_denoiser",
-    "machine models.rates readiness stages.report stages.windows",
-    "preview proposal stages.writing",
-    "stages.steps doctor",
-    "pipeline",
-    "sweeps.plan",
-    "drafts sweeps.run",
-    "chosen sweeps.files",
-    "sweeps.page",
-    "console",
-    "commands.flags commands.running",
+    "stages.given stages.beside upscale.plan workflow.build_output workflow.build_sampling "
+    "workflow.embedded workflow.file_names workflow.meaning.tiles workflow.nearest "
+    "workflow.wanted_files",
+    "request_set advice memory models.denoiser stages.plan upscale.rtx workflow.build_inputs "
+    "workflow.check workflow.lost workflow.recognise_sampling",
+    "planner stages.inputs upscale.stream models.tiled_denoiser workflow.build "
+    "workflow.meaning.steering workflow.recognise_climb",
+    "machine models.rates readiness stages.report stages.windows workflow.recognise_inputs "
+    "workflow.recognise_models",
+    "preview proposal stages.writing server.about server.setup workflow.engine workflow.recognise",
+    "stages.steps doctor server.context workflow.imported workflow.meaning.means",
+    "pipeline server.routes workflow.meaning.decoding workflow.meaning.denoising "
+    "workflow.meaning.inpainting workflow.meaning.loaders workflow.meaning.pictures "
+    "workflow.meaning.plain workflow.meaning.sigmas workflow.meaning.sounds",
+    "sweeps.plan server.serve workflow.meaning.sampling workflow.meaning.videos",
+    "drafts sweeps.run workflow.meaning.guides workflow.meaning.latents",
+    "chosen sweeps.files workflow.meaning.conditions workflow.meaning.saving",
+    "sweeps.page workflow.meaning",
+    "console workflow.execute",
+    "commands.flags commands.running commands.node_lines server.work",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
-    "commands.models commands.presets",
-    "commands.draft commands.runs commands.sweep commands.upscale",
-    "cli",
+    "commands.models commands.presets commands.serve commands.workflow_files",
+    "commands.draft commands.runs commands.sweep commands.upscale commands.workflow_run",
+    "cli commands.workflow",
 )
 """The modules of each rank, lowest first. A module without a rank is an error."""
 
@@ -67,6 +84,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split
 
 WITHOUT_TORCH = (
     "cli", "doctor", "request", "advice", "shapes", "checkpoints.library", "media.write",
+    "server.serve",
 )  # fmt: skip
 
 

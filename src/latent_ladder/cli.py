@@ -24,11 +24,13 @@ MODULES = {
     "draft": ("draft", "refine"),
     "sweep": ("sweep",),
     "upscale": ("upscale", "sound"),
+    "workflow": ("workflow",),
     "advise": ("advise",),
     "measure": ("measure",),
     "runs": ("runs",),
     "presets": ("presets",),
     "models": ("models",),
+    "serve": ("serve",),
     "doctor": ("doctor",),
     "bench": ("bench",),
 }

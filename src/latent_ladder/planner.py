@@ -201,13 +201,37 @@ def give_way(
         if not smaller:
             raise _too_big(stage, budget, policy)
         return smaller[0]
-    less = replace(budget, device_bytes=int(min(stage.peak_bytes, budget.device_bytes) * STEP_DOWN))
-    last = stage
-    for candidate in ladder(stage.cost, request, sizes, less, policy):
-        last = candidate
-        if fits(candidate, less):
-            return candidate
-    raise _too_big(last, less, policy)
+    less = _less(stage, budget)
+    return _first_fit(ladder(stage.cost, request, sizes, less, policy), less, policy)
+
+
+def hold(cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy) -> StageMemory:
+    """The first holding that fits of a sampling stage that belongs to no request.
+
+    Raises :class:`MemoryBudgetError`.
+    """
+    return _first_fit(sampling_ladder(cost, sizes, budget, policy), budget, policy)
+
+
+def hold_less(stage: StageMemory, sizes: ModelSizes, budget: Budget, policy: Policy) -> StageMemory:
+    """As :func:`give_way`, for a stage of :func:`hold`."""
+    return hold(stage.cost, sizes, _less(stage, budget), policy)
+
+
+def _less(stage: StageMemory, budget: Budget) -> Budget:
+    """What a stage is given after it ran out."""
+    given = min(stage.peak_bytes, budget.device_bytes)
+    return replace(budget, device_bytes=int(given * STEP_DOWN))
+
+
+def _first_fit(rungs: Iterator[StageMemory], budget: Budget, policy: Policy) -> StageMemory:
+    last = None
+    for last in rungs:
+        if fits(last, budget):
+            return last
+    if last is None:
+        raise ValueError("a ladder without rungs")
+    raise _too_big(last, budget, policy)
 
 
 def _tile(stage: StageMemory) -> float:
@@ -229,6 +253,13 @@ def ladder(
             for tile in _smaller_tiles(request):
                 yield _fixed(cost, request, sizes, Holding(tile_px=tile), budget.device)
         return
+    yield from sampling_ladder(cost, sizes, budget, policy)
+
+
+def sampling_ladder(
+    cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy
+) -> Iterator[StageMemory]:
+    """The holdings of a stage that samples, from the fastest to the smallest."""
     for holding in _holdings(cost, sizes, budget, policy):
         if holding.resident is None:
             yield _sampled(cost, sizes, budget, holding)

@@ -36,7 +36,7 @@ def watched(
     from latent_ladder.pipeline import Cancel, RunOptions
 
     cancel = Cancel()
-    with RunProgress(quiet) as progress, _interrupts(cancel):
+    with RunProgress(quiet) as progress, interrupts(cancel):
         try:
             yield RunOptions(
                 device=device,
@@ -52,7 +52,7 @@ def watched(
 
 
 @contextmanager
-def _interrupts(cancel: Cancel) -> Iterator[None]:
+def interrupts(cancel: Cancel) -> Iterator[None]:
     """The first Ctrl-C lets the step finish, the second stops at once."""
 
     def stop(_: int, __: FrameType | None) -> None:

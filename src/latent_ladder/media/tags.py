@@ -50,13 +50,20 @@ def embed(path: Path, tags: Mapping[str, str]) -> None:
 
 
 def picture_tags(path: Path) -> dict[str, str]:
-    """Tags of a PNG, GIF or WebP file, ours unpacked. Raises what Pillow raises."""
+    """Tags of a PNG, GIF or WebP file, ours unpacked. Raises what Pillow raises.
+
+    ComfyUI has no tags of its own in WebP and JPEG: it writes ``name:json`` into EXIF's model and
+    the entries before it.
+    """
     from PIL import Image
 
     with Image.open(path) as image:
         found = {str(k): v for k, v in image.info.items() if isinstance(v, str)}
         comment = image.info.get("comment", b"")
-        exif = image.getexif().get(0x010E, "")
+        entries = image.getexif()
+        exif = entries.get(0x010E, "")
+        named = (str(entry).partition(":") for entry in entries.values())
+        found |= {key: text for key, _, text in named if key in ("prompt", "workflow")}
     for text in (exif, comment.decode("utf-8", "replace") if isinstance(comment, bytes) else ""):
         found |= (from_comment(text) or {}) if isinstance(text, str) else {}
     return found

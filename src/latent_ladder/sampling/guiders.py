@@ -42,7 +42,8 @@ class Guidance:
     """How strongly one stream, video or audio, is guided. The defaults mean: not at all.
 
     The terms apply while ``sigma_low <= sigma <= sigma_high``; outside the prediction is the
-    conditioned one. ``skip_step`` k evaluates the stream only at every (k+1)-th step.
+    conditioned one. ``stg_range`` and ``modality_range`` (low, high) narrow that for their own
+    term. ``skip_step`` k evaluates the stream only at every (k+1)-th step.
     """
 
     cfg: float = 1.0
@@ -53,6 +54,8 @@ class Guidance:
     skip_step: int = 0
     sigma_high: float = math.inf
     sigma_low: float = 0.0
+    stg_range: tuple[float, float] | None = None
+    modality_range: tuple[float, float] | None = None
 
 
 def weights(g: Guidance, sigma: float) -> dict[Pass, float]:
@@ -60,7 +63,12 @@ def weights(g: Guidance, sigma: float) -> dict[Pass, float]:
     if not g.sigma_low <= sigma <= g.sigma_high:
         return {}
     terms = {Pass.UNCOND: g.cfg - 1.0, Pass.PERTURBED: g.stg, Pass.ISOLATED: g.modality - 1.0}
-    return {p: w for p, w in terms.items() if w != 0.0}
+    ranges = {Pass.PERTURBED: g.stg_range, Pass.ISOLATED: g.modality_range}
+    return {p: w for p, w in terms.items() if w != 0.0 and _within(ranges.get(p), sigma)}
+
+
+def _within(bounds: tuple[float, float] | None, sigma: float) -> bool:
+    return bounds is None or bounds[0] <= sigma <= bounds[1]
 
 
 def passes_needed(

@@ -1,0 +1,1 @@
+"""ComfyUI workflows: read, checked, run, explained and written without ComfyUI."""

@@ -1,0 +1,127 @@
+"""Expressions of math nodes: what they may contain, and their value. Nothing is evaluated as code.
+
+The functions are those of ComfyUI's math node; the grammar is Python's, as there.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from latent_ladder.errors import WorkflowError
+
+Number = int | float
+
+_LONGEST = 2000
+_LARGEST_EXPONENT = 4000
+_MOST_BITS = 100_000
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if abs(exponent) > _LARGEST_EXPONENT:
+        raise WorkflowError(f"the exponent {exponent} is larger than {_LARGEST_EXPONENT}")
+    if isinstance(base, int) and base.bit_length() * abs(exponent) > _MOST_BITS:
+        raise WorkflowError("the power has too many digits")
+    return base**exponent
+
+
+def _sum(*terms: Any) -> Any:
+    return sum(terms[0]) if len(terms) == 1 and isinstance(terms[0], list) else sum(terms)
+
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "sum": _sum, "min": min, "max": max, "abs": abs, "round": round, "pow": _power,
+    "sqrt": math.sqrt, "ceil": math.ceil, "floor": math.floor, "log": math.log,
+    "log2": math.log2, "log10": math.log10, "sin": math.sin, "cos": math.cos, "tan": math.tan,
+    "int": int, "float": float, "len": len,
+}  # fmt: skip
+
+_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: _power,
+}
+_UNARY: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+}
+_COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
+
+def evaluate(expression: str, names: Mapping[str, Any]) -> Number:
+    """The value of an expression of the given names; yes and no are numbers, as in Python.
+
+    Raises :class:`WorkflowError` for what is not arithmetic, for unknown names, and for results
+    that are no finite number.
+    """
+    if len(expression) > _LONGEST:
+        raise WorkflowError(f"the expression has {len(expression)} characters, at most {_LONGEST}")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+        result = _value(tree.body, names)
+    except (SyntaxError, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as e:
+        raise WorkflowError(f"{expression!r} cannot be worked out: {e}") from e
+    if not isinstance(result, int | float) or not math.isfinite(result):
+        raise WorkflowError(f"{expression!r} gives {result!r}, expected a number")
+    return result
+
+
+def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() as value):
+            return value
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.Name(id=name):
+            raise WorkflowError(f"{name} is not connected", f"known are {', '.join(names) or '-'}")
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _BINARY[type(op)](_value(left, names), _value(right, names))
+        case ast.UnaryOp(op=unary, operand=operand) if type(unary) in _UNARY:
+            return _UNARY[type(unary)](_value(operand, names))
+        case ast.BoolOp(op=joined, values=terms):
+            return _joined(isinstance(joined, ast.And), terms, names)
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            return _value(body if _value(test, names) else orelse, names)
+        case ast.Compare():
+            return _compared(node, names)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
+            return FUNCTIONS[name](*(_value(one, names) for one in args))
+    raise WorkflowError(
+        f"{ast.unparse(node)!r} is not arithmetic", f"functions are {', '.join(FUNCTIONS)}"
+    )
+
+
+def _joined(every: bool, terms: list[ast.expr], names: Mapping[str, Any]) -> Any:
+    value: Any = every
+    for term in terms:
+        value = _value(term, names)
+        if bool(value) is not every:
+            break
+    return value
+
+
+def _compared(node: ast.Compare, names: Mapping[str, Any]) -> bool:
+    left = _value(node.left, names)
+    for op, comparator in zip(node.ops, node.comparators, strict=True):
+        if type(op) not in _COMPARISONS:
+            raise WorkflowError(f"{ast.unparse(node)!r} is not arithmetic")
+        right = _value(comparator, names)
+        if not _COMPARISONS[type(op)](left, right):
+            return False
+        left = right
+    return True

@@ -1,0 +1,51 @@
+"""ComfyUI's five ways to resize, chunk by chunk.
+
+``lanczos`` goes through Pillow with 8 bits, the others are torch's without antialiasing; ``area``
+is the mean. A crop keeps the middle of what has the wanted shape.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+"""(width, height)."""
+
+
+def resized(frames: Tensor, size: Size, method: str, crop: str = "disabled") -> Tensor:
+    """(n, C, H, W) -> (n, C, height, width); ``crop`` is ``disabled`` or ``center``."""
+    if crop == "center":
+        frames = centred(frames, size)
+    width, height = size
+    if frames.shape[-2:] == (height, width):
+        return frames
+    if method == "lanczos":
+        return _lanczos(frames, size)
+    return F.interpolate(frames.float(), (height, width), mode=method)
+
+
+def centred(frames: Tensor, size: Size) -> Tensor:
+    """The middle of the frames that has the shape of ``size``."""
+    height, width = frames.shape[-2:]
+    old, new = width / height, size[0] / size[1]
+    x = round((width - width * (new / old)) / 2) if old > new else 0
+    y = round((height - height * (old / new)) / 2) if old < new else 0
+    return frames[..., y : height - y, x : width - x]
+
+
+def _lanczos(frames: Tensor, size: Size) -> Tensor:
+    from PIL import Image
+
+    done = []
+    for frame in frames.float().cpu():
+        planes = frame.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+        image = np.ascontiguousarray(planes.transpose(1, 2, 0))
+        mode = image[..., 0] if image.shape[2] == 1 else image
+        resized_image = Image.fromarray(mode).resize(size, Image.Resampling.LANCZOS)
+        values = np.asarray(resized_image, np.float32) / 255
+        values = values[..., None] if values.ndim == 2 else values
+        done.append(torch.from_numpy(values.transpose(2, 0, 1).copy()))
+    return torch.stack(done).to(frames.device)

@@ -192,13 +192,13 @@ def test_a_budget_that_tiles_cannot_meet_is_refused_with_what_it_takes(library, 
         make(library, tmp_path, "less", side=512, frames=1, vram=80 / 1024)
 
 
-COPIES = 42
+COPIES = 34
 """Of the pocket's 6 blocks: as deep that a third of the transformer is more than the decoder."""
 
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    """The pocket with 252 blocks, the added ones with little to say."""
+    """The pocket with 204 blocks, the added ones with little to say."""
     folder = tmp_path_factory.mktemp("deep")
     shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True)
     (path,) = (folder / "checkpoints").iterdir()

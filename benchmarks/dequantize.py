@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from k_types import ENCODERS
 from torch import Tensor
 
 from latent_ladder.models.dequantize_ggml import BLOCKS
@@ -121,18 +122,20 @@ def kitchen_case(kitchen: Any, weight: Tensor, name: str) -> Case:
 
 
 def ggml_cases(weight: Tensor) -> dict[str, Case]:
-    """Blocks of every type: encoded where gguf-py can, random where it cannot (the K types)."""
+    """Blocks of every type, the K types encoded here, the others by gguf-py."""
     gguf = installed("gguf")
     return {name: ggml_case(gguf, weight, name) for name in BLOCKS}
 
 
 def ggml_case(gguf: Any, weight: Tensor, name: str) -> Case:
-    original = None
-    if gguf is None or name.endswith("k"):
-        blocks = random_blocks(name, weight.numel()).reshape(len(weight), -1)
+    original: Tensor | None = weight
+    if name in ENCODERS:
+        blocks = ENCODERS[name](weight.numpy())
+    elif gguf is None:
+        blocks, original = random_blocks(name, weight.numel()).reshape(len(weight), -1), None
     else:
         type_ = gguf.GGMLQuantizationType[name.upper()]
-        blocks, original = gguf.quants.quantize(weight.numpy(), type_), weight
+        blocks = gguf.quants.quantize(weight.numpy(), type_)
     stored = QuantizedTensor(name, tuple(weight.shape), {"weight": torch.from_numpy(blocks)})
     if gguf is None:
         return Case(stored, None, original)

@@ -6,13 +6,16 @@ The allocator's own exception is raised at the places where a real card raises i
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from latent_ladder import Request
-from latent_ladder.checkpoints.library import EMBEDDED, scan
+from latent_ladder.checkpoints.library import EMBEDDED, scan, select
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.machine import MemoryOptions
 from latent_ladder.media.read import read_frames
@@ -48,10 +51,16 @@ def library():
 
 
 def make(
-    library, folder: Path, name: str, store: Store | None = None, side: int = 128, **memory
+    library,
+    folder: Path,
+    name: str,
+    store: Store | None = None,
+    side: int = 128,
+    frames: int = 9,
+    **memory,
 ) -> Result:
     options = MemoryOptions(**memory)
-    fields = {**FIELDS, "width": side, "height": side}
+    fields = {**FIELDS, "width": side, "height": side, "frames": frames}
     store = store or Store(folder / f"store-{name}")
     prepared = prepare(Request.from_dict(fields), library, store, options, "cpu")
     return execute(prepared, folder / f"{name}.mp4", RunOptions(device="cpu", memory=options))
@@ -156,9 +165,65 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory(library, tmp_path, mo
 
 def test_a_budget_that_nothing_fits_is_refused_before_anything_is_loaded(library, tmp_path):
     events: list[Warned] = []
-    with pytest.raises(MemoryBudgetError, match=r"needs .* GiB"):
+    with pytest.raises(MemoryBudgetError, match=r"needs .* MiB .* the budget is .* KiB"):
         make(library, tmp_path, "tiny", vram=1e6 / GIB, changes=frozenset())
     assert not events
     assert not (tmp_path / "store-tiny").exists() or not any(
         (tmp_path / "store-tiny").rglob("*.safetensors")
     )
+
+
+def test_a_budget_below_the_decoders_need_is_met_with_tiles_and_said(library, tmp_path):
+    """512 x 512 takes 105 MiB at once, 87 in tiles of 256 px."""
+    result = make(library, tmp_path, "tiled", side=512, frames=1, vram=90 / 1024)
+    assert held(result)["decode and write"] == "resident, tiles of 256 px"
+    assert any("decoded in tiles of 256 px to fit" in w.message for w in result.warnings)
+    at_once = make(
+        library, tmp_path, "at-once", Store(tmp_path / "store-tiled"), side=512, frames=1
+    )
+    assert all(s.reused for s in at_once.stages[:-1]), "only the decoding differs"
+    one, other = (next(iter(read_frames(r.output))).astype(int) for r in (result, at_once))
+    difference = abs(one - other)
+    assert difference.mean() < 2 < difference.max(), "tiles change a little, near their edges"
+
+
+def test_a_budget_that_tiles_cannot_meet_is_refused_with_what_it_takes(library, tmp_path):
+    with pytest.raises(MemoryBudgetError, match=r"decode at 512x512x1 needs 81.* 80.0 MiB"):
+        make(library, tmp_path, "less", side=512, frames=1, vram=80 / 1024)
+
+
+COPIES = 34
+"""Of the pocket's 6 blocks: as deep that a third of the transformer is more than the decoder."""
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """The pocket with 204 blocks, the added ones with little to say."""
+    folder = tmp_path_factory.mktemp("deep")
+    shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True)
+    (path,) = (folder / "checkpoints").iterdir()
+    with safe_open(path, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(path)
+    blocks = "model.diffusion_model.transformer_blocks."
+    for name in [n for n in tensors if n.startswith(blocks)]:
+        number, _, rest = name.removeprefix(blocks).partition(".")
+        quiet = rest.endswith(("to_out.0.weight", "to_out.0.bias", "net.2.weight", "net.2.bias"))
+        added = tensors[name] * (0.02 if quiet else 1.0)
+        for copy in range(1, COPIES):
+            tensors[f"{blocks}{int(number) + 6 * copy}.{rest}"] = added.clone()
+    config = json.loads(metadata["config"])
+    config["transformer"]["num_layers"] = 6 * COPIES
+    save_file(tensors, path, {**metadata, "config": json.dumps(config)})
+    return scan([folder])
+
+
+def test_a_third_of_the_model_as_budget_gives_the_same_clip(deep, tmp_path):
+    whole = make(deep, tmp_path, "whole", side=64)
+    third = select(deep).transformer.nbytes / 3
+    small = make(deep, tmp_path, "third", side=64, vram=third / GIB)
+    assert held(whole)["base"] == held(whole)["refine"] == "resident"
+    for stage in ("base", "refine"):
+        assert "blocks resident, the others from disk" in held(small)[stage]
+    assert "tiles" not in held(small)["decode and write"]
+    assert pixels(small) == pixels(whole)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from latent_ladder.disk import readable_size
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory import (
     CHUNK_TOKENS,
@@ -386,8 +387,8 @@ def _too_big(stage: StageMemory, budget: Budget, policy: Policy) -> MemoryBudget
     what = f"{stage.cost.name}{where}"
     if stage.pinned_bytes > budget.ram_bytes:
         return MemoryBudgetError(
-            f"{what} needs {stage.pinned_bytes / GIB:.1f} GiB of RAM to stream from, "
-            f"{budget.ram_bytes / GIB:.1f} GiB are free",
+            f"{what} needs {readable_size(stage.pinned_bytes)} of RAM to stream from, "
+            f"{readable_size(budget.ram_bytes)} are free",
             "use --offload disk, or a smaller precision of the model",
         )
     hints = {
@@ -398,7 +399,7 @@ def _too_big(stage: StageMemory, budget: Budget, policy: Policy) -> MemoryBudget
         policy.offload, "use a smaller --size or fewer --frames"
     )
     return MemoryBudgetError(
-        f"{what} needs {stage.peak_bytes / GIB:.1f} GiB even with {stage.holding}, the budget is "
-        f"{budget.device_bytes / GIB:.1f} GiB",
+        f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.holding}, the budget is "
+        f"{readable_size(budget.device_bytes)}",
         hint,
     )

@@ -57,7 +57,8 @@ LAYERS: tuple[str, ...] = (
     "commands.flags",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
     "commands.models commands.presets",
-    "commands.draft commands.runs commands.sweep commands.upscale",
+    "commands.draft commands.runs commands.upscale",
+    "commands.sweep",
     "cli",
 )
 """The modules of each rank, lowest first. A module without a rank is an error."""

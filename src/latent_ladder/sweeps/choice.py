@@ -22,8 +22,8 @@ A share, because not all of the loss is one: flow of plain areas is a guess, in 
 MOST_FLICKER = 1.5
 """A point trembles if its flicker is more than this many times its draft's."""
 
-NOISE_DB = 0.3
-"""Differences of detail that tell nothing where no seeds were swept."""
+NOISE_DB = 0.5
+"""Differences of detail that tell nothing where no seeds were swept: a guess, no measurement."""
 
 TREMBLE = (
     "Cannot tell: every point that keeps the motion trembles more than "
@@ -185,7 +185,11 @@ def _words(
     """The outcome and its reason, for people."""
     numbers = f"{gentle.detail_added_db:+.1f} dB of detail, {gentle.motion_kept:.2f} motion kept"
     lost = [s for s in judged if not s.keeps_motion]
-    left = f" {len(lost)} settings keep less than {kept_share:.0%} of the most motion kept." if lost else ""
+    left = (
+        f" {len(lost)} settings keep less than {kept_share:.0%} of the most motion kept."
+        if lost
+        else ""
+    )
     trembling = [s for s in judged if s.keeps_motion and s.trembles]
     left += f" {len(trembling)} settings tremble." if trembling else ""
     if max(s.detail_added_db for s in alike) <= noise:

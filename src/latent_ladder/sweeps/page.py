@@ -15,6 +15,7 @@ from string import Template
 
 from latent_ladder.disk import write_whole, writing
 from latent_ladder.errors import MediaError
+from latent_ladder.sweeps.axes import short_path
 from latent_ladder.sweeps.choice import Choice
 from latent_ladder.sweeps.files import PAGE, pictures_folder
 from latent_ladder.sweeps.plan import Sweep
@@ -47,8 +48,9 @@ class Report:
 
     def said(self, point: Measured) -> str:
         """A point's settings in a line, without those that all share."""
-        varied = [f"{p} = {v}" for p, v in point.settings.items() if p in self.paths]
-        return ", ".join(varied) or "as it is"
+        paths = self.paths
+        varied = [f"{short_path(p, paths)} {v}" for p, v in point.settings.items() if p in paths]
+        return " · ".join(varied) or "as it is"
 
 
 def write_page(report: Report) -> Path:
@@ -186,7 +188,7 @@ def _cards(report: Report) -> Iterable[str]:
         several = len(report.result.drafts) > 1
         text = _picture(report, draft, size <= VIDEO_BYTES)
         mark = "data-draft" if n == 0 and not several else ""
-        yield _card(f"d{n + 1}", "", name, text + _numbers(draft), ("draft", ""), mark)
+        yield _card(f"d{n + 1}", "", name, text + _numbers(draft), ("", ""), mark)
     for point in report.result.points:
         badge = _badge(point, report.choice)
         if point.status == "failed":
@@ -204,10 +206,11 @@ def _card(
 ) -> str:
     said, tone = badge
     pill = f'<span class="badge {tone}">{escape(said)}</span>' if said else ""
-    label = f'<span class="no">#{number}</span>' if number.isdecimal() else ""
+    label = f'<span class="no">{f"#{number}" if number.isdecimal() else "draft"}</span>'
     return (
         f'<article class="card {kind}" id="p{number}" data-point="{number}" {mark}>'
-        f"<header>{label}<h3>{escape(name)}</h3>{pill}</header>{text}</article>"
+        f'<header>{label}{pill}<h3 title="{escape(name)}">{escape(name)}</h3></header>'
+        f"{text}</article>"
     )
 
 

@@ -204,7 +204,8 @@ class SweepRun(Run):
             else:
                 watched = self._stoppable(frames)
                 draft_fps = float(point.draft.rung.fps)
-                against = compare_clips(draft.frames(), watched, draft_fps, None, fps).to_dict()
+                found = compare_clips(draft.frames(), watched, draft_fps, None, fps)
+                against = found.to_dict() | {"notes": list(found.notes)}  # as JSON has it
                 for _ in watched:  # a draft of fewer frames: see the others too
                     pass
             names, clip = pictures.save(self._folder, point.key, request.fps)

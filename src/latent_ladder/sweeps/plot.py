@@ -111,7 +111,7 @@ def _frame(
         )
         if edge - left > 70:
             out.append(
-                f'<text class="note" x="{edge - 6:.1f}" y="{bottom - 8}" text-anchor="end">'
+                f'<text class="note" x="{edge - 6:.1f}" y="{top + 16}" text-anchor="end">'
                 f"{escape(plot.shade)}</text>"
             )
     for value in y_ticks:

@@ -226,8 +226,9 @@ def test_a_failing_point_is_shown_and_the_others_go_on(library, tmp_path):
 
 
 def measured(number, kept, detail, flicker=1.0, seed="same", status="done", **fields):
+    comparison = {"motion_kept": kept, "detail_added_db": detail, "structure_similarity": 0.9}
+    comparison |= {k: fields.pop(k) for k in list(fields) if k in comparison}
     values = {f"refine.{k}": str(v) for k, v in fields.items()} | {"refine.seed": seed}
-    comparison = {"motion_kept": kept, "detail_added_db": detail}
     if status == "failed":
         return Measured(f"k{number}", number, values, status=status, error="no")
     metrics = {"flicker": flicker}
@@ -244,11 +245,14 @@ def test_most_detail_among_those_that_keep_the_motion():
         measured(3, 0.74, 3.0, flicker=2.0, denoise=0.5),  # trembles
         measured(4, 0.40, 5.0, denoise=0.8),  # loses motion
         measured(5, 0, 0, status="failed", denoise=0.9),
+        measured(6, 0.79, 4.0, structure_similarity=0.7, denoise=0.7),
     ]
     choice = choose_point(points, DRAFTS)
     assert (choice.outcome, choice.point) == ("recommended", 2)
     assert "denoise=0.4" in choice.why
-    assert [s.fits for s in choice.settings] == [True, True, False, False]
+    assert [s.fault for s in choice.settings] == [
+        None, None, "trembles", "loses motion", "another picture",
+    ]  # fmt: skip
 
 
 def test_alike_is_not_told_apart_and_nothing_is_not_recommended():
@@ -260,6 +264,8 @@ def test_alike_is_not_told_apart_and_nothing_is_not_recommended():
     trembling = [measured(1, 0.8, 2.0, flicker=3.0, denoise=0.3)]
     assert choose_point(trembling, DRAFTS).point is None
     assert choose_point([measured(1, 0, 0, status="failed")], {}).outcome == "not measured"
+    unlike = choose_point([measured(1, 0.06, 2.0, denoise=0.3)], DRAFTS)
+    assert (unlike.outcome, unlike.point) == ("cannot tell", None)
 
 
 def test_seeds_tell_how_much_is_noise():

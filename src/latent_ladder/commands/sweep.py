@@ -51,7 +51,7 @@ Keep = Annotated[
 FACTOR = 2.0
 """By how much a video of any source is enlarged."""
 
-_RUN = re.compile(r"(last|[0-9a-hjkmnp-tv-z]{3,8})(:\d+)?")
+_RUN = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
 """How a run is named: ``last``, an id or its beginning, and a draft's number."""
 
 

@@ -222,9 +222,8 @@ def _badge(point: Measured, choice: Choice) -> tuple[str, str]:
         return ("recommended", "good") if choice.outcome == "recommended" else ("gentlest", "warn")
     if point.number in choice.tied:
         return "as good", "warn"
-    if setting is not None and not setting.keeps_motion:
-        return "loses motion", "bad"
-    return ("trembles", "bad") if setting is not None and setting.trembles else ("", "")
+    fault = None if setting is None else setting.fault
+    return ("", "") if fault is None else (fault, "bad")
 
 
 def _picture(report: Report, point: Measured, with_video: bool) -> str:
@@ -321,12 +320,13 @@ def _words(report: Report) -> str:
         for label, unit, meaning in SHOWN.values()
     )
     least = report.choice.least_kept
-    kept = "" if least is None else f" Here that is {least:.2f}."
+    kept = "" if least is None else f" (here {least:.2f})"
     return (
         f'<dl class="words">{rows}</dl><p>Every point is measured against its upsampled draft '
         "before any refining. Recommended is the point with the most detail among those that keep "
-        f"nine tenths of the highest <i>motion kept</i> of the sweep.{kept} and flicker at most "
-        "half as much again as the draft. Detail that differs by less than "
+        f"nine tenths of the highest <i>motion kept</i> of the sweep{kept}, are at most 0.1 less "
+        "similar to the draft than the most similar one, and flicker at most half as much again as "
+        "the draft. Detail that differs by less than "
         f"{report.choice.noise_db:.2f} dB is no difference: twice the standard error between seeds "
         "where seeds were swept, else a fixed guess. Detail counts noise and artefacts too: look "
         "before you believe.</p>"

@@ -75,8 +75,8 @@ LAYERS: tuple[str, ...] = (
     "commands.flags commands.running commands.node_lines server.work",
     "commands.advise commands.bench commands.doctor commands.make commands.measure "
     "commands.models commands.presets commands.serve commands.workflow_files",
-    "commands.draft commands.runs commands.sweep commands.upscale commands.workflow_run",
-    "cli commands.workflow",
+    "commands.draft commands.runs commands.upscale commands.workflow_run",
+    "commands.sweep cli commands.workflow",
 )
 """The modules of each rank, lowest first. A module without a rank is an error."""
 

@@ -25,6 +25,7 @@ from latent_ladder.commands.flags import (
     prepare,
 )
 from latent_ladder.commands.running import watched
+from latent_ladder.commands.upscale import UNSAID, upscale_fields
 from latent_ladder.console import show_note, table
 from latent_ladder.errors import RequestError
 
@@ -47,7 +48,10 @@ Keep = Annotated[
     typer.Option("--keep-motion", help="Share of the most motion kept that a good point keeps."),
 ]
 
-_RUN = re.compile(r"(last|[0-9a-hjkmnp-tv-z]{3,8})(:\d+)?")
+FACTOR = 2.0
+"""By how much a video of any source is enlarged."""
+
+_RUN = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
 """How a run is named: ``last``, an id or its beginning, and a draft's number."""
 
 
@@ -101,7 +105,10 @@ def _prepared(
     if target is None or any(letter.isspace() for letter in target.strip()):
         return prepare(asked, memory, store, inputs)
     if Path(target).exists():
-        return prepare(replace(asked, prompt=None, source=Path(target)), memory, store, inputs)
+        path = Path(target)
+        if _carries_request(path):
+            return prepare(replace(asked, prompt=None, source=path), memory, store, inputs)
+        return _of_any_video(asked, path, memory, opened)
     if _RUN.fullmatch(target) is None:
         return prepare(asked, memory, store, inputs)  # a prompt of one word
     from latent_ladder import pipeline
@@ -111,6 +118,35 @@ def _prepared(
     chosen = choose(opened, target)
     library = scan(model_folders(asked.folders or searched_folders(chosen)))
     request = replace(asked, prompt=None).request(library, inputs, chosen.request.to_dict())
+    return pipeline.prepare(request, library, opened, memory.options(), memory.device)
+
+
+def _carries_request(path: Path) -> bool:
+    """Whether a file is a request, or a clip that holds one."""
+    from latent_ladder.media.read import read_metadata
+    from latent_ladder.pipeline import METADATA_KEY, READERS
+
+    return path.suffix.lower() in READERS or METADATA_KEY in read_metadata(path)
+
+
+def _of_any_video(asked: RequestFlags, path: Path, memory: MemoryFlags, opened: Store) -> Prepared:
+    """A video of any source: it enters at the upsample stage, as with ``ladder upscale``."""
+    from latent_ladder import pipeline
+    from latent_ladder.checkpoints.library import model_folders, scan
+    from latent_ladder.media.footage import check_video
+    from latent_ladder.presets import read_preset
+    from latent_ladder.request import override
+
+    library = scan(model_folders(asked.folders or ()))
+    fields = read_preset(asked.preset or pipeline.default_preset(library)).fields
+    refine = [stage for stage in fields["stages"] if stage["kind"] == "refine"]
+    if not refine:
+        raise RequestError("the preset has no refine stage", "choose another --preset")
+    given = upscale_fields(path, check_video(path), FACTOR)
+    factor = given.pop("upsample_by", FACTOR)
+    stages = [fields["stages"][0], {"kind": "upsample", "factor": factor}, refine[-1]]
+    start = override(fields, {"prompt": UNSAID, **given, "stages": stages})
+    request = replace(asked, prompt=None).request(library, None, start)
     return pipeline.prepare(request, library, opened, memory.options(), memory.device)
 
 

@@ -143,9 +143,13 @@ class Workshop:
 
     # -- stages -------------------------------------------------------------------------------
 
-    def turn_to(self, plan: RunPlan) -> None:
-        """Go on with another request for the same models; what is loaded stays."""
+    def turn_to(self, plan: RunPlan, memory: MemoryPlan | None = None) -> None:
+        """Go on with another request for the same models; what is loaded stays.
+
+        ``memory`` says how its stages fit, where that is not known yet.
+        """
         self._plan, self._request = plan, plan.request
+        self._memory = memory or self._memory
 
     @property
     def device(self) -> torch.device:

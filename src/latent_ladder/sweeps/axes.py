@@ -155,6 +155,12 @@ def settings(axes: Sequence[Axis], zipped: bool = False) -> Iterator[Settings]:
         yield dict(zip(paths, row, strict=True))
 
 
+def short_path(path: str, among: Sequence[str]) -> str:
+    """The last name of a field, where no other of the fields ends in it."""
+    last = path.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in among) == 1 else path
+
+
 def said(point: Settings, axes: Sequence[Axis] = ()) -> str:
     """The settings in a line; fields that every point of ``axes`` shares are left out."""
     fixed = {axis.path for axis in axes if len(axis.values) == 1}

@@ -8,7 +8,8 @@ the noise below which settings are not told apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -19,18 +20,18 @@ KEPT_SHARE = 0.9
 
 A share, because not all of the loss is one: flow of plain areas is a guess, in either clip.
 """
+LEAST_MEASURED = 0.2
+"""If no point keeps so much, the flows have nothing in common: motion was not measured."""
+LESS_ALIKE = 0.1
+"""A point is another picture if its similarity to the draft is so much below the highest."""
 MOST_FLICKER = 1.5
 """A point trembles if its flicker is more than this many times its draft's."""
 
-NOISE_DB = 0.3
-"""Differences of detail that tell nothing where no seeds were swept."""
-
-TREMBLE = (
-    "Cannot tell: every point that keeps the motion trembles more than "
-    f"{MOST_FLICKER:g} times as much as its draft. Look at them yourself."
-)
+NOISE_DB = 0.5
+"""Differences of detail that tell nothing where no seeds were swept: a guess, no measurement."""
 
 Outcome = Literal["recommended", "cannot tell", "adds nothing", "not measured"]
+Fault = Literal["loses motion", "another picture", "trembles"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Setting:
     motion_kept: float
     detail_added_db: float
     flicker_ratio: float | None
-    keeps_motion: bool = True
-    trembles: bool = False
+    similarity: float
+    fault: Fault | None = None
 
     @property
     def fits(self) -> bool:
         """Whether it may be recommended."""
-        return self.keeps_motion and not self.trembles
+        return self.fault is None
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,35 @@ def choose_point(
             "There is nothing to choose from: no point was refined from a draft that it could be "
             "measured against.",
         )
-    noise = _noise_db(groups)
-    least = kept_share * max(s.motion_kept for s in settings)
-    judged = tuple(_judged(s, least) for s in settings)
+    noise, most = _noise_db(groups), max(s.motion_kept for s in settings)
+    least = kept_share * most
+    alike_least = max(s.similarity for s in settings) - LESS_ALIKE
+    judged = tuple(replace(s, fault=_fault(s, least, alike_least)) for s in settings)
     fitting = [s for s in judged if s.fits]
-    if not fitting:
-        return Choice("cannot tell", TREMBLE, None, (), noise, least, judged)
+    if most < LEAST_MEASURED or not fitting:
+        why = UNMEASURED.format(most) if most < LEAST_MEASURED else TREMBLE
+        return Choice("cannot tell", why, None, (), noise, least, judged)
     best = max(fitting, key=lambda s: s.detail_added_db)
     alike = [s for s in fitting if best.detail_added_db - s.detail_added_db <= noise]
     gentle = max(alike, key=lambda s: s.motion_kept)
     tied = tuple(n for s in alike if s is not gentle for n in s.points)
-    point = _nearest(gentle, points)
-    outcome, why = _words(gentle, alike, judged, noise, kept_share)
-    return Choice(outcome, why, point, tied, noise, least, judged)
+    outcome, why = _words(gentle, alike, judged, noise)
+    return Choice(outcome, why, _fullest(gentle, points), tied, noise, least, judged)
+
+
+PLURAL: Mapping[Fault, str] = {
+    "loses motion": "losing motion",
+    "another picture": "another picture",
+    "trembles": "trembling",
+}
+UNMEASURED = (
+    "Cannot tell: no point keeps more than {:.2f} of the draft's motion, so little that the flows "
+    "have nothing in common. Look at the clips yourself."
+)
+TREMBLE = (
+    f"Cannot tell: every point that keeps the draft trembles more than {MOST_FLICKER:g} times as "
+    "much as it. Look at them yourself."
+)
 
 
 def _grouped(points: Sequence[Measured]) -> list[list[Measured]]:
@@ -143,13 +160,18 @@ def _setting(
         _mean([p.number_of("motion_kept") or 0.0 for p in done]),
         _mean([p.number_of("detail_added_db") or 0.0 for p in done]),
         _mean(ratios) if ratios else None,
+        _mean([p.number_of("structure_similarity") or 0.0 for p in done]),
     )
 
 
-def _judged(setting: Setting, least: float) -> Setting:
+def _fault(setting: Setting, least_kept: float, least_alike: float) -> Fault | None:
+    """Why it may not be recommended."""
+    if setting.motion_kept < least_kept:
+        return "loses motion"
+    if setting.similarity < least_alike:
+        return "another picture"
     ratio = setting.flicker_ratio
-    trembles = ratio is not None and ratio > MOST_FLICKER
-    return replace(setting, keeps_motion=setting.motion_kept >= least, trembles=trembles)
+    return "trembles" if ratio is not None and ratio > MOST_FLICKER else None
 
 
 def _noise_db(groups: Sequence[Sequence[Measured]]) -> float:
@@ -169,40 +191,34 @@ def _noise_db(groups: Sequence[Sequence[Measured]]) -> float:
     return 2.0 * math.sqrt(squares / degrees / most) if degrees else NOISE_DB
 
 
-def _nearest(setting: Setting, points: Sequence[Measured]) -> int:
+def _fullest(setting: Setting, points: Sequence[Measured]) -> int:
     """Of a setting's points the one with the most detail."""
-    mine = [p for p in points if p.number in setting.points]
-    return max(mine, key=lambda p: p.number_of("detail_added_db") or -math.inf).number
+    found = {p.number: p.number_of("detail_added_db") for p in points if p.number in setting.points}
+    detail = {number: value for number, value in found.items() if value is not None}
+    return max(detail, key=detail.__getitem__)
 
 
 def _words(
-    gentle: Setting,
-    alike: Sequence[Setting],
-    judged: Sequence[Setting],
-    noise: float,
-    kept_share: float,
+    gentle: Setting, alike: Sequence[Setting], judged: Sequence[Setting], noise: float
 ) -> tuple[Outcome, str]:
     """The outcome and its reason, for people."""
     numbers = f"{gentle.detail_added_db:+.1f} dB of detail, {gentle.motion_kept:.2f} motion kept"
-    lost = [s for s in judged if not s.keeps_motion]
-    share = f"{kept_share:.0%} of the most motion kept"
-    left = f" {len(lost)} settings keep less than {share}." if lost else ""
-    trembling = [s for s in judged if s.keeps_motion and s.trembles]
-    left += f" {len(trembling)} settings tremble." if trembling else ""
+    faults = Counter(s.fault for s in judged if s.fault is not None)
+    out = [f"{PLURAL[fault]} {count}" for fault, count in faults.items()]
+    left = f" Left out of {len(judged)} settings: {', '.join(out)}." if out else ""
     if max(s.detail_added_db for s in alike) <= noise:
         return "adds nothing", (
-            f"No point that keeps the motion adds fine detail to the upsampled draft beyond "
-            f"{noise:.1f} dB. {gentle.name} loses least of the motion ({numbers}).{left}"
+            f"No setting that keeps the draft adds fine detail to it beyond {noise:.1f} dB. "
+            f"{gentle.name} keeps most of the motion ({numbers}).{left}"
         )
     if len(alike) > 1:
-        others = len(alike) - 1
+        others = "one other setting" if len(alike) == 2 else f"{len(alike) - 1} other settings"
         return "cannot tell", (
-            f"{gentle.name} ({numbers}) cannot be told from {others} other "
-            f"{'setting' if others == 1 else 'settings'}: their detail differs by {noise:.1f} dB "
-            f"or less. It is the one that keeps the most motion.{left}"
+            f"{gentle.name} ({numbers}) cannot be told from {others}: their detail differs by "
+            f"{noise:.1f} dB or less. It is the one that keeps the most motion.{left}"
         )
     return "recommended", (
-        f"{gentle.name} adds the most detail of the points that keep the motion ({numbers}).{left}"
+        f"{gentle.name} adds the most detail of the settings that keep the draft ({numbers}).{left}"
     )
 
 

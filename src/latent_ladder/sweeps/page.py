@@ -15,6 +15,7 @@ from string import Template
 
 from latent_ladder.disk import write_whole, writing
 from latent_ladder.errors import MediaError
+from latent_ladder.sweeps.axes import short_path
 from latent_ladder.sweeps.choice import Choice
 from latent_ladder.sweeps.files import PAGE, pictures_folder
 from latent_ladder.sweeps.plan import Sweep
@@ -47,8 +48,9 @@ class Report:
 
     def said(self, point: Measured) -> str:
         """A point's settings in a line, without those that all share."""
-        varied = [f"{p} = {v}" for p, v in point.settings.items() if p in self.paths]
-        return ", ".join(varied) or "as it is"
+        paths = self.paths
+        varied = [f"{short_path(p, paths)} {v}" for p, v in point.settings.items() if p in paths]
+        return " · ".join(varied) or "as it is"
 
 
 def write_page(report: Report) -> Path:
@@ -186,7 +188,7 @@ def _cards(report: Report) -> Iterable[str]:
         several = len(report.result.drafts) > 1
         text = _picture(report, draft, size <= VIDEO_BYTES)
         mark = "data-draft" if n == 0 and not several else ""
-        yield _card(f"d{n + 1}", "", name, text + _numbers(draft), ("draft", ""), mark)
+        yield _card(f"d{n + 1}", "", name, text + _numbers(draft), ("", ""), mark)
     for point in report.result.points:
         badge = _badge(point, report.choice)
         if point.status == "failed":
@@ -204,10 +206,11 @@ def _card(
 ) -> str:
     said, tone = badge
     pill = f'<span class="badge {tone}">{escape(said)}</span>' if said else ""
-    label = f'<span class="no">#{number}</span>' if number.isdecimal() else ""
+    label = f'<span class="no">{f"#{number}" if number.isdecimal() else "draft"}</span>'
     return (
         f'<article class="card {kind}" id="p{number}" data-point="{number}" {mark}>'
-        f"<header>{label}<h3>{escape(name)}</h3>{pill}</header>{text}</article>"
+        f'<header>{label}{pill}<h3 title="{escape(name)}">{escape(name)}</h3></header>'
+        f"{text}</article>"
     )
 
 
@@ -219,9 +222,8 @@ def _badge(point: Measured, choice: Choice) -> tuple[str, str]:
         return ("recommended", "good") if choice.outcome == "recommended" else ("gentlest", "warn")
     if point.number in choice.tied:
         return "as good", "warn"
-    if setting is not None and not setting.keeps_motion:
-        return "loses motion", "bad"
-    return ("trembles", "bad") if setting is not None and setting.trembles else ("", "")
+    fault = None if setting is None else setting.fault
+    return ("", "") if fault is None else (fault, "bad")
 
 
 def _picture(report: Report, point: Measured, with_video: bool) -> str:
@@ -318,12 +320,13 @@ def _words(report: Report) -> str:
         for label, unit, meaning in SHOWN.values()
     )
     least = report.choice.least_kept
-    kept = "" if least is None else f" Here that is {least:.2f}."
+    kept = "" if least is None else f" (here {least:.2f})"
     return (
         f'<dl class="words">{rows}</dl><p>Every point is measured against its upsampled draft '
         "before any refining. Recommended is the point with the most detail among those that keep "
-        f"nine tenths of the highest <i>motion kept</i> of the sweep.{kept} and flicker at most "
-        "half as much again as the draft. Detail that differs by less than "
+        f"nine tenths of the highest <i>motion kept</i> of the sweep{kept}, are at most 0.1 less "
+        "similar to the draft than the most similar one, and flicker at most half as much again as "
+        "the draft. Detail that differs by less than "
         f"{report.choice.noise_db:.2f} dB is no difference: twice the standard error between seeds "
         "where seeds were swept, else a fixed guess. Detail counts noise and artefacts too: look "
         "before you believe.</p>"

@@ -44,6 +44,8 @@ class Plot:
 
 
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 34, 44
+INSIDE = 14
+"""Dots keep so far from the left and the right end."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def svg(plot: Plot) -> str:
     if plot.line_y is not None:
         ys.append(plot.line_y)
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-    x = _Scale(x_ticks[0], x_ticks[-1], LEFT, width - RIGHT)
+    x = _Scale(x_ticks[0], x_ticks[-1], LEFT + INSIDE, width - RIGHT - INSIDE)
     y = _Scale(y_ticks[0], y_ticks[-1], height - BOTTOM, TOP)
     parts = [
         *_frame(plot, x, y, x_ticks, y_ticks),
@@ -98,7 +100,7 @@ def svg(plot: Plot) -> str:
 def _frame(
     plot: Plot, x: _Scale, y: _Scale, x_ticks: Sequence[float], y_ticks: Sequence[float]
 ) -> list[str]:
-    left, right, top, bottom = x.start, x.stop, y.stop, y.start
+    left, right, top, bottom = x.start - INSIDE, x.stop + INSIDE, y.stop, y.start
     out = [f'<text class="title" x="{left}" y="18">{escape(plot.title)}</text>']
     if plot.least_x is not None:
         edge = max(left, min(x.at(plot.least_x), right))
@@ -109,7 +111,7 @@ def _frame(
         )
         if edge - left > 70:
             out.append(
-                f'<text class="note" x="{edge - 6:.1f}" y="{bottom - 8}" text-anchor="end">'
+                f'<text class="note" x="{edge - 6:.1f}" y="{top + 16}" text-anchor="end">'
                 f"{escape(plot.shade)}</text>"
             )
     for value in y_ticks:
@@ -165,7 +167,9 @@ def _dot(plot: Plot, dot: Dot, x: _Scale, y: _Scale) -> str:
     text = ""
     if plot.labels:
         weight = " marked" if dot.marked else ""
-        place = f'x="{at_x + 9:.1f}" y="{at_y - 8:.1f}"'
+        over = any(0 < x.at(d.x) - at_x < 30 and abs(y.at(d.y) - at_y) < 18 for d in plot.dots)
+        place = f'x="{at_x - 9:.1f}" y="{at_y + 16:.1f}" text-anchor="end"'
+        place = place if over else f'x="{at_x + 9:.1f}" y="{at_y - 8:.1f}"'
         text = f'<text class="number{weight}" {place}>{dot.number}</text>'
     faded = " faded" if dot.faded else ""
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from latent_ladder.sweeps.axes import Axis
+from latent_ladder.sweeps.axes import Axis, short_path
 from latent_ladder.sweeps.choice import Choice
 from latent_ladder.sweeps.plot import Dot, Plot, color_of, series_names, svg
 from latent_ladder.sweeps.results import SHOWN, Measured
@@ -19,7 +19,7 @@ def plots(points: Sequence[Measured], choice: Choice, axes: Sequence[Axis]) -> s
     done = [p for p in points if p.number_of("motion_kept") is not None]
     if not done:
         return "<p>No point was measured against a draft.</p>"
-    numeric = next((a for a in axes if a.numbers is not None and len(a.values) > 2), None)
+    numeric = next((a for a in axes if a.numbers is not None and len(a.values) > 1), None)
     series = _series(done, axes, numeric)
     dots = _dots(done, series, choice, "motion_kept", "detail_added_db")
     names = series_names(dots)
@@ -47,7 +47,11 @@ def _series(
     """The series of each point: what it is set to besides the numeric axis."""
     varied = [a.path for a in axes if len(a.values) > 1 and a is not numeric]
     return {
-        p.number: ", ".join(f"{path}={p.settings[path]}" for path in varied if path in p.settings)
+        p.number: ", ".join(
+            f"{short_path(path, varied)} {p.settings[path]}"
+            for path in varied
+            if path in p.settings
+        )
         for p in points
     }
 

@@ -23,7 +23,7 @@ SHOWN: Mapping[str, tuple[str, str, str]] = {
     "seconds": (
         "time",
         "s",
-        "of the stages after the draft, without decoding; – where they were reused",
+        "of the stages after the draft when they were made, without decoding",
     ),
 }
 """The numbers of a point in the order they are shown: name, unit, meaning."""

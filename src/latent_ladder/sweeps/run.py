@@ -82,6 +82,12 @@ class SweepRun(Run):
         self._of, self._done = 0, dict[int, Measured]()
         self._drafts: dict[str, Measured] = {}
         self._spools: dict[str, Spool] = {}
+        self._earlier = {
+            stage.key: stage.seconds
+            for record in sweep.prepared.store.runs.list()[0]
+            for stage in record.stages
+            if not stage.reused
+        }
         drafts = tuple(
             DraftRecord(
                 p.number,
@@ -204,7 +210,8 @@ class SweepRun(Run):
             else:
                 watched = self._stoppable(frames)
                 draft_fps = float(point.draft.rung.fps)
-                against = compare_clips(draft.frames(), watched, draft_fps, None, fps).to_dict()
+                found = compare_clips(draft.frames(), watched, draft_fps, None, fps)
+                against = found.to_dict() | {"notes": list(found.notes)}  # as JSON has it
                 for _ in watched:  # a draft of fewer frames: see the others too
                     pass
             names, clip = pictures.save(self._folder, point.key, request.fps)
@@ -220,12 +227,13 @@ class SweepRun(Run):
         self._finish_point(point, replace(result, seconds=seconds, draft=drafted))
 
     def _spent(self, point: Point) -> float:
-        """Seconds of the stages after the draft; 0 where this run made none of them."""
+        """Seconds of the stages after the draft, as far as some run's record tells."""
         drafted = set[str]()
         if point.draft is not None:
             drafted = {s.key for s in _until(point.stages, point.draft)}
         mine = {stage.key for stage in point.stages} - drafted
-        return sum(s.seconds for s in self._record.stages if s.key in mine)
+        seconds = self._earlier | {s.key: s.seconds for s in self._record.stages if not s.reused}
+        return sum(seconds.get(key, 0.0) for key in mine)
 
     def _draft(self, stage: PlannedStage, workshop: Workshop) -> Spool:
         """The decoded frames of a draft: measured and kept on disk when first asked for."""

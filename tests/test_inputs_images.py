@@ -82,6 +82,8 @@ def test_other_modes_become_rgb(tmp_path, mode):
     pixels = load_image(tmp_path / f"a.{suffix}")
     assert pixels.shape == (6, 10, 3)
     assert pixels.min() >= 250
+    if mode == "CMYK":
+        assert check_image(tmp_path / "a.tif").notes == ("is CMYK, converted to sRGB",)
 
 
 def test_of_an_animation_the_first_frame_counts_and_it_is_said(tmp_path):

@@ -115,8 +115,20 @@ def test_a_clip_without_a_length_is_as_long_as_its_sound(library, tmp_path):
     asked = RequestFlags(prompt="x", preset="pocket", sets=["frames=9"])
     assert asked.request(library, inputs).frames == 9
     long = InputFlags(audio_in=tone(tmp_path / "b.wav", 25, rate=8000))
-    with pytest.raises(RequestError, match=r"lasts 25.0 s"):
-        RequestFlags(prompt="x", preset="pocket").request(library, long)
+    made = RequestFlags(prompt="x", preset="pocket").request(library, long)
+    assert made.frames == 593  # in windows of time
+
+
+def test_of_three_hours_of_sound_a_clip_takes_what_it_is_told(library, store, tmp_path):
+    path = tone(tmp_path / "opera.wav", 3 * 3600, rate=100)
+    asked, inputs = RequestFlags(prompt="x", preset="pocket"), InputFlags(audio_in=path)
+    with pytest.raises(RequestError, match=r"lasts 10800.0 s, and unasked no clip") as raised:
+        asked.request(library, inputs)
+    assert "--duration 300" in raised.value.hint
+    request = request_with(audio_in=str(path))
+    said = " ".join(w.message for w in prepare(request, library, store).warnings)
+    assert "lasts 10800.00 s, the clip 0.38 s: only its beginning is used" in said
+    assert read_sound(path, Fraction(1)).shape == (2, 48000)
 
 
 def test_no_audio_is_short_for_audio_none(library):

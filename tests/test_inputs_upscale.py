@@ -56,8 +56,7 @@ def test_sound_alone_is_a_wav(tmp_path):
 
 
 def test_what_cannot_be_enlarged_is_refused(tmp_path):
-    long = Footage((64, 64), 1000, Fraction(24), 41.7, False, False, False)
-    with pytest.raises(RequestError, match=r"lasts 41.7 s"):
-        command.upscale_fields(tmp_path / "a.mp4", long, 2.0)
+    long = Footage((64, 64), 999, Fraction(24), 41.7, False, False, False)
+    assert command.upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
     with pytest.raises(RequestError, match="no latent upsampler"):
         command.upscale_fields(tmp_path / "a.mp4", long, 3.0)

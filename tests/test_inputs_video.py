@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from test_pipeline import FIELDS, GOLDEN, make, request_with
 
 from latent_ladder import Request
@@ -66,6 +68,63 @@ def test_what_is_no_video_is_refused(tmp_path):
     for name, message in {"no.mp4": "no file", "empty.mp4": "0 bytes", "text.mp4": "read"}.items():
         with pytest.raises(MediaError, match=message):
             check_video(tmp_path / name)
+
+
+def test_a_video_without_pictures_is_refused(tmp_path):
+    import av
+
+    write_sound(tmp_path / "song.m4a")
+    with pytest.raises(MediaError, match="has no picture"):
+        check_video(tmp_path / "song.m4a")
+    with av.open(str(tmp_path / "no-frames.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with pytest.raises(MediaError, match=r"has no frames|cannot be read"):
+        check_video(tmp_path / "no-frames.mkv")
+
+
+def write_sound(path: Path) -> None:
+    tone = np.sin(np.arange(24000) / 10).astype(np.float32) * 0.3
+    pixels = np.zeros((12, 32, 32, 3), np.uint8)
+    both = path.with_suffix(".mp4")
+    write_video(
+        both, [pixels], VideoSpec((32, 32), Fraction(24)), audio=(np.stack([tone] * 2), 48000)
+    )
+    import av
+
+    with av.open(str(both)) as source, av.open(str(path), "w", format="ipod") as target:
+        heard = source.streams.audio[0]
+        out = target.add_stream_from_template(heard)
+        for packet in source.demux(heard):
+            if packet.dts is not None:
+                packet.stream = out
+                target.mux(packet)
+
+
+def test_a_variable_rate_and_a_turned_video_are_said(library, store, tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "phone.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.time_base = Fraction(1, 600)
+        stream.codec_context.time_base = Fraction(1, 600)
+        for i, at in enumerate((0, 20, 40, 100, 120, 200, 220, 240)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 64, 3), 20 * i, np.uint8), "rgb24")
+            frame.pts, frame.time_base = at, Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert check_video(tmp_path / "phone.mp4").uneven
+    asked = {"file": str(tmp_path / "phone.mp4"), "mode": "v2v", "denoise": 0.5}
+    said = " ".join(w.message for w in prepare(request_with(video=asked), library, store).warnings)
+    assert "phone.mp4 has a variable frame rate; it is sampled at 24 fps" in said
+    assert "has no sound" in said
+    assert "is cut left and right to the clip's shape, 50% of it in all" in said
+    boxed = request_with(video={**asked, "fit": "letterbox"})
+    said = " ".join(w.message for w in prepare(boxed, library, store).warnings)
+    assert "gets black bars above and below" in said
 
 
 @pytest.mark.parametrize(
@@ -185,6 +244,26 @@ def test_a_reference_without_a_lora_is_refused(library, store, tmp_path):
     asked = {"file": str(path), "mode": "reference"}
     with pytest.raises(RequestError, match="IC-LoRA"):
         prepare(request_with(video=asked), library, store)
+
+
+def test_an_ic_lora_says_how_small_its_reference_is(library, store, tmp_path):
+    """The distilled LoRA of the goldens, under the metadata that an IC-LoRA carries."""
+    source = GOLDEN / "loras" / "tiny-distilled-lora.safetensors"
+    with safe_open(source, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        facts = {**(opened.metadata() or {}), "reference_downscale_factor": "2"}
+    (tmp_path / "loras").mkdir()
+    save_file(tensors, tmp_path / "loras" / "my-ic-lora.safetensors", facts)
+    base, *others = FIELDS["stages"]
+    stages = [{**base, "loras": [{"name": "my-ic-lora.safetensors"}]}, *others]
+    asked = {"file": str(video(tmp_path / "in.mp4")), "mode": "reference", "strength": 0.8}
+    with_lora = scan([GOLDEN, tmp_path])
+    request = request_with(video=asked, stages=stages, width=128, height=128)
+    result, _ = make(request, with_lora, store, tmp_path / "out.mp4")
+    found = stored(result, store)
+    assert found["video 64x64"]["video_in"].shape[-2:] == (1, 1)  # 32 px: half of stage 1's 64
+    assert found["base"]["video"].shape[-3:] == (2, 2, 2)
+    assert found["base"]["video"].isfinite().all()
 
 
 def test_another_frame_rate_is_said(library, store, tmp_path):

@@ -99,7 +99,7 @@ class Windows(Table):
         overlap = self.overlap_frames // step + 1
         if rung.latent_frames <= size:
             return (whole(rung),)
-        return tuple(_windows(rung, size, overlap))
+        return tuple(_windows(rung, size, overlap, 1 / (rung.fps * time_factor)))
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,11 @@ def whole(rung: Rung) -> Window:
     return Window(0, 0, rung.latent_frames, 0, (0, rung.audio_latents), 0)
 
 
-def _windows(rung: Rung, size: int, overlap: int) -> Iterator[Window]:
-    """Windows of ``size``; the last one begins earlier and holds more rather than be short."""
+def _windows(rung: Rung, size: int, overlap: int, frame_s: Fraction) -> Iterator[Window]:
+    """Windows of ``size``; the last one begins earlier and holds more rather than be short.
+
+    ``frame_s`` is how long a frame of the clip lasts: sound is cut alike on all rungs.
+    """
     total = rung.latent_frames
     count = math.ceil((total - overlap) / (size - overlap))
     before, heard = 0, 0
@@ -142,7 +145,7 @@ def _windows(rung: Rung, size: int, overlap: int) -> Iterator[Window]:
         start = min(number * (size - overlap), total - size)
         stop = start + size
         offset = Fraction(start * FRAMES_PER_LATENT) / rung.fps
-        ends = Fraction((stop - 1) * FRAMES_PER_LATENT + 1) / rung.fps
+        ends = Fraction((stop - 1) * FRAMES_PER_LATENT) / rung.fps + frame_s
         first = math.ceil(offset * AUDIO_LATENTS_PER_SECOND)
         last = round(ends * AUDIO_LATENTS_PER_SECOND) if stop < total else rung.audio_latents
         sound = (min(first, rung.audio_latents), min(last, rung.audio_latents))

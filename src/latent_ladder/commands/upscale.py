@@ -130,7 +130,7 @@ def upscale_fields(clip: Path, found: Footage, by: float) -> dict[str, Any]:
     return {
         "width": width,
         "height": height,
-        "frames": shapes.nearest_frames(found.frames)[0],
+        "frames": shapes.frames_for(Fraction(found.frames), Fraction(1)),
         "fps": shapes.format_fps(fps),
         "upsample_by": by,
         "video": {"file": str(clip), "mode": "v2v", "denoise": 0.0},

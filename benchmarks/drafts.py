@@ -1,0 +1,145 @@
+"""Eight drafts and two of them refined, against eight whole clips: the loop that drafts are for.
+
+    python benchmarks/drafts.py                                   # 8 drafts, 2 refined; goal 0.5
+    python benchmarks/drafts.py --drafts 2 --chosen 1 --size 128x128 --frames 9     # tiny
+
+Both sides are what a user types, each command a process of its own with a store of its own:
+``ladder draft`` and one ``ladder refine`` for all chosen ones, against one ``ladder make`` a clip.
+With ``--one-process`` the whole clips are made in one process instead, which starts and loads once
+for all of them. Clips are checked to be the same, bit for bit, on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from latent_ladder.media.read import read_frames
+
+RESULTS = Path(__file__).parent / "results" / "drafts.json"
+GOAL = 0.5
+PROMPT = "a red ball rolls to the right over a striped floor"
+LOOP = """
+import sys
+from pathlib import Path
+from latent_ladder import Request, run
+from latent_ladder.stages.store import Store
+prompt, (width, height), frames, seeds, folder = eval(sys.argv[1])
+for seed in seeds:
+    request = Request.from_preset(
+        "pocket", prompt=prompt, width=width, height=height, frames=frames, seed=seed
+    )
+    run(request, Path(folder) / f"{seed}.mp4", store=Store(Path(folder) / "store"))
+"""
+
+
+def main() -> None:
+    """Run both sides in turn, print the share, keep it with ``--save``."""
+    asked = _arguments()
+    rounds = []
+    for number in range(asked.rounds):
+        with tempfile.TemporaryDirectory(prefix="drafts-") as name:
+            folder = Path(name)
+            sides = [("drafts", _drafts), ("whole", _whole)]
+            found = {
+                side: work(asked, folder / side)
+                for side, work in (sides if number % 2 == 0 else reversed(sides))
+            }
+            same = all(
+                _same(folder / "drafts" / "chosen", folder / "whole", seed)
+                for seed in _seeds(asked)[: asked.chosen]
+            )
+        share = {kind: found["drafts"][kind] / found["whole"][kind] for kind in ("wall_s", "cpu_s")}
+        rounds.append({**found, "share": share, "same_bits": same})
+        print(json.dumps(rounds[-1]), flush=True)
+    best = min(r["share"]["wall_s"] for r in rounds)
+    print(f"share of the time {best:.2f}, goal {GOAL}")
+    if asked.save:
+        about = {"machine": platform.machine(), "cpus": os.cpu_count(), **vars(asked)}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"about": about, "rounds": rounds}, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--drafts", type=int, default=8)
+    parser.add_argument("--chosen", type=int, default=2)
+    parser.add_argument("--size", default="512x512")
+    parser.add_argument("--frames", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--one-process", action="store_true", help="all whole clips in one process")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    return parser.parse_args()
+
+
+def _seeds(asked: argparse.Namespace) -> range:
+    return range(10, 10 + asked.drafts)
+
+
+def _drafts(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Drafts of all seeds, then the first ones refined."""
+    folder.mkdir()
+    shared = ["--store", str(folder / "store"), "-q"]
+    seeds = ",".join(map(str, _seeds(asked)))
+    draft = ["draft", *_clip(asked), "--seeds", seeds, "-o", str(folder / "drafts"), *shared]
+    names = [f"last:{n}" for n in range(1, asked.chosen + 1)]
+    refine = ["refine", *names, "-o", str(folder / "chosen"), *shared]
+    return _timed([_ladder(draft), _ladder(refine)])
+
+
+def _whole(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """A whole clip of every seed."""
+    folder.mkdir()
+    if asked.one_process:
+        width, height = map(int, asked.size.split("x"))
+        job = (PROMPT, (width, height), asked.frames, tuple(_seeds(asked)), str(folder))
+        return _timed([[sys.executable, "-c", LOOP, repr(job)]])
+    return _timed(
+        _ladder(
+            ["make", *_clip(asked), "--seed", str(seed), "-o", str(folder / f"{seed}.mp4"),
+             "--store", str(folder / "store"), "-q"]
+        )
+        for seed in _seeds(asked)
+    )  # fmt: skip
+
+
+def _clip(asked: argparse.Namespace) -> list[str]:
+    return [PROMPT, "--preset", "pocket", "--size", asked.size, "--frames", str(asked.frames)]
+
+
+def _ladder(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "latent_ladder.cli", *words]
+
+
+def _timed(commands: Iterator[list[str]] | list[list[str]]) -> dict[str, float]:
+    """Wall and processor time of several processes, one after the other."""
+    began, before = time.monotonic(), _cpu_s()
+    for command in commands:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return {"wall_s": round(time.monotonic() - began, 2), "cpu_s": round(_cpu_s() - before, 2)}
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _same(chosen: Path, whole: Path, seed: int) -> bool:
+    """Whether the refined draft of a seed is the clip that was made in one go."""
+    [refined] = chosen.glob(f"*-seed{seed}.mp4")
+    pairs: Any = zip(read_frames(refined), read_frames(whole / f"{seed}.mp4"), strict=True)
+    return all((a == b).all() for a, b in pairs)
+
+
+if __name__ == "__main__":
+    main()

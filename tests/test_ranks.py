@@ -51,7 +51,7 @@ LAYERS: tuple[str, ...] = (
     "workflow.recognise_models workflow.recognise_inputs machine models.rates readiness stages.report",
     "workflow.recognise preview proposal stages.writing workflow.output_names workflow.changed "
     "workflow.values",
-    "workflow.engine workflow.meaning.tiles workflow.meaning.statistics workflow.meaning.resizing",
+    "workflow.engine workflow.live workflow.meaning.tiles workflow.meaning.statistics workflow.meaning.resizing",
     "workflow.meaning.means workflow.meaning.steering",
     "workflow.meaning.loaders workflow.meaning.plain workflow.meaning.sigmas "
     "workflow.meaning.sounds workflow.meaning.decoding workflow.meaning.denoising "

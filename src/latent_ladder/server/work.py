@@ -65,6 +65,7 @@ def engine_runner(opening: Body) -> Runner:
         names=opening["names"],
         memory=MemoryOptions(**memory),
         device=opening["device"],
+        previews=opening["previews"],
     )
 
     def run(job: Body, on_event: OnGraphEvent, cancel: Cancel) -> None:

@@ -20,6 +20,11 @@ from latent_ladder.workflow.types import node_type
 
 _AS_COMFYUI = re.compile(r"[-+]?(?:\d*\.*\d+)")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_SAMPLERS = {
+    "SamplerEulerAncestral": "euler_ancestral",
+    "SamplerEulerAncestralCFGPP": "euler_ancestral_cfg_pp",
+}
+"""Nodes that are a sampler, with settings of their own."""
 STEEP = 6.0
 """Shifts above it leave nearly all steps at pure noise."""
 
@@ -177,6 +182,8 @@ def _source(look: Look, name: str) -> Node | None:
 
 def _sampler_name(look: Look) -> str | None:
     node = _source(look, "sampler")
+    if node is not None and node.class_type in _SAMPLERS:
+        return _SAMPLERS[node.class_type]
     name = Look(look.forecast, node).get("sampler_name") if node else look.get("sampler_name")
     return name if isinstance(name, str) else None
 

@@ -60,6 +60,7 @@ LAYERS: tuple[str, ...] = (
     "workflow.meaning.latents",
     "workflow.meaning.conditions workflow.meaning.saving workflow.meaning.guides "
     "workflow.meaning.videos workflow.meaning.inpainting",
+    "workflow.meaning.looping",
     "workflow.meaning",
     "workflow.imported stages.steps doctor",
     "pipeline",

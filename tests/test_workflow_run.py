@@ -336,3 +336,102 @@ def test_a_killed_run_leaves_no_half_clip(tmp_path: Path) -> None:
         process.kill()
     names = [path.name for path in (tmp_path / "output").iterdir()]
     assert names and all(name.startswith(".part-") for name in names)
+
+
+LOOP: Nodes = {
+    **MODELS,
+    "video": ("EmptyLTXVLatentVideo", {"width": 96, "height": 64, "length": 57}),
+    "euler": SAMPLING["euler"],
+    "noise": SAMPLING["noise"],
+    "sigmas": ("ManualSigmas", {"sigmas": "1.0, 0.7, 0.0"}),
+    "stg": (
+        "STGGuiderAdvanced",
+        {
+            "model": ["model", 0],
+            "positive": ["told", 0],
+            "negative": ["told", 1],
+            "sigmas": "1.0, 0.8",
+            "cfg_values": "3, 1",
+            "stg_scale_values": "1, 0",
+            "stg_rescale_values": "0.5, 0",
+            "stg_layers_indices": "[2], []",
+        },
+    ),
+    "image": ("EmptyImage", {"width": 96, "height": 64, "batch_size": 2, "color": 0x2040FF}),
+    "loop": (
+        "LTXVLoopingSampler",
+        {
+            "model": ["model", 0],
+            "vae": ["model", 2],
+            "noise": ["noise", 0],
+            "sampler": ["euler", 0],
+            "sigmas": ["sigmas", 0],
+            "guider": ["stg", 0],
+            "latents": ["video", 0],
+            "temporal_tile_size": 32,
+            "temporal_overlap": 16,
+            "horizontal_tiles": 2,
+            "spatial_overlap": 1,
+            "optional_cond_images": ["image", 0],
+            "optional_cond_image_indices": "0, 40",
+            "adain_factor": 0.2,
+        },
+    ),
+}
+
+
+def test_long_clips_are_sampled_in_spans_and_tiles(tmp_path: Path) -> None:
+    (long,) = saved(tmp_path, LOOP, "loop 0")
+    assert video(long).shape[2:] == (8, 2, 3)
+    assert torch.isfinite(video(long)).all() and video(long).std() > 0.1
+    # a picture at frame 0 is kept whole
+    flat = {**LOOP["loop"][1], "horizontal_tiles": 1, "optional_cond_image_indices": "0, 8"}
+    alone: Nodes = {
+        **LOOP,
+        "loop": ("LTXVLoopingSampler", flat),
+        "start": ("VAEEncode", {"pixels": ["image", 0], "vae": ["model", 2]}),
+    }
+    held, start = saved(tmp_path / "flat", alone, "loop 0", "start 0")
+    shown = video(held)[:, :, 0] - video(start)[:, :, 0]
+    assert shown.abs().mean() < 0.2 * video(start).std()
+
+
+def test_voices_and_sound_alone_are_sampled(tmp_path: Path) -> None:
+    sampler, asked = SAMPLING["sampled"]
+    nodes: Nodes = {
+        **MODELS,
+        **LATENTS,
+        **SAMPLING,
+        "tone": ("EmptyAudio", {"duration": 0.4, "sample_rate": 16000, "channels": 2}),
+        "voice": (
+            "LTXVReferenceAudio",
+            {
+                "model": ["model", 0],
+                "positive": ["told", 0],
+                "negative": ["told", 1],
+                "reference_audio": ["tone", 0],
+                "audio_vae": ["audio vae", 0],
+                "identity_guidance_scale": 2.0,
+            },
+        ),
+        "guider": (
+            "CFGGuider",
+            {
+                "model": ["voice", 0],
+                "positive": ["voice", 1],
+                "negative": ["voice", 2],
+                "cfg": 1.0,
+            },
+        ),
+        "deaf": ("LTXVAudioOnlyModel", {"model": ["model", 0]}),
+        "deaf guider": ("CFGGuider", {**SAMPLING["guider"][1], "model": ["deaf", 0]}),
+        "alone": (sampler, {**asked, "guider": ["deaf guider", 0]}),
+        "plain guider": SAMPLING["guider"],
+        "plain": (sampler, {**asked, "guider": ["plain guider", 0]}),
+    }  # fmt: skip
+    spoken, alone, plain = saved(tmp_path, nodes, "sampled 0", "alone 0", "plain 0")
+    assert spoken.audio is not None and alone.audio is not None and plain.audio is not None
+    assert spoken.audio.shape == alone.audio.shape == plain.audio.shape
+    assert torch.equal(video(alone), torch.zeros_like(video(alone)))
+    for one in (spoken.audio, alone.audio):
+        assert torch.isfinite(one).all() and (one - plain.audio).abs().mean() > 1e-3

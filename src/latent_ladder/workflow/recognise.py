@@ -14,7 +14,7 @@ from latent_ladder import shapes
 from latent_ladder.checkpoints.published import Upsampling
 from latent_ladder.errors import RequestError, WorkflowError
 from latent_ladder.request import Request
-from latent_ladder.sampling.schedules import DISTILLED_STAGE_1
+from latent_ladder.sampling.schedules import DISTILLED_STAGE_1, manual_sigmas
 from latent_ladder.workflow.graph import Graph, Node
 from latent_ladder.workflow.plain import needed
 from latent_ladder.workflow.recognise_climb import (
@@ -228,10 +228,11 @@ class _Reader:
             fields.pop("denoise", None)
         try:
             walk = walked(fields, rung.video_tokens)
+            if not walk or walk[-1] != 0:
+                raise does_not_fit(sampling.node, "ends before the picture is finished")
+            manual_sigmas(", ".join(map(repr, walk)))
         except RequestError as error:
             raise sampling.node.error(error.message, error.hint) from error
-        if not walk or walk[-1] != 0:
-            raise does_not_fit(sampling.node, "ends before the picture is finished")
         empty = kind == "base" and self._climb.video is None
         if empty and walk[0] < 1 and "denoise" in fields:
             raise does_not_fit(sampling.node, "noises an empty latent less than fully")

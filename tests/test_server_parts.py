@@ -277,3 +277,7 @@ def test_models_are_listed_by_folder(tmp_path):
     assert listing.names("input") == ["photo.png"]
     assert listing.find("loras", "e.safetensors") == tmp_path / "elsewhere" / "e.safetensors"
     assert listing.find("loras", "../input/photo.png") is None
+    before = listing.state()
+    assert listing.state() == before
+    (tmp_path / "elsewhere" / "new.safetensors").touch()
+    assert len(listing.state()) == len(before) + 1

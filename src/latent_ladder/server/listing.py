@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,15 @@ class Listing:
     def find(self, folder: str, name: str) -> Path | None:
         """The file that a listed name means; no other file is ever returned."""
         return next((path for found, path in self._files(folder) if found == name), None)
+
+    def state(self) -> frozenset[tuple[str, int, int]]:
+        """Path, size and time of every model file: another value where any has changed."""
+        found = set()
+        for _, path in self._files(",".join(FOLDERS)):
+            with suppress(OSError):
+                about = path.stat()
+                found.add((str(path), about.st_size, about.st_mtime_ns))
+        return frozenset(found)
 
     def _files(self, folder: str) -> Iterator[tuple[str, Path]]:
         asked = {CATEGORIES.get(name, name) for name in folder.split(",")}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 import socket
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 from uuid import uuid4
@@ -26,7 +28,9 @@ from typer.testing import CliRunner
 from latent_ladder.cli import app
 from latent_ladder.errors import LadderError
 from latent_ladder.media.read import probe
+from latent_ladder.server.routes import ROUTES
 
+DOCS = Path(__file__).parent.parent / "docs" / "server.md"
 Told = list[Any]
 LONG = 400
 
@@ -130,6 +134,21 @@ def test_a_clip_is_made_followed_and_fetched(served):
     assert entry["outputs"]["9"] == executed["output"]
     assert entry["prompt"][2] == graph
     assert entry["status"]["status_str"] == "success"
+
+
+def test_the_example_of_the_documentation_works(served, tmp_path, monkeypatch):
+    (example,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.M | re.S)
+    assert "http://127.0.0.1:8188" in example
+    (tmp_path / "graph_api.json").write_text(json.dumps(picture_graph("told")))
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("http://127.0.0.1:8188", served.url), {})
+    assert Image.open(tmp_path / "told_00001_.png").size == (64, 32)
+
+
+def test_every_route_is_documented():
+    told = DOCS.read_text("utf-8")
+    for route in ROUTES:
+        assert f"/{route.path.split('/')[1]}" in told, route.path
 
 
 def test_what_is_known_is_told_as_cached(served):

@@ -77,6 +77,21 @@ def _parameters(look: Look) -> Iterator[tuple[str, str]]:
             "its difference away; 1 switches it off",
         )
 
+    if look.get("cross_attn") is False:
+        yield (
+            "cross_attn_stays",
+            f"cross_attn of {look.get('modality')} cannot be switched off here",
+        )
+
+
+def _clown(look: Look) -> Iterator[tuple[str, str]]:
+    name = str(look.get("sampler_name"))
+    yield (
+        "another_sampler",
+        f"{name} of RES4LYF is carried out as {name.rpartition('/')[2]} of the official pipelines, "
+        "whose noise is drawn in another way: alike, not equal",
+    )
+
 
 def _guided(look: Look) -> Iterator[tuple[str, str]]:
     """A negative prompt that is never looked at."""
@@ -148,6 +163,7 @@ _SIGMA_RULES: Mapping[str, Callable[[Look], Iterator[tuple[str, str]]]] = {
 _RULES: Mapping[str, Callable[[Look], Iterator[tuple[str, str]]]] = {
     **_SIGMA_RULES,
     "GuiderParameters": _parameters,
+    "ClownSampler_Beta": _clown,
     "SamplerCustomAdvanced": _guided,
     "LTXVNormalizingSampler": _guided,
     "KSampler": _ksampler,

@@ -51,14 +51,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A node that cannot run here, and why."""
+    """A node that cannot run here, why, and the way round it if there is one."""
 
     node: Node
     why: str
+    way: str = ""
 
     def error(self) -> WorkflowError:
         """The error that names it."""
-        return self.node.error(self.why, "--skip-unsupported runs the outputs that do without it")
+        others = "--skip-unsupported runs the outputs that do without it"
+        return self.node.error(f"cannot run here: {self.why}", self.way or others)
 
 
 def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsupported]:
@@ -76,7 +78,7 @@ def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsup
         if not why and meaning is not None:
             why = meaning.refuses(node)
         if why:
-            found.append(Unsupported(node, why))
+            found.append(Unsupported(node, why, plain.way_round(graph, node.id)))
     return found
 
 

@@ -175,7 +175,8 @@ def _last(name: str) -> str:
 def _unsupported(one: Unsupported) -> Iterator[str]:
     title = f' "{one.title}"' if one.title not in ("", one.class_type) else ""
     yield f"{one.node} {one.class_type}{title}: {one.why}"
-    yield f"    {one.hint}"
+    if one.hint:
+        yield f"    {one.hint}"
 
 
 def _traps(report: Report, every: bool) -> list[str]:

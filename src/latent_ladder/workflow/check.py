@@ -18,7 +18,7 @@ from latent_ladder.workflow.forecast import Clip, Forecast, Frames, Look, Sound,
 from latent_ladder.workflow.forecast import spoken_size as size_text
 from latent_ladder.workflow.forecast_rules import RULES
 from latent_ladder.workflow.graph import Graph, Link, Node, Trap
-from latent_ladder.workflow.plain import needed, outputs
+from latent_ladder.workflow.plain import needed, outputs, way_round
 from latent_ladder.workflow.read import Workflow
 from latent_ladder.workflow.traps import noticed, stage_facts
 from latent_ladder.workflow.types import node_type
@@ -27,6 +27,9 @@ from latent_ladder.workflow.wanted_files import WantedFile, wanted_files
 
 SLACK_S = 0.05
 """A difference between sound and picture that nobody hears."""
+
+
+_MOST_HINTS = 50
 
 
 @dataclass(frozen=True)
@@ -157,35 +160,17 @@ def check(
 
 
 def _unsupported(graph: Graph, reached: tuple[str, ...]) -> Iterator[Unsupported]:
+    hints = 0
     for node in graph.nodes.values():
         kind = node_type(node.class_type, node.pack)
         if kind.why_not:
-            used = node.id in reached
-            hint = _way_round(graph, node.id) if used else "no output needs it as it is set"
-            yield Unsupported(
-                node.id, node.class_type, node.title, kind.pack, kind.why_not, used, hint
-            )
-
-
-def _way_round(graph: Graph, key: str) -> str:
-    """The switch that leads past a node, if there is one; else which outputs can run without it."""
-    for node in graph.nodes.values():
-        link = node.inputs.get("switch")
-        source = graph.nodes.get(link.node) if isinstance(link, Link) else node
-        name = "value" if source is not node else "switch"
-        value = source.inputs.get(name) if source else None
-        if node.class_type != "ComfySwitchNode" or source is None or not isinstance(value, bool):
-            continue
-        changed = Node(
-            source.id, source.class_type, source.title, {**source.inputs, name: not value}
-        )
-        turned = Graph({**graph.nodes, source.id: changed})
-        if key not in needed(turned, outputs(turned)):
-            return f"--set {source.id}.{name}={str(not value).lower()} leads past it"
-    without = [one for one in outputs(graph) if key not in needed(graph, [one])]
-    if without:
-        return f"--skip-unsupported runs what does not need it: {', '.join(without)}"
-    return "every output needs it"
+            used, hint = node.id in reached, ""
+            if used and hints < _MOST_HINTS:
+                hints, hint = hints + 1, way_round(graph, node.id)
+            elif not used:
+                hint = "no output needs it as it is set"
+            facts = (node.id, node.class_type, node.title, kind.pack, kind.why_not)
+            yield Unsupported(*facts, used, hint)
 
 
 # --- results --------------------------------------------------------------------------------------

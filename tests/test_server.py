@@ -142,7 +142,8 @@ def test_the_example_of_the_documentation_works(served, tmp_path, monkeypatch):
     (tmp_path / "graph_api.json").write_text(json.dumps(picture_graph("told")))
     monkeypatch.chdir(tmp_path)
     exec(example.replace("http://127.0.0.1:8188", served.url), {})
-    assert Image.open(tmp_path / "told_00001_.png").size == (64, 32)
+    with Image.open(tmp_path / "told_00001_.png") as picture:
+        assert picture.size == (64, 32)
 
 
 def test_every_route_is_documented():

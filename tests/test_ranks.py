@@ -23,9 +23,9 @@ LAYERS: tuple[str, ...] = (
     "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers",
     "checkpoints.gguf",
     "workflow.graph",
-    "workflow.schema workflow.arithmetic disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
-    "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
-    "models.runtime",
+    "workflow.schema workflow.arithmetic disk draft_list problems sheet shapes tiling "
+    "checkpoints.files checkpoints.folders media.image sampling.samplers sampling.schedules "
+    "models.config models.networks_dims models.runtime",
     "checkpoints.stored media.tags models.video_layers workflow.types.rows",
     "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
     "request_report sampling.denoise metrics_flow metrics_sound stages.lock stages.runs "
@@ -34,24 +34,31 @@ LAYERS: tuple[str, ...] = (
     "workflow.types.media workflow.types.elsewhere",
     "metrics_video models.quantized checkpoints.lora_keys checkpoints.upscalers media.sequences "
     "media.sound media.footage workflow.types",
-    "metrics models.linear media.outputs upscale.networks workflow.plain workflow.api workflow.ui_values",
-    "workflow.sheet workflow.trail workflow.ui_levels models.adaln models.adapters models.attention models.loading models.residency upscale.tiles",
-    "workflow.ui workflow.validate models.quantize checkpoints.scan checkpoints.fit request_inputs request_output "
-    "request_stages stages.store text.tokenizer models.connectors models.gemma models.lora_build "
-    "models.parts models.streams hub",
-    "workflow.read workflow.forecast models.audio_coder models.lora models.tiny_decoder models.upsampler_network "
-    "models.video_coder models.vocoder",
+    "metrics models.linear media.outputs upscale.networks workflow.plain workflow.api "
+    "workflow.ui_values",
+    "workflow.sheet workflow.trail workflow.ui_levels models.adaln models.adapters "
+    "models.attention models.loading models.residency upscale.tiles",
+    "workflow.ui workflow.validate models.quantize checkpoints.scan checkpoints.fit "
+    "request_inputs request_output request_stages stages.store text.tokenizer models.connectors "
+    "models.gemma models.lora_build models.parts models.streams hub",
+    "workflow.read workflow.forecast models.audio_coder models.lora models.tiny_decoder "
+    "models.upsampler_network models.video_coder models.vocoder",
     "checkpoints.library checkpoints.misplaced workflow.forecast_rules workflow.traps request "
-    "models.transformer models.text_encoder "
-    "models.video_vae models.audio_vae models.latent_upsampler",
+    "models.transformer models.text_encoder models.video_vae models.audio_vae "
+    "models.latent_upsampler",
     "workflow.build_sampling workflow.build_output workflow.recognise_pixels workflow.file_names "
-    "workflow.nearest workflow.embedded workflow.layout workflow.wanted_files stages.given stages.beside upscale.plan",
-    "workflow.check workflow.build_inputs workflow.lost workflow.recognise_sampling request_set advice memory models.denoiser stages.plan upscale.rtx",
-    "workflow.build workflow.recognise_climb planner stages.inputs upscale.stream models.tiled_denoiser",
-    "workflow.recognise_models workflow.recognise_inputs machine models.rates readiness stages.report",
+    "workflow.nearest workflow.embedded workflow.layout workflow.wanted_files stages.given "
+    "stages.beside upscale.plan",
+    "workflow.check workflow.build_inputs workflow.lost workflow.recognise_sampling request_set "
+    "advice memory models.denoiser stages.plan upscale.rtx",
+    "workflow.build workflow.recognise_climb planner stages.inputs upscale.stream "
+    "models.tiled_denoiser",
+    "workflow.recognise_models workflow.recognise_inputs machine models.rates readiness "
+    "stages.report",
     "workflow.recognise preview proposal stages.writing workflow.output_names workflow.changed "
     "workflow.values",
-    "workflow.engine workflow.live workflow.meaning.tiles workflow.meaning.statistics workflow.meaning.resizing",
+    "workflow.engine workflow.live workflow.meaning.tiles workflow.meaning.statistics "
+    "workflow.meaning.resizing",
     "workflow.meaning.means workflow.meaning.steering",
     "workflow.meaning.loaders workflow.meaning.plain workflow.meaning.sigmas "
     "workflow.meaning.sounds workflow.meaning.decoding workflow.meaning.denoising "
@@ -89,7 +96,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split
 
 WITHOUT_TORCH = (
     "cli", "doctor", "request", "advice", "shapes", "checkpoints.library", "media.write",
-    "server.serve",
+    "server.serve", "workflow.imported",
 )  # fmt: skip
 
 

@@ -427,6 +427,13 @@ def test_export_of_a_run(tmp_path: Path) -> None:
     assert imported(json.loads(text)).request.seed == 78
 
 
+def test_export_of_a_graph_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "template.json"
+    file.write_text(json.dumps(template()))
+    with pytest.raises(LadderError, match="holds a ComfyUI workflow, not a request"):
+        run("workflow", "export", file)
+
+
 def test_export_refuses_what_it_does_not_know() -> None:
     with pytest.raises(LadderError, match="format=svg is unknown"):
         run("workflow", "export", "preset:distilled", "--format", "svg")

@@ -24,7 +24,12 @@ from latent_ladder.workflow.recognise_climb import (
     climb,
     read_prompt,
 )
-from latent_ladder.workflow.recognise_inputs import image_fields, sound_fields, video_fields
+from latent_ladder.workflow.recognise_inputs import (
+    image_fields,
+    reference_fields,
+    sound_fields,
+    video_fields,
+)
 from latent_ladder.workflow.recognise_models import model_fields, upsampling_of, with_role
 from latent_ladder.workflow.recognise_pixels import (
     Shown,
@@ -199,6 +204,8 @@ class _Reader:
             if isinstance(self._climb.stages[0], UpsampledStage):
                 made.append({"kind": "base", "sigmas": list(DISTILLED_STAGE_1)})
                 fields["video"]["denoise"] = 0.0
+        if self._climb.reference is not None:
+            fields["video"] = reference_fields(self._trail, self._climb.reference)
         for stage, rung in zip(self._climb.stages, rungs, strict=True):
             if isinstance(stage, UpsampledStage):
                 axis, factor = next(factors)

@@ -9,6 +9,8 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -631,3 +633,15 @@ def test_wrong_flags_are_refused(tmp_path, monkeypatch, flags, said):
     (tmp_path / "file").touch()
     error = refused(tmp_path, monkeypatch, "--port", "0", *flags)
     assert said in f"{error.message} {error.hint}"
+
+
+def test_without_aiohttp_the_pip_line_is_told(tmp_path):
+    code = (
+        "import sys; sys.modules['aiohttp'] = None; sys.argv[1:] = ['serve', '--comfyui']; "
+        "from latent_ladder.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'latent-ladder[serve]'" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -66,6 +67,17 @@ class Listing:
                 yield from (folder.path / alias for alias in aliases)
             elif folder.category == category:
                 yield folder.path
+
+
+class Glance:
+    """A listing that looks into every folder once, for as long as one request lasts."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._look = functools.cache(listing.names)
+
+    def names(self, folder: str) -> list[str]:
+        """As :meth:`Listing.names`."""
+        return self._look(folder)
 
 
 def _below(root: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Path]]:

@@ -41,9 +41,22 @@ def main(opener: Callable[[Body], Runner]) -> None:
     if opening is None:
         return
     inbox = _Inbox(frames_in)
-    run = opener(opening)
+    run = _opened(opener, opening)
     while (job := inbox.next()) is not None:
         _send(frames_out, _outcome(run, job, inbox.cancel, frames_out))
+
+
+def _opened(opener: Callable[[Body], Runner], opening: Body) -> Runner:
+    """The runner; where it cannot be made, one that tells every job why."""
+    try:
+        return opener(opening)
+    except LadderError as error:
+        cause = error
+
+    def refuse(_: Body, __: OnGraphEvent, ___: Cancel) -> None:
+        raise cause
+
+    return refuse
 
 
 def engine_runner(opening: Body) -> Runner:

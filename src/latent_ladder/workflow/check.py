@@ -175,6 +175,7 @@ def _unsupported(graph: Graph, reached: tuple[str, ...]) -> Iterator[Unsupported
 
 # --- results --------------------------------------------------------------------------------------
 
+_VIDEOS = frozenset({"SaveVideo", "SaveWEBM"})
 _ENDINGS = {
     "SaveWEBM": ".webm",
     "SaveImage": ".png",
@@ -196,13 +197,19 @@ def _result(told: Forecast, node: Node) -> Result:
         node.class_type,
         node.title,
         file=_file(look),
-        size=(frames.width, frames.height) if frames else None,
+        size=_even(look, frames) if frames else None,
         frames=frames.count if frames else None,
         fps=fps,
         duration_s=_seconds(frames, fps),
         sound_s=sound.seconds if sound else None,
         stages=tuple(stage_facts(told, key) for key in latent.stages) if latent else (),
     )
+
+
+def _even(look: Look, frames: Frames) -> tuple[int, int]:
+    """The size of what is written: the sides of a video are even."""
+    step = 2 if look.node.class_type in _VIDEOS else 1
+    return frames.width // step * step, frames.height // step * step
 
 
 def _shown(look: Look) -> tuple[Clip | None, Frames | None, Sound | None]:
@@ -235,6 +242,11 @@ def _lengths(told: Forecast, key: str) -> Iterator[Trap]:
     """Where a clip is not what was asked for, or its sound is not as long."""
     clip, frames, sound = _shown(Look(told, told.graph.nodes[key]))
     latent = frames.latent if frames else None
+    if frames and (frames.width % 2 or frames.height % 2):
+        size = _even(Look(told, told.graph.nodes[key]), frames)
+        if size != (frames.width, frames.height):
+            text = f"{size_text(frames.width, frames.height)} is cut to {size_text(*size)}"
+            yield Trap("odd_size", f"{text}: the sides of a video are even", key)
     if frames and latent and (frames.width, frames.height) == (latent.width, latent.height):
         asked = latent.asked
         if (Fraction(latent.width), Fraction(latent.height)) != asked:
@@ -243,10 +255,11 @@ def _lengths(told: Forecast, key: str) -> Iterator[Trap]:
             yield Trap("size_truncated", f"{text}, not {size_text(*asked)}: {why}", key)
     seconds = _seconds(frames, clip.fps if clip else None)
     if sound and seconds and abs(sound.seconds - seconds) > SLACK_S:
-        longer = "longer" if sound.seconds > seconds else "shorter"
         code = "sound_longer" if sound.seconds > seconds else "sound_shorter"
+        gap = abs(sound.seconds - seconds)
+        end = f"its last {gap:.2f} s are" if code == "sound_longer" else f"the last {gap:.2f} s are"
         text = f"sound lasts {sound.seconds:.2f} s, the picture {seconds:.2f} s"
-        yield Trap(code, f"{text}: it is {longer} by {abs(sound.seconds - seconds):.2f} s", key)
+        yield Trap(code, f"{text}: {end} {'cut' if code == 'sound_longer' else 'silent'}", key)
 
 
 # --- what the files that are here say -------------------------------------------------------------

@@ -42,7 +42,7 @@ class Jobs:
         """Queue a job; ``False`` if one with its id is there already."""
         if not self.kept.add(job):
             return False
-        self._say(f"queued {job.id}")
+        self._say(f"{job.id} queued")
         self._tell_status()
         self._more.set()
         return True
@@ -117,7 +117,7 @@ class Jobs:
         self._now = self._asked_at = None
         self._send(job, [*last, executing(job.id, None)])
         self._tell_status()
-        self._say(f"{_outcome(ended)} {job.id} in {time.monotonic() - began:.1f} s")
+        self._say(f"{job.id} {_outcome(ended)} after {time.monotonic() - began:.1f} s")
 
     def _send(self, job: Job, messages: Iterable[Message | Picture]) -> None:
         for message in messages:
@@ -141,5 +141,5 @@ def _cut_short(ended: Ended) -> bool:
 def _outcome(ended: Ended) -> str:
     if ended.failure is None:
         return "stopped" if ended.stopped else "finished"
-    kind = "worker died on" if ended.failure.kind == DEATH else "failed"
-    return f"{kind} ({ended.failure.message.partition(chr(10))[0][:200]})"
+    first = ended.failure.message.partition("\n")[0]
+    return f"failed: {first[:300]};"

@@ -63,13 +63,14 @@ LAYERS: tuple[str, ...] = (
     "machine models.rates readiness stages.report stages.windows workflow.recognise_inputs "
     "workflow.recognise_models",
     "preview proposal stages.writing server.about server.setup workflow.engine workflow.recognise",
-    "stages.steps doctor server.context workflow.imported workflow.meaning.means",
+    "stages.steps doctor server.context workflow.imported workflow.meaning.means workflow.live",
     "pipeline server.routes workflow.meaning.decoding workflow.meaning.denoising "
     "workflow.meaning.inpainting workflow.meaning.loaders workflow.meaning.pictures "
     "workflow.meaning.plain workflow.meaning.sigmas workflow.meaning.sounds",
     "sweeps.plan server.serve workflow.meaning.sampling workflow.meaning.videos",
     "drafts sweeps.run workflow.meaning.guides workflow.meaning.latents",
-    "chosen sweeps.files workflow.meaning.conditions workflow.meaning.saving",
+    "chosen sweeps.files workflow.meaning.conditions workflow.meaning.saving "
+    "workflow.meaning.looping",
     "sweeps.page workflow.meaning",
     "console workflow.execute",
     "commands.flags commands.running commands.node_lines server.work",
@@ -84,7 +85,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split
 
 WITHOUT_TORCH = (
     "cli", "doctor", "request", "advice", "shapes", "checkpoints.library", "media.write",
-    "server.serve",
+    "server.serve", "workflow.imported",
 )  # fmt: skip
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 from uuid import uuid4
@@ -26,7 +30,9 @@ from typer.testing import CliRunner
 from latent_ladder.cli import app
 from latent_ladder.errors import LadderError
 from latent_ladder.media.read import probe
+from latent_ladder.server.routes import ROUTES
 
+DOCS = Path(__file__).parent.parent / "docs" / "server.md"
 Told = list[Any]
 LONG = 400
 
@@ -130,6 +136,22 @@ def test_a_clip_is_made_followed_and_fetched(served):
     assert entry["outputs"]["9"] == executed["output"]
     assert entry["prompt"][2] == graph
     assert entry["status"]["status_str"] == "success"
+
+
+def test_the_example_of_the_documentation_works(served, tmp_path, monkeypatch):
+    (example,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.M | re.S)
+    assert "http://127.0.0.1:8188" in example
+    (tmp_path / "graph_api.json").write_text(json.dumps(picture_graph("told")))
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("http://127.0.0.1:8188", served.url), {})
+    with Image.open(tmp_path / "told_00001_.png") as picture:
+        assert picture.size == (64, 32)
+
+
+def test_every_route_is_documented():
+    told = DOCS.read_text("utf-8")
+    for route in ROUTES:
+        assert f"/{route.path.split('/')[1]}" in told, route.path
 
 
 def test_what_is_known_is_told_as_cached(served):
@@ -611,3 +633,15 @@ def test_wrong_flags_are_refused(tmp_path, monkeypatch, flags, said):
     (tmp_path / "file").touch()
     error = refused(tmp_path, monkeypatch, "--port", "0", *flags)
     assert said in f"{error.message} {error.hint}"
+
+
+def test_without_aiohttp_the_pip_line_is_told(tmp_path):
+    code = (
+        "import sys; sys.modules['aiohttp'] = None; sys.argv[1:] = ['serve', '--comfyui']; "
+        "from latent_ladder.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'latent-ladder[serve]'" in done.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sqlite3
 import struct
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -17,10 +19,13 @@ from latent_ladder.checkpoints.folders import ModelFolder
 from latent_ladder.errors import RequestError, StoreError
 from latent_ladder.server.frames import LENGTHS, event_of, pack_event
 from latent_ladder.server.guard import Access
+from latent_ladder.server.jobs import Jobs
 from latent_ladder.server.kept import Job, Kept, is_number
 from latent_ladder.server.listing import Listing
 from latent_ladder.server.messages import Picture, Telling
 from latent_ladder.server.places import Places, annotated, confined, file_name
+from latent_ladder.server.sockets import Sockets
+from latent_ladder.server.worker import Worker
 from latent_ladder.workflow.events import (
     NodeDone,
     NodePreview,
@@ -254,6 +259,41 @@ def test_previews_are_packed_for_both_kinds_of_clients():
     assert packed[8 + length :] == b"data"
 
 
+# --- a worker that does not listen ----------------------------------------------------------------
+
+DEAF = "import time; time.sleep(600)"
+
+
+def test_who_interrupts_twice_ends_the_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr("latent_ladder.server.jobs.PATIENCE_S", 0.0)
+    said: list[str] = []
+
+    async def talk(kept: Kept) -> None:
+        worker = Worker((sys.executable, "-c", DEAF), {})
+        jobs = Jobs(kept, worker, Sockets({}), said.append)
+        working = asyncio.create_task(jobs.work())
+        jobs.add(job("deaf"))
+        while jobs.running is None:
+            await asyncio.sleep(0.01)
+        assert not jobs.interrupt("another")
+        assert jobs.interrupt()
+        await asyncio.sleep(0.05)
+        assert kept.entry("deaf") is None
+        assert jobs.interrupt("deaf")
+        while kept.entry("deaf") is None:
+            await asyncio.sleep(0.01)
+        await jobs.close()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    with closing(Kept(tmp_path / "s.sqlite3")) as kept:
+        asyncio.run(asyncio.wait_for(talk(kept), 30))
+        entry = kept.entry("deaf")
+    assert entry is not None
+    assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+    assert "ending the worker that does not stop deaf" in said
+
+
 # --- names of files -------------------------------------------------------------------------------
 
 
@@ -277,3 +317,7 @@ def test_models_are_listed_by_folder(tmp_path):
     assert listing.names("input") == ["photo.png"]
     assert listing.find("loras", "e.safetensors") == tmp_path / "elsewhere" / "e.safetensors"
     assert listing.find("loras", "../input/photo.png") is None
+    before = listing.state()
+    assert listing.state() == before
+    (tmp_path / "elsewhere" / "new.safetensors").touch()
+    assert len(listing.state()) == len(before) + 1

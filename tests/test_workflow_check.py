@@ -221,6 +221,14 @@ def test_files_that_are_here_elsewhere_wrong_and_missing(tmp_path: Path) -> None
     assert missing.nodes == ("1",)
 
 
+def test_a_name_may_be_replaced_by_any_path(tmp_path: Path) -> None:
+    file = single(tmp_path) / "checkpoints" / "tiny-dev.safetensors"
+    (tmp_path / "page.safetensors").write_bytes(b"<!DOCTYPE html>")
+    for path, state in ((file, "here"), (tmp_path / "page.safetensors", "wrong")):
+        report = looked(two_stage(), names={"dev.safetensors": str(path)})
+        assert {one.state for one in report.files if one.name == "dev.safetensors"} == {state}
+
+
 def test_a_lora_is_compared_with_the_transformer(tmp_path: Path) -> None:
     library = scan([ModelFolder(single(tmp_path))])
     report = looked(two_stage(), library, names=NAMES)

@@ -277,7 +277,16 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
                 "mask_convention": st.sampled_from(["comfyui", "ltx"]),
                 "fps": st.sampled_from(["24", "25", "30000/1001", "24000/1001", "12.5", "60"]),
                 "audio_in": st.just("sounds/speech.wav"),
-                "video": st.fixed_dictionaries({"file": st.just("v.mp4"), "denoise": STRENGTHS}),
+                "video": st.one_of(
+                    st.fixed_dictionaries({"file": st.just("v.mp4"), "denoise": STRENGTHS}),
+                    st.fixed_dictionaries(
+                        {
+                            "file": st.just("in/v.mp4"),
+                            "mode": st.just("reference"),
+                            "strength": STRENGTHS,
+                        }
+                    ),
+                ),
             },
         )
     )
@@ -395,6 +404,21 @@ def test_separate_files_have_loaders_of_their_own() -> None:
     found = recognise(graph).request
     assert found.models.transformer == "ltx-2.3-q4.gguf"
     assert found.models.video_vae == "LTX23_video_vae_bf16.safetensors"
+
+
+def test_a_reference_video_guides_through_its_lora() -> None:
+    table = preset("distilled", video={"file": "pose.mp4", "mode": "reference"}).to_dict()
+    table["stages"][0]["loras"] = [{"name": "ic-lora.safetensors", "strength": 0.8}]
+    request = Request.from_dict(table)
+    graph = build(request, published_names(request)).graph
+    (loader,) = (n for n in graph.nodes.values() if n.class_type == "LTXICLoRALoaderModelOnly")
+    (guide,) = (n for n in graph.nodes.values() if n.class_type == "LTXAddVideoICLoRAGuide")
+    assert guide.inputs["latent_downscale_factor"] == (loader.id, 1)
+    found = recognise(graph).request
+    assert found.video == request.video
+    base = found.stages[0]
+    assert isinstance(base, BaseStage)
+    assert [(x.name, x.strength) for x in base.loras] == [("ic-lora.safetensors", 0.8)]
 
 
 def test_sigmas_are_written_without_exponents() -> None:

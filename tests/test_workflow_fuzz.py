@@ -13,10 +13,16 @@ from workflow_boards import Board, numbers, two_stage
 
 from latent_ladder.checkpoints.scan import Library
 from latent_ladder.errors import WorkflowError
+from latent_ladder.presets import preset_names
+from latent_ladder.request import Request
+from latent_ladder.request_stages import SamplingStage
 from latent_ladder.workflow.check import check
+from latent_ladder.workflow.file_names import published_names
 from latent_ladder.workflow.graph import Graph, Link
+from latent_ladder.workflow.imported import export_workflow
 from latent_ladder.workflow.read import from_bytes, from_document
 from latent_ladder.workflow.types import NODE_TYPES
+from latent_ladder.workflow.validate import problems
 
 JUNK: tuple[Any, ...] = (
     None, True, 0, -1, 7, 10**30, 1.5, float("nan"), float("inf"), "", "x", "..", "\0", "1" * 999,
@@ -64,6 +70,22 @@ def test_api_to_ui_to_api_keeps_the_meaning() -> None:
     assert complete(again) == complete(from_document(document).graph)
     third = from_document(again.to_api()).graph
     assert third.nodes == again.nodes
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_what_is_exported_means_the_same_in_both_formats_and_is_sound(name: str) -> None:
+    request = Request.from_preset(name, prompt="a red ball rolls")
+    names = published_names(request)
+    drawn = from_document(json.loads(json.dumps(export_workflow(request, names, "ui")))).graph
+    written = from_document(json.loads(json.dumps(export_workflow(request, names, "api")))).graph
+    assert complete(drawn) == complete(written)
+    assert problems(written) == []
+    report = check(from_document(written.to_api()), Library((), {}))
+    sampled = [stage for stage in request.stages if isinstance(stage, SamplingStage)]
+    made = next(one for one in report.results if one.class_type == "SaveVideo")
+    assert (made.size, made.frames) == ((request.width, request.height), request.frames)
+    assert made.fps == pytest.approx(float(request.fps))
+    assert len(made.stages) == len(sampled)
 
 
 def mutated(document: Any, rng: random.Random) -> Any:

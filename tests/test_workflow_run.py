@@ -6,19 +6,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from workflow_graphs import LATENTS, MODELS, ONE_STAGE, SAMPLING, Nodes, engine, graph
 
-from latent_ladder.errors import Cancelled, WorkflowError
+from latent_ladder.errors import Cancelled, MemoryBudgetError, WorkflowError
+from latent_ladder.machine import MemoryOptions
 from latent_ladder.media.read import probe, read_frames, read_metadata
 from latent_ladder.pipeline import Cancel
 from latent_ladder.workflow.events import (
     GraphEvent,
     NodeDone,
+    NodePreview,
     NodeProgress,
     NodesCached,
     NodeStarted,
@@ -26,6 +31,7 @@ from latent_ladder.workflow.events import (
 )
 from latent_ladder.workflow.execute import execute, unsupported, without_unsupported
 from latent_ladder.workflow.graph import Graph
+from latent_ladder.workflow.meaning import decoding, denoising
 from latent_ladder.workflow.meaning.latents import latent_of
 from latent_ladder.workflow.values import Latent
 
@@ -336,3 +342,163 @@ def test_a_killed_run_leaves_no_half_clip(tmp_path: Path) -> None:
         process.kill()
     names = [path.name for path in (tmp_path / "output").iterdir()]
     assert names and all(name.startswith(".part-") for name in names)
+
+
+LOOP: Nodes = {
+    **MODELS,
+    "video": ("EmptyLTXVLatentVideo", {"width": 96, "height": 64, "length": 57}),
+    "euler": SAMPLING["euler"],
+    "noise": SAMPLING["noise"],
+    "sigmas": ("ManualSigmas", {"sigmas": "1.0, 0.7, 0.0"}),
+    "stg": (
+        "STGGuiderAdvanced",
+        {
+            "model": ["model", 0],
+            "positive": ["told", 0],
+            "negative": ["told", 1],
+            "sigmas": "1.0, 0.8",
+            "cfg_values": "3, 1",
+            "stg_scale_values": "1, 0",
+            "stg_rescale_values": "0.5, 0",
+            "stg_layers_indices": "[2], []",
+        },
+    ),
+    "image": ("EmptyImage", {"width": 96, "height": 64, "batch_size": 2, "color": 0x2040FF}),
+    "loop": (
+        "LTXVLoopingSampler",
+        {
+            "model": ["model", 0],
+            "vae": ["model", 2],
+            "noise": ["noise", 0],
+            "sampler": ["euler", 0],
+            "sigmas": ["sigmas", 0],
+            "guider": ["stg", 0],
+            "latents": ["video", 0],
+            "temporal_tile_size": 32,
+            "temporal_overlap": 16,
+            "horizontal_tiles": 2,
+            "spatial_overlap": 1,
+            "optional_cond_images": ["image", 0],
+            "optional_cond_image_indices": "0, 40",
+            "adain_factor": 0.2,
+        },
+    ),
+}
+
+
+def test_long_clips_are_sampled_in_spans_and_tiles(tmp_path: Path) -> None:
+    (long,) = saved(tmp_path, LOOP, "loop 0")
+    assert video(long).shape[2:] == (8, 2, 3)
+    assert torch.isfinite(video(long)).all() and video(long).std() > 0.1
+    # a picture at frame 0 is kept whole
+    flat = {**LOOP["loop"][1], "horizontal_tiles": 1, "optional_cond_image_indices": "0, 8"}
+    alone: Nodes = {
+        **LOOP,
+        "loop": ("LTXVLoopingSampler", flat),
+        "start": ("VAEEncode", {"pixels": ["image", 0], "vae": ["model", 2]}),
+    }
+    held, start = saved(tmp_path / "flat", alone, "loop 0", "start 0")
+    shown = video(held)[:, :, 0] - video(start)[:, :, 0]
+    assert shown.abs().mean() < 0.2 * video(start).std()
+
+
+def test_voices_and_sound_alone_are_sampled(tmp_path: Path) -> None:
+    sampler, asked = SAMPLING["sampled"]
+    nodes: Nodes = {
+        **MODELS,
+        **LATENTS,
+        **SAMPLING,
+        "tone": ("EmptyAudio", {"duration": 0.4, "sample_rate": 16000, "channels": 2}),
+        "voice": (
+            "LTXVReferenceAudio",
+            {
+                "model": ["model", 0],
+                "positive": ["told", 0],
+                "negative": ["told", 1],
+                "reference_audio": ["tone", 0],
+                "audio_vae": ["audio vae", 0],
+                "identity_guidance_scale": 2.0,
+            },
+        ),
+        "guider": (
+            "CFGGuider",
+            {
+                "model": ["voice", 0],
+                "positive": ["voice", 1],
+                "negative": ["voice", 2],
+                "cfg": 1.0,
+            },
+        ),
+        "deaf": ("LTXVAudioOnlyModel", {"model": ["model", 0]}),
+        "deaf guider": ("CFGGuider", {**SAMPLING["guider"][1], "model": ["deaf", 0]}),
+        "alone": (sampler, {**asked, "guider": ["deaf guider", 0]}),
+        "plain guider": SAMPLING["guider"],
+        "plain": (sampler, {**asked, "guider": ["plain guider", 0]}),
+    }  # fmt: skip
+    spoken, alone, plain = saved(tmp_path, nodes, "sampled 0", "alone 0", "plain 0")
+    assert spoken.audio is not None and alone.audio is not None and plain.audio is not None
+    assert spoken.audio.shape == alone.audio.shape == plain.audio.shape
+    assert torch.equal(video(alone), torch.zeros_like(video(alone)))
+    for one in (spoken.audio, alone.audio):
+        assert torch.isfinite(one).all() and (one - plain.audio).abs().mean() > 1e-3
+
+
+def test_the_picture_is_shown_while_it_is_sampled(
+    first: tuple[Path, list[GraphEvent]],
+) -> None:
+    folder, plain = first
+    assert not any(isinstance(event, NodePreview) for event in plain)
+    work, events = engine(folder), list[GraphEvent]()
+    work.previews = True
+    nodes = {**ONE_STAGE, "noise": ("RandomNoise", {"noise_seed": 8})}
+    execute(graph(nodes), work, wanted=["save"], on_event=events.append)
+    shown = [event for event in events if isinstance(event, NodePreview)]
+    assert shown and {event.node for event in shown} == {"sampled"}
+    with Image.open(BytesIO(shown[0].picture)) as image:
+        assert image.format == shown[0].format and min(image.size) >= 64
+
+
+def test_a_transformer_that_does_not_fit_is_streamed_and_gives_the_same(tmp_path: Path) -> None:
+    nodes: Nodes = {**MODELS, **LATENTS, **SAMPLING}
+    nodes["keep"] = ("SaveLatent", {"samples": ["sampled", 0], "filename_prefix": "l"})
+    found = []
+    for name, memory in (("all", MemoryOptions()), ("few", MemoryOptions(vram=0.012))):
+        work = engine(tmp_path / name)
+        work.memory = memory
+        execute(graph(nodes), work)
+        found.append(latent_of((work.folders.output / "l_00001_.latent").read_bytes()))
+    assert torch.equal(video(found[0]), video(found[1]))
+    work = engine(tmp_path / "none")
+    work.memory = MemoryOptions(vram=0.001)
+    with pytest.raises(MemoryBudgetError, match="node sampled"):
+        execute(graph(nodes), work)
+
+
+def test_memory_that_runs_out_on_the_way_is_dealt_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator's own exception is raised where a real card raises it."""
+    real, failures = denoising.sample, ["sampling", "decoding"]
+
+    def sample(*args: Any, **more: Any) -> Any:
+        if "sampling" in failures:
+            failures.remove("sampling")
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **more)
+
+    real_bands = decoding.bands
+
+    def bands(*args: Any) -> Iterator[torch.Tensor]:
+        for band in real_bands(*args):
+            if "decoding" in failures:
+                failures.remove("decoding")
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield band
+
+    monkeypatch.setattr(denoising, "sample", sample)
+    monkeypatch.setattr(decoding, "bands", bands)
+    events: list[GraphEvent] = []
+    execute(graph(ONE_STAGE), engine(tmp_path), on_event=events.append)
+    told = [e.node for e in events if isinstance(e, NodeWarned) and e.code == "out_of_memory"]
+    assert told == ["sampled", "save"] and not failures
+    assert probe(tmp_path / "output/video/clip_00001_.mp4").frames == 9

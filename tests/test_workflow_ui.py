@@ -273,6 +273,14 @@ def test_names_win_over_positions_and_objects_are_names() -> None:
     assert values("RandomNoise", {"noise_seed": 9, "videopreview": {}}) == {"noise_seed": 9}
 
 
+def test_a_file_that_says_two_things_is_told() -> None:
+    board = Board()
+    board.add("RandomNoise", [7, "fixed"], widgets_values_named={"noise_seed": 8})
+    (trap,) = read_ui(board.document()).traps
+    assert trap.code == "two_values"
+    assert "noise_seed is 8 by name and 7 by position" in trap.message
+
+
 def test_values_that_an_older_file_lacks_are_the_defaults() -> None:
     assert values("CreateVideo", [24]) == {
         "fps": 24, "bit_depth": "auto", "color_space": "sRGB", "codec": "none",

@@ -172,7 +172,9 @@ def test_a_branch_that_no_switch_takes_is_not_needed() -> None:
     assert problems(graph) == []
     graph = read_api(switched(True))
     assert "made" in needed(graph, outputs(graph))
-    assert [p.node for p in problems(graph)] == ["made"]
+    wrong = problems(graph)
+    assert [p.node for p in wrong] == ["made"]
+    assert as_error(graph, wrong).hint == "--set on.value=false leads past it"
 
 
 def test_an_image_that_is_switched_off_is_not_needed() -> None:

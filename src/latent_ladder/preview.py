@@ -269,7 +269,7 @@ class LivePreview:
         began = time.monotonic()
         if began < self._due:
             return
-        picture = _enlarged(self._to_rgb.strip(estimate()))
+        picture = enlarged(self._to_rgb.strip(estimate()))
         with suppress(OSError):  # a preview is no reason to end a run
             write_whole(self._path, png(picture))
             self._on_saved(stage, step)
@@ -277,7 +277,7 @@ class LivePreview:
         self._due = began + max(EVERY_S, spent / SHARE)
 
 
-def _enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A small strip a whole number of times larger: latents of small canvases are few."""
     height, width, _ = picture.shape
     times = max(LEAST_HEIGHT_PX // height, 1)

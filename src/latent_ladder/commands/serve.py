@@ -44,6 +44,10 @@ NoMetadata = Annotated[
     bool, typer.Option("--disable-metadata", help="Keep workflows out of results.")
 ]
 
+Preview = Annotated[
+    str, typer.Option("--preview-method", help="Pictures while sampling: rgb or none.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -66,6 +70,7 @@ def serve(
     upload: Upload = 100.0,
     history: History = 10_000,
     no_metadata: NoMetadata = False,
+    preview: Preview = "rgb",
 ) -> None:
     """Answer ComfyUI's HTTP API, so that clients written for it can use the engine."""
     if not comfyui:
@@ -85,6 +90,8 @@ def serve(
             "the server needs aiohttp, which is not installed",
             "pip install 'latent-ladder[serve]'",
         ) from error
+    if preview not in ("rgb", "none"):
+        raise RequestError(f"preview-method={preview} is unknown", "use rgb or none")
     if not is_loopback(listen):
         show_warning(
             f"--listen {listen}: whoever reaches this machine can run jobs and read results; "
@@ -107,6 +114,7 @@ def serve(
             limits=Limits(upload=int(upload * 2**20)),
             history=history,
             metadata=not no_metadata,
+            previews=preview == "rgb",
         )
         answer(setup, show_note)
 

@@ -111,7 +111,8 @@ def _head(report: Report) -> str:
     packs = ", ".join(f"{pack} {n}" for pack, n in Counter(report.packs).most_common())
     idle = len(report.graph.nodes) - len(report.needed)
     unused = f", {idle} of them not needed as it is set" if idle else ""
-    return f"{report.source}: {len(report.graph.nodes)} nodes{unused} ({packs})"
+    count = len(report.graph.nodes)
+    return f"{report.source}: {count} node{'s' * (count != 1)}{unused} ({packs})"
 
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
@@ -174,7 +175,8 @@ def _last(name: str) -> str:
 def _unsupported(one: Unsupported) -> Iterator[str]:
     title = f' "{one.title}"' if one.title not in ("", one.class_type) else ""
     yield f"{one.node} {one.class_type}{title}: {one.why}"
-    yield f"    {one.hint}"
+    if one.hint:
+        yield f"    {one.hint}"
 
 
 def _traps(report: Report, every: bool) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 
 from latent_ladder.commands.flags import Folders, Json, Overwrite, StoreFolder, open_store
 from latent_ladder.console import show_note, show_warning
-from latent_ladder.errors import MediaError, RequestError
+from latent_ladder.errors import MediaError, RequestError, WorkflowError
 
 if TYPE_CHECKING:
     from latent_ladder.request import Request
@@ -150,8 +150,23 @@ def _fields(source: str, store: Path | None) -> dict[str, object]:
         return {"prompt": UNSAID, **read_preset(source.removeprefix(PRESET)).fields}
     path = Path(source)
     if path.exists() or path.suffix:
-        return read_request(path).to_dict()
+        try:
+            return read_request(path).to_dict()
+        except RequestError as error:
+            raise _already_a_graph(path) or error from error
     return dict(open_store(store).runs.show(source).request)
+
+
+def _already_a_graph(path: Path) -> RequestError | None:
+    """The error for a file that is no request but a workflow."""
+    from latent_ladder.workflow.read import read_workflow
+
+    try:
+        read_workflow(path)
+    except WorkflowError:
+        return None
+    text = f"{path.name} holds a ComfyUI workflow, not a request"
+    return RequestError(text, f"make one first: ladder workflow import {path} -o request.toml")
 
 
 def _without_files(request: Request) -> Request:

@@ -165,15 +165,16 @@ def _wanted(graph: Graph, at_hand: _Hand, names: Mapping[str, str], skip: bool) 
     if skip:
         kept = without_unsupported(graph)
         for problem in unsupported(graph, wanted):
-            show_warning(f"{problem.node.error(problem.why).message}; what needs it is left out")
+            show_warning(f"{problem.error().message}; what needs it is left out")
         if wanted and not kept:
             raise WorkflowError("every output needs a node that cannot run here")
         wanted = kept
+    # first, because it knows the way round
+    for problem in unsupported(graph, wanted):
+        raise problem.error()
     found = problems(graph, None, names, wanted)
     if found:
         raise as_error(graph, found)
-    for problem in unsupported(graph, wanted):
-        raise problem.error()
     _check_files(graph, at_hand, names, wanted)
     return wanted
 

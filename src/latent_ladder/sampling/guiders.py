@@ -43,7 +43,8 @@ class Guidance:
 
     The terms apply while ``sigma_low <= sigma <= sigma_high``; outside the prediction is the
     conditioned one. ``stg_range`` and ``modality_range`` (low, high) narrow that for their own
-    term. ``skip_step`` k evaluates the stream only at every (k+1)-th step.
+    term. ``cfg_star`` scales the unconditioned prediction to its projection on the conditioned one
+    (CFG-Zero*, arXiv 2503.18886). ``skip_step`` k evaluates the stream only at every (k+1)-th step.
     """
 
     cfg: float = 1.0
@@ -56,6 +57,7 @@ class Guidance:
     sigma_low: float = 0.0
     stg_range: tuple[float, float] | None = None
     modality_range: tuple[float, float] | None = None
+    cfg_star: bool = False
 
 
 def weights(g: Guidance, sigma: float) -> dict[Pass, float]:
@@ -99,8 +101,18 @@ def combine(predictions: Mapping[Pass, Tensor], g: Guidance, sigma: float) -> Te
         return c
     pred = c
     for p, w in terms.items():
-        pred = pred + w * (c - predictions[p].float())
+        other = predictions[p].float()
+        if g.cfg_star and p is Pass.UNCOND:
+            other = _projected(c, other)
+        pred = pred + w * (c - other)
     return _rescaled(pred, c, g.rescale) if g.rescale else pred
+
+
+def _projected(c: Tensor, u: Tensor) -> Tensor:
+    """``u`` scaled so that it is the nearest to ``c``, sample by sample."""
+    dims = tuple(range(1, c.ndim))
+    share = (c * u).sum(dims, keepdim=True) / (u.square().sum(dims, keepdim=True) + 1e-8)
+    return share * u
 
 
 def _rescaled(pred: Tensor, c: Tensor, r: float) -> Tensor:

@@ -15,6 +15,9 @@ from latent_ladder.server.messages import Message, Picture, Telling, executing, 
 from latent_ladder.server.sockets import Sockets
 from latent_ladder.server.worker import DEATH, Ended, Worker
 
+PATIENCE_S = 5.0
+"""How long a step may go on after an interrupt before a second one ends the worker."""
+
 
 class Jobs:
     """Queue, worker and listeners. For one event loop."""
@@ -28,6 +31,7 @@ class Jobs:
         self._more = asyncio.Event()
         self._free = False
         self._closing = False
+        self._asked_at: float | None = None
 
     @property
     def running(self) -> Job | None:
@@ -38,7 +42,7 @@ class Jobs:
         """Queue a job; ``False`` if one with its id is there already."""
         if not self.kept.add(job):
             return False
-        self._say(f"queued {job.id}")
+        self._say(f"{job.id} queued")
         self._tell_status()
         self._more.set()
         return True
@@ -50,12 +54,21 @@ class Jobs:
         self._tell_status()
 
     def interrupt(self, job_id: str | None = None) -> bool:
-        """Stop the job under way after its step; with an id, only if it is that one."""
+        """Stop the job under way after its step; with an id, only if it is that one.
+
+        Who asks again after :data:`PATIENCE_S` means at once: the worker is ended.
+        """
         running = self.running
         if running is None or job_id not in (None, running.id):
             return False
-        self._say(f"interrupting {running.id}")
-        self._worker.interrupt(running.id)
+        now = time.monotonic()
+        if self._asked_at is not None and now > self._asked_at + PATIENCE_S:
+            self._say(f"ending the worker that does not stop {running.id}")
+            self._worker.kill()
+        else:
+            self._say(f"interrupting {running.id}")
+            self._asked_at = self._asked_at or now
+            self._worker.interrupt(running.id)
         return True
 
     def free(self) -> None:
@@ -97,12 +110,14 @@ class Jobs:
         ended = await self._worker.run(job, lambda event: self._send(job, telling.on(event)))
         if self._closing and _cut_short(ended):
             return
+        if self._asked_at is not None and _cut_short(ended):
+            ended = Ended(stopped=True)
         last = list(_last_words(telling, ended))
         self.kept.finish(job.id, telling.entry(), telling.summary())
-        self._now = None
+        self._now = self._asked_at = None
         self._send(job, [*last, executing(job.id, None)])
         self._tell_status()
-        self._say(f"{_outcome(ended)} {job.id} in {time.monotonic() - began:.1f} s")
+        self._say(f"{job.id} {_outcome(ended)} after {time.monotonic() - began:.1f} s")
 
     def _send(self, job: Job, messages: Iterable[Message | Picture]) -> None:
         for message in messages:
@@ -126,5 +141,5 @@ def _cut_short(ended: Ended) -> bool:
 def _outcome(ended: Ended) -> str:
     if ended.failure is None:
         return "stopped" if ended.stopped else "finished"
-    kind = "worker died on" if ended.failure.kind == DEATH else "failed"
-    return f"{kind} ({ended.failure.message.partition(chr(10))[0][:200]})"
+    first = ended.failure.message.partition("\n")[0]
+    return f"failed: {first[:300]};"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +43,15 @@ class Listing:
         """The file that a listed name means; no other file is ever returned."""
         return next((path for found, path in self._files(folder) if found == name), None)
 
+    def state(self) -> frozenset[tuple[str, int, int]]:
+        """Path, size and time of every model file: another value where any has changed."""
+        found = set()
+        for _, path in self._files(",".join(FOLDERS)):
+            with suppress(OSError):
+                about = path.stat()
+                found.add((str(path), about.st_size, about.st_mtime_ns))
+        return frozenset(found)
+
     def _files(self, folder: str) -> Iterator[tuple[str, Path]]:
         asked = {CATEGORIES.get(name, name) for name in folder.split(",")}
         for category in asked.intersection(FOLDERS):  # any other name could be a path
@@ -56,6 +67,17 @@ class Listing:
                 yield from (folder.path / alias for alias in aliases)
             elif folder.category == category:
                 yield folder.path
+
+
+class Glance:
+    """A listing that looks into every folder once, for as long as one request lasts."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._look = functools.cache(listing.names)
+
+    def names(self, folder: str) -> list[str]:
+        """As :meth:`Listing.names`."""
+        return self._look(folder)
 
 
 def _below(root: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Path]]:

@@ -14,10 +14,10 @@ from uuid import uuid4
 
 from latent_ladder.errors import WorkflowError
 from latent_ladder.server.kept import Job, is_number
-from latent_ladder.server.listing import Listing
+from latent_ladder.server.listing import Glance, Listing
 from latent_ladder.workflow.api import read_api
 from latent_ladder.workflow.graph import Graph
-from latent_ladder.workflow.plain import needed
+from latent_ladder.workflow.plain import reduced
 from latent_ladder.workflow.types import node_type
 from latent_ladder.workflow.validate import (
     NO_OUTPUTS,
@@ -71,7 +71,7 @@ def read_prompt(body: Mapping[str, Any], listing: Listing) -> Asked:
     graph = _graph(prompt)
     wanted = _wanted(graph, body.get("partial_execution_targets"))
     try:
-        found = problems(graph, listing, listing.replaced, wanted)
+        found = problems(graph, Glance(listing), listing.replaced, wanted)
         wanted, node_errors = _sound(graph, wanted, found)
     except WorkflowError as error:
         raise _unreadable(error) from error
@@ -169,7 +169,10 @@ def _sound(
     by_node: dict[str, list[Problem]] = {}
     for problem in found:
         by_node.setdefault(problem.node, []).append(problem)
-    ill = {output: set(needed(graph, [output])) & set(by_node) for output in wanted}
+    if not by_node:
+        return tuple(wanted), {}
+    taken = reduced(graph)
+    ill = {output: set(taken.before([output])) & set(by_node) for output in wanted}
     errors = {
         node: {
             "errors": [_told(problem) for problem in by_node[node]],

@@ -11,7 +11,7 @@ from aiohttp import web
 from latent_ladder.errors import RequestError
 from latent_ladder.server import about, object_info, upload, view
 from latent_ladder.server.context import context, ids_of, read_object, whole
-from latent_ladder.server.listing import FOLDERS
+from latent_ladder.server.listing import FOLDERS, Glance
 from latent_ladder.server.messages import summary_of
 from latent_ladder.server.prompts import Refused, read_prompt
 from latent_ladder.workflow.types import NODE_TYPES
@@ -175,8 +175,8 @@ async def post_mask(request: web.Request) -> web.Response:
 
 async def get_object_info(request: web.Request) -> web.Response:
     """All node types."""
-    listing = context(request).listing
-    return web.json_response(await asyncio.to_thread(object_info.object_info, listing.names))
+    names = Glance(context(request).listing).names
+    return web.json_response(await asyncio.to_thread(object_info.object_info, names))
 
 
 async def get_node_info(request: web.Request) -> web.Response:

@@ -46,6 +46,7 @@ class Setup:
     limits: Limits = field(default_factory=Limits)
     history: int = MAX_HISTORY
     metadata: bool = True
+    previews: bool = True
     worker: tuple[str, ...] = (sys.executable, "-m", "latent_ladder.server.work")
 
     def opening(self) -> dict[str, Any]:
@@ -59,4 +60,5 @@ class Setup:
             "device": self.device,
             "memory": {**memory, "changes": sorted(self.memory.changes)},
             "metadata": self.metadata,
+            "previews": self.previews,
         }

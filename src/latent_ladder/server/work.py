@@ -41,9 +41,22 @@ def main(opener: Callable[[Body], Runner]) -> None:
     if opening is None:
         return
     inbox = _Inbox(frames_in)
-    run = opener(opening)
+    run = _opened(opener, opening)
     while (job := inbox.next()) is not None:
         _send(frames_out, _outcome(run, job, inbox.cancel, frames_out))
+
+
+def _opened(opener: Callable[[Body], Runner], opening: Body) -> Runner:
+    """The runner; where it cannot be made, one that tells every job why."""
+    try:
+        return opener(opening)
+    except LadderError as error:
+        cause = error
+
+    def refuse(_: Body, __: OnGraphEvent, ___: Cancel) -> None:
+        raise cause
+
+    return refuse
 
 
 def engine_runner(opening: Body) -> Runner:
@@ -51,23 +64,34 @@ def engine_runner(opening: Body) -> Runner:
     from latent_ladder.checkpoints.folders import model_folders
     from latent_ladder.checkpoints.library import scan
     from latent_ladder.machine import MemoryOptions
+    from latent_ladder.server.listing import Listing
     from latent_ladder.stages.store import Store
     from latent_ladder.workflow.api import read_api
     from latent_ladder.workflow.engine import Engine, WorkFolders
     from latent_ladder.workflow.execute import execute
 
     memory = {**opening["memory"], "changes": frozenset(opening["memory"]["changes"])}
-    folders = [Path(path) for path in opening["models"]]
-    engine = Engine(
-        library=scan(model_folders(folders)),
-        store=Store(Path(opening["store"])),
-        folders=WorkFolders(**{name: Path(path) for name, path in opening["places"].items()}),
-        names=opening["names"],
-        memory=MemoryOptions(**memory),
-        device=opening["device"],
-    )
+    folders = model_folders([Path(path) for path in opening["models"]])
+    listing = Listing(folders, Path(opening["places"]["input"]))
+
+    def opened() -> Engine:
+        return Engine(
+            library=scan(folders),
+            store=Store(Path(opening["store"])),
+            folders=WorkFolders(**{name: Path(path) for name, path in opening["places"].items()}),
+            names=opening["names"],
+            memory=MemoryOptions(**memory),
+            device=opening["device"],
+            previews=opening["previews"],
+        )
+
+    engine, seen = opened(), listing.state()
 
     def run(job: Body, on_event: OnGraphEvent, cancel: Cancel) -> None:
+        nonlocal engine, seen
+        if (now := listing.state()) != seen:  # a model file came, went or is another one
+            engine.forget()
+            engine, seen = opened(), now
         metadata = {name: dumps(job[name]) for name in ("prompt", "workflow") if job[name]}
         execute(
             read_api(job["prompt"]),

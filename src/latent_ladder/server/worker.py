@@ -73,6 +73,11 @@ class Worker:
         """Ask it to stop a job after the step under way."""
         self._tell({"do": "stop", "id": job_id})
 
+    def kill(self) -> None:
+        """End the child at once; the job under way ends with it."""
+        if self._child is not None and self._child.returncode is None:
+            self._child.kill()
+
     async def close(self, grace_s: float = GRACE_S) -> None:
         """End the child: after the step under way, or after ``grace_s`` all the same."""
         child, self._child = self._child, None

@@ -49,7 +49,7 @@ class Latents:
 
 def build(request: Request, files: FileNames) -> Drawing:
     """The graph of a request. Raises :class:`RequestError` for what no ComfyUI node can do."""
-    if request.video is not None and request.video.mode != "v2v":
+    if request.video is not None and request.video.keeps:
         raise RequestError(
             f"video.mode={request.video.mode} has no counterpart among ComfyUI's nodes",
             "export the request without its video, or run it with `ladder make --from`",
@@ -142,17 +142,22 @@ class _Builder:
         needed = self._sound or self._request.audio_in is not None
         return self._sheet.add("LTXVAudioVAELoader", ckpt_name=name) if needed else Ref("")
 
-    def _model(self, position: int, loaded: Loaded) -> Link:
-        """The transformer with the LoRAs of a stage."""
-        stage, link = self._request.stages[position], loaded.model
+    def _model(self, position: int, loaded: Loaded) -> tuple[Link, Link | None]:
+        """The transformer with the LoRAs of a stage; how much smaller they want a reference."""
+        stage, link, factor = self._request.stages[position], loaded.model, None
         if not isinstance(stage, BaseStage | RefineStage):
-            return link
+            return link, None
+        video = self._request.video
+        refers = video is not None and video.mode == "reference" and position == 0
         for lora in stage.loras:
             name = lora.name if lora.name is not None else self._files.distilled_lora
-            link = self._sheet.share(
-                "LoraLoaderModelOnly", lora_name=name, strength_model=lora.strength, model=link
-            )[0]
-        return link
+            guides = refers and lora.name is not None and factor is None
+            kind = "LTXICLoRALoaderModelOnly" if guides else "LoraLoaderModelOnly"
+            put_on = self._sheet.share(
+                kind, lora_name=name, strength_model=lora.strength, model=link
+            )
+            link, factor = put_on[0], put_on[1] if guides else factor
+        return link, factor
 
     # -- stages -------------------------------------------------------------------------------
 
@@ -177,13 +182,15 @@ class _Builder:
             "LTXVConditioning", positive=texts.positive, negative=texts.negative, frame_rate=fps
         )
         texts = Prompts(at_rate[0], at_rate[1])
+        model, factor = self._model(position, loaded)
         texts, video, guided = held.show(sheet, request, rung, texts, latents.video)
+        if before is None and held.reference is not None:
+            (texts, video), guided = held.refer(sheet, texts, video, factor), True
         audio = held.driving if held.driving is not None else latents.audio
         joined = audio is not None and self._sound
         start = video
         if audio is not None and joined:
             start = sheet.add("LTXVConcatAVLatent", video_latent=video, audio_latent=audio)[0]
-        model = self._model(position, loaded)
         noise = sheet.add("RandomNoise", noise_seed=max(_seed(request, position), 0))
         if request.seed == -1 and stage.seed == "same":
             sheet.randomize(noise)

@@ -31,6 +31,8 @@ class Held:
     sound: Link | None = None
     video: Link | None = None
     video_sound: Link | None = None
+    reference: tuple[Link, float] | None = None
+    """The frames of a reference video, and the strength that holds it."""
 
     def show(
         self, sheet: Sheet, request: Request, rung: Rung, texts: Prompts, video: Link
@@ -63,6 +65,33 @@ class Held:
             texts, video, guided = Prompts(guide[0], guide[1]), guide[2], True
         return texts, video, guided
 
+    def refer(
+        self, sheet: Sheet, texts: Prompts, video: Link, factor: Link | None
+    ) -> tuple[Prompts, Link]:
+        """Prompts and latents with the reference video beside the clip.
+
+        ``factor`` is how much smaller its LoRA wants it.
+        """
+        if self.reference is None or self.vae is None:
+            return texts, video
+        frames, strength = self.reference
+        guide = sheet.add(
+            "LTXAddVideoICLoRAGuide",
+            frame_idx=0,
+            strength=strength,
+            latent_downscale_factor=1.0 if factor is None else factor,
+            crop="center",
+            use_tiled_encode=False,
+            tile_size=256,
+            tile_overlap=64,
+            positive=texts.positive,
+            negative=texts.negative,
+            vae=self.vae,
+            latent=video,
+            image=frames,
+        )
+        return Prompts(guide[0], guide[1]), guide[2]
+
 
 def held_inputs(sheet: Sheet, request: Request, vae: Link, audio_vae: Link | None) -> Held:
     """The loaders of every input file, and what prepares it. ``audio_vae``: if there is sound."""
@@ -76,6 +105,10 @@ def held_inputs(sheet: Sheet, request: Request, vae: Link, audio_vae: Link | Non
             driving = _frozen(
                 sheet, _beginning(sheet, loaded[0], steps - ENCODED_MORE_S), audio_vae
             )
+    if request.video is not None and request.video.mode == "reference":
+        frames, _ = _footage(sheet, request, request.video.file)
+        reference = frames, request.video.strength
+        return Held(images, vae, driving, sound, reference=reference)
     video, video_sound = _video(sheet, request, vae, audio_vae)
     return Held(images, vae, driving, sound, video, video_sound)
 
@@ -106,22 +139,29 @@ def _video(
     if request.video is None:
         return None, None
     rung = request.rungs[0]
-    loaded = sheet.add("LoadVideo", file=_name(request.video.file))
-    parts = sheet.add("GetVideoComponents", video=loaded[0])
-    frames = sheet.add("ImageFromBatch", batch_index=0, length=rung.frames, image=parts[0])
+    frames, heard = _footage(sheet, request, request.video.file)
     scaled = sheet.add(
         "ImageScale",
         upscale_method="lanczos",
         width=rung.width,
         height=rung.height,
         crop="center",
-        image=frames[0],
+        image=frames,
     )
     encoded = sheet.add("VAEEncode", pixels=scaled[0], vae=vae)
     if audio_vae is None or request.audio_in is not None:
         return encoded[0], None
-    sound = sheet.add("LTXVAudioVAEEncode", audio=parts[1], audio_vae=audio_vae)
+    sound = sheet.add("LTXVAudioVAEEncode", audio=heard, audio_vae=audio_vae)
     return encoded[0], sound[0]
+
+
+def _footage(sheet: Sheet, request: Request, file: str) -> tuple[Link, Link]:
+    """As many frames of a video as the first stage has, and its sound."""
+    loaded = sheet.add("LoadVideo", file=_name(file))
+    parts = sheet.add("GetVideoComponents", video=loaded[0])
+    length = request.rungs[0].frames
+    frames = sheet.add("ImageFromBatch", batch_index=0, length=length, image=parts[0])
+    return frames[0], parts[1]
 
 
 def _frame(image: Image, request: Request, rung: Rung) -> int:

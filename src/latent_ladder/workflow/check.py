@@ -18,7 +18,7 @@ from latent_ladder.workflow.forecast import Clip, Forecast, Frames, Look, Sound,
 from latent_ladder.workflow.forecast import spoken_size as size_text
 from latent_ladder.workflow.forecast_rules import RULES
 from latent_ladder.workflow.graph import Graph, Link, Node, Trap
-from latent_ladder.workflow.plain import needed, outputs
+from latent_ladder.workflow.plain import needed, outputs, way_round
 from latent_ladder.workflow.read import Workflow
 from latent_ladder.workflow.traps import noticed, stage_facts
 from latent_ladder.workflow.types import node_type
@@ -27,6 +27,9 @@ from latent_ladder.workflow.wanted_files import WantedFile, wanted_files
 
 SLACK_S = 0.05
 """A difference between sound and picture that nobody hears."""
+
+
+_MOST_HINTS = 50
 
 
 @dataclass(frozen=True)
@@ -157,39 +160,22 @@ def check(
 
 
 def _unsupported(graph: Graph, reached: tuple[str, ...]) -> Iterator[Unsupported]:
+    hints = 0
     for node in graph.nodes.values():
         kind = node_type(node.class_type, node.pack)
         if kind.why_not:
-            used = node.id in reached
-            hint = _way_round(graph, node.id) if used else "no output needs it as it is set"
-            yield Unsupported(
-                node.id, node.class_type, node.title, kind.pack, kind.why_not, used, hint
-            )
-
-
-def _way_round(graph: Graph, key: str) -> str:
-    """The switch that leads past a node, if there is one; else which outputs can run without it."""
-    for node in graph.nodes.values():
-        link = node.inputs.get("switch")
-        source = graph.nodes.get(link.node) if isinstance(link, Link) else node
-        name = "value" if source is not node else "switch"
-        value = source.inputs.get(name) if source else None
-        if node.class_type != "ComfySwitchNode" or source is None or not isinstance(value, bool):
-            continue
-        changed = Node(
-            source.id, source.class_type, source.title, {**source.inputs, name: not value}
-        )
-        turned = Graph({**graph.nodes, source.id: changed})
-        if key not in needed(turned, outputs(turned)):
-            return f"--set {source.id}.{name}={str(not value).lower()} leads past it"
-    without = [one for one in outputs(graph) if key not in needed(graph, [one])]
-    if without:
-        return f"--skip-unsupported runs what does not need it: {', '.join(without)}"
-    return "every output needs it"
+            used, hint = node.id in reached, ""
+            if used and hints < _MOST_HINTS:
+                hints, hint = hints + 1, way_round(graph, node.id)
+            elif not used:
+                hint = "no output needs it as it is set"
+            facts = (node.id, node.class_type, node.title, kind.pack, kind.why_not)
+            yield Unsupported(*facts, used, hint)
 
 
 # --- results --------------------------------------------------------------------------------------
 
+_VIDEOS = frozenset({"SaveVideo", "SaveWEBM"})
 _ENDINGS = {
     "SaveWEBM": ".webm",
     "SaveImage": ".png",
@@ -211,13 +197,19 @@ def _result(told: Forecast, node: Node) -> Result:
         node.class_type,
         node.title,
         file=_file(look),
-        size=(frames.width, frames.height) if frames else None,
+        size=_even(look, frames) if frames else None,
         frames=frames.count if frames else None,
         fps=fps,
         duration_s=_seconds(frames, fps),
         sound_s=sound.seconds if sound else None,
         stages=tuple(stage_facts(told, key) for key in latent.stages) if latent else (),
     )
+
+
+def _even(look: Look, frames: Frames) -> tuple[int, int]:
+    """The size of what is written: the sides of a video are even."""
+    step = 2 if look.node.class_type in _VIDEOS else 1
+    return frames.width // step * step, frames.height // step * step
 
 
 def _shown(look: Look) -> tuple[Clip | None, Frames | None, Sound | None]:
@@ -250,6 +242,11 @@ def _lengths(told: Forecast, key: str) -> Iterator[Trap]:
     """Where a clip is not what was asked for, or its sound is not as long."""
     clip, frames, sound = _shown(Look(told, told.graph.nodes[key]))
     latent = frames.latent if frames else None
+    if frames and (frames.width % 2 or frames.height % 2):
+        size = _even(Look(told, told.graph.nodes[key]), frames)
+        if size != (frames.width, frames.height):
+            text = f"{size_text(frames.width, frames.height)} is cut to {size_text(*size)}"
+            yield Trap("odd_size", f"{text}: the sides of a video are even", key)
     if frames and latent and (frames.width, frames.height) == (latent.width, latent.height):
         asked = latent.asked
         if (Fraction(latent.width), Fraction(latent.height)) != asked:
@@ -258,10 +255,11 @@ def _lengths(told: Forecast, key: str) -> Iterator[Trap]:
             yield Trap("size_truncated", f"{text}, not {size_text(*asked)}: {why}", key)
     seconds = _seconds(frames, clip.fps if clip else None)
     if sound and seconds and abs(sound.seconds - seconds) > SLACK_S:
-        longer = "longer" if sound.seconds > seconds else "shorter"
         code = "sound_longer" if sound.seconds > seconds else "sound_shorter"
+        gap = abs(sound.seconds - seconds)
+        end = f"its last {gap:.2f} s are" if code == "sound_longer" else f"the last {gap:.2f} s are"
         text = f"sound lasts {sound.seconds:.2f} s, the picture {seconds:.2f} s"
-        yield Trap(code, f"{text}: it is {longer} by {abs(sound.seconds - seconds):.2f} s", key)
+        yield Trap(code, f"{text}: {end} {'cut' if code == 'sound_longer' else 'silent'}", key)
 
 
 # --- what the files that are here say -------------------------------------------------------------

@@ -26,10 +26,11 @@ CLOSE = 1e-9
 
 UNITS: tuple[tuple[str, ...], ...] = (
     ("width", "height"), ("frames", "fps", "duration_s"), ("prompt",), ("negative_prompt",),
-    ("audio",), ("audio_in",), ("images",), ("video",), ("decode",), ("output",),
-    ("noise_order",), ("mask_convention",),
+    ("audio",), ("audio_in",), ("noise_order",), ("mask_convention",),
 )  # fmt: skip
 """Fields of a request that belong together: edited is one if any of them is."""
+TABLES = ("models", "video", "decode", "output")
+"""Tables of a request whose fields are edited one by one."""
 STAGE_UNITS: tuple[tuple[str, ...], ...] = (
     ("sampler", "options"), ("sigmas", "schedule", "denoise"), ("guidance",), ("loras",),
     ("tiles",), ("batch_passes",), ("factor", "axis"), ("adain",), ("file",),
@@ -81,9 +82,9 @@ def merged(own: Request, before: Request, now: Request) -> Request:
     out = copy.deepcopy(mine)
     for unit in UNITS:
         _merge_unit(out, old, new, unit)
-    out["models"] = copy.deepcopy(mine.get("models", {}))
-    for name in {*old.get("models", {}), *new.get("models", {})}:
-        _merge_unit(out["models"], old.get("models", {}), new.get("models", {}), (name,))
+    for name in TABLES:
+        _merge_table(out, old, new, name)
+    _merge_images(out, old, new)
     if stage_kinds(old["stages"]) != stage_kinds(new["stages"]):
         out["stages"] = new["stages"]
     else:
@@ -102,6 +103,30 @@ def _merge_unit(
 ) -> None:
     if any(old.get(name) != new.get(name) for name in unit):
         _take(out, new, unit)
+
+
+def _merge_table(
+    out: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any], name: str
+) -> None:
+    tables = [table.get(name) for table in (out, old, new)]
+    if all(isinstance(table, Mapping) for table in tables):
+        mine, before, now = (dict(table or {}) for table in tables)
+        for field in {*before, *now}:
+            _merge_unit(mine, before, now, (field,))
+        out[name] = mine
+    else:
+        _merge_unit(out, old, new, (name,))
+
+
+def _merge_images(out: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Picture by picture, where there are as many as before."""
+    mine, before, now = (table.get("images", []) for table in (out, old, new))
+    if not len(mine) == len(before) == len(now):
+        _merge_unit(out, old, new, ("images",))
+        return
+    for image, was, is_now in zip(mine, before, now, strict=True):
+        for field in {*was, *is_now}:
+            _merge_unit(image, was, is_now, (field,))
 
 
 def _take(out: dict[str, Any], new: Mapping[str, Any], unit: Iterable[str]) -> None:

@@ -57,7 +57,7 @@ class Engine:
     """All that the nodes of graphs share.
 
     ``names`` replaces file names that a graph holds by others that are at hand. ``memory`` and
-    ``device`` are as for every other command.
+    ``device`` are as for every other command. ``previews``: pictures are made while sampling.
     """
 
     library: Library
@@ -66,6 +66,7 @@ class Engine:
     names: Mapping[str, str] = field(default_factory=dict)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     device: str = "auto"
+    previews: bool = False
 
     def __post_init__(self) -> None:
         self.results: dict[str, object] = {}

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import Cancelled, LadderError, StoreError, WorkflowError
 from latent_ladder.pipeline import Cancel
 from latent_ladder.stages.runs import RunRecord, StageRecord
@@ -25,6 +26,7 @@ from latent_ladder.workflow import plain
 from latent_ladder.workflow.engine import Engine, WorkFolders
 from latent_ladder.workflow.events import (
     NodeDone,
+    NodePreview,
     NodeProgress,
     NodesCached,
     NodeStarted,
@@ -34,6 +36,7 @@ from latent_ladder.workflow.events import (
     ignore,
 )
 from latent_ladder.workflow.graph import Graph, Link, Node
+from latent_ladder.workflow.live import LivePictures
 from latent_ladder.workflow.meaning import MEANINGS
 from latent_ladder.workflow.meaning.means import LATENT_CHANNELS, Ask, Meaning, Results
 from latent_ladder.workflow.schema import Input
@@ -48,14 +51,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A node that cannot run here, and why."""
+    """A node that cannot run here, why, and the way round it if there is one."""
 
     node: Node
     why: str
+    way: str = ""
 
     def error(self) -> WorkflowError:
         """The error that names it."""
-        return self.node.error(self.why, "--skip-unsupported runs the outputs that do without it")
+        others = "--skip-unsupported runs the outputs that do without it"
+        return self.node.error(f"cannot run here: {self.why}", self.way or others)
 
 
 def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsupported]:
@@ -73,7 +78,7 @@ def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsup
         if not why and meaning is not None:
             why = meaning.refuses(node)
         if why:
-            found.append(Unsupported(node, why))
+            found.append(Unsupported(node, why, plain.way_round(graph, node.id)))
     return found
 
 
@@ -128,6 +133,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._known = plain.constants(self.graph)
+        engine = self.engine
+        self._pictures = LivePictures(engine.companion, engine.store) if engine.previews else None
         self._reduced = plain.reduced(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
 
@@ -316,6 +323,11 @@ class _Run:
                 raise node.error(f"{name} is linked to output {given.slot}, which is not there")
             return values[given.slot]
 
+        def look(transformer: Component, estimate: Callable[[], Tensor]) -> None:
+            picture = self._pictures and self._pictures.picture(transformer, estimate)
+            if picture:
+                self.on_event(NodePreview(node.id, "JPEG", picture))
+
         def progress(value: int, of: int) -> None:
             self.on_event(NodeProgress(node.id, value, of))
 
@@ -332,6 +344,7 @@ class _Run:
             progress=progress,
             warn=warn,
             check_cancelled=self.cancel.check,
+            look=look,
             metadata=self.metadata,
             channels=self._channels,
         )

@@ -7,6 +7,8 @@ runs: :func:`constants` works them out, :func:`needed` leaves out the branches n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from latent_ladder.errors import WorkflowError
@@ -17,6 +19,8 @@ from latent_ladder.workflow.types import NODE_TYPES, node_type
 
 Values = Mapping[str, Any]
 Results = tuple[Any, ...]
+
+_MOST_SWITCHES = 40
 
 
 def _value(values: Values) -> Results:
@@ -122,6 +126,41 @@ def reduced(graph: Graph) -> Graph:
 def outputs(graph: Graph) -> tuple[str, ...]:
     """The nodes that a graph runs for."""
     return tuple(n.id for n in graph.nodes.values() if row(n).is_output)
+
+
+def way_round(graph: Graph, key: str) -> str:
+    """The switch that leads past a node, if there is one; else which outputs can run without it."""
+    wanted = outputs(graph)
+    for name, source in islice(_switches(graph), _MOST_SWITCHES):
+        turned = not source.inputs[name]
+        node = replace(source, inputs={**source.inputs, name: turned})
+        if key not in needed(Graph({**graph.nodes, source.id: node}), wanted):
+            return f"--set {source.id}.{name}={str(turned).lower()} leads past it"
+    hit = _downstream(graph, key)
+    without = [one for one in wanted if one not in hit]
+    if without:
+        return f"--skip-unsupported runs what does not need it: {', '.join(without[:20])}"
+    return "every output needs it"
+
+
+def _switches(graph: Graph) -> Iterator[tuple[str, Node]]:
+    """The inputs that decide switches: yes or no, in the switch or in the node it asks."""
+    for node in graph.nodes.values():
+        if node.class_type == "ComfySwitchNode":
+            link = node.inputs.get("switch")
+            source = graph.nodes[link.node] if isinstance(link, Link) else node
+            name = "value" if isinstance(link, Link) else "switch"
+            if isinstance(source.inputs.get(name), bool):
+                yield name, source
+
+
+def _downstream(graph: Graph, key: str) -> set[str]:
+    """A node and all that need it, as the switches are set."""
+    known, hit = constants(graph), {key}
+    for node in in_order(graph):
+        if any(link.node in hit for _, link in _without_branch(node, known).links):
+            hit.add(node.id)
+    return hit
 
 
 def row(node: Node) -> NodeType:

@@ -152,9 +152,10 @@ def _tag(tags: Mapping[str, str], key: str, name: str) -> Any:
 
 def _unwrapped(document: object) -> object:
     """The graph in what clients post, and in what the history gives."""
-    if isinstance(document, dict) and not is_ui(document):
+    # a node may be called prompt, so a graph is looked for first
+    if isinstance(document, dict) and not is_ui(document) and not is_api(document):
         inner = document.get("prompt")
-        if isinstance(inner, dict) and "class_type" not in document:
+        if isinstance(inner, dict):
             return inner
         inner = document.get("workflow")
         if is_ui(inner):

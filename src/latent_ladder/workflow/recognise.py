@@ -14,7 +14,7 @@ from latent_ladder import shapes
 from latent_ladder.checkpoints.published import Upsampling
 from latent_ladder.errors import RequestError, WorkflowError
 from latent_ladder.request import Request
-from latent_ladder.sampling.schedules import DISTILLED_STAGE_1
+from latent_ladder.sampling.schedules import DISTILLED_STAGE_1, manual_sigmas
 from latent_ladder.workflow.graph import Graph, Node
 from latent_ladder.workflow.plain import needed
 from latent_ladder.workflow.recognise_climb import (
@@ -24,7 +24,12 @@ from latent_ladder.workflow.recognise_climb import (
     climb,
     read_prompt,
 )
-from latent_ladder.workflow.recognise_inputs import image_fields, sound_fields, video_fields
+from latent_ladder.workflow.recognise_inputs import (
+    image_fields,
+    reference_fields,
+    sound_fields,
+    video_fields,
+)
 from latent_ladder.workflow.recognise_models import model_fields, upsampling_of, with_role
 from latent_ladder.workflow.recognise_pixels import (
     Shown,
@@ -199,6 +204,8 @@ class _Reader:
             if isinstance(self._climb.stages[0], UpsampledStage):
                 made.append({"kind": "base", "sigmas": list(DISTILLED_STAGE_1)})
                 fields["video"]["denoise"] = 0.0
+        if self._climb.reference is not None:
+            fields["video"] = reference_fields(self._trail, self._climb.reference)
         for stage, rung in zip(self._climb.stages, rungs, strict=True):
             if isinstance(stage, UpsampledStage):
                 axis, factor = next(factors)
@@ -228,10 +235,11 @@ class _Reader:
             fields.pop("denoise", None)
         try:
             walk = walked(fields, rung.video_tokens)
+            if not walk or walk[-1] != 0:
+                raise does_not_fit(sampling.node, "ends before the picture is finished")
+            manual_sigmas(", ".join(map(repr, walk)))
         except RequestError as error:
             raise sampling.node.error(error.message, error.hint) from error
-        if not walk or walk[-1] != 0:
-            raise does_not_fit(sampling.node, "ends before the picture is finished")
         empty = kind == "base" and self._climb.video is None
         if empty and walk[0] < 1 and "denoise" in fields:
             raise does_not_fit(sampling.node, "noises an empty latent less than fully")

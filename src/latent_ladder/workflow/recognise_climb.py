@@ -50,12 +50,14 @@ class UpsampledStage:
 class Climb:
     """All stages, first to last, and where the first one starts.
 
-    ``empty`` is the node of the empty latent, ``video`` that of a video's frames.
+    ``empty`` is the node of the empty latent, ``video`` that of a video's frames, ``reference``
+    that which lays a reference video beside the first stage.
     """
 
     stages: list[SampledStage | UpsampledStage] = field(default_factory=list)
     empty: Node | None = None
     video: Node | None = None
+    reference: Node | None = None
 
     @property
     def sampled(self) -> list[SampledStage]:
@@ -75,6 +77,8 @@ def climb(trail: Trail, last: Place) -> Climb:
             raise does_not_fit(node, "makes latents in a way that stages do not know")
         place = step(walk, node, slot)
     found.stages.reverse()
+    if found.reference is not None and walk.referred is not found.stages[0]:
+        raise does_not_fit(found.reference, "guides a later stage alone")
     return found
 
 
@@ -83,6 +87,7 @@ class _Walk:
 
     def __init__(self, trail: Trail, found: Climb) -> None:
         self.trail, self.found = trail, found
+        self.referred: SampledStage | None = None
         self.adain: tuple[Node, float] | None = None
 
     @property
@@ -184,6 +189,22 @@ def _guide(walk: _Walk, node: Node, _slot: int) -> Place:
     return trail.needed(node, "latent")
 
 
+def _reference(walk: _Walk, node: Node, _slot: int) -> Place:
+    """Of several stages that a reference guides, the first one counts: it is met last."""
+    trail = walk.trail
+    if walk.stage is None:
+        raise does_not_fit(node, "guides after the last sampling run")
+    if walk.found.reference is not None:
+        trail.lose(walk.found.reference, "guides a later stage too; a request guides the first")
+    if trail.whole(node, "frame_idx") != 0:
+        trail.lose(node, "places the reference at another frame; a request begins with it")
+    for name in ("vae", "latent_downscale_factor", "attention_mask"):
+        trail.source(node, name)
+    walk.found.reference = node
+    walk.referred = walk.stage
+    return trail.needed(node, "latent")
+
+
 def _empty(walk: _Walk, node: Node, _slot: int) -> None:
     if walk.trail.whole(node, "batch_size") != 1:
         walk.trail.lose(node, "makes several clips at once; a request makes one")
@@ -206,6 +227,7 @@ _STEPS: Mapping[str, Callable[[_Walk, Node, int], Place | None]] = {
     "LTXVImgToVideoConditionOnly": _image_in_place,
     "LTXVImgToVideo": _image_to_video,
     "LTXVAddGuide": _guide,
+    "LTXAddVideoICLoRAGuide": _reference,
     "EmptyLTXVLatentVideo": _empty,
     "VAEEncode": _encoded,
     "VAEEncodeTiled": _encoded,
@@ -214,10 +236,11 @@ _STEPS: Mapping[str, Callable[[_Walk, Node, int], Place | None]] = {
 
 # -- pictures, prompts, sound ---------------------------------------------------------------------
 
-_SCALERS = {
+SCALERS = {
     "ResizeImageMaskNode": "input", "ImageScale": "image", "ImageScaleBy": "image",
     "ResizeImagesByLongerEdge": "images", "ResizeAndPadImage": "image",
 }  # fmt: skip
+"""Nodes that only resize, and the input that they resize."""
 
 
 def _picture(trail: Trail, node: Node) -> tuple[str, int]:
@@ -228,8 +251,8 @@ def _picture(trail: Trail, node: Node) -> tuple[str, int]:
         if source.class_type == "LTXVPreprocess":
             crf = trail.whole(source, "img_compression")
             source, _ = trail.needed(source, "image")
-        elif source.class_type in _SCALERS:
-            source, _ = trail.needed(source, _SCALERS[source.class_type])
+        elif source.class_type in SCALERS:
+            source, _ = trail.needed(source, SCALERS[source.class_type])
         else:
             raise does_not_fit(source, "gives a picture that is not a file's")
     return trail.text(source, "image"), crf
@@ -253,7 +276,12 @@ class Prompted:
     encoder: Node
 
 
-_TWO_PROMPTS = frozenset({"LTXVConditioning", "LTXVAddGuide", "LTXVCropGuides", "LTXVImgToVideo"})
+_TWO_PROMPTS = frozenset(
+    {
+        "LTXVConditioning", "LTXVAddGuide", "LTXVCropGuides", "LTXVImgToVideo",
+        "LTXAddVideoICLoRAGuide",
+    }
+)  # fmt: skip
 
 
 def read_prompt(trail: Trail, place: Place) -> Prompted:

@@ -7,6 +7,7 @@ from typing import Any
 from latent_ladder import shapes
 from latent_ladder.workflow.graph import Node
 from latent_ladder.workflow.recognise_climb import (
+    SCALERS,
     Climb,
     Heard,
     HeldImage,
@@ -132,13 +133,29 @@ def video_fields(trail: Trail, climbed: Climb) -> dict[str, Any]:
         raise TypeError("there is no video")
     scale, _ = trail.needed(encode, "pixels")
     cut, _ = trail.needed(scale, "image")
-    parts, _ = trail.needed(cut, "image")
-    if parts.class_type != "GetVideoComponents":
-        raise does_not_fit(parts, "gives the frames in another way than a video file")
-    loader, _ = trail.needed(parts, "video")
+    return {"file": _video_file(trail, cut, "image"), "mode": "v2v"}
+
+
+def reference_fields(trail: Trail, guide: Node) -> dict[str, Any]:
+    """The video that guides the first stage, as the node ``guide`` lays it beside the clip."""
+    strength = trail.number(guide, "strength")
+    if trail.text(guide, "crop") == "disabled":
+        trail.lose(guide, "squeezes a video of another shape; a request cuts its sides")
+    file = _video_file(trail, guide, "image")
+    return {"file": file, "mode": "reference", "strength": strength}
+
+
+def _video_file(trail: Trail, node: Node, name: str) -> str:
+    """The file behind frames, what scales or cuts them looked through."""
+    source, _ = trail.needed(node, name)
+    while source.class_type in ("ImageFromBatch", *SCALERS):
+        source, _ = trail.needed(source, SCALERS.get(source.class_type, "image"))
+    if source.class_type != "GetVideoComponents":
+        raise does_not_fit(source, "gives the frames in another way than a video file")
+    loader, _ = trail.needed(source, "video")
     if loader.class_type != "LoadVideo":
         raise does_not_fit(loader, "gives the video in another way than LoadVideo")
-    return {"file": trail.text(loader, "file"), "mode": "v2v"}
+    return trail.text(loader, "file")
 
 
 def _image(image: HeldImage, frames: int, stage_frames: int) -> dict[str, Any]:

@@ -20,6 +20,11 @@ from latent_ladder.workflow.types import node_type
 
 _AS_COMFYUI = re.compile(r"[-+]?(?:\d*\.*\d+)")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_SAMPLERS = {
+    "SamplerEulerAncestral": "euler_ancestral",
+    "SamplerEulerAncestralCFGPP": "euler_ancestral_cfg_pp",
+}
+"""Nodes that are a sampler, with settings of their own."""
 STEEP = 6.0
 """Shifts above it leave nearly all steps at pure noise."""
 
@@ -71,6 +76,21 @@ def _parameters(look: Look) -> Iterator[tuple[str, str]]:
             f"modality_scale 0 of {look.get('modality')} runs one more pass each step and takes "
             "its difference away; 1 switches it off",
         )
+
+    if look.get("cross_attn") is False:
+        yield (
+            "cross_attn_stays",
+            f"cross_attn of {look.get('modality')} cannot be switched off here",
+        )
+
+
+def _clown(look: Look) -> Iterator[tuple[str, str]]:
+    name = str(look.get("sampler_name"))
+    yield (
+        "another_sampler",
+        f"{name} of RES4LYF is carried out as {name.rpartition('/')[2]} of the official pipelines, "
+        "whose noise is drawn in another way: alike, not equal",
+    )
 
 
 def _guided(look: Look) -> Iterator[tuple[str, str]]:
@@ -143,6 +163,7 @@ _SIGMA_RULES: Mapping[str, Callable[[Look], Iterator[tuple[str, str]]]] = {
 _RULES: Mapping[str, Callable[[Look], Iterator[tuple[str, str]]]] = {
     **_SIGMA_RULES,
     "GuiderParameters": _parameters,
+    "ClownSampler_Beta": _clown,
     "SamplerCustomAdvanced": _guided,
     "LTXVNormalizingSampler": _guided,
     "KSampler": _ksampler,
@@ -177,6 +198,8 @@ def _source(look: Look, name: str) -> Node | None:
 
 def _sampler_name(look: Look) -> str | None:
     node = _source(look, "sampler")
+    if node is not None and node.class_type in _SAMPLERS:
+        return _SAMPLERS[node.class_type]
     name = Look(look.forecast, node).get("sampler_name") if node else look.get("sampler_name")
     return name if isinstance(name, str) else None
 

@@ -26,7 +26,7 @@ from latent_ladder.workflow.ui_levels import (
     read_level,
     title_of,
 )
-from latent_ladder.workflow.ui_values import sockets, widget_name, widget_values
+from latent_ladder.workflow.ui_values import other_values, sockets, widget_name, widget_values
 
 MUTED, BYPASSED = 2, 4
 DEEPEST = 32
@@ -158,6 +158,10 @@ class _Reader:
                 self.stale[key, name] = _literal(inputs[name])
             inputs[name] = found.value if isinstance(found, Literal) else found
         self.nodes[key] = Node(key, node["type"], title_of(node), inputs, kind.pack)
+        for name, (named, placed) in other_values(kind, node).items():
+            if not isinstance(inputs.get(name), Link):
+                text = f"{name} is {_short(named)} by name and {_short(placed)} by position"
+                self.traps.append(Trap("two_values", f"{text} in the file; the name counts", key))
         self.models.extend(_models(properties))
 
     def _source(

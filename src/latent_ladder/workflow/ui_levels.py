@@ -16,6 +16,8 @@ from latent_ladder.workflow.ui_values import CONTROLS, sockets, widget_name
 
 INPUTS, OUTPUTS = "-10", "-20"
 """The ends of a subgraph, as links name them."""
+_DISPLAYS = ("$$", "preview")
+"""How widgets begin that show something and hold nothing."""
 Written = Mapping[str, Any]
 """A part of the document as it was written; nothing in it is trusted."""
 
@@ -192,7 +194,7 @@ def _has_widget(level: Level, inner: str, name: str) -> bool:
     if node is None or kind is None:
         return node is not None  # a subgraph in the subgraph, or a type without a row
     every = {one.name for one in kind.inputs} | {"control_after_generate", "upload"}
-    return name in every or "." in name
+    return name in every or "." in name or name.startswith(_DISPLAYS)
 
 
 def _widgets_inside(level: Level) -> set[str]:

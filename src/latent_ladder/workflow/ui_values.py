@@ -40,6 +40,22 @@ def widget_values(kind: NodeType, written: Mapping[str, Any]) -> dict[str, Value
     }
 
 
+def other_values(kind: NodeType, written: Mapping[str, Any]) -> dict[str, tuple[Value, Value]]:
+    """Widgets whose value by name, which counts, is not the one by position: both of them.
+
+    Somebody edited the file by hand, and only one of the two.
+    """
+    listed = written.get("widgets_values")
+    named = written.get("widgets_values_named")
+    if not isinstance(listed, list) or not isinstance(named, dict) or not named:
+        return {}
+    by_name = widget_values(kind, written)
+    by_place = widget_values(kind, {"widgets_values": listed})
+    common = by_name.keys() & by_place.keys() & named.keys()
+    pairs = {name: (by_name[name], by_place[name]) for name in sorted(common)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def _named(written: Mapping[str, Any]) -> Mapping[str, Value] | None:
     for key in ("widgets_values_named", "widgets_values"):
         named = written.get(key)

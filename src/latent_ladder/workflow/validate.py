@@ -18,7 +18,7 @@ from latent_ladder.errors import WorkflowError
 from latent_ladder.problems import did_you_mean
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.workflow.graph import Graph, Link, Node, Value
-from latent_ladder.workflow.plain import needed, outputs
+from latent_ladder.workflow.plain import needed, outputs, way_round
 from latent_ladder.workflow.schema import ANY, Input, NodeType
 from latent_ladder.workflow.types import node_type
 
@@ -95,10 +95,18 @@ def as_error(graph: Graph, found: Sequence[Problem]) -> WorkflowError:
     node = graph.nodes.get(first.node)
     return WorkflowError(
         lines[0] if len(lines) == 1 else "\n  ".join(["the workflow cannot run:", *lines]),
-        first.details if len(found) == 1 and first.details else None,
+        _hint(graph, found),
         node_id=first.node or None,
         class_type=node.class_type if node else None,
     )
+
+
+def _hint(graph: Graph, found: Sequence[Problem]) -> str | None:
+    """What to do about a single problem, or about the first node that cannot run."""
+    unknown = next((problem for problem in found if problem.type == UNKNOWN_TYPE), None)
+    if unknown is not None:
+        return way_round(graph, unknown.node)
+    return found[0].details or None if len(found) == 1 else None
 
 
 def _line(graph: Graph, problem: Problem) -> str:

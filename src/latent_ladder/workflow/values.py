@@ -7,6 +7,7 @@ node needs to look at all of it. Everything here is a value; nothing loads or co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -250,6 +251,7 @@ class StreamTerms:
     rescale: float = 0.0
     stg_blocks: tuple[int, ...] = ()
     skip_step: int = 0
+    cfg_star: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,8 @@ class Guider:
     """GUIDER: a model, its prompts, and the terms for video and audio.
 
     ``negative`` may be missing where no term needs it. ``always_uncond``: the negative prompt is
-    evaluated even where no scale asks for it.
+    evaluated even where no scale asks for it. ``by_sigma`` replaces the terms of both streams by
+    those of the nearest sigma above; over ``zero_above`` the prediction is zero.
     """
 
     model: Model
@@ -266,6 +269,8 @@ class Guider:
     video: StreamTerms
     audio: StreamTerms
     always_uncond: bool = False
+    by_sigma: tuple[tuple[float, StreamTerms], ...] = ()
+    zero_above: float = math.inf
 
 
 @dataclass(frozen=True)

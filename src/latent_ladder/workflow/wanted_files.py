@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from latent_ladder.checkpoints.files import open_checkpoint
+from latent_ladder.checkpoints.layout import components
 from latent_ladder.checkpoints.misplaced import allowed_categories
 from latent_ladder.checkpoints.published import FILES
 from latent_ladder.checkpoints.scan import Found, Library
-from latent_ladder.errors import WorkflowError
+from latent_ladder.errors import CheckpointError, WorkflowError
 from latent_ladder.workflow.graph import Graph, Link, ModelFile, Node
 from latent_ladder.workflow.types import node_type
 from latent_ladder.workflow.validate import annotated, escapes, mapped
@@ -124,7 +126,10 @@ def _looked_for(
     if wrong := escapes(one.name):
         return replace(one, state=WRONG, note=f"its name {wrong}")
     one = replace(one, used=mapped(one.name, names), url=_url(one, graph.models))
-    parts = _parts(library, one.used)
+    try:
+        parts = _parts(library, one.used) or _named_path(Path(one.used))
+    except CheckpointError as error:
+        return replace(one, state=WRONG, path=Path(one.used), note=error.message)
     if not parts:
         return _not_found(one, library)
     found = next(iter(parts.values()))
@@ -151,6 +156,14 @@ def _parts(library: Library, name: str) -> Mapping[str, Found]:
         if fallback is None and path.name == last:
             fallback = parts
     return fallback or {}
+
+
+def _named_path(path: Path) -> Mapping[str, Found]:
+    """What a file outside of all model folders holds; ``--map`` may name any."""
+    if not path.is_file():
+        return {}
+    parts = components(open_checkpoint(path))
+    return {role: Found(part, path.resolve().parent) for role, part in parts.items()}
 
 
 def _not_found(one: WantedFile, library: Library) -> WantedFile:

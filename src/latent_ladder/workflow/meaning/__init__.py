@@ -11,6 +11,7 @@ from latent_ladder.workflow.meaning.guides import MEANINGS as GUIDES
 from latent_ladder.workflow.meaning.inpainting import MEANINGS as INPAINTING
 from latent_ladder.workflow.meaning.latents import MEANINGS as LATENTS
 from latent_ladder.workflow.meaning.loaders import MEANINGS as LOADERS
+from latent_ladder.workflow.meaning.looping import MEANINGS as LOOPING
 from latent_ladder.workflow.meaning.means import Meaning
 from latent_ladder.workflow.meaning.pictures import MEANINGS as PICTURES
 from latent_ladder.workflow.meaning.plain import MEANINGS as PLAIN
@@ -29,6 +30,7 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         **LATENTS,
         **SIGMAS,
         **SAMPLING,
+        **LOOPING,
         **DECODING,
         **PICTURES,
         **INPAINTING,

@@ -216,12 +216,19 @@ def encode(ask: Ask) -> list[Value]:
     return [Latent(video=encoded(ask, ask.get("pixels", Images), _video_vae(ask)))]
 
 
+def decoder_noise(ask: Ask) -> list[Value]:
+    """``Set VAE Decoder Noise``: for decoders with a time step; those of LTX-2 have none."""
+    ask.warn("no_effect", "the decoder of this family takes no time step: nothing changes")
+    return [_video_vae(ask)]
+
+
 MEANINGS: Mapping[str, Meaning] = MappingProxyType(
     {
         "VAEDecode": Meaning(decode),
         "VAEDecodeTiled": Meaning(decode_tiled),
         "LTXVTiledVAEDecode": Meaning(decode_ltx_tiled),
         "LTXVSpatioTemporalTiledVAEDecode": Meaning(decode_spatio_temporal),
+        "Set VAE Decoder Noise": Meaning(decoder_noise),
         "VAEEncode": Meaning(encode, keeps=True),
         "VAEEncodeTiled": Meaning(encode, keeps=True),
     }

@@ -51,7 +51,7 @@ from latent_ladder.shapes import (
 from latent_ladder.text.conditioning import Conditioning as Context
 from latent_ladder.text.tokenizer import text_length
 from latent_ladder.workflow.meaning.means import Ask
-from latent_ladder.workflow.meaning.steering import identified, moved
+from latent_ladder.workflow.meaning.steering import by_sigma, identified, moved
 from latent_ladder.workflow.values import (
     Conditioning,
     Guider,
@@ -152,7 +152,10 @@ class _Run:
             None if no_video else self._video,
             None if job.latent.audio is None else self._audio,
         )
-        each = (passes_needed(*streams, sigma, self._force) for sigma in job.sigmas[:-1])
+        each = [passes_needed(*streams, sigma, self._force) for sigma in job.sigmas[:-1]]
+        for _, terms in job.guider.by_sigma:
+            row = _guidance(terms, self._model)
+            each += [passes_needed(row, row, sigma, self._force) for sigma in job.sigmas[:-1]]
         found = {p for passes in each for p in passes}
         return tuple(p for p in Pass if p in found)
 
@@ -218,6 +221,10 @@ class _Run:
             )
 
         model: Predict = denoiser(self._video, self._audio, voice=True)
+        guider = job.guider
+        if guider.by_sigma:
+            rows = [(sigma, _guidance(terms, self._model)) for sigma, terms in guider.by_sigma]
+            model = by_sigma([(s, denoiser(g, g, voice=True)) for s, g in rows], guider.zero_above)
         if self._model.identity is not None and self._voice_tokens:
             plain = denoiser(Guidance(), Guidance(), voice=True)
             bare = denoiser(Guidance(), Guidance(), voice=False)
@@ -444,6 +451,7 @@ def _guidance(terms: StreamTerms, model: Model) -> Guidance:
         rescale=terms.rescale,
         stg_blocks=terms.stg_blocks if stg is None else stg.blocks,
         skip_step=terms.skip_step,
+        cfg_star=terms.cfg_star,
         stg_range=_range(stg),
         modality_range=_range(modality),
     )

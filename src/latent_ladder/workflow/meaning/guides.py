@@ -80,32 +80,59 @@ def positions(guide: Guide) -> Tensor:
     return places
 
 
+@dataclass(frozen=True)
+class Told:
+    """Both conditionings and the latent that they belong to."""
+
+    positive: Conditioning
+    negative: Conditioning
+    latent: Latent
+
+    def with_guide(self, guide: Guide) -> Told:
+        """A guide behind the clip. Raises ``ValueError`` for one of another size."""
+        video = self.latent.video
+        if video is None:
+            raise TypeError("a latent without video")
+        grid = guide.latents
+        mask = torch.full((1, 1, *grid.shape[2:]), max(0.0, 1.0 - guide.strength))
+        if guide.stride > 1:
+            grid, mask = dilated(grid, mask, guide.stride)
+        if grid.shape[1] != video.shape[1] or grid.shape[3:] != video.shape[3:]:
+            got, want = list(grid.shape[1:]), list(video.shape[1:])
+            raise ValueError(f"the guide's latents are {got}, the clip's {want}")
+        latent = replace(
+            self.latent,
+            video=torch.cat([video, grid.to(video)], dim=2),
+            video_mask=torch.cat([self.latent.full_video_mask(), mask], dim=2),
+        )
+        frames = GuideFrames(grid.shape[2], positions(guide), guide.stride)
+        return Told(
+            replace(self.positive, guides=(*self.positive.guides, frames)),
+            replace(self.negative, guides=(*self.negative.guides, frames)),
+            latent,
+        )
+
+    def without_guides(self) -> Told:
+        """The clip alone."""
+        count, latent = self.positive.guide_frames, self.latent
+        if count and latent.video is not None:
+            mask = None if latent.video_mask is None else latent.full_video_mask()[:, :, :-count]
+            latent = replace(latent, video=latent.video[:, :, :-count], video_mask=mask)
+        positive, negative = replace(self.positive, guides=()), replace(self.negative, guides=())
+        return Told(positive, negative, latent)
+
+
+def _told(ask: Ask) -> Told:
+    return Told(ask.get("positive", Conditioning), ask.get("negative", Conditioning), _video(ask))
+
+
 def appended(ask: Ask, guide: Guide) -> list[Value]:
     """The conditionings and the latent with a guide behind the clip."""
-    latent = _video(ask)
-    video = latent.video
-    if video is None:
-        raise TypeError("a latent without video")
-    grid = guide.latents
-    mask = torch.full((1, 1, *grid.shape[2:]), max(0.0, 1.0 - guide.strength))
-    if guide.stride > 1:
-        grid, mask = dilated(grid, mask, guide.stride)
-    if grid.shape[1] != video.shape[1] or grid.shape[3:] != video.shape[3:]:
-        raise ask.error(
-            f"the guide's latents are {list(grid.shape[1:])}, the clip's {list(video.shape[1:])}",
-            "use the VAE and the size of the clip",
-        )
-    new = replace(
-        latent,
-        video=torch.cat([video, grid.to(video)], dim=2),
-        video_mask=torch.cat([latent.full_video_mask(), mask], dim=2),
-    )
-    frames = GuideFrames(grid.shape[2], positions(guide), guide.stride)
-    conditionings: list[Value] = []
-    for name in ("positive", "negative"):
-        before = ask.get(name, Conditioning)
-        conditionings.append(replace(before, guides=(*before.guides, frames)))
-    return [*conditionings, new]
+    try:
+        found = _told(ask).with_guide(guide)
+    except ValueError as error:
+        raise ask.error(str(error), "use the VAE and the size of the clip") from error
+    return [found.positive, found.negative, found.latent]
 
 
 def dilated(latents: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -226,12 +253,8 @@ def add_latent_guide(ask: Ask) -> list[Value]:
 def crop_guides(ask: Ask) -> list[Value]:
     """``LTXVCropGuides``: the clip without its guides, the conditionings without their places."""
     positive, negative = ask.get("positive", Conditioning), ask.get("negative", Conditioning)
-    latent, count = ask.get("latent", Latent), positive.guide_frames
-    bare = [replace(one, guides=()) for one in (positive, negative)]
-    if count == 0 or latent.video is None:
-        return [*bare, latent]
-    mask = latent.full_video_mask()[:, :, :-count] if latent.video_mask is not None else None
-    return [*bare, replace(latent, video=latent.video[:, :, :-count], video_mask=mask)]
+    found = Told(positive, negative, ask.get("latent", Latent)).without_guides()
+    return [found.positive, found.negative, found.latent]
 
 
 def ic_parameters(ask: Ask) -> list[Value]:

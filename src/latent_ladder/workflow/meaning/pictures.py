@@ -322,12 +322,15 @@ def preprocess(ask: Ask) -> list[Value]:
     if crf == 0:
         return [images]
 
-    def compressed(frames: Tensor) -> Tensor:
-        whole = frames.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
-        done = np.stack([like_video(frame, crf) for frame in whole])
-        return torch.from_numpy(done).permute(0, 3, 1, 2).float() / 255
+    size = (images.width // 2 * 2, images.height // 2 * 2)
+    return [images.mapped(lambda frames: compressed(frames, crf), size)]
 
-    return [images.mapped(compressed, (images.width // 2 * 2, images.height // 2 * 2))]
+
+def compressed(frames: Tensor, crf: int) -> Tensor:
+    """(n, 3, H, W) 0..1 after H.264 at ``crf``, frame by frame."""
+    whole = frames.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    done = np.stack([like_video(frame, crf) for frame in whole])
+    return torch.from_numpy(done).permute(0, 3, 1, 2).float() / 255
 
 
 def with_model(ask: Ask) -> list[Value]:

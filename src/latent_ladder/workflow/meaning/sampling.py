@@ -188,6 +188,29 @@ def stg_guider(ask: Ask) -> list[Value]:
     return [replace(_guider(ask, terms, terms), model=replace(model, stg=None))]
 
 
+def stg_guider_advanced(ask: Ask) -> list[Value]:
+    """``STGGuiderAdvanced``: terms by sigma, CFG-Zero*, first steps zero."""
+    if ask.has("apply_apg") and ask.flag("apply_apg"):
+        raise ask.error("adaptive projected guidance is not known here", "switch apply_apg off")
+    if ask.has("preset"):
+        raise ask.error("presets are not known here", "write its values into the node")
+    sigmas, cfgs = numbers(ask, "sigmas"), numbers(ask, "cfg_values")
+    scales, rescales = numbers(ask, "stg_scale_values"), numbers(ask, "stg_rescale_values")
+    blocks = [
+        tuple(int(word) for word in re.findall(r"\d+", group))
+        for group in re.findall(r"\[([^\]]*)\]", ask.text("stg_layers_indices"))
+    ]
+    if len({len(row) for row in (sigmas, cfgs, scales, rescales, blocks)}) != 1:
+        raise ask.error("its lists differ in length", "give one value for each of its sigmas")
+    star = ask.flag("cfg_star_rescale")
+    rows = tuple(
+        (s, StreamTerms(cfg, stg, rescale=r, stg_blocks=b, cfg_star=star))
+        for s, cfg, stg, r, b in zip(sigmas, cfgs, scales, rescales, blocks, strict=True)
+    )
+    plain = _guider(ask, StreamTerms(), StreamTerms())
+    return [replace(plain, by_sigma=rows, zero_above=ask.number("skip_steps_sigma_threshold"))]
+
+
 def apply_stg(ask: Ask) -> list[Value]:
     """``LTXVApplySTG``: names the blocks; the guider says how strongly."""
     named = Patch(0.0, blocks=whole_numbers(ask, "block_indices"))
@@ -357,6 +380,7 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         "GuiderParameters": Meaning(guider_parameters),
         "MultimodalGuider": Meaning(multimodal_guider),
         "STGGuider": Meaning(stg_guider),
+        "STGGuiderAdvanced": Meaning(stg_guider_advanced),
         "LTXVApplySTG": Meaning(apply_stg),
         "LTXVSpatioTemporalGuidance": Meaning(stg_patch),
         "LTXVModalityGuidance": Meaning(modality_patch),

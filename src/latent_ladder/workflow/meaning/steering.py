@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 
+import torch
 from torch import Tensor
 
 from latent_ladder.latents import tokens_to_video, video_to_tokens
@@ -30,6 +32,20 @@ def moved(
             return found
         latents = adapted(tokens_to_video(video, *grid), asked, factor)
         return Prediction(packing.pack(video_to_tokens(latents), audio), found.uncond)
+
+    return patched
+
+
+def by_sigma(rows: Sequence[tuple[float, Predict]], zero_above: float) -> Predict:
+    """The model of the nearest sigma at or above, the last one below all; zero over a threshold
+    (``STGGuiderAdvanced``)."""
+
+    def patched(x: Tensor, sigma: float, step: int) -> Prediction:
+        if sigma > zero_above:
+            return Prediction(torch.zeros_like(x), torch.zeros_like(x))
+        higher = [row for row in rows if row[0] >= sigma]
+        _, model = min(higher, key=lambda row: row[0]) if higher else rows[-1]
+        return model(x, sigma, step)
 
     return patched
 

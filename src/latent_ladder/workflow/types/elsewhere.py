@@ -54,11 +54,11 @@ ROWS = tuple(
 
 def unknown(class_type: str, pack: str = "") -> NodeType:
     """The type of a node that no table has: it cannot run, and says which pack it is from."""
-    origin = f"pack {pack}" if pack and pack != "comfy-core" else "no pack named in the file"
-    return NodeType(
-        class_type,
-        class_type,
-        "elsewhere",
-        pack=pack or "unknown",
-        why_not=f"this type of node is not known here ({origin})",
-    )
+    if class_type.startswith(("workflow>", "workflow/")):
+        reason = "group nodes are not read: convert it to a subgraph in ComfyUI and save"
+    elif pack == "comfy-core":
+        reason = "this node of ComfyUI's own is not known here"
+    else:
+        origin = f"pack {pack}" if pack else "no pack named in the file"
+        reason = f"this type of node is not known here ({origin})"
+    return NodeType(class_type, class_type, "elsewhere", pack=pack or "unknown", why_not=reason)

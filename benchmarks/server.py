@@ -1,0 +1,80 @@
+"""What the server adds to a job: its time over HTTP less that of the same graph without a server.
+
+    python benchmarks/server.py [--rounds 30]
+
+The job is a small clip of the pocket whose results are all there, so that nothing but the way to it
+takes time. A round is one job over HTTP and a websocket, from the first byte sent to
+``execution_success``, then one ``execute`` of the same graph on an engine that has run it too.
+Prints one JSON object with medians in milliseconds; the goal is ``added_ms`` < 50. Needs a quiet
+machine: medians of busy ones say little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import aiohttp
+
+from latent_ladder.checkpoints.library import model_folders, scan
+from latent_ladder.stages.store import Store
+from latent_ladder.workflow.api import read_api
+from latent_ladder.workflow.engine import Engine, WorkFolders
+from latent_ladder.workflow.execute import execute
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from comfy_server import Served, clip_graph
+
+GRAPH = clip_graph(steps=2)
+
+
+async def measured(url: str, rounds: int, alone: object) -> dict[str, list[float]]:
+    """Milliseconds of each round, by way."""
+    took: dict[str, list[float]] = {"server": [], "alone": []}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{url}/ws?clientId=bench") as socket,
+    ):
+        for number in range(rounds + 2):
+            began = time.perf_counter()
+            await session.post(f"{url}/prompt", json={"prompt": GRAPH, "client_id": "bench"})
+            while not await _is_end(socket):
+                pass
+            through = time.perf_counter() - began
+            began = time.perf_counter()
+            alone()  # type: ignore[operator]
+            if number >= 2:  # the first ones load and fill
+                took["server"].append(1000 * through)
+                took["alone"].append(1000 * (time.perf_counter() - began))
+    return took
+
+
+async def _is_end(socket: aiohttp.ClientWebSocketResponse) -> bool:
+    message = await socket.receive()
+    return message.type is aiohttp.WSMsgType.TEXT and "execution_success" in message.data
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as named:
+        folder = Path(named)
+        places = WorkFolders(folder / "i", folder / "o", folder / "t")
+        engine = Engine(scan(model_folders(())), Store(folder / "alone"), places, device="cpu")
+        graph = read_api(GRAPH)
+        with Served(folder) as served:
+            took = asyncio.run(measured(served.url, asked.rounds, lambda: execute(graph, engine)))
+    medians = {f"{way}_ms": statistics.median(each) for way, each in took.items()}
+    print(json.dumps({**medians, "added_ms": medians["server_ms"] - medians["alone_ms"]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Time of ``ladder workflow check`` from process start to end, on a graph of about 150 kB.
+
+The graph is one that ``ladder workflow export`` writes, with notes until it has the size of the
+largest published one. Compiled files are written first; the median of the runs counts.
+
+    python benchmarks/workflow_check.py [--runs 9] [--graph FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SIZE = 150_000
+RESULTS = Path(__file__).parent / "results" / "workflow_check.json"
+
+
+def graph(folder: Path) -> Path:
+    """An exported two-stage graph, padded with notes."""
+    path = folder / "graph.json"
+    command = [sys.executable, "-m", "latent_ladder.cli", "workflow", "export"]
+    preset = ["preset:comfy-template", "--prompt", "a red ball"]
+    subprocess.run([*command, *preset, "-o", str(path)], check=True, capture_output=True)
+    document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    key = max(node["id"] for node in document["nodes"])
+    while len(json.dumps(document)) < SIZE:
+        key += 1
+        note = {"id": key, "type": "MarkdownNote", "widgets_values": ["words " * 200]}
+        document["nodes"].append(note)
+    path.write_text(json.dumps(document), "utf-8")
+    return path
+
+
+def seconds(arguments: list[str], environment: dict[str, str]) -> float:
+    """One run of the command, whatever it says."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "latent_ladder.cli", *arguments]
+    subprocess.run(command, capture_output=True, check=False, env=environment)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the medians, and write them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--graph", type=Path)
+    asked = parser.parse_args()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    with tempfile.TemporaryDirectory() as folder:
+        environment["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "compiled")
+        path = asked.graph or graph(Path(folder))
+        check, version = ["workflow", "check", str(path)], ["--version"]
+        seconds(check, environment)  # compiles
+        took = {
+            name: round(statistics.median(seconds(a, environment) for _ in range(asked.runs)), 3)
+            for name, a in (("check_s", check), ("version_s", version))
+        }
+        took |= {"bytes": path.stat().st_size, "runs": asked.runs}
+    print(json.dumps(took))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(took, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

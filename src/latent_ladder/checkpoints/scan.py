@@ -183,6 +183,18 @@ class _Scan:
         self.found.setdefault(found.role, []).append(found)
 
 
+def found_in(path: Path, folder: Path) -> dict[str, Found]:
+    """The components of one file by role, its header read.
+
+    Raises what :func:`open_checkpoint` and :func:`components` raise.
+    """
+    parts = components(open_checkpoint(path))
+    opened = OpenedOnce(path, parts)
+    return {
+        role: Found(role, path, folder, facts_of(part), opened) for role, part in parts.items()
+    }
+
+
 def facts_of(part: Component) -> Facts:
     """A component in short."""
     key, bits = "transformer_blocks.0.attn1.to_q.weight", 0.0

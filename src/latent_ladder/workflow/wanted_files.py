@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from latent_ladder.checkpoints.files import open_checkpoint
-from latent_ladder.checkpoints.layout import components
 from latent_ladder.checkpoints.misplaced import allowed_categories
 from latent_ladder.checkpoints.published import FILES
-from latent_ladder.checkpoints.scan import Found, Library
+from latent_ladder.checkpoints.scan import Found, Library, found_in
 from latent_ladder.errors import CheckpointError, WorkflowError
 from latent_ladder.workflow.graph import Graph, Link, ModelFile, Node
 from latent_ladder.workflow.types import node_type
@@ -162,8 +160,7 @@ def _named_path(path: Path) -> Mapping[str, Found]:
     """What a file outside of all model folders holds; ``--map`` may name any."""
     if not path.is_file():
         return {}
-    parts = components(open_checkpoint(path))
-    return {role: Found(part, path.resolve().parent) for role, part in parts.items()}
+    return found_in(path, path.resolve().parent)
 
 
 def _not_found(one: WantedFile, library: Library) -> WantedFile:

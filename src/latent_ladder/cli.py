@@ -60,6 +60,13 @@ def application(only: str | None = None) -> typer.Typer:
     return app
 
 
+def __getattr__(name: str) -> Any:
+    """``app``: the command with everything, built when it is asked for."""
+    if name == "app":
+        return application()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _name(command: CommandInfo) -> str | None:
     return command.name or getattr(command.callback, "__name__", None)
 

@@ -190,9 +190,7 @@ def found_in(path: Path, folder: Path) -> dict[str, Found]:
     """
     parts = components(open_checkpoint(path))
     opened = OpenedOnce(path, parts)
-    return {
-        role: Found(role, path, folder, facts_of(part), opened) for role, part in parts.items()
-    }
+    return {role: Found(role, path, folder, facts_of(part), opened) for role, part in parts.items()}
 
 
 def facts_of(part: Component) -> Facts:

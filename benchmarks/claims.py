@@ -170,7 +170,6 @@ def row_of(bench: Bench, points: dict[Arm, Point]) -> dict[str, Any]:
     base = next(s for s in plan.stages if s.kind == "base")
     small = bench.decoded(bench.shop.drafted_frames(bench.made[base.key].tensors))
     row["draft"] = measured(draft, fps)
-    row["stage 1"] = against(small, draft, fps)
     for arm, point in points.items():
         bench.turn_to(point.plan)
         clock, cpu = time.monotonic(), time.process_time()

@@ -170,7 +170,6 @@ def row_of(bench: Bench, points: dict[Arm, Point]) -> dict[str, Any]:
     base = next(s for s in plan.stages if s.kind == "base")
     small = bench.decoded(bench.shop.drafted_frames(bench.made[base.key].tensors))
     row["draft"] = measured(draft, fps)
-    row["stage 1"] = against(small, draft, fps)
     for arm, point in points.items():
         bench.turn_to(point.plan)
         clock, cpu = time.monotonic(), time.process_time()
@@ -318,8 +317,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if bench is None:
                 break
             cpu = time.process_time()
-            row = row_of(bench, dict(zip(table, points, strict=True)))
-            bench.forget()
+            try:
+                row = row_of(bench, dict(zip(table, points, strict=True)))
+            except LadderError as error:
+                _warn("left out", f"{prompt!r}: {error.message}")
+                continue
+            finally:
+                bench.forget()
             body["rows"][prompt] = row | {"cpu_s": time.process_time() - cpu}
             _save(args.raw, body)
             each = (time.monotonic() - began) / n
@@ -329,7 +333,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 f"({body['rows'][prompt]['cpu_s']:.0f} s of processor), {left / 60:.1f} min left",
                 flush=True,
             )
-    return {**body, "rows": {p: body["rows"][p] for p in prompts}}
+    rows = {p: body["rows"][p] for p in prompts if p in body["rows"]}
+    if not rows:
+        raise LadderError("no prompt could be made", "see the warnings above")
+    found: dict[str, Any] = _rounded({**body, "rows": rows})  # as --page-only reads it
+    return found
 
 
 def _processes(
@@ -339,7 +347,12 @@ def _processes(
     for n, table in enumerate(tables[: args.alone_count]):
         if len(body["alone"]) > n:
             continue
-        pair = {arm: alone(table[arm], args) for arm in (f"denoise {BASE_ARM:g}", "single pass")}
+        arms_alone = (f"denoise {BASE_ARM:g}", "single pass")
+        try:
+            pair = {arm: alone(table[arm], args) for arm in arms_alone}
+        except LadderError as error:
+            _warn("left out", error.message)
+            return
         body["alone"].append(pair)
         _save(args.raw, body)
         print(f"{n + 1}/{args.alone_count} pairs in processes of their own", flush=True)

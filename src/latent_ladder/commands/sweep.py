@@ -27,7 +27,7 @@ from latent_ladder.commands.flags import (
 from latent_ladder.commands.running import watched
 from latent_ladder.commands.upscale import UNSAID, upscale_fields
 from latent_ladder.console import show_note, table
-from latent_ladder.errors import RequestError
+from latent_ladder.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline import Prepared
@@ -109,6 +109,10 @@ def _prepared(
         if _carries_request(path):
             return prepare(replace(asked, prompt=None, source=path), memory, store, inputs)
         return _of_any_video(asked, path, memory, opened)
+    if Path(target).suffix or Path(target).name != target:
+        raise MediaError(
+            f"there is no file {target}", "check the path; a prompt is a whole sentence"
+        )
     if _RUN.fullmatch(target) is None:
         return prepare(asked, memory, store, inputs)  # a prompt of one word
     from latent_ladder import pipeline

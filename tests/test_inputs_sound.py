@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_pipeline import GOLDEN, make, request_with, reused
+from test_pipeline import CHOICE, GOLDEN, make, request_with, reused
 
 from latent_ladder import Request
-from latent_ladder.checkpoints.library import scan
+from latent_ladder.checkpoints.library import scan, select
 from latent_ladder.commands.flags import InputFlags, RequestFlags
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.read import probe, read_audio
 from latent_ladder.media.sound import check_sound, read_sound
+from latent_ladder.models.audio_vae import load_audio
 from latent_ladder.pipeline import prepare
+from latent_ladder.stages.inputs import encoded_in_spans
 from latent_ladder.stages.store import Store
 
 
@@ -103,6 +105,15 @@ def test_the_sound_drives_the_picture(library, store, tmp_path):
     assert not torch.allclose(base[0], base[1], atol=1e-4)
 
 
+def test_a_long_sound_is_encoded_in_spans_as_it_would_be_whole(library):
+    audio_vae = select(library, CHOICE).audio_vae
+    vae = load_audio(audio_vae, None, device="cpu", parts=("encoder",))
+    samples = torch.randn(2, 301 * 1920, generator=torch.Generator().manual_seed(0)) * 0.2
+    whole = vae.encode(samples, 48000)[:, :, :300]
+    spans = encoded_in_spans(vae, samples, 300, span=70)
+    torch.testing.assert_close(spans, whole, rtol=1e-4, atol=1e-4)
+
+
 def test_a_silent_clip_of_a_sound_is_a_contradiction():
     with pytest.raises(RequestError, match="silent clip"):
         request_with(audio_in="a.wav", audio="none")
@@ -116,7 +127,7 @@ def test_a_clip_without_a_length_is_as_long_as_its_sound(library, tmp_path):
     assert asked.request(library, inputs).frames == 9
     long = InputFlags(audio_in=tone(tmp_path / "b.wav", 25, rate=8000))
     made = RequestFlags(prompt="x", preset="pocket").request(library, long)
-    assert made.frames == 593  # in windows of time
+    assert made.frames == 601  # in windows of time
 
 
 def test_of_three_hours_of_sound_a_clip_takes_what_it_is_told(library, store, tmp_path):

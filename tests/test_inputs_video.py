@@ -154,7 +154,7 @@ def test_flags_name_the_mode_and_the_length(library, tmp_path):
     path = video(tmp_path / "a.mp4", frames=20)
     asked = RequestFlags(prompt="x", preset="pocket")
     made = asked.request(library, InputFlags(video=path, extend="0.5s"))
-    assert (made.video.mode, made.video.extend, made.frames) == ("extend", 0.5, 25)
+    assert (made.video.mode, made.video.extend, made.frames) == ("extend", 0.5, 33)
     made = asked.request(library, InputFlags(video=path, region="0.1-0.4"))
     assert (made.video.mode, made.video.region, made.frames) == ("retake", (0.1, 0.4), 17)
     made = asked.request(library, InputFlags(video=path))

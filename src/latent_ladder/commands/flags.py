@@ -271,14 +271,14 @@ class InputFlags:
     def length(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The frames of a clip as long as its inputs, where nobody asked for a length.
 
-        The longest 8k+1 that is not longer than the sound. Raises :class:`RequestError`.
+        The 8k+1 that is nearest to them. Raises :class:`RequestError`.
         """
         if self.video is not None:
             from latent_ladder.media.footage import check_video
 
             found = check_video(self.video)
             extra = 0.0 if self.extend is None else abs(_seconds(self.extend))
-            return _frames_of(found.duration_s + extra + ROUNDING_S, self.video, fields)
+            return _frames_of(found.duration_s + extra, self.video, fields)
         if self.audio_in is None:
             return {}
         from latent_ladder.media.sound import check_sound
@@ -423,7 +423,7 @@ def _image(text: str) -> dict[str, Any]:
 
 
 def _frames_of(seconds: float, path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The frames that fit into the ``seconds`` of an input file."""
+    """The frames of a clip as long as an input file of so many ``seconds``."""
     from latent_ladder import shapes
 
     if seconds > LONGEST_UNASKED_S:
@@ -435,7 +435,7 @@ def _frames_of(seconds: float, path: Path, fields: Mapping[str, Any]) -> dict[st
     stages = fields.get("stages", ())
     doubled = sum(s.get("axis") == "temporal" for s in stages if isinstance(s, dict))
     fps = shapes.parse_fps(fields.get("fps", 24))
-    return {"frames": shapes.nearest_frames(seconds * fps, 2**doubled)[0]}
+    return {"frames": shapes.frames_for(seconds, fps, 2**doubled)}
 
 
 def windows_field(text: str) -> str | dict[str, Any]:
@@ -448,7 +448,6 @@ def windows_field(text: str) -> str | dict[str, Any]:
 
 DENOISE = 0.6
 """Where v2v starts if nobody says: layout and motion stay, surfaces are made anew."""
-ROUNDING_S = 1e-3
 LONGEST_UNASKED_S = 300
 """A clip takes its length from a file up to here; beyond, somebody has to mean it."""
 

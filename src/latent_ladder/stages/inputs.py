@@ -19,7 +19,7 @@ from latent_ladder.latents import audio_to_tokens, video_to_tokens
 from latent_ladder.media.footage import read_footage
 from latent_ladder.media.image import fitted, like_video, load_image
 from latent_ladder.media.sound import RATE, read_sound
-from latent_ladder.models.audio_vae import load_audio
+from latent_ladder.models.audio_vae import AudioDecoder, load_audio
 from latent_ladder.models.rope import audio_positions, video_positions
 from latent_ladder.models.runtime import Runtime
 from latent_ladder.models.video_vae import load_video_vae
@@ -39,6 +39,8 @@ Tensors = dict[str, Tensor]
 Held = Mapping[str, Tensor]
 TIME_EPS = 1e-4
 """Seconds by which a token may reach into a region without being of it: rounding."""
+SPAN, CONTEXT, AHEAD = 750, 50, 2
+"""Latents of sound that are encoded at once (30 s), those before and after that they depend on."""
 SAMPLE_RATE_KEY = "sample_rate"
 """The name of the sample rate beside a waveform, as in :mod:`latent_ladder.stages.writing`."""
 
@@ -183,7 +185,23 @@ def _encoded_sound(file: GivenFile, start: Fraction, plan: RunPlan, runtime: Run
     first = round(start * RATE)
     samples = samples[:, first:] if first > 0 else F.pad(samples, (-first, 0))
     padded = F.pad(samples, (0, max(round(length * RATE) - samples.shape[-1], 0)))
-    return vae.encode(padded, RATE)[:, :, :steps].float().cpu()
+    return encoded_in_spans(vae, padded, steps).float().cpu()
+
+
+def encoded_in_spans(vae: AudioDecoder, samples: Tensor, steps: int, span: int = SPAN) -> Tensor:
+    """The first ``steps`` latents of samples (2, S) at :data:`RATE`, ``span`` of them at a time.
+
+    The encoder looks back only, so latents with :data:`CONTEXT` before them are those of the whole;
+    its spectra look a little ahead. Memory is that of a span. ``samples`` reach past the end.
+    """
+    per_latent = RATE // AUDIO_LATENTS_PER_SECOND
+    found = []
+    for first in range(0, steps, span):
+        begin, count = max(first - CONTEXT, 0), min(span, steps - first)
+        end = (first + count + AHEAD) * per_latent
+        latents = vae.encode(samples[:, begin * per_latent : end], RATE)
+        found.append(latents[:, :, first - begin : first - begin + count])
+    return torch.cat(found, 2)
 
 
 def _smaller(side: int, factor: int) -> int:

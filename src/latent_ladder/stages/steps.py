@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from latent_ladder.checkpoints.library import ModelSet
 from latent_ladder.errors import LadderError
 from latent_ladder.latents import (
     audio_to_tokens,
-    tokens_to_audio,
-    tokens_to_video,
     video_to_tokens,
 )
 from latent_ladder.media.write import Frames, WrittenVideo
@@ -50,7 +47,6 @@ from latent_ladder.request_stages import (
     StreamGuidance,
     UpsampleStage,
 )
-from latent_ladder.request_windows import Window
 from latent_ladder.sampling.denoise import LatentState, Noises, Packing, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.names import SAMPLER_FACTS
@@ -66,7 +62,15 @@ from latent_ladder.stages.inputs import (
 )
 from latent_ladder.stages.plan import PlannedStage, RunPlan, has_sound
 from latent_ladder.stages.report import model_sizes
-from latent_ladder.stages.windows import Clip, Streams, upsampled
+from latent_ladder.stages.windows import (
+    Clip,
+    OnEstimate,
+    OnStep,
+    Seen,
+    Streams,
+    clip_latents,
+    upsampled,
+)
 from latent_ladder.stages.writing import (
     SAMPLE_RATE_KEY,
     check_upscaler,
@@ -78,12 +82,6 @@ from latent_ladder.stages.writing import Clip as WrittenClip
 
 Tensors = dict[str, Tensor]
 Facts = dict[str, Any]
-OnStep = Callable[[int, int, float], None]
-"""(steps done, of how many, sigma reached); may raise to stop after the step."""
-
-OnEstimate = Callable[[int, Callable[[], Tensor]], None]
-"""(steps done, a function that gives the video latents (1, C, F, H, W) estimated there)."""
-
 LATENT_DIMS = 5
 """Video latents are (B, C, F, H, W), text contexts (1, L, D)."""
 
@@ -245,20 +243,20 @@ class Workshop:
             transformer.held(self._runtime.device, _residency(holding)),
         ):
             for window in stage.windows:
-                seen = _Seen(stage, clip, window, on_step, on_estimate, shapes)
+                seen = Seen(stage, clip, window, on_step, on_estimate, shapes)
                 tokens = self._window(transformer, asked, seen, contexts)
                 clip = clip.with_made(window, tokens)
         for match in report.matches:
             if match.misses:
                 self._warn("lora_misses", str(match))
         facts = {"loras": [str(match) for match in report.matches]}
-        return _latents((clip.video, clip.audio), shapes), facts
+        return clip_latents((clip.video, clip.audio), shapes), facts
 
     def _window(
         self,
         transformer: Transformer,
         asked: SamplingStage,
-        seen: _Seen,
+        seen: Seen,
         contexts: Sequence[Conditioning],
     ) -> Streams:
         """One window of a sampling stage, denoised to its end."""
@@ -385,9 +383,7 @@ class Workshop:
         _expect(latents["audio"], audio_shape)
         return video, LatentState.of(audio_to_tokens(latents["audio"].cpu()))
 
-    def _noises(
-        self, stage: SamplingStage, position: int, seen: _Seen, extra_tokens: int
-    ) -> Noises:
+    def _noises(self, stage: SamplingStage, position: int, seen: Seen, extra_tokens: int) -> Noises:
         """Window n has the noise of a clip of its size whose seed is n higher."""
         seed = self._request.stage_seed(position) + seen.window.number
         return Noises.seeded(
@@ -433,55 +429,6 @@ class Workshop:
             force_uncond=SAMPLER_FACTS[asked.sampler].needs_uncond,
             max_passes=rows,
         )
-
-
-Shapes = tuple[Sequence[int], Sequence[int] | None]
-"""The shapes of video latents (B, C, F, H, W) and audio latents (B, C, T, M)."""
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A window of a sampling stage under way, and who looks on."""
-
-    stage: PlannedStage
-    clip: Clip
-    window: Window
-    on_step: OnStep
-    on_estimate: OnEstimate | None
-    shapes: Shapes
-
-    def window_shapes(self) -> Shapes:
-        """The shapes of the window's latents."""
-        (b, c, _, h, w), audio = self.shapes
-        first, last = self.window.sound
-        if audio is not None:
-            audio = (*audio[:2], last - first, audio[3])
-        return (b, c, len(self.window), h, w), audio
-
-    def after(self, packing: Packing, step: int, _: Tensor, denoised: Tensor) -> None:
-        """Tell of a step: the steps of all windows count."""
-        steps = len(self.stage.sigmas) - 1
-        done = self.window.number * steps + step + 1
-        if self.on_estimate is not None:
-            tokens = packing.unpack(denoised)
-            self.on_estimate(done, lambda: self._estimate(tokens))
-        self.on_step(done, self.stage.steps, self.stage.sigmas[step + 1])
-
-    def _estimate(self, tokens: Streams) -> Tensor:
-        """The video latents of the whole clip, the window as it is estimated."""
-        clip = self.clip.with_made(self.window, (tokens[0], None))
-        return _latents((clip.video, None), self.shapes)["video"]
-
-
-def _latents(tokens: Streams, shapes: Shapes) -> Tensors:
-    video, audio = tokens
-    if video is None:
-        raise LadderError("the sampler returned no video", "this is a bug; please report it")
-    _, _, f, h, w = shapes[0]
-    found = {"video": tokens_to_video(video, f, h, w)}
-    if audio is not None and shapes[1] is not None:
-        found["audio"] = tokens_to_audio(audio, shapes[1][1])
-    return found
 
 
 def _memory_name(name: str) -> str:

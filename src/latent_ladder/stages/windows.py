@@ -13,13 +13,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from latent_ladder.errors import LadderError
+from latent_ladder.latents import tokens_to_audio, tokens_to_video
 from latent_ladder.request_windows import Window
-from latent_ladder.sampling.denoise import LatentState
+from latent_ladder.sampling.denoise import LatentState, Packing
 from latent_ladder.shapes import Rung
 from latent_ladder.stages.inputs import Start
+from latent_ladder.stages.plan import PlannedStage
 
 Streams = tuple[Tensor | None, Tensor | None]
 """Video tokens (1, N, C) and audio tokens (1, T, D)."""
+OnStep = Callable[[int, int, float], None]
+"""(steps done, of how many, sigma reached); may raise to stop after the step."""
+
+OnEstimate = Callable[[int, Callable[[], Tensor]], None]
+"""(steps done, a function that gives the video latents (1, C, F, H, W) estimated there)."""
 
 
 @dataclass(frozen=True)
@@ -161,3 +169,53 @@ def _on_its_clock(positions: Tensor, window: Window) -> Tensor:
     positions = positions.clone()
     positions[:, 0] = (positions[:, 0] - float(window.offset_s)).clamp_min(0)
     return positions
+
+
+Shapes = tuple[Sequence[int], Sequence[int] | None]
+"""The shapes of video latents (B, C, F, H, W) and audio latents (B, C, T, M)."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A window of a sampling stage under way, and who looks on."""
+
+    stage: PlannedStage
+    clip: Clip
+    window: Window
+    on_step: OnStep
+    on_estimate: OnEstimate | None
+    shapes: Shapes
+
+    def window_shapes(self) -> Shapes:
+        """The shapes of the window's latents."""
+        (b, c, _, h, w), audio = self.shapes
+        first, last = self.window.sound
+        if audio is not None:
+            audio = (*audio[:2], last - first, audio[3])
+        return (b, c, len(self.window), h, w), audio
+
+    def after(self, packing: Packing, step: int, _: Tensor, denoised: Tensor) -> None:
+        """Tell of a step: the steps of all windows count."""
+        steps = len(self.stage.sigmas) - 1
+        done = self.window.number * steps + step + 1
+        if self.on_estimate is not None:
+            tokens = packing.unpack(denoised)
+            self.on_estimate(done, lambda: self._estimate(tokens))
+        self.on_step(done, self.stage.steps, self.stage.sigmas[step + 1])
+
+    def _estimate(self, tokens: Streams) -> Tensor:
+        """The video latents of the whole clip, the window as it is estimated."""
+        clip = self.clip.with_made(self.window, (tokens[0], None))
+        return clip_latents((clip.video, None), self.shapes)["video"]
+
+
+def clip_latents(tokens: Streams, shapes: Shapes) -> dict[str, Tensor]:
+    """Tokens of a clip as latents ``video`` (1, C, F, H, W) and, if there is any, ``audio``."""
+    video, audio = tokens
+    if video is None:
+        raise LadderError("the sampler returned no video", "this is a bug; please report it")
+    _, _, f, h, w = shapes[0]
+    found = {"video": tokens_to_video(video, f, h, w)}
+    if audio is not None and shapes[1] is not None:
+        found["audio"] = tokens_to_audio(audio, shapes[1][1])
+    return found

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from workflow_graphs import CHECKPOINT, engine
 
+from latent_ladder.checkpoints.library import model_folders, scan
 from latent_ladder.errors import WorkflowError
 from latent_ladder.media.read import read_metadata
 from latent_ladder.models.video_vae import VideoVae, decode_bands, load_video_vae
+from latent_ladder.upscale.compact import Compact, CompactShape
 from latent_ladder.workflow.engine import Engine
 from latent_ladder.workflow.graph import Graph, Node
 from latent_ladder.workflow.meaning import MEANINGS
@@ -194,7 +197,7 @@ def test_samplers_keep_their_dials(work: Engine) -> None:
     found: Sampler = run(work, "SamplerEulerAncestral", eta=0.0)
     assert (found.name, found.options.eta, found.options.s_noise) == ("euler_ancestral", 0.0, 1.0)
     assert run(work, "KSamplerSelect", sampler_name="ddim").name == "euler"
-    assert run(work, "DisableNoise") == Noise(None)
+    assert run(work, "DisableNoise") == Noise(0, empty=True)
     clown, told = outcome(work, "ClownSampler_Beta", eta=0.25, sampler_name="exponential/res_2s")
     assert (clown[0].name, clown[0].options.eta) == ("res_2s", 0.25)
     assert told == ["another_sampler"]
@@ -549,6 +552,25 @@ def test_blending_is_each_picture_far_from_the_seam() -> None:
     assert found[:30].mean() + found[34:].mean() == pytest.approx(1.0, abs=0.02)
     same = torch.rand(1, 3, 40, 56)
     torch.testing.assert_close(blended(same, same, torch.rand(1, 1, 40, 56)), same)
+
+
+def test_a_network_enlarges_by_its_own_factor(tmp_path: Path) -> None:
+    folder = tmp_path / "models/upscale_models"
+    folder.mkdir(parents=True)
+    torch.manual_seed(4)
+    network = Compact(CompactShape(8, 1, 4))
+    save_file(network.state_dict(), folder / "x4.safetensors")
+    work = engine(tmp_path, scan(model_folders([tmp_path / "models"], environ={})))
+    file = run(work, "UpscaleModelLoader", model_name="x4.safetensors")
+    found: Images = run(work, "ImageUpscaleWithModel", upscale_model=file, image=picture(20, 12, 3))
+    assert (found.count, found.width, found.height) == (3, 80, 48)
+    with torch.no_grad():
+        want = network(picture(20, 12, 3).whole()).clamp(0, 1)
+    torch.testing.assert_close(found.whole(), want, rtol=1e-4, atol=1e-4)
+    half = run(work, "ImageScaleBy", image=found, upscale_method="area", scale_by=0.5)
+    assert (half.width, half.height) == (40, 24)
+    with pytest.raises(WorkflowError, match="no upscaler called"):
+        run(work, "UpscaleModelLoader", model_name="other.pth")
 
 
 # --- sound and videos ---------------------------------------------------------------------------

@@ -56,11 +56,10 @@ class Decoding:
         )
         tiling = self.tiling(self.latents.shape[2:])
         left = pixel_frames(self.latents.shape[2]) - self.drop_last
-        with torch.inference_mode():
-            for band in bands(self.latents.to(runtime.device), vae, tiling):
-                if left > 0:
-                    yield band[:, :left]
-                left -= band.shape[1]
+        for band in bands(self.latents.to(runtime.device), vae, tiling):
+            if left > 0:
+                yield band[:, :left]
+            left -= band.shape[1]
 
     def _pixels(self) -> Iterator[Tensor]:
         for band in self._bands():

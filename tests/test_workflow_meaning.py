@@ -32,7 +32,7 @@ from latent_ladder.workflow.meaning.means import Ask, Results
 from latent_ladder.workflow.meaning.resizing import resized
 from latent_ladder.workflow.meaning.sampling import percent_to_sigma
 from latent_ladder.workflow.meaning.statistics import adain, normed
-from latent_ladder.workflow.output_names import filled, place
+from latent_ladder.workflow.output_names import claimed, filled, place
 from latent_ladder.workflow.types import NODE_TYPES
 from latent_ladder.workflow.values import (
     Audio,
@@ -653,3 +653,12 @@ def test_prefixes_are_filled_and_kept_inside(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path.parent)
     with pytest.raises(WorkflowError, match="through a link"):
         place(tmp_path, "link/x")
+
+
+def test_a_name_that_somebody_took_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    where = place(tmp_path, "clip")
+    (tmp_path / "clip_00001_.mp4").write_text("theirs")
+    (tmp_path / "part").write_text("ours")
+    path = claimed(where, ".mp4", tmp_path / "part")
+    assert path.name == "clip_00002_.mp4" and path.read_text() == "ours"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip_00001_.mp4", "clip_00002_.mp4"]

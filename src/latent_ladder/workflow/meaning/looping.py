@@ -186,7 +186,7 @@ class _Spans:
     def _sampled(self, told: Told, sigmas: tuple[float, ...], start: int) -> Told:
         ask = self._ask
         noise = ask.get("noise", Noise)
-        own = replace(noise, seed=noise.seed + start * self._tiles + self._number)
+        own = replace(noise, seed=(noise.seed + start * self._tiles + self._number) % 2**64)
         guider = replace(
             self._guider,
             model=ask.get("model", Model),

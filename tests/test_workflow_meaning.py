@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from workflow_graphs import CHECKPOINT, engine
 
 from latent_ladder.checkpoints.library import model_folders, scan
-from latent_ladder.errors import WorkflowError
+from latent_ladder.errors import CheckpointNotFound, WorkflowError
 from latent_ladder.media.read import read_metadata
 from latent_ladder.models.video_vae import VideoVae, decode_bands, load_video_vae
 from latent_ladder.upscale.compact import Compact, CompactShape
@@ -77,6 +77,7 @@ def outcome(work: Engine, class_type: str, **inputs: Any) -> tuple[Sequence[Any]
         warn=lambda code, message: told.append(code),
         check_cancelled=lambda: None,
         channels=8,
+        metadata={"prompt": '{"1": {}}'},
     )
     found = MEANINGS[class_type].run(ask)
     return (found.values if isinstance(found, Results) else found), told
@@ -569,8 +570,11 @@ def test_a_network_enlarges_by_its_own_factor(tmp_path: Path) -> None:
     torch.testing.assert_close(found.whole(), want, rtol=1e-4, atol=1e-4)
     half = run(work, "ImageScaleBy", image=found, upscale_method="area", scale_by=0.5)
     assert (half.width, half.height) == (40, 24)
-    with pytest.raises(WorkflowError, match="no upscaler called"):
-        run(work, "UpscaleModelLoader", model_name="other.pth")
+    for name in ("other.pth", str(folder / "x4.safetensors"), "../models/x4.safetensors"):
+        with pytest.raises(WorkflowError):
+            run(work, "UpscaleModelLoader", model_name=name)
+    with pytest.raises(CheckpointNotFound, match="leads out"):
+        run(work, "CheckpointLoaderSimple", ckpt_name="../x.safetensors")
 
 
 # --- sound and videos ---------------------------------------------------------------------------
@@ -630,7 +634,8 @@ def test_pictures_carry_the_graph(work: Engine) -> None:
     outcome(work, "SaveImage", images=picture(4, 4, 2), filename_prefix="p/x")
     names = sorted(path.name for path in (work.folders.output / "p").iterdir())
     assert names == ["x_00007_.png", "x_00008_.png", "x_00009_.png"]
-    assert "prompt" not in read_metadata(work.folders.output / "p/x_00008_.png")
+    for name in names[1:]:
+        assert read_metadata(work.folders.output / "p" / name)["prompt"] == '{"1": {}}'
 
 
 # --- names --------------------------------------------------------------------------------------

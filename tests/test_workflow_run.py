@@ -239,6 +239,24 @@ def test_what_a_switch_leaves_out_need_not_run(tmp_path: Path) -> None:
     assert caught.value.node_id == "better"
 
 
+def test_a_switch_that_is_decided_on_the_way_computes_one_side(tmp_path: Path) -> None:
+    nodes: Nodes = {
+        "image": ("EmptyImage", {"width": 8, "height": 6, "batch_size": 1, "color": 255}),
+        "size": ("GetImageSize", {"image": ["image", 0]}),
+        "wide": ("ComfyMathExpression", {"expression": "a > b", "values.a": ["size", 0],
+                                         "values.b": ["size", 1]}),
+        "tall": ("LoadImage", {"image": "not there.png"}),
+        "chosen": (
+            "ComfySwitchNode",
+            {"switch": ["wide", 2], "on_true": ["image", 0], "on_false": ["tall", 0]},
+        ),
+        "save": ("SaveImage", {"images": ["chosen", 0], "filename_prefix": "a"}),
+    }  # fmt: skip
+    events: list[GraphEvent] = []
+    execute(graph(nodes), engine(tmp_path), on_event=events.append)
+    assert "tall" not in ran(events) and {"wide", "size", "chosen"} <= ran(events)
+
+
 def test_nothing_runs_where_a_node_cannot(tmp_path: Path) -> None:
     nodes: Nodes = {
         "image": ("EmptyImage", {"width": 8, "height": 8, "batch_size": 1, "color": 0}),

@@ -138,6 +138,7 @@ def test_the_history_is_paged_and_capped(tmp_path):
         for number in range(6):
             kept.add(job(str(number)))
             kept.finish(str(number), {"n": number}, {"id": str(number)})
+    with closing(Kept(tmp_path / "s.sqlite3", most=4)) as kept:
         assert list(kept.history()) == ["2", "3", "4", "5"]
         assert list(kept.history(2)) == ["4", "5"]
         assert list(kept.history(2, 1)) == ["3", "4"]

@@ -36,7 +36,7 @@ class Served:
         )  # fmt: skip
         self._listening = threading.Thread(target=self._listen)
         self._listening.start()
-        self._ready.wait(30)
+        self._ready.wait(90)
         assert self.url, "".join(self.said)
 
     def __enter__(self) -> Served:
@@ -100,7 +100,7 @@ class Served:
 
 def _fetched(asked: Request) -> tuple[int, bytes]:
     try:
-        with urlopen(asked, timeout=30) as answer:
+        with urlopen(asked, timeout=90) as answer:
             return answer.status, answer.read()
     except HTTPError as error:
         with error:

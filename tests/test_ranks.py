@@ -21,21 +21,21 @@ LAYERS: tuple[str, ...] = (
     "models.snake checkpoints.tensors checkpoints.places workflow.events "
     "workflow.meaning.resizing",
     "checkpoints.mapped models.dequantize media.encoders media.palette sweeps.axes sweeps.plot "
-    "server.frames server.guard server.kept server.places workflow.arithmetic workflow.graph",
+    "server.frames server.guard server.kept workflow.arithmetic workflow.graph",
     "checkpoints.safetensors checkpoints.gguf_values checkpoints.shards checkpoints.strangers "
-    "server.messages server.view workflow.output_names workflow.schema",
+    "server.messages workflow.output_names workflow.schema",
     "checkpoints.gguf server.sockets server.worker workflow.types.rows",
     "disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
     "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
     "models.runtime server.jobs workflow.types.conditioning workflow.types.elsewhere "
     "workflow.types.images workflow.types.latents workflow.types.loaders workflow.types.media "
     "workflow.types.plain workflow.types.sampling",
-    "checkpoints.index checkpoints.stored media.tags models.video_layers sweeps.results "
-    "server.listing server.upload workflow.types",
-    "sweeps.choice server.object_info workflow.api workflow.changed workflow.plain "
+    "server.places checkpoints.index checkpoints.stored media.tags models.video_layers "
+    "sweeps.results server.listing workflow.types",
+    "server.view sweeps.choice server.object_info workflow.api workflow.changed workflow.plain "
     "workflow.sheet workflow.ui_values",
-    "sweeps.plots workflow.forecast workflow.layout workflow.trail workflow.ui_levels "
-    "workflow.validate",
+    "server.upload sweeps.plots workflow.forecast workflow.layout workflow.trail "
+    "workflow.ui_levels workflow.validate",
     "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
     "request_report sampling.denoise metrics_flow metrics_sound stages.lock stages.runs "
     "models.rope hub_hashes server.prompts workflow.forecast_rules workflow.recognise_pixels "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import sqlite3
@@ -10,13 +11,18 @@ import struct
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from comfy_server import clip_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_ladder.checkpoints.folders import ModelFolder
+from latent_ladder.checkpoints.folders import EMBEDDED, ModelFolder
 from latent_ladder.errors import RequestError, StoreError
+from latent_ladder.server.context import Context
 from latent_ladder.server.frames import LENGTHS, event_of, pack_event
 from latent_ladder.server.guard import Access
 from latent_ladder.server.jobs import Jobs
@@ -24,6 +30,9 @@ from latent_ladder.server.kept import Job, Kept, is_number
 from latent_ladder.server.listing import Listing
 from latent_ladder.server.messages import Picture, Telling
 from latent_ladder.server.places import Places, annotated, confined, file_name
+from latent_ladder.server.prompts import Refused, read_prompt
+from latent_ladder.server.serve import application
+from latent_ladder.server.setup import Setup
 from latent_ladder.server.sockets import Sockets
 from latent_ladder.server.worker import Worker
 from latent_ladder.workflow.events import (
@@ -34,6 +43,7 @@ from latent_ladder.workflow.events import (
     NodeStarted,
     NodeWarned,
 )
+from latent_ladder.workflow.types import NODE_TYPES
 
 PARTS = st.lists(
     st.sampled_from(
@@ -59,7 +69,7 @@ def fenced(tmp_path_factory):
     return root
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(folder=PARTS | st.text(max_size=12), name=PARTS | st.text(max_size=12))
 def test_no_path_leaves_its_folder(fenced, folder, name):
     try:
@@ -128,6 +138,7 @@ def test_the_history_is_paged_and_capped(tmp_path):
         for number in range(6):
             kept.add(job(str(number)))
             kept.finish(str(number), {"n": number}, {"id": str(number)})
+    with closing(Kept(tmp_path / "s.sqlite3", most=4)) as kept:
         assert list(kept.history()) == ["2", "3", "4", "5"]
         assert list(kept.history(2)) == ["4", "5"]
         assert list(kept.history(2, 1)) == ["3", "4"]
@@ -206,6 +217,72 @@ LOCAL = {"Host": "127.0.0.1:8188"}
 )
 def test_pages_of_other_sites_are_refused(access, headers, allowed):
     assert (access.refusal(headers) is None) is allowed
+
+
+async def answers(setup: Setup, *asked: tuple[str, str, dict[str, str]]) -> list[tuple[int, Any]]:
+    """Status and headers of requests to an application that runs here."""
+    with closing(Kept(setup.state)) as kept:
+        jobs = Jobs(kept, Worker(setup.worker, {}), Sockets({}), lambda _: None)
+        listing = Listing(setup.models, setup.places.input)
+        runner = web.AppRunner(application(Context(setup, listing, jobs, Sockets({}))))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        found = []
+        async with aiohttp.ClientSession() as session:
+            for method, path, headers in asked:
+                async with session.request(method, address + path, headers=headers) as answer:
+                    found.append((answer.status, answer.headers))
+        await runner.cleanup()
+    return found
+
+
+def test_a_page_that_may_is_told_so(tmp_path):
+    page = {"Origin": "http://editor.example"}
+    places = Places(tmp_path, tmp_path, tmp_path)
+    setup = Setup(places, tmp_path, tmp_path / "s.sqlite3", access=Access(cors=page["Origin"]))
+    (asked, preflight), (read, body) = asyncio.run(
+        answers(setup, ("OPTIONS", "/prompt", page), ("GET", "/api/queue", page))
+    )
+    assert (asked, read) == (204, 200)
+    for headers in (preflight, body):
+        assert headers["Access-Control-Allow-Origin"] == page["Origin"]
+        assert headers["Vary"] == "Origin"
+    assert "POST" in preflight["Access-Control-Allow-Methods"]
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+ODD = (
+    None, True, 0, -1, 1e300, 2**70, "", "x", "../a", [], ["1", 0], ["1", -1], ["1", 99], ["9", 0],
+    [1, 0], ["1", "0"], {}, {"__value__": [1]}, [[]], ["1", True], "a\0b", "\ud800", ["6", 0],
+)  # fmt: skip
+FIELDS = ("client_id", "prompt_id", "number", "extra_data", "partial_execution_targets")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_every_prompt_is_a_job_or_a_refusal(data):
+    """Whatever is changed in a graph; and both can be written as JSON."""
+    body: dict[str, Any] = {"prompt": clip_graph()}
+    odd = st.sampled_from(ODD).map(copy.deepcopy)
+    for _ in range(data.draw(st.integers(1, 3))):
+        node = body["prompt"][data.draw(st.sampled_from(sorted(clip_graph())))]
+        at = data.draw(st.sampled_from(["class_type", "inputs", "input", "body"]))
+        if at == "body":
+            body[data.draw(st.sampled_from(FIELDS))] = data.draw(odd)
+        elif at == "input" and isinstance(node["inputs"], dict) and node["inputs"]:
+            node["inputs"][data.draw(st.sampled_from(sorted(node["inputs"])))] = data.draw(odd)
+        elif at != "input":
+            node[at] = data.draw(odd | st.sampled_from(sorted(NODE_TYPES)))
+    try:
+        asked = read_prompt(body, Listing((ModelFolder(EMBEDDED),), Path("nowhere")))
+    except Refused as refused:
+        assert refused.body["error"]["type"]
+        json.dumps(refused.body)
+    else:
+        assert asked.wanted == ("9",)
+        json.dumps(asked.job(lambda: 1).item())
 
 
 # --- messages -------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ def test_numbers_travel_through_arithmetic() -> None:
         ("14", {"sigmas": "none"}, "no_sigmas", "holds no number"),
         ("25", {"fps": 24.0}, "rates_differ", "written at 24 fps and was made for 25"),
         ("23", {"overlap": 1}, "thin_overlap", "overlap by 1 latent"),
+        ("8", {"width": 64, "height": 64}, "tiles_too_narrow", "are 5 wide and overlap by 6"),
         ("12", {"cfg": 1.0}, "negative_unused", "never reads the negative prompt 'noise'"),
         ("13", {"sampler_name": "euler_cfg_pp"}, "two_passes", "two passes each step"),
         ("8", {"width": 650}, "size_truncated", "not 1300x704"),

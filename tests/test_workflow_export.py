@@ -333,7 +333,7 @@ def possible(table: dict[str, Any]) -> Request:
         raise
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tables(), st.sampled_from(["ui", "api"]))
 def test_the_identity_holds_for_any_request(table: dict[str, Any], form: Format) -> None:
     request = possible(table)
@@ -372,7 +372,7 @@ def heard(request: Request) -> str:
     return "refine" if only_one and request.audio == "keep" else request.audio
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(tables())
 def test_nodes_alone_say_what_they_can(table: dict[str, Any]) -> None:
     for name in ("duration_s", "video"):

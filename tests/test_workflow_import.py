@@ -101,6 +101,10 @@ def test_first_and_last_frames_are_guides() -> None:
     graph["guider 1"]["inputs"] |= {"positive": ["guide", 0], "negative": ["guide", 1]}
     (image,) = imported(graph).request.images
     assert (image.frame, image.strength, image.crf) == (-1, 0.5, 0)
+    graph["guide"]["inputs"]["frame_idx"] = 0
+    found = imported(graph)
+    assert found.request.images[0].frame == 0
+    assert "guides the first frame" in said(found, "guide")
 
 
 def test_sound_that_drives_the_picture() -> None:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from workflow_graphs import CHECKPOINT, engine
 
-from latent_ladder.errors import WorkflowError
+from latent_ladder.checkpoints.library import model_folders, scan
+from latent_ladder.errors import CheckpointNotFound, WorkflowError
 from latent_ladder.media.read import read_metadata
 from latent_ladder.models.video_vae import VideoVae, decode_bands, load_video_vae
+from latent_ladder.upscale.compact import Compact, CompactShape
 from latent_ladder.workflow.engine import Engine
 from latent_ladder.workflow.graph import Graph, Node
 from latent_ladder.workflow.meaning import MEANINGS
@@ -29,7 +32,7 @@ from latent_ladder.workflow.meaning.means import Ask, Results
 from latent_ladder.workflow.meaning.resizing import resized
 from latent_ladder.workflow.meaning.sampling import percent_to_sigma
 from latent_ladder.workflow.meaning.statistics import adain, normed
-from latent_ladder.workflow.output_names import filled, place
+from latent_ladder.workflow.output_names import claimed, filled, place
 from latent_ladder.workflow.types import NODE_TYPES
 from latent_ladder.workflow.values import (
     Audio,
@@ -74,6 +77,7 @@ def outcome(work: Engine, class_type: str, **inputs: Any) -> tuple[Sequence[Any]
         warn=lambda code, message: told.append(code),
         check_cancelled=lambda: None,
         channels=8,
+        metadata={"prompt": '{"1": {}}'},
     )
     found = MEANINGS[class_type].run(ask)
     return (found.values if isinstance(found, Results) else found), told
@@ -194,7 +198,7 @@ def test_samplers_keep_their_dials(work: Engine) -> None:
     found: Sampler = run(work, "SamplerEulerAncestral", eta=0.0)
     assert (found.name, found.options.eta, found.options.s_noise) == ("euler_ancestral", 0.0, 1.0)
     assert run(work, "KSamplerSelect", sampler_name="ddim").name == "euler"
-    assert run(work, "DisableNoise") == Noise(None)
+    assert run(work, "DisableNoise") == Noise(0, empty=True)
     clown, told = outcome(work, "ClownSampler_Beta", eta=0.25, sampler_name="exponential/res_2s")
     assert (clown[0].name, clown[0].options.eta) == ("res_2s", 0.25)
     assert told == ["another_sampler"]
@@ -551,6 +555,28 @@ def test_blending_is_each_picture_far_from_the_seam() -> None:
     torch.testing.assert_close(blended(same, same, torch.rand(1, 1, 40, 56)), same)
 
 
+def test_a_network_enlarges_by_its_own_factor(tmp_path: Path) -> None:
+    folder = tmp_path / "models/upscale_models"
+    folder.mkdir(parents=True)
+    torch.manual_seed(4)
+    network = Compact(CompactShape(8, 1, 4))
+    save_file(network.state_dict(), folder / "x4.safetensors")
+    work = engine(tmp_path, scan(model_folders([tmp_path / "models"], environ={})))
+    file = run(work, "UpscaleModelLoader", model_name="x4.safetensors")
+    found: Images = run(work, "ImageUpscaleWithModel", upscale_model=file, image=picture(20, 12, 3))
+    assert (found.count, found.width, found.height) == (3, 80, 48)
+    with torch.no_grad():
+        want = network(picture(20, 12, 3).whole()).clamp(0, 1)
+    torch.testing.assert_close(found.whole(), want, rtol=1e-4, atol=1e-4)
+    half = run(work, "ImageScaleBy", image=found, upscale_method="area", scale_by=0.5)
+    assert (half.width, half.height) == (40, 24)
+    for name in ("other.pth", str(folder / "x4.safetensors"), "../models/x4.safetensors"):
+        with pytest.raises(WorkflowError):
+            run(work, "UpscaleModelLoader", model_name=name)
+    with pytest.raises(CheckpointNotFound, match="leads out"):
+        run(work, "CheckpointLoaderSimple", ckpt_name="../x.safetensors")
+
+
 # --- sound and videos ---------------------------------------------------------------------------
 
 
@@ -608,7 +634,8 @@ def test_pictures_carry_the_graph(work: Engine) -> None:
     outcome(work, "SaveImage", images=picture(4, 4, 2), filename_prefix="p/x")
     names = sorted(path.name for path in (work.folders.output / "p").iterdir())
     assert names == ["x_00007_.png", "x_00008_.png", "x_00009_.png"]
-    assert "prompt" not in read_metadata(work.folders.output / "p/x_00008_.png")
+    for name in names[1:]:
+        assert read_metadata(work.folders.output / "p" / name)["prompt"] == '{"1": {}}'
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -631,3 +658,12 @@ def test_prefixes_are_filled_and_kept_inside(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path.parent)
     with pytest.raises(WorkflowError, match="through a link"):
         place(tmp_path, "link/x")
+
+
+def test_a_name_that_somebody_took_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    where = place(tmp_path, "clip")
+    (tmp_path / "clip_00001_.mp4").write_text("theirs")
+    (tmp_path / "part").write_text("ours")
+    path = claimed(where, ".mp4", tmp_path / "part")
+    assert path.name == "clip_00002_.mp4" and path.read_text() == "ours"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip_00001_.mp4", "clip_00002_.mp4"]

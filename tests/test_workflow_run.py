@@ -219,6 +219,42 @@ def test_guides_are_sampled_with_the_clip_and_cut_off(tmp_path: Path) -> None:
     assert torch.equal(video(cut), video(end)[:, :, :2])
 
 
+def test_small_references_are_fewer_tokens_on_the_same_grid(tmp_path: Path) -> None:
+    reference = {
+        "positive": ["told", 0], "negative": ["told", 1], "vae": ["model", 2],
+        "latent": ["video", 0], "image": ["image", 0], "latent_downscale_factor": 2.0,
+    }  # fmt: skip
+    nodes: Nodes = {
+        **MODELS,
+        **LATENTS,
+        **SAMPLING,
+        "image": ("EmptyImage", {"width": 64, "height": 64, "batch_size": 9, "color": 0x2040FF}),
+        "guided": ("LTXAddVideoICLoRAGuide", reference),
+        "guider": (
+            "CFGGuider",
+            {
+                "model": ["model", 0], "positive": ["guided", 0], "negative": ["guided", 1],
+                "cfg": 1.0,
+            },
+        ),
+        "both": (
+            "LTXVConcatAVLatent",
+            {"video_latent": ["guided", 2], "audio_latent": ["audio", 0]},
+        ),
+        "ancestral": ("KSamplerSelect", {"sampler_name": "euler_ancestral"}),
+        "sampled": (
+            "SamplerCustomAdvanced", {**SAMPLING["sampled"][1], "sampler": ["ancestral", 0]}),
+    }  # fmt: skip
+    start, end = saved(tmp_path, nodes, "guided 2", "sampled 0")
+    assert video(start).shape[2:] == (4, 2, 2)
+    guide = video(start)[:, :, 2:]
+    assert guide[..., ::2, ::2].abs().min() > 0 and guide[..., 1:, :].abs().max() == 0
+    assert start.full_video_mask()[0, 0, 2].tolist() == [[0, 1], [1, 1]]
+    # what is no token stays as it was, what is one is kept
+    torch.testing.assert_close(video(end)[:, :, 2:], guide)
+    assert torch.isfinite(video(end)).all() and video(end)[:, :, :2].std() > 0.1
+
+
 def test_what_a_switch_leaves_out_need_not_run(tmp_path: Path) -> None:
     nodes: Nodes = {
         "on": ("PrimitiveBoolean", {"value": False}),
@@ -237,6 +273,24 @@ def test_what_a_switch_leaves_out_need_not_run(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match="better") as caught:
         execute(graph(nodes), engine(tmp_path))
     assert caught.value.node_id == "better"
+
+
+def test_a_switch_that_is_decided_on_the_way_computes_one_side(tmp_path: Path) -> None:
+    nodes: Nodes = {
+        "image": ("EmptyImage", {"width": 8, "height": 6, "batch_size": 1, "color": 255}),
+        "size": ("GetImageSize", {"image": ["image", 0]}),
+        "wide": ("ComfyMathExpression", {"expression": "a > b", "values.a": ["size", 0],
+                                         "values.b": ["size", 1]}),
+        "tall": ("LoadImage", {"image": "not there.png"}),
+        "chosen": (
+            "ComfySwitchNode",
+            {"switch": ["wide", 2], "on_true": ["image", 0], "on_false": ["tall", 0]},
+        ),
+        "save": ("SaveImage", {"images": ["chosen", 0], "filename_prefix": "a"}),
+    }  # fmt: skip
+    events: list[GraphEvent] = []
+    execute(graph(nodes), engine(tmp_path), on_event=events.append)
+    assert "tall" not in ran(events) and {"wide", "size", "chosen"} <= ran(events)
 
 
 def test_nothing_runs_where_a_node_cannot(tmp_path: Path) -> None:

@@ -79,8 +79,11 @@ class NodeLines(AbstractContextManager["NodeLines"]):
         if found in self._warnings:
             return
         self._warnings.append(found)
-        if not self._quiet:
-            show_warning(f"node {self._name(event.node)}: {event.message}")
+        text = f"node {self._name(event.node)}: {event.message}"
+        if self._status is not None:
+            self._say(f"warning: {text}")
+        elif not self._quiet:
+            show_warning(text)
 
     def _name(self, node: str) -> str:
         found = self._graph.nodes[node]
@@ -88,7 +91,11 @@ class NodeLines(AbstractContextManager["NodeLines"]):
         return f"{node} {found.class_type}{title}"
 
     def _say(self, text: str) -> None:
-        if not self._quiet:
+        if self._status is not None:  # on its own console, so that the line below stays whole
+            from rich.markup import escape
+
+            self._status.console.print(escape(text))
+        elif not self._quiet:
             show_note(text)
 
     def _show(self, text: str) -> None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from latent_ladder.checkpoints.library import Library
     from latent_ladder.workflow.events import Shown
     from latent_ladder.workflow.graph import Graph
-    from latent_ladder.workflow.read import Workflow
 
 Source = Annotated[
     str, typer.Argument(help="A .json file, a clip or picture that carries a graph, or - (stdin).")
@@ -86,7 +85,8 @@ def run(
     )
     names = _names(maps or (), chosen, at_hand)
     wanted = _wanted(chosen, at_hand, names, skip_unsupported)
-    shown, lines = _carried_out(chosen, found, at_hand, names, wanted, memory, store, quiet)
+    job = _Job(chosen, found.ui, at_hand, names, wanted)
+    shown, lines = _carried_out(job, memory, store, quiet)
     paths = _paths(shown, at_hand)
     if as_json:
         report = {"outputs": dict(shown), "files": [str(p) for p in paths], **lines.report()}
@@ -205,36 +205,43 @@ def _check_files(
     )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A checked graph and what belongs to it; ``ui`` is the file's own document."""
+
+    graph: Graph
+    ui: Mapping[str, Any] | None
+    at_hand: _Hand
+    names: Mapping[str, str]
+    wanted: Sequence[str]
+
+    def tags(self) -> dict[str, str]:
+        """What every file that is written carries."""
+        found = {"prompt": json.dumps(self.graph.to_api(), ensure_ascii=False)}
+        if self.ui is not None:
+            found["workflow"] = json.dumps(self.ui, ensure_ascii=False)
+        return found
+
+
 def _carried_out(
-    graph: Graph,
-    source: Workflow,
-    at_hand: _Hand,
-    names: Mapping[str, str],
-    wanted: Sequence[str],
-    memory: MemoryFlags,
-    store: Path | None,
-    quiet: bool,
+    job: _Job, memory: MemoryFlags, store: Path | None, quiet: bool
 ) -> tuple[Mapping[str, Shown], NodeLines]:
     from latent_ladder.pipeline import Cancel
     from latent_ladder.workflow.execute import Engine, WorkFolders, execute
 
-    folders = WorkFolders(at_hand.input, at_hand.output, at_hand.output / "temp")
-    engine = Engine(
-        at_hand.library, open_store(store), folders, names, memory.options(), memory.device
-    )
+    hand, options = job.at_hand, memory.options()
+    folders = WorkFolders(hand.input, hand.output, hand.output / "temp")
+    engine = Engine(hand.library, open_store(store), folders, job.names, options, memory.device)
     command, cancel = shlex.join(["ladder", *sys.argv[1:]]), Cancel()
-    tags = {"prompt": json.dumps(graph.to_api(), ensure_ascii=False)}
-    if source.ui is not None:
-        tags["workflow"] = json.dumps(source.ui, ensure_ascii=False)
-    with NodeLines(graph, quiet) as lines, interrupts(cancel):
+    with NodeLines(job.graph, quiet) as lines, interrupts(cancel):
         try:
             shown = execute(
-                graph,
+                job.graph,
                 engine,
-                wanted=wanted,
+                wanted=job.wanted,
                 on_event=lines.on_event,
                 cancel=cancel,
-                metadata=tags,
+                metadata=job.tags(),
                 command=command,
             )
         except (Cancelled, KeyboardInterrupt) as error:

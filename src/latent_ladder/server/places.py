@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from latent_ladder.disk import PART, is_abandoned
 from latent_ladder.errors import RequestError
 
 KINDS = ("output", "input", "temp")
@@ -33,7 +35,10 @@ class Places:
     temp: Path
 
     def make(self) -> None:
-        """Create them. Raises :class:`RequestError` where that is not possible."""
+        """Create them, and remove what uploads left that a crash cut short.
+
+        Raises :class:`RequestError` where that is not possible.
+        """
         for kind in KINDS:
             try:
                 self.root(kind).mkdir(parents=True, exist_ok=True)
@@ -42,6 +47,10 @@ class Places:
                     f"{kind} folder {self.root(kind)} cannot be made: {error.strerror}",
                     f"choose another --{kind}-directory",
                 ) from error
+        for part in self.input.glob(f"{PART}*"):
+            if is_abandoned(part):
+                with suppress(OSError):
+                    part.unlink()
 
     def root(self, kind: str) -> Path:
         """The folder that ``kind`` names. Raises :class:`RequestError`."""

@@ -16,7 +16,7 @@ from aiohttp import BodyPartReader, MultipartReader, web
 from latent_ladder.disk import commit, part_path, refusal
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.server.places import Places, annotated, file_name
-from latent_ladder.server.view import MAX_PIXELS
+from latent_ladder.server.view import FORMATS, MAX_PIXELS
 
 CHUNK = 2**18
 MAX_FIELD = 2**16
@@ -190,7 +190,10 @@ def _masked(original: Path, mask: Path) -> bytes:
     from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
     try:
-        with Image.open(original) as below, Image.open(mask) as above:
+        with (
+            Image.open(original, formats=FORMATS) as below,
+            Image.open(mask, formats=FORMATS) as above,
+        ):
             if max(below.width * below.height, above.width * above.height) > MAX_PIXELS:
                 raise RequestError(f"more than {MAX_PIXELS} pixels", "use a smaller picture")
             texts = PngImagePlugin.PngInfo()

@@ -6,11 +6,15 @@ import asyncio
 import io
 import mimetypes
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from aiohttp import web
 
 from latent_ladder.server.places import Places, annotated
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 _RUNS_IN_BROWSERS = frozenset(
     {"text/html", "application/xhtml+xml", "text/javascript", "application/javascript",
@@ -24,6 +28,8 @@ _TYPES = {".flac": "audio/flac", ".mkv": "video/x-matroska", ".opus": "audio/ogg
 _PREVIEWS = {"webp": "WEBP", "jpeg": "JPEG"}
 _QUALITY = 90
 MAX_PIXELS = 100_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pictures that are decoded here; for others, such as EPS, Pillow would start other programs."""
 
 
 async def view(request: web.Request, places: Places) -> web.StreamResponse:
@@ -62,7 +68,7 @@ def _picture(path: Path, preview: str | None, channel: str) -> tuple[bytes, str]
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             return _converted(image, preview, channel)
@@ -70,11 +76,9 @@ def _picture(path: Path, preview: str | None, channel: str) -> tuple[bytes, str]
         return None  # a video, a sound, a damaged picture
 
 
-def _converted(image: object, preview: str | None, channel: str) -> tuple[bytes, str]:
+def _converted(picture: Picture, preview: str | None, channel: str) -> tuple[bytes, str]:
     from PIL import Image
 
-    assert isinstance(image, Image.Image)
-    picture: Image.Image = image
     if channel == "rgb":
         picture = picture.convert("RGB")
     elif channel == "a":

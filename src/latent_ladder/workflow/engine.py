@@ -85,10 +85,14 @@ class Engine:
 
         Raises :class:`CheckpointNotFound` where there is none, or it holds no such part.
         """
+        return find_named(self.library, self._checked(name), role).component
+
+    def _checked(self, name: str) -> str:
+        """The name to look for; only ``--map`` may lead out of the model folders."""
         wanted = self.file_name(name)
-        if wanted == name and (wrong := escapes(name)):
+        if wanted == name.replace("\\", "/") and (wrong := escapes(name)):
             raise CheckpointNotFound(f"the file name {name!r} {wrong}", "name a file of a folder")
-        return find_named(self.library, wanted, role).component
+        return wanted
 
     def parts(self, name: str, *roles: str) -> Mapping[str, Component]:
         """Every part of the file that holds one of ``roles``, the first that it holds deciding."""
@@ -163,7 +167,7 @@ class Engine:
 
     def upscaler(self, name: str) -> Component:
         """A network of ``upscale_models``."""
-        return find_upscaler(self.file_name(name), self.library)
+        return find_upscaler(self._checked(name), self.library)
 
     def fits_text(self, encoder: Component, projection: Component) -> bool:
         """Whether a text projection reads what an encoder gives."""

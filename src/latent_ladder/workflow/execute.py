@@ -18,8 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.errors import Cancelled, LadderError, StoreError, WorkflowError
+from latent_ladder.errors import (
+    Cancelled,
+    LadderError,
+    MemoryBudgetError,
+    StoreError,
+    WorkflowError,
+)
 from latent_ladder.pipeline import Cancel
+from latent_ladder.stages.exhausted import is_out_of_memory
 from latent_ladder.stages.runs import RunRecord, StageRecord
 from latent_ladder.stages.store import artefact_key
 from latent_ladder.workflow import plain
@@ -304,6 +311,13 @@ class _Run:
             error.args = (node.error(error.message).message,)
             error.message = str(error.args[0])
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryBudgetError(
+                node.error("memory ran out, and there is nothing left to give up").message,
+                "make the clip smaller, or close other programs",
+            ) from error
         return found if isinstance(found, Results) else Results(tuple(found))
 
     def _ask(self, node: Node) -> Ask:

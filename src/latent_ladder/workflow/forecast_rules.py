@@ -184,6 +184,7 @@ def _decoded(name: str) -> Rule:
         if picture.guides:
             look.trap("guides_kept", "guide frames are decoded as well: put LTXVCropGuides before")
         _temporal_tiles(look, picture)
+        _space_tiles(look, picture)
         return (Frames(picture.width, picture.height, picture.frames, picture),)
 
     return rule
@@ -206,6 +207,25 @@ def _temporal_tiles(look: Look, picture: Picture) -> None:
             f"stretches of {size} frames are decoded as if each were the first: expect flicker "
             "where they meet; LTXVSpatioTemporalTiledVAEDecode cross-fades",
         )
+
+
+def _space_tiles(look: Look, picture: Picture) -> None:
+    """Tiles that are narrower than their overlap, which the pack's decoders cannot place."""
+    both = look.whole("spatial_tiles")
+    across = both or look.whole("horizontal_tiles") or 1
+    down = both or look.whole("vertical_tiles") or 1
+    overlap = look.whole("spatial_overlap") if both else look.whole("overlap")
+    if look.node.class_type == "VAEDecodeTiled" or overlap is None:
+        return
+    for side, count in ((picture.width // 32, across), (picture.height // 32, down)):
+        size = (side + (count - 1) * overlap) // count
+        if count > 1 and size < overlap:
+            look.trap(
+                "tiles_too_narrow",
+                f"{count} tiles across {side} latents are {size} wide and overlap by {overlap}, "
+                "which fails: use fewer tiles",
+            )
+            return
 
 
 def _encoded(look: Look) -> Results:

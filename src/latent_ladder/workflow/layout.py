@@ -35,9 +35,9 @@ PROMPT_COLOURS: Mapping[str, tuple[str, str]] = {
     "Negative prompt": ("#322", "#533"),
 }
 PHANTOMS: Mapping[str, Value] = {
-    "control_after_generate": "fixed", "fixed": "fixed", "upload": "image", "audioUI": "",
+    "control_after_generate": "fixed", "fixed": "fixed", "upload": "image",
 }  # fmt: skip
-"""What stands in ``widgets_values`` for widgets that belong to no input."""
+"""What stands in ``widgets_values`` for widgets that belong to no input; else nothing does."""
 OPTIONAL = 7
 """The shape of a socket that may stay empty."""
 
@@ -183,7 +183,7 @@ def _widgets_values(node: Node, randomized: bool) -> list[Value]:
         values.append(one.default if isinstance(given, Link) else given)
         for phantom in one.phantoms:
             drawn = randomized and phantom == "control_after_generate"
-            values.append("randomize" if drawn else PHANTOMS.get(phantom, ""))
+            values.append("randomize" if drawn else PHANTOMS.get(phantom))
     return values
 
 

@@ -3,6 +3,7 @@ outside of it."""
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -29,6 +30,28 @@ class Place(NamedTuple):
     def path(self, suffix: str, more: int = 0) -> Path:
         """``folder/stem_00001_.suffix``; ``more`` counts on from the first free number."""
         return self.folder / f"{self.stem}_{self.number + more:05}_{suffix}"
+
+
+def claimed(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
+    """Give a finished file the first free name from ``more`` on, even while others do the same.
+
+    Raises ``OSError``; then ``part`` is still there.
+    """
+    while True:
+        path = where.path(suffix, more)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            more += 1
+            continue
+        except OSError:  # a file system without hard links
+            if path.exists():
+                more += 1
+                continue
+            part.replace(path)
+            return path
+        part.unlink()
+        return path
 
 
 def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:

@@ -99,6 +99,11 @@ def image_fields(
     ]
     finest = next(((s.images, n) for s, n in reversed(sampled) if s.images), ([], 1))
     made = [_image(image, frames, finest[1]) for image in finest[0]]
+    for image, table in zip(finest[0], made, strict=True):
+        if table["frame"] == 0 and image.node.class_type == "LTXVAddGuide":
+            trail.lose(
+                image.node, "guides the first frame; a request puts the picture in its place"
+            )
     held: dict[int, dict[str, Any]] = {}
     for stage, count in sampled:
         here: list[int] = []

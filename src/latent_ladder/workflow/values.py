@@ -215,9 +215,10 @@ class Latent:
 
 @dataclass(frozen=True)
 class Noise:
-    """NOISE: that of a seed, or none at all (``None``)."""
+    """NOISE: that of a seed; ``empty`` is none to start from, while samplers still draw theirs."""
 
-    seed: int | None
+    seed: int = 0
+    empty: bool = False
 
 
 @dataclass(frozen=True)

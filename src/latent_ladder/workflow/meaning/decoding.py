@@ -56,11 +56,10 @@ class Decoding:
         )
         tiling = self.tiling(self.latents.shape[2:])
         left = pixel_frames(self.latents.shape[2]) - self.drop_last
-        with torch.inference_mode():
-            for band in bands(self.latents.to(runtime.device), vae, tiling):
-                if left > 0:
-                    yield band[:, :left]
-                left -= band.shape[1]
+        for band in bands(self.latents.to(runtime.device), vae, tiling):
+            if left > 0:
+                yield band[:, :left]
+            left -= band.shape[1]
 
     def _pixels(self) -> Iterator[Tensor]:
         for band in self._bands():
@@ -148,7 +147,20 @@ def decode_tiled(ask: Ask) -> list[Value]:
 def _ltx_tiling(ask: Ask) -> MakeTiling:
     across, down = ask.whole("horizontal_tiles"), ask.whole("vertical_tiles")
     overlap = ask.whole("overlap")
-    return lambda grid: even(grid, down, across, overlap)
+    return lambda grid: _even(ask, grid, (down, across), overlap)
+
+
+def _even(ask: Ask, grid: Sequence[int], tiles: tuple[int, int], overlap: int) -> Tiling:
+    """Tiles of the pack's decoder. Raises :class:`WorkflowError` where they would start outside."""
+    for side, count in zip(grid[1:], tiles, strict=True):
+        size = (side + (count - 1) * overlap) // count
+        if count > 1 and size < overlap:
+            raise ask.error(
+                f"{count} tiles across {side} latents are {size} wide and cannot overlap by "
+                f"{overlap}",
+                "use fewer tiles or less overlap: small clips need no tiles",
+            )
+    return even(grid, *tiles, overlap)
 
 
 def decode_ltx_tiled(ask: Ask) -> list[Value]:
@@ -163,7 +175,7 @@ def decode_spatio_temporal(ask: Ask) -> list[Value]:
     length, shared = ask.whole("temporal_tile_length"), ask.whole("temporal_overlap")
 
     def tiling(grid: Sequence[int]) -> Tiling:
-        return faded(grid, even(grid, tiles, tiles, overlap), length, shared)
+        return faded(grid, _even(ask, grid, (tiles, tiles), overlap), length, shared)
 
     fix = ask.flag("last_frame_fix")
     return _decoding(ask, "latents", tiling, fix)

@@ -317,10 +317,10 @@ class _Run:
             None if latent.video is None else latent.video.shape,
             None if latent.audio is None else latent.audio.shape,
         )
-        video, audio = draw_noise(seed or 0, *shapes)
-        if seed is None:
+        video, audio = draw_noise(seed, *shapes)
+        if self._job.noise.empty:
             video, audio = (None if n is None else torch.zeros_like(n) for n in (video, audio))
-        drawn = noise_source(seed or 0, *shapes, standardise=sampler_spec(name).standardised)
+        drawn = noise_source(seed, *shapes, standardise=sampler_spec(name).standardised)
         whole = Packing(
             None if video is None else (video.shape[1], video.shape[2]),
             None if audio is None else (audio.shape[1], audio.shape[2]),

@@ -185,15 +185,15 @@ class _Spans:
 
     def _sampled(self, told: Told, sigmas: tuple[float, ...], start: int) -> Told:
         ask = self._ask
-        seed = ask.get("noise", Noise).seed
-        own = None if seed is None else seed + start * self._tiles + self._number
+        noise = ask.get("noise", Noise)
+        own = replace(noise, seed=(noise.seed + start * self._tiles + self._number) % 2**64)
         guider = replace(
             self._guider,
             model=ask.get("model", Model),
             positive=told.positive,
             negative=told.negative,
         )
-        job = Job(guider, ask.get("sampler", Sampler), sigmas, Noise(own), told.latent)
+        job = Job(guider, ask.get("sampler", Sampler), sigmas, own, told.latent)
         return replace(told, latent=denoised(ask, job).last)
 
     # -- what a span is told ------------------------------------------------------------------

@@ -16,6 +16,7 @@ from latent_ladder.media.image import like_video
 from latent_ladder.shapes import Crop
 from latent_ladder.upscale.plan import UpscalePlan, require_rtx
 from latent_ladder.upscale.stream import load_upscaler, upscaled
+from latent_ladder.upscale.tiles import TiledNetwork
 from latent_ladder.workflow.graph import Node
 from latent_ladder.workflow.meaning.means import Ask, Meaning
 from latent_ladder.workflow.meaning.resizing import Size, resized
@@ -339,8 +340,8 @@ def with_model(ask: Ask) -> list[Value]:
     runtime = ask.engine.runtime
     have = (images.width, images.height)
     start = UpscalePlan(file.file.path.name, have, Crop(0, 0, *have), have, file)
-    network = load_upscaler(start, device=runtime.device, dtype=torch.float32)
-    factor = getattr(getattr(network, "network", None), "scale", 1)
+    tiled = load_upscaler(start, device=runtime.device, dtype=torch.float32)
+    factor = tiled.network.scale if isinstance(tiled, TiledNetwork) else 1
     size = (have[0] * factor, have[1] * factor)
     plan = replace(start, target=size)
     return [_enlarged(ask, images, plan, torch.float32)]

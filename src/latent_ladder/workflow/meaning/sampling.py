@@ -43,7 +43,7 @@ def random_noise(ask: Ask) -> list[Value]:
 
 def no_noise(_: Ask) -> list[Value]:
     """``DisableNoise``."""
-    return [Noise(None)]
+    return [Noise(empty=True)]
 
 
 def sampler(ask: Ask) -> list[Value]:
@@ -275,7 +275,7 @@ def _job(ask: Ask) -> Job:
 
 def custom(ask: Ask) -> list[Value]:
     """``SamplerCustom``."""
-    noise = Noise(ask.whole("noise_seed") if ask.flag("add_noise") else None)
+    noise = Noise(ask.whole("noise_seed"), empty=not ask.flag("add_noise"))
     cfg = StreamTerms(ask.number("cfg"))
     job = Job(
         _guider(ask, cfg, cfg),
@@ -302,7 +302,7 @@ def ksampler_advanced(ask: Ask) -> list[Value]:
         sigmas = sigmas[: last + 1]
         if ask.text("return_with_leftover_noise") == "disable":
             sigmas = (*sigmas[:-1], 0.0)
-    noise = Noise(ask.whole("noise_seed") if ask.text("add_noise") == "enable" else None)
+    noise = Noise(ask.whole("noise_seed"), empty=ask.text("add_noise") != "enable")
     part = sigmas[first:] if first < len(sigmas) - 1 else ()
     return [_ksampled(ask, part, noise).output]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
-from latent_ladder.disk import write_whole, writing
+from latent_ladder.disk import part_path, write_whole, writing
 from latent_ladder.errors import MediaError, MemoryBudgetError, WorkflowError
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.outputs import check_clip, write_clip_file
@@ -24,7 +24,7 @@ from latent_ladder.stages.writing import as_integers
 from latent_ladder.workflow.graph import Node
 from latent_ladder.workflow.meaning.latents import latent_bytes
 from latent_ladder.workflow.meaning.means import Ask, Meaning, Results
-from latent_ladder.workflow.output_names import Place, filled, place
+from latent_ladder.workflow.output_names import Place, claimed, filled, place
 from latent_ladder.workflow.values import Audio, Images, Latent, Value, Video
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def save_video(ask: Ask) -> Results:
         codec=codec, crf=crf, pix_fmt="yuv420p10le" if video.bits > 8 else None
     )
     where = _place(ask, video.images)
-    path = where.path(SUFFIXES[form])
-    _write_video(ask, video, path, settings)
+    path = _write_video(ask, video, where, SUFFIXES[form], settings)
     return Results((video,), {"images": [_entry(where, path, "output")], "animated": [True]})
 
 
@@ -83,7 +82,11 @@ def _codec(ask: Ask) -> tuple[str, int | None]:
     return "auto", None
 
 
-def _write_video(ask: Ask, video: Video, path: Path, settings: EncoderSettings) -> None:
+def _write_video(
+    ask: Ask, video: Video, where: Place, suffix: str, settings: EncoderSettings
+) -> Path:
+    """Write it under a name that nobody uses, then give it the next free one."""
+    part = part_path(where.path(suffix))
     images = _even(video.images)
     sound = video.audio()
     count = images.count
@@ -96,7 +99,7 @@ def _write_video(ask: Ask, video: Video, path: Path, settings: EncoderSettings) 
 
     def write(frames: Images) -> None:
         write_clip_file(
-            path,
+            part,
             _counted(ask, _integers(frames, video.bits), count),
             spec,
             audio=waveform,
@@ -106,10 +109,14 @@ def _write_video(ask: Ask, video: Video, path: Path, settings: EncoderSettings) 
         )
 
     try:
-        check_clip(path, False, settings)
+        check_clip(part, False, settings)
         with_less(ask, images, write)
+        with writing(MediaError, f"video {where.path(suffix).name}", where.folder):
+            return claimed(where, suffix, part)
     except MediaError as error:
         raise ask.error(error.message, error.hint) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def with_less(ask: Ask, images: Images, work: Callable[[Images], T]) -> T:
@@ -175,9 +182,8 @@ def _saved_images(ask: Ask, where: Place, kind: str) -> Results:
         written: list[Path] = []
         for chunk in _counted(ask, _integers(frames, 8), frames.count):
             for frame in chunk:
-                path = where.path(".png", len(written))
-                _write(path, _png(frame, ask.metadata))
-                written.append(path)
+                data = _png(frame, ask.metadata)
+                written.append(_write(where, ".png", data, len(written)))
         return written
 
     paths = with_less(ask, images, write)
@@ -200,9 +206,8 @@ def save_webp(ask: Ask) -> Results:
     """``SaveAnimatedWEBP``: its quality is that of this package's encoder."""
     images = ask.get("images", Images)
     where = _place(ask, images)
-    path = where.path(".webp")
     video = Video(images, exact_fps(ask.number("fps")))
-    _write_video(ask, video, path, EncoderSettings())
+    path = _write_video(ask, video, where, ".webp", EncoderSettings())
     return Results((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
 
 
@@ -210,9 +215,9 @@ def save_webm(ask: Ask) -> Results:
     """``SaveWEBM`` with av1."""
     images = ask.get("images", Images)
     where = _place(ask, images)
-    path = where.path(".webm")
     video = Video(images, exact_fps(ask.number("fps")))
-    _write_video(ask, video, path, EncoderSettings(codec="av1", crf=ask.whole("crf")))
+    settings = EncoderSettings(codec="av1", crf=ask.whole("crf"))
+    path = _write_video(ask, video, where, ".webm", settings)
     return Results((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
 
 
@@ -233,9 +238,9 @@ def _save_sound(suffix: str, encoder: str, preview: bool = False) -> Callable[[A
         audio = ask.get("audio", Audio)
         kind = "temp" if preview else "output"
         where = _temporary(ask) if preview else _place(ask)
-        path = where.path(suffix)
         quality = ask.text("quality") if ask.has("quality") else ""
-        _write(path, _sound_bytes(audio, suffix, encoder, quality, ask.metadata))
+        data = _sound_bytes(audio, suffix, encoder, quality, ask.metadata)
+        path = _write(where, suffix, data)
         return Results((audio,), {"audio": [_entry(where, path, kind)]})
 
     return save
@@ -276,8 +281,7 @@ def save_latent(ask: Ask) -> Results:
     """``SaveLatent``: of audio and video too, which ComfyUI cannot."""
     latent = ask.get("samples", Latent)
     where = _place(ask)
-    path = where.path(".latent")
-    _write(path, latent_bytes(latent, ask.metadata))
+    path = _write(where, ".latent", latent_bytes(latent, ask.metadata))
     return Results((), {"latents": [_entry(where, path, "output")]})
 
 
@@ -301,9 +305,15 @@ def _entry(where: Place, path: Path, kind: str) -> dict[str, str]:
     return {"filename": path.name, "subfolder": where.subfolder, "type": kind}
 
 
-def _write(path: Path, data: bytes) -> None:
-    with writing(MediaError, path.name, path.parent, len(data)):
-        write_whole(path, data)
+def _write(where: Place, suffix: str, data: bytes, more: int = 0) -> Path:
+    """Write a file whole, then give it the next free name."""
+    part = part_path(where.path(suffix))
+    with writing(MediaError, where.path(suffix).name, where.folder, len(data)):
+        try:
+            write_whole(part, data)
+            return claimed(where, suffix, part, more)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 MEANINGS: Mapping[str, Meaning] = MappingProxyType(

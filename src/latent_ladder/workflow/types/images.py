@@ -288,10 +288,10 @@ INPAINTING = (
         "LTXV Dilate Video Mask",
         "Lightricks/mask_operations",
         [
+            integer("spatial_radius", 1, 0, 300),
+            integer("temporal_radius", 0, 0, 10),
             link("mask", "MASK", required=False),
             link("image_as_mask", "IMAGE", required=False),
-            integer("spatial_radius", 1, 0, 512),
-            integer("temporal_radius", 0, 0, 512),
         ],
         "MASK mask",
         pack=LTXV,

@@ -213,9 +213,7 @@ def hold(cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy) -> 
     return _first_fit(sampling_ladder(cost, sizes, budget, policy), budget, policy)
 
 
-def hold_less(
-    stage: StageMemory, sizes: ModelSizes, budget: Budget, policy: Policy
-) -> StageMemory:
+def hold_less(stage: StageMemory, sizes: ModelSizes, budget: Budget, policy: Policy) -> StageMemory:
     """As :func:`give_way`, for a stage of :func:`hold`."""
     return hold(stage.cost, sizes, _less(stage, budget), policy)
 

@@ -34,8 +34,12 @@ MINUTES: dict[str, float] = {
     "dit": 130.0,
     "upsampler_solve": 0.0,
     "upsampler": 8.0,
+    "drafts": 0.0,
+    "vae_drafts": 20.0,
     "lora": 30.0,
     "export": 0.0,
+    "upscale_pairs": 0.0,
+    "upscale": 10.0,
     "evaluate": 0.0,
 }
 DRY_SECONDS = 3.0
@@ -46,15 +50,19 @@ COMMANDS: dict[str, list[str]] = {
     "audio_vae": ["sound_train.py", "vae", "--seconds", "{seconds}", "--threads", "{cores}"],
     "vocoder": ["sound_train.py", "vocoder", "--seconds", "{seconds}", "--threads", "{cores}"],
     "vae_solve": ["vae_train.py", "solve", "--threads", "{cores}"],
-    "vae": ["vae_train.py", "train", "--seconds", "{seconds}", "--threads", "{cores}"],
+    "vae": ["vae_train.py", "train", "--seconds", "{seconds}", "--processes", "{cores}"],
     "cache": ["cache.py", "--size", "256", "--count", "2304", "--threads", "{cores}"],
     "cache_large": ["cache.py", "--size", "512", "--count", "384", "--threads", "{cores}"],
     "dit": ["dit.py", "--seconds", "{seconds}", "--large", "0.25", "--lengths", "3,4,4,4",
             "--processes", "{cores}"],
     "upsampler_solve": ["upsampler.py", "solve", "--threads", "{cores}"],
     "upsampler": ["upsampler.py", "train", "--seconds", "{seconds}", "--processes", "{cores}"],
+    "drafts": ["drafts.py", "--count", "160", "--threads", "{cores}"],
+    "vae_drafts": ["vae_train.py", "train", "--seconds", "{seconds}", "--processes", "{cores}"],
     "lora": ["lora.py", "--seconds", "{seconds}", "--processes", "{cores}"],
     "export": ["export.py"],
+    "upscale_pairs": ["upscaler.py", "pairs", "--threads", "{cores}"],
+    "upscale": ["upscaler.py", "train", "--seconds", "{seconds}", "--threads", "{cores}"],
     "evaluate": ["evaluate.py", "--threads", "{cores}"],
 }  # fmt: skip
 DRY_EXTRA: dict[str, list[str]] = {  # a later option overrides an earlier one
@@ -63,13 +71,15 @@ DRY_EXTRA: dict[str, list[str]] = {  # a later option overrides an earlier one
     "audio_vae": ["--clips", "24"],
     "vocoder": ["--clips", "24"],
     "vae_solve": ["--small", "10", "--large", "4", "--score", "1"],
-    "vae": ["--batch", "2", "--score", "1"],
+    "vae": ["--score", "1"],
     "cache": ["--count", "16", "--shard", "16"],
     "cache_large": ["--count", "16", "--shard", "16"],
     "dit": ["--batch", "8", "--large", "0.5"],
     "upsampler_solve": ["--count", "12"],
     "upsampler": ["--batch", "4"],
-    "lora": ["--drafts", "16"],
+    "drafts": ["--count", "4", "--batch", "4"],
+    "vae_drafts": ["--score", "1"],
+    "upscale_pairs": ["--count", "4"],
     "evaluate": ["--parts", "draft,image", "--prompts", "2"],
 }
 
@@ -101,7 +111,8 @@ def main() -> None:
         dry = Path(os.environ.get("POCKET_RUNS", HERE / "runs" / "dry"))
         shutil.rmtree(dry, ignore_errors=True)
         environment["POCKET_RUNS"] = str(dry)
-        extra = DRY_EXTRA | {"export": ["--folder", str(dry / "models")]}
+        folder = ["--folder", str(dry / "models")]
+        extra = DRY_EXTRA | {"export": folder, "upscale": folder}
     for stage in names:
         seconds = DRY_SECONDS if options.dry_run else MINUTES[stage] * 60 * scale
         line = command(stage, seconds, options.threads, extra.get(stage, []))

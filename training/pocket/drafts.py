@@ -1,0 +1,202 @@
+"""Drafts with the transformer's own faults, and the true 512 px clip that each of them means.
+
+    python training/pocket/drafts.py --count 160
+
+A draft has no true clip to compare it with; but the world is analytic, so the scene that explains a
+draft best can be solved for: place, size and phase by Gauss-Newton steps on the latents of its
+masks, colours by least squares. The 512 px latents of that scene are what stage 2 should make of
+the draft. Drafts start from true clips noised to `LEVELS`, or from noise alone. Shards hold `small`
+(N, C, 4, 8, 8) and `high` (N, C, 4, 16, 16) in float16, the fitted scenes and `misfit` (N,).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+
+import cache
+import dit
+import sampling
+import torch
+import world
+from state import RUNS, log, save
+from torch import Tensor
+from upsampler import channel_weights
+from vae import transform
+from vae_train import load
+
+FOLDER = RUNS / "cache"
+LEVELS = (1.0, 0.93, 1.0, 0.85)
+STEPS = 12
+CFG = 2.0
+STRIDES = (0.1, 0.04, 0.012)  # of the finite differences: from coarse to fine
+FRAMES = 4  # latent frames
+LIMITS = {"x": 0.2, "y": 0.2, "radius": 0.08, "phase": 0.3}
+COLOR_RIDGE = 0.02
+TINT = 20  # 8-bit steps by which a draft's colours may differ from the words
+KEPT = 0.8  # share of the drafts with the smallest misfit
+
+
+def make(
+    trainee: dit.Trainee, latents: Tensor, scenes: list[world.Scene], level: float, seed: int
+) -> Tensor:
+    """Latents (B, C, 4, 8, 8) noised to a level and denoised under the preset's guidance."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    prompts = [world.caption(s, rng) for s in scenes]
+    sigmas = sampling.schedule(STEPS)
+    sigmas = [level, *(s for s in sigmas if s < level - 0.01)]
+    tokens = dit.video_tokens(latents)
+    noise = torch.randn(tokens.shape, generator=generator)
+    video = (1 - level) * tokens + level * noise
+    audio = torch.randn(
+        len(scenes), sampling.audio_length(FRAMES), dit.AUDIO_CHANNELS, generator=generator
+    )
+    grid = tuple(latents.shape[2:])
+    denoise = sampling.Guided.of(trainee, prompts, grid, CFG)  # type: ignore[arg-type]
+    video, _ = sampling.euler(denoise, video, audio, sigmas)
+    return video.transpose(1, 2).unflatten(2, grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Solves for the scene of a draft; `weight` (C, 1, 1, 1) is what a latent counts in pixels."""
+
+    encode: cache.Transform
+    offset: Tensor
+    weight: Tensor
+
+    def colors(self, parts: Tensor, rest: Tensor, prior: Tensor) -> Tensor:
+        """(4, 3) least squares for latents without offset, held near the colours of the words."""
+        rows = (parts * self.weight.sqrt()).flatten(2).flatten(0, 1)
+        error = (rest * self.weight.sqrt()).flatten() - prior.flatten() @ rows
+        gram = rows @ rows.T
+        gram = gram + COLOR_RIDGE * gram.diagonal().max() * torch.eye(len(gram))
+        return prior + torch.linalg.solve(gram, rows @ error).view(4, 3)
+
+    def parts(self, scene: world.Scene) -> Tensor:
+        """Latents of the scene's masks at 256 px."""
+        return cache.geometry(self.encode, scene, 256, 8 * FRAMES - 7)
+
+    def step(
+        self, draft: Tensor, scene: world.Scene, start: world.Scene, stride: float
+    ) -> world.Scene:
+        """One Gauss-Newton step of place, size and phase, inside `LIMITS` of the start."""
+        parts = self.parts(scene)
+        rest = draft - self.offset
+        colors = self.colors(parts, rest, cache.palette(scene))
+        strides = {n: stride for n in LIMITS if n != "phase" or scene.background == "hills"}
+        now = torch.tensordot(colors, parts, 2)
+        slopes = []
+        for name, size in strides.items():
+            both = [
+                self.parts(dataclasses.replace(scene, **{name: getattr(scene, name) + d}))
+                for d in (size / 2, -size / 2)
+            ]
+            change = torch.tensordot(colors, both[0] - both[1], 2)
+            slopes.append((change * self.weight.sqrt()).flatten() / size)
+        rows = torch.stack(slopes)
+        error = ((rest - now) * self.weight.sqrt()).flatten()
+        gram = rows @ rows.T
+        gram = gram + 1e-3 * torch.diag(gram.diagonal())
+        moved = torch.linalg.solve(gram, rows @ error).tolist()
+        values = {}
+        for name, delta in zip(strides, moved, strict=True):
+            value, base, limit = getattr(scene, name) + delta, getattr(start, name), LIMITS[name]
+            values[name] = min(max(value, base - limit), base + limit)
+        return dataclasses.replace(scene, **values)
+
+    def tinted(self, draft: Tensor, scene: world.Scene) -> world.Scene:
+        """A fitted scene in the draft's colours of object and background."""
+        colors = self.colors(self.parts(scene), draft - self.offset, cache.palette(scene)) * 127.5
+        back, own = colors[cache.BACK_TINTED], colors[cache.OWN]
+        plain = dataclasses.replace(scene, tint=(0, 0, 0), background_tint=(0, 0, 0))
+        tint, behind = (
+            (found - named).round().int().clamp(-TINT, TINT).tolist()
+            for found, named in (
+                (own, world.object_color(plain)), (back, world.background_color(plain))
+            )
+        )  # fmt: skip
+        return dataclasses.replace(plain, tint=tuple(tint), background_tint=tuple(behind))
+
+    def __call__(self, draft: Tensor, scene: world.Scene) -> tuple[Tensor, world.Scene, float]:
+        """(latents (C, 4, 16, 16) at 512 px, scene, share of the draft that it leaves open)."""
+        start = scene
+        for stride in STRIDES:
+            scene = self.step(draft, scene, start, stride)
+        parts, rest = self.parts(scene), draft - self.offset
+        colors = self.colors(parts, rest, cache.palette(scene))
+        error = (torch.tensordot(colors, parts, 2) - rest).square() * self.weight
+        spread = (rest - rest.mean((1, 2, 3), keepdim=True)).square() * self.weight
+        large = cache.geometry(self.encode, scene, 512)[:, :, :, :FRAMES]
+        high = torch.tensordot(colors, large, 2) + self.offset
+        return high, scene, float(error.mean() / spread.mean())
+
+
+def work(count: int, batch: int, seed: int) -> None:
+    """Add a shard per batch until `count` drafts were made."""
+    trainee, vae = dit.trained(), load()
+    encode = transform(vae, normalized=True)
+    torch.set_grad_enabled(False)
+    source = cache.Cache(encode, 256)
+    fit = Fit(encode, cache.offset(encode), channel_weights(vae))
+    for number in range(count // batch):
+        rng = random.Random(f"{seed}/{number}")
+        latents, scenes = source.sample(rng, batch, FRAMES)
+        level = LEVELS[number % len(LEVELS)]
+        drafts = make(trainee, latents, scenes, level, rng.randrange(2**31))
+        fitted = [fit(d, s) for d, s in zip(drafts, scenes, strict=True)]
+        misfit = torch.tensor([m for _, _, m in fitted])
+        moved = [
+            abs(f.x - s.x) + abs(f.y - s.y) for (_, f, _), s in zip(fitted, scenes, strict=True)
+        ]
+        save({
+            "small": drafts.half(), "high": torch.stack([h for h, _, _ in fitted]).half(),
+            "scenes": [dataclasses.asdict(s) for _, s, _ in fitted], "misfit": misfit,
+        }, FOLDER / f"drafts-{seed}-{number:04d}.pt")  # fmt: skip
+        log("drafts", number=number, level=level, misfit=float(misfit.median()),
+            moved=sum(moved) / len(moved))  # fmt: skip
+
+
+def kept() -> list[tuple[Tensor, Tensor, world.Scene]]:
+    """(small, high, scene) of the drafts that a scene explains well."""
+    shards = [torch.load(p, weights_only=True) for p in sorted(FOLDER.glob("drafts-*.pt"))]
+    if not shards:
+        return []
+    limit = float(torch.cat([s["misfit"] for s in shards]).quantile(KEPT))
+    return [
+        (small, high, world.Scene(**scene))
+        for s in shards
+        for small, high, scene, misfit in zip(
+            s["small"], s["high"], s["scenes"], s["misfit"], strict=True
+        )
+        if float(misfit) <= limit
+    ]
+
+
+def explained() -> list[tuple[Tensor, world.Scene]]:
+    """(small, scene in the draft's own colours) of `kept`: what its decoded frames should be."""
+    known = kept()
+    if not known:
+        return []
+    vae = load()
+    encode = transform(vae, normalized=True)
+    with torch.no_grad():
+        fit = Fit(encode, cache.offset(encode), channel_weights(vae))
+        return [(small.float(), fit.tinted(small.float(), scene)) for small, _, scene in known]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    work(options.count, options.batch, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@
     python training/pocket/upscaler.py measure
 
 The world is analytic, so a pair is a window of a 512 px clip through the VAE, and the same window
-of the true 1024 px render: the network learns to undo what the decoder does to edges, not the inverse
-of some blur. Windows lie mostly on the objects' outlines. The network starts as bilinear
+of the true 1024 px render: the network learns to undo what the decoder does to edges, not some
+blur. Windows lie mostly on the objects' outlines. The network starts as bilinear
 interpolation, written into three of its channels. Pairs: runs/cache/upscale.pt, `small` (N, 3, 64,
 64) and `large` (N, 3, 128, 128), 8 bit.
 """

@@ -109,7 +109,7 @@ def draft_batch(
         latents.append(small[:, : 1 + frames // 8, rows, columns])
         crops.append(render([scene], frames, 256, crop=(top, left, window, window)))
     video = video_vae.to_signal(torch.cat(crops))
-    return video_vae.denormalize(vae, torch.stack(latents)), video, torch.ones(count, 1, 1, 1, 1)
+    return video_vae.denormalize(vae, torch.stack(latents)), video, torch.ones(count, 1, 1, window, window)
 
 
 def rough(latents: Tensor, scale: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Drafts with the transformer's own faults, and the true 512 px clip that each of them means.
 
     python training/pocket/drafts.py --count 160
+    python training/pocket/drafts.py --refine 48   # some of them through stage 2, after lora.py
 
 A draft has no true clip to compare it with; but the world is analytic, so the scene that explains a
 draft best can be solved for: place, size and phase by Gauss-Newton steps on the latents of its
@@ -28,6 +29,8 @@ from vae import transform
 from vae_train import load
 
 FOLDER = RUNS / "cache"
+REFINED = FOLDER / "refined.pt"
+DENOISE = (0.35, 0.45, 0.45, 0.55)
 LEVELS = (1.0, 0.93, 1.0, 0.85)
 STEPS = 12
 CFG = 2.0
@@ -108,16 +111,52 @@ def explained() -> list[tuple[Tensor, world.Scene]]:
         return [(small.float(), fit.tinted(small.float(), scene)) for small, _, scene in known]
 
 
+def refined() -> list[tuple[Tensor, world.Scene]]:
+    """(latents (C, 4, 16, 16) after stage 2, scene) as `explained`."""
+    if not REFINED.exists():
+        return []
+    shard = torch.load(REFINED, weights_only=True)
+    return [
+        (z.float(), world.Scene(**s)) for z, s in zip(shard["large"], shard["scenes"], strict=True)
+    ]
+
+
+def refine(count: int, seed: int) -> None:
+    """Put some of `explained` through upsampler and refine stage, as far as lora.py has come."""
+    import lora
+    import upsampler
+
+    rng = random.Random(seed)
+    known = explained()
+    vae, zoom, trainee = load(), upsampler.trained(), dit.trained()
+    lora.restore(lora.adapt(trainee.net), torch.load(lora.STATE, weights_only=True)["lora"])
+    large, scenes = [], []
+    with torch.no_grad():
+        for number, (small, scene) in enumerate(rng.sample(known, min(count, len(known)))):
+            up = sampling.zoomed(zoom, vae, small[None])
+            audio = torch.randn(1, sampling.audio_length(FRAMES), dit.AUDIO_CHANNELS)
+            levels = sampling.refine_sigmas(rng.choice(DENOISE))
+            prompt = world.caption(scene, rng)
+            large.append(sampling.refine(trainee, [prompt], up, audio, levels, number)[0][0].half())
+            scenes.append(dataclasses.asdict(scene))
+    save({"large": torch.stack(large), "scenes": scenes}, REFINED)
+    log("drafts_refined", count=len(large))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=160)
+    parser.add_argument("--refine", type=int, default=0, help="instead: drafts for stage 2")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    work(options.count, options.batch, options.seed)
+    if options.refine:
+        refine(options.refine, options.seed)
+    else:
+        work(options.count, options.batch, options.seed)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import cache
 import dit
 import lora
 import measures
@@ -31,7 +32,8 @@ import upsampler
 import upscaler
 import vae as video_vae
 import world
-from judge import CHOICES, held_out, in_other_words, judge, rates, track
+from fit import Fit
+from judge import CHOICES, held_out, in_other_words, judge, placed, rates, track
 from PIL import Image
 from sound import SAMPLE_RATE
 from sound_train import pitch_contour
@@ -93,6 +95,16 @@ class Setup:
                 save(dict(zip(("video", "audio"), made, strict=True)), path)
             parts.append(torch.load(path, weights_only=True))
         return torch.cat([p["video"] for p in parts]), torch.cat([p["audio"] for p in parts])
+
+    def meant(self, draft: Tensor, scene: world.Scene) -> tuple[world.Scene, float]:
+        """The scene with these words that a draft (C, 4, 8, 8) means, and what it leaves open."""
+        with torch.enable_grad():
+            encode = video_vae.transform(self.vae, normalized=True)
+        fit = Fit(encode, cache.offset(encode), upsampler.channel_weights(self.vae))
+        phases = [i / 4 for i in range(4)] if scene.background == "hills" else [0.0]
+        starts = [dataclasses.replace(placed(scene, scene.motion), phase=p) for p in phases]
+        _, found, misfit = min((fit(draft, s) for s in starts), key=lambda f: f[2])
+        return fit.tinted(draft, found), misfit
 
     def clips(self, prompts: list[str], **options: Any) -> Tensor:
         """Decoded drafts."""
@@ -169,6 +181,7 @@ def ladder_row(clip: Tensor, true: Tensor, draft: Tensor, scene: world.Scene) ->
     path = measures.path_difference(*tracks)
     return {
         **measures.detail(clip),
+        **measures.error_powers(clip, true),
         "psnr": measures.psnr(clip, true),
         "unrest": measures.unrest(clip, true),
         "psnr_to_draft": measures.psnr(back, draft),
@@ -182,7 +195,7 @@ def ladder_clips(
     setup: Setup, one: Tensor, tone: Tensor, scene: world.Scene, prompt: str, seed: int
 ) -> dict[str, Tensor]:
     """Clips at 512 px by name: a draft enlarged, upsampled, refined from `STARTS` with the LoRA and
-    once without, another clip of the same words decoded from true latents, and rendered."""
+    once without; the true clip of the scene decoded from true latents, and rendered."""
     draft = setup.decoded(one)[0]
     up = sampling.zoomed(setup.zoom, setup.vae, one)
     enlarged = torch.nn.functional.interpolate(
@@ -223,10 +236,16 @@ def ladder(
 
 
 def part_ladder(setup: Setup, count: int) -> dict[str, Any]:
-    """The ladder on the model's own drafts: there is no true clip, only one of the same words."""
+    """The ladder on the model's own drafts. Their true clip is the one that they mean: the scene
+    that explains a draft best, in its own colours (fit.py)."""
     scenes, prompts = held_out(max(2, count // 8))
     video, audio = setup.drafts(prompts)
-    return {"clips": len(scenes), "rows": ladder(setup, video, audio, scenes, prompts)}
+    meant = [setup.meant(z, s) for z, s in zip(video[: len(scenes)], scenes, strict=True)]
+    return {
+        "clips": len(scenes),
+        "misfit": sum(m for _, m in meant) / len(meant),
+        "rows": ladder(setup, video, audio, [s for s, _ in meant], prompts),
+    }
 
 
 def part_ladder_true(setup: Setup, count: int) -> dict[str, Any]:

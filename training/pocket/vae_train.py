@@ -104,12 +104,17 @@ def draft_batch(
     latents, crops = [], []
     for _ in range(count):
         small, scene = rng.choice(known)
-        top, left = _corner(rng, scene, 256, window)
+        size = 32 * small.shape[-1]
+        top, left = _corner(rng, scene, size, window)
         rows, columns = (slice(at // 32, (at + window) // 32) for at in (top, left))
         latents.append(small[:, : 1 + frames // 8, rows, columns])
-        crops.append(render([scene], frames, 256, crop=(top, left, window, window)))
+        crops.append(render([scene], frames, size, crop=(top, left, window, window)))
     video = video_vae.to_signal(torch.cat(crops))
-    return video_vae.denormalize(vae, torch.stack(latents)), video, torch.ones(count, 1, 1, window, window)
+    return (
+        video_vae.denormalize(vae, torch.stack(latents)),
+        video,
+        torch.ones(count, 1, 1, window, window),
+    )
 
 
 def rough(latents: Tensor, scale: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=0.0, help="as in dit.py")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=2.5e-4)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--past-mse", type=int, default=0, help="steps to count as done before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", type=int, default=160, help="windows to solve from, 256 px")

@@ -41,7 +41,7 @@ from state import RUNS, log, save
 from torch import Tensor
 from vae_train import load
 
-STARTS = (0.35, 0.45, 0.55, 0.9)  # `refine.denoise`, as the product means it
+STARTS = (0.25, 0.35, 0.55, 0.9)  # `refine.denoise`, as the product means it
 KEPT_MOTION = 0.12  # half sides by which a refined object may leave its draft's path
 TRACKED = slice(0, 25, 4)
 
@@ -230,7 +230,7 @@ def ladder(
             rows.setdefault(name, []).append(ladder_row(clip, clips["true render"], draft, scene))
         means = {name: measures.averages(r) for name, r in rows.items()}
         log("ladder", clip=i, kind=kind, **{n: m["edges"] for n, m in means.items()})
-        pictures += [clips[n] for n in ("upsampled", "refined 0.45", "true latents", "true render")]
+        pictures += [clips[n] for n in ("upsampled", "refined 0.25", "true latents", "true render")]
         sheet(torch.stack(pictures), f"{setup.name}-ladder-{kind}")
     return means
 

@@ -1,13 +1,13 @@
-"""The distilled LoRA: refinement at 512 px of what the upsampler gives, in two to four steps.
+"""The distilled LoRA: refinement at 512 px of what the upsampler gives, in two or three steps.
 
     python training/pocket/lora.py --seconds 900
 
-The transformer stays frozen. The adapters learn to make true 512 px latents of noised *upsampled*
-ones without guidance, at the places of the step lists that `refine.denoise` gives: the steps before
-such a place are walked first, so that training sees what sampling will see. Half of the small
-latents are drafts of the transformer's own, whose true clip was solved for (drafts.py); the others
-are true, some a little noisy. Squared errors alone would shrink what is uncertain, so the size of
-every channel in every neighbourhood counts too. State: runs/lora.pt.
+The transformer stays frozen. The adapters learn, at the noise levels of the refine stage, to
+see through the noise on *upsampled* latents to the true 512 px latents of the same scene, without
+guidance: target and input come from different pictures, so the second stage adds true detail.
+Drafts are imperfect, so most of the small latents are made so first: some by noise, some by the
+transformer itself (true latents noised half way and denoised again under guidance, which keeps the
+scene and puts the transformer's own faults in). State: runs/lora.pt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import random
 import time
 
 import dit
-import drafts
+import sampling
 import torch
 import upsampler
 import world
@@ -31,15 +31,13 @@ from vae_train import load
 
 from latent_ladder.models.rope import audio_positions, video_positions
 from latent_ladder.models.streams import StreamInput, stream_stage
-from latent_ladder.sampling.schedules import shifted, unshifted
 
 STATE = RUNS / "lora.pt"
 RANK = 16
-STARTS = ((0.25, 0.88, 0.7), (0.88, 0.97, 0.22), (1.0, 1.0, 0.08))
-"""(lowest, highest, share) of the noise levels from which a step list starts."""
-SHIFTS = (0.95, 0.95, 2.37)  # of the lists: the pocket preset's and ComfyUI's for LTX
-STEPS = (2, 3, 3, 4)
-POWER = 0.3  # weight of the size of channels beside squared errors
+LEVELS = (0.909375, 0.725, 0.421875)  # of the distilled schedule; most steps draw from SPAN
+SPAN = (0.2, 0.75)
+DRAFTS = 128  # imperfect drafts that every process makes before it starts
+DRAFT_LEVELS = ((0.7, 0.5, 0.3, 0.1, 0.0), (0.5, 0.3, 0.1, 0.0))
 
 
 class Adapted(nn.Module):
@@ -118,7 +116,7 @@ class Sample:
 
 
 class Pairs:
-    """Upsampled and true 512 px latents of the same scenes."""
+    """Upsampled and true 512 px latents of the same freshly coloured scenes."""
 
     def __init__(self, seed: int) -> None:
         self.vae = load()
@@ -127,8 +125,26 @@ class Pairs:
         self.sounds = dit.Sounds(33)
         self.noise = torch.Generator().manual_seed(seed)
         self.random = random.Random(seed)
-        self.drafts = drafts.kept()
-        self.share = upsampler.channel_weights(self.vae).flatten()
+        self.drafts: list[tuple[Tensor, Tensor, world.Scene]] = []
+
+    @torch.no_grad()
+    def draft(self, trainee: dit.Trainee, count: int, batch: int = 16) -> None:
+        """Add `count` scenes whose small latents went through the transformer."""
+        for number in range(count // batch):
+            small, high, scenes = self.twins.sample(self.random, batch)
+            prompts = [world.caption(s, self.random) for s in scenes]
+            grid = tuple(small.shape[2:])
+            sigmas = list(DRAFT_LEVELS[number % len(DRAFT_LEVELS)])
+            denoise = sampling.Guided.of(trainee, prompts, grid, 3.0)
+            video = self.noised(dit.video_tokens(small), sigmas[0])
+            audio = self.noised(self.sounds(scenes, 25), sigmas[0])
+            video, _ = sampling.euler(denoise, video, audio, sigmas)
+            rough = video.transpose(1, 2).unflatten(2, grid).half()
+            self.drafts.extend(zip(rough, high.half(), scenes, strict=True))
+
+    def noised(self, x: Tensor, sigma: float) -> Tensor:
+        """The flow's mixture with fresh noise."""
+        return (1 - sigma) * x + sigma * torch.randn(x.shape, generator=self.noise)
 
     @torch.no_grad()
     def sample(self, count: int) -> Sample:
@@ -145,52 +161,35 @@ class Pairs:
         return Sample(dit.video_tokens(up), dit.video_tokens(high), audio, prompts)
 
 
-def step_lists(count: int, rng: random.Random) -> tuple[Tensor, int]:
-    """Sigmas (count, steps + 1) of lists of one length, and the place that is trained."""
-    steps = rng.choice(STEPS)
-    lists = []
-    for _ in range(count):
-        low, high, _ = rng.choices(STARTS, [share for _, _, share in STARTS])[0]
-        shift = rng.choice(SHIFTS)
-        first = unshifted(rng.uniform(low, high), shift)
-        lists.append([shifted(first * (1 - i / steps), shift) for i in range(steps + 1)])
-    return torch.tensor(lists), rng.randrange(steps)
+def noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Sigmas (count,) of a batch."""
+    low, high = SPAN
+    even = low + (high - low) * torch.rand(count, generator=generator)
+    named = torch.tensor(LEVELS)[torch.randint(len(LEVELS), (count,), generator=generator)]
+    return torch.where(torch.rand(count, generator=generator) < 0.7, even, named)
 
 
-def power(tokens: Tensor) -> Tensor:
-    """Size (B, C, 8, 8) of every channel in 2 x 2 neighbours of all frames; tokens (B, 1024, C)."""
-    squares = tokens.transpose(1, 2).unflatten(2, (4, 16, 16)).square().mean(2)
-    return (nn.functional.avg_pool2d(squares, 2) + 1e-3).sqrt()
-
-
-def loss_of(trainee: dit.Trainee, batch: Sample, source: Pairs) -> dict[str, Tensor]:
-    """`loss` (errors of x0 over sigma, both streams) and the plain error of the video."""
-    sigmas, place = step_lists(len(batch.up), source.random)
-    level = sigmas[:, 0, None, None]
+def loss_of(trainee: dit.Trainee, batch: Sample, generator: torch.Generator) -> dict[str, Tensor]:
+    """`loss` (squared errors of x0 over sigma, both streams) and the plain error of the video."""
+    count = len(batch.up)
+    sigma = noise_levels(count, generator)
+    level = sigma[:, None, None]
     with torch.no_grad():
         contexts = trainee.tower(batch.prompts)
-    x, x_a = (
-        (1 - level) * clean + level * torch.randn(clean.shape, generator=source.noise)
-        for clean in (batch.up, batch.audio)
-    )
+    # later steps start from partly refined latents
+    mix = torch.rand(count, 1, 1, generator=generator) * (level < 0.7)
+    clean = (1 - mix) * batch.up + mix * batch.high
+    x = (1 - level) * clean + level * torch.randn(clean.shape, generator=generator)
+    noise = torch.randn(batch.audio.shape, generator=generator)
+    x_a = (1 - level) * batch.audio + level * noise
     config = trainee.net.config
     stage_v = stream_stage(config, video_positions(4, 16, 16, dit.FPS), contexts[0])
     stage_a = stream_stage(config, audio_positions(x_a.shape[1]), contexts[1])
-    for i in range(place + 1):
-        sigma, level = sigmas[:, i], sigmas[:, i, None, None]
-        with torch.set_grad_enabled(i == place):
-            v, a = trainee.net(StreamInput(stage_v, x, sigma), StreamInput(stage_a, x_a, sigma))
-        if i < place:
-            change = sigmas[:, i + 1, None, None] - level
-            x, x_a = x + change * v, x_a + change * a
-    x0 = x - level * v
-    error = (x0 - batch.high).square()
+    v, a = trainee.net(StreamInput(stage_v, x, sigma), StreamInput(stage_a, x_a, sigma))
+    error = (x - level * v - batch.high).square()
     error_a = (x_a - level * a - batch.audio).square()
-    sizes = (power(x0) - power(batch.high)).square() * source.share.view(1, -1, 1, 1)
     return {
-        "loss": (error * source.share / level).mean()
-        + POWER * (sizes / level[..., None]).mean()
-        + 0.3 * (error_a / level).mean(),
+        "loss": (error / level).mean() + 0.3 * (error_a / level).mean(),
         "video": error.mean().detach(),
     }
 
@@ -200,6 +199,7 @@ def train(options: argparse.Namespace, team: Team) -> None:
     torch.manual_seed(options.seed)
     trainee = dit.trained()
     source = Pairs(options.seed + int(time.time()) % 1000 + 1000 * team.rank)
+    source.draft(trainee, options.drafts)
     for weight in trainee.parameters():
         weight.requires_grad_(False)
     adapters = adapt(trainee.net)
@@ -218,7 +218,7 @@ def train(options: argparse.Namespace, team: Team) -> None:
     taken, going = 0, True
     while going:
         batch = source.sample(options.batch // team.size)
-        losses = loss_of(trainee, batch, source)
+        losses = loss_of(trainee, batch, source.noise)
         losses["loss"].backward()
         gone = (time.time() - start) / options.seconds
         rate = min(1.0, (taken + 1) / 40) * max(0.0, min(1.0, 2 * (1 - gone) + 0.02))
@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--until", type=float, default=0.0, help="as in dit.py")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--drafts", type=int, default=DRAFTS)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)

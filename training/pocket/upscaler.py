@@ -52,12 +52,29 @@ def _planes(frames: Tensor) -> Tensor:
     return frames.permute(0, 3, 1, 2).contiguous()
 
 
+def corner(rng: random.Random, scene: world.Scene, window: int) -> tuple[int, int]:
+    """(top, left) of a window, multiples of 32: mostly on the outline of the object, where there is
+    something to learn, else anywhere."""
+    last = (SIZE - window) // 32
+    if rng.random() < 0.25:
+        return 32 * rng.randint(0, last), 32 * rng.randint(0, last)
+    x, y, radius = (float(v) for v in world.trajectory(scene, torch.tensor(rng.random())))
+    angle, reach = rng.uniform(0, 2 * math.pi), radius * rng.uniform(0.5, 1.2)
+
+    def start(place: float) -> int:
+        """First pixel of a window that holds a place, in half sides from the border."""
+        first = (place / 2 * SIZE - rng.uniform(0.25, 0.75) * window) / 32
+        return 32 * min(max(round(first), 0), last)
+
+    return start(1 - y - reach * math.sin(angle)), start(x + reach * math.cos(angle) + 1)
+
+
 @torch.no_grad()
 def pair(vae: Any, encode: video_vae.Transform, rng: random.Random) -> tuple[Tensor, Tensor]:
     """`FRAMES_EACH` frames of the middle of one window, decoded and true."""
     frames, window = rng.choice(KINDS)
     scene = world.random_scene(rng)
-    top, left = vae_train._corner(rng, scene, SIZE, window)
+    top, left = corner(rng, scene, window)
     signal = video_vae.to_signal(
         world.render([scene], frames, SIZE, crop=(top, left, window, window))
     )

@@ -26,7 +26,7 @@ LATENT_CHANNELS = 64
 ENCODER_CHANNELS = (128, 128, 256, 256)
 ENCODER_LAYERS = (0, 0, 1, 0, 0)
 DECODER_CHANNELS = (40, 80, 80, 160)
-DECODER_LAYERS = (3, 1, 1, 1, 1)  # from the finest level: edges are drawn there
+DECODER_LAYERS = (1, 1, 1, 1, 1)
 ENCODER_CONSTANT = 300.0  # relative size of the constant channels: the RMS norm is nearly linear
 CONSTANT = 3.0  # the same in the decoder, which is to learn and so keeps some curvature
 

@@ -95,3 +95,10 @@ def test_a_refine_start_in_both_ways(text, denoise, sigma):
     assert start.denoise == pytest.approx(denoise, abs=1e-3)
     assert start.sigma == pytest.approx(sigma, abs=1e-4)
     assert str(start).startswith(f"denoise {denoise:.2f} = start sigma 0.")
+
+
+def test_a_presets_own_start_is_not_advised_against():
+    fields = read_preset("pocket").fields | {"prompt": PROMPT}
+    assert "denoise_blurry" not in [a.code for a in advise(Request.from_dict(fields))]
+    changed = Request.from_dict(apply_sets(fields, ["refine.denoise=0.28"]))
+    assert "denoise_blurry" in [a.code for a in advise(changed)]

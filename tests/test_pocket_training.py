@@ -23,10 +23,12 @@ from latent_ladder.checkpoints.library import EMBEDDED
 sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pocket"))
 
 import cache
+import fit
 import formats
 import judge
 import measures
 import state
+import upscaler
 import vae as video_vae
 import world
 
@@ -146,3 +148,26 @@ def test_nvfp4_with_its_swizzled_scales_is_close_to_the_matrix() -> None:
     codes = torch.stack([parts["weight"] >> 4, parts["weight"] & 15], -1).flatten(1).long()
     values = formats.E2M1[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
     assert _error((values.unflatten(1, (-1, 16)) * scales[..., None]).flatten(1)) < 0.12
+
+
+def test_the_scene_of_a_draft_is_solved_for(encoder: video_vae.Transform) -> None:
+    weight = torch.ones(video_vae.LATENT_CHANNELS, 1, 1, 1)
+    solver = fit.Fit(encoder, cache.offset(encoder), weight)
+    true = SCENES[1]
+    draft = torch.tensordot(cache.palette(true), solver.parts(true), 2) + solver.offset
+    draft = draft + 0.1 * torch.randn(draft.shape, generator=torch.Generator().manual_seed(0))
+    guess = dataclasses.replace(true, x=true.x + 0.06, y=true.y - 0.05, radius=true.radius - 0.03)
+    high, found, misfit = solver(draft, guess)
+    for name in ("x", "y", "radius"):
+        assert getattr(found, name) == pytest.approx(getattr(true, name), abs=0.01)
+    assert misfit < 0.2  # the noise
+    assert high.shape == (video_vae.LATENT_CHANNELS, 4, 16, 16)
+    assert max(map(abs, solver.tinted(draft, found).tint)) <= 3
+
+
+def test_the_upscaler_starts_as_bilinear_interpolation() -> None:
+    x = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        got = upscaler.begin()(x)
+    want = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(got[..., 4:-4, 4:-4], want[..., 4:-4, 4:-4])

@@ -9,7 +9,7 @@ prompt).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -87,7 +87,7 @@ def _denoise(request: Request) -> Iterator[Advice]:
     for i, stage in request.sampling_stages():
         if not isinstance(stage, RefineStage):
             continue
-        if stage.sigmas and i < len(own) and list(stage.sigmas) == own[i].get("sigmas"):
+        if i < len(own) and _same_walk(stage, own[i]):
             continue  # what the preset's model was trained for
         start = refine_start(request, i)
         lead = f"{request.stage_names[i]}: {start} is"
@@ -227,6 +227,16 @@ def _negative(request: Request) -> Iterator[Advice]:
 
 def _preset_fields(request: Request) -> dict[str, Any]:
     return read_preset(request.preset).fields if request.preset in preset_names() else {}
+
+
+def _same_walk(stage: RefineStage, own: Mapping[str, Any]) -> bool:
+    """Whether a refine stage starts and steps as the preset's own."""
+    walk = {
+        "sigmas": list(stage.sigmas) if stage.sigmas else None,
+        "schedule": stage.schedule.model_dump(exclude_none=True) if stage.schedule else None,
+        "denoise": stage.denoise,
+    }
+    return all(own.get(name) == value for name, value in walk.items())
 
 
 def _preset_stages(request: Request) -> list[dict[str, Any]]:

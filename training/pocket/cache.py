@@ -42,16 +42,16 @@ def _mask_latents(encode: Transform, mask: Tensor) -> Tensor:
     return torch.cat(frames, dim=2)
 
 
-def geometry(encode: Transform, scene: world.Scene, size: int) -> Tensor:
+def geometry(encode: Transform, scene: world.Scene, size: int, frames: int = 0) -> Tensor:
     """`parts` (4, 3, C, F', size/32, size/32) of a scene's masks, for colours in signal units."""
     pixel = 2 / size
     xs = (torch.arange(size) + 0.5) * pixel - 1
     ys = 1 - (torch.arange(size) + 0.5) * pixel
-    t = torch.arange(FRAMES if size == 256 else 25) / 24
+    t = torch.arange(frames or (FRAMES if size == 256 else 25)) / 24
     soft = world.EDGE_PX * pixel
     back = world.backdrop(scene, xs, ys, pixel)
-    frames = 1 + (len(t) - 1) // 8
-    out = torch.zeros(4, 3, LATENT_CHANNELS, frames, size // 32, size // 32)
+    latent_frames = 1 + (len(t) - 1) // 8
+    out = torch.zeros(4, 3, LATENT_CHANNELS, latent_frames, size // 32, size // 32)
     for part, field in ((BACK_TINTED, back.tinted), (BACK_FIXED, back.fixed)):
         out[part] = _mask_latents(encode, field[None])  # a still picture fills every block alike
     cx, cy, radius = world.trajectory(scene, t)

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import random
 import time
 from collections.abc import Callable
 from typing import Any
 
+import cache
 import dit
 import lora
 import measures
@@ -27,17 +29,19 @@ import sampling
 import sound_nets
 import torch
 import upsampler
+import upscaler
 import vae as video_vae
 import world
-from judge import CHOICES, held_out, in_other_words, judge, rates, track
+from fit import Fit
+from judge import CHOICES, held_out, in_other_words, judge, placed, rates, track
 from PIL import Image
 from sound import SAMPLE_RATE
 from sound_train import pitch_contour
-from state import RUNS, log
+from state import RUNS, log, save
 from torch import Tensor
 from vae_train import load
 
-STARTS = (0.35, 0.45, 0.55, 0.725, 0.909375)
+STARTS = (0.25, 0.35, 0.55, 0.9)  # `refine.denoise`, as the product means it
 KEPT_MOTION = 0.12  # half sides by which a refined object may leave its draft's path
 TRACKED = slice(0, 25, 4)
 
@@ -78,12 +82,29 @@ class Setup:
         )
 
     def drafts(self, prompts: list[str], **options: Any) -> tuple[Tensor, Tensor]:
-        """Latents and sound tokens of prompts, eight at a time."""
-        parts = [
-            sampling.generate(self.trainee, prompts[i : i + 8], seed=i, **options)
-            for i in range(0, len(prompts), 8)
-        ]
-        return torch.cat([v for v, _ in parts]), torch.cat([a for _, a in parts])
+        """Latents and sound tokens of prompts, eight at a time; known from an earlier part or run
+        with the same transformer if there was one."""
+        parts = []
+        for i in range(0, len(prompts), 8):
+            what = (
+                f"{prompts[i : i + 8]} {i} {sorted(options.items())} {dit.STATE.stat().st_mtime_ns}"
+            )
+            path = RUNS / "cache" / f"drafted-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
+            if not path.exists():
+                made = sampling.generate(self.trainee, prompts[i : i + 8], seed=i, **options)
+                save(dict(zip(("video", "audio"), made, strict=True)), path)
+            parts.append(torch.load(path, weights_only=True))
+        return torch.cat([p["video"] for p in parts]), torch.cat([p["audio"] for p in parts])
+
+    def meant(self, draft: Tensor, scene: world.Scene) -> tuple[world.Scene, float]:
+        """The scene with these words that a draft (C, 4, 8, 8) means, and what it leaves open."""
+        with torch.enable_grad():
+            encode = video_vae.transform(self.vae, normalized=True)
+        fit = Fit(encode, cache.offset(encode), upsampler.channel_weights(self.vae))
+        phases = [i / 4 for i in range(4)] if scene.background == "hills" else [0.0]
+        starts = [dataclasses.replace(placed(scene, scene.motion), phase=p) for p in phases]
+        _, found, misfit = min((fit(draft, s) for s in starts), key=lambda f: f[2])
+        return fit.tinted(draft, found), misfit
 
     def clips(self, prompts: list[str], **options: Any) -> Tensor:
         """Decoded drafts."""
@@ -152,65 +173,84 @@ def sounds(audio: Tensor, scenes: list[world.Scene]) -> dict[str, Any]:
 
 
 def ladder_row(clip: Tensor, true: Tensor, draft: Tensor, scene: world.Scene) -> dict[str, float]:
-    """One clip at 512 px: detail, difference from its draft, and motion kept."""
+    """One clip at 512 px: detail, difference from its draft, and motion kept: `path` without the
+    mean offset, `place` with it."""
     small = torch.nn.functional.interpolate(clip.permute(0, 3, 1, 2).float(), 256, mode="area")
     back = small.permute(0, 2, 3, 1).round().to(torch.uint8)
-    path = measures.path_difference(track(clip[TRACKED], scene), track(draft[TRACKED], scene))
+    tracks = [track(c[TRACKED], scene) for c in (back, draft)]
+    path = measures.path_difference(*tracks)
     return {
         **measures.detail(clip),
+        **measures.error_powers(clip, true),
         "psnr": measures.psnr(clip, true),
         "unrest": measures.unrest(clip, true),
         "psnr_to_draft": measures.psnr(back, draft),
         "path": path,
+        "place": float((tracks[0] - tracks[1]).norm(dim=1).mean()),
         "kept": float(path < KEPT_MOTION),
     }
+
+
+def ladder_clips(
+    setup: Setup, one: Tensor, tone: Tensor, scene: world.Scene, prompt: str, seed: int
+) -> dict[str, Tensor]:
+    """Clips at 512 px by name: a draft enlarged, upsampled, refined from `STARTS` with the LoRA and
+    once without; the true clip of the scene decoded from true latents, and rendered."""
+    draft = setup.decoded(one)[0]
+    up = sampling.zoomed(setup.zoom, setup.vae, one)
+    enlarged = torch.nn.functional.interpolate(
+        draft.permute(0, 3, 1, 2).float(), 512, mode="bicubic"
+    )
+    clips = {
+        "draft, bicubic": enlarged.clamp(0, 255).permute(0, 2, 3, 1).round().to(torch.uint8),
+        "upsampled": setup.decoded(up)[0],
+        "true latents": setup.decoded(setup.encoded([scene], 512))[0],
+        "true render": world.render([scene], 25, 512)[0],
+    }
+    runs = [(f"refined {s:g}", setup.adapted, s) for s in STARTS]
+    for name, net, denoise in [*runs, ("without LoRA", setup.trainee, None)]:
+        levels = sampling.refine_sigmas(denoise)
+        latents, _ = sampling.refine(net, [prompt], up, tone, levels, seed=seed)
+        clips[name] = setup.decoded(latents)[0]
+    return clips
 
 
 def ladder(
     setup: Setup, small: Tensor, audio: Tensor, scenes: list[world.Scene], prompts: list[str]
 ) -> dict[str, Any]:
-    """Rows of `ladder_row` means: drafts enlarged, upsampled, refined from several starts with the
-    LoRA and once without, true latents decoded, and true renders."""
+    """Rows of `ladder_row` means by name of `ladder_clips`."""
     rows: dict[str, list[dict[str, float]]] = {}
-    starts = {f"refined {s:.3g}": (setup.adapted, s) for s in STARTS}
-    starts |= {f"without LoRA {s:.3g}": (setup.trainee, s) for s in (0.45,)}
     pictures = []
+    kind = "own" if audio.any() else "true"
     for i, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
-        one, tone = small[i : i + 1], audio[i : i + 1]
-        draft, true = setup.decoded(one)[0], world.render([scene], 25, 512)[0]
-        up = sampling.zoomed(setup.zoom, setup.vae, one)
-        enlarged = torch.nn.functional.interpolate(
-            draft.permute(0, 3, 1, 2).float(), 512, mode="bicubic"
-        )
-        clips = {
-            "draft, bicubic": enlarged.clamp(0, 255).permute(0, 2, 3, 1).round().to(torch.uint8),
-            "upsampled": setup.decoded(up)[0],
-            "true latents": setup.decoded(setup.encoded([scene], 512))[0],
-            "true render": true,
-        }
-        for name, (net, start) in starts.items():
-            levels = [start, start * 0.55, 0.0]
-            latents, _ = sampling.refine(net, [prompt], up, tone, levels, seed=i)
-            clips[name] = setup.decoded(latents)[0]
+        one = small[i : i + 1]
+        draft = setup.decoded(one)[0]
+        clips = ladder_clips(setup, one, audio[i : i + 1], scene, prompt, seed=i)
         for name, clip in clips.items():
-            rows.setdefault(name, []).append(ladder_row(clip, true, draft, scene))
-            log("ladder", clip=i, name=name, **rows[name][-1])
-        shown = ("upsampled", "refined 0.45", "refined 0.725", "true render")
-        pictures += [clips[n] for n in shown]
-    sheet(torch.stack(pictures), f"{setup.name}-ladder-{'own' if audio.any() else 'true'}")
-    return {name: measures.averages(r) for name, r in rows.items()}
+            rows.setdefault(name, []).append(ladder_row(clip, clips["true render"], draft, scene))
+        means = {name: measures.averages(r) for name, r in rows.items()}
+        log("ladder", clip=i, kind=kind, **{n: m["edges"] for n, m in means.items()})
+        pictures += [clips[n] for n in ("upsampled", "refined 0.25", "true latents", "true render")]
+        sheet(torch.stack(pictures), f"{setup.name}-ladder-{kind}")
+    return means
 
 
 def part_ladder(setup: Setup, count: int) -> dict[str, Any]:
-    """The ladder on the model's own drafts: there is no true clip, only one of the same words."""
-    scenes, prompts = held_out(max(2, count // 10))
+    """The ladder on the model's own drafts. Their true clip is the one that they mean: the scene
+    that explains a draft best, in its own colours (fit.py)."""
+    scenes, prompts = held_out(max(2, count // 8))
     video, audio = setup.drafts(prompts)
-    return {"clips": len(scenes), "rows": ladder(setup, video, audio, scenes, prompts)}
+    meant = [setup.meant(z, s) for z, s in zip(video[: len(scenes)], scenes, strict=True)]
+    return {
+        "clips": len(scenes),
+        "misfit": sum(m for _, m in meant) / len(meant),
+        "rows": ladder(setup, video, audio, [s for s, _ in meant], prompts),
+    }
 
 
 def part_ladder_true(setup: Setup, count: int) -> dict[str, Any]:
     """The ladder on perfect drafts (true small latents): the render is what it should become."""
-    scenes, prompts = held_out(max(2, count // 16))
+    scenes, prompts = held_out(max(2, count // 8))
     small = setup.encoded(scenes, 256)
     silence = torch.zeros(len(scenes), sampling.audio_length(4), dit.AUDIO_CHANNELS)
     return {"clips": len(scenes), "rows": ladder(setup, small, silence, scenes, prompts)}
@@ -232,7 +272,7 @@ def part_image(setup: Setup, count: int) -> dict[str, Any]:
     few = slice(0, max(2, count // 16))
     large = setup.encoded(scenes[few], 512, 1)[:, :, 0]
     up = sampling.zoomed(setup.zoom, setup.vae, video[few])
-    levels = sampling.PRESET_SIGMAS
+    levels = sampling.refine_sigmas()
     fine, _ = sampling.refine(setup.adapted, prompts[few], up, audio[few], levels, given=large)
     refined = setup.decoded(fine)
     first_large = torch.cat([world.render([s], 1, 512) for s in scenes[few]])
@@ -330,6 +370,16 @@ def part_synonyms(setup: Setup, count: int) -> dict[str, Any]:
     return {"prompts": prompts, "rates": judged(setup.clips(prompts), scenes)}
 
 
+def part_upscale(setup: Setup, count: int) -> dict[str, Any]:
+    """The pixel upscaler against Lanczos: true 512 px clips through the VAE, to 1024 px."""
+    clips = max(2, count // 8)
+    return {
+        "clips": clips,
+        "frames": clips * len(upscaler.PICKED),
+        **upscaler.measure(setup.vae, clips),
+    }
+
+
 PARTS: dict[str, Callable[[Setup, int], dict[str, Any]]] = {
     "vae": part_vae,
     "draft": part_draft,
@@ -339,6 +389,7 @@ PARTS: dict[str, Callable[[Setup, int], dict[str, Any]]] = {
     "diversity": part_diversity,
     "guidance": part_guidance,
     "synonyms": part_synonyms,
+    "upscale": part_upscale,
 }
 
 
@@ -347,7 +398,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--prompts", type=int, default=64, help="of `draft`; others use a share")
+    parser.add_argument("--prompts", type=int, default=100, help="of `draft`; others use a share")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="evaluation")
     options = parser.parse_args()

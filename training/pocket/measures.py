@@ -26,7 +26,15 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def powers(frames: Tensor) -> dict[str, float]:
     """Mean spectral power of the luma in each of `BANDS`, in dB, window-weighted."""
-    y = luma(frames)
+    return _bands(luma(frames))
+
+
+def error_powers(frames: Tensor, true: Tensor) -> dict[str, float]:
+    """The same of the difference from true frames: detail that is missing or wrong."""
+    return {f"{name} error": v for name, v in _bands(luma(frames) - luma(true)).items()}
+
+
+def _bands(y: Tensor) -> dict[str, float]:
     height, width = y.shape[1:]
     window = torch.hann_window(height)[:, None] * torch.hann_window(width)
     y = (y - y.mean((1, 2), keepdim=True)) * window

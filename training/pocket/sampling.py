@@ -15,8 +15,17 @@ from vae import LATENT_CHANNELS, denormalize, normalize
 from latent_ladder.models.passes import PassSpec
 from latent_ladder.models.rope import audio_positions, video_positions
 from latent_ladder.models.streams import StreamInput, stream_stage
+from latent_ladder.presets import read_preset
+from latent_ladder.request import Request
+from latent_ladder.request_set import apply_sets
 
-PRESET_SIGMAS = [0.45, 0.25, 0.0]  # stage 2 of the product's preset
+
+def refine_sigmas(denoise: float | None = None) -> list[float]:
+    """The steps of the pocket preset's stage 2, at its own `denoise` or at another."""
+    fields = read_preset("pocket").fields
+    if denoise is not None:
+        fields = apply_sets(fields, [f"refine.denoise={denoise}"])
+    return list(Request.from_dict(fields | {"prompt": "-"}).sigmas(2))
 
 
 def schedule(steps: int, shift: float = 2.05, terminal: float = 0.1) -> list[float]:

@@ -36,6 +36,8 @@ MINUTES: dict[str, float] = {
     "upsampler": 8.0,
     "lora": 30.0,
     "export": 0.0,
+    "upscale_pairs": 0.0,
+    "upscale": 10.0,
     "evaluate": 0.0,
 }
 DRY_SECONDS = 3.0
@@ -55,6 +57,8 @@ COMMANDS: dict[str, list[str]] = {
     "upsampler": ["upsampler.py", "train", "--seconds", "{seconds}", "--processes", "{cores}"],
     "lora": ["lora.py", "--seconds", "{seconds}", "--processes", "{cores}"],
     "export": ["export.py"],
+    "upscale_pairs": ["upscaler.py", "pairs", "--threads", "{cores}"],
+    "upscale": ["upscaler.py", "train", "--seconds", "{seconds}", "--threads", "{cores}"],
     "evaluate": ["evaluate.py", "--threads", "{cores}"],
 }  # fmt: skip
 DRY_EXTRA: dict[str, list[str]] = {  # a later option overrides an earlier one
@@ -70,6 +74,7 @@ DRY_EXTRA: dict[str, list[str]] = {  # a later option overrides an earlier one
     "upsampler_solve": ["--count", "12"],
     "upsampler": ["--batch", "4"],
     "lora": ["--drafts", "16"],
+    "upscale_pairs": ["--count", "4"],
     "evaluate": ["--parts", "draft,image", "--prompts", "2"],
 }
 
@@ -101,7 +106,8 @@ def main() -> None:
         dry = Path(os.environ.get("POCKET_RUNS", HERE / "runs" / "dry"))
         shutil.rmtree(dry, ignore_errors=True)
         environment["POCKET_RUNS"] = str(dry)
-        extra = DRY_EXTRA | {"export": ["--folder", str(dry / "models")]}
+        folder = ["--folder", str(dry / "models")]
+        extra = DRY_EXTRA | {"export": folder, "upscale": folder}
     for stage in names:
         seconds = DRY_SECONDS if options.dry_run else MINUTES[stage] * 60 * scale
         line = command(stage, seconds, options.threads, extra.get(stage, []))

@@ -1,12 +1,14 @@
-"""The x2 pixel upscaler of the pocket model: a compact network trained on renders of the world.
+"""The x2 pixel upscaler of the pocket model: a compact network for what its decoder gives.
 
-    python training/pocket/upscaler.py train --seconds 560
+    python training/pocket/upscaler.py pairs --count 400
+    python training/pocket/upscaler.py train --seconds 900
     python training/pocket/upscaler.py measure
 
-The world is analytic, so a pair is one window rendered at a size and at twice that size: true
-detail, not the inverse of some blur. Windows lie on the objects' outlines, where there is something
-to learn; a little noise on half of them keeps the network from sharpening what a decoder leaves
-behind.
+The world is analytic, so a pair is a window of a 512 px clip through the VAE, and the same window
+of the true 1024 px render: the network learns to undo what the decoder does to edges, not some
+blur. Windows lie mostly on the objects' outlines. The network starts as bilinear
+interpolation, written into three of its channels. Pairs: runs/cache/upscale.pt, `small` (N, 3, 64,
+64) and `large` (N, 3, 128, 128), 8 bit.
 """
 
 from __future__ import annotations
@@ -16,78 +18,152 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import measures
 import torch
+import vae as video_vae
+import vae_train
 import world
 from safetensors.torch import load_file, save_file
-from state import MODELS, log
+from state import MODELS, RUNS, log, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from latent_ladder.upscale.compact import Compact, CompactShape, load_compact
 from latent_ladder.upscale.lanczos import resize
 
-FILE = "upscale_models/pocket-x2.safetensors"
+FILE = "upscale_models/pocket-compact-x2.safetensors"
+PAIRS = RUNS / "cache" / "upscale.pt"
 SHAPE = CompactShape(features=32, convolutions=6, scale=2)
-SIZES = (128, 256, 256, 512)
-PATCH = 40
+SIZE = 512
+KINDS = ((9, 128), (17, 128))
+FRAMES_EACH = 3
+INNER = 64
+PATCH = 48
+GRADIENT = 0.5
 HELD_OUT_SEED = 777
 
 
-def pair(rng: random.Random, size: int, patch: int) -> tuple[Tensor, Tensor]:
-    """One window (3, patch, patch) of a frame of ``size`` px, and the same of twice the size."""
+def _planes(frames: Tensor) -> Tensor:
+    """uint8 (F, H, W, 3) -> uint8 (F, 3, H, W)."""
+    return frames.permute(0, 3, 1, 2).contiguous()
+
+
+def corner(rng: random.Random, scene: world.Scene, window: int) -> tuple[int, int]:
+    """(top, left) of a window, multiples of 32: mostly on the outline of the object, where there is
+    something to learn, else anywhere."""
+    last = (SIZE - window) // 32
+    if rng.random() < 0.25:
+        return 32 * rng.randint(0, last), 32 * rng.randint(0, last)
+    x, y, radius = (float(v) for v in world.trajectory(scene, torch.tensor(rng.random())))
+    angle, reach = rng.uniform(0, 2 * math.pi), radius * rng.uniform(0.5, 1.2)
+
+    def start(place: float) -> int:
+        """First pixel of a window that holds a place, in half sides from the border."""
+        first = (place / 2 * SIZE - rng.uniform(0.25, 0.75) * window) / 32
+        return 32 * min(max(round(first), 0), last)
+
+    return start(1 - y - reach * math.sin(angle)), start(x + reach * math.cos(angle) + 1)
+
+
+@torch.no_grad()
+def pair(vae: Any, encode: video_vae.Transform, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """`FRAMES_EACH` frames of the middle of one window, decoded and true."""
+    frames, window = rng.choice(KINDS)
     scene = world.random_scene(rng)
-    frame = rng.randrange(25)
-    x, y, radius = (float(v) for v in world.trajectory(scene, torch.tensor(frame / 24)))
-    angle, reach = rng.uniform(0, 2 * math.pi), radius * rng.uniform(0.6, 1.2)
-    if rng.random() < 0.25:  # anywhere
-        x, y, reach = rng.uniform(-0.9, 0.9), rng.uniform(-0.9, 0.9), 0.0
-    column = (x + reach * math.cos(angle) + 1) / 2 * size - patch / 2
-    row = (1 - y - reach * math.sin(angle)) / 2 * size - patch / 2
-    top, left = (round(min(max(v, 0), size - patch)) for v in (row, column))
-    small = world.render([scene], 1, size, 24, frame, (top, left, patch, patch))
-    large = world.render([scene], 1, 2 * size, 24, frame, (2 * top, 2 * left, 2 * patch, 2 * patch))
-    return tuple(v[0, 0].permute(2, 0, 1).float() / 255 for v in (small, large))  # type: ignore[return-value]
+    top, left = corner(rng, scene, window)
+    signal = video_vae.to_signal(
+        world.render([scene], frames, SIZE, crop=(top, left, window, window))
+    )
+    decoded = video_vae.decode(vae, encode(signal))[0]
+    edge = (window - INNER) // 2
+    inside = slice(edge, edge + INNER)
+    picked = rng.sample(range(frames), FRAMES_EACH)
+    crop = (2 * (top + edge), 2 * (left + edge), 2 * INNER, 2 * INNER)
+    large = [world.render([scene], 1, 2 * SIZE, 24, f, crop)[0] for f in picked]
+    return _planes(decoded[picked][:, inside, inside]), _planes(torch.cat(large))
 
 
-class Pairs:
-    """Pairs rendered so far by size; some are added with every batch, all are used many times,
-    turned and with exchanged colours."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._known: dict[int, list[tuple[Tensor, Tensor]]] = {size: [] for size in SIZES}
-
-    def batch(self, count: int, fresh: int = 3) -> tuple[Tensor, Tensor]:
-        """Pairs of one size; half of the small ones with noise of up to 2 steps of 8 bits."""
-        known = self._known[size := self._rng.choice(SIZES)]
-        for _ in range(fresh if len(known) >= count else count):
-            known.append(pair(self._rng, size, PATCH))
-        turned = [self._turned(self._rng.choice(known)) for _ in range(count)]
-        x, y = (torch.stack(side) for side in zip(*turned, strict=True))
-        strength = torch.rand(count, 1, 1, 1).sub(0.5).clamp_(min=0) * 4 / 255
-        return x + strength * torch.randn_like(x), y
-
-    def _turned(self, both: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        turns, colours = self._rng.randrange(4), self._rng.sample(range(3), 3)
-        return tuple(torch.rot90(v[colours], turns, (1, 2)) for v in both)
+def make_pairs(count: int, seed: int) -> None:
+    """Render and decode so many windows."""
+    vae = vae_train.load()
+    encode = video_vae.transform(vae)
+    rng = random.Random(seed)
+    both = []
+    for number in range(count):
+        both.append(pair(vae, encode, rng))
+        if (number + 1) % 100 == 0 or number + 1 == count:
+            small, large = (torch.cat(side) for side in zip(*both, strict=True))
+            save({"small": small, "large": large}, PAIRS)
+            log("upscaler_pairs", windows=number + 1, frames=len(small))
 
 
-def train(seconds: float, count: int, lr: float) -> None:
-    """Charbonnier loss, Adam, a rate that falls to 0 with the time given."""
+def batches(rng: random.Random, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of cut, turned and recoloured pairs, 0..1."""
+    known = torch.load(PAIRS, weights_only=True)
+    while True:
+        small, large = [], []
+        for _ in range(count):
+            at, turns = rng.randrange(len(known["small"])), rng.randrange(4)
+            colours, flip = rng.sample(range(3), 3), rng.random() < 0.5
+            top, left = (rng.randrange(INNER - PATCH + 1) for _ in range(2))
+            x = known["small"][at][colours, top : top + PATCH, left : left + PATCH]
+            y = known["large"][at][
+                colours, 2 * top : 2 * (top + PATCH), 2 * left : 2 * (left + PATCH)
+            ]
+            both = [torch.rot90(v.flip(2) if flip else v, turns, (1, 2)) for v in (x, y)]
+            small.append(both[0]), large.append(both[1])
+        yield torch.stack(small).float() / 255, torch.stack(large).float() / 255
+
+
+@torch.no_grad()
+def begin() -> Compact:
+    """Bilinear interpolation in the first three channels, small random weights in the others."""
     torch.manual_seed(0)
-    pairs = Pairs(random.Random(0))
     network = Compact(SHAPE)
-    torch.nn.init.zeros_(network.body[-1].weight)
-    torch.nn.init.zeros_(network.body[-1].bias)
+    convolutions = [m for m in network.body if isinstance(m, torch.nn.Conv2d)]
+    for i, conv in enumerate(convolutions):
+        torch.nn.init.zeros_(conv.bias)
+        if i + 1 < len(convolutions):
+            conv.weight[:3] = 0
+            conv.weight[range(3), range(3), 1, 1] = 1
+    for m in network.body:
+        if isinstance(m, torch.nn.PReLU):
+            m.weight[:3] = 1
+    last = convolutions[-1].weight
+    last.zero_()
+    for row in range(2):
+        for column in range(2):
+            taps = [torch.tensor([0.25, 0.75, 0.0]), torch.tensor([0.0, 0.75, 0.25])]
+            kernel = taps[row][:, None] * taps[column]
+            kernel[1, 1] -= 1  # the repeated pixel is added by the form
+            for color in range(3):
+                last[4 * color + 2 * row + column, color] = kernel
+    return network
+
+
+def loss_of(out: Tensor, true: Tensor) -> Tensor:
+    """L1 of values, and of differences to the right and downwards."""
+    error = out - true
+    gradients = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return (error.square() + 1e-6).sqrt().mean() + GRADIENT * gradients + 2 * error.square().mean()
+
+
+def train(seconds: float, count: int, lr: float, folder: Path) -> None:
+    """Adam, a rate that falls to 0 with the time given."""
+    network = begin()
+    source = batches(random.Random(0), count)
     optimizer = torch.optim.Adam(network.parameters(), lr, betas=(0.9, 0.99))
     start, step, total = time.monotonic(), 0, 0.0
     while (gone := (time.monotonic() - start) / seconds) < 1:
         rate = lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * gone))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        small, large = pairs.batch(count)
-        loss = ((network(small) - large).square() + 1e-6).sqrt().mean()
+        small, large = next(source)
+        loss = loss_of(network(small), large)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
@@ -96,12 +172,12 @@ def train(seconds: float, count: int, lr: float) -> None:
         if step % 100 == 0:
             log("upscaler", step=step, loss=total / 100, rate=rate)
             total = 0.0
-    export(network, step)
+    export(network, step, folder)
 
 
-def export(network: Compact, steps: int) -> None:
+def export(network: Compact, steps: int, folder: Path) -> None:
     """Write the shipped file, float16."""
-    path = MODELS / FILE
+    path = folder / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"_class_name": "SRVGGNetCompact", "scale": SHAPE.scale, "trained_steps": steps}
     metadata = {"config": json.dumps(facts), "preset": "pocket", "format": "pt"}
@@ -112,61 +188,77 @@ def export(network: Compact, steps: int) -> None:
     log("upscaler", bytes=path.stat().st_size, step=steps)
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Of values 0..1, in dB."""
-    return -10 * math.log10(float((a - b).square().mean()))
-
-
 def edge_error(got: Tensor, true: Tensor) -> float:
     """Mean error, in 8-bit steps, at the twentieth of the pixels where the true gradient is
-    steepest."""
-    grey = true.mean(0, keepdim=True)
-    steep = (
-        F.pad(grey[:, 1:] - grey[:, :-1], (0, 0, 0, 1)).abs()
-        + F.pad(grey[..., 1:] - grey[..., :-1], (0, 1)).abs()
-    )
-    cut = steep.flatten().kthvalue(int(0.95 * steep.numel())).values
-    at = (steep > cut).expand_as(true)
-    return float((got - true).abs()[at].mean() * 255)
+    steepest; frames (F, H, W, 3)."""
+    steep = F.pad(measures.gradients(true), (0, 1, 0, 1))
+    cut = steep.flatten(1).kthvalue(int(0.95 * steep[0].numel()), dim=1).values
+    return float((got.float() - true.float()).abs().mean(-1)[steep > cut[:, None, None]].mean())
 
 
-def measure(count: int = 24) -> None:
-    """Against Lanczos on whole held-out frames, 256 -> 512 and 512 -> 1024."""
+def row(got: Tensor, true: Tensor) -> dict[str, float]:
+    """Measures of frames (F, 3, H, W), 0..1, against true ones (F, H, W, 3), 8 bit."""
+    frames = got.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return {
+        "psnr": measures.psnr(frames, true),
+        "edge_error": edge_error(frames, true),
+        "edges": measures.edge_sharpness(frames),
+    }
+
+
+@torch.inference_mode()
+def compare(clip: Tensor, true: Tensor) -> dict[str, dict[str, float]]:
+    """Rows of the shipped network, of Lanczos and of the truth for decoded frames (F, H, W, 3)."""
     network = load_compact(load_file(MODELS / FILE), torch.float32)
     if network is None:
         raise SystemExit(f"{FILE} is no compact network")
-    for size in (256, 512):
-        rng = random.Random(HELD_OUT_SEED)
-        rows = []
-        for _ in range(count):
-            scene, frame = world.random_scene(rng), rng.randrange(25)
-            small, true = (
-                world.render([scene], 1, s, 24, frame)[0, 0].permute(2, 0, 1).float() / 255
-                for s in (size, 2 * size)
-            )
-            with torch.inference_mode():
-                ours = network(small[None])[0].clamp(0, 1)
-            lanczos = resize(small[None], (2 * size, 2 * size))[0].clamp(0, 1)
-            rows.append([f(v, true) for f in (psnr, edge_error) for v in (ours, lanczos)])
-        means = torch.tensor(rows).mean(0).tolist()
-        names = ("psnr", "psnr_lanczos", "edge_error", "edge_error_lanczos")
-        log("upscaler_measure", size=size, frames=count, **dict(zip(names, means, strict=True)))
+    small = clip.permute(0, 3, 1, 2).float() / 255
+    size = (true.shape[2], true.shape[1])
+    return {
+        "network": row(network(small), true),
+        "lanczos": row(resize(small, size), true),
+        "true": row(true.permute(0, 3, 1, 2).float() / 255, true),
+    }
+
+
+PICKED = (0, 8, 13, 22)
+
+
+def measure(vae: Any, count: int = 12) -> dict[str, dict[str, float]]:
+    """Against Lanczos on frames of held-out 512 px clips through the VAE, to 1024 px."""
+    rng = random.Random(HELD_OUT_SEED)
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(count):
+        scene = world.random_scene(rng)
+        with torch.no_grad():
+            signal = video_vae.to_signal(world.render([scene], 25, SIZE))
+            clip = video_vae.decode(vae, video_vae._encode(vae, signal))[0]
+        true = torch.cat([world.render([scene], 1, 2 * SIZE, 24, f)[0] for f in PICKED])
+        for name, values in compare(clip[list(PICKED)], true).items():
+            found.setdefault(name, []).append(values)
+    means = {name: measures.averages(rows) for name, rows in found.items()}
+    log("upscaler_measure", clips=count, **means)
+    return means
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("train", "measure"))
-    parser.add_argument("--seconds", type=float, default=560)
+    parser.add_argument("command", choices=("pairs", "train", "measure"))
+    parser.add_argument("--count", type=int, default=400, help="windows, or clips to measure")
+    parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=MODELS, help="to export to")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.command == "train":
-        train(options.seconds, options.batch, options.lr)
+    if options.command == "pairs":
+        make_pairs(options.count, seed=0)
+    elif options.command == "train":
+        train(options.seconds, options.batch, options.lr, options.folder)
     else:
-        measure()
+        measure(vae_train.load(), min(options.count, 12))
 
 
 if __name__ == "__main__":

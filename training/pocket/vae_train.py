@@ -48,6 +48,7 @@ def load(average: bool = True) -> Any:
     """The VAE of the last checkpoint, frozen."""
     vae = video_vae.build().eval().requires_grad_(False)
     vae.load_state_dict(torch.load(STATE, weights_only=True)["average" if average else "vae"])
+    vae.decoder.to(memory_format=torch.channels_last_3d)  # half the time on a CPU
     return vae
 
 

@@ -10,10 +10,11 @@ import base64
 import io
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Protocol = Literal["kitty", "sixel"]
 
@@ -60,6 +61,7 @@ def sixel(png: bytes, rows: int) -> str:
     A character from ``?`` on holds six pixels of a column; ``!n`` repeats it, ``$`` goes back to
     the band's beginning, ``-`` to the next one.
     """
+    import numpy as np
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as opened:
@@ -77,6 +79,8 @@ def sixel(png: bytes, rows: int) -> str:
 
 def _band(index: NDArray[np.uint8]) -> str:
     """Up to six rows of colour numbers as one band."""
+    import numpy as np
+
     bits = 1 << np.arange(len(index))
     columns = {n: ((index == n) * bits[:, None]).sum(0) for n in np.unique(index)}
     return "$".join(f"#{n}{''.join(_runs(column))}" for n, column in columns.items())
@@ -84,6 +88,8 @@ def _band(index: NDArray[np.uint8]) -> str:
 
 def _runs(column: NDArray[np.int64]) -> Iterator[str]:
     """The characters of one colour, repeated ones counted."""
+    import numpy as np
+
     edges = [0, *(np.flatnonzero(np.diff(column)) + 1), len(column)]
     for start, stop in pairwise(edges):
         letter = chr(ord("?") + int(column[start]))

@@ -23,13 +23,12 @@ from latent_ladder.stages.events import (
     Waiting,
     Warned,
 )
+from latent_ladder.terminal import Protocol, picture, protocol
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.progress import Progress, TaskID
     from rich.segment import Segment
-
-    from latent_ladder.terminal import Protocol
 
 GIB = 2**30
 
@@ -91,8 +90,6 @@ class _Picture:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         from rich.segment import ControlType, Segment
-
-        from latent_ladder.terminal import picture  # numpy: not for commands that show none
 
         with suppress(OSError):
             data = Path(self._path).read_bytes()
@@ -169,8 +166,6 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     def _look(self, event: Preview) -> None:
         """The picture itself where the terminal can, now and then; else its path, once."""
         now = time.monotonic()
-        from latent_ladder.terminal import protocol
-
         speaks = protocol(os.environ)
         if self._progress is not None and speaks is not None:
             if self._shown is None or self._shown[0] != event.stage or now > self._shown[1]:

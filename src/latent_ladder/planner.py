@@ -28,6 +28,7 @@ from latent_ladder.memory import (
 )
 from latent_ladder.request import Request
 from latent_ladder.request_output import Decode
+from latent_ladder.shapes import PIXELS_PER_LATENT
 from latent_ladder.spread import spread
 
 Precision = Literal["stored", "fp8"]
@@ -80,7 +81,9 @@ class Holding:
         """The decoder's tiles: as asked, or smaller."""
         if self.tile_px is None:
             return asked
-        changes: dict[str, int] = {"tile_px": self.tile_px}
+        changes: dict[str, int | str] = {"tile_px": self.tile_px}
+        if asked.grid != "auto":
+            changes |= {"grid": "auto", "overlap_px": "auto"}
         if asked.tile_frames == "auto":
             changes |= {"tile_frames": TILE_FRAMES, "overlap_frames": OVERLAP_FRAMES}
         return asked.model_copy(update=changes)
@@ -271,6 +274,9 @@ def sampling_ladder(
 def _smaller_tiles(request: Request) -> list[int]:
     asked, last = request.decode.tile_px, request.rungs[-1]
     most = max(last.width, last.height) if asked == "auto" else asked
+    if tiling := request.decode.tiling((1, last.latent_height, last.latent_width)):
+        pieces = (*tiling.rows, *tiling.cols)
+        most = max(piece.stop - piece.start for piece in pieces) * PIXELS_PER_LATENT
     return [tile for tile in TILES_PX if tile < most]
 
 

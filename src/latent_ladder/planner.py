@@ -28,7 +28,6 @@ from latent_ladder.memory import (
 )
 from latent_ladder.request import Request
 from latent_ladder.request_output import Decode
-from latent_ladder.shapes import PIXELS_PER_LATENT
 from latent_ladder.spread import spread
 
 Precision = Literal["stored", "fp8"]
@@ -186,7 +185,7 @@ def plan_memory(
         rungs = list(ladder(cost, request, sizes, budget, policy))
         chosen = next((rung for rung in rungs if fits(rung, budget)), None)
         if chosen is None and (made is None or cost.name in made):
-            raise _too_big(rungs[-1], budget, policy)
+            raise _too_big(rungs[-1], budget, policy, request)
         found.append(chosen or rungs[-1])
     return MemoryPlan(budget, tuple(found))
 
@@ -203,7 +202,7 @@ def give_way(
         rungs = list(ladder(stage.cost, request, sizes, budget, policy))
         smaller = [r for r in rungs if _tile(r) < _tile(stage)]
         if not smaller:
-            raise _too_big(stage, budget, policy)
+            raise _too_big(stage, budget, policy, request)
         return smaller[0]
     less = _less(stage, budget)
     return _first_fit(ladder(stage.cost, request, sizes, less, policy), less, policy)
@@ -272,11 +271,10 @@ def sampling_ladder(
 
 
 def _smaller_tiles(request: Request) -> list[int]:
+    """Sides of tiles that need less than what was asked for. Those of a grid are all decoded
+    together, so even one as large as theirs does."""
     asked, last = request.decode.tile_px, request.rungs[-1]
     most = max(last.width, last.height) if asked == "auto" else asked
-    if tiling := request.decode.tiling((1, last.latent_height, last.latent_width)):
-        pieces = (*tiling.rows, *tiling.cols)
-        most = max(piece.stop - piece.start for piece in pieces) * PIXELS_PER_LATENT
     return [tile for tile in TILES_PX if tile < most]
 
 
@@ -387,7 +385,9 @@ def _fixed(
     return StageMemory(cost, holding, max(pieces, default=0), activations)
 
 
-def _too_big(stage: StageMemory, budget: Budget, policy: Policy) -> MemoryBudgetError:
+def _too_big(
+    stage: StageMemory, budget: Budget, policy: Policy, request: Request | None = None
+) -> MemoryBudgetError:
     rung = stage.cost.rung
     where = f" at {rung.width}x{rung.height}x{rung.frames}" if rung else ""
     what = f"{stage.cost.name}{where}"
@@ -397,9 +397,10 @@ def _too_big(stage: StageMemory, budget: Budget, policy: Policy) -> MemoryBudget
             f"{readable_size(budget.ram_bytes)} are free",
             "use --offload disk, or a smaller precision of the model",
         )
+    without = "" if request is None or request.decode.grid == "auto" else "decode.grid=auto --set "
     hints = {
         "none": "--offload auto lets blocks wait outside the device's memory",
-        "decode": "use --set decode.tile_px=384, or --oom-policy tiles",
+        "decode": f"use --set {without}decode.tile_px=384, or --oom-policy tiles",
     }
     hint = hints.get(stage.cost.kind) or hints.get(
         policy.offload, "use a smaller --size or fewer --frames"

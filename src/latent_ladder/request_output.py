@@ -26,6 +26,8 @@ GRID_OVERLAP_PX = 64
 implementation do."""
 MAX_GRID_OVERLAP_PX = 256
 """As much as ``LTXVTiledVAEDecode`` takes."""
+SIZES = ("tile_px", "tile_frames", "overlap_frames")
+"""Fields that say another kind of tiles than a grid."""
 
 
 class Decode(Table):
@@ -60,28 +62,26 @@ class Decode(Table):
         """Why a clip that is decoded at this size cannot be decoded in the tiles of ``grid``."""
         if self.grid == "auto":
             return []
-        named = ", ".join(f"decode.{n}" for n in self._sizes() if getattr(self, n) != "auto")
+        named = [f"decode.{name}" for name in SIZES if getattr(self, name) != "auto"]
         if named:
-            return [
-                (f"decode.grid and {named} are both given", "use decode.grid=auto, or it alone")
-            ]
-        shared, most = self.grid_overlap_px, MAX_GRID_OVERLAP_PX
-        if not PIXELS_PER_LATENT <= shared <= most:
-            text = f"decode.overlap_px={shared} is outside of {PIXELS_PER_LATENT} to {most}, which "
-            near = min(max(shared, PIXELS_PER_LATENT), most)
-            return [(f"{text}tiles of a grid share", f"use decode.overlap_px={near}")]
-        rows, cols = height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
-        if narrow := self._narrow((rows, cols)):
-            count, side = narrow[0]
-            text = f"decode.grid: {count} tiles of {side * PIXELS_PER_LATENT} px cannot share "
-            least = min(side for _, side in narrow) * PIXELS_PER_LATENT
-            hint = f"use decode.grid=auto (the whole picture), or decode.overlap_px={least}"
-            return [(f"{text}{shared} px of it", hint)]
-        return []
-
-    @staticmethod
-    def _sizes() -> tuple[str, ...]:
-        return ("tile_px", "tile_frames", "overlap_frames")
+            hint = "use decode.grid=auto, or " + " and ".join(f"{name}=auto" for name in named)
+            return [(f"decode.grid is given, and {' and '.join(named)}", hint)]
+        shared, least, most = self.grid_overlap_px, PIXELS_PER_LATENT, MAX_GRID_OVERLAP_PX
+        if not least <= shared <= most:
+            text = f"decode.overlap_px={shared}: tiles of a grid share {least} to {most} px"
+            return [(text, f"use decode.overlap_px={min(max(shared, least), most)}")]
+        narrow = self._narrow((height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT))
+        if not narrow:
+            return []
+        count, side = narrow[0]
+        fits = min(side for _, side in narrow) * PIXELS_PER_LATENT
+        return [
+            (
+                f"decode.grid: {count} tiles of {side * PIXELS_PER_LATENT} px cannot share "
+                f"{shared} px",
+                f"use decode.grid=[1,1], the whole picture, or decode.overlap_px={fits}",
+            )
+        ]
 
     def _narrow(self, sides: tuple[int, int]) -> list[tuple[int, int]]:
         """Count of tiles and latents of each of the sides (rows, columns) that ``grid`` splits

@@ -21,9 +21,13 @@ from latent_ladder.draft_list import Asked, all_drafts, parse_seeds, read_prompt
 from latent_ladder.drafts import draft_metrics, plan_drafts, run_drafts
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
 from latent_ladder.media.read import probe
+from latent_ladder.pieces import even
 from latent_ladder.pipeline import Cancel, RunOptions, execute, prepare
+from latent_ladder.request_output import Decode
 from latent_ladder.stages.events import DraftStarted, Preview, StageDone, StepDone
 from latent_ladder.stages.store import Store
+from latent_ladder.stages.writing import decode_tiles
+from latent_ladder.tiling import one_tile
 
 PROMPTS = ("a red ball rolls to the right", "a blue box")
 ASKED = all_drafts(PROMPTS, (7, 8), agreed=False)
@@ -212,6 +216,12 @@ def test_watching_changes_no_bit(drafted, library, tmp_path):
     assert size_of(tmp_path / "b.png") == (256, 128)
     assert {e.stage for e in seen if isinstance(e, Preview)} <= {"base", "refine"}
     assert any(isinstance(e, Preview) for e in seen)
+
+
+def test_a_draft_too_small_for_the_tiles_of_its_clip_is_decoded_whole():
+    asked = Decode(grid=(2, 2), overlap_px=192)
+    assert decode_tiles((2, 3, 4), asked) == one_tile(2, 3, 4)
+    assert decode_tiles((2, 6, 8), asked) == even((2, 6, 8), 2, 2, 6)
 
 
 def test_an_existing_sheet_is_not_replaced(drafted, library):

@@ -119,6 +119,21 @@ def test_decoding_in_smaller_tiles_needs_less_memory():
     assert small < whole
 
 
+def test_a_grid_of_tiles_holds_what_they_share_twice_and_no_more_of_a_longer_clip():
+    asked = request("lightricks-workflow")
+    short, long = (
+        Request.from_dict({**asked.to_dict(), "frames": n, "windows": "off"}) for n in (121, 481)
+    )
+    plain, grid, longer = (
+        decode_activations(one.rungs[-1], decode, LTX_2_3)
+        for one, decode in ((short, Decode()), (short, short.decode), (long, short.decode))
+    )
+    assert grid == longer
+    # 34 x 60 latents in tiles that share 6: 40 x 66 of them, and 8 frames of float32 RGB
+    more = (40 * 66 - 34 * 60) * 32**2 * LTX_2_3.decoder_held * LTX_2_3.value_bytes
+    assert grid - plain == pytest.approx(more + 8 * 40 * 66 * 32**2 * 12, abs=1)
+
+
 def test_activations_at_1080p_as_measured_elsewhere():
     """Other implementations report 2 to 3 GB at 32,640 tokens."""
     assert 1.5e9 < transformer_activations(LTX_2_3, 32_640, 126) < 3e9

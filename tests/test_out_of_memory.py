@@ -137,7 +137,11 @@ def test_the_bottom_of_the_ladder_is_an_error_and_loses_nothing(library, tmp_pat
     assert {s.stage: s.reused for s in result.stages}["base"], "what was done is kept"
 
 
-def test_decoding_that_runs_out_uses_smaller_tiles_and_says_so(library, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [{}, {"grid": [2, 2]}], ids=["whole", "grid"])
+def test_decoding_that_runs_out_uses_smaller_tiles_and_says_so(
+    library, tmp_path, monkeypatch, asked
+):
+    monkeypatch.setitem(FIELDS, "decode", asked)
     failing = Failing(writing.decode_video, 1, RuntimeError("CUDA out of memory"))
     monkeypatch.setattr(writing, "decode_video", failing)
     result = make(library, tmp_path, "tiles", side=192)

@@ -93,6 +93,24 @@ def test_tiles_shrink_only_where_the_policy_lets_them():
     assert fits(decode, small)
 
 
+def test_a_grid_of_tiles_gives_way_to_smaller_ones():
+    asked, small = request("lightricks-workflow"), card(3.5)
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_memory(asked, LTX_2_3, small, made={"decode"})
+    hint = caught.value.hint or ""
+    assert "--set decode.grid=auto --set decode.tile_px=384" in hint
+    stage = plan_memory(asked, LTX_2_3, small, ANY, made={"decode"}).of("decode")
+    assert fits(stage, small)
+    decode = stage.holding.decode(asked.decode)
+    assert decode.grid == decode.overlap_px == "auto"
+    assert decode.tile_px == stage.holding.tile_px
+    cost = estimate(asked, LTX_2_3)[-1]
+    first, *others = ladder(cost, asked, LTX_2_3, small, ANY)
+    assert first.holding.decode(asked.decode) == asked.decode
+    assert [rung.holding.tile_px for rung in others] == [1024, 768, 512, 384, 256, 128]
+    assert first.peak_bytes > max(rung.peak_bytes for rung in others)
+
+
 def test_every_rung_of_a_ladder_differs_and_changing_rungs_come_last():
     cost = estimate(request("ltx-pipelines"), LTX_2_3)[1]
     rungs = list(ladder(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))

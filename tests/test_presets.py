@@ -171,6 +171,7 @@ def test_lightricks_workflow():
     assert request.negative_prompt == COMFYUI_NEGATIVE
     assert request.needs_negative, "CFG++ reads it at cfg 1"
     assert (request.noise_order, request.mask_convention) == ("comfyui", "comfyui")
+    assert (request.decode.grid, request.decode.overlap_px) == ((2, 2), 6 * 32)
 
 
 def test_comfy_template():

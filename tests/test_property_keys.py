@@ -179,6 +179,7 @@ ROWS: dict[str, Row] = dict(
         row("decode.overlap_px", 64, CLIP),
         row("decode.tile_frames", 32, CLIP),
         row("decode.overlap_frames", 8, CLIP),
+        row("decode.grid", [2, 1], CLIP),
         row("output.codec", "h265", CLIP),
         row("output.crf", 25, CLIP),
         row("output.preset", "fast", CLIP),

@@ -31,9 +31,9 @@ LAYERS: tuple[str, ...] = (
     "workflow.types.images workflow.types.latents workflow.types.loaders workflow.types.media "
     "workflow.types.plain workflow.types.sampling",
     "server.places checkpoints.index checkpoints.stored media.tags models.video_layers "
-    "sweeps.results server.listing workflow.types",
+    "sweeps.results server.listing workflow.types pieces",
     "server.view sweeps.choice server.object_info workflow.api workflow.changed workflow.plain "
-    "workflow.sheet workflow.ui_values",
+    "workflow.sheet workflow.ui_values models.side_by_side",
     "server.upload sweeps.plots workflow.forecast workflow.layout workflow.trail "
     "workflow.ui_levels workflow.validate",
     "checkpoints.layout text.vocabulary media.read media.write presets request_fields "
@@ -54,8 +54,7 @@ LAYERS: tuple[str, ...] = (
     "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
     "models.video_vae models.audio_vae models.latent_upsampler",
     "stages.given stages.beside upscale.plan workflow.build_output workflow.build_sampling "
-    "workflow.embedded workflow.file_names workflow.meaning.tiles workflow.nearest "
-    "workflow.wanted_files",
+    "workflow.embedded workflow.file_names workflow.nearest workflow.wanted_files",
     "request_set advice memory models.denoiser stages.plan upscale.rtx workflow.build_inputs "
     "workflow.check workflow.lost workflow.recognise_sampling",
     "planner stages.inputs upscale.stream models.tiled_denoiser workflow.build "

@@ -243,6 +243,25 @@ WRONG = [
     ({"models": {"folders": [""]}}, "models.folders[0]='' is not a name", "leave it out"),
     ({"output": {"crf": 52}}, "output.crf=52 must be at most 51", "use output.crf=51"),
     ({"decode": {"tile_px": 500}}, "decode.tile_px=500 is not a multiple of 32", "use 512"),
+    ({"decode": {"grid": [7, 1]}}, "decode.grid=[7, 1] is not 1 to 6 tiles", "use [6, 1]"),
+    ({"decode": {"grid": [2, True]}}, "decode.grid=[2, True] is neither", "[2, 2]"),
+    ({"decode": {"grid": [2]}}, "decode.grid=[2] is neither", "[2, 2]"),
+    (
+        {"decode": {"grid": [2, 2], "tile_px": 512, "tile_frames": 16}},
+        "decode.grid is given, and decode.tile_px and decode.tile_frames",
+        "use decode.grid=auto, or decode.tile_px=auto and decode.tile_frames=auto",
+    ),
+    (
+        {"decode": {"grid": [2, 2], "overlap_px": 0}},
+        "decode.overlap_px=0: tiles of a grid share 32 to 256 px",
+        "use decode.overlap_px=32",
+    ),
+    ({"decode": {"grid": [2, 1], "overlap_px": 288}}, "share 32 to 256 px", "overlap_px=256"),
+    (
+        {"decode": {"grid": [2, 2], "overlap_px": 192}, "width": 320, "height": 128},
+        "decode.grid: 2 tiles of 128 px cannot share 192 px",
+        "use decode.grid=[1,1], the whole picture, or decode.overlap_px=128",
+    ),
     ({"decode": 3}, "decode=3 is not a table", None),
     ({"stages": []}, "the stages are none, expected exactly one base", "start with one base"),
     ({"stages": "base"}, "stages='base' is not a list", "brackets"),
@@ -510,6 +529,7 @@ MOVES = {
     "upsample.factor=1.5": ALL - {"prompt"},
     "upsample.adain=0.5": {"upsample"},
     "decode.tile_px=512": {"clip"},
+    "decode.grid=[2,1]": {"clip"},
     "output.crf=20": {"clip"},
     "preset=mine": set(),
     "models.checkpoint=other.safetensors": set(),  # models have ids of their own
@@ -526,6 +546,23 @@ def decided(request: Request) -> dict[str, str]:
 def test_a_field_moves_exactly_the_stages_that_read_it(text):
     before, after = decided(Request.from_dict(TABLE)), decided(with_set(text))
     assert {name for name in ALL if before[name] != after[name]} == MOVES[text]
+
+
+def test_a_request_without_a_grid_of_tiles_has_the_key_it_always_had():
+    fields = Request.from_dict(TABLE).clip_fields()["decode"]
+    assert set(fields) == {"tile_px", "overlap_px", "tile_frames", "overlap_frames"}
+
+
+@pytest.mark.parametrize("width", [192, 224, 1920])
+def test_a_side_is_split_where_its_tiles_can_share_what_they_shall(width):
+    decode = {"grid": [2, 1], "overlap_px": 192}
+    request = Request.from_dict(table(width=width, height=64, decode=decode))
+    assert Request.from_toml(request.to_toml()) == request
+    last = request.rungs[-1]
+    tiling = request.decode.tiling((1, last.latent_height, last.latent_width))
+    assert tiling is not None
+    assert tiling.grid == (1, last.latent_height, last.latent_width)
+    assert (len(tiling.rows), len(tiling.cols)) == (1, 2)
 
 
 def test_the_same_sigmas_by_list_or_by_name_are_the_same_stage():

@@ -22,6 +22,7 @@ from latent_ladder.errors import MediaError, RequestError, UnknownLayout
 from latent_ladder.models import video_layers
 from latent_ladder.models.video_coder import VideoDecoder, packed
 from latent_ladder.models.video_vae import VideoVae, decode_bands, decode_video, load_video_vae
+from latent_ladder.pieces import Tiling, even
 from latent_ladder.tiling import (
     TilePlan,
     TileSize,
@@ -52,7 +53,7 @@ def load(golden: Any) -> Load:
     return get
 
 
-def whole(latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None) -> Tensor:
+def whole(latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling | None = None) -> Tensor:
     """All frames (1, 3, F, H, W), about -1..1."""
     return torch.cat([band.clone() for band in decode_bands(latents, vae, tiles)], dim=1)[None]
 
@@ -114,10 +115,19 @@ def like(case: Any, name: str, values: Tensor) -> Tensor:
 # --- streaming ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tiles", [None, TileSize(3, 2, 3, overlap_frames=1, overlap=1)])
-def test_frames_come_while_later_ones_are_latents(tiles: TileSize | None, load: Load) -> None:
+@pytest.mark.parametrize(
+    "plan",
+    [
+        None,
+        plan_tiles(9, 3, 4, TileSize(3, 2, 3, overlap_frames=1, overlap=1)),
+        even((9, 3, 4), 2, 2, 2),
+    ],
+    ids=["whole", "one after the other", "side by side"],
+)
+def test_frames_come_while_later_ones_are_latents(
+    plan: TilePlan | Tiling | None, load: Load
+) -> None:
     vae, latents = load("2.3"), smooth(8, 9, 3, 4)
-    plan = None if tiles is None else plan_tiles(9, 3, 4, tiles)
     assert vae.decoder is not None
     made: list[int] = []
     hook = vae.decoder.conv_out.register_forward_hook(lambda m, args, out: made.append(len(out)))
@@ -192,6 +202,8 @@ def test_a_plan_must_fit(load: Load) -> None:
     vae = load("2.3")
     with pytest.raises(RequestError, match="do not fit"):
         decode_video(torch.zeros(1, 8, 2, 2, 2), vae, plan_tiles(2, 2, 3, TileSize(9, 9, 9)))
+    with pytest.raises(RequestError, match="do not fit"):
+        decode_video(torch.zeros(1, 8, 2, 2, 2), vae, even((2, 2, 3), 1, 2, 1))
     with pytest.raises(RequestError, match="do not fit"):
         decode_video(torch.zeros(1, 4, 2, 2, 2), vae)
 

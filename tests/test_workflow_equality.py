@@ -80,8 +80,11 @@ def same(one: Made, other: Made) -> None:
 
 
 def test_lightricks_workflow(library: Library, tmp_path: Path) -> None:
-    graph = two_stage(POCKET, (64, 64), 9, PROMPT, tiles=1)
-    request = Request.from_preset("lightricks-workflow", prompt=PROMPT, **SMALL)
+    # 8 latents a side: two tiles of 7 that share 6
+    graph = two_stage(POCKET, (128, 128), 9, PROMPT, tiles=2)
+    small = {**SMALL, "width": 256, "height": 256}
+    request = Request.from_preset("lightricks-workflow", prompt=PROMPT, **small)
+    assert request.decode.grid == (2, 2)
     found = import_workflow(from_document(graph))
     assert found.nearest.preset == "lightricks-workflow"
     assert {d.path for d in found.nearest.differences} == {"width", "height", "frames"}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from latent_ladder.errors import RequestError
 from latent_ladder.presets import preset_names
 from latent_ladder.request import Request
+from latent_ladder.request_output import Decode
 from latent_ladder.request_stages import BaseStage, RefineStage, UpsampleStage
 from latent_ladder.workflow.build import build
 from latent_ladder.workflow.file_names import names_for, published_names
@@ -262,6 +263,17 @@ def schedules(draw: st.DrawFn, refine: bool) -> dict[str, Any]:
     return {"schedule": table, **denoise}
 
 
+DECODES = st.one_of(
+    st.fixed_dictionaries(
+        {"tile_px": st.integers(4, 20).map(lambda n: 32 * n), "tile_frames": st.just(32)}
+    ),
+    st.fixed_dictionaries(
+        {"grid": st.lists(st.integers(1, 6), min_size=2, max_size=2)},
+        optional={"overlap_px": st.integers(1, 8).map(lambda n: 32 * n)},
+    ),
+)
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> dict[str, Any]:
     """A preset with fields replaced; not every one of them is a possible request."""
@@ -304,7 +316,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         table["output"] = {"codec": "h265", "crf": draw(st.integers(0, 51))}
     if draw(st.booleans()):
-        table["decode"] = {"tile_px": 32 * draw(st.integers(4, 20)), "tile_frames": 32}
+        table["decode"] = draw(DECODES)
     if draw(st.booleans()):
         table["models"] = {"checkpoint": "some/own.safetensors", "precision": "fp8"}
     for stage in table["stages"]:
@@ -363,7 +375,13 @@ def meaning(request: Request) -> dict[str, Any]:
         "factors": request.factors,
         "audio": "given" if request.audio_in is not None else heard(request),
         "images": [(i.index(request.frames), i.strength) for i in request.held_images],
+        "grid": grid(request.decode),
     }
+
+
+def grid(decode: Decode) -> tuple[Any, int] | None:
+    """The tiles that a graph says by their number, and what they share; one is none."""
+    return None if decode.grid in ("auto", (1, 1)) else (decode.grid, decode.grid_overlap_px)
 
 
 def heard(request: Request) -> str:

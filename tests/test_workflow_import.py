@@ -50,8 +50,8 @@ def test_lightricks_two_stage_graph_is_its_preset() -> None:
     assert found.request.models.distilled_lora == (
         "ltxv/ltx2/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
     )
-    assert [lost.node for lost in found.lost] == ["frames"]
-    assert "2x2 tiles" in said(found, "frames")
+    assert found.lost == ()
+    assert (found.request.decode.grid, found.request.decode.overlap_px) == ((2, 2), 192)
 
 
 def test_comfyui_template_is_its_preset_and_its_truncations_are_told() -> None:

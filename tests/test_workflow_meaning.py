@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from workflow_graphs import CHECKPOINT, engine
 
+from latent_ladder import pieces as tilings
 from latent_ladder.checkpoints.library import model_folders, scan
 from latent_ladder.errors import CheckpointNotFound, WorkflowError
 from latent_ladder.media.read import read_metadata
@@ -24,7 +25,6 @@ from latent_ladder.upscale.compact import Compact, CompactShape
 from latent_ladder.workflow.engine import Engine
 from latent_ladder.workflow.graph import Graph, Node
 from latent_ladder.workflow.meaning import MEANINGS
-from latent_ladder.workflow.meaning import tiles as tilings
 from latent_ladder.workflow.meaning.denoising import voice_positions
 from latent_ladder.workflow.meaning.guides import Guide, placed, positions
 from latent_ladder.workflow.meaning.inpainting import blended
@@ -368,7 +368,7 @@ def test_tiles_are_blended_frame_by_frame_as_if_all_were_there(
     torch.manual_seed(1)
     grid = (tiling.frames[-1].stop, tiling.rows[-1].stop, tiling.cols[-1].stop)
     latents = torch.randn(1, vae.latent_channels, *grid)
-    got = torch.cat([band.clone() for band in tilings.bands(latents, vae, tiling)], dim=1)
+    got = torch.cat([band.clone() for band in decode_bands(latents, vae, tiling)], dim=1)
     assert got.shape[1] == 8 * (grid[0] - 1) + 1
     torch.testing.assert_close(got, naive(latents, vae, tiling), rtol=1e-4, atol=1e-4)
     for axis in (tiling.frames, tiling.rows, tiling.cols):

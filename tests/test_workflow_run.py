@@ -540,7 +540,7 @@ def test_memory_that_runs_out_on_the_way_is_dealt_with(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*args, **more)
 
-    real_bands = decoding.bands
+    real_bands = decoding.decode_bands
 
     def bands(*args: Any) -> Iterator[torch.Tensor]:
         for band in real_bands(*args):
@@ -550,7 +550,7 @@ def test_memory_that_runs_out_on_the_way_is_dealt_with(
             yield band
 
     monkeypatch.setattr(denoising, "sample", sample)
-    monkeypatch.setattr(decoding, "bands", bands)
+    monkeypatch.setattr(decoding, "decode_bands", bands)
     events: list[GraphEvent] = []
     execute(graph(ONE_STAGE), engine(tmp_path), on_event=events.append)
     told = [e.node for e in events if isinstance(e, NodeWarned) and e.code == "out_of_memory"]

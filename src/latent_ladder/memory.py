@@ -30,7 +30,7 @@ from latent_ladder.request_output import Decode
 from latent_ladder.request_stages import SamplingStage, StreamGuidance, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
-from latent_ladder.shapes import Rung
+from latent_ladder.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Rung
 
 CHUNK_TOKENS = 8192
 """Tokens that a sublayer of the transformer works on at once where nobody says otherwise."""
@@ -361,11 +361,16 @@ def decode_activations(last: Rung, decode: Decode, sizes: ModelSizes, device: st
     """Bytes of decoding a clip as big as ``last``, whole or in tiles.
 
     A tile costs what its part of a frame holds; bands of tiles are blended on top of that, two at
-    a time where they overlap.
+    a time where they overlap. Tiles of a grid advance together: each holds its part and a latent
+    frame's worth of float32, more than the whole does by what they share.
     """
     chunk = CHUNK_TENSORS * CHUNK_VALUES.get(device, CHUNK_VALUES_ELSEWHERE) * sizes.value_bytes
     width, height, frames = last.width, last.height, last.frames
     out = 8 * width * height * 3 * 5  # a latent frame's worth as float32 and as uint8
+    if tiling := decode.tiling((1, last.latent_height, last.latent_width)):
+        area = tiling.area * PIXELS_PER_LATENT**2
+        waiting = 0 if tiling.is_whole else FRAMES_PER_LATENT * area * BAND_BYTES
+        return int(sizes.decoder_held * area * sizes.value_bytes) + chunk + out + waiting
     if decode.tile_px == decode.tile_frames == "auto":
         return int(sizes.decoder_held * width * height * sizes.value_bytes) + chunk + out
     side = width if decode.tile_px == "auto" else decode.tile_px

@@ -80,7 +80,9 @@ class Holding:
         """The decoder's tiles: as asked, or smaller."""
         if self.tile_px is None:
             return asked
-        changes: dict[str, int] = {"tile_px": self.tile_px}
+        changes: dict[str, int | str] = {"tile_px": self.tile_px}
+        if asked.grid != "auto":
+            changes |= {"grid": "auto", "overlap_px": "auto"}
         if asked.tile_frames == "auto":
             changes |= {"tile_frames": TILE_FRAMES, "overlap_frames": OVERLAP_FRAMES}
         return asked.model_copy(update=changes)
@@ -183,7 +185,7 @@ def plan_memory(
         rungs = list(ladder(cost, request, sizes, budget, policy))
         chosen = next((rung for rung in rungs if fits(rung, budget)), None)
         if chosen is None and (made is None or cost.name in made):
-            raise _too_big(rungs[-1], budget, policy)
+            raise _too_big(rungs[-1], budget, policy, request)
         found.append(chosen or rungs[-1])
     return MemoryPlan(budget, tuple(found))
 
@@ -200,7 +202,7 @@ def give_way(
         rungs = list(ladder(stage.cost, request, sizes, budget, policy))
         smaller = [r for r in rungs if _tile(r) < _tile(stage)]
         if not smaller:
-            raise _too_big(stage, budget, policy)
+            raise _too_big(stage, budget, policy, request)
         return smaller[0]
     less = _less(stage, budget)
     return _first_fit(ladder(stage.cost, request, sizes, less, policy), less, policy)
@@ -269,6 +271,8 @@ def sampling_ladder(
 
 
 def _smaller_tiles(request: Request) -> list[int]:
+    """Sides of tiles that need less than what was asked for. Those of a grid are all decoded
+    together, so even one as large as theirs does."""
     asked, last = request.decode.tile_px, request.rungs[-1]
     most = max(last.width, last.height) if asked == "auto" else asked
     return [tile for tile in TILES_PX if tile < most]
@@ -381,7 +385,9 @@ def _fixed(
     return StageMemory(cost, holding, max(pieces, default=0), activations)
 
 
-def _too_big(stage: StageMemory, budget: Budget, policy: Policy) -> MemoryBudgetError:
+def _too_big(
+    stage: StageMemory, budget: Budget, policy: Policy, request: Request | None = None
+) -> MemoryBudgetError:
     rung = stage.cost.rung
     where = f" at {rung.width}x{rung.height}x{rung.frames}" if rung else ""
     what = f"{stage.cost.name}{where}"
@@ -391,9 +397,10 @@ def _too_big(stage: StageMemory, budget: Budget, policy: Policy) -> MemoryBudget
             f"{readable_size(budget.ram_bytes)} are free",
             "use --offload disk, or a smaller precision of the model",
         )
+    without = "" if request is None or request.decode.grid == "auto" else "decode.grid=auto --set "
     hints = {
         "none": "--offload auto lets blocks wait outside the device's memory",
-        "decode": "use --set decode.tile_px=384, or --oom-policy tiles",
+        "decode": f"use --set {without}decode.tile_px=384, or --oom-policy tiles",
     }
     hint = hints.get(stage.cost.kind) or hints.get(
         policy.offload, "use a smaller --size or fewer --frames"

@@ -227,6 +227,7 @@ class Request(Table):
         upscale = self.upscale
         size = (self.width, self.height)
         problems = self._schedule_problems() + (upscale.problems(size) if upscale else [])
+        problems += self.decode.problems(self.rungs[-1].width, self.rungs[-1].height)
         problems += inputs_problems(self.images, self.video, self.frames, self.fps)
         if isinstance(self.windows, Windows):
             problems += self.windows.problems(self.fps, shapes.time_product(self.factors))
@@ -464,7 +465,7 @@ class Request(Table):
     def clip_fields(self) -> dict[str, Any]:
         """The plain values that decide how the last latents become a file."""
         fields = {
-            "decode": self.decode.model_dump(mode="json"),
+            "decode": self.decode.fields(),
             "output": self.output.fields(),
             "crop": list(self.crop),
             "frames": self.frames,

@@ -17,6 +17,8 @@ from pydantic import (
 from latent_ladder.problems import Problem
 
 MAX_SEED = 2**64 - 1
+MAX_TILES = 6
+"""Tiles of a grid each way, as many as ``LTXVTiledVAEDecode`` takes."""
 
 
 class Table(BaseModel):
@@ -81,6 +83,18 @@ def _overlap_frames(value: Any) -> Any:
     return _auto(value, "frames", 8, 0)
 
 
+def _tile_counts(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(is_int, value)):
+        text = 'is neither "auto" nor the numbers of tiles across and down'
+        raise Problem(text, 'use for example [2, 2] or "auto"')
+    near = [min(max(count, 1), MAX_TILES) for count in value]
+    if list(value) != near:
+        raise Problem(f"is not 1 to {MAX_TILES} tiles each way", f"use {near}")
+    return tuple(value)
+
+
 def _tokens(value: Any) -> Any:
     if value == "actual" or (is_int(value) and value >= 1):
         return value
@@ -107,4 +121,5 @@ TilePx = Annotated[int | Literal["auto"], BeforeValidator(_tile_px)]
 OverlapPx = Annotated[int | Literal["auto"], BeforeValidator(_overlap_px)]
 TileFrames = Annotated[int | Literal["auto"], BeforeValidator(_tile_frames)]
 OverlapFrames = Annotated[int | Literal["auto"], BeforeValidator(_overlap_frames)]
+TileCounts = Annotated[tuple[int, int] | Literal["auto"], BeforeValidator(_tile_counts)]
 FileName = Annotated[StrictStr, Field(min_length=1), AfterValidator(_writable)]

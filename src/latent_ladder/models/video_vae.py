@@ -21,12 +21,14 @@ from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.models.networks_dims import VideoCoder
 from latent_ladder.models.parts import Statistics, statistics
+from latent_ladder.models.side_by_side import blended
 from latent_ladder.models.video_coder import (
     VideoDecoder,
     VideoEncoder,
     load_video_decoder,
     load_video_encoder,
 )
+from latent_ladder.pieces import Tiling
 from latent_ladder.tiling import (
     Span,
     TilePlan,
@@ -115,13 +117,14 @@ def load_video_vae(
 
 
 def decode_video(
-    latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None
+    latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling | None = None
 ) -> Iterator[np.ndarray]:
     """Normalised latents (1, C, F, H, W) -> chunks of frames (n, H, W, 3) uint8, in order.
 
     Chunks come as soon as no later tile touches them; together they are 8 (F - 1) + 1 frames.
     Without ``tiles`` everything is decoded at once, which is exact. Tiled frames differ from that
-    near seams, because a tile does not see what lies beyond its overlap.
+    near seams, because a tile does not see what lies beyond its overlap. The tiles of a plan are
+    decoded one after the other, those of a ``Tiling`` side by side.
     Raises :class:`RequestError` when latents, VAE and plan do not fit each other.
     """
     bands = decode_bands(latents, vae, tiles)
@@ -129,7 +132,7 @@ def decode_video(
 
 
 def decode_pixels(
-    latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None
+    latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling | None = None
 ) -> Iterator[Tensor]:
     """As :func:`decode_video`, but chunks (n, 3, H, W) float32, 0..1, on the VAE's device: for
     more than 8 bits, and for what changes frames on their way."""
@@ -139,7 +142,9 @@ def decode_pixels(
             yield chunk.add(1).mul_(0.5).clamp_(0, 1).transpose(0, 1)
 
 
-def decode_bands(latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None) -> Iterator[Tensor]:
+def decode_bands(
+    latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling | None = None
+) -> Iterator[Tensor]:
     """As :func:`decode_video`, but (3, n, H, W) float32 on the VAE's device, about -1..1.
 
     A band may be overwritten once the next one is asked for.
@@ -150,7 +155,20 @@ def decode_bands(latents: Tensor, vae: VideoVae, tiles: TilePlan | None = None) 
             f"latents {list(latents.shape)} do not fit a VAE of {vae.latent_channels} channels "
             f"and tiles for {list(plan.grid)}"
         )
-    return _stream(latents, vae, plan)
+    if isinstance(plan, TilePlan):
+        return _stream(latents, vae, plan)
+    return _side_by_side(latents, vae, plan)
+
+
+@torch.no_grad()
+def _side_by_side(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Iterator[Tensor]:
+    def decode(part: Tensor) -> Iterator[Tensor]:
+        return _decode_tile(part, vae, Span(0, part.shape[2]))
+
+    if tiling.is_whole:
+        yield from decode(latents)
+    else:
+        yield from blended(latents, tiling, decode, vae.device)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from latent_ladder.models.video_vae import (
     decode_video,
     load_video_vae,
 )
+from latent_ladder.pieces import Tiling
 from latent_ladder.planner import Holding
 from latent_ladder.request import Request
 from latent_ladder.request_output import Decode
@@ -121,7 +122,7 @@ def decoded_pixels(clip: Clip, latents: Tensor) -> Iterator[Tensor]:
         yield chunk[..., crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
 
 
-def _decoder(clip: Clip, latents: Tensor) -> tuple[VideoVae, TilePlan]:
+def _decoder(clip: Clip, latents: Tensor) -> tuple[VideoVae, TilePlan | Tiling]:
     device, dtype = clip.runtime.device, clip.runtime.dtype
     vae = load_video_vae(clip.models.video_vae, device=device, dtype=dtype, parts=("decoder",))
     _, _, f, h, w = latents.shape
@@ -161,12 +162,14 @@ def _counted(chunks: Iterator[Frames], on_frames: Callable[[int], None]) -> Iter
         on_frames(done)
 
 
-def decode_tiles(grid: tuple[int, int, int], asked: Decode) -> TilePlan:
+def decode_tiles(grid: tuple[int, int, int], asked: Decode) -> TilePlan | Tiling:
     """The tiles of a latent video (frames, rows, columns).
 
     One tile where the request names none: decoding it is exact, and its memory does not grow with
     the clip. Where it names some of the sizes, the reference implementation's complete them.
     """
+    if asked.grid != "auto":
+        return asked.tiling(grid) or one_tile(*grid)
     named = {name: value for name, value in asked.model_dump().items() if value != "auto"}
     if not named:
         return one_tile(*grid)

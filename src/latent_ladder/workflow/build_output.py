@@ -5,6 +5,7 @@ from __future__ import annotations
 from latent_ladder.request import Request
 from latent_ladder.request_output import Decode
 from latent_ladder.request_stages import UpscaleStage
+from latent_ladder.shapes import PIXELS_PER_LATENT
 from latent_ladder.workflow.graph import Link
 from latent_ladder.workflow.sheet import Sheet
 
@@ -55,6 +56,17 @@ def write_output(
 def _decoded(sheet: Sheet, asked: Decode, video: Link, vae: Link) -> Link:
     if asked == Decode():
         return sheet.add("VAEDecode", samples=video, vae=vae)[0]
+    if asked.grid != "auto":
+        across, down = asked.grid
+        return sheet.add(
+            "LTXVTiledVAEDecode",
+            horizontal_tiles=across,
+            vertical_tiles=down,
+            overlap=asked.grid_overlap_px // PIXELS_PER_LATENT,
+            last_frame_fix=False,
+            latents=video,
+            vae=vae,
+        )[0]
     tile = WHOLE_PX if asked.tile_px == "auto" else asked.tile_px
     overlap = min(OVERLAP_PX, tile // 4) if asked.overlap_px == "auto" else asked.overlap_px
     frames = WHOLE_FRAMES if asked.tile_frames == "auto" else asked.tile_frames

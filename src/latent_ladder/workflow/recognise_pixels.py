@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latent_ladder.errors import WorkflowError
+from latent_ladder.shapes import PIXELS_PER_LATENT
 from latent_ladder.workflow.graph import Graph, Node
 from latent_ladder.workflow.trail import RUN_IT, Trail, does_not_fit
 
@@ -125,16 +126,17 @@ def decode_fields(trail: Trail, decoder: Node, frames: int) -> dict[str, Any]:
     """The request's ``decode`` table for a decoder node and a clip of ``frames``."""
     if decoder.class_type == "VAEDecodeTiled":
         return _tiled(trail, decoder, frames)
+    found: dict[str, Any] = {}
     if decoder.class_type == "LTXVTiledVAEDecode":
         across, down = (trail.whole(decoder, n) for n in ("horizontal_tiles", "vertical_tiles"))
         if across * down > 1:
-            text = f"decodes in {across}x{down} tiles; a request decodes whole where memory allows"
-            trail.lose(decoder, text)
+            overlap = trail.whole(decoder, "overlap")
+            found = {"grid": [across, down], "overlap_px": overlap * PIXELS_PER_LATENT}
     elif decoder.class_type == "LTXVSpatioTemporalTiledVAEDecode":
         trail.lose(decoder, "decodes in tiles; a request decodes whole where memory allows")
     if decoder.class_type != "VAEDecode" and trail.value(decoder, "last_frame_fix"):
         trail.lose(decoder, "last_frame_fix: decoding here needs none")
-    return {}
+    return found
 
 
 def _tiled(trail: Trail, decoder: Node, frames: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,21 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latent_ladder.models.video_vae import FRAMES_PER_CHUNK, VideoVae, load_video_vae
+from latent_ladder.models.video_vae import (
+    FRAMES_PER_CHUNK,
+    VideoVae,
+    decode_bands,
+    load_video_vae,
+)
+from latent_ladder.pieces import Tiling, even, even_size, faded, feathered, whole
 from latent_ladder.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, pixel_frames
 from latent_ladder.workflow.engine import Engine
 from latent_ladder.workflow.meaning.means import Ask, Meaning
-from latent_ladder.workflow.meaning.tiles import (
-    MakeTiling,
-    Tiling,
-    bands,
-    even,
-    faded,
-    feathered,
-    whole,
-)
 from latent_ladder.workflow.values import Images, Latent, Value, VideoVaeFile
 
+MakeTiling = Callable[[Sequence[int]], Tiling]
 FALLBACK_PX = (512, 256, 128)
 """Tiles that are tried when memory runs out, as ``VAEDecode`` falls back to tiles of 256."""
 
@@ -56,7 +54,7 @@ class Decoding:
         )
         tiling = self.tiling(self.latents.shape[2:])
         left = pixel_frames(self.latents.shape[2]) - self.drop_last
-        for band in bands(self.latents.to(runtime.device), vae, tiling):
+        for band in decode_bands(self.latents.to(runtime.device), vae, tiling):
             if left > 0:
                 yield band[:, :left]
             left -= band.shape[1]
@@ -153,7 +151,7 @@ def _ltx_tiling(ask: Ask) -> MakeTiling:
 def _even(ask: Ask, grid: Sequence[int], tiles: tuple[int, int], overlap: int) -> Tiling:
     """Tiles of the pack's decoder. Raises :class:`WorkflowError` where they would start outside."""
     for side, count in zip(grid[1:], tiles, strict=True):
-        size = (side + (count - 1) * overlap) // count
+        size = even_size(side, count, overlap)
         if count > 1 and size < overlap:
             raise ask.error(
                 f"{count} tiles across {side} latents are {size} wide and cannot overlap by "

@@ -1,19 +1,16 @@
-"""The tilings of ComfyUI's decoding nodes, frame by frame: each node's own tiles and ramps.
+"""Tiles side by side, frame by frame: the pieces of each axis and what each pixel of them counts.
 
-Every tiling is a product of axes, and each axis' weights are divided by their sum, so the weights
-of all tiles sum to 1 at every pixel, as the nodes get by dividing at the end. All tiles of a span
-of time are decoded side by side, so that memory is that of a few frames, not of the clip.
+The tilings of ComfyUI's decoding nodes, with each node's own tiles and ramps; a request's ``grid``
+is one of them. Every tiling is a product of axes, and each axis' weights are divided by their sum,
+so the weights of all tiles sum to 1 at every pixel, as the nodes get by dividing at the end.
+:mod:`latent_ladder.models.side_by_side` carries them out. Pure numbers, no tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from latent_ladder.models.video_vae import VideoVae, decode_bands
 from latent_ladder.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, pixel_frames
 
 
@@ -44,6 +41,17 @@ class Tiling:
     def is_whole(self) -> bool:
         """Whether there is nothing to blend."""
         return len(self.frames) == len(self.rows) == len(self.cols) == 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The latent frames, rows and columns that the tiling covers."""
+        return (self.frames[-1].stop, self.rows[-1].stop, self.cols[-1].stop)
+
+    @property
+    def area(self) -> int:
+        """Latents of all tiles of one latent frame together, what they share counted each time."""
+        rows, cols = (sum(p.stop - p.start for p in axis) for axis in (self.rows, self.cols))
+        return rows * cols
 
 
 # --- the nodes' tilings -------------------------------------------------------------------------
@@ -77,13 +85,24 @@ def feathered(grid: Sequence[int], tile: tuple[int, int], overlap: tuple[int, in
 
 
 def even(grid: Sequence[int], rows: int, cols: int, overlap: int) -> Tiling:
-    """``LTXVTiledVAEDecode``: so many tiles, ramps from 0 to 1 where there is a neighbour."""
+    """``LTXVTiledVAEDecode``: so many tiles, ramps from 0 to 1 where there is a neighbour.
+
+    ``overlap`` is at most :func:`even_size` of a side that is split.
+    """
     frames, height, width = grid
     return Tiling(
         _one(frames, pixel_frames(frames)),
         _even_side(height, rows, overlap),
         _even_side(width, cols, overlap),
     )
+
+
+def even_size(length: int, count: int, overlap: int) -> int:
+    """The size of each of ``count`` tiles of a side; the last one may be larger.
+
+    Tiles smaller than their overlap would begin outside of the side.
+    """
+    return (length + (count - 1) * overlap) // count
 
 
 def faded(grid: Sequence[int], tiling: Tiling, length: int, overlap: int) -> Tiling:
@@ -155,7 +174,7 @@ def _feathered_side(length: int, tile: int, overlap: int) -> tuple[Piece, ...]:
 def _even_side(length: int, count: int, overlap: int) -> tuple[Piece, ...]:
     if count == 1:
         return _one_side(length)
-    size = (length + (count - 1) * overlap) // count
+    size = even_size(length, count, overlap)
     starts = [i * (size - overlap) for i in range(count)]
     spans = [
         (start, length if i == count - 1 else min(start + size, length))
@@ -191,102 +210,3 @@ def _shared(raw: Sequence[Sequence[float]], places: Sequence[int]) -> list[tuple
         tuple(weight / (total[place + i] or 1.0) for i, weight in enumerate(weights))
         for place, weights in zip(places, raw, strict=True)
     ]
-
-
-# --- decoding -----------------------------------------------------------------------------------
-
-
-def bands(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Iterator[Tensor]:
-    """Normalised latents (1, C, F, H, W) -> (3, n, H', W') float32, about -1..1, in order.
-
-    A band may be overwritten once the next one is asked for.
-    """
-    if tiling.is_whole:
-        yield from decode_bands(latents, vae)
-        return
-    held: Tensor | None = None
-    for i, piece in enumerate(tiling.frames):
-        after = tiling.frames[i + 1].first if i + 1 < len(tiling.frames) else None
-        at, waiting = piece.first, []
-        for band in _span(latents, vae, tiling, piece):
-            band = _weighted(band, piece.weights[at - piece.first :])
-            held, band = _added(held, band)
-            final = len(band[0]) if after is None else max(min(after - at, len(band[0])), 0)
-            at += len(band[0])
-            if final:
-                yield band[:, :final]
-            if final < len(band[0]):
-                waiting.append(band[:, final:].clone())
-        held = torch.cat(waiting, dim=1) if waiting else None
-
-
-def _weighted(band: Tensor, weights: Sequence[float]) -> Tensor:
-    part = weights[: band.shape[1]]
-    if all(w == 1.0 for w in part):
-        return band
-    return band * torch.tensor(part, dtype=torch.float32, device=band.device)[:, None, None]
-
-
-def _added(held: Tensor | None, band: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The band with the frames that an earlier span left open, and what is still open of them."""
-    if held is None:
-        return None, band
-    n = min(held.shape[1], band.shape[1])
-    band[:, :n] += held[:, :n]
-    rest = held[:, n:]
-    return (rest if rest.shape[1] else None), band
-
-
-def _span(latents: Tensor, vae: VideoVae, tiling: Tiling, piece: Piece) -> Iterator[Tensor]:
-    """All tiles of one span of time, blended, in bands of as many frames as all have ready."""
-    part = latents[:, :, piece.start : piece.stop]
-    places = [(row, col) for row in tiling.rows for col in tiling.cols]
-    streams = [
-        _Ahead(decode_bands(part[..., row.start : row.stop, col.start : col.stop], vae))
-        for row, col in places
-    ]
-    skip = piece.drop
-    height, width = (axis[-1].first + len(axis[-1].weights) for axis in (tiling.rows, tiling.cols))
-    while count := min(stream.ready() for stream in streams):
-        band = torch.zeros((3, count, height, width), device=vae.device)
-        for (row, col), stream in zip(places, streams, strict=True):
-            frames = stream.take(count)
-            weight = _ramp(row, vae)[:, None] * _ramp(col, vae)
-            band[
-                ...,
-                row.first : row.first + len(row.weights),
-                col.first : col.first + len(col.weights),
-            ].addcmul_(frames, weight)
-        if skip:
-            band, skip = band[:, min(skip, count) :], max(skip - count, 0)
-        if band.shape[1]:
-            yield band
-
-
-def _ramp(piece: Piece, vae: VideoVae) -> Tensor:
-    return torch.tensor(piece.weights, dtype=torch.float32, device=vae.device)
-
-
-class _Ahead:
-    """A stream of bands that says how many frames it has ready, at least one until its end."""
-
-    def __init__(self, source: Iterator[Tensor]) -> None:
-        self._source = source
-        self._frames: Tensor | None = None
-
-    def ready(self) -> int:
-        """Frames that can be taken now; 0 at the end."""
-        if self._frames is None or not self._frames.shape[1]:
-            following = next(self._source, None)
-            self._frames = None if following is None else following.clone()
-        return 0 if self._frames is None else self._frames.shape[1]
-
-    def take(self, count: int) -> Tensor:
-        """The next ``count`` frames (3, count, H, W)."""
-        if self._frames is None:
-            raise ValueError("no frames are ready")
-        taken, self._frames = self._frames[:, :count], self._frames[:, count:]
-        return taken
-
-
-MakeTiling = Callable[[Sequence[int]], Tiling]

@@ -208,7 +208,7 @@ def row(got: Tensor, true: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def compare(clip: Tensor, true: Tensor) -> dict[str, dict[str, float]]:
-    """Rows of the shipped network and of Lanczos, and the true edges, for decoded frames (F, H, W, 3)."""
+    """Rows of the shipped network and of Lanczos for decoded frames (F, H, W, 3); true edges."""
     network = load_compact(load_file(MODELS / FILE), torch.float32)
     if network is None:
         raise SystemExit(f"{FILE} is no compact network")

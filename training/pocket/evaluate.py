@@ -3,10 +3,10 @@
     python training/pocket/evaluate.py                        # all parts
     python training/pocket/evaluate.py --parts draft,ladder --prompts 24
 
-Parts (seconds of one core at the default 64 prompts): `vae` 120 (ceilings of the judge, PSNR of the
-VAE and of the upsampler), `draft` 190 (judge, sound, picture sheet), `ladder` 450 and `ladder_true`
-300 (detail and motion of draft, upsampled, refined and true clips, from own and from perfect
-drafts), `image` 50, `diversity` 95, `guidance` 130, `synonyms` 35.
+Parts (seconds of one core; at 100 prompts): `draft` 300 (judge, sound, picture sheet), `ladder` 810
+and `ladder_true` as much (detail and motion of draft, upsampled, refined and true clips, from own
+and from perfect drafts, 12 clips); at 64 prompts: `vae` 120 (ceilings of the judge, PSNR of the VAE
+and of the upsampler), `image` 50, `diversity` 95, `guidance` 130, `synonyms` 35; `upscale` 100.
 Results are merged into runs/NAME.json; sheets are runs/NAME-*.png.
 """
 

@@ -89,7 +89,7 @@ def test_plan_runs_nothing_and_says_what_is_reused(ladder, tmp_path):
     assert stored["base"]
     assert not stored["refine"]
     refine = next(s for s in after["stages"] if s["stage"] == "refine")
-    assert refine["start_sigma"] == pytest.approx(0.8892, abs=1e-3)
+    assert refine["start_sigma"] == pytest.approx(0.6598, abs=1e-3)
     assert refine["video_latents"] == [1, 8, 2, 2, 2]
     assert refine["flops"] > 0
 

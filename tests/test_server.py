@@ -571,7 +571,7 @@ def test_object_info_has_comfyuis_shape(served):
     assert list(longer["inputs"]["required"]) == ["longer_size"]
     rate = info["LTXVEmptyLatentAudio"]["input"]["required"]["frame_rate"]
     assert (rate[0], rate[1]["widgetType"]) == ("FLOAT,INT", "FLOAT")
-    assert "Does not run here" in info["TextGenerateLTX2Prompt"]["description"]
+    assert "Does not run here" in info["GemmaAPITextEncode"]["description"]
     assert served.read("/object_info/KSampler") == {"KSampler": sampler}
     assert served.read("/object_info/DWPreprocessor") == {}
 

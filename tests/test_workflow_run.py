@@ -260,7 +260,7 @@ def test_what_a_switch_leaves_out_need_not_run(tmp_path: Path) -> None:
         "on": ("PrimitiveBoolean", {"value": False}),
         "text": ("PrimitiveString", {"value": "as it is"}),
         "clip": MODELS["clip"],
-        "better": ("TextGenerateLTX2Prompt", {"clip": ["clip", 0], "prompt": ["text", 0]}),
+        "better": ("LTXVPromptEnhancer", {"clip": ["clip", 0], "prompt": ["text", 0]}),
         "chosen": (
             "ComfySwitchNode",
             {"switch": ["on", 0], "on_false": ["text", 0], "on_true": ["better", 0]},
@@ -273,6 +273,22 @@ def test_what_a_switch_leaves_out_need_not_run(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match="better") as caught:
         execute(graph(nodes), engine(tmp_path))
     assert caught.value.node_id == "better"
+
+
+def test_a_prompt_is_passed_on_as_it_is_written_and_that_is_told(tmp_path: Path) -> None:
+    nodes: Nodes = {
+        "text": ("PrimitiveString", {"value": "a red ball"}),
+        "clip": ("CLIPLoader", {"clip_name": "not here.safetensors", "type": "ltxv"}),
+        "better": ("TextGenerateLTX2Prompt", {"clip": ["clip", 0], "prompt": ["text", 0]}),
+        "shown": ("PreviewAny", {"source": ["better", 0]}),
+    }
+    events: list[GraphEvent] = []
+    shown = execute(graph(nodes), engine(tmp_path), on_event=events.append)
+    assert shown["shown"] == {"text": ["a red ball"]}
+    assert [e.code for e in events if isinstance(e, NodeWarned)] == ["prompt_as_written"]
+    nodes["text"] = ("PrimitiveString", {"value": " "})
+    with pytest.raises(WorkflowError, match="no prompt to pass on"):
+        execute(graph(nodes), engine(tmp_path))
 
 
 def test_a_switch_that_is_decided_on_the_way_computes_one_side(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def switched(on: bool, expression: str = "a / 2") -> dict[str, Any]:
         "on": node("PrimitiveBoolean", value=on),
         "own": node("PrimitiveString", value="mine"),
         "clip": node("CLIPLoader", clip_name="x", type="ltxv"),
-        "made": node("TextGenerateLTX2Prompt", prompt=["own", 0], clip=["clip", 0]),
+        "made": node("LTXVPromptEnhancer", prompt=["own", 0], clip=["clip", 0]),
         "sw": node("ComfySwitchNode", switch=["on", 0], on_true=["made", 0], on_false=["own", 0]),
         "out": node("PreviewAny", source=["sw", 0]),
         "size": node("PreviewAny", source=["m", 1]),
@@ -175,6 +175,14 @@ def test_a_branch_that_no_switch_takes_is_not_needed() -> None:
     wrong = problems(graph)
     assert [p.node for p in wrong] == ["made"]
     assert as_error(graph, wrong).hint == "--set on.value=false leads past it"
+
+
+def test_a_prompt_that_is_passed_on_needs_no_model() -> None:
+    document = switched(True)
+    document["made"]["class_type"] = "TextGenerateLTX2Prompt"
+    graph = read_api(document)
+    assert problems(graph) == []
+    assert "clip" not in needed(graph, outputs(graph))
 
 
 def test_an_image_that_is_switched_off_is_not_needed() -> None:

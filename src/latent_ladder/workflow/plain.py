@@ -205,29 +205,35 @@ def _taken(node: Node, switch: object) -> str:
 def _without_branch(node: Node, known: Mapping[Link, Value]) -> Node:
     """The node without the inputs that it will not ask for."""
     unused = _BRANCHES.get(node.class_type)
-    dropped = unused(node, known) if unused else ""
+    dropped = unused(node, known) if unused else ()
     if not dropped:
         return node
-    kept = {k: v for k, v in node.inputs.items() if k != dropped}
+    kept = {k: v for k, v in node.inputs.items() if k not in dropped}
     return Node(node.id, node.class_type, node.title, kept, node.pack)
 
 
-def _unused_side(node: Node, known: Mapping[Link, Value]) -> str:
-    """The side of a switch that it does not take, empty where that is not known."""
+def _unused_side(node: Node, known: Mapping[Link, Value]) -> tuple[str, ...]:
+    """The side of a switch that it does not take, nothing where that is not known."""
     switch = value_of(node, "switch", known)
     if switch is None:
-        return ""
-    return "on_false" if _taken(node, switch) == "on_true" else "on_true"
+        return ()
+    return ("on_false",) if _taken(node, switch) == "on_true" else ("on_true",)
 
 
-def _unused_image(node: Node, known: Mapping[Link, Value]) -> str:
-    return "image" if value_of(node, "bypass", known) is True else ""
+def _unused_image(node: Node, known: Mapping[Link, Value]) -> tuple[str, ...]:
+    return ("image",) if value_of(node, "bypass", known) is True else ()
 
 
-_BRANCHES: Mapping[str, Callable[[Node, Mapping[Link, Value]], str]] = {
+def _all_but_prompt(node: Node, _: Mapping[Link, Value]) -> tuple[str, ...]:
+    """A prompt that is passed on as it was written needs neither a model nor a picture."""
+    return tuple(name for name, _ in node.links if name != "prompt")
+
+
+_BRANCHES: Mapping[str, Callable[[Node, Mapping[Link, Value]], tuple[str, ...]]] = {
     "ComfySwitchNode": _unused_side,
     "LTXVImgToVideoInplace": _unused_image,
     "LTXVImgToVideoConditionOnly": _unused_image,
+    "TextGenerateLTX2Prompt": _all_but_prompt,
 }
 
 

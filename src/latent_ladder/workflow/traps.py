@@ -93,6 +93,13 @@ def _clown(look: Look) -> Iterator[tuple[str, str]]:
     )
 
 
+def _enhanced(_: Look) -> Iterator[tuple[str, str]]:
+    yield (
+        "prompt_as_written",
+        "no language model rewrites prompts here: the prompt is taken as it is written",
+    )
+
+
 def _guided(look: Look) -> Iterator[tuple[str, str]]:
     """A negative prompt that is never looked at."""
     guider = _source(look, "guider")
@@ -168,6 +175,7 @@ _RULES: Mapping[str, Callable[[Look], Iterator[tuple[str, str]]]] = {
     "LTXVNormalizingSampler": _guided,
     "KSampler": _ksampler,
     "LTXVTiledVAEDecode": _one_latent,
+    "TextGenerateLTX2Prompt": _enhanced,
 }
 
 

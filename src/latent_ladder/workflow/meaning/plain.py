@@ -27,6 +27,18 @@ def switch(ask: Ask) -> list[Value]:
     return [ask.fetch(chosen if ask.has(chosen) else other)]
 
 
+def as_written(ask: Ask) -> list[Value]:
+    """``TextGenerateLTX2Prompt``: no language model rewrites the prompt here; it is passed on."""
+    prompt = ask.text("prompt") if ask.has("prompt") else ""
+    if not prompt.strip():
+        raise ask.error(
+            "there is no prompt to pass on, and none is written here",
+            "type a prompt, or switch enhancement off",
+        )
+    ask.warn("prompt_as_written", "no language model rewrites prompts here: taken as it is")
+    return [prompt, ""]
+
+
 def preview_any(ask: Ask) -> Results:
     """``PreviewAny``: shows a value as text."""
     found = _as_text(ask.fetch("source"))
@@ -51,5 +63,6 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         **{name: Meaning(partial(computed, name)) for name in PLAIN},
         "ComfySwitchNode": Meaning(switch),
         "PreviewAny": Meaning(preview_any),
+        "TextGenerateLTX2Prompt": Meaning(as_written),
     }
 )

@@ -99,7 +99,6 @@ PROMPTS = (
         ],
         "STRING generated_text",
         "STRING thinking",
-        why_not="it writes prompts with Gemma, which is not done here: switch enhancement off",
     ),
     node(
         "GemmaAPITextEncode",

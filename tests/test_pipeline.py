@@ -18,6 +18,7 @@ import pytest
 
 from latent_ladder import Request
 from latent_ladder.checkpoints.library import scan
+from latent_ladder.commands.runs import runs_show
 from latent_ladder.errors import Cancelled, MediaError, RequestError
 from latent_ladder.media.read import probe, read_frames
 from latent_ladder.pipeline import Cancel, RunOptions, execute, prepare, request_of_clip
@@ -92,6 +93,18 @@ def test_a_prompt_becomes_a_file_with_sound_of_equal_length(first):
     assert info.audio_duration_s == pytest.approx(9 / 24, abs=1 / 48000)
     assert result.duration_s == pytest.approx(9 / 24)
     assert sum(1 for chunk in read_frames(folder / "a.mp4")) >= 1
+
+
+def test_every_run_keeps_its_metrics_and_shows_them(first, capsys):
+    result, _, store, _ = first
+    assert result.metrics["frames"] == 9
+    assert result.metrics["detail"] > 0
+    assert result.metrics["sound"]["level_db"] < 0
+    assert store.runs.show(result.run).metrics == result.metrics
+    runs_show(result.run, store.root)
+    shown = capsys.readouterr().out
+    assert f"{result.metrics['motion']:.3f}" in shown
+    assert f"{result.metrics['sound']['level_db']:.3f}" in shown
 
 
 def test_stages_run_in_order_with_steps_and_peaks(first):

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from latent_ladder.media.write import VideoSpec, write_video
-from latent_ladder.models.networks_dims import VideoCoder
+from latent_ladder.models.dims import VideoCoder
 from latent_ladder.models.parts import Statistics
 from latent_ladder.models.video_coder import VideoDecoder, packed
 from latent_ladder.models.video_vae import VideoVae, decode_video

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from k_types import ENCODERS
 from torch import Tensor
 
 from latent_ladder.models.dequantize_ggml import BLOCKS
 from latent_ladder.models.quantized import QuantizedTensor
+
+sys.path.append(str(Path(__file__).parents[1] / "training" / "pocket"))
+from k_types import ENCODERS
 
 CLOCK = {True: time.process_time, False: time.perf_counter}
 """By whether there is one thread only."""

@@ -23,7 +23,7 @@ from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.checkpoints.library import ModelSet, model_folders, scan, select
-from latent_ladder.models import networks_dims as dims
+from latent_ladder.models import dims
 from latent_ladder.text.tokenizer import text_length
 
 PARTS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder", "upsampler")

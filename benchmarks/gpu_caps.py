@@ -35,7 +35,7 @@ import layouts  # noqa: E402
 
 from latent_ladder.disk import readable_size  # noqa: E402
 from latent_ladder.memory import LTX_2_3, DitSize, ModelSizes  # noqa: E402
-from latent_ladder.models import networks_dims as dims  # noqa: E402
+from latent_ladder.models import dims  # noqa: E402
 from latent_ladder.models.config import StreamConfig, TransformerConfig  # noqa: E402
 from latent_ladder.models.denoiser import Denoiser, StreamRun  # noqa: E402
 from latent_ladder.models.loading import EmptyOnMeta  # noqa: E402

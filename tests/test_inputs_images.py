@@ -18,7 +18,8 @@ from latent_ladder.commands.flags import InputFlags
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents import video_to_tokens
 from latent_ladder.media.image import check_image, fitted, like_video, load_image
-from latent_ladder.pipeline import prepare, request_of_clip
+from latent_ladder.pipeline import prepare
+from latent_ladder.request_read import request_of_clip
 from latent_ladder.request_set import apply_sets
 from latent_ladder.sampling.denoise import LatentState
 from latent_ladder.shapes import Rung

@@ -21,7 +21,7 @@ from latent_ladder.checkpoints.layout import (
     unclaimed,
 )
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
-from latent_ladder.models import networks_dims as dims
+from latent_ladder.models import dims
 from latent_ladder.models.audio_coder import AudioDecoder, AudioEncoder
 from latent_ladder.models.config import TransformerConfig
 from latent_ladder.models.loading import EmptyOnMeta

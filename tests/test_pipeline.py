@@ -21,7 +21,8 @@ from latent_ladder.checkpoints.library import scan
 from latent_ladder.commands.runs import runs_show
 from latent_ladder.errors import Cancelled, MediaError, RequestError
 from latent_ladder.media.read import probe, read_frames
-from latent_ladder.pipeline import Cancel, RunOptions, execute, prepare, request_of_clip
+from latent_ladder.pipeline import Cancel, RunOptions, execute, prepare
+from latent_ladder.request_read import request_of_clip
 from latent_ladder.stages.events import StageDone, StepDone, Waiting, Warned
 from latent_ladder.stages.store import Store
 

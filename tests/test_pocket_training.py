@@ -17,8 +17,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from latent_ladder.checkpoints.files import open_checkpoint
+from latent_ladder.checkpoints.layout import components
 from latent_ladder.checkpoints.library import EMBEDDED
+from latent_ladder.models.quantized import read_float
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training" / "pocket"))
 
@@ -126,9 +130,13 @@ def _error(got: torch.Tensor) -> float:
     return float((got - _matrix()).norm() / _matrix().norm())
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("Q8_0", 0.01), ("Q4_K", 0.1)])
+LIMITS = {"Q8_0": 0.01, "Q6_K": 0.025, "Q5_1": 0.05, "Q5_0": 0.055, "Q5_K": 0.05, "Q4_1": 0.09,
+          "Q4_0": 0.1, "Q4_K": 0.1, "Q3_K": 0.2, "Q2_K": 0.4}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "limit"), LIMITS.items())
 def test_gguf_blocks_are_read_back_by_the_reference_reader(kind: str, limit: float) -> None:
-    quantise = formats._BLOCKS[kind][1]
+    quantise = formats.BLOCKS[kind][1]
     blocks = quantise(_matrix().numpy())
     back = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
     assert _error(torch.from_numpy(np.ascontiguousarray(back))) < limit
@@ -148,6 +156,21 @@ def test_nvfp4_with_its_swizzled_scales_is_close_to_the_matrix() -> None:
     codes = torch.stack([parts["weight"] >> 4, parts["weight"] & 15], -1).flatten(1).long()
     values = formats.E2M1[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
     assert _error((values.unflatten(1, (-1, 16)) * scales[..., None]).flatten(1)) < 0.12
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("mxfp8", 0.03), ("int8", 0.01), ("nvfp4", 0.12)])
+def test_copies_are_read_back_by_the_product(kind: str, limit: float, tmp_path: Path) -> None:
+    name = f"{formats.NET}transformer_blocks.0.attn1.to_q.weight"
+    matrix = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)) * 0.05
+    save_file({name: matrix}, tmp_path / "whole.safetensors", {"config": "{}"})
+    formats.WRITERS[kind](tmp_path / "whole.safetensors", tmp_path)
+    (copy,) = (tmp_path / "checkpoints").iterdir()
+    part = components(open_checkpoint(copy))["transformer"]
+    key = "transformer_blocks.0.attn1.to_q.weight"
+    assert part.stored(key).format == kind
+    got = read_float(part, key, torch.float32)[:100, :200]  # stored padded
+    assert got.shape == matrix.shape
+    assert float((got - matrix).norm() / matrix.norm()) < limit
 
 
 def test_the_scene_of_a_draft_is_solved_for(encoder: video_vae.Transform) -> None:

@@ -26,7 +26,7 @@ LAYERS: tuple[str, ...] = (
     "server.messages workflow.output_names workflow.schema",
     "checkpoints.gguf server.sockets server.worker workflow.types.rows",
     "disk draft_list problems sheet shapes tiling checkpoints.files checkpoints.folders "
-    "media.image sampling.samplers sampling.schedules models.config models.networks_dims "
+    "media.image sampling.samplers sampling.schedules models.config models.dims "
     "models.runtime server.jobs workflow.types.conditioning workflow.types.elsewhere "
     "workflow.types.images workflow.types.latents workflow.types.loaders workflow.types.media "
     "workflow.types.plain workflow.types.sampling",
@@ -53,8 +53,9 @@ LAYERS: tuple[str, ...] = (
     "models.video_coder models.vocoder",
     "checkpoints.library checkpoints.misplaced request models.transformer models.text_encoder "
     "models.video_vae models.audio_vae models.latent_upsampler",
-    "stages.given stages.beside upscale.plan workflow.build_output workflow.build_sampling "
-    "workflow.embedded workflow.file_names workflow.nearest workflow.wanted_files",
+    "request_read stages.given stages.beside upscale.plan workflow.build_output "
+    "workflow.build_sampling workflow.embedded workflow.file_names workflow.nearest "
+    "workflow.wanted_files",
     "request_set advice memory models.denoiser stages.plan upscale.rtx workflow.build_inputs "
     "workflow.check workflow.lost workflow.recognise_sampling",
     "planner stages.inputs upscale.stream models.tiled_denoiser workflow.build "

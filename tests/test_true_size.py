@@ -14,7 +14,7 @@ import true_size
 
 from latent_ladder.checkpoints.files import open_checkpoint
 from latent_ladder.checkpoints.layout import components, family, unclaimed
-from latent_ladder.models import networks_dims as dims
+from latent_ladder.models import dims
 from latent_ladder.models.config import TransformerConfig
 from latent_ladder.models.loading import EmptyOnMeta
 from latent_ladder.models.lora import attach

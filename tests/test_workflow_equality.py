@@ -16,6 +16,7 @@ from torch import Tensor
 from latent_ladder import pipeline
 from latent_ladder.checkpoints.library import EMBEDDED, Library, model_folders, scan, select
 from latent_ladder.request import Request
+from latent_ladder.request_read import read_request
 from latent_ladder.stages.plan import make_plan
 from latent_ladder.stages.store import Store
 from latent_ladder.workflow.execute import execute
@@ -115,6 +116,6 @@ def test_an_export_runs_and_its_clip_imports_and_exports(library: Library, tmp_p
     same(of_request(request, library, tmp_path), of_graph(graph, run, library, tmp_path))
     (clip,) = (tmp_path / "output" / "video").glob("*.mp4")
     assert import_workflow(read_workflow(clip)).request.frames == request.frames
-    carried = pipeline.read_request(tmp_path / "request.mp4")
+    carried = read_request(tmp_path / "request.mp4")
     ui = json.loads(json.dumps(export_workflow(carried, files, "ui")))
     assert import_workflow(from_document(ui)).request == carried

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -74,6 +73,8 @@ def gpus() -> tuple[Gpu, ...]:
     """NVIDIA GPUs in the order of their numbers; empty where there are none or no driver."""
     if shutil.which(QUERY[0]) is None:
         return ()
+    import subprocess  # a seventh of this module's start, for machines with a GPU only
+
     try:
         done = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True)
         return tuple(_gpu(line) for line in done.stdout.splitlines() if line.strip())

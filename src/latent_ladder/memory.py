@@ -14,13 +14,14 @@ counted forward. Which of the weights are on the device at a time is :mod:`plann
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.models.networks_dims import (
+from latent_ladder.models.dims import (
     CHUNK_VALUES,
     CHUNK_VALUES_ELSEWHERE,
     video_decoder,
@@ -172,7 +173,7 @@ def sizes_of(
 
 def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
     """The numbers of a transformer, from its shapes."""
-    blocks = {name.split(".")[1] for name in transformer.names if name.startswith("transformer_b")}
+    blocks, _ = _blocks(transformer)
     sound = "audio_patchify_proj.weight"
     return DitSize(
         layers=len(blocks),
@@ -193,14 +194,14 @@ def _blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
 
 
 def _count_blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
-    stored: dict[int, int] = {}
-    values: dict[int, int] = {}
-    for key in transformer.names:
+    stored: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    for key, shape in transformer.shapes().items():
         if key.startswith("transformer_blocks."):
-            number = int(key.split(".", 2)[1])
-            stored[number] = stored.get(number, 0) + transformer.nbytes_of(key)
-            values[number] = values.get(number, 0) + math.prod(transformer.shape(key))
-    return tuple(stored[n] for n in sorted(stored)), max(values.values(), default=0)
+            number = key.split(".", 2)[1]
+            stored[number] += transformer.nbytes_of(key)
+            values[number] += math.prod(shape)
+    return tuple(stored[n] for n in sorted(stored, key=int)), max(values.values(), default=0)
 
 
 _PIECES: Mapping[str, Callable[[str], str]] = {

@@ -6,7 +6,6 @@ heavy. Every finished stage is in the store before the next one begins.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from latent_ladder.advice import advise
 from latent_ladder.checkpoints.library import Library, model_folders, scan, select
-from latent_ladder.errors import Cancelled, LadderError, RequestError
+from latent_ladder.errors import Cancelled, LadderError
 from latent_ladder.machine import MemoryOptions, budget, measured
 from latent_ladder.planner import MemoryPlan, Policy, plan_memory
 from latent_ladder.proposal import propose
 from latent_ladder.request import Request
+from latent_ladder.request_read import clip_metadata
 from latent_ladder.stages.events import (
     OnEvent,
     Preview,
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from latent_ladder.stages.steps import Workshop
 
 T = TypeVar("T")
-
-METADATA_KEY = "latent_ladder"
-"""The tag of a clip that holds its request."""
 
 
 @dataclass
@@ -462,48 +459,6 @@ class Run:
         return self._store.runs.save(
             replace(record, warnings=tuple(w.message for w in self._warnings))
         )
-
-
-def clip_metadata(request: Request) -> dict[str, str]:
-    """The tags of a clip: its request, and the prompt as the standard comment."""
-    from latent_ladder import __version__
-
-    body = {"version": __version__, "request": request.to_dict()}
-    return {METADATA_KEY: json.dumps(body, ensure_ascii=False), "comment": request.prompt}
-
-
-def request_of_clip(path: Path) -> Request:
-    """The request embedded in a clip. Raises :class:`RequestError` when there is none."""
-    from latent_ladder.media.read import read_metadata
-
-    text = read_metadata(path).get(METADATA_KEY)
-    if text is None:
-        raise RequestError(
-            f"{path.name} carries no request of latent-ladder",
-            "only clips made by `ladder` have one; give a .toml or .json request instead",
-        )
-    try:
-        fields: Mapping[str, Any] = json.loads(text)["request"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"the request in {path.name} is damaged: {error}") from error
-    return Request.from_dict(fields)
-
-
-READERS: Mapping[str, Callable[[str], Request]] = {
-    ".toml": Request.from_toml,
-    ".json": Request.from_json,
-}
-
-
-def read_request(path: Path) -> Request:
-    """The request in a TOML or JSON file, or embedded in a clip."""
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        return request_of_clip(path)
-    try:
-        return reader(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"request {path} cannot be read: {error}", "check the path") from error
 
 
 def default_preset(library: Library, checkpoint: str | None = None) -> str:

@@ -41,6 +41,8 @@ VIDEO_HEADS, VIDEO_HEAD_DIM, AUDIO_HEAD_DIM = 4, 32, 16
 AUDIO_CHANNELS = sound_nets.BASE_CHANNELS
 WARM_STEPS = 150
 LARGE_SIGMA = 0.9125
+LENGTH, LARGE_LENGTH = 5, 4
+"""Latent frames that the cache holds at 256 and at 512 px."""
 
 
 def network_config() -> TransformerConfig:
@@ -362,6 +364,10 @@ def train(options: argparse.Namespace, team: Team) -> None:
     seed = options.seed + int(time.time()) % 1000 + 1000 * team.rank
     source = Source(seed, options.large > 0)
     trainee, optimizer, progress = begin(options, team)
+    if options.compile:
+        torch._dynamo.config.cache_size_limit = 64  # one variant a clip length, size and mask
+        for block in trainee.net.transformer_blocks:
+            block.compile(dynamic=False)
     step, average = progress["step"], progress["average"]
     weights = trainee.parameters()
     saved = time.time()
@@ -372,7 +378,8 @@ def train(options: argparse.Namespace, team: Team) -> None:
         pace = random.Random(f"{options.seed}/{step}")  # all processes draw the same kind of step
         large = pace.random() < options.large
         count = options.batch // (4 if large else 1) // team.size
-        batch = source.batch(count, large, 8 * pace.choice(lengths) - 7)
+        length = min(pace.choice(lengths), LARGE_LENGTH if large else LENGTH)
+        batch = source.batch(count, large, 8 * length - 7)
         losses = loss_of(trainee, batch, source.generator)
         (losses["video"] + 0.3 * losses["audio"]).backward()
         gone = time.time() - start
@@ -439,6 +446,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--compile", action="store_true", help="needs a C++ compiler; half a minute a variant"
+    )
     options = parser.parse_args()
     launch(train, options)
 

@@ -1,14 +1,15 @@
 """Quantised copies of the pocket checkpoint, each a complete model folder in ComfyUI's layout.
 
-    python training/pocket/formats.py FOLDER            # FOLDER/{fp8,nvfp4,q8_0,q4_k}
+    python training/pocket/formats.py FOLDER            # FOLDER/fp8, FOLDER/q4_k and so on
     python training/pocket/formats.py FOLDER --formats fp8,q8_0
 
-fp8 and NVFP4 are safetensors as ComfyUI reads them: scales as siblings of the weight; fp8 layers
-are marked by `comfy_quant` tensors, NVFP4 layers in the header (`_quantization_metadata`), so that
-both conventions occur. Q8_0 and Q4_K are GGUF transformers with the other parts in files beside
-them, quantised by the rules of ComfyUI-GGUF's converter: small tensors and tables float32,
-embeddings and modulation bf16, rows that a block does not divide float16 (Q4_K takes 256, which
-only the wide side of the feed-forwards has here). Matrices of the blocks are quantised, gates not.
+fp8, NVFP4, MXFP8 and int8 are safetensors as ComfyUI reads them: scales as siblings of the weight;
+fp8 layers are marked by `comfy_quant` tensors, the others in the header
+(`_quantization_metadata`), so that both conventions occur. The rest are GGUF transformers with the
+other parts in files beside them, quantised by the rules of ComfyUI-GGUF's converter: small tensors
+and tables float32, embeddings and modulation bf16, rows that a block does not divide float16 (the
+K types take 256, which only the wide side of the feed-forwards has here). Matrices of the blocks
+are quantised, gates not.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
+import k_types
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -88,6 +91,25 @@ def nvfp4(weight: Tensor) -> Tensors:
     }
 
 
+def mxfp8(weight: Tensor) -> Tensors:
+    """Blocks of 32 along a row: w = e4m3(q) * a power of two, stored as its exponent + 127."""
+    rows, columns = (-(-n // 32) * 32 for n in weight.shape)
+    padded = torch.zeros(rows, columns)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    blocks = padded.unflatten(1, (-1, 32))
+    exponent = (blocks.abs().amax(-1) / E4M3_MAX).clamp(min=2.0**-126).log2().ceil()
+    return {
+        "weight": (blocks / exponent.exp2()[..., None]).flatten(1).to(torch.float8_e4m3fn),
+        "weight_scale": swizzled(exponent + 127).to(torch.uint8),
+    }
+
+
+def int8(weight: Tensor) -> Tensors:
+    """One scale per row: w = q * weight_scale."""
+    scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+    return {"weight": (weight / scale).round().to(torch.int8), "weight_scale": scale}
+
+
 def write_safetensors(
     kind: Callable[[Tensor], Tensors], marked_in_header: str, checkpoint: Path, folder: Path
 ) -> None:
@@ -113,54 +135,15 @@ def write_safetensors(
 # -------------------------------------------------------------------------------------------- GGUF
 
 
-def q4_k(rows: np.ndarray) -> np.ndarray:
-    """Super-blocks of 256 float32: (R, C) -> bytes (R, C / 256 * 144). A value is d * scale * q -
-    dmin * min with 4-bit q and 6-bit scale and min per 32."""
-    x = rows.reshape(-1, 8, 32).astype(np.float32)
-    low = np.minimum(x.min(-1), 0)
-    step = (x.max(-1) - low) / 15
-    d = (step.max(-1) / 63).astype(np.float16).astype(np.float32)
-    d_min = ((-low).max(-1) / 63).astype(np.float16).astype(np.float32)
-    scales = _six_bits(step, d)
-    minima = _six_bits(-low, d_min)
-    unit = d[:, None] * scales
-    base = d_min[:, None] * minima
-    q = (x + base[..., None]) / np.where(unit > 0, unit, 1)[..., None]
-    q = np.clip(np.rint(np.where(unit[..., None] > 0, q, 0)), 0, 15).astype(np.uint8)
-    pairs = q.reshape(-1, 4, 2, 32)
-    nibbles = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
-    halves = np.stack([d, d_min], 1).astype(np.float16).view(np.uint8)
-    packed = np.concatenate([halves, _packed_scales(scales, minima), nibbles], axis=1)
-    return packed.reshape(len(rows), -1)
+def _by_gguf(kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda rows: gguf.quants.quantize(rows, gguf.GGMLQuantizationType[kind])
 
 
-def _six_bits(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    whole = np.rint(values / np.where(unit > 0, unit, 1)[:, None])
-    return np.clip(whole, 0, 63).astype(np.uint8)
-
-
-def _packed_scales(scales: np.ndarray, minima: np.ndarray) -> np.ndarray:
-    """Eight 6-bit scales and eight 6-bit minima in 12 bytes."""
-    first, later = slice(0, 4), slice(4, 8)
-    return np.concatenate(
-        [
-            scales[:, first] | (scales[:, later] >> 4) << 6,
-            minima[:, first] | (minima[:, later] >> 4) << 6,
-            (scales[:, later] & 15) | (minima[:, later] & 15) << 4,
-        ],
-        axis=1,
-    )
-
-
-def q8_0(rows: np.ndarray) -> np.ndarray:
-    """Blocks of 32 (gguf-py's own)."""
-    return gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q8_0)
-
-
-_BLOCKS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
-    "Q8_0": (32, q8_0),
-    "Q4_K": (256, q4_k),
+BLOCKS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+    **{kind: (32, _by_gguf(kind)) for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")},
+    **{name.upper(): (256, encode) for name, encode in k_types.ENCODERS.items()},
 }
+"""GGUF type -> weights in a block, and its encoder: gguf-py's own where it has one."""
 
 
 def stored(name: str, value: Tensor, block: str) -> tuple[np.ndarray, str]:
@@ -169,7 +152,7 @@ def stored(name: str, value: Tensor, block: str) -> tuple[np.ndarray, str]:
         return value.float().numpy(), "F32"
     if any(part in name for part in WHOLE) or value.dim() != 2:
         return value.to(torch.bfloat16).contiguous().view(torch.uint8).numpy(), "BF16"
-    size, quantise = _BLOCKS[block]
+    size, quantise = BLOCKS[block]
     if value.shape[1] % size:
         return value.to(torch.float16).numpy(), "F16"
     return quantise(value.float().numpy()), block
@@ -212,10 +195,11 @@ def _metadata(checkpoint: Path) -> dict[str, str]:
 
 
 WRITERS: dict[str, Callable[[Path, Path], None]] = {
-    "fp8": lambda source, folder: write_safetensors(fp8, "", source, folder),
-    "nvfp4": lambda source, folder: write_safetensors(nvfp4, "nvfp4", source, folder),
-    "q8_0": lambda source, folder: write_gguf("Q8_0", source, folder),
-    "q4_k": lambda source, folder: write_gguf("Q4_K", source, folder),
+    "fp8": partial(write_safetensors, fp8, ""),
+    "nvfp4": partial(write_safetensors, nvfp4, "nvfp4"),
+    "mxfp8": partial(write_safetensors, mxfp8, "mxfp8"),
+    "int8": partial(write_safetensors, int8, "int8_tensorwise"),
+    **{kind.lower(): partial(write_gguf, kind) for kind in BLOCKS},
 }
 
 

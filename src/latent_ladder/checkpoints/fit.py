@@ -193,12 +193,6 @@ class LoraMatch(NamedTuple):
     conflict: str | None
 
 
-_LORA_PREFIX = re.compile(
-    r"^(base_model\.model\.)?(model\.diffusion_model\.|diffusion_model\.|transformer\.|"
-    r"lora_unet_|lycoris_)"
-)
-
-
 def lora_match(lora: Component, fit: Fit) -> LoraMatch:
     """Compare the widths of a LoRA's matrices, of any kind, with those of a transformer."""
     try:
@@ -228,20 +222,17 @@ def lora_family(lora: Component) -> str | None:
     stated = lora.file.metadata.get("model_version", "")[:3]
     if stated in ("2.0", "2.3", "2.5"):
         return stated
-    modules = {_module(key).replace("_", ".") for key in lora.names}
     for family_name, mark in _LORA_MARKS.items():
-        if any(mark in module for module in modules):
+        if any(mark.search(key) for key in lora.names):
             return family_name
     return "2.0" if re.search(r"ltx-?2-19b|ltx2[-_]19b", lora.file.path.name.lower()) else None
 
 
-_LORA_MARKS = {"2.3": "to.gate.logits", "2.0": "caption.projection"}
-"""Modules that only one family has, with dots for underscores."""
-
-
-def _module(key: str) -> str:
-    name = re.split(r"\.(?:lora_|alpha$|dora_scale$|lokr_|hada_)", key, maxsplit=1)[0]
-    return _LORA_PREFIX.sub("", name)
+_LORA_MARKS = {
+    "2.3": re.compile(r"to[._]gate[._]logits"),
+    "2.0": re.compile(r"caption[._]projection"),
+}
+"""Modules that only one family has; some files write dots as underscores."""
 
 
 def is_distilled_lora(lora: Component) -> bool:

@@ -31,6 +31,9 @@ PARTS: Mapping[str, str] = {
 }
 """Spelling in a file -> part of an adapter."""
 
+_USUAL = {"lora_A", "lora_B", "lora_down", "lora_up"}
+"""Parts that nearly every name of nearly every file ends in: told without a pattern."""
+
 _KEY = re.compile(
     rf"(?P<module>.+?)\.(?P<part>{'|'.join(sorted(PARTS, key=len, reverse=True))})"
     r"(?:\.(?!bias$)\w+)?(?:\.weight)?$"
@@ -87,6 +90,10 @@ def amended_modules(component: Component) -> tuple[list[Amended], list[str]]:
     modules: dict[str, dict[str, str]] = {}
     unknown = []
     for key in component.names:
+        module, _, last = key.removesuffix(".weight").rpartition(".")
+        if last in _USUAL and (module in modules or not _OTHER_KINDS.search(module)):
+            modules.setdefault(module, {})[PARTS[last]] = key
+            continue
         if _OTHER_KINDS.search(key):
             raise CheckpointError(
                 f"{component.file.path.name}: {key} belongs to a kind of adapter that cannot be "
@@ -105,12 +112,11 @@ def finder(known: Iterable[str]) -> Callable[[str], str | None]:
     """A function from a module as written to the one of ``known`` it means, or ``None``."""
     names = set(known)
     flat = {name.replace(".", "_"): name for name in names}
-    for theirs, ours in DIFFUSERS_NAMES.items():
-        flat |= {
-            theirs + name.removeprefix(ours).replace(".", "_"): name
-            for name in names
-            if name.split(".")[0] == ours
-        }
+    theirs = {ours: word for word, ours in DIFFUSERS_NAMES.items()}
+    for name in names:
+        first, dot, rest = name.partition(".")
+        if first in theirs:
+            flat[theirs[first] + (dot + rest).replace(".", "_")] = name
 
     def find(written: str) -> str | None:
         bare = _PREFIX.sub("", written)

@@ -144,8 +144,9 @@ class RequestFlags:
 
     def _start(self, library: Library) -> dict[str, Any]:
         """The fields to start from: a file's, or a preset's."""
-        from latent_ladder.pipeline import default_preset, read_request
+        from latent_ladder.pipeline import default_preset
         from latent_ladder.presets import read_preset
+        from latent_ladder.request_read import read_request
 
         if self.source is not None and self.preset is not None:
             raise RequestError("--from and --preset exclude each other", "use one of them")

@@ -83,7 +83,7 @@ def plan(
 def show(clip: Path, as_json: Json = False) -> None:
     """Show the request that is embedded in a clip."""
     from latent_ladder.media.read import probe
-    from latent_ladder.pipeline import request_of_clip
+    from latent_ladder.request_read import request_of_clip
 
     request = request_of_clip(clip)
     if as_json:

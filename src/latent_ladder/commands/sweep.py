@@ -128,7 +128,7 @@ def _prepared(
 def _carries_request(path: Path) -> bool:
     """Whether a file is a request, or a clip that holds one."""
     from latent_ladder.media.read import read_metadata
-    from latent_ladder.pipeline import METADATA_KEY, READERS
+    from latent_ladder.request_read import METADATA_KEY, READERS
 
     return path.suffix.lower() in READERS or METADATA_KEY in read_metadata(path)
 

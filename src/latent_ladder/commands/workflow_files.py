@@ -143,8 +143,8 @@ def _request(source: str, prompt: str | None, sets: tuple[str, ...], store: Path
 
 
 def _fields(source: str, store: Path | None) -> dict[str, object]:
-    from latent_ladder.pipeline import read_request
     from latent_ladder.presets import read_preset
+    from latent_ladder.request_read import read_request
 
     if source.startswith(PRESET):
         return {"prompt": UNSAID, **read_preset(source.removeprefix(PRESET)).fields}

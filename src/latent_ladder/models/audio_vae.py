@@ -21,7 +21,7 @@ from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import MediaError
 from latent_ladder.models import audio_coder
 from latent_ladder.models.audio_coder import load_audio_decoder, load_audio_encoder
-from latent_ladder.models.networks_dims import AudioCoder
+from latent_ladder.models.dims import AudioCoder
 from latent_ladder.models.parts import Statistics, statistics
 from latent_ladder.models.vocoder import Vocoder, load_vocoder, vocode
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import UnknownLayout
+from latent_ladder.models.dims import connector
 from latent_ladder.models.loading import load_module, readers
-from latent_ladder.models.networks_dims import connector
 from latent_ladder.models.quantized import read_float
 
 EPS = 1e-6

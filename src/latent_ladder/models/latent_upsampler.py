@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import RequestError
-from latent_ladder.models.networks_dims import Upsampler
+from latent_ladder.models.dims import Upsampler
 from latent_ladder.models.parts import Statistics
 from latent_ladder.models.upsampler_network import UpsamplerNetwork, load_upsampler_network
 from latent_ladder.tiling import TilePlan, TileSize, one_tile, plan_tiles, spatial_weights

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models import networks_dims as dims
+from latent_ladder.models import dims
 from latent_ladder.models.parts import load_part
 
 NORM_GROUPS = 32

@@ -4,7 +4,7 @@ Both take a clip in chunks and give exactly what they would give of the whole
 (:mod:`latent_ladder.models.video_layers`), so their memory does not grow with the number of frames.
 
 A decode holds two frames per convolution and per residual block, and works on
-:data:`~latent_ladder.models.networks_dims.CHUNK_VALUES` values at a time. For the published LTX-2.3
+:data:`~latent_ladder.models.dims.CHUNK_VALUES` values at a time. For the published LTX-2.3
 decoder that is 610 values per pixel of one output frame (``VideoCoder.held_values``), 1.2 kB
 a pixel in bfloat16 or 2.6 GB at 1920x1088, whatever the number of frames, and about ten tensors of
 a chunk's size.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.layout import Component
-from latent_ladder.models import networks_dims as dims
+from latent_ladder.models import dims
 from latent_ladder.models.parts import load_part
 from latent_ladder.models.video_layers import (
     STRIDES,

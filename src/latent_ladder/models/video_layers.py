@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_ladder.models.networks_dims import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE
+from latent_ladder.models.dims import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE
 
 NORM_EPS = 1e-8
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.models.networks_dims import VideoCoder
+from latent_ladder.models.dims import VideoCoder
 from latent_ladder.models.parts import Statistics, statistics
 from latent_ladder.models.side_by_side import blended
 from latent_ladder.models.video_coder import (

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.layout import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models import networks_dims as dims
+from latent_ladder.models import dims
 from latent_ladder.models.parts import load_part
 from latent_ladder.models.snake import FILTER_TAPS, SnakeActivation
 

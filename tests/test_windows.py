@@ -302,6 +302,44 @@ def test_a_longer_clip_begins_as_the_shorter_one_and_every_step_is_told(library,
     assert [e.done for e in steps] == list(range(1, started.steps + 1))
 
 
+def test_a_stage_that_was_killed_goes_on_after_its_last_whole_window(library, store, tmp_path):
+    from latent_ladder.errors import Cancelled
+    from latent_ladder.pipeline import Cancel, RunOptions, execute, prepare
+    from latent_ladder.stages.progress import progress_keys
+
+    request = request_with(frames=41, stages=BASE_ONLY, windows=SHORT)
+    cancel, steps = Cancel(), []
+
+    def stop_in_the_third_window(event):
+        if isinstance(event, StepDone) and event.stage == "base":
+            steps.append(event.done)
+            if event.done == 5:
+                cancel.request()
+
+    prepared = prepare(request, library, store)
+    options = RunOptions(on_event=stop_in_the_third_window, cancel=cancel)
+    with pytest.raises(Cancelled):
+        execute(prepared, tmp_path / "a.mp4", options)
+    base = next(s for s in prepared.plan.stages if s.kind == "base")
+    (key,) = progress_keys(base)
+    store.prune()
+    assert store.get(key).meta["windows"] == 2
+
+    steps.clear()
+    options = RunOptions(on_event=stop_in_the_third_window)
+    result = execute(prepare(request, library, store), tmp_path / "a.mp4", options)
+    assert steps == [5, 6, 7, 8]
+    assert "base goes on after 2 of its 4 windows" in "".join(w.message for w in result.warnings)
+    assert store.get(key) is None
+
+    other = Store(tmp_path / "other")
+    whole_run = prepare(request, library, other)
+    execute(whole_run, tmp_path / "b.mp4", RunOptions())
+    resumed, at_once = latents_of(prepared, "base"), latents_of(whole_run, "base")
+    assert torch.equal(resumed["video"], at_once["video"])
+    assert torch.equal(resumed["audio"], at_once["audio"])
+
+
 def test_every_task_goes_through_windows(library, store, tmp_path):
     """Two stages over a first frame, a keyframe, a given sound and a kept part of a video."""
     from PIL import Image

@@ -33,6 +33,7 @@ from latent_ladder.stages.events import (
     ignore,
 )
 from latent_ladder.stages.plan import PlannedStage, RunPlan, look_up, make_plan
+from latent_ladder.stages.progress import Progress, progress_keys
 from latent_ladder.stages.runs import RunRecord, StageRecord
 from latent_ladder.stages.store import Damage, Store, default_root
 from latent_ladder.text.tokenizer import token_report
@@ -279,7 +280,9 @@ class Run:
         self._record = self._save(
             replace(
                 record,
-                planned=tuple(s.key for s in prepared.plan.stages),
+                planned=tuple(
+                    key for s in prepared.plan.stages for key in (s.key, *progress_keys(s))
+                ),
                 output=str(output),
                 folders=tuple(str(folder) for folder in prepared.library.folders),
                 warnings=tuple(w.message for w in self._warnings),
@@ -337,13 +340,14 @@ class Run:
             if done < of:  # a finished stage is stored before the run stops
                 self._options.cancel.check()
 
-        live = self._live
+        progress, live = Progress(self._store, stage), self._live
         look = None if live is None else partial(live.look, stage.name)
         tensors, facts = self._fitting(
-            stage.name, workshop, lambda: workshop.make(stage, inputs, on_step, look)
+            stage.name, workshop, lambda: workshop.make(stage, inputs, on_step, look, progress)
         )
         meta = {"stage": stage.kind, "name": stage.name, **facts}
         self._store.put(stage.key, tensors, meta)
+        progress.forget()
         held = workshop.held(stage.name)
         seconds = time.monotonic() - began
         self._finish(StageRecord(stage.name, stage.key, False, seconds, workshop.peak(), held))

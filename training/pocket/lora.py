@@ -35,9 +35,10 @@ from latent_ladder.models.streams import StreamInput, stream_stage
 STATE = RUNS / "lora.pt"
 RANK = 16
 LEVELS = (0.909375, 0.725, 0.421875)  # of the distilled schedule; most steps draw from SPAN
-SPAN = (0.2, 0.75)
-DRAFTS = 128  # imperfect drafts that every process makes before it starts
-DRAFT_LEVELS = ((0.7, 0.5, 0.3, 0.1, 0.0), (0.5, 0.3, 0.1, 0.0))
+SPAN = (0.15, 0.9)
+DRAFTED = 0.7
+DRAFTS = 384  # imperfect drafts that every process makes before it starts
+DRAFT_LEVELS = ((0.85, 0.65, 0.4, 0.15, 0.0), (0.7, 0.45, 0.2, 0.0), (0.5, 0.25, 0.0))
 
 
 class Adapted(nn.Module):
@@ -148,13 +149,14 @@ class Pairs:
 
     @torch.no_grad()
     def sample(self, count: int) -> Sample:
-        """Half of the batch (rounded down) from drafts, the rest from true latents, part noisy."""
+        """A share of `DRAFTED` from drafts, the rest from true latents, part of them noisy."""
         small, high, scenes = self.twins.sample(self.random, count)
         rough = (torch.rand(count, 1, 1, 1, 1, generator=self.noise) - 0.4).clamp(min=0) * 0.4
         small = small + rough * torch.randn(small.shape, generator=self.noise)
-        for i in range(count // 2 if self.drafts else 0):
-            low, large, scenes[i] = self.random.choice(self.drafts)
-            small[i], high[i] = low.float(), large.float()
+        for i in range(count if self.drafts else 0):
+            if self.random.random() < DRAFTED:
+                low, large, scenes[i] = self.random.choice(self.drafts)
+                small[i], high[i] = low.float(), large.float()
         up = normalize(self.vae, self.zoom(denormalize(self.vae, small)))
         prompts = [world.caption(s, self.random) for s in scenes]
         audio = self.sounds(scenes, 25)
@@ -209,6 +211,9 @@ def train(options: argparse.Namespace, team: Team) -> None:
         restore(adapters, state["lora"])
         step = state["step"]
     weights = [p for m in adapters.values() for p in (m.lora_A, m.lora_B)]
+    if options.compile:
+        for block in trainee.net.transformer_blocks:
+            block.compile(dynamic=False)
     with torch.no_grad():
         team.same({str(i): w.data for i, w in enumerate(weights)})
     optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
@@ -252,6 +257,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="as in dit.py")
     launch(train, parser.parse_args())
 
 

@@ -61,6 +61,7 @@ from latent_ladder.stages.inputs import (
     plain_start,
 )
 from latent_ladder.stages.plan import PlannedStage, RunPlan, has_sound
+from latent_ladder.stages.progress import Progress
 from latent_ladder.stages.report import model_sizes
 from latent_ladder.stages.windows import (
     Clip,
@@ -164,8 +165,12 @@ class Workshop:
         inputs: Sequence[Tensors],
         on_step: OnStep,
         on_estimate: OnEstimate | None = None,
+        progress: Progress | None = None,
     ) -> tuple[Tensors, Facts]:
-        """The tensors of a stage's artefact, and facts worth keeping beside them."""
+        """The tensors of a stage's artefact, and facts worth keeping beside them.
+
+        ``progress`` keeps a clip in windows while it is made, and has what was made of it before.
+        """
         if stage.kind == "prompt":
             return self._prompt(stage)
         if stage.files:
@@ -174,7 +179,7 @@ class Workshop:
             return self._upsample(stage, inputs[0])
         if stage.kind == "sound":
             return self._sound(inputs[0])
-        return self._sampled(stage, inputs, on_step, on_estimate)
+        return self._sampled(stage, inputs, on_step, on_estimate, progress)
 
     def _prompt(self, stage: PlannedStage) -> tuple[Tensors, Facts]:
         """All prompts that are missing are encoded at once: the text encoder loads once."""
@@ -228,6 +233,7 @@ class Workshop:
         inputs: Sequence[Tensors],
         on_step: OnStep,
         on_estimate: OnEstimate | None,
+        progress: Progress | None,
     ) -> tuple[Tensors, Facts]:
         asked = self._request.stages[_position(stage)]
         if stage.rung is None or not isinstance(asked, BaseStage | RefineStage):
@@ -238,14 +244,20 @@ class Workshop:
         shapes = self._latent_shapes(transformer, stage.rung)
         start = plain_start(*self._states(shapes, latents), stage.rung)
         clip = Clip.of(conditioned(start, held, self._request, stage.rung), stage.rung)
+        clip, done = (clip, 0) if progress is None else progress.resumed(clip)
+        if done:
+            all_of = f"{done} of its {len(stage.windows)} windows"
+            self._warn("resumed", f"{stage.name} goes on after {all_of}, which were made before")
         with (
             attached(transformer, list(stage.loras)) as report,
             transformer.held(self._runtime.device, _residency(holding)),
         ):
-            for window in stage.windows:
+            for window in stage.windows[done:]:
                 seen = Seen(stage, clip, window, on_step, on_estimate, shapes)
                 tokens = self._window(transformer, asked, seen, contexts)
                 clip = clip.with_made(window, tokens)
+                if progress is not None:
+                    progress.keep(clip, window)
         for match in report.matches:
             if match.misses:
                 self._warn("lora_misses", str(match))

@@ -205,6 +205,12 @@ class Store:
         on_damage(damage)
         return None
 
+    def remove(self, key: str) -> None:
+        """Remove an artefact, if there is one."""
+        with self._changing(key):
+            # The entry first: an artefact without one does not exist, whatever happens next.
+            _delete(sorted(self._files(key), key=lambda path: path.suffix != ".json"))
+
     def entries(self) -> Iterator[Entry]:
         """The readable index entries, by key; damaged ones are left to :meth:`verify`."""
         for key in self._keys():
@@ -251,7 +257,7 @@ class Store:
             for run in removed:
                 self.runs.remove(run.id)
             for key in unused:
-                self._remove(key)
+                self.remove(key)
             _delete(leftovers)
         ids = tuple(run.id for run in removed)
         return Pruned(ids, tuple(unused), freed, tuple(damaged))
@@ -259,11 +265,6 @@ class Store:
     def _changing(self, key: str) -> AbstractContextManager[None]:
         """Held while the files of ``key`` change: a short lock, another one than :meth:`lock`."""
         return hold(self.root / "locks" / f"files-{key}.lock")
-
-    def _remove(self, key: str) -> None:
-        with self._changing(key):
-            # The entry first: an artefact without one does not exist, whatever happens next.
-            _delete(sorted(self._files(key), key=lambda path: path.suffix != ".json"))
 
     def _entry_path(self, key: str) -> Path:
         if not KEY_PATTERN.fullmatch(key):

@@ -62,7 +62,8 @@ LAYERS: tuple[str, ...] = (
     "workflow.meaning.steering workflow.recognise_climb",
     "machine models.rates readiness stages.report stages.windows workflow.recognise_inputs "
     "workflow.recognise_models",
-    "preview proposal stages.progress stages.writing server.about server.setup workflow.engine workflow.recognise",
+    "preview proposal stages.progress stages.writing server.about server.setup workflow.engine "
+    "workflow.recognise",
     "stages.steps doctor server.context workflow.imported workflow.meaning.means workflow.live",
     "pipeline server.routes workflow.meaning.decoding workflow.meaning.denoising "
     "workflow.meaning.inpainting workflow.meaning.loaders workflow.meaning.pictures "

@@ -41,6 +41,10 @@ MINUTES: dict[str, float] = {
     "evaluate": 0.0,
 }
 DRY_SECONDS = 3.0
+STEADY = {
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_ARENA_MAX": "1",
+}  # fmt: skip
+"""Settings of glibc: large blocks are kept, not given back to the system at every step."""
 COMMANDS: dict[str, list[str]] = {
     "text_fresh": ["text_train.py", "fresh"],
     "text": ["text_train.py", "train", "--seconds", "{seconds}"],
@@ -49,9 +53,9 @@ COMMANDS: dict[str, list[str]] = {
     "vocoder": ["sound_train.py", "vocoder", "--seconds", "{seconds}", "--threads", "{cores}"],
     "vae_solve": ["vae_train.py", "solve", "--threads", "{cores}"],
     "vae": ["vae_train.py", "train", "--seconds", "{seconds}", "--threads", "{cores}"],
-    "cache": ["cache.py", "--size", "256", "--count", "2304", "--threads", "{cores}"],
-    "cache_large": ["cache.py", "--size", "512", "--count", "384", "--threads", "{cores}"],
-    "dit": ["dit.py", "--seconds", "{seconds}", "--large", "0.25", "--lengths", "3,4,4,4",
+    "cache": ["cache.py", "--size", "256", "--count", "3072", "--threads", "{cores}"],
+    "cache_large": ["cache.py", "--size", "512", "--count", "896", "--threads", "{cores}"],
+    "dit": ["dit.py", "--seconds", "{seconds}", "--large", "0.25", "--lengths", "3,4,4,4,5",
             "--processes", "{cores}"],
     "upsampler_solve": ["upsampler.py", "solve", "--threads", "{cores}"],
     "upsampler": ["upsampler.py", "train", "--seconds", "{seconds}", "--processes", "{cores}"],
@@ -101,7 +105,7 @@ def main() -> None:
     names = list(MINUTES)
     names = names[names.index(options.first) : names.index(options.last) + 1]
     scale = options.hours * 60 / sum(MINUTES.values())
-    environment, extra = dict(os.environ), {}
+    environment, extra = STEADY | os.environ, {}
     if options.dry_run:
         dry = Path(os.environ.get("POCKET_RUNS", HERE / "runs" / "dry"))
         shutil.rmtree(dry, ignore_errors=True)

@@ -230,7 +230,7 @@ def ladder(
             rows.setdefault(name, []).append(ladder_row(clip, clips["true render"], draft, scene))
         means = {name: measures.averages(r) for name, r in rows.items()}
         log("ladder", clip=i, kind=kind, **{n: m["edges"] for n, m in means.items()})
-        pictures += [clips[n] for n in ("upsampled", "refined 0.25", "true latents", "true render")]
+        pictures += [clips[n] for n in ("upsampled", "refined 0.35", "true latents", "true render")]
         sheet(torch.stack(pictures), f"{setup.name}-ladder-{kind}")
     return means
 

@@ -357,6 +357,13 @@ def begin(options: argparse.Namespace, team: Team) -> tuple[Trainee, Optimizer, 
     return trainee, optimizer, progress
 
 
+def compile_blocks(net: Transformer) -> None:
+    """Compile every block, a variant for each clip length, size and mask that comes."""
+    torch._dynamo.config.cache_size_limit = 64
+    for block in net.transformer_blocks:
+        block.compile(dynamic=False)
+
+
 def train(options: argparse.Namespace, team: Team) -> None:
     """Train for a time, or until runs/dit.stop exists."""
     torch.manual_seed(options.seed)
@@ -365,9 +372,7 @@ def train(options: argparse.Namespace, team: Team) -> None:
     source = Source(seed, options.large > 0)
     trainee, optimizer, progress = begin(options, team)
     if options.compile:
-        torch._dynamo.config.cache_size_limit = 64  # one variant a clip length, size and mask
-        for block in trainee.net.transformer_blocks:
-            block.compile(dynamic=False)
+        compile_blocks(trainee.net)
     step, average = progress["step"], progress["average"]
     weights = trainee.parameters()
     saved = time.time()

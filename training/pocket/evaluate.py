@@ -83,12 +83,13 @@ class Setup:
 
     def drafts(self, prompts: list[str], **options: Any) -> tuple[Tensor, Tensor]:
         """Latents and sound tokens of prompts, eight at a time; known from an earlier part or run
-        with the same transformer if there was one."""
+        with the same weights if there was one."""
+        weights = hashlib.sha256()
+        for value in self.trainee.state().values():
+            weights.update(value.numpy())
         parts = []
         for i in range(0, len(prompts), 8):
-            what = (
-                f"{prompts[i : i + 8]} {i} {sorted(options.items())} {dit.STATE.stat().st_mtime_ns}"
-            )
+            what = f"{prompts[i : i + 8]} {i} {sorted(options.items())} {weights.hexdigest()}"
             path = RUNS / "cache" / f"drafted-{hashlib.sha256(what.encode()).hexdigest()[:16]}.pt"
             if not path.exists():
                 made = sampling.generate(self.trainee, prompts[i : i + 8], seed=i, **options)

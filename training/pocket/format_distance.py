@@ -17,7 +17,6 @@ from pathlib import Path
 import dit
 import evaluate
 import formats
-import sampling
 import torch
 from judge import held_out, judge, rates
 from measures import psnr
@@ -44,14 +43,6 @@ def file_of(folder: Path) -> Path:
     )
 
 
-def drafted(trainee: dit.Trainee, prompts: list[str]) -> Tensor:
-    """Latents of the prompts, made anew: `Setup.drafts` knows those of the training state."""
-    parts = [
-        sampling.generate(trainee, prompts[i : i + 8], seed=i)[0] for i in range(0, len(prompts), 8)
-    ]
-    return torch.cat(parts)
-
-
 @torch.no_grad()
 def main() -> None:
     """Command line."""
@@ -70,7 +61,7 @@ def main() -> None:
     for name, path in files.items():
         state = weights(path)
         setup.trainee.net.load_state_dict(state)
-        clips = setup.decoded(drafted(setup.trainee, prompts))
+        clips = setup.clips(prompts)
         if not reference:
             reference, first = state, clips
         matrices = [n for n in state if formats.is_quantised(formats.NET + n, state[n])]

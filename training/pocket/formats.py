@@ -72,12 +72,16 @@ def swizzled(scales: Tensor) -> Tensor:
     return tiles.permute(0, 3, 2, 1, 4).reshape(padded.shape)
 
 
+def in_blocks(weight: Tensor, size: int) -> Tensor:
+    """(R, C) padded to multiples of `size` and cut along its rows: (R', C' / size, size)."""
+    padded = torch.zeros([-(-n // size) * size for n in weight.shape])
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    return padded.unflatten(1, (-1, size))
+
+
 def nvfp4(weight: Tensor) -> Tensors:
     """Blocks of 16 along a row: w = e2m1(q) * weight_scale * weight_scale_2, high nibble first."""
-    rows, columns = (-(-n // 16) * 16 for n in weight.shape)
-    padded = torch.zeros(rows, columns)
-    padded[: weight.shape[0], : weight.shape[1]] = weight
-    blocks = padded.unflatten(1, (-1, 16))
+    blocks = in_blocks(weight, 16)
     whole = (weight.abs().amax() / (E4M3_MAX * E2M1_MAX)).clamp(min=1e-12)
     local = (blocks.abs().amax(-1) / E2M1_MAX / whole).clamp(max=E4M3_MAX)
     local = local.to(torch.float8_e4m3fn).float()
@@ -93,10 +97,7 @@ def nvfp4(weight: Tensor) -> Tensors:
 
 def mxfp8(weight: Tensor) -> Tensors:
     """Blocks of 32 along a row: w = e4m3(q) * a power of two, stored as its exponent + 127."""
-    rows, columns = (-(-n // 32) * 32 for n in weight.shape)
-    padded = torch.zeros(rows, columns)
-    padded[: weight.shape[0], : weight.shape[1]] = weight
-    blocks = padded.unflatten(1, (-1, 32))
+    blocks = in_blocks(weight, 32)
     exponent = (blocks.abs().amax(-1) / E4M3_MAX).clamp(min=2.0**-126).log2().ceil()
     return {
         "weight": (blocks / exponent.exp2()[..., None]).flatten(1).to(torch.float8_e4m3fn),

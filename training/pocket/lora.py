@@ -212,8 +212,7 @@ def train(options: argparse.Namespace, team: Team) -> None:
         step = state["step"]
     weights = [p for m in adapters.values() for p in (m.lora_A, m.lora_B)]
     if options.compile:
-        for block in trainee.net.transformer_blocks:
-            block.compile(dynamic=False)
+        dit.compile_blocks(trainee.net)
     with torch.no_grad():
         team.same({str(i): w.data for i, w in enumerate(weights)})
     optimizer = torch.optim.AdamW(weights, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)

@@ -30,14 +30,15 @@ import torch
 from claims_page import BASE_ARM, DENOISE, Arm
 from numpy.typing import NDArray
 
-from latent_ladder.checkpoints.library import model_folders, scan
-from latent_ladder.draft_list import read_prompts
+from latent_ladder.checkpoints.selection import model_folders, scan
+from latent_ladder.drafts.seeds import read_prompts
 from latent_ladder.errors import LadderError
-from latent_ladder.metrics import compare_clips
-from latent_ladder.metrics_video import ClipMeter
-from latent_ladder.models.runtime import choose_runtime
-from latent_ladder.models.video_vae import decode_video, load_video_vae
-from latent_ladder.pipeline import (
+from latent_ladder.metrics.measure import compare_clips
+from latent_ladder.metrics.video import ClipMeter
+from latent_ladder.models.device import choose_runtime
+from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
+from latent_ladder.pipeline.plan import PlannedStage, RunPlan
+from latent_ladder.pipeline.run import (
     Prepared,
     RunOptions,
     default_preset,
@@ -46,11 +47,10 @@ from latent_ladder.pipeline import (
     policy_of,
     prepare,
 )
-from latent_ladder.request import Request
-from latent_ladder.request_set import apply_sets
-from latent_ladder.stages.plan import PlannedStage, RunPlan
-from latent_ladder.stages.steps import Workshop
-from latent_ladder.stages.store import Store, artefact_key
+from latent_ladder.pipeline.stage_runner import Workshop
+from latent_ladder.request.model import Request
+from latent_ladder.request.overrides import apply_sets
+from latent_ladder.storage.artifact_store import Store, artefact_key
 from latent_ladder.sweeps.plan import Point, plan_points
 
 HERE = Path(__file__).parent

@@ -31,11 +31,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_ladder.media.write import VideoSpec, write_video
-from latent_ladder.models.dims import VideoCoder
-from latent_ladder.models.parts import Statistics
-from latent_ladder.models.video_coder import VideoDecoder, packed
-from latent_ladder.models.video_vae import VideoVae, decode_video
+from latent_ladder.media.video_writer import VideoSpec, write_video
+from latent_ladder.models.network_configs import VideoCoder
+from latent_ladder.models.vae_loading import Statistics
+from latent_ladder.models.video_vae.networks import VideoDecoder, packed
+from latent_ladder.models.video_vae.vae import VideoVae, decode_video
 
 RESULTS = Path(__file__).parent / "results" / "decode_memory.json"
 FRAMES = (25, 73, 121, 241)

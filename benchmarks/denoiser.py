@@ -32,10 +32,10 @@ import torch
 from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor, nn
 
-from latent_ladder.models.config import StreamConfig, TransformerConfig
-from latent_ladder.models.denoiser import Denoiser, StreamRun
-from latent_ladder.models.rope import audio_positions, video_positions
-from latent_ladder.models.transformer import Transformer
+from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
+from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.sampling.guiders import Guidance
 
 RESULTS = Path(__file__).parent / "results"

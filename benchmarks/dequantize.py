@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_ladder.models.dequantize_ggml import BLOCKS
-from latent_ladder.models.quantized import QuantizedTensor
+from latent_ladder.models.weights.dequantize_ggml import BLOCKS
+from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 sys.path.append(str(Path(__file__).parents[1] / "training" / "pocket"))
 from k_types import ENCODERS

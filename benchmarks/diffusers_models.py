@@ -21,10 +21,10 @@ from diffusers_names import network_names
 from torch import nn
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
-from latent_ladder.checkpoints.layout import Component
-from latent_ladder.checkpoints.library import ModelSet, model_folders, scan, select
-from latent_ladder.models import dims
-from latent_ladder.text.tokenizer import text_length
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.selection import ModelSet, model_folders, scan, select
+from latent_ladder.models import network_configs as dims
+from latent_ladder.models.text_encoder.tokenizer import text_length
 
 PARTS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder", "upsampler")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from latent_ladder.checkpoints.layout import Component
+from latent_ladder.checkpoints.components import Component
 
 Renaming = Callable[[Iterable[str]], dict[str, str]]
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.media.read import read_frames
+from latent_ladder.media.video_reader import read_frames
 
 RESULTS = Path(__file__).parent / "results" / "drafts.json"
 GOAL = 0.5
@@ -33,7 +33,7 @@ LOOP = """
 import sys
 from pathlib import Path
 from latent_ladder import Request, run
-from latent_ladder.stages.store import Store
+from latent_ladder.storage.artifact_store import Store
 prompt, (width, height), frames, seeds, folder = eval(sys.argv[1])
 for seed in seeds:
     request = Request.from_preset(
@@ -118,7 +118,7 @@ def _clip(asked: argparse.Namespace) -> list[str]:
 
 
 def _ladder(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "latent_ladder.cli", *words]
+    return [sys.executable, "-m", "latent_ladder", *words]
 
 
 def _timed(commands: Iterator[list[str]] | list[list[str]]) -> dict[str, float]:

@@ -26,11 +26,11 @@ from denoiser import GUIDANCE
 from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor
 
-from latent_ladder.models.config import StreamConfig, TransformerConfig
-from latent_ladder.models.denoiser import Denoiser, StreamRun
-from latent_ladder.models.loading import EmptyOnMeta, load_module
-from latent_ladder.models.rope import audio_positions, video_positions
-from latent_ladder.models.transformer import CHUNK_TOKENS, Transformer
+from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
+from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.model import CHUNK_TOKENS, Transformer
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.weights.loading import EmptyOnMeta, load_module
 from latent_ladder.sampling.guiders import Guidance
 
 RESULTS = Path(__file__).parent / "results"

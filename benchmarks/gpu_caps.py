@@ -31,24 +31,24 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-import layouts  # noqa: E402
+from helpers import checkpoint_layouts as layouts  # noqa: E402
 
-from latent_ladder.disk import readable_size  # noqa: E402
-from latent_ladder.memory import LTX_2_3, DitSize, ModelSizes  # noqa: E402
-from latent_ladder.models import dims  # noqa: E402
-from latent_ladder.models.config import StreamConfig, TransformerConfig  # noqa: E402
-from latent_ladder.models.denoiser import Denoiser, StreamRun  # noqa: E402
-from latent_ladder.models.loading import EmptyOnMeta  # noqa: E402
-from latent_ladder.models.parts import Statistics  # noqa: E402
-from latent_ladder.models.residency import Residency  # noqa: E402
-from latent_ladder.models.rope import audio_positions, video_positions  # noqa: E402
-from latent_ladder.models.transformer import Transformer  # noqa: E402
-from latent_ladder.models.video_coder import VideoDecoder, packed  # noqa: E402
-from latent_ladder.models.video_vae import VideoVae, decode_video  # noqa: E402
-from latent_ladder.planner import GIB, Budget, Policy, StageMemory, plan_memory  # noqa: E402
-from latent_ladder.presets import read_preset  # noqa: E402
-from latent_ladder.request import Request  # noqa: E402
-from latent_ladder.stages.writing import decode_tiles  # noqa: E402
+from latent_ladder.memory.cost_model import LTX_2_3, DitSize, ModelSizes  # noqa: E402
+from latent_ladder.memory.planner import GIB, Budget, Policy, StageMemory, plan_memory  # noqa: E402
+from latent_ladder.models import network_configs as dims  # noqa: E402
+from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig  # noqa: E402
+from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun  # noqa: E402
+from latent_ladder.models.transformer.model import Transformer  # noqa: E402
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions  # noqa: E402
+from latent_ladder.models.vae_loading import Statistics  # noqa: E402
+from latent_ladder.models.video_vae.networks import VideoDecoder, packed  # noqa: E402
+from latent_ladder.models.video_vae.vae import VideoVae, decode_video  # noqa: E402
+from latent_ladder.models.weights.block_offload import Residency  # noqa: E402
+from latent_ladder.models.weights.loading import EmptyOnMeta  # noqa: E402
+from latent_ladder.pipeline.output import decode_tiles  # noqa: E402
+from latent_ladder.request.model import Request  # noqa: E402
+from latent_ladder.request.presets import read_preset  # noqa: E402
+from latent_ladder.storage.atomic_write import readable_size  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 BF16 = torch.bfloat16

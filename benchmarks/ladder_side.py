@@ -1,4 +1,4 @@
-"""Our side of a benchmark: ``latent_ladder.pipeline.run`` on the job of ``two_stage.py``."""
+"""Our side of a benchmark: ``latent_ladder.pipeline.run.run`` on the job of ``two_stage.py``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 STARTED = time.perf_counter()
 
-from latent_ladder.pipeline import RunOptions, run  # noqa: E402
-from latent_ladder.request import Request  # noqa: E402
-from latent_ladder.stages.events import StageDone, StageStarted  # noqa: E402
-from latent_ladder.stages.store import Store  # noqa: E402
+from latent_ladder.pipeline.events import StageDone, StageStarted  # noqa: E402
+from latent_ladder.pipeline.run import RunOptions, run  # noqa: E402
+from latent_ladder.request.model import Request  # noqa: E402
+from latent_ladder.storage.artifact_store import Store  # noqa: E402
 
 
 def request_of(job: dict[str, Any]) -> Request:

@@ -32,15 +32,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from latent_ladder.checkpoints.files import open_checkpoint
-from latent_ladder.checkpoints.layout import Component, components
-from latent_ladder.models import lora
-from latent_ladder.models.config import StreamConfig, TransformerConfig
-from latent_ladder.models.denoiser import Denoiser, StreamRun
-from latent_ladder.models.linear import Linear, LowRank
-from latent_ladder.models.loading import EmptyOnMeta
-from latent_ladder.models.rope import audio_positions, video_positions
-from latent_ladder.models.transformer import Transformer
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.models.lora import attach as lora
+from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
+from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.weights.linear import Linear, LowRank
+from latent_ladder.models.weights.loading import EmptyOnMeta
 
 RESULTS = Path(__file__).parent / "results"
 REAL_RANK = 384

@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from latent_ladder.metrics import measure_clip
+from latent_ladder.metrics.measure import measure_clip
 
 RESULTS = Path(__file__).parent / "results" / "measure.json"
 SIZE = (1080, 1920)

@@ -3,7 +3,8 @@
     python benchmarks/memory_table.py            # prints docs/memory.md's table
     python benchmarks/memory_table.py --write    # and puts it there
 
-Sizes come from files of the real names, shapes and dtypes without data (tests/true_size.py).
+Sizes come from files of the real names, shapes and dtypes without data
+(tests/helpers/true_size.py).
 Predictions, not measurements: the decoder in tiles of 512 px, the distilled preset (8 + 3 steps),
 121 frames, 64 GiB of RAM to pin, 0.6 + 0.5 GiB of the card left to the desktop and to CUDA.
 """
@@ -18,16 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import true_size  # noqa: E402
+from helpers import true_size  # noqa: E402
 
-from latent_ladder.checkpoints.files import open_checkpoint  # noqa: E402
-from latent_ladder.checkpoints.layout import Component, components  # noqa: E402
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint  # noqa: E402
+from latent_ladder.checkpoints.components import Component, components  # noqa: E402
 from latent_ladder.errors import MemoryBudgetError  # noqa: E402
-from latent_ladder.memory import ModelSizes, sizes_of  # noqa: E402
-from latent_ladder.planner import GIB, Budget, MemoryPlan, Policy, plan_memory  # noqa: E402
-from latent_ladder.presets import read_preset  # noqa: E402
-from latent_ladder.request import Request  # noqa: E402
-from latent_ladder.request_set import apply_sets  # noqa: E402
+from latent_ladder.memory.cost_model import ModelSizes, sizes_of  # noqa: E402
+from latent_ladder.memory.planner import GIB, Budget, MemoryPlan, Policy, plan_memory  # noqa: E402
+from latent_ladder.request.model import Request  # noqa: E402
+from latent_ladder.request.overrides import apply_sets  # noqa: E402
+from latent_ladder.request.presets import read_preset  # noqa: E402
 
 PAGE = ROOT / "docs" / "memory.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"

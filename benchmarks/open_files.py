@@ -32,7 +32,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from latent_ladder.checkpoints.files import open_checkpoint
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 
 RESULTS = Path(__file__).parent / "results" / "open_files.json"
 VOCABULARY, LAYERS, HIDDEN, INNER = 262_144, 48, 3840, 15_360

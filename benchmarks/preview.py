@@ -3,7 +3,8 @@
     python benchmarks/preview.py [--size 256] [--frames 25] [--checkpoint FILE] [--device cpu]
 
 Random latents: the work does not depend on what they hold. Prints one JSON object; the goal is
-``share`` <= 0.05. ``tests/test_preview.py`` tells how much of the picture the projection explains.
+``share`` <= 0.05. ``tests/pipeline/test_latent_preview.py``
+tells how much of the picture the projection explains.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import time
 
 import torch
 
-from latent_ladder.checkpoints.library import model_folders, scan, select
-from latent_ladder.models.video_vae import decode_video, load_video_vae
-from latent_ladder.preview import fit
+from latent_ladder.checkpoints.selection import model_folders, scan, select
+from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
+from latent_ladder.pipeline.latent_preview import fit
 
 
 def main() -> None:

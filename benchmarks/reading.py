@@ -33,14 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_ladder.checkpoints.files import open_checkpoint
-from latent_ladder.checkpoints.layout import Component, components
-from latent_ladder.models.config import StreamConfig, TransformerConfig
-from latent_ladder.models.denoiser import Denoiser, StreamRun
-from latent_ladder.models.loading import EmptyOnMeta
-from latent_ladder.models.residency import Residency
-from latent_ladder.models.rope import audio_positions, video_positions
-from latent_ladder.models.transformer import Load, Transformer, load_transformer
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
+from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.weights.block_offload import Residency
+from latent_ladder.models.weights.loading import EmptyOnMeta
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
 CASES = ("plain read", "into modules", "resident", "streamed")

@@ -14,8 +14,8 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
-from latent_ladder.models.config import TransformerConfig
-from latent_ladder.models.transformer import Transformer
+from latent_ladder.models.transformer.config import TransformerConfig
+from latent_ladder.models.transformer.model import Transformer
 
 NAMES: Mapping[str, str] = {
     "audio_patchify_proj": "audio_proj_in",

@@ -22,14 +22,14 @@ from pathlib import Path
 
 import aiohttp
 
-from latent_ladder.checkpoints.library import model_folders, scan
-from latent_ladder.stages.store import Store
-from latent_ladder.workflow.api import read_api
-from latent_ladder.workflow.engine import Engine, WorkFolders
-from latent_ladder.workflow.execute import execute
+from latent_ladder.checkpoints.selection import model_folders, scan
+from latent_ladder.comfyui.executor import execute
+from latent_ladder.comfyui.formats.api import read_api
+from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
+from latent_ladder.storage.artifact_store import Store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from comfy_server import Served, clip_graph
+from helpers.comfyui_server import Served, clip_graph
 
 GRAPH = clip_graph(steps=2)
 

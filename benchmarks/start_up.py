@@ -60,7 +60,7 @@ def commands(folder: Path) -> Sequence[Sequence[str]]:
 
 def measure(words: Sequence[str], env: dict[str, str], rounds: int) -> dict[str, object]:
     """One command, run ``rounds`` + 1 times."""
-    start = [sys.executable] + (["-m", "latent_ladder.cli"] if words[0] == "ladder" else [])
+    start = [sys.executable] + (["-m", "latent_ladder"] if words[0] == "ladder" else [])
     command = [*start, *words[1:]]
     times = [timed(command, env) for _ in range(rounds + 1)][1:]
     wall, processor = (statistics.median(column) for column in zip(*times, strict=True))

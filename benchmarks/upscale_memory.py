@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from latent_ladder.checkpoints.library import model_folders, scan
+from latent_ladder.checkpoints.selection import model_folders, scan
 from latent_ladder.media.encoders import EncoderSettings
-from latent_ladder.media.write import VideoSpec, write_video
-from latent_ladder.request_stages import UpscaleStage
-from latent_ladder.stages.writing import as_integers
+from latent_ladder.media.video_writer import VideoSpec, write_video
+from latent_ladder.pipeline.output import as_integers
+from latent_ladder.request.stages import UpscaleStage
 from latent_ladder.upscale.plan import plan_upscale
 from latent_ladder.upscale.stream import load_upscaler, upscaled
 

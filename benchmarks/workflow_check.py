@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "workflow_check.json"
 def graph(folder: Path) -> Path:
     """An exported two-stage graph, padded with notes."""
     path = folder / "graph.json"
-    command = [sys.executable, "-m", "latent_ladder.cli", "workflow", "export"]
+    command = [sys.executable, "-m", "latent_ladder", "workflow", "export"]
     preset = ["preset:comfy-template", "--prompt", "a red ball"]
     subprocess.run([*command, *preset, "-o", str(path)], check=True, capture_output=True)
     document: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -42,7 +42,7 @@ def graph(folder: Path) -> Path:
 def seconds(arguments: list[str], environment: dict[str, str]) -> float:
     """One run of the command, whatever it says."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "latent_ladder.cli", *arguments]
+    command = [sys.executable, "-m", "latent_ladder", *arguments]
     subprocess.run(command, capture_output=True, check=False, env=environment)
     return time.perf_counter() - start
 

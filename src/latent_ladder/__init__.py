@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from latent_ladder._version import __version__
+
 __all__ = ["Request", "__version__", "run"]
 
 if TYPE_CHECKING:
-    from latent_ladder.pipeline import run
-    from latent_ladder.request import Request
+    from latent_ladder.pipeline.run import run
+    from latent_ladder.request.model import Request
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first used: ``import latent_ladder`` costs nothing."""
     if name == "Request":
-        from latent_ladder.request import Request
+        from latent_ladder.request.model import Request
 
         return Request
     if name == "run":
-        from latent_ladder.pipeline import run
+        from latent_ladder.pipeline.run import run
 
         return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from vae import LATENT_CHANNELS, transform
 from vae_train import load
 
-from latent_ladder.models.config import StreamConfig, TransformerConfig
-from latent_ladder.models.rope import audio_positions, video_positions
-from latent_ladder.models.streams import StreamInput, stream_stage
-from latent_ladder.models.transformer import Transformer
+from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
+from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.transformer.streams import StreamInput, stream_stage
 
 STATE = RUNS / "dit.pt"
 FPS = 24

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from latent_ladder import Request
-from latent_ladder.checkpoints.library import model_folders, scan
-from latent_ladder.models.video_vae import decode_video, load_video_vae
-from latent_ladder.pipeline import Prepared, RunOptions, execute, prepare
-from latent_ladder.stages.store import Store
+from latent_ladder.checkpoints.selection import model_folders, scan
+from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
+from latent_ladder.pipeline.run import Prepared, RunOptions, execute, prepare
+from latent_ladder.storage.artifact_store import Store
 
 FRAMES = 5
 WIDTH = 256

@@ -23,9 +23,9 @@ from measures import psnr
 from state import CHECKPOINT, MODELS, RUNS, log
 from torch import Tensor
 
-from latent_ladder.checkpoints.files import open_checkpoint
-from latent_ladder.checkpoints.layout import components
-from latent_ladder.models.quantized import read_float
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.components import components
+from latent_ladder.models.weights.quantized_tensor import read_float
 
 
 def weights(path: Path) -> dict[str, Tensor]:

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from vae import denormalize, normalize, transform
 from vae_train import load
 
-from latent_ladder.models.rope import audio_positions, video_positions
-from latent_ladder.models.streams import StreamInput, stream_stage
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.transformer.streams import StreamInput, stream_stage
 
 STATE = RUNS / "lora.pt"
 RANK = 16

@@ -12,12 +12,12 @@ from dit import AUDIO_CHANNELS, FPS, Trainee
 from torch import Tensor, nn
 from vae import LATENT_CHANNELS, denormalize, normalize
 
-from latent_ladder.models.passes import PassSpec
-from latent_ladder.models.rope import audio_positions, video_positions
-from latent_ladder.models.streams import StreamInput, stream_stage
-from latent_ladder.presets import read_preset
-from latent_ladder.request import Request
-from latent_ladder.request_set import apply_sets
+from latent_ladder.models.transformer.pass_batching import PassSpec
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.transformer.streams import StreamInput, stream_stage
+from latent_ladder.request.model import Request
+from latent_ladder.request.overrides import apply_sets
+from latent_ladder.request.presets import read_preset
 
 
 def refine_sigmas(denoise: float | None = None) -> list[float]:

@@ -32,8 +32,8 @@ from state import MODELS, RUNS, log, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from latent_ladder.upscale.compact import Compact, CompactShape, load_compact
 from latent_ladder.upscale.lanczos import resize
+from latent_ladder.upscale.srvgg import Compact, CompactShape, load_compact
 
 FILE = "upscale_models/pocket-compact-x2.safetensors"
 PAIRS = RUNS / "cache" / "upscale.pt"

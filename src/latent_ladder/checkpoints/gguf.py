@@ -12,9 +12,9 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from latent_ladder.checkpoints.gguf_values import KeyValues, Reader, Value
-from latent_ladder.checkpoints.mapped import MappedFile, cut_off, damaged, shortened
-from latent_ladder.checkpoints.tensors import (
+from latent_ladder.checkpoints.gguf_metadata import KeyValues, Reader, Value
+from latent_ladder.checkpoints.mmap_file import MappedFile, cut_off, damaged, shortened
+from latent_ladder.checkpoints.tensor_info import (
     BLOCKS,
     GGML_BLOCKS,
     Header,

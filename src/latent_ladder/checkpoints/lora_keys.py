@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from latent_ladder.checkpoints.layout import Component
+from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointError
 
 Shape = tuple[int, ...]

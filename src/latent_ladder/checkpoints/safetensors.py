@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from latent_ladder.checkpoints.mapped import MappedFile, cut_off, damaged, shortened
-from latent_ladder.checkpoints.tensors import DTYPES, Header, Place, TensorInfo, in_order
+from latent_ladder.checkpoints.mmap_file import MappedFile, cut_off, damaged, shortened
+from latent_ladder.checkpoints.tensor_info import DTYPES, Header, Place, TensorInfo, in_order
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 
 MAX_HEADER_BYTES = 100_000_000

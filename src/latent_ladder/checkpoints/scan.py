@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.checkpoints.files import open_checkpoint
-from latent_ladder.checkpoints.fit import part_family
-from latent_ladder.checkpoints.folders import CATEGORIES, EMBEDDED, ModelFolder
-from latent_ladder.checkpoints.index import Facts, Index, Verdict, stamp
-from latent_ladder.checkpoints.layout import Component, components
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.compatibility import part_family
+from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.checkpoints.header_cache import Facts, Index, Verdict, stamp
+from latent_ladder.checkpoints.search_paths import CATEGORIES, EMBEDDED, ModelFolder
 from latent_ladder.checkpoints.shards import entry_points
 from latent_ladder.checkpoints.upscalers import CATEGORY, as_upscaler, is_pickle, pixel_upscaler
 from latent_ladder.errors import CheckpointError, UnknownLayout

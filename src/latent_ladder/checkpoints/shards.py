@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.checkpoints.mapped import MappedFile, damaged, refused, shortened, status
+from latent_ladder.checkpoints.mmap_file import MappedFile, damaged, refused, shortened, status
 from latent_ladder.errors import CheckpointNotFound, CorruptCheckpoint, UnknownLayout
 
 INDEX_SUFFIX = ".safetensors.index.json"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latent_ladder.checkpoints.files import CheckpointFile, open_checkpoint
-from latent_ladder.checkpoints.layout import Component
-from latent_ladder.checkpoints.mapped import MappedFile
+from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, open_checkpoint
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.mmap_file import MappedFile
 
 ROLE = "pixel_upscaler"
 CATEGORY = "upscale_models"

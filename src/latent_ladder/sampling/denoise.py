@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from latent_ladder.errors import LadderError, RequestError
-from latent_ladder.latents import audio_to_tokens, video_to_tokens
+from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
 from latent_ladder.sampling.samplers import (
     Model,
     Noise,

@@ -1,4 +1,4 @@
-"""ComfyUI's HTTP API in front of ``latent_ladder.workflow``: ``ladder serve --comfyui``.
+"""ComfyUI's HTTP API in front of ``latent_ladder.comfyui``: ``ladder serve --comfyui``.
 
 One process answers requests and never imports torch; one child of it does the work, job by job.
 Facts of the API: https://docs.comfy.org/development/comfyui-server/comms_routes and

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from latent_ladder.workflow.schema import WIDGETS, Input, NodeType
-from latent_ladder.workflow.types import NODE_TYPES
+from latent_ladder.comfyui.node_defs import NODE_TYPES
+from latent_ladder.comfyui.node_defs.schema import WIDGETS, Input, NodeType
 
 Names = Callable[[str], Sequence[str]]
 """The files of a folder of models, or of ``"input"``."""

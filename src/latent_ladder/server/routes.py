@@ -8,13 +8,14 @@ from typing import Any
 
 from aiohttp import web
 
+from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import RequestError
-from latent_ladder.server import about, object_info, upload, view
-from latent_ladder.server.context import context, ids_of, read_object, whole
-from latent_ladder.server.listing import FOLDERS, Glance
-from latent_ladder.server.messages import summary_of
-from latent_ladder.server.prompts import Refused, read_prompt
-from latent_ladder.workflow.types import NODE_TYPES
+from latent_ladder.server import object_info, upload, view
+from latent_ladder.server import system_info as about
+from latent_ladder.server.app_context import context, ids_of, read_object, whole
+from latent_ladder.server.client_messages import summary_of
+from latent_ladder.server.file_listing import FOLDERS, Glance
+from latent_ladder.server.prompt_requests import Refused, read_prompt
 
 JOB_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 

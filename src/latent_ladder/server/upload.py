@@ -13,10 +13,10 @@ from typing import Any
 
 from aiohttp import BodyPartReader, MultipartReader, web
 
-from latent_ladder.disk import commit, part_path, refusal
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.server.places import Places, annotated, file_name
+from latent_ladder.server.data_folders import Places, annotated, file_name
 from latent_ladder.server.view import FORMATS, MAX_PIXELS
+from latent_ladder.storage.atomic_write import commit, part_path, refusal
 
 CHUNK = 2**18
 MAX_FIELD = 2**16

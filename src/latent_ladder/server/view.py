@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from latent_ladder.server.places import Places, annotated
+from latent_ladder.server.data_folders import Places, annotated
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
-from latent_ladder.checkpoints.library import ModelSet, select
+from latent_ladder.checkpoints.selection import ModelSet, select
 from latent_ladder.errors import RequestError
-from latent_ladder.machine import measured
-from latent_ladder.pipeline import Prepared
-from latent_ladder.problems import Found, report
-from latent_ladder.request import Request
-from latent_ladder.request_fields import MAX_SEED
-from latent_ladder.request_set import apply_sets
-from latent_ladder.stages.plan import PlannedStage, RunPlan, make_plan
-from latent_ladder.stages.store import artefact_key
+from latent_ladder.memory.hardware import measured
+from latent_ladder.pipeline.plan import PlannedStage, RunPlan, make_plan
+from latent_ladder.pipeline.run import Prepared
+from latent_ladder.request.fields import MAX_SEED
+from latent_ladder.request.model import Request
+from latent_ladder.request.overrides import apply_sets
+from latent_ladder.request.problems import Found, report
+from latent_ladder.storage.artifact_store import artefact_key
 from latent_ladder.sweeps.axes import MANY, MOST, Axis, Settings, count, said, settings
 
 VERSION = 1

@@ -9,12 +9,12 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from latent_ladder.checkpoints.layout import Component
-from latent_ladder.checkpoints.library import Library
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.selection import Library
 from latent_ladder.checkpoints.upscalers import ROLE, pixel_upscaler
 from latent_ladder.errors import CheckpointError, CheckpointNotFound
-from latent_ladder.request_stages import UpscaleStage
-from latent_ladder.shapes import Crop
+from latent_ladder.latents.shapes import Crop
+from latent_ladder.request.stages import UpscaleStage
 
 BUILT_IN = ("lanczos", "rtx")
 

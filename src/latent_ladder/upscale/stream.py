@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_ladder.upscale.lanczos import resize
-from latent_ladder.upscale.networks import load_network
+from latent_ladder.upscale.model_upscaler import load_network
 from latent_ladder.upscale.plan import UpscalePlan
 from latent_ladder.upscale.rtx import RtxUpscaler
 from latent_ladder.upscale.tiles import TiledNetwork

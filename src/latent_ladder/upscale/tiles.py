@@ -1,7 +1,7 @@
 """Frames through an upscaling network in overlapping tiles, a few at a time.
 
 Memory is that of one tile (or of a few frames' worth of small ones) and of one finished frame.
-Tiles are blended by the ramps of :mod:`latent_ladder.tiling`.
+Tiles are blended by the ramps of :mod:`latent_ladder.latents.tiling`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latent_ladder.stages.exhausted import is_out_of_memory
-from latent_ladder.tiling import Span, spatial_spans, spatial_weights
-from latent_ladder.upscale.networks import UpscalingNetwork
+from latent_ladder.latents.tiling import Span, spatial_spans, spatial_weights
+from latent_ladder.memory.oom import is_out_of_memory
+from latent_ladder.upscale.model_upscaler import UpscalingNetwork
 
 TILE_PX, OVERLAP_PX = 512, 32
 SMALLEST_TILE_PX = 128

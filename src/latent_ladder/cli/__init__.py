@@ -1,0 +1,1 @@
+"""The command line: the application, the console and one module per command."""

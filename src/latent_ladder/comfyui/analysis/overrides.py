@@ -1,0 +1,115 @@
+"""Values of a graph changed from outside: ``NODE.input=value``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from latent_ladder.comfyui.graph import Graph, Link, Node, Value
+from latent_ladder.comfyui.node_defs import NODE_TYPES
+from latent_ladder.comfyui.node_defs.schema import Input
+from latent_ladder.errors import WorkflowError
+from latent_ladder.request.problems import did_you_mean
+
+
+def changed(graph: Graph, sets: Iterable[str]) -> Graph:
+    """The graph with values set, each as ``NODE.input=value``; a link there is cut.
+
+    NODE is an id, a title that only one node has, or a type that only one node is of. Raises
+    :class:`WorkflowError` for anything that is not there, with what is.
+    """
+    nodes = dict(graph.nodes)
+    for text in sets:
+        target, equals, value = text.partition("=")
+        if not equals or "." not in target:
+            raise WorkflowError(
+                f"--set {text} is not NODE.input=value", "for example --set 12.noise_seed=7"
+            )
+        node, name = _target(nodes, target.strip())
+        inputs = {**node.inputs, name: _value(node, name, value)}
+        nodes[node.id] = replace(node, inputs=inputs)
+    return replace(graph, nodes=nodes)
+
+
+def _target(nodes: Mapping[str, Node], target: str) -> tuple[Node, str]:
+    """The node and input that a text such as ``12.steps`` means; titles may have dots in them."""
+    cuts = [i for i, char in enumerate(target) if char == "."]
+    for cut in cuts:
+        node = _find(nodes, target[:cut])
+        if node is not None:
+            return node, _input(node, target[cut + 1 :])
+    named = target[: cuts[0]]
+    known = {*nodes, *(n.title for n in nodes.values()), *(n.class_type for n in nodes.values())}
+    raise WorkflowError(f"--set {target}: the workflow has no node {named}", _near(named, known))
+
+
+def _find(nodes: Mapping[str, Node], name: str) -> Node | None:
+    if name in nodes:
+        return nodes[name]
+    for found in (
+        [n for n in nodes.values() if n.title == name],
+        [n for n in nodes.values() if n.class_type == name],
+    ):
+        if len(found) > 1:
+            ids = ", ".join(n.id for n in found)
+            raise WorkflowError(
+                f"--set {name}: {len(found)} nodes are called so", f"use an id: {ids}"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _input(node: Node, name: str) -> str:
+    known = [one.name for one in _rows(node)]
+    if known and name not in known and name not in node.inputs:
+        raise node.error(f"--set: it has no input {name}", _near(name, known))
+    return name
+
+
+def _rows(node: Node) -> list[Input]:
+    row = NODE_TYPES.get(node.class_type)
+    literals = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
+    return [] if row is None else list(row.shown(literals))
+
+
+def _value(node: Node, name: str, text: str) -> Value:
+    row = next((one for one in _rows(node) if one.name == name), None)
+    if row is None:
+        return _parsed(text)
+    if not row.is_widget:
+        raise node.error(
+            f"--set: {name} takes {row.type} from another node, not a value",
+            "change the value in the node that it comes from",
+        )
+    try:
+        return _typed(row, text)
+    except ValueError:
+        kind = row.type.split(",")[0].lower()
+        raise node.error(f"--set: {name}={text} is not of type {kind}") from None
+
+
+def _typed(row: Input, text: str) -> Value:
+    """A text as the input's type has it. Raises ``ValueError``."""
+    if "BOOLEAN" in row.types:
+        answers = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.strip().lower() not in answers:
+            raise ValueError(text)
+        return answers[text.strip().lower()]
+    if "FLOAT" in row.types:
+        return float(text)
+    return int(text) if "INT" in row.types else text
+
+
+def _parsed(text: str) -> Value:
+    try:
+        found: Value = json.loads(text)
+    except ValueError:
+        return text
+    return found
+
+
+def _near(name: str, known: Iterable[str]) -> str | None:
+    names = sorted(known)
+    return did_you_mean(name, names) or (f"known: {', '.join(names[:12])}" if names else None)

@@ -1,0 +1,1 @@
+"""Requests written as ComfyUI graphs."""

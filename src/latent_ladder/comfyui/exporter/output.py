@@ -1,0 +1,125 @@
+"""The nodes behind the last latents: decoding, cropping, upscaling, the file."""
+
+from __future__ import annotations
+
+from latent_ladder.comfyui.exporter.graph_builder import Sheet
+from latent_ladder.comfyui.graph import Link
+from latent_ladder.latents.shapes import PIXELS_PER_LATENT
+from latent_ladder.request.model import Request
+from latent_ladder.request.output import Decode
+from latent_ladder.request.stages import UpscaleStage
+
+WHOLE_PX, WHOLE_FRAMES = 4096, 4096
+"""Tile sizes that mean: not tiled."""
+OVERLAP_PX, OVERLAP_FRAMES = 64, 4
+"""What the official graphs share between tiles where nobody asks."""
+RTX_MAX_FACTOR = 4.0
+CODECS = {"h264": "auto", "av1": "av1"}
+"""Codecs that SaveVideo has; its "auto" is H.264 in MP4."""
+
+
+def write_output(
+    sheet: Sheet, request: Request, video: Link, vae: Link, sound: Link | None
+) -> None:
+    """Decode the video latents, bring them to the asked size, save them with the sound."""
+    frames = _decoded(sheet, request.decode, video, vae)
+    last, crop = request.rungs[-1], request.crop
+    if (last.width, last.height) != (request.width, request.height):
+        frames = sheet.add(
+            "ImageCrop",
+            width=crop.width,
+            height=crop.height,
+            x=crop.left,
+            y=crop.top,
+            image=frames,
+        )[0]
+    if request.upscale is not None:
+        frames = _upscaled(sheet, request.upscale, (request.width, request.height), frames)
+    audio = {} if sound is None else {"audio": sound}
+    fps = float(request.fps)
+    made = sheet.put("CreateVideo", {"fps": fps, "images": frames, **audio})
+    prefix = f"video/{request.preset or 'clip'}"
+    codec = CODECS.get(request.output.codec, "auto")
+    # the format's own codec is that of newer versions, the other one that of older ones
+    sheet.put(
+        "SaveVideo",
+        {
+            "filename_prefix": prefix,
+            "format": "auto",
+            "format.codec": codec,
+            "codec": codec,
+            "video": made[0],
+        },
+    )
+
+
+def _decoded(sheet: Sheet, asked: Decode, video: Link, vae: Link) -> Link:
+    if asked == Decode():
+        return sheet.add("VAEDecode", samples=video, vae=vae)[0]
+    if asked.grid != "auto":
+        across, down = asked.grid
+        return sheet.add(
+            "LTXVTiledVAEDecode",
+            horizontal_tiles=across,
+            vertical_tiles=down,
+            overlap=asked.grid_overlap_px // PIXELS_PER_LATENT,
+            last_frame_fix=False,
+            latents=video,
+            vae=vae,
+        )[0]
+    tile = WHOLE_PX if asked.tile_px == "auto" else asked.tile_px
+    overlap = min(OVERLAP_PX, tile // 4) if asked.overlap_px == "auto" else asked.overlap_px
+    frames = WHOLE_FRAMES if asked.tile_frames == "auto" else asked.tile_frames
+    shared = OVERLAP_FRAMES if asked.overlap_frames == "auto" else asked.overlap_frames
+    return sheet.add(
+        "VAEDecodeTiled",
+        tile_size=tile,
+        overlap=overlap,
+        temporal_size=frames,
+        temporal_overlap=shared,
+        samples=video,
+        vae=vae,
+    )[0]
+
+
+def _upscaled(sheet: Sheet, asked: UpscaleStage, size: tuple[int, int], frames: Link) -> Link:
+    width, height = asked.target(size)
+    if asked.name == "rtx":
+        return _rtx(sheet, asked, (width, height), frames)
+    if asked.name != "lanczos":
+        model = sheet.add("UpscaleModelLoader", model_name=asked.name)
+        frames = sheet.add("ImageUpscaleWithModel", upscale_model=model[0], image=frames)[0]
+    return _scaled(sheet, (width, height), frames)
+
+
+def _rtx(sheet: Sheet, asked: UpscaleStage, size: tuple[int, int], frames: Link) -> Link:
+    """RTX gives multiples of 8; another size is reached by resampling its result."""
+    width, height = size
+    factor = asked.factor or 2.0
+    if asked.width is None and factor <= RTX_MAX_FACTOR:
+        by: dict[str, object] = {
+            "resize_type": "scale by multiplier",
+            "resize_type.scale": factor,
+        }
+        exact = False
+    else:
+        by = {
+            "resize_type": "target dimensions",
+            "resize_type.width": -(-width // 8) * 8,
+            "resize_type.height": -(-height // 8) * 8,
+        }
+        exact = width % 8 == 0 and height % 8 == 0
+    inputs = {**by, "quality": "ULTRA", "images": frames}
+    frames = sheet.put("RTXVideoSuperResolution", inputs)[0]  # type: ignore[arg-type]
+    return frames if exact else _scaled(sheet, size, frames)
+
+
+def _scaled(sheet: Sheet, size: tuple[int, int], frames: Link) -> Link:
+    return sheet.add(
+        "ImageScale",
+        upscale_method="lanczos",
+        width=size[0],
+        height=size[1],
+        crop="disabled",
+        image=frames,
+    )[0]

@@ -1,0 +1,347 @@
+"""A graph as a file of ComfyUI's interface (format 0.4), laid out to be read from left to right.
+
+Groups stand in columns by what they need, the nodes of a group in columns by their depth in it.
+Sizes are those that the interface would give: a title, a line for each socket, one for each widget.
+The format is documented at docs.comfy.org/specs/workflow_json_0.4.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latent_ladder.comfyui.constant_folding import row
+from latent_ladder.comfyui.exporter.graph_builder import Drawing
+from latent_ladder.comfyui.graph import Graph, Link, ModelFile, Node, Value
+from latent_ladder.comfyui.node_defs.schema import Input, NodeType
+
+VERSION = 0.4
+NAMESPACE = uuid.UUID("8a5c2f0e-6f0b-4a3c-9f0d-3c1f2b7d5e61")
+"""Workflow ids follow from their content: the same export has the same id."""
+
+TITLE, SOCKET, WIDGET, PADDING = 30, 20, 24, 12
+TEXT_LINE, TEXT_LEAST, LETTERS = 18, 80, 52
+"""Height of a line of a text box, the least height of one, letters in a line."""
+WIDTH, WIDE = 290, 400
+COLUMN_GAP, ROW_GAP, GROUP_GAP, GROUP_PADDING, GROUP_TITLE = 60, 24, 80, 24, 48
+
+COLOURS = ("#3f789e", "#88A", "#8A8", "#b58b2a", "#b06634", "#A88", "#8AA", "#a1309b")
+"""Colours of groups, in their order."""
+PROMPT_COLOURS: Mapping[str, tuple[str, str]] = {
+    "Prompt": ("#232", "#353"),
+    "Negative prompt": ("#322", "#533"),
+}
+PHANTOMS: Mapping[str, Value] = {
+    "control_after_generate": "fixed", "fixed": "fixed", "upload": "image",
+}  # fmt: skip
+"""What stands in ``widgets_values`` for widgets that belong to no input; else nothing does."""
+OPTIONAL = 7
+"""The shape of a socket that may stay empty."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle: its left upper corner and its size, in the interface's pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def moved(self, x: float, y: float) -> Box:
+        """The same rectangle elsewhere."""
+        return Box(self.x + x, self.y + y, self.width, self.height)
+
+
+def to_ui(drawing: Drawing, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The UI document of a drawing; ``extra`` travels in it."""
+    graph = drawing.graph
+    numbers = _numbers(graph)
+    boxes, groups, notes = _placed(drawing)
+    order = {node: i for i, node in enumerate(graph.before(graph.nodes))}
+    links, nodes = _wired(graph, numbers)
+    for node in graph.nodes.values():
+        entry = nodes[node.id]
+        box = boxes[node.id]
+        entry |= {
+            "pos": [box.x, box.y],
+            "size": [box.width, box.height],
+            "order": order[node.id],
+            "properties": _properties(node, graph.models),
+            "widgets_values": _widgets_values(node, node.id in drawing.randomized),
+        }
+        if node.title in PROMPT_COLOURS:
+            entry["color"], entry["bgcolor"] = PROMPT_COLOURS[node.title]
+    last = max(numbers.values(), default=0)
+    noted = [
+        _note(last + i, text, box, len(order) + i - 1) for i, (text, box) in enumerate(notes, 1)
+    ]
+    document = {
+        "revision": 0,
+        "last_node_id": last + len(noted),
+        "last_link_id": len(links),
+        "nodes": [*nodes.values(), *noted],
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {"ds": {"scale": 0.6, "offset": [40, 80]}, **(extra or {})},
+        "version": VERSION,
+    }
+    return {"id": str(uuid.uuid5(NAMESPACE, repr(document))), **document}
+
+
+def _numbers(graph: Graph) -> dict[str, int]:
+    """The id of each node in the interface, where ids are numbers: its own if all are."""
+    if all(name.isdecimal() for name in graph.nodes):
+        return {name: int(name) for name in graph.nodes}
+    return {name: i for i, name in enumerate(graph.nodes, 1)}
+
+
+# -- nodes and links ------------------------------------------------------------------------------
+
+
+def _wired(
+    graph: Graph, numbers: Mapping[str, int]
+) -> tuple[list[list[Any]], dict[str, dict[str, Any]]]:
+    """The table of links, and nodes whose sockets name them."""
+    links: list[list[Any]] = []
+    nodes = {node.id: _entry(node, numbers[node.id]) for node in graph.nodes.values()}
+    for node in graph.nodes.values():
+        slots = {entry["name"]: i for i, entry in enumerate(nodes[node.id]["inputs"])}
+        for name, link in node.links:
+            number = len(links) + 1
+            outputs = nodes[link.node]["outputs"]
+            kind = outputs[link.slot]["type"]
+            slot = slots[name]
+            links.append([number, numbers[link.node], link.slot, numbers[node.id], slot, kind])
+            nodes[node.id]["inputs"][slot]["link"] = number
+            outputs[link.slot]["links"] = [*(outputs[link.slot]["links"] or ()), number]
+    return links, nodes
+
+
+def _entry(node: Node, number: int) -> dict[str, Any]:
+    kind = row(node)
+    entry: dict[str, Any] = {
+        "id": number,
+        "type": node.class_type,
+        "pos": [0, 0],
+        "size": [WIDTH, TITLE],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": [_socket(one) for one in _sockets(kind, node)],
+        "outputs": [{"name": o.name, "type": o.type, "links": None} for o in kind.outputs],
+    }
+    if node.title and node.title != kind.display:
+        entry["title"] = node.title
+    return entry
+
+
+def _sockets(kind: NodeType, node: Node) -> list[Input]:
+    """Inputs as sockets: those without a widget first, then those with one, as they are linked."""
+    shown = _shown(kind, node)
+    names = {one.name for one in shown}
+    grown = [
+        Input(name, "*", socket=True, required=False)
+        for name, value in node.inputs.items()
+        if name not in names and isinstance(value, Link)
+    ]
+    plain = [one for one in shown if not one.is_widget and _is_there(one, kind, node)]
+    return [*plain, *grown, *(one for one in shown if one.is_widget)]
+
+
+def _is_there(one: Input, kind: NodeType, node: Node) -> bool:
+    """Inputs that grow are there as far as they are linked."""
+    grows = bool(kind.growing) and one.name.startswith(kind.growing)
+    return not grows or one.required or one.name in node.inputs
+
+
+def _socket(one: Input) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": one.name, "type": one.type, "link": None}
+    if not one.required:
+        entry["shape"] = OPTIONAL
+    if one.is_widget:
+        entry["widget"] = {"name": one.name}
+    return entry
+
+
+def _shown(kind: NodeType, node: Node) -> list[Input]:
+    values = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
+    return list(kind.shown(values))
+
+
+def _widgets_values(node: Node, randomized: bool) -> list[Value]:
+    """Every widget's value in order, those that belong to no input among them."""
+    values: list[Value] = []
+    for one in _shown(row(node), node):
+        if not one.is_widget:
+            continue
+        given = node.inputs.get(one.name, one.default)
+        values.append(one.default if isinstance(given, Link) else given)
+        for phantom in one.phantoms:
+            drawn = randomized and phantom == "control_after_generate"
+            values.append("randomize" if drawn else PHANTOMS.get(phantom))
+    return values
+
+
+def _properties(node: Node, models: Sequence[ModelFile]) -> dict[str, Any]:
+    wanted = {v for v in node.inputs.values() if isinstance(v, str)}
+    files = [m._asdict() for m in models if m.name in wanted]
+    found: dict[str, Any] = {"Node name for S&R": node.class_type}
+    if node.pack:
+        found["cnr_id"] = node.pack
+    return found | ({"models": files} if files else {})
+
+
+def _note(number: int, text: str, box: Box, order: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "pos": [box.x, box.y],
+        "size": [box.width, box.height],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "title": "What this graph does not carry",
+        "properties": {},
+        "widgets_values": [text],
+        "color": "#432",
+        "bgcolor": "#653",
+    }
+
+
+# -- places ---------------------------------------------------------------------------------------
+
+
+def _placed(
+    drawing: Drawing,
+) -> tuple[dict[str, Box], list[dict[str, Any]], list[tuple[str, Box]]]:
+    """Where every node, group and note stands."""
+    graph = drawing.graph
+    titles = list(drawing.groups) or [""]
+    members: dict[str, list[str]] = {title: [] for title in titles}
+    for node in graph.nodes:
+        members[drawing.group_of.get(node, titles[0])].append(node)
+    noted = {title: [t for g, t in drawing.notes if g == title] for title in titles}
+    boxes: dict[str, Box] = {}
+    groups: list[dict[str, Any]] = []
+    notes: list[tuple[str, Box]] = []
+    x = 0.0
+    for column in _group_columns(graph, titles, members):
+        y, widest = 0.0, 0.0
+        for title in column:
+            inner, width, height = _inner(graph, members[title])
+            texts = ["\n\n".join(f"- {text}" for text in noted[title])] if noted[title] else []
+            for text in texts:
+                box = Box(0, height + ROW_GAP + TITLE, max(width, WIDE), _text_height(text) + 40)
+                notes.append((text, box.moved(x + GROUP_PADDING, y + GROUP_TITLE + TITLE)))
+                width, height = max(width, box.width), box.y + box.height
+            left, top = x + GROUP_PADDING, y + GROUP_TITLE + TITLE
+            boxes |= {name: box.moved(left, top) for name, box in inner.items()}
+            outer = Box(
+                x, y, width + 2 * GROUP_PADDING, height + GROUP_TITLE + TITLE + GROUP_PADDING
+            )
+            if title:
+                groups.append(_group(len(groups) + 1, title, outer, titles.index(title)))
+            y += outer.height + GROUP_GAP
+            widest = max(widest, outer.width)
+        x += widest + GROUP_GAP
+    return boxes, groups, notes
+
+
+def _group(number: int, title: str, box: Box, place: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "title": title,
+        "bounding": [box.x, box.y, box.width, box.height],
+        "color": COLOURS[place % len(COLOURS)],
+        "font_size": 24,
+        "flags": {},
+    }
+
+
+def _group_columns(
+    graph: Graph, titles: Sequence[str], members: Mapping[str, Iterable[str]]
+) -> list[list[str]]:
+    """Groups by depth: one stands right of every earlier one that it needs."""
+    home = {node: title for title, nodes in members.items() for node in nodes}
+    depth: dict[str, int] = {}
+    for title in titles:
+        needs = {
+            home[link.node]
+            for name in members[title]
+            for _, link in graph.nodes[name].links
+            if home[link.node] in depth
+        }
+        depth[title] = 1 + max((depth[other] for other in needs), default=-1)
+    return [[t for t in titles if depth[t] == d] for d in sorted(set(depth.values()))]
+
+
+def _inner(graph: Graph, names: Sequence[str]) -> tuple[dict[str, Box], float, float]:
+    """Nodes of one group in columns by depth; boxes from (0, 0) on, and the size of all."""
+    depth = _depths(graph, names)
+    boxes: dict[str, Box] = {}
+    x = height = 0.0
+    for level in sorted(set(depth.values())):
+        column = [name for name in names if depth[name] == level]
+        sizes = {name: node_size(graph.nodes[name]) for name in column}
+        y = 0.0
+        for name in column:
+            boxes[name] = Box(x, y, *sizes[name])
+            y += sizes[name][1] + TITLE + ROW_GAP
+        height = max(height, y - TITLE - ROW_GAP)
+        x += max(width for width, _ in sizes.values()) + COLUMN_GAP
+    return boxes, max(x - COLUMN_GAP, 0.0), height
+
+
+def _depths(graph: Graph, names: Sequence[str]) -> dict[str, int]:
+    """The longest way to each node within the group; what only feeds stands just before its use."""
+    inside, depth = set(names), dict.fromkeys(names, 0)
+    ordered = [n for n in graph.before(names) if n in inside]
+    for name in ordered:
+        sources = [link.node for _, link in graph.nodes[name].links if link.node in inside]
+        depth[name] = max((depth[s] + 1 for s in sources), default=0)
+    users: dict[str, list[str]] = {name: [] for name in names}
+    for name in ordered:
+        for _, link in graph.nodes[name].links:
+            if link.node in inside:
+                users[link.node].append(name)
+    for name in reversed(ordered):
+        sources = [link.node for _, link in graph.nodes[name].links if link.node in inside]
+        if not sources and users[name]:
+            depth[name] = min(depth[user] for user in users[name]) - 1
+    return depth
+
+
+def node_size(node: Node) -> tuple[float, float]:
+    """(width, height) of a node without its title bar."""
+    kind = row(node)
+    shown = _shown(kind, node)
+    sockets = sum(not one.is_widget and _is_there(one, kind, node) for one in shown)
+    lines = max(sockets, len(kind.outputs))
+    height = float(PADDING + SOCKET * lines)
+    width = WIDTH
+    for one in shown:
+        if not one.is_widget:
+            continue
+        if one.multiline:
+            width = WIDE
+            height += _text_height(str(node.inputs.get(one.name, one.default) or ""))
+        else:
+            height += WIDGET * (1 + len(one.phantoms))
+        value = node.inputs.get(one.name, one.default)
+        if isinstance(value, str) and len(value) > 18:
+            width = WIDE
+    if node.class_type in ("LoadImage", "SaveVideo", "LoadVideo"):
+        height += 220  # where the picture is shown
+    return float(width), height
+
+
+def _text_height(text: str) -> int:
+    lines = sum(max(1, math.ceil(len(line) / LETTERS)) for line in text.split("\n"))
+    return max(TEXT_LEAST, TEXT_LINE * lines + PADDING)

@@ -1,0 +1,1 @@
+"""ComfyUI's two JSON formats, read into one graph."""

@@ -1,0 +1,1 @@
+"""ComfyUI graphs read backwards into requests."""

@@ -1,0 +1,133 @@
+"""Numbers, texts, switches and arithmetic: what a graph computes before anything heavy runs."""
+
+from __future__ import annotations
+
+from latent_ladder.comfyui.node_defs.builders import (
+    KJ,
+    WHOLE,
+    flag,
+    integer,
+    link,
+    node,
+    number,
+    text,
+)
+from latent_ladder.comfyui.node_defs.schema import ANY, Input
+
+NUMBERS = "FLOAT,INT,BOOLEAN"
+
+ROWS = (
+    node(
+        "PrimitiveInt",
+        "Int",
+        "utilities/primitive",
+        # widgets_values_named calls the control widget by its value
+        [Input("value", "INT", 0, -WHOLE, WHOLE, 1, phantoms=("fixed",))],
+        "INT",
+    ),
+    node(
+        "PrimitiveFloat",
+        "Float",
+        "utilities/primitive",
+        [number("value", 0.0, -WHOLE, WHOLE, 0.1)],
+        "FLOAT",
+    ),
+    node("PrimitiveBoolean", "Boolean", "utilities/primitive", [flag("value")], "BOOLEAN"),
+    node("PrimitiveString", "String", "utilities/primitive", [text("value")], "STRING"),
+    node(
+        "PrimitiveStringMultiline",
+        "String (Multiline)",
+        "utilities/primitive",
+        [text("value", multiline=True)],
+        "STRING",
+    ),
+    node(
+        "ComfyMathExpression",
+        "Math Expression",
+        "logic",
+        [
+            text("expression", "a + b", multiline=True),
+            link("values.a", NUMBERS),
+            link("values.b", NUMBERS, required=False),
+            link("values.c", NUMBERS, required=False),
+        ],
+        "FLOAT",
+        "INT",
+        "BOOLEAN BOOL",
+        growing="values.",
+    ),
+    node(
+        "ComfySwitchNode",
+        "Switch",
+        "logic",
+        [
+            flag("switch"),
+            link("on_false", ANY, required=False),
+            link("on_true", ANY, required=False),
+        ],
+        "* output",
+        lazy=frozenset({"on_false", "on_true"}),
+    ),
+    node(
+        "PreviewAny",
+        "Preview as Text",
+        "utilities",
+        [link("source", ANY)],
+        "STRING",
+        is_output=True,
+    ),
+    node(
+        "LTXFloatToInt",
+        "Float To Int",
+        "math/conversion",
+        [number("a", 0.0, -WHOLE, WHOLE)],
+        "INT",
+        pack="ComfyUI-LTXVideo",
+    ),
+    node(
+        "SimpleMath+",
+        "Simple Math",
+        "essentials/utilities",
+        [
+            text("value"),
+            link("a", ANY, required=False),
+            link("b", ANY, required=False),
+            link("c", ANY, required=False),
+        ],
+        "INT",
+        "FLOAT",
+        pack="comfyui_essentials",
+    ),
+    node(
+        "INTConstant",
+        "INT Constant",
+        "KJNodes/constants",
+        [integer("value", 0, -WHOLE, WHOLE)],
+        "INT value",
+        pack=KJ,
+    ),
+    node(
+        "FloatConstant",
+        "Float Constant",
+        "KJNodes/constants",
+        [number("value", 0.0, -WHOLE, WHOLE, 0.00001)],
+        "FLOAT value",
+        pack=KJ,
+    ),
+    node(
+        "StringConstant",
+        "String Constant",
+        "KJNodes/constants",
+        [text("string")],
+        "STRING",
+        pack=KJ,
+    ),
+    node(
+        "StringConstantMultiline",
+        "String Constant Multiline",
+        "KJNodes/constants",
+        [text("string", multiline=True), flag("strip_newlines", True)],
+        "STRING",
+        pack=KJ,
+    ),
+)

@@ -1,0 +1,245 @@
+"""Latents to pictures and back: the VAE nodes. Pictures are made when someone looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.runtime.engine import Engine
+from latent_ladder.comfyui.runtime.values import Images, Latent, Value, VideoVaeFile
+from latent_ladder.latents.comfyui_tiling import Tiling, even, even_size, faded, feathered, whole
+from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, pixel_frames
+from latent_ladder.models.video_vae.vae import (
+    FRAMES_PER_CHUNK,
+    VideoVae,
+    decode_bands,
+    load_video_vae,
+)
+
+MakeTiling = Callable[[Sequence[int]], Tiling]
+FALLBACK_PX = (512, 256, 128)
+"""Tiles that are tried when memory runs out, as ``VAEDecode`` falls back to tiles of 256."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A clip that is decoded each time it is gone through."""
+
+    engine: Engine
+    vae: VideoVaeFile
+    latents: Tensor
+    tiling: MakeTiling
+    smaller_px: Sequence[int] = FALLBACK_PX
+    drop_last: int = 0
+
+    def images(self) -> Images:
+        """The clip."""
+        _, _, f, h, w = self.latents.shape
+        side = PIXELS_PER_LATENT
+        count = pixel_frames(f) - self.drop_last
+        return Images(count, w * side, h * side, self._pixels, self._integers, self._smaller)
+
+    def _bands(self) -> Iterator[Tensor]:
+        self.engine.release()  # the decoder needs what the transformer held
+        runtime = self.engine.runtime
+        vae = load_video_vae(
+            self.vae.component, device=runtime.device, dtype=runtime.dtype, parts=("decoder",)
+        )
+        tiling = self.tiling(self.latents.shape[2:])
+        left = pixel_frames(self.latents.shape[2]) - self.drop_last
+        for band in decode_bands(self.latents.to(runtime.device), vae, tiling):
+            if left > 0:
+                yield band[:, :left]
+            left -= band.shape[1]
+
+    def _pixels(self) -> Iterator[Tensor]:
+        for band in self._bands():
+            for chunk in torch.split(band, FRAMES_PER_CHUNK, dim=1):
+                yield chunk.add(1).mul_(0.5).clamp_(0, 1).transpose(0, 1)
+
+    def _integers(self) -> Iterator[NDArray[np.uint8]]:
+        """As every other clip of this package is rounded, see ``models.video_vae``."""
+        for band in self._bands():
+            for chunk in torch.split(band, FRAMES_PER_CHUNK, dim=1):
+                pixels = chunk.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+                yield pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+    def _smaller(self) -> Images | None:
+        if not self.smaller_px:
+            return None
+        tile, *others = self.smaller_px
+        side = max(tile // PIXELS_PER_LATENT, 2)
+        overlap = max(side // 4, 1)
+
+        def tiling(grid: Sequence[int]) -> Tiling:
+            return faded(grid, feathered(grid, (grid[0], side), (0, overlap)), 8, 1)
+
+        return Decoding(
+            self.engine, self.vae, self.latents, tiling, others, self.drop_last
+        ).images()
+
+
+def _decoding(ask: Ask, name: str, tiling: MakeTiling, fix_last: bool = False) -> list[Value]:
+    latent = _video(ask, name)
+    drop = 0
+    if fix_last:
+        latent, drop = torch.cat([latent, latent[:, :, -1:]], dim=2), FRAMES_PER_LATENT
+    vae = _video_vae(ask)
+    made = Decoding(ask.engine, vae, latent, tiling, drop_last=drop)
+    return [made.images()]
+
+
+def _video_vae(ask: Ask) -> VideoVaeFile:
+    return ask.get("vae", VideoVaeFile)
+
+
+def _video(ask: Ask, name: str) -> Tensor:
+    """The video of a latent; of an audio-video latent it is the first stream."""
+    latent = ask.get(name, Latent)
+    if latent.video is None:
+        raise ask.error(
+            f"{name} is a latent of sound", "connect the video output of LTXVSeparateAVLatent"
+        )
+    channels = ask.get("vae", VideoVaeFile).component.shape("per_channel_statistics.mean-of-means")
+    if latent.video.shape[1] != channels[0]:
+        raise ask.error(
+            f"{name} has {latent.video.shape[1]} channels, the VAE {channels[0]}",
+            "use the VAE that belongs to the checkpoint",
+        )
+    return latent.video
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+
+def decode(ask: Ask) -> list[Value]:
+    """``VAEDecode``: whole, which is exact."""
+    return _decoding(ask, "samples", whole)
+
+
+def decode_tiled(ask: Ask) -> list[Value]:
+    """``VAEDecodeTiled``: sizes in pixels and frames, cut to latents as ComfyUI does."""
+    tile, overlap = ask.whole("tile_size"), ask.whole("overlap")
+    span, shared = ask.whole("temporal_size"), ask.whole("temporal_overlap")
+    if tile < overlap * 4:
+        overlap = tile // 4
+    if span < shared * 2:
+        shared //= 2
+    frames = max(2, span // FRAMES_PER_LATENT)
+    over = max(1, min(frames // 2, shared // FRAMES_PER_LATENT))
+    sizes = (frames, tile // PIXELS_PER_LATENT), (over, overlap // PIXELS_PER_LATENT)
+
+    def tiling(grid: Sequence[int]) -> Tiling:
+        return feathered(grid, *sizes)
+
+    return _decoding(ask, "samples", tiling)
+
+
+def _ltx_tiling(ask: Ask) -> MakeTiling:
+    across, down = ask.whole("horizontal_tiles"), ask.whole("vertical_tiles")
+    overlap = ask.whole("overlap")
+    return lambda grid: _even(ask, grid, (down, across), overlap)
+
+
+def _even(ask: Ask, grid: Sequence[int], tiles: tuple[int, int], overlap: int) -> Tiling:
+    """Tiles of the pack's decoder. Raises :class:`WorkflowError` where they would start outside."""
+    for side, count in zip(grid[1:], tiles, strict=True):
+        size = even_size(side, count, overlap)
+        if count > 1 and size < overlap:
+            raise ask.error(
+                f"{count} tiles across {side} latents are {size} wide and cannot overlap by "
+                f"{overlap}",
+                "use fewer tiles or less overlap: small clips need no tiles",
+            )
+    return even(grid, *tiles, overlap)
+
+
+def decode_ltx_tiled(ask: Ask) -> list[Value]:
+    """``LTXVTiledVAEDecode``."""
+    tiling = _ltx_tiling(ask)
+    return _decoding(ask, "latents", tiling, ask.flag("last_frame_fix"))
+
+
+def decode_spatio_temporal(ask: Ask) -> list[Value]:
+    """``LTXVSpatioTemporalTiledVAEDecode``."""
+    tiles, overlap = ask.whole("spatial_tiles"), ask.whole("spatial_overlap")
+    length, shared = ask.whole("temporal_tile_length"), ask.whole("temporal_overlap")
+
+    def tiling(grid: Sequence[int]) -> Tiling:
+        return faded(grid, _even(ask, grid, (tiles, tiles), overlap), length, shared)
+
+    fix = ask.flag("last_frame_fix")
+    return _decoding(ask, "latents", tiling, fix)
+
+
+# --- encoding -----------------------------------------------------------------------------------
+
+
+def encoded(ask: Ask, images: Images, vae: VideoVaeFile) -> Tensor:
+    """Normalised latents (1, C, F, H, W) of pictures whose sides are multiples of 32, on the CPU.
+
+    Frames after the last full group (8k + 1) are left out. Goes through the pictures once; memory
+    is that of a few frames, so ComfyUI's tiles of the encoder are not needed and not made.
+    """
+    engine = ask.engine
+    side = PIXELS_PER_LATENT
+    width, height = images.width // side * side, images.height // side * side
+    if not width or not height:
+        raise ask.error(
+            f"pictures of {images.width}x{images.height} are smaller than one latent, 32x32"
+        )
+    top, left = (images.height - height) // 2, (images.width - width) // 2
+
+    def work() -> Tensor:
+        runtime = engine.runtime
+        loaded = load_video_vae(
+            vae.component, device=runtime.device, dtype=runtime.dtype, parts=("encoder",)
+        )
+        count = (images.count - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
+        pixels = (
+            chunk[..., top : top + height, left : left + width]
+            for chunk in images.first(count).pixels()
+        )
+        return _encode(loaded, pixels)
+
+    return engine.fitting(work, ask.warn)
+
+
+@torch.inference_mode()
+def _encode(vae: VideoVae, pixels: Iterator[Tensor]) -> Tensor:
+    if vae.encoder is None:
+        raise ValueError("this VAE was loaded without its encoder")
+    chunks = ((chunk.to(vae.device, torch.float32) * 2 - 1).to(vae.dtype) for chunk in pixels)
+    latents = torch.cat(list(vae.encoder.stream(chunks))).transpose(0, 1)[None]
+    return vae.normalise(latents).float().cpu()
+
+
+def encode(ask: Ask) -> list[Value]:
+    """``VAEEncode`` and ``VAEEncodeTiled``: the result is exact, whatever the tiles are."""
+    return [Latent(video=encoded(ask, ask.get("pixels", Images), _video_vae(ask)))]
+
+
+def decoder_noise(ask: Ask) -> list[Value]:
+    """``Set VAE Decoder Noise``: for decoders with a time step; those of LTX-2 have none."""
+    ask.warn("no_effect", "the decoder of this family takes no time step: nothing changes")
+    return [_video_vae(ask)]
+
+
+MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+    {
+        "VAEDecode": Meaning(decode),
+        "VAEDecodeTiled": Meaning(decode_tiled),
+        "LTXVTiledVAEDecode": Meaning(decode_ltx_tiled),
+        "LTXVSpatioTemporalTiledVAEDecode": Meaning(decode_spatio_temporal),
+        "Set VAE Decoder Noise": Meaning(decoder_noise),
+        "VAEEncode": Meaning(encode, keeps=True),
+        "VAEEncodeTiled": Meaning(encode, keeps=True),
+    }
+)

@@ -1,0 +1,67 @@
+"""Moving a latent's statistics: AdaIN towards a reference, and towards a mean and a deviation.
+
+Facts: ``LTXVAdainLatent``, ``LTXVStatNormLatent`` and the per-step patchers of ComfyUI-LTXVideo.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latent_ladder.comfyui.runtime.values import StepStatistics
+
+QUANTILE_MOST = 2**24
+"""Values that ``torch.quantile`` takes at once."""
+
+
+def adapted(latents: Tensor, to: StepStatistics, factor: float) -> Tensor:
+    """Latents (1, C, F, H, W) moved by ``factor`` towards what ``to`` asks for."""
+    if to.reference is not None:
+        return adain(latents, to.reference.to(latents), factor, per_frame=to.per_frame)
+    return normed(latents, to, factor)
+
+
+def adain(latents: Tensor, reference: Tensor, factor: float, *, per_frame: bool) -> Tensor:
+    """Each channel gets the mean and deviation of the reference's, of the clip or of each frame.
+
+    A reference of one frame stands for all frames. Raises ``ValueError`` for one that is shorter.
+    """
+    if per_frame:
+        frames = latents.shape[2]
+        if reference.shape[2] == 1:
+            reference = reference.expand(-1, -1, frames, -1, -1)
+        elif reference.shape[2] < frames:
+            raise ValueError(f"the latent has {frames} frames, its reference {reference.shape[2]}")
+        reference = reference[:, :, :frames]
+    axes = (-2, -1) if per_frame else (-3, -2, -1)
+    std, mean = torch.std_mean(latents, axes, keepdim=True)
+    wanted_std, wanted_mean = torch.std_mean(reference, axes, keepdim=True)
+    moved = (latents - mean) / std.clamp_min(1e-8) * wanted_std + wanted_mean
+    return torch.lerp(latents, moved, factor)
+
+
+def normed(latents: Tensor, to: StepStatistics, factor: float) -> Tensor:
+    """Each channel gets a mean and a deviation, both measured without its outliers.
+
+    ``percentile`` percent of the values count; with ``clip`` the others end at those bounds.
+    """
+    flat = latents.float().flatten(2)
+    tail = (100 - to.percentile) / 200
+    low, high = _bounds(flat, tail)
+    inside = (flat >= low) & (flat <= high)
+    count = inside.sum(-1, keepdim=True)
+    mean = (flat * inside).sum(-1, keepdim=True) / count.clamp(min=1)
+    variance = ((flat - mean).square() * inside).sum(-1, keepdim=True)
+    std = (variance / (count - 1).clamp(min=1)).sqrt()
+    kept = flat.clamp(low, high) if to.clip else flat
+    moved = torch.where(std > 1e-8, (kept - mean) / std * to.std, kept - mean) + to.mean
+    return torch.lerp(latents, moved.reshape(latents.shape).to(latents.dtype), factor)
+
+
+def _bounds(flat: Tensor, tail: float) -> tuple[Tensor, Tensor]:
+    """The quantiles ``tail`` and 1 - ``tail`` of each channel of (1, C, N)."""
+    ends = torch.tensor([tail, 1 - tail], dtype=flat.dtype, device=flat.device)
+    step = max(1, QUANTILE_MOST // flat.shape[-1])
+    parts = [torch.quantile(part, ends, dim=-1) for part in torch.split(flat, step, dim=1)]
+    low, high = torch.cat(parts, dim=-1)
+    return low[..., None], high[..., None]

@@ -1,0 +1,149 @@
+"""SIGMAS: lists that are typed, scheduled, split, turned round and drawn out.
+
+Facts of ComfyUI's ``nodes_custom_sampler`` and ``nodes_lt``; the schedules themselves are those of
+:mod:`latent_ladder.sampling.schedules`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from types import MappingProxyType
+
+from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.runtime.values import Latent, Model, SigmaList, Value
+from latent_ladder.errors import RequestError
+from latent_ladder.sampling.schedules import SCHEDULES, Sigmas, linspace, ltx
+
+NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
+"""What ``ManualSigmas`` takes for a number: no exponents."""
+SCHEDULERS = (
+    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
+    "linear_quadratic", "kl_optimal",
+)  # fmt: skip
+
+
+def manual(ask: Ask) -> list[Value]:
+    """``ManualSigmas``: every number in the text, as ComfyUI finds them."""
+    return [SigmaList(tuple(float(found) for found in NUMBER.findall(ask.text("sigmas"))))]
+
+
+def ltx_mu(ask: Ask, max_shift: float, base_shift: float) -> float:
+    """The shift for the tokens of the latent that is connected, 4096 without one."""
+    slope = (max_shift - base_shift) / (4096 - 1024)
+    return base_shift + slope * (_tokens(ask) - 1024)
+
+
+def _tokens(ask: Ask) -> int:
+    latent = ask.maybe("latent", Latent)
+    if latent is None or latent.video is None:
+        return 4096
+    return math.prod(latent.video.shape[2:])
+
+
+def ltx_scheduler(ask: Ask) -> list[Value]:
+    """``LTXVScheduler``."""
+    sigmas = ltx(
+        ask.whole("steps"),
+        _tokens(ask),
+        ask.number("max_shift"),
+        ask.number("base_shift"),
+        ask.flag("stretch"),
+        ask.number("terminal"),
+    )
+    return [SigmaList(sigmas)]
+
+
+def scheduled(ask: Ask, name: str, steps: int, denoise: float, shift: float) -> Sigmas:
+    """What ``BasicScheduler`` and ``KSampler`` make: the last steps of a longer schedule.
+
+    A denoise of 0 gives an empty list, and so the latent as it is.
+    """
+    if denoise <= 0:
+        return ()
+    total = steps if denoise > 0.9999 else int(steps / denoise)
+    spec = SCHEDULES.get(name)
+    if name not in SCHEDULERS or spec is None or spec.function is None:
+        raise ask.error(f"the scheduler {name} is not known here", "use simple")
+    shifts = {"shift": shift} if "shift" in spec.parameters else {}
+    try:
+        sigmas = spec.function(total, **{**spec.parameters, **shifts})
+    except (ArithmeticError, ValueError, RequestError) as error:
+        raise ask.error(f"{name} with {total} steps gives no schedule") from error
+    return sigmas[-(steps + 1) :]
+
+
+def basic(ask: Ask) -> list[Value]:
+    """``BasicScheduler``."""
+    shift = ask.get("model", Model).shift
+    name, steps = ask.text("scheduler"), ask.whole("steps")
+    return [SigmaList(scheduled(ask, name, steps, ask.number("denoise"), shift))]
+
+
+def split(ask: Ask) -> list[Value]:
+    """``SplitSigmas``: the sigma at the cut is in both."""
+    sigmas, step = ask.get("sigmas", SigmaList).sigmas, ask.whole("step")
+    return [SigmaList(sigmas[: step + 1]), SigmaList(sigmas[step:])]
+
+
+def split_denoise(ask: Ask) -> list[Value]:
+    """``SplitSigmasDenoise``: the second list has round(steps * denoise) steps."""
+    sigmas = ask.get("sigmas", SigmaList).sigmas
+    steps = max(len(sigmas) - 1, 0)
+    kept = round(steps * ask.number("denoise"))
+    high = sigmas[: len(sigmas) - kept] if kept else ()
+    return [SigmaList(high), SigmaList(sigmas[max(len(sigmas) - kept - 1, 0) :])]
+
+
+def flipped(ask: Ask) -> list[Value]:
+    """``FlipSigmas``: backwards; a first sigma of 0 becomes 0.0001."""
+    sigmas = ask.get("sigmas", SigmaList).sigmas[::-1]
+    return [SigmaList((0.0001, *sigmas[1:]) if sigmas and sigmas[0] == 0 else sigmas)]
+
+
+def first_set(ask: Ask) -> list[Value]:
+    """``SetFirstSigma``."""
+    sigmas = ask.get("sigmas", SigmaList).sigmas
+    return [SigmaList((ask.number("sigma"), *sigmas[1:]) if sigmas else sigmas)]
+
+
+SPACINGS: Mapping[str, Callable[[float], float]] = MappingProxyType(
+    {
+        "linear": lambda x: x,
+        "cosine": lambda x: math.sin(x * math.pi / 2),
+        "sine": lambda x: 1 - math.cos(x * math.pi / 2),
+    }
+)
+
+
+def extended(ask: Ask) -> list[Value]:
+    """``ExtendIntermediateSigmas``: more sigmas between those in a range.
+
+    -1 as the start means no upper bound.
+    """
+    sigmas, steps = ask.get("sigmas", SigmaList).sigmas, ask.whole("steps")
+    start, end = ask.number("start_at_sigma"), ask.number("end_at_sigma")
+    start = math.inf if start < 0 else start
+    spacing = SPACINGS[ask.text("spacing")]
+    found: list[float] = []
+    for a, b in pairwise(sigmas):
+        found.append(a)
+        if end <= a <= start:
+            found += [a + (b - a) * spacing(x) for x in linspace(0, 1, steps + 1)[1:-1]]
+    return [SigmaList((*found, sigmas[-1]) if sigmas else ())]
+
+
+MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+    {
+        "ManualSigmas": Meaning(manual),
+        "LTXVScheduler": Meaning(ltx_scheduler),
+        "BasicScheduler": Meaning(basic),
+        "SplitSigmas": Meaning(split),
+        "SplitSigmasDenoise": Meaning(split_denoise),
+        "FlipSigmas": Meaning(flipped),
+        "SetFirstSigma": Meaning(first_set),
+        "ExtendIntermediateSigmas": Meaning(extended),
+    }
+)

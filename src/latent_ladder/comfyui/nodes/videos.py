@@ -1,0 +1,118 @@
+"""Video files: read as pictures, rate and sound, and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latent_ladder.comfyui.nodes.audio import read
+from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.runtime.values import Audio, Images, Value, Video
+from latent_ladder.errors import MediaError
+from latent_ladder.media.video_input import check_video
+from latent_ladder.media.video_reader import probe, read_frames
+
+NEAR = 1e-3
+"""By how much a declared rate may differ from the measured one and be believed."""
+
+
+def load(ask: Ask) -> list[Value]:
+    """``LoadVideo``: only looked at; frames are read when somebody goes through them."""
+    path = ask.engine.input_file(ask.text("file"))
+    try:
+        return [of_file(path)]
+    except MediaError as error:
+        raise ask.error(error.message, error.hint) from error
+
+
+def of_file(path: Path) -> Video:
+    """A video file. Raises :class:`MediaError`."""
+    found = check_video(path)
+    images = Images(found.frames, *found.size, lambda: _pixels(path), lambda: _integers(path))
+    declared = probe(path).fps
+    # times in whole milliseconds, as in MKV, do not tell a rate as exactly as the header
+    fps = declared if abs(declared / found.fps - 1) < NEAR else found.fps
+
+    def audio() -> Audio | None:
+        return read(path) if found.has_sound else None
+
+    return Video(images, fps, audio, path)
+
+
+def _integers(path: Path) -> Iterator[NDArray[np.uint8]]:
+    return (frame[None] for frame in read_frames(path))
+
+
+def _pixels(path: Path) -> Iterator[Tensor]:
+    for frame in read_frames(path):
+        yield torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
+
+
+def components(ask: Ask) -> list[Value]:
+    """``GetVideoComponents``: pictures, sound, rate, bits, colours; no sound is an empty output."""
+    video = ask.get("video", Video)
+    return [video.images, video.audio(), float(video.fps), str(video.bits), "sRGB"]
+
+
+def cut(ask: Ask) -> list[Value]:
+    """``Video Slice``: from a time on, for a duration; a negative start counts from the end.
+
+    A duration of 0 is all that is left; ``strict_duration`` refuses a video that is too short.
+    """
+    video = ask.get("video", Video)
+    fps, count = video.fps, video.images.count
+    start = Fraction(ask.number("start_time")).limit_denominator(1_000_000)
+    length = Fraction(ask.number("duration")).limit_denominator(1_000_000)
+    first = round(start * fps) if start >= 0 else max(count + round(start * fps), 0)
+    wanted = round(length * fps) if length else count - first
+    if first >= count or wanted < 1:
+        raise ask.error(
+            f"nothing is left: the video has {count} frames at {float(fps):g} fps",
+            "use an earlier start_time or a longer duration",
+        )
+    if ask.flag("strict_duration") and first + wanted > count:
+        raise ask.error(
+            f"the video ends {float((first + wanted - count) / fps):.3f} s too early",
+            "use a shorter duration, or switch strict_duration off",
+        )
+    kept = min(wanted, count - first)
+    images = video.images
+
+    def pixels() -> Iterator[Tensor]:
+        return _from(images.first(first + kept).pixels(), first)
+
+    def audio() -> Audio | None:
+        found = video.audio()
+        if found is None:
+            return None
+        begin, end = (round(Fraction(n) / fps * found.rate) for n in (first, first + kept))
+        return replace(found, waveform=found.waveform[:, begin:end])
+
+    part = replace(images, count=kept, pixels=pixels, integers=None)
+    return [replace(video, images=part, audio=audio, file=None)]
+
+
+def _from(chunks: Iterator[Tensor], first: int) -> Iterator[Tensor]:
+    at = 0
+    for chunk in chunks:
+        kept = chunk[max(first - at, 0) :]
+        at += len(chunk)
+        if len(kept):
+            yield kept
+
+
+MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+    {
+        "LoadVideo": Meaning(load),
+        "GetVideoComponents": Meaning(components),
+        "Video Slice": Meaning(cut),
+    }
+)

@@ -1,0 +1,1 @@
+"""Model access, values, events and output paths of graphs that run."""

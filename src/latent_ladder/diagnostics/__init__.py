@@ -1,0 +1,1 @@
+"""Doctor, preset readiness, recommendation and warnings about a request."""

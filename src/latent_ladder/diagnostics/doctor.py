@@ -1,0 +1,213 @@
+"""``ladder doctor``: what is here, what is missing, what would run and how it would fit.
+
+Reads headers only. Knows no terminal: :class:`Checkup` is plain data that the command prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from latent_ladder.checkpoints.catalog import Published
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.misplaced import Misplaced, misplaced
+from latent_ladder.checkpoints.search_paths import ModelFolder, model_folders
+from latent_ladder.checkpoints.selection import Choice, Library, choose, scan
+from latent_ladder.diagnostics.preset_readiness import (
+    Fits,
+    PresetState,
+    preset_states,
+    split_off_pocket,
+)
+from latent_ladder.errors import CheckpointError, MemoryBudgetError
+from latent_ladder.memory.hardware import Gpu, MemoryOptions, budget, gpus
+from latent_ladder.memory.planner import Budget, Policy
+from latent_ladder.storage.artifact_store import default_root
+from latent_ladder.storage.atomic_write import free_bytes
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """Everything that ``ladder doctor`` found out."""
+
+    folders: tuple[ModelFolder, ...]
+    library: Library
+    choice: Choice
+    error: CheckpointError | None
+    presets: tuple[PresetState, ...]
+    misplaced: tuple[Misplaced, ...]
+    disks: Mapping[str, tuple[Path, int]]
+    memory: Budget | None
+    gpus: tuple[Gpu, ...]
+    named: bool
+
+    @property
+    def only_pocket(self) -> bool:
+        """Whether the model inside the package is the only one that can run."""
+        return self.choice.transformer is not None and self.choice.transformer.embedded
+
+    @property
+    def runnable(self) -> bool:
+        """Whether ``ladder make`` finds a whole set of models.
+
+        The pocket counts, but not for someone who named a folder: then that one should do.
+        """
+        return self.error is None and not (self.named and self.only_pocket)
+
+
+def examine(
+    folders: Sequence[Path | str] = (),
+    store: Path | None = None,
+    options: MemoryOptions | None = None,
+    device: str = "auto",
+) -> Checkup:
+    """Look at folders, disk and memory. Loads no tensor and does not import torch.
+
+    ``options`` and ``device`` say which memory to fit into, as for a run.
+
+    Raises :class:`CheckpointNotFound` for a folder that does not exist or cannot be read.
+    """
+    options = options or MemoryOptions()
+    places = model_folders(folders)
+    library = scan(places, anew=True)  # a damaged file is noticed, whatever is remembered
+    users, embedded = split_off_pocket(library)
+    choice, pocket = choose(users), choose(embedded)
+    available = _available(options, device)
+    policy = Policy(options.offload, options.changes)
+    states = tuple(preset_states(choice, pocket, Fits(available, policy)))
+    used = pocket if choice.transformer is None else choice
+    return Checkup(
+        folders=places,
+        library=library,
+        choice=used,
+        error=_error(used, library),
+        presets=states,
+        misplaced=misplaced(library),
+        disks=_disks(places, store or default_root()),
+        memory=available,
+        gpus=gpus(),
+        named=bool(folders),
+    )
+
+
+def _error(choice: Choice, library: Library) -> CheckpointError | None:
+    try:
+        choice.models(library)
+    except CheckpointError as error:
+        return error
+    return None
+
+
+def _available(options: MemoryOptions, device: str) -> Budget | None:
+    try:
+        return budget(options, device)
+    except MemoryBudgetError:
+        return None
+
+
+def _disks(places: Sequence[ModelFolder], store: Path) -> dict[str, tuple[Path, int]]:
+    """Free bytes where artefacts are kept and where models lie."""
+    models = next((place.path for place in places if not place.embedded), None)
+    folders = {"store": store} | ({} if models is None else {"models": models})
+    return {name: (folder, free_bytes(folder)) for name, folder in folders.items()}
+
+
+def total_ram() -> int:
+    """Bytes of memory in this machine."""
+    return int(psutil.virtual_memory().total)
+
+
+# --- as plain data -------------------------------------------------------------------------------
+
+
+def report(checkup: Checkup) -> dict[str, Any]:
+    """The whole check-up for ``--json``; sizes in bytes."""
+    error = checkup.error
+    return {
+        "runnable": checkup.runnable,
+        "only_pocket": checkup.only_pocket,
+        "error": None
+        if error is None
+        else {"code": error.code, "message": error.message, "hint": error.hint},
+        "folders": [
+            {"path": str(f.path), "category": f.category, "source": f.source}
+            for f in checkup.folders
+        ],
+        "models": list(rows(checkup)),
+        "presets": [_preset_row(state) for state in checkup.presets],
+        "misplaced": [
+            {"path": str(m.path), "category": m.category, "expected": m.expected,
+             "message": m.message}
+            for m in checkup.misplaced
+        ],
+        "damaged": [{"path": str(p), "why": why} for p, why in checkup.library.unreadable],
+        "other_files": len(checkup.library.ignored),
+        "warnings": list(checkup.choice.notes),
+        "disk": {
+            name: {"path": str(path), "free_bytes": free}
+            for name, (path, free) in checkup.disks.items()
+        },
+        "ram": {
+            "total_bytes": total_ram(),
+            "available_bytes": int(psutil.virtual_memory().available),
+        },
+        "gpus": [
+            {"name": g.name, "total_bytes": g.total_bytes, "free_bytes": g.free_bytes}
+            for g in checkup.gpus
+        ],
+        "budget": None
+        if checkup.memory is None
+        else {"device": checkup.memory.device, "bytes": checkup.memory.device_bytes},
+    }  # fmt: skip
+
+
+def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
+    """Every component that was found; ``chosen`` marks those that would be used."""
+    chosen = {(part.role, part.file.path) for part in _chosen(checkup.choice)}
+    for role, candidates in checkup.library.found.items():
+        for found in candidates:
+            yield {
+                "role": role,
+                "path": str(found.path),
+                "name": found.name,
+                "container": found.facts.container,
+                "precision": found.facts.precision,
+                "family": found.facts.family,
+                "bytes": found.facts.nbytes,
+                "embedded": found.embedded,
+                "chosen": (role, found.path) in chosen,
+            }
+
+
+def _chosen(choice: Choice) -> Iterator[Component]:
+    yield from choice.parts.values()
+    yield from choice.upsamplers.values()
+    yield from (lora for name, lora in choice.loras.items() if name == "distilled_lora")
+
+
+def _preset_row(state: PresetState) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "ready": state.ready,
+        "missing": [
+            {"roles": list(m.roles), "why": m.why, "get": m.file and _file_row(m.file)}
+            for m in state.missing
+        ],
+        "advice": list(state.advice),
+        "too_big": state.too_big,
+        "stages": [asdict(stage) for stage in state.stages],
+    }
+
+
+def _file_row(file: Published) -> dict[str, Any]:
+    return {
+        "file": file.name,
+        "folder": file.folder,
+        "page": f"https://{file.page}",
+        "bytes": file.bytes,
+        "exact": file.exact,
+    }

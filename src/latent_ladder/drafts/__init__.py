@@ -1,0 +1,1 @@
+"""Many drafts of one request, and refining the chosen ones."""

@@ -1,0 +1,152 @@
+"""A clip or draft that was made before, named ``RUN`` or ``RUN:3``, to be gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latent_ladder.checkpoints.selection import EMBEDDED
+from latent_ladder.drafts.draft_run import draft_request
+from latent_ladder.drafts.seeds import Asked
+from latent_ladder.errors import RequestError, StoreError
+from latent_ladder.pipeline.events import Warned
+from latent_ladder.pipeline.plan import RunPlan
+from latent_ladder.pipeline.run import Prepared
+from latent_ladder.request.model import Request, override
+from latent_ladder.request.overrides import apply_sets
+from latent_ladder.storage.artifact_store import Store
+from latent_ladder.storage.run_records import DraftRecord, RunRecord
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One clip of the store: ``draft`` is ``None`` for a run that made a whole clip."""
+
+    record: RunRecord
+    draft: DraftRecord | None
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """As a user names it."""
+        return self.record.id if self.draft is None else f"{self.record.id}:{self.draft.number}"
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The artefacts it was made of."""
+        return self.record.keys if self.draft is None else frozenset(self.draft.keys)
+
+
+def choose(store: Store, name: str) -> Chosen:
+    """Find ``RUN`` or ``RUN:3``: RUN is an id, a unique beginning of one, or ``last``.
+
+    ``last:3`` is of the newest session of drafts, or sweep. Raises :class:`StoreError` for an
+    unknown run and :class:`RequestError` for a draft that there is not, or that failed.
+    """
+    run, colon, number = name.partition(":")
+    record = _newest_drafts(store) if colon and run == "last" else store.runs.show(run)
+    request = Request.from_dict(record.request)
+    if not record.drafts:
+        if colon:
+            raise RequestError(f"run {record.id} is one clip, it has no drafts", f"use {record.id}")
+        return Chosen(record, None, request)
+    draft = _draft(record, number if colon else "")
+    if draft.status == "failed":
+        raise RequestError(
+            f"draft {draft.number} of run {record.id} failed: {draft.error}",
+            "choose another one, or make it again with `ladder draft`",
+        )
+    if record.kind == "sweep":
+        return Chosen(record, draft, Request.from_dict(apply_sets(request.to_dict(), draft.sets)))
+    return Chosen(record, draft, draft_request(request, Asked(draft.prompt, draft.seed)))
+
+
+def _newest_drafts(store: Store) -> RunRecord:
+    records, _ = store.runs.list()
+    found = next((r for r in records if r.drafts), None)
+    if found is None:
+        raise StoreError(
+            f"there are no drafts in {store.root}", 'make some: ladder draft "..." --seeds 8'
+        )
+    return found
+
+
+def _draft(record: RunRecord, number: str) -> DraftRecord:
+    count = len(record.drafts)
+    if not number and count == 1:
+        return record.drafts[0]
+    known = {str(draft.number): draft for draft in record.drafts}
+    if number in known:
+        return known[number]
+    said = f"{number!r} is none of them" if number else "say which"
+    hint = f"use {record.id}:1" if count == 1 else f"use {record.id}:1 to {record.id}:{count}"
+    raise RequestError(f"run {record.id} has {count} drafts, {said}", hint)
+
+
+def searched_folders(chosen: Chosen) -> list[Path]:
+    """The model folders that the clip's run searched and that are still there."""
+    recorded = (Path(folder) for folder in chosen.record.folders)
+    return [folder for folder in recorded if folder != EMBEDDED and folder.is_dir()]
+
+
+def changed(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) -> Request:
+    """The clip's request with fields of its later stages changed. Raises RequestError."""
+    fields: dict[str, Any] = chosen.request.to_dict()
+    if audio is not None:
+        fields = override(fields, {"audio": audio})
+    return Request.from_dict(apply_sets(fields, tuple(sets)))
+
+
+def from_stage_1(chosen: Chosen, prepared: Prepared) -> Prepared:
+    """What is ``prepared`` goes on from the chosen clip's stage 1; warns where it is made again.
+
+    Raises :class:`RequestError` if its request or its models would make another stage 1.
+    """
+    base = next(s for s in prepared.plan.stages if s.kind == "base")
+    if base.key not in chosen.keys:
+        raise _another(chosen, prepared.plan)
+    if base.stored or base not in prepared.plan.needed():
+        return prepared
+    gone = Warned(
+        "pruned_draft", f"the latents of {chosen.name} are not stored any more; stage 1 runs again"
+    )
+    return replace(prepared, warnings=(*prepared.warnings, gone))
+
+
+def _another(chosen: Chosen, plan: RunPlan) -> RequestError:
+    """Why stage 1 would not be the one that was chosen."""
+    before, after = _stage_1(chosen.request), _stage_1(plan.request)
+    fields = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    if not fields:
+        folders = ", ".join(chosen.record.folders) or "other folders"
+        return RequestError(
+            f"{chosen.name} was made with other models than the ones found now",
+            f"name the folder that holds them with --models; it was made from {folders}",
+        )
+    return RequestError(
+        f"{chosen.name} cannot be refined with another {', '.join(fields)}: that changes stage 1",
+        "that is another draft: make it with `ladder draft` or `ladder make`",
+    )
+
+
+def _stage_1(request: Request) -> dict[str, Any]:
+    return request.prompt_fields() | request.stage_fields(0)
+
+
+def output_names(chosen: Sequence[Chosen], output: Path | None) -> list[Path]:
+    """Where the clips go: a file for one, a folder for any number, else the working folder.
+
+    A folder that is not there is made when the first clip is written to it. Raises
+    :class:`RequestError` for one file and several clips.
+    """
+    is_file = output is not None and bool(output.suffix) and not output.is_dir()
+    if output is not None and is_file:
+        if len(chosen) > 1:
+            raise RequestError(
+                f"output {output} is one file for {len(chosen)} clips", "name a folder with -o"
+            )
+        return [output]
+    folder = output or Path()
+    return [folder / f"{c.name.replace(':', '-')}-seed{c.request.seed}.mp4" for c in chosen]

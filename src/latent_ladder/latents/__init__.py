@@ -1,0 +1,1 @@
+"""Geometry of pixels, latents, tokens and tiles."""

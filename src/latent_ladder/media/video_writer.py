@@ -1,0 +1,385 @@
+"""Write a video file from an iterator of frames, in constant memory.
+
+BT.709 in limited range and 48 kHz stereo, in the codecs and containers of
+:mod:`latent_ladder.media.encoders`. The frames are encoded in a second thread while the caller's
+iterator computes the next ones, the sound is interleaved as the picture proceeds and always ends
+with it. The final name appears when the file is complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_ladder.errors import LadderError, MediaError
+from latent_ladder.media.container_metadata import EMBEDDED_TAGS, embed
+from latent_ladder.media.encoders import CONTAINERS, EncoderSettings, Encoding, choose_encoding
+from latent_ladder.media.gif_palette import Palette
+from latent_ladder.storage.atomic_write import (
+    PART,
+    commit,
+    is_abandoned,
+    part_path,
+    refusal,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+
+AUDIO_RATE = 48000
+QUEUED_CHUNKS = 2
+
+_LEAST_ROOM = 16384
+"""Bytes that must fit before a video is begun."""
+
+SUFFIXES = tuple(CONTAINERS)
+
+_BT709 = 1
+_LIMITED_RANGE = 1
+
+Frames = NDArray[np.uint8] | NDArray[np.uint16]
+"""(n, H, W, 3) or (H, W, 3) RGB, 0..255 or 0..65535."""
+
+_RGB = {np.dtype(np.uint8): "rgb24", np.dtype(np.uint16): "rgb48le"}
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """What to encode: ``size`` is (width, height), both even."""
+
+    size: tuple[int, int]
+    fps: Fraction
+    settings: EncoderSettings = field(default_factory=EncoderSettings)
+
+
+@dataclass(frozen=True)
+class WrittenVideo:
+    """A finished file; ``audio_duration_s`` is ``None`` without sound, else equals ``duration_s``
+    within half a sample."""
+
+    path: Path
+    frames: int
+    duration_s: float
+    audio_duration_s: float | None
+    bytes: int
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Raise :class:`MediaError` if a video could not be written to ``path``; write nothing.
+
+    Call it before a long computation; :func:`write_video` calls it again.
+    """
+    if path.suffix.lower() not in CONTAINERS:
+        raise MediaError(
+            f"output {path.name} ends in {path.suffix or 'nothing'!r}, expected "
+            f"{', '.join(SUFFIXES)}",
+            hint=f"write to {path.with_suffix('.mp4').name}",
+        )
+    check_file(path, overwrite)
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raise :class:`MediaError` if a file could not be written to ``path``; write nothing."""
+    if path.is_dir():
+        raise MediaError(f"output {path} is a folder", hint=f"write to {path / 'clip.mp4'}")
+    if not path.parent.is_dir():
+        raise MediaError(f"output folder {path.parent} does not exist", hint="create it first")
+    if path.exists() and not overwrite:
+        raise MediaError(
+            f"output {path} already exists", hint="allow overwriting, or choose another name"
+        )
+    _check_writable(path)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise :class:`MediaError` unless width and height are even, as yuv420p needs."""
+    width, height = size
+    if width < 2 or height < 2 or width % 2 or height % 2:
+        even = f"{max(2, width // 2 * 2)}x{max(2, height // 2 * 2)}"
+        raise MediaError(
+            f"video size {width}x{height} has an odd side, expected even ones",
+            hint=f"crop the frames to {even}",
+        )
+
+
+def write_video(
+    path: Path,
+    frames: Iterable[Frames],
+    spec: VideoSpec,
+    *,
+    audio: tuple[NDArray[np.float32], int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> WrittenVideo:
+    """Encode ``frames`` to ``path``; at most ``QUEUED_CHUNKS`` chunks wait for the encoder.
+
+    ``audio`` is a (2, S) waveform in -1..1 and its rate; it is resampled to 48 kHz and cut or
+    padded with silence to round(n_frames / fps * 48000) samples; GIF and WebP stay silent.
+    ``metadata`` may use any keys; MKV stores them in upper case (``media.read`` lowers them again).
+
+    Raises :class:`MediaError` (bad output, size, frames; disk full) and whatever ``frames``
+    raises; then nothing is left under ``path`` that was not there before.
+    """
+    check_output(path, overwrite)
+    check_size(spec.size)
+    encoding = choose_encoding(path, spec.settings)
+    sound = None if audio is None or encoding.sound is None else resampled(*audio)
+    tags = metadata or {}
+    try:
+        with replacing(path) as part:
+            inside = {} if path.suffix.lower() in EMBEDDED_TAGS else tags
+            encoder = _Encoder(part, spec, encoding, sound)
+            _encode_all(encoder, frames, inside)
+            with _encoding():
+                embed(part, tags)
+                commit(part, path)
+    except _EncodingFailed as failure:
+        raise _explained(failure.cause, path) from failure.cause
+    return WrittenVideo(
+        path=path,
+        frames=encoder.frames,
+        duration_s=float(encoder.frames / spec.fps),
+        audio_duration_s=None if sound is None else encoder.samples / AUDIO_RATE,
+        bytes=path.stat().st_size,
+    )
+
+
+def _encode_all(encoder: _Encoder, frames: Iterable[Frames], metadata: Mapping[str, str]) -> None:
+    """Write the whole file; afterwards the encoder is closed and only counts."""
+    try:
+        encoder.start(metadata)
+        feed(encoder.encode, frames)
+        encoder.finish()
+    except BaseException:
+        # Closing writes a trailer, which cannot succeed if encoding did not.
+        with suppress(_EncodingFailed):
+            encoder.close()
+        raise
+    encoder.close()
+
+
+def feed(encode: Callable[[Frames], None], frames: Iterable[Frames]) -> None:
+    """Encode in one worker thread while ``frames`` computes; errors of either side end both."""
+    waiting: deque[Future[None]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
+    try:
+        for chunk in frames:
+            waiting.append(pool.submit(encode, chunk))
+            # Do not keep the chunk alive while the next one is computed.
+            del chunk
+            if len(waiting) > QUEUED_CHUNKS:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _EncodingFailed(Exception):
+    """FFmpeg or the disk refused: told apart from errors of the caller's iterator."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise _EncodingFailed(error) from error
+
+
+def _explained(cause: Exception, path: Path) -> LadderError:
+    if isinstance(cause, OSError):
+        return refusal(cause, MediaError, f"video {path.name}", path.parent, needed=0)
+    return MediaError(
+        f"video {path.name} cannot be encoded: {cause}", hint="try another size or preset"
+    )
+
+
+class _Encoder:
+    """An open container; ``frames`` and ``samples`` count what has been encoded."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: VideoSpec,
+        encoding: Encoding,
+        sound: NDArray[np.float32] | None,
+    ) -> None:
+        import av
+
+        self.frames = 0
+        self.samples = 0
+        self._broken = False  # an error is on its way to the caller; write nothing more
+        self._spec = spec
+        self._sound = sound
+        self._pix_fmt = encoding.pix_fmt
+        self._palette = Palette(spec.size, spec.fps) if encoding.pix_fmt == "pal8" else None
+        with _encoding():
+            self._container = av.open(
+                str(path),
+                "w",
+                format=encoding.container.format,
+                container_options=dict(encoding.container.options),
+            )
+            self._video = _video_stream(self._container, spec, encoding)
+            self._audio = None if sound is None else _audio_stream(self._container, encoding)
+
+    def start(self, metadata: Mapping[str, str]) -> None:
+        """Write the header."""
+        with _encoding():
+            self._container.metadata.update(metadata)
+            # Now, not with the first packet: PyAV crashes if it has to try a failed header again.
+            self._container.start_encoding()
+
+    def encode(self, chunk: Frames) -> None:
+        """Encode one frame or a chunk of frames, and the sound that belongs to them."""
+        if self._broken:
+            return
+        self._broken = True
+        with _encoding():
+            for frame in self._checked(chunk):
+                self._encode_frame(frame)
+            self._advance_sound()
+        self._broken = False
+
+    def finish(self) -> None:
+        """Flush both encoders; raises :class:`MediaError` if there was no frame."""
+        if not self.frames:
+            raise MediaError("there are no frames to write", hint="ask for at least one frame")
+        with _encoding():
+            self._mux(self._video.encode(None))
+            if self._audio is not None:
+                self._mux(self._audio.encode(None))
+
+    def close(self) -> None:
+        """Write the trailer, release the file."""
+        with _encoding():
+            self._container.close()
+
+    def _checked(self, chunk: Frames) -> Frames:
+        width, height = self._spec.size
+        stacked: Frames = chunk[None] if chunk.ndim == 3 else chunk
+        if stacked.shape[1:] != (height, width, 3) or stacked.dtype not in _RGB:
+            raise MediaError(
+                f"frames are {chunk.dtype} {chunk.shape}, expected uint8 or uint16 "
+                f"(n, {height}, {width}, 3)"
+            )
+        contiguous: Frames = np.ascontiguousarray(stacked)  # type: ignore[assignment]
+        return contiguous
+
+    def _encode_frame(self, pixels: Frames) -> None:
+        import av
+
+        frame = av.VideoFrame.from_ndarray(pixels, format=_RGB[pixels.dtype])
+        if self._palette is not None:
+            frame = self._palette.applied(frame)
+        else:
+            frame = frame.reformat(
+                format=self._pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            # ProRes takes these from the frame, all others from the encoder.
+            frame.color_primaries = frame.color_trc = _BT709
+        frame.pts = self.frames
+        frame.time_base = 1 / self._spec.fps
+        self._mux(self._video.encode(frame))
+        self.frames += 1
+
+    def _advance_sound(self) -> None:
+        """Encode the sound up to the end of the last frame, silence where there is no more."""
+        if self._sound is None or self._audio is None:
+            return
+        import av
+
+        end = round(self.frames / self._spec.fps * AUDIO_RATE)
+        samples = np.zeros((2, end - self.samples), np.float32)
+        found = self._sound[:, self.samples : end]
+        samples[:, : found.shape[1]] = found
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame.sample_rate = AUDIO_RATE
+        frame.pts = self.samples
+        frame.time_base = Fraction(1, AUDIO_RATE)
+        self._mux(self._audio.encode(frame))
+        self.samples = end
+
+    def _mux(self, packets: Any) -> None:
+        self._container.mux(packets)
+
+
+def _video_stream(container: OutputContainer, spec: VideoSpec, encoding: Encoding) -> Any:
+    if encoding.encoder == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # else it writes its settings to stderr
+    stream: Any = container.add_stream(encoding.encoder, rate=spec.fps)
+    stream.width, stream.height = spec.size
+    stream.pix_fmt = encoding.pix_fmt
+    stream.time_base = 1 / spec.fps
+    stream.options = dict(encoding.options)
+    codec = stream.codec_context
+    if encoding.tag is not None:
+        codec.codec_tag = encoding.tag
+    codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
+    codec.color_range = _LIMITED_RANGE
+    return stream
+
+
+def _audio_stream(container: Any, encoding: Encoding) -> Any:
+    stream = container.add_stream(encoding.sound, rate=AUDIO_RATE, layout="stereo")
+    stream.bit_rate = 192_000
+    stream.time_base = Fraction(1, AUDIO_RATE)
+    return stream
+
+
+def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """(2, S) at ``rate`` -> (2, S') at 48 kHz, clipped to -1..1."""
+    import av
+
+    if waveform.ndim != 2 or waveform.shape[0] != 2 or rate <= 0:
+        raise MediaError(f"sound is {waveform.shape} at {rate} Hz, expected (2, samples)")
+    clean = np.nan_to_num(waveform.astype(np.float32), nan=0.0).clip(-1.0, 1.0)
+    if rate == AUDIO_RATE or not clean.shape[1]:
+        return clean
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clean), format="fltp", layout="stereo")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=AUDIO_RATE)
+    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    return np.concatenate([part.to_ndarray() for part in parts], axis=1)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, gone after the block unless it was renamed."""
+    for old in path.parent.glob(f"{PART}{path.stem}-*{path.suffix}"):
+        if is_abandoned(old):
+            old.unlink(missing_ok=True)
+    part = part_path(path)
+    try:
+        yield part
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _check_writable(path: Path) -> None:
+    """Try it: permission bits do not tell about read-only file systems or full disks."""
+    part = part_path(path)
+    with writing(MediaError, f"video {path.name}", path.parent, _LEAST_ROOM):
+        try:
+            part.write_bytes(bytes(_LEAST_ROOM))
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Memory planning: costs, budgets, fallbacks and measurements."""

@@ -1,0 +1,381 @@
+"""What a request costs before it runs: FLOPs, passes, bytes per stage. Pure numbers, no device.
+
+FLOPs of one forward of the transformer, with L layers, widths d (video) and a (audio), N video, Na
+audio and T text tokens (the same count as for any multiply-add: 2)::
+
+    L [ 2 N (14 d^2 + 4 d a) + 4 N^2 d + 4 N T d + 8 N Na a
+        + 2 T (2 d^2 + 2 a^2) + 2 Na 18 a^2 + 4 Na^2 a + 4 Na T a ]
+
+14 d^2 are the query, key, value and output of self-attention (4), query and output of the text's
+(2) and the feed-forward (8); 4 d a the projections between picture and sound. Within 0.5 % of a
+counted forward. Which of the weights are on the device at a time is :mod:`planner`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Rung
+from latent_ladder.models.network_configs import (
+    CHUNK_VALUES,
+    CHUNK_VALUES_ELSEWHERE,
+    video_decoder,
+)
+from latent_ladder.request.model import Request
+from latent_ladder.request.output import Decode
+from latent_ladder.request.stages import SamplingStage, StreamGuidance, UpsampleStage
+from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
+from latent_ladder.sampling.names import SAMPLER_FACTS
+
+CHUNK_TOKENS = 8192
+"""Tokens that a sublayer of the transformer works on at once where nobody says otherwise."""
+CHUNK_COPIES = 9
+"""Tensors of the stream's width alive at once for a chunk: 4 of the feed-forward's hidden layer,
+its input and output, the normed input, and what the allocator keeps between them."""
+UPSAMPLER_COPIES = 3
+"""Feature maps alive at once in a residual block of the latent upsampler."""
+CHUNK_TENSORS = 10
+"""Tensors of a chunk's size alive at once."""
+BAND_BYTES = 12
+"""Of a band of tiles that is being blended, per pixel of each of its frames: float32 RGB."""
+
+
+@dataclass(frozen=True)
+class DitSize:
+    """The numbers of a transformer that its FLOPs depend on."""
+
+    layers: int
+    video_dim: int
+    audio_dim: int
+    text_tokens: int = 1024
+    latent_channels: int = 128
+
+
+class Flops(NamedTuple):
+    """FLOPs of one forward: video ``linears``, video ``self_attention``, and everything else."""
+
+    linears: float
+    self_attention: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.linears + self.self_attention + self.rest
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The models of a run as a planner sees them.
+
+    ``weights`` are stored bytes by role, ``largest`` the bytes of the biggest piece of a role that
+    is loaded at once where a role is never loaded whole (a layer of the text encoder). ``blocks``
+    are the stored bytes of each transformer block, which holds ``block_values`` numbers.
+    ``value_bytes`` is the size of an activation, and of a weight as computed with. The decoder
+    keeps ``decoder_held`` values per pixel of one frame, however long the clip is.
+    """
+
+    dit: DitSize
+    weights: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    largest: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    value_bytes: int = 2
+    blocks: tuple[int, ...] = ()
+    block_values: int = 0
+    upsampler_channels: int = 1024
+    decoder_held: float = 610.0
+
+    def bytes_of(self, *roles: str) -> int:
+        """Bytes of the weights of several roles; a role without weights counts nothing."""
+        return sum(self.weights.get(role, 0) for role in roles)
+
+    @property
+    def outside_bytes(self) -> int:
+        """Bytes of the transformer outside its blocks, as stored."""
+        return self.bytes_of("transformer") - sum(self.blocks)
+
+
+LTX_2_3 = ModelSizes(
+    DitSize(layers=48, video_dim=4096, audio_dim=2048),
+    MappingProxyType(
+        {
+            "transformer": 2 * 18_988_838_144,
+            "connectors": 2 * (1_612_546_304 + 403_620_096),
+            "text_projection": 2 * (770_707_456 + 385_353_728),
+            "text_encoder": 24_379_468_890,
+            "video_vae": 2 * (318_936_897 + 407_169_072),
+            "audio_vae": 2 * (21_333_008 + 31_915_138),
+            "vocoder": 2 * 128_537_448,
+            "latent_upsampler": 2 * 497_867_904,
+            "distilled_lora": 7_605_000_000,
+        }
+    ),
+    largest=MappingProxyType(
+        {
+            "text_encoder": 2 * 225_000_000,
+            "text_projection": 2 * 770_707_456,
+            "connectors": 2 * 1_612_546_304,
+            "video_vae": 2 * 407_169_072,
+        }
+    ),
+    blocks=(2 * 386_695_360,) * 48,
+    block_values=386_695_360,
+)
+"""LTX-2.3 22B in bf16, as published."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage costs, however the memory is arranged.
+
+    ``forwards`` counts single passes of the transformer (a batch of two is two), ``passes`` the
+    most that one step needs, ``lora_bytes`` the stored bytes of its LoRAs. ``window_tokens`` and
+    ``audio_tokens`` are those of the longest window in time, of a tiled stage ``tile_tokens`` those
+    of its largest tile.
+    """
+
+    name: str
+    kind: str
+    rung: Rung | None = None
+    steps: int = 0
+    passes: int = 0
+    forwards: int = 0
+    flops: float = 0.0
+    audio_tokens: int = 0
+    lora_bytes: int = 0
+    batch_passes: int | None = None
+    tile_tokens: int | None = None
+    window_tokens: int = 0
+
+
+def sizes_of(
+    parts: Mapping[str, Component], value_bytes: int = 2, text_tokens: int = 1024
+) -> ModelSizes:
+    """What the headers of the chosen components say, by role; ``transformer`` must be one."""
+    upsampler, vae = parts.get("latent_upsampler"), parts.get("video_vae")
+    blocks, block_values = _blocks(parts["transformer"])
+    return ModelSizes(
+        dit=dit_size(parts["transformer"], text_tokens),
+        weights=MappingProxyType({role: part.nbytes for role, part in parts.items()}),
+        largest=MappingProxyType(_largest(parts, value_bytes)),
+        value_bytes=value_bytes,
+        blocks=blocks,
+        block_values=block_values,
+        upsampler_channels=upsampler.shape("initial_conv.weight")[0] if upsampler else 0,
+        decoder_held=video_decoder(vae.shapes(), vae.config).held_values if vae else 0,
+    )
+
+
+def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
+    """The numbers of a transformer, from its shapes."""
+    blocks, _ = _blocks(transformer)
+    sound = "audio_patchify_proj.weight"
+    return DitSize(
+        layers=len(blocks),
+        video_dim=transformer.shape("patchify_proj.weight")[0],
+        audio_dim=transformer.shape(sound)[0] if sound in transformer else 0,
+        text_tokens=text_tokens,
+        latent_channels=transformer.shape("patchify_proj.weight")[1],
+    )
+
+
+def _blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
+    """Stored bytes of each transformer block, and the numbers that one holds."""
+    known = transformer.file.derived
+    if "blocks" not in known:
+        known["blocks"] = _count_blocks(transformer)
+    found: tuple[tuple[int, ...], int] = known["blocks"]
+    return found
+
+
+def _count_blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
+    stored: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    for key, shape in transformer.shapes().items():
+        if key.startswith("transformer_blocks."):
+            number = key.split(".", 2)[1]
+            stored[number] += transformer.nbytes_of(key)
+            values[number] += math.prod(shape)
+    return tuple(stored[n] for n in sorted(stored, key=int)), max(values.values(), default=0)
+
+
+_PIECES: Mapping[str, Callable[[str], str]] = {
+    "text_encoder": lambda key: ".".join(key.split(".")[:2]),
+    "text_projection": lambda key: key.split(".")[0],
+    "connectors": lambda key: key.split(".")[0],
+    "video_vae": lambda key: key.split(".")[0],
+}
+"""Roles that are loaded piece by piece, and which piece a tensor belongs to."""
+
+
+def _largest(parts: Mapping[str, Component], value_bytes: int) -> dict[str, int]:
+    """Bytes of the biggest piece, as computed with, of every role that is loaded in pieces."""
+    roles = [role for role in _PIECES if role in parts]
+    return {role: _largest_piece(parts[role]) * value_bytes for role in roles}
+
+
+def _largest_piece(part: Component) -> int:
+    """Numbers in it."""
+    known, key_of = part.file.derived, _PIECES[part.role]
+    if (part.role, "piece") not in known:
+        sizes: dict[str, int] = {}
+        for key in part.names:
+            if not key.startswith("embed_tokens."):  # rows are read from the file as needed
+                piece = key_of(key)
+                sizes[piece] = sizes.get(piece, 0) + math.prod(part.shape(key))
+        known[part.role, "piece"] = max(sizes.values(), default=0)
+    found: int = known[part.role, "piece"]
+    return found
+
+
+def forward_flops(dit: DitSize, video_tokens: int, audio_tokens: int) -> Flops:
+    """FLOPs of one pass over one sample; no ``audio_tokens`` means a pass without sound."""
+    d, a, text, n, na = (
+        dit.video_dim, dit.audio_dim, dit.text_tokens, video_tokens, audio_tokens,
+    )  # fmt: skip
+    linears = 2 * n * (14 * d**2 + (4 * d * a if na else 0))
+    self_attention = 4 * n**2 * d
+    rest = 4 * n * text * d + 2 * text * 2 * d**2
+    if na:
+        rest += 8 * n * na * a + 2 * text * 2 * a**2
+        rest += 2 * na * 18 * a**2 + 4 * na**2 * a + 4 * na * text * a
+    return Flops(dit.layers * linears, dit.layers * self_attention, dit.layers * rest)
+
+
+def transformer_activations(
+    sizes: ModelSizes,
+    video_tokens: int,
+    audio_tokens: int,
+    rows: int = 1,
+    chunk_tokens: int = CHUNK_TOKENS,
+    whole_tokens: int | None = None,
+) -> int:
+    """Bytes of a forward of ``rows`` samples at its largest point.
+
+    Whole are only the residual streams, the keys and values of the rows worked on at once and the
+    float32 rotation tables; everything else is as long as a chunk. The sampler keeps its float32
+    latents and one prediction a row; of a tiled stage those are ``whole_tokens`` long.
+    """
+    d, a, v = sizes.dit.video_dim, sizes.dit.audio_dim, sizes.value_bytes
+    n, na = video_tokens, audio_tokens
+    together = max(n, min(rows * n, chunk_tokens))
+    residuals = rows * (n * d + na * a) * v
+    keys_values = 2 * together * d * v
+    rotations = 4 * (n * (d + a) + 2 * na * a)
+    chunk = CHUNK_COPIES * min(rows * n, chunk_tokens) * d * v
+    kept = (3 + rows) * (n + na) if whole_tokens is None else (7 + rows) * (whole_tokens + na)
+    latents = 4 * kept * sizes.dit.latent_channels
+    return residuals + keys_values + rotations + chunk + latents
+
+
+def count_passes(request: Request, index: int) -> tuple[int, int]:
+    """(most passes of one step, forwards of the whole stage) of sampling stage ``index``."""
+    stage, sigmas = request.stages[index], request.sigmas(index)
+    if not isinstance(stage, SamplingStage):
+        return 0, 0
+    video, sound = _guidance(stage.guidance.video), _guidance(stage.guidance.audio)
+    audio = None if request.audio == "none" else sound
+    facts = SAMPLER_FACTS[stage.sampler]
+    counts = [
+        0
+        if skips(video, step) and (audio is None or skips(audio, step))
+        else len(passes_needed(video, audio, sigma, facts.needs_uncond))
+        for step, sigma in enumerate(sigmas[:-1])
+    ]
+    if not counts:  # nothing is sampled: the base stage of a video that is only refined
+        return 0, 0
+    extra = facts.extra_evals * counts[-1]
+    return max(counts), max(facts.evals_per_step * sum(counts) + extra, 0)
+
+
+def _guidance(g: StreamGuidance) -> Guidance:
+    return Guidance(**g.model_dump())
+
+
+def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
+    """The cost of each stage in the order they run: prompt, the request's stages, decode."""
+    prompt = StageCost("prompt", "prompt", passes=1 + request.needs_negative)
+    stages = [_stage_cost(request, i, sizes) for i in range(len(request.stages))]
+    return (prompt, *stages, StageCost("decode", "decode", request.rungs[-1]))
+
+
+def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
+    stage, rung = request.stages[index], request.rungs[index]
+    name = request.stage_names[index]
+    windows = [window.rung(rung) for window in request.window_plan(index)]
+    longest = max(window.video_tokens for window in windows)
+    if isinstance(stage, UpsampleStage):
+        flops = _upsample_flops(request.rungs[index - 1], rung, sizes.upsampler_channels)
+        return StageCost(name, "upsample", rung, flops=flops, window_tokens=longest)
+    if not isinstance(stage, SamplingStage):
+        return StageCost(name, stage.kind, rung)
+    passes, forwards = count_passes(request, index)
+    loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
+    tiles = [tile_tokens(request, index, window) for window in windows]
+    heard = [0 if request.audio == "none" else window.audio_latents for window in windows]
+    flops = sum(
+        forward_flops(sizes.dit, n, sound).total
+        for tokens, sound in zip(tiles, heard, strict=True)
+        for n in tokens
+    )
+    return StageCost(
+        name,
+        stage.kind,
+        rung,
+        steps=stage.steps,
+        passes=passes,
+        forwards=forwards * len(windows),
+        flops=forwards * flops,
+        audio_tokens=max(heard),
+        lora_bytes=sizes.bytes_of(*loras),
+        batch_passes=None if stage.batch_passes == "auto" else stage.batch_passes,
+        tile_tokens=max(map(max, tiles)) if len(tiles[0]) > 1 else None,
+        window_tokens=longest,
+    )
+
+
+def tile_tokens(request: Request, index: int, rung: Rung) -> list[int]:
+    """Video tokens of each tile of stage ``index`` in a window; of all of it without tiles."""
+    plan = request.tile_plan(index)
+    if plan is None:
+        return [rung.video_tokens]
+    return [rung.latent_frames * len(row) * len(col) for row in plan.rows for col in plan.cols]
+
+
+def _upsample_flops(low: Rung, high: Rung, channels: int) -> float:
+    """Eight 3x3x3 convolutions below and eight above a 3x3 one that feeds the pixel shuffle."""
+    cubes = 2 * 27 * channels**2 * 8 * (low.video_tokens + high.video_tokens)
+    return cubes + 2 * 9 * channels**2 * high.video_tokens
+
+
+def upsample_activations(sizes: ModelSizes, tokens: int) -> int:
+    """Bytes of the upsampler's feature maps at its largest point."""
+    return UPSAMPLER_COPIES * sizes.upsampler_channels * tokens * sizes.value_bytes
+
+
+def decode_activations(last: Rung, decode: Decode, sizes: ModelSizes, device: str = "cuda") -> int:
+    """Bytes of decoding a clip as big as ``last``, whole or in tiles.
+
+    A tile costs what its part of a frame holds; bands of tiles are blended on top of that, two at
+    a time where they overlap. Tiles of a grid advance together: each holds its part and a latent
+    frame's worth of float32, more than the whole does by what they share.
+    """
+    chunk = CHUNK_TENSORS * CHUNK_VALUES.get(device, CHUNK_VALUES_ELSEWHERE) * sizes.value_bytes
+    width, height, frames = last.width, last.height, last.frames
+    out = 8 * width * height * 3 * 5  # a latent frame's worth as float32 and as uint8
+    if tiling := decode.tiling((1, last.latent_height, last.latent_width)):
+        area = tiling.area * PIXELS_PER_LATENT**2
+        waiting = 0 if tiling.is_whole else FRAMES_PER_LATENT * area * BAND_BYTES
+        return int(sizes.decoder_held * area * sizes.value_bytes) + chunk + out + waiting
+    if decode.tile_px == decode.tile_frames == "auto":
+        return int(sizes.decoder_held * width * height * sizes.value_bytes) + chunk + out
+    side = width if decode.tile_px == "auto" else decode.tile_px
+    span = 80 if decode.tile_frames == "auto" else decode.tile_frames
+    tile = min(side, width) * min(side, height)
+    band = BAND_BYTES * width * height * min(span, frames) * (2 if span < frames else 1)
+    return int(sizes.decoder_held * tile * sizes.value_bytes) + chunk + out + band

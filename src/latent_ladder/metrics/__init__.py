@@ -1,0 +1,1 @@
+"""Quality measures of clips: video, audio and optical flow."""

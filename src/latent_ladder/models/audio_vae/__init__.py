@@ -1,0 +1,1 @@
+"""Audio VAE and vocoder."""

@@ -1,0 +1,1 @@
+"""Networks that upsample video latents in space or time."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: reading, building and attaching."""

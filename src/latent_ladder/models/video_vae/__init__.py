@@ -1,0 +1,1 @@
+"""Video VAE: encoder, decoders and tiled decoding."""

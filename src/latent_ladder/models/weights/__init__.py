@@ -1,0 +1,1 @@
+"""Weights: loading, stored forms, dequantisation and block offloading."""

@@ -1,0 +1,1 @@
+"""The request: fields, stages, overrides, validation, files and presets."""

@@ -1,0 +1,56 @@
+"""Requests as people keep them: a TOML or JSON file, or a clip that was made from one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from latent_ladder.errors import RequestError
+from latent_ladder.request.model import Request
+
+METADATA_KEY = "latent_ladder"
+"""The tag of a clip that holds its request."""
+
+
+def clip_metadata(request: Request) -> dict[str, str]:
+    """The tags of a clip: its request, and the prompt as the standard comment."""
+    from latent_ladder._version import __version__
+
+    body = {"version": __version__, "request": request.to_dict()}
+    return {METADATA_KEY: json.dumps(body, ensure_ascii=False), "comment": request.prompt}
+
+
+def request_of_clip(path: Path) -> Request:
+    """The request embedded in a clip. Raises :class:`RequestError` when there is none."""
+    from latent_ladder.media.video_reader import read_metadata
+
+    text = read_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise RequestError(
+            f"{path.name} carries no request of latent-ladder",
+            "only clips made by `ladder` have one; give a .toml or .json request instead",
+        )
+    try:
+        fields: Mapping[str, Any] = json.loads(text)["request"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"the request in {path.name} is damaged: {error}") from error
+    return Request.from_dict(fields)
+
+
+READERS: Mapping[str, Callable[[str], Request]] = {
+    ".toml": Request.from_toml,
+    ".json": Request.from_json,
+}
+
+
+def read_request(path: Path) -> Request:
+    """The request in a TOML or JSON file, or embedded in a clip."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        return request_of_clip(path)
+    try:
+        return reader(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"request {path} cannot be read: {error}", "check the path") from error

@@ -1,0 +1,498 @@
+"""The request: everything a user may ask of one clip, validated once, frozen.
+
+It is the waist of the product. Every face (flags, TOML, JSON, HTTP, workflows, farm) makes one, and
+everything behind it trusts it: no part below looks at a raw value again. Building one from bad
+values raises a single :class:`RequestError` that lists every problem with a hint.
+
+A request says nothing about files on this machine beyond the names its ``models`` table overrides,
+nothing about devices and nothing about where the clip goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from latent_ladder.errors import RequestError
+from latent_ladder.latents import shapes
+from latent_ladder.latents.shapes import Crop, Factor, Rung
+from latent_ladder.latents.tiling import TilePlan
+from latent_ladder.request.fields import (
+    FileName,
+    Real,
+    RequestSeed,
+    Table,
+    Text,
+    is_int,
+)
+from latent_ladder.request.inputs import Image, Video, inputs_problems
+from latent_ladder.request.output import Decode, Output
+from latent_ladder.request.presets import read_preset
+from latent_ladder.request.problems import Found, Problem, report
+from latent_ladder.request.stages import (
+    STAGE_TABLES,
+    BaseStage,
+    RefineStage,
+    SamplingStage,
+    Stage,
+    UpsampleStage,
+    UpscaleStage,
+    stage_kinds,
+    stage_names,
+    stages_problems,
+)
+from latent_ladder.request.validation_errors import value_problems
+from latent_ladder.request.windows import Window, Windows, WindowsChoice, automatic, whole
+
+MAX_SIDE = 16_384
+MAX_FRAMES = 100_001
+MAX_DURATION_S = 3600
+
+
+def _fps(value: Any) -> Any:
+    try:
+        return shapes.parse_fps(value)
+    except RequestError as error:
+        raise Problem("is not a possible frame rate", error.hint) from error
+
+
+def _side(value: Any) -> Any:
+    if not is_int(value):
+        raise Problem("is not a number of pixels", "use a whole even number such as 1280")
+    nearest = min(max(shapes.round_up(value, 2), shapes.PIXELS_PER_LATENT), MAX_SIDE)
+    if value < shapes.PIXELS_PER_LATENT or value > MAX_SIDE:
+        raise Problem(f"is outside {shapes.PIXELS_PER_LATENT} to {MAX_SIDE}", f"use {nearest}")
+    if value % 2:
+        raise Problem("is odd, and video files need even sides", f"use {nearest}")
+    return value
+
+
+def _prompt(value: str) -> str:
+    if not value.strip():
+        raise Problem("is empty", "say in whole sentences what is seen, how it moves and sounds")
+    return value
+
+
+def _frames(value: Any, info: ValidationInfo) -> Any:
+    """Fill ``frames`` from ``duration_s``, or check it; the fields it needs are declared before."""
+    known = info.data
+    fps, stages = known.get("fps"), known.get("stages")
+    factor = shapes.time_product(_factors(stages)) if stages is not None else 1
+    if value is None:
+        return _frames_of_duration(known, fps, factor)
+    if not is_int(value):
+        raise Problem("is not a number of frames", "use 8k+1 frames, such as 121")
+    below, above = shapes.nearest_frames(min(max(value, 1), MAX_FRAMES), factor)
+    if value > MAX_FRAMES or not shapes.is_legal_frames(value, factor):
+        rule = f"{shapes.FRAMES_PER_LATENT * factor}k+1"
+        wrong = f"is above {MAX_FRAMES}" if value > MAX_FRAMES else f"is not {rule}"
+        seconds = (
+            f" ({float(shapes.duration(below, fps)):.2f} s at {float(fps):g} fps)" if fps else ""
+        )
+        hint = f"use frames={below}{seconds}"
+        raise Problem(wrong, hint if above == below else f"{hint} or frames={above}")
+    asked = known.get("duration_s")
+    if asked is not None and fps and value != shapes.frames_for(asked, fps, factor):
+        wanted = shapes.frames_for(asked, fps, factor)
+        raise Problem(
+            f"does not agree with duration_s={asked:g}",
+            f"drop one of the two, or use frames={wanted}",
+        )
+    return value
+
+
+def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: int) -> int:
+    if fps is None or "duration_s" not in known:
+        return 1  # what it would be computed from is wrong, and reported there
+    if known["duration_s"] is None:
+        raise Problem("is missing, and so is duration_s", "give one of them, such as frames=121")
+    return shapes.frames_for(known["duration_s"], fps, factor)
+
+
+def _factors(stages: tuple[Any, ...]) -> tuple[Factor, ...]:
+    return tuple(
+        Factor(time=int(s.factor)) if s.axis == "temporal" else Factor(s.exact_factor)
+        for s in stages
+        if isinstance(s, UpsampleStage)
+    )
+
+
+Fps = Annotated[Fraction, BeforeValidator(_fps), PlainSerializer(shapes.format_fps)]
+Side = Annotated[int, BeforeValidator(_side)]
+Prompt = Annotated[Text, AfterValidator(_prompt)]
+FrameCount = Annotated[int, BeforeValidator(_frames)]
+
+
+class Models(Table):
+    """Files that override what the library would choose, and folders to search besides its own.
+
+    A value is a path, or a name relative to a model folder as ComfyUI writes it. ``precision``
+    "fp8" stores a 16-bit transformer in scaled fp8 while it is loaded; "stored" takes it as it is.
+    """
+
+    precision: Literal["stored", "fp8"] = "stored"
+    checkpoint: FileName | None = None
+    transformer: FileName | None = None
+    connectors: FileName | None = None
+    text_projection: FileName | None = None
+    text_encoder: FileName | None = None
+    video_vae: FileName | None = None
+    audio_vae: FileName | None = None
+    vocoder: FileName | None = None
+    latent_upsampler: FileName | None = None
+    distilled_lora: FileName | None = None
+    folders: tuple[FileName, ...] = ()
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The files that were named, by role."""
+        return self.model_dump(exclude_none=True, exclude={"folders", "precision"})
+
+
+class Request(Table):
+    """One clip: what to show, how big, how long, and the stages that make it.
+
+    ``width``, ``height``, ``frames`` and ``fps`` are those of the decoded clip; only an upscale
+    stage at the end makes the file larger (:attr:`final_size`). Exactly one of
+    ``frames`` and ``duration_s`` is given; ``frames`` is then always the resolved 8k+1 and
+    ``duration_s`` what was asked, if it was. ``seed`` -1 means: draw one, see :meth:`resolved`.
+
+    ``audio`` says what becomes of the sound of the base stage: ``"refine"`` denoises it again in
+    every refine stage, ``"keep"`` makes it the sound of the clip, ``"none"`` makes a silent clip.
+    ``noise_order`` is the order in which noise is drawn from the seed, ``mask_convention`` how a
+    partly kept latent enters the model: each as in ComfyUI or as in the official pipelines.
+
+    ``images`` are shown at their frames, ``audio_in`` is a sound file that drives the picture and
+    is the sound of the clip, ``video`` is what the clip starts from.
+
+    ``windows`` in time make a clip part by part: "auto" where it is longer than the model's time
+    positions cover, "off" never.
+    """
+
+    prompt: Prompt
+    negative_prompt: Text = ""
+    preset: Text = ""
+    seed: RequestSeed = 10
+    width: Side
+    height: Side
+    fps: Fps = Fraction(24)
+    audio: Literal["refine", "keep", "none"] = "refine"
+    noise_order: Literal["comfyui", "ltx"] = "comfyui"
+    mask_convention: Literal["comfyui", "ltx"] = "comfyui"
+    windows: WindowsChoice = "auto"
+    models: Models = Field(default_factory=Models)
+    stages: tuple[Stage, ...]
+    decode: Decode = Field(default_factory=Decode)
+    output: Output = Field(default_factory=Output)
+    images: tuple[Image, ...] = ()
+    audio_in: FileName | None = None
+    video: Video | None = None
+    duration_s: Annotated[Real, Field(gt=0, le=MAX_DURATION_S)] | None = None
+    frames: FrameCount = Field(default=None, validate_default=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        raw = data.get("stages") if isinstance(data, Mapping) else None
+        stages = raw if isinstance(raw, list | tuple) else ()
+        problems = stages_problems(raw) if isinstance(raw, list | tuple) else []
+        try:
+            request = handler(data)
+        except ValidationError as error:
+            names = stage_names(stage_kinds(stages))
+            problems += value_problems(error, cls, STAGE_TABLES, names)
+        else:
+            problems += request._problems_together() if not problems else []
+        if problems:
+            raise report(problems)
+        return request
+
+    def _problems_together(self) -> list[Found]:
+        """What shows only when all values are known."""
+        upscale = self.upscale
+        size = (self.width, self.height)
+        problems = self._schedule_problems() + (upscale.problems(size) if upscale else [])
+        problems += self.decode.problems(self.rungs[-1].width, self.rungs[-1].height)
+        problems += inputs_problems(self.images, self.video, self.frames, self.fps)
+        if isinstance(self.windows, Windows):
+            problems += self.windows.problems(self.fps, shapes.time_product(self.factors))
+        if self.audio_in is not None and self.audio == "none":
+            hint = "leave --audio out, or the sound file"
+            problems.append(("audio_in is given, and audio=none asks for a silent clip", hint))
+        return problems
+
+    def _schedule_problems(self) -> list[Found]:
+        """Schedules that depend on the tokens of a stage may be impossible at its size."""
+        found: list[Found] = []
+        for i, _ in self.sampling_stages():
+            try:
+                self.sigmas(i)
+            except RequestError as error:
+                found.append((f"{self.stage_names[i]}: {error.message}", error.hint))
+        return found
+
+    # -- making one ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """The preset with some top-level fields replaced: ``from_preset("balanced", prompt=...)``.
+
+        To change fields inside stages use :func:`latent_ladder.request.overrides.apply_sets`.
+        """
+        return cls.from_dict(override(read_preset(name).fields, overrides))
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+        """A request from plain values. Raises RequestError with all problems."""
+        return cls.model_validate(dict(table))
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """A request from TOML text. Raises RequestError."""
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise RequestError(f"the request is not TOML: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """A request from JSON text. Raises RequestError."""
+        try:
+            table = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"the request is not JSON: {error}") from error
+        if not isinstance(table, dict):
+            raise RequestError("the request is not a JSON object")
+        return cls.from_dict(table)
+
+    def resolved(self) -> Self:
+        """The same request with its seed drawn, if it was -1."""
+        if self.seed != -1:
+            return self
+        return self.model_copy(update={"seed": int.from_bytes(os.urandom(4), "big")})
+
+    # -- writing it ---------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (str, int, float, bool, list, dict); what is unset is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """TOML text that :meth:`from_toml` reads back to an equal request."""
+        import tomli_w  # imported here: only writing needs it
+
+        return tomli_w.dumps(self.to_dict())
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces; equal requests give equal text."""
+        return canonical_json(self.to_dict())
+
+    # -- what it means ------------------------------------------------------------------------
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """What each upsample stage multiplies, in order."""
+        return _factors(self.stages)
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The canvas each stage gives, stage by stage: an upsample stage has its output's."""
+        rungs = shapes.ladder((self.width, self.height), self.frames, self.fps, self.factors)
+        climbed, out = 0, []
+        for stage in self.stages:
+            climbed += isinstance(stage, UpsampleStage)
+            out.append(rungs[climbed])
+        return tuple(out)
+
+    @property
+    def crop(self) -> Crop:
+        """The window of the decoded canvas that becomes the clip."""
+        last = self.rungs[-1]
+        return shapes.centre_crop((last.width, last.height), (self.width, self.height))
+
+    @property
+    def upscale(self) -> UpscaleStage | None:
+        """The stage that enlarges decoded frames, if there is one."""
+        last = self.stages[-1]
+        return last if isinstance(last, UpscaleStage) else None
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """(width, height) of the file."""
+        size = (self.width, self.height)
+        return size if self.upscale is None else self.upscale.target(size)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages as a user writes them: ``base``, ``refine`` or ``refine[1]`` ..."""
+        return tuple(stage_names(stage_kinds(self.stages)))
+
+    def sampling_stages(self) -> Iterator[tuple[int, BaseStage | RefineStage]]:
+        """The base and refine stages with their positions."""
+        for i, stage in enumerate(self.stages):
+            if isinstance(stage, BaseStage | RefineStage):
+                yield i, stage
+
+    def sigmas(self, index: int) -> tuple[float, ...]:
+        """The sigmas that stage ``index`` walks, first to last; empty for other kinds of stage."""
+        stage = self.stages[index]
+        if not isinstance(stage, SamplingStage):
+            return ()
+        walk = stage.walk(self.rungs[index].video_tokens)
+        return self._from_video(walk) if index == 0 else walk
+
+    def _from_video(self, walk: tuple[float, ...]) -> tuple[float, ...]:
+        """The base stage's sigmas from the level on at which a video enters; none at level 0."""
+        if self.video is None or self.video.denoise is None or self.video.mode != "v2v":
+            return walk
+        start = self.video.denoise
+        below = tuple(sigma for sigma in walk if sigma < start)
+        if start == 0:
+            return ()
+        return walk if start >= walk[0] else (start, *below)
+
+    def tile_plan(self, index: int) -> TilePlan | None:
+        """The tiles in which stage ``index`` is denoised; ``None``: whole."""
+        stage, rung = self.stages[index], self.rungs[index]
+        tiles = stage.tiles_for(rung) if isinstance(stage, RefineStage) else None
+        return None if tiles is None else tiles.plan(rung)
+
+    def window_plan(self, index: int) -> tuple[Window, ...]:
+        """The windows in time in which stage ``index`` works, one after the other; one: whole."""
+        rung, windows = self.rungs[index], self.windows_used
+        if windows is None:
+            return (whole(rung),)
+        return windows.plan(rung, int(self.fps / rung.fps))
+
+    @property
+    def windows_used(self) -> Windows | None:
+        """The windows that the clip is made in; ``None``: in one piece."""
+        if self.windows == "off":
+            return None
+        if self.windows == "auto":
+            factor = shapes.time_product(self.factors)
+            return automatic(self.frames, self.fps, factor)
+        return self.windows if self.windows.frames < self.frames else None
+
+    @property
+    def held_images(self) -> tuple[Image, ...]:
+        """The images that have any effect."""
+        return tuple(image for image in self.images if image.strength > 0)
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether the negative prompt has any effect."""
+        return any(stage.needs_negative for _, stage in self.sampling_stages())
+
+    def stage_seed(self, index: int) -> int:
+        """The seed of a stage. Of a request with seed -1, that is not known: resolve it first."""
+        stage = self.stages[index]
+        own = stage.seed if isinstance(stage, SamplingStage) else "same"
+        if own != "same":
+            return own
+        if self.seed == -1:
+            raise RequestError("the seed is not drawn yet", "use request.resolved()")
+        return self.seed
+
+    # -- what decides what --------------------------------------------------------------------
+
+    def prompt_fields(self) -> dict[str, Any]:
+        """The values that decide the encoded prompts."""
+        negative = {"negative_prompt": self.negative_prompt} if self.needs_negative else {}
+        return {"prompt": self.prompt} | negative
+
+    def stage_fields(self, index: int) -> dict[str, Any]:
+        """The plain values that decide what stage ``index`` makes of its inputs.
+
+        The basis of artefact keys: its inputs (encoded prompts, the stage before) and model files
+        have keys of their own. The asked size is in it only as the stage's canvas, the preset's
+        name and ``batch_passes`` not at all.
+        """
+        stage, rung = self.stages[index], self.rungs[index]
+        fields = stage.model_dump(mode="json", exclude_none=True)
+        fields |= {"width": rung.width, "height": rung.height, "frames": rung.frames}
+        if self.windows_used is not None and stage.kind != "upscale":
+            fields["windows"] = self.windows_used.model_dump()
+        if not isinstance(stage, SamplingStage):
+            return fields
+        for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
+            fields.pop(name, None)
+        tiles = stage.tiles_for(rung) if isinstance(stage, RefineStage) else None
+        if tiles is not None:
+            fields["tiles"] = tiles.model_dump()
+        fields |= {
+            # nine digits: the last bits of exp differ between machines
+            "sigmas": [float(f"{sigma:.9g}") for sigma in self.sigmas(index)],
+            "seed": self.stage_seed(index),
+            "fps": shapes.format_fps(rung.fps),
+            "audio_latents": rung.audio_latents,
+            "audio": self._audio,
+            "noise_order": self.noise_order,
+            "mask_convention": self.mask_convention,
+        }
+        if self.video is not None and self.video.keeps:
+            fields["anew"] = list(self.video.made_anew(float(self.frames / self.fps)))
+        if self.video is not None and self.video.mode == "reference" and index == 0:
+            fields["reference_strength"] = self.video.strength
+        if self.held_images:
+            at = [shapes.duration(i.index(self.frames), self.fps) for i in self.held_images]
+            strengths = [i.strength for i in self.held_images]
+            fields["images"] = [[str(t), s] for t, s in zip(at, strengths, strict=True)]
+        if self.models.precision != "stored":
+            fields["precision"] = self.models.precision
+        return fields
+
+    @property
+    def _audio(self) -> str:
+        """Sampling is the same whether the sound is refined or kept: only its use differs."""
+        return "none" if self.audio == "none" else "make"
+
+    def clip_fields(self) -> dict[str, Any]:
+        """The plain values that decide how the last latents become a file."""
+        fields = {
+            "decode": self.decode.fields(),
+            "output": self.output.fields(),
+            "crop": list(self.crop),
+            "frames": self.frames,
+            "fps": shapes.format_fps(self.fps),
+            "sound": self.audio != "none",
+        }
+        if self.upscale is not None:
+            fields["upscale"] = self.upscale.model_dump(mode="json", exclude_none=True)
+        return fields
+
+
+def canonical_json(table: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(
+        table, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def override(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``table`` with top-level fields replaced, dropping what the new values decide anew.
+
+    A new ``duration_s`` drops ``frames``, new ``frames`` drop ``duration_s``; a new ``fps`` keeps
+    an asked duration and drops the frames that were computed from it.
+    """
+    out = dict(table) | dict(overrides)
+    if "frames" in overrides and "duration_s" not in overrides:
+        out.pop("duration_s", None)
+    elif "frames" not in overrides and out.get("duration_s") is not None:
+        out.pop("frames", None)
+    return out

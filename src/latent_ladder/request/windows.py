@@ -1,0 +1,191 @@
+"""Windows in time: how a clip longer than the model's time positions is made part by part.
+
+A window is denoised to its end before the next one begins, and the next one holds what both have in
+common, as an extension holds the end of a video. What attends to each other never spans more than a
+window, so neither memory nor positions depend on the number of windows.
+
+Time is causal: the first latent frame of whatever the model sees stands for one frame. A window
+that does not begin with the clip therefore holds one latent frame more, which takes that place, as
+tiles of the decoder do (``latents.tiling.temporal_spans``). Plain numbers, no tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo
+
+from latent_ladder.latents.shapes import (
+    AUDIO_LATENTS_PER_SECOND,
+    FRAMES_PER_LATENT,
+    MAX_SECONDS_OF_ROPE,
+    Rung,
+    duration,
+    nearest_frames,
+)
+from latent_ladder.request.fields import Real, Table, is_int
+from latent_ladder.request.problems import Found, Problem
+from latent_ladder.request.validation_errors import value_problems
+
+OVERLAP_FRAMES = 24
+"""What neighbours share where nobody says otherwise, as in Lightricks' looping sampler."""
+SHORTEST = 2 * FRAMES_PER_LATENT + 1
+"""A window has a first latent frame, one that is held and one that is new."""
+SLACK_FRAMES = 4
+"""A clip rounded up to 8k+1 from just the longest time is still made whole."""
+
+
+def _window_frames(value: Any) -> int:
+    low, step = SHORTEST, FRAMES_PER_LATENT
+    if not is_int(value) or value < low or (value - 1) % step:
+        near = max(nearest_frames(value)[0], low) if is_int(value) else 121
+        raise Problem(f"is not 8k+1 frames from {low} up", f"use {near}")
+    return int(value)
+
+
+def _overlap_frames(value: Any, info: ValidationInfo) -> int:
+    frames: int = info.data.get("frames", SHORTEST)
+    most = (frames - 1) // 2 // FRAMES_PER_LATENT * FRAMES_PER_LATENT
+    if value is None:
+        return min(OVERLAP_FRAMES, most)
+    if not is_int(value) or value < FRAMES_PER_LATENT or value % FRAMES_PER_LATENT:
+        raise Problem("is not a multiple of 8 from 8 up", f"use {min(OVERLAP_FRAMES, most)}")
+    if value > most:
+        raise Problem("is more than half of a window", f"use {most}, or longer windows")
+    return int(value)
+
+
+class Windows(Table):
+    """Windows of ``frames`` (8k+1), of which neighbours share ``overlap_frames``.
+
+    Both count frames of the clip. ``strength`` is how firmly a window holds what the one before
+    made of their common part: 1 keeps it, below that both are blended.
+    """
+
+    frames: Annotated[int, BeforeValidator(_window_frames)]
+    overlap_frames: Annotated[int, BeforeValidator(_overlap_frames)] = Field(
+        default=None, validate_default=True
+    )
+    strength: Real = Field(default=1.0, ge=0, le=1)
+
+    def problems(self, fps: Fraction, time_factor: int) -> list[Found]:
+        """Why a clip at ``fps``, whose rate a ladder multiplies, cannot be made in these."""
+        found: list[Found] = []
+        seconds, step = float(duration(self.frames, fps)), FRAMES_PER_LATENT * time_factor
+        longest = _longest(fps, time_factor)
+        if self.frames > longest:
+            text = f"windows.frames={self.frames} is {seconds:.2f} s, and the model's time "
+            text += f"positions cover {MAX_SECONDS_OF_ROPE} s"
+            found.append((text, f"use windows.frames={longest}"))
+        if (self.frames - 1) % step:
+            near = max(nearest_frames(self.frames, time_factor)[0], 2 * step + 1)
+            text = f"windows.frames={self.frames} is not {step}k+1, as the temporal upsampler needs"
+            found.append((text, f"use windows.frames={near}"))
+        if self.overlap_frames % step:
+            near = max(self.overlap_frames // step, 1) * step
+            text = f"windows.overlap_frames={self.overlap_frames} is not a multiple of {step}, as "
+            text += "the temporal upsampler needs"
+            found.append((text, f"use windows.overlap_frames={near}"))
+        return found
+
+    def plan(self, rung: Rung, time_factor: int) -> tuple[Window, ...]:
+        """The windows of a rung whose frame rate is the clip's divided by ``time_factor``."""
+        step = FRAMES_PER_LATENT * time_factor
+        size = (self.frames - 1) // step + 1
+        overlap = self.overlap_frames // step + 1
+        if rung.latent_frames <= size:
+            return (whole(rung),)
+        return tuple(_windows(rung, size, overlap, 1 / (rung.fps * time_factor)))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Latent frames ``start`` to ``stop`` of a rung, the first ``held`` made by the one before.
+
+    ``sound`` and ``sound_held`` say the same in audio latents. The window's own clock starts
+    ``offset_s`` seconds into the clip.
+    """
+
+    number: int
+    start: int
+    stop: int
+    held: int
+    sound: tuple[int, int]
+    sound_held: int
+    offset_s: Fraction = Fraction(0)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def rung(self, of: Rung) -> Rung:
+        """The window as a rung of its own."""
+        frames = (len(self) - 1) * FRAMES_PER_LATENT + 1
+        first, last = self.sound
+        return Rung(of.width, of.height, frames, of.fps, last - first)
+
+
+def whole(rung: Rung) -> Window:
+    """The one window of a clip that is made in one piece."""
+    return Window(0, 0, rung.latent_frames, 0, (0, rung.audio_latents), 0)
+
+
+def _windows(rung: Rung, size: int, overlap: int, frame_s: Fraction) -> Iterator[Window]:
+    """Windows of ``size``; the last one begins earlier and holds more rather than be short.
+
+    ``frame_s`` is how long a frame of the clip lasts: sound is cut alike on all rungs.
+    """
+    total = rung.latent_frames
+    count = math.ceil((total - overlap) / (size - overlap))
+    before, heard = 0, 0
+    for number in range(count):
+        start = min(number * (size - overlap), total - size)
+        stop = start + size
+        offset = Fraction(start * FRAMES_PER_LATENT) / rung.fps
+        ends = Fraction((stop - 1) * FRAMES_PER_LATENT) / rung.fps + frame_s
+        first = math.ceil(offset * AUDIO_LATENTS_PER_SECOND)
+        last = round(ends * AUDIO_LATENTS_PER_SECOND) if stop < total else rung.audio_latents
+        sound = (min(first, rung.audio_latents), min(last, rung.audio_latents))
+        held = (max(before - start, 0), max(heard - sound[0], 0))
+        yield Window(number, start, stop, held[0], sound, held[1], offset)
+        before, heard = stop, sound[1]
+
+
+def _longest(fps: Fraction, time_factor: int) -> int:
+    """The most frames of a window: what the model's time positions cover."""
+    return nearest_frames(MAX_SECONDS_OF_ROPE * fps, time_factor)[0]
+
+
+def automatic(frames: int, fps: Fraction, time_factor: int) -> Windows | None:
+    """The windows of a clip for which nobody asked for any; ``None``: it is made whole.
+
+    As few as cover it, and as short as that many can be.
+    """
+    longest = _longest(fps, time_factor)
+    step = FRAMES_PER_LATENT * time_factor
+    if frames <= MAX_SECONDS_OF_ROPE * fps + SLACK_FRAMES or longest < 2 * step + 1:
+        return None
+    shared = max(min(OVERLAP_FRAMES, (longest - 1) // 2) // step, 1)
+    total, size, overlap = (frames - 1) // step + 1, (longest - 1) // step + 1, shared + 1
+    count = math.ceil((total - overlap) / (size - overlap))
+    even = math.ceil((total + (count - 1) * overlap) / count)
+    return Windows(frames=(even - 1) * step + 1, overlap_frames=shared * step)
+
+
+def _choice(value: Any) -> Any:
+    if isinstance(value, dict):
+        try:
+            return Windows.model_validate(value)
+        except ValidationError as error:
+            (text, hint), *_ = value_problems(error, Windows, {}, ())
+            raise Problem(f"windows.{text}", hint, whole=True) from error
+    if not isinstance(value, Windows) and value not in ("auto", "off"):
+        hint = 'use "auto", "off" or {frames = 241, overlap_frames = 24}'
+        raise Problem('is neither "auto", "off" nor a table of windows', hint)
+    return value
+
+
+WindowsChoice = Annotated[Literal["auto", "off"] | Windows, BeforeValidator(_choice)]

@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, the artefact store, locks, run records, hashes."""

@@ -1,0 +1,260 @@
+"""Run records: one small JSON file per run, replaced whole at every step of the run.
+
+A record says what was asked, which artefact each stage made or reused, and how it ended. This
+module knows nothing of the artefacts themselves; ``storage.artifact_store`` prunes them by
+the keys that the records name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from latent_ladder.errors import StoreError
+from latent_ladder.storage.atomic_write import write_whole, writing
+
+STATUSES = ("running", "done", "cancelled", "failed", "interrupted")
+"""``interrupted`` is never written: it is a ``running`` record whose process is gone."""
+
+KEY_PATTERN = re.compile(r"b2-[0-9a-f]{32}")
+"""What an artefact key looks like, in any text."""
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_EPOCH_S = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+_TICKS_PER_S = 32
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One finished stage of a run; ``memory`` says how the model was held, where it mattered."""
+
+    stage: str
+    key: str
+    reused: bool
+    seconds: float
+    peak_memory_bytes: int | None = None
+    memory: str = ""
+
+
+DRAFT_STATUSES = ("planned", "done", "failed")
+
+
+@dataclass(frozen=True)
+class DraftRecord:
+    """One draft of a run: what tells it from the others, the artefact of its base stage, numbers.
+
+    ``keys`` are all artefacts it needs, the base stage's last; ``metrics`` plain JSON data. A
+    point of a sweep is a draft too: ``sets`` are its fields, as ``--set`` takes them.
+    """
+
+    number: int
+    prompt: str
+    seed: int
+    keys: tuple[str, ...] = ()
+    status: str = "planned"
+    reused: bool = False
+    seconds: float = 0.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. ``created`` is ISO 8601 UTC; ``request`` plain JSON data.
+
+    ``kind`` is "clip", "draft" for a session of ``drafts`` (each has the run's request with a
+    prompt and seed of its own) or "sweep" (each has it with its ``sets``). ``folders`` are the
+    model folders that were searched. ``metrics``: what ``ladder measure`` says of the clip, where
+    the run measured it.
+
+    ``planned`` are the artefact keys the run will need, known before it starts: naming them keeps
+    a concurrent prune away from artefacts that the run is about to reuse.
+    """
+
+    id: str
+    created: str
+    command: str
+    request: Mapping[str, Any]
+    status: str = "running"
+    planned: tuple[str, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
+    output: str | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=platform.node)
+    kind: str = "clip"
+    drafts: tuple[DraftRecord, ...] = ()
+    folders: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] | None = None
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The artefact keys that this run refers to."""
+        drafted = {key for draft in self.drafts for key in draft.keys}
+        return frozenset(self.planned) | {stage.key for stage in self.stages} | drafted
+
+    @property
+    def created_at(self) -> datetime:
+        """``created`` as a time."""
+        return datetime.fromisoformat(self.created)
+
+    def with_draft(self, draft: DraftRecord) -> RunRecord:
+        """This record with the draft of that number replaced."""
+        drafts = (draft if d.number == draft.number else d for d in self.drafts)
+        return replace(self, drafts=tuple(drafts))
+
+    def with_stage(self, stage: StageRecord) -> RunRecord:
+        """This record after one more stage."""
+        return replace(self, stages=(*self.stages, stage))
+
+
+@dataclass(frozen=True)
+class DamagedRun:
+    """A run file that cannot be read. ``keys``: every artefact key found in its bytes."""
+
+    path: Path
+    reason: str
+    keys: frozenset[str]
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The run records in one folder, which is created when the first one is saved."""
+
+    folder: Path
+
+    def start(self, command: str, request: Mapping[str, Any]) -> RunRecord:
+        """Save and return the record of a new run of this process."""
+        now = time.time()
+        while (run_id := _new_id(now)) and self._path(run_id).exists():
+            pass
+        created = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
+        return self.save(RunRecord(run_id, created, command, request))
+
+    def save(self, record: RunRecord) -> RunRecord:
+        """Replace the file of ``record`` atomically; return the record."""
+        if record.status not in STATUSES[:-1]:
+            raise ValueError(f"status {record.status!r} is not one of {STATUSES[:-1]}")
+        data = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1).encode()
+        with writing(StoreError, f"the record of run {record.id}", self.folder, len(data)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path(record.id), data)
+        return record
+
+    def list(self) -> tuple[list[RunRecord], list[DamagedRun]]:
+        """All records, newest first, and the files that could not be read."""
+        records, damaged = [], []
+        for path in sorted(self.folder.glob("*.json"), reverse=True):
+            found = _read(path)
+            if isinstance(found, RunRecord):
+                records.append(found)
+            elif found is not None:
+                damaged.append(found)
+        return records, damaged
+
+    def show(self, name: str) -> RunRecord:
+        """The run whose id starts with ``name``; ``"last"`` is the newest one.
+
+        Raises :class:`StoreError` when no run, several runs or a damaged one fit.
+        """
+        records, damaged = self.list()
+        if name == "last" and records:
+            return records[0]
+        found = [record for record in records if record.id.startswith(name.lower())]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(record.id for record in found[:5])
+            raise StoreError(f"run {name!r} is not unique: {some}", hint="give more of the id")
+        for bad in damaged:
+            if bad.path.stem.startswith(name.lower()):
+                raise StoreError(f"run {bad.path.stem} is damaged: {bad.reason}")
+        newest = f"the newest is {records[0].id}" if records else "there are none yet"
+        raise StoreError(f"there is no run {name!r} in {self.folder}", hint=newest)
+
+    def remove(self, run_id: str) -> None:
+        """Delete one record; its artefacts stay until they are pruned."""
+        with writing(StoreError, f"the record of run {run_id}", self.folder):
+            self._path(run_id).unlink(missing_ok=True)
+
+    def _path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+
+def _new_id(now_s: float) -> str:
+    """Eight typeable characters that sort by time: 1/32 s since 2026, and a random one."""
+    ticks = int((now_s - _EPOCH_S) * _TICKS_PER_S)
+    time_part = "".join(_ALPHABET[(ticks >> 5 * place) & 31] for place in range(6, -1, -1))
+    return time_part + secrets.choice(_ALPHABET)
+
+
+def _read(path: Path) -> RunRecord | DamagedRun | None:
+    """The record in ``path``; ``None`` if another process has just removed it."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return DamagedRun(path, str(error), frozenset())
+    try:
+        record = _parse(json.loads(data))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        keys = frozenset(KEY_PATTERN.findall(data.decode("utf-8", "replace")))
+        return DamagedRun(path, f"not a run record ({error})", keys)
+    gone = record.status == "running" and not _process_lives(record)
+    return replace(record, status="interrupted") if gone else record
+
+
+def _parse(data: dict[str, Any]) -> RunRecord:
+    """The record; fields of later versions are ignored. Raises what odd data raises."""
+    known = {f.name for f in fields(RunRecord)}
+    stage_fields = {f.name for f in fields(StageRecord)}
+    values = {name: value for name, value in data.items() if name in known}
+    stages = [{n: v for n, v in stage.items() if n in stage_fields} for stage in data["stages"]]
+    values["stages"] = tuple(StageRecord(**stage) for stage in stages)
+    values["planned"] = tuple(values["planned"])
+    values["folders"] = tuple(values.get("folders", ()))
+    values["drafts"] = tuple(_draft(draft) for draft in values.get("drafts", ()))
+    values["warnings"] = tuple(values["warnings"])
+    record = RunRecord(**values)
+    record.created_at  # noqa: B018  raises on a broken time
+    if record.status not in STATUSES or not isinstance(record.pid, int):
+        raise ValueError(f"status {record.status!r}, pid {record.pid!r}")
+    return record
+
+
+def _draft(data: Mapping[str, Any]) -> DraftRecord:
+    known = {f.name for f in fields(DraftRecord)}
+    values = {name: value for name, value in data.items() if name in known}
+    tuples = {"keys": tuple(values["keys"]), "sets": tuple(values.get("sets", ()))}
+    draft = DraftRecord(**{**values, **tuples})
+    if draft.status not in DRAFT_STATUSES or not isinstance(draft.number, int):
+        raise ValueError(f"draft {draft.number!r}, status {draft.status!r}")
+    return draft
+
+
+def _process_lives(record: RunRecord) -> bool:
+    """Whether the run's own process is still there; one on another machine is believed."""
+    import psutil
+
+    if record.host != platform.node():
+        return True
+    try:
+        started = psutil.Process(record.pid).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+    # A process that started after the run has only inherited the number.
+    return bool(started <= record.created_at.timestamp() + 1.0)

@@ -1,0 +1,95 @@
+"""The files of a sweep besides its page: ``sweep.json`` for programs, ``sweep.csv`` for tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from latent_ladder.errors import MediaError
+from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.sweeps.plan import Sweep
+from latent_ladder.sweeps.point_results import SHOWN, Measured
+from latent_ladder.sweeps.recommend import Choice
+from latent_ladder.sweeps.sweep_run import POINTS, SweepResult
+
+JSON, CSV, PAGE = "sweep.json", "sweep.csv", "report.html"
+
+
+def default_folder(sweep: Sweep) -> Path:
+    """Where a sweep goes if nobody says: the same points, the same folder."""
+    return Path(f"sweep-{sweep.id[3:11]}")
+
+
+def check_folder(folder: Path, sweep: Sweep, overwrite: bool) -> None:
+    """Refuse a file in its place, and the report of another sweep. Raises :class:`MediaError`."""
+    if folder.exists() and not folder.is_dir():
+        raise MediaError(f"{folder} is a file, and a report is a folder", "name another with -o")
+    try:
+        found = json.loads((folder / JSON).read_text("utf-8"))["id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if found != sweep.id and not overwrite:
+        raise MediaError(
+            f"{folder} holds the report of another sweep",
+            "add --overwrite, or name another with -o",
+        )
+
+
+def body(sweep: Sweep, result: SweepResult, choice: Choice, command: str) -> dict[str, Any]:
+    """Everything about a sweep as plain data."""
+    from latent_ladder._version import __version__
+
+    return {
+        "id": sweep.id,
+        "version": __version__,
+        "command": command,
+        "run": result.run,
+        "source": sweep.source,
+        "request": sweep.prepared.request.to_dict(),
+        "axes": [{"path": a.path, "values": list(a.values)} for a in sweep.axes],
+        "choice": choice.to_dict(),
+        "points": [point.to_dict() for point in result.points],
+        "drafts": {key: draft.to_dict() for key, draft in result.drafts.items()},
+        "stages_made": [s.stage for s in result.stages if not s.reused],
+        "warnings": list(result.warnings),
+    }
+
+
+def table_rows(points: Iterable[Measured], choice: Choice) -> list[dict[str, Any]]:
+    """One row per point: its settings, how it went, its numbers."""
+    return [
+        {
+            "point": p.number,
+            **p.settings,
+            "status": p.status,
+            **{name: p.number_of(name) for name in SHOWN},
+            "recommended": p.number == choice.point,
+            "error": p.error or "",
+        }
+        for p in points
+    ]
+
+
+def write_files(
+    folder: Path, sweep: Sweep, result: SweepResult, choice: Choice, command: str = ""
+) -> None:
+    """Write both. Raises :class:`MediaError`."""
+    rows = table_rows(result.points, choice)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    data = json.dumps(body(sweep, result, choice, command), ensure_ascii=False, indent=1)
+    for name, content in ((JSON, data), (CSV, text.getvalue())):
+        encoded = content.encode()
+        with writing(MediaError, name, folder, len(encoded)):
+            write_whole(folder / name, encoded)
+
+
+def pictures_folder(folder: Path) -> Path:
+    """Where the frames and small videos of the points are."""
+    return folder / POINTS

@@ -1,0 +1,103 @@
+"""Frames that pass by on their way to be measured: some are kept whole, all of them small."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_ladder.media.contact_sheet import cell_size, resized
+from latent_ladder.media.encoders import EncoderSettings
+from latent_ladder.media.video_writer import VideoSpec, write_video
+from latent_ladder.storage.atomic_write import part_path, write_whole
+
+WHOLE_FRAMES = 5
+QUALITY = 92
+SMALL_PX, SMALL_CRF = 384, 26
+
+
+class Pictures:
+    """Keeps :data:`WHOLE_FRAMES` frames spread over a clip of ``count``, and a small copy of it."""
+
+    def __init__(self, count: int) -> None:
+        self.shown = tuple(
+            sorted({round(i * (count - 1) / (WHOLE_FRAMES - 1)) for i in range(WHOLE_FRAMES)})
+        )
+        self.size = (0, 0)
+        self._whole: list[bytes] = []
+        self._small: list[NDArray[np.uint8]] = []
+        self._at = 0
+
+    def watching(self, chunks: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """The chunks unchanged."""
+        for chunk in chunks:
+            height, width = chunk.shape[1:3]
+            self.size = width, height
+            for frame in chunk:
+                if self._at in self.shown:
+                    self._whole.append(webp(frame))
+                self._at += 1
+            self._small.append(
+                resized(chunk, cell_size(width, height, min(SMALL_PX, max(width, height))))
+            )
+            yield chunk
+
+    def save(self, folder: Path, key: str, fps: Fraction) -> tuple[tuple[str, ...], str]:
+        """Write the files beside the result; gives the frames' names and the video's."""
+        names = []
+        for index, data in zip(self.shown, self._whole, strict=False):
+            names.append(f"{key}-{index:05d}.webp")
+            write_whole(folder / names[-1], data)
+        height, width = self._small[0].shape[1:3]
+        spec = VideoSpec((width, height), fps, EncoderSettings(crf=SMALL_CRF))
+        write_video(folder / f"{key}.mp4", self._small, spec, overwrite=True)
+        return tuple(names), f"{key}.mp4"
+
+
+def webp(frame: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) -> the bytes of a WebP file."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(frame).save(out, "WEBP", quality=QUALITY, method=4)
+    return out.getvalue()
+
+
+class Spool:
+    """Decoded frames of one draft on disk, so that each point can read them again.
+
+    Lossless and flat: memory does not grow with the clip. The file goes with :meth:`close`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shape: tuple[int, int, int] | None = None
+
+    def fill(self, chunks: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """Write the chunks as they pass by."""
+        part = part_path(self._path)
+        with part.open("wb") as file:
+            for chunk in chunks:
+                height, width, colors = chunk.shape[1:]
+                self._shape = height, width, colors
+                file.write(np.ascontiguousarray(chunk).tobytes())
+                yield chunk
+        part.replace(self._path)
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """The frames again, one at a time."""
+        if self._shape is None:
+            raise ValueError("the spool was not filled")
+        size = int(np.prod(self._shape))
+        with self._path.open("rb") as file:
+            while data := file.read(size):
+                yield np.frombuffer(data, np.uint8).reshape(self._shape)
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._path.unlink(missing_ok=True)

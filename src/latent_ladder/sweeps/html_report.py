@@ -1,0 +1,333 @@
+"""The report of a sweep: one HTML file that needs nothing else and loads nothing.
+
+Pictures and small videos are inside it; of many or large points it holds as many as
+:data:`PICTURE_BYTES` and :data:`VIDEO_BYTES` allow, the middle frames first.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+
+from latent_ladder.errors import MediaError
+from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.sweeps.axes import short_path
+from latent_ladder.sweeps.export import PAGE, pictures_folder
+from latent_ladder.sweeps.plan import Sweep
+from latent_ladder.sweeps.point_results import SHOWN, Measured
+from latent_ladder.sweeps.recommend import Choice
+from latent_ladder.sweeps.report_plots import plots
+from latent_ladder.sweeps.sweep_run import SweepResult
+
+PICTURE_BYTES, VIDEO_BYTES = 32_000_000, 12_000_000
+MOST_CARDS = 200
+"""Points beyond these are in the table and in the plots only."""
+CARD_NUMBERS = ("motion_kept", "detail_added_db", "structure_similarity", "flicker", "seconds")
+DIGITS = {"detail_added_db": 1, "seconds": 1}
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page is made of."""
+
+    sweep: Sweep
+    result: SweepResult
+    choice: Choice
+    folder: Path
+    command: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        """The fields that differ between points."""
+        return [axis.path for axis in self.sweep.axes if len(axis.values) > 1]
+
+    def said(self, point: Measured) -> str:
+        """A point's settings in a line, without those that all share."""
+        paths = self.paths
+        varied = [f"{short_path(p, paths)} {v}" for p, v in point.settings.items() if p in paths]
+        return " · ".join(varied) or "as it is"
+
+
+def write_page(report: Report) -> Path:
+    """Write the page. Raises :class:`MediaError`."""
+    data = html(report).encode()
+    with writing(MediaError, PAGE, report.folder, len(data)):
+        write_whole(report.folder / PAGE, data)
+    return report.folder / PAGE
+
+
+def html(report: Report) -> str:
+    """The page as text."""
+    from latent_ladder._version import __version__
+
+    request = report.sweep.prepared.request
+    parts = {name: (HERE / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    return Template(parts["html"]).substitute(
+        css=parts["css"],
+        js=parts["js"],
+        title=escape(request.prompt),
+        meta=_meta(report),
+        verdict=_verdict(report),
+        plots=plots(report.result.points, report.choice, report.sweep.axes),
+        bar=_bar(report),
+        cards="\n".join(_cards(report)),
+        table=_table(report),
+        words=_words(report),
+        request=escape(request.to_toml()),
+        footer=f"latent-ladder {escape(__version__)}, run {escape(report.result.run)}"
+        + (f", <code>{escape(report.command)}</code>" if report.command else ""),
+    )
+
+
+# --- the head ------------------------------------------------------------------------------------
+
+
+def _meta(report: Report) -> str:
+    request, points = report.sweep.prepared.request, report.result.points
+    failed = sum(p.status == "failed" for p in points)
+    width, height = request.final_size
+    said = [
+        f"<b>{len(points)}</b> points" + (f", <b>{failed}</b> failed" if failed else ""),
+        f"{width}×{height}, {request.frames} frames at {float(request.fps):g} fps",
+        f"seed {request.seed}",
+    ]
+    said += [f"preset {escape(request.preset)}"] if request.preset else []
+    if report.sweep.source and report.sweep.source != request.prompt:
+        said.append(f"from {escape(report.sweep.source)}")
+    said += [
+        f"<code>{escape(axis.path)}={escape(axis.values[0])}</code>"
+        for axis in report.sweep.axes
+        if len(axis.values) == 1
+    ]
+    return " · ".join(said)
+
+
+def _verdict(report: Report) -> str:
+    choice = report.choice
+    heads = {
+        "recommended": f"Take point {choice.point}",
+        "cannot tell": f"Cannot tell; point {choice.point} is the gentlest of the best",
+        "adds nothing": "No point adds detail",
+        "not measured": "No recommendation",
+    }
+    head = (
+        heads[choice.outcome] if choice.point or choice.outcome != "cannot tell" else "Cannot tell"
+    )
+    use = ""
+    if choice.point is not None:
+        command = f"ladder refine {report.result.run}:{choice.point} -o clip.mp4"
+        use = f"<br><code>{escape(command)}</code>"
+    kind = choice.outcome.replace(" ", "-")
+    return (
+        f'<section class="verdict {kind}" aria-label="Recommendation"><div>'
+        f"<strong>{escape(head)}</strong><p>{escape(choice.why)}{use}</p></div></section>"
+    )
+
+
+# --- side by side --------------------------------------------------------------------------------
+
+
+def _bar(report: Report) -> str:
+    shown = next((p.shown for p in _pictured(report)), ())
+    frames = "".join(
+        f'<button type="button" aria-pressed="false">{index}</button>'
+        for index in _kept_frames(report, shown)
+    )
+    largest = max((max(p.size) for p in report.result.points), default=0)
+    start = 4 if largest <= 768 else 2
+    pressed = {z: str(z == start).lower() for z in (1, 2, 4, 8)}
+    zooms = "".join(
+        f'<button type="button" data-zoom="{z}" aria-pressed="{is_on}">{z}×</button>'
+        for z, is_on in pressed.items()
+    )
+    hold = '<button type="button" id="hold">Hold to see the draft</button>'
+    return (
+        '<div class="bar" role="toolbar" aria-label="How to look at the points">'
+        f'<fieldset class="frames"><legend>Frame</legend>{frames}</fieldset>'
+        f'<fieldset class="zoom"><legend>Zoom</legend>{zooms}</fieldset>'
+        '<button type="button" id="play" aria-pressed="false">Play all</button>'
+        f"{hold if report.result.drafts else ''}"
+        '<label>Size <input id="width" type="range" min="200" max="900" value="340"></label>'
+        '<label>Theme <select id="theme"><option value="">as the system</option>'
+        '<option value="light">light</option><option value="dark">dark</option></select></label>'
+        "</div>"
+    )
+
+
+def _pictured(report: Report) -> list[Measured]:
+    """The points with pictures, in order."""
+    return [p for p in report.result.points if p.frames][:MOST_CARDS]
+
+
+def _kept_frames(report: Report, shown: Sequence[int]) -> list[int]:
+    """Which of the kept frames fit into the page: all, or every other, or the middle one."""
+    if not shown:
+        return []
+    folder = pictures_folder(report.folder)
+    files = [folder / p.frames[len(p.frames) // 2] for p in _pictured(report)]
+    each = sum(file.stat().st_size for file in files) * 4 / 3
+    middle = len(shown) // 2
+    for kept in (list(shown), [shown[0], shown[middle], shown[-1]]):
+        if each * len(kept) <= PICTURE_BYTES:
+            return list(dict.fromkeys(kept))
+    return [shown[middle]]
+
+
+def _cards(report: Report) -> Iterable[str]:
+    folder = pictures_folder(report.folder)
+    pictured = {p.number for p in _pictured(report)}
+    clips = [p.clip for p in report.result.points if p.clip and p.number in pictured]
+    size = sum((folder / clip).stat().st_size for clip in clips) * 4 / 3
+    for n, draft in enumerate(report.result.drafts.values()):
+        name = "The upsampled draft, not refined"
+        several = len(report.result.drafts) > 1
+        text = _picture(report, draft, size <= VIDEO_BYTES)
+        mark = "data-draft" if n == 0 and not several else ""
+        yield _card(f"d{n + 1}", "", name, text + _numbers(draft), ("", ""), mark)
+    for point in report.result.points:
+        badge = _badge(point, report.choice)
+        if point.status == "failed":
+            text = f'<p class="error">{escape(point.error or "failed")}</p>'
+        elif point.number in pictured:
+            text = _picture(report, point, size <= VIDEO_BYTES) + _numbers(point)
+        else:
+            continue
+        chosen = "chosen" if point.number == report.choice.point else ""
+        yield _card(str(point.number), chosen, report.said(point), text, badge)
+
+
+def _card(
+    number: str, kind: str, name: str, text: str, badge: tuple[str, str], mark: str = ""
+) -> str:
+    said, tone = badge
+    pill = f'<span class="badge {tone}">{escape(said)}</span>' if said else ""
+    label = f'<span class="no">{f"#{number}" if number.isdecimal() else "draft"}</span>'
+    return (
+        f'<article class="card {kind}" id="p{number}" data-point="{number}" {mark}>'
+        f'<header>{label}{pill}<h3 title="{escape(name)}">{escape(name)}</h3></header>'
+        f"{text}</article>"
+    )
+
+
+def _badge(point: Measured, choice: Choice) -> tuple[str, str]:
+    if point.status == "failed":
+        return "failed", "bad"
+    setting = next((s for s in choice.settings if point.number in s.points), None)
+    if point.number == choice.point:
+        return ("recommended", "good") if choice.outcome == "recommended" else ("gentlest", "warn")
+    if point.number in choice.tied:
+        return "as good", "warn"
+    fault = None if setting is None else setting.fault
+    return ("", "") if fault is None else (fault, "bad")
+
+
+def _picture(report: Report, point: Measured, with_video: bool) -> str:
+    folder = pictures_folder(report.folder)
+    wanted = _kept_frames(report, point.shown)
+    names = dict(zip(point.shown, point.frames, strict=False))
+    width, height = point.size
+    strip = "".join(
+        f'<button type="button" aria-label="frame {index}" aria-pressed="false">'
+        f'<img id="i{point.number}-{point.key[-6:]}-{index}" alt="frame {index}" '
+        f'src="{_data(folder / names[index], "image/webp")}"></button>'
+        for index in wanted
+        if index in names
+    )
+    video = ""
+    if with_video and point.clip:
+        source = _data(folder / point.clip, "video/mp4")
+        video = f'<video hidden muted loop playsinline preload="none" src="{source}"></video>'
+    return (
+        f'<div class="stage" tabindex="0" role="img" aria-label="frame" '
+        f'style="aspect-ratio:{width}/{height}"><img alt="">{video}<div class="lens"></div></div>'
+        f'<div class="strip">{strip}</div>'
+    )
+
+
+def _data(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _numbers(point: Measured) -> str:
+    rows = []
+    for name in CARD_NUMBERS:
+        value = point.number_of(name)
+        if value is not None and (point.number or name != "seconds"):
+            label, unit, meaning = SHOWN[name]
+            rows.append(
+                f'<div title="{escape(meaning)}"><dt>{label}</dt>'
+                f"<dd>{shown(name, value)} {unit}</dd></div>"
+            )
+    return f'<dl class="numbers">{"".join(rows)}</dl>'
+
+
+def shown(name: str, value: float | None) -> str:
+    """A number as the page writes it."""
+    if value is None:
+        return "–"
+    sign = "+" if name.endswith("_db") else ""
+    return f"{value:{sign}.{DIGITS.get(name, 2)}f}".replace("-", "−")
+
+
+# --- the table and the words ---------------------------------------------------------------------
+
+
+def _table(report: Report) -> str:
+    numbers = [n for n in SHOWN if any(p.number_of(n) is not None for p in report.result.points)]
+    head = [_head("point", "", "")]
+    head += [_head(path, "", "", text=True) for path in report.paths]
+    head += [_head(*SHOWN[name]) for name in numbers]
+    head.append(_head("", "", "", text=True))
+    rows = [_row(report, point, numbers) for point in report.result.points]
+    return (
+        f'<table id="points"><thead><tr>{"".join(head)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _head(label: str, unit: str, meaning: str, *, text: bool = False) -> str:
+    kind = ' class="text"' if text else ""
+    said = f"{escape(label)}{f', {unit}' if unit else ''}"
+    button = f'<button type="button">{said}</button>' if said else ""
+    return f'<th scope="col"{kind} title="{escape(meaning)}">{button}</th>'
+
+
+def _row(report: Report, point: Measured, numbers: Sequence[str]) -> str:
+    cells = [f'<td data-value="{point.number}"><a href="#p{point.number}">{point.number}</a></td>']
+    for path in report.paths:
+        value = escape(point.settings.get(path, ""))
+        cells.append(f'<td class="text" data-value="{value}">{value}</td>')
+    for name in numbers:
+        found = point.number_of(name)
+        value = "" if found is None else f"{found:.9g}"
+        cells.append(f'<td data-value="{value}">{shown(name, found)}</td>')
+    said, tone = _badge(point, report.choice)
+    said = f"failed: {point.error}" if point.error else said
+    kind = f"text {'wide bad' if tone == 'bad' else ''}"
+    cells.append(f'<td class="{kind}" data-value="{escape(said)}">{escape(said)}</td>')
+    chosen = ' class="chosen"' if point.number == report.choice.point else ""
+    return f'<tr{chosen} data-point="{point.number}">{"".join(cells)}</tr>'
+
+
+def _words(report: Report) -> str:
+    rows = "".join(
+        f"<dt>{escape(label)}{f', {unit}' if unit else ''}</dt><dd>{escape(meaning)}</dd>"
+        for label, unit, meaning in SHOWN.values()
+    )
+    least = report.choice.least_kept
+    kept = "" if least is None else f" (here {least:.2f})"
+    return (
+        f'<dl class="words">{rows}</dl><p>Every point is measured against its upsampled draft '
+        "before any refining. Recommended is the point with the most detail among those that keep "
+        f"nine tenths of the highest <i>motion kept</i> of the sweep{kept}, are at most 0.1 less "
+        "similar to the draft than the most similar one, and flicker at most half as much again as "
+        "the draft. Detail that differs by less than "
+        f"{report.choice.noise_db:.2f} dB is no difference: twice the standard error between seeds "
+        "where seeds were swept, else a fixed guess. Detail counts noise and artefacts too: look "
+        "before you believe.</p>"
+    )

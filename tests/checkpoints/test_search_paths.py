@@ -1,0 +1,252 @@
+"""Where model files are searched for, in which order, and what is wrong with what was named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers.model_folders import copy, shards, single
+
+from latent_ladder.checkpoints.scan import scan
+from latent_ladder.checkpoints.search_paths import EMBEDDED, model_folders, read_extra_paths
+from latent_ladder.errors import CheckpointNotFound, RequestError
+
+GEMMA = "text_encoders/tiny-gemma-3.safetensors"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder with an empty folder above it."""
+    cwd = tmp_path / "above" / "here"
+    cwd.mkdir(parents=True)
+    monkeypatch.chdir(cwd)
+    return cwd
+
+
+def made(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def paths(extra=(), environ=None, config=Path("none.toml")):
+    return [f.path for f in model_folders(extra, environ or {}, config)]
+
+
+def test_the_order_is_flags_environment_config_usual_places_pocket(here, tmp_path):
+    flag, first, second, configured = (made(tmp_path / n) for n in ("flag", "e1", "e2", "conf"))
+    usual = [made(here / "models"), made(here / "ComfyUI/models"), made(here / "../ComfyUI/models")]
+    config = tmp_path / "config.toml"
+    config.write_text('models = ["conf"]')  # relative to the config file
+    found = paths([flag], {"LADDER_MODELS": f"{first}{os.pathsep}{second}"}, config)
+    wanted = [flag, first, second, configured, *(u.resolve() for u in usual), EMBEDDED.resolve()]
+    assert found == wanted
+
+
+def test_a_folder_named_twice_is_searched_once(here, tmp_path):
+    folder = made(tmp_path / "m")
+    assert paths([folder, folder / "../m"], {"LADDER_MODELS": str(folder)})[:-1] == [folder]
+
+
+def test_every_folder_says_who_named_it(here, tmp_path):
+    made(here / "models")
+    sources = [f.source for f in model_folders([made(tmp_path / "m")], {}, Path("none"))]
+    assert sources == ["--models", "./models", "embedded"]
+
+
+@pytest.mark.parametrize("named", ["flag", "environ", "config"])
+def test_a_folder_that_was_named_must_exist(here, tmp_path, named):
+    config = tmp_path / "c.toml"
+    config.write_text('models = ["/nowhere"]' if named == "config" else "")
+    extra = ["/nowhere"] if named == "flag" else []
+    environ = {"LADDER_MODELS": "/nowhere"} if named == "environ" else {}
+    source = {"flag": "--models", "environ": "LADDER_MODELS", "config": "c.toml"}[named]
+    with pytest.raises(CheckpointNotFound, match=rf"/nowhere \(.*{source}\) does not exist"):
+        model_folders(extra, environ, config)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointNotFound, match="is a file"):
+        model_folders([tmp_path / "x.safetensors"], {})
+
+
+@pytest.mark.parametrize("text", ["models = [", "models = 3", "models = [3]"])
+def test_a_config_file_that_is_none_is_named(here, tmp_path, text):
+    config = tmp_path / "config.toml"
+    config.write_text(text)
+    with pytest.raises(RequestError, match=r"config\.toml"):
+        model_folders([], {}, config)
+
+
+@pytest.mark.parametrize("inside", ["models", "ComfyUI/models"])
+def test_comfyuis_root_stands_for_its_models_folder(here, tmp_path, inside):
+    made(tmp_path / "root" / inside / "checkpoints")
+    assert paths([tmp_path / "root"])[0] == (tmp_path / "root" / inside).resolve()
+
+
+# --- extra_model_paths.yaml ----------------------------------------------------------------------
+
+YAML = """
+first:
+    base_path: $DISK/one
+    checkpoints: ckpt
+    unet: |
+        nets
+        {absolute}
+    custom_nodes: nodes
+    embeddings: emb
+empty:
+second:
+    is_default: true
+    loras: |
+
+        lo ras
+
+    clip: gone
+"""
+
+
+@pytest.fixture
+def extra_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISK", str(tmp_path))
+    for name in ("one/ckpt", "one/nets", "one/nodes", "one/emb", "elsewhere", "conf/lo ras"):
+        made(tmp_path / name)
+    path = tmp_path / "conf" / "extra_model_paths.yaml"
+    path.write_text(YAML.format(absolute=tmp_path / "elsewhere"))
+    return path
+
+
+def test_extra_model_paths_mean_what_they_mean_to_comfyui(extra_paths, tmp_path):
+    found = [(f.path, f.category) for f in read_extra_paths(extra_paths)]
+    assert found == [
+        (tmp_path / "conf/lo ras", "loras"),  # is_default; relative to the file
+        (tmp_path / "conf/gone", "text_encoders"),
+        (tmp_path / "one/ckpt", "checkpoints"),
+        (tmp_path / "one/nets", "diffusion_models"),
+        (tmp_path / "elsewhere", "diffusion_models"),
+    ]
+
+
+def test_a_yaml_can_be_given_instead_of_a_folder(here, extra_paths, tmp_path):
+    found = model_folders([extra_paths], {}, Path("none"))
+    assert [f.path.name for f in found] == ["lo ras", "ckpt", "nets", "elsewhere", "models"]
+    assert found[0].source == f"{extra_paths} [second]"
+
+
+def test_a_yaml_beside_comfyuis_models_is_read(here, extra_paths):
+    made(here / "ComfyUI/models")
+    shutil.copy(extra_paths, here / "ComfyUI/extra_model_paths.yaml")
+    names = [p.name for p in paths()]
+    assert names == ["models", "ckpt", "nets", "elsewhere", "models"]  # `lo ras` is not beside it
+
+
+def test_a_yaml_whose_folders_are_all_gone(tmp_path):
+    path = tmp_path / "paths.yaml"
+    path.write_text("a:\n  base_path: /nowhere\n  checkpoints: x\n")
+    with pytest.raises(CheckpointNotFound, match="none of the 1 model folders"):
+        model_folders([path], {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [", "- a\n- b", "a: text", "a: !!python/object/apply:os.mkdir [made]", "a: \x00"],
+)
+def test_a_yaml_that_is_none_is_refused_and_never_obeyed(here, tmp_path, text):
+    path = tmp_path / "paths.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=r"paths\.yaml"):
+        model_folders([path], {})
+    assert not Path("made").exists()
+
+
+def test_names_are_relative_to_the_folder_of_the_yaml(here, extra_paths, tmp_path):
+    copy(tmp_path, "one/ckpt/sub/x.safetensors", "checkpoints/tiny-ltx-2.3.safetensors")
+    (found,) = scan(model_folders([extra_paths], {}, Path("none"))[:-1]).of("transformer")
+    assert (found.name, found.category) == ("sub/x.safetensors", "checkpoints")
+
+
+# --- what lies in the folders --------------------------------------------------------------------
+
+
+def test_a_circle_of_links_ends(tmp_path):
+    copy(tmp_path, "a/x.safetensors", GEMMA)
+    (tmp_path / "a/b").symlink_to(tmp_path)
+    (tmp_path / "a/self").symlink_to("self")
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    assert len(scan([tmp_path]).of("text_encoder")) == 1
+
+
+def test_linked_folders_are_searched(tmp_path):
+    copy(tmp_path, "disk/x.safetensors", GEMMA)
+    (made(tmp_path / "models/text_encoders") / "far").symlink_to(tmp_path / "disk")
+    (found,) = scan([tmp_path / "models"]).of("text_encoder")
+    assert found.name == "text_encoders/far/x.safetensors"
+
+
+def test_a_snapshot_of_the_hub_cache_is_links_into_blobs(tmp_path):
+    hub = tmp_path / "models--Comfy-Org--ltx-2"
+    copy(hub, "blobs/0123abcd", GEMMA)
+    for revision in ("r1", "r2"):
+        snapshot = made(hub / f"snapshots/{revision}")
+        (snapshot / "gemma.safetensors").symlink_to("../../blobs/0123abcd")
+    (found,) = scan([hub]).of("text_encoder")
+    assert found.path.name == "gemma.safetensors"
+
+
+def test_a_split_checkpoint_is_one_candidate(tmp_path):
+    shards(tmp_path / "text_encoders/gemma-hf")
+    library = scan([tmp_path])
+    (found,) = library.of("text_encoder")
+    assert found.path.name == "model.safetensors.index.json"
+    assert not library.unreadable
+
+
+@contextmanager
+def not_root():
+    """Root may read everything; the owner of nothing may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder():
+    """A temporary folder that other users may enter, which pytest's are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_a_folder_that_may_not_be_read_is_named(open_folder):
+    secret = made(open_folder / "secret")
+    secret.chmod(0)
+    with (
+        not_root(),
+        pytest.raises(CheckpointNotFound, match=r"secret \(--models\) cannot be read: permission"),
+    ):
+        model_folders([secret], {}, Path("none"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_what_may_not_be_read_below_is_listed_and_the_rest_is_used(open_folder):
+    single(open_folder)
+    (open_folder / "loras").chmod(0)
+    gemma = open_folder / "text_encoders/tiny-gemma.safetensors"
+    gemma.chmod(0)
+    with not_root():
+        library = scan([open_folder])
+    assert {path.name for path, _ in library.unreadable} == {"loras", gemma.name}
+    assert library.of("transformer")

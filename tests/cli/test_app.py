@@ -1,0 +1,230 @@
+"""The command line as a user meets it: words, exit codes, JSON, nothing heavy for help."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from helpers.command_line import SMALL, TINY, environment
+
+from latent_ladder.cli.app import MODULES, application
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    """Run ``ladder`` in a fresh folder with its own store."""
+
+    def call(*words, code=0, **env):
+        done = subprocess.run(
+            [sys.executable, "-m", "latent_ladder", *words],
+            cwd=tmp_path,
+            env=environment(tmp_path) | env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr + done.stdout
+        return done
+
+    return call
+
+
+def test_make_prints_the_path_and_nothing_else(ladder, tmp_path):
+    done = ladder("make", "a red ball", "-o", "a.mp4", *TINY, *SMALL)
+    assert done.stdout == "a.mp4\n"
+    assert (tmp_path / "a.mp4").stat().st_size > 1000
+
+
+def test_make_json_says_what_was_done(ladder):
+    done = ladder("make", "a red ball", "-o", "a.mp4", "--json", *TINY, *SMALL, "--seed", "5")
+    body = json.loads(done.stdout)
+    assert (body["width"], body["height"], body["frames"], body["fps"]) == (64, 64, 9, "24")
+    assert body["seed"] == body["request"]["seed"] == 5
+    assert body["audio_duration_s"] == pytest.approx(body["duration_s"], abs=1e-4)
+    fields = {"stage", "key", "reused", "seconds", "peak_memory_bytes", "memory"}
+    assert fields == set(body["stages"][0])
+
+
+def test_seed_minus_one_is_drawn_and_recorded(ladder):
+    seeds = set()
+    for _ in range(2):
+        body = json.loads(ladder("plan", "a ball", "--json", *TINY, *SMALL, "--seed", "-1").stdout)
+        seeds.add(body["request"]["seed"])
+    assert len(seeds) == 2
+    assert min(seeds) >= 0
+
+
+def test_without_a_seed_the_same_command_means_the_same_clip(ladder):
+    keys = [
+        [
+            s["key"]
+            for s in json.loads(ladder("plan", "a ball", "--json", *TINY, *SMALL).stdout)["stages"]
+        ]
+        for _ in range(2)
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_plan_runs_nothing_and_says_what_is_reused(ladder, tmp_path):
+    words = ("a red ball", *TINY, *SMALL, "--json")
+    before = json.loads(ladder("plan", *words).stdout)
+    assert not (tmp_path / "store" / "artefacts").exists()
+    assert {s["stored"] for s in before["stages"]} == {False}
+    ladder("make", *words, "-o", "a.mp4")
+    after = json.loads(
+        ladder("plan", *words, "--set", "refine.denoise=0.4", "--set", "refine.steps=3").stdout
+    )
+    stored = {s["stage"]: s["stored"] for s in after["stages"]}
+    assert stored["base"]
+    assert not stored["refine"]
+    refine = next(s for s in after["stages"] if s["stage"] == "refine")
+    assert refine["start_sigma"] == pytest.approx(0.6598, abs=1e-3)  # the pocket's shift is .95
+    assert refine["video_latents"] == [1, 8, 2, 2, 2]
+    assert refine["flops"] > 0
+
+
+def test_show_and_from_round_trip(ladder, tmp_path):
+    ladder("make", "a red ball", "-o", "a.mp4", *TINY, *SMALL)
+    assert 'prompt = "a red ball"' in ladder("show", "a.mp4").stdout
+    body = json.loads(ladder("make", "--from", "a.mp4", "-o", "b.mp4", "--json", *TINY[:2]).stdout)
+    assert {s["reused"] for s in body["stages"][:-1]} == {True}
+    (tmp_path / "r.toml").write_text(ladder("show", "a.mp4").stdout)
+    again = json.loads(ladder("plan", "--from", "r.toml", "--json", *TINY[:2]).stdout)
+    assert again["request"] == body["request"]
+
+
+def test_runs_list_show_verify_prune(ladder, tmp_path):
+    ladder("make", "a red ball", "-o", "a.mp4", *TINY, *SMALL)
+    [run] = json.loads(ladder("runs", "list", "--json").stdout)
+    assert run["status"] == "done"
+    assert run["id"] in ladder("runs", "list").stdout
+    assert "refine" in ladder("runs", "show", run["id"][:6]).stdout
+    assert "0 were damaged" in ladder("runs", "verify").stdout
+    dry = json.loads(ladder("runs", "prune", "--keep-last", "0", "--dry-run", "--json").stdout)
+    assert dry["runs"] == [run["id"]]
+    ladder("runs", "prune", "--keep-last", "0")
+    assert json.loads(ladder("runs", "list", "--json").stdout) == []
+    assert not list((tmp_path / "store" / "artefacts").rglob("*.safetensors"))
+
+
+def test_presets_and_models(ladder):
+    names = [p["name"] for p in json.loads(ladder("presets", "list", "--json").stdout)]
+    assert {"pocket", "distilled", "balanced", "lightricks-workflow", "three-stage"} <= set(names)
+    assert "source:" in ladder("presets", "show", "balanced").stdout
+    listed = json.loads(ladder("models", "list", "--json", *TINY[:2]).stdout)
+    assert {"transformer", "text_encoder", "lora"} <= {m["role"] for m in listed["models"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["make", "--preset", "pokcet", "x"], 2, "did you mean pocket"),
+        (["plan", "x", "-p", "pocket", "--set", "refine.denoize=1"], 2, "did you mean denoise"),
+        (["make", "x", "--preset", "pocket", "--frames", "100"], 2, "frames=97"),
+        (["make", "x", "--preset", "pocket", "--size", "0x64"], 2, "width=0"),
+        (["make", "x", "--preset", "pocket", "--size", "-5x64"], 2, "width=-5"),
+        (["make", "x", "--preset", "pocket", "--size", "999999x64"], 2, "width=999999"),
+        (["make", "x", "--preset", "pocket", "--size", "big"], 2, "1280x720"),
+        (["make", "x", "--preset", "pocket", "--fps", "0"], 2, "frame rate"),
+        (["make", "x", "--preset", "pocket", "--seed", "abc"], 2, "seed"),
+        (["make", "x", "--preset", "pocket", "--seed", "1.5"], 2, "seed"),
+        (["make", "x", "--preset", "pocket", "--set", "refine.sigmas=0.5 0.9 0"], 2, "0.9, 0.5, 0"),
+        (["make", "x", "-p", "pocket", "--set", "refine.sigmas=0.9 0.5"], 2, "do not end in 0"),
+        (["make", "x", "--preset", "pocket", "--set", "refine.sigmas=9,1e-3,0"], 2, "sigmas"),
+        (["make", "", "--preset", "pocket"], 2, "is empty"),
+        (["make", "--preset", "pocket"], 2, "no prompt"),
+        (["make", "x", "--preset", "pocket", "-o", "none/a.mp4"], 5, "does not exist"),
+        (["make", "x", "--preset", "pocket", "-o", "a.avi"], 5, "a.mp4"),
+        (["make", "x", "--models", "/nowhere"], 3, "does not exist"),
+        (["make", "x", "--checkpoint", "nope.safetensors"], 3, "known:"),
+        (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "use one of auto"),
+        (["show", "nothing.mp4"], 5, "nothing.mp4"),
+        (["make", "--from", "nothing.toml"], 2, "cannot be read"),
+        (["runs", "show", "zzz"], 8, "no run"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_refused_with_a_hint(ladder, tmp_path, words, code, said):
+    done = ladder(*words, code=code)
+    assert said in done.stderr, done.stderr
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.mp4"))
+    assert not list(tmp_path.glob("store/artefacts/*/*"))
+
+
+def test_errors_as_json(ladder):
+    done = ladder("make", "", "--preset", "pocket", "--frames", "100", "--json", code=2)
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "request_error"
+    assert len(error["problems"]) == 2
+    assert all(p["hint"] for p in error["problems"])
+
+
+def test_existing_output_needs_overwrite(ladder, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"mine")
+    done = ladder("make", "x", "-o", "a.mp4", *TINY, *SMALL, code=5)
+    assert "already exists" in done.stderr
+    assert (tmp_path / "a.mp4").read_bytes() == b"mine"
+    ladder("make", "x", "-o", "a.mp4", *TINY, *SMALL, "--overwrite")
+    assert (tmp_path / "a.mp4").stat().st_size > 1000
+
+
+def test_a_prompt_of_ten_thousand_words_says_what_was_cut(ladder):
+    done = ladder("plan", "ball " * 10_000, *TINY, *SMALL)
+    assert "cut at" in done.stderr
+
+
+def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
+    words = ["make", "a red ball", "-o", "a.mp4", *TINY, "--size", "64x64", "--frames", "9"]
+    steps = ["--set", "base.steps=400"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "latent_ladder", *words, *steps],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("store/artefacts/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 130, said
+    assert "To go on:" in said
+    assert "base.steps=400" in said
+    assert "--seed" in said
+    assert not (tmp_path / "a.mp4").exists()
+    [run] = json.loads(ladder("runs", "list", "--json").stdout)
+    assert run["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_command_is_found_in_the_module_that_has_it(module):
+    """Only that module is imported, so a command missing from the list would not be found."""
+    app = typer.Typer()
+    importlib.import_module(f"latent_ladder.cli.commands.{module}").register(app)
+    built = typer.main.get_group(app).commands
+    assert tuple(built) == MODULES[module]
+    for name in built:
+        alone = typer.main.get_group(application(name)).commands
+        assert list(alone) == [name]
+        assert [p.name for p in alone[name].params] == [p.name for p in built[name].params]
+
+
+def test_help_needs_nothing_heavy(ladder):
+    code = (
+        "import sys; sys.argv = ['ladder', '--help']\n"
+        "from latent_ladder.cli.app import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'av', 'pydantic', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    assert "Make a clip with sound" in done.stdout

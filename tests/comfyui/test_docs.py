@@ -1,0 +1,34 @@
+"""``docs/workflows.md`` names every node type and every trap there is, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from latent_ladder.comfyui.node_defs import NODE_TYPES
+
+DOC = (Path(__file__).parents[2] / "docs" / "workflows.md").read_text("utf-8")
+SOURCES = Path(__file__).parents[2] / "src" / "latent_ladder" / "comfyui"
+
+
+def section(title: str) -> str:
+    return DOC.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_every_type_is_listed_where_it_belongs() -> None:
+    run, _, refused = section("Nodes").partition("known and do not run")
+    names = {name for name in re.findall(r"`([^`]+)`", run) if name in NODE_TYPES}
+    assert names == {name for name, row in NODE_TYPES.items() if not row.why_not}
+    found = {name for name in re.findall(r"`([^`]+)`", refused) if not name.startswith("--")}
+    assert found == {name for name, row in NODE_TYPES.items() if row.why_not}
+    assert f"{len(names)} types run" in run
+
+
+def test_every_trap_is_explained() -> None:
+    code = r'(?:trap\(\s*|Trap\(\s*|yield \(\s*|yield )"([a-z_0-9]+)",'
+    files = ("analysis/lint.py", "analysis/shape_rules.py", "analysis/check.py", "formats/ui.py")
+    used = {found for name in files for found in re.findall(code, (SOURCES / name).read_text())}
+    used |= {"sound_longer", "sound_shorter"}
+    rows = [line for line in section("Check").splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row.split("|")[1])}
+    assert told == used

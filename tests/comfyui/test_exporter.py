@@ -1,0 +1,468 @@
+"""Requests as ComfyUI graphs: every preset, valid files, and back again without a loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from latent_ladder.comfyui.conversion import Format, export_workflow, import_workflow
+from latent_ladder.comfyui.exporter.exporter import build
+from latent_ladder.comfyui.exporter.file_names import names_for, published_names
+from latent_ladder.comfyui.formats.read import from_document
+from latent_ladder.comfyui.graph import Graph
+from latent_ladder.comfyui.importer.importer import recognise
+from latent_ladder.comfyui.node_defs import NODE_TYPES
+from latent_ladder.errors import RequestError
+from latent_ladder.request.model import Request
+from latent_ladder.request.output import Decode
+from latent_ladder.request.presets import preset_names
+from latent_ladder.request.stages import BaseStage, RefineStage, UpsampleStage
+
+PROMPT = "A red ball rolls across a wooden table."
+
+
+def preset(name: str, **changes: Any) -> Request:
+    return Request.from_preset(name, prompt=PROMPT, **changes)
+
+
+def exported(request: Request, form: Format = "ui") -> Any:
+    """The document as it is after having been a file."""
+    return json.loads(json.dumps(export_workflow(request, published_names(request), form)))
+
+
+def with_inputs() -> Request:
+    """A request that has nearly everything at once."""
+    return preset(
+        "three-stage",
+        fps="24000/1001",
+        frames=49,
+        images=[
+            {"file": "/somewhere/first.png", "strength": 0.7},
+            {"file": "middle.png", "frame": 20, "strength": 0.5, "crf": 0},
+            {"file": "last.png", "frame": -1, "fit": "letterbox"},
+        ],
+        audio_in="speech.wav",
+        decode={"tile_px": 512, "overlap_px": 64, "tile_frames": 32},
+    )
+
+
+# -- validity, told without a word of the builder -------------------------------------------------
+
+
+def flaws(ui: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a UI document by the format's own rules."""
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    if len(nodes) != len(ui["nodes"]):
+        yield "an id occurs twice"
+    if ui["last_node_id"] < max(nodes) or ui["version"] != 0.4:
+        yield "last_node_id or version"
+    if sorted(n["order"] for n in nodes.values()) != list(range(len(nodes))):
+        yield "orders do not count the nodes"
+    seen: dict[int, list[Any]] = {}
+    for link in ui["links"]:
+        number, source, source_slot, target, target_slot, kind = link
+        seen[number] = link
+        given_out = nodes[source]["outputs"][source_slot]
+        taken = nodes[target]["inputs"][target_slot]
+        if number not in (given_out["links"] or []):
+            yield f"link {number} is not in its output"
+        if taken["link"] != number:
+            yield f"link {number} is not in its input"
+        if kind != given_out["type"] or taken["type"] not in (kind, "*"):
+            numbers = {"INT", "FLOAT"}
+            if not {kind, taken["type"]} <= numbers and "," not in taken["type"]:
+                yield f"link {number} joins {kind} and {taken['type']}"
+        if nodes[source]["order"] >= nodes[target]["order"]:
+            yield f"link {number} runs backwards"
+    if len(seen) != len(ui["links"]) or ui["last_link_id"] < max(seen):
+        yield "link ids"
+    for node in nodes.values():
+        yield from node_flaws(node, seen)
+
+
+def node_flaws(node: Mapping[str, Any], links: Mapping[int, Any]) -> Iterator[str]:
+    where = f"node {node['id']} ({node['type']})"
+    if node["mode"] != 0 or not isinstance(node["flags"], dict):
+        yield f"{where}: mode or flags"
+    for entry in node["inputs"]:
+        if entry["link"] is not None and entry["link"] not in links:
+            yield f"{where}: a link that is not in the table"
+    for entry in node["outputs"]:
+        if not all(number in links for number in entry["links"] or []):
+            yield f"{where}: a link that is not in the table"
+    if node["type"] == "MarkdownNote":
+        return
+    kind = NODE_TYPES[node["type"]]
+    if [(o["name"], o["type"]) for o in node["outputs"]] != [
+        (o.name, o.type) for o in kind.outputs
+    ]:
+        yield f"{where}: outputs"
+    values = list(node["widgets_values"])
+    named: dict[str, Any] = {}
+    for one in kind.inputs:
+        if not one.is_widget:
+            continue
+        named[one.name] = values.pop(0)
+        for phantom in one.phantoms:
+            beside = values.pop(0)
+            if phantom == "control_after_generate" and beside not in ("fixed", "randomize"):
+                yield f"{where}: {beside!r} stands where the seed's control belongs"
+        for sub in one.branches.get(str(named[one.name]), ()):
+            named[sub.name] = values.pop(0)
+    if values:
+        yield f"{where}: {len(values)} values too many"
+    for one in kind.inputs:
+        if one.required and not one.is_widget and one.name not in linked(node):
+            yield f"{where}: {one.name} is not connected"
+        value = named.get(one.name)
+        numeric = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+        if one.is_widget and one.type in numeric and not isinstance(value, numeric[one.type]):
+            yield f"{where}: {one.name}={value!r}"
+        if one.options and value not in one.options:
+            yield f"{where}: {one.name}={value!r} is no choice"
+
+
+def linked(node: Mapping[str, Any]) -> set[str]:
+    return {entry["name"] for entry in node["inputs"] if entry["link"] is not None}
+
+
+def overlaps(ui: Mapping[str, Any]) -> Iterator[str]:
+    """Nodes on top of each other, title bars included, and nodes outside of their group."""
+    boxes = [
+        (n["id"], n["pos"][0], n["pos"][1] - 30, n["size"][0], n["size"][1] + 30)
+        for n in ui["nodes"]
+    ]
+    for i, (a, ax, ay, aw, ah) in enumerate(boxes):
+        for b, bx, by, bw, bh in boxes[i + 1 :]:
+            if ax < bx + bw and bx < ax + aw and ay < by + bh and by < ay + ah:
+                yield f"nodes {a} and {b} overlap"
+        inside = [
+            g["title"]
+            for g in ui["groups"]
+            if g["bounding"][0] <= ax
+            and g["bounding"][1] <= ay
+            and ax + aw <= g["bounding"][0] + g["bounding"][2]
+            and ay + ah <= g["bounding"][1] + g["bounding"][3]
+        ]
+        if len(inside) != 1:
+            yield f"node {a} is in {inside}"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_valid_file(name: str) -> None:
+    ui = exported(preset(name))
+    assert list(flaws(ui)) == []
+    assert list(overlaps(ui)) == []
+    assert from_document(ui).graph.to_api().keys() == exported(preset(name), "api").keys()
+
+
+def test_a_graph_with_everything_is_a_valid_file() -> None:
+    ui = exported(with_inputs())
+    assert list(flaws(ui)) == []
+    assert list(overlaps(ui)) == []
+
+
+def test_the_validator_sees_what_is_wrong() -> None:
+    ui = exported(preset("distilled"))
+    ui["links"][3][4] += 1
+    assert any("is not in its input" in flaw for flaw in flaws(ui))
+    ui = exported(preset("distilled"))
+    noise = next(n for n in ui["nodes"] if n["type"] == "RandomNoise")
+    noise["widgets_values"].pop()
+    with pytest.raises(IndexError):
+        list(flaws(ui))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_links_read_from_left_to_right(name: str) -> None:
+    ui = exported(preset(name))
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    for _, source, _, target, _, _ in ui["links"]:
+        assert nodes[source]["pos"][0] < nodes[target]["pos"][0]
+
+
+def test_files_name_where_they_can_be_had() -> None:
+    ui = exported(preset("lightricks-workflow"))
+    (loader,) = (n for n in ui["nodes"] if n["type"] == "CheckpointLoaderSimple")
+    (model,) = loader["properties"]["models"]
+    assert model["name"] == loader["widgets_values"][0] == "ltx-2.3-22b-dev-fp8.safetensors"
+    assert model["url"].endswith(f"/resolve/main/{model['name']}")
+    assert model["directory"] == "checkpoints"
+
+
+def test_a_drawn_seed_is_drawn_by_comfyui_too() -> None:
+    ui = exported(preset("distilled", seed=-1))
+    noises = [n for n in ui["nodes"] if n["type"] == "RandomNoise"]
+    assert [n["widgets_values"][1] for n in noises] == ["randomize", "randomize"]
+
+
+def test_the_preset_of_the_model_in_the_package_names_its_files() -> None:
+    files = names_for(preset("pocket"))
+    assert files.checkpoint == "pocket-ltx-2.3.safetensors"
+    assert names_for(preset("distilled")).checkpoint == "ltx-2.3-22b-distilled-fp8.safetensors"
+
+
+# -- the identity ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["ui", "api"])
+@pytest.mark.parametrize("name", preset_names())
+def test_import_of_an_export_is_the_identity(name: str, form: Format) -> None:
+    request = preset(name)
+    found = import_workflow(from_document(exported(request, form)))
+    assert found.request == request
+    assert found.nearest.preset == name
+    assert found.nearest.equal
+
+
+SIZES = st.integers(48, 600).map(lambda half: 2 * half)
+SIGMAS = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=6, unique=True).map(
+    lambda found: [*sorted(found, reverse=True), 0.0]
+)
+STRENGTHS = st.floats(0.01, 1.0)
+
+
+@st.composite
+def guidances(draw: st.DrawFn) -> dict[str, Any]:
+    stream = st.fixed_dictionaries(
+        {},
+        optional={
+            "cfg": st.floats(0, 20),
+            "modality": st.floats(0, 9),
+            "rescale": STRENGTHS,
+            "skip_step": st.integers(0, 3),
+            "sigma_high": st.floats(0.5, 1),
+        },
+    )
+    found: dict[str, Any] = {"video": draw(stream), "audio": draw(stream)}
+    if draw(st.booleans()):
+        found["video"] |= {"stg": draw(st.floats(0.1, 3)), "stg_blocks": [28]}
+    if draw(st.booleans()):
+        found["audio"] |= {"stg": draw(st.floats(0.1, 3)), "stg_blocks": [14, 19]}
+    return found
+
+
+@st.composite
+def schedules(draw: st.DrawFn, refine: bool) -> dict[str, Any]:
+    name = draw(st.sampled_from(["ltx", "simple", "karras", "linear_quadratic", "distilled", None]))
+    if name is None:
+        return {"sigmas": draw(SIGMAS)}
+    if name == "distilled":
+        return {"schedule": {"name": name}}
+    table: dict[str, Any] = {"name": name, "steps": draw(st.integers(2, 12))}
+    if name == "ltx" and draw(st.booleans()):
+        table["tokens"] = draw(st.sampled_from(["actual", 4096, 1234]))
+    if name == "simple" and draw(st.booleans()):
+        table["shift"] = draw(st.floats(0.5, 4))
+    denoise = {"denoise": draw(STRENGTHS)} if refine and draw(st.booleans()) else {}
+    return {"schedule": table, **denoise}
+
+
+DECODES = st.one_of(
+    st.fixed_dictionaries(
+        {"tile_px": st.integers(4, 20).map(lambda n: 32 * n), "tile_frames": st.just(32)}
+    ),
+    st.fixed_dictionaries(
+        {"grid": st.lists(st.integers(1, 6), min_size=2, max_size=2)},
+        optional={"overlap_px": st.integers(1, 8).map(lambda n: 32 * n)},
+    ),
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> dict[str, Any]:
+    """A preset with fields replaced; not every one of them is a possible request."""
+    table = preset(draw(st.sampled_from(preset_names()))).to_dict()
+    table |= draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "seed": st.one_of(st.just(-1), st.integers(0, 2**64 - 1)),
+                "negative_prompt": st.text(max_size=20),
+                "audio": st.sampled_from(["refine", "keep", "none"]),
+                "noise_order": st.sampled_from(["comfyui", "ltx"]),
+                "mask_convention": st.sampled_from(["comfyui", "ltx"]),
+                "fps": st.sampled_from(["24", "25", "30000/1001", "24000/1001", "12.5", "60"]),
+                "audio_in": st.just("sounds/speech.wav"),
+                "video": st.one_of(
+                    st.fixed_dictionaries({"file": st.just("v.mp4"), "denoise": STRENGTHS}),
+                    st.fixed_dictionaries(
+                        {
+                            "file": st.just("in/v.mp4"),
+                            "mode": st.just("reference"),
+                            "strength": STRENGTHS,
+                        }
+                    ),
+                ),
+            },
+        )
+    )
+    table["width"], table["height"] = draw(SIZES), draw(SIZES)
+    table["frames"] = 16 * draw(st.integers(1, 9)) + 1
+    table["images"] = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {"file": st.sampled_from(["a.png", "in/b.jpg"]), "frame": st.integers(-1, 16)},
+                optional={"strength": STRENGTHS, "crf": st.integers(0, 51)},
+            ),
+            max_size=2,
+        )
+    )
+    if draw(st.booleans()):
+        table["output"] = {"codec": "h265", "crf": draw(st.integers(0, 51))}
+    if draw(st.booleans()):
+        table["decode"] = draw(DECODES)
+    if draw(st.booleans()):
+        table["models"] = {"checkpoint": "some/own.safetensors", "precision": "fp8"}
+    for stage in table["stages"]:
+        if stage["kind"] in ("base", "refine") and draw(st.booleans()):
+            for name in ("sigmas", "schedule", "denoise"):
+                stage.pop(name, None)
+            stage |= draw(schedules(stage["kind"] == "refine"))
+            stage["guidance"] = draw(guidances())
+            stage["seed"] = draw(st.one_of(st.just("same"), st.integers(0, 9)))
+            names = ["euler", "dpmpp_2m_rf", "res_2s", "euler_ancestral", "lcm"]
+            stage["sampler"] = draw(st.sampled_from(names))
+            stage["options"] = draw(st.sampled_from([{}, {"eta": 0.25}, {"s_noise": 0.9}]))
+            loras = [{"role": "distilled", "strength": 0.25}, {"name": "x/style.safetensors"}]
+            stage["loras"] = draw(st.sampled_from([[], loras[:1], loras]))
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(["lanczos", "rtx", "RealESRGAN_x4plus.pth"]))
+        table["stages"].append({"kind": "upscale", "name": name, "factor": 2.0})
+    return table
+
+
+def possible(table: dict[str, Any]) -> Request:
+    try:
+        return Request.from_dict(table)
+    except RequestError:
+        assume(False)
+        raise
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.sampled_from(["ui", "api"]))
+def test_the_identity_holds_for_any_request(table: dict[str, Any], form: Format) -> None:
+    request = possible(table)
+    document = exported(request, form)
+    if form == "ui":
+        assert list(flaws(document)) == []
+        assert list(overlaps(document)) == []
+    assert import_workflow(from_document(document)).request == request
+
+
+# -- what the nodes alone say ---------------------------------------------------------------------
+
+
+def meaning(request: Request) -> dict[str, Any]:
+    """What a graph of the request must say by its nodes."""
+    sampled = [s for _, s in request.sampling_stages()]
+    return {
+        "prompts": (request.prompt, request.negative_prompt),
+        "size": (request.width, request.height, request.frames, request.fps),
+        "final": request.final_size,
+        "rungs": request.rungs[: len(request.rungs) - (request.upscale is not None)],
+        "sigmas": [request.sigmas(i) for i, _ in request.sampling_stages()],
+        "seeds": [request.stage_seed(i) for i, _ in request.sampling_stages()],
+        "samplers": [{"dpmpp_2m_rf": "dpmpp_2m"}.get(s.sampler, s.sampler) for s in sampled],
+        "cfg": [(s.guidance.video.cfg, s.guidance.audio.cfg) for s in sampled],
+        "loras": [[(x.role, x.name, x.strength) for x in s.loras] for s in sampled],
+        "factors": request.factors,
+        "audio": "given" if request.audio_in is not None else heard(request),
+        "images": [(i.index(request.frames), i.strength) for i in request.held_images],
+        "grid": grid(request.decode),
+    }
+
+
+def grid(decode: Decode) -> tuple[Any, int] | None:
+    """The tiles that a graph says by their number, and what they share; one is none."""
+    return None if decode.grid in ("auto", (1, 1)) else (decode.grid, decode.grid_overlap_px)
+
+
+def heard(request: Request) -> str:
+    """Whose sound is heard; of a single stage it is the same whether refined or kept."""
+    only_one = len(list(request.sampling_stages())) == 1
+    return "refine" if only_one and request.audio == "keep" else request.audio
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables())
+def test_nodes_alone_say_what_they_can(table: dict[str, Any]) -> None:
+    for name in ("duration_s", "video"):
+        table.pop(name, None)
+    table["seed"] = max(table["seed"], 0)
+    request = possible(table)
+    # keyframes in a stage of half the rate lie between its frames
+    assume(not (request.images and "temporal" in str(table["stages"])))
+    found = recognise(build(request, published_names(request)).graph).request
+    want, got = meaning(request), meaning(found)
+    assert {k: v for k, v in got.items() if v != want[k]} == {}
+
+
+def test_guidance_is_carried_whole() -> None:
+    request = preset("ltx-pipelines")
+    found = recognise(build(request, published_names(request)).graph).request
+    for ours, theirs in zip(request.stages, found.stages, strict=True):
+        if isinstance(ours, BaseStage | RefineStage):
+            assert isinstance(theirs, BaseStage | RefineStage)
+            assert ours.guidance == theirs.guidance
+
+
+def test_separate_files_have_loaders_of_their_own() -> None:
+    request = preset("distilled", models={"transformer": "ltx-2.3-q4.gguf"})
+    graph = build(request, published_names(request)).graph
+    classes = {node.class_type for node in graph.nodes.values()}
+    assert {"UnetLoaderGGUF", "DualCLIPLoader", "VAELoader"} <= classes
+    assert "CheckpointLoaderSimple" not in classes
+    found = recognise(graph).request
+    assert found.models.transformer == "ltx-2.3-q4.gguf"
+    assert found.models.video_vae == "LTX23_video_vae_bf16.safetensors"
+
+
+def test_a_reference_video_guides_through_its_lora() -> None:
+    table = preset("distilled", video={"file": "pose.mp4", "mode": "reference"}).to_dict()
+    table["stages"][0]["loras"] = [{"name": "ic-lora.safetensors", "strength": 0.8}]
+    request = Request.from_dict(table)
+    graph = build(request, published_names(request)).graph
+    (loader,) = (n for n in graph.nodes.values() if n.class_type == "LTXICLoRALoaderModelOnly")
+    (guide,) = (n for n in graph.nodes.values() if n.class_type == "LTXAddVideoICLoRAGuide")
+    assert guide.inputs["latent_downscale_factor"] == (loader.id, 1)
+    found = recognise(graph).request
+    assert found.video == request.video
+    base = found.stages[0]
+    assert isinstance(base, BaseStage)
+    assert [(x.name, x.strength) for x in base.loras] == [("ic-lora.safetensors", 0.8)]
+
+
+def test_sigmas_are_written_without_exponents() -> None:
+    request = preset("distilled-single")
+    table = request.to_dict()
+    table["stages"][0]["sigmas"] = [1.0, 1e-05, 0.0]
+    graph = build(Request.from_dict(table), published_names(request)).graph
+    (node,) = (n for n in graph.nodes.values() if n.class_type == "ManualSigmas")
+    assert node.inputs["sigmas"] == "1.0, 0.00001, 0.0"
+
+
+def test_what_no_node_can_do_is_refused() -> None:
+    video = {"file": "a.mp4", "mode": "retake", "region": [0.0, 1.0]}
+    request = preset("distilled", video=video)
+    with pytest.raises(RequestError, match="retake has no counterpart"):
+        build(request, published_names(request))
+
+
+def test_upsample_stages_name_the_file_for_their_factor() -> None:
+    for name, file in (("distilled-x1.5", "x1.5-1.0"), ("temporal", "temporal-upscaler-x2")):
+        request = preset(name)
+        graph: Graph = build(request, published_names(request)).graph
+        files = [str(n.inputs.get("model_name", "")) for n in graph.nodes.values()]
+        assert any(file in one for one in files)
+        stages = recognise(graph).request.stages
+        ups = [s for s in stages if isinstance(s, UpsampleStage)]
+        assert [(u.axis, u.factor) for u in ups] == [
+            (u.axis, u.factor) for u in request.stages if isinstance(u, UpsampleStage)
+        ]

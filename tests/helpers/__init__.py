@@ -1,0 +1,1 @@
+"""Test support: tiny model files, servers and ComfyUI graphs."""

@@ -1,0 +1,104 @@
+"""Model folders in ComfyUI's layout, made of the small golden files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TRANSFORMER = "model.diffusion_model."
+CONNECTORS = tuple(f"{TRANSFORMER}{stream}_embeddings_connector." for stream in ("video", "audio"))
+
+SINGLE = {
+    "checkpoints/tiny-dev.safetensors": "checkpoints/tiny-ltx-2.3.safetensors",
+    "text_encoders/tiny-gemma.safetensors": "text_encoders/tiny-gemma-3.safetensors",
+    "latent_upscale_models/x2.safetensors": "latent_upscale_models/tiny-spatial-x2.safetensors",
+    "loras/tiny-distilled-lora.safetensors": "loras/tiny-distilled-lora.safetensors",
+}
+SPLIT = {
+    "diffusion_models/tiny-dev-transformer.safetensors": (TRANSFORMER,),
+    "text_encoders/tiny-dev-connectors.safetensors": (*CONNECTORS, "text_embedding_projection."),
+    "vae/tiny-video-vae.safetensors": ("vae.",),
+    "vae/tiny-audio-vae.safetensors": ("audio_vae.", "vocoder."),
+}
+"""File -> prefixes of the single file's tensors that it holds."""
+
+
+def copy(folder: Path, name: str, source: str) -> Path:
+    """One golden file under another name."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(GOLDEN / source, path)
+    return path
+
+
+def single(folder: Path) -> Path:
+    """An all-in-one checkpoint and its companions."""
+    for name, source in SINGLE.items():
+        copy(folder, name, source)
+    return folder
+
+
+def split(folder: Path, source: str = "checkpoints/tiny-ltx-2.3.safetensors") -> Path:
+    """The same in files of their own; the video VAE bare, as people publish it."""
+    single(folder)
+    (folder / "checkpoints/tiny-dev.safetensors").unlink()
+    (folder / "checkpoints").rmdir()
+    for name, prefixes in SPLIT.items():
+        write_part(folder / name, source, prefixes)
+    return folder
+
+
+def write_part(path: Path, source: str, prefixes: tuple[str, ...]) -> Path:
+    """The tensors of a golden file with these prefixes; ``vae.`` itself is taken off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_part(source, prefixes))
+    return path
+
+
+@cache
+def _part(source: str, prefixes: tuple[str, ...]) -> bytes:
+    tensors = {
+        name.removeprefix("vae.") if prefixes == ("vae.",) else name: tensor
+        for name, tensor in load_file(GOLDEN / source).items()
+        if name.startswith(prefixes) and not _of_another(name, prefixes)
+    }
+    return save(tensors, _metadata(source))
+
+
+def _metadata(source: str) -> dict[str, str]:
+    with safe_open(GOLDEN / source, "pt") as file:
+        return dict(file.metadata())
+
+
+def _of_another(name: str, prefixes: tuple[str, ...]) -> bool:
+    return prefixes == (TRANSFORMER,) and name.startswith(CONNECTORS)
+
+
+def shards(folder: Path, source: str = "text_encoders/tiny-gemma-3.safetensors") -> Path:
+    """A golden file as Hugging Face writes large ones: two parts and an index."""
+    tensors = load_file(GOLDEN / source)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(tensors)
+    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    weight_map: dict[str, str] = {}
+    for number, half in enumerate(halves, 1):
+        part = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in half}, folder / part, _metadata(source))
+        weight_map |= dict.fromkeys(half, part)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def unrelated(path: Path) -> Path:
+    """A sound file of another model."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"first_stage_model.encoder.conv_in.weight": torch.zeros(4, 3)}, path)
+    return path

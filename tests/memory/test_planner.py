@@ -1,0 +1,170 @@
+"""The planner: what fits is chosen, what cannot fit is refused, and more memory never hurts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_ladder.errors import MemoryBudgetError, RequestError
+from latent_ladder.memory.cost_model import LTX_2_3, estimate
+from latent_ladder.memory.hardware import MemoryOptions, budget
+from latent_ladder.memory.planner import GIB, Budget, Machine, Policy, fits, ladder, plan_memory
+from latent_ladder.request.model import Request
+from latent_ladder.request.overrides import apply_sets
+from latent_ladder.request.presets import read_preset
+
+FP8 = replace(
+    LTX_2_3, blocks=(386_695_360,) * 48, weights={**LTX_2_3.weights, "transformer": 19_420_000_000}
+)
+ANY = Policy(changes=frozenset({"tiles", "fp8"}))
+
+
+def request(preset: str = "distilled", *sets: str) -> Request:
+    fields = read_preset(preset).fields | {"prompt": "A cat walks.", "seed": 1}
+    return Request.from_dict(apply_sets(fields, ("width=1920", "height=1080", *sets)))
+
+
+def card(gib: float, ram: float = 64) -> Budget:
+    return Budget("cuda", int(gib * GIB), int(ram * GIB))
+
+
+def test_a_large_card_holds_everything_and_runs_all_passes_at_once():
+    plan = plan_memory(request("ltx-pipelines"), LTX_2_3, card(80))
+    holding = plan.of("base").holding
+    assert holding.resident is None
+    assert holding.rows is None
+    assert plan.of("base").streamed_bytes == 0
+
+
+def test_a_middle_card_streams_only_what_does_not_fit():
+    plan = plan_memory(request(), LTX_2_3, card(24))
+    base, refine = plan.of("base"), plan.of("refine")
+    assert base.holding.source == "pinned"
+    assert 10 < (refine.holding.resident or 0) < (base.holding.resident or 0) < 40
+    assert base.pinned_bytes == base.streamed_bytes > 0
+    room = base.peak_bytes / GIB + 0.73  # a block is 0.72 GiB
+    more = plan_memory(request("distilled", "decode.tile_px=512"), LTX_2_3, card(room)).of("base")
+    assert more.holding.resident == (base.holding.resident or 0) + 1
+
+
+def test_without_ram_to_pin_blocks_come_from_the_file():
+    plan = plan_memory(request(), LTX_2_3, card(24, ram=4))
+    assert plan.of("refine").holding.source == "file"
+    assert plan.of("refine").pinned_bytes == 0
+
+
+def test_fp8_fits_where_bf16_streams():
+    assert plan_memory(request(), FP8, card(32)).of("refine").holding.resident is None
+    assert plan_memory(request(), LTX_2_3, card(32)).of("refine").holding.resident is not None
+
+
+def test_the_cpu_streams_from_the_file_alone():
+    asked = request("distilled", "decode.tile_px=256")
+    plan = plan_memory(asked, replace(LTX_2_3, value_bytes=4), Budget("cpu", 12 * GIB, 0))
+    assert plan.of("base").holding.source == "file"
+    assert plan.of("base").pinned_bytes == 0
+
+
+def test_a_refusal_names_stage_need_and_budget_and_a_way_out():
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_memory(request(), LTX_2_3, card(30), Policy(offload="none"))
+    assert "base at 960x544x121 needs" in caught.value.message
+    assert "the budget is 30.0 GiB" in caught.value.message
+    assert "--offload auto" in (caught.value.hint or "")
+
+
+def test_the_whole_decode_fits_where_other_tools_need_tiles():
+    decode = plan_memory(request(), LTX_2_3, card(6), made={"decode"}).of("decode")
+    assert decode.holding.tile_px is None
+    assert 3 * GIB < decode.peak_bytes < 6 * GIB
+
+
+def test_tiles_shrink_only_where_the_policy_lets_them():
+    small = card(3.5)
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_memory(request(), LTX_2_3, small, made={"decode"})
+    assert caught.value.message.startswith("decode")
+    assert "--oom-policy tiles" in (caught.value.hint or "")
+    decode = plan_memory(request(), LTX_2_3, small, ANY, made={"decode"}).of("decode")
+    assert decode.holding.tile_px is not None
+    assert fits(decode, small)
+
+
+def test_a_grid_of_tiles_gives_way_to_smaller_ones():
+    asked, small = request("lightricks-workflow"), card(3.5)
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_memory(asked, LTX_2_3, small, made={"decode"})
+    hint = caught.value.hint or ""
+    assert "--set decode.grid=auto --set decode.tile_px=384" in hint
+    stage = plan_memory(asked, LTX_2_3, small, ANY, made={"decode"}).of("decode")
+    assert fits(stage, small)
+    decode = stage.holding.decode(asked.decode)
+    assert decode.grid == decode.overlap_px == "auto"
+    assert decode.tile_px == stage.holding.tile_px
+    cost = estimate(asked, LTX_2_3)[-1]
+    first, *others = ladder(cost, asked, LTX_2_3, small, ANY)
+    assert first.holding.decode(asked.decode) == asked.decode
+    assert [rung.holding.tile_px for rung in others] == [1024, 768, 512, 384, 256, 128]
+    assert first.peak_bytes > max(rung.peak_bytes for rung in others)
+
+
+def test_every_rung_of_a_ladder_differs_and_changing_rungs_come_last():
+    cost = estimate(request("ltx-pipelines"), LTX_2_3)[1]
+    rungs = list(ladder(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
+    assert len({r.holding for r in rungs}) == len(rungs) > 6
+    precisions = [r.holding.precision for r in rungs]
+    assert precisions == sorted(precisions, key=lambda p: p == "fp8")
+    passes = [r.holding.rows for r in rungs]
+    assert passes[0] is None
+    assert 1 in passes
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    gib=st.floats(3.5, 100),
+    more=st.floats(0, 40),
+    ram=st.floats(0, 100),
+    preset=st.sampled_from(["distilled", "ltx-pipelines", "conservative"]),
+)
+def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(gib, more, ram, preset):
+    asked = request(preset, "decode.tile_px=256", "decode.tile_frames=16")
+    try:
+        small = plan_memory(asked, LTX_2_3, card(gib, ram))
+    except MemoryBudgetError:
+        return
+    large = plan_memory(asked, LTX_2_3, card(gib + more, ram))
+    for before, after in zip(small.stages, large.stages, strict=True):
+        assert fits(before, small.budget)
+        if before.holding.source == after.holding.source:
+            assert after.streamed_bytes <= before.streamed_bytes
+
+
+def test_time_is_the_longer_of_computing_and_streaming():
+    stage = plan_memory(request(), LTX_2_3, card(24)).of("base")
+    assert stage.cost.forwards == 8
+    fast_copies = Machine(flops=100e12, copy=1e15, disk=1)
+    assert fast_copies.seconds(stage) == pytest.approx(stage.cost.flops / 100e12)
+    slow_copies = Machine(flops=1e18, copy=10e9, disk=1)
+    assert slow_copies.seconds(stage) == pytest.approx(8 * stage.streamed_bytes / 10e9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"vram": 0}, {"vram": -3}, {"reserve_vram": -1}, {"ram": 0}, {"offload": "cloud"},
+     {"changes": frozenset({"magic"})}],
+)  # fmt: skip
+def test_memory_options_are_checked(options):
+    with pytest.raises(RequestError):
+        MemoryOptions(**options)
+
+
+def test_a_budget_that_is_named_is_taken_as_it_is():
+    assert budget(MemoryOptions(vram=7.5), "cpu").device_bytes == int(7.5 * GIB)
+
+
+def test_a_reserve_larger_than_the_memory_is_refused():
+    with pytest.raises(MemoryBudgetError, match="reserved"):
+        budget(MemoryOptions(reserve_vram=100_000), "cpu")

@@ -1,0 +1,241 @@
+"""Guided sampling of both streams against the reference's loops, and the short cuts of a step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.components import components
+from latent_ladder.latents.tokens import tokens_to_audio, tokens_to_video, video_to_tokens
+from latent_ladder.models.lora.attach import attached
+from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.model import load_transformer
+from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
+from latent_ladder.sampling.guiders import Guidance
+from latent_ladder.sampling.samplers import SamplerOptions
+
+VIDEO, AUDIO = (120, 8), (34, 32)
+ATOL = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+    path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
+    return load_transformer(components(open_checkpoint(path))["transformer"])
+
+
+@pytest.fixture(scope="module")
+def texts(golden):
+    return [golden(f"text.context.p{i}").outputs for i in (0, 1)]
+
+
+def guidance(case, stream):
+    p = case.params.get(stream)
+    if p is None:
+        return Guidance()
+    return Guidance(
+        cfg=p["cfg_scale"],
+        stg=p["stg_scale"],
+        modality=p["modality_scale"],
+        rescale=p["rescale_scale"],
+        stg_blocks=tuple(p["stg_blocks"]),
+    )
+
+
+def runs(texts, states, positions=None, **guides):
+    """The two streams of the tiny stage; ``states`` are theirs."""
+    if positions is None:
+        positions = video_positions(5, 4, 6, 24)
+    pairs = (("video", positions, states[0]), ("audio", audio_positions(34), states[1]))
+    return [
+        StreamRun(
+            where,
+            texts[0][name],
+            texts[1][name],
+            mask=state.mask,
+            guidance=guides.get(name, Guidance()),
+        )
+        for name, where, state in pairs
+    ]
+
+
+def noises(golden, case):
+    """The starting noise of a case and the noise its sampler draws, in order."""
+    count = sum(name.startswith("noise") for name in case.inputs)
+    drawn = iter(case.inputs[f"noise{k}"].flatten(1) for k in range(count))
+    return Noises(
+        case.inputs["video_noise"],
+        case.inputs.get("audio_noise", golden("stage1.guided_t2v").inputs["audio_noise"]),
+        lambda step, kind: torch.cat([next(drawn), next(drawn)], 1),
+    )
+
+
+def check(case, video, audio, size=(5, 4, 6)):
+    count = size[0] * size[1] * size[2]
+    case.check("video_latent", tokens_to_video(video[:, :count], *size), rtol=0, atol=ATOL)
+    case.check("audio_latent", tokens_to_audio(audio, 2), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "options", "max_passes"),
+    [
+        ("stage1.guided_t2v", "euler", SamplerOptions(), None),
+        ("stage1.guided_t2v", "euler", SamplerOptions(), 1),
+        ("stage1.guided_i2v", "euler", SamplerOptions(), None),
+        ("stage1.guided_i2v", "euler", SamplerOptions(), 3),
+        ("stage1.distilled_euler", "euler", SamplerOptions(), None),
+        ("stage1.ancestral", "euler_ancestral", SamplerOptions(eta=1.0), None),
+        ("stage1.res2s", "res_2s", SamplerOptions(), None),
+        ("stage1.gradient_estimation", "gradient_estimation", SamplerOptions(gamma=2.0), None),
+    ],
+)
+def test_reference_loops(golden, model, texts, name, sampler, options, max_passes):
+    case = golden(name)
+    video, audio, positions = LatentState.empty(*VIDEO), LatentState.empty(*AUDIO), None
+    if "first_frame" in case.inputs:
+        first, keyframe = (video_to_tokens(case.inputs[n]) for n in ("first_frame", "keyframe"))
+        video = video.keeping(0, first).extended(keyframe, 0.8)
+        positions = golden("conditioning.i2v_keyframe").outputs["positions"]
+    guides = {stream: guidance(case, stream) for stream in ("video", "audio")}
+    denoiser = Denoiser(
+        model, *runs(texts, (video, audio), positions, **guides), max_passes=max_passes
+    )
+    plan = SamplingPlan(case.inputs["sigmas"].tolist(), sampler, options)
+    check(case, *sample(denoiser, video, audio, noises(golden, case), plan))
+
+
+def test_x0_of_every_step(golden, model, texts):
+    case, seen = golden("stage1.guided_t2v"), []
+    video, audio = LatentState.empty(*VIDEO), LatentState.empty(*AUDIO)
+    guides = {stream: guidance(case, stream) for stream in ("video", "audio")}
+    denoiser = Denoiser(model, *runs(texts, (video, audio), **guides))
+    plan = SamplingPlan(case.inputs["sigmas"].tolist())
+    sample(
+        denoiser, video, audio, noises(golden, case), plan, lambda i, x, x0: seen.append(x0.clone())
+    )
+    steps = denoiser.packing.unpack(torch.cat(seen))
+    for name, got in zip(("video_x0", "audio_x0"), steps, strict=True):
+        case.check(name, got, rtol=0, atol=ATOL)
+
+
+def test_refinement_with_lora(golden, model, texts):
+    case = golden("stage2.refine")
+    video = LatentState.of(video_to_tokens(golden("upsample.tiny-spatial-x2").outputs["latent"]))
+    latent = golden("stage1.guided_t2v").outputs["audio_latent"]
+    audio = LatentState.of(latent.transpose(1, 2).flatten(2))
+    positions = case.inputs["video_positions"]
+    adapter = components(open_checkpoint(golden.path("loras/tiny-distilled-lora.safetensors")))
+    denoiser = Denoiser(model, *runs(texts, (video, audio), positions))
+    plan = SamplingPlan(case.inputs["sigmas"].tolist())
+    start = Noises(case.inputs["video_noise"], case.inputs["audio_noise"])
+    with attached(model, [(adapter["lora"], 1.0)]):
+        check(case, *sample(denoiser, video, audio, start, plan), size=(5, 8, 12))
+
+
+def packed(denoiser, batch=1):
+    torch.manual_seed(5)
+    return torch.randn(batch, sum(a * b for a, b in (VIDEO, AUDIO)))
+
+
+def full(texts, **guides):
+    return runs(texts, (LatentState.empty(*VIDEO), LatentState.empty(*AUDIO)), **guides)
+
+
+def counting(model, calls):
+    """Count forwards and their passes."""
+
+    def note(module, args):
+        video, audio = (None if s is None else s.enabled for s in args[:2])
+        calls.append((video, audio, len(args[2])))
+
+    return model.register_forward_pre_hook(note)
+
+
+def test_skipped_steps_reuse_or_disable(model, texts):
+    """Both streams skipped: no forward. One: it stays out of the forward's update."""
+    calls = []
+    hook = counting(model, calls)
+    every, third = Guidance(cfg=2.0), Guidance(cfg=2.0, skip_step=2)
+    denoiser = Denoiser(model, *full(texts, video=third, audio=every))
+    x = packed(denoiser)
+    first, second = (denoiser(x, 0.5, step).denoised for step in (0, 1))
+    assert calls == [(True, True, 2), (False, True, 2)]
+    split = VIDEO[0] * VIDEO[1]
+    assert torch.equal(first[:, :split], second[:, :split])
+    assert not torch.equal(first[:, split:], second[:, split:])
+
+    both = Denoiser(model, *full(texts, video=third, audio=third))
+    calls.clear()
+    answers = [both(x, 0.5, step) for step in range(4)]
+    hook.remove()
+    assert calls == [(True, True, 2)] * 2
+    assert torch.equal(answers[0].denoised, answers[2].denoised)
+
+
+def test_passes_follow_guidance_and_sigma(model, texts):
+    calls = []
+    hook = counting(model, calls)
+    late = Guidance(cfg=3.0, stg=1.0, modality=2.0, stg_blocks=(1,), sigma_high=0.6)
+    denoiser = Denoiser(model, *full(texts, video=late))
+    for sigma in (0.9, 0.5):
+        denoiser(packed(denoiser), sigma, 0)
+    assert [passes for *_, passes in calls] == [1, 4]
+    calls.clear()
+    capped = Denoiser(model, *full(texts, video=late), max_passes=3)
+    capped(packed(capped), 0.5, 0)
+    hook.remove()
+    assert [passes for *_, passes in calls] == [3, 1]
+
+
+def test_forced_uncond_is_the_negative_prompt(model, texts):
+    x = packed(None)
+    denoised, uncond = Denoiser(model, *full(texts), force_uncond=True)(x, 0.5, 0)
+    swapped = Denoiser(model, *full(texts[::-1]))(x, 0.5, 0)
+    plain = Denoiser(model, *full(texts))(x, 0.5, 0)
+    assert plain.uncond is None
+    torch.testing.assert_close(uncond, swapped.denoised, rtol=0, atol=1e-5)
+    torch.testing.assert_close(denoised, plain.denoised, rtol=0, atol=1e-5)
+
+
+def test_batch_equals_items(model, texts):
+    guide = Guidance(cfg=3.0, stg=1.0, modality=2.0, rescale=0.7, stg_blocks=(1,))
+    x = packed(None, batch=2)
+    together = Denoiser(model, *full(texts, video=guide, audio=guide))(x, 0.5, 0).denoised
+    for b in range(2):
+        alone = Denoiser(model, *full(texts, video=guide, audio=guide))(x[b : b + 1], 0.5, 0)
+        torch.testing.assert_close(together[b : b + 1], alone.denoised, rtol=0, atol=2e-5)
+
+
+def test_one_stream_alone(model, texts):
+    """Modality guidance means nothing without the other stream."""
+    calls = []
+    hook = counting(model, calls)
+    video, _ = full(texts, video=Guidance(cfg=2.0, modality=3.0))
+    denoiser = Denoiser(model, video, None)
+    x = packed(None)[:, : VIDEO[0] * VIDEO[1]]
+    assert denoiser(x, 0.5, 0).denoised.shape == x.shape
+    hook.remove()
+    assert calls == [(True, None, 2)]
+
+
+def test_frozen_sound_comes_back_and_is_heard(golden, model, texts):
+    """Frozen: the stream's x0 is what was given, and its scalar sigma is zero."""
+    case = golden("dit.audio_frozen")
+    video, audio = full(texts)
+    frozen = StreamRun(audio.positions, audio.positive, frozen=True)
+    denoiser = Denoiser(model, video, frozen)
+    given = case.inputs["video_tokens"], case.inputs["audio_tokens"]
+    x0 = denoiser.packing.unpack(
+        denoiser(denoiser.packing.pack(*given), case.inputs["sigma"].item(), 0).denoised
+    )
+    case.check("video_x0", x0[0], rtol=0, atol=ATOL)
+    assert torch.equal(x0[1], given[1])
+
+
+def test_missing_negative_prompt_is_named(model, texts):
+    video, _ = full(texts, video=Guidance(cfg=2.0))
+    alone = StreamRun(video.positions, video.positive, guidance=video.guidance)
+    with pytest.raises(ValueError, match="negative prompt"):
+        Denoiser(model, alone, None)(packed(None)[:, : VIDEO[0] * VIDEO[1]], 0.5, 0)

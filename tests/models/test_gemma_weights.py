@@ -1,0 +1,189 @@
+"""Gemma in every storage form gives the states of the numbers that the form stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from helpers.gemma_files import (
+    Quantized,
+    fp8,
+    gguf_gemma,
+    golden_tensors,
+    hugging_face_folder,
+    load,
+    nvfp4,
+    quantized_files,
+    quantized_pair,
+)
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.components import Component, components, unclaimed
+from latent_ladder.errors import UnknownLayout, UnsupportedQuantization
+from latent_ladder.models.text_encoder.connectors import load_connector, project
+from latent_ladder.models.text_encoder.gemma import Rope, gemma_settings, hidden_states
+from latent_ladder.models.text_encoder.tokenizer import load_tokenizer
+
+IDS = [[2, *range(4, 60, 3)], [2, 300, 5, 17]]
+Q8_0, F16, BF16 = (getattr(gguf.GGMLQuantizationType, n) for n in ("Q8_0", "F16", "BF16"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(golden: Any) -> Path:
+    path: Path = golden.path("text_encoders/tiny-gemma-3.safetensors")
+    return path
+
+
+def states(part: Component) -> list[Tensor]:
+    return hidden_states(IDS, part, device="cpu", dtype=torch.float32)
+
+
+def same(one: Component, other: Component) -> bool:
+    pairs = zip(states(one), states(other), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in pairs)
+
+
+def old_fp8(weight: Tensor) -> Quantized:
+    return fp8(weight, "scale_weight")
+
+
+def awq(weight: Tensor) -> Quantized:
+    """nvfp4 whose layer wants its input multiplied by another number in every channel."""
+    scale = 1 + torch.arange(weight.shape[1]) % 3 / 4
+    made = nvfp4(weight.float() / scale)
+    return Quantized({**made.tensors, "pre_quant_scale": scale}, made.numbers * scale, made.marker)
+
+
+def every_weight(name: str) -> bool:
+    return "proj" in name or "embed" in name
+
+
+@pytest.mark.parametrize(
+    ("quantize", "markers", "label"),
+    [
+        (fp8, "tensors", "fp8"),
+        (fp8, "none", "fp8"),
+        (old_fp8, "none", "fp8"),
+        (nvfp4, "tensors", "nvfp4"),
+        (nvfp4, "header", "nvfp4"),
+        (nvfp4, "none", "nvfp4"),
+        (awq, "tensors", "nvfp4"),
+    ],
+)
+def test_quantised_gemma(
+    source: Path, tmp_path: Path, quantize: Callable[[Tensor], Quantized], markers: str, label: str
+) -> None:
+    stored, plain = quantized_pair(source, tmp_path, quantize, markers=markers)
+    assert stored.precision == label
+    assert set(stored.names) == set(plain.names)
+    assert stored.shapes() == plain.shapes()
+    assert stored.nbytes < plain.nbytes
+    assert unclaimed(stored.file) == []
+    assert same(stored, plain)
+
+
+def test_quantised_embeddings_are_gathered(source: Path, tmp_path: Path) -> None:
+    stored, plain = quantized_pair(source, tmp_path, fp8, chosen=every_weight)
+    assert stored.stored("embed_tokens.weight").format == "fp8_e4m3"
+    assert same(stored, plain)
+
+
+@pytest.mark.parametrize(("kind", "label"), [(F16, "f16"), (BF16, "bf16"), (Q8_0, "q8_0")])
+def test_gguf_gemma(source: Path, tmp_path: Path, kind: Any, label: str) -> None:
+    path, plain = gguf_gemma(source, tmp_path, kind)
+    stored = load(path)
+    assert (stored.precision, stored.norm_offset, plain.norm_offset) == (label, 1.0, 0.0)
+    assert set(stored.names) == set(plain.names) - {"spiece_model"}
+    assert gemma_settings(stored) == gemma_settings(plain)
+    assert unclaimed(stored.file) == []
+    assert same(stored, plain)
+
+
+def test_gguf_gemma_gives_the_golden_states(golden: Any, source: Path, tmp_path: Path) -> None:
+    """Without a word on RoPE in its metadata: full layers divide positions by 8."""
+    path, _ = gguf_gemma(source, tmp_path, BF16, factor=None)
+    part, case = load(path), golden("text.hidden.p0")
+    ids = load_tokenizer(part).tokenize(golden("text.tokens.p0").params["prompt"], 128).ids
+    assert gemma_settings(part).full_rope == Rope(1e6, 8.0)
+    (hidden,) = hidden_states([ids], part, device="cpu", dtype=torch.float32)
+    case.check("hidden", hidden)
+    unscaled = replace(part, config={**part.config, "rope_scaling": {"factor": 1.0}})
+    (wrong,) = hidden_states([ids], unscaled, device="cpu", dtype=torch.float32)
+    # The last of the six layers is the one with full attention.
+    torch.testing.assert_close(wrong[:-1], hidden[:-1])
+    assert (wrong[-1] - hidden[-1]).abs().max() > 100 * case.atol
+
+
+@pytest.mark.parametrize("wrap", ["language_model.model.", "model.language_model.", "model."])
+def test_a_folder_as_transformers_saves_it(source: Path, tmp_path: Path, wrap: str) -> None:
+    folder = hugging_face_folder(source, tmp_path, wrap)
+    for path in (folder, folder / "model.safetensors.index.json"):
+        part = load(path)
+        assert gemma_settings(part) == gemma_settings(load(source))
+        assert unclaimed(part.file) == []
+    assert all(map(torch.equal, states(part), states(load(source))))
+    assert load_tokenizer(part).tokenize("a fox", 9) == load_tokenizer(load(source)).tokenize(
+        "a fox", 9
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
+def test_a_gguf_of_another_model_is_named(source: Path, tmp_path: Path, architecture: str) -> None:
+    path, _ = gguf_gemma(source, tmp_path, F16, architecture=architecture)
+    with pytest.raises(UnknownLayout, match=f"GGUF file of the architecture '{architecture}'"):
+        components(open_checkpoint(path))
+
+
+def text_part(name: str) -> bool:
+    return "aggregate_embed" in name or ("embeddings_connector" in name and "norm" not in name)
+
+
+@pytest.mark.parametrize("quantize", [fp8, nvfp4])
+def test_quantised_projection_and_connectors(
+    golden: Any, tmp_path: Path, quantize: Callable[[Tensor], Quantized]
+) -> None:
+    path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
+    hidden = golden("text.hidden.p1").outputs["hidden"]
+    contexts = []
+    for file in quantized_files(path, tmp_path, quantize, chosen=text_part):
+        parts = components(open_checkpoint(file))
+        (features,) = project([hidden], parts["text_projection"])
+        for stream in ("video", "audio"):
+            connector = load_connector(
+                parts["connectors"], stream, device="cpu", dtype=torch.float32
+            )
+            contexts.append(connector(features[stream], 128))
+    for one, other in zip(contexts[:2], contexts[2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_format_is_refused_when_it_is_read(source: Path, tmp_path: Path) -> None:
+    def strange(weight: Tensor) -> Quantized:
+        made = fp8(weight)
+        return Quantized(made.tensors, made.numbers, {"format": "svdquant_w4a4"})
+
+    stored, _ = quantized_pair(
+        source, tmp_path, strange, chosen=lambda name: name.endswith("layers.4.mlp.up_proj.weight")
+    )
+    with pytest.raises(UnsupportedQuantization, match=r"4\.mlp\.up_proj.* svdquant_w4a4.* known"):
+        states(stored)
+
+
+def test_a_vocabulary_of_another_model_is_refused(source: Path, tmp_path: Path) -> None:
+    tensors, header = golden_tensors(source)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:50].clone()
+    save_file(tensors, tmp_path / "short.safetensors", header)
+    with pytest.raises(UnknownLayout, match="the id 300, the embeddings are 50"):
+        states(load(tmp_path / "short.safetensors"))

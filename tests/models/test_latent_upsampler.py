@@ -1,0 +1,117 @@
+"""Latent upsamplers against the reference's numbers; AdaIN and tiles against what they claim."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.components import components
+from latent_ladder.errors import RequestError, UnknownLayout
+from latent_ladder.models.latent_upsampler.upsample import LatentUpsampler, load_upsampler, upsample
+from latent_ladder.models.vae_loading import Statistics, statistics
+
+CPU: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+KINDS = {
+    "spatial-x2": (Fraction(2), False),
+    "spatial-x1.5": (Fraction(3, 2), False),
+    "temporal-x2": (Fraction(1), True),
+}
+
+
+@pytest.fixture(scope="module")
+def of_vae(golden: Any) -> Statistics:
+    """The statistics alone; the VAE itself is never loaded."""
+    file = open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors"))
+    return statistics(components(file)["video_vae"])
+
+
+def load(kind: str, golden: Any) -> LatentUpsampler:
+    file = open_checkpoint(golden.path(f"latent_upscale_models/tiny-{kind}.safetensors"))
+    return load_upsampler(components(file)["latent_upsampler"], **CPU)
+
+
+def smooth(frames: int, rows: int, cols: int) -> Tensor:
+    noise = torch.randn((1, 8, 2, 5, 5), generator=torch.Generator().manual_seed(0))
+    return F.interpolate(noise, size=(frames, rows, cols), mode="trilinear", align_corners=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_reference(kind: str, golden: Any, of_vae: Statistics) -> None:
+    case = golden(f"upsample.tiny-{kind}")
+    upsampler = load(kind, golden)
+    assert (upsampler.factor, upsampler.temporal) == KINDS[kind]
+    latents = case.inputs["latent"]
+    larger = upsample(latents, upsampler, of_vae)
+    assert tuple(larger.shape[2:]) == upsampler.output_size(*latents.shape[2:])
+    case.check("latent", larger)
+
+
+@pytest.mark.parametrize(("rows", "cols", "size"), [(5, 7, (8, 11)), (4, 9, (6, 14))])
+def test_odd_sides_round_up_at_x1_5(
+    rows: int, cols: int, size: tuple[int, int], golden: Any, of_vae: Statistics
+) -> None:
+    upsampler = load("spatial-x1.5", golden)
+    assert upsample(smooth(2, rows, cols), upsampler, of_vae).shape[3:] == size
+    assert upsampler.output_size(2, rows, cols) == (2, *size)
+
+
+def test_adain_takes_over_mean_and_deviation(golden: Any, of_vae: Statistics) -> None:
+    latents, upsampler = smooth(3, 6, 6), load("spatial-x2", golden)
+    plain = upsample(latents, upsampler, of_vae)
+    full = upsample(latents, upsampler, of_vae, adain=1.0)
+    for got, want in zip(
+        torch.std_mean(full, (2, 3, 4)), torch.std_mean(latents, (2, 3, 4)), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    half = upsample(latents, upsampler, of_vae, adain=0.5)
+    torch.testing.assert_close(half, (plain + full) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_cover_everything_but_are_not_exact(
+    kind: str, golden: Any, of_vae: Statistics
+) -> None:
+    """On random weights .22-.32 of the deviation: GroupNorm sees other content in each tile."""
+    upsampler, latents = load(kind, golden), smooth(2, 13, 20)
+    want = upsample(latents, upsampler, of_vae)
+    got = upsample(latents, upsampler, of_vae, tile=12)
+    assert got.shape == want.shape
+    assert 1e-3 < float((got - want).square().mean().sqrt() / want.std()) < 0.5
+    assert torch.equal(upsample(latents, upsampler, of_vae, tile=20), want)
+
+
+def test_what_does_not_fit_is_refused(golden: Any, of_vae: Statistics) -> None:
+    upsampler = load("spatial-x2", golden)
+    with pytest.raises(RequestError, match="takes 8"):
+        upsample(torch.zeros(1, 4, 2, 4, 4), upsampler, of_vae)
+    for tile in (4, 10):
+        with pytest.raises(RequestError, match="multiple of 4"):
+            upsample(smooth(1, 13, 13), upsampler, of_vae, tile=tile)
+
+
+def test_without_header_and_with_a_wrong_one(tmp_path: Path, golden: Any) -> None:
+    path = golden.path("latent_upscale_models/tiny-spatial-x1.5.safetensors")
+    part = components(open_checkpoint(path))["latent_upsampler"]
+    tensors = {key: part.read(key).clone() for key in part.names}
+    bare = tmp_path / "bare.safetensors"
+    save_file(tensors, bare)
+    assert load_upsampler(
+        components(open_checkpoint(bare))["latent_upsampler"], **CPU
+    ).factor == Fraction(3, 2)
+    wrong = tmp_path / "wrong.safetensors"
+    save_file(tensors, wrong, {"config": json.dumps(dict(part.config) | {"mid_channels": 64})})
+    with pytest.raises(UnknownLayout, match=r"mid_channels 32 in its tensors, 64 in its header"):
+        load_upsampler(components(open_checkpoint(wrong))["latent_upsampler"], **CPU)
+    del tensors["final_conv.bias"]
+    save_file(tensors, bare)
+    with pytest.raises(UnknownLayout, match=r"1 missing \(final_conv.bias\)"):
+        load_upsampler(components(open_checkpoint(bare))["latent_upsampler"], **CPU)

@@ -1,0 +1,129 @@
+"""A Linear on every stored form: the decoded weight's results, moved and amended like any other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latent_ladder.models.weights import linear
+from latent_ladder.models.weights.linear import Linear, LowRank
+from latent_ladder.models.weights.quantize_fp8 import quantize_fp8
+from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
+
+IN, OUT = 64, 48
+
+
+def q8_0():
+    blocks = torch.randint(0, 256, (OUT * IN // 32, 34), dtype=torch.uint8)
+    blocks[:, :2] = (torch.rand(len(blocks), 1) * 1e-3).half().view(torch.uint8)
+    return QuantizedTensor("q8_0", (OUT, IN), {"weight": blocks.view(OUT, -1)})
+
+
+def int8():
+    q = torch.randint(-127, 128, (OUT, IN), dtype=torch.int8)
+    return QuantizedTensor(
+        "int8", (OUT, IN), {"weight": q, "weight_scale": torch.rand(OUT, 1) / 99}
+    )
+
+
+def nvfp4():
+    parts = {
+        "weight": torch.randint(0, 256, (OUT, IN // 2), dtype=torch.uint8),
+        "weight_scale": torch.rand(128, 4).to(torch.float8_e4m3fn),
+        "weight_scale_2": torch.tensor(0.1),
+        "pre_quant_scale": torch.rand(IN) + 0.5,
+    }
+    return QuantizedTensor("nvfp4", (OUT, IN), parts)
+
+
+def fp8():
+    return quantize_fp8(torch.randn(OUT, IN))
+
+
+STORED = {make.__name__: make for make in (fp8, q8_0, int8, nvfp4)}
+
+
+@pytest.fixture(params=STORED)
+def stored(request):
+    torch.manual_seed(0)
+    return STORED[request.param]()
+
+
+def layer_of(weight, dtype=torch.float32):
+    """A layer that keeps ``weight``, with a bias."""
+    layer = Linear(IN, OUT).requires_grad_(False)
+    layer.bias.normal_()
+    layer.to(dtype).keep(weight, dtype)
+    return layer
+
+
+def effective(stored):
+    """What the layer's weight amounts to, in float32."""
+    weight = stored.dequantize(torch.float32)
+    return weight if stored.input_scale is None else weight * stored.input_scale
+
+
+def test_computes_with_the_decoded_weight(stored):
+    layer, x = layer_of(stored), torch.randn(2, 5, IN)
+    assert (layer.in_features, layer.out_features) == (IN, OUT)
+    assert layer.weight is None
+    assert list(layer.state_dict()) == ["bias"]
+    torch.testing.assert_close(layer(x), F.linear(x, effective(stored), layer.bias))
+    assert torch.equal(layer.matrix(torch.float16), stored.dequantize(torch.float16))
+
+
+def test_branches_amend_it_as_they_amend_numbers(stored):
+    layer, x = layer_of(stored), torch.randn(3, IN)
+    plain = layer_of(effective(stored))
+    branch = LowRank(0.7, torch.randn(4, IN), torch.randn(OUT, 4))
+    layer.branches = plain.branches = (branch,)
+    for amended in (layer, plain):
+        assert not torch.equal(amended(x), F.linear(x, effective(stored), amended.bias))
+    plain.bias = layer.bias
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+def test_moving_never_converts_what_is_stored(stored):
+    layer, x = layer_of(stored), torch.randn(3, IN)
+    want = layer(x)
+    before = {part: t.dtype for part, t in stored.parts.items()}
+    layer.double()
+    assert layer.compute_dtype == torch.float64
+    assert {part: t.dtype for part, t in layer.stored.parts.items()} == before
+    torch.testing.assert_close(layer(x.double()).float(), want)
+    layer.bfloat16()
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert layer.to("meta").stored.device.type == "meta"
+
+
+def test_floats_kept_as_stored_give_the_bits_of_converted_ones():
+    weight, x = torch.randn(OUT, IN).bfloat16(), torch.randn(7, IN)
+    as_stored, converted = layer_of(weight), layer_of(weight.float())
+    converted.bias = as_stored.bias
+    assert as_stored.weight.dtype == torch.bfloat16
+    assert as_stored.compute_dtype == torch.float32
+    assert torch.equal(as_stored(x), converted(x))
+
+
+def test_gradients_reach_the_input(stored):
+    layer, x = layer_of(stored), torch.randn(3, IN, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, effective(stored).sum(0).expand(3, IN))
+
+
+def test_native_products_are_only_for_what_can_do_them(stored):
+    layer, x = layer_of(stored, torch.bfloat16), torch.randn(3, IN).bfloat16()
+    want = layer(x)
+    layer.native_fp8 = True
+    assert not linear.multiplies_natively(x, stored)
+    assert torch.equal(layer(x), want)
+
+
+def test_native_product_is_close_to_the_decoded_one():
+    stored, x = fp8(), torch.randn(2, 16, IN).bfloat16()
+    bias = torch.randn(OUT).bfloat16()
+    got = linear.fp8_product(x, stored, bias).float()
+    want = F.linear(x.float(), stored.dequantize(torch.float32), bias.float())
+    assert got.shape == (2, 16, OUT)
+    assert (got - want).norm() < 0.04 * want.norm()

@@ -1,0 +1,338 @@
+"""From prompts to context: tokens, Gemma states, projections, connectors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, TensorInfo, open_checkpoint
+from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
+from latent_ladder.models.text_encoder.connectors import (
+    Connector,
+    connector_settings,
+    load_connector,
+    project,
+)
+from latent_ladder.models.text_encoder.encode import encode_prompts
+from latent_ladder.models.text_encoder.gemma import GemmaLayer, gemma_settings, hidden_states
+from latent_ladder.models.text_encoder.tokenizer import load_tokenizer, text_length, token_report
+from latent_ladder.models.weights.loading import EmptyOnMeta
+
+GEMMA = "text_encoders/tiny-gemma-3.safetensors"
+CPU = {"device": "cpu", "dtype": torch.float32}
+
+
+def gemma_file(golden, folder: Path, header=None, drop=(), add=None) -> Component:
+    """A copy of the tiny text encoder with another header or other tensors."""
+    source = open_checkpoint(golden.path(GEMMA))
+    with safe_open(source.path, "pt") as opened:
+        tensors = {k: opened.get_tensor(k) for k in source.tensors if k not in drop}
+    metadata = {**source.metadata, **(header or {})}
+    path = folder / "gemma.safetensors"
+    save_file(tensors | (add or {}), path, {k: v for k, v in metadata.items() if v is not None})
+    return components(open_checkpoint(path))["text_encoder"]
+
+
+@pytest.fixture(scope="module")
+def gemma(golden) -> Component:
+    return components(open_checkpoint(golden.path(GEMMA)))["text_encoder"]
+
+
+@pytest.fixture(scope="module")
+def parts(golden) -> dict[str, Component]:
+    return components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["p0", "p1"])
+def test_tokens_are_the_reference_ones(golden, gemma, name):
+    case = golden(f"text.tokens.{name}")
+    tokenizer = load_tokenizer(gemma)
+    prompt = f" \n{case.params['prompt']}  "
+    ids, mask = tokenizer.tokenize(prompt, 128).padded(128, tokenizer.pad)
+    assert ids == case.outputs["input_ids"].flatten().tolist()
+    assert mask == case.outputs["attention_mask"].flatten().tolist()
+
+
+def test_an_empty_prompt_is_one_begin_token(gemma):
+    assert load_tokenizer(gemma).tokenize("  ", 128).ids == (2,)
+
+
+def test_report_says_what_is_cut(golden, tmp_path):
+    short = gemma_file(golden, tmp_path, {"text_length": "12"})
+    prompt = "A red fox walks slowly through the snowy forest with soft piano music."
+    report = token_report(prompt, short)
+    assert (report.n_tokens, report.limit) == (38, 12)
+    assert report.kept_text == "A red fox walks slowly"
+    assert report.cut_text == " through the snowy forest with soft piano music."
+    assert token_report("A red fox", short).cut_text == ""
+
+
+def test_a_cut_inside_a_character_drops_it(golden, gemma):
+    tokens = load_tokenizer(gemma).tokenize("blurry, café noise 42!", 12)
+    assert (tokens.kept_text, tokens.cut_text) == ("blurry, caf", "é noise 42!")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        ("A red fox", ()),
+        ("Two red FOXES, the fox's den", ("two", "den")),
+        ("zebra, fox; Zebra!", ("zebra",)),
+        ("42 fox's", ()),
+    ],
+)
+def test_unknown_words(golden, tmp_path, prompt, unknown):
+    words = json.dumps(["a", "the", "red", "fox"])
+    listed = gemma_file(golden, tmp_path, {"known_words": words})
+    assert token_report(prompt, listed).unknown_words == unknown
+
+
+def test_without_a_word_list_no_word_is_unknown(gemma):
+    assert token_report("xyzzy", gemma).unknown_words == ()
+    assert text_length(gemma) == 1024
+
+
+@pytest.mark.parametrize("header", [{"known_words": "{"}, {"known_words": "1"}])
+def test_a_damaged_word_list_is_reported(golden, tmp_path, header):
+    with pytest.raises(CorruptCheckpoint, match="known_words"):
+        token_report("fox", gemma_file(golden, tmp_path, header))
+
+
+def test_a_damaged_text_length_is_reported(golden, tmp_path):
+    with pytest.raises(CorruptCheckpoint, match="text_length"):
+        text_length(gemma_file(golden, tmp_path, {"text_length": "many"}))
+
+
+def test_the_vocabulary_may_lie_beside_the_file(golden, tmp_path, gemma):
+    bare = gemma_file(golden, tmp_path, drop=("spiece_model",))
+    with pytest.raises(UnknownLayout, match="no tokenizer"):
+        load_tokenizer(bare)
+    stored = gemma.read("spiece_model").numpy().tobytes()
+    (tmp_path / "tokenizer.model").write_bytes(stored)
+    assert load_tokenizer(bare).tokenize("fox", 9) == load_tokenizer(gemma).tokenize("fox", 9)
+    (tmp_path / "tokenizer.model").write_bytes(stored[:100])
+    with pytest.raises(CorruptCheckpoint, match="tokenizer"):
+        load_tokenizer(bare)
+
+
+def test_tokenizer_json_is_read(golden, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "red": 4, "fox": 5, "jumps": 6}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    data = torch.tensor(list(words.to_str().encode()), dtype=torch.uint8)
+    packed = gemma_file(golden, tmp_path, drop=("spiece_model",), add={"tokenizer_json": data})
+    tokens = load_tokenizer(packed).tokenize(" red fox jumps", 3)
+    assert (tokens.ids, tokens.total) == ((2, 4, 5), 4)
+    assert tokens.cut_text.strip() == "jumps"
+
+
+# --- Gemma ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["p0", "p1"])
+def test_hidden_states(golden, gemma, name):
+    ids = load_tokenizer(gemma).tokenize(golden(f"text.tokens.{name}").params["prompt"], 128).ids
+    _, hidden = hidden_states([(2,), ids], gemma, **CPU)
+    golden(f"text.hidden.{name}").check("hidden", hidden)
+
+
+def test_without_a_header_gemma_3_is_assumed(golden, tmp_path, gemma):
+    """Full attention every sixth layer, factor 8: all that differs here is the window."""
+    bare = gemma_settings(gemma_file(golden, tmp_path, {"gemma_config": None}))
+    assert bare == replace(gemma_settings(gemma), window=1024)
+
+
+def test_the_header_spelling_of_older_files(golden, tmp_path, gemma):
+    older = json.dumps(
+        {
+            "sliding_window": 24,
+            "sliding_window_pattern": 6,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        }
+    )
+    settings = gemma_settings(gemma_file(golden, tmp_path, {"gemma_config": older}))
+    assert settings == gemma_settings(gemma)
+
+
+def test_a_header_of_another_model_is_refused(golden, tmp_path):
+    other = gemma_file(golden, tmp_path, {"gemma_config": '{"hidden_size": 48}'})
+    with pytest.raises(UnknownLayout, match="hidden_size = 48"):
+        gemma_settings(other)
+
+
+def test_an_incomplete_text_encoder_is_refused(golden, tmp_path):
+    part = gemma_file(golden, tmp_path, drop=("model.layers.3.mlp.up_proj.weight",))
+    with pytest.raises(UnknownLayout, match=r"layer 3 .*mlp\.up_proj"):
+        hidden_states([(2,)], part, **CPU)
+
+
+def of_shapes(shapes: dict[str, tuple[int, ...]], config=None) -> CheckpointFile:
+    """A file known by its header only, as big as the real ones."""
+    tensors = {name: TensorInfo(shape, "BF16") for name, shape in shapes.items()}
+    return CheckpointFile(Path("real.safetensors"), 0, {}, tensors, config or {})
+
+
+def gemma_12b() -> dict[str, tuple[int, ...]]:
+    """The text tensors of Gemma 3 12B (formats reference)."""
+    d, inner, q, kv = 3840, 15360, 4096, 2048
+    layer = {
+        "self_attn.q_proj": (q, d),
+        "self_attn.k_proj": (kv, d),
+        "self_attn.v_proj": (kv, d),
+        "self_attn.o_proj": (d, q),
+        "self_attn.q_norm": (256,),
+        "self_attn.k_norm": (256,),
+        "mlp.gate_proj": (inner, d),
+        "mlp.up_proj": (inner, d),
+        "mlp.down_proj": (d, inner),
+        "input_layernorm": (d,),
+        "post_attention_layernorm": (d,),
+        "pre_feedforward_layernorm": (d,),
+        "post_feedforward_layernorm": (d,),
+    }
+    shapes = {f"model.layers.{n}.{k}.weight": s for n in range(48) for k, s in layer.items()}
+    return {"model.embed_tokens.weight": (262208, d), "model.norm.weight": (d,), **shapes}
+
+
+def test_the_real_gemma_fits():
+    file = of_shapes(gemma_12b())
+    assert len(file.tensors) == 626
+    assert sum(t.elements for t in file.tensors.values()) == pytest.approx(11.766e9, rel=1e-4)
+    part = components(file)["text_encoder"]
+    settings = gemma_settings(part)
+    assert (settings.heads, settings.kv_heads, sum(settings.full)) == (16, 8, 8)
+    with EmptyOnMeta():
+        built = GemmaLayer(settings).state_dict()
+    prefix = "layers.47."
+    wanted = {k.removeprefix(prefix): v for k, v in part.shapes().items() if k.startswith(prefix)}
+    assert {name: tuple(tensor.shape) for name, tensor in built.items()} == wanted
+
+
+# --- projection and connectors --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["p0", "p1"])
+def test_projection(golden, parts, name):
+    hidden = golden(f"text.hidden.{name}").outputs["hidden"]
+    other = golden("text.hidden.p1").outputs["hidden"][:, :5]
+    features = project([other, hidden], parts["text_projection"])[1]
+    case = golden(f"text.features.{name}")
+    for stream in ("video", "audio"):
+        case.check(stream, features[stream][None])
+
+
+def test_a_projection_for_another_text_encoder_is_refused(parts):
+    with pytest.raises(UnknownLayout, match=r"takes 224 numbers per token.* gives 160"):
+        project([torch.ones(5, 3, 32)], parts["text_projection"])
+
+
+@pytest.mark.parametrize("name", ["p0", "p1"])
+@pytest.mark.parametrize("stream", ["video", "audio"])
+def test_connectors(golden, parts, name, stream):
+    features = golden(f"text.features.{name}").outputs[stream][0]
+    context = load_connector(parts["connectors"], stream, **CPU)(features, 128)
+    golden(f"text.context.{name}").check(stream, context)
+
+
+def test_the_2_0_text_path(golden):
+    old = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.0.safetensors")))
+    case = golden("ltx20.text")
+    (features,) = project([golden("text.hidden.p0").outputs["hidden"]], old["text_projection"])
+    case.check("features", features["video"][None])
+    for stream in ("video", "audio"):
+        case.check(stream, load_connector(old["connectors"], stream, **CPU)(features[stream], 128))
+
+
+def test_registers_are_tiled_over_longer_contexts(parts):
+    connector = load_connector(parts["connectors"], "video", **CPU)
+    assert connector(torch.randn(3, 64), 256).shape == (1, 256, 64)
+    with pytest.raises(UnknownLayout, match="multiple"):
+        connector(torch.randn(3, 64), 100)
+
+
+def connector_shapes(stream: str, width: int) -> dict[str, tuple[int, ...]]:
+    top = f"model.diffusion_model.{stream}_embeddings_connector."
+    block = {
+        **{f"attn1.{n}_norm.weight": (width,) for n in "qk"},
+        **{f"attn1.to_{n}.weight": (width, width) for n in ("q", "k", "v", "out.0")},
+        **{f"attn1.to_{n}.bias": (width,) for n in ("q", "k", "v", "out.0")},
+        "attn1.to_gate_logits.weight": (32, width),
+        "attn1.to_gate_logits.bias": (32,),
+        "ff.net.0.proj.weight": (4 * width, width),
+        "ff.net.0.proj.bias": (4 * width,),
+        "ff.net.2.weight": (width, 4 * width),
+        "ff.net.2.bias": (width,),
+    }
+    names = {f"{top}transformer_1d_blocks.{i}.{k}": s for i in range(8) for k, s in block.items()}
+    return {f"{top}learnable_registers": (128, width), **names}
+
+
+@pytest.mark.parametrize(
+    ("stream", "width", "parameters"),
+    [("video", 4096, 1_612_546_304), ("audio", 2048, 403_620_096)],
+)
+def test_the_real_connectors_fit(stream, width, parameters):
+    part = components(of_shapes(connector_shapes(stream, width)))["connectors"]
+    settings = connector_settings(part, stream)
+    assert (settings.heads, settings.layers) == (32, 8)
+    with EmptyOnMeta():
+        built = Connector(settings).state_dict()
+    prefix = f"{stream}_embeddings_connector."
+    wanted = {k.removeprefix(prefix): s for k, s in part.shapes().items()}
+    assert {name: tuple(tensor.shape) for name, tensor in built.items()} == wanted
+    assert sum(tensor.numel() for tensor in built.values()) == parameters
+
+
+# --- the whole way --------------------------------------------------------------------------------
+
+
+def whole(parts, text_encoder, prompts, dtype=torch.float32):
+    return encode_prompts(
+        prompts,
+        text_encoder=text_encoder,
+        projection=parts["text_projection"],
+        connectors=parts["connectors"],
+        device="cpu",
+        dtype=dtype,
+    )
+
+
+def test_prompts_to_context(golden, tmp_path, parts):
+    short = gemma_file(golden, tmp_path, {"text_length": "128"})
+    prompts = [golden(f"text.tokens.{n}").params["prompt"] for n in ("p0", "p1")]
+    contexts = whole(parts, short, [*prompts, prompts[0], ""])
+    for name, context in zip(("p0", "p1", "p0"), contexts, strict=False):
+        golden(f"text.context.{name}").check("video", context.video)
+        golden(f"text.context.{name}").check("audio", context.audio)
+    assert contexts[3].video.isfinite().all()
+
+
+def test_a_prompt_does_not_depend_on_its_company(golden, tmp_path, parts):
+    short = gemma_file(golden, tmp_path, {"text_length": "128"})
+    together = whole(parts, short, ["a fox runs", "", "blurry, noisy and much longer than that"])
+    alone = [whole(parts, short, [p])[0] for p in ("a fox runs", "")]
+    for one, other in zip(together, alone, strict=False):
+        assert torch.equal(one.video, other.video)
+        assert torch.equal(one.audio, other.audio)
+
+
+def test_bfloat16_stays_close(golden, tmp_path, parts):
+    short = gemma_file(golden, tmp_path, {"text_length": "128"})
+    (context,) = whole(parts, short, [golden("text.tokens.p0").params["prompt"]], torch.bfloat16)
+    assert context.video.dtype == torch.bfloat16
+    want = golden("text.context.p0").outputs["video"]
+    assert (context.video - want).norm() / want.norm() < 0.05

@@ -1,0 +1,201 @@
+"""Presets: every one is a request, and holds the numbers of its source."""
+
+from __future__ import annotations
+
+import pytest
+
+from latent_ladder.diagnostics.request_warnings import advise
+from latent_ladder.errors import RequestError
+from latent_ladder.request.model import Request
+from latent_ladder.request.presets import preset_names, read_preset
+from latent_ladder.sampling.schedules import DISTILLED_STAGE_1, DISTILLED_STAGE_2
+
+PROMPT = "A woman walks along the shore while waves break behind her."
+COMFYUI_STAGE_2 = (0.85, 0.725, 0.4219, 0.0)
+COMFYUI_NEGATIVE = "pc game, console game, video game, cartoon, childish, ugly"
+
+
+def preset(name: str) -> Request:
+    return Request.from_preset(name, prompt=PROMPT)
+
+
+def test_all_presets_are_there():
+    assert set(preset_names()) >= {
+        "pocket",
+        "distilled",
+        "distilled-single",
+        "conservative",
+        "balanced",
+        "maximum",
+        "ltx-pipelines",
+        "hq",
+        "lightricks-workflow",
+        "comfy-template",
+        "three-stage",
+    }
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_request_that_needs_no_warning(name):
+    data = read_preset(name)
+    assert data.summary
+    assert data.source
+    assert len(data.summary) < 100
+    request = preset(name)
+    assert request.preset == name
+    assert Request.from_toml(request.to_toml()) == request
+    assert [a for a in advise(request) if a.level == "warning"] == []
+
+
+def test_a_preset_is_read_afresh():
+    read_preset("pocket").fields["stages"].clear()
+    assert read_preset("pocket").fields["stages"]
+
+
+def test_an_unknown_preset_suggests_the_nearest():
+    with pytest.raises(RequestError) as caught:
+        Request.from_preset("balancd", prompt=PROMPT)
+    assert caught.value.exit_code == 2
+    assert "balanced" in (caught.value.hint or "")
+
+
+def test_a_preset_has_no_prompt_of_its_own():
+    with pytest.raises(RequestError, match="prompt is missing"):
+        Request.from_preset("distilled")
+
+
+def test_overrides_replace_fields():
+    request = Request.from_preset("distilled", prompt=PROMPT, duration_s=2, width=640, height=384)
+    assert (request.frames, request.width, request.height) == (49, 640, 384)
+
+
+def strengths(request: Request) -> list[list[float]]:
+    return [[lora.strength for lora in s.loras] for _, s in request.sampling_stages()]
+
+
+def sigmas(request: Request) -> list[tuple[float, ...]]:
+    return [request.sigmas(i) for i, _ in request.sampling_stages()]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "refine_steps", "cfg", "denoise", "fps"),
+    [
+        ("conservative", 20, 10, 3.0, 0.35, 24),
+        ("balanced", 30, 15, 3.75, 0.45, 30),
+        ("maximum", 45, 20, 4.5, 0.55, 50),
+    ],
+)
+def test_the_table_of_the_guide(name, steps, refine_steps, cfg, denoise, fps):
+    request = preset(name)
+    base, _, refine = request.stages
+    assert (base.steps, refine.steps, refine.denoise, request.fps) == (
+        steps,
+        refine_steps,
+        denoise,
+        fps,
+    )
+    assert base.guidance.video.cfg == base.guidance.audio.cfg == cfg
+    assert refine.guidance.video.cfg == 1
+    assert strengths(request) == [[], [1.0]]
+    first, _, last = request.rungs
+    assert ((first.width, first.height), (last.width, last.height)) == ((960, 544), (1920, 1088))
+    assert refine.seed == "same"
+
+
+def test_pocket():
+    request = preset("pocket")
+    assert [(r.width, r.height, r.frames, r.fps) for r in request.rungs] == [
+        (256, 256, 25, 24),
+        (512, 512, 25, 24),
+        (512, 512, 25, 24),
+    ]
+    # the shift of ltx at 1024 tokens, of which "simple" takes the last 3 of 8 even steps
+    assert sigmas(request)[1] == pytest.approx((0.608, 0.463, 0.270, 0.0), abs=1e-3)
+    assert len(sigmas(request)[0]) == 17
+    assert strengths(request) == [[], [1.0]]
+    assert request.stages[2].guidance == Request.from_preset("hq", prompt=PROMPT).stages[2].guidance
+
+
+@pytest.mark.parametrize(
+    ("name", "want"), [("distilled", [[], []]), ("distilled-lora", [[1.0], [1.0]])]
+)
+def test_distilled(name, want):
+    request = preset(name)
+    assert sigmas(request) == [DISTILLED_STAGE_1, DISTILLED_STAGE_2]
+    assert strengths(request) == want
+    assert request.audio == "refine"
+    assert not request.needs_negative
+    assert sigmas(preset("distilled-single")) == [DISTILLED_STAGE_1]
+
+
+def test_ltx_pipelines():
+    request = preset("ltx-pipelines")
+    base, _, refine = request.stages
+    assert (request.width, request.height, request.frames) == (1536, 1024, 121)
+    assert [round(s, 4) for s in request.sigmas(0)][:3] == [1.0, 0.995, 0.9896]
+    video, audio = base.guidance.video, base.guidance.audio
+    assert (video.cfg, video.stg, video.stg_blocks) == (3.0, 1.0, (28,))
+    assert (audio.cfg, audio.stg, audio.stg_blocks) == (7.0, 1.0, (28,))
+    assert video.rescale == audio.rescale == 0.7
+    assert video.modality == audio.modality == 3.0
+    assert request.audio == "keep"
+    assert refine.sigmas == DISTILLED_STAGE_2
+    assert strengths(request) == [[], [1.0]]
+    assert (request.noise_order, request.mask_convention) == ("ltx", "ltx")
+
+
+def test_hq():
+    request = preset("hq")
+    base, _, refine = request.stages
+    assert base.sampler == refine.sampler == "res_2s"
+    assert (request.rungs[0].width, request.rungs[0].height) == (960, 544)
+    assert [round(s, 6) for s in request.sigmas(0)] == [
+        1.0, 0.993491, 0.986015, 0.97734, 0.967151, 0.955015, 0.940314, 0.92214,
+        0.899096, 0.868923, 0.827707, 0.768028, 0.673897, 0.503378, 0.1, 0.0,
+    ]  # fmt: skip
+    video, audio = base.guidance.video, base.guidance.audio
+    assert (video.cfg, video.stg, video.rescale, video.modality) == (3.0, 0.0, 0.45, 3.0)
+    assert (audio.cfg, audio.stg, audio.rescale, audio.modality) == (7.0, 0.0, 1.0, 3.0)
+    assert strengths(request) == [[0.25], [0.5]]
+    assert request.audio == "keep"
+
+
+def test_lightricks_workflow():
+    request = preset("lightricks-workflow")
+    base, _, refine = request.stages
+    assert (base.sampler, refine.sampler) == ("euler_ancestral_cfg_pp", "euler_cfg_pp")
+    assert (request.stage_seed(0), request.stage_seed(2)) == (43, 42)
+    assert sigmas(request) == [DISTILLED_STAGE_1, COMFYUI_STAGE_2]
+    assert (request.width, request.height, request.frames, request.fps) == (1920, 1088, 121, 24)
+    assert strengths(request) == [[0.5], [0.5]]
+    assert request.negative_prompt == COMFYUI_NEGATIVE
+    assert request.needs_negative, "CFG++ reads it at cfg 1"
+    assert (request.noise_order, request.mask_convention) == ("comfyui", "comfyui")
+    assert (request.decode.grid, request.decode.overlap_px) == ((2, 2), 6 * 32)
+
+
+def test_comfy_template():
+    request = preset("comfy-template")
+    base, _, refine = request.stages
+    assert base.sampler == refine.sampler == "euler"
+    assert (request.seed, refine.seed) == (10, 42)
+    assert sigmas(request) == [DISTILLED_STAGE_1, COMFYUI_STAGE_2]
+    assert (request.width, request.height, request.frames, request.fps) == (1280, 704, 121, 25)
+    assert (request.rungs[0].width, request.rungs[0].height) == (640, 352)
+    assert strengths(request) == [[0.5], [0.5]]
+    assert request.negative_prompt == COMFYUI_NEGATIVE
+    assert not request.needs_negative
+    assert request.audio == "refine"
+
+
+def test_three_stages():
+    request = preset("three-stage")
+    assert [f"{r.width}x{r.height}" for r in request.rungs] == [
+        "480x288",
+        "960x576",
+        "960x576",
+        "1920x1152",
+        "1920x1152",
+    ]
+    assert request.crop == (0, 36, 1920, 1080)
+    assert sigmas(request) == [DISTILLED_STAGE_1, DISTILLED_STAGE_2, COMFYUI_STAGE_2]

@@ -205,7 +205,7 @@ def _pixel_arm(bench: Bench, plan: RunPlan) -> tuple[dict[str, torch.Tensor], di
     """The refine stage from a draft that was decoded, enlarged with Lanczos and encoded again."""
     refine = next(s for s in plan.stages if s.kind == "refine")
     base = next(s for s in plan.stages if s.kind == "base")
-    if refine.rung is None:
+    if refine.resolution is None:
         raise LadderError("the refine stage has no canvas")
     began, cpu = time.monotonic(), time.process_time()
     bench.turn_to(plan)
@@ -213,7 +213,7 @@ def _pixel_arm(bench: Bench, plan: RunPlan) -> tuple[dict[str, torch.Tensor], di
         plan.models.video_vae, device=bench.runtime.device, dtype=bench.runtime.dtype
     )
     latents = bench.made[base.key].tensors
-    size = refine.rung.width, refine.rung.height
+    size = refine.resolution.width, refine.resolution.height
     decoded = np.concatenate(list(decode_video(latents["video"].to(vae.device), vae)))
     large = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_LANCZOS4) for f in decoded])
     encoded = {**latents, "video": vae.encode(large).float().cpu()}
@@ -369,13 +369,13 @@ def _started(
         return body
     refine = next(i for i, stage in enumerate(request.stages) if stage.kind == "refine")
     starts = {a: round(r.sigmas(refine)[0], 4) for a, r in table.items() if len(r.stages) > refine}
-    rungs = request.rungs
+    resolutions = request.resolutions
     return {
         "fingerprint": own,
         "is_pocket": is_pocket,
         "preset": request.preset,
         "size": [request.width, request.height],
-        "stage_1": [rungs[0].width, rungs[0].height],
+        "stage_1": [resolutions[0].width, resolutions[0].height],
         "frames": request.frames,
         "fps": float(request.fps),
         "steps": [len(request.sigmas(0)) - 1, len(request.sigmas(refine)) - 1],

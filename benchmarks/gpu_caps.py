@@ -159,10 +159,14 @@ def decoder(tiny: bool, device: torch.device) -> VideoVae:
 
 def forward(model: Transformer, stage: StageMemory, device: torch.device) -> Callable[[], Tensor]:
     """One plain forward of a stage on random numbers."""
-    rung, audio = stage.cost.rung, max(stage.cost.audio_tokens, 8)
-    if rung is None:
+    resolution, audio = stage.cost.resolution, max(stage.cost.audio_tokens, 8)
+    if resolution is None:
         raise TypeError(f"{stage.cost.name} is not sampled")
-    frames, height, width = rung.latent_frames, rung.latent_height, rung.latent_width
+    frames, height, width = (
+        resolution.latent_frames,
+        resolution.latent_height,
+        resolution.latent_width,
+    )
 
     def stream(positions: Tensor, dim: int) -> StreamRun:
         text = torch.randn(1, 1024, dim, device=device).to(BF16)
@@ -221,8 +225,8 @@ def measure(
         for stage in plan.stages:
             if stage.cost.kind in ("base", "refine"):
                 place(model, device)
-                model.set_chunk_tokens(stage.holding.chunk_tokens)
-                held = stage.holding.resident
+                model.set_chunk_tokens(stage.offload_plan.chunk_tokens)
+                held = stage.offload_plan.resident
                 residency = Residency(shape.layers if held is None else held, pinned=True)
                 with model.held(device, residency):
                     found = timed(forward(model, stage, device), device, rounds)
@@ -253,10 +257,10 @@ def decoding(
     request: Request, stage: StageMemory, vae: VideoVae, device: torch.device
 ) -> Callable[[], object]:
     """The whole clip from random latents; frames are let go as they come."""
-    last = request.rungs[-1]
+    last = request.resolutions[-1]
     grid = (last.latent_frames, last.latent_height, last.latent_width)
     latents = torch.randn(1, 128, *grid, device=device)
-    plan = decode_tiles(grid, stage.holding.decode(request.decode))
+    plan = decode_tiles(grid, stage.offload_plan.decode(request.decode))
 
     def call() -> object:
         return sum(len(chunk) for chunk in decode_video(latents, vae, plan))
@@ -291,13 +295,13 @@ def line(
         f"cap {cap:g}  {stage.cost.name:7} {found['seconds']:8.2f} s, "
         f"{found['seconds'] / first:.2f} of the largest cap's; peak "
         f"{readable_size(int(found['peak_bytes']))}, predicted "
-        f"{readable_size(stage.peak_bytes)} ({ratio:.2f}); {stage.holding}",
+        f"{readable_size(stage.peak_bytes)} ({ratio:.2f}); {stage.offload_plan}",
         flush=True,
     )
     return {
         "cap_gib": cap,
         "stage": stage.cost.name,
-        "holding": str(stage.holding),
+        "holding": str(stage.offload_plan),
         "predicted_bytes": stage.peak_bytes,
         "slower_by": found["seconds"] / first - 1,
         **found,

@@ -75,17 +75,17 @@ def cell(request: Request, sizes: ModelSizes, card: int) -> str:
 def _held(plan: MemoryPlan) -> str:
     held = []
     for name in ("base", "refine"):
-        holding = plan.of(name).holding
-        held.append(BLOCKS if holding.resident is None else holding.resident)
+        offload_plan = plan.of(name).offload_plan
+        held.append(BLOCKS if offload_plan.resident is None else offload_plan.resident)
     if held == [BLOCKS, BLOCKS]:
         return "resident"
-    source = plan.of("refine").holding.source
+    source = plan.of("refine").offload_plan.source
     where = "" if source == "pinned" else " from disk"
     return f"{held[0]} / {held[1]} blocks stay{where}"
 
 
 def _tiles(plan: MemoryPlan) -> str:
-    tile = plan.of("decode").holding.tile_px
+    tile = plan.of("decode").offload_plan.tile_px
     return "" if tile is None else f"tiles {tile} px"
 
 

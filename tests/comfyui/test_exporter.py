@@ -366,7 +366,7 @@ def meaning(request: Request) -> dict[str, Any]:
         "prompts": (request.prompt, request.negative_prompt),
         "size": (request.width, request.height, request.frames, request.fps),
         "final": request.final_size,
-        "rungs": request.rungs[: len(request.rungs) - (request.upscale is not None)],
+        "rungs": request.resolutions[: len(request.resolutions) - (request.upscale is not None)],
         "sigmas": [request.sigmas(i) for i, _ in request.sampling_stages()],
         "seeds": [request.stage_seed(i) for i, _ in request.sampling_stages()],
         "samplers": [{"dpmpp_2m_rf": "dpmpp_2m"}.get(s.sampler, s.sampler) for s in sampled],

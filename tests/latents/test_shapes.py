@@ -62,10 +62,10 @@ def test_latent_lengths_as_the_official_implementation(golden):
 
 
 def test_latent_shapes_of_a_rung():
-    rung = shapes.ladder((960, 544), 121, FPS, [])[0]
-    assert rung.video_latent_shape(128) == (1, 128, 16, 17, 30)
-    assert rung.audio_latent_shape(8, 16) == (1, 8, 126, 16)
-    assert str(rung) == "960x544, 121 frames"
+    resolution = shapes.ladder((960, 544), 121, FPS, [])[0]
+    assert resolution.video_latent_shape(128) == (1, 128, 16, 17, 30)
+    assert resolution.audio_latent_shape(8, 16) == (1, 8, 126, 16)
+    assert str(resolution) == "960x544, 121 frames"
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ factor_lists = st.lists(st.sampled_from([X2, X1_5, TEMPORAL]), max_size=3)
 )
 def test_every_ladder_is_whole_and_no_bigger_than_needed(width, height, k, fps, factors):
     frames = 8 * shapes.time_product(factors) * k + 1
-    rungs = shapes.ladder((width, height), frames, fps, factors)
-    assert len(rungs) == len(factors) + 1
-    for rung in rungs:
-        assert rung.width % 32 == rung.height % 32 == 0
-        assert shapes.is_legal_frames(rung.frames)
-    for before, after, factor in zip(rungs, rungs[1:], factors, strict=False):
+    resolutions = shapes.ladder((width, height), frames, fps, factors)
+    assert len(resolutions) == len(factors) + 1
+    for resolution in resolutions:
+        assert resolution.width % 32 == resolution.height % 32 == 0
+        assert shapes.is_legal_frames(resolution.frames)
+    for before, after, factor in zip(resolutions, resolutions[1:], factors, strict=False):
         assert after.width == before.width * factor.space
         assert after.latent_frames == (before.latent_frames - 1) * factor.time + 1
         assert after.fps == before.fps * factor.time
-    last = rungs[-1]
+    last = resolutions[-1]
     multiple = shapes.size_multiples(factors)[1]
     assert 0 <= last.width - width < multiple
     assert 0 <= last.height - height < multiple

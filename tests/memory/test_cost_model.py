@@ -114,8 +114,8 @@ def test_rows_at_once_and_longer_chunks_need_more_memory():
 
 def test_decoding_in_smaller_tiles_needs_less_memory():
     asked = request("ltx-pipelines", "decode.tile_px=256", "decode.tile_frames=24")
-    whole = decode_activations(asked.rungs[-1], Decode(), LTX_2_3)
-    small = decode_activations(asked.rungs[-1], asked.decode, LTX_2_3)
+    whole = decode_activations(asked.resolutions[-1], Decode(), LTX_2_3)
+    small = decode_activations(asked.resolutions[-1], asked.decode, LTX_2_3)
     assert small < whole
 
 
@@ -125,7 +125,7 @@ def test_a_grid_of_tiles_holds_what_they_share_twice_and_no_more_of_a_longer_cli
         Request.from_dict({**asked.to_dict(), "frames": n, "windows": "off"}) for n in (121, 481)
     )
     plain, grid, longer = (
-        decode_activations(one.rungs[-1], decode, LTX_2_3)
+        decode_activations(one.resolutions[-1], decode, LTX_2_3)
         for one, decode in ((short, Decode()), (short, short.decode), (long, short.decode))
     )
     assert grid == longer

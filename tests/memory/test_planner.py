@@ -33,38 +33,38 @@ def card(gib: float, ram: float = 64) -> Budget:
 
 def test_a_large_card_holds_everything_and_runs_all_passes_at_once():
     plan = plan_memory(request("ltx-pipelines"), LTX_2_3, card(80))
-    holding = plan.of("base").holding
-    assert holding.resident is None
-    assert holding.rows is None
+    offload_plan = plan.of("base").offload_plan
+    assert offload_plan.resident is None
+    assert offload_plan.rows is None
     assert plan.of("base").streamed_bytes == 0
 
 
 def test_a_middle_card_streams_only_what_does_not_fit():
     plan = plan_memory(request(), LTX_2_3, card(24))
     base, refine = plan.of("base"), plan.of("refine")
-    assert base.holding.source == "pinned"
-    assert 10 < (refine.holding.resident or 0) < (base.holding.resident or 0) < 40
+    assert base.offload_plan.source == "pinned"
+    assert 10 < (refine.offload_plan.resident or 0) < (base.offload_plan.resident or 0) < 40
     assert base.pinned_bytes == base.streamed_bytes > 0
     room = base.peak_bytes / GIB + 0.73  # a block is 0.72 GiB
     more = plan_memory(request("distilled", "decode.tile_px=512"), LTX_2_3, card(room)).of("base")
-    assert more.holding.resident == (base.holding.resident or 0) + 1
+    assert more.offload_plan.resident == (base.offload_plan.resident or 0) + 1
 
 
 def test_without_ram_to_pin_blocks_come_from_the_file():
     plan = plan_memory(request(), LTX_2_3, card(24, ram=4))
-    assert plan.of("refine").holding.source == "file"
+    assert plan.of("refine").offload_plan.source == "file"
     assert plan.of("refine").pinned_bytes == 0
 
 
 def test_fp8_fits_where_bf16_streams():
-    assert plan_memory(request(), FP8, card(32)).of("refine").holding.resident is None
-    assert plan_memory(request(), LTX_2_3, card(32)).of("refine").holding.resident is not None
+    assert plan_memory(request(), FP8, card(32)).of("refine").offload_plan.resident is None
+    assert plan_memory(request(), LTX_2_3, card(32)).of("refine").offload_plan.resident is not None
 
 
 def test_the_cpu_streams_from_the_file_alone():
     asked = request("distilled", "decode.tile_px=256")
     plan = plan_memory(asked, replace(LTX_2_3, value_bytes=4), Budget("cpu", 12 * GIB, 0))
-    assert plan.of("base").holding.source == "file"
+    assert plan.of("base").offload_plan.source == "file"
     assert plan.of("base").pinned_bytes == 0
 
 
@@ -78,7 +78,7 @@ def test_a_refusal_names_stage_need_and_budget_and_a_way_out():
 
 def test_the_whole_decode_fits_where_other_tools_need_tiles():
     decode = plan_memory(request(), LTX_2_3, card(6), made={"decode"}).of("decode")
-    assert decode.holding.tile_px is None
+    assert decode.offload_plan.tile_px is None
     assert 3 * GIB < decode.peak_bytes < 6 * GIB
 
 
@@ -89,7 +89,7 @@ def test_tiles_shrink_only_where_the_policy_lets_them():
     assert caught.value.message.startswith("decode")
     assert "--oom-policy tiles" in (caught.value.hint or "")
     decode = plan_memory(request(), LTX_2_3, small, ANY, made={"decode"}).of("decode")
-    assert decode.holding.tile_px is not None
+    assert decode.offload_plan.tile_px is not None
     assert fits(decode, small)
 
 
@@ -101,23 +101,30 @@ def test_a_grid_of_tiles_gives_way_to_smaller_ones():
     assert "--set decode.grid=auto --set decode.tile_px=384" in hint
     stage = plan_memory(asked, LTX_2_3, small, ANY, made={"decode"}).of("decode")
     assert fits(stage, small)
-    decode = stage.holding.decode(asked.decode)
+    decode = stage.offload_plan.decode(asked.decode)
     assert decode.grid == decode.overlap_px == "auto"
-    assert decode.tile_px == stage.holding.tile_px
+    assert decode.tile_px == stage.offload_plan.tile_px
     cost = estimate(asked, LTX_2_3)[-1]
     first, *others = ladder(cost, asked, LTX_2_3, small, ANY)
-    assert first.holding.decode(asked.decode) == asked.decode
-    assert [rung.holding.tile_px for rung in others] == [1024, 768, 512, 384, 256, 128]
-    assert first.peak_bytes > max(rung.peak_bytes for rung in others)
+    assert first.offload_plan.decode(asked.decode) == asked.decode
+    assert [resolution.offload_plan.tile_px for resolution in others] == [
+        1024,
+        768,
+        512,
+        384,
+        256,
+        128,
+    ]
+    assert first.peak_bytes > max(resolution.peak_bytes for resolution in others)
 
 
 def test_every_rung_of_a_ladder_differs_and_changing_rungs_come_last():
     cost = estimate(request("ltx-pipelines"), LTX_2_3)[1]
-    rungs = list(ladder(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
-    assert len({r.holding for r in rungs}) == len(rungs) > 6
-    precisions = [r.holding.precision for r in rungs]
+    resolutions = list(ladder(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
+    assert len({r.offload_plan for r in resolutions}) == len(resolutions) > 6
+    precisions = [r.offload_plan.precision for r in resolutions]
     assert precisions == sorted(precisions, key=lambda p: p == "fp8")
-    passes = [r.holding.rows for r in rungs]
+    passes = [r.offload_plan.rows for r in resolutions]
     assert passes[0] is None
     assert 1 in passes
 
@@ -138,7 +145,7 @@ def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(gib, more
     large = plan_memory(asked, LTX_2_3, card(gib + more, ram))
     for before, after in zip(small.stages, large.stages, strict=True):
         assert fits(before, small.budget)
-        if before.holding.source == after.holding.source:
+        if before.offload_plan.source == after.offload_plan.source:
             assert after.streamed_bytes <= before.streamed_bytes
 
 

@@ -16,7 +16,7 @@ from latent_ladder import Request
 from latent_ladder.checkpoints.selection import scan
 from latent_ladder.cli.commands.flags import InputFlags
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.latents.shapes import Rung
+from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import video_to_tokens
 from latent_ladder.media.image_input import check_image, fitted, like_video, load_image
 from latent_ladder.pipeline.input_encoding import hold_images, plain_start
@@ -191,15 +191,15 @@ def test_first_frame_and_keyframe_are_the_official_ones(golden):
     case = golden("conditioning.i2v_keyframe")
     grid = case.inputs["initial_latent"].shape[2:]
     fps = Fraction(24)
-    rung = Rung(grid[2] * 32, grid[1] * 32, 8 * (grid[0] - 1) + 1, fps, 0)
+    resolution = Resolution(grid[2] * 32, grid[1] * 32, 8 * (grid[0] - 1) + 1, fps, 0)
     images = [{"file": "a"}, {"file": "b", "frame": case.params["keyframe_index"], "strength": 0.8}]
     request = request_with(
-        images=images, width=rung.width, height=rung.height, frames=rung.frames,
+        images=images, width=resolution.width, height=resolution.height, frames=resolution.frames,
         stages=[{"kind": "base", "schedule": {"steps": 2}}],
     )  # fmt: skip
     latents = {"image.0": case.inputs["first_frame"], "image.1": case.inputs["keyframe"]}
     initial = LatentState.of(video_to_tokens(case.inputs["initial_latent"]))
-    start = hold_images(plain_start(initial, None, rung), latents, request, rung)
+    start = hold_images(plain_start(initial, None, resolution), latents, request, resolution)
     case.check("positions", start.positions)
     case.check("denoise_mask", start.video.mask)
     assert start.extra == grid[1] * grid[2]
@@ -207,12 +207,12 @@ def test_first_frame_and_keyframe_are_the_official_ones(golden):
 
 
 def test_a_picture_beside_an_upsampler_of_time_keeps_its_second(golden):
-    rung = Rung(64, 64, 9, Fraction(12), 0)
+    resolution = Resolution(64, 64, 9, Fraction(12), 0)
     request = request_with(frames=17, images=[{"file": "a", "frame": 13}], stages=[
         {"kind": "base", "schedule": {"steps": 2}}, {"kind": "upsample", "axis": "temporal"},
     ])  # fmt: skip
-    start = plain_start(LatentState.empty(8, 4), None, rung)
-    held = hold_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, rung)
+    start = plain_start(LatentState.empty(8, 4), None, resolution)
+    held = hold_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, resolution)
     assert held.positions[0, 0, -1].tolist() == pytest.approx([13 / 24, 13 / 24 + 1 / 12])
 
 

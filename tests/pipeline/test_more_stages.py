@@ -89,7 +89,7 @@ def request_of(stages, size=(64, 64), frames=9, **changes) -> Request:
 
 
 def canvases(request):
-    return [f"{r.width}x{r.height}" for r in request.rungs]
+    return [f"{r.width}x{r.height}" for r in request.resolutions]
 
 
 # --- ladders ------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_a_ladder_ends_in_a_clip_of_the_asked_size_and_length(name, library, tmp
     assert canvases(request) == expected
     prepared = prepare(request, library, Store(tmp_path / "store"))
     assert [s["video_latents"][2:] for s in prepared.report()["stages"] if "fps" in s] == [
-        [r.latent_frames, r.latent_height, r.latent_width] for r in request.rungs
+        [r.latent_frames, r.latent_height, r.latent_width] for r in request.resolutions
     ]
     result = execute(prepared, tmp_path / "a.mp4", RunOptions())
     info = probe(tmp_path / "a.mp4")
@@ -114,10 +114,10 @@ def test_a_ladder_ends_in_a_clip_of_the_asked_size_and_length(name, library, tmp
 
 def test_the_frame_rate_doubles_once_and_the_sound_stays(library, tmp_path):
     request = request_of(LADDERS["x2 and temporal x2"][0], frames=17, fps="48")
-    assert [str(r.fps) for r in request.rungs] == ["24", "24", "24", "48", "48"]
-    assert [r.frames for r in request.rungs] == [9, 9, 9, 17, 17]
-    assert [r.latent_frames for r in request.rungs] == [2, 2, 2, 3, 3]
-    assert {r.audio_latents for r in request.rungs} == {9}
+    assert [str(r.fps) for r in request.resolutions] == ["24", "24", "24", "48", "48"]
+    assert [r.frames for r in request.resolutions] == [9, 9, 9, 17, 17]
+    assert [r.latent_frames for r in request.resolutions] == [2, 2, 2, 3, 3]
+    assert {r.audio_latents for r in request.resolutions} == {9}
     store = Store(tmp_path / "store")
     prepared = prepare(request, library, store)
     execute(prepared, tmp_path / "a.mp4", RunOptions())

@@ -17,7 +17,7 @@ from latent_ladder import Request
 from latent_ladder.checkpoints.selection import scan
 from latent_ladder.cli.app import app
 from latent_ladder.errors import RequestError
-from latent_ladder.latents.shapes import Rung, audio_latents
+from latent_ladder.latents.shapes import Resolution, audio_latents
 from latent_ladder.media.video_reader import probe
 from latent_ladder.memory.cost_model import LTX_2_3, estimate
 from latent_ladder.memory.planner import Budget, plan_memory
@@ -44,13 +44,13 @@ SHORT = {"frames": 17, "overlap_frames": 8}
 TEMPORAL = [{"kind": "base", "schedule": {"steps": 2}}, {"kind": "upsample", "axis": "temporal"}]
 
 
-def rung(frames: int, fps: Fraction | int = 24) -> Rung:
-    return Rung(64, 32, frames, Fraction(fps), audio_latents(frames, Fraction(fps)))
+def resolution(frames: int, fps: Fraction | int = 24) -> Resolution:
+    return Resolution(64, 32, frames, Fraction(fps), audio_latents(frames, Fraction(fps)))
 
 
 def clip_of(frames: int) -> Clip:
     """A clip whose tokens tell their own number."""
-    of = rung(frames)
+    of = resolution(frames)
     video = torch.arange(of.video_tokens).float().reshape(1, -1, 1)
     sound = torch.arange(of.audio_latents).float().reshape(1, -1, 1)
     return Clip.of(plain_start(LatentState.of(video), LatentState.of(sound), of), of)
@@ -67,7 +67,7 @@ def clip_of(frames: int) -> Clip:
     fps=st.sampled_from([Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(50)]),
 )
 def test_windows_cover_a_clip_in_order_and_are_all_as_long(latents, size, share, fps):
-    clip = rung(8 * latents + 1, fps)
+    clip = resolution(8 * latents + 1, fps)
     windows = Windows(frames=8 * size + 1, overlap_frames=8 * min(share, max(size // 2, 1))).plan(
         clip, 1
     )
@@ -189,7 +189,7 @@ def test_the_plan_says_in_how_many_windows(tmp_path):
 
 def test_a_whole_clip_is_one_window_that_changes_nothing():
     clip = clip_of(33)
-    part = clip.part(whole(clip.rung), 1.0)
+    part = clip.part(whole(clip.resolution), 1.0)
     assert torch.equal(part.video.tokens, clip.start.video.tokens)
     assert torch.equal(part.positions, clip.start.positions)
     assert torch.equal(part.audio_positions, clip.start.audio_positions)
@@ -199,7 +199,7 @@ def test_a_whole_clip_is_one_window_that_changes_nothing():
 
 def test_every_window_has_the_places_of_a_clip_of_its_own():
     clip = clip_of(65)
-    for window in Windows(frames=25, overlap_frames=8).plan(clip.rung, 1):
+    for window in Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1):
         part = clip.part(window, 1.0)
         torch.testing.assert_close(part.positions, video_positions(4, 1, 2, 24))
         # audio latents of 40 ms and frames of 1/24 s do not meet: true distances are kept
@@ -210,7 +210,7 @@ def test_every_window_has_the_places_of_a_clip_of_its_own():
 
 def test_what_the_window_before_made_is_kept_and_the_rest_is_new():
     clip = clip_of(49)
-    first, second, *_ = Windows(frames=25, overlap_frames=8).plan(clip.rung, 1)
+    first, second, *_ = Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1)
     made = (torch.full((1, 8, 1), 100.0), torch.full((1, first.sound[1], 1), 200.0))
     clip = clip.with_made(first, made)
     part = clip.part(second, 1.0)
@@ -226,7 +226,7 @@ def test_what_the_window_before_made_is_kept_and_the_rest_is_new():
 
 def test_a_loose_hold_fades_from_one_window_into_the_next():
     clip = clip_of(49)
-    first, second, *_ = Windows(frames=25, overlap_frames=8).plan(clip.rung, 1)
+    first, second, *_ = Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1)
     clip = clip.with_made(first, (torch.zeros(1, 8, 1), None))
     clip = clip.with_made(second, (torch.ones(1, 8, 1), None))
     assert clip.video[0, 4:12, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1, 1, 1]
@@ -236,25 +236,25 @@ def test_a_loose_hold_fades_from_one_window_into_the_next():
 def test_a_keyframe_is_held_by_the_windows_of_its_time_and_guides_end_with_the_clip():
     clip = clip_of(65)
     start = clip.start
-    places = [keyframe_positions(Fraction(n, 24), clip.rung) for n in (3, 30, 64)]
+    places = [keyframe_positions(Fraction(n, 24), clip.resolution) for n in (3, 30, 64)]
     guide = torch.tensor([-1.0, -2.0, -3.0]).repeat_interleave(2).reshape(1, 6, 1)
     start = Start(
         start.video.extended(guide), start.audio,
         torch.cat([start.positions, *places], 2), start.audio_positions, extra=6,
     )  # fmt: skip
-    clip = Clip.of(start, clip.rung)
+    clip = Clip.of(start, clip.resolution)
     found = []
-    for window in Windows(frames=25, overlap_frames=8).plan(clip.rung, 1):
+    for window in Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1):
         part = clip.part(window, 1.0)
         found.append(part.video.clean[0, 8:, 0].unique().tolist())
         assert part.positions[0, 0].max() < 25 / 24 + 1e-5
         assert part.extra == part.video.tokens.shape[1] - 8
     assert found == [[-1.0], [-2.0], [], [-3.0]]
-    assert clip.video.shape[1] == clip.rung.video_tokens
+    assert clip.video.shape[1] == clip.resolution.video_tokens
 
 
 def test_upsampling_in_windows_meets_without_a_step():
-    clip = rung(97)
+    clip = resolution(97)
     windows = Windows(frames=33, overlap_frames=16).plan(clip, 1)
     latents = torch.randn(1, 3, clip.latent_frames, 1, 2)
     same = upsampled(latents, [(w, w) for w in windows], lambda part: part)

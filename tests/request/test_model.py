@@ -61,7 +61,7 @@ def refused(fields: dict[str, Any]) -> RequestError:
 
 def test_a_request_knows_its_canvases_and_stages():
     request = Request.from_dict(TABLE)
-    assert [str(rung) for rung in request.rungs] == [
+    assert [str(resolution) for resolution in request.resolutions] == [
         "640x384, 121 frames",
         "1280x768, 121 frames",
         "1280x768, 121 frames",
@@ -85,7 +85,7 @@ def test_duration_becomes_the_nearest_legal_frames_and_stays_recorded():
 def test_a_temporal_upsampler_asks_for_16k_plus_1():
     stages = [{"kind": "base", "sigmas": "1 0"}, {"kind": "upsample", "axis": "temporal"}]
     request = Request.from_dict(table(stages=stages, frames=97, fps=48))
-    assert [(r.frames, r.fps) for r in request.rungs] == [(49, 24), (97, 48)]
+    assert [(r.frames, r.fps) for r in request.resolutions] == [(49, 24), (97, 48)]
     error = refused(table(stages=stages, frames=105, fps=48))
     assert error.message == "frames=105 is not 16k+1"
     assert error.hint == "use frames=97 (2.02 s at 48 fps) or frames=113"
@@ -558,7 +558,7 @@ def test_a_side_is_split_where_its_tiles_can_share_what_they_shall(width):
     decode = {"grid": [2, 1], "overlap_px": 192}
     request = Request.from_dict(table(width=width, height=64, decode=decode))
     assert Request.from_toml(request.to_toml()) == request
-    last = request.rungs[-1]
+    last = request.resolutions[-1]
     tiling = request.decode.tiling((1, last.latent_height, last.latent_width))
     assert tiling is not None
     assert tiling.grid == (1, last.latent_height, last.latent_width)

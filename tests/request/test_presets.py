@@ -97,14 +97,14 @@ def test_the_table_of_the_guide(name, steps, refine_steps, cfg, denoise, fps):
     assert base.guidance.video.cfg == base.guidance.audio.cfg == cfg
     assert refine.guidance.video.cfg == 1
     assert strengths(request) == [[], [1.0]]
-    first, _, last = request.rungs
+    first, _, last = request.resolutions
     assert ((first.width, first.height), (last.width, last.height)) == ((960, 544), (1920, 1088))
     assert refine.seed == "same"
 
 
 def test_pocket():
     request = preset("pocket")
-    assert [(r.width, r.height, r.frames, r.fps) for r in request.rungs] == [
+    assert [(r.width, r.height, r.frames, r.fps) for r in request.resolutions] == [
         (256, 256, 25, 24),
         (512, 512, 25, 24),
         (512, 512, 25, 24),
@@ -148,7 +148,7 @@ def test_hq():
     request = preset("hq")
     base, _, refine = request.stages
     assert base.sampler == refine.sampler == "res_2s"
-    assert (request.rungs[0].width, request.rungs[0].height) == (960, 544)
+    assert (request.resolutions[0].width, request.resolutions[0].height) == (960, 544)
     assert [round(s, 6) for s in request.sigmas(0)] == [
         1.0, 0.993491, 0.986015, 0.97734, 0.967151, 0.955015, 0.940314, 0.92214,
         0.899096, 0.868923, 0.827707, 0.768028, 0.673897, 0.503378, 0.1, 0.0,
@@ -181,7 +181,7 @@ def test_comfy_template():
     assert (request.seed, refine.seed) == (10, 42)
     assert sigmas(request) == [DISTILLED_STAGE_1, COMFYUI_STAGE_2]
     assert (request.width, request.height, request.frames, request.fps) == (1280, 704, 121, 25)
-    assert (request.rungs[0].width, request.rungs[0].height) == (640, 352)
+    assert (request.resolutions[0].width, request.resolutions[0].height) == (640, 352)
     assert strengths(request) == [[0.5], [0.5]]
     assert request.negative_prompt == COMFYUI_NEGATIVE
     assert not request.needs_negative
@@ -190,7 +190,7 @@ def test_comfy_template():
 
 def test_three_stages():
     request = preset("three-stage")
-    assert [f"{r.width}x{r.height}" for r in request.rungs] == [
+    assert [f"{r.width}x{r.height}" for r in request.resolutions] == [
         "480x288",
         "960x576",
         "960x576",

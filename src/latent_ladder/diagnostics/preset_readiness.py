@@ -38,7 +38,7 @@ class StageFit:
 
     name: str
     peak_bytes: int
-    holding: str
+    offload_plan: str
 
 
 @dataclass(frozen=True)
@@ -177,5 +177,5 @@ class Fits:
             plan = plan_memory(request, self.sizes[key], self.available, self.policy)
         except MemoryBudgetError as error:
             return (), error.message
-        stages = (StageFit(s.cost.name, s.peak_bytes, str(s.holding)) for s in plan.stages)
+        stages = (StageFit(s.cost.name, s.peak_bytes, str(s.offload_plan)) for s in plan.stages)
         return tuple(stages), None

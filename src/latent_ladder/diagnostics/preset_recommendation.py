@@ -163,7 +163,7 @@ def _decide(wanted: Way, reasons: Sequence[str], options: tuple[Option, ...]) ->
         for option in (o for o in options if o.way == way):
             if option.why_not is None:
                 option, instead = _richer(option, options)
-                said = [*reasons, *tried, *instead, *_holding(option)]
+                said = [*reasons, *tried, *instead, *_offload_plan(option)]
                 return Proposal(option.way, option.preset, tuple(said), options)
             tried.append(f"{option.preset} would suit, but {option.why_not}")
     return Proposal(None, None, tuple(tried), options)
@@ -197,7 +197,7 @@ def _work(option: Option) -> float:
     return work or 0.0
 
 
-def _holding(option: Option) -> list[str]:
+def _offload_plan(option: Option) -> list[str]:
     size = readable_size(option.peak_bytes or 0)
     return [f"takes {size} of memory" + (", its blocks streamed" if option.streams else "")]
 
@@ -228,8 +228,8 @@ class _Appraisal:
             plan.peak_bytes,
             sum(stage.cost.flops for stage in plan.stages),
             self._seconds(plan),
-            any(stage.holding.resident is not None for stage in plan.stages),
-            min(request.rungs[0].width, request.rungs[0].height),
+            any(stage.offload_plan.resident is not None for stage in plan.stages),
+            min(request.resolutions[0].width, request.resolutions[0].height),
         )
 
     def _request(self, preset: str) -> Request:

@@ -161,7 +161,7 @@ def _fps(request: Request) -> Iterator[Advice]:
 
 
 def _size(request: Request) -> Iterator[Advice]:
-    last = request.rungs[-1]
+    last = request.resolutions[-1]
     edge = max(last.width, last.height)
     tiled = _last_tiles(request)
     if tiled is not None:

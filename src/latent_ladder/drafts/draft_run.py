@@ -255,10 +255,10 @@ class DraftRun(Run):
         from latent_ladder.pipeline.latent_preview import preview_stream
 
         session, first = self._session, self._session.plans[0].request
-        rung, vae = first.rungs[0], session.prepared.plan.models.video_vae
+        resolution, vae = first.resolutions[0], session.prepared.plan.models.video_vae
         drafts = self._record.drafts
         longest = CELL_PX if len(drafts) <= MANY_CELLS else SMALL_CELL_PX
-        size = cell_size(rung.width, rung.height, longest)
+        size = cell_size(resolution.width, resolution.height, longest)
         stream = preview_stream(session.kind, vae, self._store, session.tiny, workshop.device)
         cells = []
         for draft, plan in zip(drafts, session.plans, strict=True):
@@ -269,7 +269,7 @@ class DraftRun(Run):
                 look = _Look(stream(latents), size)
                 sound = self._sound(plan, workshop)
                 finite = bool(latents.isfinite().all())
-                metrics = draft_metrics(look, float(rung.fps), finite, sound)
+                metrics = draft_metrics(look, float(resolution.fps), finite, sound)
                 frames, note = look.small(), " ".join(metrics["flags"])
                 self._record = self._save(self._record.with_draft(replace(draft, metrics=metrics)))
             cells.append(Cell(draft.number, draft.seed, draft.prompt, frames, note))
@@ -292,7 +292,7 @@ class DraftRun(Run):
         with writing(MediaError, f"contact sheet {path.name}", self._folder, len(data)):
             write_whole(path, data)
         if any(len(cell.frames) for cell in cells):
-            fps = self._session.plans[0].request.rungs[0].fps
+            fps = self._session.plans[0].request.resolutions[0].fps
             write_video(
                 self._folder / GRID,
                 grid_frames(cells, size),

@@ -49,10 +49,10 @@ class Factor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rung:
+class Resolution:
     """What one stage of a ladder works on: a canvas of pixels, frames and a frame rate.
 
-    ``audio_latents`` is the same for every rung of a ladder (it belongs to the final clip).
+    ``audio_latents`` is the same for every resolution of a ladder (it belongs to the final clip).
     """
 
     width: int
@@ -226,7 +226,7 @@ def round_up(pixels: int, multiple: int) -> int:
 
 def ladder(
     size: tuple[int, int], frames: int, fps: Fraction, factors: Sequence[Factor]
-) -> tuple[Rung, ...]:
+) -> tuple[Resolution, ...]:
     """The rungs from the first stage to the last: one more than there are ``factors``.
 
     ``size`` (width, height), ``frames`` and ``fps`` are those of the final clip. An upsampler of
@@ -242,12 +242,12 @@ def ladder(
     sound = audio_latents(frames, fps)
     width, height = (round_up(side, final) * first // final for side in size)
     count, rate = (frames - 1) // in_time + 1, fps / in_time
-    rungs = [Rung(width, height, count, rate, sound)]
+    resolutions = [Resolution(width, height, count, rate, sound)]
     for factor in factors:
         width, height = int(width * factor.space), int(height * factor.space)
         count, rate = (count - 1) * factor.time + 1, rate * factor.time
-        rungs.append(Rung(width, height, count, rate, sound))
-    return tuple(rungs)
+        resolutions.append(Resolution(width, height, count, rate, sound))
+    return tuple(resolutions)
 
 
 def centre_crop(canvas: tuple[int, int], size: tuple[int, int]) -> Crop:

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Rung
+from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Resolution
 from latent_ladder.models.network_configs import (
     CHUNK_VALUES,
     CHUNK_VALUES_ELSEWHERE,
@@ -141,7 +141,7 @@ class StageCost:
 
     name: str
     kind: str
-    rung: Rung | None = None
+    resolution: Resolution | None = None
     steps: int = 0
     passes: int = 0
     forwards: int = 0
@@ -301,19 +301,21 @@ def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
     """The cost of each stage in the order they run: prompt, the request's stages, decode."""
     prompt = StageCost("prompt", "prompt", passes=1 + request.needs_negative)
     stages = [_stage_cost(request, i, sizes) for i in range(len(request.stages))]
-    return (prompt, *stages, StageCost("decode", "decode", request.rungs[-1]))
+    return (prompt, *stages, StageCost("decode", "decode", request.resolutions[-1]))
 
 
 def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
-    stage, rung = request.stages[index], request.rungs[index]
+    stage, resolution = request.stages[index], request.resolutions[index]
     name = request.stage_names[index]
-    windows = [window.rung(rung) for window in request.window_plan(index)]
+    windows = [window.resolution(resolution) for window in request.window_plan(index)]
     longest = max(window.video_tokens for window in windows)
     if isinstance(stage, UpsampleStage):
-        flops = _upsample_flops(request.rungs[index - 1], rung, sizes.upsampler_channels)
-        return StageCost(name, "upsample", rung, flops=flops, window_tokens=longest)
+        flops = _upsample_flops(
+            request.resolutions[index - 1], resolution, sizes.upsampler_channels
+        )
+        return StageCost(name, "upsample", resolution, flops=flops, window_tokens=longest)
     if not isinstance(stage, SamplingStage):
-        return StageCost(name, stage.kind, rung)
+        return StageCost(name, stage.kind, resolution)
     passes, forwards = count_passes(request, index)
     loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
     tiles = [tile_tokens(request, index, window) for window in windows]
@@ -326,7 +328,7 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     return StageCost(
         name,
         stage.kind,
-        rung,
+        resolution,
         steps=stage.steps,
         passes=passes,
         forwards=forwards * len(windows),
@@ -339,15 +341,17 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     )
 
 
-def tile_tokens(request: Request, index: int, rung: Rung) -> list[int]:
+def tile_tokens(request: Request, index: int, resolution: Resolution) -> list[int]:
     """Video tokens of each tile of stage ``index`` in a window; of all of it without tiles."""
     plan = request.tile_plan(index)
     if plan is None:
-        return [rung.video_tokens]
-    return [rung.latent_frames * len(row) * len(col) for row in plan.rows for col in plan.cols]
+        return [resolution.video_tokens]
+    return [
+        resolution.latent_frames * len(row) * len(col) for row in plan.rows for col in plan.cols
+    ]
 
 
-def _upsample_flops(low: Rung, high: Rung, channels: int) -> float:
+def _upsample_flops(low: Resolution, high: Resolution, channels: int) -> float:
     """Eight 3x3x3 convolutions below and eight above a 3x3 one that feeds the pixel shuffle."""
     cubes = 2 * 27 * channels**2 * 8 * (low.video_tokens + high.video_tokens)
     return cubes + 2 * 9 * channels**2 * high.video_tokens
@@ -358,7 +362,9 @@ def upsample_activations(sizes: ModelSizes, tokens: int) -> int:
     return UPSAMPLER_COPIES * sizes.upsampler_channels * tokens * sizes.value_bytes
 
 
-def decode_activations(last: Rung, decode: Decode, sizes: ModelSizes, device: str = "cuda") -> int:
+def decode_activations(
+    last: Resolution, decode: Decode, sizes: ModelSizes, device: str = "cuda"
+) -> int:
     """Bytes of decoding a clip as big as ``last``, whole or in tiles.
 
     A tile costs what its part of a frame holds; bands of tiles are blended on top of that, two at

@@ -1,7 +1,7 @@
 """Fitting a request into memory: what is on the device when, and what to give up first.
 
 Pure arithmetic on sizes, no device and no torch. One component is on the device at a time; only the
-transformer is ever held in parts. :data:`RUNGS` is the out-of-memory ladder: each rung gives up
+transformer is ever held in parts. :data:`FALLBACKS` is the out-of-memory ladder: each rung gives up
 speed for memory, none changes the picture but for the last bits, except those marked so, which are
 taken only where the user allows it. The planner starts on the first rung that fits; a run that
 still meets its limit goes on from there.
@@ -58,7 +58,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Holding:
+class OffloadPlan:
     """How the transformer is held and worked in a stage.
 
     ``rows`` guidance passes at once (``None``: all), sublayers in chunks of ``chunk_tokens``.
@@ -107,7 +107,7 @@ class StageMemory:
     """A stage with its holding: predicted bytes on the device at the peak, and of pinned RAM."""
 
     cost: StageCost
-    holding: Holding
+    offload_plan: OffloadPlan
     weight_bytes: int
     activation_bytes: int
     pinned_bytes: int = 0
@@ -129,8 +129,8 @@ class Machine:
 
     def seconds(self, stage: StageMemory) -> float:
         """Time of a stage: computing and streaming overlap, the longer one counts."""
-        rate = self.copy if stage.holding.source == "pinned" else self.disk
-        batches = stage.cost.forwards / max(_rows(stage.cost, stage.holding), 1)
+        rate = self.copy if stage.offload_plan.source == "pinned" else self.disk
+        batches = stage.cost.forwards / max(_rows(stage.cost, stage.offload_plan), 1)
         return max(stage.cost.flops / self.flops, batches * stage.streamed_bytes / rate)
 
 
@@ -160,7 +160,7 @@ class MemoryPlan:
 class Policy:
     """What may be given up: ``offload`` is auto, none, stream or disk.
 
-    ``changes`` allows rungs that alter the picture: "tiles" (smaller decoder tiles) and "fp8".
+    ``changes`` allows resolutions that alter the picture: "tiles" (smaller decoder tiles) and "fp8".
     """
 
     offload: str = "auto"
@@ -177,16 +177,16 @@ def plan_memory(
 ) -> MemoryPlan:
     """The first holding that fits, stage by stage; only the stages in ``made`` have to fit.
 
-    Raises :class:`MemoryBudgetError` naming the stage, what it needs on the last rung, and what
+    Raises :class:`MemoryBudgetError` naming the stage, what it needs on the last resolution, and what
     would fit.
     """
     found = []
     for cost in estimate(request, sizes):
-        rungs = list(ladder(cost, request, sizes, budget, policy))
-        chosen = next((rung for rung in rungs if fits(rung, budget)), None)
+        resolutions = list(ladder(cost, request, sizes, budget, policy))
+        chosen = next((resolution for resolution in resolutions if fits(resolution, budget)), None)
         if chosen is None and (made is None or cost.name in made):
-            raise _too_big(rungs[-1], budget, policy, request)
-        found.append(chosen or rungs[-1])
+            raise _too_big(resolutions[-1], budget, policy, request)
+        found.append(chosen or resolutions[-1])
     return MemoryPlan(budget, tuple(found))
 
 
@@ -199,8 +199,8 @@ def give_way(
     clearly less. Raises :class:`MemoryBudgetError` when there is none.
     """
     if stage.cost.kind == "decode":
-        rungs = list(ladder(stage.cost, request, sizes, budget, policy))
-        smaller = [r for r in rungs if _tile(r) < _tile(stage)]
+        resolutions = list(ladder(stage.cost, request, sizes, budget, policy))
+        smaller = [r for r in resolutions if _tile(r) < _tile(stage)]
         if not smaller:
             raise _too_big(stage, budget, policy, request)
         return smaller[0]
@@ -227,9 +227,9 @@ def _less(stage: StageMemory, budget: Budget) -> Budget:
     return replace(budget, device_bytes=int(given * STEP_DOWN))
 
 
-def _first_fit(rungs: Iterator[StageMemory], budget: Budget, policy: Policy) -> StageMemory:
+def _first_fit(resolutions: Iterator[StageMemory], budget: Budget, policy: Policy) -> StageMemory:
     last = None
-    for last in rungs:
+    for last in resolutions:
         if fits(last, budget):
             return last
     if last is None:
@@ -238,7 +238,7 @@ def _first_fit(rungs: Iterator[StageMemory], budget: Budget, policy: Policy) -> 
 
 
 def _tile(stage: StageMemory) -> float:
-    return math.inf if stage.holding.tile_px is None else stage.holding.tile_px
+    return math.inf if stage.offload_plan.tile_px is None else stage.offload_plan.tile_px
 
 
 def fits(stage: StageMemory, budget: Budget) -> bool:
@@ -251,10 +251,10 @@ def ladder(
 ) -> Iterator[StageMemory]:
     """The holdings of a stage from the fastest to the smallest."""
     if cost.kind not in ("base", "refine"):
-        yield _fixed(cost, request, sizes, Holding(), budget.device)
+        yield _fixed(cost, request, sizes, OffloadPlan(), budget.device)
         if cost.kind == "decode" and "tiles" in policy.changes:
             for tile in _smaller_tiles(request):
-                yield _fixed(cost, request, sizes, Holding(tile_px=tile), budget.device)
+                yield _fixed(cost, request, sizes, OffloadPlan(tile_px=tile), budget.device)
         return
     yield from sampling_ladder(cost, sizes, budget, policy)
 
@@ -263,26 +263,26 @@ def sampling_ladder(
     cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy
 ) -> Iterator[StageMemory]:
     """The holdings of a stage that samples, from the fastest to the smallest."""
-    for holding in _holdings(cost, sizes, budget, policy):
-        if holding.resident is None:
-            yield _sampled(cost, sizes, budget, holding)
+    for offload_plan in _holdings(cost, sizes, budget, policy):
+        if offload_plan.resident is None:
+            yield _sampled(cost, sizes, budget, offload_plan)
         else:
-            yield _best_share(cost, sizes, budget, holding)
+            yield _best_share(cost, sizes, budget, offload_plan)
 
 
 def _smaller_tiles(request: Request) -> list[int]:
     """Sides of tiles that need less than what was asked for. Those of a grid are all decoded
     together, so even one as large as theirs does."""
-    asked, last = request.decode.tile_px, request.rungs[-1]
+    asked, last = request.decode.tile_px, request.resolutions[-1]
     most = max(last.width, last.height) if asked == "auto" else asked
     return [tile for tile in TILES_PX if tile < most]
 
 
 def _holdings(
     cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy
-) -> Iterator[Holding]:
+) -> Iterator[OffloadPlan]:
     chunk = CPU_CHUNK if budget.device == "cpu" else CHUNK_TOKENS
-    first = Holding(rows=cost.batch_passes, chunk_tokens=chunk, precision=policy.precision)
+    first = OffloadPlan(rows=cost.batch_passes, chunk_tokens=chunk, precision=policy.precision)
     one = replace(first, rows=1) if cost.passes > 1 else first
     small = replace(one, chunk_tokens=SMALL_CHUNK)
     kept = [first, one, small]
@@ -304,29 +304,31 @@ def _holdings(
 
 
 def _best_share(
-    cost: StageCost, sizes: ModelSizes, budget: Budget, holding: Holding
+    cost: StageCost, sizes: ModelSizes, budget: Budget, offload_plan: OffloadPlan
 ) -> StageMemory:
     """Of a streamed holding: as many resident blocks as fit, none if none does."""
     layers = sizes.dit.layers
     low, high = 0, layers - 1
     while low < high:  # peak bytes grow with every resident block
         middle = (low + high + 1) // 2
-        stage = _sampled(cost, sizes, budget, replace(holding, resident=middle))
+        stage = _sampled(cost, sizes, budget, replace(offload_plan, resident=middle))
         low, high = (middle, high) if stage.peak_bytes <= budget.device_bytes else (low, middle - 1)
-    return _sampled(cost, sizes, budget, replace(holding, resident=low))
+    return _sampled(cost, sizes, budget, replace(offload_plan, resident=low))
 
 
-def _rows(cost: StageCost, holding: Holding) -> int:
-    return cost.passes if holding.rows is None else min(holding.rows, cost.passes)
+def _rows(cost: StageCost, offload_plan: OffloadPlan) -> int:
+    return cost.passes if offload_plan.rows is None else min(offload_plan.rows, cost.passes)
 
 
-def _sampled(cost: StageCost, sizes: ModelSizes, budget: Budget, holding: Holding) -> StageMemory:
+def _sampled(
+    cost: StageCost, sizes: ModelSizes, budget: Budget, offload_plan: OffloadPlan
+) -> StageMemory:
     """Bytes of a sampling stage under a holding."""
     dit = sizes.dit
     converted = sizes.block_values * sizes.value_bytes
     lora = cost.lora_bytes // max(dit.layers, 1)
-    blocks = [_block_bytes(stored, sizes, holding) + lora for stored in sizes.blocks]
-    resident = dit.layers if holding.resident is None else holding.resident
+    blocks = [_block_bytes(stored, sizes, offload_plan) + lora for stored in sizes.blocks]
+    resident = dit.layers if offload_plan.resident is None else offload_plan.resident
     streamed = [blocks[n] for n in spread(dit.layers, dit.layers - resident)]
     buffers = min(BUFFERS, len(streamed)) * max(streamed, default=0)
     # A weight that is not kept as computed with is converted layer by layer; the feed-forward's
@@ -337,14 +339,14 @@ def _sampled(cost: StageCost, sizes: ModelSizes, budget: Budget, holding: Holdin
         sizes,
         cost.tile_tokens or cost.window_tokens,
         cost.audio_tokens,
-        _rows(cost, holding),
-        holding.chunk_tokens,
+        _rows(cost, offload_plan),
+        offload_plan.chunk_tokens,
         whole_tokens=None if cost.tile_tokens is None else cost.window_tokens,
     )
-    pinned = holding.source == "pinned" and budget.device != "cpu"
+    pinned = offload_plan.source == "pinned" and budget.device != "cpu"
     return StageMemory(
         cost,
-        holding,
+        offload_plan,
         weight_bytes=sizes.outside_bytes + sum(blocks) - sum(streamed) + buffers + temporary,
         activation_bytes=activations,
         pinned_bytes=sum(streamed) if pinned else 0,
@@ -352,12 +354,12 @@ def _sampled(cost: StageCost, sizes: ModelSizes, budget: Budget, holding: Holdin
     )
 
 
-def _block_bytes(stored: int, sizes: ModelSizes, holding: Holding) -> int:
+def _block_bytes(stored: int, sizes: ModelSizes, offload_plan: OffloadPlan) -> int:
     """Bytes of one block on the device: as stored where it is quantised, else as computed with."""
-    if holding.precision == "fp8":
+    if offload_plan.precision == "fp8":
         stored = min(stored, sizes.block_values)
     quantised = stored < 2 * sizes.block_values
-    return stored if holding.as_stored or quantised else sizes.block_values * sizes.value_bytes
+    return stored if offload_plan.as_stored or quantised else sizes.block_values * sizes.value_bytes
 
 
 _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -370,26 +372,26 @@ _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def _fixed(
-    cost: StageCost, request: Request, sizes: ModelSizes, holding: Holding, device: str
+    cost: StageCost, request: Request, sizes: ModelSizes, offload_plan: OffloadPlan, device: str
 ) -> StageMemory:
     """Bytes of a stage whose components are loaded piece by piece, the largest piece counts."""
     roles = _ROLES.get(cost.kind, ())
     pieces = [sizes.largest.get(role, sizes.bytes_of(role)) for role in roles]
     activations = 0
-    if cost.kind == "upsample" and cost.rung is not None:
+    if cost.kind == "upsample" and cost.resolution is not None:
         activations = upsample_activations(sizes, cost.window_tokens)
     elif cost.kind == "decode":
         activations = decode_activations(
-            request.rungs[-1], holding.decode(request.decode), sizes, device
+            request.resolutions[-1], offload_plan.decode(request.decode), sizes, device
         )
-    return StageMemory(cost, holding, max(pieces, default=0), activations)
+    return StageMemory(cost, offload_plan, max(pieces, default=0), activations)
 
 
 def _too_big(
     stage: StageMemory, budget: Budget, policy: Policy, request: Request | None = None
 ) -> MemoryBudgetError:
-    rung = stage.cost.rung
-    where = f" at {rung.width}x{rung.height}x{rung.frames}" if rung else ""
+    resolution = stage.cost.resolution
+    where = f" at {resolution.width}x{resolution.height}x{resolution.frames}" if resolution else ""
     what = f"{stage.cost.name}{where}"
     if stage.pinned_bytes > budget.ram_bytes:
         return MemoryBudgetError(
@@ -406,7 +408,7 @@ def _too_big(
         policy.offload, "use a smaller --size or fewer --frames"
     )
     return MemoryBudgetError(
-        f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.holding}, the budget is "
+        f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.offload_plan}, the budget is "
         f"{readable_size(budget.device_bytes)}",
         hint,
     )

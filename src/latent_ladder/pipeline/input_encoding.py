@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from latent_ladder.latents.shapes import (
     AUDIO_LATENTS_PER_SECOND,
     PIXELS_PER_LATENT,
-    Rung,
+    Resolution,
     duration,
     nearest_frames,
 )
@@ -71,20 +71,22 @@ class Start:
         return None if self.audio is None or self.frozen_audio else _levels(self.audio)
 
 
-def plain_start(video: LatentState, audio: LatentState | None, rung: Rung) -> Start:
+def plain_start(video: LatentState, audio: LatentState | None, resolution: Resolution) -> Start:
     """Nothing held: every token is one of the clip."""
-    grid = (rung.latent_frames, rung.latent_height, rung.latent_width)
-    sound = audio_positions(rung.audio_latents)
-    return Start(video, audio, video_positions(*grid, rung.fps), sound)
+    grid = (resolution.latent_frames, resolution.latent_height, resolution.latent_width)
+    sound = audio_positions(resolution.audio_latents)
+    return Start(video, audio, video_positions(*grid, resolution.fps), sound)
 
 
-def conditioned(start: Start, held: Mapping[str, Tensor], request: Request, rung: Rung) -> Start:
+def conditioned(
+    start: Start, held: Mapping[str, Tensor], request: Request, resolution: Resolution
+) -> Start:
     """The start of a sampling stage with everything held that its input artefacts give."""
     if "video_in" in held and request.video is not None:
-        start = USES[request.video.mode](start, held, request, rung)
+        start = USES[request.video.mode](start, held, request, resolution)
     if "given_sound" in held and start.audio is not None:
         start = _with_sound(start, start.audio, held["given_sound"])
-    return hold_images(start, held, request, rung)
+    return hold_images(start, held, request, resolution)
 
 
 # --- files to latents ---------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def conditioned(start: Start, held: Mapping[str, Tensor], request: Request, rung
 
 def encode_images(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tensors:
     """Every image at the size of the stage's rung, as latents ``image.0`` ... (1, C, 1, H, W)."""
-    rung = _rung(stage)
+    resolution = _resolution(stage)
     vae = load_video_vae(
         plan.models.video_vae, device=runtime.device, dtype=runtime.dtype, parts=("encoder",)
     )
@@ -102,8 +104,8 @@ def encode_images(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tenso
         pixels = like_video(load_image(file.path), int(file.options["crf"]))
         frame = fitted(
             pixels,
-            (rung.width, rung.height),
-            window(plan.request, rung),
+            (resolution.width, resolution.height),
+            window(plan.request, resolution),
             str(file.options["fit"]),
         )
         found[f"image.{i}"] = vae.encode(frame[None]).float().cpu()
@@ -133,16 +135,16 @@ def encode_video(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tensor
 
     A reference is as much smaller and slower as its LoRA says. A video without sound is silent.
     """
-    rung, file = _rung(stage), stage.files[0]
+    resolution, file = _resolution(stage), stage.files[0]
     file.check_unchanged()
     options = file.options
     smaller, slower = int(options.get("smaller", 1)), int(options.get("slower", 1))
-    start, fps = Fraction(options["start"]).limit_denominator(10**6), rung.fps / slower
-    frames = nearest_frames(Fraction(rung.frames - 1, slower) + 1)[0]
-    size = (_smaller(rung.width, smaller), _smaller(rung.height, smaller))
+    start, fps = Fraction(options["start"]).limit_denominator(10**6), resolution.fps / slower
+    frames = nearest_frames(Fraction(resolution.frames - 1, slower) + 1)[0]
+    size = (_smaller(resolution.width, smaller), _smaller(resolution.height, smaller))
     shown = tuple(
         min(side // smaller, most)
-        for side, most in zip(window(plan.request, rung), size, strict=True)
+        for side, most in zip(window(plan.request, resolution), size, strict=True)
     )
     pixels = read_footage(
         file.path,
@@ -176,7 +178,7 @@ def _encoded_sound(file: GivenFile, start: Fraction, plan: RunPlan, runtime: Run
     """As many latents as the clip has, of a file's sound from ``start`` seconds on."""
     if plan.models.audio_vae is None:
         raise TypeError("a sound was planned without an audio VAE")
-    steps = plan.request.rungs[-1].audio_latents
+    steps = plan.request.resolutions[-1].audio_latents
     vae = load_audio(plan.models.audio_vae, None, device=runtime.device, parts=("encoder",))
     length = Fraction(steps + 1, AUDIO_LATENTS_PER_SECOND)  # one more: what the last one reaches
     samples = torch.zeros(2, 0)
@@ -230,7 +232,9 @@ def make_input(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tensors:
 # --- latents into the start of a stage ----------------------------------------------------------
 
 
-def hold_images(start: Start, latents: Mapping[str, Tensor], request: Request, rung: Rung) -> Start:
+def hold_images(
+    start: Start, latents: Mapping[str, Tensor], request: Request, resolution: Resolution
+) -> Start:
     """The start with every image of the request held, in their order."""
     for i, image in enumerate(request.held_images):
         tokens = video_to_tokens(latents[f"image.{i}"]).to(start.video.tokens)
@@ -239,12 +243,12 @@ def hold_images(start: Start, latents: Mapping[str, Tensor], request: Request, r
             start = replace(start, video=start.video.keeping(0, tokens, image.strength))
         else:
             time = duration(at, request.fps)
-            places = keyframe_positions(time, rung)
+            places = keyframe_positions(time, resolution)
             start = _appended(start, tokens, places, image.strength)
     return start
 
 
-def _begun_on_video(start: Start, held: Held, _request: Request, _rung: Rung) -> Start:
+def _begun_on_video(start: Start, held: Held, _request: Request, _resolution: Resolution) -> Start:
     """Nothing is kept: the noise of the first sigma lies on the video and its sound."""
     audio = start.audio
     if audio is not None and "sound_in" in held:
@@ -253,7 +257,7 @@ def _begun_on_video(start: Start, held: Held, _request: Request, _rung: Rung) ->
     return replace(start, video=video, audio=audio)
 
 
-def _kept_but_for(start: Start, held: Held, request: Request, _rung: Rung) -> Start:
+def _kept_but_for(start: Start, held: Held, request: Request, _resolution: Resolution) -> Start:
     """Tokens outside the region are kept. Source: LTX-2 ``TemporalRegionMask``.
 
     A token is made anew where it reaches into the region.
@@ -278,7 +282,7 @@ def _masked(
     return replace(state, clean=content.to(state.tokens), mask=mask)
 
 
-def _guided_by(start: Start, held: Held, request: Request, rung: Rung) -> Start:
+def _guided_by(start: Start, held: Held, request: Request, resolution: Resolution) -> Start:
     """The reference as tokens behind the clip. Source: LTX-2 ``VideoConditionByReferenceLatent``.
 
     Its positions are those of the part of the clip that each token stands for: sides by the
@@ -288,16 +292,16 @@ def _guided_by(start: Start, held: Held, request: Request, rung: Rung) -> Start:
         raise TypeError("a reference was held without a video")
     latents = held["video_in"]
     frames, height, width = latents.shape[2:]
-    slower = max(round((rung.latent_frames - 1) / max(frames - 1, 1)), 1)
-    places = video_positions(frames, height, width, rung.fps / slower)
-    places[:, 0] = (places[:, 0] - (slower - 1) / float(rung.fps)).clamp_min(0)
-    places[:, 1] *= rung.latent_height / height
-    places[:, 2] *= rung.latent_width / width
+    slower = max(round((resolution.latent_frames - 1) / max(frames - 1, 1)), 1)
+    places = video_positions(frames, height, width, resolution.fps / slower)
+    places[:, 0] = (places[:, 0] - (slower - 1) / float(resolution.fps)).clamp_min(0)
+    places[:, 1] *= resolution.latent_height / height
+    places[:, 2] *= resolution.latent_width / width
     tokens = video_to_tokens(latents).to(start.video.tokens)
     return _appended(start, tokens, places, request.video.strength)
 
 
-USES: Mapping[str, Callable[[Start, Held, Request, Rung], Start]] = {
+USES: Mapping[str, Callable[[Start, Held, Request, Resolution], Start]] = {
     "v2v": _begun_on_video,
     "retake": _kept_but_for,
     "extend": _kept_but_for,
@@ -312,10 +316,10 @@ def _with_sound(start: Start, audio: LatentState, latents: Tensor) -> Start:
     return replace(start, audio=audio.keeping(0, tokens), frozen_audio=True)
 
 
-def keyframe_positions(time: Fraction, rung: Rung) -> Tensor:
+def keyframe_positions(time: Fraction, resolution: Resolution) -> Tensor:
     """Bounds (1, 3, H*W, 2) of one frame shown from ``time`` seconds on: one frame wide."""
-    places = video_positions(1, rung.latent_height, rung.latent_width, rung.fps)
-    start, end = (float(t) for t in (time, time + 1 / rung.fps))
+    places = video_positions(1, resolution.latent_height, resolution.latent_width, resolution.fps)
+    start, end = (float(t) for t in (time, time + 1 / resolution.fps))
     places[:, 0] = torch.tensor([start, end], dtype=torch.float32)
     return places
 
@@ -333,7 +337,7 @@ def _levels(state: LatentState) -> Tensor | None:
     return state.mask if bool((state.mask < 1).any()) else None
 
 
-def _rung(stage: PlannedStage) -> Rung:
-    if stage.rung is None:
+def _resolution(stage: PlannedStage) -> Resolution:
+    if stage.resolution is None:
         raise TypeError(f"{stage.name} is not a planned stage of inputs")
-    return stage.rung
+    return stage.resolution

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_ladder.errors import MediaError
-from latent_ladder.latents.shapes import Rung, duration
+from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.request.inputs import Image, Video
 from latent_ladder.request.model import Request
 
@@ -173,12 +173,12 @@ def _fit_note(size: tuple[int, int], clip: tuple[int, int], fit: str) -> str:
     return f"is cut {sides} to the clip's shape, {lost:.0%} of it in all; --fit letterbox keeps it"
 
 
-def window(request: Request, rung: Rung) -> tuple[int, int]:
+def window(request: Request, resolution: Resolution) -> tuple[int, int]:
     """The part of a rung's canvas that the clip will show, (width, height)."""
-    last = request.rungs[-1]
+    last = request.resolutions[-1]
     return (
-        max(round(request.width * rung.width / last.width), 1),
-        max(round(request.height * rung.height / last.height), 1),
+        max(round(request.width * resolution.width / last.width), 1),
+        max(round(request.height * resolution.height / last.height), 1),
     )
 
 

@@ -18,7 +18,7 @@ from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, d
 from latent_ladder.latents.tiling import TilePlan, official_size, one_tile, plan_tiles
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
 from latent_ladder.media.writers import bits_kept, write_clip_file
-from latent_ladder.memory.planner import Holding
+from latent_ladder.memory.planner import OffloadPlan
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.models.device import Runtime
@@ -44,7 +44,7 @@ class Clip:
     request: Request
     models: ModelSet
     runtime: Runtime
-    holding: Holding
+    offload_plan: OffloadPlan
     upscale: UpscalePlan | None = None
     meter: RunMeter | None = None
 
@@ -126,7 +126,7 @@ def _decoder(clip: Clip, latents: Tensor) -> tuple[VideoVae, TilePlan | Tiling]:
     device, dtype = clip.runtime.device, clip.runtime.dtype
     vae = load_video_vae(clip.models.video_vae, device=device, dtype=dtype, parts=("decoder",))
     _, _, f, h, w = latents.shape
-    return vae, decode_tiles((f, h, w), clip.holding.decode(clip.request.decode))
+    return vae, decode_tiles((f, h, w), clip.offload_plan.decode(clip.request.decode))
 
 
 def decoded(clip: Clip, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
@@ -141,7 +141,7 @@ def decoded(clip: Clip, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
 def drafted(clip: Clip, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
     """Frames of the latents of any rung: the clip's window of them, at their own size."""
     vae, tiles = _decoder(clip, latents)
-    crop, last = clip.request.crop, clip.request.rungs[-1]
+    crop, last = clip.request.crop, clip.request.resolutions[-1]
     height, width = (PIXELS_PER_LATENT * n for n in latents.shape[-2:])
     top, bottom = (n * height // last.height for n in (crop.top, crop.top + crop.height))
     left, right = (n * width // last.width for n in (crop.left, crop.left + crop.width))

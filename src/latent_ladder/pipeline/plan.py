@@ -15,7 +15,7 @@ from typing import Any
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import Library, ModelSet, find_named
 from latent_ladder.errors import RequestError
-from latent_ladder.latents.shapes import Rung, duration
+from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.pipeline.input_files import GivenFile, Inputs, all_fields, look_at, window
 from latent_ladder.request.model import Request
 from latent_ladder.request.stages import (
@@ -53,7 +53,7 @@ class PlannedStage:
     key: str
     inputs: tuple[str, ...] = ()
     position: int | None = None
-    rung: Rung | None = None
+    resolution: Resolution | None = None
     sigmas: tuple[float, ...] = ()
     loras: tuple[tuple[Component, float], ...] = ()
     upsampler: Component | None = None
@@ -138,7 +138,7 @@ def look_up(plan: RunPlan, store: Store, on_damage: Callable[[str, Damage], None
 
 def has_sound(request: Request) -> bool:
     """Whether the clip gets sound: asked for, and long enough for one latent of it (20 ms)."""
-    return request.audio != "none" and request.rungs[-1].audio_latents > 0
+    return request.audio != "none" and request.resolutions[-1].audio_latents > 0
 
 
 def _check(request: Request, models: ModelSet) -> None:
@@ -187,10 +187,10 @@ class _Builder:
 
     def _inputs(self, position: int) -> list[PlannedStage]:
         """The input files that a sampling stage holds, encoded at its size."""
-        rung = self.request.rungs[position]
-        made = [self._images(rung)] if self.given.images else []
+        resolution = self.request.resolutions[position]
+        made = [self._images(resolution)] if self.given.images else []
         if self.given.sound is not None and has_sound(self.request):
-            made.append(self._audio_in(self.given.sound, rung))
+            made.append(self._audio_in(self.given.sound, resolution))
         if self.given.video is not None and (position == 0 or self._keeps):
             made.append(self._video_in("video_in", self.given.video, position))
         return made
@@ -202,16 +202,16 @@ class _Builder:
 
     def _video_in(self, kind: str, file: GivenFile, position: int) -> PlannedStage:
         """A video as latents: to start from, to keep a part of, or, as it is scaled, a guide."""
-        request, rung = self.request, self.request.rungs[position]
+        request, resolution = self.request, self.request.resolutions[position]
         options = dict(file.options)
         if file.role == "reference":
             options |= self._reference_factors()
         fields = {
             "file": {**file.fields(), **options},
-            "canvas": [rung.width, rung.height, rung.frames],
-            "window": list(window(request, rung)),
-            "fps": str(rung.fps),
-            "audio_latents": rung.audio_latents if has_sound(request) else 0,
+            "canvas": [resolution.width, resolution.height, resolution.frames],
+            "window": list(window(request, resolution)),
+            "fps": str(resolution.fps),
+            "audio_latents": resolution.audio_latents if has_sound(request) else 0,
             "sound": None if self.given.sound is None else self.given.sound.fields(),
         }
         models = self.models
@@ -219,8 +219,10 @@ class _Builder:
         files: tuple[GivenFile, ...] = (replace(file, options=options),)
         if kind == "source" and self.given.sound is not None:
             files += (self.given.sound,)
-        name = f"video {rung.width}x{rung.height}"
-        return PlannedStage(name, kind, _key(kind, fields, (), ids), rung=rung, files=files)
+        name = f"video {resolution.width}x{resolution.height}"
+        return PlannedStage(
+            name, kind, _key(kind, fields, (), ids), resolution=resolution, files=files
+        )
 
     @property
     def _is_source(self) -> bool:
@@ -244,21 +246,21 @@ class _Builder:
             )
         return {"smaller": 1, "slower": 1}
 
-    def _audio_in(self, file: GivenFile, rung: Rung) -> PlannedStage:
-        fields = {"file": file.fields(), "latents": rung.audio_latents}
+    def _audio_in(self, file: GivenFile, resolution: Resolution) -> PlannedStage:
+        fields = {"file": file.fields(), "latents": resolution.audio_latents}
         ids = [c.id for c in (self.models.audio_vae,) if c is not None]
         key = _key("audio_in", fields, (), ids)
-        return PlannedStage("audio_in", "audio_in", key, rung=None, files=(file,))
+        return PlannedStage("audio_in", "audio_in", key, resolution=None, files=(file,))
 
-    def _images(self, rung: Rung) -> PlannedStage:
+    def _images(self, resolution: Resolution) -> PlannedStage:
         files = self.given.images
-        fields = {"files": all_fields(files), "canvas": [rung.width, rung.height]}
+        fields = {"files": all_fields(files), "canvas": [resolution.width, resolution.height]}
         if any(file.options["fit"] == "letterbox" for file in files):
-            fields["window"] = list(window(self.request, rung))
-        one = replace(rung, frames=1, audio_latents=0)
-        name = f"images {rung.width}x{rung.height}"
+            fields["window"] = list(window(self.request, resolution))
+        one = replace(resolution, frames=1, audio_latents=0)
+        name = f"images {resolution.width}x{resolution.height}"
         key = _key("images", fields, (), [self.models.video_vae.id])
-        return PlannedStage(name, "images", key, rung=one, files=files)
+        return PlannedStage(name, "images", key, resolution=one, files=files)
 
     def _prompts(self) -> list[PlannedStage]:
         models = self.models
@@ -274,12 +276,12 @@ class _Builder:
         ]
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:
-        name, rung = self.request.stage_names[position], self.request.rungs[position]
+        name, resolution = self.request.stage_names[position], self.request.resolutions[position]
         if isinstance(stage, BaseStage) and self._is_source and self.given.video is not None:
             made = self._video_in("source", self.given.video, position)
             return replace(made, name=name, position=position)
         windows = self.request.window_plan(position)
-        planned = PlannedStage(name, stage.kind, "", inputs, position, rung, windows=windows)
+        planned = PlannedStage(name, stage.kind, "", inputs, position, resolution, windows=windows)
         if isinstance(stage, UpsampleStage):
             upsampler = self._upsampler(stage)
             planned = replace(planned, upsampler=upsampler)

@@ -112,7 +112,7 @@ def _upscale(upscale: UpscalePlan) -> dict[str, Any]:
 def _decode(plan: RunPlan, need: StageMemory) -> dict[str, Any]:
     body: dict[str, Any] = {"stage": "decode", "kind": "decode", "key": plan.run_key}
     body |= {"stored": False, "sigmas": [], "loras": []}
-    return body | {"peak_bytes": need.peak_bytes, "memory": str(need.holding)}
+    return body | {"peak_bytes": need.peak_bytes, "memory": str(need.offload_plan)}
 
 
 def _stage(
@@ -126,17 +126,17 @@ def _stage(
         "sigmas": list(stage.sigmas),
         "loras": [{"file": c.file.path.name, "strength": s} for c, s in stage.loras],
     }
-    if stage.rung is not None:
-        rung = stage.rung
+    if stage.resolution is not None:
+        resolution = stage.resolution
         channels = plan.models.transformer.shape("patchify_proj.weight")[1]
         body |= {
-            "width": rung.width,
-            "height": rung.height,
-            "frames": rung.frames,
-            "fps": str(rung.fps),
-            "video_latents": list(rung.video_latent_shape(channels)),
-            "video_tokens": rung.video_tokens,
-            "audio_tokens": 0 if plan.sound is None else rung.audio_latents,
+            "width": resolution.width,
+            "height": resolution.height,
+            "frames": resolution.frames,
+            "fps": str(resolution.fps),
+            "video_latents": list(resolution.video_latent_shape(channels)),
+            "video_tokens": resolution.video_tokens,
+            "audio_tokens": 0 if plan.sound is None else resolution.audio_latents,
         }
     if need is not None:
         body |= {
@@ -144,12 +144,12 @@ def _stage(
             "forwards": need.cost.forwards,
             "peak_bytes": need.peak_bytes,
             "pinned_bytes": need.pinned_bytes,
-            "memory": str(need.holding),
+            "memory": str(need.offload_plan),
         }
         if machine is not None and need.cost.flops:
             body["seconds"] = machine.seconds(need)
-    if len(stage.windows) > 1 and stage.rung is not None:
-        longest = max(stage.windows, key=len).rung(stage.rung)
+    if len(stage.windows) > 1 and stage.resolution is not None:
+        longest = max(stage.windows, key=len).resolution(stage.resolution)
         body["windows"] = {
             "count": len(stage.windows),
             "frames": longest.frames,

@@ -214,7 +214,7 @@ def prepare(
         )
     memory = memory or MemoryOptions()
     fitted = fit_memory(plan, memory, device)
-    tile = fitted.of("decode").holding.tile_px
+    tile = fitted.of("decode").offload_plan.tile_px
     if tile is not None:
         found.append(
             Warned("smaller_tiles", f"decoded in tiles of {tile} px to fit: a little different")
@@ -356,7 +356,7 @@ class Run:
     def _fitting(self, name: str, workshop: Workshop, work: Callable[[], T]) -> T:
         """Do the work; each time memory runs out, go one rung down the ladder and say so.
 
-        Raises :class:`MemoryBudgetError` where there is no rung left.
+        Raises :class:`MemoryBudgetError` where there is no resolution left.
         """
         from latent_ladder.memory.oom import is_out_of_memory
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import ModelSet
 from latent_ladder.errors import LadderError
-from latent_ladder.latents.shapes import Rung
+from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import (
     audio_to_tokens,
     video_to_tokens,
 )
 from latent_ladder.media.video_writer import Frames, WrittenVideo
 from latent_ladder.memory import peak_usage as peak
-from latent_ladder.memory.planner import Holding, MemoryPlan, Policy, give_way
+from latent_ladder.memory.planner import MemoryPlan, OffloadPlan, Policy, give_way
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import load_audio
 from latent_ladder.models.device import Runtime
@@ -113,7 +113,7 @@ class Workshop:
 
     def held(self, name: str) -> str:
         """How the memory plan holds the model in a stage, in words."""
-        return str(self._memory.of(_memory_name(name)).holding)
+        return str(self._memory.of(_memory_name(name)).offload_plan)
 
     def give_way(self, name: str) -> str:
         """After an out-of-memory: free everything and hold the stage on the next rung.
@@ -126,9 +126,9 @@ class Workshop:
             torch.cuda.empty_cache()
         stage, budget = self._memory.of(_memory_name(name)), self._memory.budget
         sizes = model_sizes(self._plan, self._runtime.dtype.itemsize)
-        next_rung = give_way(stage, self._request, sizes, budget, self._policy)
-        self._memory = self._memory.with_stage(next_rung)
-        return str(next_rung.holding)
+        next_fallback = give_way(stage, self._request, sizes, budget, self._policy)
+        self._memory = self._memory.with_stage(next_fallback)
+        return str(next_fallback.offload_plan)
 
     # -- measuring ----------------------------------------------------------------------------
 
@@ -236,21 +236,21 @@ class Workshop:
         progress: Progress | None,
     ) -> tuple[Tensors, Facts]:
         asked = self._request.stages[_position(stage)]
-        if stage.rung is None or not isinstance(asked, BaseStage | RefineStage):
+        if stage.resolution is None or not isinstance(asked, BaseStage | RefineStage):
             raise TypeError(f"{stage.name} is not a planned sampling stage")
         latents, contexts, held = self._split(stage, inputs)
-        holding = self._memory.of(stage.name).holding
-        transformer = self._loaded_transformer(holding)
-        shapes = self._latent_shapes(transformer, stage.rung)
-        start = plain_start(*self._states(shapes, latents), stage.rung)
-        clip = Clip.of(conditioned(start, held, self._request, stage.rung), stage.rung)
+        offload_plan = self._memory.of(stage.name).offload_plan
+        transformer = self._loaded_transformer(offload_plan)
+        shapes = self._latent_shapes(transformer, stage.resolution)
+        start = plain_start(*self._states(shapes, latents), stage.resolution)
+        clip = Clip.of(conditioned(start, held, self._request, stage.resolution), stage.resolution)
         clip, done = (clip, 0) if progress is None else progress.resumed(clip)
         if done:
             all_of = f"{done} of its {len(stage.windows)} windows"
             self._warn("resumed", f"{stage.name} goes on after {all_of}, which were made before")
         with (
             attached(transformer, list(stage.loras)) as report,
-            transformer.held(self._runtime.device, _residency(holding)),
+            transformer.held(self._runtime.device, _residency(offload_plan)),
         ):
             for window in stage.windows[done:]:
                 seen = Seen(stage, clip, window, on_step, on_estimate, shapes)
@@ -326,16 +326,16 @@ class Workshop:
         return drafted(self._clip(), latents["video"])
 
     def _clip(self, meter: RunMeter | None = None) -> WrittenClip:
-        holding = self._memory.of("decode").holding
+        offload_plan = self._memory.of("decode").offload_plan
         return WrittenClip(
-            self._request, self._models, self._runtime, holding, self._plan.upscale, meter
+            self._request, self._models, self._runtime, offload_plan, self._plan.upscale, meter
         )
 
     # -- parts of a sampling run --------------------------------------------------------------
 
-    def _loaded_transformer(self, holding: Holding) -> Transformer:
+    def _loaded_transformer(self, offload_plan: OffloadPlan) -> Transformer:
         """The transformer, loaded anew only where it is to be held in another form."""
-        load = _load_of(holding)
+        load = _load_of(offload_plan)
         if self._transformer is None or self._loaded != load:
             self._transformer = None
             self._transformer = load_transformer(
@@ -345,7 +345,7 @@ class Workshop:
                 load=load,
             )
             self._loaded = load
-        self._transformer.set_chunk_tokens(holding.chunk_tokens)
+        self._transformer.set_chunk_tokens(offload_plan.chunk_tokens)
         return self._transformer
 
     def _split(
@@ -366,15 +366,15 @@ class Workshop:
         return before, texts, held
 
     def _latent_shapes(
-        self, transformer: Transformer, rung: Rung
+        self, transformer: Transformer, resolution: Resolution
     ) -> tuple[tuple[int, int, int, int, int], tuple[int, int, int, int] | None]:
         config = transformer.config
-        video = rung.video_latent_shape(config.video.in_channels)
+        video = resolution.video_latent_shape(config.video.in_channels)
         if not has_sound(self._request):
             return video, None
         channels = _audio_channels(self._models.audio_vae, config.audio.in_channels)
         bins = config.audio.in_channels // channels
-        return video, rung.audio_latent_shape(channels, bins)
+        return video, resolution.audio_latent_shape(channels, bins)
 
     def _states(
         self, shapes: tuple[Sequence[int], Sequence[int] | None], latents: Tensors | None
@@ -414,7 +414,7 @@ class Workshop:
         contexts: Sequence[Conditioning],
         start: Start,
     ) -> Denoiser | TiledDenoiser:
-        rows = self._memory.of(stage.name).holding.rows
+        rows = self._memory.of(stage.name).offload_plan.rows
         positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
         device = self._runtime.device
         video = StreamRun(
@@ -456,16 +456,16 @@ def _names(stage: PlannedStage) -> list[str]:
     return [file.path.name for file in stage.files]
 
 
-def _load_of(holding: Holding) -> Load:
+def _load_of(offload_plan: OffloadPlan) -> Load:
     """How the transformer is loaded for a holding."""
-    blocks: Place = "device" if holding.resident is None else holding.source
-    return Load(holding.precision, holding.as_stored, blocks)
+    blocks: Place = "device" if offload_plan.resident is None else offload_plan.source
+    return Load(offload_plan.precision, offload_plan.as_stored, blocks)
 
 
-def _residency(holding: Holding) -> Residency | None:
-    if holding.resident is None:
+def _residency(offload_plan: OffloadPlan) -> Residency | None:
+    if offload_plan.resident is None:
         return None
-    return Residency(holding.resident, pinned=holding.source == "pinned")
+    return Residency(offload_plan.resident, pinned=offload_plan.source == "pinned")
 
 
 def _position(stage: PlannedStage) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latent_ladder.errors import LadderError
-from latent_ladder.latents.shapes import Rung
+from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import tokens_to_audio, tokens_to_video
 from latent_ladder.pipeline.input_encoding import Start
 from latent_ladder.pipeline.plan import PlannedStage
@@ -38,20 +38,22 @@ class Clip:
     """
 
     start: Start
-    rung: Rung
+    resolution: Resolution
     video: Tensor
     audio: Tensor | None
 
     @classmethod
-    def of(cls, start: Start, rung: Rung) -> Clip:
+    def of(cls, start: Start, resolution: Resolution) -> Clip:
         """Nothing made yet."""
-        video = start.video.tokens[:, : rung.video_tokens].clone()
-        return cls(start, rung, video, None if start.audio is None else start.audio.tokens.clone())
+        video = start.video.tokens[:, : resolution.video_tokens].clone()
+        return cls(
+            start, resolution, video, None if start.audio is None else start.audio.tokens.clone()
+        )
 
     @property
     def per_frame(self) -> int:
         """Tokens of one latent frame."""
-        return self.rung.latent_height * self.rung.latent_width
+        return self.resolution.latent_height * self.resolution.latent_width
 
     def part(self, window: Window, strength: float, device: torch.device | str = "cpu") -> Start:
         """What a window starts from, on ``device``: its tokens and the guide tokens of its time.
@@ -86,11 +88,11 @@ class Clip:
 
         What lies before the clip or behind it belongs to its first or last window.
         """
-        first = self.rung.video_tokens
+        first = self.resolution.video_tokens
         times = self.start.positions[0, 0, first:].mean(-1)
         begins = float(window.offset_s) if window.number else -torch.inf
-        last = window.stop == self.rung.latent_frames
-        ends = torch.inf if last else begins_after(window, self.rung)
+        last = window.stop == self.resolution.latent_frames
+        ends = torch.inf if last else begins_after(window, self.resolution)
         return first + ((times >= begins) & (times < ends)).nonzero()[:, 0]
 
     def with_made(self, window: Window, tokens: Streams) -> Clip:
@@ -105,9 +107,9 @@ class Clip:
         return replace(self, video=video, audio=audio)
 
 
-def begins_after(window: Window, rung: Rung) -> float:
+def begins_after(window: Window, resolution: Resolution) -> float:
     """The time in the clip at which what follows a window begins, in seconds."""
-    return float(window.offset_s + window.rung(rung).frames / rung.fps)
+    return float(window.offset_s + window.resolution(resolution).frames / resolution.fps)
 
 
 def upsampled(

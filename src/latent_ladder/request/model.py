@@ -30,7 +30,7 @@ from pydantic import (
 
 from latent_ladder.errors import RequestError
 from latent_ladder.latents import shapes
-from latent_ladder.latents.shapes import Crop, Factor, Rung
+from latent_ladder.latents.shapes import Crop, Factor, Resolution
 from latent_ladder.latents.tiling import TilePlan
 from latent_ladder.request.fields import (
     FileName,
@@ -227,7 +227,7 @@ class Request(Table):
         upscale = self.upscale
         size = (self.width, self.height)
         problems = self._schedule_problems() + (upscale.problems(size) if upscale else [])
-        problems += self.decode.problems(self.rungs[-1].width, self.rungs[-1].height)
+        problems += self.decode.problems(self.resolutions[-1].width, self.resolutions[-1].height)
         problems += inputs_problems(self.images, self.video, self.frames, self.fps)
         if isinstance(self.windows, Windows):
             problems += self.windows.problems(self.fps, shapes.time_product(self.factors))
@@ -310,19 +310,19 @@ class Request(Table):
         return _factors(self.stages)
 
     @property
-    def rungs(self) -> tuple[Rung, ...]:
+    def resolutions(self) -> tuple[Resolution, ...]:
         """The canvas each stage gives, stage by stage: an upsample stage has its output's."""
-        rungs = shapes.ladder((self.width, self.height), self.frames, self.fps, self.factors)
+        resolutions = shapes.ladder((self.width, self.height), self.frames, self.fps, self.factors)
         climbed, out = 0, []
         for stage in self.stages:
             climbed += isinstance(stage, UpsampleStage)
-            out.append(rungs[climbed])
+            out.append(resolutions[climbed])
         return tuple(out)
 
     @property
     def crop(self) -> Crop:
         """The window of the decoded canvas that becomes the clip."""
-        last = self.rungs[-1]
+        last = self.resolutions[-1]
         return shapes.centre_crop((last.width, last.height), (self.width, self.height))
 
     @property
@@ -353,7 +353,7 @@ class Request(Table):
         stage = self.stages[index]
         if not isinstance(stage, SamplingStage):
             return ()
-        walk = stage.walk(self.rungs[index].video_tokens)
+        walk = stage.walk(self.resolutions[index].video_tokens)
         return self._from_video(walk) if index == 0 else walk
 
     def _from_video(self, walk: tuple[float, ...]) -> tuple[float, ...]:
@@ -368,16 +368,16 @@ class Request(Table):
 
     def tile_plan(self, index: int) -> TilePlan | None:
         """The tiles in which stage ``index`` is denoised; ``None``: whole."""
-        stage, rung = self.stages[index], self.rungs[index]
-        tiles = stage.tiles_for(rung) if isinstance(stage, RefineStage) else None
-        return None if tiles is None else tiles.plan(rung)
+        stage, resolution = self.stages[index], self.resolutions[index]
+        tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
+        return None if tiles is None else tiles.plan(resolution)
 
     def window_plan(self, index: int) -> tuple[Window, ...]:
         """The windows in time in which stage ``index`` works, one after the other; one: whole."""
-        rung, windows = self.rungs[index], self.windows_used
+        resolution, windows = self.resolutions[index], self.windows_used
         if windows is None:
-            return (whole(rung),)
-        return windows.plan(rung, int(self.fps / rung.fps))
+            return (whole(resolution),)
+        return windows.plan(resolution, int(self.fps / resolution.fps))
 
     @property
     def windows_used(self) -> Windows | None:
@@ -423,24 +423,28 @@ class Request(Table):
         have keys of their own. The asked size is in it only as the stage's canvas, the preset's
         name and ``batch_passes`` not at all.
         """
-        stage, rung = self.stages[index], self.rungs[index]
+        stage, resolution = self.stages[index], self.resolutions[index]
         fields = stage.model_dump(mode="json", exclude_none=True)
-        fields |= {"width": rung.width, "height": rung.height, "frames": rung.frames}
+        fields |= {
+            "width": resolution.width,
+            "height": resolution.height,
+            "frames": resolution.frames,
+        }
         if self.windows_used is not None and stage.kind != "upscale":
             fields["windows"] = self.windows_used.model_dump()
         if not isinstance(stage, SamplingStage):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
             fields.pop(name, None)
-        tiles = stage.tiles_for(rung) if isinstance(stage, RefineStage) else None
+        tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
         if tiles is not None:
             fields["tiles"] = tiles.model_dump()
         fields |= {
             # nine digits: the last bits of exp differ between machines
             "sigmas": [float(f"{sigma:.9g}") for sigma in self.sigmas(index)],
             "seed": self.stage_seed(index),
-            "fps": shapes.format_fps(rung.fps),
-            "audio_latents": rung.audio_latents,
+            "fps": shapes.format_fps(resolution.fps),
+            "audio_latents": resolution.audio_latents,
             "audio": self._audio,
             "noise_order": self.noise_order,
             "mask_convention": self.mask_convention,

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from latent_ladder.errors import RequestError
-from latent_ladder.latents.shapes import MAX_PX_OF_ROPE, PIXELS_PER_LATENT, Rung
+from latent_ladder.latents.shapes import MAX_PX_OF_ROPE, PIXELS_PER_LATENT, Resolution
 from latent_ladder.latents.tiling import Span, TilePlan, even_spans
 from latent_ladder.request.fields import FileName, Int, Real, StageSeed, Table, Tokens, is_int
 from latent_ladder.request.problems import Found, Problem, did_you_mean
@@ -188,12 +188,12 @@ class Tiles(Table):
         default=None, validate_default=True
     )
 
-    def plan(self, rung: Rung) -> TilePlan | None:
+    def plan(self, resolution: Resolution) -> TilePlan | None:
         """Equal tiles over a canvas, whole in time; ``None`` where one tile covers it."""
         size, overlap = self.px // PIXELS_PER_LATENT, self.overlap_px // PIXELS_PER_LATENT
-        rows = even_spans(rung.latent_height, size, overlap)
-        cols = even_spans(rung.latent_width, size, overlap)
-        plan = TilePlan((Span(0, rung.latent_frames),), rows, cols)
+        rows = even_spans(resolution.latent_height, size, overlap)
+        cols = even_spans(resolution.latent_width, size, overlap)
+        plan = TilePlan((Span(0, resolution.latent_frames),), rows, cols)
         return plan if plan.count > 1 else None
 
 
@@ -267,13 +267,13 @@ class RefineStage(SamplingStage):
         """The share of its schedule that the stage walks."""
         return 1.0 if self.denoise is None else self.denoise
 
-    def tiles_for(self, rung: Rung) -> Tiles | None:
+    def tiles_for(self, resolution: Resolution) -> Tiles | None:
         """The tiles that this stage uses on a canvas; ``None``: it is denoised whole."""
         if self.tiles == "off":
             return None
         if self.tiles == "auto":
-            return Tiles() if max(rung.width, rung.height) > MAX_PX_OF_ROPE else None
-        return self.tiles if self.tiles.plan(rung) is not None else None
+            return Tiles() if max(resolution.width, resolution.height) > MAX_PX_OF_ROPE else None
+        return self.tiles if self.tiles.plan(resolution) is not None else None
 
 
 class UpsampleStage(Table):

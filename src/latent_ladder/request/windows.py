@@ -23,7 +23,7 @@ from latent_ladder.latents.shapes import (
     AUDIO_LATENTS_PER_SECOND,
     FRAMES_PER_LATENT,
     MAX_SECONDS_OF_ROPE,
-    Rung,
+    Resolution,
     duration,
     nearest_frames,
 )
@@ -92,19 +92,19 @@ class Windows(Table):
             found.append((text, f"use windows.overlap_frames={near}"))
         return found
 
-    def plan(self, rung: Rung, time_factor: int) -> tuple[Window, ...]:
+    def plan(self, resolution: Resolution, time_factor: int) -> tuple[Window, ...]:
         """The windows of a rung whose frame rate is the clip's divided by ``time_factor``."""
         step = FRAMES_PER_LATENT * time_factor
         size = (self.frames - 1) // step + 1
         overlap = self.overlap_frames // step + 1
-        if rung.latent_frames <= size:
-            return (whole(rung),)
-        return tuple(_windows(rung, size, overlap, 1 / (rung.fps * time_factor)))
+        if resolution.latent_frames <= size:
+            return (whole(resolution),)
+        return tuple(_windows(resolution, size, overlap, 1 / (resolution.fps * time_factor)))
 
 
 @dataclass(frozen=True)
 class Window:
-    """Latent frames ``start`` to ``stop`` of a rung, the first ``held`` made by the one before.
+    """Latent frames ``start`` to ``stop`` of a resolution, the first ``held`` made by the one before.
 
     ``sound`` and ``sound_held`` say the same in audio latents. The window's own clock starts
     ``offset_s`` seconds into the clip.
@@ -121,34 +121,36 @@ class Window:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def rung(self, of: Rung) -> Rung:
+    def resolution(self, of: Resolution) -> Resolution:
         """The window as a rung of its own."""
         frames = (len(self) - 1) * FRAMES_PER_LATENT + 1
         first, last = self.sound
-        return Rung(of.width, of.height, frames, of.fps, last - first)
+        return Resolution(of.width, of.height, frames, of.fps, last - first)
 
 
-def whole(rung: Rung) -> Window:
+def whole(resolution: Resolution) -> Window:
     """The one window of a clip that is made in one piece."""
-    return Window(0, 0, rung.latent_frames, 0, (0, rung.audio_latents), 0)
+    return Window(0, 0, resolution.latent_frames, 0, (0, resolution.audio_latents), 0)
 
 
-def _windows(rung: Rung, size: int, overlap: int, frame_s: Fraction) -> Iterator[Window]:
+def _windows(
+    resolution: Resolution, size: int, overlap: int, frame_s: Fraction
+) -> Iterator[Window]:
     """Windows of ``size``; the last one begins earlier and holds more rather than be short.
 
     ``frame_s`` is how long a frame of the clip lasts: sound is cut alike on all rungs.
     """
-    total = rung.latent_frames
+    total = resolution.latent_frames
     count = math.ceil((total - overlap) / (size - overlap))
     before, heard = 0, 0
     for number in range(count):
         start = min(number * (size - overlap), total - size)
         stop = start + size
-        offset = Fraction(start * FRAMES_PER_LATENT) / rung.fps
-        ends = Fraction((stop - 1) * FRAMES_PER_LATENT) / rung.fps + frame_s
+        offset = Fraction(start * FRAMES_PER_LATENT) / resolution.fps
+        ends = Fraction((stop - 1) * FRAMES_PER_LATENT) / resolution.fps + frame_s
         first = math.ceil(offset * AUDIO_LATENTS_PER_SECOND)
-        last = round(ends * AUDIO_LATENTS_PER_SECOND) if stop < total else rung.audio_latents
-        sound = (min(first, rung.audio_latents), min(last, rung.audio_latents))
+        last = round(ends * AUDIO_LATENTS_PER_SECOND) if stop < total else resolution.audio_latents
+        sound = (min(first, resolution.audio_latents), min(last, resolution.audio_latents))
         held = (max(before - start, 0), max(heard - sound[0], 0))
         yield Window(number, start, stop, held[0], sound, held[1], offset)
         before, heard = stop, sound[1]

@@ -128,7 +128,7 @@ class SweepRun(Run):
             except LadderError as error:
                 self._failed(point, error)
                 continue
-            held = tuple((s.cost.name, str(s.holding)) for s in memory.stages)
+            held = tuple((s.cost.name, str(s.offload_plan)) for s in memory.stages)
             group = groups.setdefault((id(point.plan.models), held), _Group(point.plan, memory))
             group.points.append(point)
         for group in groups.values():
@@ -204,12 +204,12 @@ class SweepRun(Run):
             meter, pictures = ClipMeter(fps), Pictures(request.frames)
             frames = pictures.watching(_metered(meter, workshop.frames(latents)))
             against = None
-            if draft is None or point.draft is None or point.draft.rung is None:
+            if draft is None or point.draft is None or point.draft.resolution is None:
                 for _ in frames:
                     self._options.cancel.check()
             else:
                 watched = self._stoppable(frames)
-                draft_fps = float(point.draft.rung.fps)
+                draft_fps = float(point.draft.resolution.fps)
                 found = compare_clips(draft.frames(), watched, draft_fps, None, fps)
                 against = found.to_dict() | {"notes": list(found.notes)}  # as JSON has it
                 for _ in watched:  # a draft of fewer frames: see the others too
@@ -239,19 +239,19 @@ class SweepRun(Run):
         """The decoded frames of a draft: measured and kept on disk when first asked for."""
         if stage.key in self._spools:
             return self._spools[stage.key]
-        if stage.rung is None:
+        if stage.resolution is None:
             raise TypeError(f"{stage.name} is not a planned stage of latents")
-        rung, fps = stage.rung, float(stage.rung.fps)
-        self._begin("measure the draft", rung.frames, workshop)
+        resolution, fps = stage.resolution, float(stage.resolution.fps)
+        self._begin("measure the draft", resolution.frames, workshop)
         latents = self._load(stage.key)
         spool = Spool(self._folder / f"{stage.key}.rgb")
 
         def measure() -> Measured:
-            meter, pictures = ClipMeter(fps), Pictures(rung.frames)
+            meter, pictures = ClipMeter(fps), Pictures(resolution.frames)
             decoded = spool.fill(workshop.drafted_frames(latents))
             for _ in pictures.watching(_metered(meter, decoded)):
                 self._options.cancel.check()
-            names, clip = pictures.save(self._folder, stage.key, rung.fps)
+            names, clip = pictures.save(self._folder, stage.key, resolution.fps)
             return Measured(
                 stage.key, metrics=finished(meter, fps, None).to_dict(),
                 size=pictures.size, frames=names, shown=pictures.shown, clip=clip,

@@ -148,7 +148,7 @@ def _details(state: PresetState) -> str:
 
 def _worst_holding(state: PresetState) -> str:
     """How the transformer is held in the stage where least of it stays."""
-    held = [s.holding for s in state.stages if s.name not in ("prompt", "decode")]
+    held = [s.offload_plan for s in state.stages if s.name not in ("prompt", "decode")]
     return max(held, key=len, default="resident")
 
 

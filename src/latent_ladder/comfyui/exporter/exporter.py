@@ -63,7 +63,7 @@ class _Builder:
     def __init__(self, request: Request, files: FileNames) -> None:
         self._request, self._files = request, files
         self._sheet = Sheet()
-        self._sound = request.audio != "none" and request.rungs[-1].audio_latents > 0
+        self._sound = request.audio != "none" and request.resolutions[-1].audio_latents > 0
 
     def drawing(self) -> Drawing:
         sheet, request = self._sheet, self._request
@@ -103,8 +103,8 @@ class _Builder:
         """``base: 640x384, 121 frames at 24 fps``."""
         if isinstance(self._request.stages[position], UpscaleStage):
             return OUTPUT
-        rung = self._request.rungs[position]
-        return f"{name}: {rung} at {float(rung.fps):g} fps"
+        resolution = self._request.resolutions[position]
+        return f"{name}: {resolution} at {float(resolution.fps):g} fps"
 
     # -- loaders ------------------------------------------------------------------------------
 
@@ -170,20 +170,20 @@ class _Builder:
         before: Latents | None,
     ) -> Latents:
         request, sheet = self._request, self._sheet
-        stage, rung = request.stages[position], request.rungs[position]
+        stage, resolution = request.stages[position], request.resolutions[position]
         if not isinstance(stage, BaseStage | RefineStage):
             raise TypeError(f"stage {position} does not sample")
         walk = request.sigmas(position)
         latents = self._start(position, loaded, held) if before is None else before
         if not walk:  # a video that only enters the ladder
             return replace(latents, heard=latents.audio)
-        fps = float(rung.fps)
+        fps = float(resolution.fps)
         at_rate = sheet.share(
             "LTXVConditioning", positive=texts.positive, negative=texts.negative, frame_rate=fps
         )
         texts = Prompts(at_rate[0], at_rate[1])
         model, factor = self._model(position, loaded)
-        texts, video, guided = held.show(sheet, request, rung, texts, latents.video)
+        texts, video, guided = held.show(sheet, request, resolution, texts, latents.video)
         if before is None and held.reference is not None:
             (texts, video), guided = held.refer(sheet, texts, video, factor), True
         audio = held.driving if held.driving is not None else latents.audio
@@ -217,14 +217,14 @@ class _Builder:
     def _start(self, position: int, loaded: Loaded, held: Held) -> Latents:
         """What the base stage samples from: nothing, or a video."""
         request, sheet = self._request, self._sheet
-        rung = request.rungs[position]
+        resolution = request.resolutions[position]
         video = held.video
         if video is None:
             video = sheet.add(
                 "EmptyLTXVLatentVideo",
-                width=rung.width,
-                height=rung.height,
-                length=rung.frames,
+                width=resolution.width,
+                height=resolution.height,
+                length=resolution.frames,
                 batch_size=1,
             )[0]
         if not self._sound:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from latent_ladder.comfyui.exporter.graph_builder import Sheet
 from latent_ladder.comfyui.exporter.sampling import Prompts
 from latent_ladder.comfyui.graph import Link
-from latent_ladder.latents.shapes import AUDIO_LATENTS_PER_SECOND, Rung, duration
+from latent_ladder.latents.shapes import AUDIO_LATENTS_PER_SECOND, Resolution, duration
 from latent_ladder.request.inputs import LAST, Image
 from latent_ladder.request.model import Request
 
@@ -35,7 +35,7 @@ class Held:
     """The frames of a reference video, and the strength that holds it."""
 
     def show(
-        self, sheet: Sheet, request: Request, rung: Rung, texts: Prompts, video: Link
+        self, sheet: Sheet, request: Request, resolution: Resolution, texts: Prompts, video: Link
     ) -> tuple[Prompts, Link, bool]:
         """Prompts and latents with every picture held, and whether guides are to be cut off."""
         guided = False
@@ -54,7 +54,7 @@ class Held:
                 continue
             guide = sheet.add(
                 "LTXVAddGuide",
-                frame_idx=_frame(image, request, rung),
+                frame_idx=_frame(image, request, resolution),
                 strength=image.strength,
                 positive=texts.positive,
                 negative=texts.negative,
@@ -101,7 +101,7 @@ def held_inputs(sheet: Sheet, request: Request, vae: Link, audio_vae: Link | Non
         loaded = sheet.add("LoadAudio", audio=_name(request.audio_in))
         sound = _beginning(sheet, loaded[0], float(duration(request.frames, request.fps)))
         if audio_vae is not None:
-            steps = request.rungs[-1].audio_latents / AUDIO_LATENTS_PER_SECOND
+            steps = request.resolutions[-1].audio_latents / AUDIO_LATENTS_PER_SECOND
             driving = _frozen(
                 sheet, _beginning(sheet, loaded[0], steps - ENCODED_MORE_S), audio_vae
             )
@@ -138,13 +138,13 @@ def _video(
     """The video that the base stage starts from, and its sound, as latents."""
     if request.video is None:
         return None, None
-    rung = request.rungs[0]
+    resolution = request.resolutions[0]
     frames, heard = _footage(sheet, request, request.video.file)
     scaled = sheet.add(
         "ImageScale",
         upscale_method="lanczos",
-        width=rung.width,
-        height=rung.height,
+        width=resolution.width,
+        height=resolution.height,
         crop="center",
         image=frames,
     )
@@ -159,16 +159,16 @@ def _footage(sheet: Sheet, request: Request, file: str) -> tuple[Link, Link]:
     """As many frames of a video as the first stage has, and its sound."""
     loaded = sheet.add("LoadVideo", file=_name(file))
     parts = sheet.add("GetVideoComponents", video=loaded[0])
-    length = request.rungs[0].frames
+    length = request.resolutions[0].frames
     frames = sheet.add("ImageFromBatch", batch_index=0, length=length, image=parts[0])
     return frames[0], parts[1]
 
 
-def _frame(image: Image, request: Request, rung: Rung) -> int:
+def _frame(image: Image, request: Request, resolution: Resolution) -> int:
     """The frame of a picture in a stage that may have fewer of them."""
     if image.frame == LAST:
         return LAST
-    return round(image.frame * (rung.frames - 1) / max(request.frames - 1, 1))
+    return round(image.frame * (resolution.frames - 1) / max(request.frames - 1, 1))
 
 
 def _name(file: str) -> str:

@@ -36,10 +36,10 @@ def _of_request(request: Request) -> Iterator[tuple[str, str]]:
 
 def _of_stages(request: Request) -> Iterator[tuple[str, str]]:
     for position, name in enumerate(request.stage_names):
-        stage, rung = request.stages[position], request.rungs[position]
+        stage, resolution = request.stages[position], request.resolutions[position]
         if isinstance(stage, BaseStage | RefineStage):
             yield from _of_sampling(stage, name)
-        if isinstance(stage, RefineStage) and stage.tiles_for(rung) is not None:
+        if isinstance(stage, RefineStage) and stage.tiles_for(resolution) is not None:
             yield f"{name}.tiles", "ComfyUI denoises this canvas whole: it needs more memory."
         if isinstance(stage, UpscaleStage) and stage.name == "rtx":
             yield f"{name}.name", "RTX super resolution needs NVIDIA's node pack and an RTX card."

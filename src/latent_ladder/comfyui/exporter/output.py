@@ -23,7 +23,7 @@ def write_output(
 ) -> None:
     """Decode the video latents, bring them to the asked size, save them with the sound."""
     frames = _decoded(sheet, request.decode, video, vae)
-    last, crop = request.rungs[-1], request.crop
+    last, crop = request.resolutions[-1], request.crop
     if (last.width, last.height) != (request.width, request.height):
         frames = sheet.add(
             "ImageCrop",

@@ -86,8 +86,8 @@ class _Reader:
 
     def fields(self) -> dict[str, Any]:
         climbed, trail = self._climb, self._trail
-        rungs = self._rungs()
-        last = rungs[-1]
+        resolutions = self._resolutions()
+        last = resolutions[-1]
         size = sized(trail, self._shown.pixels, (last.width, last.height))
         fields: dict[str, Any] = {
             **self._prompts(),
@@ -100,9 +100,9 @@ class _Reader:
             "decode": decode_fields(trail, self._shown.decoder, last.frames),
             "output": self._shown.output,
             **sound_fields(trail, climbed, self._shown, last),
-            "images": image_fields(trail, climbed, last.frames, rungs),
+            "images": image_fields(trail, climbed, last.frames, resolutions),
         }
-        fields["stages"] = self._stages(rungs, fields)
+        fields["stages"] = self._stages(resolutions, fields)
         if size.upscale is not None:
             fields["stages"].append(size.upscale)
         if size.width % 2 or size.height % 2:
@@ -137,7 +137,7 @@ class _Reader:
             return "spatial", Fraction(2)
         return found
 
-    def _rungs(self) -> list[shapes.Rung]:
+    def _resolutions(self) -> list[shapes.Resolution]:
         """The canvas after each stage; the graph's own truncations told."""
         width, height, length, node = self._canvas()
         cut = tuple(
@@ -150,7 +150,7 @@ class _Reader:
         if frames != length:
             self._trail.lose(node, f"asks for {length} frames, and the clip has {frames}")
         rate = self._fps(self._climb.sampled[0])
-        rungs: list[shapes.Rung] = []
+        resolutions: list[shapes.Resolution] = []
         w, h, factors = cut[0], cut[1], iter(self._factors)
         for stage in self._climb.stages:
             if isinstance(stage, UpsampledStage):
@@ -162,12 +162,14 @@ class _Reader:
             elif self._fps(stage) != rate:
                 text = f"is conditioned on {float(self._fps(stage)):g} fps, stage 1 on another rate"
                 self._trail.lose(stage.sampling.node, text)
-            rungs.append(shapes.Rung(w, h, frames, rate, shapes.audio_latents(frames, rate)))
+            resolutions.append(
+                shapes.Resolution(w, h, frames, rate, shapes.audio_latents(frames, rate))
+            )
         saved = self._shown.fps
         if saved is not None and shapes.parse_fps(saved) != rate:
             text = f"saves {saved:g} fps of a clip that was made for {float(rate):g}"
             self._trail.lose(self._shown.decoder, text)
-        return rungs
+        return resolutions
 
     def _canvas(self) -> tuple[int, int, int, Node]:
         """Width, height, frames that the first stage is asked for, and the node that asks."""
@@ -195,7 +197,9 @@ class _Reader:
 
     # -- stages -------------------------------------------------------------------------------
 
-    def _stages(self, rungs: list[shapes.Rung], fields: dict[str, Any]) -> list[dict[str, Any]]:
+    def _stages(
+        self, resolutions: list[shapes.Resolution], fields: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         made: list[dict[str, Any]] = []
         factors = iter(self._factors)
         lora = fields["models"].get("distilled_lora")
@@ -206,7 +210,7 @@ class _Reader:
                 fields["video"]["denoise"] = 0.0
         if self._climb.reference is not None:
             fields["video"] = reference_fields(self._trail, self._climb.reference)
-        for stage, rung in zip(self._climb.stages, rungs, strict=True):
+        for stage, resolution in zip(self._climb.stages, resolutions, strict=True):
             if isinstance(stage, UpsampledStage):
                 axis, factor = next(factors)
                 made_one: dict[str, Any] = {
@@ -217,24 +221,26 @@ class _Reader:
                 made.append(made_one | {"adain": stage.adain, "file": stage.file})
                 continue
             kind = "refine" if made else "base"
-            one = {"kind": kind, **self._sampling(stage, rung, kind)}
+            one = {"kind": kind, **self._sampling(stage, resolution, kind)}
             one["loras"] = [with_role(one_lora, lora) for one_lora in one["loras"]]
             if stage.sampling.seed != fields["seed"]:
                 one["seed"] = stage.sampling.seed
             if kind == "base" and self._climb.video is not None:
-                one, fields["video"]["denoise"] = _from_video(one, rung.video_tokens)
+                one, fields["video"]["denoise"] = _from_video(one, resolution.video_tokens)
             made.append(one)
         return made
 
-    def _sampling(self, stage: SampledStage, rung: shapes.Rung, kind: str) -> dict[str, Any]:
+    def _sampling(
+        self, stage: SampledStage, resolution: shapes.Resolution, kind: str
+    ) -> dict[str, Any]:
         sampling = stage.sampling
         fields = dict(sampling.fields)
         if sampling.sigmas is not None:
-            fields |= sigma_fields(self._trail, sampling.sigmas, rung.video_tokens)
+            fields |= sigma_fields(self._trail, sampling.sigmas, resolution.video_tokens)
         if fields.get("denoise", 1.0) == 1.0:
             fields.pop("denoise", None)
         try:
-            walk = walked(fields, rung.video_tokens)
+            walk = walked(fields, resolution.video_tokens)
             if not walk or walk[-1] != 0:
                 raise does_not_fit(sampling.node, "ends before the picture is finished")
             manual_sigmas(", ".join(map(repr, walk)))

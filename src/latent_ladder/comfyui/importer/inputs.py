@@ -18,7 +18,9 @@ from latent_ladder.comfyui.importer.stages import (
 from latent_ladder.latents import shapes
 
 
-def sound_fields(trail: Trail, climbed: Climb, shown: Shown, last: shapes.Rung) -> dict[str, Any]:
+def sound_fields(
+    trail: Trail, climbed: Climb, shown: Shown, last: shapes.Resolution
+) -> dict[str, Any]:
     """``audio`` and ``audio_in``: whose sound is heard, and whether a file drives the picture."""
     sampled = climbed.sampled
     heard = [None if s.audio is None else read_sound(trail, s.audio) for s in sampled]
@@ -58,7 +60,7 @@ def sound_fields(trail: Trail, climbed: Climb, shown: Shown, last: shapes.Rung) 
 
 
 def _check_sound(
-    trail: Trail, climbed: Climb, heard: list[Heard | None], last: shapes.Rung
+    trail: Trail, climbed: Climb, heard: list[Heard | None], last: shapes.Resolution
 ) -> None:
     sampled = climbed.sampled
     for i, one in enumerate(heard):
@@ -74,7 +76,7 @@ def _check_sound(
             )
 
 
-def _check_length(trail: Trail, node: Node, last: shapes.Rung) -> None:
+def _check_length(trail: Trail, node: Node, last: shapes.Resolution) -> None:
     frames, rate = (trail.number(node, n) for n in ("frames_number", "frame_rate"))
     made = round(frames / rate * shapes.AUDIO_LATENTS_PER_SECOND)
     if made != last.audio_latents:
@@ -86,15 +88,15 @@ def _check_length(trail: Trail, node: Node, last: shapes.Rung) -> None:
 
 
 def image_fields(
-    trail: Trail, climbed: Climb, frames: int, rungs: list[shapes.Rung]
+    trail: Trail, climbed: Climb, frames: int, resolutions: list[shapes.Resolution]
 ) -> list[dict[str, Any]]:
     """The pictures that the stages show, held as the first of them does; others are told.
 
     Their frames are the last stage's: an earlier one may have fewer frames.
     """
     sampled = [
-        (stage, rung.frames)
-        for stage, rung in zip(climbed.stages, rungs, strict=True)
+        (stage, resolution.frames)
+        for stage, resolution in zip(climbed.stages, resolutions, strict=True)
         if isinstance(stage, SampledStage)
     ]
     finest = next(((s.images, n) for s, n in reversed(sampled) if s.images), ([], 1))

@@ -32,7 +32,7 @@ from latent_ladder.comfyui.runtime.values import (
 from latent_ladder.latents.shapes import (
     AUDIO_LATENTS_PER_SECOND,
     PIXELS_PER_LATENT,
-    Rung,
+    Resolution,
     pixel_frames,
 )
 from latent_ladder.latents.tokens import (
@@ -42,7 +42,7 @@ from latent_ladder.latents.tokens import (
     video_to_tokens,
 )
 from latent_ladder.memory.cost_model import StageCost
-from latent_ladder.memory.planner import Holding
+from latent_ladder.memory.planner import OffloadPlan
 from latent_ladder.models.lora.attach import attached
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.tokenizer import text_length
@@ -132,13 +132,13 @@ class _Run:
         engine, clip = self._ask.engine, self._job.guider.positive.clip
         sizes = engine.sizes(self._model, text_length(clip.text_encoder))
 
-        def work(transformer: Transformer, holding: Holding) -> Denoised:
+        def work(transformer: Transformer, offload_plan: OffloadPlan) -> Denoised:
             loras = list(self._model.loras)
-            with attached(transformer, loras) as report, engine.resident(transformer, holding):
+            with attached(transformer, loras) as report, engine.resident(transformer, offload_plan):
                 for match in report.matches:
                     if match.misses:
                         self._ask.warn("lora_misses", str(match))
-                return self._sampled(transformer, holding, contexts)
+                return self._sampled(transformer, offload_plan, contexts)
 
         return engine.sampling(self._model, self._cost(), sizes, work, self._ask.warn)
 
@@ -177,12 +177,12 @@ class _Run:
         sound = 0 if latent.audio is None else latent.audio.shape[2]
         fps = Fraction(job.guider.positive.fps).limit_denominator(1001)
         side = PIXELS_PER_LATENT
-        rung = Rung(w * side, h * side, pixel_frames(f), fps, sound)
+        resolution = Resolution(w * side, h * side, pixel_frames(f), fps, sound)
         passes = len(self._passes())
         return StageCost(
             f"node {self._ask.node.id}",
             "base",
-            rung,
+            resolution,
             steps=len(job.sigmas) - 1,
             passes=passes,
             forwards=passes * SAMPLER_FACTS[job.sampler.name].evals(len(job.sigmas) - 1),
@@ -193,7 +193,7 @@ class _Run:
     # -- sampling -----------------------------------------------------------------------------
 
     def _sampled(
-        self, transformer: Transformer, holding: Holding, contexts: Sequence[Context]
+        self, transformer: Transformer, offload_plan: OffloadPlan, contexts: Sequence[Context]
     ) -> Denoised:
         job = self._job
         video, audio = self._states()
@@ -217,7 +217,7 @@ class _Run:
                 None if video is None else self._video_run(video, contexts, video_terms),
                 sound,
                 force_uncond=self._force,
-                max_passes=holding.rows,
+                max_passes=offload_plan.rows,
             )
 
         model: Predict = denoiser(self._video, self._audio, voice=True)

@@ -27,7 +27,7 @@ from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
 from latent_ladder.memory.oom import is_out_of_memory
-from latent_ladder.memory.planner import Budget, Holding, Policy, StageMemory, hold, hold_less
+from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory, hold, hold_less
 from latent_ladder.models.device import Runtime, choose_runtime
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.encode import encode_prompts
@@ -237,46 +237,49 @@ class Engine:
         model: Model,
         cost: StageCost,
         sizes: ModelSizes,
-        work: Callable[[Transformer, Holding], T],
+        work: Callable[[Transformer, OffloadPlan], T],
         warn: Warn,
     ) -> T:
         """``work`` with the transformer held so that it fits; one rung down each time it does not.
 
-        Raises :class:`MemoryBudgetError` where there is no rung left.
+        Raises :class:`MemoryBudgetError` where there is no resolution left.
         """
         stage = hold(cost, sizes, self.budget, self.policy)
         while True:
             try:
-                return self._held_so(model, stage.holding, work)
+                return self._held_so(model, stage.offload_plan, work)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
             before = stage
             self.release()
             stage = self._next(before, sizes)
-            warn("out_of_memory", f"ran out of memory ({before.holding}); now {stage.holding}")
+            warn(
+                "out_of_memory",
+                f"ran out of memory ({before.offload_plan}); now {stage.offload_plan}",
+            )
 
     def _next(self, stage: StageMemory, sizes: ModelSizes) -> StageMemory:
         return hold_less(stage, sizes, self.budget, self.policy)
 
     def _held_so(
-        self, model: Model, holding: Holding, work: Callable[[Transformer, Holding], T]
+        self, model: Model, offload_plan: OffloadPlan, work: Callable[[Transformer, OffloadPlan], T]
     ) -> T:
-        transformer = self._loaded(model.transformer, holding)
-        return work(transformer, holding)
+        transformer = self._loaded(model.transformer, offload_plan)
+        return work(transformer, offload_plan)
 
     @contextmanager
-    def resident(self, transformer: Transformer, holding: Holding) -> Iterator[None]:
-        """The blocks where ``holding`` wants them; LoRAs must be attached before."""
+    def resident(self, transformer: Transformer, offload_plan: OffloadPlan) -> Iterator[None]:
+        """The blocks where ``offload_plan`` wants them; LoRAs must be attached before."""
         residency = None
-        if holding.resident is not None:
-            residency = Residency(holding.resident, pinned=holding.source == "pinned")
+        if offload_plan.resident is not None:
+            residency = Residency(offload_plan.resident, pinned=offload_plan.source == "pinned")
         with transformer.held(self.runtime.device, residency):
             yield
 
-    def _loaded(self, component: Component, holding: Holding) -> Transformer:
-        blocks: Place = "device" if holding.resident is None else holding.source
-        load = Load(holding.precision, holding.as_stored, blocks)
+    def _loaded(self, component: Component, offload_plan: OffloadPlan) -> Transformer:
+        blocks: Place = "device" if offload_plan.resident is None else offload_plan.source
+        load = Load(offload_plan.precision, offload_plan.as_stored, blocks)
         if self._transformer is None or self._held != (component.id, load):
             self._transformer = None
             gc.collect()
@@ -284,7 +287,7 @@ class Engine:
                 component, device=self.runtime.device, dtype=self.runtime.dtype, load=load
             )
             self._held = (component.id, load)
-        self._transformer.set_chunk_tokens(holding.chunk_tokens)
+        self._transformer.set_chunk_tokens(offload_plan.chunk_tokens)
         return self._transformer
 
     # -- texts --------------------------------------------------------------------------------

@@ -366,7 +366,7 @@ def test_a_run_stops_between_steps_and_goes_on_from_the_store(tmp_path: Path) ->
     with pytest.raises(Cancelled):
         execute(graph(ONE_STAGE), engine(tmp_path), on_event=stop, cancel=cancel)
     assert not any(isinstance(e, NodeDone) and e.node == "sampled" for e in events)
-    record = engine(tmp_path).store.runs.show("last")
+    record = engine(tmp_path).store.runs.find("last")
     assert record.status == "cancelled" and record.kind == "workflow"
 
 

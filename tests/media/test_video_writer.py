@@ -34,7 +34,7 @@ from latent_ladder.media.video_writer import (
     check_size,
     write_video,
 )
-from latent_ladder.storage.atomic_write import ABANDONED_S, PART
+from latent_ladder.storage.atomic_write import ABANDONED_S, PART_PREFIX
 
 SPEC = VideoSpec((96, 64), Fraction(24))
 NTSC = Fraction(30000, 1001)
@@ -395,7 +395,7 @@ def test_a_folder_that_takes_no_files_is_refused() -> None:
 
 
 def test_leftovers_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
-    stale, fresh = tmp_path / f"{PART}clip-1.mp4", tmp_path / f"{PART}clip-2.mp4"
+    stale, fresh = tmp_path / f"{PART_PREFIX}clip-1.mp4", tmp_path / f"{PART_PREFIX}clip-2.mp4"
     for path in (stale, fresh):
         path.touch()
     past = time.time() - ABANDONED_S - 10

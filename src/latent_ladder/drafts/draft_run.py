@@ -33,7 +33,7 @@ from latent_ladder.pipeline.output import SAMPLE_RATE_KEY
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, has_sound, look_up, make_plan
 from latent_ladder.pipeline.run import Prepared, Run, RunOptions
 from latent_ladder.request.model import Request
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.run_records import DraftRecord, RunRecord, StageRecord
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _with_inputs(plan: RunPlan, stage: PlannedStage) -> tuple[PlannedStage, ...]
 
 def check_folder(folder: Path, overwrite: bool = False) -> None:
     """Make the folder; raise :class:`MediaError` if the session's files cannot be written there."""
-    with writing(MediaError, f"folder {folder}", folder.parent, 0):
+    with convert_write_errors(MediaError, f"folder {folder}", folder.parent, 0):
         folder.mkdir(parents=True, exist_ok=True)
     if (folder / SHEET).exists() and not overwrite:
         raise MediaError(
@@ -289,8 +289,10 @@ class DraftRun(Run):
     def _write_files(self, cells: Sequence[Cell], size: tuple[int, int]) -> None:
         path = self._folder / SHEET
         data = contact_sheet(cells, size)
-        with writing(MediaError, f"contact sheet {path.name}", self._folder, len(data)):
-            write_whole(path, data)
+        with convert_write_errors(
+            MediaError, f"contact sheet {path.name}", self._folder, len(data)
+        ):
+            write_atomically(path, data)
         if any(len(cell.frames) for cell in cells):
             fps = self._session.plans[0].request.resolutions[0].fps
             write_video(

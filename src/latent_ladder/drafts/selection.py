@@ -46,7 +46,7 @@ def choose(store: Store, name: str) -> Chosen:
     unknown run and :class:`RequestError` for a draft that there is not, or that failed.
     """
     run, colon, number = name.partition(":")
-    record = _newest_drafts(store) if colon and run == "last" else store.runs.show(run)
+    record = _newest_drafts(store) if colon and run == "last" else store.runs.find(run)
     request = Request.from_dict(record.request)
     if not record.drafts:
         if colon:

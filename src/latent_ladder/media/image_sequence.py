@@ -35,7 +35,7 @@ from latent_ladder.media.video_writer import (
     replacing,
     resampled,
 )
-from latent_ladder.storage.atomic_write import commit, part_path, writing
+from latent_ladder.storage.atomic_write import commit, convert_write_errors, part_path
 
 SIDECAR = "request.json"
 """Beside the frames: the metadata, for formats that cannot hold it and for all who look there."""
@@ -123,7 +123,7 @@ def write_stills(
     encode = _encoder(path.suffix.lower(), spec, tags)
     count = 0
     with (
-        writing(MediaError, f"frames {path.name}", stills.folder.absolute().parent),
+        convert_write_errors(MediaError, f"frames {path.name}", stills.folder.absolute().parent),
         _fresh_folder(stills.folder) as fresh,
     ):
 
@@ -160,7 +160,10 @@ def write_sound(
         raise MediaError(
             f"there is no sound for {path.name}", "ask for sound, or write to a video file"
         )
-    with writing(MediaError, f"sound {path.name}", path.parent), replacing(path) as part:
+    with (
+        convert_write_errors(MediaError, f"sound {path.name}", path.parent),
+        replacing(path) as part,
+    ):
         samples = _write_pcm(part, audio, duration, metadata or {})
         commit(part, path)
     return WrittenVideo(path, 0, float(duration), samples / AUDIO_RATE, path.stat().st_size)

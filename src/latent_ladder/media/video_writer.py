@@ -26,12 +26,12 @@ from latent_ladder.media.container_metadata import EMBEDDED_TAGS, embed
 from latent_ladder.media.encoders import CONTAINERS, EncoderSettings, Encoding, choose_encoding
 from latent_ladder.media.gif_palette import Palette
 from latent_ladder.storage.atomic_write import (
-    PART,
+    PART_PREFIX,
     commit,
+    convert_write_errors,
+    explain_write_error,
     is_abandoned,
     part_path,
-    refusal,
-    writing,
 )
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _encoding() -> Iterator[None]:
 
 def _explained(cause: Exception, path: Path) -> LadderError:
     if isinstance(cause, OSError):
-        return refusal(cause, MediaError, f"video {path.name}", path.parent, needed=0)
+        return explain_write_error(cause, MediaError, f"video {path.name}", path.parent, needed=0)
     return MediaError(
         f"video {path.name} cannot be encoded: {cause}", hint="try another size or preset"
     )
@@ -364,7 +364,7 @@ def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, gone after the block unless it was renamed."""
-    for old in path.parent.glob(f"{PART}{path.stem}-*{path.suffix}"):
+    for old in path.parent.glob(f"{PART_PREFIX}{path.stem}-*{path.suffix}"):
         if is_abandoned(old):
             old.unlink(missing_ok=True)
     part = part_path(path)
@@ -378,7 +378,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def _check_writable(path: Path) -> None:
     """Try it: permission bits do not tell about read-only file systems or full disks."""
     part = part_path(path)
-    with writing(MediaError, f"video {path.name}", path.parent, _LEAST_ROOM):
+    with convert_write_errors(MediaError, f"video {path.name}", path.parent, _LEAST_ROOM):
         try:
             part.write_bytes(bytes(_LEAST_ROOM))
         finally:

@@ -29,7 +29,7 @@ from latent_ladder.media.contact_sheet import resized
 from latent_ladder.models.video_vae.taehv import load_tiny_decoder, tiny_channels, to_bytes
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.storage.artifact_store import Store, artefact_key
-from latent_ladder.storage.atomic_write import write_whole
+from latent_ladder.storage.atomic_write import write_atomically
 
 KINDS = ("rgb", "tae", "full")
 """How latents become a preview: projected, through the tiny decoder, through the real one."""
@@ -271,7 +271,7 @@ class LivePreview:
             return
         picture = enlarged(self._to_rgb.strip(estimate()))
         with suppress(OSError):  # a preview is no reason to end a run
-            write_whole(self._path, png(picture))
+            write_atomically(self._path, png(picture))
             self._on_saved(stage, step)
         spent = time.monotonic() - began
         self._due = began + max(EVERY_S, spent / SHARE)

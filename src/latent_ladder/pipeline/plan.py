@@ -28,7 +28,7 @@ from latent_ladder.request.stages import (
     UpscaleStage,
 )
 from latent_ladder.request.windows import Window
-from latent_ladder.storage.artifact_store import Damage, Store, artefact_key
+from latent_ladder.storage.artifact_store import DamagedArtefact, Store, artefact_key
 from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
 
 VERSIONS: Mapping[str, int] = {
@@ -127,7 +127,9 @@ def make_plan(request: Request, models: ModelSet, library: Library) -> RunPlan:
     return RunPlan(request, models, tuple(stages), inputs.notes, upscale)
 
 
-def look_up(plan: RunPlan, store: Store, on_damage: Callable[[str, Damage], None]) -> RunPlan:
+def look_up(
+    plan: RunPlan, store: Store, on_damage: Callable[[str, DamagedArtefact], None]
+) -> RunPlan:
     """The plan with ``stored`` filled in; ``on_damage(stage name, damage)`` for what is broken."""
     stages = []
     for stage in plan.stages:

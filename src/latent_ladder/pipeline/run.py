@@ -35,7 +35,7 @@ from latent_ladder.pipeline.partial_results import Progress, progress_keys
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, look_up, make_plan
 from latent_ladder.request.files import clip_metadata
 from latent_ladder.request.model import Request
-from latent_ladder.storage.artifact_store import Damage, Store, default_root
+from latent_ladder.storage.artifact_store import DamagedArtefact, Store, default_root
 from latent_ladder.storage.run_records import RunRecord, StageRecord
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
         return Run(prepared, output, options).go()
 
 
-def _damaged(name: str, damage: Damage) -> Warned:
+def _damaged(name: str, damage: DamagedArtefact) -> Warned:
     return Warned(
         "damaged_artefact",
         f"the stored result of {name} was damaged ({damage.reason}); it is made again",
@@ -437,7 +437,7 @@ class Run:
         peak = stage.peak_memory_bytes or 0
         self._options.on_event(StageDone(stage.stage, stage.key, stage.reused, stage.seconds, peak))
 
-    def _on_damage(self, name: str, damage: Damage) -> None:
+    def _on_damage(self, name: str, damage: DamagedArtefact) -> None:
         self._tell(_damaged(name, damage))
 
     def _warn(self, code: str, message: str) -> None:

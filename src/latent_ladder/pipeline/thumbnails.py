@@ -13,7 +13,7 @@ from latent_ladder.errors import MediaError
 from latent_ladder.media.image_sequence import Stills, as_png
 from latent_ladder.media.video_writer import Frames
 from latent_ladder.request.output import Output
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_WIDTH, GAP = 12, 4, 480, 4
 
@@ -66,8 +66,8 @@ class Beside:
         stills = Stills.of(self.path)
         stem = self.path.with_suffix("") if stills is None else stills.folder
         target = stem.with_name(f"{stem.name}.{what}.png")
-        with writing(MediaError, f"{what} {target.name}", target.parent):
-            write_whole(target, as_png(picture, self.metadata))
+        with convert_write_errors(MediaError, f"{what} {target.name}", target.parent):
+            write_atomically(target, as_png(picture, self.metadata))
 
 
 def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import MediaError
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 
 SHOWN: Mapping[str, tuple[str, str, str]] = {
     "motion_kept": ("motion kept", "", "1: moves as the draft does; 0: nothing in common"),
@@ -68,9 +68,9 @@ class Measured:
 def keep(folder: Path, result: Measured) -> None:
     """Write ``folder/KEY.json`` whole. Raises :class:`MediaError`."""
     data = json.dumps(result.to_dict(), ensure_ascii=False, indent=1).encode()
-    with writing(MediaError, f"result {result.key}", folder, len(data)):
+    with convert_write_errors(MediaError, f"result {result.key}", folder, len(data)):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{result.key}.json", data)
+        write_atomically(folder / f"{result.key}.json", data)
 
 
 def kept(folder: Path, key: str) -> Measured | None:

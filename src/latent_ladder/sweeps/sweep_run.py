@@ -22,7 +22,7 @@ from latent_ladder.metrics.video import ClipMeter
 from latent_ladder.pipeline.events import PointDone, PointStarted, StageStarted
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, look_up
 from latent_ladder.pipeline.run import Run, RunOptions, fit_memory
-from latent_ladder.storage.atomic_write import writing
+from latent_ladder.storage.atomic_write import convert_write_errors
 from latent_ladder.storage.run_records import DraftRecord, RunRecord, StageRecord
 from latent_ladder.sweeps.frame_capture import Pictures, Spool
 from latent_ladder.sweeps.plan import Point, Sweep
@@ -54,7 +54,7 @@ def run_sweep(sweep: Sweep, options: RunOptions, folder: Path) -> SweepResult:
     A point that fails is recorded so and the others go on. Raises :class:`LadderError` for what
     concerns all of them, :class:`Cancelled` when stopped: the same call goes on.
     """
-    with writing(MediaError, f"folder {folder}", folder.parent, 0):
+    with convert_write_errors(MediaError, f"folder {folder}", folder.parent, 0):
         (folder / POINTS).mkdir(parents=True, exist_ok=True)
     for warning in sweep.prepared.warnings:
         options.on_event(warning)

@@ -154,7 +154,7 @@ def _fields(source: str, store: Path | None) -> dict[str, object]:
             return read_request(path).to_dict()
         except RequestError as error:
             raise _already_a_graph(path) or error from error
-    return dict(open_store(store).runs.show(source).request)
+    return dict(open_store(store).runs.find(source).request)
 
 
 def _already_a_graph(path: Path) -> RequestError | None:
@@ -187,7 +187,7 @@ def _check_free(output: Path | None, overwrite: bool) -> None:
 
 
 def _write(output: Path, text: str) -> None:
-    from latent_ladder.storage.atomic_write import write_whole, writing
+    from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 
-    with writing(MediaError, output.name, output.parent):
-        write_whole(output, text.encode("utf-8"))
+    with convert_write_errors(MediaError, output.name, output.parent):
+        write_atomically(output, text.encode("utf-8"))

@@ -25,7 +25,7 @@ from latent_ladder.media.writers import check_clip, write_clip_file
 from latent_ladder.memory.oom import is_out_of_memory
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.pipeline.output import as_integers
-from latent_ladder.storage.atomic_write import part_path, write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, part_path, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,7 +111,7 @@ def _write_video(
     try:
         check_clip(part, False, settings)
         with_less(ask, images, write)
-        with writing(MediaError, f"video {where.path(suffix).name}", where.folder):
+        with convert_write_errors(MediaError, f"video {where.path(suffix).name}", where.folder):
             return claimed(where, suffix, part)
     except MediaError as error:
         raise ask.error(error.message, error.hint) from error
@@ -308,9 +308,9 @@ def _entry(where: Place, path: Path, kind: str) -> dict[str, str]:
 def _write(where: Place, suffix: str, data: bytes, more: int = 0) -> Path:
     """Write a file whole, then give it the next free name."""
     part = part_path(where.path(suffix))
-    with writing(MediaError, where.path(suffix).name, where.folder, len(data)):
+    with convert_write_errors(MediaError, where.path(suffix).name, where.folder, len(data)):
         try:
-            write_whole(part, data)
+            write_atomically(part, data)
             return claimed(where, suffix, part, more)
         finally:
             part.unlink(missing_ok=True)

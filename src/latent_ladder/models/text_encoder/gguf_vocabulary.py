@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from latent_ladder.storage.atomic_write import cache_folder, write_whole
+from latent_ladder.storage.atomic_write import cache_folder, write_atomically
 
 _UNKNOWN, _CONTROL, _UNUSED = 2, 3, 5
 """Types of pieces; GGUF counts them as SentencePiece does."""
@@ -112,7 +112,7 @@ def cached(name: str, build: Callable[[], bytes | None]) -> bytes | None:
     if data is not None:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, _digest(data) + data)
+            write_atomically(path, _digest(data) + data)
     return data
 
 

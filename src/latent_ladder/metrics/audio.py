@@ -35,7 +35,7 @@ _HIGH_PASS = ((1.0, -2.0, 1.0), (1.0, -1.99004745483398, 0.99007225036621))
 
 @dataclass(frozen=True)
 class SoundMetrics:
-    """One sound. See docs/metrics.md for what each number means.
+    """One sound. See docs/reference/metrics.md for what each number means.
 
     ``level_db`` RMS in dBFS (0 = a full-scale square wave); ``loudness_lufs`` integrated loudness,
     ITU-R BS.1770-4, ``None`` below the gate or under 0.4 s; ``peak_db`` largest sample, dBFS;

@@ -1,7 +1,7 @@
 """Measure a clip, or a refined clip against its draft: no weights, CPU only, memory flat.
 
 Reading and pairing live here; the formulas in :mod:`latent_ladder.metrics.video`,
-``metrics.audio`` and ``metrics.optical_flow``. docs/metrics.md lists
+``metrics.audio`` and ``metrics.optical_flow``. docs/reference/metrics.md lists
 them all. Equal frames give equal numbers on every machine with the same OpenCV.
 """
 

@@ -92,6 +92,9 @@ def recolored(scene: world.Scene, rng: random.Random) -> world.Scene:
     return dataclasses.replace(scene, **{name: getattr(other, name) for name in names})
 
 
+LENGTHS = 5, 4  # latent frames that are stored at 256 and at 512 px
+
+
 class Cache:
     """Every shard of one size that exists, in memory; `refresh` reads what came since."""
 
@@ -127,6 +130,11 @@ class Cache:
         return torch.stack(out), scenes
 
 
+def open_cache(size: int) -> Cache:
+    """What is stored of one size."""
+    return Cache(transform(load(), normalized=True), size)
+
+
 class Twins:
     """The same geometries at 256 and 512 px; the last `HELD` of them (a quarter at most) are for
     measuring."""
@@ -155,6 +163,11 @@ class Twins:
                 out.append(mixed + self.small.offset)
             scenes.append(scene)
         return torch.stack(low), torch.stack(high), scenes
+
+
+def open_twins() -> Twins:
+    """What is stored at both sizes."""
+    return Twins(transform(load(), normalized=True))
 
 
 def _place(scene: world.Scene) -> tuple[float, ...]:

@@ -18,30 +18,30 @@ from typing import Any
 import sound_nets
 import text
 import torch
-import world
-from cache import Cache
+import worlds
 from muon import Muon
-from state import RUNS, log, save
+from state import DEVICE, RUNS, generator, log, read, save
 from team import Team, launch
 from torch import Tensor, nn
-from vae import LATENT_CHANNELS, transform
-from vae_train import load
+from vae import LATENT_CHANNELS
 
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, stream_stage
 
+world, cache = worlds.module("world"), worlds.module("cache")
+
 STATE = RUNS / "dit.pt"
 FPS = 24
-LAYERS = 6
+LAYERS = worlds.SIZES.layers
 MAX_POS = (4.0, 512.0, 512.0)
 THETA = 100.0
-VIDEO_HEADS, VIDEO_HEAD_DIM, AUDIO_HEAD_DIM = 4, 32, 16
+VIDEO_HEADS, VIDEO_HEAD_DIM, AUDIO_HEAD_DIM = worlds.SIZES.heads, 32, 16
 AUDIO_CHANNELS = sound_nets.BASE_CHANNELS
 WARM_STEPS = 150
 LARGE_SIGMA = 0.9125
-LENGTH, LARGE_LENGTH = 5, 4
+LENGTH, LARGE_LENGTH = cache.LENGTHS
 """Latent frames that the cache holds at 256 and at 512 px."""
 
 
@@ -145,10 +145,10 @@ class Sounds:
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
-        self.vae, _ = sound_nets.load()
+        self.vae = sound_nets.load()[0].to(DEVICE)
         self.vae.requires_grad_(False)
         self.path = RUNS / "cache" / f"sounds-{frames}.pt"
-        known = torch.load(self.path, weights_only=True) if self.path.exists() else {}
+        known = read(self.path) if self.path.exists() else {}
         self.held: dict[tuple[Any, ...], Tensor] = known
 
     def store(self) -> None:
@@ -158,7 +158,7 @@ class Sounds:
 
     def __call__(self, scenes: list[world.Scene], frames: int) -> Tensor:
         """(B, T, C * M) for clips of `frames` frames (a prefix of the longest)."""
-        keys = [(s.shape, s.texture, s.motion, s.x, s.y, s.radius) for s in scenes]
+        keys = [world.sound_key(s) for s in scenes]
         fresh = {k: s for k, s in zip(keys, scenes, strict=True) if k not in self.held}
         if fresh:
             latents = sound_nets.encode_scenes(self.vae, list(fresh.values()), self.frames, FPS)
@@ -191,14 +191,14 @@ class Trainee:
 
 def fresh() -> Trainee:
     """Untrained transformer, pretrained text."""
-    return Trainee(build(), text.load().train())
+    return Trainee(build().to(DEVICE), text.load().train().to(DEVICE))
 
 
 def trained(average: bool = True) -> Trainee:
     """The last checkpoint (its average), else `fresh`."""
     trainee = fresh()
     if STATE.exists():
-        trainee.load(torch.load(STATE, weights_only=True)["average" if average else "weights"])
+        trainee.load(read(STATE)["average" if average else "weights"])
     return trainee
 
 
@@ -258,25 +258,24 @@ class Source:
     """Draws training batches from the caches."""
 
     def __init__(self, seed: int, large: bool) -> None:
-        encode = transform(load(), normalized=True)
-        self.small = Cache(encode, 256)
-        self.large = Cache(encode, 512) if large else None
-        self.sounds = Sounds(33)
+        self.small = cache.open_cache(256)
+        self.large = cache.open_cache(512) if large else None
+        self.sounds = Sounds(8 * LENGTH - 7)
         self.rng = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator(seed)
 
     def refresh(self) -> None:
         """Read what cache.py wrote since."""
-        for cache in (self.small, self.large):
-            if cache is not None:
-                cache.refresh()
+        for clips in (self.small, self.large):
+            if clips is not None:
+                clips.refresh()
 
     def batch(self, count: int, large: bool, frames: int) -> Batch:
         """A batch of clips of `frames` frames; `large` means 512 px."""
         rng = self.rng
-        cache = self.large if large else self.small
+        clips = self.large if large else self.small
         latent_frames = 1 + (frames - 1) // 8
-        latents, scenes = cache.sample(rng, count, latent_frames)
+        latents, scenes = clips.sample(rng, count, latent_frames)
         prompts = [world.caption(s, rng) if rng.random() > 0.1 else "" for s in scenes]
         limit, shift = (LARGE_SIGMA, 3.0) if large else (1.0, 4.0)
         sigma = noise_levels(count, shift, limit, self.generator)
@@ -287,7 +286,7 @@ class Source:
             mask = torch.ones(count, *grid)
             mask[given, 0] = 0
             mask = mask.flatten(1)
-        audio = self.sounds(scenes, 1 + 8 * (latent_frames - 1))
+        audio = self.sounds(scenes, 1 + 8 * (latents.shape[2] - 1))
         return Batch(video_tokens(latents), audio, grid, prompts, sigma, mask)
 
 
@@ -347,7 +346,7 @@ def begin(options: argparse.Namespace, team: Team) -> tuple[Trainee, Optimizer, 
     optimizer = Optimizer(trainee, options.lr, options.matrix_lr, team)
     progress: dict[str, Any] = {"step": 0, "average": None}
     if STATE.exists():
-        state = torch.load(STATE, weights_only=True)
+        state = read(STATE)
         trainee.load(state["weights"])
         progress = {"step": state["step"], "average": state["average"]}
         if "optimizer" in state:

@@ -18,11 +18,12 @@ import sound_nets
 import torch
 import upsampler
 import vae as video_vae
-import world
+import worlds
 from safetensors.torch import save_file
-from state import CHECKPOINT, LORA, MODELS, RUNS, TEXT_ENCODER, UPSAMPLER, log
+from state import CHECKPOINT, LORA, MODELS, RUNS, TEXT_ENCODER, UPSAMPLER, log, prepare, read
 from torch import Tensor
-from vae_train import load
+
+world, vae_train = worlds.module("world"), worlds.module("vae_train")
 
 LORA_STATE = RUNS / "lora.pt"
 VERSION = {"model_version": "2.3.0", "preset": "pocket"}
@@ -34,7 +35,7 @@ def _stored(value: Tensor, exact: bool = False) -> Tensor:
 
 def vae_tensors() -> dict[str, Tensor]:
     """`vae.*` of the checkpoint."""
-    state = load().state_dict()
+    state = vae_train.load().state_dict()
     return {
         video_vae.original_name(n): _stored(v, n in video_vae.STATISTICS) for n, v in state.items()
     }
@@ -51,7 +52,7 @@ def transformer_tensors(trainee: dit.Trainee) -> dict[str, Tensor]:
 def lora_tensors(trainee: dit.Trainee, rank: int = 16) -> dict[str, Tensor]:
     """The distilled LoRA; one that changes nothing where none is trained."""
     if LORA_STATE.exists():
-        return {n: _stored(v) for n, v in torch.load(LORA_STATE, weights_only=True)["lora"].items()}
+        return {n: _stored(v) for n, v in read(LORA_STATE)["lora"].items()}
     out = {}
     for name, module in trainee.net.named_modules():
         weight = getattr(module, "weight", None)
@@ -134,7 +135,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=MODELS)
-    torch.set_num_threads(1)
+    prepare()
     export(parser.parse_args().folder)
 
 

@@ -16,21 +16,23 @@ import argparse
 import dataclasses
 import random
 import time
+from typing import Any
 
 import dit
 import sampling
 import torch
 import upsampler
-import world
-from cache import Twins
-from state import RUNS, log, save
+import worlds
+from state import RUNS, generator, log, read, save
 from team import Team, launch
 from torch import Tensor, nn
-from vae import denormalize, normalize, transform
-from vae_train import load
+from vae import denormalize, normalize
 
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, stream_stage
+
+world, cache = worlds.module("world"), worlds.module("cache")
+vae_train = worlds.module("vae_train")
 
 STATE = RUNS / "lora.pt"
 RANK = 16
@@ -120,13 +122,13 @@ class Pairs:
     """Upsampled and true 512 px latents of the same freshly coloured scenes."""
 
     def __init__(self, seed: int) -> None:
-        self.vae = load()
-        self.twins = Twins(transform(self.vae, normalized=True))
+        self.vae = vae_train.load()
+        self.twins = cache.open_twins()
         self.zoom = upsampler.trained()
-        self.sounds = dit.Sounds(33)
-        self.noise = torch.Generator().manual_seed(seed)
+        self.sounds = dit.Sounds(8 * dit.LENGTH - 7)
+        self.noise = generator(seed)
         self.random = random.Random(seed)
-        self.drafts: list[tuple[Tensor, Tensor, world.Scene]] = []
+        self.drafts: list[tuple[Tensor, Tensor, Any]] = []
 
     @torch.no_grad()
     def draft(self, trainee: dit.Trainee, count: int, batch: int = 16) -> None:
@@ -207,7 +209,7 @@ def train(options: argparse.Namespace, team: Team) -> None:
     adapters = adapt(trainee.net)
     step = 0
     if STATE.exists():
-        state = torch.load(STATE, weights_only=True)
+        state = read(STATE)
         restore(adapters, state["lora"])
         step = state["step"]
     weights = [p for m in adapters.values() for p in (m.lora_A, m.lora_B)]

@@ -66,6 +66,17 @@ def unrest(frames: Tensor, scene_like: Tensor) -> float:
     return float(error[flat].mean().sqrt())
 
 
+def halo(frames: Tensor, scene_like: Tensor) -> float:
+    """RMS difference from a reference in a ring of 3 to 10 pixels around the reference's strong
+    edges, edges left out: ringing, 0..1."""
+    pool = torch.nn.functional.max_pool2d
+    steep = (gradients(scene_like) > 0.06)[:, None].float()
+    ring = (pool(steep, 21, 1, 10) - pool(steep, 7, 1, 3))[:, 0] > 0
+    calm = pool(gradients(scene_like)[:, None], 5, 1, 2)[:, 0] < 0.02
+    error = (frames.float() - scene_like.float()).square().mean(-1)[:, :-1, :-1] / 255**2
+    return float(error[ring & calm].mean().sqrt()) if bool((ring & calm).any()) else 0.0
+
+
 def detail(frames: Tensor) -> dict[str, float]:
     """Power of the bands and sharpness of the edges."""
     return {**powers(frames), "edges": edge_sharpness(frames)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from dit import AUDIO_CHANNELS, FPS, Trainee
+from state import generator as new_generator
 from torch import Tensor, nn
 from vae import LATENT_CHANNELS, denormalize, normalize
 
@@ -110,7 +111,7 @@ def generate(
 ) -> tuple[Tensor, Tensor]:
     """(normalised video latents (B, C, 4, size/32, size/32), audio tokens) of 25-frame clips;
     `given` (B, C, size/32, size/32) is the first latent frame."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = new_generator(seed)
     grid = (4, size // 32, size // 32)
     tokens, mask = math.prod(grid), None
     with torch.no_grad():
@@ -145,7 +146,7 @@ def refine(
 
     `given` (B, C, H, W) replaces the first latent frame, which then keeps sigma 0.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = new_generator(seed)
     grid = tuple(video.shape[2:])
     tokens = video.flatten(2).transpose(1, 2)
     noisy = (1 - sigmas[0]) * tokens + sigmas[0] * torch.randn(tokens.shape, generator=generator)

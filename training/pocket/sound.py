@@ -166,7 +166,7 @@ def log_mel(wave: Tensor) -> Tensor:
     spectrum = torch.stft(
         wave.flatten(0, 1), N_FFT, HOP, window=window, center=True, return_complex=True
     )
-    mel = (mel_basis() @ spectrum.abs()).clamp(min=MEL_FLOOR).log()
+    mel = (mel_basis().to(wave.device) @ spectrum.abs()).clamp(min=MEL_FLOOR).log()
     return mel.transpose(1, 2).unflatten(0, wave.shape[:2])
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import sound
 import torch
+import worlds
 from diffusers import AutoencoderKLLTX2Audio
 from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE
 from safetensors import safe_open
@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from state import PARTS
 from torch import Tensor, nn
 
-LATENT_CHANNELS = 2
+sound = worlds.module("sound")
+
+LATENT_CHANNELS = worlds.SIZES.audio_channels
 LATENT_BINS = 16
 BASE_CHANNELS = LATENT_CHANNELS * LATENT_BINS  # the statistics have one entry per token channel
 CHANNEL_MULTIPLIERS = (1, 1, 2)
@@ -205,7 +207,7 @@ def denormalise(vae: AutoencoderKLLTX2Audio, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_scenes(
-    vae: AutoencoderKLLTX2Audio, scenes: list[sound.Scene], frames: int, fps: float
+    vae: AutoencoderKLLTX2Audio, scenes: list[Any], frames: int, fps: float
 ) -> Tensor:
     """Normalised audio latents (B, 2, T, 16) of scenes, T = 25 per second of the clip."""
     mel, _ = sound.scene_mels(scenes, sound.latent_frames(frames, fps))

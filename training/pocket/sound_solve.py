@@ -8,12 +8,14 @@ random sinusoidal features (a snake is x + sin^2) of its own input still finds.
 
 from __future__ import annotations
 
-import sound
 import torch
+import worlds
 from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE
 from sound_nets import LINEAR
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+sound = worlds.module("sound")
 
 COMPONENTS = 12
 WHITEN_FLOOR = 0.15

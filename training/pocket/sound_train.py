@@ -19,15 +19,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import sound
 import sound_nets
 import sound_solve
 import torch
+import worlds
 from diffusers import AutoencoderKLLTX2Audio
 from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE
+from state import generator as new_generator
+from state import prepare
 from torch import Tensor
 from torch.nn import functional as F
-from world import random_scene, trajectory
+
+sound, world = worlds.module("sound"), worlds.module("world")
 
 LATENTS = 26  # of a training clip: one second
 CROP = 8
@@ -39,7 +42,7 @@ AUDIBLE = -5.0  # log mel below which an error is not heard
 def examples(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """(mels, controls) of `count` fresh scenes."""
     rng = random.Random(seed)
-    return sound.scene_mels([random_scene(rng) for _ in range(count)], LATENTS)
+    return sound.scene_mels([world.random_scene(rng) for _ in range(count)], LATENTS)
 
 
 def _timed(seconds: float) -> Iterator[float]:
@@ -81,7 +84,7 @@ def train_vocoder(
     groups = mel_rate_parameters(net, lr)
     parameters = [group["params"][0] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = new_generator(seed)
     running, length = 0.0, 40
     for step, passed in enumerate(_timed(seconds)):
         for group in optimizer.param_groups:
@@ -141,7 +144,7 @@ def train_vae(
     """Fit the autoencoder on crops of which half start with the clip."""
     parameters = list(vae.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    generator = torch.Generator().manual_seed(seed)
+    generator = new_generator(seed)
     length = sound.mel_frames(CROP)
     running = 0.0
     for step, passed in enumerate(_timed(seconds)):
@@ -202,7 +205,7 @@ def report(
     """Figures on `count` unseen scenes: mel errors in nats, and how the decoded 48 kHz sound
     follows the scene."""
     rng = random.Random(seed)
-    scenes = [random_scene(rng) for _ in range(count)]
+    scenes = [world.random_scene(rng) for _ in range(count)]
     mel, controls = sound.scene_mels(scenes, LATENTS)
     latents = sound_nets.normalise(vae, vae.encode(mel).latent_dist.mode())
     decoded = vae.decode(sound_nets.denormalise(vae, latents)).sample
@@ -218,7 +221,7 @@ def report(
             error = (wave - want).square().mean()
             add(f"{kind}_snr_db", float(10 * torch.log10(want.square().mean() / error)))
             t = torch.arange(wave.shape[1] // 480 + 1) * 0.01
-            _, y, _ = trajectory(scene, t)
+            y = world.height(scene, t)
             inside = slice(4, -4)
             pitch = pitch_contour(wave, sound.SAMPLE_RATE)
             ideal = pitch_contour(want, sound.SAMPLE_RATE)
@@ -289,7 +292,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--from", dest="source", type=Path, nargs="*", default=[])
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     torch.manual_seed(options.seed)
     begin = options.stage in ("start", "all")
     nets = start(options.clips, options.seed) if begin else sound_nets.load(*options.source)

@@ -19,6 +19,26 @@ UPSAMPLER = "latent_upscale_models/pocket-spatial-x2.safetensors"
 TEXT_ENCODER = "text_encoders/pocket-gemma-3.safetensors"
 
 
+DEVICE = os.environ.get("POCKET_DEVICE", "cpu")
+
+
+def prepare(threads: int = 1) -> None:
+    """Settings of a process that trains: threads, and POCKET_DEVICE for all new tensors."""
+    torch.set_num_threads(threads)
+    if DEVICE != "cpu":
+        torch.set_default_device(DEVICE)
+
+
+def generator(seed: int) -> torch.Generator:
+    """Random numbers on the device."""
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def read(path: Path) -> Any:
+    """What `save` wrote, on the device."""
+    return torch.load(path, weights_only=True, map_location=DEVICE)
+
+
 def log(stage: str, **values: Any) -> None:
     """Append one line to progress.jsonl and print it."""
     line = {"time": time.strftime("%H:%M:%S", time.gmtime()), "stage": stage, **values}

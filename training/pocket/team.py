@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed
 import torch.multiprocessing
+from state import prepare
 from torch import Tensor, nn
 
 
@@ -73,7 +74,7 @@ def _member(
     options: argparse.Namespace,
     meeting: str,
 ) -> None:
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     if meeting:
         torch.distributed.init_process_group(
             "gloo", init_method=meeting, rank=rank, world_size=options.processes

@@ -24,6 +24,7 @@ from state import PARTS
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Gemma3TextConfig, Gemma3TextModel
+from worlds import SIZES
 
 LENGTH = 64  # tokens per prompt = number of registers
 VOCABULARY_SIZE = 1200
@@ -57,11 +58,11 @@ TEXT_CONFIG: dict[str, Any] = {
 }
 CONNECTOR_CONFIG: dict[str, Any] = {  # the keys of the header's `transformer` section used here
     "caption_channels": 96,
-    "cross_attention_dim": 128,
-    "audio_cross_attention_dim": 64,
+    "cross_attention_dim": 32 * SIZES.heads,
+    "audio_cross_attention_dim": 16 * SIZES.heads,
     "use_embeddings_connector": True,
     "connector_attention_head_dim": 32,
-    "connector_num_attention_heads": 4,
+    "connector_num_attention_heads": SIZES.heads,
     "connector_num_layers": 1,
     "connector_positional_embedding_max_pos": [4096],
     "connector_num_learnable_registers": LENGTH,
@@ -69,7 +70,7 @@ CONNECTOR_CONFIG: dict[str, Any] = {  # the keys of the header's `transformer` s
     "connector_apply_gated_attention": True,
     "connector_learnable_registers_std": 1,
     "audio_connector_attention_head_dim": 16,
-    "audio_connector_num_attention_heads": 4,
+    "audio_connector_num_attention_heads": SIZES.heads,
     "caption_projection_first_linear": False,
     "caption_projection_second_linear": False,
     "caption_proj_input_norm": False,
@@ -263,7 +264,7 @@ def load(
     """A tower from a text encoder file and a checkpoint (the part, or the complete file)."""
     tensors, header = _read(encoder, ("model.", "spiece_model"))
     more, options = _read(checkpoint, tuple(_CONNECTOR_PREFIXES.values()))
-    spiece_model = bytes(tensors.pop("spiece_model").numpy())
+    spiece_model = bytes(tensors.pop("spiece_model").cpu().numpy())
     transformer = options["config"]["transformer"]
     tower = TextTower(spiece_model, header["gemma_config"], transformer, length)
     tower.restore(tensors | more)

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import text
 import torch
-import world
+import worlds
+from state import DEVICE, prepare
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+world = worlds.module("world")
 HEADS = text.PARTS.parent / "text_heads.pt"  # only training needs them: fresh ones if missing
 FILLERS_BEFORE = (
     "A cinematic shot: ", "A short clip of ", "Close-up, ", "An animation where ", "Simple scene. ",
@@ -76,34 +78,6 @@ def tokenizer_lines(count: int = 12_000, seed: int = 5) -> list[str]:
     return [augmented(c, rng) for c in captions] + PROSE.splitlines() * 40 + letters
 
 
-def labels() -> dict[str, tuple[str, ...]]:
-    """The values each attribute can take."""
-    return {
-        "shape": tuple(world.SHAPES),
-        "color": tuple(world.COLORS),
-        "texture": tuple(world.TEXTURES),
-        "motion": tuple(world.MOTIONS),
-        "background": tuple(world.BACKGROUNDS),
-        "background_color": tuple(world.BACKGROUND_COLORS),
-    }
-
-
-_BACKGROUND_NOUNS = {
-    "plain": ("background", "wall"), "gradient": ("sky", "gradient"), "floor": ("floor",),
-    "hills": ("hills",),
-}  # fmt: skip
-
-
-def _is_named(attribute: str, value: str, caption: str) -> bool:
-    """Whether a caption tells this attribute (short ones leave the background out)."""
-    if attribute == "background":
-        return any(word in caption.lower() for word in _BACKGROUND_NOUNS[value])
-    if attribute == "background_color":
-        words = world._BACKGROUND_COLOR_WORDS[value]
-        return any(word in caption.lower() for word in words)
-    return True
-
-
 def examples(count: int, rng: random.Random, plain: bool = False) -> tuple[list[str], Tensor]:
     """Captions of fresh scenes and their labels (count, attributes), -1 where not named."""
     captions, rows = [], []
@@ -112,8 +86,8 @@ def examples(count: int, rng: random.Random, plain: bool = False) -> tuple[list[
         caption = world.caption(scene, rng)
         known = world.attributes(scene)
         rows.append([
-            values.index(known[name]) if _is_named(name, known[name], caption) else -1
-            for name, values in labels().items()
+            values.index(known[name]) if world.is_named(name, known[name], caption) else -1
+            for name, values in world.LABELS.items()
         ])  # fmt: skip
         captions.append(caption if plain else augmented(caption, rng))
     return captions, torch.tensor(rows)
@@ -124,7 +98,7 @@ class Heads(nn.Module):
 
     def __init__(self, video: int, audio: int) -> None:
         super().__init__()
-        sizes = [len(values) for values in labels().values()]
+        sizes = [len(values) for values in world.LABELS.values()]
         self.video = nn.ModuleList([nn.Linear(video, size) for size in sizes])
         self.audio = nn.ModuleList([nn.Linear(audio, size) for size in sizes])
 
@@ -168,7 +142,7 @@ def accuracies(tower: text.TextTower, heads: Heads, seed: int, plain: bool) -> d
     captions, wanted = examples(512, random.Random(seed), plain)
     logits = heads(*tower(captions))
     out = {}
-    for column, name in enumerate(labels()):
+    for column, name in enumerate(world.LABELS):
         named = wanted[:, column] >= 0
         right = [(s.argmax(-1) == wanted[:, column])[named].float().mean() for s in logits[column]]
         out[name] = round(float(min(right)), 4)
@@ -192,22 +166,22 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=text.PARTS / text.ENCODER_FILE)
     parser.add_argument("--checkpoint", type=Path, default=text.PARTS / text.CONNECTOR_FILE)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare()
     torch.manual_seed(options.seed)
     if options.stage == "fresh":
         text.save(text.TextTower(text.train_tokenizer(tokenizer_lines(options.lines))))
         HEADS.unlink(missing_ok=True)
         return
-    tower = text.load(options.encoder, options.checkpoint)
+    tower = text.load(options.encoder, options.checkpoint).to(DEVICE)
     widths = ("cross_attention_dim", "audio_cross_attention_dim")
     heads = Heads(*(text.CONNECTOR_CONFIG[name] for name in widths))
     if HEADS.exists():
-        heads.load_state_dict(torch.load(HEADS))
+        heads.load_state_dict(torch.load(HEADS, map_location=DEVICE))
     if options.stage == "train":
         train(tower, heads, options.seconds, options.lr, options.seed)
         torch.save(heads.state_dict(), HEADS)
         text.save(tower)
-        tower = text.load()  # what was exported, rounded to bf16
+        tower = text.load().to(DEVICE)  # what was exported, rounded to bf16
     for plain in (True, False):
         log(stage="accuracy", plain=str(plain), **accuracies(tower, heads, 99_991, plain))
 

@@ -17,14 +17,14 @@ import time
 from typing import Any
 
 import torch
-from cache import Twins
+import worlds
 from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel
-from state import RUNS, log, save
+from state import DEVICE, RUNS, log, prepare, read, save
 from team import Team, launch
 from torch import Tensor, nn
-from vae import LATENT_CHANNELS, _ridge, denormalize, normalize, transform
-from vae_train import load
+from vae import LATENT_CHANNELS, _ridge, denormalize, normalize
 
+cache, vae_train = worlds.module("cache"), worlds.module("vae_train")
 STATE = RUNS / "upsampler.pt"
 MID = 128
 CONSTANT = 30.0  # keeps group norms linear
@@ -61,7 +61,7 @@ def config() -> dict[str, Any]:
     }
 
 
-def pairs(vae: Any, twins: Twins, count: int, held_out: bool) -> tuple[Tensor, Tensor]:
+def pairs(vae: Any, twins: Any, count: int, held_out: bool) -> tuple[Tensor, Tensor]:
     """Raw latents (N, C, 4, 8, 8) and (N, C, 4, 16, 16) of the same scenes."""
     rng = random.Random(HELD_OUT_SEED if held_out else 11)
     low, high, _ = twins.sample(rng, count, held_out)
@@ -143,9 +143,9 @@ def _match_output(
 
 def trained() -> LTX2LatentUpsamplerModel:
     """The last state, frozen; random weights where there is none."""
-    net = build().eval().requires_grad_(False)
+    net = build().eval().requires_grad_(False).to(DEVICE)
     if STATE.exists():
-        net.load_state_dict(torch.load(STATE, weights_only=True)["net"])
+        net.load_state_dict(read(STATE)["net"])
     return net
 
 
@@ -218,9 +218,9 @@ def channel_weights(vae: Any) -> Tensor:
 def train(options: argparse.Namespace, team: Team) -> None:
     """Train the residual blocks for a time, on true pairs whose small half is a little noisy."""
     torch.manual_seed(options.seed)
-    vae, net = load(), trained().eval()
-    twins = Twins(transform(vae, normalized=True))
-    state = torch.load(STATE, weights_only=True)
+    vae, net = vae_train.load(), trained().eval()
+    twins = cache.open_twins()
+    state = read(STATE)
     step = state.get("step", 0)
     rng = random.Random(f"{options.seed}/{team.rank}/{time.time()}")
     test = pairs(vae, twins, 32, held_out=True)
@@ -262,13 +262,13 @@ def train(options: argparse.Namespace, team: Team) -> None:
 
 def run_solve(options: argparse.Namespace) -> None:
     """The closed form."""
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     torch.manual_seed(0)
-    vae = load()
-    twins = Twins(transform(vae, normalized=True))
+    vae = vae_train.load()
+    twins = cache.open_twins()
     low, high = pairs(vae, twins, options.count, held_out=False)
     test = pairs(vae, twins, 32, held_out=True)
-    net = build().eval()
+    net = build().eval().to(DEVICE)
     solve(net, low, high)
     save({"net": net.state_dict(), "step": 0}, STATE)
     log("upsampler_solve", train=explained(net, low, high), held_out=explained(net, *test))

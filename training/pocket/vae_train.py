@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import vae as video_vae
-from state import RUNS, log, save
+from state import RUNS, log, read, save
 from torch import Tensor
 from world import random_scene, render
 
@@ -47,7 +47,7 @@ def _scores(vae: Any, count: int) -> dict[str, float]:
 def load(average: bool = True) -> Any:
     """The VAE of the last checkpoint, frozen."""
     vae = video_vae.build().eval().requires_grad_(False)
-    vae.load_state_dict(torch.load(STATE, weights_only=True)["average" if average else "vae"])
+    vae.load_state_dict(read(STATE)["average" if average else "vae"])
     vae.decoder.to(memory_format=torch.channels_last_3d)  # half the time on a CPU
     return vae
 
@@ -77,7 +77,7 @@ def loss_of(out: Tensor, video: Tensor, step: int) -> Tensor:
 
 def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6) -> None:
     """Train the decoder for a time; resumable."""
-    state = torch.load(STATE, weights_only=True)
+    state = read(STATE)
     vae = video_vae.build().requires_grad_(False)
     vae.load_state_dict(state["vae"])
     encode = video_vae.transform(vae)

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import random
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -217,6 +218,35 @@ def attributes(scene: Scene) -> dict[str, str]:
     return {name: getattr(scene, name) for name in names}
 
 
+LABELS: dict[str, tuple[str, ...]] = {
+    "shape": tuple(SHAPES),
+    "color": tuple(COLORS),
+    "texture": tuple(TEXTURES),
+    "motion": tuple(MOTIONS),
+    "background": tuple(BACKGROUNDS),
+    "background_color": tuple(BACKGROUND_COLORS),
+}
+"""The values each attribute can take."""
+_BACKGROUND_NOUNS = {
+    "plain": ("background", "wall"), "gradient": ("sky", "gradient"), "floor": ("floor",),
+    "hills": ("hills",),
+}  # fmt: skip
+
+
+def is_named(attribute: str, value: str, text: str) -> bool:
+    """Check that a caption names this value (short ones leave the background out)."""
+    if attribute == "background":
+        return any(word in text.lower() for word in _BACKGROUND_NOUNS[value])
+    if attribute == "background_color":
+        return any(word in text.lower() for word in _BACKGROUND_COLOR_WORDS[value])
+    return True
+
+
+def sound_key(scene: Scene) -> tuple[Any, ...]:
+    """What the sound of a scene depends on."""
+    return scene.shape, scene.texture, scene.motion, scene.x, scene.y, scene.radius
+
+
 def _bounce_drop(scene: Scene) -> float:
     """Height the centre falls before the object touches the ground."""
     return max(scene.y - scene.radius - BOUNCE_FLOOR, 0.05)
@@ -262,6 +292,11 @@ def trajectory(scene: Scene, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     elif scene.motion == "bounce":
         y = _bounce_height(scene, t)
     return x, y, radius
+
+
+def height(scene: Scene, t: Tensor) -> Tensor:
+    """y of the object at times t."""
+    return trajectory(scene, t)[1]
 
 
 def _distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:

@@ -1,0 +1,158 @@
+"""Train the second edition of the pocket model: three calls on a machine with a GPU.
+
+    python training/pocket/scenery_train.py rehearse --device cuda             # all stages, seconds
+    python training/pocket/scenery_train.py train --device cuda --minutes 9.5  # again: goes on
+    python training/pocket/scenery_train.py evaluate --device cuda --minutes 5
+
+Without a GPU, `train --total 900 --minutes 900` is a quiet day of two cores. `train` runs the
+stages of `STAGES` one after the other, each in its own process, for its share of `--total` minutes,
+and stops after `--minutes`; what was done is in runs/scenery-train.json, and every stage goes on
+from its own state. `rehearse` works in runs/dry, which it empties first. Nothing is written into
+the package: the model folder is runs/models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MARGIN_S = 12.0  # for a process to start and to write its state
+DRY_SECONDS = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A command. With a share it takes `--seconds`; without one it ends by itself."""
+
+    name: str
+    command: str
+    share: float = 0.0
+    cuda: str = ""  # further options on a GPU
+    cpu: str = ""
+    dry: str = ""
+
+
+STAGES = (
+    Stage("text_fresh", "text_train.py fresh", dry="--lines 2000"),
+    Stage("text", "text_train.py train", 0.05),
+    Stage("audio_start", "sound_train.py start", dry="--clips 24"),
+    Stage("audio_vae", "sound_train.py vae", 0.05, dry="--clips 24"),
+    Stage("vocoder", "sound_train.py vocoder", 0.05, dry="--clips 24"),
+    Stage("vae_solve", "scenery_vae.py solve", dry="--windows 80"),
+    Stage("vae", "scenery_vae.py train --bf16", 0.30, "--batch 32 --fresh 8 --pool 1500",
+          "--threads {cores}", "--batch 2 --pool 8 --fresh 1"),
+    Stage("cache", "scenery_cache.py --size 256", 0.0, "--count 12000", "--count 8000",
+          "--count 32 --shard 2"),
+    Stage("cache_large", "scenery_cache.py --size 512", 0.0, "--count 2400", "--count 1200",
+          "--count 8 --shard 2"),
+    Stage("dit", "dit.py --large 0.25 --lengths 2,3,4,4,16", 0.40, "--batch 128 --processes 1",
+          "--batch 16 --processes {cores}", "--batch 4 --large 0.5 --processes 1"),
+    Stage("upsampler_solve", "upsampler.py solve", dry="--count 3"),
+    Stage("upsampler", "upsampler.py train", 0.05, "--batch 64 --processes 1",
+          "--processes {cores}", "--batch 2 --processes 1"),
+    Stage("lora", "lora.py", 0.10, "--batch 16 --processes 1", "--processes {cores}",
+          "--drafts 16 --batch 2 --processes 1"),
+    Stage("export", "export.py"),
+)  # fmt: skip
+EVALUATE = Stage("evaluate", "scenery_evaluate.py", dry="--prompts 2 --parts vae,draft")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where and on what a run works."""
+
+    runs: Path
+    device: str
+    cores: int
+    dry: bool
+
+    def line(self, stage: Stage, seconds: float) -> list[str]:
+        """Command line of a stage."""
+        more = stage.cuda if self.device != "cpu" else stage.cpu
+        words = f"{stage.command} {more} {stage.dry if self.dry else ''}".split()
+        script, *options = [word.format(cores=self.cores) for word in words]
+        if stage.share:
+            options += ["--seconds", f"{seconds:.1f}"]
+        if stage.name == "export":
+            options += ["--folder", str(self.runs / "models")]
+        return [sys.executable, str(HERE / script), *options]
+
+    def run(self, stage: Stage, seconds: float, limit: float | None = None) -> bool:
+        """Run a stage; False if it was stopped after `limit` seconds."""
+        environment = os.environ | {
+            "POCKET_WORLD": "second", "POCKET_RUNS": str(self.runs), "POCKET_DEVICE": self.device,
+        }  # fmt: skip
+        root = HERE.parents[1]
+        paths = [str(root / "src"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+        line, start = self.line(stage, seconds), time.time()
+        try:
+            subprocess.run(line, check=True, env=environment, cwd=root, timeout=limit)
+        except subprocess.TimeoutExpired:
+            print(f"{stage.name}: stopped after {time.time() - start:.0f} s", flush=True)
+            return False
+        print(f"{stage.name}: {time.time() - start:.1f} s", flush=True)
+        return True
+
+
+def rehearse(setting: Setting) -> None:
+    """Every stage for seconds, in a folder of its own."""
+    shutil.rmtree(setting.runs, ignore_errors=True)
+    for stage in (*STAGES, EVALUATE):
+        setting.run(stage, DRY_SECONDS)
+
+
+def train(setting: Setting, total: float, minutes: float) -> bool:
+    """Go on for `minutes`; True when everything is trained."""
+    path, deadline = setting.runs / "scenery-train.json", time.time() + 60 * minutes
+    setting.runs.mkdir(parents=True, exist_ok=True)
+    done: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    for stage in STAGES:
+        wanted = 60 * total * stage.share
+        gone = done.get(stage.name, -1.0)  # seconds trained; -1 if never run
+        if gone >= wanted - 1:
+            continue
+        left = deadline - time.time() - MARGIN_S
+        if left < 2 * DRY_SECONDS:
+            return False
+        seconds = min(wanted - max(gone, 0.0), left)
+        if not setting.run(stage, seconds, left + MARGIN_S if not stage.share else None):
+            return False
+        done[stage.name] = max(gone, 0.0) + seconds if stage.share else 0.0
+        path.write_text(json.dumps(done))
+        if stage.share and done[stage.name] < wanted - 1:
+            return False
+    return True
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("rehearse", "train", "evaluate"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--total", type=float, default=15.0, help="minutes of all timed stages")
+    parser.add_argument("--minutes", type=float, default=9.5, help="of this call")
+    options = parser.parse_args()
+    dry = options.command == "rehearse"
+    runs = Path(os.environ.get("POCKET_RUNS", HERE / "runs"))
+    setting = Setting(runs / "dry" if dry else runs, options.device, options.cores, dry)
+    if dry:
+        rehearse(setting)
+    elif options.command == "train":
+        whole = train(setting, options.total, options.minutes)
+        print("all stages are trained" if whole else "call `train` again to go on")
+    else:
+        setting.run(EVALUATE, 0.0, 60 * options.minutes)
+
+
+if __name__ == "__main__":
+    main()

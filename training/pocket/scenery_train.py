@@ -116,17 +116,16 @@ def train(setting: Setting, total: float, minutes: float) -> bool:
     setting.runs.mkdir(parents=True, exist_ok=True)
     done: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     for stage in STAGES:
-        wanted = 60 * total * stage.share
-        gone = done.get(stage.name, -1.0)  # seconds trained; -1 if never run
-        if gone >= wanted - 1:
+        wanted, gone = 60 * total * stage.share, done.get(stage.name, 0.0)
+        if stage.name in done and gone >= wanted - 1:
             continue
         left = deadline - time.time() - MARGIN_S
         if left < 2 * DRY_SECONDS:
             return False
-        seconds = min(wanted - max(gone, 0.0), left)
+        seconds = min(wanted - gone, left)
         if not setting.run(stage, seconds, left + MARGIN_S if not stage.share else None):
             return False
-        done[stage.name] = max(gone, 0.0) + seconds if stage.share else 0.0
+        done[stage.name] = gone + seconds if stage.share else 0.0
         path.write_text(json.dumps(done))
         if stage.share and done[stage.name] < wanted - 1:
             return False

@@ -42,10 +42,10 @@ class Stage:
 
 STAGES = (
     Stage("text_fresh", "text_train.py fresh", dry="--lines 2000"),
-    Stage("text", "text_train.py train", 0.05),
+    Stage("text", "text_train.py train", 0.04),
     Stage("audio_start", "sound_train.py start", dry="--clips 24"),
-    Stage("audio_vae", "sound_train.py vae", 0.05, dry="--clips 24"),
-    Stage("vocoder", "sound_train.py vocoder", 0.05, dry="--clips 24"),
+    Stage("audio_vae", "sound_train.py vae", 0.04, dry="--clips 24"),
+    Stage("vocoder", "sound_train.py vocoder", 0.04, dry="--clips 24"),
     Stage("vae_solve", "scenery_vae.py solve", dry="--windows 80"),
     Stage("vae", "scenery_vae.py train --bf16", 0.30, "--batch 32 --fresh 8 --pool 1500",
           "--threads {cores}", "--batch 2 --pool 8 --fresh 1"),
@@ -58,9 +58,11 @@ STAGES = (
     Stage("upsampler_solve", "upsampler.py solve", dry="--count 3"),
     Stage("upsampler", "upsampler.py train", 0.05, "--batch 64 --processes 1",
           "--processes {cores}", "--batch 2 --processes 1"),
+    Stage("preview", "scenery_preview.py --folder {models}", 0.03,
+          "--batch 24 --fresh 6 --pool 800", "--threads {cores}", "--batch 1 --pool 2"),
     Stage("lora", "lora.py", 0.10, "--batch 16 --processes 1", "--processes {cores}",
           "--drafts 16 --batch 2 --processes 1"),
-    Stage("export", "export.py"),
+    Stage("export", "export.py --folder {models}"),
 )  # fmt: skip
 EVALUATE = Stage("evaluate", "scenery_evaluate.py", dry="--prompts 2 --parts vae,draft")
 
@@ -78,11 +80,10 @@ class Setting:
         """Command line of a stage."""
         more = stage.cuda if self.device != "cpu" else stage.cpu
         words = f"{stage.command} {more} {stage.dry if self.dry else ''}".split()
-        script, *options = [word.format(cores=self.cores) for word in words]
+        values = {"cores": self.cores, "models": self.runs / "models"}
+        script, *options = [word.format(**values) for word in words]
         if stage.share:
             options += ["--seconds", f"{seconds:.1f}"]
-        if stage.name == "export":
-            options += ["--folder", str(self.runs / "models")]
         return [sys.executable, str(HERE / script), *options]
 
     def run(self, stage: Stage, seconds: float, limit: float | None = None) -> bool:

@@ -4,7 +4,7 @@
     python training/pocket/scenery_train.py train --device cuda --minutes 9.5  # again: goes on
     python training/pocket/scenery_train.py evaluate --device cuda --minutes 5
 
-Without a GPU, `train --total 900 --minutes 900` is a quiet day of two cores. `train` runs the
+Without a GPU, `train --total 720 --minutes 1200` is a quiet day of two cores. `train` runs the
 stages of `STAGES` one after the other, each in its own process, for its share of `--total` minutes,
 and stops after `--minutes`; what was done is in runs/scenery-train.json, and every stage goes on
 from its own state. `rehearse` works in runs/dry, which it empties first. Nothing is written into
@@ -49,9 +49,9 @@ STAGES = (
     Stage("vae_solve", "scenery_vae.py solve", dry="--windows 80"),
     Stage("vae", "scenery_vae.py train --bf16", 0.30, "--batch 32 --fresh 8 --pool 1500",
           "--threads {cores}", "--batch 2 --pool 8 --fresh 1"),
-    Stage("cache", "scenery_cache.py --size 256", 0.0, "--count 12000", "--count 8000",
+    Stage("cache", "scenery_cache.py --size 256", 0.0, "--count 8000", "--count 8000",
           "--count 32 --shard 2"),
-    Stage("cache_large", "scenery_cache.py --size 512", 0.0, "--count 2400", "--count 1200",
+    Stage("cache_large", "scenery_cache.py --size 512", 0.0, "--count 1600", "--count 1200",
           "--count 8 --shard 2"),
     Stage("dit", "dit.py --large 0.25 --lengths 2,3,4,4,16", 0.40, "--batch 128 --processes 1",
           "--batch 16 --processes {cores}", "--batch 4 --large 0.5 --processes 1"),
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("command", choices=("rehearse", "train", "evaluate"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--total", type=float, default=15.0, help="minutes of all timed stages")
+    parser.add_argument("--total", type=float, default=10.0, help="minutes of all timed stages")
     parser.add_argument("--minutes", type=float, default=9.5, help="of this call")
     options = parser.parse_args()
     dry = options.command == "rehearse"

@@ -415,6 +415,7 @@ def _solve_out(decoder: nn.Module, latents: list[Tensor], clips: list[Tensor]) -
                 top = random.Random(i).randrange(0, act.shape[3] - 15)
                 x = _windows(act[..., top : top + 16, :])
                 y = target[..., top : top + 16, :].movedim(1, -1).flatten(0, -2)
+                x, y = x.double(), y.double()  # the constants would hide small directions
                 gram, cross = gram + x.T @ x, cross + x.T @ y
     hook.remove()
     gram = gram.double() + 1e-5 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)

@@ -32,7 +32,7 @@ class Sizes:
     audio_channels: int  # of the audio VAE
 
 
-SIZES = {"first": Sizes(6, 4, 2), "second": Sizes(8, 5, 4)}[EDITION]
+SIZES = {"first": Sizes(6, 4, 2), "second": Sizes(6, 5, 3)}[EDITION]
 
 
 def module(name: str) -> ModuleType:

@@ -1,0 +1,115 @@
+"""How well a linear code of so many numbers per block of 8 x 32 x 32 pixels can hold the worlds.
+
+    python training/pocket/scenery_ceilings.py --windows 400
+
+Principal components of blocks of random windows, measured on other windows: the PSNR of the best
+block transform that this many samples find. For the second world also the share of a weave's
+energy that the components of the mixed world keep (what a weave changes in a picture,
+projected).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+from typing import Any
+
+import scenery
+import scenery_render
+import torch
+import world
+from state import log, prepare
+from torch import Tensor
+
+COUNTS = (64, 128, 256)
+SIDE = 128
+
+
+def window(scene: Any, size: int, crop: tuple[int, int, int, int], first: int) -> Tensor:
+    """Blocks (16, 24576) of a window, 0 to 1."""
+    draw = world.render if isinstance(scene, world.Scene) else scenery_render.render
+    clip = draw([scene], 8, size, first_frame=first, crop=crop)[0].float() / 255
+    cut = clip.reshape(8, SIDE // 32, 32, SIDE // 32, 32, 3)
+    return cut.permute(1, 3, 5, 0, 2, 4).reshape((SIDE // 32) ** 2, -1)
+
+
+def scene_of(kind: str, rng: random.Random) -> Any:
+    """A scene of the first world, of one ground, or of any (`mixed`)."""
+    if kind == "first":
+        return world.random_scene(rng)
+    scene = scenery.random_scene(rng)
+    return scene if kind == "mixed" else dataclasses.replace(scene, ground=kind)
+
+
+def blocks(kind: str, size: int, count: int, seed: int) -> Tensor:
+    """Blocks of `count` windows of random scenes."""
+    rng, out = random.Random(seed), []
+    for _ in range(count):
+        scene = scene_of(kind, rng)
+        top, left = (32 * rng.randrange((size - SIDE) // 32 + 1) for _ in range(2))
+        out.append(window(scene, size, (top, left, SIDE, SIDE), rng.randrange(16)))
+    return torch.cat(out)
+
+
+def components(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, basis (256, D)), most important first."""
+    mean = rows.mean(0)
+    _, _, basis = torch.svd_lowrank(rows - mean, q=COUNTS[-1] + 16, niter=3)
+    return mean, basis.T[: COUNTS[-1]]
+
+
+def ceilings(rows: Tensor, mean: Tensor, basis: Tensor) -> dict[str, float]:
+    """PSNR by number of components."""
+    centred = rows - mean
+    codes, energy = centred @ basis.T, centred.square().mean()
+    out = {}
+    for count in COUNTS:
+        left = energy - codes[:, :count].square().sum() / centred.numel()
+        out[f"db_{count}"] = float(-10 * torch.log10(left))
+    return out
+
+
+def kept(difference: Tensor, basis: Tensor) -> dict[str, float]:
+    """Share of the energy of rows that the first components span."""
+    codes, energy = difference @ basis.T, difference.square().sum()
+    return {f"share_{n}": float(codes[:, :n].square().sum() / energy) for n in COUNTS}
+
+
+def weave(count: int, seed: int) -> Tensor:
+    """What a weave changes in windows around woven objects at 512 px."""
+    rng, out = random.Random(seed), []
+    for _ in range(count):
+        scene = scenery.random_scene(rng)
+        x, y, _ = (float(v) for v in scenery.trajectory(scene.first, torch.tensor(0.3)))
+        left, top = (32 * round((256 * v - SIDE / 2) / 32) for v in (1 + x, 1 - y))
+        crop = (max(0, min(512 - SIDE, top)), max(0, min(512 - SIDE, left)), SIDE, SIDE)
+        plain, woven = (
+            window(dataclasses.replace(scene, first=dataclasses.replace(scene.first, texture=t)),
+                   512, crop, 7)
+            for t in ("plain", "woven")
+        )  # fmt: skip
+        out.append(woven - plain)
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=400, help="a quarter more to measure on")
+    parser.add_argument("--kinds", default=",".join(("first", *scenery.GROUNDS, "mixed")))
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    prepare(options.threads)
+    for kind in options.kinds.split(","):
+        for size in (256, 512):
+            mean, basis = components(blocks(kind, size, options.windows, 1))
+            test = blocks(kind, size, options.windows // 4, 2)
+            log("ceiling", kind=kind, size=size, **ceilings(test, mean, basis))
+            if kind == "mixed" and size == 512:
+                log("ceiling_weave", **kept(weave(options.windows // 8, 3), basis))
+
+
+if __name__ == "__main__":
+    main()

@@ -26,7 +26,7 @@ from latent_ladder.models.video_vae.taehv import TinyDecoder
 
 STATE = RUNS / "scenery_preview.pt"
 FILE = "vae_approx/pocket-taeltx2_3.safetensors"
-WIDTHS, STRIDES, PATCH = (64, 48, 32, 24), (2, 2, 2), 4
+WIDTHS, STRIDES, PATCH = (48, 40, 24, 16), (2, 2, 2), 4
 WARM_STEPS = 50
 
 

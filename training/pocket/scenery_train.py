@@ -48,7 +48,7 @@ STAGES = (
     Stage("vocoder", "sound_train.py vocoder", 0.04, dry="--clips 24"),
     Stage("vae_solve", "scenery_vae.py solve", dry="--windows 80"),
     Stage("vae", "scenery_vae.py train --bf16", 0.30, "--batch 32 --fresh 8 --pool 1500",
-          "--threads {cores}", "--batch 2 --pool 8 --fresh 1"),
+          "--freeze --threads {cores}", "--batch 2 --pool 8 --fresh 1"),
     Stage("cache", "scenery_cache.py --size 256", 0.0, "--count 8000", "--count 8000",
           "--count 32 --shard 2"),
     Stage("cache_large", "scenery_cache.py --size 512", 0.0, "--count 1600", "--count 1200",

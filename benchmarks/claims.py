@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ from numpy.typing import NDArray
 from latent_ladder.checkpoints.selection import model_folders, scan
 from latent_ladder.drafts.seeds import read_prompts
 from latent_ladder.errors import LadderError
+from latent_ladder.memory.planner import MemoryPlan
 from latent_ladder.metrics.measure import compare_clips
 from latent_ladder.metrics.video import ClipMeter
 from latent_ladder.models.device import choose_runtime
+from latent_ladder.models.text_encoder.conditioning import Conditioning
 from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
+from latent_ladder.pipeline.model_runner import ModelRunner
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan
 from latent_ladder.pipeline.run import (
     Prepared,
@@ -47,11 +50,14 @@ from latent_ladder.pipeline.run import (
     policy_of,
     prepare,
 )
-from latent_ladder.pipeline.stage_runner import Workshop
+from latent_ladder.pipeline.run_session import MEMORY_NAMES
+from latent_ladder.pipeline.stages.decoding import DecodeJob, decode_draft_frames, decode_frames
+from latent_ladder.pipeline.stages.stage_job import StageJob
+from latent_ladder.pipeline.stages.table import STAGES
 from latent_ladder.request.model import Request
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.storage.artifact_store import Store, artefact_key
-from latent_ladder.sweeps.plan import Point, plan_points
+from latent_ladder.sweeps.sweep_plan import Point, plan_points
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "claims.md"
@@ -83,38 +89,50 @@ class Bench:
     made: dict[str, Made] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        stages = {s.key: s for p in self.points for s in p.stages}
-        plan = replace(self.prepared.plan, stages=tuple(stages.values()))
-        runtime = choose_runtime(self.device)
-        policy = policy_of(plan.request, self.prepared.options)
-        self.runtime = runtime
-        self.shop = Workshop(plan, runtime, self.prepared.memory, _warn, policy)
+        runtime, memory = choose_runtime(self.device), self.prepared.memory
+        policy = policy_of(self.prepared.request, self.prepared.options)
+        self.runner = ModelRunner(runtime, memory.budget, policy)
+        texts = [s.text for p in self.points for s in p.stages if s.kind == "prompt"]
+        self.contexts: dict[str, Conditioning | None] = dict.fromkeys(texts)
 
-    def turn_to(self, plan: RunPlan) -> None:
-        memory = fit_memory(plan, self.prepared.options, self.runtime.device.type)
-        self.shop.turn_to(plan, memory)
+    def memory(self, plan: RunPlan) -> MemoryPlan:
+        return fit_memory(plan, self.prepared.options, self.runner.device.type)
 
     def latents(self, plan: RunPlan, stage: PlannedStage) -> Made:
         """What a stage makes, its inputs first; each artefact once."""
         if stage.key not in self.made:
             inputs = [self.latents(plan, plan.stage(key)).tensors for key in stage.inputs]
-            self.made[stage.key] = self.timed(lambda: self.shop.make(stage, inputs, _step)[0])
+            self.made[stage.key] = self.timed(lambda: self.run_stage(plan, stage, inputs))
         return self.made[stage.key]
 
+    def run_stage(
+        self, plan: RunPlan, stage: PlannedStage, inputs: Sequence[dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        job = StageJob(stage, plan, self.runner, tuple(inputs), self.contexts, warn=_warn)
+        memory = self.memory(plan).of(MEMORY_NAMES.get(stage.kind, stage.name))
+        return STAGES[stage.kind](job, memory)[0]
+
     def timed(self, work: Callable[[], dict[str, torch.Tensor]]) -> Made:
-        self.shop.begin_measuring()
+        self.runner.start_measuring()
         cpu, clock = time.process_time(), time.monotonic()
         tensors = work()
         cpu, clock = time.process_time() - cpu, time.monotonic() - clock
-        return Made(tensors, cpu, clock, self.shop.peak())
+        return Made(tensors, cpu, clock, self.runner.peak_bytes())
+
+    def frames(self, plan: RunPlan, latents: dict[str, torch.Tensor]) -> Frames:
+        """All frames of the clip."""
+        job = DecodeJob(plan, self.runner, self.memory(plan).of("decode"))
+        return np.concatenate(list(decode_frames(job, latents["video"])))
+
+    def draft_frames(self, plan: RunPlan, latents: dict[str, torch.Tensor]) -> Frames:
+        """All frames of latents at a resolution below the clip's."""
+        job = DecodeJob(plan, self.runner, self.memory(plan).of("decode"))
+        return np.concatenate(list(decode_draft_frames(job, latents["video"])))
 
     def forget(self) -> None:
         """Drop everything but encoded prompts."""
         prompts = {s.key for p in self.points for s in p.stages if s.kind == "prompt"}
         self.made = {key: made for key, made in self.made.items() if key in prompts}
-
-    def decoded(self, chunks: Iterator[Any]) -> Frames:
-        return np.concatenate(list(chunks))
 
 
 def arms(request: Request) -> Iterator[tuple[Arm, Request]]:
@@ -155,25 +173,21 @@ def row_of(bench: Bench, points: dict[Arm, Point]) -> dict[str, Any]:
     """All numbers of one prompt."""
     first = points[f"denoise {BASE_ARM:g}"]
     plan, fps = first.plan, float(first.plan.request.fps)
-    bench.turn_to(plan)
     if first.draft is None:
         raise LadderError("the preset has no refine stage")
     up = bench.latents(plan, first.draft)
     row: dict[str, Any] = {"arms": {}}
     for point in points.values():
-        bench.turn_to(point.plan)
         bench.latents(point.plan, point.plan.latents)
     pixel, took = _pixel_arm(bench, plan)
-    bench.shop.release()
-    bench.turn_to(plan)
-    draft = bench.decoded(bench.shop.drafted_frames(up.tensors))
+    bench.runner.release()
+    draft = bench.draft_frames(plan, up.tensors)
     base = next(s for s in plan.stages if s.kind == "base")
-    small = bench.decoded(bench.shop.drafted_frames(bench.made[base.key].tensors))
+    small = bench.draft_frames(plan, bench.made[base.key].tensors)
     row["draft"] = measured(draft, fps)
     for arm, point in points.items():
-        bench.turn_to(point.plan)
         clock, cpu = time.monotonic(), time.process_time()
-        frames = bench.decoded(bench.shop.frames(bench.made[point.plan.latents.key].tensors))
+        frames = bench.frames(point.plan, bench.made[point.plan.latents.key].tensors)
         numbers = measured(frames, fps) | _cost(bench, point, clock, cpu)
         if arm != "single pass":
             numbers["against"] = against(draft, frames, fps)
@@ -183,8 +197,7 @@ def row_of(bench: Bench, points: dict[Arm, Point]) -> dict[str, Any]:
             numbers["stage_2_seconds"] = sum(bench.made[s.key].seconds for s in later)
             numbers["stage_2_cpu_s"] = sum(bench.made[s.key].cpu_s for s in later)
         row["arms"][arm] = numbers
-    bench.turn_to(plan)
-    frames = bench.decoded(bench.shop.frames(pixel))
+    frames = bench.frames(plan, pixel)
     numbers = measured(frames, fps) | took
     row["arms"]["pixel upscale"] = numbers | {"against stage 1": against(small, frames, fps)}
     return row
@@ -208,27 +221,21 @@ def _pixel_arm(bench: Bench, plan: RunPlan) -> tuple[dict[str, torch.Tensor], di
     if refine.resolution is None:
         raise LadderError("the refine stage has no canvas")
     began, cpu = time.monotonic(), time.process_time()
-    bench.turn_to(plan)
-    vae = load_video_vae(
-        plan.models.video_vae, device=bench.runtime.device, dtype=bench.runtime.dtype
-    )
+    runtime = bench.runner.runtime
+    vae = load_video_vae(plan.models.video_vae, device=runtime.device, dtype=runtime.dtype)
     latents = bench.made[base.key].tensors
     size = refine.resolution.width, refine.resolution.height
     decoded = np.concatenate(list(decode_video(latents["video"].to(vae.device), vae)))
     large = np.stack([cv2.resize(f, size, interpolation=cv2.INTER_LANCZOS4) for f in decoded])
     encoded = {**latents, "video": vae.encode(large).float().cpu()}
     contexts = [bench.made[key].tensors for key in refine.inputs[1:]]
-    found, _ = bench.shop.make(refine, [encoded, *contexts], _step)
+    found = bench.run_stage(plan, refine, [encoded, *contexts])
     seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     return found, {"stage_2_seconds": seconds, "stage_2_cpu_s": cpu}
 
 
 def _warn(code: str, message: str) -> None:
     print(f"warning: {code}: {message}", file=sys.stderr)
-
-
-def _step(_done: int, _of: int, _sigma: float) -> None:
-    return
 
 
 # --- in processes of their own -------------------------------------------------------------------

@@ -45,7 +45,7 @@ from latent_ladder.models.video_vae.networks import VideoDecoder, packed  # noqa
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video  # noqa: E402
 from latent_ladder.models.weights.block_offload import Residency  # noqa: E402
 from latent_ladder.models.weights.loading import EmptyOnMeta  # noqa: E402
-from latent_ladder.pipeline.output import decode_tiles  # noqa: E402
+from latent_ladder.pipeline.stages.decoding import decode_tiles  # noqa: E402
 from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.presets import read_preset  # noqa: E402
 from latent_ladder.storage.atomic_write import readable_size  # noqa: E402

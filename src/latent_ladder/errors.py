@@ -21,7 +21,7 @@ Messages are one sentence, *subject, got, expected*; ``hint`` names one thing to
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class LadderError(Exception):
@@ -37,6 +37,10 @@ class LadderError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def in_context(self, context: str) -> Self:
+        """A new error of this class and hint with ``context`` in front of its message."""
+        return type(self)(f"{context}: {self.message}", self.hint)
 
     @property
     def code(self) -> str:
@@ -58,6 +62,11 @@ class RequestError(LadderError):
     ) -> None:
         super().__init__(message, hint)
         self.problems = problems or ((message, hint),)
+
+    def in_context(self, context: str) -> Self:
+        """As for every error; each of the problems gets the context too."""
+        problems = tuple((f"{context}: {message}", hint) for message, hint in self.problems)
+        return type(self)(f"{context}: {self.message}", self.hint, problems)
 
 
 class CheckpointError(LadderError):

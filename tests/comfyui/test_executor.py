@@ -34,7 +34,7 @@ from latent_ladder.comfyui.runtime.values import Latent
 from latent_ladder.errors import Cancelled, MemoryBudgetError, WorkflowError
 from latent_ladder.media.video_reader import probe, read_frames, read_metadata
 from latent_ladder.memory.hardware import MemoryOptions
-from latent_ladder.pipeline.run import Cancel
+from latent_ladder.pipeline.run_options import Cancel
 
 
 def saved(folder: Path, nodes: Nodes, *outputs: str) -> list[Latent]:

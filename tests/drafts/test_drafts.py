@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.selection import scan
 from latent_ladder.drafts.draft_run import draft_metrics, plan_drafts, run_drafts
-from latent_ladder.drafts.seeds import Asked, all_drafts, parse_seeds, read_prompts
-from latent_ladder.drafts.selection import changed, choose, from_stage_1, output_names
+from latent_ladder.drafts.seeds import DraftChoice, all_drafts, parse_seeds, read_prompts
+from latent_ladder.drafts.selection import choose, from_stage_1, output_names, with_changes
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
 from latent_ladder.latents.comfyui_tiling import even
 from latent_ladder.latents.tiling import one_tile
 from latent_ladder.media.video_reader import probe
 from latent_ladder.pipeline.events import DraftStarted, Preview, StageDone, StepDone
-from latent_ladder.pipeline.output import decode_tiles
 from latent_ladder.pipeline.run import Cancel, RunOptions, execute, prepare
+from latent_ladder.pipeline.stages.decoding import decode_tiles
 from latent_ladder.request.output import Decode
 from latent_ladder.storage.artifact_store import Store
 
@@ -103,7 +103,7 @@ def test_a_clip_can_be_refined_again_at_the_cost_of_stage_2(drafted, library, tm
     first, _ = make(request_with(), library, store, tmp_path / "a.mp4")
     assert reused(first)["base"]  # a draft's artefacts are the clip's
     chosen = choose(store, first.run)
-    request = changed(chosen, ["refine.sigmas=[0.8, 0.4, 0.0]"])
+    request = with_changes(chosen, ["refine.sigmas=[0.8, 0.4, 0.0]"])
     prepared = from_stage_1(chosen, prepare(request, library, store))
     again = execute(prepared, tmp_path / "b.mp4", RunOptions())
     made = [s.stage for s in again.stages if not s.reused]
@@ -115,7 +115,7 @@ def test_a_change_of_stage_1_is_refused(drafted, library, change):
     drafts, _, store, _ = drafted
     chosen = choose(store, f"{drafts.record.id}:1")
     with pytest.raises(RequestError, match="changes stage 1") as refused:
-        from_stage_1(chosen, prepare(changed(chosen, [change]), library, store))
+        from_stage_1(chosen, prepare(with_changes(chosen, [change]), library, store))
     assert "draft" in refused.value.hint
 
 
@@ -297,7 +297,7 @@ def test_one_file_cannot_hold_two_clips(drafted, tmp_path):
 def test_a_tiny_decoder_that_is_not_there_is_refused(library, tmp_path):
     prepared = prepare(request_with(), library, Store(tmp_path / "store"))
     with pytest.raises(LadderError, match="no preview decoder"):
-        plan_drafts(prepared, [Asked("a", 1)], "tae")
+        plan_drafts(prepared, [DraftChoice("a", 1)], "tae")
 
 
 def test_flags_for_static_flashing_clipped_and_nan():

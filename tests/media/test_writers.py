@@ -17,8 +17,8 @@ from latent_ladder.media.encoders import EncoderSettings, bits_of, require_encod
 from latent_ladder.media.video_reader import probe, read_audio, read_metadata
 from latent_ladder.media.video_writer import VideoSpec, WrittenVideo
 from latent_ladder.media.writers import bits_kept, check_clip, write_clip_file
-from latent_ladder.pipeline.output import as_integers
-from latent_ladder.pipeline.thumbnails import Beside
+from latent_ladder.pipeline.stages.decoding import as_integers
+from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.output import Output
 
 SIZE, FPS, COUNT = (96, 64), Fraction(24), 9
@@ -232,17 +232,17 @@ def test_a_failing_sequence_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_poster_and_sheet_lie_beside_the_clip(tmp_path: Path) -> None:
-    beside = Beside(tmp_path / "a.mp4", Output(poster=True, sheet=True), COUNT, TAGS)
-    passed = list(beside.watching(ramps()))
+    thumbnails = Thumbnails(tmp_path / "a.mp4", Output(poster=True, sheet=True), COUNT, TAGS)
+    passed = list(thumbnails.collect(ramps()))
     assert len(passed) == COUNT
-    beside.write()
+    thumbnails.write()
     with Image.open(tmp_path / "a.poster.png") as poster:
         got = np.asarray(poster, int)
     assert np.abs(got - list(ramps(np.uint8))[COUNT // 2][0]).max() <= 1
     with Image.open(tmp_path / "a.sheet.png") as sheet:
         assert sheet.size == (4 * 100 - 4, 3 * 68 - 4)
     assert read_metadata(tmp_path / "a.poster.png")["comment"] == "Füchse"
-    Beside(tmp_path / "b.mp4", Output(), COUNT, TAGS).write()
+    Thumbnails(tmp_path / "b.mp4", Output(), COUNT, TAGS).write()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.poster.png", "a.sheet.png"]
 
 

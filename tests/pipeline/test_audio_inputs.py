@@ -18,8 +18,8 @@ from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.audio_input import check_sound, read_sound
 from latent_ladder.media.video_reader import probe, read_audio
 from latent_ladder.models.audio_vae.vae import load_audio
-from latent_ladder.pipeline.input_encoding import encoded_in_spans
 from latent_ladder.pipeline.run import prepare
+from latent_ladder.pipeline.stages.input_encoding import encode_in_spans
 from latent_ladder.storage.artifact_store import Store
 
 
@@ -70,7 +70,7 @@ def test_what_has_no_sound_is_refused(tmp_path):
             check_sound(tmp_path / name)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.2, "silence follows"), (0.9, "its beginning")])
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "the rest of the clip is silent"), (0.9, "its beginning")])
 def test_the_sound_of_the_clip_is_the_given_one(library, store, tmp_path, seconds, said):
     path = tone(tmp_path / "voice.wav", seconds)
     request = request_with(audio_in=str(path))
@@ -110,7 +110,7 @@ def test_a_long_sound_is_encoded_in_spans_as_it_would_be_whole(library):
     vae = load_audio(audio_vae, None, device="cpu", parts=("encoder",))
     samples = torch.randn(2, 301 * 1920, generator=torch.Generator().manual_seed(0)) * 0.2
     whole = vae.encode(samples, 48000)[:, :, :300]
-    spans = encoded_in_spans(vae, samples, 300, span=70)
+    spans = encode_in_spans(vae, samples, 300, span=70)
     torch.testing.assert_close(spans, whole, rtol=1e-4, atol=1e-4)
 
 

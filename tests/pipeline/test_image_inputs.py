@@ -19,8 +19,8 @@ from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import video_to_tokens
 from latent_ladder.media.image_input import check_image, fitted, like_video, load_image
-from latent_ladder.pipeline.input_encoding import hold_images, plain_start
 from latent_ladder.pipeline.run import prepare
+from latent_ladder.pipeline.start_state import apply_images, plain_start
 from latent_ladder.request.files import request_of_clip
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.sampling.denoise import LatentState
@@ -199,7 +199,7 @@ def test_first_frame_and_keyframe_are_the_official_ones(golden):
     )  # fmt: skip
     latents = {"image.0": case.inputs["first_frame"], "image.1": case.inputs["keyframe"]}
     initial = LatentState.of(video_to_tokens(case.inputs["initial_latent"]))
-    start = hold_images(plain_start(initial, None, resolution), latents, request, resolution)
+    start = apply_images(plain_start(initial, None, resolution), latents, request, resolution)
     case.check("positions", start.positions)
     case.check("denoise_mask", start.video.mask)
     assert start.extra == grid[1] * grid[2]
@@ -212,7 +212,7 @@ def test_a_picture_beside_an_upsampler_of_time_keeps_its_second(golden):
         {"kind": "base", "schedule": {"steps": 2}}, {"kind": "upsample", "axis": "temporal"},
     ])  # fmt: skip
     start = plain_start(LatentState.empty(8, 4), None, resolution)
-    held = hold_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, resolution)
+    held = apply_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, resolution)
     assert held.positions[0, 0, -1].tolist() == pytest.approx([13 / 24, 13 / 24 + 1 / 12])
 
 

@@ -20,11 +20,11 @@ from latent_ladder.pipeline.latent_preview import (
     BLOCK_PX,
     LivePreview,
     Projection,
+    find_tiny_decoder,
     fit,
-    fitting_tiny,
+    load_projection,
     png,
     preview_frames,
-    projection,
     sample_clip,
 )
 from latent_ladder.storage.artifact_store import Store
@@ -59,9 +59,9 @@ def test_a_fit_is_kept_in_the_store_by_vae(pocket, fitted, tmp_path, monkeypatch
     store = Store(tmp_path)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_PX", 32)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_FRAMES", 9)
-    first = projection(pocket, store)
+    first = load_projection(pocket, store)
     assert len(list(store.entries())) == 1
-    assert torch.equal(projection(pocket, store).rest, first.rest)
+    assert torch.equal(load_projection(pocket, store).rest, first.rest)
     assert len(list(store.entries())) == 1
     latents = torch.zeros(1, pocket.shape("per_channel_statistics.mean-of-means")[0], 2, 1, 3)
     assert preview_frames(latents, pocket, store=store).shape == (9, 8, 24, 3)
@@ -90,11 +90,11 @@ def test_a_live_preview_keeps_its_distance(tmp_path):
 
     live = LivePreview(tmp_path / "live.png", zero, lambda *at: saved.append(at))
     for step in (1, 2, 3):
-        live.look("base", step, estimate)
+        live.update("base", step, estimate)
     assert (saved, len(asked)) == ([("base", 1)], 1)
     assert (tmp_path / "live.png").read_bytes().startswith(b"\x89PNG")
     nowhere = LivePreview(tmp_path / "gone" / "x.png", zero, lambda *at: saved.append(at))
-    nowhere.look("base", 1, estimate)
+    nowhere.update("base", 1, estimate)
     assert len(saved) == 1
 
 
@@ -150,8 +150,8 @@ def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path, pocket):
     channels = pocket.shape("per_channel_statistics.mean-of-means")[0]
     other = tiny_file(tmp_path / "a.safetensors", channels + 1)
     right = tiny_file(tmp_path / "b.safetensors", channels)
-    assert fitting_tiny([other, right], pocket) is right
-    assert fitting_tiny([other], pocket) is None
+    assert find_tiny_decoder([other, right], pocket) is right
+    assert find_tiny_decoder([other], pocket) is None
     latents = torch.zeros(1, channels, 2, 1, 1)
     store = Store(tmp_path / "store")
     assert preview_frames(latents, pocket, "tae", store=store, tiny=right).shape == (9, 32, 32, 3)

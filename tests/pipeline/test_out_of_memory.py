@@ -21,10 +21,9 @@ from latent_ladder.media.video_reader import read_frames
 from latent_ladder.memory.hardware import MemoryOptions
 from latent_ladder.memory.oom import is_out_of_memory
 from latent_ladder.memory.planner import GIB
-from latent_ladder.pipeline import output as writing
-from latent_ladder.pipeline import stage_runner as steps
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.run import Result, RunOptions, execute, prepare
+from latent_ladder.pipeline.stages import decoding, denoising
 from latent_ladder.storage.artifact_store import Store
 
 FIELDS = {
@@ -106,8 +105,8 @@ def test_blocks_from_disk_give_the_same_clip(whole, library, tmp_path):
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_stage_that_runs_out_goes_down_the_ladder(whole, library, tmp_path, monkeypatch, times):
-    failing = Failing(steps.sample, times, OUT)
-    monkeypatch.setattr(steps, "sample", failing)
+    failing = Failing(denoising.sample, times, OUT)
+    monkeypatch.setattr(denoising, "sample", failing)
     result = make(library, tmp_path, "out")
     assert failing.calls == times + 2, "base again and again, then refine"
     said = [w.message for w in result.warnings if w.code == "out_of_memory"]
@@ -120,7 +119,7 @@ def test_a_stage_that_runs_out_goes_down_the_ladder(whole, library, tmp_path, mo
 
 
 def test_the_bottom_of_the_ladder_is_an_error_and_loses_nothing(library, tmp_path, monkeypatch):
-    real, calls = steps.sample, []
+    real, calls = denoising.sample, []
 
     def only_base(*args, **kwargs):
         calls.append(1)
@@ -129,11 +128,11 @@ def test_the_bottom_of_the_ladder_is_an_error_and_loses_nothing(library, tmp_pat
         return real(*args, **kwargs)
 
     store = Store(tmp_path / "store")
-    monkeypatch.setattr(steps, "sample", only_base)
+    monkeypatch.setattr(denoising, "sample", only_base)
     with pytest.raises(MemoryBudgetError, match="refine"):
         make(library, tmp_path, "bottom", store)
     assert len(calls) > 3
-    monkeypatch.setattr(steps, "sample", real)
+    monkeypatch.setattr(denoising, "sample", real)
     result = make(library, tmp_path, "bottom", store)
     assert {s.stage: s.reused for s in result.stages}["base"], "what was done is kept"
 
@@ -143,8 +142,8 @@ def test_decoding_that_runs_out_uses_smaller_tiles_and_says_so(
     library, tmp_path, monkeypatch, asked
 ):
     monkeypatch.setitem(FIELDS, "decode", asked)
-    failing = Failing(writing.decode_video, 1, RuntimeError("CUDA out of memory"))
-    monkeypatch.setattr(writing, "decode_video", failing)
+    failing = Failing(decoding.decode_video, 1, RuntimeError("CUDA out of memory"))
+    monkeypatch.setattr(decoding, "decode_video", failing)
     result = make(library, tmp_path, "tiles", side=192)
     assert "tiles of" in held(result)["decode and write"]
     assert any("decode ran out of memory" in w.message for w in result.warnings)
@@ -154,7 +153,7 @@ def test_decoding_that_runs_out_uses_smaller_tiles_and_says_so(
 def test_smaller_tiles_are_not_used_where_the_picture_must_not_change(
     library, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writing, "decode_video", Failing(writing.decode_video, 9, OUT))
+    monkeypatch.setattr(decoding, "decode_video", Failing(decoding.decode_video, 9, OUT))
     with pytest.raises(MemoryBudgetError, match="decode"):
         make(library, tmp_path, "same", changes=frozenset())
     assert not (tmp_path / "same.mp4").exists()
@@ -163,7 +162,7 @@ def test_smaller_tiles_are_not_used_where_the_picture_must_not_change(
 def test_other_failures_are_not_taken_for_a_lack_of_memory(library, tmp_path, monkeypatch):
     error = RuntimeError("device-side assert triggered")
     assert not is_out_of_memory(error)
-    monkeypatch.setattr(steps, "sample", Failing(steps.sample, 1, error))
+    monkeypatch.setattr(denoising, "sample", Failing(denoising.sample, 1, error))
     with pytest.raises(RuntimeError, match="device-side"):
         make(library, tmp_path, "other")
 

@@ -23,8 +23,8 @@ from latent_ladder.memory.cost_model import LTX_2_3, estimate
 from latent_ladder.memory.planner import Budget, plan_memory
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.pipeline.events import StageStarted, StepDone
-from latent_ladder.pipeline.input_encoding import Start, keyframe_positions, plain_start
-from latent_ladder.pipeline.temporal_windows import Clip, ramp, upsampled
+from latent_ladder.pipeline.start_state import StartState, keyframe_positions, plain_start
+from latent_ladder.pipeline.temporal_windows import PartialClip, ramp, upsample_windows
 from latent_ladder.request.windows import Windows, whole
 from latent_ladder.sampling.denoise import LatentState
 from latent_ladder.storage.artifact_store import Store
@@ -48,12 +48,12 @@ def resolution(frames: int, fps: Fraction | int = 24) -> Resolution:
     return Resolution(64, 32, frames, Fraction(fps), audio_latents(frames, Fraction(fps)))
 
 
-def clip_of(frames: int) -> Clip:
+def clip_of(frames: int) -> PartialClip:
     """A clip whose tokens tell their own number."""
     of = resolution(frames)
     video = torch.arange(of.video_tokens).float().reshape(1, -1, 1)
     sound = torch.arange(of.audio_latents).float().reshape(1, -1, 1)
-    return Clip.of(plain_start(LatentState.of(video), LatentState.of(sound), of), of)
+    return PartialClip.of(plain_start(LatentState.of(video), LatentState.of(sound), of), of)
 
 
 # --- which windows ------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_the_plan_says_in_how_many_windows(tmp_path):
 
 def test_a_whole_clip_is_one_window_that_changes_nothing():
     clip = clip_of(33)
-    part = clip.part(whole(clip.resolution), 1.0)
+    part = clip.window_start(whole(clip.resolution), 1.0)
     assert torch.equal(part.video.tokens, clip.start.video.tokens)
     assert torch.equal(part.positions, clip.start.positions)
     assert torch.equal(part.audio_positions, clip.start.audio_positions)
@@ -200,7 +200,7 @@ def test_a_whole_clip_is_one_window_that_changes_nothing():
 def test_every_window_has_the_places_of_a_clip_of_its_own():
     clip = clip_of(65)
     for window in Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1):
-        part = clip.part(window, 1.0)
+        part = clip.window_start(window, 1.0)
         torch.testing.assert_close(part.positions, video_positions(4, 1, 2, 24))
         # audio latents of 40 ms and frames of 1/24 s do not meet: true distances are kept
         own = audio_positions(part.audio_positions.shape[2])
@@ -212,14 +212,14 @@ def test_what_the_window_before_made_is_kept_and_the_rest_is_new():
     clip = clip_of(49)
     first, second, *_ = Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1)
     made = (torch.full((1, 8, 1), 100.0), torch.full((1, first.sound[1], 1), 200.0))
-    clip = clip.with_made(first, made)
-    part = clip.part(second, 1.0)
+    clip = clip.with_window(first, made)
+    part = clip.window_start(second, 1.0)
     assert part.video.clean[0, :, 0].tolist() == [100.0] * 4 + [8.0, 9.0, 10.0, 11.0]
     assert part.video.mask[0, :, 0].tolist() == [0.0] * 4 + [1.0] * 4
     assert part.audio.clean[0, : second.sound_held].eq(200).all()
     assert part.audio.mask[0, :, 0].sum() == len(part.audio.mask[0]) - second.sound_held
-    assert clip.part(second, 0.25).video.mask[0, 0, 0] == 0.75
-    kept = clip.with_made(second, (part.video.clean, part.audio.clean))
+    assert clip.window_start(second, 0.25).video.mask[0, 0, 0] == 0.75
+    kept = clip.with_window(second, (part.video.clean, part.audio.clean))
     assert torch.equal(kept.video, clip.video)
     assert torch.equal(kept.audio, clip.audio)
 
@@ -227,8 +227,8 @@ def test_what_the_window_before_made_is_kept_and_the_rest_is_new():
 def test_a_loose_hold_fades_from_one_window_into_the_next():
     clip = clip_of(49)
     first, second, *_ = Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1)
-    clip = clip.with_made(first, (torch.zeros(1, 8, 1), None))
-    clip = clip.with_made(second, (torch.ones(1, 8, 1), None))
+    clip = clip.with_window(first, (torch.zeros(1, 8, 1), None))
+    clip = clip.with_window(second, (torch.ones(1, 8, 1), None))
     assert clip.video[0, 4:12, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1, 1, 1]
     assert ramp(0).tolist() == []
 
@@ -238,14 +238,14 @@ def test_a_keyframe_is_held_by_the_windows_of_its_time_and_guides_end_with_the_c
     start = clip.start
     places = [keyframe_positions(Fraction(n, 24), clip.resolution) for n in (3, 30, 64)]
     guide = torch.tensor([-1.0, -2.0, -3.0]).repeat_interleave(2).reshape(1, 6, 1)
-    start = Start(
+    start = StartState(
         start.video.extended(guide), start.audio,
         torch.cat([start.positions, *places], 2), start.audio_positions, extra=6,
     )  # fmt: skip
-    clip = Clip.of(start, clip.resolution)
+    clip = PartialClip.of(start, clip.resolution)
     found = []
     for window in Windows(frames=25, overlap_frames=8).plan(clip.resolution, 1):
-        part = clip.part(window, 1.0)
+        part = clip.window_start(window, 1.0)
         found.append(part.video.clean[0, 8:, 0].unique().tolist())
         assert part.positions[0, 0].max() < 25 / 24 + 1e-5
         assert part.extra == part.video.tokens.shape[1] - 8
@@ -257,7 +257,7 @@ def test_upsampling_in_windows_meets_without_a_step():
     clip = resolution(97)
     windows = Windows(frames=33, overlap_frames=16).plan(clip, 1)
     latents = torch.randn(1, 3, clip.latent_frames, 1, 2)
-    same = upsampled(latents, [(w, w) for w in windows], lambda part: part)
+    same = upsample_windows(latents, [(w, w) for w in windows], lambda part: part)
     torch.testing.assert_close(same, latents)
     sizes: list[int] = []
 
@@ -265,7 +265,7 @@ def test_upsampling_in_windows_meets_without_a_step():
         sizes.append(part.shape[2])
         return part * 0 + len(sizes)
 
-    steps = upsampled(latents, [(w, w) for w in windows], brighter)[0, 0, :, 0, 0]
+    steps = upsample_windows(latents, [(w, w) for w in windows], brighter)[0, 0, :, 0, 0]
     assert set(sizes) == {5}
     assert steps.diff().abs().max() < 1
 
@@ -304,7 +304,7 @@ def test_a_longer_clip_begins_as_the_shorter_one_and_every_step_is_told(library,
 
 def test_a_stage_that_was_killed_goes_on_after_its_last_whole_window(library, store, tmp_path):
     from latent_ladder.errors import Cancelled
-    from latent_ladder.pipeline.partial_results import progress_keys
+    from latent_ladder.pipeline.partial_results import partial_keys
     from latent_ladder.pipeline.run import Cancel, RunOptions, execute, prepare
 
     request = request_with(frames=41, stages=BASE_ONLY, windows=SHORT)
@@ -321,7 +321,7 @@ def test_a_stage_that_was_killed_goes_on_after_its_last_whole_window(library, st
     with pytest.raises(Cancelled):
         execute(prepared, tmp_path / "a.mp4", options)
     base = next(s for s in prepared.plan.stages if s.kind == "base")
-    (key,) = progress_keys(base)
+    (key,) = partial_keys(base)
     store.prune()
     assert store.get(key).meta["windows"] == 2
 

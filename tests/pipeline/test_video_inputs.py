@@ -19,8 +19,8 @@ from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.media.video_input import check_video, read_footage
 from latent_ladder.media.video_writer import VideoSpec, write_video
-from latent_ladder.pipeline.input_encoding import conditioned, plain_start
 from latent_ladder.pipeline.run import prepare
+from latent_ladder.pipeline.start_state import apply_inputs, plain_start
 from latent_ladder.sampling.denoise import LatentState
 from latent_ladder.storage.artifact_store import Store
 
@@ -210,7 +210,7 @@ def test_an_extension_keeps_the_end_or_the_beginning(extend, kept):
     resolution = Resolution(64, 64, 25, Fraction(24), 26)
     start = plain_start(LatentState.empty(16, 4), LatentState.empty(26, 6), resolution)
     held = {"video_in": torch.ones(1, 4, 4, 2, 2), "sound_in": torch.ones(1, 2, 26, 3)}
-    made = conditioned(start, held, request, resolution)
+    made = apply_inputs(start, held, request, resolution)
     assert made.video.mask.reshape(4, 4).amin(1).tolist() == [1.0 - k for k in kept]
     assert made.audio.mask.reshape(-1)[0 if extend > 0 else -1] == 0
     assert made.audio.mask.reshape(-1)[-1 if extend > 0 else 0] == 1
@@ -228,14 +228,14 @@ def test_a_reference_lies_over_the_part_it_shows():
     resolution = Resolution(128, 64, 17, Fraction(24), 0)
     start = plain_start(LatentState.empty(24, 4), None, resolution)
     held = {"video_in": torch.ones(1, 4, 3, 1, 2)}
-    made = conditioned(start, held, request, resolution)
+    made = apply_inputs(start, held, request, resolution)
     assert made.extra == 6
     assert made.video.mask[0, -6:, 0].tolist() == pytest.approx([0.1] * 6)
     tail = made.positions[0, :, -6:]
     assert tail[1, 0].tolist() == [0, 64]
     assert tail[2, 1].tolist() == [64, 128]
     assert torch.equal(tail[0, ::2], made.positions[0, 0, :24:8])
-    slow = conditioned(start, {"video_in": torch.ones(1, 4, 2, 1, 2)}, request, resolution)
+    slow = apply_inputs(start, {"video_in": torch.ones(1, 4, 2, 1, 2)}, request, resolution)
     assert slow.positions[0, 0, -1].tolist() == pytest.approx([1 / 24, 17 / 24])
 
 

@@ -25,10 +25,10 @@ from latent_ladder.storage.artifact_store import Store
 from latent_ladder.sweeps.axes import count, parse_axes, settings
 from latent_ladder.sweeps.export import check_folder, write_files
 from latent_ladder.sweeps.html_report import Report, html
-from latent_ladder.sweeps.plan import plan_sweep
-from latent_ladder.sweeps.point_results import Measured
+from latent_ladder.sweeps.point_results import PointResult
 from latent_ladder.sweeps.recommend import choose_point
 from latent_ladder.sweeps.svg_plot import ticks
+from latent_ladder.sweeps.sweep_plan import plan_sweep
 from latent_ladder.sweeps.sweep_run import run_sweep
 
 SETS = ["refine.denoise=0.3:0.7:0.2", "refine.seed=same,other", "refine.lora=0.5,1.0"]
@@ -230,12 +230,14 @@ def measured(number, kept, detail, flicker=1.0, seed="same", status="done", **fi
     comparison |= {k: fields.pop(k) for k in list(fields) if k in comparison}
     values = {f"refine.{k}": str(v) for k, v in fields.items()} | {"refine.seed": seed}
     if status == "failed":
-        return Measured(f"k{number}", number, values, status=status, error="no")
+        return PointResult(f"k{number}", number, values, status=status, error="no")
     metrics = {"flicker": flicker}
-    return Measured(f"k{number}", number, values, draft="d", metrics=metrics, comparison=comparison)
+    return PointResult(
+        f"k{number}", number, values, draft="d", metrics=metrics, comparison=comparison
+    )
 
 
-DRAFTS = {"d": Measured("d", metrics={"flicker": 1.0})}
+DRAFTS = {"d": PointResult("d", metrics={"flicker": 1.0})}
 
 
 def test_most_detail_among_those_that_keep_the_motion():

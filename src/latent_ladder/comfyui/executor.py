@@ -1,9 +1,9 @@
-"""A graph becomes files: every needed node once, what is known already not again.
+"""Execution of a graph: every needed node runs once; stored and remembered results are reused.
 
-The key of a node is a hash of its type, its values, the ids of the files that it names and the keys
-of what it is linked to, so it is known before anything runs, in every process alike. Latents and
-sound that a node made are kept in the store under it; a node whose result is there does not run,
-nor does what only it needs. Numbers that can be worked out beforehand count by value.
+The key of a node is a hash of its type, its values, the content ids of the files it names and the
+keys of the nodes it is linked to, so it is known before anything runs and equal in every process.
+Latents and sound are stored under it: a node whose result is stored does not run, nor do nodes
+that only it needs. Links to values that can be computed in advance count by value.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -38,40 +37,35 @@ from latent_ladder.comfyui.runtime.events import (
 )
 from latent_ladder.comfyui.runtime.previews import LivePictures
 from latent_ladder.comfyui.runtime.values import Audio, Latent, Value
-from latent_ladder.errors import (
-    Cancelled,
-    LadderError,
-    MemoryBudgetError,
-    StoreError,
-    WorkflowError,
-)
-from latent_ladder.memory.oom import is_out_of_memory
-from latent_ladder.pipeline.run import Cancel
+from latent_ladder.errors import Cancelled, LadderError, StoreError, WorkflowError
+from latent_ladder.memory.oom import raise_budget_error
+from latent_ladder.pipeline.run_options import Cancel
+from latent_ladder.pipeline.run_recorder import RunRecorder
 from latent_ladder.storage.artifact_store import artefact_key
-from latent_ladder.storage.run_records import RunRecord, StageRecord
+from latent_ladder.storage.run_records import StageRecord
 
 __all__ = ["Engine", "Unsupported", "WorkFolders", "execute", "unsupported", "without_unsupported"]
 
 VERSION = 1
-"""Raise it when keys of all nodes shall change."""
+"""Part of all node keys: raise it to make every stored result unusable."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A node that cannot run here, why, and the way round it if there is one."""
+    """A node that cannot run here, the reason, and a workaround if there is one."""
 
     node: Node
     why: str
     way: str = ""
 
     def error(self) -> WorkflowError:
-        """The error that names it."""
-        others = "--skip-unsupported runs the outputs that do without it"
+        """Error that names the node."""
+        others = "--skip-unsupported runs the outputs that do not need it"
         return self.node.error(f"cannot run here: {self.why}", self.way or others)
 
 
 def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsupported]:
-    """The needed nodes that cannot run, in the order in which they would; nothing is loaded.
+    """Needed nodes that cannot run, in execution order. Loads nothing.
 
     Raises :class:`WorkflowError` for a cycle or a link into nothing.
     """
@@ -81,7 +75,7 @@ def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsup
         meaning = MEANINGS.get(node.class_type)
         why = plain.row(node).why_not
         if not why and meaning is None:
-            why = f"{node.class_type} is not carried out by this version"
+            why = f"{node.class_type} cannot be run by this version"
         if not why and meaning is not None:
             why = meaning.refuses(node)
         if why:
@@ -90,7 +84,7 @@ def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsup
 
 
 def without_unsupported(graph: Graph) -> tuple[str, ...]:
-    """The outputs that need no node that cannot run."""
+    """Output nodes that need no unsupported node."""
     return tuple(name for name in plain.outputs(graph) if not unsupported(graph, [name]))
 
 
@@ -104,11 +98,11 @@ def execute(
     metadata: Mapping[str, str] | None = None,
     command: str = "",
 ) -> Mapping[str, Shown]:
-    """Run the output nodes ``wanted`` (``None``: all) and give what each shows.
+    """Run the output nodes ``wanted`` (``None``: all); returns the files that each shows.
 
-    ``metadata`` goes into every file that is written: ``None`` is the graph as tag ``prompt``.
-    Raises :class:`WorkflowError` naming the node before anything runs where one cannot, whatever a
-    node raises, and :class:`Cancelled`.
+    ``metadata`` is written into every file; ``None`` means the graph as tag ``prompt``. Raises
+    :class:`WorkflowError` before anything runs if a needed node is unsupported, the errors of the
+    nodes with the node's name in front, and :class:`Cancelled`.
     """
     outputs = plain.outputs(graph) if wanted is None else tuple(wanted)
     if not outputs:
@@ -120,13 +114,13 @@ def execute(
     tags = metadata
     if tags is None:
         tags = {"prompt": json.dumps(graph.to_api(), ensure_ascii=False)}
-    run = _Run(graph, engine, on_event, cancel or Cancel(), tags)
-    with run.recorded(command):
-        return run.go(outputs)
+    run = _GraphRun(graph, engine, on_event, cancel or Cancel(), tags, command)
+    with run.recorder.recording():
+        return run.run(outputs)
 
 
 @dataclass
-class _Run:
+class _GraphRun:
     """One execution of a graph."""
 
     graph: Graph
@@ -134,9 +128,9 @@ class _Run:
     on_event: OnGraphEvent
     cancel: Cancel
     metadata: Mapping[str, str]
+    command: str
     _keys: dict[str, str] = field(default_factory=dict)
     _done: dict[str, Results] = field(default_factory=dict)
-    _record: RunRecord | None = None
 
     def __post_init__(self) -> None:
         self._known = plain.constants(self.graph)
@@ -144,8 +138,11 @@ class _Run:
         self._pictures = LivePictures(engine.companion, engine.store) if engine.previews else None
         self._reduced = plain.reduced(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
+        request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
+        self.recorder = RunRecorder(engine.store.runs, self.command, request)
+        self.recorder.update(kind="workflow")
 
-    def go(self, outputs: Sequence[str]) -> Mapping[str, Shown]:
+    def run(self, outputs: Sequence[str]) -> Mapping[str, Shown]:
         order = plain.needed(self.graph, outputs)
         waiting = self._to_run(outputs)
         cached = tuple(name for name in order if name not in waiting)
@@ -158,18 +155,20 @@ class _Run:
                 self._result(name)
         self.engine.results.clear()
         self.engine.results.update({self._key(name): self._done[name] for name in self._done})
+        files = [str(path) for done in self._done.values() for path in self._files(done.shown)]
+        self.recorder.update(output=files[-1] if files else None)
         return {name: self._done[name].shown for name in outputs}
 
     # -- what has to run ----------------------------------------------------------------------
 
     def _to_run(self, outputs: Sequence[str]) -> set[str]:
-        """Nodes whose results are nowhere, and that something to be run reads."""
+        """Nodes without a result in memory or in the store that an output needs."""
         todo, waiting = list(outputs), set[str]()
         while todo:
             name = todo.pop()
             if name in waiting or name in self._done:
                 continue
-            found = self._remembered(name)
+            found = self._from_memory(name)
             if found is not None:
                 self._done[name] = found
                 continue
@@ -179,17 +178,17 @@ class _Run:
         return waiting - {name for name in waiting if self._restore(name)}
 
     def _links(self, name: str) -> Iterator[tuple[str, Link]]:
-        """The links of a node whose values are not known."""
+        """Links of a node whose values are not known in advance."""
         links = self._reduced.nodes[name].links
         return ((each, link) for each, link in links if link not in self._known)
 
     def _eager(self, name: str) -> Iterator[Link]:
-        """Those that are read whatever the node decides."""
+        """Links whose value a node always reads."""
         lazy = NODE_TYPES[self.graph.nodes[name].class_type].lazy
         return (link for each, link in self._links(name) if each not in lazy)
 
     def _certain(self, outputs: Sequence[str]) -> set[str]:
-        """Nodes that run whatever lazy nodes decide; the others run when they are read."""
+        """Nodes that certainly run; the others run only if a lazy input reads them."""
         todo, found = list(outputs), set[str]()
         while todo:
             name = todo.pop()
@@ -198,8 +197,8 @@ class _Run:
                 todo += [link.node for link in self._eager(name)]
         return found
 
-    def _remembered(self, name: str) -> Results | None:
-        """A result of the graph before, if all files that it shows are still there."""
+    def _from_memory(self, name: str) -> Results | None:
+        """A node's result of the last graph, if all files that it shows still exist."""
         found = self.engine.results.get(self._key(name))
         if not isinstance(found, Results):
             return None
@@ -216,20 +215,20 @@ class _Run:
         return self._meaning(name).keeps and self.engine.store.get(self._key(name)) is not None
 
     def _restore(self, name: str) -> bool:
-        """Take a node's result out of the store."""
+        """Load a node's result from the store; false if it is not there."""
         if not self._meaning(name).keeps:
             return False
         stored = self.engine.store.get(self._key(name))
         if stored is None:
             return False
-        self._done[name] = Results(unpacked(stored.load(), stored.meta))
+        self._done[name] = Results(unpack(stored.load(), stored.meta))
         self._note(name, reused=True)
         return True
 
     # -- keys ---------------------------------------------------------------------------------
 
     def _key(self, name: str) -> str:
-        """The key of a node; those of what it is linked to first, however long the chain."""
+        """Key of a node, after those it depends on; not recursive, as chains may be long."""
         for each in self._reduced.before([name]) if name not in self._keys else ():
             if each not in self._keys:
                 self._keys[each] = self._own_key(self._reduced.nodes[each])
@@ -259,7 +258,7 @@ class _Run:
         return artefact_key("node", VERSION, fields, (), ())
 
     def _inputs(self, node: Node) -> Iterator[tuple[Input | str, Any]]:
-        """Every input with its value or link: what is given, and defaults of the type."""
+        """Every input with its value or link, else the default of the node type."""
         row = NODE_TYPES.get(node.class_type)
         literals = {k: self._plain_value(v) for k, v in node.inputs.items()}
         rows = {} if row is None else {one.name: one for one in row.shown(literals)}
@@ -278,12 +277,12 @@ class _Run:
     # -- running ------------------------------------------------------------------------------
 
     def _result(self, name: str) -> Results:
-        """A node's result; run now if it has not."""
+        """A node's result; runs the node if that was not done yet."""
         if name not in self._done:
-            self._done[name] = self._run(name)
+            self._done[name] = self._run_node(name)
         return self._done[name]
 
-    def _run(self, name: str) -> Results:
+    def _run_node(self, name: str) -> Results:
         self.cancel.check()
         node, meaning = self.graph.nodes[name], self._meaning(name)
         for link in self._eager(name):
@@ -293,31 +292,25 @@ class _Run:
         if meaning.keeps:
             with self.engine.store.lock(self._key(name), poll=self.cancel.check):
                 if not self._restore(name):
-                    self._done[name] = self._computed(node, meaning)
+                    self._done[name] = self._compute(node, meaning)
                     self._store(name, self._done[name].values)
                     self._note(name, reused=False, seconds=time.monotonic() - began)
             result = self._done[name]
         else:
-            result = self._computed(node, meaning)
+            result = self._compute(node, meaning)
         self.on_event(NodeDone(name, result.shown, time.monotonic() - began))
         return result
 
-    def _computed(self, node: Node, meaning: Meaning) -> Results:
+    def _compute(self, node: Node, meaning: Meaning) -> Results:
+        """Run a node. The node's name is added to errors that do not have it yet."""
+        message = "memory ran out, and there is no fallback left"
         try:
-            found = meaning.run(self._ask(node))
+            with raise_budget_error(message, "make the clip smaller, or close other programs"):
+                found = meaning.run(self._ask(node))
         except (WorkflowError, Cancelled):
             raise
         except LadderError as error:
-            error.args = (node.error(error.message).message,)
-            error.message = str(error.args[0])
-            raise
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryBudgetError(
-                node.error("memory ran out, and there is nothing left to give up").message,
-                "make the clip smaller, or close other programs",
-            ) from error
+            raise error.in_context(node.label) from error
         return found if isinstance(found, Results) else Results(tuple(found))
 
     def _ask(self, node: Node) -> Ask:
@@ -329,7 +322,7 @@ class _Run:
         def fetch(name: str) -> Value:
             one, given = inputs[name]
             if not isinstance(given, Link):
-                return _coerced(given, one)
+                return _coerce(given, one)
             if given in self._known:
                 return self._known[given]
             values = self._result(given.node).values
@@ -354,7 +347,7 @@ class _Run:
             fetch=fetch,
             engine=self.engine,
             graph=self.graph,
-            keep=lambda name, make: self._kept(node.id, name, make),
+            keep=lambda name, make: self._part(node.id, name, make),
             progress=progress,
             warn=warn,
             check_cancelled=self.cancel.check,
@@ -363,10 +356,10 @@ class _Run:
             channels=self._channels,
         )
 
-    def _kept(
+    def _part(
         self, node: str, name: str, make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """A part of a node's work, from the store or into it."""
+        """Tensors of a part of a node's work: from the store, else made and stored."""
         key = artefact_key("part", VERSION, {"name": name}, (self._key(node),), ())
         stored = self.engine.store.get(key)
         if stored is not None:
@@ -377,7 +370,7 @@ class _Run:
         return made
 
     def _store(self, name: str, values: Sequence[Value]) -> None:
-        tensors, meta = packed(values)
+        tensors, meta = pack(values)
         node = self.graph.nodes[name]
         self.engine.store.put(
             self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
@@ -388,27 +381,8 @@ class _Run:
 
     # -- the record of the run ----------------------------------------------------------------
 
-    @contextmanager
-    def recorded(self, command: str) -> Iterator[None]:
-        """Keep a record, so that a prune knows what this run made."""
-        runs = self.engine.store.runs
-        request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
-        started = runs.start(command, request)
-        self._record = runs.save(replace(started, kind="workflow"))
-        try:
-            yield
-        except (Cancelled, KeyboardInterrupt):
-            runs.save(replace(self._record, status="cancelled"))
-            raise
-        except BaseException as error:
-            runs.save(replace(self._record, status="failed", error=str(error)))
-            raise
-        files = [str(path) for done in self._done.values() for path in self._files(done.shown)]
-        output = files[-1] if files else None
-        runs.save(replace(self._record, status="done", output=output))
-
     def _headline(self) -> str:
-        """The first text to be encoded, for lists of runs."""
+        """The first prompt of the graph, shown in lists of runs."""
         for node in self.graph.nodes.values():
             if node.class_type == "CLIPTextEncode" and "text" in node.inputs:
                 found = self._plain_value(node.inputs["text"])
@@ -417,18 +391,16 @@ class _Run:
         return ""
 
     def _note(self, name: str, *, reused: bool, seconds: float = 0.0, key: str = "") -> None:
-        if self._record is None:
-            raise TypeError("a run that is not recorded")
         node = self.graph.nodes[name]
-        stage = StageRecord(f"{name} {node.class_type}", key or self._key(name), reused, seconds)
-        self._record = self.engine.store.runs.save(self._record.with_stage(stage))
+        stage = f"{name} {node.class_type}"
+        self.recorder.add_stage(StageRecord(stage, key or self._key(name), reused, seconds))
 
 
 # --- values in the store ------------------------------------------------------------------------
 
 
-def packed(values: Sequence[Value]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Latents and sounds as tensors with names, and what else is to be known of them."""
+def pack(values: Sequence[Value]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Latents and sounds as named tensors, and meta data to restore them. See :func:`unpack`."""
     tensors: dict[str, Tensor] = {}
     kinds: list[Any] = []
     for i, value in enumerate(values):
@@ -443,8 +415,8 @@ def packed(values: Sequence[Value]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"values": kinds}
 
 
-def unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Value, ...]:
-    """The values of :func:`packed`. Raises :class:`StoreError` for what it did not make."""
+def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Value, ...]:
+    """The values that :func:`pack` stored. Raises :class:`StoreError` for anything else."""
     values: list[Value] = []
     for i, kind in enumerate(meta.get("values", ())):
         prefix = f"{i}."
@@ -455,8 +427,8 @@ def unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Va
     return tuple(values)
 
 
-def _coerced(given: Any, one: Input | str) -> Value:
-    """A literal as its input's type has it: numbers may be written as text."""
+def _coerce(given: Any, one: Input | str) -> Value:
+    """A literal value in the type of its input: numbers may be written as text."""
     if isinstance(one, str) or isinstance(given, bool) or given is None:
         return given
     if one.type == "INT" and isinstance(given, str | float):
@@ -467,7 +439,7 @@ def _coerced(given: Any, one: Input | str) -> Value:
 
 
 def _latent_channels(graph: Graph, engine: Engine) -> int:
-    """Channels of the transformers that the graph names; 128 where it names none at hand."""
+    """Latent channels of the first transformer in the graph that is found, else 128."""
     for node in graph.nodes.values():
         row = NODE_TYPES.get(node.class_type)
         for one in () if row is None else row.inputs:

@@ -60,9 +60,14 @@ class Node:
 
     def error(self, message: str, hint: str | None = None) -> WorkflowError:
         """An error that names this node: ``node 12 (KSampler "stage 1"): message``."""
-        named = f' "{self.title}"' if self.title and self.title != self.class_type else ""
-        text = f"node {self.id} ({self.class_type}{named}): {message}"
+        text = f"{self.label}: {message}"
         return WorkflowError(text, hint, node_id=self.id, class_type=self.class_type)
+
+    @property
+    def label(self) -> str:
+        """Name of the node in messages: ``node 12 (KSampler "stage 1")``."""
+        title = f' "{self.title}"' if self.title and self.title != self.class_type else ""
+        return f"node {self.id} ({self.class_type}{title})"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ MOST = 10_000
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
-class Asked(NamedTuple):
+class DraftChoice(NamedTuple):
     """One draft."""
 
     prompt: str
@@ -74,11 +74,13 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def all_drafts(prompts: Sequence[str], seeds: Sequence[int], agreed: bool) -> tuple[Asked, ...]:
+def all_drafts(
+    prompts: Sequence[str], seeds: Sequence[int], agreed: bool
+) -> tuple[DraftChoice, ...]:
     """Every prompt with every seed, prompt by prompt. Raises :class:`RequestError` for too many."""
     count = len(prompts) * len(seeds)
     if count > MANY and not agreed:
         raise RequestError(
             f"this makes {count} drafts, more than {MANY}", "add --yes if you mean it"
         )
-    return tuple(Asked(prompt, seed) for prompt, seed in product(prompts, seeds))
+    return tuple(DraftChoice(prompt, seed) for prompt, seed in product(prompts, seeds))

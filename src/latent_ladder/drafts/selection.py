@@ -9,7 +9,7 @@ from typing import Any
 
 from latent_ladder.checkpoints.selection import EMBEDDED
 from latent_ladder.drafts.draft_run import draft_request
-from latent_ladder.drafts.seeds import Asked
+from latent_ladder.drafts.seeds import DraftChoice
 from latent_ladder.errors import RequestError, StoreError
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.plan import RunPlan
@@ -60,7 +60,7 @@ def choose(store: Store, name: str) -> Chosen:
         )
     if record.kind == "sweep":
         return Chosen(record, draft, Request.from_dict(apply_sets(request.to_dict(), draft.sets)))
-    return Chosen(record, draft, draft_request(request, Asked(draft.prompt, draft.seed)))
+    return Chosen(record, draft, draft_request(request, DraftChoice(draft.prompt, draft.seed)))
 
 
 def _newest_drafts(store: Store) -> RunRecord:
@@ -91,7 +91,7 @@ def searched_folders(chosen: Chosen) -> list[Path]:
     return [folder for folder in recorded if folder != EMBEDDED and folder.is_dir()]
 
 
-def changed(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) -> Request:
+def with_changes(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) -> Request:
     """The clip's request with fields of its later stages changed. Raises RequestError."""
     fields: dict[str, Any] = chosen.request.to_dict()
     if audio is not None:
@@ -107,7 +107,7 @@ def from_stage_1(chosen: Chosen, prepared: Prepared) -> Prepared:
     base = next(s for s in prepared.plan.stages if s.kind == "base")
     if base.key not in chosen.keys:
         raise _another(chosen, prepared.plan)
-    if base.stored or base not in prepared.plan.needed():
+    if base.stored or base not in prepared.plan.missing_stages():
         return prepared
     gone = Warned(
         "pruned_draft", f"the latents of {chosen.name} are not stored any more; stage 1 runs again"

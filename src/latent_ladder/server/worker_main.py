@@ -90,7 +90,7 @@ def engine_runner(opening: Body) -> Runner:
     def run(job: Body, on_event: OnGraphEvent, cancel: Cancel) -> None:
         nonlocal engine, seen
         if (now := listing.state()) != seen:  # a model file came, went or is another one
-            engine.forget()
+            engine.clear()
             engine, seen = opened(), now
         metadata = {name: dumps(job[name]) for name in ("prompt", "workflow") if job[name]}
         execute(

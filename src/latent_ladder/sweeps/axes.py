@@ -130,9 +130,9 @@ def count(axes: Sequence[Axis], zipped: bool = False) -> int:
     if zipped:
         lengths = {len(axis.values) for axis in axes if len(axis.values) > 1}
         if len(lengths) > 1:
-            said = ", ".join(f"{axis.path} {len(axis.values)}" for axis in axes)
+            counts = ", ".join(f"{axis.path} {len(axis.values)}" for axis in axes)
             raise RequestError(
-                f"--zip needs as many values on every axis, got {said}",
+                f"--zip needs as many values on every axis, got {counts}",
                 "leave --zip out for all pairs",
             )
         return max(lengths, default=1)
@@ -161,7 +161,7 @@ def short_path(path: str, among: Sequence[str]) -> str:
     return last if sum(other.rpartition(".")[2] == last for other in among) == 1 else path
 
 
-def said(point: Settings, axes: Sequence[Axis] = ()) -> str:
+def describe(point: Settings, axes: Sequence[Axis] = ()) -> str:
     """The settings in a line; fields that every point of ``axes`` shares are left out."""
     fixed = {axis.path for axis in axes if len(axis.values) == 1}
     return ", ".join(f"{p}={v}" for p, v in point.items() if p not in fixed) or "as it is"

@@ -11,9 +11,9 @@ from typing import Any
 
 from latent_ladder.errors import MediaError
 from latent_ladder.storage.atomic_write import write_whole, writing
-from latent_ladder.sweeps.plan import Sweep
-from latent_ladder.sweeps.point_results import SHOWN, Measured
+from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
+from latent_ladder.sweeps.sweep_plan import Sweep
 from latent_ladder.sweeps.sweep_run import POINTS, SweepResult
 
 JSON, CSV, PAGE = "sweep.json", "sweep.csv", "report.html"
@@ -59,7 +59,7 @@ def body(sweep: Sweep, result: SweepResult, choice: Choice, command: str) -> dic
     }
 
 
-def table_rows(points: Iterable[Measured], choice: Choice) -> list[dict[str, Any]]:
+def table_rows(points: Iterable[PointResult], choice: Choice) -> list[dict[str, Any]]:
     """One row per point: its settings, how it went, its numbers."""
     return [
         {

@@ -30,7 +30,7 @@ SHOWN: Mapping[str, tuple[str, str, str]] = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class PointResult:
     """One point, or the draft it is measured against (``number`` 0).
 
     ``status`` is "done" or "failed"; ``metrics`` those of the clip, ``comparison`` against its
@@ -65,7 +65,7 @@ class Measured:
         return asdict(self)
 
 
-def keep(folder: Path, result: Measured) -> None:
+def save_result(folder: Path, result: PointResult) -> None:
     """Write ``folder/KEY.json`` whole. Raises :class:`MediaError`."""
     data = json.dumps(result.to_dict(), ensure_ascii=False, indent=1).encode()
     with writing(MediaError, f"result {result.key}", folder, len(data)):
@@ -73,13 +73,13 @@ def keep(folder: Path, result: Measured) -> None:
         write_whole(folder / f"{result.key}.json", data)
 
 
-def kept(folder: Path, key: str) -> Measured | None:
+def load_result(folder: Path, key: str) -> PointResult | None:
     """The result of ``key`` with its pictures; ``None`` if it is not there or not whole."""
     try:
         data = json.loads((folder / f"{key}.json").read_text("utf-8"))
-        known = {f.name for f in fields(Measured)}
+        known = {f.name for f in fields(PointResult)}
         lists = {n: tuple(data[n]) for n in ("sets", "size", "frames", "shown")}
-        result = Measured(**({n: v for n, v in data.items() if n in known} | lists))
+        result = PointResult(**({n: v for n, v in data.items() if n in known} | lists))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # made anew
     files = [*result.frames, *([result.clip] if result.clip else [])]

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from latent_ladder.sweeps.point_results import Measured
+from latent_ladder.sweeps.point_results import PointResult
 
 KEPT_SHARE = 0.9
 """A point keeps the motion if its ``motion_kept`` is at least this share of the sweep's highest.
@@ -74,7 +74,7 @@ class Choice:
 
 
 def choose_point(
-    points: Sequence[Measured], drafts: dict[str, Measured], kept_share: float = KEPT_SHARE
+    points: Sequence[PointResult], drafts: dict[str, PointResult], kept_share: float = KEPT_SHARE
 ) -> Choice:
     """The recommended point of the measured ones."""
     groups = _grouped(points)
@@ -117,20 +117,20 @@ TREMBLE = (
 )
 
 
-def _grouped(points: Sequence[Measured]) -> list[list[Measured]]:
-    groups: dict[str, list[Measured]] = {}
+def _grouped(points: Sequence[PointResult]) -> list[list[PointResult]]:
+    groups: dict[str, list[PointResult]] = {}
     for point in points:
         groups.setdefault(_name(point, ()), []).append(point)
     return list(groups.values())
 
 
-def _name(point: Measured, shared: Collection[str]) -> str:
+def _name(point: PointResult, shared: Collection[str]) -> str:
     """The settings but for seeds and what all points share."""
     named = (f"{p}={v}" for p, v in point.settings.items() if not _is_seed(p) and p not in shared)
     return ", ".join(named)
 
 
-def _shared(points: Sequence[Measured]) -> set[str]:
+def _shared(points: Sequence[PointResult]) -> set[str]:
     """The fields that have one value in all of several points."""
     paths = points[0].settings if len(points) > 1 else ()
     return {path for path in paths if len({p.settings.get(path) for p in points}) == 1}
@@ -141,7 +141,7 @@ def _is_seed(path: str) -> bool:
 
 
 def _setting(
-    group: Sequence[Measured], drafts: dict[str, Measured], shared: Collection[str]
+    group: Sequence[PointResult], drafts: dict[str, PointResult], shared: Collection[str]
 ) -> Setting | None:
     """The mean of a group's measured points; ``None`` where there is none."""
     done = [p for p in group if p.number_of("motion_kept") is not None]
@@ -174,7 +174,7 @@ def _fault(setting: Setting, least_kept: float, least_alike: float) -> Fault | N
     return "trembles" if ratio is not None and ratio > MOST_FLICKER else None
 
 
-def _noise_db(groups: Sequence[Sequence[Measured]]) -> float:
+def _noise_db(groups: Sequence[Sequence[PointResult]]) -> float:
     """Twice the standard error of a setting's mean detail, pooled over settings with several seeds.
 
     :data:`NOISE_DB` where no setting was tried with more than one.
@@ -191,7 +191,7 @@ def _noise_db(groups: Sequence[Sequence[Measured]]) -> float:
     return 2.0 * math.sqrt(squares / degrees / most) if degrees else NOISE_DB
 
 
-def _fullest(setting: Setting, points: Sequence[Measured]) -> int:
+def _fullest(setting: Setting, points: Sequence[PointResult]) -> int:
     """Of a setting's points the one with the most detail."""
     found = {p.number: p.number_of("detail_added_db") for p in points if p.number in setting.points}
     detail = {number: value for number, value in found.items() if value is not None}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from latent_ladder.sweeps.axes import Axis, short_path
-from latent_ladder.sweeps.point_results import SHOWN, Measured
+from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
 from latent_ladder.sweeps.svg_plot import Dot, Plot, color_of, series_names, svg
 
@@ -14,7 +14,7 @@ ALONG = ("motion_kept", "detail_added_db", "structure_similarity", "flicker")
 MOST_LABELS, MOST_SERIES = 48, 6
 
 
-def plots(points: Sequence[Measured], choice: Choice, axes: Sequence[Axis]) -> str:
+def plots(points: Sequence[PointResult], choice: Choice, axes: Sequence[Axis]) -> str:
     """The plots as HTML; a sentence where there is nothing to plot."""
     done = [p for p in points if p.number_of("motion_kept") is not None]
     if not done:
@@ -42,7 +42,7 @@ def plots(points: Sequence[Measured], choice: Choice, axes: Sequence[Axis]) -> s
 
 
 def _series(
-    points: Sequence[Measured], axes: Sequence[Axis], numeric: Axis | None
+    points: Sequence[PointResult], axes: Sequence[Axis], numeric: Axis | None
 ) -> dict[int, str]:
     """The series of each point: what it is set to besides the numeric axis."""
     varied = [a.path for a in axes if len(a.values) > 1 and a is not numeric]
@@ -57,7 +57,7 @@ def _series(
 
 
 def _dots(
-    points: Sequence[Measured], series: dict[int, str], choice: Choice, x: str, y: str
+    points: Sequence[PointResult], series: dict[int, str], choice: Choice, x: str, y: str
 ) -> list[Dot]:
     lost = {n for s in choice.settings if not s.fits for n in s.points}
     found = []
@@ -72,7 +72,7 @@ def _dots(
     return found
 
 
-def _value(point: Measured, name: str) -> float | None:
+def _value(point: PointResult, name: str) -> float | None:
     """A number of the point, or one of its settings."""
     return float(point.settings[name]) if name in point.settings else point.number_of(name)
 
@@ -83,7 +83,7 @@ def _named(name: str, value: float) -> str:
 
 
 def _along(
-    points: Sequence[Measured], series: dict[int, str], choice: Choice, axis: Axis, name: str
+    points: Sequence[PointResult], series: dict[int, str], choice: Choice, axis: Axis, name: str
 ) -> str:
     """One number along the axis; nothing where no point has it."""
     dots = sorted(_dots(points, series, choice, axis.path, name), key=lambda d: d.x)

@@ -172,11 +172,11 @@ def _prepare(
 ) -> Prepared:
     """Plan one clip with the folders that its run searched, unless others are named."""
     from latent_ladder.checkpoints.selection import model_folders, scan
-    from latent_ladder.drafts.selection import changed, from_stage_1, searched_folders
+    from latent_ladder.drafts.selection import from_stage_1, searched_folders, with_changes
     from latent_ladder.pipeline.run import prepare as prepare_request
 
     library = scan(model_folders(folders or searched_folders(chosen)))
-    request = changed(chosen, sets, audio)
+    request = with_changes(chosen, sets, audio)
     ready = prepare_request(request, library, store, memory.options(), memory.device)
     return from_stage_1(chosen, ready)
 

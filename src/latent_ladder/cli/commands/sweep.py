@@ -32,8 +32,8 @@ from latent_ladder.errors import MediaError, RequestError
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared
     from latent_ladder.storage.artifact_store import Store
-    from latent_ladder.sweeps.plan import Sweep
     from latent_ladder.sweeps.recommend import Choice
+    from latent_ladder.sweeps.sweep_plan import Sweep
     from latent_ladder.sweeps.sweep_run import SweepResult
 
 ReportFolder = Annotated[
@@ -80,7 +80,7 @@ def sweep(
     """
     from latent_ladder.sweeps.axes import parse_axes
     from latent_ladder.sweeps.export import check_folder, default_folder
-    from latent_ladder.sweeps.plan import plan_sweep
+    from latent_ladder.sweeps.sweep_plan import plan_sweep
 
     axes = parse_axes(asked.sets or ())
     if not axes:
@@ -177,7 +177,7 @@ def _print(
     planned: Sweep, result: SweepResult, choice: Choice, folder: Path, as_json: bool
 ) -> None:
     from latent_ladder.sweeps.export import PAGE, body
-    from latent_ladder.sweeps.html_report import shown
+    from latent_ladder.sweeps.html_report import format_number
     from latent_ladder.sweeps.point_results import SHOWN
 
     if as_json:
@@ -189,9 +189,9 @@ def _print(
     rows = [
         (
             f"{p.number}{' *' if p.number == choice.point else ''}",
-            planned.said(planned.points[p.number - 1]),
+            planned.describe(planned.points[p.number - 1]),
             "failed" if p.status == "failed" else "done",
-            *(shown(name, p.number_of(name)) for name in names),
+            *(format_number(name, p.number_of(name)) for name in names),
         )
         for p in result.points
     ]

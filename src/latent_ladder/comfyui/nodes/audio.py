@@ -93,7 +93,7 @@ def _decoded(ask: Ask, name: str) -> Audio:
         )
         return Audio(decoder.decode(latents), decoder.sample_rate)
 
-    return engine.fitting(work, ask.warn)
+    return engine.runner.retry_without_transformer(work, ask.warn)
 
 
 def decode(ask: Ask) -> list[Value]:
@@ -119,7 +119,7 @@ def encoded_sound(ask: Ask, vae: AudioVaeFile, audio: Audio) -> Tensor:
         encoder = load_audio(vae.component, None, device=device, parts=("encoder",))
         return encoder.encode(audio.waveform, audio.rate).float().cpu()
 
-    return engine.fitting(work, ask.warn)
+    return engine.runner.retry_without_transformer(work, ask.warn)
 
 
 def _encoded(ask: Ask, name: str) -> list[Value]:

@@ -209,7 +209,7 @@ def encoded(ask: Ask, images: Images, vae: VideoVaeFile) -> Tensor:
         )
         return _encode(loaded, pixels)
 
-    return engine.fitting(work, ask.warn)
+    return engine.runner.retry_without_transformer(work, ask.warn)
 
 
 @torch.inference_mode()

@@ -134,13 +134,14 @@ class _Run:
 
         def work(transformer: Transformer, offload_plan: OffloadPlan) -> Denoised:
             loras = list(self._model.loras)
-            with attached(transformer, loras) as report, engine.resident(transformer, offload_plan):
+            resident = engine.runner.resident_blocks(transformer, offload_plan)
+            with attached(transformer, loras) as report, resident:
                 for match in report.matches:
                     if match.misses:
                         self._ask.warn("lora_misses", str(match))
                 return self._sampled(transformer, offload_plan, contexts)
 
-        return engine.sampling(self._model, self._cost(), sizes, work, self._ask.warn)
+        return engine.with_transformer(self._model, self._cost(), sizes, work, self._ask.warn)
 
     # -- what it needs ------------------------------------------------------------------------
 

@@ -190,7 +190,7 @@ def upsampled(ask: Ask) -> list[Value]:
         larger = upsample(video.to(runtime.device), upsampler, statistics(vae.component))
         return larger.float().cpu()
 
-    return [Latent(video=engine.fitting(work, ask.warn))]
+    return [Latent(video=engine.runner.retry_without_transformer(work, ask.warn))]
 
 
 def upscaled(ask: Ask) -> list[Value]:

@@ -22,9 +22,9 @@ from latent_ladder.latents.shapes import duration
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import Frames, VideoSpec
 from latent_ladder.media.writers import check_clip, write_clip_file
-from latent_ladder.memory.oom import is_out_of_memory
+from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.models.audio_vae.vae import fit_length
-from latent_ladder.pipeline.output import as_integers
+from latent_ladder.pipeline.stages.decoding import as_integers
 from latent_ladder.storage.atomic_write import part_path, write_whole, writing
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _write_video(
 
     try:
         check_clip(part, False, settings)
-        with_less(ask, images, write)
+        with_smaller_tiles(ask, images, write)
         with writing(MediaError, f"video {where.path(suffix).name}", where.folder):
             return claimed(where, suffix, part)
     except MediaError as error:
@@ -119,24 +119,24 @@ def _write_video(
         part.unlink(missing_ok=True)
 
 
-def with_less(ask: Ask, images: Images, work: Callable[[Images], T]) -> T:
-    """``work`` on pictures; where memory runs out, again on the same ones made with less."""
-    while True:
-        try:
-            return work(images)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler: what failed is held by its traceback until here.
+def with_smaller_tiles(ask: Ask, images: Images, work: Callable[[Images], T]) -> T:
+    """Result of ``work(images)``; after out-of-memory, with the same images in smaller tiles.
+
+    Raises :class:`MemoryBudgetError` where the tiles cannot be smaller.
+    """
+
+    def next_tiles(before: Images) -> Images:
         ask.engine.release()
-        less = images.smaller()
-        if less is None:
+        smaller = before.smaller()
+        if smaller is None:
             raise MemoryBudgetError(
-                f"node {ask.node.id}: the pictures do not fit into memory even in small tiles",
+                "the images do not fit into memory even in small tiles",
                 "make them smaller, or allow more with --vram",
             )
-        ask.warn("out_of_memory", "memory ran out while decoding; going on in smaller tiles")
-        images = less
+        ask.warn("out_of_memory", "memory ran out while decoding; trying again in smaller tiles")
+        return smaller
+
+    return retry_with_fallbacks(work, images, next_tiles)
 
 
 def _even(images: Images) -> Images:
@@ -186,7 +186,7 @@ def _saved_images(ask: Ask, where: Place, kind: str) -> Results:
                 written.append(_write(where, ".png", data, len(written)))
         return written
 
-    paths = with_less(ask, images, write)
+    paths = with_smaller_tiles(ask, images, write)
     return Results((), {"images": [_entry(where, path, kind) for path in paths]})
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound
-from latent_ladder.pipeline.latent_preview import SHARE, Projection, enlarged, projection
+from latent_ladder.pipeline.latent_preview import SHARE, Projection, enlarge, load_projection
 from latent_ladder.storage.artifact_store import Store
 
 EVERY_S = 0.5
@@ -53,7 +53,7 @@ class LivePictures:
 
     def _fitted(self, transformer: Component) -> Projection | None:
         try:
-            return projection(self._companion(transformer, "video_vae"), self._store)
+            return load_projection(self._companion(transformer, "video_vae"), self._store)
         except CheckpointNotFound:
             return None
 
@@ -63,5 +63,5 @@ def jpeg(to_rgb: Projection, latents: Tensor) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(enlarged(to_rgb.strip(latents))).save(out, "JPEG", quality=QUALITY)
+    Image.fromarray(enlarge(to_rgb.strip(latents))).save(out, "JPEG", quality=QUALITY)
     return out.getvalue()

@@ -17,7 +17,7 @@ from latent_ladder.request.model import Request
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.request.problems import Found, report
 from latent_ladder.storage.artifact_store import artefact_key
-from latent_ladder.sweeps.axes import MANY, MOST, Axis, Settings, count, said, settings
+from latent_ladder.sweeps.axes import MANY, MOST, Axis, Settings, count, describe, settings
 
 VERSION = 1
 """Raise it when equal points begin to be measured or shown in another way."""
@@ -74,9 +74,9 @@ class Sweep:
         """Every stage that some point needs, once, by key."""
         return {stage.key: stage for point in self.points for stage in point.stages}
 
-    def said(self, point: Point) -> str:
+    def describe(self, point: Point) -> str:
         """A point's settings in a line, without what all points share."""
-        return said(point.settings, self.axes)
+        return describe(point.settings, self.axes)
 
 
 def plan_sweep(
@@ -100,7 +100,7 @@ def plan_sweep(
     if many > MANY and not agreed:
         hint = "add --yes if you mean it, or leave some values out"
         raise RequestError(f"this makes {many} points, {_cost(prepared, many)}", hint)
-    wanted = [(point, changed(request, point)) for point in settings(axes, zipped)]
+    wanted = [(point, apply_settings(request, point)) for point in settings(axes, zipped)]
     return Sweep(prepared, tuple(axes), plan_points(prepared, wanted), source)
 
 
@@ -114,7 +114,7 @@ def plan_points(
     )
 
 
-def changed(request: Request, point: Settings) -> Request:
+def apply_settings(request: Request, point: Settings) -> Request:
     """The request with the settings of a point. Raises :class:`RequestError`."""
     return Request.from_dict(apply_sets(request.to_dict(), as_sets(request, point)))
 
@@ -140,7 +140,7 @@ def _check_values(request: Request, axes: Sequence[Axis]) -> None:
     for axis in axes:
         for value in islice(axis.values, MANY):
             try:
-                changed(request, first | {axis.path: value})
+                apply_settings(request, first | {axis.path: value})
             except RequestError as error:
                 problems |= dict.fromkeys(error.problems)
     if problems:

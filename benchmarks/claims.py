@@ -87,6 +87,7 @@ class Bench:
     points: Sequence[Point]
     device: str
     made: dict[str, Made] = field(default_factory=dict)
+    memories: dict[str, MemoryPlan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         runtime, memory = choose_runtime(self.device), self.prepared.memory
@@ -96,12 +97,17 @@ class Bench:
         self.contexts: dict[str, Conditioning | None] = dict.fromkeys(texts)
 
     def memory(self, plan: RunPlan) -> MemoryPlan:
-        return fit_memory(plan, self.prepared.options, self.runner.device.type)
+        """The memory plan of a run plan, computed once so that it is not part of any time."""
+        if plan.run_key not in self.memories:
+            device = self.runner.device.type
+            self.memories[plan.run_key] = fit_memory(plan, self.prepared.options, device)
+        return self.memories[plan.run_key]
 
     def latents(self, plan: RunPlan, stage: PlannedStage) -> Made:
         """What a stage makes, its inputs first; each artefact once."""
         if stage.key not in self.made:
             inputs = [self.latents(plan, plan.stage(key)).tensors for key in stage.inputs]
+            self.memory(plan)
             self.made[stage.key] = self.timed(lambda: self.run_stage(plan, stage, inputs))
         return self.made[stage.key]
 

@@ -28,7 +28,7 @@ from latent_ladder.comfyui.nodes.node_context import Ask, Results
 from latent_ladder.comfyui.nodes.resize import resized
 from latent_ladder.comfyui.nodes.sampling import percent_to_sigma
 from latent_ladder.comfyui.runtime.engine import Engine
-from latent_ladder.comfyui.runtime.output_paths import claimed, filled, place
+from latent_ladder.comfyui.runtime.output_paths import claim_name, fill_prefix, place
 from latent_ladder.comfyui.runtime.values import (
     Audio,
     Guider,
@@ -650,7 +650,7 @@ def test_prefixes_are_filled_and_kept_inside(tmp_path: Path) -> None:
     }
     when = datetime(2026, 3, 7, 9, 5, 2).astimezone()
     text = "%date:yyyy-MM-dd%/%RandomNoise.noise_seed%_%stage 1.sampler_name%_%no.thing%"
-    assert filled(text, Graph(nodes), when) == "2026-03-07/42_a_b_%no.thing%"
+    assert fill_prefix(text, Graph(nodes), when) == "2026-03-07/42_a_b_%no.thing%"
     assert place(tmp_path, "a/b/c").path(".mp4") == tmp_path / "a/b/c_00001_.mp4"
     for bad in ("../x", "a/../../x", "/x", "C:/x", "a\\..\\..\\x", "a\0b", "con"):
         with pytest.raises(WorkflowError):
@@ -664,6 +664,6 @@ def test_a_name_that_somebody_took_meanwhile_is_left_alone(tmp_path: Path) -> No
     where = place(tmp_path, "clip")
     (tmp_path / "clip_00001_.mp4").write_text("theirs")
     (tmp_path / "part").write_text("ours")
-    path = claimed(where, ".mp4", tmp_path / "part")
+    path = claim_name(where, ".mp4", tmp_path / "part")
     assert path.name == "clip_00002_.mp4" and path.read_text() == "ours"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip_00001_.mp4", "clip_00002_.mp4"]

@@ -1,4 +1,4 @@
-"""Which request field moves which artefact key: every field, from the first stage that reads it.
+"""Artefact keys: every request field changes the keys from the first stage that reads it on.
 
 The table below has a row for every field of a request; a new field without one is an error. A
 moved key means work done again, a key that should have moved and did not means a stale picture.

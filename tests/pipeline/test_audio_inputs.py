@@ -1,4 +1,4 @@
-"""A given sound: measured, encoded, frozen while the picture is made, and muxed as it was."""
+"""An input sound: checked, encoded, fixed while the video is generated, and muxed unchanged."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_what_has_no_sound_is_refused(tmp_path):
             check_sound(tmp_path / name)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.2, "the rest of the clip is silent"), (0.9, "its beginning")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "the rest of the clip is silent"), (0.9, "its beginning")]
+)
 def test_the_sound_of_the_clip_is_the_given_one(library, store, tmp_path, seconds, said):
     path = tone(tmp_path / "voice.wav", seconds)
     request = request_with(audio_in=str(path))

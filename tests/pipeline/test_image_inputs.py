@@ -1,4 +1,4 @@
-"""Pictures as inputs: read, compressed, fitted, held at their frames, in the key by content."""
+"""Images as inputs: read, compressed, fitted, fixed at their frames; keys depend on content."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_the_flag_splits_from_the_right(text, image):
     assert InputFlags(images=[text]).given() == {"images": [image]}
 
 
-# --- held ---------------------------------------------------------------------------------------
+# --- fixed frames -------------------------------------------------------------------------------
 
 
 def test_first_frame_and_keyframe_are_the_official_ones(golden):
@@ -212,8 +212,8 @@ def test_a_picture_beside_an_upsampler_of_time_keeps_its_second(golden):
         {"kind": "base", "schedule": {"steps": 2}}, {"kind": "upsample", "axis": "temporal"},
     ])  # fmt: skip
     start = plain_start(LatentState.empty(8, 4), None, resolution)
-    held = apply_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, resolution)
-    assert held.positions[0, 0, -1].tolist() == pytest.approx([13 / 24, 13 / 24 + 1 / 12])
+    start = apply_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, resolution)
+    assert start.positions[0, 0, -1].tolist() == pytest.approx([13 / 24, 13 / 24 + 1 / 12])
 
 
 # --- the whole path -----------------------------------------------------------------------------
@@ -231,8 +231,8 @@ def test_images_are_encoded_at_every_size_and_dropped_before_decoding(
     assert result.frames == 9
     assert request_of_clip(tmp_path / "a.mp4") == result.request
     said = " ".join(w.message for w in result.warnings)
-    assert "photo.png (96x64) is cut left and right" in said
-    assert "end.png (50x70) is cut above and below" in said
+    assert "photo.png (96x64) is cropped left and right" in said
+    assert "end.png (50x70) is cropped above and below" in said
     keys = {s.stage: s.key for s in result.stages}
     base = store.get(keys["base"]).load()["video"]
     first = store.get(keys["images 32x32"]).load()["image.0"]

@@ -1,4 +1,4 @@
-"""More rungs than one x2: x1.5, twice the frame rate, three stages, and refining in tiles."""
+"""Other upsampling than one x2: x1.5, twice the frame rate, three stages, refining in tiles."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_attention_does_not_see_where_in_the_picture_a_tile_lies(model, texts):
 
 
 def test_a_tile_predicts_what_its_own_clip_would_be_predicted(model, texts):
-    """Where a tile stands alone the blend holds its prediction, as if the rest were not there."""
+    """Outside of overlaps, the result is the prediction of the single tile that covers it."""
     x = noise()
     found = TiledDenoiser(model, *streams(texts), FOUR)
     video, audio = found.packing.unpack(x)
@@ -304,7 +304,7 @@ def _extent(where, tile):
 
 
 class Local:
-    """A transformer whose velocity says of each token only what the token itself says."""
+    """A transformer whose velocity of each token depends on that token only."""
 
     def __init__(self, model, velocity) -> None:
         self.config, self._velocity = model.config, velocity
@@ -327,7 +327,7 @@ def test_a_local_model_leaves_no_seams(velocity, model, texts):
 
 
 def test_guide_tokens_go_with_their_part_of_the_picture(model, texts):
-    """A keyframe behind the clip, and a reference of half the tokens, both held."""
+    """A keyframe after the clip, and a reference of half the tokens, both fixed."""
     coarse = video_positions(1, 3, 4, 24) * torch.tensor([1.0, 2.0, 2.0])[:, None, None]
     where = torch.cat([video_positions(*SIZE, 24), video_positions(1, 6, 8, 24), coarse], 2)
     total = where.shape[2]

@@ -1,4 +1,4 @@
-"""Running out of memory: caught, freed, the next rung taken, said; the clip stays the same.
+"""Out-of-memory: memory is freed, the next fallback used, a warning given, the clip unchanged.
 
 The allocator's own exception is raised at the places where a real card raises it.
 """
@@ -70,7 +70,7 @@ def pixels(result: Result) -> bytes:
     return b"".join(frame.tobytes() for frame in read_frames(result.output))
 
 
-def held(result: Result) -> dict[str, str]:
+def memory_of(result: Result) -> dict[str, str]:
     return {stage.stage: stage.memory for stage in result.stages}
 
 
@@ -80,7 +80,7 @@ def whole(library, tmp_path_factory) -> Result:
 
 
 class Failing:
-    """Calls through to ``real``, but for the first ``times`` calls."""
+    """Raises ``error`` at the first ``times`` calls, then calls ``real``."""
 
     def __init__(self, real, times: int, error: Exception) -> None:
         self.real, self.left, self.error, self.calls = real, times, error, 0
@@ -98,8 +98,8 @@ OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 def test_blocks_from_disk_give_the_same_clip(whole, library, tmp_path):
     streamed = make(library, tmp_path, "disk", offload="disk")
-    assert "the others from disk" in held(streamed)["base"]
-    assert held(whole)["base"] == "resident"
+    assert "the others from disk" in memory_of(streamed)["base"]
+    assert memory_of(whole)["base"] == "resident"
     assert pixels(streamed) == pixels(whole)
 
 
@@ -112,10 +112,10 @@ def test_a_stage_that_runs_out_goes_down_the_ladder(whole, library, tmp_path, mo
     said = [w.message for w in result.warnings if w.code == "out_of_memory"]
     assert len(said) == times
     assert all(text.startswith("base ran out of memory (") for text in said)
-    assert held(result)["base"] != held(whole)["base"]
-    assert held(result)["refine"] == held(whole)["refine"]
+    assert memory_of(result)["base"] != memory_of(whole)["base"]
+    assert memory_of(result)["refine"] == memory_of(whole)["refine"]
     kept = json.loads(json.dumps(result.to_dict()))["stages"]
-    assert next(s for s in kept if s["stage"] == "base")["memory"] == held(result)["base"]
+    assert next(s for s in kept if s["stage"] == "base")["memory"] == memory_of(result)["base"]
 
 
 def test_the_bottom_of_the_ladder_is_an_error_and_loses_nothing(library, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_decoding_that_runs_out_uses_smaller_tiles_and_says_so(
     failing = Failing(decoding.decode_video, 1, RuntimeError("CUDA out of memory"))
     monkeypatch.setattr(decoding, "decode_video", failing)
     result = make(library, tmp_path, "tiles", side=192)
-    assert "tiles of" in held(result)["decode and write"]
+    assert "tiles of" in memory_of(result)["decode and write"]
     assert any("decode ran out of memory" in w.message for w in result.warnings)
     assert result.frames == 9
 
@@ -180,7 +180,7 @@ def test_a_budget_that_nothing_fits_is_refused_before_anything_is_loaded(library
 def test_a_budget_below_the_decoders_need_is_met_with_tiles_and_said(library, tmp_path):
     """512 x 512 takes 105 MiB at once, 87 in tiles of 256 px."""
     result = make(library, tmp_path, "tiled", side=512, frames=1, vram=90 / 1024)
-    assert held(result)["decode and write"] == "resident, tiles of 256 px"
+    assert memory_of(result)["decode and write"] == "resident, tiles of 256 px"
     assert any("decoded in tiles of 256 px to fit" in w.message for w in result.warnings)
     at_once = make(
         library, tmp_path, "at-once", Store(tmp_path / "store-tiled"), side=512, frames=1
@@ -197,12 +197,12 @@ def test_a_budget_that_tiles_cannot_meet_is_refused_with_what_it_takes(library, 
 
 
 COPIES = 34
-"""Of the pocket's 6 blocks: as deep that a third of the transformer is more than the decoder."""
+"""Copies of the pocket's 6 blocks: a third of this transformer is larger than the decoder."""
 
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    """The pocket with 204 blocks, the added ones with little to say."""
+    """The pocket model with 204 blocks; the added ones change little."""
     folder = tmp_path_factory.mktemp("deep")
     shutil.copytree(EMBEDDED, folder, dirs_exist_ok=True)
     (path,) = (folder / "checkpoints").iterdir()
@@ -226,8 +226,8 @@ def test_a_third_of_the_model_as_budget_gives_the_same_clip(deep, tmp_path):
     whole = make(deep, tmp_path, "whole", side=64)
     third = select(deep).transformer.nbytes / 3
     small = make(deep, tmp_path, "third", side=64, vram=third / GIB)
-    assert held(whole)["base"] == held(whole)["refine"] == "resident"
+    assert memory_of(whole)["base"] == memory_of(whole)["refine"] == "resident"
     for stage in ("base", "refine"):
-        assert "blocks resident, the others from disk" in held(small)[stage]
-    assert "tiles" not in held(small)["decode and write"]
+        assert "blocks resident, the others from disk" in memory_of(small)[stage]
+    assert "tiles" not in memory_of(small)["decode and write"]
     assert pixels(small) == pixels(whole)

@@ -47,7 +47,7 @@ def store(tmp_path):
 
 @pytest.fixture(scope="module")
 def first(library, tmp_path_factory):
-    """One finished run that several tests look at."""
+    """One finished run, shared by several tests."""
     folder = tmp_path_factory.mktemp("first")
     store = Store(folder / "store")
     result, events = make(request_with(), library, store, folder / "a.mp4")

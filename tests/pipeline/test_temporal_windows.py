@@ -1,4 +1,4 @@
-"""Long clips in windows of time: what each one sees and keeps, what it costs, what is refused."""
+"""Long clips in temporal windows: their starts and overlaps, their memory, invalid requests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resolution(frames: int, fps: Fraction | int = 24) -> Resolution:
 
 
 def clip_of(frames: int) -> PartialClip:
-    """A clip whose tokens tell their own number."""
+    """A clip whose tokens are their own index."""
     of = resolution(frames)
     video = torch.arange(of.video_tokens).float().reshape(1, -1, 1)
     sound = torch.arange(of.audio_latents).float().reshape(1, -1, 1)
@@ -329,7 +329,7 @@ def test_a_stage_that_was_killed_goes_on_after_its_last_whole_window(library, st
     options = RunOptions(on_event=stop_in_the_third_window)
     result = execute(prepare(request, library, store), tmp_path / "a.mp4", options)
     assert steps == [5, 6, 7, 8]
-    assert "base goes on after 2 of its 4 windows" in "".join(w.message for w in result.warnings)
+    assert "base continues after 2 of its 4 windows" in "".join(w.message for w in result.warnings)
     assert store.get(key) is None
 
     other = Store(tmp_path / "other")

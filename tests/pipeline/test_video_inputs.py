@@ -1,4 +1,4 @@
-"""A video as input: sampled at the clip's times, started from, kept in part, used as a guide."""
+"""A video as input: sampled at the clip's times, as start, kept in part, as reference."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_variable_rate_and_a_turned_video_are_said(library, store, tmp_path):
     said = " ".join(w.message for w in prepare(request_with(video=asked), library, store).warnings)
     assert "phone.mp4 has a variable frame rate; it is sampled at 24 fps" in said
     assert "has no sound" in said
-    assert "is cut left and right to the clip's shape, 50% of it in all" in said
+    assert "is cropped left and right to the clip's shape and loses 50% of its area" in said
     boxed = request_with(video={**asked, "fit": "letterbox"})
     said = " ".join(w.message for w in prepare(boxed, library, store).warnings)
     assert "gets black bars above and below" in said
@@ -209,8 +209,8 @@ def test_an_extension_keeps_the_end_or_the_beginning(extend, kept):
     request = request_with(frames=25, video={"file": "a", "mode": "extend", "extend": extend})
     resolution = Resolution(64, 64, 25, Fraction(24), 26)
     start = plain_start(LatentState.empty(16, 4), LatentState.empty(26, 6), resolution)
-    held = {"video_in": torch.ones(1, 4, 4, 2, 2), "sound_in": torch.ones(1, 2, 26, 3)}
-    made = apply_inputs(start, held, request, resolution)
+    inputs = {"video_in": torch.ones(1, 4, 4, 2, 2), "sound_in": torch.ones(1, 2, 26, 3)}
+    made = apply_inputs(start, inputs, request, resolution)
     assert made.video.mask.reshape(4, 4).amin(1).tolist() == [1.0 - k for k in kept]
     assert made.audio.mask.reshape(-1)[0 if extend > 0 else -1] == 0
     assert made.audio.mask.reshape(-1)[-1 if extend > 0 else 0] == 1
@@ -219,7 +219,7 @@ def test_an_extension_keeps_the_end_or_the_beginning(extend, kept):
 def test_a_video_shorter_than_what_is_kept_is_refused(library, store, tmp_path):
     path = video(tmp_path / "in.mp4", frames=9)
     asked = {"file": str(path), "mode": "extend", "extend": 0.2}
-    with pytest.raises(MediaError, match="shall be kept"):
+    with pytest.raises(MediaError, match="must be kept"):
         prepare(request_with(frames=49, video=asked), library, store)
 
 
@@ -227,8 +227,8 @@ def test_a_reference_lies_over_the_part_it_shows():
     request = request_with(frames=17, video={"file": "a", "mode": "reference", "strength": 0.9})
     resolution = Resolution(128, 64, 17, Fraction(24), 0)
     start = plain_start(LatentState.empty(24, 4), None, resolution)
-    held = {"video_in": torch.ones(1, 4, 3, 1, 2)}
-    made = apply_inputs(start, held, request, resolution)
+    inputs = {"video_in": torch.ones(1, 4, 3, 1, 2)}
+    made = apply_inputs(start, inputs, request, resolution)
     assert made.extra == 6
     assert made.video.mask[0, -6:, 0].tolist() == pytest.approx([0.1] * 6)
     tail = made.positions[0, :, -6:]

@@ -137,7 +137,7 @@ def test_other_is_another_seed_than_the_requests(library, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(library, tmp_path_factory):
-    """Twelve points."""
+    """A finished sweep of twelve points."""
     folder, events = tmp_path_factory.mktemp("sweep"), []
     store = Store(folder / "store")
     sweep = planned(library, store)

@@ -28,7 +28,7 @@ class Cancel:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run beside its request.
+    """Options of a run, in addition to its request.
 
     ``command`` is stored in the run's record. ``lock_timeout_s`` is how long to wait for another
     process that makes the same clip (``None``: without limit). ``preview`` is a PNG file that is

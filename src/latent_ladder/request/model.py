@@ -300,7 +300,7 @@ class Request(Table):
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces; equal requests give equal text."""
-        return canonical_json(self.to_dict())
+        return sorted_json(self.to_dict())
 
     # -- what it means ------------------------------------------------------------------------
 
@@ -481,7 +481,7 @@ class Request(Table):
         return fields
 
 
-def canonical_json(table: Any) -> str:
+def sorted_json(table: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(
         table, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False

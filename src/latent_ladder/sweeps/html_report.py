@@ -27,6 +27,8 @@ PICTURE_BYTES, VIDEO_BYTES = 32_000_000, 12_000_000
 MOST_CARDS = 200
 """Points with an image in the page; further ones are in the table and the plots only."""
 CARD_NUMBERS = ("motion_kept", "detail_added_db", "structure_similarity", "flicker", "seconds")
+FAULT_LABELS = {"trembles": "flickers"}
+"""Labels of faults on the page, where they differ from their names in ``sweep.json``."""
 DIGITS = {"detail_added_db": 1, "seconds": 1}
 HERE = Path(__file__).parent
 
@@ -229,7 +231,7 @@ def _badge(point: PointResult, choice: Choice) -> tuple[str, str]:
     if point.number in choice.tied:
         return "equally good", "warn"
     fault = None if setting is None else setting.fault
-    return ("", "") if fault is None else (fault, "bad")
+    return ("", "") if fault is None else (FAULT_LABELS.get(fault, fault), "bad")
 
 
 def _picture(report: Report, point: PointResult, with_video: bool) -> str:
@@ -329,11 +331,10 @@ def _explanations(report: Report) -> str:
     kept = "" if least is None else f" (here {least:.2f})"
     return (
         f'<dl class="words">{rows}</dl><p>Every point is measured against its upsampled draft '
-        "before any refining. Recommended is the point with the most detail among those that keep "
-        f"nine tenths of the highest <i>motion kept</i> of the sweep{kept}, are at most 0.1 less "
-        "similar to the draft than the most similar one, and flicker at most half as much again as "
-        "the draft. Detail that differs by less than "
-        f"{report.choice.noise_db:.2f} dB is no difference: twice the standard error between seeds "
-        "where seeds were swept, else a fixed guess. Detail counts noise and artefacts too: look "
-        "before you believe.</p>"
+        "before refining. The recommended point has the most detail of those that keep at least "
+        f"90 % of the highest <i>motion kept</i> of the sweep{kept}, are at most 0.1 less similar "
+        "to the draft than the most similar one, and flicker at most 1.5 times as much as the "
+        f"draft. Differences of detail below {report.choice.noise_db:.2f} dB are ignored: that is "
+        "twice the standard error between seeds if seeds were swept, else a fixed guess. Noise and "
+        "artefacts count as detail too, so look at the clips as well.</p>"
     )

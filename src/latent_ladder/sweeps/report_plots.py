@@ -1,4 +1,4 @@
-"""Which plots a sweep has: detail against motion, and each number along the first numeric axis."""
+"""Plots of a sweep: detail against motion, and each number along the first numeric axis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_LABELS, MOST_SERIES = 48, 6
 
 
 def plots(points: Sequence[PointResult], choice: Choice, axes: Sequence[Axis]) -> str:
-    """The plots as HTML; a sentence where there is nothing to plot."""
+    """The plots as HTML; a sentence if there is nothing to plot."""
     done = [p for p in points if p.number_of("motion_kept") is not None]
     if not done:
         return "<p>No point was measured against a draft.</p>"
@@ -25,7 +25,7 @@ def plots(points: Sequence[PointResult], choice: Choice, axes: Sequence[Axis]) -
     names = series_names(dots)
     main = Plot(
         "Detail added against motion kept",
-        "motion kept, share (further right: moves more like the draft)",
+        "motion kept (further right: more like the draft)",
         "detail added, dB",
         dots,
         line_y=0.0,
@@ -44,7 +44,7 @@ def plots(points: Sequence[PointResult], choice: Choice, axes: Sequence[Axis]) -
 def _series(
     points: Sequence[PointResult], axes: Sequence[Axis], numeric: Axis | None
 ) -> dict[int, str]:
-    """The series of each point: what it is set to besides the numeric axis."""
+    """The series of each point: its settings on all axes but the numeric one."""
     varied = [a.path for a in axes if len(a.values) > 1 and a is not numeric]
     return {
         p.number: ", ".join(
@@ -65,7 +65,7 @@ def _dots(
         at_x, at_y = _value(point, x), _value(point, y)
         if at_x is not None and at_y is not None:
             said = ", ".join(f"{p}={v}" for p, v in point.settings.items())
-            title = f"#{point.number} {said}: {_named(x, at_x)}, {_named(y, at_y)}"
+            title = f"#{point.number} {said}: {_label(x, at_x)}, {_label(y, at_y)}"
             mine, number = series[point.number], point.number
             dot = Dot(at_x, at_y, number, title, mine, number == choice.point, number in lost)
             found.append(dot)
@@ -77,7 +77,7 @@ def _value(point: PointResult, name: str) -> float | None:
     return float(point.settings[name]) if name in point.settings else point.number_of(name)
 
 
-def _named(name: str, value: float) -> str:
+def _label(name: str, value: float) -> str:
     label, unit, _ = SHOWN.get(name, (name, "", ""))
     return f"{label} {value:.3g} {unit}".strip()
 
@@ -85,7 +85,7 @@ def _named(name: str, value: float) -> str:
 def _along(
     points: Sequence[PointResult], series: dict[int, str], choice: Choice, axis: Axis, name: str
 ) -> str:
-    """One number along the axis; nothing where no point has it."""
+    """Plot of one number along the axis; empty if no point has it."""
     dots = sorted(_dots(points, series, choice, axis.path, name), key=lambda d: d.x)
     if not dots:
         return ""

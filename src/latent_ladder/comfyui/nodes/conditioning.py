@@ -14,10 +14,10 @@ from latent_ladder.comfyui.nodes.latents import empty_shape
 from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
 from latent_ladder.comfyui.nodes.resize import resized
 from latent_ladder.comfyui.runtime.values import (
-    Clip,
     Conditioning,
     Images,
     Latent,
+    TextEncoderFiles,
     Value,
     VideoVaeFile,
 )
@@ -26,7 +26,7 @@ from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 
 def prompt(ask: Ask) -> list[Value]:
     """``CLIPTextEncode``: encoded when a sampler needs it, all texts of a sampler at once."""
-    clip = ask.get("clip", Clip)
+    clip = ask.get("clip", TextEncoderFiles)
     if clip.loras:
         names = ", ".join(lora.file.path.name for lora, _ in clip.loras)
         raise ask.error(

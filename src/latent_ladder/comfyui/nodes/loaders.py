@@ -9,8 +9,8 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
 from latent_ladder.comfyui.runtime.values import (
     AudioVaeFile,
-    Clip,
     Model,
+    TextEncoderFiles,
     UpsamplerFile,
     UpscalerFile,
     Value,
@@ -30,10 +30,12 @@ def checkpoint(ask: Ask) -> list[Value]:
     return [model, _own_clip(parts), vae]
 
 
-def _own_clip(parts: Mapping[str, Component]) -> Clip | None:
+def _own_clip(parts: Mapping[str, Component]) -> TextEncoderFiles | None:
     if "text_encoder" not in parts or "text_projection" not in parts:
         return None
-    return Clip(parts["text_encoder"], parts["text_projection"], parts.get("connectors"))
+    return TextEncoderFiles(
+        parts["text_encoder"], parts["text_projection"], parts.get("connectors")
+    )
 
 
 def transformer(ask: Ask) -> list[Value]:
@@ -59,11 +61,11 @@ def lora(ask: Ask) -> list[Value]:
 
 def lora_with_clip(ask: Ask) -> list[Value]:
     """``LoraLoader``: on the model, and remembered for the text encoder."""
-    model, clip = ask.get("model", Model), ask.get("clip", Clip)
+    model, clip = ask.get("model", Model), ask.get("clip", TextEncoderFiles)
     component = ask.engine.component(ask.text("lora_name"), "lora")
     strength = ask.number("strength_clip")
     loras = (*clip.loras, (component, strength)) if strength else clip.loras
-    amended = Clip(clip.text_encoder, clip.projection, clip.connectors, loras)
+    amended = TextEncoderFiles(clip.text_encoder, clip.projection, clip.connectors, loras)
     return [model.with_lora(component, ask.number("strength_model")), amended]
 
 
@@ -95,11 +97,11 @@ def gemma(ask: Ask) -> list[Value]:
     return [_clip(ask, "gemma_path", "ltxv_path")]
 
 
-def _clip(ask: Ask, encoder: str, checkpoint: str) -> Clip:
+def _clip(ask: Ask, encoder: str, checkpoint: str) -> TextEncoderFiles:
     engine = ask.engine
     found = engine.component(ask.text(encoder), "text_encoder")
     parts = engine.parts(ask.text(checkpoint), "text_projection")
-    return Clip(found, parts["text_projection"], parts.get("connectors"))
+    return TextEncoderFiles(found, parts["text_projection"], parts.get("connectors"))
 
 
 def two_clips(ask: Ask) -> list[Value]:
@@ -115,7 +117,9 @@ def two_clips(ask: Ask) -> list[Value]:
         if role not in parts:
             spoken = role.replace("_", " ")
             raise ask.error(f"neither {names[0]} nor {names[1]} holds a {spoken}")
-    return [Clip(parts["text_encoder"], parts["text_projection"], parts.get("connectors"))]
+    return [
+        TextEncoderFiles(parts["text_encoder"], parts["text_projection"], parts.get("connectors"))
+    ]
 
 
 def one_clip(ask: Ask) -> list[Value]:
@@ -128,7 +132,7 @@ def one_clip(ask: Ask) -> list[Value]:
     projections = engine.library.of("text_projection")
     for found in projections:
         if engine.fits_text(parts["text_encoder"], found.component):
-            return [Clip(parts["text_encoder"], found.component)]
+            return [TextEncoderFiles(parts["text_encoder"], found.component)]
     raise ask.error(
         f"no text projection fits {ask.text('clip_name')}",
         "use LTXAVTextEncoderLoader or DualCLIPLoader, which name one",

@@ -25,6 +25,7 @@ LATENT_CHANNELS = 128
 """Channels of the video latents of every published transformer of the family."""
 
 _SPOKEN = {
+    "TextEncoderFiles": "CLIP",
     "Images": "IMAGE", "VideoVaeFile": "a video VAE", "AudioVaeFile": "an audio VAE",
     "SigmaList": "SIGMAS", "UpsamplerFile": "LATENT_UPSCALE_MODEL", "UpscalerFile": "UPSCALE_MODEL",
 }  # fmt: skip

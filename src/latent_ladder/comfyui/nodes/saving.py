@@ -1,4 +1,4 @@
-"""Results: videos put together, and everything that is written to a file."""
+"""Nodes that create videos and save videos, images, sound and latents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from latent_ladder.comfyui.graph import Node
 from latent_ladder.comfyui.nodes.latents import latent_bytes
 from latent_ladder.comfyui.nodes.node_context import Ask, Meaning, Results
-from latent_ladder.comfyui.runtime.output_paths import Place, claimed, filled, place
+from latent_ladder.comfyui.runtime.output_paths import Place, claim_name, fill_prefix, place
 from latent_ladder.comfyui.runtime.values import Audio, Images, Latent, Value, Video
 from latent_ladder.errors import MediaError, MemoryBudgetError, WorkflowError
 from latent_ladder.latents.shapes import duration
@@ -36,7 +36,7 @@ MOST_FPS_DENOMINATOR = 1001
 
 
 def create_video(ask: Ask) -> list[Value]:
-    """``CreateVideo``: nothing is decoded or encoded yet."""
+    """``CreateVideo``: images and sound as a video; nothing is decoded or encoded yet."""
     images, audio = ask.get("images", Images), ask.maybe("audio", Audio)
     bits = 10 if ask.has("bit_depth") and ask.text("bit_depth") == "10" else 8
     if ask.has("color_space") and ask.text("color_space") != "sRGB":
@@ -85,7 +85,7 @@ def _codec(ask: Ask) -> tuple[str, int | None]:
 def _write_video(
     ask: Ask, video: Video, where: Place, suffix: str, settings: EncoderSettings
 ) -> Path:
-    """Write it under a name that nobody uses, then give it the next free one."""
+    """Write the video under a temporary name, then rename it to the next free one."""
     part = part_path(where.path(suffix))
     images = _even(video.images)
     sound = video.audio()
@@ -100,7 +100,7 @@ def _write_video(
     def write(frames: Images) -> None:
         write_clip_file(
             part,
-            _counted(ask, _integers(frames, video.bits), count),
+            _count(ask, _integers(frames, video.bits), count),
             spec,
             audio=waveform,
             duration=duration(count, video.fps),
@@ -112,7 +112,7 @@ def _write_video(
         check_clip(part, False, settings)
         with_smaller_tiles(ask, images, write)
         with writing(MediaError, f"video {where.path(suffix).name}", where.folder):
-            return claimed(where, suffix, part)
+            return claim_name(where, suffix, part)
     except MediaError as error:
         raise ask.error(error.message, error.hint) from error
     finally:
@@ -140,7 +140,7 @@ def with_smaller_tiles(ask: Ask, images: Images, work: Callable[[Images], T]) ->
 
 
 def _even(images: Images) -> Images:
-    """Without the last row or column where a side is odd: video needs even ones."""
+    """The images without the last row or column of an odd side: video needs even sides."""
     width, height = images.width // 2 * 2, images.height // 2 * 2
     if (width, height) == (images.width, images.height):
         return images
@@ -153,7 +153,7 @@ def _integers(images: Images, bits: int) -> Iterator[Frames]:
     return (as_integers(chunk, bits) for chunk in images.pixels())
 
 
-def _counted(ask: Ask, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
+def _count(ask: Ask, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
     done = 0
     for chunk in chunks:
         yield chunk
@@ -171,7 +171,7 @@ def save_image(ask: Ask) -> Results:
 
 
 def preview_image(ask: Ask) -> Results:
-    """``PreviewImage``: the same in the folder for what does not last."""
+    """``PreviewImage``: as ``SaveImage``, in the folder of temporary files."""
     return _saved_images(ask, _temporary(ask), "temp")
 
 
@@ -180,7 +180,7 @@ def _saved_images(ask: Ask, where: Place, kind: str) -> Results:
 
     def write(frames: Images) -> list[Path]:
         written: list[Path] = []
-        for chunk in _counted(ask, _integers(frames, 8), frames.count):
+        for chunk in _count(ask, _integers(frames, 8), frames.count):
             for frame in chunk:
                 data = _png(frame, ask.metadata)
                 written.append(_write(where, ".png", data, len(written)))
@@ -203,7 +203,7 @@ def _png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str])
 
 
 def save_webp(ask: Ask) -> Results:
-    """``SaveAnimatedWEBP``: its quality is that of this package's encoder."""
+    """``SaveAnimatedWEBP``, with the quality of this package's encoder."""
     images = ask.get("images", Images)
     where = _place(ask, images)
     video = Video(images, exact_fps(ask.number("fps")))
@@ -222,7 +222,7 @@ def save_webm(ask: Ask) -> Results:
 
 
 def refuses_vp9(node: Node) -> str:
-    """Why a WEBM cannot be written so."""
+    """Reason why a WEBM cannot be written, empty if it can."""
     if node.inputs.get("codec", "vp9") == "vp9":
         return "vp9 is not written here: set codec to av1, or use SaveVideo"
     return ""
@@ -249,7 +249,7 @@ def _save_sound(suffix: str, encoder: str, preview: bool = False) -> Callable[[A
 def _sound_bytes(
     audio: Audio, suffix: str, encoder: str, quality: str, tags: Mapping[str, str]
 ) -> bytes:
-    """A whole sound file in memory; Opus knows only its own rates and gets 48 kHz."""
+    """An encoded sound file. Opus files have 48 kHz, as the format allows few rates."""
     import av
 
     data = io.BytesIO()
@@ -278,7 +278,7 @@ def _sound_bytes(
 
 
 def save_latent(ask: Ask) -> Results:
-    """``SaveLatent``: of audio and video too, which ComfyUI cannot."""
+    """``SaveLatent``: also for audio and audio-video latents, which ComfyUI cannot save."""
     latent = ask.get("samples", Latent)
     where = _place(ask)
     path = _write(where, ".latent", latent_bytes(latent, ask.metadata))
@@ -289,7 +289,7 @@ def save_latent(ask: Ask) -> Results:
 
 
 def _place(ask: Ask, images: Images | None = None) -> Place:
-    prefix = filled(ask.text("filename_prefix"), ask.graph)
+    prefix = fill_prefix(ask.text("filename_prefix"), ask.graph)
     size = (0, 0) if images is None else (images.width, images.height)
     try:
         return place(ask.engine.folders.output, prefix, size)
@@ -306,12 +306,12 @@ def _entry(where: Place, path: Path, kind: str) -> dict[str, str]:
 
 
 def _write(where: Place, suffix: str, data: bytes, more: int = 0) -> Path:
-    """Write a file whole, then give it the next free name."""
+    """Write a file under a temporary name, then rename it to the next free one."""
     part = part_path(where.path(suffix))
     with writing(MediaError, where.path(suffix).name, where.folder, len(data)):
         try:
             write_whole(part, data)
-            return claimed(where, suffix, part, more)
+            return claim_name(where, suffix, part, more)
         finally:
             part.unlink(missing_ok=True)
 

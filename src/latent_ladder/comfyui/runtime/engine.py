@@ -19,7 +19,7 @@ from latent_ladder.checkpoints.compatibility import projection_shape, text_encod
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import Choice, Library, choose, find_named
 from latent_ladder.comfyui.analysis.validate import escapes, mapped
-from latent_ladder.comfyui.runtime.values import Clip, Conditioning, Model
+from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
@@ -271,7 +271,7 @@ class Engine:
             found |= dict(zip(texts, contexts, strict=True))
         return found
 
-    def connectors(self, clip: Clip, transformer: Component) -> Component:
+    def connectors(self, clip: TextEncoderFiles, transformer: Component) -> Component:
         """Connectors for a text: the transformer file's own first, as ComfyUI runs them there."""
         own = self.parts_of_file(transformer).get("connectors")
         return own or clip.connectors or self.companion(transformer, "connectors")

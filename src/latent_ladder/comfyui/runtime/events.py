@@ -1,4 +1,4 @@
-"""What happens while a graph runs, for the faces that show it: values, no behaviour, no torch."""
+"""Events of a running graph: plain values for the command line and the server. No torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Shown = Mapping[str, list[Any]]
-"""What an output node shows, as ComfyUI's history has it:
+"""Files that an output node shows, in the form of ComfyUI's history:
 ``{"images": [{"filename", "subfolder", "type"}], "animated": [True]}``."""
 
 
 @dataclass(frozen=True)
 class NodesCached:
-    """These nodes' results are there already; ``shown`` are those of output nodes among them."""
+    """These nodes do not run, as their results exist; ``shown`` is for output nodes of them."""
 
     nodes: tuple[str, ...]
     shown: Mapping[str, Shown] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class NodeProgress:
 
 @dataclass(frozen=True)
 class NodePreview:
-    """The picture as it is estimated so far, encoded; ``format`` is ``"JPEG"`` or ``"PNG"``."""
+    """Encoded preview of the current estimate; ``format`` is ``"JPEG"`` or ``"PNG"``."""
 
     node: str
     format: str
@@ -46,7 +46,7 @@ class NodePreview:
 
 @dataclass(frozen=True)
 class NodeDone:
-    """A node has finished; ``shown`` is empty but for output nodes."""
+    """A node has finished; ``shown`` is empty except for output nodes."""
 
     node: str
     shown: Shown = field(default_factory=dict)
@@ -55,7 +55,7 @@ class NodeDone:
 
 @dataclass(frozen=True)
 class NodeWarned:
-    """Something to tell about a node that did not stop it."""
+    """A warning about a node."""
 
     node: str
     code: str
@@ -67,4 +67,4 @@ OnGraphEvent = Callable[[GraphEvent], None]
 
 
 def ignore(_: GraphEvent) -> None:
-    """Tell nobody."""
+    """Ignore all events."""

@@ -1,5 +1,4 @@
-"""Names of results as ComfyUI gives them: ``<prefix>_00001_.mp4`` in the output folder, never
-outside of it."""
+"""Names of results as in ComfyUI: ``<prefix>_00001_.mp4``, always inside the output folder."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
 
 
 class Place(NamedTuple):
-    """Where a result goes: a folder, its name below the root, and the stem of the next number."""
+    """Path of the next result: its folder, also relative to the root, the stem and the number."""
 
     folder: Path
     subfolder: str
@@ -32,10 +31,10 @@ class Place(NamedTuple):
         return self.folder / f"{self.stem}_{self.number + more:05}_{suffix}"
 
 
-def claimed(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
-    """Give a finished file the first free name from ``more`` on, even while others do the same.
+def claim_name(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
+    """Rename the finished file ``part`` to the first free name from ``more`` on.
 
-    Raises ``OSError``; then ``part`` is still there.
+    Safe while other processes do the same. Raises ``OSError``; then ``part`` still exists.
     """
     while True:
         path = where.path(suffix, more)
@@ -55,20 +54,20 @@ def claimed(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
 
 
 def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:
-    """The next free place for a prefix, such as ``video/clip``, below ``root``; it is made.
+    """The next free path for a prefix, such as ``video/clip``, below ``root``; creates its folder.
 
     ``%width%`` and ``%height%`` stand for ``size``. Raises :class:`WorkflowError` for a prefix that
     leads out of ``root``.
     """
     text = prefix.replace("\\", "/").replace("%width%", str(size[0]))
-    text = _dated(text.replace("%height%", str(size[1])), datetime.now().astimezone())
+    text = _fill_dates(text.replace("%height%", str(size[1])), datetime.now().astimezone())
     parts = PurePosixPath(text).parts
     stem = "" if not parts or text.endswith("/") else parts[-1]
     folders = parts[:-1] if stem else parts
     if text.startswith("/") or ".." in parts or re.match(r"^[A-Za-z]:", text) or "\0" in text:
         raise WorkflowError(
             f"the filename prefix {prefix!r} leads out of the output folder",
-            "use a name, with subfolders if you like: video/clip",
+            "use a name, or a name in a subfolder: video/clip",
         )
     if any(RESERVED.match(part) for part in parts):
         raise WorkflowError(f"the filename prefix {prefix!r} is reserved on Windows", "rename it")
@@ -88,7 +87,7 @@ def _next_number(folder: Path, stem: str) -> int:
     return max((int(m[1]) for m in found if m is not None), default=0) + 1
 
 
-def filled(prefix: str, graph: Graph, now: datetime | None = None) -> str:
+def fill_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str:
     """A prefix with ``%date:yyyy-MM-dd%`` and ``%node.widget%`` replaced, as the interface does.
 
     ``node`` is a node's title or its type; what is not found stays as it is.
@@ -102,10 +101,10 @@ def filled(prefix: str, graph: Graph, now: datetime | None = None) -> str:
                     return _FORBIDDEN.sub("_", str(value))
         return match[0]
 
-    return _dated(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
+    return _fill_dates(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
 
 
-def _dated(text: str, now: datetime) -> str:
+def _fill_dates(text: str, now: datetime) -> str:
     """``%date:...%`` of the interface, and ``%year%`` ... of the server."""
     parts = {
         "yyyy": f"{now:%Y}", "yy": f"{now:%y}", "y": str(now.year), "MM": f"{now:%m}",

@@ -1,7 +1,7 @@
-"""Small pictures of a clip while a node denoises it, for whoever follows a graph.
+"""Live previews of a graph: small images of a clip while a node denoises it.
 
-A linear projection of the estimate, as ``ladder make --preview`` shows it; fitted once per video
-VAE and then kept in the store. It may take a twentieth of the time of a run at most.
+They are a linear projection of the estimate, as for ``ladder make --preview``, fitted once per
+video VAE and then stored. Previews take at most a twentieth of the time of a run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ EVERY_S = 0.5
 QUALITY = 80
 
 Companion = Callable[[Component, str], Component]
-"""The part of a role that goes with a transformer. Raises :class:`CheckpointNotFound`."""
+"""Finds the part of a role for a transformer. Raises :class:`CheckpointNotFound`."""
 
 
 class LivePictures:
-    """Gives a JPEG of an estimate when it is time for one again."""
+    """Makes a JPEG of the current estimate whenever one is due."""
 
     def __init__(self, companion: Companion, store: Store) -> None:
         self._companion, self._store = companion, store
@@ -33,16 +33,16 @@ class LivePictures:
         self._due = 0.0
 
     def picture(self, transformer: Component, estimate: Callable[[], Tensor]) -> bytes | None:
-        """A strip of the clip, side by side; ``estimate()`` gives latents (1, C, F, H, W).
+        """A strip of a few frames as JPEG; ``estimate()`` computes latents (1, C, F, H, W).
 
-        ``None`` while it is too early, and for a transformer without a video VAE.
+        ``None`` if none is due, and for a transformer without a video VAE.
         """
         began = time.monotonic()
         if began < self._due:
             return None
         if transformer.id not in self._known:
-            self._known[transformer.id] = self._fitted(transformer)
-            began = time.monotonic()  # fitting is done once and has no share
+            self._known[transformer.id] = self._projection_for(transformer)
+            began = time.monotonic()  # fitting is done once and does not count as preview time
         to_rgb = self._known[transformer.id]
         if to_rgb is None:
             return None
@@ -51,7 +51,7 @@ class LivePictures:
         self._due = began + max(EVERY_S, spent / SHARE)
         return data
 
-    def _fitted(self, transformer: Component) -> Projection | None:
+    def _projection_for(self, transformer: Component) -> Projection | None:
         try:
             return load_projection(self._companion(transformer, "video_vae"), self._store)
         except CheckpointNotFound:
@@ -59,7 +59,7 @@ class LivePictures:
 
 
 def jpeg(to_rgb: Projection, latents: Tensor) -> bytes:
-    """A few frames of latents (1, C, F, H, W), side by side."""
+    """A few frames of latents (1, C, F, H, W) side by side, as JPEG."""
     from PIL import Image
 
     out = io.BytesIO()

@@ -1,8 +1,8 @@
-"""What travels along the links of a graph: recipes for heavy things, tensors for small ones.
+"""Values on the links of a graph: descriptions of heavy data, tensors for small data.
 
-A loaded model is a recipe (which components, which LoRAs), a text is encoded when a sampler first
-needs it, and pictures are a stream that can be asked for again: nobody holds a whole clip unless a
-node needs to look at all of it. Everything here is a value; nothing loads or computes by itself.
+A model is a description (components and LoRAs), a text is encoded when a sampler first needs it,
+and images are a stream that can be computed again, so a whole clip is only in memory if a node
+needs all of it. Everything here is a value; nothing loads or computes by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Model:
-    """A transformer with LoRAs on it (in their order), and what nodes have patched into it.
+    """A transformer with its LoRAs in order, and the patches of nodes.
 
     ``shift`` is mu of its sigma table; ``stg``, ``modality`` and ``identity`` (away from
     a run without the reference voice) are terms of guidance, ``adain``
@@ -56,7 +56,7 @@ class Model:
     audio_only: bool = False
 
     def with_lora(self, lora: Component, strength: float) -> Model:
-        """One LoRA more; at strength 0 nothing changes."""
+        """The model with one more LoRA; unchanged at strength 0."""
         return replace(self, loras=(*self.loras, (lora, strength))) if strength else self
 
 
@@ -64,8 +64,8 @@ class Model:
 class StepStatistics:
     """After step i the prediction moves by ``factors[i]`` towards given statistics.
 
-    ``reference`` are latents whose mean and deviation per channel are the aim; without them
-    ``mean`` and ``std`` are, clipped at ``percentile`` percent.
+    The target is the mean and deviation per channel of the latents ``reference``; without them
+    ``mean`` and ``std``, clipped at ``percentile`` percent.
     """
 
     factors: tuple[float, ...]
@@ -78,8 +78,8 @@ class StepStatistics:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """What encodes prompts: text encoder and projection, LoRAs that would amend the encoder."""
+class TextEncoderFiles:
+    """CLIP: files that encode prompts, and LoRAs for the text encoder."""
 
     text_encoder: Component
     projection: Component
@@ -104,7 +104,7 @@ class AudioVaeFile:
 
 @dataclass(frozen=True)
 class IcLoraParameters:
-    """IC_LORA_PARAMETERS: by how much references are smaller than the clip."""
+    """IC_LORA_PARAMETERS: factor by which references are smaller than the clip."""
 
     downscale_factor: float
 
@@ -128,7 +128,7 @@ class UpscalerFile:
 
 @dataclass(frozen=True)
 class GuideFrames:
-    """Latent frames that stand behind the clip in the latent and show what is to be seen where.
+    """Guide frames: latent frames after the end of the clip that fix what is seen at some time.
 
     ``positions`` (1, 3, N, 2) are bounds of their tokens in pixel frames, pixels, pixels;
     ``frames`` counts latent frames. ``stride`` s: only every s-th row and column are tokens.
@@ -141,13 +141,13 @@ class GuideFrames:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """CONDITIONING: a text to be encoded, and what nodes have written beside it.
+    """CONDITIONING: a text to be encoded, and the values that nodes added to it.
 
     ``frame_rate`` ``None`` means that no node wrote one: the model's 25. ``zeroed``: the context
-    is all zeros. ``reference_audio``: latents (1, C, T, M) that stand before the sound's.
+    is all zeros. ``reference_audio``: latents (1, C, T, M) put before those of the sound.
     """
 
-    clip: Clip
+    clip: TextEncoderFiles
     text: str
     frame_rate: float | None = None
     guides: tuple[GuideFrames, ...] = ()
@@ -156,12 +156,12 @@ class Conditioning:
 
     @property
     def fps(self) -> float:
-        """Frames per second that the positions in time are computed with."""
+        """Frames per second for the positions in time."""
         return 25.0 if self.frame_rate is None else self.frame_rate
 
     @property
     def guide_frames(self) -> int:
-        """Latent frames behind the clip."""
+        """Number of guide frames after the clip."""
         return sum(guide.frames for guide in self.guides)
 
 
@@ -172,7 +172,7 @@ class Conditioning:
 class Latent:
     """LATENT: video (1, C, F, H, W), audio (1, C, T, M), or both as one.
 
-    Masks say how much is generated, 1 all, 0 kept: (1, 1, F or 1, H or 1, W or 1) for video,
+    Masks are the generated share, 1 all, 0 kept: (1, 1, F or 1, H or 1, W or 1) for video,
     (1, 1, T or 1, 1) for audio; ``None`` is all.
     """
 
@@ -183,11 +183,11 @@ class Latent:
 
     @property
     def is_both(self) -> bool:
-        """Whether it is an audio-video latent."""
+        """True for an audio-video latent."""
         return self.video is not None and self.audio is not None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is, by name; :meth:`of` reads it back."""
+        """All tensors that exist, by name; the inverse of :meth:`of`."""
         found = {
             "video": self.video, "audio": self.audio,
             "video_mask": self.video_mask, "audio_mask": self.audio_mask,
@@ -201,7 +201,7 @@ class Latent:
         return cls(**{name: tensors.get(name) for name in names})
 
     def full_video_mask(self) -> Tensor:
-        """The video's mask (1, 1, F, H, W), ones where there was none."""
+        """The video's mask (1, 1, F, H, W); all ones if there is none."""
         if self.video is None:
             raise ValueError("an audio latent has no video mask")
         _, _, f, h, w = self.video.shape
@@ -215,7 +215,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Noise:
-    """NOISE: that of a seed; ``empty`` is none to start from, while samplers still draw theirs."""
+    """NOISE of a seed. ``empty``: none at the start, but samplers use noise in their steps."""
 
     seed: int = 0
     empty: bool = False
@@ -223,7 +223,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Sampler:
-    """SAMPLER: a name of ``sampling.samplers`` and its dials.
+    """SAMPLER: a name of ``sampling.samplers`` and its options.
 
     ``video_factors`` and ``audio_factors`` normalise predictions step by step
     (``LTXVNormalizingSampler``).
@@ -244,7 +244,7 @@ class SigmaList:
 
 @dataclass(frozen=True)
 class StreamTerms:
-    """How a guider guides one stream; the names are those of ``sampling.guiders.Guidance``."""
+    """Guidance terms of one stream, with the names of ``sampling.guiders.Guidance``."""
 
     cfg: float = 1.0
     stg: float = 0.0
@@ -290,7 +290,7 @@ Chunks = Iterator[Tensor]
 
 @dataclass(frozen=True)
 class Images:
-    """IMAGE: ``count`` frames, made anew each time somebody goes through them.
+    """IMAGE: ``count`` frames, computed again at each iteration.
 
     ``pixels()`` gives chunks (n, 3, height, width) float32, 0..1, on any device. ``integers``,
     where a source has them more exactly than rounding ``pixels`` would, gives chunks (n, H, W, 3)

@@ -10,7 +10,7 @@ from helpers.workflow_graphs import CHECKPOINT, MODELS, ONE_STAGE, Nodes, graph
 from typer.testing import CliRunner, Result
 
 from latent_ladder.cli.app import app
-from latent_ladder.comfyui.analysis.overrides import changed
+from latent_ladder.comfyui.analysis.overrides import apply_overrides
 from latent_ladder.comfyui.graph import Link
 from latent_ladder.errors import WorkflowError
 
@@ -90,7 +90,7 @@ def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path
 )
 def test_values_that_cannot_be_set_are_refused(asked: str, message: str) -> None:
     with pytest.raises(WorkflowError, match=message):
-        changed(graph(PICTURES), [asked])
+        apply_overrides(graph(PICTURES), [asked])
 
 
 def test_values_are_set_by_id_by_title_and_by_type() -> None:
@@ -99,11 +99,13 @@ def test_values_are_set_by_id_by_title_and_by_type() -> None:
     from latent_ladder.comfyui.formats.api import read_api
 
     built = read_api(nodes)
-    done = changed(built, ["Base v1.5.width=16", "SaveImage.filename_prefix=x=y", "1.value=-3"])
+    done = apply_overrides(
+        built, ["Base v1.5.width=16", "SaveImage.filename_prefix=x=y", "1.value=-3"]
+    )
     assert isinstance(built.nodes["2"].inputs["width"], Link)
     assert done.nodes["2"].inputs["width"] == 16
     assert done.nodes["3"].inputs["filename_prefix"] == "x=y"
     assert done.nodes["1"].inputs["value"] == -3
     twice = {**PICTURES, "7": PICTURES["1"]}
     with pytest.raises(WorkflowError, match="2 nodes are called so"):
-        changed(graph(twice), ["PrimitiveInt.value=1"])
+        apply_overrides(graph(twice), ["PrimitiveInt.value=1"])

@@ -22,8 +22,13 @@ from latent_ladder.comfyui import constant_folding as plain
 from latent_ladder.comfyui.graph import Graph, Link, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import Input
-from latent_ladder.comfyui.nodes import MEANINGS
-from latent_ladder.comfyui.nodes.node_context import LATENT_CHANNELS, Ask, Meaning, Results
+from latent_ladder.comfyui.nodes import NODES
+from latent_ladder.comfyui.nodes.node_context import (
+    LATENT_CHANNELS,
+    NodeContext,
+    NodeFunction,
+    NodeResult,
+)
 from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
 from latent_ladder.comfyui.runtime.events import (
     NodeDone,
@@ -33,10 +38,10 @@ from latent_ladder.comfyui.runtime.events import (
     NodeStarted,
     NodeWarned,
     OnGraphEvent,
-    Shown,
-    ignore,
+    UiOutput,
+    ignore_event,
 )
-from latent_ladder.comfyui.runtime.previews import LivePictures
+from latent_ladder.comfyui.runtime.previews import LivePreviews
 from latent_ladder.comfyui.runtime.values import Audio, Latent, Value
 from latent_ladder.errors import (
     Cancelled,
@@ -75,23 +80,23 @@ def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsup
 
     Raises :class:`WorkflowError` for a cycle or a link into nothing.
     """
-    outputs = plain.outputs(graph) if wanted is None else tuple(wanted)
+    outputs = plain.output_nodes(graph) if wanted is None else tuple(wanted)
     found = []
-    for node in (graph.nodes[name] for name in plain.needed(graph, outputs)):
-        meaning = MEANINGS.get(node.class_type)
-        why = plain.row(node).why_not
+    for node in (graph.nodes[name] for name in plain.required_nodes(graph, outputs)):
+        meaning = NODES.get(node.class_type)
+        why = plain.definition_of(node).unsupported_reason
         if not why and meaning is None:
             why = f"{node.class_type} is not carried out by this version"
         if not why and meaning is not None:
-            why = meaning.refuses(node)
+            why = meaning.check(node)
         if why:
-            found.append(Unsupported(node, why, plain.way_round(graph, node.id)))
+            found.append(Unsupported(node, why, plain.suggest_workaround(graph, node.id)))
     return found
 
 
 def without_unsupported(graph: Graph) -> tuple[str, ...]:
     """The outputs that need no node that cannot run."""
-    return tuple(name for name in plain.outputs(graph) if not unsupported(graph, [name]))
+    return tuple(name for name in plain.output_nodes(graph) if not unsupported(graph, [name]))
 
 
 def execute(
@@ -99,18 +104,18 @@ def execute(
     engine: Engine,
     *,
     wanted: Sequence[str] | None = None,
-    on_event: OnGraphEvent = ignore,
+    on_event: OnGraphEvent = ignore_event,
     cancel: Cancel | None = None,
     metadata: Mapping[str, str] | None = None,
     command: str = "",
-) -> Mapping[str, Shown]:
+) -> Mapping[str, UiOutput]:
     """Run the output nodes ``wanted`` (``None``: all) and give what each shows.
 
     ``metadata`` goes into every file that is written: ``None`` is the graph as tag ``prompt``.
     Raises :class:`WorkflowError` naming the node before anything runs where one cannot, whatever a
     node raises, and :class:`Cancelled`.
     """
-    outputs = plain.outputs(graph) if wanted is None else tuple(wanted)
+    outputs = plain.output_nodes(graph) if wanted is None else tuple(wanted)
     if not outputs:
         raise WorkflowError(
             "the workflow has no output", "add a node that saves, such as SaveVideo"
@@ -135,21 +140,21 @@ class _Run:
     cancel: Cancel
     metadata: Mapping[str, str]
     _keys: dict[str, str] = field(default_factory=dict)
-    _done: dict[str, Results] = field(default_factory=dict)
+    _done: dict[str, NodeResult] = field(default_factory=dict)
     _record: RunRecord | None = None
 
     def __post_init__(self) -> None:
-        self._known = plain.constants(self.graph)
+        self._known = plain.fold_constants(self.graph)
         engine = self.engine
-        self._pictures = LivePictures(engine.companion, engine.store) if engine.previews else None
-        self._reduced = plain.reduced(self.graph)
+        self._pictures = LivePreviews(engine.companion, engine.store) if engine.previews else None
+        self._reduced = plain.prune_branches(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
 
-    def go(self, outputs: Sequence[str]) -> Mapping[str, Shown]:
-        order = plain.needed(self.graph, outputs)
+    def go(self, outputs: Sequence[str]) -> Mapping[str, UiOutput]:
+        order = plain.required_nodes(self.graph, outputs)
         waiting = self._to_run(outputs)
         cached = tuple(name for name in order if name not in waiting)
-        shown = {name: self._done[name].shown for name in cached if name in self._done}
+        shown = {name: self._done[name].ui for name in cached if name in self._done}
         if cached:
             self.on_event(NodesCached(cached, {k: v for k, v in shown.items() if v}))
         certain = self._certain(outputs)
@@ -158,7 +163,7 @@ class _Run:
                 self._result(name)
         self.engine.results.clear()
         self.engine.results.update({self._key(name): self._done[name] for name in self._done})
-        return {name: self._done[name].shown for name in outputs}
+        return {name: self._done[name].ui for name in outputs}
 
     # -- what has to run ----------------------------------------------------------------------
 
@@ -198,14 +203,14 @@ class _Run:
                 todo += [link.node for link in self._eager(name)]
         return found
 
-    def _remembered(self, name: str) -> Results | None:
+    def _remembered(self, name: str) -> NodeResult | None:
         """A result of the graph before, if all files that it shows are still there."""
         found = self.engine.results.get(self._key(name))
-        if not isinstance(found, Results):
+        if not isinstance(found, NodeResult):
             return None
-        return found if all(path.is_file() for path in self._files(found.shown)) else None
+        return found if all(path.is_file() for path in self._files(found.ui)) else None
 
-    def _files(self, shown: Shown) -> Iterator[Any]:
+    def _files(self, shown: UiOutput) -> Iterator[Any]:
         roots = {"output": self.engine.folders.output, "temp": self.engine.folders.temp}
         for entries in shown.values():
             for entry in entries:
@@ -213,16 +218,16 @@ class _Run:
                     yield roots[entry["type"]] / entry["subfolder"] / entry["filename"]
 
     def _is_stored(self, name: str) -> bool:
-        return self._meaning(name).keeps and self.engine.store.get(self._key(name)) is not None
+        return self._meaning(name).stored and self.engine.store.get(self._key(name)) is not None
 
     def _restore(self, name: str) -> bool:
         """Take a node's result out of the store."""
-        if not self._meaning(name).keeps:
+        if not self._meaning(name).stored:
             return False
         stored = self.engine.store.get(self._key(name))
         if stored is None:
             return False
-        self._done[name] = Results(unpacked(stored.load(), stored.meta))
+        self._done[name] = NodeResult(unpacked(stored.load(), stored.meta))
         self._note(name, reused=True)
         return True
 
@@ -230,7 +235,7 @@ class _Run:
 
     def _key(self, name: str) -> str:
         """The key of a node; those of what it is linked to first, however long the chain."""
-        for each in self._reduced.before([name]) if name not in self._keys else ():
+        for each in self._reduced.dependency_order([name]) if name not in self._keys else ():
             if each not in self._keys:
                 self._keys[each] = self._own_key(self._reduced.nodes[each])
         return self._keys[name]
@@ -247,14 +252,14 @@ class _Run:
                 values[name] = {"file": self.engine.content(str(given), one.folder)}
             else:
                 values[name] = given
-        meaning = MEANINGS.get(node.class_type)
+        meaning = NODES.get(node.class_type)
         fields = {
             "type": node.class_type,
             "version": 0 if meaning is None else meaning.version,
             "channels": self._channels,
             "values": values,
         }
-        if plain.row(node).is_output:
+        if plain.definition_of(node).is_output:
             fields["folder"] = str(self.engine.folders.output)
         return artefact_key("node", VERSION, fields, (), ())
 
@@ -262,7 +267,7 @@ class _Run:
         """Every input with its value or link: what is given, and defaults of the type."""
         row = NODE_TYPES.get(node.class_type)
         literals = {k: self._plain_value(v) for k, v in node.inputs.items()}
-        rows = {} if row is None else {one.name: one for one in row.shown(literals)}
+        rows = {} if row is None else {one.name: one for one in row.visible_inputs(literals)}
         for name, one in rows.items():
             if name in node.inputs:
                 yield one, node.inputs[name]
@@ -277,20 +282,20 @@ class _Run:
 
     # -- running ------------------------------------------------------------------------------
 
-    def _result(self, name: str) -> Results:
+    def _result(self, name: str) -> NodeResult:
         """A node's result; run now if it has not."""
         if name not in self._done:
             self._done[name] = self._run(name)
         return self._done[name]
 
-    def _run(self, name: str) -> Results:
+    def _run(self, name: str) -> NodeResult:
         self.cancel.check()
         node, meaning = self.graph.nodes[name], self._meaning(name)
         for link in self._eager(name):
             self._result(link.node)
         self.on_event(NodeStarted(name))
         began = time.monotonic()
-        if meaning.keeps:
+        if meaning.stored:
             with self.engine.store.lock(self._key(name), poll=self.cancel.check):
                 if not self._restore(name):
                     self._done[name] = self._computed(node, meaning)
@@ -299,10 +304,10 @@ class _Run:
             result = self._done[name]
         else:
             result = self._computed(node, meaning)
-        self.on_event(NodeDone(name, result.shown, time.monotonic() - began))
+        self.on_event(NodeDone(name, result.ui, time.monotonic() - began))
         return result
 
-    def _computed(self, node: Node, meaning: Meaning) -> Results:
+    def _computed(self, node: Node, meaning: NodeFunction) -> NodeResult:
         try:
             found = meaning.run(self._ask(node))
         except (WorkflowError, Cancelled):
@@ -318,9 +323,9 @@ class _Run:
                 node.error("memory ran out, and there is nothing left to give up").message,
                 "make the clip smaller, or close other programs",
             ) from error
-        return found if isinstance(found, Results) else Results(tuple(found))
+        return found if isinstance(found, NodeResult) else NodeResult(tuple(found))
 
-    def _ask(self, node: Node) -> Ask:
+    def _ask(self, node: Node) -> NodeContext:
         inputs = {
             (one if isinstance(one, str) else one.name): (one, given)
             for one, given in self._inputs(node)
@@ -337,7 +342,7 @@ class _Run:
                 raise node.error(f"{name} is linked to output {given.slot}, which is not there")
             return values[given.slot]
 
-        def look(transformer: Component, estimate: Callable[[], Tensor]) -> None:
+        def show_preview(transformer: Component, estimate: Callable[[], Tensor]) -> None:
             picture = self._pictures and self._pictures.picture(transformer, estimate)
             if picture:
                 self.on_event(NodePreview(node.id, "JPEG", picture))
@@ -348,17 +353,17 @@ class _Run:
         def warn(code: str, message: str) -> None:
             self.on_event(NodeWarned(node.id, code, message))
 
-        return Ask(
+        return NodeContext(
             node=node,
-            names=frozenset(inputs),
+            input_names=frozenset(inputs),
             fetch=fetch,
             engine=self.engine,
             graph=self.graph,
-            keep=lambda name, make: self._kept(node.id, name, make),
+            load_or_compute=lambda name, make: self._kept(node.id, name, make),
             progress=progress,
             warn=warn,
             check_cancelled=self.cancel.check,
-            look=look,
+            show_preview=show_preview,
             metadata=self.metadata,
             channels=self._channels,
         )
@@ -383,8 +388,8 @@ class _Run:
             self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
         )
 
-    def _meaning(self, name: str) -> Meaning:
-        return MEANINGS[self.graph.nodes[name].class_type]
+    def _meaning(self, name: str) -> NodeFunction:
+        return NODES[self.graph.nodes[name].class_type]
 
     # -- the record of the run ----------------------------------------------------------------
 
@@ -403,7 +408,7 @@ class _Run:
         except BaseException as error:
             runs.save(replace(self._record, status="failed", error=str(error)))
             raise
-        files = [str(path) for done in self._done.values() for path in self._files(done.shown)]
+        files = [str(path) for done in self._done.values() for path in self._files(done.ui)]
         output = files[-1] if files else None
         runs.save(replace(self._record, status="done", output=output))
 
@@ -449,7 +454,9 @@ def unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Va
     for i, kind in enumerate(meta.get("values", ())):
         prefix = f"{i}."
         own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        values.append(Latent.of(own) if kind == "latent" else Audio(own["waveform"], int(kind)))
+        values.append(
+            Latent.from_tensors(own) if kind == "latent" else Audio(own["waveform"], int(kind))
+        )
     if not values:
         raise StoreError("a stored node holds no values", "run `ladder runs verify`")
     return tuple(values)

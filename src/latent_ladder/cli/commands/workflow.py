@@ -14,9 +14,9 @@ from latent_ladder.cli.commands import workflow_files, workflow_run
 from latent_ladder.cli.commands.flags import Folders, Json
 
 if TYPE_CHECKING:
-    from latent_ladder.comfyui.analysis.check import Report, Result, Unsupported
-    from latent_ladder.comfyui.analysis.required_files import WantedFile
-    from latent_ladder.comfyui.graph import Graph, Trap
+    from latent_ladder.comfyui.analysis.check import OutputSummary, UnsupportedNode, WorkflowReport
+    from latent_ladder.comfyui.analysis.required_files import RequiredFile
+    from latent_ladder.comfyui.graph import Graph, LintFinding
 
 Source = Annotated[
     str,
@@ -70,31 +70,39 @@ def check(
 
     from latent_ladder.checkpoints.scan import scan
     from latent_ladder.checkpoints.search_paths import model_folders
-    from latent_ladder.comfyui.analysis.check import check as look
-    from latent_ladder.comfyui.analysis.overrides import changed
-    from latent_ladder.comfyui.analysis.required_files import input_beside, name_map
+    from latent_ladder.comfyui.analysis.check import check_workflow as look
+    from latent_ladder.comfyui.analysis.overrides import apply_overrides
+    from latent_ladder.comfyui.analysis.required_files import (
+        default_input_folder,
+        parse_file_name_map,
+    )
     from latent_ladder.comfyui.formats.read import read_workflow
 
     workflow = read_workflow(source)
-    workflow = replace(workflow, graph=changed(workflow.graph, settings or ()))
+    workflow = replace(workflow, graph=apply_overrides(workflow.graph, settings or ()))
     library = scan(model_folders(folders or ()))
-    report = look(workflow, library, (inputs or input_beside(source),), name_map(maps or ()))
+    report = look(
+        workflow,
+        library,
+        (inputs or default_input_folder(source),),
+        parse_file_name_map(maps or ()),
+    )
     if as_json:
-        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False, default=str))
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str))
     else:
         print("\n".join(_lines(report, every)))
     if not report.ready:
-        raise typer.Exit(FILES_MISSING if report.runs else CANNOT_RUN)
+        raise typer.Exit(FILES_MISSING if report.can_run else CANNOT_RUN)
 
 
 # --- for a person ---------------------------------------------------------------------------------
 
 
-def _lines(report: Report, every: bool) -> Iterator[str]:
+def _lines(report: WorkflowReport, every: bool) -> Iterator[str]:
     yield _head(report)
     if every:
         yield from _section("nodes", [f"{n:>3} {kind}" for kind, n in sorted(report.types.items())])
-    yield from _section("outputs", [line for one in report.results for line in _result(one)])
+    yield from _section("outputs", [line for one in report.outputs for line in _result(one)])
     yield from _section("files", _files(report.files))
     yield from _section(
         "cannot run here", [line for one in report.unsupported for line in _unsupported(one)]
@@ -107,7 +115,7 @@ def _lines(report: Report, every: bool) -> Iterator[str]:
     yield _verdict(report)
 
 
-def _head(report: Report) -> str:
+def _head(report: WorkflowReport) -> str:
     packs = ", ".join(f"{pack} {n}" for pack, n in Counter(report.packs).most_common())
     idle = len(report.graph.nodes) - len(report.needed)
     unused = f", {idle} of them not needed as it is set" if idle else ""
@@ -122,7 +130,7 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
         yield from (f"  {line}" for line in lines)
 
 
-def _result(one: Result) -> Iterator[str]:
+def _result(one: OutputSummary) -> Iterator[str]:
     yield f"{one.node} {one.title}{': ' + one.file if one.file else ''}"
     about = []
     if one.size:
@@ -155,7 +163,7 @@ def _stage(stage: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)} (node {stage['node']})"
 
 
-def _files(files: Sequence[WantedFile]) -> list[str]:
+def _files(files: Sequence[RequiredFile]) -> list[str]:
     lines = []
     for one in files:
         folder = one.folder.rpartition(",")[2]
@@ -172,24 +180,24 @@ def _last(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2]
 
 
-def _unsupported(one: Unsupported) -> Iterator[str]:
+def _unsupported(one: UnsupportedNode) -> Iterator[str]:
     title = f' "{one.title}"' if one.title not in ("", one.class_type) else ""
     yield f"{one.node} {one.class_type}{title}: {one.why}"
     if one.hint:
         yield f"    {one.hint}"
 
 
-def _traps(report: Report, every: bool) -> list[str]:
-    shown = [t for t in report.traps if every or t.code not in _QUIET]
+def _traps(report: WorkflowReport, every: bool) -> list[str]:
+    shown = [t for t in report.findings if every or t.code not in _QUIET]
     lines = [_trap(report.graph, trap) for trap in shown]
-    hidden = len(report.traps) - len(shown)
+    hidden = len(report.findings) - len(shown)
     if hidden:
         what = "widget shows" if hidden == 1 else "widgets show"
         lines.append(f"{hidden} {what} another value than its link gives (--all lists them)")
     return lines
 
 
-def _trap(graph: Graph, trap: Trap) -> str:
+def _trap(graph: Graph, trap: LintFinding) -> str:
     return f"{_place(graph, trap.node)}: {trap.message}" if trap.node else trap.message
 
 
@@ -198,11 +206,11 @@ def _place(graph: Graph, key: str) -> str:
     return f"{key} {node.title or node.class_type}" if node else "the workflow"
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: WorkflowReport) -> str:
     if report.ready:
         return "it can run"
     missing = [one for one in report.files if not one.usable]
-    if report.runs:
+    if report.can_run:
         count = f"{len(missing)} file{'s' if len(missing) != 1 else ''}"
         return f"it can run when {count} are here: put them into a model folder, or --map OLD=NEW"
     return "it cannot run as it is"

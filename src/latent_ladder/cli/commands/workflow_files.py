@@ -14,7 +14,7 @@ from latent_ladder.cli.console import show_note, show_warning
 from latent_ladder.errors import MediaError, RequestError, WorkflowError
 
 if TYPE_CHECKING:
-    from latent_ladder.comfyui.conversion import Imported
+    from latent_ladder.comfyui.conversion import ImportedWorkflow
     from latent_ladder.request.model import Request
 
 PRESET = "preset:"
@@ -68,13 +68,13 @@ def import_graph(
     as_json: Json = False,
 ) -> None:
     """Turn a ComfyUI graph into a request, where it is one of the shapes requests have."""
-    from latent_ladder.comfyui.analysis.overrides import changed
+    from latent_ladder.comfyui.analysis.overrides import apply_overrides
     from latent_ladder.comfyui.conversion import import_workflow
     from latent_ladder.comfyui.formats.read import read_workflow
 
     _check_free(output, overwrite)
     workflow = read_workflow(graph)
-    workflow = replace(workflow, graph=changed(workflow.graph, sets or ()))
+    workflow = replace(workflow, graph=apply_overrides(workflow.graph, sets or ()))
     found = import_workflow(workflow, node)
     request = _without_files(found.request) if without_files else found.request
     if not as_json:
@@ -98,17 +98,17 @@ def export_graph(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a request as a ComfyUI graph, with what no node can say beside it."""
-    from latent_ladder.comfyui.conversion import export_workflow, left_out
-    from latent_ladder.comfyui.exporter.file_names import names_for
+    from latent_ladder.comfyui.conversion import export_workflow, lossy_field_messages
+    from latent_ladder.comfyui.exporter.file_names import file_names_for
 
     if form not in ("ui", "api"):
         raise RequestError(f"format={form} is unknown, expected ui or api", "use --format ui")
     _check_free(output, overwrite)
     request = _request(source, prompt, tuple(sets or ()), store)
-    files = names_for(request, folders or ())
+    files = file_names_for(request, folders or ())
     document = export_workflow(request, files, "ui" if form == "ui" else "api")
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    for line in left_out(request):
+    for line in lossy_field_messages(request):
         show_warning(line)
     if output is None:
         print(text)
@@ -117,8 +117,8 @@ def export_graph(
         print(output)
 
 
-def _report(found: Imported) -> None:
-    near = found.nearest
+def _report(found: ImportedWorkflow) -> None:
+    near = found.preset_match
     if near.equal:
         show_note(f"equals the preset {near.preset}")
     else:
@@ -127,8 +127,8 @@ def _report(found: Imported) -> None:
             show_note(f"  {difference}")
     if found.embedded:
         show_note("the graph was exported by ladder: what its nodes cannot say is as it was")
-    for lost in found.lost:
-        show_warning(str(lost))
+    for loss in found.losses:
+        show_warning(str(loss))
 
 
 def _request(source: str, prompt: str | None, sets: tuple[str, ...], store: Path | None) -> Request:

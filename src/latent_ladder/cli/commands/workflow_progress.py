@@ -70,7 +70,7 @@ class NodeLines(AbstractContextManager["NodeLines"]):
             self._run.append(event.node)
             self._show(self._name(event.node))
         elif isinstance(event, NodeProgress):
-            self._show(f"{self._name(event.node)}: {event.value} of {event.of}")
+            self._show(f"{self._name(event.node)}: {event.value} of {event.total}")
         elif isinstance(event, NodeDone) and event.seconds >= WORTH_TELLING_S:
             self._say(f"{self._name(event.node)}: {event.seconds:.1f} s")
 

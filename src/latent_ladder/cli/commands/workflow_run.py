@@ -29,7 +29,7 @@ from latent_ladder.errors import Cancelled, WorkflowError
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.selection import Library
     from latent_ladder.comfyui.graph import Graph
-    from latent_ladder.comfyui.runtime.events import Shown
+    from latent_ladder.comfyui.runtime.events import UiOutput
 
 Source = Annotated[
     str, typer.Argument(help="A .json file, a clip or picture that carries a graph, or - (stdin).")
@@ -75,11 +75,11 @@ def run(
 ) -> None:
     """Run a ComfyUI graph without ComfyUI; paths of the results go to stdout."""
     from latent_ladder.checkpoints.selection import model_folders, scan
-    from latent_ladder.comfyui.analysis.overrides import changed
+    from latent_ladder.comfyui.analysis.overrides import apply_overrides
     from latent_ladder.comfyui.formats.read import read_workflow
 
     found = read_workflow(graph)
-    chosen = changed(found.graph, sets or ())
+    chosen = apply_overrides(found.graph, sets or ())
     at_hand = _Hand(
         scan(model_folders(folders or ())), input_folder or _input_beside(graph), output
     )
@@ -157,11 +157,11 @@ def _candidates(old: str, graph: Graph, at_hand: _Hand) -> set[str]:
 
 def _wanted(graph: Graph, at_hand: _Hand, names: Mapping[str, str], skip: bool) -> tuple[str, ...]:
     """The outputs to run, checked: nothing is loaded where anything is wrong."""
-    from latent_ladder.comfyui.analysis.validate import as_error, problems
-    from latent_ladder.comfyui.constant_folding import outputs
+    from latent_ladder.comfyui.analysis.validate import find_problems, problems_error
+    from latent_ladder.comfyui.constant_folding import output_nodes
     from latent_ladder.comfyui.executor import unsupported, without_unsupported
 
-    wanted = outputs(graph)
+    wanted = output_nodes(graph)
     if skip:
         kept = without_unsupported(graph)
         for problem in unsupported(graph, wanted):
@@ -172,9 +172,9 @@ def _wanted(graph: Graph, at_hand: _Hand, names: Mapping[str, str], skip: bool) 
     # first, because it knows the way round
     for problem in unsupported(graph, wanted):
         raise problem.error()
-    found = problems(graph, None, names, wanted)
+    found = find_problems(graph, None, names, wanted)
     if found:
-        raise as_error(graph, found)
+        raise problems_error(graph, found)
     _check_files(graph, at_hand, names, wanted)
     return wanted
 
@@ -183,11 +183,11 @@ def _check_files(
     graph: Graph, at_hand: _Hand, names: Mapping[str, str], wanted: Sequence[str]
 ) -> None:
     """Raise :class:`WorkflowError` naming every file that is not there or not what it should be."""
-    from latent_ladder.comfyui.analysis.required_files import MISSING, wanted_files
-    from latent_ladder.comfyui.constant_folding import needed
+    from latent_ladder.comfyui.analysis.required_files import MISSING, find_required_files
+    from latent_ladder.comfyui.constant_folding import required_nodes
 
-    order = needed(graph, wanted)
-    files = wanted_files(graph, order, at_hand.library, [at_hand.input], names)
+    order = required_nodes(graph, wanted)
+    files = find_required_files(graph, order, at_hand.library, [at_hand.input], names)
     # --map may name any path
     lacking = [file for file in files if not (file.usable or Path(file.used).is_file())]
     if not lacking:
@@ -225,7 +225,7 @@ class _Job:
 
 def _carried_out(
     job: _Job, memory: MemoryFlags, store: Path | None, quiet: bool
-) -> tuple[Mapping[str, Shown], NodeLines]:
+) -> tuple[Mapping[str, UiOutput], NodeLines]:
     from latent_ladder.comfyui.executor import Engine, WorkFolders, execute
     from latent_ladder.pipeline.run import Cancel
 
@@ -250,7 +250,7 @@ def _carried_out(
     return shown, lines
 
 
-def _paths(shown: Mapping[str, Shown], at_hand: _Hand) -> list[Path]:
+def _paths(shown: Mapping[str, UiOutput], at_hand: _Hand) -> list[Path]:
     roots = {"output": at_hand.output, "temp": at_hand.output / "temp"}
     entries: list[Any] = [e for each in shown.values() for group in each.values() for e in group]
     return [

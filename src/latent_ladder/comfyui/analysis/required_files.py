@@ -14,17 +14,21 @@ from typing import Any, Final
 from latent_ladder.checkpoints.catalog import FILES
 from latent_ladder.checkpoints.misplaced import allowed_categories
 from latent_ladder.checkpoints.scan import Found, Library, found_in
-from latent_ladder.comfyui.analysis.validate import annotated, escapes, mapped
+from latent_ladder.comfyui.analysis.validate import (
+    map_file_name,
+    split_folder_tag,
+    unsafe_path_reason,
+)
 from latent_ladder.comfyui.graph import Graph, Link, ModelFile, Node
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.errors import CheckpointError, WorkflowError
 
-HERE: Final = "here"
-ELSEWHERE: Final = "elsewhere"
+FOUND: Final = "here"
+MISPLACED: Final = "elsewhere"
 WRONG: Final = "wrong"
 MISSING: Final = "missing"
 
-_ROLES: Mapping[str, frozenset[str]] = {
+_FOLDER_ROLES: Mapping[str, frozenset[str]] = {
     "checkpoints": frozenset({"transformer"}),
     "diffusion_models": frozenset({"transformer"}),
     "loras": frozenset({"lora"}),
@@ -37,7 +41,7 @@ _ROLES: Mapping[str, frozenset[str]] = {
 
 
 @dataclass(frozen=True)
-class WantedFile:
+class RequiredFile:
     """A file that some nodes name.
 
     ``used`` is the name looked for instead (``--map``, or a Windows path with ``/``). ``state`` is
@@ -58,9 +62,9 @@ class WantedFile:
     @property
     def usable(self) -> bool:
         """Whether a run can use it."""
-        return self.state in (HERE, ELSEWHERE)
+        return self.state in (FOUND, MISPLACED)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "name": self.name,
@@ -75,74 +79,76 @@ class WantedFile:
         }
 
 
-def wanted_files(
+def find_required_files(
     graph: Graph,
     needed: Iterable[str],
     library: Library,
     inputs: Sequence[Path] = (),
     names: Mapping[str, str] | None = None,
-) -> tuple[WantedFile, ...]:
+) -> tuple[RequiredFile, ...]:
     """The files that the nodes ``needed`` name, each once, in the order of the graph.
 
     ``inputs`` are the folders of uploaded files, ``names`` replaces names that the graph holds.
     """
-    found: list[WantedFile] = []
+    found: list[RequiredFile] = []
     chosen = set(needed)
     for node in graph.nodes.values():
-        for one in _named(node) if node.id in chosen else ():
-            place = next((i for i, other in enumerate(found) if _same(one, other)), len(found))
+        for one in _named_files(node) if node.id in chosen else ():
+            place = next(
+                (i for i, other in enumerate(found) if _is_same_file(one, other)), len(found)
+            )
             before = found[place : place + 1] or [replace(one, nodes=())]
             narrow = min(one.folder, before[0].folder, key=len)
             merged = replace(before[0], nodes=(*before[0].nodes, node.id), folder=narrow)
             found[place : place + 1] = [merged]
-    return tuple(_looked_for(one, graph, library, inputs, names or {}) for one in found)
+    return tuple(_locate(one, graph, library, inputs, names or {}) for one in found)
 
 
-def _same(one: WantedFile, other: WantedFile) -> bool:
+def _is_same_file(one: RequiredFile, other: RequiredFile) -> bool:
     """Whether two inputs name the same file: by name, and a folder that both may look in."""
     folders = set(one.folder.split(",")) & set(other.folder.split(","))
     return one.name == other.name and bool(folders)
 
 
-def _named(node: Node) -> Iterator[WantedFile]:
+def _named_files(node: Node) -> Iterator[RequiredFile]:
     kind = node_type(node.class_type, node.pack)
     for one in kind.inputs:
         name = node.inputs.get(one.name)
         if one.folder and isinstance(name, str) and name and not isinstance(name, Link):
-            yield WantedFile(name, name, one.folder, (node.id,), one.name)
+            yield RequiredFile(name, name, one.folder, (node.id,), one.name)
 
 
-def _looked_for(
-    one: WantedFile,
+def _locate(
+    one: RequiredFile,
     graph: Graph,
     library: Library,
     inputs: Sequence[Path],
     names: Mapping[str, str],
-) -> WantedFile:
+) -> RequiredFile:
     if one.folder == "input":
-        return _uploaded(one, inputs, names)
-    if wrong := escapes(one.name):
+        return _locate_upload(one, inputs, names)
+    if wrong := unsafe_path_reason(one.name):
         return replace(one, state=WRONG, note=f"its name {wrong}")
-    one = replace(one, used=mapped(one.name, names), url=_url(one, graph.models))
+    one = replace(one, used=map_file_name(one.name, names), url=_download_url(one, graph.models))
     try:
-        parts = _parts(library, one.used) or _named_path(Path(one.used))
+        parts = _components_by_name(library, one.used) or _components_by_path(Path(one.used))
     except CheckpointError as error:
         return replace(one, state=WRONG, path=Path(one.used), note=error.message)
     if not parts:
-        return _not_found(one, library)
+        return _explain_missing(one, library)
     found = next(iter(parts.values()))
-    wanted = {role for folder in one.folder.split(",") for role in _ROLES.get(folder, ())}
+    wanted = {role for folder in one.folder.split(",") for role in _FOLDER_ROLES.get(folder, ())}
     if not wanted & parts.keys() and not (one.folder == "vae,checkpoints" and "audio_vae" in parts):
         held = " and ".join(sorted(role.replace("_", " ") for role in parts))
         return replace(one, state=WRONG, path=found.path, note=f"it holds {held}")
     allowed = allowed_categories(parts, found.component.file.container)
     if found.embedded or found.category is None or found.category in (*allowed, one.folder):
-        return replace(one, state=HERE, path=found.path)
+        return replace(one, state=FOUND, path=found.path)
     note = f"it lies in {found.category}/, where ComfyUI does not see it"
-    return replace(one, state=ELSEWHERE, path=found.path, note=note)
+    return replace(one, state=MISPLACED, path=found.path, note=note)
 
 
-def _parts(library: Library, name: str) -> Mapping[str, Found]:
+def _components_by_name(library: Library, name: str) -> Mapping[str, Found]:
     """What the file of a name holds: the name as a whole, or its last part anywhere."""
     last, fallback = name.rpartition("/")[2], None
     for path, parts in library.files.items():
@@ -156,14 +162,14 @@ def _parts(library: Library, name: str) -> Mapping[str, Found]:
     return fallback or {}
 
 
-def _named_path(path: Path) -> Mapping[str, Found]:
+def _components_by_path(path: Path) -> Mapping[str, Found]:
     """What a file outside of all model folders holds; ``--map`` may name any."""
     if not path.is_file():
         return {}
     return found_in(path, path.resolve().parent)
 
 
-def _not_found(one: WantedFile, library: Library) -> WantedFile:
+def _explain_missing(one: RequiredFile, library: Library) -> RequiredFile:
     last = one.used.rpartition("/")[2]
     for path, reason in (*library.unreadable, *library.ignored):
         if path.name == last:
@@ -171,17 +177,19 @@ def _not_found(one: WantedFile, library: Library) -> WantedFile:
     return one
 
 
-def _uploaded(one: WantedFile, inputs: Sequence[Path], names: Mapping[str, str]) -> WantedFile:
-    plain, _ = annotated(one.name)
-    if wrong := escapes(plain):
+def _locate_upload(
+    one: RequiredFile, inputs: Sequence[Path], names: Mapping[str, str]
+) -> RequiredFile:
+    plain, _ = split_folder_tag(one.name)
+    if wrong := unsafe_path_reason(plain):
         return replace(one, state=WRONG, note=f"its name {wrong}")
     used = names.get(one.name) or names.get(plain)
     places = [Path(used)] if used else [folder / plain.replace("\\", "/") for folder in inputs]
     path = next((place for place in places if place.is_file()), None)
-    return replace(one, used=used or plain, state=HERE if path else MISSING, path=path)
+    return replace(one, used=used or plain, state=FOUND if path else MISSING, path=path)
 
 
-def _url(one: WantedFile, models: Iterable[ModelFile]) -> str:
+def _download_url(one: RequiredFile, models: Iterable[ModelFile]) -> str:
     """Where a file is published: as the workflow says, or as is known."""
     last = one.name.replace("\\", "/").rpartition("/")[2]
     for model in models:
@@ -193,13 +201,13 @@ def _url(one: WantedFile, models: Iterable[ModelFile]) -> str:
     return ""
 
 
-def input_beside(source: str) -> Path:
+def default_input_folder(source: str) -> Path:
     """The folder of uploads: ``./input`` where it is there, else that of the workflow itself."""
     usual = Path("input")
     return usual if usual.is_dir() or source == "-" else Path(source).absolute().parent
 
 
-def name_map(settings: Iterable[str]) -> dict[str, str]:
+def parse_file_name_map(settings: Iterable[str]) -> dict[str, str]:
     """``OLD=NEW`` of each ``--map``, by the old name. Raises :class:`WorkflowError`."""
     names: dict[str, str] = {}
     for setting in settings:

@@ -13,8 +13,13 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from latent_ladder.comfyui.constant_folding import PLAIN, in_order, is_number, value_of
-from latent_ladder.comfyui.graph import Graph, Link, Node, Trap, Value
+from latent_ladder.comfyui.constant_folding import (
+    FOLDABLE_NODES,
+    input_value,
+    is_number,
+    topological_order,
+)
+from latent_ladder.comfyui.graph import Graph, Link, LintFinding, Node, Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import WorkflowError
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT
@@ -24,7 +29,7 @@ LATENTS_PER_SECOND = 25
 
 
 @dataclass(frozen=True)
-class Picture:
+class VideoShape:
     """Video latents: pixels they stand for, and pixel frames; ``asked`` is what was wanted.
 
     ``masked``: part of it is kept (an image at the start); ``lost_mask``: it was, before an
@@ -34,80 +39,80 @@ class Picture:
     width: int
     height: int
     frames: int
-    asked: tuple[Fraction, Fraction]
-    asked_frames: int
+    requested_size: tuple[Fraction, Fraction]
+    requested_frames: int
     masked: bool = False
-    lost_mask: bool = False
-    guides: bool = False
+    mask_dropped: bool = False
+    has_guides: bool = False
     stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Sound:
+class AudioLength:
     """Audio latents or a waveform, by its length."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Both:
+class AudioVideoShape:
     """An audio-video latent."""
 
-    picture: Picture | None
-    sound: Sound | None
+    video: VideoShape | None
+    audio: AudioLength | None
 
 
 @dataclass(frozen=True)
-class Frames:
+class FramesShape:
     """Decoded frames, and the latents they came from."""
 
     width: int
     height: int
     count: int
-    latent: Picture | None = None
+    latent: VideoShape | None = None
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipShape:
     """Frames with a rate, and perhaps a sound."""
 
-    frames: Frames | None
+    frames: FramesShape | None
     fps: float | None
-    sound: Sound | None
+    audio: AudioLength | None
 
 
 @dataclass
-class Forecast:
+class InferredShapes:
     """Values of all outputs that can be told, and what was noticed on the way."""
 
     graph: Graph
     values: dict[Link, Any] = field(default_factory=dict)
-    traps: list[Trap] = field(default_factory=list)
-    factors: Mapping[str, tuple[str, Fraction]] = field(default_factory=dict)
+    findings: list[LintFinding] = field(default_factory=list)
+    upscale_factors: Mapping[str, tuple[str, Fraction]] = field(default_factory=dict)
     """What upscalers do, by file name as the graph has it: ``("spatial", 2)``."""
-    images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    image_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Sizes of input pictures, by name."""
 
 
 @dataclass(frozen=True)
-class Look:
+class ShapeContext:
     """One node, as a rule looks at it."""
 
-    forecast: Forecast
+    shapes: InferredShapes
     node: Node
 
     def get(self, name: str) -> Any:
         """An input's value, ``None`` if it cannot be told."""
-        return value_of(self.node, name, self.forecast.values)
+        return input_value(self.node, name, self.shapes.values)
 
-    def whole(self, name: str) -> int | None:
+    def integer(self, name: str) -> int | None:
         """A whole number."""
         value = self.get(name)
         return int(value) if is_number(value) else None
 
-    def wholes(self, *names: str) -> tuple[int, ...] | None:
+    def integers(self, *names: str) -> tuple[int, ...] | None:
         """Several, if all can be told."""
-        found = tuple(self.whole(name) for name in names)
+        found = tuple(self.integer(name) for name in names)
         return None if None in found else tuple(n for n in found if n is not None)
 
     def number(self, name: str) -> float | None:
@@ -115,65 +120,65 @@ class Look:
         value = self.get(name)
         return float(value) if is_number(value) else None
 
-    def picture(self, name: str) -> Picture | None:
+    def video(self, name: str) -> VideoShape | None:
         """The video latents of an input."""
         value = self.get(name)
-        value = value.picture if isinstance(value, Both) else value
-        return value if isinstance(value, Picture) else None
+        value = value.video if isinstance(value, AudioVideoShape) else value
+        return value if isinstance(value, VideoShape) else None
 
-    def sound(self, name: str) -> Sound | None:
+    def audio(self, name: str) -> AudioLength | None:
         """The sound of an input."""
         value = self.get(name)
-        value = value.sound if isinstance(value, Both) else value
-        return value if isinstance(value, Sound) else None
+        value = value.audio if isinstance(value, AudioVideoShape) else value
+        return value if isinstance(value, AudioLength) else None
 
-    def frames(self, name: str) -> Frames | None:
+    def frames(self, name: str) -> FramesShape | None:
         """The frames of an input."""
         value = self.get(name)
-        return value if isinstance(value, Frames) else None
+        return value if isinstance(value, FramesShape) else None
 
-    def with_picture(self, name: str, picture: Picture | None) -> Any:
+    def with_video(self, name: str, picture: VideoShape | None) -> Any:
         """An input with other video latents; its sound stays."""
         value = self.get(name)
-        return replace(value, picture=picture) if isinstance(value, Both) else picture
+        return replace(value, video=picture) if isinstance(value, AudioVideoShape) else picture
 
-    def trap(self, code: str, message: str) -> None:
+    def warn(self, code: str, message: str) -> None:
         """Notice something about this node."""
-        self.forecast.traps.append(Trap(code, message, self.node.id))
+        self.shapes.findings.append(LintFinding(code, message, self.node.id))
 
 
-Rule = Callable[[Look], tuple[Any, ...]]
+Rule = Callable[[ShapeContext], tuple[Any, ...]]
 
 
-def forecast(
+def infer_shapes(
     graph: Graph,
     rules: Mapping[str, Rule],
     factors: Mapping[str, tuple[str, Fraction]] | None = None,
     images: Mapping[str, tuple[int, int]] | None = None,
-) -> Forecast:
+) -> InferredShapes:
     """Everything that can be told of a graph's outputs."""
-    told = Forecast(graph, {}, [], factors or {}, images or {})
-    for node in in_order(graph):
-        results = _results(node, rules, told)
+    shapes = InferredShapes(graph, {}, [], factors or {}, images or {})
+    for node in topological_order(graph):
+        results = _infer_node(node, rules, shapes)
         pairs = enumerate(results)
-        told.values |= {Link(node.id, i): v for i, v in pairs if v is not None}
-    return told
+        shapes.values |= {Link(node.id, i): v for i, v in pairs if v is not None}
+    return shapes
 
 
-def _results(node: Node, rules: Mapping[str, Rule], told: Forecast) -> tuple[Any, ...]:
-    if node.class_type in PLAIN and node.class_type not in rules:
+def _infer_node(node: Node, rules: Mapping[str, Rule], shapes: InferredShapes) -> tuple[Any, ...]:
+    if node.class_type in FOLDABLE_NODES and node.class_type not in rules:
         given = {
-            name: told.values.get(v) if isinstance(v, Link) else v
+            name: shapes.values.get(v) if isinstance(v, Link) else v
             for name, v in node.inputs.items()
         }
         values = {name: v for name, v in given.items() if v is not None}
         values |= {n: d for n, d in _defaults(node).items() if n not in node.inputs}
         try:
-            return PLAIN[node.class_type](values)
+            return FOLDABLE_NODES[node.class_type](values)
         except (WorkflowError, KeyError, ValueError, TypeError, OverflowError):
             return ()
     rule = rules.get(node.class_type)
-    return rule(Look(told, node)) if rule else ()
+    return rule(ShapeContext(shapes, node)) if rule else ()
 
 
 def _defaults(node: Node) -> dict[str, Value]:
@@ -181,9 +186,9 @@ def _defaults(node: Node) -> dict[str, Value]:
     return {one.name: one.default for one in inputs if one.is_widget}
 
 
-def empty_picture(width: int, height: int, frames: int) -> Picture:
+def empty_video_shape(width: int, height: int, frames: int) -> VideoShape:
     """The latents of a wish: whole blocks of 32 pixels, whole latent frames."""
-    return Picture(
+    return VideoShape(
         width // PIXELS_PER_LATENT * PIXELS_PER_LATENT,
         height // PIXELS_PER_LATENT * PIXELS_PER_LATENT,
         (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1,
@@ -192,16 +197,16 @@ def empty_picture(width: int, height: int, frames: int) -> Picture:
     )
 
 
-def spoken_size(width: float | Fraction, height: float | Fraction) -> str:
+def format_size(width: float | Fraction, height: float | Fraction) -> str:
     """``1280x704``."""
     return f"{round(width)}x{round(height)}"
 
 
-def seconds_of(latents: int) -> float:
+def audio_seconds(latents: int) -> float:
     """How long decoded audio latents last: causal, three mel frames short of four each."""
     return max(0, 4 * latents - 3) / MEL_FRAMES_PER_SECOND
 
 
-def audio_latents(frames: int, fps: float) -> int:
+def audio_latent_count(frames: int, fps: float) -> int:
     """Audio latents for a number of frames, as ComfyUI sizes them."""
     return round(frames / fps * LATENTS_PER_SECOND) if fps > 0 and math.isfinite(fps) else 0

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from latent_ladder.comfyui.constant_folding import needed, outputs, way_round
+from latent_ladder.comfyui.constant_folding import output_nodes, required_nodes, suggest_workaround
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.comfyui.node_defs.schema import ANY, Input, NodeType
@@ -26,7 +26,7 @@ NO_OUTPUTS: Final = "prompt_no_outputs"
 UNKNOWN_TYPE: Final = "missing_node_type"
 
 
-class Files(Protocol):
+class AvailableFiles(Protocol):
     """The files that a graph may name."""
 
     def names(self, folder: str) -> Sequence[str]:
@@ -47,14 +47,14 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _InputCheck:
     """An input of a node, as it is looked at."""
 
     graph: Graph
     node: Node
     input: Input
     value: Link | Value
-    files: Files | None
+    files: AvailableFiles | None
     names: Mapping[str, str]
 
     def problem(self, kind: str, message: str, details: str = "") -> Problem:
@@ -64,9 +64,9 @@ class _Case:
         return Problem(self.node.id, kind, text, details, self.input.name, got)
 
 
-def problems(
+def find_problems(
     graph: Graph,
-    files: Files | None = None,
+    files: AvailableFiles | None = None,
     names: Mapping[str, str] | None = None,
     wanted: Iterable[str] | None = None,
 ) -> list[Problem]:
@@ -75,21 +75,21 @@ def problems(
     ``files`` are those that exist, ``None`` not to ask; ``names`` replaces names that the graph
     holds. Raises :class:`WorkflowError` for a cycle and for links to nothing.
     """
-    chosen = outputs(graph) if wanted is None else tuple(wanted)
+    chosen = output_nodes(graph) if wanted is None else tuple(wanted)
     if not chosen:
         return [
             Problem("", NO_OUTPUTS, "nothing in it saves or shows a result", "add a SaveVideo node")
         ]
     found: list[Problem] = []
-    for key in needed(graph, chosen):
-        found.extend(_of_node(graph, graph.nodes[key], files, names or {}))
+    for key in required_nodes(graph, chosen):
+        found.extend(_check_node(graph, graph.nodes[key], files, names or {}))
     return found
 
 
-def as_error(graph: Graph, found: Sequence[Problem]) -> WorkflowError:
+def problems_error(graph: Graph, found: Sequence[Problem]) -> WorkflowError:
     """All problems as one error; it carries the first node."""
     first = found[0]
-    lines = [_line(graph, problem) for problem in found[:20]]
+    lines = [_problem_line(graph, problem) for problem in found[:20]]
     if len(found) > 20:
         lines.append(f"and {len(found) - 20} more")
     node = graph.nodes.get(first.node)
@@ -105,62 +105,68 @@ def _hint(graph: Graph, found: Sequence[Problem]) -> str | None:
     """What to do about a single problem, or about the first node that cannot run."""
     unknown = next((problem for problem in found if problem.type == UNKNOWN_TYPE), None)
     if unknown is not None:
-        return way_round(graph, unknown.node)
+        return suggest_workaround(graph, unknown.node)
     return found[0].details or None if len(found) == 1 else None
 
 
-def _line(graph: Graph, problem: Problem) -> str:
+def _problem_line(graph: Graph, problem: Problem) -> str:
     node = graph.nodes.get(problem.node)
     return node.error(problem.message).message if node else problem.message
 
 
-def _of_node(
-    graph: Graph, node: Node, files: Files | None, names: Mapping[str, str]
+def _check_node(
+    graph: Graph, node: Node, files: AvailableFiles | None, names: Mapping[str, str]
 ) -> Iterator[Problem]:
     kind = node_type(node.class_type, node.pack)
-    if kind.why_not:
-        yield Problem(node.id, UNKNOWN_TYPE, f"cannot run here: {kind.why_not}", kind.pack)
+    if kind.unsupported_reason:
+        yield Problem(
+            node.id, UNKNOWN_TYPE, f"cannot run here: {kind.unsupported_reason}", kind.pack
+        )
         return
     literals = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
-    shown = {one.name: one for one in kind.shown(literals)}
+    shown = {one.name: one for one in kind.visible_inputs(literals)}
     for one in shown.values():
         if one.name in node.inputs:
-            case = _Case(graph, node, one, node.inputs[one.name], files, names)
-            yield from _of_input(case)
+            case = _InputCheck(graph, node, one, node.inputs[one.name], files, names)
+            yield from _check_input(case)
         elif one.required and (one.default is None or not one.is_widget):
             text = f"{one.name} is missing"
-            hint = f"connect {_spoken(one)}" if not one.is_widget else f"choose {_spoken(one)}"
+            hint = (
+                f"connect {_describe_input(one)}"
+                if not one.is_widget
+                else f"choose {_describe_input(one)}"
+            )
             yield Problem(node.id, "required_input_missing", text, hint, one.name)
-    yield from _of_growing(graph, node, kind, shown)
-    yield from _together(node, kind)
+    yield from _check_autogrow_inputs(graph, node, kind, shown)
+    yield from _check_sampler(node, kind)
 
 
-def _of_growing(
+def _check_autogrow_inputs(
     graph: Graph, node: Node, kind: NodeType, shown: Mapping[str, Input]
 ) -> Iterator[Problem]:
     """Inputs that a node grew; they are all of the type of the first."""
-    first = next((one for one in kind.inputs if one.name.startswith(kind.growing)), None)
-    for name, value in node.inputs.items() if kind.growing and first else ():
-        if name.startswith(kind.growing) and name not in shown and first is not None:
+    first = next((one for one in kind.inputs if one.name.startswith(kind.autogrow_prefix)), None)
+    for name, value in node.inputs.items() if kind.autogrow_prefix and first else ():
+        if name.startswith(kind.autogrow_prefix) and name not in shown and first is not None:
             grown = Input(name, first.type, socket=True, required=False)
-            yield from _of_input(_Case(graph, node, grown, value, None, {}))
+            yield from _check_input(_InputCheck(graph, node, grown, value, None, {}))
 
 
-def _of_input(case: _Case) -> Iterator[Problem]:
+def _check_input(case: _InputCheck) -> Iterator[Problem]:
     one, value = case.input, case.value
     if isinstance(value, Link):
-        yield from _of_link(case, value)
+        yield from _check_link(case, value)
     elif one.is_widget:
-        yield from _WIDGETS[_widget_kind(one)](case)
+        yield from _WIDGET_CHECKS[_widget_kind(one)](case)
     elif isinstance(value, list) and len(value) != 2:
         yield case.problem("bad_linked_input", "a link is a node's id and a slot", "connect it")
     elif value is not None and not (one.types & {"FLOAT", "INT", "BOOLEAN", "STRING", ANY}):
         yield case.problem(
-            "invalid_input_type", f"it takes {_spoken(one)} from another node", "connect it"
+            "invalid_input_type", f"it takes {_describe_input(one)} from another node", "connect it"
         )
 
 
-def _of_link(case: _Case, link: Link) -> Iterator[Problem]:
+def _check_link(case: _InputCheck, link: Link) -> Iterator[Problem]:
     source = case.graph.nodes[link.node]
     results = node_type(source.class_type, source.pack).outputs
     if link.slot >= len(results):
@@ -172,11 +178,11 @@ def _of_link(case: _Case, link: Link) -> Iterator[Problem]:
         "return_type_mismatch",
         f"it takes {case.input.type}, but output {link.slot} of node {source.id} "
         f"({source.class_type}) is {given}",
-        f"connect {_spoken(case.input)}",
+        f"connect {_describe_input(case.input)}",
     )
 
 
-def _number(case: _Case) -> Iterator[Problem]:
+def _check_number(case: _InputCheck) -> Iterator[Problem]:
     one, whole, given = case.input, "FLOAT" not in case.input.types, case.value
     value: float = math.nan
     with suppress(TypeError, ValueError, OverflowError):
@@ -184,54 +190,54 @@ def _number(case: _Case) -> Iterator[Problem]:
         value = int(given) if whole else float(given)  # type: ignore[arg-type]
     if (isinstance(value, float) and not math.isfinite(value)) or isinstance(given, bool):
         expected = "a whole number" if whole else "a number"
-        yield case.problem("invalid_input_type", f"{_short(case.value)} is not {expected}")
+        yield case.problem("invalid_input_type", f"{_shorten(case.value)} is not {expected}")
     elif one.low is not None and value < one.low:
-        text = f"{_plain(value)} is less than {_plain(one.low)}"
-        yield case.problem("value_smaller_than_min", text, f"at least {_plain(one.low)}")
+        text = f"{_format_number(value)} is less than {_format_number(one.low)}"
+        yield case.problem("value_smaller_than_min", text, f"at least {_format_number(one.low)}")
     elif one.high is not None and value > one.high:
-        text = f"{_plain(value)} is more than {_plain(one.high)}"
-        yield case.problem("value_bigger_than_max", text, f"at most {_plain(one.high)}")
+        text = f"{_format_number(value)} is more than {_format_number(one.high)}"
+        yield case.problem("value_bigger_than_max", text, f"at most {_format_number(one.high)}")
 
 
-def _flag(case: _Case) -> Iterator[Problem]:
+def _check_boolean(case: _InputCheck) -> Iterator[Problem]:
     if not isinstance(case.value, bool | int):
-        text = f"{_short(case.value)} is neither true nor false"
+        text = f"{_shorten(case.value)} is neither true nor false"
         yield case.problem("invalid_input_type", text)
 
 
-def _text(case: _Case) -> Iterator[Problem]:
+def _check_string(case: _InputCheck) -> Iterator[Problem]:
     if isinstance(case.value, list | dict) or case.value is None:
-        yield case.problem("invalid_input_type", f"{_short(case.value)} is no text")
-    elif case.input.name == "filename_prefix" and (wrong := escapes(str(case.value))):
+        yield case.problem("invalid_input_type", f"{_shorten(case.value)} is no text")
+    elif case.input.name == "filename_prefix" and (wrong := unsafe_path_reason(str(case.value))):
         yield case.problem(
-            "value_not_in_list", f"{_short(case.value)} {wrong}", "name a place below the outputs"
+            "value_not_in_list", f"{_shorten(case.value)} {wrong}", "name a place below the outputs"
         )
 
 
-def _combo(case: _Case) -> Iterator[Problem]:
+def _check_combo(case: _InputCheck) -> Iterator[Problem]:
     if case.input.folder:
-        yield from _file(case)
+        yield from _check_file(case)
         return
     value, options = case.value, case.input.options
     if isinstance(value, list | dict) or value is None:
-        yield case.problem("invalid_input_type", f"{_short(value)} is no choice")
+        yield case.problem("invalid_input_type", f"{_shorten(value)} is no choice")
     elif options and str(value) not in options:
-        text = f"{_short(value)} is not one of the choices"
+        text = f"{_shorten(value)} is not one of the choices"
         yield case.problem("value_not_in_list", text, did_you_mean(str(value), options))
 
 
-def _file(case: _Case) -> Iterator[Problem]:
+def _check_file(case: _InputCheck) -> Iterator[Problem]:
     value, folder = case.value, case.input.folder
     if not isinstance(value, str) or not value:
         yield case.problem("value_not_in_list", "no file is chosen", f"choose a file of {folder}")
         return
-    name, place = annotated(value) if folder == "input" else (value, "")
-    if wrong := escapes(name):
+    name, place = split_folder_tag(value) if folder == "input" else (value, "")
+    if wrong := unsafe_path_reason(name):
         yield case.problem(
-            "value_not_in_list", f"{_short(value)} {wrong}", f"name a file of the folder {folder}"
+            "value_not_in_list", f"{_shorten(value)} {wrong}", f"name a file of the folder {folder}"
         )
     elif case.files is not None and place in ("", "input"):
-        name = mapped(name, case.names)
+        name = map_file_name(name, case.names)
         known = case.files.names(folder)
         last = name.rpartition("/")[2]
         if not any(one == name or one.rpartition("/")[2] == last for one in known):
@@ -239,32 +245,32 @@ def _file(case: _Case) -> Iterator[Problem]:
             yield case.problem("value_not_in_list", f"{name} is not in {folder}", hint)
 
 
-_WIDGETS: Mapping[str, Callable[[_Case], Iterator[Problem]]] = {
-    "INT": _number,
-    "FLOAT": _number,
-    "BOOLEAN": _flag,
-    "STRING": _text,
-    "COMBO": _combo,
+_WIDGET_CHECKS: Mapping[str, Callable[[_InputCheck], Iterator[Problem]]] = {
+    "INT": _check_number,
+    "FLOAT": _check_number,
+    "BOOLEAN": _check_boolean,
+    "STRING": _check_string,
+    "COMBO": _check_combo,
 }
 
 
 def _widget_kind(one: Input) -> str:
-    return next(kind for kind in _WIDGETS if kind in one.types)
+    return next(kind for kind in _WIDGET_CHECKS if kind in one.types)
 
 
-_CLOWN = re.compile(r"(?:.*/)?(res_2s|euler)$")
+_RES4LYF_SAMPLERS = re.compile(r"(?:.*/)?(res_2s|euler)$")
 """The rules of RES4LYF that are here too."""
 SAMPLER_ALIASES: Final = frozenset({"ddim"})
 """ComfyUI's names for samplers that are another one here."""
 
 
-def _together(node: Node, kind: NodeType) -> Iterator[Problem]:
+def _check_sampler(node: Node, kind: NodeType) -> Iterator[Problem]:
     """What ComfyUI would run and cannot be run here."""
     name = node.inputs.get("sampler_name")
     if not isinstance(name, str):
         return
     here = (
-        _CLOWN.match(name) is not None
+        _RES4LYF_SAMPLERS.match(name) is not None
         if kind.class_type == "ClownSampler_Beta"
         else name in SAMPLER_FACTS or name in SAMPLER_ALIASES
     )
@@ -275,14 +281,14 @@ def _together(node: Node, kind: NodeType) -> Iterator[Problem]:
         yield Problem(node.id, "value_not_in_list", text, known, "sampler_name", name)
 
 
-def mapped(name: str, names: Mapping[str, str]) -> str:
+def map_file_name(name: str, names: Mapping[str, str]) -> str:
     """The name to look for instead of one in a graph; ``\\`` of Windows becomes ``/``."""
     plain = name.replace("\\", "/")
     last = plain.rpartition("/")[2]
     return names.get(name) or names.get(plain) or names.get(last) or plain
 
 
-def escapes(name: str) -> str:
+def unsafe_path_reason(name: str) -> str:
     """Why a name may lead out of its folder, as the end of a sentence; empty if it cannot."""
     plain = name.replace("\\", "/")
     if "\0" in plain:
@@ -292,7 +298,7 @@ def escapes(name: str) -> str:
     return "leads out of its folder" if ".." in plain.split("/") else ""
 
 
-def annotated(name: str) -> tuple[str, str]:
+def split_folder_tag(name: str) -> tuple[str, str]:
     """``"a.png [output]"`` -> ``("a.png", "output")``: uploads may name another of the folders."""
     for place in ("input", "output", "temp"):
         if name.endswith(f" [{place}]"):
@@ -300,18 +306,18 @@ def annotated(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _spoken(one: Input) -> str:
+def _describe_input(one: Input) -> str:
     kind = one.type.split(",")[0]
     if one.folder:
         return f"a file of {one.folder}"
     return "anything" if kind == ANY else kind if kind.isupper() else f"a {kind}"
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-def _plain(value: float) -> str:
+def _format_number(value: float) -> str:
     text = str(int(value)) if value == int(value) else str(value)
     return text if len(text) <= 24 else f"{text[:20]}..."

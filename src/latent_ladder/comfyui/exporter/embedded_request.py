@@ -18,20 +18,20 @@ from latent_ladder.errors import LadderError
 from latent_ladder.request.model import Request
 from latent_ladder.request.stages import stage_kinds
 
-KEY = "latent_ladder"
+PAYLOAD_KEY = "latent_ladder"
 """Under ``extra`` of a UI file, under ``_meta`` of the saving node of an API file."""
-VERSION = 1
-CLOSE = 1e-9
+PAYLOAD_VERSION = 1
+SIGMA_TOLERANCE = 1e-9
 """Sigmas that differ by less are the same list."""
 
-UNITS: tuple[tuple[str, ...], ...] = (
+FIELD_GROUPS: tuple[tuple[str, ...], ...] = (
     ("width", "height"), ("frames", "fps", "duration_s"), ("prompt",), ("negative_prompt",),
     ("audio",), ("audio_in",), ("noise_order",), ("mask_convention",),
 )  # fmt: skip
 """Fields of a request that belong together: edited is one if any of them is."""
 TABLES = ("models", "video", "decode", "output")
 """Tables of a request whose fields are edited one by one."""
-STAGE_UNITS: tuple[tuple[str, ...], ...] = (
+STAGE_FIELD_GROUPS: tuple[tuple[str, ...], ...] = (
     ("sampler", "options"), ("sigmas", "schedule", "denoise"), ("guidance",), ("loras",),
     ("tiles",), ("batch_passes",), ("factor", "axis"), ("adain",), ("file",),
     ("name", "width", "height"),
@@ -39,16 +39,22 @@ STAGE_UNITS: tuple[tuple[str, ...], ...] = (
 """The same for the fields of stages."""
 
 
-def payload(request: Request, graph: Graph) -> dict[str, Any]:
+def make_payload(request: Request, graph: Graph) -> dict[str, Any]:
     """What travels in an export."""
-    return {KEY: {"version": VERSION, "request": request.to_dict(), "graph": graph.to_api()}}
+    return {
+        PAYLOAD_KEY: {
+            "version": PAYLOAD_VERSION,
+            "request": request.to_dict(),
+            "graph": graph.to_api(),
+        }
+    }
 
 
-def with_payload(graph: Graph, request: Request) -> dict[str, Any]:
+def embed_in_api_document(graph: Graph, request: Request) -> dict[str, Any]:
     """The API document of an exported graph; the request is in ``_meta`` of its last node."""
     document = graph.to_api()
     last = next(reversed(document))
-    document[last]["_meta"] |= payload(request, graph)
+    document[last]["_meta"] |= make_payload(request, graph)
     return document
 
 
@@ -59,13 +65,13 @@ def find_payload(document: Any) -> Mapping[str, Any] | None:
     places: list[Any] = [document.get("extra")]
     places += [one.get("_meta") for one in document.values() if isinstance(one, Mapping)]
     for place in places:
-        found = place.get(KEY) if isinstance(place, Mapping) else None
-        if isinstance(found, Mapping) and found.get("version") == VERSION:
+        found = place.get(PAYLOAD_KEY) if isinstance(place, Mapping) else None
+        if isinstance(found, Mapping) and found.get("version") == PAYLOAD_VERSION:
             return found
     return None
 
 
-def request_in(found: Mapping[str, Any]) -> Request | None:
+def payload_request(found: Mapping[str, Any]) -> Request | None:
     """The request of a payload; ``None`` where it is no request any more."""
     try:
         return Request.from_dict(found["request"])
@@ -73,15 +79,15 @@ def request_in(found: Mapping[str, Any]) -> Request | None:
         return None
 
 
-def merged(own: Request, before: Request, now: Request) -> Request:
+def merge_edits(own: Request, before: Request, now: Request) -> Request:
     """``own`` with everything that differs between the readings ``before`` and ``now``.
 
     Raises :class:`RequestError` where the edits make no possible request.
     """
     mine, old, new = own.to_dict(), before.to_dict(), now.to_dict()
     out = copy.deepcopy(mine)
-    for unit in UNITS:
-        _merge_unit(out, old, new, unit)
+    for unit in FIELD_GROUPS:
+        _merge_group(out, old, new, unit)
     for name in TABLES:
         _merge_table(out, old, new, name)
     _merge_images(out, old, new)
@@ -89,20 +95,20 @@ def merged(own: Request, before: Request, now: Request) -> Request:
         out["stages"] = new["stages"]
     else:
         for i, stage in enumerate(out["stages"]):
-            for unit in STAGE_UNITS:
-                _merge_unit(stage, old["stages"][i], new["stages"][i], unit)
+            for unit in STAGE_FIELD_GROUPS:
+                _merge_group(stage, old["stages"][i], new["stages"][i], unit)
     if _seeds(old) != _seeds(new):
         out["seed"] = new["seed"]
         for stage, edited in zip(out["stages"], new["stages"], strict=True):
-            _take(stage, edited, ("seed",))
-    return _with_sigmas_of(Request.from_dict(out), now)
+            _copy_fields(stage, edited, ("seed",))
+    return _keep_edited_sigmas(Request.from_dict(out), now)
 
 
-def _merge_unit(
+def _merge_group(
     out: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any], unit: Sequence[str]
 ) -> None:
     if any(old.get(name) != new.get(name) for name in unit):
-        _take(out, new, unit)
+        _copy_fields(out, new, unit)
 
 
 def _merge_table(
@@ -112,24 +118,24 @@ def _merge_table(
     if all(isinstance(table, Mapping) for table in tables):
         mine, before, now = (dict(table or {}) for table in tables)
         for field in {*before, *now}:
-            _merge_unit(mine, before, now, (field,))
+            _merge_group(mine, before, now, (field,))
         out[name] = mine
     else:
-        _merge_unit(out, old, new, (name,))
+        _merge_group(out, old, new, (name,))
 
 
 def _merge_images(out: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Picture by picture, where there are as many as before."""
     mine, before, now = (table.get("images", []) for table in (out, old, new))
     if not len(mine) == len(before) == len(now):
-        _merge_unit(out, old, new, ("images",))
+        _merge_group(out, old, new, ("images",))
         return
     for image, was, is_now in zip(mine, before, now, strict=True):
         for field in {*was, *is_now}:
-            _merge_unit(image, was, is_now, (field,))
+            _merge_group(image, was, is_now, (field,))
 
 
-def _take(out: dict[str, Any], new: Mapping[str, Any], unit: Iterable[str]) -> None:
+def _copy_fields(out: dict[str, Any], new: Mapping[str, Any], unit: Iterable[str]) -> None:
     for name in unit:
         out.pop(name, None)
         if name in new:
@@ -140,22 +146,22 @@ def _seeds(table: Mapping[str, Any]) -> list[Any]:
     return [table.get("seed"), *(stage.get("seed") for stage in table["stages"])]
 
 
-def _with_sigmas_of(request: Request, graph: Request) -> Request:
+def _keep_edited_sigmas(request: Request, graph: Request) -> Request:
     """A fixed list in the graph that a schedule would have moved with an edited size stays."""
     table, read = request.to_dict(), graph.to_dict()
     moved = False
     for i, _ in request.sampling_stages():
         ours, theirs = request.sigmas(i), graph.sigmas(i)
         same = len(ours) == len(theirs) and all(
-            abs(a - b) < CLOSE for a, b in zip(ours, theirs, strict=True)
+            abs(a - b) < SIGMA_TOLERANCE for a, b in zip(ours, theirs, strict=True)
         )
         if not same:
-            _take(table["stages"][i], read["stages"][i], ("sigmas", "schedule", "denoise"))
+            _copy_fields(table["stages"][i], read["stages"][i], ("sigmas", "schedule", "denoise"))
             moved = True
     return Request.from_dict(table) if moved else request
 
 
-def graph_in(found: Mapping[str, Any]) -> Graph | None:
+def payload_graph(found: Mapping[str, Any]) -> Graph | None:
     """The graph of a payload as it was exported; ``None`` where it is none any more."""
     written = found.get("graph")
     try:

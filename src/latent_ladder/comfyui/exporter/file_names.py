@@ -65,7 +65,7 @@ def published_names(request: Request) -> FileNames:
     A request that puts the distilled LoRA on, or is guided, is for a dev checkpoint.
     """
     models = request.models
-    variant = "dev" if _wants_dev(request) else "distilled"
+    variant = "dev" if _needs_dev_checkpoint(request) else "distilled"
     own = models.transformer
     checkpoint = suggestion("transformer", variant=variant)
     upsamplers: dict[Upsampling, str] = {}
@@ -74,16 +74,16 @@ def published_names(request: Request) -> FileNames:
             doing: Upsampling = (stage.axis, Fraction(stage.factor))
             found = suggestion("latent_upsampler", upsampling=doing)
             named = models.latent_upsampler if doing == ("spatial", Fraction(2)) else None
-            upsamplers[doing] = named or _name(found)
+            upsamplers[doing] = named or _published_name(found)
     return FileNames(
-        checkpoint=models.checkpoint or _name(checkpoint),
-        text_encoder=models.text_encoder or _name(suggestion("text_encoder")),
-        distilled_lora=models.distilled_lora or _name(suggestion("distilled_lora")),
+        checkpoint=models.checkpoint or _published_name(checkpoint),
+        text_encoder=models.text_encoder or _published_name(suggestion("text_encoder")),
+        distilled_lora=models.distilled_lora or _published_name(suggestion("distilled_lora")),
         upsamplers=upsamplers,
         transformer=own,
-        text_projection=models.text_projection or _name(suggestion("text_projection")),
-        video_vae=models.video_vae or _name(suggestion("video_vae")),
-        audio_vae=models.audio_vae or _name(suggestion("audio_vae")),
+        text_projection=models.text_projection or _published_name(suggestion("text_projection")),
+        video_vae=models.video_vae or _published_name(suggestion("video_vae")),
+        audio_vae=models.audio_vae or _published_name(suggestion("audio_vae")),
     )
 
 
@@ -97,7 +97,7 @@ def library_names(request: Request, library: Library) -> FileNames:
 
     def name(component: Component) -> str:
         found = files.get(component.file.path, {}).get(component.role)
-        return component.file.path.name if found is None else _comfy_name(found)
+        return component.file.path.name if found is None else _comfyui_name(found)
 
     upsamplers = dict(base.upsamplers)
     for doing in upsamplers:
@@ -119,7 +119,7 @@ def library_names(request: Request, library: Library) -> FileNames:
     )
 
 
-def names_for(request: Request, folders: Sequence[Path] = ()) -> FileNames:
+def file_names_for(request: Request, folders: Sequence[Path] = ()) -> FileNames:
     """The files found in ``folders``; without folders, those of the model that the request's
     preset belongs to, where that is the model inside the package, else the published ones."""
     if folders:
@@ -130,17 +130,17 @@ def names_for(request: Request, folders: Sequence[Path] = ()) -> FileNames:
     return published_names(request)
 
 
-def _wants_dev(request: Request) -> bool:
+def _needs_dev_checkpoint(request: Request) -> bool:
     stages = [stage for _, stage in request.sampling_stages()]
     guided = any(s.guidance.video.cfg != 1 or s.guidance.audio.cfg != 1 for s in stages)
     return guided or any(lora.role == "distilled" for s in stages for lora in s.loras)
 
 
-def _name(found: Published | None) -> str:
+def _published_name(found: Published | None) -> str:
     return "" if found is None else found.name
 
 
-def _comfy_name(found: Found) -> str:
+def _comfyui_name(found: Found) -> str:
     category = found.category
     parts = found.name.split("/")
     return "/".join(parts[1:]) if category is not None and len(parts) > 1 else found.name

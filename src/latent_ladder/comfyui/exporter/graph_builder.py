@@ -10,7 +10,7 @@ from latent_ladder.comfyui.node_defs import node_type
 
 
 @dataclass(frozen=True)
-class Ref:
+class NodeRef:
     """A node that was added; ``ref[slot]`` is the link to one of its outputs."""
 
     node: str
@@ -20,7 +20,7 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class AnnotatedGraph:
     """A graph and what only its readers see: groups by node, notes beside groups, drawn seeds.
 
     ``groups`` are titles in the order in which the groups stand, ``group_of`` the title for each
@@ -35,7 +35,7 @@ class Drawing:
     randomized: frozenset[str] = frozenset()
 
 
-class Sheet:
+class GraphBuilder:
     """Collects nodes; ids count from 1 in the order of adding."""
 
     def __init__(self) -> None:
@@ -46,43 +46,45 @@ class Sheet:
         self._notes: list[tuple[str, str]] = []
         self._randomized: set[str] = set()
 
-    def group(self, title: str) -> None:
+    def start_group(self, title: str) -> None:
         """Nodes added from here on stand in the group ``title``."""
         self._group = title
         self._groups[title] = None
 
-    def add(self, class_type: str, title: str = "", **inputs: Link | Value) -> Ref:
+    def add_node(self, class_type: str, title: str = "", **inputs: Link | Value) -> NodeRef:
         """A node with these inputs."""
-        return self.put(class_type, inputs, title)
+        return self.add_node_from(class_type, inputs, title)
 
-    def share(self, class_type: str, **inputs: Link | Value) -> Ref:
+    def reuse_node(self, class_type: str, **inputs: Link | Value) -> NodeRef:
         """As :meth:`add`, or the node that is there already with the same inputs."""
         for node in self._nodes.values():
             if node.class_type == class_type and node.inputs == inputs:
-                return Ref(node.id)
-        return self.put(class_type, inputs)
+                return NodeRef(node.id)
+        return self.add_node_from(class_type, inputs)
 
-    def put(self, class_type: str, inputs: Mapping[str, Link | Value], title: str = "") -> Ref:
+    def add_node_from(
+        self, class_type: str, inputs: Mapping[str, Link | Value], title: str = ""
+    ) -> NodeRef:
         """A node with these inputs, whose names may have dots."""
         kind = node_type(class_type)
         title = title or kind.display
         name = str(len(self._nodes) + 1)
         self._nodes[name] = Node(name, class_type, title, dict(inputs), kind.pack)
         self._group_of[name] = self._group
-        return Ref(name)
+        return NodeRef(name)
 
-    def note(self, text: str) -> None:
+    def add_note(self, text: str) -> None:
         """A text beside the present group."""
         self._notes.append((self._group, text))
 
-    def randomize(self, ref: Ref) -> None:
+    def randomize_seed(self, ref: NodeRef) -> None:
         """Let ComfyUI draw this node's seed."""
         self._randomized.add(ref.node)
 
-    def drawing(self, models: tuple[ModelFile, ...] = ()) -> Drawing:
+    def annotated_graph(self, models: tuple[ModelFile, ...] = ()) -> AnnotatedGraph:
         """What was collected."""
         used = tuple(g for g in self._groups if g in self._group_of.values())
-        return Drawing(
+        return AnnotatedGraph(
             Graph(dict(self._nodes), models),
             used,
             dict(self._group_of),

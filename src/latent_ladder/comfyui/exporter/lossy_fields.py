@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from latent_ladder.comfyui.exporter.output import CODECS
-from latent_ladder.comfyui.exporter.sampling import ANCESTRAL, RENAMED_SAMPLERS, only_cfg
+from latent_ladder.comfyui.exporter.sampling import (
+    ANCESTRAL_NODES,
+    SAMPLER_SUBSTITUTES,
+    uses_only_cfg,
+)
 from latent_ladder.request.model import Request
 from latent_ladder.request.stages import BaseStage, RefineStage, UpscaleStage
 
 
-def not_carried(request: Request) -> list[tuple[str, str]]:
+def find_lossy_fields(request: Request) -> list[tuple[str, str]]:
     """``(field, sentence)`` for every field whose meaning the graph's nodes do not have."""
-    return [*_of_request(request), *_of_stages(request), *_of_output(request)]
+    return [*_check_request(request), *_check_stages(request), *_check_output(request)]
 
 
-def _of_request(request: Request) -> Iterator[tuple[str, str]]:
+def _check_request(request: Request) -> Iterator[tuple[str, str]]:
     if request.noise_order != "comfyui":
         yield "noise_order", "ComfyUI draws the noise of a seed in its own order: another clip."
     if request.mask_convention != "comfyui" and request.held_images:
@@ -34,26 +38,26 @@ def _of_request(request: Request) -> Iterator[tuple[str, str]]:
         yield "video", text
 
 
-def _of_stages(request: Request) -> Iterator[tuple[str, str]]:
+def _check_stages(request: Request) -> Iterator[tuple[str, str]]:
     for position, name in enumerate(request.stage_names):
         stage, resolution = request.stages[position], request.resolutions[position]
         if isinstance(stage, BaseStage | RefineStage):
-            yield from _of_sampling(stage, name)
+            yield from _check_sampling(stage, name)
         if isinstance(stage, RefineStage) and stage.tiles_for(resolution) is not None:
             yield f"{name}.tiles", "ComfyUI denoises this canvas whole: it needs more memory."
         if isinstance(stage, UpscaleStage) and stage.name == "rtx":
             yield f"{name}.name", "RTX super resolution needs NVIDIA's node pack and an RTX card."
 
 
-def _of_sampling(stage: BaseStage | RefineStage, name: str) -> Iterator[tuple[str, str]]:
-    if stage.sampler in RENAMED_SAMPLERS:
-        near = RENAMED_SAMPLERS[stage.sampler]
+def _check_sampling(stage: BaseStage | RefineStage, name: str) -> Iterator[tuple[str, str]]:
+    if stage.sampler in SAMPLER_SUBSTITUTES:
+        near = SAMPLER_SUBSTITUTES[stage.sampler]
         yield f"{name}.sampler", f"ComfyUI has no {stage.sampler}: {near} stands in its place."
     if stage.sampler == "res_2s":
         yield f"{name}.sampler", "res_2s is a sampler of the pack RES4LYF, which must be there."
     asked = stage.options.model_dump(exclude_none=True)
     carried = {"res_2s": {"eta", "bong"}}.get(stage.sampler, set())
-    carried = {"eta", "s_noise"} if stage.sampler in ANCESTRAL else carried
+    carried = {"eta", "s_noise"} if stage.sampler in ANCESTRAL_NODES else carried
     if lost := sorted(set(asked) - carried):
         yield f"{name}.options", f"the node of {stage.sampler} has no {', '.join(lost)}."
     video, audio = stage.guidance.video, stage.guidance.audio
@@ -62,11 +66,11 @@ def _of_sampling(stage: BaseStage | RefineStage, name: str) -> Iterator[tuple[st
             text = "ComfyUI's guiders guide at every sigma."
             yield f"{name}.guidance.{stream}.sigma_low/high", text
     blocks = {one.stg_blocks for one in (video, audio) if one.stg_blocks}
-    if len(blocks) > 1 and not (only_cfg(video) and only_cfg(audio)):
+    if len(blocks) > 1 and not (uses_only_cfg(video) and uses_only_cfg(audio)):
         yield f"{name}.guidance", "the guider perturbs the same blocks for picture and sound."
 
 
-def _of_output(request: Request) -> Iterator[tuple[str, str]]:
+def _check_output(request: Request) -> Iterator[tuple[str, str]]:
     output = request.output
     if output.codec != "auto" and output.codec not in CODECS:
         yield "output.codec", f"SaveVideo has no {output.codec}."

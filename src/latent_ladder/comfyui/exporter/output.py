@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latent_ladder.comfyui.exporter.graph_builder import Sheet
+from latent_ladder.comfyui.exporter.graph_builder import GraphBuilder
 from latent_ladder.comfyui.graph import Link
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 from latent_ladder.request.model import Request
@@ -18,14 +18,14 @@ CODECS = {"h264": "auto", "av1": "av1"}
 """Codecs that SaveVideo has; its "auto" is H.264 in MP4."""
 
 
-def write_output(
-    sheet: Sheet, request: Request, video: Link, vae: Link, sound: Link | None
+def add_output_nodes(
+    builder: GraphBuilder, request: Request, video: Link, vae: Link, sound: Link | None
 ) -> None:
     """Decode the video latents, bring them to the asked size, save them with the sound."""
-    frames = _decoded(sheet, request.decode, video, vae)
+    frames = _add_decoder(builder, request.decode, video, vae)
     last, crop = request.resolutions[-1], request.crop
     if (last.width, last.height) != (request.width, request.height):
-        frames = sheet.add(
+        frames = builder.add_node(
             "ImageCrop",
             width=crop.width,
             height=crop.height,
@@ -34,14 +34,14 @@ def write_output(
             image=frames,
         )[0]
     if request.upscale is not None:
-        frames = _upscaled(sheet, request.upscale, (request.width, request.height), frames)
+        frames = _add_upscaler(builder, request.upscale, (request.width, request.height), frames)
     audio = {} if sound is None else {"audio": sound}
     fps = float(request.fps)
-    made = sheet.put("CreateVideo", {"fps": fps, "images": frames, **audio})
+    made = builder.add_node_from("CreateVideo", {"fps": fps, "images": frames, **audio})
     prefix = f"video/{request.preset or 'clip'}"
     codec = CODECS.get(request.output.codec, "auto")
     # the format's own codec is that of newer versions, the other one that of older ones
-    sheet.put(
+    builder.add_node_from(
         "SaveVideo",
         {
             "filename_prefix": prefix,
@@ -53,12 +53,12 @@ def write_output(
     )
 
 
-def _decoded(sheet: Sheet, asked: Decode, video: Link, vae: Link) -> Link:
+def _add_decoder(builder: GraphBuilder, asked: Decode, video: Link, vae: Link) -> Link:
     if asked == Decode():
-        return sheet.add("VAEDecode", samples=video, vae=vae)[0]
+        return builder.add_node("VAEDecode", samples=video, vae=vae)[0]
     if asked.grid != "auto":
         across, down = asked.grid
-        return sheet.add(
+        return builder.add_node(
             "LTXVTiledVAEDecode",
             horizontal_tiles=across,
             vertical_tiles=down,
@@ -71,7 +71,7 @@ def _decoded(sheet: Sheet, asked: Decode, video: Link, vae: Link) -> Link:
     overlap = min(OVERLAP_PX, tile // 4) if asked.overlap_px == "auto" else asked.overlap_px
     frames = WHOLE_FRAMES if asked.tile_frames == "auto" else asked.tile_frames
     shared = OVERLAP_FRAMES if asked.overlap_frames == "auto" else asked.overlap_frames
-    return sheet.add(
+    return builder.add_node(
         "VAEDecodeTiled",
         tile_size=tile,
         overlap=overlap,
@@ -82,17 +82,21 @@ def _decoded(sheet: Sheet, asked: Decode, video: Link, vae: Link) -> Link:
     )[0]
 
 
-def _upscaled(sheet: Sheet, asked: UpscaleStage, size: tuple[int, int], frames: Link) -> Link:
+def _add_upscaler(
+    builder: GraphBuilder, asked: UpscaleStage, size: tuple[int, int], frames: Link
+) -> Link:
     width, height = asked.target(size)
     if asked.name == "rtx":
-        return _rtx(sheet, asked, (width, height), frames)
+        return _add_rtx_upscaler(builder, asked, (width, height), frames)
     if asked.name != "lanczos":
-        model = sheet.add("UpscaleModelLoader", model_name=asked.name)
-        frames = sheet.add("ImageUpscaleWithModel", upscale_model=model[0], image=frames)[0]
-    return _scaled(sheet, (width, height), frames)
+        model = builder.add_node("UpscaleModelLoader", model_name=asked.name)
+        frames = builder.add_node("ImageUpscaleWithModel", upscale_model=model[0], image=frames)[0]
+    return _add_image_scale(builder, (width, height), frames)
 
 
-def _rtx(sheet: Sheet, asked: UpscaleStage, size: tuple[int, int], frames: Link) -> Link:
+def _add_rtx_upscaler(
+    builder: GraphBuilder, asked: UpscaleStage, size: tuple[int, int], frames: Link
+) -> Link:
     """RTX gives multiples of 8; another size is reached by resampling its result."""
     width, height = size
     factor = asked.factor or 2.0
@@ -110,12 +114,12 @@ def _rtx(sheet: Sheet, asked: UpscaleStage, size: tuple[int, int], frames: Link)
         }
         exact = width % 8 == 0 and height % 8 == 0
     inputs = {**by, "quality": "ULTRA", "images": frames}
-    frames = sheet.put("RTXVideoSuperResolution", inputs)[0]  # type: ignore[arg-type]
-    return frames if exact else _scaled(sheet, size, frames)
+    frames = builder.add_node_from("RTXVideoSuperResolution", inputs)[0]  # type: ignore[arg-type]
+    return frames if exact else _add_image_scale(builder, size, frames)
 
 
-def _scaled(sheet: Sheet, size: tuple[int, int], frames: Link) -> Link:
-    return sheet.add(
+def _add_image_scale(builder: GraphBuilder, size: tuple[int, int], frames: Link) -> Link:
+    return builder.add_node(
         "ImageScale",
         upscale_method="lanczos",
         width=size[0],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import NamedTuple
 
-from latent_ladder.comfyui.exporter.graph_builder import Sheet
+from latent_ladder.comfyui.exporter.graph_builder import GraphBuilder
 from latent_ladder.comfyui.graph import Link, Value
 from latent_ladder.request.model import Request
 from latent_ladder.request.stages import BaseStage, RefineStage, StreamGuidance
@@ -18,9 +18,9 @@ COMFY_SCHEDULES = frozenset(
     }
 )  # fmt: skip
 """Schedules that ComfyUI's BasicScheduler has under the same name and with our defaults."""
-RENAMED_SAMPLERS = {"dpmpp_2m_rf": "dpmpp_2m"}
+SAMPLER_SUBSTITUTES = {"dpmpp_2m_rf": "dpmpp_2m"}
 """Samplers that no node has, and the nearest one that a node has."""
-ANCESTRAL = {
+ANCESTRAL_NODES = {
     "euler_ancestral": "SamplerEulerAncestral",
     "euler_ancestral_cfg_pp": "SamplerEulerAncestralCFGPP",
 }
@@ -35,7 +35,9 @@ class Prompts(NamedTuple):
     negative: Link
 
 
-def guider(sheet: Sheet, stage: BaseStage | RefineStage, model: Link, texts: Prompts) -> Link:
+def add_guider(
+    builder: GraphBuilder, stage: BaseStage | RefineStage, model: Link, texts: Prompts
+) -> Link:
     """The guider node that combines passes as the stage's guidance does."""
     video, audio = stage.guidance.video, stage.guidance.audio
     inputs: dict[str, Link | Value] = {
@@ -43,20 +45,20 @@ def guider(sheet: Sheet, stage: BaseStage | RefineStage, model: Link, texts: Pro
         "positive": texts.positive,
         "negative": texts.negative,
     }
-    if only_cfg(video) and only_cfg(audio):
+    if uses_only_cfg(video) and uses_only_cfg(audio):
         if video.cfg == audio.cfg:
-            return sheet.put("CFGGuider", {"cfg": video.cfg, **inputs})[0]
+            return builder.add_node_from("CFGGuider", {"cfg": video.cfg, **inputs})[0]
         scales = {"video_cfg": video.cfg, "audio_cfg": audio.cfg}
-        return sheet.put("LTXVDualCFGGuider", {**scales, **inputs})[0]
-    parameters = _parameters(sheet, "AUDIO", audio, None)
-    parameters = _parameters(sheet, "VIDEO", video, parameters)
+        return builder.add_node_from("LTXVDualCFGGuider", {**scales, **inputs})[0]
+    parameters = _add_guider_parameters(builder, "AUDIO", audio, None)
+    parameters = _add_guider_parameters(builder, "VIDEO", video, parameters)
     blocks = ", ".join(str(b) for b in sorted({*video.stg_blocks, *audio.stg_blocks}))
-    return sheet.put(
+    return builder.add_node_from(
         "MultimodalGuider", {"skip_blocks": blocks, **inputs, "parameters": parameters}
     )[0]
 
 
-def only_cfg(guidance: StreamGuidance) -> bool:
+def uses_only_cfg(guidance: StreamGuidance) -> bool:
     """Whether nothing but text guidance is asked for."""
     return (
         guidance.stg == 0
@@ -66,7 +68,9 @@ def only_cfg(guidance: StreamGuidance) -> bool:
     )
 
 
-def _parameters(sheet: Sheet, modality: str, guidance: StreamGuidance, before: Link | None) -> Link:
+def _add_guider_parameters(
+    builder: GraphBuilder, modality: str, guidance: StreamGuidance, before: Link | None
+) -> Link:
     values: dict[str, Link | Value] = {
         "modality": modality,
         "cfg": guidance.cfg,
@@ -79,28 +83,30 @@ def _parameters(sheet: Sheet, modality: str, guidance: StreamGuidance, before: L
     }
     if before is not None:
         values["parameters"] = before
-    return sheet.put("GuiderParameters", values)[0]
+    return builder.add_node_from("GuiderParameters", values)[0]
 
 
-def sampler_node(sheet: Sheet, stage: BaseStage | RefineStage, seed: int) -> Link:
+def add_sampler(builder: GraphBuilder, stage: BaseStage | RefineStage, seed: int) -> Link:
     """The node that gives the stage's sampler, with its dials where a node has them."""
     name, options = stage.sampler, stage.options
     if name == "res_2s":
-        return sheet.add(
+        return builder.add_node(
             "ClownSampler_Beta",
             eta=RES_2S_ETA if options.eta is None else options.eta,
             sampler_name="exponential/res_2s",
             seed=seed,
             bongmath=options.bong is not False,
         )[0]
-    if name in ANCESTRAL and (options.eta is not None or options.s_noise is not None):
+    if name in ANCESTRAL_NODES and (options.eta is not None or options.s_noise is not None):
         eta = 1.0 if options.eta is None else options.eta
         s_noise = 1.0 if options.s_noise is None else options.s_noise
-        return sheet.add(ANCESTRAL[name], eta=eta, s_noise=s_noise)[0]
-    return sheet.add("KSamplerSelect", sampler_name=RENAMED_SAMPLERS.get(name, name))[0]
+        return builder.add_node(ANCESTRAL_NODES[name], eta=eta, s_noise=s_noise)[0]
+    return builder.add_node("KSamplerSelect", sampler_name=SAMPLER_SUBSTITUTES.get(name, name))[0]
 
 
-def sigmas_node(sheet: Sheet, request: Request, position: int, model: Link, counted: Link) -> Link:
+def add_sigmas(
+    builder: GraphBuilder, request: Request, position: int, model: Link, counted: Link
+) -> Link:
     """The node that gives the stage's sigmas; exact numbers where no schedule node gives them.
 
     ``counted`` is the latent whose tokens count.
@@ -112,7 +118,7 @@ def sigmas_node(sheet: Sheet, request: Request, position: int, model: Link, coun
     asked = stage.schedule
     whole = asked is not None and stage.walk(request.resolutions[position].video_tokens) == walk
     if asked is None or not whole:
-        return manual(sheet, walk)
+        return add_manual_sigmas(builder, walk)
     if asked.name == "ltx" and stage.share == 1.0:
         tokens = asked.tokens or DEFAULT_TOKENS
         if tokens in ("actual", DEFAULT_TOKENS):
@@ -121,25 +127,29 @@ def sigmas_node(sheet: Sheet, request: Request, position: int, model: Link, coun
             kept = ("max_shift", "base_shift", "stretch", "terminal")
             values = {name: given.get(name, defaults[name]) for name in kept}
             linked = {"latent": counted} if tokens == "actual" else {}
-            return sheet.put("LTXVScheduler", {"steps": asked.steps, **values, **linked})[0]
+            return builder.add_node_from(
+                "LTXVScheduler", {"steps": asked.steps, **values, **linked}
+            )[0]
     own = asked.model_dump(exclude_none=True, exclude={"name", "steps"})
     if asked.name in COMFY_SCHEDULES and not own:
-        return sheet.add(
+        return builder.add_node(
             "BasicScheduler",
             scheduler=asked.name,
             steps=asked.steps,
             denoise=stage.share,
             model=model,
         )[0]
-    return manual(sheet, walk)
+    return add_manual_sigmas(builder, walk)
 
 
-def manual(sheet: Sheet, walk: tuple[float, ...]) -> Link:
+def add_manual_sigmas(builder: GraphBuilder, walk: tuple[float, ...]) -> Link:
     """Sigmas as text, every digit of them; never with an exponent, which ComfyUI misreads."""
-    return sheet.add("ManualSigmas", sigmas=", ".join(plain(sigma) for sigma in walk))[0]
+    return builder.add_node(
+        "ManualSigmas", sigmas=", ".join(format_decimal(sigma) for sigma in walk)
+    )[0]
 
 
-def plain(number: float) -> str:
+def format_decimal(number: float) -> str:
     """The shortest decimal text that reads back to the same number: ``0.85``, ``0.00001``."""
     text = format(Decimal(repr(number)), "f")
     return text if "." in text else f"{text}.0"

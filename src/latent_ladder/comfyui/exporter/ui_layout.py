@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latent_ladder.comfyui.constant_folding import row
-from latent_ladder.comfyui.exporter.graph_builder import Drawing
+from latent_ladder.comfyui.constant_folding import definition_of
+from latent_ladder.comfyui.exporter.graph_builder import AnnotatedGraph
 from latent_ladder.comfyui.graph import Graph, Link, ModelFile, Node, Value
 from latent_ladder.comfyui.node_defs.schema import Input, NodeType
 
@@ -34,11 +34,11 @@ PROMPT_COLOURS: Mapping[str, tuple[str, str]] = {
     "Prompt": ("#232", "#353"),
     "Negative prompt": ("#322", "#533"),
 }
-PHANTOMS: Mapping[str, Value] = {
+EXTRA_WIDGET_VALUES: Mapping[str, Value] = {
     "control_after_generate": "fixed", "fixed": "fixed", "upload": "image",
 }  # fmt: skip
 """What stands in ``widgets_values`` for widgets that belong to no input; else nothing does."""
-OPTIONAL = 7
+OPTIONAL_SHAPE = 7
 """The shape of a socket that may stay empty."""
 
 
@@ -56,13 +56,15 @@ class Box:
         return Box(self.x + x, self.y + y, self.width, self.height)
 
 
-def to_ui(drawing: Drawing, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def layout_graph(
+    annotated: AnnotatedGraph, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The UI document of a drawing; ``extra`` travels in it."""
-    graph = drawing.graph
-    numbers = _numbers(graph)
-    boxes, groups, notes = _placed(drawing)
-    order = {node: i for i, node in enumerate(graph.before(graph.nodes))}
-    links, nodes = _wired(graph, numbers)
+    graph = annotated.graph
+    numbers = _node_numbers(graph)
+    boxes, groups, notes = _place_nodes(annotated)
+    order = {node: i for i, node in enumerate(graph.dependency_order(graph.nodes))}
+    links, nodes = _nodes_and_links(graph, numbers)
     for node in graph.nodes.values():
         entry = nodes[node.id]
         box = boxes[node.id]
@@ -70,14 +72,15 @@ def to_ui(drawing: Drawing, extra: Mapping[str, Any] | None = None) -> dict[str,
             "pos": [box.x, box.y],
             "size": [box.width, box.height],
             "order": order[node.id],
-            "properties": _properties(node, graph.models),
-            "widgets_values": _widgets_values(node, node.id in drawing.randomized),
+            "properties": _node_properties(node, graph.models),
+            "widgets_values": _widgets_values(node, node.id in annotated.randomized),
         }
         if node.title in PROMPT_COLOURS:
             entry["color"], entry["bgcolor"] = PROMPT_COLOURS[node.title]
     last = max(numbers.values(), default=0)
     noted = [
-        _note(last + i, text, box, len(order) + i - 1) for i, (text, box) in enumerate(notes, 1)
+        _note_entry(last + i, text, box, len(order) + i - 1)
+        for i, (text, box) in enumerate(notes, 1)
     ]
     document = {
         "revision": 0,
@@ -93,7 +96,7 @@ def to_ui(drawing: Drawing, extra: Mapping[str, Any] | None = None) -> dict[str,
     return {"id": str(uuid.uuid5(NAMESPACE, repr(document))), **document}
 
 
-def _numbers(graph: Graph) -> dict[str, int]:
+def _node_numbers(graph: Graph) -> dict[str, int]:
     """The id of each node in the interface, where ids are numbers: its own if all are."""
     if all(name.isdecimal() for name in graph.nodes):
         return {name: int(name) for name in graph.nodes}
@@ -103,12 +106,12 @@ def _numbers(graph: Graph) -> dict[str, int]:
 # -- nodes and links ------------------------------------------------------------------------------
 
 
-def _wired(
+def _nodes_and_links(
     graph: Graph, numbers: Mapping[str, int]
 ) -> tuple[list[list[Any]], dict[str, dict[str, Any]]]:
     """The table of links, and nodes whose sockets name them."""
     links: list[list[Any]] = []
-    nodes = {node.id: _entry(node, numbers[node.id]) for node in graph.nodes.values()}
+    nodes = {node.id: _node_entry(node, numbers[node.id]) for node in graph.nodes.values()}
     for node in graph.nodes.values():
         slots = {entry["name"]: i for i, entry in enumerate(nodes[node.id]["inputs"])}
         for name, link in node.links:
@@ -122,8 +125,8 @@ def _wired(
     return links, nodes
 
 
-def _entry(node: Node, number: int) -> dict[str, Any]:
-    kind = row(node)
+def _node_entry(node: Node, number: int) -> dict[str, Any]:
+    kind = definition_of(node)
     entry: dict[str, Any] = {
         "id": number,
         "type": node.class_type,
@@ -132,7 +135,7 @@ def _entry(node: Node, number: int) -> dict[str, Any]:
         "flags": {},
         "order": 0,
         "mode": 0,
-        "inputs": [_socket(one) for one in _sockets(kind, node)],
+        "inputs": [_socket_entry(one) for one in _sockets(kind, node)],
         "outputs": [{"name": o.name, "type": o.type, "links": None} for o in kind.outputs],
     }
     if node.title and node.title != kind.display:
@@ -142,52 +145,52 @@ def _entry(node: Node, number: int) -> dict[str, Any]:
 
 def _sockets(kind: NodeType, node: Node) -> list[Input]:
     """Inputs as sockets: those without a widget first, then those with one, as they are linked."""
-    shown = _shown(kind, node)
+    shown = _visible_inputs(kind, node)
     names = {one.name for one in shown}
     grown = [
         Input(name, "*", socket=True, required=False)
         for name, value in node.inputs.items()
         if name not in names and isinstance(value, Link)
     ]
-    plain = [one for one in shown if not one.is_widget and _is_there(one, kind, node)]
+    plain = [one for one in shown if not one.is_widget and _is_visible(one, kind, node)]
     return [*plain, *grown, *(one for one in shown if one.is_widget)]
 
 
-def _is_there(one: Input, kind: NodeType, node: Node) -> bool:
+def _is_visible(one: Input, kind: NodeType, node: Node) -> bool:
     """Inputs that grow are there as far as they are linked."""
-    grows = bool(kind.growing) and one.name.startswith(kind.growing)
+    grows = bool(kind.autogrow_prefix) and one.name.startswith(kind.autogrow_prefix)
     return not grows or one.required or one.name in node.inputs
 
 
-def _socket(one: Input) -> dict[str, Any]:
+def _socket_entry(one: Input) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": one.name, "type": one.type, "link": None}
     if not one.required:
-        entry["shape"] = OPTIONAL
+        entry["shape"] = OPTIONAL_SHAPE
     if one.is_widget:
         entry["widget"] = {"name": one.name}
     return entry
 
 
-def _shown(kind: NodeType, node: Node) -> list[Input]:
+def _visible_inputs(kind: NodeType, node: Node) -> list[Input]:
     values = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
-    return list(kind.shown(values))
+    return list(kind.visible_inputs(values))
 
 
 def _widgets_values(node: Node, randomized: bool) -> list[Value]:
     """Every widget's value in order, those that belong to no input among them."""
     values: list[Value] = []
-    for one in _shown(row(node), node):
+    for one in _visible_inputs(definition_of(node), node):
         if not one.is_widget:
             continue
         given = node.inputs.get(one.name, one.default)
         values.append(one.default if isinstance(given, Link) else given)
-        for phantom in one.phantoms:
+        for phantom in one.extra_widgets:
             drawn = randomized and phantom == "control_after_generate"
-            values.append("randomize" if drawn else PHANTOMS.get(phantom))
+            values.append("randomize" if drawn else EXTRA_WIDGET_VALUES.get(phantom))
     return values
 
 
-def _properties(node: Node, models: Sequence[ModelFile]) -> dict[str, Any]:
+def _node_properties(node: Node, models: Sequence[ModelFile]) -> dict[str, Any]:
     wanted = {v for v in node.inputs.values() if isinstance(v, str)}
     files = [m._asdict() for m in models if m.name in wanted]
     found: dict[str, Any] = {"Node name for S&R": node.class_type}
@@ -196,7 +199,7 @@ def _properties(node: Node, models: Sequence[ModelFile]) -> dict[str, Any]:
     return found | ({"models": files} if files else {})
 
 
-def _note(number: int, text: str, box: Box, order: int) -> dict[str, Any]:
+def _note_entry(number: int, text: str, box: Box, order: int) -> dict[str, Any]:
     return {
         "id": number,
         "type": "MarkdownNote",
@@ -218,16 +221,16 @@ def _note(number: int, text: str, box: Box, order: int) -> dict[str, Any]:
 # -- places ---------------------------------------------------------------------------------------
 
 
-def _placed(
-    drawing: Drawing,
+def _place_nodes(
+    annotated: AnnotatedGraph,
 ) -> tuple[dict[str, Box], list[dict[str, Any]], list[tuple[str, Box]]]:
     """Where every node, group and note stands."""
-    graph = drawing.graph
-    titles = list(drawing.groups) or [""]
+    graph = annotated.graph
+    titles = list(annotated.groups) or [""]
     members: dict[str, list[str]] = {title: [] for title in titles}
     for node in graph.nodes:
-        members[drawing.group_of.get(node, titles[0])].append(node)
-    noted = {title: [t for g, t in drawing.notes if g == title] for title in titles}
+        members[annotated.group_of.get(node, titles[0])].append(node)
+    noted = {title: [t for g, t in annotated.notes if g == title] for title in titles}
     boxes: dict[str, Box] = {}
     groups: list[dict[str, Any]] = []
     notes: list[tuple[str, Box]] = []
@@ -235,7 +238,7 @@ def _placed(
     for column in _group_columns(graph, titles, members):
         y, widest = 0.0, 0.0
         for title in column:
-            inner, width, height = _inner(graph, members[title])
+            inner, width, height = _place_group(graph, members[title])
             texts = ["\n\n".join(f"- {text}" for text in noted[title])] if noted[title] else []
             for text in texts:
                 box = Box(0, height + ROW_GAP + TITLE, max(width, WIDE), _text_height(text) + 40)
@@ -247,14 +250,14 @@ def _placed(
                 x, y, width + 2 * GROUP_PADDING, height + GROUP_TITLE + TITLE + GROUP_PADDING
             )
             if title:
-                groups.append(_group(len(groups) + 1, title, outer, titles.index(title)))
+                groups.append(_group_entry(len(groups) + 1, title, outer, titles.index(title)))
             y += outer.height + GROUP_GAP
             widest = max(widest, outer.width)
         x += widest + GROUP_GAP
     return boxes, groups, notes
 
 
-def _group(number: int, title: str, box: Box, place: int) -> dict[str, Any]:
+def _group_entry(number: int, title: str, box: Box, place: int) -> dict[str, Any]:
     return {
         "id": number,
         "title": title,
@@ -282,7 +285,7 @@ def _group_columns(
     return [[t for t in titles if depth[t] == d] for d in sorted(set(depth.values()))]
 
 
-def _inner(graph: Graph, names: Sequence[str]) -> tuple[dict[str, Box], float, float]:
+def _place_group(graph: Graph, names: Sequence[str]) -> tuple[dict[str, Box], float, float]:
     """Nodes of one group in columns by depth; boxes from (0, 0) on, and the size of all."""
     depth = _depths(graph, names)
     boxes: dict[str, Box] = {}
@@ -302,7 +305,7 @@ def _inner(graph: Graph, names: Sequence[str]) -> tuple[dict[str, Box], float, f
 def _depths(graph: Graph, names: Sequence[str]) -> dict[str, int]:
     """The longest way to each node within the group; what only feeds stands just before its use."""
     inside, depth = set(names), dict.fromkeys(names, 0)
-    ordered = [n for n in graph.before(names) if n in inside]
+    ordered = [n for n in graph.dependency_order(names) if n in inside]
     for name in ordered:
         sources = [link.node for _, link in graph.nodes[name].links if link.node in inside]
         depth[name] = max((depth[s] + 1 for s in sources), default=0)
@@ -320,9 +323,9 @@ def _depths(graph: Graph, names: Sequence[str]) -> dict[str, int]:
 
 def node_size(node: Node) -> tuple[float, float]:
     """(width, height) of a node without its title bar."""
-    kind = row(node)
-    shown = _shown(kind, node)
-    sockets = sum(not one.is_widget and _is_there(one, kind, node) for one in shown)
+    kind = definition_of(node)
+    shown = _visible_inputs(kind, node)
+    sockets = sum(not one.is_widget and _is_visible(one, kind, node) for one in shown)
     lines = max(sockets, len(kind.outputs))
     height = float(PADDING + SOCKET * lines)
     width = WIDTH
@@ -333,7 +336,7 @@ def node_size(node: Node) -> tuple[float, float]:
             width = WIDE
             height += _text_height(str(node.inputs.get(one.name, one.default) or ""))
         else:
-            height += WIDGET * (1 + len(one.phantoms))
+            height += WIDGET * (1 + len(one.extra_widgets))
         value = node.inputs.get(one.name, one.default)
         if isinstance(value, str) and len(value) > 18:
             width = WIDE

@@ -9,7 +9,7 @@ from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.errors import WorkflowError
 
-MOST_NODES = 20_000
+MAX_NODES = 20_000
 """More than any graph that a person made; subgraphs in subgraphs multiply quickly."""
 
 
@@ -28,16 +28,16 @@ def read_api(document: Mapping[str, Any]) -> Graph:
     Raises :class:`WorkflowError`, with the node's id, for what is no node, for links to nodes or
     outputs that are not there, and for cycles.
     """
-    if len(document) > MOST_NODES:
-        raise too_many(len(document))
-    graph = Graph({str(key): _node(str(key), one) for key, one in document.items()})
+    if len(document) > MAX_NODES:
+        raise too_many_nodes(len(document))
+    graph = Graph({str(key): _parse_node(str(key), one) for key, one in document.items()})
     check_links(graph)
     return graph
 
 
-def too_many(count: int) -> WorkflowError:
-    """The error for a graph beyond :data:`MOST_NODES`."""
-    return WorkflowError(f"the workflow has {count} nodes, at most {MOST_NODES} are read")
+def too_many_nodes(count: int) -> WorkflowError:
+    """The error for a graph beyond :data:`MAX_NODES`."""
+    return WorkflowError(f"the workflow has {count} nodes, at most {MAX_NODES} are read")
 
 
 def check_links(graph: Graph) -> None:
@@ -56,12 +56,12 @@ def check_links(graph: Graph) -> None:
                     f"{text}, but {source.class_type} has {count} output{'s' * (count != 1)}",
                     "connect it again and save the workflow",
                 )
-    graph.before(graph.nodes)
+    graph.dependency_order(graph.nodes)
 
 
-def _node(key: str, written: Any) -> Node:
+def _parse_node(key: str, written: Any) -> Node:
     if not isinstance(written, dict):
-        raise WorkflowError(f"node {key} is {_spoken(written)}, expected an object", node_id=key)
+        raise WorkflowError(f"node {key} is {_json_type(written)}, expected an object", node_id=key)
     class_type, inputs = written.get("class_type"), written.get("inputs", {})
     if not isinstance(class_type, str) or not class_type:
         raise WorkflowError(
@@ -72,11 +72,13 @@ def _node(key: str, written: Any) -> Node:
     title = meta.get("title") if isinstance(meta, dict) else None
     node = Node(key, class_type, title if isinstance(title, str) else kind.display, {}, kind.pack)
     if not isinstance(inputs, dict):
-        raise node.error(f"inputs is {_spoken(inputs)}, expected an object")
-    return Node(key, class_type, node.title, {k: _input(v) for k, v in inputs.items()}, node.pack)
+        raise node.error(f"inputs is {_json_type(inputs)}, expected an object")
+    return Node(
+        key, class_type, node.title, {k: _parse_input(v) for k, v in inputs.items()}, node.pack
+    )
 
 
-def _input(value: Any) -> Link | Value:
+def _parse_input(value: Any) -> Link | Value:
     """A link is a list of an id and a slot; lists that are values are wrapped."""
     match value:
         case [str() | int() as source, int() as slot] if not _has_bool(source, slot):
@@ -94,7 +96,7 @@ def _literal(value: Any) -> Value:
     return value if isinstance(value, str | int | float | bool | list | dict) else None
 
 
-def _spoken(value: object) -> str:
+def _json_type(value: object) -> str:
     names = {
         dict: "an object",
         list: "a list",

@@ -18,10 +18,10 @@ from latent_ladder.comfyui.formats.ui import is_ui, read_ui
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.errors import LadderError, WorkflowError
 
-LARGEST = 32 * 1024 * 1024
+MAX_JSON_BYTES = 32 * 1024 * 1024
 """Bytes of JSON that are read; the largest published LTX workflow has 145 kB."""
 
-CARRIERS = frozenset(
+MEDIA_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".png", ".webp", ".gif", ".jpg", ".jpeg"}
     | {".flac", ".mp3", ".opus", ".ogg", ".wav"}
 )
@@ -44,13 +44,13 @@ def read_workflow(source: str | Path) -> Workflow:
     Raises :class:`WorkflowError` for what is no workflow, saying what it is instead.
     """
     if str(source) == "-":
-        return from_bytes(_limited(sys.stdin.buffer, "standard input"), "standard input")
+        return parse_workflow(_read_limited(sys.stdin.buffer, "standard input"), "standard input")
     path = Path(source)
-    if path.suffix.lower() in CARRIERS and path.is_file():
-        return _carried(path)
+    if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file():
+        return _read_media(path)
     try:
         with path.open("rb") as file:
-            return from_bytes(_limited(file, path.name), path.name)
+            return parse_workflow(_read_limited(file, path.name), path.name)
     except (OSError, ValueError) as error:
         raise WorkflowError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}",
@@ -58,14 +58,14 @@ def read_workflow(source: str | Path) -> Workflow:
         ) from error
 
 
-def from_bytes(data: bytes, name: str = "the workflow") -> Workflow:
+def parse_workflow(data: bytes, name: str = "the workflow") -> Workflow:
     """The workflow in JSON of either format. Raises :class:`WorkflowError`."""
-    return from_document(parsed(data, name), name)
+    return workflow_from_document(parse_json(data, name), name)
 
 
-def from_document(document: object, name: str = "the workflow") -> Workflow:
+def workflow_from_document(document: object, name: str = "the workflow") -> Workflow:
     """The workflow in a parsed JSON document. Raises :class:`WorkflowError`."""
-    document = _unwrapped(document)
+    document = _unwrap(document)
     if is_ui(document):
         assert isinstance(document, dict)
         graph = read_ui(document)
@@ -74,57 +74,57 @@ def from_document(document: object, name: str = "the workflow") -> Workflow:
         assert isinstance(document, dict)
         return Workflow(read_api(document), document, None, name)
     raise WorkflowError(
-        f"{name} is no ComfyUI workflow: {_instead(document)}",
+        f"{name} is no ComfyUI workflow: {_describe_document(document)}",
         'in ComfyUI, save it with "Save" or "Export (API)"',
     )
 
 
-def from_tags(tags: Mapping[str, str], name: str) -> Workflow:
+def workflow_from_tags(tags: Mapping[str, str], name: str) -> Workflow:
     """The workflow in the tags of a clip or picture. Raises :class:`WorkflowError`."""
-    ui = _tag(tags, "workflow", name)
-    prompt = _tag(tags, "prompt", name)
+    ui = _parse_tag(tags, "workflow", name)
+    prompt = _parse_tag(tags, "prompt", name)
     if is_api(prompt):
         assert isinstance(prompt, dict)
         return Workflow(read_api(prompt), prompt, ui if is_ui(ui) else None, name)
     if ui is not None:
-        return from_document(ui, name)
+        return workflow_from_document(ui, name)
     hint = "save it in ComfyUI with metadata, or name the .json file"
     if "latent_ladder" in tags or "request" in tags:
         hint = f"it was made from a request: ladder workflow export {name}"
     raise WorkflowError(f"{name} carries no ComfyUI workflow", hint)
 
 
-def parsed(data: bytes, name: str) -> object:
+def parse_json(data: bytes, name: str) -> object:
     """JSON as Python has it. Raises :class:`WorkflowError` with line and column."""
-    if len(data) > LARGEST:
+    if len(data) > MAX_JSON_BYTES:
         raise _too_large(name)
     try:
         return json.loads(data)
     except RecursionError as error:
         raise WorkflowError(f"{name} nests its values too deeply to be a workflow") from error
     except ValueError as error:  # also for bytes that are no text, and for endless numbers
-        found, reason = _other_file(data), str(error)
+        found, reason = _identify_file(data), str(error)
         if isinstance(error, json.JSONDecodeError):
             reason = f"{error.msg} in line {error.lineno}, column {error.colno}"
         text = f"{name} is {found}" if found else f"{name} is no JSON: {reason}"
         raise WorkflowError(text, "name a workflow saved by ComfyUI") from error
 
 
-def _limited(file: BinaryIO, name: str) -> bytes:
-    data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
+def _read_limited(file: BinaryIO, name: str) -> bytes:
+    data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
         raise _too_large(name)
     return data
 
 
 def _too_large(name: str) -> WorkflowError:
     return WorkflowError(
-        f"{name} is larger than {LARGEST // 2**20} MiB, which is no workflow",
+        f"{name} is larger than {MAX_JSON_BYTES // 2**20} MiB, which is no workflow",
         "name the .json file that ComfyUI saved",
     )
 
 
-def _carried(path: Path) -> Workflow:
+def _read_media(path: Path) -> Workflow:
     from latent_ladder.media.video_reader import read_metadata
 
     try:
@@ -133,10 +133,10 @@ def _carried(path: Path) -> Workflow:
         raise
     except LadderError as error:
         raise WorkflowError(f"{path.name} cannot be read: {error}", error.hint) from error
-    return from_tags(tags, path.name)
+    return workflow_from_tags(tags, path.name)
 
 
-def _tag(tags: Mapping[str, str], key: str, name: str) -> Any:
+def _parse_tag(tags: Mapping[str, str], key: str, name: str) -> Any:
     """A tag as JSON; some packs put both into the comment. ``None`` where there is none."""
     text = tags.get(key)
     if text is None and "comment" in tags and tags["comment"].lstrip().startswith("{"):
@@ -147,10 +147,10 @@ def _tag(tags: Mapping[str, str], key: str, name: str) -> Any:
         text = comment.get(key) if isinstance(comment, dict) else None
     if not isinstance(text, str):
         return text
-    return parsed(text.encode("utf-8", "surrogatepass"), f"the tag {key} of {name}")
+    return parse_json(text.encode("utf-8", "surrogatepass"), f"the tag {key} of {name}")
 
 
-def _unwrapped(document: object) -> object:
+def _unwrap(document: object) -> object:
     """The graph in what clients post, and in what the history gives."""
     # a node may be called prompt, so a graph is looked for first
     if isinstance(document, dict) and not is_ui(document) and not is_api(document):
@@ -163,7 +163,7 @@ def _unwrapped(document: object) -> object:
     return document
 
 
-def _instead(document: object) -> str:
+def _describe_document(document: object) -> str:
     match document:
         case {"nodes": _}:
             return "its nodes are no list"
@@ -176,7 +176,7 @@ def _instead(document: object) -> str:
     return f"it is {json.dumps(document)[:40]}"
 
 
-def _other_file(data: bytes) -> str:
+def _identify_file(data: bytes) -> str:
     """What a file is that is no JSON, as far as its first bytes tell; empty if they do not."""
     head = data[:16]
     known = {

@@ -21,8 +21,8 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_misfit
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import Choice, Library, choose, find_named
-from latent_ladder.comfyui.analysis.validate import escapes, mapped
-from latent_ladder.comfyui.runtime.values import Clip, Conditioning, Model
+from latent_ladder.comfyui.analysis.validate import map_file_name, unsafe_path_reason
+from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
@@ -31,9 +31,9 @@ from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemor
 from latent_ladder.models.device import Runtime, choose_runtime
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.encode import encode_prompts
-from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
-from latent_ladder.models.weights.block_offload import Residency
-from latent_ladder.models.weights.loading import Place
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
+from latent_ladder.models.weights.block_offload import BlockOffload
+from latent_ladder.models.weights.loading import WeightLocation
 from latent_ladder.pipeline.input_files import content_hash
 from latent_ladder.pipeline.plan import VERSIONS
 from latent_ladder.storage.artifact_store import Store, artefact_key
@@ -72,13 +72,13 @@ class Engine:
         self.results: dict[str, object] = {}
         self._files: dict[str, Mapping[str, Component]] = {}
         self._transformer: Transformer | None = None
-        self._held: tuple[str, Load] | None = None
+        self._held: tuple[str, LoadOptions] | None = None
 
     # -- files --------------------------------------------------------------------------------
 
     def file_name(self, name: str) -> str:
         """The name to look for instead of one in a graph."""
-        return mapped(name, self.names)
+        return map_file_name(name, self.names)
 
     def component(self, name: str, role: str) -> Component:
         """The part ``role`` of the model file that a graph names.
@@ -90,7 +90,7 @@ class Engine:
     def _checked(self, name: str) -> str:
         """The name to look for; only ``--map`` may lead out of the model folders."""
         wanted = self.file_name(name)
-        if wanted == name.replace("\\", "/") and (wrong := escapes(name)):
+        if wanted == name.replace("\\", "/") and (wrong := unsafe_path_reason(name)):
             raise CheckpointNotFound(f"the file name {name!r} {wrong}", "name a file of a folder")
         return wanted
 
@@ -153,7 +153,7 @@ class Engine:
             if asked.endswith(f" [{kind}]"):
                 root, asked = getattr(self.folders, kind), asked.removesuffix(f" [{kind}]")
         path = root / asked
-        if escapes(asked) or not path.resolve().is_relative_to(root.resolve()):
+        if unsafe_path_reason(asked) or not path.resolve().is_relative_to(root.resolve()):
             raise WorkflowError(
                 f"the file name {name!r} leads out of the {root.name} folder",
                 "copy the file into the input folder (--input)",
@@ -273,13 +273,13 @@ class Engine:
         """The blocks where ``offload_plan`` wants them; LoRAs must be attached before."""
         residency = None
         if offload_plan.resident is not None:
-            residency = Residency(offload_plan.resident, pinned=offload_plan.source == "pinned")
-        with transformer.held(self.runtime.device, residency):
+            residency = BlockOffload(offload_plan.resident, pinned=offload_plan.source == "pinned")
+        with transformer.offload_blocks(self.runtime.device, residency):
             yield
 
     def _loaded(self, component: Component, offload_plan: OffloadPlan) -> Transformer:
-        blocks: Place = "device" if offload_plan.resident is None else offload_plan.source
-        load = Load(offload_plan.precision, offload_plan.as_stored, blocks)
+        blocks: WeightLocation = "device" if offload_plan.resident is None else offload_plan.source
+        load = LoadOptions(offload_plan.precision, offload_plan.as_stored, blocks)
         if self._transformer is None or self._held != (component.id, load):
             self._transformer = None
             gc.collect()
@@ -338,7 +338,7 @@ class Engine:
             found |= dict(zip(texts, contexts, strict=True))
         return found
 
-    def connectors(self, clip: Clip, transformer: Component) -> Component:
+    def connectors(self, clip: TextEncoderFiles, transformer: Component) -> Component:
         """ComfyUI runs the connectors inside the transformer, so its file has the first say."""
         own = self.beside(transformer).get("connectors")
         return own or clip.connectors or self.companion(transformer, "connectors")

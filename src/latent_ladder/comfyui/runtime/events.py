@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Shown = Mapping[str, list[Any]]
+UiOutput = Mapping[str, list[Any]]
 """What an output node shows, as ComfyUI's history has it:
 ``{"images": [{"filename", "subfolder", "type"}], "animated": [True]}``."""
 
 
 @dataclass(frozen=True)
 class NodesCached:
-    """These nodes' results are there already; ``shown`` are those of output nodes among them."""
+    """These nodes' results are there already; ``ui`` are those of output nodes among them."""
 
     nodes: tuple[str, ...]
-    shown: Mapping[str, Shown] = field(default_factory=dict)
+    ui: Mapping[str, UiOutput] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class NodeStarted:
 
 @dataclass(frozen=True)
 class NodeProgress:
-    """``value`` of ``of`` steps of a node are done."""
+    """``value`` of ``total`` steps of a node are done."""
 
     node: str
     value: int
-    of: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class NodePreview:
 
 @dataclass(frozen=True)
 class NodeDone:
-    """A node has finished; ``shown`` is empty but for output nodes."""
+    """A node has finished; ``ui`` is empty but for output nodes."""
 
     node: str
-    shown: Shown = field(default_factory=dict)
+    ui: UiOutput = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -66,5 +66,5 @@ GraphEvent = NodesCached | NodeStarted | NodeProgress | NodePreview | NodeDone |
 OnGraphEvent = Callable[[GraphEvent], None]
 
 
-def ignore(_: GraphEvent) -> None:
+def ignore_event(_: GraphEvent) -> None:
     """Tell nobody."""

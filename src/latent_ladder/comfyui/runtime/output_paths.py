@@ -19,7 +19,7 @@ _FORBIDDEN = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
 
 
-class Place(NamedTuple):
+class OutputPath(NamedTuple):
     """Where a result goes: a folder, its name below the root, and the stem of the next number."""
 
     folder: Path
@@ -32,7 +32,7 @@ class Place(NamedTuple):
         return self.folder / f"{self.stem}_{self.number + more:05}_{suffix}"
 
 
-def claimed(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
+def claim_path(where: OutputPath, suffix: str, part: Path, more: int = 0) -> Path:
     """Give a finished file the first free name from ``more`` on, even while others do the same.
 
     Raises ``OSError``; then ``part`` is still there.
@@ -54,14 +54,14 @@ def claimed(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
         return path
 
 
-def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:
+def next_output_path(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> OutputPath:
     """The next free place for a prefix, such as ``video/clip``, below ``root``; it is made.
 
     ``%width%`` and ``%height%`` stand for ``size``. Raises :class:`WorkflowError` for a prefix that
     leads out of ``root``.
     """
     text = prefix.replace("\\", "/").replace("%width%", str(size[0]))
-    text = _dated(text.replace("%height%", str(size[1])), datetime.now().astimezone())
+    text = _expand_dates(text.replace("%height%", str(size[1])), datetime.now().astimezone())
     parts = PurePosixPath(text).parts
     stem = "" if not parts or text.endswith("/") else parts[-1]
     folders = parts[:-1] if stem else parts
@@ -79,7 +79,7 @@ def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:
             "choose another subfolder",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Place(folder, "/".join(folders), stem, _next_number(folder, stem))
+    return OutputPath(folder, "/".join(folders), stem, _next_number(folder, stem))
 
 
 def _next_number(folder: Path, stem: str) -> int:
@@ -88,7 +88,7 @@ def _next_number(folder: Path, stem: str) -> int:
     return max((int(m[1]) for m in found if m is not None), default=0) + 1
 
 
-def filled(prefix: str, graph: Graph, now: datetime | None = None) -> str:
+def expand_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str:
     """A prefix with ``%date:yyyy-MM-dd%`` and ``%node.widget%`` replaced, as the interface does.
 
     ``node`` is a node's title or its type; what is not found stays as it is.
@@ -102,10 +102,10 @@ def filled(prefix: str, graph: Graph, now: datetime | None = None) -> str:
                     return _FORBIDDEN.sub("_", str(value))
         return match[0]
 
-    return _dated(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
+    return _expand_dates(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
 
 
-def _dated(text: str, now: datetime) -> str:
+def _expand_dates(text: str, now: datetime) -> str:
     """``%date:...%`` of the interface, and ``%year%`` ... of the server."""
     parts = {
         "yyyy": f"{now:%Y}", "yy": f"{now:%y}", "y": str(now.year), "MM": f"{now:%m}",

@@ -15,7 +15,7 @@ from latent_ladder import Request
 from latent_ladder.checkpoints.selection import scan, select
 from latent_ladder.cli.commands.flags import InputFlags, RequestFlags
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.media.audio_input import check_sound, read_sound
+from latent_ladder.media.audio_input import check_audio, read_audio_input
 from latent_ladder.media.video_reader import probe, read_audio
 from latent_ladder.models.audio_vae.vae import load_audio
 from latent_ladder.pipeline.input_encoding import encoded_in_spans
@@ -48,10 +48,10 @@ def tone(path: Path, seconds: float, rate: int = 22050, channels: int = 1) -> Pa
 
 def test_a_sound_is_measured_and_read_no_further_than_asked(tmp_path):
     path = tone(tmp_path / "a.wav", 1.5)
-    info = check_sound(path)
+    info = check_audio(path)
     assert (info.duration_s, info.rate, info.channels) == (pytest.approx(1.5), 22050, 1)
-    assert read_sound(path, Fraction(1, 2)).shape == (2, 24000)
-    whole = read_sound(path, Fraction(3))
+    assert read_audio_input(path, Fraction(1, 2)).shape == (2, 24000)
+    whole = read_audio_input(path, Fraction(3))
     assert whole.shape[1] == pytest.approx(72000, abs=64)
     assert np.allclose(whole, read_audio(path, 48000)[:, : whole.shape[1]], atol=1e-6)
 
@@ -63,11 +63,11 @@ def test_what_has_no_sound_is_refused(tmp_path):
     for name, message in {
         "missing.wav": "no file",
         "empty.wav": "0 bytes",
-        "text.wav": "cannot be read as a sound",
+        "text.wav": "cannot be read as audio",
         "none.wav": "lasts 0 s",
     }.items():
         with pytest.raises(MediaError, match=message):
-            check_sound(tmp_path / name)
+            check_audio(tmp_path / name)
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.2, "silence follows"), (0.9, "its beginning")])
@@ -83,7 +83,7 @@ def test_the_sound_of_the_clip_is_the_given_one(library, store, tmp_path, second
         assert torch.allclose(store.get(keys[name]).load()["audio"], given, atol=1e-6)
     info = probe(tmp_path / "a.mkv")
     assert info.audio_duration_s == pytest.approx(9 / 24, abs=0.03)
-    kept = read_sound(path, Fraction(9, 24))
+    kept = read_audio_input(path, Fraction(9, 24))
     got = read_audio(tmp_path / "a.mkv", 48000)[:, 1000 : kept.shape[1] - 1000]
     want = kept[:, 1000 : kept.shape[1] - 1000]
     likeness = (got * want).sum() / np.sqrt((got**2).sum() * (want**2).sum())
@@ -139,7 +139,7 @@ def test_of_three_hours_of_sound_a_clip_takes_what_it_is_told(library, store, tm
     request = request_with(audio_in=str(path))
     said = " ".join(w.message for w in prepare(request, library, store).warnings)
     assert "lasts 10800.00 s, the clip 0.38 s: only its beginning is used" in said
-    assert read_sound(path, Fraction(1)).shape == (2, 48000)
+    assert read_audio_input(path, Fraction(1)).shape == (2, 48000)
 
 
 def test_no_audio_is_short_for_audio_none(library):

@@ -25,9 +25,9 @@ from latent_ladder.media.contact_sheet import (
     contact_sheet,
     grid_frames,
     grid_size,
-    resized,
+    resize_frames,
 )
-from latent_ladder.media.video_writer import VideoSpec, check_output, write_video
+from latent_ladder.media.video_writer import VideoSpec, check_video_path, write_video
 from latent_ladder.pipeline.events import DraftStarted, StageStarted, Waiting
 from latent_ladder.pipeline.output import SAMPLE_RATE_KEY
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, has_sound, look_up, make_plan
@@ -131,7 +131,7 @@ def check_folder(folder: Path, overwrite: bool = False) -> None:
         raise MediaError(
             f"{folder / SHEET} already exists", "allow overwriting, or choose another folder"
         )
-    check_output(folder / GRID, overwrite)
+    check_video_path(folder / GRID, overwrite)
 
 
 def run_drafts(session: Session, options: RunOptions, folder: Path | None = None) -> DraftsResult:
@@ -312,7 +312,7 @@ class _Look:
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         for chunk in self._chunks:
-            self._kept.append(resized(chunk, self._size))
+            self._kept.append(resize_frames(chunk, self._size))
             yield chunk
 
     def small(self) -> NDArray[np.uint8]:

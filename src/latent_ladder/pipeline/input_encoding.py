@@ -23,9 +23,9 @@ from latent_ladder.latents.shapes import (
     nearest_frames,
 )
 from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
-from latent_ladder.media.audio_input import RATE, read_sound
-from latent_ladder.media.image_input import fitted, like_video, load_image
-from latent_ladder.media.video_input import read_footage
+from latent_ladder.media.audio_input import INPUT_AUDIO_RATE, read_audio_input
+from latent_ladder.media.image_input import compress_like_video, fit_image, load_image
+from latent_ladder.media.video_input import sample_frames
 from latent_ladder.models.audio_vae.vae import AudioDecoder, load_audio
 from latent_ladder.models.device import Runtime
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
@@ -101,8 +101,8 @@ def encode_images(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tenso
     found: Tensors = {}
     for i, file in enumerate(stage.files):
         file.check_unchanged()
-        pixels = like_video(load_image(file.path), int(file.options["crf"]))
-        frame = fitted(
+        pixels = compress_like_video(load_image(file.path), int(file.options["crf"]))
+        frame = fit_image(
             pixels,
             (resolution.width, resolution.height),
             window(plan.request, resolution),
@@ -126,8 +126,10 @@ def given_waveform(stage: PlannedStage, plan: RunPlan, _: Runtime) -> Tensors:
     """The given sound itself, as long as the clip at most, stereo at 48 kHz."""
     (file,) = stage.files
     file.check_unchanged()
-    samples = read_sound(file.path, duration(plan.request.frames, plan.request.fps), RATE)
-    return {"waveform": torch.from_numpy(samples), SAMPLE_RATE_KEY: torch.tensor(RATE)}
+    samples = read_audio_input(
+        file.path, duration(plan.request.frames, plan.request.fps), INPUT_AUDIO_RATE
+    )
+    return {"waveform": torch.from_numpy(samples), SAMPLE_RATE_KEY: torch.tensor(INPUT_AUDIO_RATE)}
 
 
 def encode_video(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tensors:
@@ -146,7 +148,7 @@ def encode_video(stage: PlannedStage, plan: RunPlan, runtime: Runtime) -> Tensor
         min(side // smaller, most)
         for side, most in zip(window(plan.request, resolution), size, strict=True)
     )
-    pixels = read_footage(
+    pixels = sample_frames(
         file.path,
         [start + Fraction(i) / fps for i in range(frames)],
         size,
@@ -183,25 +185,25 @@ def _encoded_sound(file: GivenFile, start: Fraction, plan: RunPlan, runtime: Run
     length = Fraction(steps + 1, AUDIO_LATENTS_PER_SECOND)  # one more: what the last one reaches
     samples = torch.zeros(2, 0)
     if file.options.get("has_sound", True) and start + length > 0:
-        samples = torch.from_numpy(read_sound(file.path, start + length, RATE))
-    first = round(start * RATE)
+        samples = torch.from_numpy(read_audio_input(file.path, start + length, INPUT_AUDIO_RATE))
+    first = round(start * INPUT_AUDIO_RATE)
     samples = samples[:, first:] if first > 0 else F.pad(samples, (-first, 0))
-    padded = F.pad(samples, (0, max(round(length * RATE) - samples.shape[-1], 0)))
+    padded = F.pad(samples, (0, max(round(length * INPUT_AUDIO_RATE) - samples.shape[-1], 0)))
     return encoded_in_spans(vae, padded, steps).float().cpu()
 
 
 def encoded_in_spans(vae: AudioDecoder, samples: Tensor, steps: int, span: int = SPAN) -> Tensor:
-    """The first ``steps`` latents of samples (2, S) at :data:`RATE`, ``span`` of them at a time.
+    """The first ``steps`` latents of samples (2, S) at 48 kHz, ``span`` of them at a time.
 
     The encoder looks back only, so latents with :data:`CONTEXT` before them are those of the whole;
     its spectra look a little ahead. Memory is that of a span. ``samples`` reach past the end.
     """
-    per_latent = RATE // AUDIO_LATENTS_PER_SECOND
+    per_latent = INPUT_AUDIO_RATE // AUDIO_LATENTS_PER_SECOND
     found = []
     for first in range(0, steps, span):
         begin, count = max(first - CONTEXT, 0), min(span, steps - first)
         end = (first + count + AHEAD) * per_latent
-        latents = vae.encode(samples[:, begin * per_latent : end], RATE)
+        latents = vae.encode(samples[:, begin * per_latent : end], INPUT_AUDIO_RATE)
         found.append(latents[:, :, first - begin : first - begin + count])
     return torch.cat(found, 2)
 

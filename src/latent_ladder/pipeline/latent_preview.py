@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound, RequestError
-from latent_ladder.media.contact_sheet import resized
+from latent_ladder.media.contact_sheet import resize_frames
 from latent_ladder.models.video_vae.taehv import load_tiny_decoder, tiny_channels, to_bytes
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.storage.artifact_store import Store, artefact_key
@@ -281,7 +281,7 @@ def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A small strip a whole number of times larger: latents of small canvases are few."""
     height, width, _ = picture.shape
     times = max(LEAST_HEIGHT_PX // height, 1)
-    enlarged: NDArray[np.uint8] = resized(picture[None], (width * times, height * times))[0]
+    enlarged: NDArray[np.uint8] = resize_frames(picture[None], (width * times, height * times))[0]
     return enlarged
 
 

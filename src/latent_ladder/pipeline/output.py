@@ -17,7 +17,7 @@ from latent_ladder.latents.comfyui_tiling import Tiling
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, duration
 from latent_ladder.latents.tiling import TilePlan, official_size, one_tile, plan_tiles
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
-from latent_ladder.media.writers import bits_kept, write_clip_file
+from latent_ladder.media.writers import bit_depth, write_clip_file
 from latent_ladder.memory.planner import OffloadPlan
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import fit_length
@@ -62,7 +62,7 @@ def write_clip(
     """Decode, crop, upscale, encode, frame by frame as they are ready; the meter looks on."""
     request = clip.request
     settings = request.output.settings
-    frames = finished(clip, latents["video"], bits_kept(path, settings))
+    frames = finished(clip, latents["video"], bit_depth(path, settings))
     meter = clip.meter
     if meter is not None:
         frames = meter.watching(frames)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.image_sequence import Stills, as_png
+from latent_ladder.media.image_sequence import FramePattern, encode_png
 from latent_ladder.media.video_writer import Frames
 from latent_ladder.request.output import Output
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
@@ -63,11 +63,11 @@ class Beside:
             self._save("sheet", _laid_out([_small(frame) for _, frame in found]))
 
     def _save(self, what: str, picture: NDArray[np.uint8]) -> None:
-        stills = Stills.of(self.path)
+        stills = FramePattern.from_path(self.path)
         stem = self.path.with_suffix("") if stills is None else stills.folder
         target = stem.with_name(f"{stem.name}.{what}.png")
         with convert_write_errors(MediaError, f"{what} {target.name}", target.parent):
-            write_atomically(target, as_png(picture, self.metadata))
+            write_atomically(target, encode_png(picture, self.metadata))
 
 
 def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

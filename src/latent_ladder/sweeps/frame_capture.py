@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_ladder.media.contact_sheet import cell_size, resized
+from latent_ladder.media.contact_sheet import cell_size, resize_frames
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import VideoSpec, write_video
 from latent_ladder.storage.atomic_write import part_path, write_atomically
@@ -43,7 +43,7 @@ class Pictures:
                     self._whole.append(webp(frame))
                 self._at += 1
             self._small.append(
-                resized(chunk, cell_size(width, height, min(SMALL_PX, max(width, height))))
+                resize_frames(chunk, cell_size(width, height, min(SMALL_PX, max(width, height))))
             )
             yield chunk
 

@@ -36,7 +36,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.models.lora import attach as lora
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.weights.linear import Linear, LowRank
@@ -157,8 +157,10 @@ def forward(model: Transformer, sizes: Sizes) -> Callable[[], Tensor]:
     weight = model.patchify_proj.weight
     device, dtype = weight.device, weight.dtype
 
-    def stream(positions: Tensor, dim: int) -> StreamRun:
-        return StreamRun(positions.to(device), torch.randn(1, sizes.text, dim).to(device, dtype))
+    def stream(positions: Tensor, dim: int) -> DenoiserStream:
+        return DenoiserStream(
+            positions.to(device), torch.randn(1, sizes.text, dim).to(device, dtype)
+        )
 
     denoiser = Denoiser(
         model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latent_ladder.models.transformer.streams import StreamInput, attention_bias, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, attention_bias, prepare_stream
 
 
 def stage_of(config, inputs, name, **more):
@@ -11,7 +11,7 @@ def stage_of(config, inputs, name, **more):
     if mask is not None:
         mask = mask / inputs["sigma"]
     positions, context = inputs[f"{name}_positions"], inputs[f"{name}_context"]
-    return stream_stage(config, positions, context, mask=mask, **more)
+    return prepare_stream(config, positions, context, mask=mask, **more)
 
 
 def inputs_of(config, case):
@@ -22,7 +22,7 @@ def inputs_of(config, case):
         mask = given.get("video_attention_mask_x4")
         bias = None if mask is None else attention_bias(mask.float() / 4)
         marked = given.get("video_keyframes_mask")
-        stage = stage_of(config, given, "video", bias=bias, marked=marked)
+        stage = stage_of(config, given, "video", bias=bias, keyframe_mask=marked)
         video = StreamInput(stage, given["video_tokens"], given["sigma"], params["video_enabled"])
     if "audio_tokens" in given:
         sigma = given.get("audio_sigma", given["sigma"])

@@ -9,7 +9,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.latents.tokens import tokens_to_audio, tokens_to_video, video_to_tokens
 from latent_ladder.models.lora.attach import attached
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
@@ -50,7 +50,7 @@ def runs(texts, states, positions=None, **guides):
         positions = video_positions(5, 4, 6, 24)
     pairs = (("video", positions, states[0]), ("audio", audio_positions(34), states[1]))
     return [
-        StreamRun(
+        DenoiserStream(
             where,
             texts[0][name],
             texts[1][name],
@@ -224,7 +224,7 @@ def test_frozen_sound_comes_back_and_is_heard(golden, model, texts):
     """Frozen: the stream's x0 is what was given, and its scalar sigma is zero."""
     case = golden("dit.audio_frozen")
     video, audio = full(texts)
-    frozen = StreamRun(audio.positions, audio.positive, frozen=True)
+    frozen = DenoiserStream(audio.positions, audio.positive, frozen=True)
     denoiser = Denoiser(model, video, frozen)
     given = case.inputs["video_tokens"], case.inputs["audio_tokens"]
     x0 = denoiser.packing.unpack(
@@ -236,6 +236,6 @@ def test_frozen_sound_comes_back_and_is_heard(golden, model, texts):
 
 def test_missing_negative_prompt_is_named(model, texts):
     video, _ = full(texts, video=Guidance(cfg=2.0))
-    alone = StreamRun(video.positions, video.positive, guidance=video.guidance)
+    alone = DenoiserStream(video.positions, video.positive, guidance=video.guidance)
     with pytest.raises(ValueError, match="negative prompt"):
         Denoiser(model, alone, None)(packed(None)[:, : VIDEO[0] * VIDEO[1]], 0.5, 0)

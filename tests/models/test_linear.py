@@ -54,7 +54,7 @@ def layer_of(weight, dtype=torch.float32):
     """A layer that keeps ``weight``, with a bias."""
     layer = Linear(IN, OUT).requires_grad_(False)
     layer.bias.normal_()
-    layer.to(dtype).keep(weight, dtype)
+    layer.to(dtype).set_weight(weight, dtype)
     return layer
 
 
@@ -70,7 +70,7 @@ def test_computes_with_the_decoded_weight(stored):
     assert layer.weight is None
     assert list(layer.state_dict()) == ["bias"]
     torch.testing.assert_close(layer(x), F.linear(x, effective(stored), layer.bias))
-    assert torch.equal(layer.matrix(torch.float16), stored.dequantize(torch.float16))
+    assert torch.equal(layer.dense_weight(torch.float16), stored.dequantize(torch.float16))
 
 
 def test_branches_amend_it_as_they_amend_numbers(stored):
@@ -90,11 +90,11 @@ def test_moving_never_converts_what_is_stored(stored):
     before = {part: t.dtype for part, t in stored.parts.items()}
     layer.double()
     assert layer.compute_dtype == torch.float64
-    assert {part: t.dtype for part, t in layer.stored.parts.items()} == before
+    assert {part: t.dtype for part, t in layer.quantized_weight.parts.items()} == before
     torch.testing.assert_close(layer(x.double()).float(), want)
     layer.bfloat16()
     assert layer(x.bfloat16()).dtype == torch.bfloat16
-    assert layer.to("meta").stored.device.type == "meta"
+    assert layer.to("meta").quantized_weight.device.type == "meta"
 
 
 def test_floats_kept_as_stored_give_the_bits_of_converted_ones():
@@ -116,14 +116,14 @@ def test_native_products_are_only_for_what_can_do_them(stored):
     layer, x = layer_of(stored, torch.bfloat16), torch.randn(3, IN).bfloat16()
     want = layer(x)
     layer.native_fp8 = True
-    assert not linear.multiplies_natively(x, stored)
+    assert not linear.supports_native_fp8(x, stored)
     assert torch.equal(layer(x), want)
 
 
 def test_native_product_is_close_to_the_decoded_one():
     stored, x = fp8(), torch.randn(2, 16, IN).bfloat16()
     bias = torch.randn(OUT).bfloat16()
-    got = linear.fp8_product(x, stored, bias).float()
+    got = linear.native_fp8_linear(x, stored, bias).float()
     want = F.linear(x.float(), stored.dequantize(torch.float32), bias.float())
     assert got.shape == (2, 16, OUT)
     assert (got - want).norm() < 0.04 * want.norm()

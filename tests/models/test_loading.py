@@ -18,7 +18,7 @@ from torch import nn
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout, UnsupportedQuantization
-from latent_ladder.models.transformer.model import Load, load_transformer
+from latent_ladder.models.transformer.model import LoadOptions, load_transformer
 from latent_ladder.models.weights.linear import Linear
 from latent_ladder.models.weights.loading import load_module
 from latent_ladder.models.weights.quantize_fp8 import quantize_fp8, write_fp8_checkpoint
@@ -44,7 +44,7 @@ TENSORS = {
 
 def load(tensors=None, **kwargs):
     readers = {k: (lambda v=v: v) for k, v in (tensors or TENSORS).items()}
-    options = {"device": "cpu", "dtype": torch.float32, "what": "net"} | kwargs
+    options = {"device": "cpu", "dtype": torch.float32, "label": "net"} | kwargs
     return load_module(Net, readers, **options)
 
 
@@ -101,19 +101,22 @@ def mixed(**changes):
         "table": weight,
     } | changes
     read = {k: (lambda v=v: v) for k, v in tensors.items()}
-    return tensors, load_module(Mixed, read, device="cpu", dtype=torch.float32, what="mixed")
+    return tensors, load_module(Mixed, read, device="cpu", dtype=torch.float32, label="mixed")
 
 
 def test_our_layers_keep_the_stored_form_and_others_get_numbers():
     tensors, net = mixed()
     want = tensors["table"].dequantize(torch.float32)
     assert net.ours.weight is None
-    assert net.ours.stored.format == "fp8_e4m3"
+    assert net.ours.quantized_weight.format == "fp8_e4m3"
     assert torch.equal(net.foreign.weight, want)
     assert torch.equal(net.table, want)
     x = torch.randn(2, 40)
     assert torch.equal(net.ours(x), nn.functional.linear(x, want, net.ours.bias))
-    assert net.ours.stored.parts["weight"].data_ptr() != tensors["table"].parts["weight"].data_ptr()
+    assert (
+        net.ours.quantized_weight.parts["weight"].data_ptr()
+        != tensors["table"].parts["weight"].data_ptr()
+    )
 
 
 def test_padding_of_blocks_is_cut_off():
@@ -158,7 +161,7 @@ def run(model, case):
 @pytest.mark.parametrize("name", FILES)
 def test_the_references_forward_on_quantised_weights(golden, name):
     case, model = golden(f"quant.{name}_forward"), transformer_of(golden, name)
-    assert any(m.stored is not None for m in model.modules() if isinstance(m, Linear))
+    assert any(m.quantized_weight is not None for m in model.modules() if isinstance(m, Linear))
     for output, got in zip(("video_velocity", "audio_velocity"), run(model, case), strict=True):
         case.check(output, got)
 
@@ -169,7 +172,7 @@ def test_the_references_forward_on_quantised_weights(golden, name):
 def test_the_same_bits_wherever_weights_lie(golden, name, place, as_stored):
     case = golden(f"quant.{name}_forward")
     want = run(transformer_of(golden, name), case)
-    model = transformer_of(golden, name, load=Load(as_stored=as_stored, blocks=place))
+    model = transformer_of(golden, name, load=LoadOptions(as_stored=as_stored, blocks=place))
     for got, expected in zip(run(model, case), want, strict=True):
         assert torch.equal(got, expected)
 
@@ -178,9 +181,9 @@ def test_mapped_blocks_stay_in_the_file(golden):
     path = golden.path(f"quantized/{FILES['fp8']}")
     component = components(open_checkpoint(path))["transformer"]
     key = "transformer_blocks.0.attn1.to_q.weight"
-    model = load_transformer(component, load=Load(as_stored=True, blocks="file"))
+    model = load_transformer(component, load=LoadOptions(as_stored=True, blocks="file"))
     layer = model.transformer_blocks[0].attn1.to_q
-    assert layer.stored.parts["weight"].data_ptr() == component.read(key).data_ptr()
+    assert layer.quantized_weight.parts["weight"].data_ptr() == component.read(key).data_ptr()
     assert model.transformer_blocks[1].attn1.to_q.weight.dtype == torch.bfloat16
 
 
@@ -210,8 +213,8 @@ def test_zeros_stay_zeros():
 
 def test_fp8_while_loading_takes_the_big_matrices_only(golden):
     component = tiny(golden)["transformer"]
-    model = load_transformer(component, load=Load(precision="fp8"))
-    formats = {n: m.stored for n, m in model.named_modules() if isinstance(m, Linear)}
+    model = load_transformer(component, load=LoadOptions(precision="fp8"))
+    formats = {n: m.quantized_weight for n, m in model.named_modules() if isinstance(m, Linear)}
     converted = {name for name, stored in formats.items() if stored is not None}
     assert len(converted) == 2 * (4 * 4 + 2)
     assert not any(
@@ -235,10 +238,10 @@ def test_written_fp8_checkpoints_load_as_converted_ones(golden, tmp_path):
     vae, source = again["video_vae"], parts["video_vae"]
     assert all(torch.equal(vae.read(key), source.read(key)) for key in source.names)
     case = golden("dit.uniform")
-    want = run(load_transformer(parts["transformer"], load=Load(precision="fp8")), case)
+    want = run(load_transformer(parts["transformer"], load=LoadOptions(precision="fp8")), case)
     for got, expected in zip(run(load_transformer(again["transformer"]), case), want, strict=True):
         assert torch.equal(got, expected)
-    with pytest.raises(UnsupportedQuantization, match="is quantised already"):
+    with pytest.raises(UnsupportedQuantization, match="is already quantised"):
         write_fp8_checkpoint([again["transformer"]], tmp_path / "twice.safetensors")
     assert not (tmp_path / "twice.safetensors").exists()
 
@@ -266,7 +269,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.quant_formats import stored_tensors
 from latent_ladder.models.weights.linear import Linear
-from latent_ladder.models.weights.loading import load_module, readers
+from latent_ladder.models.weights.loading import load_module, tensor_readers
 
 def peak():
     with open("/proc/self/status") as status:
@@ -281,8 +284,9 @@ def load(path):
     file = open_checkpoint(path)
     component = Component("transformer", file, {n: n for n in stored_tensors(file)})
     count = len(component.names)
-    return component.nbytes, load_module(lambda: Net(count), readers(component), device="cpu",
-        dtype=torch.bfloat16, what="net")
+    readers = tensor_readers(component)
+    return component.nbytes, load_module(lambda: Net(count), readers, device="cpu",
+        dtype=torch.bfloat16, label="net")
 
 load(sys.argv[1])  # what the first use of anything costs is not the loader's
 before = peak()

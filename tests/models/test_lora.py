@@ -17,8 +17,8 @@ from latent_ladder.errors import CheckpointError, CorruptCheckpoint
 from latent_ladder.models.lora import attach as lora
 from latent_ladder.models.transformer.model import load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, stream_stage
-from latent_ladder.models.weights.block_offload import Residency
+from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
+from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.linear import Linear, LowRank
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
@@ -55,7 +55,7 @@ def velocities(golden, model, case="dit.lora_1.0"):
         ("video", video_positions(5, 4, 6, 24)),
         ("audio", audio_positions(34)),
     ):
-        stage = stream_stage(model.config, positions, given[f"{name}_context"])
+        stage = prepare_stream(model.config, positions, given[f"{name}_context"])
         sides.append(StreamInput(stage, given[f"{name}_tokens"], given["sigma"]))
     with torch.no_grad():
         return model(*sides)
@@ -433,13 +433,13 @@ def test_beside_a_weight_that_is_stored_as_fp8_with_scaled_inputs(tmp_path, case
     scale, inputs = torch.tensor(0.02), torch.rand(IN) + 0.5
     stored = (model.layer.weight / scale).to(torch.float8_e4m3fn)
     parts = {"weight": stored, "weight_scale": scale, "pre_quant_scale": inputs}
-    model.layer.keep(QuantizedTensor("fp8_e4m3", (OUT, IN), parts), torch.float32)
+    model.layer.set_weight(QuantizedTensor("fp8_e4m3", (OUT, IN), parts), torch.float32)
     base = stored.float() * scale * inputs
     x = torch.randn(4, IN)
     with torch.no_grad(), lora.attached(model, [(file_of(tmp_path, "a", t), 0.7)]):
         want = F.linear(x, merged(base, t, 0.7), model.layer.bias)
         torch.testing.assert_close(model.layer(x), want, rtol=1e-4, atol=1e-4)
-    assert model.layer.stored.parts["weight"] is stored
+    assert model.layer.quantized_weight.parts["weight"] is stored
 
 
 def test_blocks_that_come_and_go_bring_their_adapters(golden, model, tensors, tmp_path):
@@ -458,7 +458,7 @@ def test_blocks_that_come_and_go_bring_their_adapters(golden, model, tensors, tm
     part = written(tmp_path / "l.safetensors", {_bare(n): t for n, t in kept.items()} | more)
     with lora.attached(model, [(part, 0.8)]):
         resident = velocities(golden, model)
-        with model.held(torch.device("cpu"), Residency(resident=0)):
+        with model.offload_blocks(torch.device("cpu"), BlockOffload(resident=0)):
             streamed = velocities(golden, model)
     assert all(torch.equal(a, b) for a, b in zip(streamed, resident, strict=True))
 

@@ -17,7 +17,7 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.quant_formats import stored_tensors
 from latent_ladder.errors import CorruptCheckpoint, UnsupportedQuantization
 from latent_ladder.models.weights import dequantize
-from latent_ladder.models.weights.dequantize_ggml import BLOCKS
+from latent_ladder.models.weights.dequantize_ggml import GGML_BLOCKS
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_float, read_stored
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -79,7 +79,7 @@ def test_mapped_until_moved(golden):
     again = read_stored(source, key)
     assert stored.parts["weight"].data_ptr() == again.parts["weight"].data_ptr()
     assert stored.to("cpu") is stored
-    copy = stored.copied()
+    copy = stored.clone()
     assert copy.parts["weight"].data_ptr() != stored.parts["weight"].data_ptr()
     assert torch.equal(copy.dequantize(torch.float32), stored.dequantize(torch.float32))
     assert stored.nbytes == source.stored(key).nbytes
@@ -90,10 +90,10 @@ def test_mapped_until_moved(golden):
 
 def ggml(format, rows, columns, seed):
     """Random blocks with finite scales, and gguf-py's numbers."""
-    block, random = BLOCKS[format], np.random.default_rng(seed)
+    block, random = GGML_BLOCKS[format], np.random.default_rng(seed)
     count = rows * columns // block.weights
     blocks = random.integers(0, 256, (count, block.bytes), dtype=np.uint8)
-    for at in block.halves:
+    for at in block.float16_offsets:
         half = random.normal(0, 0.01, (count, 1)).astype(np.float16)
         blocks[:, at : at + 2] = half.view(np.uint8)
     data = blocks.reshape(rows, -1)
@@ -104,19 +104,21 @@ def ggml(format, rows, columns, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    format=st.sampled_from(sorted(BLOCKS)),
+    format=st.sampled_from(sorted(GGML_BLOCKS)),
     rows=st.integers(1, 9),
     blocks=st.integers(1, 5),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_ggml_bit_for_bit_as_gguf_py(format, rows, blocks, seed):
-    stored, want = ggml(format, rows, blocks * BLOCKS[format].weights, seed)
+    stored, want = ggml(format, rows, blocks * GGML_BLOCKS[format].weights, seed)
     assert torch.equal(stored.dequantize(torch.float32), want)
     assert torch.equal(stored.dequantize(torch.bfloat16), want.bfloat16())
-    assert torch.equal(stored.rows(torch.tensor([rows - 1, 0]), torch.float32), want[[rows - 1, 0]])
+    assert torch.equal(
+        stored.dequantize_rows(torch.tensor([rows - 1, 0]), torch.float32), want[[rows - 1, 0]]
+    )
 
 
-@pytest.mark.parametrize("format", sorted(BLOCKS))
+@pytest.mark.parametrize("format", sorted(GGML_BLOCKS))
 def test_ggml_in_many_chunks(format, monkeypatch):
     monkeypatch.setitem(dequantize.CHUNK_WEIGHTS, "cpu", 1000)
     stored, want = ggml(format, 24, 512, 0)
@@ -182,20 +184,20 @@ def mxfp8(rows, columns, seed):
 )
 def test_padded_blocks_of_any_shape(make, rows, columns, seed):
     stored, want = make(rows, columns, seed)
-    assert stored.fits((rows, columns))
-    assert not stored.fits((rows + stored.shape[0], columns))
-    dequantize.check(stored.format, stored.parts, {}, stored.shape, "w")
-    got = stored.cropped((rows, columns)).dequantize(torch.float32)
+    assert stored.matches_shape((rows, columns))
+    assert not stored.matches_shape((rows + stored.shape[0], columns))
+    dequantize.check_parts(stored.format, stored.parts, {}, stored.shape, "w")
+    got = stored.crop((rows, columns)).dequantize(torch.float32)
     torch.testing.assert_close(got.double(), want, rtol=3e-7, atol=0)
     picked = torch.tensor([0, rows - 1])
-    one = stored.cropped((rows, columns)).rows(picked, torch.float32)
+    one = stored.crop((rows, columns)).dequantize_rows(picked, torch.float32)
     assert torch.equal(one, got[picked])
 
 
 @pytest.mark.parametrize("make", [nvfp4, mxfp8])
 def test_blocks_in_many_chunks(make, monkeypatch):
     stored, want = make(100, 72, 3)
-    cropped = stored.cropped((100, 72))
+    cropped = stored.crop((100, 72))
     whole = cropped.dequantize(torch.float32)
     monkeypatch.setitem(dequantize.CHUNK_WEIGHTS, "cpu", 1000)
     assert torch.equal(cropped.dequantize(torch.float32), whole)
@@ -213,7 +215,7 @@ def test_fp8_with_every_shape_of_scale(type_, scales):
         spread = scale.reshape(1, 1) if scale.numel() == 1 else scale.reshape(6, -1)
         want = want * spread.repeat_interleave(32 // spread.shape[1], 1)
     format = {v: k for k, v in dequantize.FP8_TYPES.items()}[type_]
-    dequantize.check(format, parts, {}, (6, 32), "w")
+    dequantize.check_parts(format, parts, {}, (6, 32), "w")
     stored = QuantizedTensor(format, (6, 32), parts)
     assert torch.equal(stored.dequantize(torch.float32), want)
     assert torch.equal(stored.dequantize(torch.bfloat16), want.bfloat16())
@@ -229,7 +231,7 @@ def test_fp8_keeps_every_code():
 @pytest.mark.parametrize("group", [4, 16, 64, 256])
 def test_rotated_int8_comes_back(group):
     weight = torch.randn(8, 512, generator=torch.Generator().manual_seed(1))
-    matrix = dequantize.hadamard(group, torch.device("cpu"))
+    matrix = dequantize.hadamard_matrix(group, torch.device("cpu"))
     torch.testing.assert_close(matrix @ matrix, torch.eye(group))
     rotated = (weight.view(8, -1, group) @ matrix.T).view(8, 512)
     scale = rotated.abs().amax(1, keepdim=True) / 127
@@ -264,13 +266,13 @@ def test_scales_that_are_no_numbers_are_found():
             QuantizedTensor(format, (4, 32), parts).check_scales("block.weight")
 
 
-@pytest.mark.parametrize("format", sorted(BLOCKS))
+@pytest.mark.parametrize("format", sorted(GGML_BLOCKS))
 def test_broken_blocks_are_found(format):
     stored, _ = ggml(format, 4, 512, 2)
     stored.check_scales("w")
-    for at in BLOCKS[format].halves:
+    for at in GGML_BLOCKS[format].float16_offsets:
         for half in (math.inf, math.nan):
-            blocks = stored.parts["weight"].clone().view(-1, BLOCKS[format].bytes)
+            blocks = stored.parts["weight"].clone().view(-1, GGML_BLOCKS[format].bytes)
             blocks[-1, at : at + 2] = torch.tensor([half]).half().view(torch.uint8)
             with pytest.raises(CorruptCheckpoint, match="NaN or infinite"):
                 QuantizedTensor(format, (4, 512), {"weight": blocks}).check_scales("w")
@@ -310,10 +312,10 @@ def test_impossible_rotations_are_refused(group):
     parts = {"weight": torch.zeros(4, 32, dtype=torch.int8), "weight_scale": torch.ones(4, 1)}
     options = {"convrot": True, "convrot_groupsize": group}
     with pytest.raises(CorruptCheckpoint, match="rotated by groups of"):
-        dequantize.check("int8", parts, options, (4, 32), "w")
+        dequantize.check_parts("int8", parts, options, (4, 32), "w")
 
 
 def test_integers_are_not_read_as_weights(tmp_path):
     source = written(tmp_path, {"tokens": torch.arange(4)})
-    with pytest.raises(UnsupportedQuantization, match=r"tokens: numbers of type torch\.int64"):
+    with pytest.raises(UnsupportedQuantization, match=r"tokens: dtype torch\.int64"):
         read_float(source, "tokens", torch.float32)

@@ -15,10 +15,15 @@ from latent_ladder.models.transformer import streams
 from latent_ladder.models.transformer.adaln import sinusoid
 from latent_ladder.models.transformer.config import TransformerConfig
 from latent_ladder.models.transformer.model import Transformer, load_transformer
-from latent_ladder.models.transformer.noise_levels import Levels, Run
-from latent_ladder.models.transformer.pass_batching import PassSpec, Question, group_rows, plan_rows
+from latent_ladder.models.transformer.noise_levels import LevelRun, NoiseLevels
+from latent_ladder.models.transformer.pass_batching import (
+    ForwardSpec,
+    PassSpec,
+    group_rows,
+    plan_rows,
+)
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, attention_bias, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, attention_bias, prepare_stream
 
 FILES = {
     "2.0": "checkpoints/tiny-ltx-2.0.safetensors",
@@ -95,7 +100,7 @@ def batch_of_two(golden, config, mask=None):
     ):
         context = torch.cat([t[name] for t in texts])
         held = mask if name == "video" else None
-        stage = stream_stage(config, positions, context, mask=held)
+        stage = prepare_stream(config, positions, context, mask=held)
         sides.append(StreamInput(stage, case.inputs[f"{name}_tokens"], case.inputs["sigma"]))
     return case, *sides
 
@@ -121,7 +126,7 @@ def test_batch_of_passes_with_two_sigmas(golden, model):
 
 
 def only(s, b):
-    return StreamInput(s.stage, s.tokens[b : b + 1], s.sigma[b : b + 1])
+    return StreamInput(s.prepared, s.tokens[b : b + 1], s.sigma[b : b + 1])
 
 
 @pytest.mark.parametrize("chunk_tokens", [384, 60])
@@ -131,9 +136,11 @@ def test_passes_together_equal_passes_alone(golden, model, chunk_tokens, monkeyp
     monkeypatch.setattr(model.transformer_blocks[1], "chunk_tokens", chunk_tokens)
     case = golden("dit.per_token")
     video, audio = inputs_of(model.config, case)
-    contexts = [torch.cat([s.stage.contexts, s.stage.contexts.flip(1)]) for s in (video, audio)]
+    contexts = [
+        torch.cat([s.prepared.contexts, s.prepared.contexts.flip(1)]) for s in (video, audio)
+    ]
     video, audio = (
-        replace(s, stage=replace(s.stage, contexts=c))
+        replace(s, prepared=replace(s.prepared, contexts=c))
         for s, c in zip((video, audio), contexts, strict=True)
     )
     specs = [replace(STG, context=0), PassSpec(0), PassSpec(0, isolated=True), PassSpec(1)]
@@ -154,10 +161,10 @@ def test_fragmented_masks_are_sorted_and_equal(golden, model, monkeypatch):
     results = []
     for limit in (10_000, 8):
         monkeypatch.setattr(streams, "MAX_RUNS", limit)
-        stage = stream_stage(*given, mask=mask, bias=bias)
+        stage = prepare_stream(*given, mask=mask, bias=bias)
         assert (stage.order is None) == (limit > 8)
         with torch.no_grad():
-            results.append(model(replace(video, stage=stage), audio))
+            results.append(model(replace(video, prepared=stage), audio))
     for plain, ordered in zip(*results, strict=True):
         torch.testing.assert_close(plain, ordered, rtol=0, atol=ATOL)
 
@@ -208,7 +215,7 @@ def test_config_from_shapes_alone(golden, models):
     ("key", "value", "message"),
     [
         ("num_layers", 3, "num_layers=3 in the header, 2 in the shapes"),
-        ("rope_type", "interleaved", "rope_type=interleaved, known: split"),
+        ("rope_type", "interleaved", "rope_type=interleaved, supported: split"),
     ],
 )
 def test_config_refuses_contradictions(golden, key, value, message):
@@ -268,7 +275,7 @@ def test_backends_agree(golden, model):
     with torch.no_grad():
         check(case, *model(*inputs_of(model.config, case)))
     model.use_attention("sdpa")
-    with pytest.raises(ValueError, match="known: sdpa, plain"):
+    with pytest.raises(ValueError, match="use sdpa, plain"):
         model.use_attention("other")
 
 
@@ -291,7 +298,7 @@ def test_plan_shares_until_passes_part():
         PassSpec(0, isolated=True),
         PassSpec(1),
     )
-    rows = plan_rows(Question(4, passes, 1, False, True, True, True))
+    rows = plan_rows(ForwardSpec(4, passes, 1, False, True, True, True))
     first, second, third, fourth = rows.blocks
     assert [len(s.keys) for s in first] == [1, 1, 2, 2, 3, 3]
     assert [len(s.keys) for s in second] == [3] * 6
@@ -303,7 +310,7 @@ def test_plan_shares_until_passes_part():
 
 
 def test_equal_passes_are_one_row():
-    rows = plan_rows(Question(2, (PassSpec(0), PassSpec(0)), 3, False, True, False, False))
+    rows = plan_rows(ForwardSpec(2, (PassSpec(0), PassSpec(0)), 3, False, True, False, False))
     assert rows.video == (0, 1, 2, 0, 1, 2)
     assert {len(block.video_self.keys) for block in rows.blocks} == {3}
 
@@ -331,9 +338,9 @@ def test_row_groups(keys, limit, groups):
 
 
 def test_levels_of_a_mask():
-    levels = Levels.of(torch.tensor([[0, 0, 1, 1, 0.5], [0.2, 0.2, 1, 1, 1]]))
+    levels = NoiseLevels.from_mask(torch.tensor([[0, 0, 1, 1, 0.5], [0.2, 0.2, 1, 1, 1]]))
     assert [r.level for r in levels.runs] == [0, 2, 1]
-    assert levels.runs[1] == Run(2, 4, 2)
+    assert levels.runs[1] == LevelRun(2, 4, 2)
     assert levels.values.T.tolist() == [
         pytest.approx([0, 0.2]),
         pytest.approx([0.5, 1]),

@@ -17,7 +17,7 @@ from latent_ladder.latents.tokens import (
     video_to_tokens,
 )
 from latent_ladder.models.lora import attach as lora
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer, load_transformer
 from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
@@ -43,10 +43,10 @@ def guidance(params: dict[str, Any]) -> Guidance:
     )
 
 
-def streams(case: Any, i: dict[str, Tensor]) -> tuple[StreamRun, StreamRun]:
+def streams(case: Any, i: dict[str, Tensor]) -> tuple[DenoiserStream, DenoiserStream]:
     """Both streams of a case with its contexts and guidance."""
     video, audio = (
-        StreamRun(
+        DenoiserStream(
             i[f"{name}_positions"],
             i[f"{name}_context"],
             i.get(f"negative_{name}_context"),
@@ -106,7 +106,7 @@ def test_guided_euler_with_kept_frames(golden: Any, transformer: Transformer) ->
     state = state.keeping(0, video_to_tokens(i["first_frame"]))
     state = state.extended(video_to_tokens(i["keyframe"]), 0.8)
     video, audio = streams(case, i)
-    video = StreamRun(
+    video = DenoiserStream(
         video.positions, video.positive, video.negative, state.mask, guidance=video.guidance
     )
     noises = Noises(i["video_noise"], i["audio_noise"])

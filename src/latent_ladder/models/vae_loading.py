@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.models.weights.loading import load_module, readers
+from latent_ladder.models.weights.loading import load_module, tensor_readers
 from latent_ladder.models.weights.quantized_tensor import read_float
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,5 +43,5 @@ def load_part(
 ) -> M:
     """The network of the tensors below ``prefix`` ("" for all), which are named as its own are."""
     what = f"{component.file.path.name}: {component.role.replace('_', ' ')} {prefix.rstrip('.')}"
-    read = readers(component, prefix)
-    return load_module(build, read, device=device, dtype=dtype, what=what.strip())
+    read = tensor_readers(component, prefix)
+    return load_module(build, read, device=device, dtype=dtype, label=what.strip())

@@ -35,12 +35,12 @@ from latent_ladder.models.device import Runtime
 from latent_ladder.models.latent_upsampler.upsample import adapt, load_upsampler, upsample
 from latent_ladder.models.lora.attach import attached
 from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
-from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
 from latent_ladder.models.vae_loading import statistics
-from latent_ladder.models.weights.block_offload import Residency
-from latent_ladder.models.weights.loading import Place
+from latent_ladder.models.weights.block_offload import BlockOffload
+from latent_ladder.models.weights.loading import WeightLocation
 from latent_ladder.pipeline.input_encoding import (
     INPUT_KINDS,
     Start,
@@ -106,7 +106,7 @@ class Workshop:
         self._prompts = [s for s in plan.stages if s.kind == "prompt"]
         self._contexts: dict[str, Conditioning] = {}
         self._transformer: Transformer | None = None
-        self._loaded: Load | None = None
+        self._loaded: LoadOptions | None = None
         check_upscaler(plan.upscale, runtime)
 
     # -- memory -------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Workshop:
             self._warn("resumed", f"{stage.name} goes on after {all_of}, which were made before")
         with (
             attached(transformer, list(stage.loras)) as report,
-            transformer.held(self._runtime.device, _residency(offload_plan)),
+            transformer.offload_blocks(self._runtime.device, _residency(offload_plan)),
         ):
             for window in stage.windows[done:]:
                 seen = Seen(stage, clip, window, on_step, on_estimate, shapes)
@@ -417,14 +417,14 @@ class Workshop:
         rows = self._memory.of(stage.name).offload_plan.rows
         positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
         device = self._runtime.device
-        video = StreamRun(
+        video = DenoiserStream(
             positions=start.positions.to(device),
             positive=positive.video,
             negative=None if negative is None else negative.video,
             mask=start.video_mask,
             guidance=_guidance(asked.guidance.video),
         )
-        audio = StreamRun(
+        audio = DenoiserStream(
             positions=start.audio_positions.to(device),
             positive=positive.audio,
             negative=None if negative is None else negative.audio,
@@ -456,16 +456,16 @@ def _names(stage: PlannedStage) -> list[str]:
     return [file.path.name for file in stage.files]
 
 
-def _load_of(offload_plan: OffloadPlan) -> Load:
+def _load_of(offload_plan: OffloadPlan) -> LoadOptions:
     """How the transformer is loaded for a holding."""
-    blocks: Place = "device" if offload_plan.resident is None else offload_plan.source
-    return Load(offload_plan.precision, offload_plan.as_stored, blocks)
+    blocks: WeightLocation = "device" if offload_plan.resident is None else offload_plan.source
+    return LoadOptions(offload_plan.precision, offload_plan.as_stored, blocks)
 
 
-def _residency(offload_plan: OffloadPlan) -> Residency | None:
+def _residency(offload_plan: OffloadPlan) -> BlockOffload | None:
     if offload_plan.resident is None:
         return None
-    return Residency(offload_plan.resident, pinned=offload_plan.source == "pinned")
+    return BlockOffload(offload_plan.resident, pinned=offload_plan.source == "pinned")
 
 
 def _position(stage: PlannedStage) -> int:

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_ladder.models.weights.linear import Branch, Linear, LowRank, added
+from latent_ladder.models.weights.linear import Branch, Linear, LowRank, add_scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Kronecker(Branch):
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
         """Never forms the product: (W1 (x) W2) vec(X) = vec(W1 X W2^T)."""
         inner = F.linear(x.reshape(*x.shape[:-1], self.first.shape[1], -1), self.second)
-        return added(y, _gained((self.first @ inner).flatten(-2), self.gain), self.strength)
+        return add_scaled(y, _gained((self.first @ inner).flatten(-2), self.gain), self.strength)
 
     def delta(self) -> Tensor:
         return self.strength * torch.kron(self.first.float(), self.second.float())
@@ -64,7 +64,7 @@ class Hadamard(Branch):
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
         """Forms the (out, in) difference, uses it and forgets it."""
         product = (self.up_1 @ self.down_1) * (self.up_2 @ self.down_2)
-        return added(y, _gained(F.linear(x, product), self.gain), self.strength)
+        return add_scaled(y, _gained(F.linear(x, product), self.gain), self.strength)
 
     def delta(self) -> Tensor:
         first, second = self.up_1.float() @ self.down_1.float(), self.up_2.float()
@@ -79,7 +79,7 @@ class Difference(Branch):
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
         """A second product as big as the layer's own."""
-        return added(y, F.linear(x, self.weight), self.strength)
+        return add_scaled(y, F.linear(x, self.weight), self.strength)
 
     def delta(self) -> Tensor:
         return self.strength * self.weight.float()
@@ -93,7 +93,7 @@ class BiasShift(Branch):
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
         """Added to every token."""
-        return added(y, self.bias.expand_as(y), self.strength)
+        return add_scaled(y, self.bias.expand_as(y), self.strength)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class RowScale(Branch):
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
         """What the layer gave so far is its base output and bias."""
         base = y if layer.bias is None else y - layer.bias
-        return added(y, base * self.excess, self.strength)
+        return add_scaled(y, base * self.excess, self.strength)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +116,13 @@ class ColumnScale(Branch):
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:
         """A second product with the weight itself."""
-        return added(y, F.linear(x * self.excess, effective(layer, x.dtype)), self.strength)
+        return add_scaled(y, F.linear(x * self.excess, effective(layer, x.dtype)), self.strength)
 
 
 def effective(layer: Linear, dtype: torch.dtype) -> Tensor:
     """The matrix (out, in) that the layer applies, the scale of AWQ inputs included."""
-    scale = None if layer.stored is None else layer.stored.input_scale
-    matrix = layer.matrix(dtype)
+    scale = None if layer.quantized_weight is None else layer.quantized_weight.input_scale
+    matrix = layer.dense_weight(dtype)
     return matrix if scale is None else matrix * scale.to(dtype)
 
 

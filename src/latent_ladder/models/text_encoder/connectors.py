@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
 from latent_ladder.models.network_configs import connector
-from latent_ladder.models.weights.loading import load_module, readers
+from latent_ladder.models.weights.loading import load_module, tensor_readers
 from latent_ladder.models.weights.quantized_tensor import read_float
 
 EPS = 1e-6
@@ -144,10 +144,10 @@ def load_connector(
     prefix = f"{stream}_embeddings_connector."
     return load_module(
         partial(Connector, connector_settings(connectors, stream)),
-        readers(connectors, prefix),
+        tensor_readers(connectors, prefix),
         device=device,
         dtype=dtype,
-        what=f"{connectors.file.path.name} ({stream} text connector)",
+        label=f"{connectors.file.path.name} ({stream} text connector)",
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models.weights.loading import EmptyOnMeta, Reader, load_module
+from latent_ladder.models.weights.loading import EmptyOnMeta, TensorReader, load_module
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_stored
 
 EMBEDDING = "embed_tokens.weight"
@@ -97,7 +97,11 @@ def _embeddings(
             f"embeddings are {table.shape[0]}",
             "the tokenizer in or beside the file belongs to another model",
         )
-    rows = table.rows(ids, dtype) if isinstance(table, QuantizedTensor) else table[ids].to(dtype)
+    rows = (
+        table.dequantize_rows(ids, dtype)
+        if isinstance(table, QuantizedTensor)
+        else table[ids].to(dtype)
+    )
     hidden = text_encoder.shape("norm.weight")[0]
     return torch.split(rows[:, :hidden], [len(prompt) for prompt in prompts])
 
@@ -121,10 +125,10 @@ def _load_layer(
         },
         device=device,
         dtype=dtype,
-        what=f"{text_encoder.file.path.name} (layer {number} of the text encoder)",
+        label=f"{text_encoder.file.path.name} (layer {number} of the text encoder)",
     )
     for name in names:
-        Reader(text_encoder, prefix + name).release()
+        TensorReader(text_encoder, prefix + name).release()
     return layer
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.models.weights.loading import load_module, readers
+from latent_ladder.models.weights.loading import load_module, tensor_readers
 
 GROWS = (7, 13, 19)
 PROJECTIONS = (1, 8, 14, 20)
@@ -126,8 +126,8 @@ def load_tiny_decoder(
     patch = math.isqrt(component.shape(f"decoder.{LAST}.weight")[0] // 3)
     return load_module(
         lambda: TinyDecoder(tiny_channels(component), widths, strides, patch),
-        readers(component, "decoder."),
+        tensor_readers(component, "decoder."),
         device=device,
         dtype=dtype,
-        what=f"{component.file.path.name}: preview decoder",
+        label=f"{component.file.path.name}: preview decoder",
     )

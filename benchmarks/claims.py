@@ -406,7 +406,7 @@ def _rounded(value: Any) -> Any:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, default=PAGE, help="the page (docs/laboratory/claims.md)")
+    parser.add_argument("--write", type=Path, default=PAGE, help=f"the page ({PAGE.name})")
     parser.add_argument("--raw", type=Path, help="the numbers, else the page's name with .json")
     parser.add_argument("--page-only", action="store_true", help="write the page from the numbers")
     parser.add_argument("--models", type=Path, action="append", default=[], help="a models/ folder")

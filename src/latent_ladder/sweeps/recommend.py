@@ -1,6 +1,6 @@
 """Which point of a sweep to take, and why; or that the numbers cannot tell.
 
-The rule, in words in docs/guide/sweeps.md: the most detail among the points that keep the motion and do
+The rule (docs/guide/sweeps.md): the most detail among the points that keep the motion and do
 not tremble. Points that differ only in seeds are one setting tried several times; their spread is
 the noise below which settings are not told apart.
 """

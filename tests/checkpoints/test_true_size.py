@@ -15,7 +15,7 @@ from helpers import true_size
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components, family, unclaimed
 from latent_ladder.models import network_configs as dims
-from latent_ladder.models.lora.attach import attach
+from latent_ladder.models.lora.attach import attach_loras
 from latent_ladder.models.transformer.config import TransformerConfig
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.video_vae.networks import VideoDecoder, VideoEncoder
@@ -99,7 +99,7 @@ def test_the_distilled_lora_fits_1660_of_1660_modules(folder):
         config = TransformerConfig.from_component(components(opened(folder, "fp8"))["transformer"])
         network = Transformer(config)
     path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
-    (match,) = attach(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
+    (match,) = attach_loras(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
     assert str(match).endswith("1660 of 1660 modules at strength 0")
 
 

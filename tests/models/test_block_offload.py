@@ -11,7 +11,7 @@ import torch
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import EMBEDDED
-from latent_ladder.models.lora.attach import attached
+from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
@@ -79,10 +79,10 @@ def test_streamed_blocks_give_the_same_bits(reference, blocks, resident):
 def test_a_lora_travels_with_its_blocks(reference):
     plain, streamed = load(LoadOptions()), load(LoadOptions(as_stored=True, blocks="file"))
     loras = [(lora(), 0.8)]
-    with attached(plain, loras):
+    with temporary_loras(plain, loras):
         expected = forward(plain)
     assert not same(expected, reference)
-    with attached(streamed, loras), streamed.offload_blocks(CPU, BlockOffload(2)):
+    with temporary_loras(streamed, loras), streamed.offload_blocks(CPU, BlockOffload(2)):
         assert same(forward(streamed), expected)
     assert same(forward(streamed), reference)
 

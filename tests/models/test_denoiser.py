@@ -8,7 +8,7 @@ import torch
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.latents.tokens import tokens_to_audio, tokens_to_video, video_to_tokens
-from latent_ladder.models.lora.attach import attached
+from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
@@ -130,7 +130,7 @@ def test_refinement_with_lora(golden, model, texts):
     denoiser = Denoiser(model, *runs(texts, (video, audio), positions))
     plan = SamplingPlan(case.inputs["sigmas"].tolist())
     start = Noises(case.inputs["video_noise"], case.inputs["audio_noise"])
-    with attached(model, [(adapter["lora"], 1.0)]):
+    with temporary_loras(model, [(adapter["lora"], 1.0)]):
         check(case, *sample(denoiser, video, audio, start, plan), size=(5, 8, 12))
 
 

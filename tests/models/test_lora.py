@@ -14,7 +14,7 @@ from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, open_check
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.lora_keys import DIFFUSERS_NAMES
 from latent_ladder.errors import CheckpointError, CorruptCheckpoint
-from latent_ladder.models.lora import attach as lora
+from latent_ladder.models.lora.attach import attach_loras, detach_loras, temporary_loras
 from latent_ladder.models.transformer.model import load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
@@ -67,21 +67,21 @@ def check(golden, got):
 
 
 def test_reference_at_strength_one(golden, model, adapter):
-    with lora.attached(model, [(adapter, 1.0)]) as report:
+    with temporary_loras(model, [(adapter, 1.0)]) as report:
         check(golden, velocities(golden, model))
     assert report.complete
     assert str(report) == "tiny-distilled-lora.safetensors: 96 of 96 modules at strength 1"
 
 
 def test_several_at_once_add_up(golden, model, adapter):
-    with lora.attached(model, [(adapter, 0.25), (adapter, 0.75)]):
+    with temporary_loras(model, [(adapter, 0.25), (adapter, 0.75)]):
         check(golden, velocities(golden, model))
 
 
 def test_fused_weights_of_the_reference(golden, model, adapter):
     """What a branch adds is the reference's fused weight minus the base."""
     case = golden("lora.fused_0.5")
-    with lora.attached(model, [(adapter, 0.5)]):
+    with temporary_loras(model, [(adapter, 0.5)]):
         for module in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.audio_ff.net.2"):
             layer = model.get_submodule(module)
             (branch,) = layer.branches
@@ -92,24 +92,24 @@ def test_fused_weights_of_the_reference(golden, model, adapter):
 def test_detaching_leaves_the_base_bit_for_bit(golden, model, adapter):
     before = {name: t.clone() for name, t in model.state_dict().items()}
     plain = velocities(golden, model)
-    lora.attach(model, [(adapter, 0.7)])
+    attach_loras(model, [(adapter, 0.7)])
     assert not torch.equal(velocities(golden, model)[0], plain[0])
-    lora.detach(model)
+    detach_loras(model)
     assert all(torch.equal(a, b) for a, b in zip(velocities(golden, model), plain, strict=True))
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 def test_context_restores_what_was_attached(model, adapter):
-    lora.attach(model, [(adapter, 0.5)])
-    with lora.attached(model, [(adapter, 1.0)]):
+    attach_loras(model, [(adapter, 0.5)])
+    with temporary_loras(model, [(adapter, 1.0)]):
         assert model.proj_out.branches[0].strength == 1.0
     assert model.proj_out.branches[0].strength == 0.5
-    lora.detach(model)
+    detach_loras(model)
     assert model.proj_out.branches == ()
 
 
 def test_strength_zero_costs_nothing(model, adapter):
-    lora.attach(model, [(adapter, 0.0)])
+    attach_loras(model, [(adapter, 0.0)])
     assert model.proj_out.branches == ()
 
 
@@ -156,8 +156,8 @@ def _prefixed(prefix):
 )
 def test_spellings(golden, model, tensors, tmp_path, spelling):
     part = written(tmp_path / "l.safetensors", {spelling(n): t for n, t in tensors.items()})
-    with lora.attached(model, [(part, 1.0)]) as report:
-        assert report.matches[0].found == 96
+    with temporary_loras(model, [(part, 1.0)]) as report:
+        assert report.matches[0].matched == 96
         check(golden, velocities(golden, model))
 
 
@@ -166,16 +166,16 @@ def test_alpha_scales_by_rank(golden, model, tensors, tmp_path):
     scaled = {_kohya(n): t for n, t in tensors.items()}
     ranks = {n.split(".")[0]: t.shape[0] for n, t in scaled.items() if "lora_down" in n}
     scaled |= {f"{module}.alpha": torch.tensor(2.0 * r) for module, r in ranks.items()}
-    with lora.attached(model, [(written(tmp_path / "l.safetensors", scaled), 0.5)]):
+    with temporary_loras(model, [(written(tmp_path / "l.safetensors", scaled), 0.5)]):
         check(golden, velocities(golden, model))
 
 
 def test_partial_match_is_reported(model, tensors, tmp_path):
     foreign = {n.replace("blocks.1.", "blocks.7."): t for n, t in tensors.items()}
-    report = lora.attach(model, [(written(tmp_path / "l.safetensors", foreign), 1.0)])
-    lora.detach(model)
+    report = attach_loras(model, [(written(tmp_path / "l.safetensors", foreign), 1.0)])
+    detach_loras(model)
     (match,) = report.matches
-    assert (match.found, match.total, report.complete) == (62, 96, False)
+    assert (match.matched, match.total, report.complete) == (62, 96, False)
     assert "62 of 96 modules" in str(report)
     assert "diffusion_model.transformer_blocks.7.attn1.to_gate_logits" in str(report)
 
@@ -222,44 +222,44 @@ def _wide_bias(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_foreign, "fits 0 of 96 modules"),
-        (_misshapen, "proj_out amends 9 x 64, the layer is 8 x 64"),
+        (_foreign, "0 of 96 modules match"),
+        (_misshapen, "proj_out is for a layer of 9 x 64, the model's layer is 8 x 64"),
         (_halved, "proj_out has no up matrix"),
         (_square_magnitudes, r"proj_out has DoRA magnitudes of \[8, 64\], expected \[8, 1\]"),
         (_tucker, "lokr_t2 belongs to a kind of adapter that cannot be used"),
         (_orthogonal, "oft_blocks belongs to a kind of adapter that cannot be used"),
         (_other_ranks, "matrices of diffusion_model.proj_out do not fit each other"),
-        (_twice, "both amend proj_out"),
-        (_wide_bias, r"proj_out amends a bias of \[9\], the layer has 8"),
+        (_twice, "are both for proj_out"),
+        (_wide_bias, r"proj_out is for a bias of \[9\], the model's layer has 8"),
     ],
 )
 def test_unusable_files_change_nothing_and_are_not_read(
     model, adapter, tensors, tmp_path, change, message, monkeypatch
 ):
-    lora.attach(model, [(adapter, 0.5)])
+    attach_loras(model, [(adapter, 0.5)])
     monkeypatch.setattr(CheckpointFile, "read", None)
     with pytest.raises(CheckpointError, match=message):
-        lora.attach(model, [(written(tmp_path / "l.safetensors", change(tensors)), 1.0)])
+        attach_loras(model, [(written(tmp_path / "l.safetensors", change(tensors)), 1.0)])
     assert model.patchify_proj.branches[0].strength == 0.5
-    lora.detach(model)
+    detach_loras(model)
 
 
 # --- what is read, and when ----------------------------------------------------------------------
 
 
 def test_another_strength_does_not_read_the_file_again(golden, model, adapter, monkeypatch):
-    lora.attach(model, [(adapter, 0.25)])
+    attach_loras(model, [(adapter, 0.25)])
     lora_before = model.proj_out.branches[0].down
     monkeypatch.setattr(CheckpointFile, "read", None)
-    with lora.attached(model, [(adapter, 1.0)]):
+    with temporary_loras(model, [(adapter, 1.0)]):
         assert model.proj_out.branches[0].down is lora_before
         check(golden, velocities(golden, model))
-    lora.detach(model)
+    detach_loras(model)
 
 
 def test_matrices_in_the_dtype_of_the_computation_stay_in_the_mapped_file(model, tensors, tmp_path):
     part = written(tmp_path / "l.safetensors", {n: t.float() for n, t in tensors.items()})
-    with lora.attached(model, [(part, 1.0)]):
+    with temporary_loras(model, [(part, 1.0)]):
         key = "diffusion_model.proj_out.lora_A.weight"
         assert model.proj_out.branches[0].down.data_ptr() == part.read(key).data_ptr()
 
@@ -267,7 +267,7 @@ def test_matrices_in_the_dtype_of_the_computation_stay_in_the_mapped_file(model,
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn, torch.float32])
 def test_dtypes_of_the_file(model, tensors, tmp_path, dtype):
     stored = {name: t.to(dtype) for name, t in tensors.items()}
-    with lora.attached(model, [(written(tmp_path / "l.safetensors", stored), 1.0)]):
+    with temporary_loras(model, [(written(tmp_path / "l.safetensors", stored), 1.0)]):
         branch = model.proj_out.branches[0]
         assert branch.down.dtype == torch.float32
         key = "diffusion_model.proj_out.lora_A.weight"
@@ -280,8 +280,8 @@ def test_a_file_with_numbers_that_are_none_is_named(model, tensors, tmp_path, ba
     broken = tensors[key].clone()
     broken[3, 2] = bad
     part = written(tmp_path / "broken.safetensors", tensors | {key: broken})
-    with pytest.raises(CorruptCheckpoint, match=f"broken.safetensors: {key} holds NaN"):
-        lora.attach(model, [(part, 1.0)])
+    with pytest.raises(CorruptCheckpoint, match=f"broken.safetensors: {key} has NaN"):
+        attach_loras(model, [(part, 1.0)])
     assert model.proj_out.branches == ()
 
 
@@ -289,7 +289,7 @@ def test_a_file_with_numbers_that_are_none_is_named(model, tensors, tmp_path, ba
 def test_an_alpha_that_is_no_number_is_named(model, tensors, tmp_path, bad):
     part = written(tmp_path / "l.safetensors", tensors | {"diffusion_model.proj_out.alpha": bad})
     with pytest.raises(CorruptCheckpoint, match=r"proj_out\.alpha is .* expected one number"):
-        lora.attach(model, [(part, 1.0)])
+        attach_loras(model, [(part, 1.0)])
 
 
 def test_connectors_and_unknown_names_are_reported_as_misses(model, tensors, tmp_path):
@@ -299,11 +299,11 @@ def test_connectors_and_unknown_names_are_reported_as_misses(model, tensors, tmp
         f"{stray}.lora_B.weight": torch.zeros(64, 2),
         "diffusion_model.proj_out.something_new": torch.zeros(3),
     }
-    report = lora.attach(model, [(written(tmp_path / "l.safetensors", tensors | more), 1.0)])
-    lora.detach(model)
-    assert set(report.matches[0].misses) == {stray, "diffusion_model.proj_out.something_new"}
+    report = attach_loras(model, [(written(tmp_path / "l.safetensors", tensors | more), 1.0)])
+    detach_loras(model)
+    assert set(report.matches[0].unmatched) == {stray, "diffusion_model.proj_out.something_new"}
     assert "96 of 98 modules" in str(report)
-    assert "connectors of the text are never amended" in str(report)
+    assert "text connectors do not support LoRAs" in str(report)
 
 
 # --- the arithmetic of every kind, against a merged weight ---------------------------------------
@@ -400,7 +400,7 @@ def test_every_kind_is_its_merged_weight(tmp_path, case, bias):
     model, t = One(bias), drawn(1, **CASES[case])
     x = torch.randn(2, 7, IN, generator=torch.Generator().manual_seed(2))
     for strength in (1.0, 0.4, -0.5):
-        lora.attach(model, [(file_of(tmp_path, "a", t), strength)])
+        attach_loras(model, [(file_of(tmp_path, "a", t), strength)])
         weight = merged(model.layer.weight, t, strength)
         shift = strength * t["diff_b"] if "diff_b" in t else torch.zeros(OUT)
         want = F.linear(x, weight, shift + (model.layer.bias if bias else 0))
@@ -420,7 +420,7 @@ def test_all_kinds_at_once_add_up_in_any_order(tmp_path):
     x = torch.randn(5, IN)
     with torch.no_grad():
         for order in (parts, parts[::-1]):
-            lora.attach(model, order)
+            attach_loras(model, order)
             torch.testing.assert_close(
                 model.layer(x), F.linear(x, weight, shift), rtol=1e-4, atol=2e-4
             )
@@ -436,7 +436,7 @@ def test_beside_a_weight_that_is_stored_as_fp8_with_scaled_inputs(tmp_path, case
     model.layer.set_weight(QuantizedTensor("fp8_e4m3", (OUT, IN), parts), torch.float32)
     base = stored.float() * scale * inputs
     x = torch.randn(4, IN)
-    with torch.no_grad(), lora.attached(model, [(file_of(tmp_path, "a", t), 0.7)]):
+    with torch.no_grad(), temporary_loras(model, [(file_of(tmp_path, "a", t), 0.7)]):
         want = F.linear(x, merged(base, t, 0.7), model.layer.bias)
         torch.testing.assert_close(model.layer(x), want, rtol=1e-4, atol=1e-4)
     assert model.layer.quantized_weight.parts["weight"] is stored
@@ -456,7 +456,7 @@ def test_blocks_that_come_and_go_bring_their_adapters(golden, model, tensors, tm
             more[f"{name}.lokr_w2"] = 0.01 * torch.randn(second, generator=generator)
     kept = {n: t for n, t in tensors.items() if ".ff.net.2." not in n and "audio_ff" not in n}
     part = written(tmp_path / "l.safetensors", {_bare(n): t for n, t in kept.items()} | more)
-    with lora.attached(model, [(part, 0.8)]):
+    with temporary_loras(model, [(part, 0.8)]):
         resident = velocities(golden, model)
         with model.offload_blocks(torch.device("cpu"), BlockOffload(resident=0)):
             streamed = velocities(golden, model)

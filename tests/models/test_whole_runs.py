@@ -16,7 +16,7 @@ from latent_ladder.latents.tokens import (
     tokens_to_video,
     video_to_tokens,
 )
-from latent_ladder.models.lora import attach as lora
+from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer, load_transformer
 from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
@@ -143,7 +143,7 @@ def test_refinement_with_lora(golden: Any, transformer: Transformer) -> None:
         LatentState.of(audio_to_tokens(i["audio_initial"])),
     )
     noises = Noises(i["video_noise"], i["audio_noise"])
-    with lora.attached(transformer, [(adapter, case.params["lora_strength"])]):
+    with temporary_loras(transformer, [(adapter, case.params["lora_strength"])]):
         model = Denoiser(transformer, *streams(case, i))
         check(case, *sample(model, *states, noises, SamplingPlan(i["sigmas"])))
 

@@ -33,7 +33,7 @@ from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import load_audio
 from latent_ladder.models.device import Runtime
 from latent_ladder.models.latent_upsampler.upsample import adapt, load_upsampler, upsample
-from latent_ladder.models.lora.attach import attached
+from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
@@ -249,7 +249,7 @@ class Workshop:
             all_of = f"{done} of its {len(stage.windows)} windows"
             self._warn("resumed", f"{stage.name} goes on after {all_of}, which were made before")
         with (
-            attached(transformer, list(stage.loras)) as report,
+            temporary_loras(transformer, list(stage.loras)) as report,
             transformer.offload_blocks(self._runtime.device, _residency(offload_plan)),
         ):
             for window in stage.windows[done:]:
@@ -259,7 +259,7 @@ class Workshop:
                 if progress is not None:
                     progress.keep(clip, window)
         for match in report.matches:
-            if match.misses:
+            if match.unmatched:
                 self._warn("lora_misses", str(match))
         facts = {"loras": [str(match) for match in report.matches]}
         return clip_latents((clip.video, clip.audio), shapes), facts

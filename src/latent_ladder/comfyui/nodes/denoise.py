@@ -47,7 +47,7 @@ from latent_ladder.latents.tokens import (
 )
 from latent_ladder.memory.cost_model import StageCost
 from latent_ladder.memory.planner import OffloadPlan
-from latent_ladder.models.lora.attach import attached
+from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
@@ -138,9 +138,12 @@ class _SamplingRun:
 
         def work(transformer: Transformer, offload_plan: OffloadPlan) -> DenoisedLatents:
             loras = list(self._model.loras)
-            with attached(transformer, loras) as report, engine.resident(transformer, offload_plan):
+            with (
+                temporary_loras(transformer, loras) as report,
+                engine.resident(transformer, offload_plan),
+            ):
                 for match in report.matches:
-                    if match.misses:
+                    if match.unmatched:
                         self._ctx.warn("lora_misses", str(match))
                 return self._sampled(transformer, offload_plan, contexts)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from latent_ladder.errors import Cancelled, LadderError, MediaError, StoreError
 from latent_ladder.memory.planner import MemoryPlan
-from latent_ladder.metrics.measure import compare_clips, finished, single
+from latent_ladder.metrics.measure import collect_metrics, compare_clips, iterate_frames
 from latent_ladder.metrics.video import ClipMeter
 from latent_ladder.pipeline.events import PointDone, PointStarted, StageStarted
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, look_up
@@ -217,7 +217,7 @@ class SweepRun(Run):
             names, clip = pictures.save(self._folder, point.key, request.fps)
             return Measured(
                 point.key, point.number, point.settings, point.sets,
-                metrics=finished(meter, fps, None).to_dict(), comparison=against,
+                metrics=collect_metrics(meter, fps, None).to_dict(), comparison=against,
                 size=pictures.size, frames=names, shown=pictures.shown, clip=clip,
             )  # fmt: skip
 
@@ -253,7 +253,7 @@ class SweepRun(Run):
                 self._options.cancel.check()
             names, clip = pictures.save(self._folder, stage.key, resolution.fps)
             return Measured(
-                stage.key, metrics=finished(meter, fps, None).to_dict(),
+                stage.key, metrics=collect_metrics(meter, fps, None).to_dict(),
                 size=pictures.size, frames=names, shown=pictures.shown, clip=clip,
             )  # fmt: skip
 
@@ -325,6 +325,6 @@ def _until(stages: Sequence[PlannedStage], last: PlannedStage) -> Iterator[Plann
 def _metered(meter: ClipMeter, chunks: Iterator[NDArray[Any]]) -> Iterator[NDArray[np.uint8]]:
     """The chunks unchanged, each frame measured before it goes on."""
     for chunk in chunks:
-        for frame in single([chunk]):
+        for frame in iterate_frames([chunk]):
             meter.add(frame)
         yield chunk

@@ -47,7 +47,7 @@ from latent_ladder.errors import CheckpointNotFound, WorkflowError
 from latent_ladder.latents import comfyui_tiling as tilings
 from latent_ladder.media.video_reader import read_metadata
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, load_video_vae
-from latent_ladder.upscale.srvgg import Compact, CompactShape
+from latent_ladder.upscale.srvgg import CompactNetwork, CompactShape
 
 
 @pytest.fixture(scope="module")
@@ -559,7 +559,7 @@ def test_a_network_enlarges_by_its_own_factor(tmp_path: Path) -> None:
     folder = tmp_path / "models/upscale_models"
     folder.mkdir(parents=True)
     torch.manual_seed(4)
-    network = Compact(CompactShape(8, 1, 4))
+    network = CompactNetwork(CompactShape(8, 1, 4))
     save_file(network.state_dict(), folder / "x4.safetensors")
     work = engine(tmp_path, scan(model_folders([tmp_path / "models"], environ={})))
     file = run(work, "UpscaleModelLoader", model_name="x4.safetensors")

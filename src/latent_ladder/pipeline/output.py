@@ -32,7 +32,7 @@ from latent_ladder.pipeline.thumbnails import Beside
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.upscale.plan import UpscalePlan
-from latent_ladder.upscale.stream import load_upscaler, upscaled
+from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 
 SAMPLE_RATE_KEY = "sample_rate"
 
@@ -65,7 +65,7 @@ def write_clip(
     frames = finished(clip, latents["video"], bit_depth(path, settings))
     meter = clip.meter
     if meter is not None:
-        frames = meter.watching(frames)
+        frames = meter.measure_chunks(frames)
     waveform = None if sound is None else _fitted(sound, request)
     beside = Beside(path, request.output, request.frames, metadata)
     written = write_clip_file(
@@ -79,7 +79,7 @@ def write_clip(
     )
     beside.write()
     if meter is not None:
-        meter.hear(waveform)
+        meter.set_audio(waveform)
     return written
 
 
@@ -101,7 +101,7 @@ def finished(clip: Clip, latents: Tensor, bits: int = 8) -> Iterator[Frames]:
     if clip.upscale is not None:
         device, dtype = clip.runtime.device, clip.runtime.dtype
         enlarge = load_upscaler(clip.upscale, device=device, dtype=dtype)
-        pixels = upscaled(pixels, clip.upscale, enlarge)
+        pixels = upscale_frames(pixels, clip.upscale, enlarge)
     for chunk in pixels:
         yield as_integers(chunk, bits)
 

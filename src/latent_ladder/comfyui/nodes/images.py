@@ -19,7 +19,7 @@ from latent_ladder.errors import CheckpointError
 from latent_ladder.latents.shapes import Crop
 from latent_ladder.media.image_input import compress_like_video
 from latent_ladder.upscale.plan import UpscalePlan, require_rtx
-from latent_ladder.upscale.stream import load_upscaler, upscaled
+from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 from latent_ladder.upscale.tiles import TiledNetwork
 
 CHUNK_FRAMES = 8
@@ -354,7 +354,7 @@ def _upscale(ctx: NodeContext, images: Images, plan: UpscalePlan, dtype: torch.d
     def pixels() -> Iterator[Tensor]:
         enlarge = load_upscaler(plan, device=runtime.device, dtype=dtype)
         chunks = (chunk.to(runtime.device) for chunk in images.pixels())
-        return upscaled(chunks, plan, enlarge)
+        return upscale_frames(chunks, plan, enlarge)
 
     def smaller() -> Images | None:
         less = images.lower_memory()

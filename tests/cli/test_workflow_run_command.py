@@ -57,7 +57,7 @@ def test_what_cannot_run_is_left_out_on_demand(tmp_path: Path) -> None:
     assert "node 5" in refused.exception.message and not (tmp_path / "out").exists()
     done = ladder(tmp_path, nodes, "--skip-unsupported")
     assert done.exit_code == 0 and len(done.stdout.split()) == 2
-    assert "what needs it is left out" in done.stderr.replace("\n", " ")
+    assert "the outputs that need it are skipped" in done.stderr.replace("\n", " ")
 
 
 def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path
         ("3.nothing=1", "no input nothing"),
         ("9.value=1", "no node 9"),
         ("1.value=many", "not of type int"),
-        ("3.images=x", "takes IMAGE from another node"),
+        ("3.images=x", "takes IMAGE from a link"),
         ("1.value", "not NODE.input=value"),
         ("PrimitiveInt=1", "not NODE.input=value"),
     ],
@@ -107,5 +107,5 @@ def test_values_are_set_by_id_by_title_and_by_type() -> None:
     assert done.nodes["3"].inputs["filename_prefix"] == "x=y"
     assert done.nodes["1"].inputs["value"] == -3
     twice = {**PICTURES, "7": PICTURES["1"]}
-    with pytest.raises(WorkflowError, match="2 nodes are called so"):
+    with pytest.raises(WorkflowError, match="2 nodes have this name"):
         apply_overrides(graph(twice), ["PrimitiveInt.value=1"])

@@ -88,12 +88,12 @@ def test_numbers_travel_through_arithmetic() -> None:
         ("14", {"sigmas": "1, 0.5, 5., 0"}, "sigmas_rise", "1, 0.5, 5, 0"),
         ("14", {"sigmas": "1, 0.5"}, "noise_left", "end at 0.5"),
         ("14", {"sigmas": "5, 0"}, "sigmas_above_1", "start at 5"),
-        ("14", {"sigmas": "none"}, "no_sigmas", "holds no number"),
-        ("25", {"fps": 24.0}, "rates_differ", "written at 24 fps and was made for 25"),
+        ("14", {"sigmas": "none"}, "no_sigmas", "contains no number"),
+        ("25", {"fps": 24.0}, "rates_differ", "written at 24 fps but conditioned on 25 fps"),
         ("23", {"overlap": 1}, "thin_overlap", "overlap by 1 latent"),
-        ("8", {"width": 64, "height": 64}, "tiles_too_narrow", "are 5 wide and overlap by 6"),
-        ("12", {"cfg": 1.0}, "negative_unused", "never reads the negative prompt 'noise'"),
-        ("13", {"sampler_name": "euler_cfg_pp"}, "two_passes", "two passes each step"),
+        ("8", {"width": 64, "height": 64}, "tiles_too_narrow", "are 5 wide but overlap by 6"),
+        ("12", {"cfg": 1.0}, "negative_unused", "ignores the negative prompt 'noise'"),
+        ("13", {"sampler_name": "euler_cfg_pp"}, "two_passes", "two passes per step"),
         ("8", {"width": 650}, "size_truncated", "not 1300x704"),
     ],
 )
@@ -211,11 +211,11 @@ def test_files_that_are_here_elsewhere_wrong_and_missing(tmp_path: Path) -> None
         "upscaler-x2.safetensors": "wrong",
     }
     notes = {one.name: one.note for one in report.files}
-    assert "lies in vae/" in notes["distilled.safetensors"]
+    assert "is in vae/" in notes["distilled.safetensors"]
     assert "web page" in notes["upscaler-x2.safetensors"]
     swapped = {**NAMES, "dev.safetensors": "tiny-gemma.safetensors"}
     (wrong,) = [f for f in looked(two_stage(), library, names=swapped).files if "dev" in f.name]
-    assert (wrong.state, wrong.note) == ("wrong", "it holds text encoder")
+    assert (wrong.state, wrong.note) == ("wrong", "it contains text encoder")
     missing = looked(changed("1", ckpt_name="ltx-2.3-22b-dev.safetensors")).files[0]
     assert missing.state == "missing"
     assert missing.url.startswith("https://huggingface.co/Lightricks/LTX-2.3/resolve/main/")
@@ -287,7 +287,7 @@ def test_the_command_tells_and_its_exit_code_says_whether_it_can_run(tmp_path: P
     for words in (
         "1280x704, 121 frames, 25 fps",
         "stage 2: euler, 3 steps from sigma 0.85",
-        "here      checkpoints/dev.safetensors as tiny-dev.safetensors",
+        "found     checkpoints/dev.safetensors as tiny-dev.safetensors",
         "it can run",
     ):
         assert words in done.stdout

@@ -434,7 +434,7 @@ def test_export_of_a_run(tmp_path: Path) -> None:
 def test_export_of_a_graph_says_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
     file.write_text(json.dumps(template()))
-    with pytest.raises(LadderError, match="holds a ComfyUI workflow, not a request"):
+    with pytest.raises(LadderError, match="contains a ComfyUI workflow, not a request"):
         run("workflow", "export", file)
 
 

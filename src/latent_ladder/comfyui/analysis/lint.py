@@ -1,7 +1,7 @@
-"""What a graph does that its author may not expect, told from its values alone.
+"""Lint rules: settings that ComfyUI accepts silently but whose effect may be unexpected.
 
-Each is something that ComfyUI carries out without a word. Sizes and lengths have their traps in
-``forecast_rules.py``; these are about samplers, schedules, guidance and frame rates.
+These rules cover samplers, schedules, guidance and frame rates; those about sizes and lengths are
+in ``shape_rules.py``.
 """
 
 from __future__ import annotations
@@ -15,52 +15,52 @@ from typing import Any
 from latent_ladder.comfyui.analysis.shape_inference import InferredShapes, ShapeContext
 from latent_ladder.comfyui.graph import Link, LintFinding, Node
 from latent_ladder.comfyui.node_defs import node_type
+from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import start_of
 
-_COMFYUI_NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _SAMPLERS = {
     "SamplerEulerAncestral": "euler_ancestral",
     "SamplerEulerAncestralCFGPP": "euler_ancestral_cfg_pp",
 }
-"""Nodes that are a sampler, with settings of their own."""
+"""Nodes that define a sampler with settings of its own, and the sampler's name."""
 MAX_SHIFT = 6.0
-"""Shifts above it leave nearly all steps at pure noise."""
+"""With a larger shift, nearly all steps are at pure noise."""
 
 
 def parse_manual_sigmas(text: str) -> list[float]:
-    """The numbers that ComfyUI finds in a text: exponents and trailing points are not read."""
-    return [float(found) for found in _COMFYUI_NUMBER.findall(text) if found.count(".") <= 1]
+    """Return the numbers that ComfyUI finds in a text; it ignores exponents and trailing points."""
+    return [float(found) for found in MANUAL_SIGMA.findall(text) if found.count(".") <= 1]
 
 
-def lint_nodes(shapes: InferredShapes, needed: tuple[str, ...]) -> Iterator[LintFinding]:
-    """The traps of the nodes that are needed."""
-    for key in needed:
+def lint_nodes(shapes: InferredShapes, required: tuple[str, ...]) -> Iterator[LintFinding]:
+    """Return the findings for the required nodes."""
+    for key in required:
         ctx = ShapeContext(shapes, shapes.graph.nodes[key])
         rule = _RULES.get(ctx.node.class_type)
         for code, message in rule(ctx) if rule else ():
             yield LintFinding(code, message, key)
-    yield from _lint_frame_rates(shapes, needed)
+    yield from _lint_frame_rates(shapes, required)
 
 
 def _lint_manual_sigmas(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
     text = ctx.get("sigmas")
     if not isinstance(text, str):
         return
-    read, meant = parse_manual_sigmas(text), [float(found) for found in _NUMBER.findall(text)]
-    if read != meant:
-        shown, wanted = _join_numbers(read), _join_numbers(meant)
-        yield "sigmas_misread", f"{text!r} is read as {shown}, not as {wanted}"
-    if not read:
-        yield "no_sigmas", f"{text!r} holds no number: the latent is passed on as it is"
+    parsed, intended = parse_manual_sigmas(text), [float(found) for found in _NUMBER.findall(text)]
+    if parsed != intended:
+        got, expected = _join_numbers(parsed), _join_numbers(intended)
+        yield "sigmas_misread", f"{text!r} is read as {got}, not as {expected}"
+    if not parsed:
+        yield "no_sigmas", f"{text!r} contains no number: the latent passes through unchanged"
         return
-    if any(b >= a for a, b in pairwise(read)):
-        yield "sigmas_rise", f"the sigmas do not fall: {_join_numbers(read)}"
-    if read[-1] != 0:
-        yield "noise_left", f"the sigmas end at {read[-1]:g}, so noise is left in the clip"
-    if max(read) > 1:
-        yield "sigmas_above_1", f"the sigmas start at {max(read):g}; 1 is pure noise"
+    if any(b >= a for a, b in pairwise(parsed)):
+        yield "sigmas_rise", f"the sigmas do not decrease: {_join_numbers(parsed)}"
+    if parsed[-1] != 0:
+        yield "noise_left", f"the sigmas end at {parsed[-1]:g}, so noise is left in the clip"
+    if max(parsed) > 1:
+        yield "sigmas_above_1", f"the sigmas start at {max(parsed):g}; 1 is pure noise"
 
 
 def _join_numbers(values: list[float]) -> str:
@@ -73,14 +73,13 @@ def _lint_guider_parameters(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
     if scale == 0:
         yield (
             "modality_scale_0",
-            f"modality_scale 0 of {ctx.get('modality')} runs one more pass each step and takes "
-            "its difference away; 1 switches it off",
+            f"modality_scale 0 of {ctx.get('modality')} runs one more pass per step and subtracts "
+            "its difference; 1 disables modality guidance",
         )
-
     if ctx.get("cross_attn") is False:
         yield (
             "cross_attn_stays",
-            f"cross_attn of {ctx.get('modality')} cannot be switched off here",
+            f"cross_attn of {ctx.get('modality')} cannot be disabled here",
         )
 
 
@@ -88,20 +87,20 @@ def _lint_res4lyf_sampler(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
     name = str(ctx.get("sampler_name"))
     yield (
         "another_sampler",
-        f"{name} of RES4LYF is carried out as {name.rpartition('/')[2]} of the official pipelines, "
-        "whose noise is drawn in another way: alike, not equal",
+        f"{name} of RES4LYF runs as {name.rpartition('/')[2]} of the official pipelines, whose "
+        "noise differs: the clip is similar, not equal",
     )
 
 
 def _lint_prompt_enhancer(_: ShapeContext) -> Iterator[tuple[str, str]]:
     yield (
         "prompt_as_written",
-        "no language model rewrites prompts here: the prompt is taken as it is written",
+        "no language model rewrites prompts here: the prompt is used as written",
     )
 
 
 def _lint_guided_sampler(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
-    """A negative prompt that is never looked at."""
+    """Check for a negative prompt that has no effect, or that costs a second pass."""
     guider = _source_node(ctx, "guider")
     name = _sampler_name(ctx)
     if guider is None or guider.class_type != "CFGGuider" or name is None:
@@ -112,10 +111,10 @@ def _lint_guided_sampler(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
         return
     if not facts.needs_uncond:
         if text := _prompt_text(ShapeContext(ctx.shapes, guider), "negative"):
-            shown = text if len(text) <= 40 else f"{text[:37]}..."
-            yield "negative_unused", f"at cfg 1 {name} never reads the negative prompt {shown!r}"
+            excerpt = text if len(text) <= 40 else f"{text[:37]}..."
+            yield "negative_unused", f"at cfg 1 {name} ignores the negative prompt {excerpt!r}"
     else:
-        yield "two_passes", f"{name} reads the negative prompt at cfg 1: two passes each step"
+        yield "two_passes", f"{name} uses the negative prompt at cfg 1: two passes per step"
 
 
 def _lint_ksampler(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
@@ -124,7 +123,7 @@ def _lint_ksampler(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
     if cfg == 1 and isinstance(name, str) and name in SAMPLER_FACTS:
         text = _prompt_text(ctx, "negative")
         if text and not SAMPLER_FACTS[name].needs_uncond:
-            yield "negative_unused", f"at cfg 1 {name} never reads the negative prompt"
+            yield "negative_unused", f"at cfg 1 {name} ignores the negative prompt"
 
 
 def _lint_denoise(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
@@ -132,7 +131,7 @@ def _lint_denoise(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
     if denoise is None or denoise >= 0.9999:
         return
     if denoise <= 0:
-        yield "no_sigmas", "denoise 0 gives no steps: the latent is passed on as it is"
+        yield "no_sigmas", "denoise 0 gives no steps: the latent passes through unchanged"
     elif scheduler == "simple":
         start = start_of(denoise)
         yield "denoise_starts", f"denoise {denoise:g} starts at about sigma {start:.2f}"
@@ -142,17 +141,17 @@ def _lint_ltxv_scheduler(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
     if "latent" not in ctx.node.inputs:
         yield "scheduler_alone", "no latent is connected: the shift is that of 4096 tokens"
         return
-    picture = ctx.video("latent")
+    video = ctx.video("latent")
     high, low = ctx.number("max_shift"), ctx.number("base_shift")
-    if picture is None or high is None or low is None:
+    if video is None or high is None or low is None:
         return
-    tokens = picture.width * picture.height // 1024 * ((picture.frames - 1) // 8 + 1)
+    tokens = video.width * video.height // 1024 * ((video.frames - 1) // 8 + 1)
     shift = low + (tokens - 1024) * (high - low) / 3072
     if shift > MAX_SHIFT:
         yield (
             "steep_shift",
-            f"{tokens} tokens give a shift of {shift:.1f}, which nothing clamps: nearly all steps "
-            "stay at pure noise",
+            f"{tokens} tokens give a shift of {shift:.1f}, which has no upper limit: nearly all "
+            "steps stay at pure noise",
         )
 
 
@@ -179,26 +178,24 @@ _RULES: Mapping[str, Callable[[ShapeContext], Iterator[tuple[str, str]]]] = {
 }
 
 
-def _lint_frame_rates(shapes: InferredShapes, needed: tuple[str, ...]) -> Iterator[LintFinding]:
-    """One frame rate from the prompt to the file, or the sound drifts."""
+def _lint_frame_rates(shapes: InferredShapes, required: tuple[str, ...]) -> Iterator[LintFinding]:
+    """Check that the conditioning and the written clip have the same frame rate."""
     names = {"LTXVConditioning": "frame_rate", "CreateVideo": "fps"}
     found: dict[str, tuple[str, float]] = {}
-    for key in needed:
+    for key in required:
         node = shapes.graph.nodes[key]
         name = names.get(node.class_type)
         rate = ShapeContext(shapes, node).number(name) if name else None
         if rate is not None:
             found.setdefault(node.class_type, (key, rate))
     if len(found) == 2:
-        (_, wanted), (key, shown) = found["LTXVConditioning"], found["CreateVideo"]
-        if not math.isclose(wanted, shown, rel_tol=1e-3):
-            text = f"the clip is written at {shown:g} fps and was made for {wanted:g}"
-            yield LintFinding(
-                "rates_differ", f"{text}: it plays at another speed than its sound", key
-            )
+        (_, conditioned), (key, written) = found["LTXVConditioning"], found["CreateVideo"]
+        if not math.isclose(conditioned, written, rel_tol=1e-3):
+            text = f"the clip is written at {written:g} fps but conditioned on {conditioned:g} fps"
+            yield LintFinding("rates_differ", f"{text}: video and audio differ in speed", key)
 
 
-# --- along links ----------------------------------------------------------------------------------
+# --- following links ------------------------------------------------------------------------------
 
 
 def _source_node(ctx: ShapeContext, name: str) -> Node | None:
@@ -215,7 +212,7 @@ def _sampler_name(ctx: ShapeContext) -> str | None:
 
 
 def _prompt_text(ctx: ShapeContext, name: str) -> str:
-    """The text of a conditioning, through nodes that pass it on; empty if it cannot be told."""
+    """Return the prompt text of a conditioning input, or an empty string if it is unknown."""
     for _ in range(len(ctx.shapes.graph.nodes)):
         link = ctx.node.inputs.get(name)
         node = _source_node(ctx, name)
@@ -231,18 +228,19 @@ def _prompt_text(ctx: ShapeContext, name: str) -> str:
 
 
 def describe_stage(shapes: InferredShapes, key: str) -> dict[str, Any]:
-    """What a sampling node does: sampler, steps, guidance, seed, as far as it can be told."""
+    """Return the known settings of a sampling node: sampler, steps, guidance, seed."""
     ctx = ShapeContext(shapes, shapes.graph.nodes[key])
     noise, guider, schedule = (_source_node(ctx, name) for name in ("noise", "guider", "sigmas"))
-    own = ShapeContext(shapes, schedule) if schedule else ctx
-    sigmas = own.get("sigmas") if schedule and schedule.class_type == "ManualSigmas" else None
-    read = parse_manual_sigmas(sigmas) if isinstance(sigmas, str) else []
+    scheduler = ShapeContext(shapes, schedule) if schedule else ctx
+    manual = schedule is not None and schedule.class_type == "ManualSigmas"
+    text = scheduler.get("sigmas") if manual else None
+    sigmas = parse_manual_sigmas(text) if isinstance(text, str) else []
     facts = {
         "node": key,
         "title": ctx.node.title,
         "sampler": _sampler_name(ctx),
-        "steps": max(len(read) - 1, 0) if read else own.integer("steps"),
-        "start_sigma": read[0] if read else None,
+        "steps": max(len(sigmas) - 1, 0) if sigmas else scheduler.integer("steps"),
+        "start_sigma": sigmas[0] if sigmas else None,
         "guider": guider.class_type if guider else None,
         "cfg": ShapeContext(shapes, guider).number("cfg") if guider else ctx.number("cfg"),
         "seed": ShapeContext(shapes, noise).integer("noise_seed") if noise else ctx.integer("seed"),

@@ -1,8 +1,8 @@
-"""What a graph will produce, before it runs: sizes, frames, rates and lengths along its links.
+"""Shape inference: sizes, frame counts, frame rates and lengths of outputs before a graph runs.
 
-Values stand in for what the nodes compute: a latent is its size, a sound its seconds. What cannot
-be told, such as the size of a picture that is not here, is ``None``, and so is what follows from
-it. The rules, a row for each type, are in ``forecast_rules.py``.
+Each output is represented by its shape: a latent by its size, audio by its length. A shape that is
+unknown, such as that of a missing image, is ``None``, and so are the shapes that depend on it. The
+rules, one per node type, are in ``shape_rules.py``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ from latent_ladder.comfyui.constant_folding import (
 from latent_ladder.comfyui.graph import Graph, Link, LintFinding, Node, Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import WorkflowError
-from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from latent_ladder.latents.shapes import (
+    AUDIO_LATENTS_PER_SECOND,
+    FRAMES_PER_LATENT,
+    PIXELS_PER_LATENT,
+)
 
 MEL_FRAMES_PER_SECOND = 100
-LATENTS_PER_SECOND = 25
 
 
 @dataclass(frozen=True)
 class VideoShape:
-    """Video latents: pixels they stand for, and pixel frames; ``asked`` is what was wanted.
+    """The shape of video latents, in pixels and pixel frames.
 
-    ``masked``: part of it is kept (an image at the start); ``lost_mask``: it was, before an
-    upsampler; ``guides``: guide latents hang at its end. ``stages`` sampled it.
+    ``requested_size`` and ``requested_frames`` are what was asked for before truncation to whole
+    latents. ``masked``: a noise mask protects part of it, such as an image at the start.
+    ``mask_dropped``: an upsampler has removed that mask. ``has_guides``: guide frames are appended.
+    ``stages`` are the sampling nodes it went through.
     """
 
     width: int
@@ -49,14 +54,14 @@ class VideoShape:
 
 @dataclass(frozen=True)
 class AudioLength:
-    """Audio latents or a waveform, by its length."""
+    """The length of audio latents or of a waveform."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class AudioVideoShape:
-    """An audio-video latent."""
+    """The shape of an audio-video latent."""
 
     video: VideoShape | None
     audio: AudioLength | None
@@ -64,7 +69,7 @@ class AudioVideoShape:
 
 @dataclass(frozen=True)
 class FramesShape:
-    """Decoded frames, and the latents they came from."""
+    """The shape of decoded frames, and of the latents they were decoded from."""
 
     width: int
     height: int
@@ -74,7 +79,7 @@ class FramesShape:
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Frames with a rate, and perhaps a sound."""
+    """The shape of a video: frames, frame rate and audio."""
 
     frames: FramesShape | None
     fps: float | None
@@ -83,67 +88,67 @@ class ClipShape:
 
 @dataclass
 class InferredShapes:
-    """Values of all outputs that can be told, and what was noticed on the way."""
+    """The known values and shapes of all outputs, and the findings of the rules."""
 
     graph: Graph
     values: dict[Link, Any] = field(default_factory=dict)
     findings: list[LintFinding] = field(default_factory=list)
     upscale_factors: Mapping[str, tuple[str, Fraction]] = field(default_factory=dict)
-    """What upscalers do, by file name as the graph has it: ``("spatial", 2)``."""
+    """Axis and factor of upscalers, by the file name in the graph: ``("spatial", 2)``."""
     image_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Sizes of input pictures, by name."""
+    """(width, height) of input images, by name."""
 
 
 @dataclass(frozen=True)
 class ShapeContext:
-    """One node, as a rule looks at it."""
+    """One node with its known input values and shapes, as passed to a rule."""
 
     shapes: InferredShapes
     node: Node
 
     def get(self, name: str) -> Any:
-        """An input's value, ``None`` if it cannot be told."""
+        """Return the value or shape of an input, ``None`` if it is unknown."""
         return input_value(self.node, name, self.shapes.values)
 
     def integer(self, name: str) -> int | None:
-        """A whole number."""
+        """Return an input as an integer, ``None`` if it is unknown."""
         value = self.get(name)
         return int(value) if is_number(value) else None
 
     def integers(self, *names: str) -> tuple[int, ...] | None:
-        """Several, if all can be told."""
+        """Return several inputs as integers, ``None`` if one of them is unknown."""
         found = tuple(self.integer(name) for name in names)
         return None if None in found else tuple(n for n in found if n is not None)
 
     def number(self, name: str) -> float | None:
-        """A number."""
+        """Return an input as a number, ``None`` if it is unknown."""
         value = self.get(name)
         return float(value) if is_number(value) else None
 
     def video(self, name: str) -> VideoShape | None:
-        """The video latents of an input."""
+        """Return the shape of the video latents of an input."""
         value = self.get(name)
         value = value.video if isinstance(value, AudioVideoShape) else value
         return value if isinstance(value, VideoShape) else None
 
     def audio(self, name: str) -> AudioLength | None:
-        """The sound of an input."""
+        """Return the audio length of an input."""
         value = self.get(name)
         value = value.audio if isinstance(value, AudioVideoShape) else value
         return value if isinstance(value, AudioLength) else None
 
     def frames(self, name: str) -> FramesShape | None:
-        """The frames of an input."""
+        """Return the shape of the frames of an input."""
         value = self.get(name)
         return value if isinstance(value, FramesShape) else None
 
-    def with_video(self, name: str, picture: VideoShape | None) -> Any:
-        """An input with other video latents; its sound stays."""
+    def with_video(self, name: str, video: VideoShape | None) -> Any:
+        """Return the shape of an input with its video replaced by ``video``."""
         value = self.get(name)
-        return replace(value, video=picture) if isinstance(value, AudioVideoShape) else picture
+        return replace(value, video=video) if isinstance(value, AudioVideoShape) else video
 
     def warn(self, code: str, message: str) -> None:
-        """Notice something about this node."""
+        """Add a finding about this node."""
         self.shapes.findings.append(LintFinding(code, message, self.node.id))
 
 
@@ -156,22 +161,22 @@ def infer_shapes(
     factors: Mapping[str, tuple[str, Fraction]] | None = None,
     images: Mapping[str, tuple[int, int]] | None = None,
 ) -> InferredShapes:
-    """Everything that can be told of a graph's outputs."""
+    """Infer the values and shapes of all outputs of a graph."""
     shapes = InferredShapes(graph, {}, [], factors or {}, images or {})
     for node in topological_order(graph):
-        results = _infer_node(node, rules, shapes)
-        pairs = enumerate(results)
+        outputs = _infer_node(node, rules, shapes)
+        pairs = enumerate(outputs)
         shapes.values |= {Link(node.id, i): v for i, v in pairs if v is not None}
     return shapes
 
 
 def _infer_node(node: Node, rules: Mapping[str, Rule], shapes: InferredShapes) -> tuple[Any, ...]:
     if node.class_type in FOLDABLE_NODES and node.class_type not in rules:
-        given = {
+        inputs = {
             name: shapes.values.get(v) if isinstance(v, Link) else v
             for name, v in node.inputs.items()
         }
-        values = {name: v for name, v in given.items() if v is not None}
+        values = {name: v for name, v in inputs.items() if v is not None}
         values |= {n: d for n, d in _defaults(node).items() if n not in node.inputs}
         try:
             return FOLDABLE_NODES[node.class_type](values)
@@ -183,11 +188,11 @@ def _infer_node(node: Node, rules: Mapping[str, Rule], shapes: InferredShapes) -
 
 def _defaults(node: Node) -> dict[str, Value]:
     inputs = NODE_TYPES[node.class_type].inputs
-    return {one.name: one.default for one in inputs if one.is_widget}
+    return {item.name: item.default for item in inputs if item.is_widget}
 
 
 def empty_video_shape(width: int, height: int, frames: int) -> VideoShape:
-    """The latents of a wish: whole blocks of 32 pixels, whole latent frames."""
+    """Return the shape of an empty latent: sides are multiples of 32, frames are 8k + 1."""
     return VideoShape(
         width // PIXELS_PER_LATENT * PIXELS_PER_LATENT,
         height // PIXELS_PER_LATENT * PIXELS_PER_LATENT,
@@ -198,15 +203,15 @@ def empty_video_shape(width: int, height: int, frames: int) -> VideoShape:
 
 
 def format_size(width: float | Fraction, height: float | Fraction) -> str:
-    """``1280x704``."""
+    """Return a size as text, such as ``1280x704``."""
     return f"{round(width)}x{round(height)}"
 
 
 def audio_seconds(latents: int) -> float:
-    """How long decoded audio latents last: causal, three mel frames short of four each."""
+    """Return the duration of decoded audio latents: 4n - 3 mel frames for n latents (causal)."""
     return max(0, 4 * latents - 3) / MEL_FRAMES_PER_SECOND
 
 
 def audio_latent_count(frames: int, fps: float) -> int:
-    """Audio latents for a number of frames, as ComfyUI sizes them."""
-    return round(frames / fps * LATENTS_PER_SECOND) if fps > 0 and math.isfinite(fps) else 0
+    """Return the number of audio latents that ComfyUI creates for a number of frames."""
+    return round(frames / fps * AUDIO_LATENTS_PER_SECOND) if fps > 0 and math.isfinite(fps) else 0

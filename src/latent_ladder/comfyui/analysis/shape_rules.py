@@ -1,4 +1,4 @@
-"""What each node does to sizes and lengths, one row a type; and the traps that show on the way."""
+"""Shape rules: the effect of each node type on sizes, frame counts and lengths, with their lint."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ InferredOutputs = tuple[Any, ...]
 
 
 def _empty_video(ctx: ShapeContext) -> InferredOutputs:
-    asked = ctx.integers("width", "height", "length")
-    if asked is None or min(asked) < 1:
+    requested = ctx.integers("width", "height", "length")
+    if requested is None or min(requested) < 1:
         return ()
-    made = empty_video_shape(*asked)
-    if min(made.width, made.height) == 0:
-        ctx.warn("no_size", f"{format_size(*asked[:2])} is smaller than one latent of 32x32 pixels")
+    video = empty_video_shape(*requested)
+    if min(video.width, video.height) == 0:
+        size = format_size(*requested[:2])
+        ctx.warn("no_size", f"{size} is smaller than one latent of 32x32 pixels")
         return ()
-    if made.frames != made.requested_frames:
-        text = f"length {made.requested_frames} is cut to {made.frames} frames: latents hold 8k+1"
-        ctx.warn("frames_truncated", text)
-    return (made,)
+    if video.frames != video.requested_frames:
+        text = f"length {video.requested_frames} is truncated to {video.frames} frames"
+        ctx.warn("frames_truncated", f"{text}: latents represent 8k+1 frames")
+    return (video,)
 
 
 def _image_to_video(ctx: ShapeContext) -> InferredOutputs:
-    made = _empty_video(ctx)
-    return (None, None, replace(made[0], masked=True)) if made else ()
+    outputs = _empty_video(ctx)
+    return (None, None, replace(outputs[0], masked=True)) if outputs else ()
 
 
 def _empty_audio(ctx: ShapeContext) -> InferredOutputs:
@@ -64,84 +65,84 @@ def _separate(ctx: ShapeContext) -> InferredOutputs:
 
 
 def _in_place(ctx: ShapeContext) -> InferredOutputs:
-    picture = ctx.video("latent")
-    if picture is None or ctx.get("bypass") is True:
+    video = ctx.video("latent")
+    if video is None or ctx.get("bypass") is True:
         return (ctx.get("latent"),)
-    return (ctx.with_video("latent", replace(picture, masked=True, mask_dropped=False)),)
+    return (ctx.with_video("latent", replace(video, masked=True, mask_dropped=False)),)
 
 
 def _add_guide(ctx: ShapeContext) -> InferredOutputs:
-    picture = ctx.video("latent")
-    guided = replace(picture, has_guides=True, mask_dropped=False) if picture else None
+    video = ctx.video("latent")
+    guided = replace(video, has_guides=True, mask_dropped=False) if video else None
     return (None, None, ctx.with_video("latent", guided))
 
 
 def _crop_guides(ctx: ShapeContext) -> InferredOutputs:
-    picture = ctx.video("latent")
-    cropped = replace(picture, has_guides=False) if picture else None
+    video = ctx.video("latent")
+    cropped = replace(video, has_guides=False) if video else None
     return (None, None, ctx.with_video("latent", cropped))
 
 
 def _upsample_latents(ctx: ShapeContext) -> InferredOutputs:
-    picture = ctx.video("samples")
-    doing = ctx.get("upscale_model")
-    if picture is None or not isinstance(doing, tuple):
+    video = ctx.video("samples")
+    upsampling = ctx.get("upscale_model")
+    if video is None or not isinstance(upsampling, tuple):
         return ()
-    if picture.has_guides:
-        ctx.warn("guides_kept", "its latent still has guide frames: put LTXVCropGuides before it")
-    axis, factor = doing
-    kept = replace(picture, masked=False, mask_dropped=picture.masked or picture.mask_dropped)
+    if video.has_guides:
+        ctx.warn("guides_kept", "its latent still has guide frames: add LTXVCropGuides before it")
+    axis, factor = upsampling
+    unmasked = replace(video, masked=False, mask_dropped=video.masked or video.mask_dropped)
     if axis == "temporal":
-        latents = (picture.frames - 1) // FRAMES_PER_LATENT + 1
+        latents = (video.frames - 1) // FRAMES_PER_LATENT + 1
         frames = (round(latents * factor) - 1 - 1) * FRAMES_PER_LATENT + 1
-        return (replace(kept, frames=frames, requested_frames=frames),)
-    width, height = (round(side * factor / 32) * 32 for side in (picture.width, picture.height))
-    asked = (picture.requested_size[0] * factor, picture.requested_size[1] * factor)
-    return (replace(kept, width=width, height=height, requested_size=asked),)
+        return (replace(unmasked, frames=frames, requested_frames=frames),)
+    width, height = (round(side * factor / 32) * 32 for side in (video.width, video.height))
+    requested = (video.requested_size[0] * factor, video.requested_size[1] * factor)
+    return (replace(unmasked, width=width, height=height, requested_size=requested),)
 
 
 def _load_latent_upsampler(ctx: ShapeContext) -> InferredOutputs:
-    """What a latent upsampler does, by what the file says or else by its name."""
+    """Return the axis and factor of a latent upsampler, from its file or else from its name."""
     name = str(ctx.get("model_name") or "")
     known = ctx.shapes.upscale_factors.get(name)
     return (known or factor_from_name(name),)
 
 
 def factor_from_name(name: str) -> tuple[str, Fraction]:
-    """What a latent upsampler does, by its name: x2 where it says nothing."""
+    """Return the axis and factor of a latent upsampler by its file name; the default is x2."""
     found = re.search(r"x(\d+(?:\.\d+)?)", name.lower())
     axis = "temporal" if "temporal" in name.lower() else "spatial"
     return axis, Fraction(found[1]) if found else Fraction(2)
 
 
 def _latent_upscale(ctx: ShapeContext) -> InferredOutputs:
-    picture, size = ctx.video("samples"), ctx.integers("width", "height")
-    if picture is None or size is None or 0 in size:
+    video, size = ctx.video("samples"), ctx.integers("width", "height")
+    if video is None or size is None or 0 in size:
         return ()
     width, height = (side // 32 * 32 for side in size)
-    asked = (Fraction(size[0]), Fraction(size[1]))
+    requested = (Fraction(size[0]), Fraction(size[1]))
     return (
         ctx.with_video(
-            "samples", replace(picture, width=width, height=height, requested_size=asked)
+            "samples", replace(video, width=width, height=height, requested_size=requested)
         ),
     )
 
 
 def _latent_upscale_by(ctx: ShapeContext) -> InferredOutputs:
-    picture, by = ctx.video("samples"), ctx.number("scale_by")
-    if picture is None or by is None:
+    video, by = ctx.video("samples"), ctx.number("scale_by")
+    if video is None or by is None:
         return ()
-    width, height = (round(side / 32 * by) * 32 for side in (picture.width, picture.height))
-    asked = (picture.requested_size[0] * Fraction(by), picture.requested_size[1] * Fraction(by))
+    width, height = (round(side / 32 * by) * 32 for side in (video.width, video.height))
+    requested = (video.requested_size[0] * Fraction(by), video.requested_size[1] * Fraction(by))
     return (
         ctx.with_video(
-            "samples", replace(picture, width=width, height=height, requested_size=asked)
+            "samples", replace(video, width=width, height=height, requested_size=requested)
         ),
     )
 
 
 def _pass_through(name: str, *before: None) -> Rule:
-    """The value of an input, passed on."""
+    """Return a rule that passes an input through as the output after ``before``."""
 
     def rule(ctx: ShapeContext) -> InferredOutputs:
         return (*before, ctx.get(name))
@@ -150,27 +151,27 @@ def _pass_through(name: str, *before: None) -> Rule:
 
 
 def _set_noise_mask(ctx: ShapeContext) -> InferredOutputs:
-    picture = ctx.video("samples")
-    if picture is None:
+    video = ctx.video("samples")
+    if video is None:
         return (ctx.get("samples"),)
-    return (ctx.with_video("samples", replace(picture, masked=True)),)
+    return (ctx.with_video("samples", replace(video, masked=True)),)
 
 
 def _sample(name: str) -> Rule:
-    """The latent of an input, after one more stage."""
+    """Return a rule that records a sampling stage on the latent of an input."""
 
     def rule(ctx: ShapeContext) -> InferredOutputs:
-        picture = ctx.video(name)
-        if picture is None:
+        video = ctx.video(name)
+        if video is None:
             return (ctx.get(name),) * 2
-        if picture.mask_dropped:
+        if video.mask_dropped:
             ctx.warn(
                 "conditioning_dropped",
-                "the upsampler drops the mask of the image at the start: put it on again before "
-                "this stage, or it is sampled away",
+                "the upsampler drops the noise mask of the image at the start: apply the image "
+                "again before this stage, or it is sampled away",
             )
-        done = replace(picture, stages=(*picture.stages, ctx.node.id), mask_dropped=False)
-        return (ctx.with_video(name, done),) * 2
+        sampled = replace(video, stages=(*video.stages, ctx.node.id), mask_dropped=False)
+        return (ctx.with_video(name, sampled),) * 2
 
     return rule
 
@@ -180,51 +181,55 @@ def _sample(name: str) -> Rule:
 
 def _decode(name: str) -> Rule:
     def rule(ctx: ShapeContext) -> InferredOutputs:
-        picture = ctx.video(name)
-        if picture is None:
+        video = ctx.video(name)
+        if video is None:
             return ()
-        if picture.has_guides:
-            ctx.warn("guides_kept", "guide frames are decoded as well: put LTXVCropGuides before")
-        _check_temporal_tiles(ctx, picture)
-        _check_spatial_tiles(ctx, picture)
-        return (FramesShape(picture.width, picture.height, picture.frames, picture),)
+        if video.has_guides:
+            ctx.warn("guides_kept", "it also decodes guide frames: add LTXVCropGuides before it")
+        _check_temporal_tiles(ctx, video)
+        _check_spatial_tiles(ctx, video)
+        return (FramesShape(video.width, video.height, video.frames, video),)
 
     return rule
 
 
-def _check_temporal_tiles(ctx: ShapeContext, picture: VideoShape) -> None:
-    """Ordinary tiles decode each stretch as if it were the first; others blend or have none."""
+def _check_temporal_tiles(ctx: ShapeContext, video: VideoShape) -> None:
+    """Check the temporal tiles of ``VAEDecodeTiled``.
+
+    It decodes each tile as if it were the start of a clip; the pack's decoders blend tiles or have
+    none in time.
+    """
     size = ctx.integer("temporal_size")
     if ctx.node.class_type != "VAEDecodeTiled" or size is None:
         return
-    if size >= picture.frames:
+    if size >= video.frames:
         ctx.warn(
             "no_temporal_tiles",
-            f"temporal_size {size} covers all {picture.frames} frames: time is not tiled, which is "
-            "seamless and takes the memory of the whole clip",
+            f"temporal_size {size} covers all {video.frames} frames: without tiles in time there "
+            "are no seams, and the memory use is that of the whole clip",
         )
     else:
         ctx.warn(
             "temporal_seams",
-            f"stretches of {size} frames are decoded as if each were the first: expect flicker "
-            "where they meet; LTXVSpatioTemporalTiledVAEDecode cross-fades",
+            f"tiles of {size} frames are decoded as if each were the start of a clip: expect "
+            "flicker where they meet; LTXVSpatioTemporalTiledVAEDecode cross-fades them",
         )
 
 
-def _check_spatial_tiles(ctx: ShapeContext, picture: VideoShape) -> None:
-    """Tiles that are narrower than their overlap, which the pack's decoders cannot place."""
+def _check_spatial_tiles(ctx: ShapeContext, video: VideoShape) -> None:
+    """Check for tiles that are narrower than their overlap, which fails in the pack's decoders."""
     both = ctx.integer("spatial_tiles")
     across = both or ctx.integer("horizontal_tiles") or 1
     down = both or ctx.integer("vertical_tiles") or 1
     overlap = ctx.integer("spatial_overlap") if both else ctx.integer("overlap")
     if ctx.node.class_type == "VAEDecodeTiled" or overlap is None:
         return
-    for side, count in ((picture.width // 32, across), (picture.height // 32, down)):
+    for side, count in ((video.width // 32, across), (video.height // 32, down)):
         size = (side + (count - 1) * overlap) // count
         if count > 1 and size < overlap:
             ctx.warn(
                 "tiles_too_narrow",
-                f"{count} tiles across {side} latents are {size} wide and overlap by {overlap}, "
+                f"{count} tiles over {side} latents are {size} wide but overlap by {overlap}, "
                 "which fails: use fewer tiles",
             )
             return
@@ -234,8 +239,8 @@ def _encode(ctx: ShapeContext) -> InferredOutputs:
     frames = ctx.frames("pixels")
     if frames is None:
         return ()
-    made = empty_video_shape(frames.width, frames.height, frames.count)
-    return (replace(made, stages=frames.latent.stages if frames.latent else ()),)
+    video = empty_video_shape(frames.width, frames.height, frames.count)
+    return (replace(video, stages=frames.latent.stages if frames.latent else ()),)
 
 
 def _decode_audio(ctx: ShapeContext) -> InferredOutputs:
@@ -308,8 +313,8 @@ def _crop_image(ctx: ShapeContext) -> InferredOutputs:
 
 
 def _upscale_with_model(ctx: ShapeContext) -> InferredOutputs:
-    frames, doing = ctx.frames("image"), ctx.get("upscale_model")
-    return (_scale(frames, float(doing[1])),) if frames and isinstance(doing, tuple) else ()
+    frames, model = ctx.frames("image"), ctx.get("upscale_model")
+    return (_scale(frames, float(model[1])),) if frames and isinstance(model, tuple) else ()
 
 
 def _load_upscale_model(ctx: ShapeContext) -> InferredOutputs:
@@ -344,8 +349,8 @@ def _load_image(ctx: ShapeContext) -> InferredOutputs:
 
 def _get_image_size(ctx: ShapeContext) -> InferredOutputs:
     frames = ctx.frames("image")
-    counted = (frames.width, frames.height, frames.count) if frames else ()
-    return (frames, *counted) if ctx.node.class_type == "GetImageSizeAndCount" else counted
+    sizes = (frames.width, frames.height, frames.count) if frames else ()
+    return (frames, *sizes) if ctx.node.class_type == "GetImageSizeAndCount" else sizes
 
 
 def _repeat_images(ctx: ShapeContext) -> InferredOutputs:
@@ -380,8 +385,8 @@ def _float_to_int(ctx: ShapeContext) -> InferredOutputs:
     if value is None:
         return ()
     if value != round(value):
-        text = f"{value:g} becomes {round(value)}: sound is sized for {round(value)} fps"
-        ctx.warn("rate_rounded", f"{text}; LTXVEmptyLatentAudio takes {value:g} as it is")
+        text = f"{value:g} becomes {round(value)}: audio is sized for {round(value)} fps"
+        ctx.warn("rate_rounded", f"{text}; LTXVEmptyLatentAudio accepts {value:g} directly")
     return (round(value),)
 
 

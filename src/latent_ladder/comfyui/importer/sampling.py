@@ -10,6 +10,7 @@ from typing import Any
 from latent_ladder.comfyui.exporter.sampling import COMFY_SCHEDULES
 from latent_ladder.comfyui.graph import Node
 from latent_ladder.comfyui.importer.graph_walker import RUN_HINT, GraphWalker, unsupported_node
+from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA
 from latent_ladder.errors import RequestError
 from latent_ladder.request.stages import Schedule
 from latent_ladder.sampling.names import SAMPLER_FACTS
@@ -21,8 +22,6 @@ SAMPLING_NODES = frozenset(
     {"SamplerCustomAdvanced", "SamplerCustom", "KSampler", "KSamplerAdvanced"}
 )
 _LORA_NODES = frozenset({"LoraLoaderModelOnly", "LoraLoader", "LTXICLoRALoaderModelOnly"})
-_NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
-"""How ComfyUI's ManualSigmas finds numbers in its text."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +293,7 @@ def resolve_sigmas(fields: Mapping[str, Any], tokens: int) -> list[float]:
 
 def parse_manual_sigmas(text: str) -> list[float]:
     """The numbers of a ManualSigmas text as ComfyUI reads them: an exponent becomes a number."""
-    return [float(found) for found in _NUMBER.findall(text)]
+    return [float(found) for found in MANUAL_SIGMA.findall(text)]
 
 
 def _read_manual_sigmas(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from types import MappingProxyType
+
 from latent_ladder.comfyui.node_defs.builders import (
     LTXV,
     choice,
@@ -25,6 +28,12 @@ SAMPLERS = (
     "seeds_2", "seeds_3", "sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
 """All sampler names of ComfyUI; a graph may contain any of them."""
+SAMPLER_ALIASES = MappingProxyType({"ddim": "euler"})
+"""Samplers that run as another one: ComfyUI implements ddim with its euler sampler."""
+RES4LYF_SAMPLER = re.compile(r"(?:.*/)?(res_2s|euler)$")
+"""Sampler names of RES4LYF that are supported; the group is the sampler's name here."""
+MANUAL_SIGMA = re.compile(r"[-+]?(?:\d*\.*\d+)")
+"""The numbers that ``ManualSigmas`` finds in its text: exponents are not part of them."""
 SCHEDULERS = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
     "linear_quadratic", "kl_optimal",

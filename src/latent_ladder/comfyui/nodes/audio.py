@@ -14,7 +14,7 @@ from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Audio, AudioVaeFile, Latent, Value
 from latent_ladder.errors import MediaError
 from latent_ladder.media.video_reader import open_media
-from latent_ladder.models.audio_vae.vae import load_audio
+from latent_ladder.models.audio_vae.vae import load_audio_vae
 
 PEAK_DEVIATIONS = 5.0
 
@@ -88,7 +88,7 @@ def _decode(ctx: NodeContext, name: str) -> Audio:
     vocoder = vae.vocoder
 
     def work() -> Audio:
-        decoder = load_audio(
+        decoder = load_audio_vae(
             vae.component, vocoder, device=engine.runtime.device, parts=("decoder",)
         )
         return Audio(decoder.decode(latents), decoder.sample_rate)
@@ -116,7 +116,7 @@ def encode_audio(ctx: NodeContext, vae: AudioVaeFile, audio: Audio) -> Tensor:
 
     def work() -> Tensor:
         device = engine.runtime.device
-        encoder = load_audio(vae.component, None, device=device, parts=("encoder",))
+        encoder = load_audio_vae(vae.component, None, device=device, parts=("encoder",))
         return encoder.encode(audio.waveform, audio.rate).float().cpu()
 
     return engine.fitting(work, ctx.warn)

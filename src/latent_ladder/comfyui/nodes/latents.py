@@ -32,7 +32,7 @@ from latent_ladder.latents.shapes import (
     audio_latents,
 )
 from latent_ladder.models.latent_upsampler.upsample import load_upsampler, upsample
-from latent_ladder.models.vae_loading import statistics
+from latent_ladder.models.vae_loading import read_latent_statistics
 
 IMAGE_PIXELS_PER_LATENT = 8
 """What ``LatentUpscale`` takes a latent for: it was made for pictures."""
@@ -189,7 +189,9 @@ def upsample_latent(ctx: NodeContext) -> list[Value]:
     def work() -> Tensor:
         runtime = engine.runtime
         upsampler = load_upsampler(file, device=runtime.device, dtype=runtime.dtype)
-        larger = upsample(video.to(runtime.device), upsampler, statistics(vae.component))
+        larger = upsample(
+            video.to(runtime.device), upsampler, read_latent_statistics(vae.component)
+        )
         return larger.float().cpu()
 
     return [Latent(video=engine.fitting(work, ctx.warn))]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from latent_ladder.comfyui.graph import Node
+from latent_ladder.comfyui.node_defs.sampling import RES4LYF_SAMPLER, SAMPLER_ALIASES
 from latent_ladder.comfyui.nodes.denoise import DenoisedLatents, SamplingJob, denoise
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.nodes.sigmas import ltx_mu, schedule_sigmas
@@ -27,11 +28,6 @@ from latent_ladder.comfyui.runtime.values import (
 )
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
 from latent_ladder.sampling.schedules import Sigmas, shifted
-
-SAMPLER_ALIASES = MappingProxyType({"ddim": "euler"})
-"""Samplers that are another one under their own name: ddim starts as euler does."""
-RES4LYF_SAMPLERS = re.compile(r"(?:.*/)?(res_2s|euler)$")
-
 
 # --- noise and samplers -------------------------------------------------------------------------
 
@@ -87,7 +83,7 @@ def euler_ancestral_cfg_pp(ctx: NodeContext) -> list[Value]:
 def res4lyf_sampler(ctx: NodeContext) -> list[Value]:
     """RES4LYF's sampler for the rules that are here too; its noise is the pack's own."""
     name, eta = ctx.text("sampler_name"), ctx.number("eta")
-    found = RES4LYF_SAMPLERS.match(name)
+    found = RES4LYF_SAMPLER.match(name)
     if found is None:
         raise ctx.error(_unknown_res4lyf_sampler(name), "use exponential/res_2s")
     ctx.warn(
@@ -106,7 +102,7 @@ def _unknown_res4lyf_sampler(name: object) -> str:
 def check_res4lyf_sampler(node: Node) -> str:
     """Why a ``ClownSampler_Beta`` cannot run."""
     name = node.inputs.get("sampler_name", "multistep/res_2m")
-    if isinstance(name, str) and RES4LYF_SAMPLERS.match(name) is None:
+    if isinstance(name, str) and RES4LYF_SAMPLER.match(name) is None:
         return _unknown_res4lyf_sampler(name)
     return ""
 

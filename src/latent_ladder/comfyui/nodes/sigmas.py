@@ -7,27 +7,20 @@ Facts of ComfyUI's ``nodes_custom_sampler`` and ``nodes_lt``; the schedules them
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
+from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA, SCHEDULERS
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Latent, Model, SigmaList, Value
 from latent_ladder.errors import RequestError
 from latent_ladder.sampling.schedules import SCHEDULES, Sigmas, linspace, ltx
 
-COMFYUI_NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
-"""What ``ManualSigmas`` takes for a number: no exponents."""
-SCHEDULERS = (
-    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
-    "linear_quadratic", "kl_optimal",
-)  # fmt: skip
-
 
 def manual_sigmas(ctx: NodeContext) -> list[Value]:
     """``ManualSigmas``: every number in the text, as ComfyUI finds them."""
-    return [SigmaList(tuple(float(found) for found in COMFYUI_NUMBER.findall(ctx.text("sigmas"))))]
+    return [SigmaList(tuple(float(found) for found in MANUAL_SIGMA.findall(ctx.text("sigmas"))))]
 
 
 def ltx_mu(ctx: NodeContext, max_shift: float, base_shift: float) -> float:

@@ -15,7 +15,13 @@ from helpers.workflow_shapes import NEGATIVE, POCKET, Api, template, two_stage
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latent_ladder.checkpoints.selection import EMBEDDED, Library, model_folders, scan, select
+from latent_ladder.checkpoints.selection import (
+    EMBEDDED,
+    Library,
+    model_folders,
+    scan,
+    select_models,
+)
 from latent_ladder.comfyui.conversion import export_workflow, import_workflow
 from latent_ladder.comfyui.executor import execute
 from latent_ladder.comfyui.exporter.file_names import file_names_for
@@ -46,7 +52,7 @@ def of_request(request: Request, library: Library, folder: Path) -> Made:
     """The clip that ``ladder make`` gives."""
     store, clip = Store(folder / "requests"), folder / "request.mp4"
     pipeline.execute(pipeline.prepare(request, library, store), clip, pipeline.RunOptions())
-    plan = make_plan(request, select(library, request.models.choices), library)
+    plan = make_plan(request, select_models(library, request.models.choices), library)
     artefact = store.get(plan.latents.key)
     assert artefact is not None
     return Made(artefact.load()["video"], streams(clip))

@@ -104,7 +104,7 @@ def test_a_clip_of_another_tool_that_puts_both_into_the_comment(tmp_path: Path) 
 
 
 def test_a_clip_without_a_workflow(tmp_path: Path) -> None:
-    with pytest.raises(WorkflowError, match=r"a\.mp4 carries no ComfyUI workflow"):
+    with pytest.raises(WorkflowError, match=r"a\.mp4 contains no ComfyUI workflow"):
         read_workflow(written_clip(tmp_path / "a.mp4", title="x"))
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(WorkflowError, match=r"b\.png cannot be read"):
@@ -115,27 +115,27 @@ def test_a_clip_without_a_workflow(tmp_path: Path) -> None:
     ("data", "says"),
     [
         (b"", "is empty"),
-        (b"{", "no JSON: .* in line 1, column 2"),
-        (b"\x89PNG\r\n\x1a\n", "is a picture"),
+        (b"{", "not JSON: .* in line 1, column 2"),
+        (b"\x89PNG\r\n\x1a\n", "is an image"),
         (b"<!DOCTYPE html>", "is a web page"),
         (b"\0\0\0\x20ftypisom", "is a clip"),
         (b"GGUF\3\0\0\0", "is a model file"),
-        (b"\xff\xfe\0", "is no JSON"),
-        (b"[" * 100_000, "nests its values too deeply"),
-        (b"9" * 5000, "is no JSON"),
+        (b"\xff\xfe\0", "is not JSON"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"9" * 5000, "is not JSON"),
         (b"[]", "it is a list"),
         (b"{}", "an empty object"),
         (b'"text"', "it is .text."),
         (b'{"a": 1, "b": 2}', "it is an object with a, b"),
-        (b'{"nodes": {}}', "its nodes are no list"),
+        (b'{"nodes": {}}', "its nodes are not a list"),
         (b'{"1": {"class_type": "X"}, "2": 5}', "node 2 is a number"),
         (b'{"1": {"class_type": "X", "inputs": []}}', "inputs is a list"),
         (b'{"1": {"class_type": "X"}, "2": {"inputs": {}}}', "node 2 has no class_type"),
-        (b'{"1": {"class_type": "X", "inputs": {"a": ["9", 0]}}}', "linked to node 9, which is"),
+        (b'{"1": {"class_type": "X", "inputs": {"a": ["9", 0]}}}', "linked to node 9, which does not exist"),
         (b'{"1": {"class_type": "X", "inputs": {"a": ["1", 0]}}}', "a is part of a cycle"),
         (b'{"nodes": [{"id": 1}]}', "node 1 has no type"),
-        (b'{"nodes": [7]}', "entry 0 of nodes is no node"),
-        (b'{"nodes": [], "links": [[1, 2]]}', "entry 0 of links is no link"),
+        (b'{"nodes": [7]}', "entry 0 of nodes is not a node"),
+        (b'{"nodes": [], "links": [[1, 2]]}', "entry 0 of links is not a link"),
     ],
 )
 def test_what_is_no_workflow_says_what_it_is(data: bytes, says: str) -> None:

@@ -16,6 +16,7 @@ import reference
 import reference_commands
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -35,6 +36,13 @@ def _fill(entries: list[Any]) -> None:
                 ]
             elif isinstance(below, list):
                 _fill(below)
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Let the search find user pages before notes of the laboratory."""
+    if page.file.src_uri.startswith("laboratory/"):
+        page.meta["search"] = {"boost": 0.3}
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -101,7 +101,8 @@ def _page(name: str, command: Any) -> str:
 def _body(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument" and not p.hidden]
     usage = " ".join(["ladder", name, "[OPTIONS]", *map(_argument, arguments)])
-    parts = [_help(command), "", "```", usage, "```", ""]
+    first, _, rest = _help(command).partition("\n\n")
+    parts = [first, "", "```", usage, "```", "", *([rest, ""] if rest else [])]
     if arguments:
         rows = [(code(_argument(p)), _meaning(p)) for p in arguments]
         parts.append(table(("argument", "meaning"), rows))
@@ -114,11 +115,9 @@ def _options(command: Any) -> str:
     panels = dict.fromkeys(map(_panel, options))
     parts = [] if options else ["No flags but `--help`.\n"]
     for panel in panels:
-        rows = [
-            (_flag(command, p), _meaning(p), _default(p)) for p in options if _panel(p) == panel
-        ]
+        rows = [(_flag(command, p), _meaning(p)) for p in options if _panel(p) == panel]
         parts += [f"**{panel}**", ""] if panel and len(panels) > 1 else []
-        parts.append(table(("flag", "meaning", "default"), rows))
+        parts.append(table(("flag", "meaning"), rows))
     return "\n".join(parts)
 
 
@@ -164,26 +163,37 @@ def _meaning(parameter: Any) -> str:
         parts.append(f"From {low:g} to {high:g}.")
     elif low is not None or high is not None:
         parts.append(f"At least {low:g}." if high is None else f"At most {high:g}.")
+    default = _default(parameter)
+    if default and "default" not in parts[0].lower():
+        parts.append(f"Default: {default}.")
     if parameter.envvar:
         parts.append(f"Also {code(parameter.envvar)} in the environment.")
     return " ".join(filter(None, parts))
 
 
-def _default(option: Any) -> str:
+def _default(parameter: Any) -> str:
     """The default as a user would type it; empty where nothing is the default."""
-    value = option.default
-    if callable(value):
+    value = parameter.default
+    if callable(value) or value is None or value in ([], ()):
         return ""
-    if option.secondary_opts:
-        return code(option.opts[0] if value else option.secondary_opts[0])
-    if value is None or value is False or value in ([], ()):
+    if parameter.secondary_opts:
+        return code(parameter.opts[0] if value else parameter.secondary_opts[0])
+    if value is False:
         return ""
     return code(f"{value:g}" if isinstance(value, float) else value)
 
 
 def _help(command: Any) -> str:
-    text = (command.help or "").strip()
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    """The help text: paragraphs, and lines that call ``ladder`` as a block of code."""
+    paragraphs = (command.help or "").strip().split("\n\n")
+    return "\n\n".join(map(_paragraph, paragraphs))
+
+
+def _paragraph(text: str) -> str:
+    lines = [line.strip().strip("\b") for line in text.splitlines() if line.strip("\b \n")]
+    if lines and all(line.startswith("ladder ") for line in lines):
+        return "\n".join(["```", *lines, "```"])
+    return " ".join(lines)
 
 
 def _summary(command: Any) -> str:

@@ -41,7 +41,7 @@ of that kind, `refine[1]` the second refine stage. `base.steps` is short for `ba
 `refine.lora` for the strength of the stage's LoRA. Unknown fields and impossible values are refused
 before anything runs, all in one report with exit code 2.
 
-A field without a default is required; every preset sets them all but `prompt`.
+Every preset sets the required fields but `prompt`.
 """
 
 PRESETS_INTRO = """A preset is a request without a prompt. `ladder make --preset NAME` uses it,
@@ -95,15 +95,22 @@ def page() -> str:
         rows = [
             (
                 code(name),
+                _meaning(model, name),
                 _type(field),
                 _range(field),
                 _default(field),
-                _meaning(model, name),
             )
             for name, field in model.model_fields.items()
         ]
-        parts.append(table(("field", "type", "range", "default", "meaning"), rows))
+        columns = ("field", "meaning", "type", "range", "default")
+        if not any(row[3] for row in rows):
+            columns, rows = _without(3, columns), [_without(3, row) for row in rows]
+        parts.append(table(columns, rows))
     return "\n".join([*parts, _samplers(), _schedules()])
+
+
+def _without(index: int, row: tuple[str, ...]) -> tuple[str, ...]:
+    return row[:index] + row[index + 1 :]
 
 
 def undocumented() -> list[str]:

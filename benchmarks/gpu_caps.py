@@ -35,13 +35,15 @@ from helpers import checkpoint_layouts as layouts  # noqa: E402
 
 from latent_ladder.memory.cost_model import LTX_2_3, DitSize, ModelSizes  # noqa: E402
 from latent_ladder.memory.planner import GIB, Budget, Policy, StageMemory, plan_memory  # noqa: E402
-from latent_ladder.models import network_configs as dims  # noqa: E402
+from latent_ladder.models.network_configs import (  # noqa: E402
+    video_decoder_config,
+)
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig  # noqa: E402
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream  # noqa: E402
 from latent_ladder.models.transformer.model import Transformer  # noqa: E402
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions  # noqa: E402
-from latent_ladder.models.vae_loading import Statistics  # noqa: E402
-from latent_ladder.models.video_vae.networks import VideoDecoder, packed  # noqa: E402
+from latent_ladder.models.vae_loading import LatentStatistics  # noqa: E402
+from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels  # noqa: E402
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video  # noqa: E402
 from latent_ladder.models.weights.block_offload import BlockOffload  # noqa: E402
 from latent_ladder.models.weights.loading import EmptyOnMeta  # noqa: E402
@@ -147,11 +149,11 @@ def decoder(tiny: bool, device: torch.device) -> VideoVae:
     """A video decoder with random weights in bf16; the small one has narrow layers."""
     stages = ((1, 16), (1, 16), (1, 16), (1, 8), (1, 8))
     shapes = dict(layouts.video_vae(decoder=stages) if tiny else layouts.video_vae())
-    coder = dims.video_decoder(shapes, {} if tiny else layouts.VAE_CONFIG)
+    coder = video_decoder_config(shapes, {} if tiny else layouts.VAE_CONFIG)
     with torch.device(device):
         network = VideoDecoder(coder).to(BF16).eval().requires_grad_(False)
-    flat = Statistics(torch.zeros(128, device=device), torch.ones(128, device=device))
-    return VideoVae(None, packed(network), coder, flat, device, BF16)
+    flat = LatentStatistics(torch.zeros(128, device=device), torch.ones(128, device=device))
+    return VideoVae(None, pack_kernels(network), coder, flat, device, BF16)
 
 
 # --- work ----------------------------------------------------------------------------------------

@@ -26,17 +26,17 @@ from latent_ladder.models.audio_vae.snake_beta import SnakeActivation
 from latent_ladder.models.audio_vae.vae import (
     AudioDecoder,
     fit_length,
-    load_audio,
+    load_audio_vae,
     log_mel,
     resample,
 )
 from latent_ladder.models.audio_vae.vocoder import (
-    PIECE_FRAMES,
+    CHUNK_FRAMES,
     Vocoder,
-    in_pieces,
     load_vocoder,
-    low_band,
+    run_in_chunks,
     vocode,
+    vocode_low_band,
 )
 
 
@@ -48,7 +48,7 @@ def parts(golden: Any) -> dict[str, Component]:
 @pytest.fixture(scope="module")
 def audio(parts: dict[str, Component]) -> AudioDecoder:
     torch.set_num_threads(1)
-    return load_audio(parts["audio_vae"], parts["vocoder"], device="cpu")
+    return load_audio_vae(parts["audio_vae"], parts["vocoder"], device="cpu")
 
 
 # --- against the reference ------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_vocoder_with_bandwidth_extension(golden: Any, audio: AudioDecoder) -> N
     assert audio.vocoder is not None
     assert audio.sample_rate == 48000
     case.check("waveform", vocode(audio.vocoder, case.inputs["mel"]))
-    low = low_band(audio.vocoder, case.inputs["mel"])
+    low = vocode_low_band(audio.vocoder, case.inputs["mel"])
     assert low.abs().max() == 1, "the golden must reach the clamp for this to mean anything"
     case.check("low", low[..., : case.outputs["low"].shape[-1]])
 
@@ -111,21 +111,21 @@ def test_always_float32(golden: Any, audio: AudioDecoder) -> None:
 
 
 def _weights(vocoder: Vocoder) -> list[Tensor]:
-    networks = (vocoder.main, vocoder.wide, vocoder.bands)
+    networks = (vocoder.main, vocoder.bwe_generator, vocoder.mel_stft)
     return [t for n in networks if n is not None for t in n.state_dict().values()]
 
 
 def test_long_sounds_in_pieces_equal_the_whole(audio: AudioDecoder) -> None:
     """In float64, so that a layer that reaches further than the context cannot pass as rounding."""
     assert audio.vocoder is not None
-    for loaded in (audio.vocoder.main, audio.vocoder.wide):
+    for loaded in (audio.vocoder.main, audio.vocoder.bwe_generator):
         assert loaded is not None
         generator = copy.deepcopy(loaded).double()
         around = generator.context
         mel = noise(1, 128, 4 * around).double() - 4
         with torch.no_grad():
             whole = generator(mel)
-            pieces = in_pieces(generator, mel, around, around, generator.rate)
+            pieces = run_in_chunks(generator, mel, around, around, generator.rate)
         assert pieces.shape == whole.shape == (1, 2, 4 * around * generator.rate)
         assert (pieces - whole).abs().max() < 1e-12
 
@@ -136,7 +136,7 @@ def test_less_context_than_the_layers_see_would_show(audio: AudioDecoder) -> Non
     generator = audio.vocoder.main
     mel = noise(1, 128, 200) - 4
     with torch.no_grad():
-        short = in_pieces(generator, mel, 40, generator.context // 8, generator.rate)
+        short = run_in_chunks(generator, mel, 40, generator.context // 8, generator.rate)
         assert (short - generator(mel)).abs().max() > 1e-5
 
 
@@ -152,7 +152,7 @@ def test_the_extension_in_pieces_equals_the_whole(
     """Its spectrogram and its interpolation look around as well; 233 frames are no whole pieces."""
     mel = noise(1, 2, 233, 64) - 4
     whole = vocode(pocket, mel)
-    monkeypatch.setattr("latent_ladder.models.audio_vae.vocoder.PIECE_FRAMES", 60)
+    monkeypatch.setattr("latent_ladder.models.audio_vae.vocoder.CHUNK_FRAMES", 60)
     pieces = vocode(pocket, mel)
     assert pieces.shape == whole.shape == (1, 2, 233 * 480)
     assert not torch.equal(pieces, whole), "it was not cut"
@@ -162,7 +162,7 @@ def test_the_extension_in_pieces_equals_the_whole(
 def test_long_sounds_never_pass_a_generator_whole(pocket: Vocoder) -> None:
     """What bounds the memory: at most 5 s at once, and more sound is more pieces."""
     seen: list[int] = []
-    generators = [g for g in (pocket.main, pocket.wide) if g is not None]
+    generators = [g for g in (pocket.main, pocket.bwe_generator) if g is not None]
     hooks = [
         g.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
         for g in generators
@@ -170,8 +170,8 @@ def test_long_sounds_never_pass_a_generator_whole(pocket: Vocoder) -> None:
     vocode(pocket, noise(1, 2, 1200, 64) - 4)
     for hook in hooks:
         hook.remove()
-    assert max(seen) == PIECE_FRAMES
-    assert len(seen) > 1200 / PIECE_FRAMES + 2400 / PIECE_FRAMES
+    assert max(seen) == CHUNK_FRAMES
+    assert len(seen) > 1200 / CHUNK_FRAMES + 2400 / CHUNK_FRAMES
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1), (2, 5, 7), (1, 4, 3000)])
@@ -183,7 +183,7 @@ def test_the_activation_in_blocks_equals_its_definition(
     for seed, values in enumerate(activation.state_dict().values()):
         values.copy_(noise(*values.shape, seed=seed) * 0.3)
     x = noise(*shape)
-    torch.testing.assert_close(activation._in_blocks(x), activation._at_once(x))
+    torch.testing.assert_close(activation._forward_blocks(x), activation._forward_convolutions(x))
 
 
 @pytest.mark.parametrize("latents", [1, 3, 64])
@@ -194,7 +194,7 @@ def test_the_vae_in_pieces_equals_the_whole(
     z, mel = noise(1, 2, 17, 16), noise(1, 2, 66, 64) - 4
     want = audio.decode_mel(z), audio.encode_mel(mel)
     assert (want[0].shape[2], want[1].shape[2]) == (65, 17)
-    monkeypatch.setitem(audio_coder.PIECE_LATENTS, "cpu", latents)
+    monkeypatch.setitem(audio_coder.CHUNK_LATENTS, "cpu", latents)
     for found, whole in zip((audio.decode_mel(z), audio.encode_mel(mel)), want, strict=True):
         torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
 
@@ -236,7 +236,7 @@ def test_resampling_keeps_a_tone_and_drops_what_does_not_fit() -> None:
 
 
 def test_parts_on_demand(parts: dict[str, Component]) -> None:
-    only = load_audio(parts["audio_vae"], None, device="cpu", parts=("encoder",))
+    only = load_audio_vae(parts["audio_vae"], None, device="cpu", parts=("encoder",))
     assert (only.decoder, only.vocoder) == (None, None)
     with pytest.raises(ValueError, match="without its decoder"):
         only.decode(torch.zeros(1, 2, 3, 16))
@@ -256,12 +256,12 @@ def test_pocket_widths(tmp_path: Any) -> None:
     path = tmp_path / "audio.safetensors"
     save_file(tensors, path, {"config": json.dumps({"vocoder": layouts.POCKET_VOCODER_CONFIG})})
     found = components(open_checkpoint(path))
-    audio = load_audio(found["audio_vae"], found["vocoder"], device="cpu")
-    assert (audio.coder.base, audio.coder.multipliers) == (32, (1, 1, 2))
-    assert (audio.coder.latent_channels, audio.coder.mel_bins) == (2, 64)
+    audio = load_audio_vae(found["audio_vae"], found["vocoder"], device="cpu")
+    assert (audio.config.base, audio.config.multipliers) == (32, (1, 1, 2))
+    assert (audio.config.latent_channels, audio.config.mel_bins) == (2, 64)
     assert audio.decode(torch.zeros(1, 2, 3, 16)).shape == (2, 9 * 480)
     bare = Component("vocoder", found["vocoder"].file, found["vocoder"].names)
-    with pytest.raises(UnknownLayout, match="no header tells the strides"):
+    with pytest.raises(UnknownLayout, match="the header has no strides"):
         load_vocoder(bare, device="cpu")
 
 

@@ -17,7 +17,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.errors import RequestError, UnknownLayout
 from latent_ladder.models.latent_upsampler.upsample import LatentUpsampler, load_upsampler, upsample
-from latent_ladder.models.vae_loading import Statistics, statistics
+from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 
 CPU: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 KINDS = {
@@ -28,10 +28,10 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def of_vae(golden: Any) -> Statistics:
+def of_vae(golden: Any) -> LatentStatistics:
     """The statistics alone; the VAE itself is never loaded."""
     file = open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors"))
-    return statistics(components(file)["video_vae"])
+    return read_latent_statistics(components(file)["video_vae"])
 
 
 def load(kind: str, golden: Any) -> LatentUpsampler:
@@ -45,7 +45,7 @@ def smooth(frames: int, rows: int, cols: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_the_reference(kind: str, golden: Any, of_vae: Statistics) -> None:
+def test_against_the_reference(kind: str, golden: Any, of_vae: LatentStatistics) -> None:
     case = golden(f"upsample.tiny-{kind}")
     upsampler = load(kind, golden)
     assert (upsampler.factor, upsampler.temporal) == KINDS[kind]
@@ -57,14 +57,14 @@ def test_against_the_reference(kind: str, golden: Any, of_vae: Statistics) -> No
 
 @pytest.mark.parametrize(("rows", "cols", "size"), [(5, 7, (8, 11)), (4, 9, (6, 14))])
 def test_odd_sides_round_up_at_x1_5(
-    rows: int, cols: int, size: tuple[int, int], golden: Any, of_vae: Statistics
+    rows: int, cols: int, size: tuple[int, int], golden: Any, of_vae: LatentStatistics
 ) -> None:
     upsampler = load("spatial-x1.5", golden)
     assert upsample(smooth(2, rows, cols), upsampler, of_vae).shape[3:] == size
     assert upsampler.output_size(2, rows, cols) == (2, *size)
 
 
-def test_adain_takes_over_mean_and_deviation(golden: Any, of_vae: Statistics) -> None:
+def test_adain_takes_over_mean_and_deviation(golden: Any, of_vae: LatentStatistics) -> None:
     latents, upsampler = smooth(3, 6, 6), load("spatial-x2", golden)
     plain = upsample(latents, upsampler, of_vae)
     full = upsample(latents, upsampler, of_vae, adain=1.0)
@@ -78,7 +78,7 @@ def test_adain_takes_over_mean_and_deviation(golden: Any, of_vae: Statistics) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_cover_everything_but_are_not_exact(
-    kind: str, golden: Any, of_vae: Statistics
+    kind: str, golden: Any, of_vae: LatentStatistics
 ) -> None:
     """On random weights .22-.32 of the deviation: GroupNorm sees other content in each tile."""
     upsampler, latents = load(kind, golden), smooth(2, 13, 20)
@@ -89,9 +89,9 @@ def test_tiles_cover_everything_but_are_not_exact(
     assert torch.equal(upsample(latents, upsampler, of_vae, tile=20), want)
 
 
-def test_what_does_not_fit_is_refused(golden: Any, of_vae: Statistics) -> None:
+def test_what_does_not_fit_is_refused(golden: Any, of_vae: LatentStatistics) -> None:
     upsampler = load("spatial-x2", golden)
-    with pytest.raises(RequestError, match="takes 8"):
+    with pytest.raises(RequestError, match="needs 8"):
         upsample(torch.zeros(1, 4, 2, 4, 4), upsampler, of_vae)
     for tile in (4, 10):
         with pytest.raises(RequestError, match="multiple of 4"):

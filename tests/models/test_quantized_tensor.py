@@ -82,7 +82,7 @@ def test_mapped_until_moved(golden):
     copy = stored.clone()
     assert copy.parts["weight"].data_ptr() != stored.parts["weight"].data_ptr()
     assert torch.equal(copy.dequantize(torch.float32), stored.dequantize(torch.float32))
-    assert stored.nbytes == source.stored(key).nbytes
+    assert stored.nbytes == source.stored_tensor(key).nbytes
 
 
 # --- GGML blocks against gguf-py ------------------------------------------------------------------

@@ -16,12 +16,16 @@ from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models.text_encoder.connectors import (
     Connector,
-    connector_settings,
     load_connector,
-    project,
+    project_features,
+    read_connector_settings,
 )
 from latent_ladder.models.text_encoder.encode import encode_prompts
-from latent_ladder.models.text_encoder.gemma import GemmaLayer, gemma_settings, hidden_states
+from latent_ladder.models.text_encoder.gemma import (
+    GemmaLayer,
+    compute_hidden_states,
+    read_gemma_config,
+)
 from latent_ladder.models.text_encoder.tokenizer import load_tokenizer, text_length, token_report
 from latent_ladder.models.weights.loading import EmptyOnMeta
 
@@ -58,7 +62,7 @@ def test_tokens_are_the_reference_ones(golden, gemma, name):
     case = golden(f"text.tokens.{name}")
     tokenizer = load_tokenizer(gemma)
     prompt = f" \n{case.params['prompt']}  "
-    ids, mask = tokenizer.tokenize(prompt, 128).padded(128, tokenizer.pad)
+    ids, mask = tokenizer.tokenize(prompt, 128).pad_left(128, tokenizer.pad)
     assert ids == case.outputs["input_ids"].flatten().tolist()
     assert mask == case.outputs["attention_mask"].flatten().tolist()
 
@@ -144,14 +148,14 @@ def test_tokenizer_json_is_read(golden, tmp_path):
 @pytest.mark.parametrize("name", ["p0", "p1"])
 def test_hidden_states(golden, gemma, name):
     ids = load_tokenizer(gemma).tokenize(golden(f"text.tokens.{name}").params["prompt"], 128).ids
-    _, hidden = hidden_states([(2,), ids], gemma, **CPU)
+    _, hidden = compute_hidden_states([(2,), ids], gemma, **CPU)
     golden(f"text.hidden.{name}").check("hidden", hidden)
 
 
 def test_without_a_header_gemma_3_is_assumed(golden, tmp_path, gemma):
     """Full attention every sixth layer, factor 8: all that differs here is the window."""
-    bare = gemma_settings(gemma_file(golden, tmp_path, {"gemma_config": None}))
-    assert bare == replace(gemma_settings(gemma), window=1024)
+    bare = read_gemma_config(gemma_file(golden, tmp_path, {"gemma_config": None}))
+    assert bare == replace(read_gemma_config(gemma), window=1024)
 
 
 def test_the_header_spelling_of_older_files(golden, tmp_path, gemma):
@@ -164,20 +168,20 @@ def test_the_header_spelling_of_older_files(golden, tmp_path, gemma):
             "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         }
     )
-    settings = gemma_settings(gemma_file(golden, tmp_path, {"gemma_config": older}))
-    assert settings == gemma_settings(gemma)
+    settings = read_gemma_config(gemma_file(golden, tmp_path, {"gemma_config": older}))
+    assert settings == read_gemma_config(gemma)
 
 
 def test_a_header_of_another_model_is_refused(golden, tmp_path):
     other = gemma_file(golden, tmp_path, {"gemma_config": '{"hidden_size": 48}'})
     with pytest.raises(UnknownLayout, match="hidden_size = 48"):
-        gemma_settings(other)
+        read_gemma_config(other)
 
 
 def test_an_incomplete_text_encoder_is_refused(golden, tmp_path):
     part = gemma_file(golden, tmp_path, drop=("model.layers.3.mlp.up_proj.weight",))
     with pytest.raises(UnknownLayout, match=r"layer 3 .*mlp\.up_proj"):
-        hidden_states([(2,)], part, **CPU)
+        compute_hidden_states([(2,)], part, **CPU)
 
 
 def of_shapes(shapes: dict[str, tuple[int, ...]], config=None) -> CheckpointFile:
@@ -213,8 +217,8 @@ def test_the_real_gemma_fits():
     assert len(file.tensors) == 626
     assert sum(t.elements for t in file.tensors.values()) == pytest.approx(11.766e9, rel=1e-4)
     part = components(file)["text_encoder"]
-    settings = gemma_settings(part)
-    assert (settings.heads, settings.kv_heads, sum(settings.full)) == (16, 8, 8)
+    settings = read_gemma_config(part)
+    assert (settings.heads, settings.kv_heads, sum(settings.full_attention)) == (16, 8, 8)
     with EmptyOnMeta():
         built = GemmaLayer(settings).state_dict()
     prefix = "layers.47."
@@ -229,15 +233,15 @@ def test_the_real_gemma_fits():
 def test_projection(golden, parts, name):
     hidden = golden(f"text.hidden.{name}").outputs["hidden"]
     other = golden("text.hidden.p1").outputs["hidden"][:, :5]
-    features = project([other, hidden], parts["text_projection"])[1]
+    features = project_features([other, hidden], parts["text_projection"])[1]
     case = golden(f"text.features.{name}")
     for stream in ("video", "audio"):
         case.check(stream, features[stream][None])
 
 
 def test_a_projection_for_another_text_encoder_is_refused(parts):
-    with pytest.raises(UnknownLayout, match=r"takes 224 numbers per token.* gives 160"):
-        project([torch.ones(5, 3, 32)], parts["text_projection"])
+    with pytest.raises(UnknownLayout, match=r"needs 224 features per token.* outputs 160"):
+        project_features([torch.ones(5, 3, 32)], parts["text_projection"])
 
 
 @pytest.mark.parametrize("name", ["p0", "p1"])
@@ -251,7 +255,9 @@ def test_connectors(golden, parts, name, stream):
 def test_the_2_0_text_path(golden):
     old = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.0.safetensors")))
     case = golden("ltx20.text")
-    (features,) = project([golden("text.hidden.p0").outputs["hidden"]], old["text_projection"])
+    (features,) = project_features(
+        [golden("text.hidden.p0").outputs["hidden"]], old["text_projection"]
+    )
     case.check("features", features["video"][None])
     for stream in ("video", "audio"):
         case.check(stream, load_connector(old["connectors"], stream, **CPU)(features[stream], 128))
@@ -287,7 +293,7 @@ def connector_shapes(stream: str, width: int) -> dict[str, tuple[int, ...]]:
 )
 def test_the_real_connectors_fit(stream, width, parameters):
     part = components(of_shapes(connector_shapes(stream, width)))["connectors"]
-    settings = connector_settings(part, stream)
+    settings = read_connector_settings(part, stream)
     assert (settings.heads, settings.layers) == (32, 8)
     with EmptyOnMeta():
         built = Connector(settings).state_dict()

@@ -27,8 +27,8 @@ from latent_ladder.latents.tiling import (
     spatial_spans,
     temporal_spans,
 )
-from latent_ladder.models.video_vae import causal_layers as video_layers
-from latent_ladder.models.video_vae.networks import VideoDecoder, packed
+from latent_ladder.models.video_vae import causal_layers
+from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 
 CPU: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
@@ -148,12 +148,12 @@ def test_frames_come_while_later_ones_are_latents(
     np.testing.assert_array_equal(frames, want)
 
 
-def coder(vae: VideoVae, **changes: Any) -> VideoDecoder:
+def make_decoder(vae: VideoVae, **changes: Any) -> VideoDecoder:
     """The decoder of ``vae``, set up otherwise."""
     assert vae.decoder is not None
-    other = VideoDecoder(replace(vae.coder, **changes)).eval().requires_grad_(False)
+    other = VideoDecoder(replace(vae.config, **changes)).eval().requires_grad_(False)
     other.load_state_dict(vae.decoder.state_dict())
-    return packed(other)
+    return pack_kernels(other)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -162,10 +162,10 @@ def test_chunks_give_what_the_whole_gives(
     family: str, causal: bool, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frame by frame at every level, or all at once: layers carry what they need."""
-    decoder, latents = coder(load(family), causal=causal), smooth(8, 4, 2, 3)
-    monkeypatch.setitem(video_layers.CHUNK_VALUES, "cpu", 1 << 30)
+    decoder, latents = make_decoder(load(family), causal=causal), smooth(8, 4, 2, 3)
+    monkeypatch.setitem(causal_layers.CHUNK_VALUES, "cpu", 1 << 30)
     want = list(decoder.stream(latents))
-    monkeypatch.setitem(video_layers.CHUNK_VALUES, "cpu", 1)
+    monkeypatch.setitem(causal_layers.CHUNK_VALUES, "cpu", 1)
     got = list(decoder.stream(latents))
     assert len(want) == 1 < 20 < len(got)
     torch.testing.assert_close(torch.cat(got), want[0], rtol=1e-5, atol=1e-4)
@@ -173,9 +173,9 @@ def test_chunks_give_what_the_whole_gives(
 
 def test_both_kinds_of_convolution_agree(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs convolve planes with stacked channels, accelerators in space."""
-    decoder, latents = coder(load("2.0")), smooth(8, 2, 2, 2)
+    decoder, latents = make_decoder(load("2.0")), smooth(8, 2, 2, 2)
     want = decoder(latents)
-    monkeypatch.setattr(video_layers, "_in_planes", video_layers._in_space)
+    monkeypatch.setattr(causal_layers, "_convolve_2d", causal_layers._convolve_3d)
     torch.testing.assert_close(decoder(latents), want, rtol=1e-5, atol=1e-4)
 
 
@@ -227,8 +227,8 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> VideoVae:
 
 
 def test_pocket_widths(pocket: VideoVae) -> None:
-    assert pocket.coder.widths == (160, 80, 80, 40, 20)
-    assert (pocket.latent_channels, pocket.coder.padding) == (64, "zeros")
+    assert pocket.config.widths == (160, 80, 80, 40, 20)
+    assert (pocket.latent_channels, pocket.config.padding) == (64, "zeros")
     latents = pocket.encode(np.zeros((1, 64, 32, 3), np.uint8))
     assert latents.shape == (1, 64, 1, 2, 1)
 
@@ -304,7 +304,7 @@ def test_impossible_frames_are_refused(load: Load) -> None:
         vae.encode(np.zeros((9, 65, 100, 3), np.uint8))
     assert caught.value.hint == "resize them to 96x64"
     for bad in (np.zeros((9, 64, 64, 4), np.uint8), np.zeros((0, 64, 64, 3), np.uint8)):
-        with pytest.raises(MediaError, match=r"not \(F, H, W, 3\)"):
+        with pytest.raises(MediaError, match=r"expected \(F, H, W, 3\)"):
             vae.encode(bad)
     with pytest.raises(MediaError, match="float64"):
         vae.encode(np.zeros((9, 64, 64, 3)))
@@ -326,7 +326,7 @@ def test_a_decoder_alone_loads(tmp_path: Path, golden: Any) -> None:
     vae = load_video_vae(alone, **CPU, parts=("decoder",))
     case = golden("vae.decode")
     case.check("samples", whole(case.inputs["latent"], vae)[..., ::5, ::5])
-    with pytest.raises(UnknownLayout, match=r"no tensor encoder\.conv_in"):
+    with pytest.raises(UnknownLayout, match=r"tensor encoder\.conv_in"):
         load_video_vae(alone, **CPU)
     with pytest.raises(ValueError, match="without its encoder"):
         vae.encode(np.zeros((1, 32, 32, 3), np.uint8))

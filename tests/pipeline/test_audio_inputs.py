@@ -12,12 +12,12 @@ import torch
 from helpers.tiny_clips import CHOICE, GOLDEN, make, request_with, reused
 
 from latent_ladder import Request
-from latent_ladder.checkpoints.selection import scan, select
+from latent_ladder.checkpoints.selection import scan, select_models
 from latent_ladder.cli.commands.flags import InputFlags, RequestFlags
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.audio_input import check_audio, read_audio_input
 from latent_ladder.media.video_reader import probe, read_audio
-from latent_ladder.models.audio_vae.vae import load_audio
+from latent_ladder.models.audio_vae.vae import load_audio_vae
 from latent_ladder.pipeline.input_encoding import encoded_in_spans
 from latent_ladder.pipeline.run import prepare
 from latent_ladder.storage.artifact_store import Store
@@ -106,8 +106,8 @@ def test_the_sound_drives_the_picture(library, store, tmp_path):
 
 
 def test_a_long_sound_is_encoded_in_spans_as_it_would_be_whole(library):
-    audio_vae = select(library, CHOICE).audio_vae
-    vae = load_audio(audio_vae, None, device="cpu", parts=("encoder",))
+    audio_vae = select_models(library, CHOICE).audio_vae
+    vae = load_audio_vae(audio_vae, None, device="cpu", parts=("encoder",))
     samples = torch.randn(2, 301 * 1920, generator=torch.Generator().manual_seed(0)) * 0.2
     whole = vae.encode(samples, 48000)[:, :, :300]
     spans = encoded_in_spans(vae, samples, 300, span=70)
@@ -122,11 +122,11 @@ def test_a_silent_clip_of_a_sound_is_a_contradiction():
 def test_a_clip_without_a_length_is_as_long_as_its_sound(library, tmp_path):
     inputs = InputFlags(audio_in=tone(tmp_path / "a.wav", 1.2))
     asked = RequestFlags(prompt="x", preset="pocket")
-    assert asked.request(library, inputs).frames == 25  # 28.8 frames of sound
+    assert asked.build_request(library, inputs).frames == 25  # 28.8 frames of sound
     asked = RequestFlags(prompt="x", preset="pocket", sets=["frames=9"])
-    assert asked.request(library, inputs).frames == 9
+    assert asked.build_request(library, inputs).frames == 9
     long = InputFlags(audio_in=tone(tmp_path / "b.wav", 25, rate=8000))
-    made = RequestFlags(prompt="x", preset="pocket").request(library, long)
+    made = RequestFlags(prompt="x", preset="pocket").build_request(library, long)
     assert made.frames == 601  # in windows of time
 
 
@@ -134,7 +134,7 @@ def test_of_three_hours_of_sound_a_clip_takes_what_it_is_told(library, store, tm
     path = tone(tmp_path / "opera.wav", 3 * 3600, rate=100)
     asked, inputs = RequestFlags(prompt="x", preset="pocket"), InputFlags(audio_in=path)
     with pytest.raises(RequestError, match=r"lasts 10800.0 s, and unasked no clip") as raised:
-        asked.request(library, inputs)
+        asked.build_request(library, inputs)
     assert "--duration 300" in raised.value.hint
     request = request_with(audio_in=str(path))
     said = " ".join(w.message for w in prepare(request, library, store).warnings)
@@ -143,9 +143,14 @@ def test_of_three_hours_of_sound_a_clip_takes_what_it_is_told(library, store, tm
 
 
 def test_no_audio_is_short_for_audio_none(library):
-    assert RequestFlags(prompt="x", preset="pocket", no_audio=True).request(library).audio == "none"
+    assert (
+        RequestFlags(prompt="x", preset="pocket", no_audio=True).build_request(library).audio
+        == "none"
+    )
     with pytest.raises(RequestError, match="exclude each other"):
-        RequestFlags(prompt="x", preset="pocket", audio="keep", no_audio=True).request(library)
+        RequestFlags(prompt="x", preset="pocket", audio="keep", no_audio=True).build_request(
+            library
+        )
 
 
 def test_a_sound_without_an_encoder_is_found_before_anything_runs(library, store, tmp_path):

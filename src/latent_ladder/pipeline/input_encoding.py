@@ -26,7 +26,7 @@ from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
 from latent_ladder.media.audio_input import INPUT_AUDIO_RATE, read_audio_input
 from latent_ladder.media.image_input import compress_like_video, fit_image, load_image
 from latent_ladder.media.video_input import sample_frames
-from latent_ladder.models.audio_vae.vae import AudioDecoder, load_audio
+from latent_ladder.models.audio_vae.vae import AudioVae, load_audio_vae
 from latent_ladder.models.device import Runtime
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.video_vae.vae import load_video_vae
@@ -181,7 +181,7 @@ def _encoded_sound(file: GivenFile, start: Fraction, plan: RunPlan, runtime: Run
     if plan.models.audio_vae is None:
         raise TypeError("a sound was planned without an audio VAE")
     steps = plan.request.resolutions[-1].audio_latents
-    vae = load_audio(plan.models.audio_vae, None, device=runtime.device, parts=("encoder",))
+    vae = load_audio_vae(plan.models.audio_vae, None, device=runtime.device, parts=("encoder",))
     length = Fraction(steps + 1, AUDIO_LATENTS_PER_SECOND)  # one more: what the last one reaches
     samples = torch.zeros(2, 0)
     if file.options.get("has_sound", True) and start + length > 0:
@@ -192,7 +192,7 @@ def _encoded_sound(file: GivenFile, start: Fraction, plan: RunPlan, runtime: Run
     return encoded_in_spans(vae, padded, steps).float().cpu()
 
 
-def encoded_in_spans(vae: AudioDecoder, samples: Tensor, steps: int, span: int = SPAN) -> Tensor:
+def encoded_in_spans(vae: AudioVae, samples: Tensor, steps: int, span: int = SPAN) -> Tensor:
     """The first ``steps`` latents of samples (2, S) at 48 kHz, ``span`` of them at a time.
 
     The encoder looks back only, so latents with :data:`CONTEXT` before them are those of the whole;

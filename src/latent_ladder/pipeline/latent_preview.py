@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound, RequestError
 from latent_ladder.media.contact_sheet import resize_frames
-from latent_ladder.models.video_vae.taehv import load_tiny_decoder, tiny_channels, to_bytes
+from latent_ladder.models.video_vae.taehv import load_tiny_decoder, tiny_decoder_channels, frames_to_uint8
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.storage.artifact_store import Store, artefact_key
 from latent_ladder.storage.atomic_write import write_atomically
@@ -70,7 +70,7 @@ class Projection:
     def stream(self, latents: Tensor) -> Frames:
         """Normalised latents (1, C, F, H, W) -> frames (n, k H, k W, 3), 8 (F - 1) + 1 in all."""
         for i, frame in enumerate(latents[0].float().transpose(0, 1)):
-            yield to_bytes(self._pixels(frame, self.rest if i else self.first))
+            yield frames_to_uint8(self._pixels(frame, self.rest if i else self.first))
 
     def strip(self, latents: Tensor, count: int = STRIP_FRAMES) -> NDArray[np.uint8]:
         """At most ``count`` frames spread over the clip, side by side: (k H, n k W, 3)."""
@@ -79,7 +79,7 @@ class Projection:
         one = self.first.shape[1]
         ends = self.rest[:, -one:]  # only the last frame of each latent frame
         frames = [self._pixels(latents[0, :, i].float(), ends if i else self.first) for i in chosen]
-        strip: NDArray[np.uint8] = to_bytes(torch.cat(frames, 3))[0]
+        strip: NDArray[np.uint8] = frames_to_uint8(torch.cat(frames, 3))[0]
         return strip
 
     def _pixels(self, frame: Tensor, weights: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def fit(vae: Component, clips: int = FIT_CLIPS) -> Projection:
         latents, frames = sample_clip(coder, seed)
         inputs = _with_one(latents[0])
         first.add(inputs[:1], _blocks(frames[:1], coder, 1))
-        rest.add(inputs[1:], _blocks(frames[1:], coder, coder.coder.temporal_scale))
+        rest.add(inputs[1:], _blocks(frames[1:], coder, coder.config.temporal_scale))
     return Projection(first.solved(), rest.solved())
 
 
@@ -186,7 +186,7 @@ def _with_one(latents: Tensor) -> Tensor:
 
 def _blocks(frames: Tensor, vae: VideoVae, group: int) -> Tensor:
     """(n group, 3, H, W) -> (n, H / 32, W / 32, group 3 k k): what a latent has to explain."""
-    side = vae.coder.spatial_scale // BLOCK_PX
+    side = vae.config.spatial_scale // BLOCK_PX
     small = F.pixel_unshuffle(F.avg_pool2d(frames.float(), BLOCK_PX), side)
     return small.reshape(-1, group * small.shape[1], *small.shape[2:]).permute(0, 2, 3, 1)
 
@@ -246,7 +246,7 @@ def check_kind(kind: str, tiny: Component | None) -> None:
 def fitting_tiny(candidates: list[Component], vae: Component) -> Component | None:
     """The first preview decoder that reads latents as wide as the video VAE's."""
     channels = vae.shape("per_channel_statistics.mean-of-means")[0]
-    return next((c for c in candidates if tiny_channels(c) == channels), None)
+    return next((c for c in candidates if tiny_decoder_channels(c) == channels), None)
 
 
 # --- while a run goes on ------------------------------------------------------------------------

@@ -30,15 +30,15 @@ from latent_ladder.media.video_writer import Frames, WrittenVideo
 from latent_ladder.memory import peak_usage as peak
 from latent_ladder.memory.planner import MemoryPlan, OffloadPlan, Policy, give_way
 from latent_ladder.metrics.measure import RunMeter
-from latent_ladder.models.audio_vae.vae import load_audio
+from latent_ladder.models.audio_vae.vae import load_audio_vae
 from latent_ladder.models.device import Runtime
-from latent_ladder.models.latent_upsampler.upsample import adapt, load_upsampler, upsample
+from latent_ladder.models.latent_upsampler.upsample import apply_adain, load_upsampler, upsample
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
-from latent_ladder.models.vae_loading import statistics
+from latent_ladder.models.vae_loading import read_latent_statistics
 from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.loading import WeightLocation
 from latent_ladder.pipeline.input_encoding import (
@@ -206,7 +206,7 @@ class Workshop:
         upsampler = load_upsampler(
             stage.upsampler, device=self._runtime.device, dtype=self._runtime.dtype
         )
-        numbers, latents = statistics(self._models.video_vae), before["video"]
+        numbers, latents = read_latent_statistics(self._models.video_vae), before["video"]
         position = _position(stage)
         low, high = (self._request.window_plan(i) for i in (position - 1, position))
 
@@ -215,14 +215,14 @@ class Workshop:
 
         up = upsampled(latents, list(zip(low, high, strict=True)), larger)
         if asked.adain:
-            up = adapt(up, latents.to(up), asked.adain)
+            up = apply_adain(up, latents.to(up), asked.adain)
         return {**before, "video": up.float()}, {}
 
     def _sound(self, source: Tensors) -> tuple[Tensors, Facts]:
         audio_vae, vocoder = self._models.audio_vae, self._models.vocoder
         if audio_vae is None or vocoder is None:
             raise TypeError("a sound stage was planned without an audio VAE")
-        decoder = load_audio(audio_vae, vocoder, device=self._runtime.device)
+        decoder = load_audio_vae(audio_vae, vocoder, device=self._runtime.device)
         waveform = decoder.decode(source["audio"])
         rate = torch.tensor(decoder.sample_rate)
         return {"waveform": waveform, SAMPLE_RATE_KEY: rate}, {}

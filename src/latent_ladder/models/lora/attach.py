@@ -17,7 +17,11 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.lora_keys import AdapterModule, find_adapter_modules, finder
+from latent_ladder.checkpoints.lora_keys import (
+    AdapterModule,
+    find_adapter_modules,
+    make_module_finder,
+)
 from latent_ladder.errors import CheckpointError
 from latent_ladder.models.lora.adapters import order_branches
 from latent_ladder.models.lora.build import (
@@ -135,16 +139,16 @@ def _match(
     """Find the layer of each module of a LoRA file, from names and shapes only."""
     file = component.file.path.name
     modules, unmatched = find_adapter_modules(component)
-    find = finder(layers)
+    find = make_module_finder(layers)
     found: dict[str, AdapterModule] = {}
     for module in modules:
-        name = find(module.written)
+        name = find(module.name)
         if name is None:
-            unmatched.append(module.written)
+            unmatched.append(module.name)
             continue
         if name in found:
             raise CheckpointError(
-                f"{file}: {module.written} and {found[name].written} are both for {name}",
+                f"{file}: {module.name} and {found[name].name} are both for {name}",
                 "the file was merged incorrectly; use another copy of the LoRA",
             )
         check_module_shapes(component, module, name, layers[name])

@@ -54,8 +54,8 @@ class TensorReader:
         Otherwise a copied weight would count twice until the system needs the memory.
         """
         file = self.component.file
-        for name in self.component.stored(self.key).parts.values():
-            place = file.places.get(name)
+        for name in self.component.stored_tensor(self.key).parts.values():
+            place = file.locations.get(name)
             if place is None or not hasattr(mmap, "MADV_DONTNEED"):
                 continue
             start = -(-place.begin // mmap.PAGESIZE) * mmap.PAGESIZE

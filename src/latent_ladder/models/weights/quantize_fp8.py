@@ -124,10 +124,10 @@ def write_fp8_checkpoint(components: Sequence[Component], path: Path) -> None:
 
 def _tensor_entries(component: Component) -> Iterator[_TensorEntry]:
     for key, name in component.names.items():
-        if component.stored(key).format in FORMATS:
+        if component.stored_tensor(key).format in FORMATS:
             raise UnsupportedQuantization(
                 f"{component.file.path.name}: {name} is already quantised "
-                f"({component.stored(key).format}), expected a file of bf16, f16 or f32",
+                f"({component.stored_tensor(key).format}), expected a file of bf16, f16 or f32",
                 "convert the bf16 checkpoint: quantising twice loses quality",
             )
         info = component.file.tensors[name]

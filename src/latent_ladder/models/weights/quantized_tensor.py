@@ -120,7 +120,7 @@ def read_stored(
     nvfp4 and mxfp8. Raises :class:`UnsupportedQuantization`, and :class:`CorruptCheckpoint` if
     the parts do not match each other.
     """
-    stored = component.stored(key)
+    stored = component.stored_tensor(key)
     if stored.format not in FORMATS:
         tensor = component.read(key)
         return tensor if shape is None or tensor.numel() != math.prod(shape) else tensor.view(shape)

@@ -23,6 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 BALL = "a red ball rolls to the right over a striped floor"
+SQUARE = "a blue square grows"
 STAR = "a yellow star bounces in front of mint green hills"
 
 
@@ -57,8 +58,8 @@ def drafts(folder: Path) -> None:
 
 def preview(folder: Path) -> None:
     """Strip of the estimates of a clip while it is sampled."""
-    ladder(folder, "make", BALL, "-o", "ball.mp4", "--preview")
-    save(folder / "ball.preview.png", "preview", 1000)
+    ladder(folder, "make", SQUARE, "-o", "square.mp4", "--preview")
+    save(folder / "square.preview.png", "preview", 1000)
 
 
 def sweep(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -39,17 +40,8 @@ With `--json` the same is printed on standard output, as
 bug in `ladder` itself ends with 1 and a traceback.
 """
 
-METHODS = (
-    "from_preset",
-    "from_dict",
-    "from_toml",
-    "from_json",
-    "to_dict",
-    "to_toml",
-    "to_json",
-    "resolved",
-)
-"""The methods of a request that programs use; all others serve the package itself."""
+METHODS = re.compile(r"from_\w+|to_\w+|pick_seed")
+"""Methods of a request that programs use; all others serve the package itself."""
 
 
 def page() -> str:
@@ -66,9 +58,10 @@ def page() -> str:
         "Fields: [Request](request.md).",
         "",
     ]
+    methods = [name for name in vars(Request) if METHODS.fullmatch(name)]
     rows = [
         (code(_signature(name, getattr(Request, name))), _summary(getattr(Request, name)))
-        for name in METHODS
+        for name in methods
     ]
     parts.append(table(("method", "purpose"), rows))
     parts += ["## Events", "", _events()]

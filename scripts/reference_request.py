@@ -1,7 +1,7 @@
 """Pages of the request: every field of its pydantic models, and the presets.
 
 Names, types, ranges and defaults are those of the models. What a field means is its docstring, the
-string that follows it in the source; :func:`undocumented` lists the fields without one.
+string that follows it in the source; :func:`find_undocumented` lists the fields without one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _without(index: int, row: tuple[str, ...]) -> tuple[str, ...]:
     return row[:index] + row[index + 1 :]
 
 
-def undocumented() -> list[str]:
+def find_undocumented() -> list[str]:
     """Fields without a docstring, as ``Class.field``."""
     return [
         f"{model.__name__}.{name}"

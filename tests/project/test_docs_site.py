@@ -121,7 +121,7 @@ def test_every_command_and_flag_is_described():
 
 def test_every_field_preset_error_and_exit_code_is_described():
     texts = reference.pages()
-    assert reference_request.undocumented() == []
+    assert reference_request.find_undocumented() == []
     for _, model in reference_request.models():
         for field in model.model_fields:
             assert f"| `{field}` |" in texts["reference/request.md"]

@@ -451,7 +451,7 @@ def test_sigmas_are_written_without_exponents() -> None:
 def test_what_no_node_can_do_is_refused() -> None:
     video = {"file": "a.mp4", "mode": "retake", "region": [0.0, 1.0]}
     request = preset("distilled", video=video)
-    with pytest.raises(RequestError, match="retake has no counterpart"):
+    with pytest.raises(RequestError, match="no ComfyUI node does video.mode=retake"):
         build_graph(request, published_names(request))
 
 

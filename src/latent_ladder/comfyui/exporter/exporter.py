@@ -1,8 +1,8 @@
-"""A request as a ComfyUI graph: the nodes that make the same clip, stage by stage.
+"""Export of a request as a ComfyUI graph that makes the same clip, stage by stage.
 
-What no node can say is told in notes and travels beside the graph (:mod:`.embedded`), so that an
-import of an export is the same request again. Node types are ComfyUI's and those of
-Lightricks' pack for it.
+Fields that no node can express are listed in notes, and the request is embedded in the file
+(:mod:`.embedded_request`), so importing an export returns the same request. The node types are
+those of ComfyUI and of the pack ComfyUI-LTXVideo.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MODELS, PROMPT, INPUTS, OUTPUT = "Models", "Prompt", "Inputs", "Decode and save"
 
 @dataclass(frozen=True)
 class LoaderOutputs:
-    """The outputs of the loaders."""
+    """The outputs of the loader nodes."""
 
     model: Link
     clip: Link
@@ -40,73 +40,74 @@ class LoaderOutputs:
 
 @dataclass(frozen=True)
 class StageLatents:
-    """Where the clip stands: its video latents, its sound, and the sound that is to be heard."""
+    """The latents after a stage; ``final_audio`` are the audio latents of the finished clip."""
 
     video: Link
     audio: Link | None = None
-    heard: Link | None = None
+    final_audio: Link | None = None
 
 
 def build_graph(request: Request, files: FileNames) -> AnnotatedGraph:
-    """The graph of a request. Raises :class:`RequestError` for what no ComfyUI node can do."""
+    """Return the graph of a request. Raises :class:`RequestError` if no ComfyUI node can do it."""
     if request.video is not None and request.video.keeps:
         raise RequestError(
-            f"video.mode={request.video.mode} has no counterpart among ComfyUI's nodes",
+            f"no ComfyUI node does video.mode={request.video.mode}",
             "export the request without its video, or run it with `ladder make --from`",
         )
-    return _RequestExporter(request, files).annotated_graph()
+    return _RequestExporter(request, files).build()
 
 
 class _RequestExporter:
-    """One request on its way into a graph."""
+    """Converter of one request to a graph."""
 
     def __init__(self, request: Request, files: FileNames) -> None:
         self._request, self._files = request, files
         self._builder = GraphBuilder()
-        self._sound = request.audio != "none" and request.resolutions[-1].audio_latents > 0
+        self._has_audio = request.audio != "none" and request.resolutions[-1].audio_latents > 0
 
-    def annotated_graph(self) -> AnnotatedGraph:
+    def build(self) -> AnnotatedGraph:
         builder, request = self._builder, self._request
         builder.start_group(MODELS)
-        loaded = self._loaders()
+        loaders = self._add_loaders()
         builder.start_group(PROMPT)
         positive = builder.add_node(
-            "CLIPTextEncode", "Prompt", text=request.prompt, clip=loaded.clip
+            "CLIPTextEncode", "Prompt", text=request.prompt, clip=loaders.clip
         )
         negative = builder.add_node(
-            "CLIPTextEncode", "Negative prompt", text=request.negative_prompt, clip=loaded.clip
+            "CLIPTextEncode", "Negative prompt", text=request.negative_prompt, clip=loaders.clip
         )
         for title, text in find_lossy_fields(request):
             builder.add_note(f"{title}: {text}")
         builder.start_group(INPUTS)
         inputs = add_input_nodes(
-            builder, request, loaded.vae, loaded.audio_vae if self._sound else None
+            builder, request, loaders.vae, loaders.audio_vae if self._has_audio else None
         )
         latents: StageLatents | None = None
-        texts = Prompts(positive[0], negative[0])
+        prompts = Prompts(positive[0], negative[0])
         for position, name in enumerate(request.stage_names):
             stage = request.stages[position]
-            builder.start_group(self._title(position, name))
+            builder.start_group(self._group_title(position, name))
             if isinstance(stage, BaseStage | RefineStage):
-                latents = self._sample(position, loaded, texts, inputs, latents)
+                latents = self._add_sampling(position, loaders, prompts, inputs, latents)
             elif isinstance(stage, UpsampleStage) and latents is not None:
-                latents = replace(latents, video=self._upsample(stage, loaded, latents.video))
+                latents = replace(
+                    latents, video=self._add_upsampling(stage, loaders, latents.video)
+                )
         if latents is None:
             raise RequestError("a request without a base stage has no graph")
         builder.start_group(OUTPUT)
         sound = None
         if inputs.sound is not None:
             sound = inputs.sound
-        elif latents.heard is not None:
-            heard = latents.heard
+        elif latents.final_audio is not None:
             sound = builder.add_node(
-                "LTXVAudioVAEDecode", samples=heard, audio_vae=loaded.audio_vae
+                "LTXVAudioVAEDecode", samples=latents.final_audio, audio_vae=loaders.audio_vae
             )[0]
-        add_output_nodes(builder, request, latents.video, loaded.vae, sound)
-        return builder.annotated_graph(self._files.sources)
+        add_output_nodes(builder, request, latents.video, loaders.vae, sound)
+        return builder.build(self._files.sources)
 
-    def _title(self, position: int, name: str) -> str:
-        """``base: 640x384, 121 frames at 24 fps``."""
+    def _group_title(self, position: int, name: str) -> str:
+        """Return the group title of a stage, such as ``base: 640x384, 121 frames at 24 fps``."""
         if isinstance(self._request.stages[position], UpscaleStage):
             return OUTPUT
         resolution = self._request.resolutions[position]
@@ -114,10 +115,10 @@ class _RequestExporter:
 
     # -- loaders ------------------------------------------------------------------------------
 
-    def _loaders(self) -> LoaderOutputs:
+    def _add_loaders(self) -> LoaderOutputs:
         builder, files = self._builder, self._files
         if files.transformer is not None:
-            return self._separate_loaders(files.transformer)
+            return self._add_separate_loaders(files.transformer)
         checkpoint = builder.add_node("CheckpointLoaderSimple", ckpt_name=files.checkpoint)
         encoder = builder.add_node(
             "LTXAVTextEncoderLoader",
@@ -125,10 +126,10 @@ class _RequestExporter:
             ckpt_name=files.checkpoint,
             device="default",
         )
-        audio = self._audio_vae(files.checkpoint)
+        audio = self._add_audio_vae(files.checkpoint)
         return LoaderOutputs(checkpoint[0], encoder[0], checkpoint[2], audio[0])
 
-    def _separate_loaders(self, transformer: str) -> LoaderOutputs:
+    def _add_separate_loaders(self, transformer: str) -> LoaderOutputs:
         builder, files = self._builder, self._files
         if transformer.lower().endswith(".gguf"):
             model = builder.add_node("UnetLoaderGGUF", unet_name=transformer)
@@ -142,38 +143,41 @@ class _RequestExporter:
             device="default",
         )
         vae = builder.add_node("VAELoader", vae_name=files.video_vae)
-        return LoaderOutputs(model[0], clip[0], vae[0], self._audio_vae(files.audio_vae)[0])
+        return LoaderOutputs(model[0], clip[0], vae[0], self._add_audio_vae(files.audio_vae)[0])
 
-    def _audio_vae(self, name: str) -> NodeRef:
-        needed = self._sound or self._request.audio_in is not None
+    def _add_audio_vae(self, name: str) -> NodeRef:
+        needed = self._has_audio or self._request.audio_in is not None
         return (
             self._builder.add_node("LTXVAudioVAELoader", ckpt_name=name) if needed else NodeRef("")
         )
 
-    def _model(self, position: int, loaded: LoaderOutputs) -> tuple[Link, Link | None]:
-        """The transformer with the LoRAs of a stage; how much smaller they want a reference."""
-        stage, link, factor = self._request.stages[position], loaded.model, None
+    def _add_loras(self, position: int, loaders: LoaderOutputs) -> tuple[Link, Link | None]:
+        """Add the LoRAs of a stage.
+
+        Returns the links to the model and to the downscale factor of the IC-LoRA, if there is one.
+        """
+        stage, link, factor = self._request.stages[position], loaders.model, None
         if not isinstance(stage, BaseStage | RefineStage):
             return link, None
         video = self._request.video
-        refers = video is not None and video.mode == "reference" and position == 0
+        has_reference = video is not None and video.mode == "reference" and position == 0
         for lora in stage.loras:
             name = lora.name if lora.name is not None else self._files.distilled_lora
-            guides = refers and lora.name is not None and factor is None
-            kind = "LTXICLoRALoaderModelOnly" if guides else "LoraLoaderModelOnly"
-            put_on = self._builder.reuse_node(
+            is_ic_lora = has_reference and lora.name is not None and factor is None
+            kind = "LTXICLoRALoaderModelOnly" if is_ic_lora else "LoraLoaderModelOnly"
+            loader = self._builder.reuse_node(
                 kind, lora_name=name, strength_model=lora.strength, model=link
             )
-            link, factor = put_on[0], put_on[1] if guides else factor
+            link, factor = loader[0], loader[1] if is_ic_lora else factor
         return link, factor
 
     # -- stages -------------------------------------------------------------------------------
 
-    def _sample(
+    def _add_sampling(
         self,
         position: int,
-        loaded: LoaderOutputs,
-        texts: Prompts,
+        loaders: LoaderOutputs,
+        prompts: Prompts,
         inputs: InputNodes,
         before: StageLatents | None,
     ) -> StageLatents:
@@ -181,33 +185,34 @@ class _RequestExporter:
         stage, resolution = request.stages[position], request.resolutions[position]
         if not isinstance(stage, BaseStage | RefineStage):
             raise TypeError(f"stage {position} does not sample")
-        walk = request.sigmas(position)
-        latents = self._start(position, loaded, inputs) if before is None else before
-        if not walk:  # a video that only enters the ladder
-            return replace(latents, heard=latents.audio)
+        sigmas = request.sigmas(position)
+        latents = self._start_latents(position, loaders, inputs) if before is None else before
+        if not sigmas:  # a video that goes to the next stage without sampling
+            return replace(latents, final_audio=latents.audio)
         fps = float(resolution.fps)
-        at_rate = builder.reuse_node(
-            "LTXVConditioning", positive=texts.positive, negative=texts.negative, frame_rate=fps
+        conditioning = builder.reuse_node(
+            "LTXVConditioning", positive=prompts.positive, negative=prompts.negative, frame_rate=fps
         )
-        texts = Prompts(at_rate[0], at_rate[1])
-        model, factor = self._model(position, loaded)
-        texts, video, guided = inputs.add_images(builder, request, resolution, texts, latents.video)
+        prompts = Prompts(conditioning[0], conditioning[1])
+        model, factor = self._add_loras(position, loaders)
+        prompts, video, guided = inputs.add_images(
+            builder, request, resolution, prompts, latents.video
+        )
         if before is None and inputs.reference is not None:
-            (texts, video), guided = inputs.add_reference(builder, texts, video, factor), True
+            (prompts, video), guided = inputs.add_reference(builder, prompts, video, factor), True
         audio = inputs.driving if inputs.driving is not None else latents.audio
-        joined = audio is not None and self._sound
+        joined = audio is not None and self._has_audio
         start = video
         if audio is not None and joined:
-            start = builder.add_node("LTXVConcatAVLatent", video_latent=video, audio_latent=audio)[
-                0
-            ]
+            both = builder.add_node("LTXVConcatAVLatent", video_latent=video, audio_latent=audio)
+            start = both[0]
         noise = builder.add_node("RandomNoise", noise_seed=max(_stage_seed(request, position), 0))
         if request.seed == -1 and stage.seed == "same":
             builder.randomize_seed(noise)
         sampled = builder.add_node(
             "SamplerCustomAdvanced",
             noise=noise[0],
-            guider=add_guider(builder, stage, model, texts),
+            guider=add_guider(builder, stage, model, prompts),
             sampler=add_sampler(builder, stage, max(_stage_seed(request, position), 0)),
             sigmas=add_sigmas(
                 builder, request, position, model, latents.video if guided else start
@@ -219,15 +224,17 @@ class _RequestExporter:
             parts = builder.add_node("LTXVSeparateAVLatent", av_latent=sampled[0])
             video, audio = parts[0], parts[1]
         if guided:
-            cut = builder.add_node(
-                "LTXVCropGuides", positive=texts.positive, negative=texts.negative, latent=video
+            cropped = builder.add_node(
+                "LTXVCropGuides", positive=prompts.positive, negative=prompts.negative, latent=video
             )
-            video = cut[2]
-        heard = audio if before is None or request.audio == "refine" else before.heard
+            video = cropped[2]
+        heard = audio if before is None or request.audio == "refine" else before.final_audio
         return StageLatents(video, audio, heard)
 
-    def _start(self, position: int, loaded: LoaderOutputs, inputs: InputNodes) -> StageLatents:
-        """What the base stage samples from: nothing, or a video."""
+    def _start_latents(
+        self, position: int, loaders: LoaderOutputs, inputs: InputNodes
+    ) -> StageLatents:
+        """Return the latents that the base stage starts from: empty ones, or those of a video."""
         request, builder = self._request, self._builder
         resolution = request.resolutions[position]
         video = inputs.video
@@ -239,7 +246,7 @@ class _RequestExporter:
                 length=resolution.frames,
                 batch_size=1,
             )[0]
-        if not self._sound:
+        if not self._has_audio:
             return StageLatents(video)
         audio = inputs.driving or inputs.video_sound
         if audio is None:
@@ -248,17 +255,17 @@ class _RequestExporter:
                 frames_number=request.frames,
                 frame_rate=_frame_rate(float(request.fps)),
                 batch_size=1,
-                audio_vae=loaded.audio_vae,
+                audio_vae=loaders.audio_vae,
             )[0]
         return StageLatents(video, audio)
 
-    def _upsample(self, stage: UpsampleStage, loaded: LoaderOutputs, video: Link) -> Link:
+    def _add_upsampling(self, stage: UpsampleStage, loaders: LoaderOutputs, video: Link) -> Link:
         builder = self._builder
         model = builder.reuse_node(
             "LatentUpscaleModelLoader", model_name=self._files.upsampler(stage)
         )
         larger = builder.add_node(
-            "LTXVLatentUpsampler", samples=video, upscale_model=model[0], vae=loaded.vae
+            "LTXVLatentUpsampler", samples=video, upscale_model=model[0], vae=loaders.vae
         )
         if not stage.adain:
             return larger[0]
@@ -272,12 +279,12 @@ class _RequestExporter:
 
 
 def _stage_seed(request: Request, position: int) -> int:
-    """The seed of a stage, -1 where it is to be drawn."""
+    """Return the seed of a stage, -1 for a random one."""
     stage = request.stages[position]
     own = stage.seed if isinstance(stage, BaseStage | RefineStage) else "same"
     return request.seed if own == "same" else own
 
 
 def _frame_rate(value: float) -> int | float:
-    """Whole rates as whole numbers: older versions of the node take no others."""
+    """Return a whole frame rate as an integer, as older versions of the node take only those."""
     return int(value) if value.is_integer() else value

@@ -1,4 +1,4 @@
-"""A graph as it is written: nodes are added one after the other, each in a group."""
+"""Builder of graphs: adds nodes one after another and assigns them to groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latent_ladder.comfyui.node_defs import node_type
 
 @dataclass(frozen=True)
 class NodeRef:
-    """A node that was added; ``ref[slot]`` is the link to one of its outputs."""
+    """A reference to an added node; ``ref[slot]`` is a link to one of its outputs."""
 
     node: str
 
@@ -21,11 +21,11 @@ class NodeRef:
 
 @dataclass(frozen=True)
 class AnnotatedGraph:
-    """A graph and what only its readers see: groups by node, notes beside groups, drawn seeds.
+    """A graph with what only the interface shows: groups, notes, and random seeds.
 
-    ``groups`` are titles in the order in which the groups stand, ``group_of`` the title for each
-    node. ``notes`` are texts by the group they stand beside. ``randomized`` are the nodes whose
-    seed ComfyUI shall draw anew for every run.
+    ``groups`` are the group titles in order, ``group_of`` the group title of each node. ``notes``
+    are pairs of group title and text. ``randomized`` are the nodes whose seed ComfyUI randomizes
+    before every run.
     """
 
     graph: Graph
@@ -36,7 +36,7 @@ class AnnotatedGraph:
 
 
 class GraphBuilder:
-    """Collects nodes; ids count from 1 in the order of adding."""
+    """Builder of an :class:`AnnotatedGraph`; node ids count from 1."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
@@ -47,42 +47,42 @@ class GraphBuilder:
         self._randomized: set[str] = set()
 
     def start_group(self, title: str) -> None:
-        """Nodes added from here on stand in the group ``title``."""
+        """Assign the nodes that are added from now on to the group ``title``."""
         self._group = title
         self._groups[title] = None
 
     def add_node(self, class_type: str, title: str = "", **inputs: Link | Value) -> NodeRef:
-        """A node with these inputs."""
-        return self.add_node_from(class_type, inputs, title)
+        """Add a node with these inputs."""
+        return self.add_node_with(class_type, inputs, title)
 
     def reuse_node(self, class_type: str, **inputs: Link | Value) -> NodeRef:
-        """As :meth:`add`, or the node that is there already with the same inputs."""
+        """Return an existing node with the same type and inputs, or add one."""
         for node in self._nodes.values():
             if node.class_type == class_type and node.inputs == inputs:
                 return NodeRef(node.id)
-        return self.add_node_from(class_type, inputs)
+        return self.add_node_with(class_type, inputs)
 
-    def add_node_from(
+    def add_node_with(
         self, class_type: str, inputs: Mapping[str, Link | Value], title: str = ""
     ) -> NodeRef:
-        """A node with these inputs, whose names may have dots."""
-        kind = node_type(class_type)
-        title = title or kind.display
+        """Add a node with these inputs, whose names may contain dots."""
+        definition = node_type(class_type)
+        title = title or definition.display
         name = str(len(self._nodes) + 1)
-        self._nodes[name] = Node(name, class_type, title, dict(inputs), kind.pack)
+        self._nodes[name] = Node(name, class_type, title, dict(inputs), definition.pack)
         self._group_of[name] = self._group
         return NodeRef(name)
 
     def add_note(self, text: str) -> None:
-        """A text beside the present group."""
+        """Add a note to the current group."""
         self._notes.append((self._group, text))
 
     def randomize_seed(self, ref: NodeRef) -> None:
-        """Let ComfyUI draw this node's seed."""
+        """Let ComfyUI randomize the seed of a node before every run."""
         self._randomized.add(ref.node)
 
-    def annotated_graph(self, models: tuple[ModelFile, ...] = ()) -> AnnotatedGraph:
-        """What was collected."""
+    def build(self, models: tuple[ModelFile, ...] = ()) -> AnnotatedGraph:
+        """Return the graph with its groups and notes; ``models`` are its model files."""
         used = tuple(g for g in self._groups if g in self._group_of.values())
         return AnnotatedGraph(
             Graph(dict(self._nodes), models),

@@ -1,4 +1,4 @@
-"""What of a request no ComfyUI node can say, in words for the reader of an exported graph."""
+"""Request fields that no ComfyUI node can express, with a sentence on the effect."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from latent_ladder.request.stages import BaseStage, RefineStage, UpscaleStage
 
 
 def find_lossy_fields(request: Request) -> list[tuple[str, str]]:
-    """``(field, sentence)`` for every field whose meaning the graph's nodes do not have."""
+    """Return pairs of field and sentence for every field that the nodes cannot express."""
     return [*_check_request(request), *_check_stages(request), *_check_output(request)]
 
 
 def _check_request(request: Request) -> Iterator[tuple[str, str]]:
     if request.noise_order != "comfyui":
-        yield "noise_order", "ComfyUI draws the noise of a seed in its own order: another clip."
+        yield "noise_order", "ComfyUI generates noise in another order: the clip differs."
     if request.mask_convention != "comfyui" and request.held_images:
-        yield "mask_convention", "a strength between 0 and 1 holds differently in ComfyUI."
+        yield "mask_convention", "an image strength between 0 and 1 acts differently in ComfyUI."
     if request.models.precision != "stored":
         yield "models.precision", "pick fp8 in the loader, or start ComfyUI with --fp8_e4m3fn-unet."
     for i, image in enumerate(request.images):
         if image.fit != "cover":
-            yield f"images[{i}].fit", "ComfyUI cuts a picture of another shape at two sides."
+            yield f"images[{i}].fit", "ComfyUI crops an image of another aspect ratio."
         if "/" in image.file.replace("\\", "/"):
-            yield f"images[{i}].file", f"put {image.file} into ComfyUI's input folder."
+            yield f"images[{i}].file", f"copy {image.file} to ComfyUI's input folder."
     if request.audio_in is not None:
-        yield "audio_in", f"put {request.audio_in} into ComfyUI's input folder."
+        yield "audio_in", f"copy {request.audio_in} to ComfyUI's input folder."
     if request.video is not None:
-        text = f"put {request.video.file} into ComfyUI's input folder; its own frames are used."
+        text = f"copy {request.video.file} to ComfyUI's input folder; its own frames are used."
         yield "video", text
 
 
@@ -44,36 +44,36 @@ def _check_stages(request: Request) -> Iterator[tuple[str, str]]:
         if isinstance(stage, BaseStage | RefineStage):
             yield from _check_sampling(stage, name)
         if isinstance(stage, RefineStage) and stage.tiles_for(resolution) is not None:
-            yield f"{name}.tiles", "ComfyUI denoises this canvas whole: it needs more memory."
+            yield f"{name}.tiles", "ComfyUI samples the stage without tiles: it needs more memory."
         if isinstance(stage, UpscaleStage) and stage.name == "rtx":
-            yield f"{name}.name", "RTX super resolution needs NVIDIA's node pack and an RTX card."
+            yield f"{name}.name", "RTX super resolution needs NVIDIA's node pack and an RTX GPU."
 
 
 def _check_sampling(stage: BaseStage | RefineStage, name: str) -> Iterator[tuple[str, str]]:
     if stage.sampler in SAMPLER_SUBSTITUTES:
-        near = SAMPLER_SUBSTITUTES[stage.sampler]
-        yield f"{name}.sampler", f"ComfyUI has no {stage.sampler}: {near} stands in its place."
+        substitute = SAMPLER_SUBSTITUTES[stage.sampler]
+        yield f"{name}.sampler", f"ComfyUI has no {stage.sampler}: the graph uses {substitute}."
     if stage.sampler == "res_2s":
-        yield f"{name}.sampler", "res_2s is a sampler of the pack RES4LYF, which must be there."
-    asked = stage.options.model_dump(exclude_none=True)
-    carried = {"res_2s": {"eta", "bong"}}.get(stage.sampler, set())
-    carried = {"eta", "s_noise"} if stage.sampler in ANCESTRAL_NODES else carried
-    if lost := sorted(set(asked) - carried):
-        yield f"{name}.options", f"the node of {stage.sampler} has no {', '.join(lost)}."
+        yield f"{name}.sampler", "res_2s needs the node pack RES4LYF."
+    options = stage.options.model_dump(exclude_none=True)
+    supported = {"res_2s": {"eta", "bong"}}.get(stage.sampler, set())
+    supported = {"eta", "s_noise"} if stage.sampler in ANCESTRAL_NODES else supported
+    if missing := sorted(set(options) - supported):
+        yield f"{name}.options", f"the node of {stage.sampler} has no {', '.join(missing)}."
     video, audio = stage.guidance.video, stage.guidance.audio
-    for stream, one in (("video", video), ("audio", audio)):
-        if one.sigma_low != 0 or one.sigma_high != 1:
-            text = "ComfyUI's guiders guide at every sigma."
+    for stream, guidance in (("video", video), ("audio", audio)):
+        if guidance.sigma_low != 0 or guidance.sigma_high != 1:
+            text = "ComfyUI's guiders apply guidance at every sigma."
             yield f"{name}.guidance.{stream}.sigma_low/high", text
-    blocks = {one.stg_blocks for one in (video, audio) if one.stg_blocks}
+    blocks = {guidance.stg_blocks for guidance in (video, audio) if guidance.stg_blocks}
     if len(blocks) > 1 and not (uses_only_cfg(video) and uses_only_cfg(audio)):
-        yield f"{name}.guidance", "the guider perturbs the same blocks for picture and sound."
+        yield f"{name}.guidance", "the guider perturbs the same blocks for video and audio."
 
 
 def _check_output(request: Request) -> Iterator[tuple[str, str]]:
     output = request.output
     if output.codec != "auto" and output.codec not in CODECS:
         yield "output.codec", f"SaveVideo has no {output.codec}."
-    given = output.model_dump(exclude_defaults=True, exclude={"codec"})
-    if given:
-        yield "output", f"SaveVideo has no {', '.join(sorted(given))}."
+    changed = output.model_dump(exclude_defaults=True, exclude={"codec"})
+    if changed:
+        yield "output", f"SaveVideo has no {', '.join(sorted(changed))}."

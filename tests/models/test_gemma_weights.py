@@ -1,4 +1,4 @@
-"""Gemma in every storage form gives the states of the numbers that the form stands for."""
+"""Gemma in every stored form gives the hidden states of its dequantised weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def old_fp8(weight: Tensor) -> Quantized:
 
 
 def awq(weight: Tensor) -> Quantized:
-    """nvfp4 whose layer wants its input multiplied by another number in every channel."""
+    """nvfp4 with an input scale per channel (AWQ)."""
     scale = 1 + torch.arange(weight.shape[1]) % 3 / 4
     made = nvfp4(weight.float() / scale)
     return Quantized({**made.tensors, "pre_quant_scale": scale}, made.numbers * scale, made.marker)
@@ -115,8 +115,8 @@ def test_gguf_gemma(source: Path, tmp_path: Path, kind: Any, label: str) -> None
     assert same(stored, plain)
 
 
-def test_gguf_gemma_gives_the_golden_states(golden: Any, source: Path, tmp_path: Path) -> None:
-    """Without a word on RoPE in its metadata: full layers divide positions by 8."""
+def test_gguf_gemma_matches_the_reference_states(golden: Any, source: Path, tmp_path: Path) -> None:
+    """Without RoPE metadata, layers with full attention divide positions by 8."""
     path, _ = gguf_gemma(source, tmp_path, BF16, factor=None)
     part, case = load(path), golden("text.hidden.p0")
     ids = load_tokenizer(part).tokenize(golden("text.tokens.p0").params["prompt"], 128).ids
@@ -131,7 +131,7 @@ def test_gguf_gemma_gives_the_golden_states(golden: Any, source: Path, tmp_path:
 
 
 @pytest.mark.parametrize("wrap", ["language_model.model.", "model.language_model.", "model."])
-def test_a_folder_as_transformers_saves_it(source: Path, tmp_path: Path, wrap: str) -> None:
+def test_folder_saved_by_transformers(source: Path, tmp_path: Path, wrap: str) -> None:
     folder = hugging_face_folder(source, tmp_path, wrap)
     for path in (folder, folder / "model.safetensors.index.json"):
         part = load(path)
@@ -144,7 +144,7 @@ def test_a_folder_as_transformers_saves_it(source: Path, tmp_path: Path, wrap: s
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
-def test_a_gguf_of_another_model_is_named(source: Path, tmp_path: Path, architecture: str) -> None:
+def test_gguf_of_another_model_is_reported(source: Path, tmp_path: Path, architecture: str) -> None:
     path, _ = gguf_gemma(source, tmp_path, F16, architecture=architecture)
     with pytest.raises(UnknownLayout, match=f"GGUF file of the architecture '{architecture}'"):
         components(open_checkpoint(path))
@@ -173,7 +173,7 @@ def test_quantised_projection_and_connectors(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_an_unknown_format_is_refused_when_it_is_read(source: Path, tmp_path: Path) -> None:
+def test_unknown_format_is_rejected_when_read(source: Path, tmp_path: Path) -> None:
     def strange(weight: Tensor) -> Quantized:
         made = fp8(weight)
         return Quantized(made.tensors, made.numbers, {"format": "svdquant_w4a4"})
@@ -185,7 +185,7 @@ def test_an_unknown_format_is_refused_when_it_is_read(source: Path, tmp_path: Pa
         states(stored)
 
 
-def test_a_vocabulary_of_another_model_is_refused(source: Path, tmp_path: Path) -> None:
+def test_vocabulary_of_another_model_is_rejected(source: Path, tmp_path: Path) -> None:
     tensors, header = golden_tensors(source)
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:50].clone()
     save_file(tensors, tmp_path / "short.safetensors", header)

@@ -1,4 +1,4 @@
-"""Strict loading on the meta device, of numbers and of stored forms; conversion to fp8."""
+"""Strict loading through the meta device, of float and quantised weights; conversion to fp8."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 
 class Net(nn.Module):
-    """A layer, a parameter made otherwise than by ``torch.empty``, and a computed buffer."""
+    """A layer, a parameter not made by ``torch.empty``, and a computed buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,17 +58,17 @@ def test_assigns_converts_and_keeps_computed_buffers():
     assert net.layer(torch.ones(1, 4, dtype=torch.float16)).tolist() == [[4.0, 4.0, 4.0]]
 
 
-def test_names_must_agree_both_ways():
+def test_missing_and_unexpected_names_are_rejected():
     with pytest.raises(UnknownLayout, match=r"1 missing \(scale\); 1 unexpected \(other\)"):
         load({k: v for k, v in TENSORS.items() if k != "scale"} | {"other": torch.ones(1)})
 
 
-def test_shapes_must_agree():
+def test_wrong_shapes_are_rejected():
     with pytest.raises(UnknownLayout, match=r"scale has shape \[4\], the model needs \[3\]"):
         load(TENSORS | {"scale": torch.ones(4)})
 
 
-def test_a_dimension_of_one_may_be_missing():
+def test_dimensions_of_size_one_may_be_missing():
     assert load(TENSORS | {"scale": torch.full((1, 3), 2.0)}).scale.tolist() == [2.0, 2.0, 2.0]
 
 
@@ -76,7 +76,7 @@ def test_a_dimension_of_one_may_be_missing():
 
 
 class Mixed(nn.Module):
-    """Our Linear, a foreign one and a table, all of which a file may quantise."""
+    """Our Linear, torch's Linear and a table, all with quantised weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def q8_0(rows, columns):
     return QuantizedTensor("q8_0", (rows, columns), {"weight": blocks.view(rows, -1)})
 
 
-def mixed(**changes):
+def load_mixed(**changes):
     weight = quantize_fp8(torch.randn(8, 40))
     tensors = {
         "ours.weight": weight,
@@ -104,8 +104,8 @@ def mixed(**changes):
     return tensors, load_module(Mixed, read, device="cpu", dtype=torch.float32, label="mixed")
 
 
-def test_our_layers_keep_the_stored_form_and_others_get_numbers():
-    tensors, net = mixed()
+def test_our_linear_stays_quantised_and_other_layers_are_dequantised():
+    tensors, net = load_mixed()
     want = tensors["table"].dequantize(torch.float32)
     assert net.ours.weight is None
     assert net.ours.quantized_weight.format == "fp8_e4m3"
@@ -119,24 +119,24 @@ def test_our_layers_keep_the_stored_form_and_others_get_numbers():
     )
 
 
-def test_padding_of_blocks_is_cut_off():
+def test_padding_is_removed():
     scale = torch.ones(128, 4).to(torch.float8_e4m3fn)
     packed = torch.randint(0, 256, (16, 24), dtype=torch.uint8)
     parts = {"weight": packed, "weight_scale": scale, "weight_scale_2": torch.ones(())}
-    _, net = mixed(**{"ours.weight": QuantizedTensor("nvfp4", (16, 48), parts)})
+    _, net = load_mixed(**{"ours.weight": QuantizedTensor("nvfp4", (16, 48), parts)})
     assert (net.ours.in_features, net.ours.out_features) == (40, 8)
     assert net.ours(torch.zeros(1, 40)).shape == (1, 8)
     with pytest.raises(
         UnknownLayout, match=r"ours\.weight has shape \[8, 64\] \(q8_0\), the model"
     ):
-        mixed(**{"ours.weight": q8_0(8, 64)})
+        load_mixed(**{"ours.weight": q8_0(8, 64)})
 
 
-def test_broken_scales_are_found_while_loading():
+def test_invalid_scales_are_found_while_loading():
     broken = quantize_fp8(torch.randn(8, 40))
     broken.parts["weight_scale"].fill_(float("nan"))
     with pytest.raises(CorruptCheckpoint, match=r"mixed: ours\.weight: damaged, a scale"):
-        mixed(**{"ours.weight": broken})
+        load_mixed(**{"ours.weight": broken})
 
 
 # --- whole transformers ---------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def run(model, case):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_references_forward_on_quantised_weights(golden, name):
+def test_reference_forward_on_quantised_weights(golden, name):
     case, model = golden(f"quant.{name}_forward"), transformer_of(golden, name)
     assert any(m.quantized_weight is not None for m in model.modules() if isinstance(m, Linear))
     for output, got in zip(("video_velocity", "audio_velocity"), run(model, case), strict=True):
@@ -169,7 +169,7 @@ def test_the_references_forward_on_quantised_weights(golden, name):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", ["pinned", "file"])
 @pytest.mark.parametrize("as_stored", [False, True])
-def test_the_same_bits_wherever_weights_lie(golden, name, place, as_stored):
+def test_weight_location_does_not_change_results(golden, name, place, as_stored):
     case = golden(f"quant.{name}_forward")
     want = run(transformer_of(golden, name), case)
     model = transformer_of(golden, name, load=LoadOptions(as_stored=as_stored, blocks=place))
@@ -211,7 +211,7 @@ def test_zeros_stay_zeros():
     assert not quantize_fp8(torch.zeros(3, 5)).dequantize(torch.float32).any()
 
 
-def test_fp8_while_loading_takes_the_big_matrices_only(golden):
+def test_fp8_while_loading_converts_only_large_matrices(golden):
     component = tiny(golden)["transformer"]
     model = load_transformer(component, load=LoadOptions(precision="fp8"))
     formats = {n: m.quantized_weight for n, m in model.named_modules() if isinstance(m, Linear)}
@@ -227,7 +227,7 @@ def test_fp8_while_loading_takes_the_big_matrices_only(golden):
         assert 0 < (got - want).norm() < 0.1 * want.norm()
 
 
-def test_written_fp8_checkpoints_load_as_converted_ones(golden, tmp_path):
+def test_written_fp8_checkpoint_equals_conversion_while_loading(golden, tmp_path):
     parts = tiny(golden)
     path = tmp_path / "fp8.safetensors"
     write_fp8_checkpoint(list(parts.values()), path)
@@ -246,7 +246,7 @@ def test_written_fp8_checkpoints_load_as_converted_ones(golden, tmp_path):
     assert not (tmp_path / "twice.safetensors").exists()
 
 
-def test_other_readers_understand_the_written_file(golden, tmp_path):
+def test_safetensors_reads_the_written_file(golden, tmp_path):
     write_fp8_checkpoint([tiny(golden)["transformer"]], tmp_path / "fp8.safetensors")
     with safe_open(tmp_path / "fp8.safetensors", "pt") as file:
         layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
@@ -288,7 +288,7 @@ def load(path):
     return component.nbytes, load_module(lambda: Net(count), readers, device="cpu",
         dtype=torch.bfloat16, label="net")
 
-load(sys.argv[1])  # what the first use of anything costs is not the loader's
+load(sys.argv[1])  # warm up, so that first-use costs are not counted
 before = peak()
 nbytes, net = load(sys.argv[2])
 print((peak() - before) / nbytes)
@@ -297,7 +297,7 @@ print((peak() - before) / nbytes)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["bf16", "fp8"])
-def test_loading_takes_the_stored_bytes_and_no_more(tmp_path, kind):
+def test_loading_needs_only_the_stored_bytes(tmp_path, kind):
     weight = torch.randn(2048, 2048).to(torch.bfloat16 if kind == "bf16" else torch.float8_e4m3fn)
     tensors = {}
     for number in range(200_000_000 // weight.nbytes):

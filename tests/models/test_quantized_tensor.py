@@ -23,19 +23,19 @@ from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
-def opened(path, role="transformer"):
-    """Everything in a file as one component, under the names in the file."""
+def open_all(path, role="transformer"):
+    """Open all tensors of a file as one component, with the names in the file."""
     file = open_checkpoint(path)
     return Component(role, file, {name: name for name in stored_tensors(file)})
 
 
-def written(folder, tensors, **metadata):
+def save_and_open(folder, tensors, **metadata):
     path = folder / "weights.safetensors"
     save_file(tensors, path, metadata or None)
-    return opened(path)
+    return open_all(path)
 
 
-# --- the reference's numbers ----------------------------------------------------------------------
+# --- against the reference ------------------------------------------------------------------------
 
 GOLDEN_FILES = {
     "quant.fp8": "tiny-ltx-2.3-fp8.safetensors",
@@ -46,13 +46,13 @@ GOLDEN_FILES = {
     "quant.gguf_k": "k-quants.gguf",
 }
 IQ4_NL = "transformer_blocks.0.audio_ff.net.2.weight"
-"""In k-quants.gguf; a type that is not decoded."""
+"""Tensor of k-quants.gguf with an unsupported type."""
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)
-def test_decodes_as_the_reference(golden, name):
+def test_dequantises_as_the_reference(golden, name):
     case = golden(name)
-    source = opened(golden.path(f"quantized/{GOLDEN_FILES[name]}"))
+    source = open_all(golden.path(f"quantized/{GOLDEN_FILES[name]}"))
     bare = {
         key.removeprefix("model.diffusion_model.").replace(".", "_"): key for key in source.names
     }
@@ -65,14 +65,14 @@ def test_decodes_as_the_reference(golden, name):
         torch.testing.assert_close(got[: len(want)], want.float(), rtol=case.rtol, atol=case.atol)
 
 
-def test_what_is_not_decoded_is_named(golden):
-    source = opened(golden.path("quantized/k-quants.gguf"))
+def test_unsupported_format_is_reported(golden):
+    source = open_all(golden.path("quantized/k-quants.gguf"))
     with pytest.raises(UnsupportedQuantization, match=r"audio_ff\.net\.2\.weight.*iq4_nl"):
         read_stored(source, IQ4_NL)
 
 
-def test_mapped_until_moved(golden):
-    source = opened(golden.path("quantized/tiny-ltx-2.3-nvfp4.safetensors"))
+def test_tensors_are_memory_mapped_until_moved(golden):
+    source = open_all(golden.path("quantized/tiny-ltx-2.3-nvfp4.safetensors"))
     key = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"
     stored = read_stored(source, key)
     assert stored.format == "nvfp4"
@@ -89,7 +89,7 @@ def test_mapped_until_moved(golden):
 
 
 def ggml(format, rows, columns, seed):
-    """Random blocks with finite scales, and gguf-py's numbers."""
+    """Random blocks with finite scales, and gguf-py's dequantised tensor."""
     block, random = GGML_BLOCKS[format], np.random.default_rng(seed)
     count = rows * columns // block.weights
     blocks = random.integers(0, 256, (count, block.bytes), dtype=np.uint8)
@@ -109,7 +109,7 @@ def ggml(format, rows, columns, seed):
     blocks=st.integers(1, 5),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_ggml_bit_for_bit_as_gguf_py(format, rows, blocks, seed):
+def test_ggml_equals_gguf_py_exactly(format, rows, blocks, seed):
     stored, want = ggml(format, rows, blocks * GGML_BLOCKS[format].weights, seed)
     assert torch.equal(stored.dequantize(torch.float32), want)
     assert torch.equal(stored.dequantize(torch.bfloat16), want.bfloat16())
@@ -128,7 +128,7 @@ def test_ggml_in_many_chunks(format, monkeypatch):
 
 
 def test_ggml_rows_that_are_not_the_blocks_rows():
-    """`comfy.gguf.orig_shape`: blocks run over the rows of the true shape."""
+    """`comfy.gguf.orig_shape`: blocks continue across the rows of the true shape."""
     stored, want = ggml("q4_0", 6, 64, 1)
     shaped = QuantizedTensor("q4_0", (8, 3, 16), stored.parts)
     assert torch.equal(shaped.dequantize(torch.float32), want.reshape(8, 3, 16))
@@ -137,7 +137,7 @@ def test_ggml_rows_that_are_not_the_blocks_rows():
 # --- float formats against a plain reading of their definitions -----------------------------------
 
 
-def swizzled(scale):
+def swizzle(scale):
     """Plain (rows, columns) block scales in cuBLAS's order, by its formula for one index."""
     rows, columns = -(-scale.shape[0] // 128) * 128, -(-scale.shape[1] // 4) * 4
     r, c = torch.meshgrid(*map(torch.arange, scale.shape), indexing="ij")
@@ -148,14 +148,14 @@ def swizzled(scale):
 
 
 def nvfp4(rows, columns, seed):
-    """A random nvfp4 matrix of a padded shape, and its numbers in float64."""
+    """Random nvfp4 matrix with padding, and its dequantised numbers in float64."""
     random = torch.Generator().manual_seed(seed)
     up = [-(-n // 16) * 16 for n in (rows, columns)]
     packed = torch.randint(0, 256, (up[0], up[1] // 2), generator=random, dtype=torch.uint8)
     scale = torch.randint(0, 127, (up[0], up[1] // 16), generator=random, dtype=torch.uint8)
     parts = {
         "weight": packed,
-        "weight_scale": swizzled(scale).view(torch.float8_e4m3fn),
+        "weight_scale": swizzle(scale).view(torch.float8_e4m3fn),
         "weight_scale_2": torch.rand((), generator=random) * 1e-3,
     }
     q = torch.stack((E2M1[(packed >> 4).long()], E2M1[(packed & 15).long()]), -1).flatten(1)
@@ -171,7 +171,7 @@ def mxfp8(rows, columns, seed):
     scale = torch.randint(100, 140, (up[0], up[1] // 32), generator=random, dtype=torch.uint8)
     by = 2.0 ** (scale.double() - 127)
     want = (weight.double() * by.repeat_interleave(32, 1))[:rows, :columns]
-    parts = {"weight": weight, "weight_scale": swizzled(scale)}
+    parts = {"weight": weight, "weight_scale": swizzle(scale)}
     return QuantizedTensor("mxfp8", (up[0], up[1]), parts), want
 
 
@@ -189,9 +189,9 @@ def test_padded_blocks_of_any_shape(make, rows, columns, seed):
     dequantize.check_parts(stored.format, stored.parts, {}, stored.shape, "w")
     got = stored.crop((rows, columns)).dequantize(torch.float32)
     torch.testing.assert_close(got.double(), want, rtol=3e-7, atol=0)
-    picked = torch.tensor([0, rows - 1])
-    one = stored.crop((rows, columns)).dequantize_rows(picked, torch.float32)
-    assert torch.equal(one, got[picked])
+    row_index = torch.tensor([0, rows - 1])
+    one = stored.crop((rows, columns)).dequantize_rows(row_index, torch.float32)
+    assert torch.equal(one, got[row_index])
 
 
 @pytest.mark.parametrize("make", [nvfp4, mxfp8])
@@ -229,7 +229,7 @@ def test_fp8_keeps_every_code():
 
 
 @pytest.mark.parametrize("group", [4, 16, 64, 256])
-def test_rotated_int8_comes_back(group):
+def test_rotated_int8_is_restored(group):
     weight = torch.randn(8, 512, generator=torch.Generator().manual_seed(1))
     matrix = dequantize.hadamard_matrix(group, torch.device("cpu"))
     torch.testing.assert_close(matrix @ matrix, torch.eye(group))
@@ -249,10 +249,10 @@ def test_int8_scales():
         assert torch.equal(stored.dequantize(torch.float32), want)
 
 
-# --- refused --------------------------------------------------------------------------------------
+# --- rejected -------------------------------------------------------------------------------------
 
 
-def test_scales_that_are_no_numbers_are_found():
+def test_nan_and_infinite_scales_are_found():
     q = torch.zeros(4, 32, dtype=torch.uint8)
     broken = [
         ("fp8_e4m3", {"weight": q, "weight_scale": torch.tensor(math.nan)}),
@@ -267,7 +267,7 @@ def test_scales_that_are_no_numbers_are_found():
 
 
 @pytest.mark.parametrize("format", sorted(GGML_BLOCKS))
-def test_broken_blocks_are_found(format):
+def test_nan_and_infinite_block_scales_are_found(format):
     stored, _ = ggml(format, 4, 512, 2)
     stored.check_scales("w")
     for at in GGML_BLOCKS[format].float16_offsets:
@@ -301,21 +301,21 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("what", MISFITS)
-def test_parts_that_do_not_fit_are_refused(tmp_path, what):
-    source = written(tmp_path, MISFITS[what])
+def test_mismatched_parts_are_rejected(tmp_path, what):
+    source = save_and_open(tmp_path, MISFITS[what])
     with pytest.raises(CorruptCheckpoint, match=r"weights\.safetensors: w\.weight: damaged"):
         read_stored(source, "w.weight")
 
 
 @pytest.mark.parametrize("group", [0, -4, 8, 256, "64", None])
-def test_impossible_rotations_are_refused(group):
+def test_invalid_rotation_groups_are_rejected(group):
     parts = {"weight": torch.zeros(4, 32, dtype=torch.int8), "weight_scale": torch.ones(4, 1)}
     options = {"convrot": True, "convrot_groupsize": group}
     with pytest.raises(CorruptCheckpoint, match="rotated by groups of"):
         dequantize.check_parts("int8", parts, options, (4, 32), "w")
 
 
-def test_integers_are_not_read_as_weights(tmp_path):
-    source = written(tmp_path, {"tokens": torch.arange(4)})
+def test_integers_are_rejected_as_weights(tmp_path):
+    source = save_and_open(tmp_path, {"tokens": torch.arange(4)})
     with pytest.raises(UnsupportedQuantization, match=r"tokens: dtype torch\.int64"):
         read_float(source, "tokens", torch.float32)

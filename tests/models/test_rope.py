@@ -1,4 +1,4 @@
-"""Positions and rotation tables against the reference, bit for bit where that is float32."""
+"""Positions (exact) and rotation tables against the reference."""
 
 from __future__ import annotations
 
@@ -68,14 +68,16 @@ def test_rotation(golden, grad):
     case = golden("rope.apply")
     cos, sin = (case.inputs[n].transpose(1, 2).contiguous() for n in ("cos", "sin"))
     with torch.set_grad_enabled(grad):
-        turned = rotate(case.inputs["x"].unflatten(-1, (4, -1)), RopeTable(torch.complex(cos, sin)))
+        rotated = rotate(
+            case.inputs["x"].unflatten(-1, (4, -1)), RopeTable(torch.complex(cos, sin))
+        )
     if not grad:  # pairs side by side
-        turned = turned.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-    case.check("y", turned.flatten(-2), atol=1e-6)
+        rotated = rotated.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    case.check("y", rotated.flatten(-2), atol=1e-6)
 
 
 def test_rotation_keeps_lengths_and_relative_angles():
-    """Scores depend on the difference of positions only, along every axis."""
+    """Attention scores depend only on position differences, along every axis."""
     shape = RopeConfig(48, 2, VIDEO_MAX_POS)
     bounds = video_positions(4, 3, 3, 24)
     moved = bounds + torch.tensor([1.0, 64.0, 32.0])[None, :, None, None]

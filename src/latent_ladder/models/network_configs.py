@@ -59,14 +59,14 @@ class VideoVaeConfig:
         Two frames for each convolution and residual block, and one more if it is not causal.
         """
         position = 1 / self.spatial_scale**2
-        held = 2 * self.latent_channels * position
+        values = 2 * self.latent_channels * position
         per_block = 4 if self.causal else 6
         for width, layers, kind in zip(
             self.widths, self.layers, (*self.resamplers, None), strict=True
         ):
-            held += (per_block * layers + 2) * width * position
+            values += (per_block * layers + 2) * width * position
             position *= 4 if kind in ("space", "all") else 1
-        return held
+        return values
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def video_encoder_config(shapes: Shapes, header: Header) -> VideoVaeConfig:
         latent_channels=ends[0] - 1,
         patch=_patch(patch_channels, "video encoder"),
         widths=widths,
-        layers=_stage_layers(shapes, "encoder.down_blocks", depth),
+        layers=_level_layers(shapes, "encoder.down_blocks", depth),
         resamplers=tuple(
             _resampler(after, conv[0], "video encoder")
             for conv, after in zip(convs, widths[1:], strict=True)
@@ -207,7 +207,7 @@ def video_decoder_config(shapes: Shapes, header: Header) -> VideoVaeConfig:
         latent_channels=latent_channels,
         patch=_patch(ends[0], "video decoder"),
         widths=widths,
-        layers=_stage_layers(shapes, "decoder.up_blocks", depth),
+        layers=_level_layers(shapes, "decoder.up_blocks", depth),
         resamplers=tuple(
             _resampler(conv[0], after, "video decoder")
             for conv, after in zip(convs, widths[1:], strict=True)
@@ -244,7 +244,7 @@ def _check_blocks(config: VideoVaeConfig, blocks: Sequence[Any] | None, label: s
     _must_agree(label, "resamplers", config.resamplers, kinds)
 
 
-def _stage_layers(shapes: Shapes, path: str, depth: int) -> tuple[int, ...]:
+def _level_layers(shapes: Shapes, path: str, depth: int) -> tuple[int, ...]:
     escaped = re.escape(path)
     return tuple(
         _count(shapes, rf"{escaped}\.{2 * i}\.res_blocks\.(\d+)\.conv1\.conv\.weight")
@@ -389,7 +389,7 @@ def upsampler_config(shapes: Shapes, header: Header) -> UpsamplerConfig:
         raise UnknownLayout(f"latent upsampler: unknown layer {list(layer)} for {mid} channels")
     # A rational resampler multiplies channels by its numerator squared; its stride is 2 for 3/2.
     scale = {9: 1.5, 16: 4.0}.get(gain, 2.0) if rational else 2.0
-    found = UpsamplerConfig(
+    config = UpsamplerConfig(
         in_channels=channels,
         mid_channels=mid,
         blocks=_count(shapes, r"res_blocks\.(\d+)\.conv1\.weight"),
@@ -400,13 +400,13 @@ def upsampler_config(shapes: Shapes, header: Header) -> UpsamplerConfig:
         scale=float(header.get("spatial_scale", scale)) if rational else scale,
     )
     for name, value in (
-        ("mid_channels", found.mid_channels),
-        ("spatial_upsample", found.spatial),
-        ("temporal_upsample", found.temporal),
-        ("num_blocks_per_stage", found.blocks),
+        ("mid_channels", config.mid_channels),
+        ("spatial_upsample", config.spatial),
+        ("temporal_upsample", config.temporal),
+        ("num_blocks_per_stage", config.blocks),
     ):
         _must_agree("latent upsampler", name, value, header.get(name, value))
-    return found
+    return config
 
 
 CONNECTOR_HEAD_DIM = 128
@@ -465,10 +465,10 @@ def _count(names: Iterable[str], pattern: str) -> int:
     return len({match[1] for match in matches if match})
 
 
-def _must_agree(label: str, subject: str, found: Any, header: Any) -> None:
-    plain = tuple(header) if isinstance(header, list) else header
-    if found != plain:
+def _must_agree(label: str, subject: str, from_shapes: Any, header: Any) -> None:
+    header_value = tuple(header) if isinstance(header, list) else header
+    if from_shapes != header_value:
         raise UnknownLayout(
-            f"{label}: {subject} {found} in its tensors, {plain} in its header",
+            f"{label}: {subject} {from_shapes} in its tensors, {header_value} in its header",
             "header and tensors come from different models; use an unmodified file",
         )

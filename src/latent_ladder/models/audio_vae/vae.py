@@ -140,10 +140,10 @@ def fit_length(waveform: Tensor, n_frames: int, fps: Fraction, rate: int) -> Ten
     length = round(Fraction(n_frames) / fps * rate)
     if waveform.shape[-1] == length:
         return waveform
-    kept = waveform[..., :length].clone()
-    fade = min(int(FADE_S * rate), kept.shape[-1])
-    kept[..., kept.shape[-1] - fade :] *= torch.linspace(1, 0, fade + 1)[1:].to(kept)
-    return F.pad(kept, (0, length - kept.shape[-1]))
+    cut = waveform[..., :length].clone()
+    fade = min(int(FADE_S * rate), cut.shape[-1])
+    cut[..., cut.shape[-1] - fade :] *= torch.linspace(1, 0, fade + 1)[1:].to(cut)
+    return F.pad(cut, (0, length - cut.shape[-1]))
 
 
 # --- front end ----------------------------------------------------------------------------------

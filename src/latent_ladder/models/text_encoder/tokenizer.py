@@ -53,12 +53,12 @@ class Tokenizer:
         """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids."""
         text = prompt.strip()
         ids = self.encode(text)
-        kept = ids[: length - 1]
+        truncated = ids[: length - 1]
         end = len(text)
-        if len(kept) < len(ids):
+        if len(truncated) < len(ids):
             # Truncation may split the tokens of a character: keep the text that still decodes.
-            end = _common_prefix_length(self.decode(kept), text)
-        return TokenizedPrompt((self.bos, *kept), len(ids) + 1, text[:end], text[end:])
+            end = _common_prefix_length(self.decode(truncated), text)
+        return TokenizedPrompt((self.bos, *truncated), len(ids) + 1, text[:end], text[end:])
 
 
 def _common_prefix_length(one: str, other: str) -> int:

@@ -1,38 +1,81 @@
-# Two commands: `make demo` makes a clip with sound on any laptop, `make test` checks everything.
+# `make demo` makes a clip with sound on any laptop, `make test` checks everything. `make help` lists the rest.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types suite clean
+.PHONY: help demo test fast lint types suite docs dist coverage bounds bench-check lock clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed
+help:  ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.installed  ## make one clip with the embedded model: demo.mp4
 	@$(BIN)/ladder make "a red ball rolls to the right over a striped floor" -o demo.mp4 --overwrite
-	@echo "The clip is in $(CURDIR)/demo.mp4"
+	@echo "The clip is in $(CURDIR)/demo.mp4. Make your own with $(BIN)/ladder make \"a prompt\""
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --editable ".[dev,docs]"
 	@touch $@ $(VENV)/.installed
 
-test: $(VENV)/.installed-dev lint types suite
+test: $(VENV)/.installed-dev lint types docs suite  ## everything that CI checks
 
-lint: $(VENV)/.installed-dev
+fast: $(VENV)/.installed-dev  ## the tests that a change breaks most often, under a minute
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(VENV)/.installed-dev  ## style, spelling, import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z | xargs -0 $(BIN)/typos --force-exclude
 	$(BIN)/lint-imports
 
-types: $(VENV)/.installed-dev
+types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
-suite: $(VENV)/.installed-dev
+suite: $(VENV)/.installed-dev  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-clean:
-	rm -rf $(VENV) demo.mp4
+coverage: $(VENV)/.installed-dev  ## all tests, with the share of lines that they run: coverage.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=latent_ladder --cov-report=term:skip-covered | tee coverage.txt
+
+docs: $(VENV)/.installed-dev  ## the documents as a site: site/index.html
+	$(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/.installed-dev  ## build the packages, check them, make a clip from the wheel in an empty folder
+	rm -rf dist build/wheel-check
+	$(PIP) build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m venv build/wheel-check/venv
+	build/wheel-check/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build/wheel-check && venv/bin/ladder --version && venv/bin/ladder make "a blue square grows" -o check.mp4
+
+RESOLUTION ?= lowest-direct
+bounds:  ## the suite with the oldest dependencies allowed (RESOLUTION=highest: with the newest)
+	rm -rf build/bounds
+	uv venv --quiet --python $(PYTHON) build/bounds
+	uv pip install --quiet --python build/bounds --resolution $(RESOLUTION) --editable ".[dev]"
+	uv pip list --python build/bounds
+	OMP_NUM_THREADS=1 build/bounds/bin/python -m pytest -n 2
+
+bench-check: $(VENV)/.installed-dev  ## measure the ratios of benchmarks/history anew and compare
+	$(PIP) --editable ".[bench]"
+	$(BIN)/python benchmarks/check_history.py
+
+TORCH := 2.13.0
+lock:  ## write constraints.txt from the newest versions of everything but torch (needs uv)
+	@mkdir -p build && echo "torch==$(TORCH)" > build/torch.txt
+	@echo "# Versions that make installs (make lock); the package itself allows ranges." > constraints.txt
+	uv pip compile --quiet --upgrade pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-annotate --no-header --no-emit-index-url --no-emit-find-links -c build/torch.txt >> constraints.txt
+
+clean:  ## remove what these targets made
+	rm -rf $(VENV) build dist site coverage.txt .coverage demo.mp4

@@ -1,4 +1,4 @@
-"""The multi-stage guide's claims, tested: one command writes docs/claims.md.
+"""The multi-stage guide's claims, tested: one command writes docs/laboratory/claims.md.
 
     python benchmarks/claims.py                                   # pocket model, 24 prompts
     python benchmarks/claims.py --models ~/ComfyUI/models --preset balanced --size 1280x704
@@ -60,7 +60,7 @@ from latent_ladder.storage.artifact_store import Store, artefact_key
 from latent_ladder.sweeps.sweep_plan import Point, plan_points
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "claims.md"
+PAGE = HERE.parent / "docs" / "laboratory" / "claims.md"
 VERSION = 1
 REFINE_STEPS = 5
 """Stage-2 steps where the preset has a fixed list: whole steps then meet every share closely."""
@@ -419,7 +419,7 @@ def _rounded(value: Any) -> Any:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, default=PAGE, help="the page (docs/claims.md)")
+    parser.add_argument("--write", type=Path, default=PAGE, help=f"the page ({PAGE.name})")
     parser.add_argument("--raw", type=Path, help="the numbers, else the page's name with .json")
     parser.add_argument("--page-only", action="store_true", help="write the page from the numbers")
     parser.add_argument("--models", type=Path, action="append", default=[], help="a models/ folder")

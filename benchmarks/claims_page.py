@@ -1,4 +1,4 @@
-"""From the numbers of benchmarks/claims.py to docs/claims.md: intervals, verdicts, words.
+"""The claims page from the numbers of benchmarks/claims.py: intervals, verdicts, words.
 
 A verdict compares a 95 % bootstrap interval of a mean over prompts with a line that was drawn
 before looking (the constants below). All comparisons are paired: the same prompts and drafts.

@@ -32,16 +32,16 @@ import torch
 from torch import Tensor
 
 from latent_ladder.media.video_writer import VideoSpec, write_video
-from latent_ladder.models.network_configs import VideoCoder
-from latent_ladder.models.vae_loading import Statistics
-from latent_ladder.models.video_vae.networks import VideoDecoder, packed
+from latent_ladder.models.network_configs import VideoVaeConfig
+from latent_ladder.models.vae_loading import LatentStatistics
+from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video
 
 RESULTS = Path(__file__).parent / "results" / "decode_memory.json"
 FRAMES = (25, 73, 121, 241)
 SIDE = 512
 CASES = ("streamed", "at once")
-DECODER = VideoCoder(
+DECODER = VideoVaeConfig(
     latent_channels=64,
     patch=4,
     widths=(160, 80, 80, 40, 20),
@@ -55,8 +55,8 @@ DECODER = VideoCoder(
 
 def streamed(latents: Tensor) -> Iterator[np.ndarray]:
     """Frames in chunks, as the package decodes them."""
-    plain = Statistics(torch.zeros(64), torch.ones(64))
-    decoder = packed(VideoDecoder(DECODER).eval().requires_grad_(False))
+    plain = LatentStatistics(torch.zeros(64), torch.ones(64))
+    decoder = pack_kernels(VideoDecoder(DECODER).eval().requires_grad_(False))
     vae = VideoVae(None, decoder, DECODER, plain, torch.device("cpu"), torch.float32)
     return decode_video(latents, vae)
 

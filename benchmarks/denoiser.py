@@ -33,7 +33,7 @@ from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor, nn
 
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.sampling.guiders import Guidance
@@ -124,14 +124,14 @@ def our_tasks(model: Transformer, case: Case) -> dict[str, Callable[[], Tensor]]
         if name.endswith("guided"):
             cfg, stg, modality, rescale = GUIDANCE
             guidance = Guidance(cfg, stg, modality, rescale, (case.stg_block,))
-        video = StreamRun(
+        video = DenoiserStream(
             work.video_positions,
             work.video_context,
             work.negative_video_context,
             mask=work.mask,
             guidance=guidance,
         )
-        audio = StreamRun(
+        audio = DenoiserStream(
             work.audio_positions,
             work.audio_context,
             work.negative_audio_context,

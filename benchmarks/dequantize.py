@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_ladder.models.weights.dequantize_ggml import BLOCKS
+from latent_ladder.models.weights.dequantize_ggml import GGML_BLOCKS
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 sys.path.append(str(Path(__file__).parents[1] / "training" / "pocket"))
@@ -128,7 +128,7 @@ def kitchen_case(kitchen: Any, weight: Tensor, name: str) -> Case:
 def ggml_cases(weight: Tensor) -> dict[str, Case]:
     """Blocks of every type, the K types encoded here, the others by gguf-py."""
     gguf = installed("gguf")
-    return {name: ggml_case(gguf, weight, name) for name in BLOCKS}
+    return {name: ggml_case(gguf, weight, name) for name in GGML_BLOCKS}
 
 
 def ggml_case(gguf: Any, weight: Tensor, name: str) -> Case:
@@ -149,9 +149,9 @@ def ggml_case(gguf: Any, weight: Tensor, name: str) -> Case:
 
 def random_blocks(name: str, weights: int) -> np.ndarray:
     """Random bytes with small finite scales."""
-    block, random = BLOCKS[name], np.random.default_rng(0)
+    block, random = GGML_BLOCKS[name], np.random.default_rng(0)
     blocks = random.integers(0, 256, (weights // block.weights, block.bytes), dtype=np.uint8)
-    for at in block.halves:
+    for at in block.float16_offsets:
         half = random.uniform(0.0, 0.01, (len(blocks), 1)).astype(np.float16)
         blocks[:, at : at + 2] = half.view(np.uint8)
     return blocks

@@ -22,8 +22,19 @@ from torch import nn
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import ModelSet, model_folders, scan, select
-from latent_ladder.models import network_configs as dims
+from latent_ladder.checkpoints.selection import ModelSet, model_folders, scan, select_models
+from latent_ladder.models.network_configs import (
+    BandwidthExtensionConfig,
+    GeneratorConfig,
+    audio_vae_config,
+    bandwidth_extension_config,
+    connector_config,
+    generator_config,
+    shapes_below,
+    upsampler_config,
+    video_decoder_config,
+    video_encoder_config,
+)
 from latent_ladder.models.text_encoder.tokenizer import text_length
 
 PARTS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder", "upsampler")
@@ -47,7 +58,7 @@ TRANSFORMER_NAMES = (
 
 def convert(models: Path, folder: Path) -> dict[str, Any]:
     """Write the parts below ``folder``; returns what the pipelines need to know besides."""
-    chosen = select(scan(model_folders([models])))
+    chosen = select_models(scan(model_folders([models])))
     built = {
         "transformer": _transformer(chosen.transformer),
         "vae": _video_vae(chosen.video_vae),
@@ -115,7 +126,7 @@ def _transformer(component: Component) -> nn.Module:
 
 def _video_vae(component: Component) -> nn.Module:
     shapes, config = component.shapes(), component.config
-    encoder, decoder = dims.video_encoder(shapes, config), dims.video_decoder(shapes, config)
+    encoder, decoder = video_encoder_config(shapes, config), video_decoder_config(shapes, config)
     kinds = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
     steps = list(zip(decoder.widths, decoder.widths[1:], strict=False))
     strides = (*encoder.resamplers,)
@@ -179,7 +190,7 @@ def _connectors(chosen: ModelSet) -> nn.Module:
 def _connector_sizes(component: Component) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for stream in ("video", "audio"):
-        part = dims.connector(component.shapes(), component.config, stream)
+        part = connector_config(component.shapes(), component.config, stream)
         sizes |= {
             f"{stream}_connector_num_attention_heads": part.heads,
             f"{stream}_connector_attention_head_dim": part.head_dim,
@@ -199,7 +210,7 @@ def _gemma(component: Component) -> nn.Module:
 
 def _upsampler(chosen: ModelSet) -> nn.Module:
     component = chosen.upsamplers["spatial", 2]
-    found = dims.upsampler(component.shapes(), component.config)
+    found = upsampler_config(component.shapes(), component.config)
     network = LTX2LatentUpsamplerModel(
         in_channels=found.in_channels,
         mid_channels=found.mid_channels,
@@ -217,7 +228,7 @@ def _sound(chosen: ModelSet) -> dict[str, nn.Module]:
     vae, vocoder = chosen.audio_vae, chosen.vocoder
     if vae is None or vocoder is None:
         raise SystemExit("the benchmark needs models with sound")
-    coder = dims.audio_coder(vae.shapes(), vae.config)
+    coder = audio_vae_config(vae.shapes(), vae.config)
     network = AutoencoderKLLTX2Audio(
         base_channels=coder.base,
         output_channels=coder.mel_channels,
@@ -237,15 +248,15 @@ def _sound(chosen: ModelSet) -> dict[str, nn.Module]:
 
 def _vocoder(component: Component) -> nn.Module:
     shapes, config = component.shapes(), component.config
-    extension = dims.bandwidth_extension(shapes, config)
+    extension = bandwidth_extension_config(shapes, config)
     if extension is None:
-        return build_vocoder(dims.wave_generator(shapes, config, last="clamp"), None)
+        return build_vocoder(generator_config(shapes, config, last="clamp"), None)
     section = config.get("vocoder", {})
-    main = dims.wave_generator(dims.below(shapes, "vocoder."), section, last="clamp")
+    main = generator_config(shapes_below(shapes, "vocoder."), section, last="clamp")
     return build_vocoder(main, extension)
 
 
-def build_vocoder(main: dims.WaveGenerator, extension: dims.BandwidthExtension | None) -> nn.Module:
+def build_vocoder(main: GeneratorConfig, extension: BandwidthExtensionConfig | None) -> nn.Module:
     """The vocoder, with its bandwidth extension where there is one."""
     network: nn.Module
     if extension is None:
@@ -265,7 +276,7 @@ def build_vocoder(main: dims.WaveGenerator, extension: dims.BandwidthExtension |
     return network
 
 
-def _generator_arguments(generator: dims.WaveGenerator) -> dict[str, Any]:
+def _generator_arguments(generator: GeneratorConfig) -> dict[str, Any]:
     return {
         "in_channels": generator.in_channels,
         "hidden_channels": generator.hidden,

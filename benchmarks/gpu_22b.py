@@ -26,9 +26,10 @@ from denoiser import GUIDANCE
 from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor
 
+from latent_ladder.models.transformer.block import CHUNK_TOKENS
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
-from latent_ladder.models.transformer.model import CHUNK_TOKENS, Transformer
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.weights.loading import EmptyOnMeta, load_module
 from latent_ladder.sampling.guiders import Guidance
@@ -88,7 +89,7 @@ def build(shape: TransformerConfig, device: torch.device) -> Transformer:
         device=device,
         dtype=torch.bfloat16,
         keep_float32=lambda name: "scale_shift_table" in name,
-        what="random transformer",
+        label="random transformer",
     )
     model.set_chunk_tokens(CHUNK_TOKENS[device.type])
     return model
@@ -118,10 +119,10 @@ def our_call(model: Transformer, work: Workload, guided: bool) -> Callable[[], T
     if guided:
         cfg, stg, modality, rescale = GUIDANCE
         guidance = Guidance(cfg, stg, modality, rescale, (stg_block(model.config.layers),))
-    video = StreamRun(
+    video = DenoiserStream(
         work.video_positions, work.video_context, work.negative_video_context, guidance=guidance
     )
-    audio = StreamRun(
+    audio = DenoiserStream(
         work.audio_positions, work.audio_context, work.negative_audio_context, guidance=guidance
     )
     denoiser = Denoiser(model, video, audio)

@@ -35,15 +35,17 @@ from helpers import checkpoint_layouts as layouts  # noqa: E402
 
 from latent_ladder.memory.cost_model import LTX_2_3, DitSize, ModelSizes  # noqa: E402
 from latent_ladder.memory.planner import GIB, Budget, Policy, StageMemory, plan_memory  # noqa: E402
-from latent_ladder.models import network_configs as dims  # noqa: E402
+from latent_ladder.models.network_configs import (  # noqa: E402
+    video_decoder_config,
+)
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig  # noqa: E402
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun  # noqa: E402
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream  # noqa: E402
 from latent_ladder.models.transformer.model import Transformer  # noqa: E402
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions  # noqa: E402
-from latent_ladder.models.vae_loading import Statistics  # noqa: E402
-from latent_ladder.models.video_vae.networks import VideoDecoder, packed  # noqa: E402
+from latent_ladder.models.vae_loading import LatentStatistics  # noqa: E402
+from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels  # noqa: E402
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video  # noqa: E402
-from latent_ladder.models.weights.block_offload import Residency  # noqa: E402
+from latent_ladder.models.weights.block_offload import BlockOffload  # noqa: E402
 from latent_ladder.models.weights.loading import EmptyOnMeta  # noqa: E402
 from latent_ladder.pipeline.stages.decoding import decode_tiles  # noqa: E402
 from latent_ladder.request.model import Request  # noqa: E402
@@ -147,11 +149,11 @@ def decoder(tiny: bool, device: torch.device) -> VideoVae:
     """A video decoder with random weights in bf16; the small one has narrow layers."""
     stages = ((1, 16), (1, 16), (1, 16), (1, 8), (1, 8))
     shapes = dict(layouts.video_vae(decoder=stages) if tiny else layouts.video_vae())
-    coder = dims.video_decoder(shapes, {} if tiny else layouts.VAE_CONFIG)
+    coder = video_decoder_config(shapes, {} if tiny else layouts.VAE_CONFIG)
     with torch.device(device):
         network = VideoDecoder(coder).to(BF16).eval().requires_grad_(False)
-    flat = Statistics(torch.zeros(128, device=device), torch.ones(128, device=device))
-    return VideoVae(None, packed(network), coder, flat, device, BF16)
+    flat = LatentStatistics(torch.zeros(128, device=device), torch.ones(128, device=device))
+    return VideoVae(None, pack_kernels(network), coder, flat, device, BF16)
 
 
 # --- work ----------------------------------------------------------------------------------------
@@ -168,9 +170,9 @@ def forward(model: Transformer, stage: StageMemory, device: torch.device) -> Cal
         resolution.latent_width,
     )
 
-    def stream(positions: Tensor, dim: int) -> StreamRun:
+    def stream(positions: Tensor, dim: int) -> DenoiserStream:
         text = torch.randn(1, 1024, dim, device=device).to(BF16)
-        return StreamRun(positions.to(device), text)
+        return DenoiserStream(positions.to(device), text)
 
     denoiser = Denoiser(
         model,
@@ -192,8 +194,13 @@ def same_bits(device: torch.device) -> bool:
     )
     call = forward(model, stage, device)
     found = []
-    for residency in (Residency(0, True), Residency(0), Residency(5, True), Residency(24)):
-        with torch.inference_mode(False), model.held(device, residency):
+    for residency in (
+        BlockOffload(0, True),
+        BlockOffload(0),
+        BlockOffload(5, True),
+        BlockOffload(24),
+    ):
+        with torch.inference_mode(False), model.offload_blocks(device, residency):
             found += [call().cpu() for _ in range(3)]
     return all(torch.equal(found[0], other) for other in found) and bool(found[0].isfinite().all())
 
@@ -227,8 +234,8 @@ def measure(
                 place(model, device)
                 model.set_chunk_tokens(stage.offload_plan.chunk_tokens)
                 held = stage.offload_plan.resident
-                residency = Residency(shape.layers if held is None else held, pinned=True)
-                with model.held(device, residency):
+                residency = BlockOffload(shape.layers if held is None else held, pinned=True)
+                with model.offload_blocks(device, residency):
                     found = timed(forward(model, stage, device), device, rounds)
             elif stage.cost.kind == "decode":
                 model.to("cpu")  # a run lets go of it before

@@ -3,8 +3,8 @@
 ``python benchmarks/lora_switch.py [--device cpu] [--rank 16] [--threads 2] [--rounds 5]``
 
 Switch: all 1660 linear layers of 2.3 at their real widths, a LoRA file of ``--rank`` for each.
-Timed are the first ``attach`` (reads the file from the page cache, checks every number), a change
-of strength, ``detach``, and a new ``attach`` after it. On the CPU the base weights are hollow
+Timed are the first ``attach_loras`` (reads the file from the page cache, checks every number), a change
+of strength, ``detach_loras``, and a new ``attach_loras`` after it. On the CPU the base weights are hollow
 (one number stretched over each matrix: attaching never looks at them) and the file is the rank's
 share of the real one (rank 384: 7.6 GB); on a GPU give ``--device cuda --rank 384``: there the
 base is whole (needs about 60 GB).
@@ -34,9 +34,9 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
-from latent_ladder.models.lora import attach as lora
+from latent_ladder.models.lora.attach import attach_loras, temporary_loras
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.weights.linear import Linear, LowRank
@@ -118,18 +118,18 @@ def switch_times(model: nn.Module, part: Component, device: torch.device) -> dic
             torch.cuda.synchronize()
         return clock() - started
 
-    first = timed(lambda: lora.attach(model, [(part, 0.25)]))
-    strength = [timed(lambda s=s: lora.attach(model, [(part, s)])) for s in (0.5, 1.0, 0.25)]
-    detach = timed(lambda: lora.detach(model))
-    again = timed(lambda: lora.attach(model, [(part, 0.5)]))
-    lora.detach(model)
+    first = timed(lambda: attach_loras(model, [(part, 0.25)]))
+    strength = [timed(lambda s=s: attach_loras(model, [(part, s)])) for s in (0.5, 1.0, 0.25)]
+    detach_loras = timed(lambda: detach_loras(model))
+    again = timed(lambda: attach_loras(model, [(part, 0.5)]))
+    detach_loras(model)
     return {
         "match": str(report[0]),
         "lora_bytes": part.nbytes,
         "first_attach_s": first,
         "bytes_per_s": part.nbytes / first,
         "strength_s": statistics.median(strength),
-        "detach_s": detach,
+        "detach_s": detach_loras,
         "attach_after_detach_s": again,
     }
 
@@ -157,8 +157,10 @@ def forward(model: Transformer, sizes: Sizes) -> Callable[[], Tensor]:
     weight = model.patchify_proj.weight
     device, dtype = weight.device, weight.dtype
 
-    def stream(positions: Tensor, dim: int) -> StreamRun:
-        return StreamRun(positions.to(device), torch.randn(1, sizes.text, dim).to(device, dtype))
+    def stream(positions: Tensor, dim: int) -> DenoiserStream:
+        return DenoiserStream(
+            positions.to(device), torch.randn(1, sizes.text, dim).to(device, dtype)
+        )
 
     denoiser = Denoiser(
         model,
@@ -189,7 +191,7 @@ def step_times(model: Transformer, sizes: Sizes, part: Component, rounds: int) -
     timed()
     for _ in range(rounds):
         times["plain"].append(timed())
-        with lora.attached(model, [(part, 0.5)]):
+        with temporary_loras(model, [(part, 0.5)]):
             times["branches"].append(timed())
             with merged(model):
                 times["merged"].append(timed())

@@ -1,6 +1,6 @@
 """The planner's table for the cards people own: what each precision of LTX-2.3 does on each.
 
-    python benchmarks/memory_table.py            # prints docs/memory.md's table
+    python benchmarks/memory_table.py            # prints docs/explanation/memory.md's table
     python benchmarks/memory_table.py --write    # and puts it there
 
 Sizes come from files of the real names, shapes and dtypes without data
@@ -30,7 +30,7 @@ from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.overrides import apply_sets  # noqa: E402
 from latent_ladder.request.presets import read_preset  # noqa: E402
 
-PAGE = ROOT / "docs" / "memory.md"
+PAGE = ROOT / "docs" / "explanation" / "memory.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 PRECISIONS = ("bf16", "fp8", "q4_k_m", "q4_k_s")
 CARDS = (8, 12, 16, 24, 32, 48, 80)

@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from latent_ladder.checkpoints.selection import model_folders, scan, select
+from latent_ladder.checkpoints.selection import model_folders, scan, select_models
 from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
 from latent_ladder.pipeline.latent_preview import fit
 
@@ -29,13 +29,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     choice = {"checkpoint": asked.checkpoint} if asked.checkpoint else {}
-    component = select(scan(model_folders(())), choice).video_vae
+    component = select_models(scan(model_folders(())), choice).video_vae
     began = time.process_time()
     to_rgb = fit(component)
     fit_s = time.process_time() - began
     dtype = torch.float32 if asked.device == "cpu" else torch.bfloat16
     vae = load_video_vae(component, device=asked.device, dtype=dtype, parts=("decoder",))
-    side, count = asked.size // vae.coder.spatial_scale, (asked.frames - 1) // 8 + 1
+    side, count = asked.size // vae.config.spatial_scale, (asked.frames - 1) // 8 + 1
     latents = torch.randn(1, vae.latent_channels, count, side, side, device=asked.device)
     took = {
         name: _seconds(lambda work=work: sum(len(chunk) for chunk in work(latents)), asked.device)

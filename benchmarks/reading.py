@@ -36,10 +36,10 @@ from torch import Tensor
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
-from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.weights.block_offload import Residency
+from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.loading import EmptyOnMeta
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
@@ -175,14 +175,14 @@ def small_part(path: Path) -> Component:
     return transformer_of(small)
 
 
-def forwards(residency: Residency | None) -> Callable[[Path, int, int], dict[str, Any]]:
+def forwards(residency: BlockOffload | None) -> Callable[[Path, int, int], dict[str, Any]]:
     """Forwards with all blocks in memory (``None``), or as ``residency`` says."""
 
     def run(path: Path, tokens: int, rounds: int) -> dict[str, Any]:
-        load = Load() if residency is None else Load(as_stored=True, blocks="file")
+        load = LoadOptions() if residency is None else LoadOptions(as_stored=True, blocks="file")
         model = load_transformer(transformer_of(path), dtype=torch.bfloat16, load=load)
         call = forward(model, tokens)
-        with model.held(CPU, residency):
+        with model.offload_blocks(CPU, residency):
             out = call()
             seconds = median(call, rounds)
         digest = hashlib.blake2b(out.float().numpy().tobytes()).hexdigest()
@@ -199,8 +199,8 @@ def forward(model: Transformer, tokens: int) -> Callable[[], Tensor]:
     def draw(*size: int) -> Tensor:
         return torch.randn(1, *size, generator=generator)
 
-    def stream(positions: Tensor, dim: int) -> StreamRun:
-        return StreamRun(positions, draw(256, dim).bfloat16())
+    def stream(positions: Tensor, dim: int) -> DenoiserStream:
+        return DenoiserStream(positions, draw(256, dim).bfloat16())
 
     video = stream(video_positions(4, side, side, 24), model.config.video.dim)
     denoiser = Denoiser(model, video, stream(audio_positions(32), model.config.audio.dim))
@@ -233,7 +233,7 @@ WAYS: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {
     "plain read": plain_read,
     "into modules": into_modules,
     "resident": forwards(None),
-    "streamed": forwards(Residency(0)),
+    "streamed": forwards(BlockOffload(0)),
 }
 
 

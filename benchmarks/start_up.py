@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder or Path(temporary) / "models"
         if not folder.is_dir():
-            subprocess.run([sys.executable, TESTS / "true_size.py", folder], check=True)
+            subprocess.run([sys.executable, TESTS / "helpers" / "true_size.py", folder], check=True)
         env = os.environ | {
             "LADDER_CACHE": f"{temporary}/cache",
             "LADDER_STORE": f"{temporary}/store",

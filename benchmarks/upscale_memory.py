@@ -25,7 +25,7 @@ from latent_ladder.media.video_writer import VideoSpec, write_video
 from latent_ladder.pipeline.stages.decoding import as_integers
 from latent_ladder.request.stages import UpscaleStage
 from latent_ladder.upscale.plan import plan_upscale
-from latent_ladder.upscale.stream import load_upscaler, upscaled
+from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 
 
 def frames(count: int, size: tuple[int, int]) -> Iterator[torch.Tensor]:
@@ -45,7 +45,7 @@ def measure(name: str, count: int, size: tuple[int, int], by: float) -> dict[str
     enlarge = load_upscaler(plan, device=device, dtype=torch.float32)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        chunks = upscaled((f.to(device) for f in frames(count, size)), plan, enlarge)
+        chunks = upscale_frames((f.to(device) for f in frames(count, size)), plan, enlarge)
         spec = VideoSpec(plan.target, Fraction(24), EncoderSettings("h265"))
         write_video(Path(folder) / "a.mp4", (as_integers(c, 10) for c in chunks), spec)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,22 +1,23 @@
-"""The exception tree of latent-ladder, and the exit code each branch gives the command line.
+"""Exception tree of latent-ladder, with the exit code of the command line for each class.
 
 ::
 
-    LadderError                exit 1   anything the user can act on
-    ├── RequestError           exit 2   an impossible or unknown value; all problems in one report
+    LadderError                exit 1   base class: an error that the user can fix
+    ├── RequestError           exit 2   impossible or unknown values; all problems in one report
     ├── CheckpointError        exit 3   a model file
-    │   ├── CheckpointNotFound          none plays the role that is needed
-    │   ├── UnknownLayout               readable, but not a file this tool knows
+    │   ├── CheckpointNotFound          a file or component that is needed does not exist
+    │   ├── UnknownLayout               readable, but the tensors are not of a known model
     │   ├── CorruptCheckpoint           truncated or damaged
     │   └── UnsupportedQuantization     a weight format without a decoder
-    ├── MemoryBudgetError      exit 4   the plan does not fit
-    ├── MediaError             exit 5   reading or writing pictures, sound, video
+    ├── MemoryBudgetError      exit 4   the plan needs more memory than the budget
+    ├── MediaError             exit 5   reading or writing images, audio, video
     ├── WorkflowError          exit 6   a ComfyUI graph
     ├── FarmError              exit 7   distributed work
-    ├── StoreError             exit 8   artefacts on disk
+    ├── StoreError             exit 8   the artefact store on disk
     └── Cancelled              exit 130 the user stopped the run
 
-Messages are one sentence, *subject, got, expected*; ``hint`` names one thing to do.
+A message is one sentence: the subject, what was found, what was expected. ``hint`` names one thing
+to do about it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import ClassVar, Self
 
 
 class LadderError(Exception):
-    """Base of every error a user can act on.
+    """Base class of every error that the user can fix.
 
-    ``code`` is a stable name for programs (``--json`` and later HTTP faces), ``hint`` one thing
-    to do about it, or ``None``.
+    ``message`` is one sentence, ``hint`` one thing to do about it, or ``None``. ``code`` is a
+    stable name for programs (``--json`` output and the HTTP API).
     """
 
     exit_code: ClassVar[int] = 1
@@ -50,7 +51,7 @@ class LadderError(Exception):
 
 
 class RequestError(LadderError):
-    """A request holds impossible or unknown values; ``problems`` lists each (message, hint)."""
+    """A request has impossible or unknown values; ``problems`` lists each as (message, hint)."""
 
     exit_code = 2
 
@@ -76,11 +77,11 @@ class CheckpointError(LadderError):
 
 
 class CheckpointNotFound(CheckpointError):
-    """No file plays the role that is needed."""
+    """A model file, or a component that the run needs, was not found."""
 
 
 class UnknownLayout(CheckpointError):
-    """The file can be read but its tensors are not a layout this tool knows."""
+    """The file can be read, but its tensors are not those of a known model."""
 
 
 class CorruptCheckpoint(CheckpointError):
@@ -88,23 +89,23 @@ class CorruptCheckpoint(CheckpointError):
 
 
 class UnsupportedQuantization(CheckpointError):
-    """A weight is stored in a format without a decoder."""
+    """A weight is stored in a format that this version cannot decode."""
 
 
 class MemoryBudgetError(LadderError):
-    """The plan does not fit the memory budget."""
+    """The plan needs more memory than the budget allows."""
 
     exit_code = 4
 
 
 class MediaError(LadderError):
-    """A picture, sound or video file cannot be read or written."""
+    """An image, audio or video file cannot be read or written."""
 
     exit_code = 5
 
 
 class WorkflowError(LadderError):
-    """A ComfyUI graph cannot be run; carries the node it is about."""
+    """A ComfyUI graph cannot be run; ``node_id`` and ``class_type`` name the node at fault."""
 
     exit_code = 6
 
@@ -133,6 +134,6 @@ class StoreError(LadderError):
 
 
 class Cancelled(LadderError):
-    """The user stopped the run; what was finished is kept."""
+    """The user stopped the run; finished artefacts stay in the store."""
 
     exit_code = 130

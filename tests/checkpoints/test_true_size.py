@@ -13,9 +13,12 @@ import torch
 from helpers import true_size
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.components import components, family, unclaimed
-from latent_ladder.models import network_configs as dims
-from latent_ladder.models.lora.attach import attach
+from latent_ladder.checkpoints.components import components, detect_family, find_unused_tensors
+from latent_ladder.models.lora.attach import attach_loras
+from latent_ladder.models.network_configs import (
+    video_decoder_config,
+    video_encoder_config,
+)
 from latent_ladder.models.transformer.config import TransformerConfig
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.video_vae.networks import VideoDecoder, VideoEncoder
@@ -67,7 +70,7 @@ def test_every_one_of_5947_tensors_has_its_place(folder):
     file = opened(folder, "bf16")
     found = components(file)
     assert {role: len(part.names) for role, part in found.items()} == TENSORS
-    assert unclaimed(file) == []
+    assert find_unused_tensors(file) == []
     for role, expected in PARAMETERS.items():
         shapes = found[role].shapes().values()
         assert sum(int(torch.tensor(s).prod()) for s in shapes) == expected
@@ -76,7 +79,7 @@ def test_every_one_of_5947_tensors_has_its_place(folder):
 @pytest.mark.parametrize("precision", LABELS)
 def test_the_transformer_is_the_same_network_in_every_precision(folder, precision):
     part = components(opened(folder, precision))["transformer"]
-    assert (family(part), part.precision) == ("2.3", LABELS[precision])
+    assert (detect_family(part), part.precision) == ("2.3", LABELS[precision])
     with EmptyOnMeta():
         network = Transformer(TransformerConfig.from_component(part))
     wanted = {name: tuple(slot.shape) for name, slot in network.state_dict().items()}
@@ -87,8 +90,8 @@ def test_the_video_vae_has_its_published_parameters(folder):
     part = components(opened(folder, "bf16"))["video_vae"]
     with EmptyOnMeta():
         halves = [
-            VideoEncoder(dims.video_encoder(part.shapes(), part.config)),
-            VideoDecoder(dims.video_decoder(part.shapes(), part.config)),
+            VideoEncoder(video_encoder_config(part.shapes(), part.config)),
+            VideoDecoder(video_decoder_config(part.shapes(), part.config)),
         ]
     counts = [sum(p.numel() for p in half.parameters()) for half in halves]
     assert counts == [318_936_897, 407_169_072]
@@ -99,7 +102,7 @@ def test_the_distilled_lora_fits_1660_of_1660_modules(folder):
         config = TransformerConfig.from_component(components(opened(folder, "fp8"))["transformer"])
         network = Transformer(config)
     path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
-    (match,) = attach(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
+    (match,) = attach_loras(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
     assert str(match).endswith("1660 of 1660 modules at strength 0")
 
 

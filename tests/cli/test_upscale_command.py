@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from latent_ladder.cli.commands import upscale as command
 from latent_ladder.errors import RequestError
-from latent_ladder.media.video_input import Footage
+from latent_ladder.media.video_input import InputVideo
 from latent_ladder.media.video_reader import probe, read_audio
 from latent_ladder.media.video_writer import VideoSpec, write_video
 
@@ -56,7 +56,7 @@ def test_sound_alone_is_a_wav(tmp_path):
 
 
 def test_what_cannot_be_enlarged_is_refused(tmp_path):
-    long = Footage((64, 64), 999, Fraction(24), 41.7, False, False, False)
+    long = InputVideo((64, 64), 999, Fraction(24), 41.7, False, False, False)
     assert command.upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
     with pytest.raises(RequestError, match="no latent upsampler"):
         command.upscale_fields(tmp_path / "a.mp4", long, 3.0)

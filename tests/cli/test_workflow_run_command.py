@@ -10,7 +10,7 @@ from helpers.workflow_graphs import CHECKPOINT, MODELS, ONE_STAGE, Nodes, graph
 from typer.testing import CliRunner, Result
 
 from latent_ladder.cli.app import app
-from latent_ladder.comfyui.analysis.overrides import changed
+from latent_ladder.comfyui.analysis.overrides import apply_overrides
 from latent_ladder.comfyui.graph import Link
 from latent_ladder.errors import WorkflowError
 
@@ -57,7 +57,7 @@ def test_what_cannot_run_is_left_out_on_demand(tmp_path: Path) -> None:
     assert "node 5" in refused.exception.message and not (tmp_path / "out").exists()
     done = ladder(tmp_path, nodes, "--skip-unsupported")
     assert done.exit_code == 0 and len(done.stdout.split()) == 2
-    assert "what needs it is left out" in done.stderr.replace("\n", " ")
+    assert "outputs that need it are left out" in done.stderr.replace("\n", " ")
 
 
 def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path) -> None:
@@ -83,14 +83,14 @@ def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path
         ("3.nothing=1", "no input nothing"),
         ("9.value=1", "no node 9"),
         ("1.value=many", "not of type int"),
-        ("3.images=x", "takes IMAGE from another node"),
+        ("3.images=x", "takes IMAGE from a link"),
         ("1.value", "not NODE.input=value"),
         ("PrimitiveInt=1", "not NODE.input=value"),
     ],
 )
 def test_values_that_cannot_be_set_are_refused(asked: str, message: str) -> None:
     with pytest.raises(WorkflowError, match=message):
-        changed(graph(PICTURES), [asked])
+        apply_overrides(graph(PICTURES), [asked])
 
 
 def test_values_are_set_by_id_by_title_and_by_type() -> None:
@@ -99,11 +99,13 @@ def test_values_are_set_by_id_by_title_and_by_type() -> None:
     from latent_ladder.comfyui.formats.api import read_api
 
     built = read_api(nodes)
-    done = changed(built, ["Base v1.5.width=16", "SaveImage.filename_prefix=x=y", "1.value=-3"])
+    done = apply_overrides(
+        built, ["Base v1.5.width=16", "SaveImage.filename_prefix=x=y", "1.value=-3"]
+    )
     assert isinstance(built.nodes["2"].inputs["width"], Link)
     assert done.nodes["2"].inputs["width"] == 16
     assert done.nodes["3"].inputs["filename_prefix"] == "x=y"
     assert done.nodes["1"].inputs["value"] == -3
     twice = {**PICTURES, "7": PICTURES["1"]}
-    with pytest.raises(WorkflowError, match="2 nodes are called so"):
-        changed(graph(twice), ["PrimitiveInt.value=1"])
+    with pytest.raises(WorkflowError, match="2 nodes have this name"):
+        apply_overrides(graph(twice), ["PrimitiveInt.value=1"])

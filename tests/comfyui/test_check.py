@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from latent_ladder.checkpoints.scan import Library, scan
 from latent_ladder.checkpoints.search_paths import ModelFolder
 from latent_ladder.cli.app import app
-from latent_ladder.comfyui.analysis.check import Report, check
-from latent_ladder.comfyui.analysis.lint import sigmas_in
-from latent_ladder.comfyui.analysis.shape_rules import RULES, named_factor
-from latent_ladder.comfyui.formats.read import from_document
+from latent_ladder.comfyui.analysis.check import WorkflowReport, check_workflow
+from latent_ladder.comfyui.analysis.lint import parse_manual_sigmas
+from latent_ladder.comfyui.analysis.shape_rules import RULES, factor_from_name
+from latent_ladder.comfyui.formats.read import workflow_from_document
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 
 EMPTY = Library((), {})
@@ -33,13 +33,13 @@ NAMES = {
 }
 
 
-def looked(document: dict[str, Any], library: Library = EMPTY, **more: Any) -> Report:
-    return check(from_document(document), library, **more)
+def looked(document: dict[str, Any], library: Library = EMPTY, **more: Any) -> WorkflowReport:
+    return check_workflow(workflow_from_document(document), library, **more)
 
 
-def codes(report: Report) -> dict[str, str]:
+def codes(report: WorkflowReport) -> dict[str, str]:
     """Code -> node of each trap."""
-    return {trap.code: trap.node for trap in report.traps}
+    return {trap.code: trap.node for trap in report.findings}
 
 
 def changed(node: str, **inputs: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def changed(node: str, **inputs: Any) -> dict[str, Any]:
 
 
 def test_sizes_frames_and_stages_are_told() -> None:
-    (result,) = looked(two_stage()).results
+    (result,) = looked(two_stage()).outputs
     assert (result.size, result.frames, result.fps) == ((1280, 704), 121, 25.0)
     assert result.duration_s == pytest.approx(4.84)
     assert result.file == "video/clip_00001_.mp4"
@@ -60,7 +60,7 @@ def test_sizes_frames_and_stages_are_told() -> None:
 
 def test_a_size_that_latents_cannot_hold() -> None:
     report = looked(two_stage(width=640, height=360))
-    (trap,) = [t for t in report.traps if t.code == "size_truncated"]
+    (trap,) = [t for t in report.findings if t.code == "size_truncated"]
     assert trap.node == "26"
     assert "1280x704, not 1280x720" in trap.message
     assert "size_truncated" not in codes(looked(two_stage(width=640, height=384)))
@@ -74,11 +74,11 @@ def test_numbers_travel_through_arithmetic() -> None:
         document[key] = {"class_type": "ComfyMathExpression", "inputs": inputs}
     document["9"]["inputs"]["frames_number"] = ["43", 1]
     report = looked(document)
-    assert report.results[0].size == (1280, 704)
+    assert report.outputs[0].size == (1280, 704)
     found = codes(report)
     assert found["frames_truncated"] == "8"
     assert found["sound_longer"] == "26"
-    assert report.results[0].sound_s == pytest.approx(5.01)
+    assert report.outputs[0].sound_s == pytest.approx(5.01)
 
 
 @pytest.mark.parametrize(
@@ -88,26 +88,26 @@ def test_numbers_travel_through_arithmetic() -> None:
         ("14", {"sigmas": "1, 0.5, 5., 0"}, "sigmas_rise", "1, 0.5, 5, 0"),
         ("14", {"sigmas": "1, 0.5"}, "noise_left", "end at 0.5"),
         ("14", {"sigmas": "5, 0"}, "sigmas_above_1", "start at 5"),
-        ("14", {"sigmas": "none"}, "no_sigmas", "holds no number"),
-        ("25", {"fps": 24.0}, "rates_differ", "written at 24 fps and was made for 25"),
+        ("14", {"sigmas": "none"}, "no_sigmas", "contains no number"),
+        ("25", {"fps": 24.0}, "rates_differ", "written at 24 fps but conditioned on 25 fps"),
         ("23", {"overlap": 1}, "thin_overlap", "overlap by 1 latent"),
-        ("8", {"width": 64, "height": 64}, "tiles_too_narrow", "are 5 wide and overlap by 6"),
-        ("12", {"cfg": 1.0}, "negative_unused", "never reads the negative prompt 'noise'"),
-        ("13", {"sampler_name": "euler_cfg_pp"}, "two_passes", "two passes each step"),
+        ("8", {"width": 64, "height": 64}, "tiles_too_narrow", "are 5 wide but overlap by 6"),
+        ("12", {"cfg": 1.0}, "negative_unused", "ignores the negative prompt 'noise'"),
+        ("13", {"sampler_name": "euler_cfg_pp"}, "two_passes", "two passes per step"),
         ("8", {"width": 650}, "size_truncated", "not 1300x704"),
     ],
 )
 def test_traps_are_told_with_their_node(
     node: str, inputs: dict[str, Any], code: str, says: str
 ) -> None:
-    found = [trap for trap in looked(changed(node, **inputs)).traps if trap.code == code]
+    found = [trap for trap in looked(changed(node, **inputs)).findings if trap.code == code]
     assert found
     assert says in found[0].message
 
 
 def test_a_graph_without_traps_has_none() -> None:
     document = changed("12", cfg=3.0)
-    assert looked(document).traps == ()
+    assert looked(document).findings == ()
 
 
 def test_modality_scale_0_costs_a_pass() -> None:
@@ -162,9 +162,9 @@ def test_frame_rates_that_are_rounded() -> None:
 
 
 def test_numbers_as_comfyui_reads_them() -> None:
-    assert sigmas_in("1.0, 0.99375,.5 0") == [1.0, 0.99375, 0.5, 0.0]
-    assert sigmas_in("1e-3") == [1.0, -3.0]
-    assert sigmas_in("5.") == [5.0]
+    assert parse_manual_sigmas("1.0, 0.99375,.5 0") == [1.0, 0.99375, 0.5, 0.0]
+    assert parse_manual_sigmas("1e-3") == [1.0, -3.0]
+    assert parse_manual_sigmas("5.") == [5.0]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_numbers_as_comfyui_reads_them() -> None:
     ],
 )
 def test_upsamplers_by_name(name: str, doing: tuple[str, Fraction]) -> None:
-    assert named_factor(name) == doing
+    assert factor_from_name(name) == doing
 
 
 def test_temporal_and_pixel_upscaling() -> None:
@@ -186,7 +186,7 @@ def test_temporal_and_pixel_upscaling() -> None:
     inputs = {"upscale_model": ["70", 0], "image": ["23", 0]}
     document["71"] = {"class_type": "ImageUpscaleWithModel", "inputs": inputs}
     document["25"]["inputs"]["images"] = ["71", 0]
-    (result,) = looked(document).results
+    (result,) = looked(document).outputs
     assert (result.size, result.frames) == ((640 * 4, 352 * 4), 241)
 
 
@@ -211,11 +211,11 @@ def test_files_that_are_here_elsewhere_wrong_and_missing(tmp_path: Path) -> None
         "upscaler-x2.safetensors": "wrong",
     }
     notes = {one.name: one.note for one in report.files}
-    assert "lies in vae/" in notes["distilled.safetensors"]
+    assert "is in vae/" in notes["distilled.safetensors"]
     assert "web page" in notes["upscaler-x2.safetensors"]
     swapped = {**NAMES, "dev.safetensors": "tiny-gemma.safetensors"}
     (wrong,) = [f for f in looked(two_stage(), library, names=swapped).files if "dev" in f.name]
-    assert (wrong.state, wrong.note) == ("wrong", "it holds text encoder")
+    assert (wrong.state, wrong.note) == ("wrong", "it contains text encoder")
     missing = looked(changed("1", ckpt_name="ltx-2.3-22b-dev.safetensors")).files[0]
     assert missing.state == "missing"
     assert missing.url.startswith("https://huggingface.co/Lightricks/LTX-2.3/resolve/main/")
@@ -249,7 +249,7 @@ def test_input_pictures_give_their_size(tmp_path: Path) -> None:
         "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
     }  # fmt: skip
     report = looked(document, inputs=(tmp_path,))
-    assert report.results[0].size == (600, 400)
+    assert report.outputs[0].size == (600, 400)
     assert report.files[0].state == "here"
     assert looked(document).files[0].state == "missing"
 
@@ -287,7 +287,7 @@ def test_the_command_tells_and_its_exit_code_says_whether_it_can_run(tmp_path: P
     for words in (
         "1280x704, 121 frames, 25 fps",
         "stage 2: euler, 3 steps from sigma 0.85",
-        "here      checkpoints/dev.safetensors as tiny-dev.safetensors",
+        "found     checkpoints/dev.safetensors as tiny-dev.safetensors",
         "it can run",
     ):
         assert words in done.stdout

@@ -15,11 +15,17 @@ from helpers.workflow_shapes import NEGATIVE, POCKET, Api, template, two_stage
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latent_ladder.checkpoints.selection import EMBEDDED, Library, model_folders, scan, select
+from latent_ladder.checkpoints.selection import (
+    EMBEDDED,
+    Library,
+    model_folders,
+    scan,
+    select_models,
+)
 from latent_ladder.comfyui.conversion import export_workflow, import_workflow
 from latent_ladder.comfyui.executor import execute
-from latent_ladder.comfyui.exporter.file_names import names_for
-from latent_ladder.comfyui.formats.read import from_document, read_workflow
+from latent_ladder.comfyui.exporter.file_names import file_names_for
+from latent_ladder.comfyui.formats.read import read_workflow, workflow_from_document
 from latent_ladder.pipeline import run as pipeline
 from latent_ladder.pipeline.plan import make_plan
 from latent_ladder.request.files import read_request
@@ -46,7 +52,7 @@ def of_request(request: Request, library: Library, folder: Path) -> Made:
     """The clip that ``ladder make`` gives."""
     store, clip = Store(folder / "requests"), folder / "request.mp4"
     pipeline.execute(pipeline.prepare(request, library, store), clip, pipeline.RunOptions())
-    plan = make_plan(request, select(library, request.models.choices), library)
+    plan = make_plan(request, select_models(library, request.models.choices), library)
     artefact = store.get(plan.latents.key)
     assert artefact is not None
     return Made(artefact.load()["video"], streams(clip))
@@ -56,7 +62,7 @@ def of_graph(document: Api, run: str, library: Library, folder: Path) -> Made:
     """The clip that ``ladder workflow run`` gives; the latents of the sampling node ``run``."""
     saved = {"samples": [run, 0], "filename_prefix": "kept"}
     document = {**document, "kept": {"class_type": "SaveLatent", "inputs": saved}}
-    shown = execute(from_document(document).graph, engine(folder, library))
+    shown = execute(workflow_from_document(document).graph, engine(folder, library))
     clips = [entry for one in shown.values() for entry in one.get("images", ())]
     kept = [entry for one in shown.values() for entry in one.get("latents", ())]
     output = folder / "output"
@@ -86,9 +92,9 @@ def test_lightricks_workflow(library: Library, tmp_path: Path) -> None:
     small = {**SMALL, "width": 256, "height": 256}
     request = Request.from_preset("lightricks-workflow", prompt=PROMPT, **small)
     assert request.decode.grid == (2, 2)
-    found = import_workflow(from_document(graph))
-    assert found.nearest.preset == "lightricks-workflow"
-    assert {d.path for d in found.nearest.differences} == {"width", "height", "frames"}
+    found = import_workflow(workflow_from_document(graph))
+    assert found.preset_match.preset == "lightricks-workflow"
+    assert {d.path for d in found.preset_match.differences} == {"width", "height", "frames"}
     same(of_request(request, library, tmp_path), of_graph(graph, "run 2", library, tmp_path))
 
 
@@ -108,7 +114,7 @@ def test_an_export_runs_and_its_clip_imports_and_exports(library: Library, tmp_p
     table = Request.from_preset("pocket", prompt=PROMPT, **small).to_dict()
     table["stages"][0]["schedule"]["steps"] = 4
     request = Request.from_dict(table)
-    files = names_for(request, [EMBEDDED])
+    files = file_names_for(request, [EMBEDDED])
     graph = export_workflow(request, files, "api")
     (run,) = [
         name for name, node in graph.items() if node["class_type"] == "SamplerCustomAdvanced"
@@ -118,4 +124,4 @@ def test_an_export_runs_and_its_clip_imports_and_exports(library: Library, tmp_p
     assert import_workflow(read_workflow(clip)).request.frames == request.frames
     carried = read_request(tmp_path / "request.mp4")
     ui = json.loads(json.dumps(export_workflow(carried, files, "ui")))
-    assert import_workflow(from_document(ui)).request == carried
+    assert import_workflow(workflow_from_document(ui)).request == carried

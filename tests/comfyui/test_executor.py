@@ -20,7 +20,7 @@ from latent_ladder.comfyui.executor import execute, unsupported, without_unsuppo
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.comfyui.nodes import decoding
 from latent_ladder.comfyui.nodes import denoise as denoising
-from latent_ladder.comfyui.nodes.latents import latent_of
+from latent_ladder.comfyui.nodes.latents import parse_latent
 from latent_ladder.comfyui.runtime.events import (
     GraphEvent,
     NodeDone,
@@ -47,7 +47,7 @@ def saved(folder: Path, nodes: Nodes, *outputs: str) -> list[Latent]:
     work = engine(folder)
     shown = execute(graph(all_nodes), work)
     files = [shown[f"keep{i}"]["latents"][0]["filename"] for i in range(len(outputs))]
-    return [latent_of((work.folders.output / name).read_bytes()) for name in files]
+    return [parse_latent((work.folders.output / name).read_bytes()) for name in files]
 
 
 def video(latent: Latent) -> torch.Tensor:
@@ -78,10 +78,10 @@ def test_a_clip_is_named_as_comfyui_names_it_and_carries_its_graph(
     assert info.audio_duration_s == pytest.approx(9 / 24, abs=1e-4)
     assert json.loads(read_metadata(clip)["prompt"]) == graph(ONE_STAGE).to_api()
     steps = [e for e in events if isinstance(e, NodeProgress) and e.node == "sampled"]
-    assert [(e.value, e.of) for e in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(e.value, e.total) for e in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     (done,) = (e for e in events if isinstance(e, NodeDone) and e.node == "save")
     entry = {"filename": clip.name, "subfolder": "video", "type": "output"}
-    assert done.shown == {"images": [entry], "animated": [True]}
+    assert done.ui == {"images": [entry], "animated": [True]}
 
 
 def test_a_changed_leaf_computes_only_what_is_below_it(
@@ -366,7 +366,7 @@ def test_a_run_stops_between_steps_and_goes_on_from_the_store(tmp_path: Path) ->
     with pytest.raises(Cancelled):
         execute(graph(ONE_STAGE), engine(tmp_path), on_event=stop, cancel=cancel)
     assert not any(isinstance(e, NodeDone) and e.node == "sampled" for e in events)
-    record = engine(tmp_path).store.runs.show("last")
+    record = engine(tmp_path).store.runs.find("last")
     assert record.status == "cancelled" and record.kind == "workflow"
 
 
@@ -537,7 +537,7 @@ def test_a_transformer_that_does_not_fit_is_streamed_and_gives_the_same(tmp_path
         work = engine(tmp_path / name)
         work.memory = memory
         execute(graph(nodes), work)
-        found.append(latent_of((work.folders.output / "l_00001_.latent").read_bytes()))
+        found.append(parse_latent((work.folders.output / "l_00001_.latent").read_bytes()))
     assert torch.equal(video(found[0]), video(found[1]))
     work = engine(tmp_path / "none")
     work.memory = MemoryOptions(vram=0.001)

@@ -11,11 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from latent_ladder.comfyui.conversion import Format, export_workflow, import_workflow
-from latent_ladder.comfyui.exporter.exporter import build
-from latent_ladder.comfyui.exporter.file_names import names_for, published_names
-from latent_ladder.comfyui.formats.read import from_document
+from latent_ladder.comfyui.exporter.exporter import build_graph
+from latent_ladder.comfyui.exporter.file_names import file_names_for, published_names
+from latent_ladder.comfyui.formats.read import workflow_from_document
 from latent_ladder.comfyui.graph import Graph
-from latent_ladder.comfyui.importer.importer import recognise
+from latent_ladder.comfyui.importer.importer import import_graph
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
@@ -108,11 +108,11 @@ def node_flaws(node: Mapping[str, Any], links: Mapping[int, Any]) -> Iterator[st
         if not one.is_widget:
             continue
         named[one.name] = values.pop(0)
-        for phantom in one.phantoms:
+        for phantom in one.extra_widgets:
             beside = values.pop(0)
             if phantom == "control_after_generate" and beside not in ("fixed", "randomize"):
                 yield f"{where}: {beside!r} stands where the seed's control belongs"
-        for sub in one.branches.get(str(named[one.name]), ()):
+        for sub in one.option_inputs.get(str(named[one.name]), ()):
             named[sub.name] = values.pop(0)
     if values:
         yield f"{where}: {len(values)} values too many"
@@ -158,7 +158,7 @@ def test_every_preset_is_a_valid_file(name: str) -> None:
     ui = exported(preset(name))
     assert list(flaws(ui)) == []
     assert list(overlaps(ui)) == []
-    assert from_document(ui).graph.to_api().keys() == exported(preset(name), "api").keys()
+    assert workflow_from_document(ui).graph.to_api().keys() == exported(preset(name), "api").keys()
 
 
 def test_a_graph_with_everything_is_a_valid_file() -> None:
@@ -202,9 +202,9 @@ def test_a_drawn_seed_is_drawn_by_comfyui_too() -> None:
 
 
 def test_the_preset_of_the_model_in_the_package_names_its_files() -> None:
-    files = names_for(preset("pocket"))
+    files = file_names_for(preset("pocket"))
     assert files.checkpoint == "pocket-ltx-2.3.safetensors"
-    assert names_for(preset("distilled")).checkpoint == "ltx-2.3-22b-distilled-fp8.safetensors"
+    assert file_names_for(preset("distilled")).checkpoint == "ltx-2.3-22b-distilled-fp8.safetensors"
 
 
 # -- the identity ---------------------------------------------------------------------------------
@@ -214,10 +214,10 @@ def test_the_preset_of_the_model_in_the_package_names_its_files() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_import_of_an_export_is_the_identity(name: str, form: Format) -> None:
     request = preset(name)
-    found = import_workflow(from_document(exported(request, form)))
+    found = import_workflow(workflow_from_document(exported(request, form)))
     assert found.request == request
-    assert found.nearest.preset == name
-    assert found.nearest.equal
+    assert found.preset_match.preset == name
+    assert found.preset_match.equal
 
 
 SIZES = st.integers(48, 600).map(lambda half: 2 * half)
@@ -353,7 +353,7 @@ def test_the_identity_holds_for_any_request(table: dict[str, Any], form: Format)
     if form == "ui":
         assert list(flaws(document)) == []
         assert list(overlaps(document)) == []
-    assert import_workflow(from_document(document)).request == request
+    assert import_workflow(workflow_from_document(document)).request == request
 
 
 # -- what the nodes alone say ---------------------------------------------------------------------
@@ -399,14 +399,14 @@ def test_nodes_alone_say_what_they_can(table: dict[str, Any]) -> None:
     request = possible(table)
     # keyframes in a stage of half the rate lie between its frames
     assume(not (request.images and "temporal" in str(table["stages"])))
-    found = recognise(build(request, published_names(request)).graph).request
+    found = import_graph(build_graph(request, published_names(request)).graph).request
     want, got = meaning(request), meaning(found)
     assert {k: v for k, v in got.items() if v != want[k]} == {}
 
 
 def test_guidance_is_carried_whole() -> None:
     request = preset("ltx-pipelines")
-    found = recognise(build(request, published_names(request)).graph).request
+    found = import_graph(build_graph(request, published_names(request)).graph).request
     for ours, theirs in zip(request.stages, found.stages, strict=True):
         if isinstance(ours, BaseStage | RefineStage):
             assert isinstance(theirs, BaseStage | RefineStage)
@@ -415,11 +415,11 @@ def test_guidance_is_carried_whole() -> None:
 
 def test_separate_files_have_loaders_of_their_own() -> None:
     request = preset("distilled", models={"transformer": "ltx-2.3-q4.gguf"})
-    graph = build(request, published_names(request)).graph
+    graph = build_graph(request, published_names(request)).graph
     classes = {node.class_type for node in graph.nodes.values()}
     assert {"UnetLoaderGGUF", "DualCLIPLoader", "VAELoader"} <= classes
     assert "CheckpointLoaderSimple" not in classes
-    found = recognise(graph).request
+    found = import_graph(graph).request
     assert found.models.transformer == "ltx-2.3-q4.gguf"
     assert found.models.video_vae == "LTX23_video_vae_bf16.safetensors"
 
@@ -428,11 +428,11 @@ def test_a_reference_video_guides_through_its_lora() -> None:
     table = preset("distilled", video={"file": "pose.mp4", "mode": "reference"}).to_dict()
     table["stages"][0]["loras"] = [{"name": "ic-lora.safetensors", "strength": 0.8}]
     request = Request.from_dict(table)
-    graph = build(request, published_names(request)).graph
+    graph = build_graph(request, published_names(request)).graph
     (loader,) = (n for n in graph.nodes.values() if n.class_type == "LTXICLoRALoaderModelOnly")
     (guide,) = (n for n in graph.nodes.values() if n.class_type == "LTXAddVideoICLoRAGuide")
     assert guide.inputs["latent_downscale_factor"] == (loader.id, 1)
-    found = recognise(graph).request
+    found = import_graph(graph).request
     assert found.video == request.video
     base = found.stages[0]
     assert isinstance(base, BaseStage)
@@ -443,7 +443,7 @@ def test_sigmas_are_written_without_exponents() -> None:
     request = preset("distilled-single")
     table = request.to_dict()
     table["stages"][0]["sigmas"] = [1.0, 1e-05, 0.0]
-    graph = build(Request.from_dict(table), published_names(request)).graph
+    graph = build_graph(Request.from_dict(table), published_names(request)).graph
     (node,) = (n for n in graph.nodes.values() if n.class_type == "ManualSigmas")
     assert node.inputs["sigmas"] == "1.0, 0.00001, 0.0"
 
@@ -451,17 +451,17 @@ def test_sigmas_are_written_without_exponents() -> None:
 def test_what_no_node_can_do_is_refused() -> None:
     video = {"file": "a.mp4", "mode": "retake", "region": [0.0, 1.0]}
     request = preset("distilled", video=video)
-    with pytest.raises(RequestError, match="retake has no counterpart"):
-        build(request, published_names(request))
+    with pytest.raises(RequestError, match="no ComfyUI node does video.mode=retake"):
+        build_graph(request, published_names(request))
 
 
 def test_upsample_stages_name_the_file_for_their_factor() -> None:
     for name, file in (("distilled-x1.5", "x1.5-1.0"), ("temporal", "temporal-upscaler-x2")):
         request = preset(name)
-        graph: Graph = build(request, published_names(request)).graph
+        graph: Graph = build_graph(request, published_names(request)).graph
         files = [str(n.inputs.get("model_name", "")) for n in graph.nodes.values()]
         assert any(file in one for one in files)
-        stages = recognise(graph).request.stages
+        stages = import_graph(graph).request.stages
         ups = [s for s in stages if isinstance(s, UpsampleStage)]
         assert [(u.axis, u.factor) for u in ups] == [
             (u.axis, u.factor) for u in request.stages if isinstance(u, UpsampleStage)

@@ -12,11 +12,11 @@ import pytest
 from helpers.workflow_boards import Board, numbers, two_stage
 
 from latent_ladder.checkpoints.scan import Library
-from latent_ladder.comfyui.analysis.check import check
-from latent_ladder.comfyui.analysis.validate import problems
+from latent_ladder.comfyui.analysis.check import check_workflow
+from latent_ladder.comfyui.analysis.validate import find_problems
 from latent_ladder.comfyui.conversion import export_workflow
 from latent_ladder.comfyui.exporter.file_names import published_names
-from latent_ladder.comfyui.formats.read import from_bytes, from_document
+from latent_ladder.comfyui.formats.read import parse_workflow, workflow_from_document
 from latent_ladder.comfyui.graph import Graph, Link
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import WorkflowError
@@ -33,16 +33,16 @@ JUNK: tuple[Any, ...] = (
 def as_ui(document: dict[str, Any]) -> dict[str, Any]:
     """An API graph drawn in the UI format, as plainly as can be; links by the table's types."""
     board = Board()
-    graph = from_document(document).graph
+    graph = workflow_from_document(document).graph
     drawn: dict[str, dict[str, Any]] = {}
     for key, node in graph.nodes.items():
         kind = NODE_TYPES[node.class_type]
         literals = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
         listed: list[Any] = []
-        for one in kind.shown(literals):
+        for one in kind.visible_inputs(literals):
             if one.is_widget:
                 listed.append(literals.get(one.name, one.default))
-                listed += ["fixed" for _ in one.phantoms]
+                listed += ["fixed" for _ in one.extra_widgets]
         outs = [out.type for out in kind.outputs]
         drawn[key] = board.add(node.class_type, listed, int(key), title=node.title, outs=outs)
     for key, node in graph.nodes.items():
@@ -58,7 +58,7 @@ def complete(graph: Graph) -> dict[str, Any]:
     meant = {}
     for node in graph.nodes.values():
         literals = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
-        shown = NODE_TYPES[node.class_type].shown(literals)
+        shown = NODE_TYPES[node.class_type].visible_inputs(literals)
         defaults = {one.name: one.default for one in shown if one.is_widget}
         meant[node.id] = (node.class_type, node.title, {**defaults, **node.inputs})
     return meant
@@ -66,9 +66,9 @@ def complete(graph: Graph) -> dict[str, Any]:
 
 def test_api_to_ui_to_api_keeps_the_meaning() -> None:
     document = two_stage()
-    again = from_document(as_ui(document)).graph
-    assert complete(again) == complete(from_document(document).graph)
-    third = from_document(again.to_api()).graph
+    again = workflow_from_document(as_ui(document)).graph
+    assert complete(again) == complete(workflow_from_document(document).graph)
+    third = workflow_from_document(again.to_api()).graph
     assert third.nodes == again.nodes
 
 
@@ -76,13 +76,17 @@ def test_api_to_ui_to_api_keeps_the_meaning() -> None:
 def test_what_is_exported_means_the_same_in_both_formats_and_is_sound(name: str) -> None:
     request = Request.from_preset(name, prompt="a red ball rolls")
     names = published_names(request)
-    drawn = from_document(json.loads(json.dumps(export_workflow(request, names, "ui")))).graph
-    written = from_document(json.loads(json.dumps(export_workflow(request, names, "api")))).graph
+    drawn = workflow_from_document(
+        json.loads(json.dumps(export_workflow(request, names, "ui")))
+    ).graph
+    written = workflow_from_document(
+        json.loads(json.dumps(export_workflow(request, names, "api")))
+    ).graph
     assert complete(drawn) == complete(written)
-    assert problems(written) == []
-    report = check(from_document(written.to_api()), Library((), {}))
+    assert find_problems(written) == []
+    report = check_workflow(workflow_from_document(written.to_api()), Library((), {}))
     sampled = [stage for stage in request.stages if isinstance(stage, SamplingStage)]
-    made = next(one for one in report.results if one.class_type == "SaveVideo")
+    made = next(one for one in report.outputs if one.class_type == "SaveVideo")
     assert (made.size, made.frames) == ((request.width, request.height), request.frames)
     assert made.fps == pytest.approx(float(request.fps))
     assert len(made.stages) == len(sampled)
@@ -136,8 +140,8 @@ def test_only_workflow_errors_come_of_broken_graphs(name: str) -> None:
     for seed in range(250):
         broken = mutated(document, random.Random(f"{name}{seed}"))
         try:
-            report = check(from_document(broken), library)
-            json.dumps(report.as_json(), default=str)
+            report = check_workflow(workflow_from_document(broken), library)
+            json.dumps(report.to_dict(), default=str)
             outcomes.add("read")
         except WorkflowError as error:
             assert str(error)
@@ -153,4 +157,4 @@ def test_only_workflow_errors_come_of_broken_bytes() -> None:
             if cut:
                 cut[rng.randrange(len(cut))] = rng.randrange(256)
         with pytest.raises(WorkflowError):
-            from_bytes(bytes(cut))
+            parse_workflow(bytes(cut))

@@ -13,9 +13,9 @@ from helpers.workflow_shapes import Api, template, two_stage
 from typer.testing import CliRunner
 
 from latent_ladder.cli.app import app
-from latent_ladder.comfyui.conversion import Imported, export_workflow, import_workflow
+from latent_ladder.comfyui.conversion import ImportedWorkflow, export_workflow, import_workflow
 from latent_ladder.comfyui.exporter.file_names import published_names
-from latent_ladder.comfyui.formats.read import from_document
+from latent_ladder.comfyui.formats.read import workflow_from_document
 from latent_ladder.errors import LadderError, WorkflowError
 from latent_ladder.request.model import Request
 from latent_ladder.request.stages import BaseStage, RefineStage, SamplingStage
@@ -24,8 +24,8 @@ from latent_ladder.storage.artifact_store import Store
 PROMPT = "A red ball rolls across a wooden table."
 
 
-def imported(document: Any, node: str | None = None) -> Imported:
-    return import_workflow(from_document(json.loads(json.dumps(document))), node)
+def imported(document: Any, node: str | None = None) -> ImportedWorkflow:
+    return import_workflow(workflow_from_document(json.loads(json.dumps(document))), node)
 
 
 def refused(document: Any, node: str | None = None) -> WorkflowError:
@@ -34,8 +34,8 @@ def refused(document: Any, node: str | None = None) -> WorkflowError:
     return caught.value
 
 
-def said(found: Imported, node: str) -> str:
-    return " ".join(lost.message for lost in found.lost if lost.node == node)
+def said(found: ImportedWorkflow, node: str) -> str:
+    return " ".join(lost.message for lost in found.losses if lost.node == node)
 
 
 # -- known shapes ---------------------------------------------------------------------------------
@@ -43,21 +43,21 @@ def said(found: Imported, node: str) -> str:
 
 def test_lightricks_two_stage_graph_is_its_preset() -> None:
     found = imported(two_stage())
-    assert found.nearest.equal
-    assert found.request.preset == found.nearest.preset == "lightricks-workflow"
+    assert found.preset_match.equal
+    assert found.request.preset == found.preset_match.preset == "lightricks-workflow"
     assert found.request.prompt == "a tea ceremony"
     assert found.request.models.checkpoint == "ltx-2.3-22b-dev.safetensors"
     assert found.request.models.distilled_lora == (
         "ltxv/ltx2/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
     )
-    assert found.lost == ()
+    assert found.losses == ()
     assert (found.request.decode.grid, found.request.decode.overlap_px) == ((2, 2), 192)
 
 
 def test_comfyui_template_is_its_preset_and_its_truncations_are_told() -> None:
     found = imported(template())
-    assert found.nearest.preset == "comfy-template"
-    assert found.nearest.equal
+    assert found.preset_match.preset == "comfy-template"
+    assert found.preset_match.equal
     assert (found.request.width, found.request.height) == (1280, 704)
     assert "640x352" in said(found, "empty")
     assert "126 frames, and the clip has 121" in said(found, "empty")
@@ -66,11 +66,11 @@ def test_comfyui_template_is_its_preset_and_its_truncations_are_told() -> None:
 
 def test_a_size_that_is_none_of_the_preset_is_named() -> None:
     found = imported(template(size=(1920, 1088), seconds=4, fps=24))
-    assert found.nearest.preset == "comfy-template"
-    paths = [d.path for d in found.nearest.differences]
+    assert found.preset_match.preset == "comfy-template"
+    paths = [d.path for d in found.preset_match.differences]
     assert paths == ["width", "height", "fps", "frames"]
     assert found.request.preset == ""
-    assert found.lost == ()
+    assert found.losses == ()
 
 
 def test_a_prompt_that_a_model_would_rewrite_is_taken_as_it_is() -> None:
@@ -246,7 +246,7 @@ def test_several_outputs_need_a_choice() -> None:
     graph["other save"] = _node("SaveVideo", video=["other clip", 0], filename_prefix="silent")
     assert "saves 2 results" in refused(graph).message
     assert "--node save" in str(refused(graph).hint)
-    assert imported(graph, "save").nearest.equal
+    assert imported(graph, "save").preset_match.equal
     assert "not saved" in said(imported(graph, "silent"), "run 2")
     assert "no node nothing" in refused(graph, "nothing").message
 
@@ -378,7 +378,7 @@ def test_a_stage_taken_out_is_gone() -> None:
     found = imported(graph)
     assert [stage.kind for stage in found.request.stages] == ["base"]
     assert (found.request.width, found.request.height) == (640, 360)
-    assert found.nearest.preset == "distilled-single"
+    assert found.preset_match.preset == "distilled-single"
 
 
 def test_a_damaged_request_in_a_graph_does_not_matter() -> None:
@@ -434,7 +434,7 @@ def test_export_of_a_run(tmp_path: Path) -> None:
 def test_export_of_a_graph_says_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
     file.write_text(json.dumps(template()))
-    with pytest.raises(LadderError, match="holds a ComfyUI workflow, not a request"):
+    with pytest.raises(LadderError, match="contains a ComfyUI workflow, not a request"):
         run("workflow", "export", file)
 
 

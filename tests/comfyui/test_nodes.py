@@ -19,16 +19,16 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.selection import model_folders, scan
 from latent_ladder.comfyui.graph import Graph, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES
-from latent_ladder.comfyui.nodes import MEANINGS
+from latent_ladder.comfyui.nodes import NODES
 from latent_ladder.comfyui.nodes.denoise import voice_positions
-from latent_ladder.comfyui.nodes.guides import Guide, placed, positions
-from latent_ladder.comfyui.nodes.inpainting import blended
-from latent_ladder.comfyui.nodes.latent_statistics import adain, normed
-from latent_ladder.comfyui.nodes.node_context import Ask, Results
-from latent_ladder.comfyui.nodes.resize import resized
+from latent_ladder.comfyui.nodes.guides import Guide, guide_positions, guide_start_frame
+from latent_ladder.comfyui.nodes.inpainting import blend_pyramids
+from latent_ladder.comfyui.nodes.latent_statistics import adain, normalise_statistics
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeResult
+from latent_ladder.comfyui.nodes.resize import resize_frames
 from latent_ladder.comfyui.nodes.sampling import percent_to_sigma
 from latent_ladder.comfyui.runtime.engine import Engine
-from latent_ladder.comfyui.runtime.output_paths import claim_name, fill_prefix, place
+from latent_ladder.comfyui.runtime.output_paths import claim_path, expand_prefix, next_output_path
 from latent_ladder.comfyui.runtime.values import (
     Audio,
     Guider,
@@ -47,7 +47,7 @@ from latent_ladder.errors import CheckpointNotFound, WorkflowError
 from latent_ladder.latents import comfyui_tiling as tilings
 from latent_ladder.media.video_reader import read_metadata
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, load_video_vae
-from latent_ladder.upscale.srvgg import Compact, CompactShape
+from latent_ladder.upscale.srvgg import CompactNetwork, CompactShape
 
 
 @pytest.fixture(scope="module")
@@ -56,31 +56,31 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def outcome(work: Engine, class_type: str, **inputs: Any) -> tuple[Sequence[Any], list[str]]:
-    """What one node gives for these inputs, defaults filled in, and what it warns of."""
+    """The outputs of one node for these inputs, defaults filled in, and its warning codes."""
     given = {name.replace("__", "."): value for name, value in inputs.items()}
     literals = {k: v for k, v in given.items() if isinstance(v, str | int | float | bool)}
-    rows = NODE_TYPES[class_type].shown(literals)
+    rows = NODE_TYPES[class_type].visible_inputs(literals)
     values = {r.name: r.default for r in rows if r.is_widget and r.default is not None} | given
-    told: list[str] = []
+    warnings: list[str] = []
 
-    def keep(_: str, make: Any) -> Mapping[str, Tensor]:
-        return make()  # type: ignore[no-any-return]
+    def compute_always(_: str, compute: Any) -> Mapping[str, Tensor]:
+        return compute()  # type: ignore[no-any-return]
 
-    ask = Ask(
+    context = NodeContext(
         node=Node("1", class_type, "", {}),
-        names=frozenset(values),
+        input_names=frozenset(values),
         fetch=values.__getitem__,
         engine=work,
         graph=Graph({}),
-        keep=keep,  # type: ignore[arg-type]
+        load_or_compute=compute_always,  # type: ignore[arg-type]
         progress=lambda done, of: None,
-        warn=lambda code, message: told.append(code),
+        warn=lambda code, message: warnings.append(code),
         check_cancelled=lambda: None,
         channels=8,
         metadata={"prompt": '{"1": {}}'},
     )
-    found = MEANINGS[class_type].run(ask)
-    return (found.values if isinstance(found, Results) else found), told
+    found = NODES[class_type].run(context)
+    return (found.values if isinstance(found, NodeResult) else found), warnings
 
 
 def run(work: Engine, class_type: str, **inputs: Any) -> Any:
@@ -93,8 +93,8 @@ def sigmas(found: SigmaList) -> list[float]:
 
 
 def test_every_type_that_can_run_has_a_meaning() -> None:
-    rows = {name for name, row in NODE_TYPES.items() if not row.why_not}
-    assert rows == set(MEANINGS)
+    rows = {name for name, row in NODE_TYPES.items() if not row.unsupported_reason}
+    assert rows == set(NODES)
 
 
 # --- sigmas -------------------------------------------------------------------------------------
@@ -273,11 +273,11 @@ def test_statistics_move_to_where_they_are_wanted() -> None:
         adain(latents, reference, 0.5, per_frame=False), (latents + moved) / 2
     )
     aim = StepStatistics((), None, mean=0.25, std=2.0, percentile=100.0)
-    std, mean = torch.std_mean(normed(latents, aim, 1.0), (2, 3, 4))
+    std, mean = torch.std_mean(normalise_statistics(latents, aim, 1.0), (2, 3, 4))
     torch.testing.assert_close(std, torch.full_like(std, 2.0), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(mean, torch.full_like(mean, 0.25), rtol=1e-3, atol=1e-3)
     tight = StepStatistics((), None, 0.0, 1.0, percentile=80.0, clip=True)
-    assert normed(latents, tight, 1.0).abs().max() < 3
+    assert normalise_statistics(latents, tight, 1.0).abs().max() < 3
 
 
 def test_audio_video_latents_survive_a_file(work: Engine, tmp_path: Path) -> None:
@@ -298,12 +298,12 @@ def test_audio_video_latents_survive_a_file(work: Engine, tmp_path: Path) -> Non
 
 
 def test_guides_stand_where_their_frame_is() -> None:
-    still = positions(Guide(torch.zeros(1, 8, 1, 2, 2), 40, 1.0, lone_first=True))
+    still = guide_positions(Guide(torch.zeros(1, 8, 1, 2, 2), 40, 1.0, lone_first=True))
     assert still[0, 0, 0].tolist() == [40, 41]
     assert still[0, 1:, -1].tolist() == [[32, 64], [32, 64]]
-    middle = positions(Guide(torch.zeros(1, 8, 2, 1, 1), 17, 1.0, lone_first=False))
+    middle = guide_positions(Guide(torch.zeros(1, 8, 2, 1, 1), 17, 1.0, lone_first=False))
     assert middle[0, 0].tolist() == [[17, 25], [25, 33]]
-    small = positions(Guide(torch.zeros(1, 8, 1, 1, 2), 0, 1.0, lone_first=True, stride=2))
+    small = guide_positions(Guide(torch.zeros(1, 8, 1, 1, 2), 0, 1.0, lone_first=True, stride=2))
     assert small[0, 2].tolist() == [[0, 64], [64, 128]]
 
 
@@ -311,7 +311,7 @@ def test_guides_stand_where_their_frame_is() -> None:
     ("frame", "images", "wanted"), [(0, 9, 0), (20, 1, 20), (20, 9, 17), (-1, 1, 32), (-99, 1, 0)]
 )
 def test_frames_of_guides_are_counted_as_comfyui_does(frame: int, images: int, wanted: int) -> None:
-    assert placed(frame, images, 5) == wanted
+    assert guide_start_frame(frame, images, 5) == wanted
 
 
 def test_a_voice_ends_one_latent_before_the_clip() -> None:
@@ -407,24 +407,24 @@ def test_a_large_tile_is_the_whole_and_is_exact(work: Engine, vae: VideoVae) -> 
     )  # fmt: skip
     plain: Images = run(work, "VAEDecode", samples=Latent(latents), vae=file)
     assert (tiled.count, tiled.width, tiled.height) == (9, 64, 64)
-    assert torch.equal(tiled.whole(), plain.whole())
-    assert tiled.integers is not None
-    whole = np.concatenate(list(tiled.integers()))
-    assert np.abs(whole / 255 - tiled.whole().permute(0, 2, 3, 1).numpy()).max() < 0.51 / 255
-    less = plain.smaller()
+    assert torch.equal(tiled.to_tensor(), plain.to_tensor())
+    assert tiled.pixels_uint8 is not None
+    whole = np.concatenate(list(tiled.pixels_uint8()))
+    assert np.abs(whole / 255 - tiled.to_tensor().permute(0, 2, 3, 1).numpy()).max() < 0.51 / 255
+    less = plain.lower_memory()
     assert less is not None and less.count == 9
     fixed: Images = run(
         work, "LTXVTiledVAEDecode", samples=None, latents=Latent(latents), vae=file,
         last_frame_fix=True,
     )  # fmt: skip
-    assert fixed.count == 9 and fixed.whole().shape == (9, 3, 64, 64)
+    assert fixed.count == 9 and fixed.to_tensor().shape == (9, 3, 64, 64)
 
 
 def test_encoding_is_exact_and_drops_an_unfinished_group(work: Engine) -> None:
     file = outcome(work, "CheckpointLoaderSimple", ckpt_name=CHECKPOINT)[0][2]
     torch.manual_seed(2)
     frames = torch.randint(0, 256, (12, 3, 64, 96), dtype=torch.uint8)
-    got = run(work, "VAEEncode", pixels=Images.of(frames.float() / 255), vae=file)
+    got = run(work, "VAEEncode", pixels=Images.from_tensor(frames.float() / 255), vae=file)
     encoder = load_video_vae(file.component, device="cpu", dtype=torch.float32, parts=("encoder",))
     want = encoder.encode(frames[:9].permute(0, 2, 3, 1).numpy())
     assert torch.equal(got.video, want)
@@ -435,7 +435,7 @@ def test_encoding_is_exact_and_drops_an_unfinished_group(work: Engine) -> None:
 
 def picture(width: int, height: int, count: int = 1) -> Images:
     torch.manual_seed(3)
-    return Images.of(torch.rand(count, 3, height, width))
+    return Images.from_tensor(torch.rand(count, 3, height, width))
 
 
 @pytest.mark.parametrize(
@@ -450,8 +450,8 @@ def picture(width: int, height: int, count: int = 1) -> Images:
         ({"resize_type": "scale height", "resize_type__height": 30}, (60, 30)),
         ({"resize_type": "scale total pixels", "resize_type__megapixels": 0.01}, (145, 72)),
         ({"resize_type": "scale to multiple", "resize_type__multiple": 32}, (96, 32)),
-        ({"resize_type": "match size", "resize_type__match": Images.of(torch.zeros(1, 3, 7, 9))},
-         (9, 7)),
+        ({"resize_type": "match size",
+          "resize_type__match": Images.from_tensor(torch.zeros(1, 3, 7, 9))}, (9, 7)),
     ],
     ids=lambda v: str(v.get("resize_type")) if isinstance(v, dict) else "",
 )  # fmt: skip
@@ -460,17 +460,17 @@ def test_pictures_get_the_sizes_of_comfyui(
 ) -> None:
     found = run(work, "ResizeImageMaskNode", input=picture(100, 50), **inputs)
     assert (found.width, found.height) == size
-    assert found.whole().shape[-2:] == size[::-1]
+    assert found.to_tensor().shape[-2:] == size[::-1]
     mask = run(work, "ResizeImageMaskNode", input=Mask(torch.ones(1, 50, 100)), **inputs)
     assert mask.values.shape == (1, *size[::-1])
 
 
 def test_resizing_is_torchs_without_antialiasing_or_pillows() -> None:
     frames = torch.rand(2, 3, 12, 20)
-    got = resized(frames, (8, 8), "bilinear", "center")
+    got = resize_frames(frames, (8, 8), "bilinear", "center")
     want = F.interpolate(frames[..., 4:16], (8, 8), mode="bilinear")
     torch.testing.assert_close(got, want)
-    lanczos = resized(frames, (10, 6), "lanczos")
+    lanczos = resize_frames(frames, (10, 6), "lanczos")
     image = Image.fromarray((frames[0] * 255).round().byte().permute(1, 2, 0).numpy())
     small = np.asarray(image.resize((10, 6), Image.Resampling.LANCZOS), np.float32) / 255
     np.testing.assert_allclose(lanczos[0].permute(1, 2, 0).numpy(), small, atol=1e-6)
@@ -479,16 +479,16 @@ def test_resizing_is_torchs_without_antialiasing_or_pillows() -> None:
 def test_pictures_are_counted_cut_and_repeated_without_being_held(work: Engine) -> None:
     red = run(work, "EmptyImage", width=4, height=2, batch_size=20, color=0xFF0000)
     assert outcome(work, "GetImageSize", image=red)[0] == [4, 2, 20]
-    assert red.whole()[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert red.to_tensor()[0, :, 0, 0].tolist() == [1, 0, 0]
     some = run(work, "ImageFromBatch", image=picture(4, 2, 20), batch_index=15, length=9)
-    assert some.count == 5 and torch.equal(some.whole(), picture(4, 2, 20).whole()[15:])
+    assert some.count == 5 and torch.equal(some.to_tensor(), picture(4, 2, 20).to_tensor()[15:])
     twice = run(work, "RepeatImageBatch", image=picture(4, 2, 3), amount=2)
-    assert torch.equal(twice.whole()[3:], twice.whole()[:3])
+    assert torch.equal(twice.to_tensor()[3:], twice.to_tensor()[:3])
     padded = run(
         work, "ResizeAndPadImage", image=picture(20, 10), target_width=8, target_height=8,
         padding_color="white",
     )  # fmt: skip
-    assert padded.whole()[0, :, 0].min() == 1 and padded.whole()[0, :, 4].max() < 1
+    assert padded.to_tensor()[0, :, 0].min() == 1 and padded.to_tensor()[0, :, 4].max() < 1
 
 
 def test_files_of_pictures_give_colours_and_transparency(work: Engine) -> None:
@@ -496,7 +496,7 @@ def test_files_of_pictures_give_colours_and_transparency(work: Engine) -> None:
     pixels[..., 0], pixels[..., 3] = 200, 51
     Image.fromarray(pixels).save(work.folders.input / "clear.png")
     (image, mask), _ = outcome(work, "LoadImage", image="clear.png")
-    assert image.whole()[0, 0, 0, 0].item() == pytest.approx(200 / 255)
+    assert image.to_tensor()[0, 0, 0, 0].item() == pytest.approx(200 / 255)
     assert mask.values.shape == (1, 5, 7) and mask.values[0, 0, 0].item() == pytest.approx(0.8)
     alpha = run(work, "LoadImageMask", image="clear.png", channel="alpha")
     torch.testing.assert_close(alpha.values, mask.values)
@@ -510,7 +510,7 @@ def test_preprocessing_is_a_trip_through_h264(work: Engine) -> None:
     assert run(work, "LTXVPreprocess", image=wide, img_compression=0) is wide
     found = run(work, "LTXVPreprocess", image=wide, img_compression=18)
     assert (found.width, found.height) == (32, 20)
-    difference = (found.whole() - wide.whole()[..., :20, :32]).abs().mean()
+    difference = (found.to_tensor() - wide.to_tensor()[..., :20, :32]).abs().mean()
     assert 0.01 < difference < 0.3
 
 
@@ -529,11 +529,11 @@ def test_outpainting_surrounds_with_grey_and_says_where(work: Engine) -> None:
         target_height=8, feathering=2, upscale_method="bilinear",
     )  # fmt: skip
     assert (image.width, image.height) == (16, 8)
-    assert image.whole()[0, :, :, :4].unique().tolist() == [0.5]
+    assert image.to_tensor()[0, :, :, :4].unique().tolist() == [0.5]
     row = mask.values[0, 4].tolist()
     assert row[:4] == [1] * 4 and row[4:7] == [1, 0.25, 0] and row[11] == 0.25
     filled_green = run(work, "LTXVInpaintPreprocess", images=image, mask=Mask(torch.ones(1, 8, 16)))
-    torch.testing.assert_close(filled_green.whole()[0, :, 0, 0], torch.tensor([0.4, 1.0, 0.0]))
+    torch.testing.assert_close(filled_green.to_tensor()[0, :, 0, 0], torch.tensor([0.4, 1.0, 0.0]))
 
 
 def test_dilation_grows_in_space_and_time(work: Engine) -> None:
@@ -547,27 +547,27 @@ def test_blending_is_each_picture_far_from_the_seam() -> None:
     a, b = torch.full((1, 3, 64, 64), 0.8), torch.full((1, 3, 64, 64), 0.2)
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., :32] = 1
-    found = blended(a, b, mask)[0, 0, 32]
+    found = blend_pyramids(a, b, mask)[0, 0, 32]
     # seven levels reach across 64 pixels: each side leans to its own picture, without a step
     assert found[0] > 0.55 and found[-1] < 0.45 and (found[1:] - found[:-1]).max() < 1e-5
     assert found[:30].mean() + found[34:].mean() == pytest.approx(1.0, abs=0.02)
     same = torch.rand(1, 3, 40, 56)
-    torch.testing.assert_close(blended(same, same, torch.rand(1, 1, 40, 56)), same)
+    torch.testing.assert_close(blend_pyramids(same, same, torch.rand(1, 1, 40, 56)), same)
 
 
 def test_a_network_enlarges_by_its_own_factor(tmp_path: Path) -> None:
     folder = tmp_path / "models/upscale_models"
     folder.mkdir(parents=True)
     torch.manual_seed(4)
-    network = Compact(CompactShape(8, 1, 4))
+    network = CompactNetwork(CompactShape(8, 1, 4))
     save_file(network.state_dict(), folder / "x4.safetensors")
     work = engine(tmp_path, scan(model_folders([tmp_path / "models"], environ={})))
     file = run(work, "UpscaleModelLoader", model_name="x4.safetensors")
     found: Images = run(work, "ImageUpscaleWithModel", upscale_model=file, image=picture(20, 12, 3))
     assert (found.count, found.width, found.height) == (3, 80, 48)
     with torch.no_grad():
-        want = network(picture(20, 12, 3).whole()).clamp(0, 1)
-    torch.testing.assert_close(found.whole(), want, rtol=1e-4, atol=1e-4)
+        want = network(picture(20, 12, 3).to_tensor()).clamp(0, 1)
+    torch.testing.assert_close(found.to_tensor(), want, rtol=1e-4, atol=1e-4)
     half = run(work, "ImageScaleBy", image=found, upscale_method="area", scale_by=0.5)
     assert (half.width, half.height) == (40, 24)
     for name in ("other.pth", str(folder / "x4.safetensors"), "../models/x4.safetensors"):
@@ -609,7 +609,7 @@ def test_videos_are_saved_looked_at_and_cut(work: Engine) -> None:
     assert part.images.count == 6
     cut_sound = part.audio()
     assert cut_sound is not None and cut_sound.waveform.shape[1] == 12000
-    torch.testing.assert_close(part.images.whole(), images.whole()[12:18])
+    torch.testing.assert_close(part.images.to_tensor(), images.to_tensor()[12:18])
     with pytest.raises(WorkflowError, match="nothing is left"):
         run(work, "Video Slice", video=loaded, start_time=5.0)
 
@@ -650,20 +650,20 @@ def test_prefixes_are_filled_and_kept_inside(tmp_path: Path) -> None:
     }
     when = datetime(2026, 3, 7, 9, 5, 2).astimezone()
     text = "%date:yyyy-MM-dd%/%RandomNoise.noise_seed%_%stage 1.sampler_name%_%no.thing%"
-    assert fill_prefix(text, Graph(nodes), when) == "2026-03-07/42_a_b_%no.thing%"
-    assert place(tmp_path, "a/b/c").path(".mp4") == tmp_path / "a/b/c_00001_.mp4"
+    assert expand_prefix(text, Graph(nodes), when) == "2026-03-07/42_a_b_%no.thing%"
+    assert next_output_path(tmp_path, "a/b/c").path(".mp4") == tmp_path / "a/b/c_00001_.mp4"
     for bad in ("../x", "a/../../x", "/x", "C:/x", "a\\..\\..\\x", "a\0b", "con"):
         with pytest.raises(WorkflowError):
-            place(tmp_path, bad)
+            next_output_path(tmp_path, bad)
     (tmp_path / "link").symlink_to(tmp_path.parent)
     with pytest.raises(WorkflowError, match="through a link"):
-        place(tmp_path, "link/x")
+        next_output_path(tmp_path, "link/x")
 
 
 def test_a_name_that_somebody_took_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    where = place(tmp_path, "clip")
+    where = next_output_path(tmp_path, "clip")
     (tmp_path / "clip_00001_.mp4").write_text("theirs")
     (tmp_path / "part").write_text("ours")
-    path = claim_name(where, ".mp4", tmp_path / "part")
+    path = claim_path(where, ".mp4", tmp_path / "part")
     assert path.name == "clip_00002_.mp4" and path.read_text() == "ours"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip_00001_.mp4", "clip_00002_.mp4"]

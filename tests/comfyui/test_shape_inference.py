@@ -9,7 +9,7 @@ import pytest
 from helpers.workflow_graphs import CHECKPOINT, Nodes, engine, graph
 from PIL import Image
 
-from latent_ladder.comfyui.analysis.check import check
+from latent_ladder.comfyui.analysis.check import check_workflow
 from latent_ladder.comfyui.executor import execute
 from latent_ladder.comfyui.formats.read import Workflow
 from latent_ladder.media.video_reader import probe
@@ -73,7 +73,7 @@ def test_sizes_and_frames_are_those_of_the_clip(name: str, tmp_path: Path) -> No
     work: Any = engine(tmp_path)
     Image.new("RGB", (96, 68), "red").save(work.folders.input / "a.png")
     asked = graph(nodes)
-    (told,) = check(Workflow(asked, {}), work.library, (work.folders.input,)).results
+    (told,) = check_workflow(Workflow(asked, {}), work.library, (work.folders.input,)).outputs
     shown = execute(asked, work)
     info = probe(work.folders.output / shown["save"]["images"][0]["filename"])
     assert (told.size, told.frames) == ((info.width, info.height), info.frames)

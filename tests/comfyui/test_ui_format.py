@@ -72,7 +72,9 @@ def test_get_and_set_nodes_meet_by_name_also_from_inside_a_subgraph() -> None:
     assert graph.nodes["9:2"].inputs["length"] == Link("1", 0)
     assert graph.nodes["4"].inputs["samples"] == Link("9:2", 0)
     setter["widgets_values"] = ["other"]
-    with pytest.raises(WorkflowError, match=r"node 9:1 \(GetNode\): no Set node sets 'size'"):
+    with pytest.raises(
+        WorkflowError, match=r"node 9:1 \(GetNode\): no Set node has the name 'size'"
+    ):
         read_ui(document)
 
 
@@ -152,7 +154,7 @@ def test_links_that_lead_nowhere_name_their_node() -> None:
         read_ui(document)
     document = numbers()
     document["links"][0][1] = 55
-    with pytest.raises(WorkflowError, match="comes from node 55, which is not there"):
+    with pytest.raises(WorkflowError, match="comes from node 55, which does not exist"):
         read_ui(document)
     document = numbers()
     document["links"][0][2] = 3
@@ -167,12 +169,12 @@ def test_reroutes_in_a_circle() -> None:
     board.link(first, 0, second, "", "*")
     size = board.add("EmptyLTXVLatentVideo", [64, 64, 97, 1], outs=["LATENT"])
     board.link(second, 0, size, "length", "INT", widget=True)
-    with pytest.raises(WorkflowError, match=r"node 3 .*circle of reroutes"):
+    with pytest.raises(WorkflowError, match=r"node 3 .*cycle of reroutes"):
         read_ui(board.document())
 
 
 def test_widgets_that_a_link_replaces_are_told() -> None:
-    (trap,) = read_ui(numbers()).traps
+    (trap,) = read_ui(numbers()).findings
     assert trap == ("stale_value", "length shows 97, but its link gives 7", "2")
 
 
@@ -254,7 +256,7 @@ def test_names_win_over_positions_and_objects_are_names() -> None:
 def test_a_file_that_says_two_things_is_told() -> None:
     board = Board()
     board.add("RandomNoise", [7, "fixed"], widgets_values_named={"noise_seed": 8})
-    (trap,) = read_ui(board.document()).traps
+    (trap,) = read_ui(board.document()).findings
     assert trap.code == "two_values"
     assert "noise_seed is 8 by name and 7 by position" in trap.message
 
@@ -270,11 +272,13 @@ def test_values_that_an_older_file_lacks_are_the_defaults() -> None:
 def test_every_row_reads_its_own_defaults(kind: NodeType) -> None:
     """Positions of a node as ComfyUI would write it: all widgets, controls behind seeds."""
     listed: list[Any] = []
-    for one in kind.shown({}):
+    for one in kind.visible_inputs({}):
         if one.is_widget:
             listed.append(one.default)
-            listed += ["fixed" if "fixed" in p or "control" in p else "image" for p in one.phantoms]
-    expected = {one.name: one.default for one in kind.shown({}) if one.is_widget}
+            listed += [
+                "fixed" if "fixed" in p or "control" in p else "image" for p in one.extra_widgets
+            ]
+    expected = {one.name: one.default for one in kind.visible_inputs({}) if one.is_widget}
     assert widget_values(kind, {"widgets_values": listed}) == expected
 
 
@@ -282,14 +286,14 @@ def test_every_row_reads_its_own_defaults(kind: NodeType) -> None:
 def test_every_row_is_sound(kind: NodeType) -> None:
     names = [one.name for one in kind.inputs]
     assert len(set(names)) == len(names)
-    for one in kind.shown({}):
+    for one in kind.visible_inputs({}):
         if one.is_widget and one.options:
             assert one.default in one.options, one.name
         if one.is_widget and one.low is not None and one.high is not None:
             assert isinstance(one.default, int | float)
             assert one.low <= one.default <= one.high, one.name
-        for option, below in one.branches.items():
+        for option, below in one.option_inputs.items():
             assert option in one.options
             assert all(inner.name.startswith(f"{one.name}.") for inner in below)
     assert kind.lazy <= set(names)
-    assert kind.outputs or kind.is_output or kind.why_not
+    assert kind.outputs or kind.is_output or kind.unsupported_reason

@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 from helpers.workflow_boards import two_stage
 
-from latent_ladder.comfyui.analysis.validate import Problem, as_error, escapes, problems
-from latent_ladder.comfyui.constant_folding import constants, needed, outputs
+from latent_ladder.comfyui.analysis.validate import (
+    Problem,
+    find_problems,
+    problems_error,
+    unsafe_path_reason,
+)
+from latent_ladder.comfyui.constant_folding import fold_constants, output_nodes, required_nodes
 from latent_ladder.comfyui.expressions import evaluate
 from latent_ladder.comfyui.formats.api import read_api
 from latent_ladder.comfyui.graph import Link
@@ -44,7 +49,7 @@ def found(changes: dict[str, dict[str, Any]], **more: Any) -> list[Problem]:
             continue
         merged = {**document[node]["inputs"], **inputs}
         document[node]["inputs"] = {k: v for k, v in merged.items() if v is not None}
-    return problems(read_api(document), more.pop("files", FILES), **more)
+    return find_problems(read_api(document), more.pop("files", FILES), **more)
 
 
 def test_a_sound_graph_has_none() -> None:
@@ -57,7 +62,7 @@ def test_a_sound_graph_has_none() -> None:
         ("12", {"model": None}, "required_input_missing", "model is missing"),
         ("5", {"clip": None}, "required_input_missing", "clip is missing"),
         ("1", {"ckpt_name": "other.safetensors"}, "value_not_in_list", "not in checkpoints"),
-        ("1", {"ckpt_name": ""}, "value_not_in_list", "no file is chosen"),
+        ("1", {"ckpt_name": ""}, "value_not_in_list", "no file is selected"),
         ("13", {"sampler_name": "eulr"}, "value_not_in_list", "'eulr' is not one of the choices"),
         ("13", {"sampler_name": "uni_pc"}, "value_not_in_list", "uni_pc is not available here"),
         ("8", {"width": 32}, "value_smaller_than_min", "32 is less than 64"),
@@ -65,13 +70,13 @@ def test_a_sound_graph_has_none() -> None:
         ("12", {"cfg": 101}, "value_bigger_than_max", "101 is more than 100"),
         ("11", {"noise_seed": -1}, "value_smaller_than_min", "-1 is less than 0"),
         ("11", {"noise_seed": 2**64}, "value_bigger_than_max", "is more than"),
-        ("8", {"width": "wide"}, "invalid_input_type", "'wide' is not a whole number"),
-        ("8", {"width": True}, "invalid_input_type", "True is not a whole number"),
+        ("8", {"width": "wide"}, "invalid_input_type", "'wide' is not an integer"),
+        ("8", {"width": True}, "invalid_input_type", "True is not an integer"),
         ("12", {"cfg": "nan"}, "invalid_input_type", "'nan' is not a number"),
         ("23", {"last_frame_fix": "no"}, "invalid_input_type", "'no' is neither true nor false"),
-        ("5", {"text": {"a": 1}}, "invalid_input_type", "is no text"),
-        ("12", {"model": "dev"}, "invalid_input_type", "takes MODEL from another node"),
-        ("12", {"model": ["1"]}, "bad_linked_input", "a link is a node's id and a slot"),
+        ("5", {"text": {"a": 1}}, "invalid_input_type", "is not text"),
+        ("12", {"model": "dev"}, "invalid_input_type", "takes MODEL from a link"),
+        ("12", {"model": ["1"]}, "bad_linked_input", "a link is a node id and an output slot"),
         ("12", {"model": ["1", 1]}, "return_type_mismatch", "takes MODEL, but output 1 .* is CLIP"),
         ("8", {"width": ["12", 0]}, "return_type_mismatch", "takes INT, but .* is GUIDER"),
         ("26", {"filename_prefix": "../x"}, "value_not_in_list", "leads out of its folder"),
@@ -79,7 +84,7 @@ def test_a_sound_graph_has_none() -> None:
         ("1", {"ckpt_name": "../../x"}, "value_not_in_list", "leads out of its folder"),
         ("1", {"ckpt_name": "C:\\x\\y"}, "value_not_in_list", "is an absolute path"),
         ("1", {"ckpt_name": "a\\..\\..\\y"}, "value_not_in_list", "leads out of its folder"),
-        ("25", {"class_type": "Gone", "inputs": {}}, "missing_node_type", "not known here"),
+        ("25", {"class_type": "Gone", "inputs": {}}, "missing_node_type", "node type is unknown"),
         ("25", {"class_type": "DWPreprocessor", "inputs": {}}, "missing_node_type", "poses"),
     ],
 )
@@ -90,7 +95,7 @@ def test_each_mistake_has_comfyuis_name_and_its_node(
     assert first.type == kind
     assert not rest
     with pytest.raises(WorkflowError, match=says) as caught:
-        raise as_error(read_api(two_stage()), [first])
+        raise problems_error(read_api(two_stage()), [first])
     assert caught.value.node_id == node
     assert f"node {node} (" in caught.value.message
 
@@ -113,9 +118,9 @@ def test_names_can_be_replaced() -> None:
 def test_a_graph_without_an_output() -> None:
     document = two_stage()
     del document["26"]
-    (problem,) = problems(read_api(document))
+    (problem,) = find_problems(read_api(document))
     assert problem.type == "prompt_no_outputs"
-    assert "nothing in it saves" in str(as_error(read_api(document), [problem]))
+    assert "nothing in it saves" in str(problems_error(read_api(document), [problem]))
 
 
 def test_nodes_that_no_output_needs_are_not_looked_at() -> None:
@@ -126,14 +131,14 @@ def test_nodes_that_no_output_needs_are_not_looked_at() -> None:
 def test_all_problems_are_told_at_once() -> None:
     wrong = found({"8": {"width": 1}, "12": {"cfg": -1, "model": None}})
     assert len(wrong) == 3
-    message = str(as_error(read_api(two_stage()), wrong))
+    message = str(problems_error(read_api(two_stage()), wrong))
     assert message.count("node 12") == 2
     assert message.count("node 8") == 1
 
 
 @pytest.mark.parametrize("name", ["a/b.png", "a b.png", "..a", "a..b/c", "a\\b"])
 def test_names_that_stay_inside(name: str) -> None:
-    assert escapes(name) == ""
+    assert unsafe_path_reason(name) == ""
 
 
 # --- what a graph decides before it runs ---------------------------------------------------------
@@ -159,30 +164,30 @@ def switched(on: bool, expression: str = "a / 2") -> dict[str, Any]:
 
 
 def test_numbers_and_switches_are_worked_out() -> None:
-    known = constants(read_api(switched(False)))
+    known = fold_constants(read_api(switched(False)))
     assert known[Link("m", 1)] == 640
     assert known[Link("sw", 0)] == "mine"
-    assert Link("sw", 0) not in constants(read_api(switched(True)))
-    assert Link("m", 1) not in constants(read_api(switched(True, "a / 0")))
+    assert Link("sw", 0) not in fold_constants(read_api(switched(True)))
+    assert Link("m", 1) not in fold_constants(read_api(switched(True, "a / 0")))
 
 
 def test_a_branch_that_no_switch_takes_is_not_needed() -> None:
     graph = read_api(switched(False))
-    assert "made" not in needed(graph, outputs(graph))
-    assert problems(graph) == []
+    assert "made" not in required_nodes(graph, output_nodes(graph))
+    assert find_problems(graph) == []
     graph = read_api(switched(True))
-    assert "made" in needed(graph, outputs(graph))
-    wrong = problems(graph)
+    assert "made" in required_nodes(graph, output_nodes(graph))
+    wrong = find_problems(graph)
     assert [p.node for p in wrong] == ["made"]
-    assert as_error(graph, wrong).hint == "--set on.value=false leads past it"
+    assert problems_error(graph, wrong).hint == "--set on.value=false bypasses it"
 
 
 def test_a_prompt_that_is_passed_on_needs_no_model() -> None:
     document = switched(True)
     document["made"]["class_type"] = "TextGenerateLTX2Prompt"
     graph = read_api(document)
-    assert problems(graph) == []
-    assert "clip" not in needed(graph, outputs(graph))
+    assert find_problems(graph) == []
+    assert "clip" not in required_nodes(graph, output_nodes(graph))
 
 
 def test_an_image_that_is_switched_off_is_not_needed() -> None:
@@ -191,9 +196,9 @@ def test_an_image_that_is_switched_off_is_not_needed() -> None:
     inputs = {"vae": ["1", 2], "image": ["30", 0], "latent": ["8", 0], "strength": 0.7}
     document["31"] = {"class_type": "LTXVImgToVideoInplace", "inputs": {**inputs, "bypass": True}}
     document["10"]["inputs"]["video_latent"] = ["31", 0]
-    assert problems(read_api(document), FILES) == []
+    assert find_problems(read_api(document), FILES) == []
     document["31"]["inputs"]["bypass"] = False
-    assert [p.node for p in problems(read_api(document), FILES)] == ["30"]
+    assert [p.node for p in find_problems(read_api(document), FILES)] == ["30"]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_prompts_are_encoded_once_and_only_stage_1_runs(drafted):
 
 def test_the_record_lists_the_drafts_and_survives_a_round_trip(drafted):
     result, _, store, _ = drafted
-    record = store.runs.show(result.record.id)
+    record = store.runs.find(result.record.id)
     assert record == result.record or record.status == "done"
     assert [(d.number, d.prompt, d.seed, d.status) for d in record.drafts] == [
         (1, PROMPTS[0], 7, "done"),
@@ -150,7 +150,7 @@ def test_an_interrupted_session_goes_on(library, tmp_path):
 
     with pytest.raises(Cancelled):
         draft(library, store, tmp_path / "out", ASKED[:3], on_event=listen, cancel=cancel)
-    record = store.runs.show("last")
+    record = store.runs.find("last")
     assert record.status == "cancelled"
     assert [d.status for d in record.drafts] == ["done", "planned", "planned"]
     result, _ = draft(library, store, tmp_path / "out", ASKED[:3])

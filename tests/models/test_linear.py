@@ -1,4 +1,4 @@
-"""A Linear on every stored form: the decoded weight's results, moved and amended like any other."""
+"""Linear with a weight in every stored form: results, moving, and adapter branches."""
 
 from __future__ import annotations
 
@@ -51,53 +51,55 @@ def stored(request):
 
 
 def layer_of(weight, dtype=torch.float32):
-    """A layer that keeps ``weight``, with a bias."""
+    """Layer with ``weight`` in its stored form, and a bias."""
     layer = Linear(IN, OUT).requires_grad_(False)
     layer.bias.normal_()
-    layer.to(dtype).keep(weight, dtype)
+    layer.to(dtype).set_weight(weight, dtype)
     return layer
 
 
-def effective(stored):
-    """What the layer's weight amounts to, in float32."""
+def applied_weight(stored):
+    """Weight that the layer applies, in float32."""
     weight = stored.dequantize(torch.float32)
     return weight if stored.input_scale is None else weight * stored.input_scale
 
 
-def test_computes_with_the_decoded_weight(stored):
+def test_computes_with_the_dequantised_weight(stored):
     layer, x = layer_of(stored), torch.randn(2, 5, IN)
     assert (layer.in_features, layer.out_features) == (IN, OUT)
     assert layer.weight is None
     assert list(layer.state_dict()) == ["bias"]
-    torch.testing.assert_close(layer(x), F.linear(x, effective(stored), layer.bias))
-    assert torch.equal(layer.matrix(torch.float16), stored.dequantize(torch.float16))
+    torch.testing.assert_close(layer(x), F.linear(x, applied_weight(stored), layer.bias))
+    assert torch.equal(layer.dense_weight(torch.float16), stored.dequantize(torch.float16))
 
 
-def test_branches_amend_it_as_they_amend_numbers(stored):
+def test_branches_add_to_quantised_and_float_weights_alike(stored):
     layer, x = layer_of(stored), torch.randn(3, IN)
-    plain = layer_of(effective(stored))
+    plain = layer_of(applied_weight(stored))
     branch = LowRank(0.7, torch.randn(4, IN), torch.randn(OUT, 4))
     layer.branches = plain.branches = (branch,)
-    for amended in (layer, plain):
-        assert not torch.equal(amended(x), F.linear(x, effective(stored), amended.bias))
+    for layer_with_branch in (layer, plain):
+        assert not torch.equal(
+            layer_with_branch(x), F.linear(x, applied_weight(stored), layer_with_branch.bias)
+        )
     plain.bias = layer.bias
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
-def test_moving_never_converts_what_is_stored(stored):
+def test_moving_never_converts_a_quantised_weight(stored):
     layer, x = layer_of(stored), torch.randn(3, IN)
     want = layer(x)
     before = {part: t.dtype for part, t in stored.parts.items()}
     layer.double()
     assert layer.compute_dtype == torch.float64
-    assert {part: t.dtype for part, t in layer.stored.parts.items()} == before
+    assert {part: t.dtype for part, t in layer.quantized_weight.parts.items()} == before
     torch.testing.assert_close(layer(x.double()).float(), want)
     layer.bfloat16()
     assert layer(x.bfloat16()).dtype == torch.bfloat16
-    assert layer.to("meta").stored.device.type == "meta"
+    assert layer.to("meta").quantized_weight.device.type == "meta"
 
 
-def test_floats_kept_as_stored_give_the_bits_of_converted_ones():
+def test_float_weights_as_stored_give_identical_results():
     weight, x = torch.randn(OUT, IN).bfloat16(), torch.randn(7, IN)
     as_stored, converted = layer_of(weight), layer_of(weight.float())
     converted.bias = as_stored.bias
@@ -109,21 +111,21 @@ def test_floats_kept_as_stored_give_the_bits_of_converted_ones():
 def test_gradients_reach_the_input(stored):
     layer, x = layer_of(stored), torch.randn(3, IN, requires_grad=True)
     layer(x).sum().backward()
-    torch.testing.assert_close(x.grad, effective(stored).sum(0).expand(3, IN))
+    torch.testing.assert_close(x.grad, applied_weight(stored).sum(0).expand(3, IN))
 
 
-def test_native_products_are_only_for_what_can_do_them(stored):
+def test_native_fp8_is_used_only_where_supported(stored):
     layer, x = layer_of(stored, torch.bfloat16), torch.randn(3, IN).bfloat16()
     want = layer(x)
     layer.native_fp8 = True
-    assert not linear.multiplies_natively(x, stored)
+    assert not linear.supports_native_fp8(x, stored)
     assert torch.equal(layer(x), want)
 
 
-def test_native_product_is_close_to_the_decoded_one():
+def test_native_fp8_is_close_to_the_dequantised_result():
     stored, x = fp8(), torch.randn(2, 16, IN).bfloat16()
     bias = torch.randn(OUT).bfloat16()
-    got = linear.fp8_product(x, stored, bias).float()
+    got = linear.native_fp8_linear(x, stored, bias).float()
     want = F.linear(x.float(), stored.dequantize(torch.float32), bias.float())
     assert got.shape == (2, 16, OUT)
     assert (got - want).norm() < 0.04 * want.norm()

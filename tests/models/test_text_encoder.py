@@ -1,4 +1,4 @@
-"""From prompts to context: tokens, Gemma states, projections, connectors."""
+"""Text encoding: tokens, Gemma states, projections, connectors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models.text_encoder.connectors import (
     Connector,
-    connector_settings,
     load_connector,
-    project,
+    project_features,
+    read_connector_settings,
 )
 from latent_ladder.models.text_encoder.encode import encode_prompts
-from latent_ladder.models.text_encoder.gemma import GemmaLayer, gemma_settings, hidden_states
+from latent_ladder.models.text_encoder.gemma import (
+    GemmaLayer,
+    compute_hidden_states,
+    read_gemma_config,
+)
 from latent_ladder.models.text_encoder.tokenizer import load_tokenizer, text_length, token_report
 from latent_ladder.models.weights.loading import EmptyOnMeta
 
@@ -30,7 +34,7 @@ CPU = {"device": "cpu", "dtype": torch.float32}
 
 
 def gemma_file(golden, folder: Path, header=None, drop=(), add=None) -> Component:
-    """A copy of the tiny text encoder with another header or other tensors."""
+    """Copy of the tiny text encoder with another header or other tensors."""
     source = open_checkpoint(golden.path(GEMMA))
     with safe_open(source.path, "pt") as opened:
         tensors = {k: opened.get_tensor(k) for k in source.tensors if k not in drop}
@@ -54,20 +58,20 @@ def parts(golden) -> dict[str, Component]:
 
 
 @pytest.mark.parametrize("name", ["p0", "p1"])
-def test_tokens_are_the_reference_ones(golden, gemma, name):
+def test_token_ids_equal_the_reference(golden, gemma, name):
     case = golden(f"text.tokens.{name}")
     tokenizer = load_tokenizer(gemma)
     prompt = f" \n{case.params['prompt']}  "
-    ids, mask = tokenizer.tokenize(prompt, 128).padded(128, tokenizer.pad)
+    ids, mask = tokenizer.tokenize(prompt, 128).pad_left(128, tokenizer.pad)
     assert ids == case.outputs["input_ids"].flatten().tolist()
     assert mask == case.outputs["attention_mask"].flatten().tolist()
 
 
-def test_an_empty_prompt_is_one_begin_token(gemma):
+def test_empty_prompt_is_one_bos_token(gemma):
     assert load_tokenizer(gemma).tokenize("  ", 128).ids == (2,)
 
 
-def test_report_says_what_is_cut(golden, tmp_path):
+def test_report_contains_the_truncated_text(golden, tmp_path):
     short = gemma_file(golden, tmp_path, {"text_length": "12"})
     prompt = "A red fox walks slowly through the snowy forest with soft piano music."
     report = token_report(prompt, short)
@@ -77,7 +81,7 @@ def test_report_says_what_is_cut(golden, tmp_path):
     assert token_report("A red fox", short).cut_text == ""
 
 
-def test_a_cut_inside_a_character_drops_it(golden, gemma):
+def test_truncation_inside_a_character_drops_it(golden, gemma):
     tokens = load_tokenizer(gemma).tokenize("blurry, café noise 42!", 12)
     assert (tokens.kept_text, tokens.cut_text) == ("blurry, caf", "é noise 42!")
 
@@ -113,7 +117,7 @@ def test_a_damaged_text_length_is_reported(golden, tmp_path):
         text_length(gemma_file(golden, tmp_path, {"text_length": "many"}))
 
 
-def test_the_vocabulary_may_lie_beside_the_file(golden, tmp_path, gemma):
+def test_vocabulary_may_be_next_to_the_file(golden, tmp_path, gemma):
     bare = gemma_file(golden, tmp_path, drop=("spiece_model",))
     with pytest.raises(UnknownLayout, match="no tokenizer"):
         load_tokenizer(bare)
@@ -144,14 +148,14 @@ def test_tokenizer_json_is_read(golden, tmp_path):
 @pytest.mark.parametrize("name", ["p0", "p1"])
 def test_hidden_states(golden, gemma, name):
     ids = load_tokenizer(gemma).tokenize(golden(f"text.tokens.{name}").params["prompt"], 128).ids
-    _, hidden = hidden_states([(2,), ids], gemma, **CPU)
+    _, hidden = compute_hidden_states([(2,), ids], gemma, **CPU)
     golden(f"text.hidden.{name}").check("hidden", hidden)
 
 
 def test_without_a_header_gemma_3_is_assumed(golden, tmp_path, gemma):
-    """Full attention every sixth layer, factor 8: all that differs here is the window."""
-    bare = gemma_settings(gemma_file(golden, tmp_path, {"gemma_config": None}))
-    assert bare == replace(gemma_settings(gemma), window=1024)
+    """Defaults: full attention in every sixth layer, RoPE factor 8; only the window differs here."""
+    bare = read_gemma_config(gemma_file(golden, tmp_path, {"gemma_config": None}))
+    assert bare == replace(read_gemma_config(gemma), window=1024)
 
 
 def test_the_header_spelling_of_older_files(golden, tmp_path, gemma):
@@ -164,24 +168,24 @@ def test_the_header_spelling_of_older_files(golden, tmp_path, gemma):
             "rope_scaling": {"rope_type": "linear", "factor": 8.0},
         }
     )
-    settings = gemma_settings(gemma_file(golden, tmp_path, {"gemma_config": older}))
-    assert settings == gemma_settings(gemma)
+    settings = read_gemma_config(gemma_file(golden, tmp_path, {"gemma_config": older}))
+    assert settings == read_gemma_config(gemma)
 
 
-def test_a_header_of_another_model_is_refused(golden, tmp_path):
+def test_header_of_another_model_is_rejected(golden, tmp_path):
     other = gemma_file(golden, tmp_path, {"gemma_config": '{"hidden_size": 48}'})
     with pytest.raises(UnknownLayout, match="hidden_size = 48"):
-        gemma_settings(other)
+        read_gemma_config(other)
 
 
-def test_an_incomplete_text_encoder_is_refused(golden, tmp_path):
+def test_incomplete_text_encoder_is_rejected(golden, tmp_path):
     part = gemma_file(golden, tmp_path, drop=("model.layers.3.mlp.up_proj.weight",))
     with pytest.raises(UnknownLayout, match=r"layer 3 .*mlp\.up_proj"):
-        hidden_states([(2,)], part, **CPU)
+        compute_hidden_states([(2,)], part, **CPU)
 
 
 def of_shapes(shapes: dict[str, tuple[int, ...]], config=None) -> CheckpointFile:
-    """A file known by its header only, as big as the real ones."""
+    """Checkpoint with the header of a real file, without tensor data."""
     tensors = {name: TensorInfo(shape, "BF16") for name, shape in shapes.items()}
     return CheckpointFile(Path("real.safetensors"), 0, {}, tensors, config or {})
 
@@ -208,13 +212,13 @@ def gemma_12b() -> dict[str, tuple[int, ...]]:
     return {"model.embed_tokens.weight": (262208, d), "model.norm.weight": (d,), **shapes}
 
 
-def test_the_real_gemma_fits():
+def test_real_gemma_shapes_match():
     file = of_shapes(gemma_12b())
     assert len(file.tensors) == 626
     assert sum(t.elements for t in file.tensors.values()) == pytest.approx(11.766e9, rel=1e-4)
     part = components(file)["text_encoder"]
-    settings = gemma_settings(part)
-    assert (settings.heads, settings.kv_heads, sum(settings.full)) == (16, 8, 8)
+    settings = read_gemma_config(part)
+    assert (settings.heads, settings.kv_heads, sum(settings.full_attention)) == (16, 8, 8)
     with EmptyOnMeta():
         built = GemmaLayer(settings).state_dict()
     prefix = "layers.47."
@@ -229,15 +233,15 @@ def test_the_real_gemma_fits():
 def test_projection(golden, parts, name):
     hidden = golden(f"text.hidden.{name}").outputs["hidden"]
     other = golden("text.hidden.p1").outputs["hidden"][:, :5]
-    features = project([other, hidden], parts["text_projection"])[1]
+    features = project_features([other, hidden], parts["text_projection"])[1]
     case = golden(f"text.features.{name}")
     for stream in ("video", "audio"):
         case.check(stream, features[stream][None])
 
 
-def test_a_projection_for_another_text_encoder_is_refused(parts):
-    with pytest.raises(UnknownLayout, match=r"takes 224 numbers per token.* gives 160"):
-        project([torch.ones(5, 3, 32)], parts["text_projection"])
+def test_projection_for_another_text_encoder_is_rejected(parts):
+    with pytest.raises(UnknownLayout, match=r"needs 224 features per token.* outputs 160"):
+        project_features([torch.ones(5, 3, 32)], parts["text_projection"])
 
 
 @pytest.mark.parametrize("name", ["p0", "p1"])
@@ -251,13 +255,15 @@ def test_connectors(golden, parts, name, stream):
 def test_the_2_0_text_path(golden):
     old = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.0.safetensors")))
     case = golden("ltx20.text")
-    (features,) = project([golden("text.hidden.p0").outputs["hidden"]], old["text_projection"])
+    (features,) = project_features(
+        [golden("text.hidden.p0").outputs["hidden"]], old["text_projection"]
+    )
     case.check("features", features["video"][None])
     for stream in ("video", "audio"):
         case.check(stream, load_connector(old["connectors"], stream, **CPU)(features[stream], 128))
 
 
-def test_registers_are_tiled_over_longer_contexts(parts):
+def test_registers_repeat_over_longer_contexts(parts):
     connector = load_connector(parts["connectors"], "video", **CPU)
     assert connector(torch.randn(3, 64), 256).shape == (1, 256, 64)
     with pytest.raises(UnknownLayout, match="multiple"):
@@ -285,9 +291,9 @@ def connector_shapes(stream: str, width: int) -> dict[str, tuple[int, ...]]:
     ("stream", "width", "parameters"),
     [("video", 4096, 1_612_546_304), ("audio", 2048, 403_620_096)],
 )
-def test_the_real_connectors_fit(stream, width, parameters):
+def test_real_connector_shapes_match(stream, width, parameters):
     part = components(of_shapes(connector_shapes(stream, width)))["connectors"]
-    settings = connector_settings(part, stream)
+    settings = read_connector_settings(part, stream)
     assert (settings.heads, settings.layers) == (32, 8)
     with EmptyOnMeta():
         built = Connector(settings).state_dict()
@@ -297,7 +303,7 @@ def test_the_real_connectors_fit(stream, width, parameters):
     assert sum(tensor.numel() for tensor in built.values()) == parameters
 
 
-# --- the whole way --------------------------------------------------------------------------------
+# --- end to end -----------------------------------------------------------------------------------
 
 
 def whole(parts, text_encoder, prompts, dtype=torch.float32):
@@ -321,7 +327,7 @@ def test_prompts_to_context(golden, tmp_path, parts):
     assert contexts[3].video.isfinite().all()
 
 
-def test_a_prompt_does_not_depend_on_its_company(golden, tmp_path, parts):
+def test_prompts_do_not_depend_on_each_other(golden, tmp_path, parts):
     short = gemma_file(golden, tmp_path, {"text_length": "128"})
     together = whole(parts, short, ["a fox runs", "", "blurry, noisy and much longer than that"])
     alone = [whole(parts, short, [p])[0] for p in ("a fox runs", "")]

@@ -1,4 +1,4 @@
-"""The transformer against the reference's numbers, and against itself where it takes short cuts."""
+"""Transformer against the reference, and shared rows against separate passes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from latent_ladder.models.transformer import streams
 from latent_ladder.models.transformer.adaln import sinusoid
 from latent_ladder.models.transformer.config import TransformerConfig
 from latent_ladder.models.transformer.model import Transformer, load_transformer
-from latent_ladder.models.transformer.noise_levels import Levels, Run
-from latent_ladder.models.transformer.pass_batching import PassSpec, Question, group_rows, plan_rows
+from latent_ladder.models.transformer.noise_levels import LevelRun, NoiseLevels
+from latent_ladder.models.transformer.pass_batching import (
+    ForwardSpec,
+    PassSpec,
+    group_rows,
+    plan_rows,
+)
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, attention_bias, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, attention_bias, prepare_stream
 
 FILES = {
     "2.0": "checkpoints/tiny-ltx-2.0.safetensors",
@@ -94,9 +99,9 @@ def batch_of_two(golden, config, mask=None):
         ("audio", audio_positions(34)),
     ):
         context = torch.cat([t[name] for t in texts])
-        held = mask if name == "video" else None
-        stage = stream_stage(config, positions, context, mask=held)
-        sides.append(StreamInput(stage, case.inputs[f"{name}_tokens"], case.inputs["sigma"]))
+        stream_mask = mask if name == "video" else None
+        prepared = prepare_stream(config, positions, context, mask=stream_mask)
+        sides.append(StreamInput(prepared, case.inputs[f"{name}_tokens"], case.inputs["sigma"]))
     return case, *sides
 
 
@@ -107,7 +112,7 @@ def test_batch_with_two_sigmas_and_prompts(golden, model):
 
 
 def test_batch_of_passes_with_two_sigmas(golden, model):
-    """Passes times items, each item at its own sigma: as one by one."""
+    """Passes times batch items with different sigmas equal separate forwards."""
     _, video, audio = batch_of_two(golden, model.config)
     specs = [PassSpec(), STG, PassSpec(isolated=True), PassSpec(context=0)]
     with torch.no_grad():
@@ -121,19 +126,21 @@ def test_batch_of_passes_with_two_sigmas(golden, model):
 
 
 def only(s, b):
-    return StreamInput(s.stage, s.tokens[b : b + 1], s.sigma[b : b + 1])
+    return StreamInput(s.prepared, s.tokens[b : b + 1], s.sigma[b : b + 1])
 
 
 @pytest.mark.parametrize("chunk_tokens", [384, 60])
 def test_passes_together_equal_passes_alone(golden, model, chunk_tokens, monkeypatch):
-    """Shared prefixes are exact: the passes of a guided step in one forward and one by one."""
+    """Sharing rows is exact: the passes of a guided step in one forward equal separate forwards."""
     monkeypatch.setattr(model.transformer_blocks[0], "chunk_tokens", chunk_tokens)
     monkeypatch.setattr(model.transformer_blocks[1], "chunk_tokens", chunk_tokens)
     case = golden("dit.per_token")
     video, audio = inputs_of(model.config, case)
-    contexts = [torch.cat([s.stage.contexts, s.stage.contexts.flip(1)]) for s in (video, audio)]
+    contexts = [
+        torch.cat([s.prepared.contexts, s.prepared.contexts.flip(1)]) for s in (video, audio)
+    ]
     video, audio = (
-        replace(s, stage=replace(s.stage, contexts=c))
+        replace(s, prepared=replace(s.prepared, contexts=c))
         for s, c in zip((video, audio), contexts, strict=True)
     )
     specs = [replace(STG, context=0), PassSpec(0), PassSpec(0, isolated=True), PassSpec(1)]
@@ -150,20 +157,20 @@ def test_fragmented_masks_are_sorted_and_equal(golden, model, monkeypatch):
     torch.manual_seed(0)
     mask = torch.randint(0, 4, (1, 120, 1)) / 3
     bias = attention_bias(torch.rand(1, 120, 120))
-    given = (model.config, case.inputs["video_positions"], case.inputs["video_context"])
+    arguments = (model.config, case.inputs["video_positions"], case.inputs["video_context"])
     results = []
     for limit in (10_000, 8):
         monkeypatch.setattr(streams, "MAX_RUNS", limit)
-        stage = stream_stage(*given, mask=mask, bias=bias)
-        assert (stage.order is None) == (limit > 8)
+        prepared = prepare_stream(*arguments, mask=mask, bias=bias)
+        assert (prepared.order is None) == (limit > 8)
         with torch.no_grad():
-            results.append(model(replace(video, stage=stage), audio))
+            results.append(model(replace(video, prepared=prepared), audio))
     for plain, ordered in zip(*results, strict=True):
         torch.testing.assert_close(plain, ordered, rtol=0, atol=ATOL)
 
 
 def test_first_block_and_embeddings(golden, model):
-    """Residuals after block 0, and what goes into it."""
+    """Inputs of block 0 and residuals after it."""
     case, blocks = golden("dit.uniform"), golden("dit.uniform_blocks")
     seen = {}
     hook = model.transformer_blocks[0].register_forward_hook(
@@ -198,7 +205,7 @@ def test_keys_are_those_of_the_file(golden, models):
 
 
 def test_config_from_shapes_alone(golden, models):
-    """Files without a header give the same network (2.0: heads come from the header)."""
+    """Files without a header give the same configuration (2.3 and 2.5)."""
     for family in ("2.3", "2.5"):
         part = component(golden, FILES[family])
         assert TransformerConfig.from_shapes(part.shapes(), {}) == models[family].config
@@ -208,16 +215,16 @@ def test_config_from_shapes_alone(golden, models):
     ("key", "value", "message"),
     [
         ("num_layers", 3, "num_layers=3 in the header, 2 in the shapes"),
-        ("rope_type", "interleaved", "rope_type=interleaved, known: split"),
+        ("rope_type", "interleaved", "rope_type=interleaved, supported: split"),
     ],
 )
-def test_config_refuses_contradictions(golden, key, value, message):
+def test_contradicting_header_is_rejected(golden, key, value, message):
     part = component(golden, FILES["2.3"])
     with pytest.raises(UnknownLayout, match=message):
         TransformerConfig.from_shapes(part.shapes(), {**part.config, key: value})
 
 
-def test_config_names_what_is_missing(golden):
+def test_missing_tensor_is_reported(golden):
     shapes = component(golden, FILES["2.3"]).shapes()
     del shapes["proj_out.weight"]
     with pytest.raises(UnknownLayout, match=r"proj_out\.weight is missing"):
@@ -268,7 +275,7 @@ def test_backends_agree(golden, model):
     with torch.no_grad():
         check(case, *model(*inputs_of(model.config, case)))
     model.use_attention("sdpa")
-    with pytest.raises(ValueError, match="known: sdpa, plain"):
+    with pytest.raises(ValueError, match="use sdpa, plain"):
         model.use_attention("other")
 
 
@@ -282,7 +289,7 @@ def test_initialised_weights_are_seeded_and_start_at_zero_output(model):
     assert not nets[0].proj_out.weight.any()
 
 
-def test_plan_shares_until_passes_part():
+def test_passes_share_rows_until_they_differ():
     """Rows per block of the default four passes with STG in block 2 of 4."""
     stg = frozenset({2})
     passes = (
@@ -291,7 +298,7 @@ def test_plan_shares_until_passes_part():
         PassSpec(0, isolated=True),
         PassSpec(1),
     )
-    rows = plan_rows(Question(4, passes, 1, False, True, True, True))
+    rows = plan_rows(ForwardSpec(4, passes, 1, False, True, True, True))
     first, second, third, fourth = rows.blocks
     assert [len(s.keys) for s in first] == [1, 1, 2, 2, 3, 3]
     assert [len(s.keys) for s in second] == [3] * 6
@@ -303,7 +310,7 @@ def test_plan_shares_until_passes_part():
 
 
 def test_equal_passes_are_one_row():
-    rows = plan_rows(Question(2, (PassSpec(0), PassSpec(0)), 3, False, True, False, False))
+    rows = plan_rows(ForwardSpec(2, (PassSpec(0), PassSpec(0)), 3, False, True, False, False))
     assert rows.video == (0, 1, 2, 0, 1, 2)
     assert {len(block.video_self.keys) for block in rows.blocks} == {3}
 
@@ -331,9 +338,9 @@ def test_row_groups(keys, limit, groups):
 
 
 def test_levels_of_a_mask():
-    levels = Levels.of(torch.tensor([[0, 0, 1, 1, 0.5], [0.2, 0.2, 1, 1, 1]]))
+    levels = NoiseLevels.from_mask(torch.tensor([[0, 0, 1, 1, 0.5], [0.2, 0.2, 1, 1, 1]]))
     assert [r.level for r in levels.runs] == [0, 2, 1]
-    assert levels.runs[1] == Run(2, 4, 2)
+    assert levels.runs[1] == LevelRun(2, 4, 2)
     assert levels.values.T.tolist() == [
         pytest.approx([0, 0.2]),
         pytest.approx([0.5, 1]),

@@ -16,15 +16,15 @@ from latent_ladder.latents.tokens import (
     tokens_to_video,
     video_to_tokens,
 )
-from latent_ladder.models.lora import attach as lora
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.lora.attach import temporary_loras
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer, load_transformer
 from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
 
 LOOP = {"rtol": 1e-4, "atol": 1e-4}
-"""What the goldens' README expects of a loop with float32 angles, not the 5e-3 of the cases."""
+"""Tolerance for a loop with float32 angles (goldens' README); the cases' own is 5e-3."""
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def guidance(params: dict[str, Any]) -> Guidance:
     )
 
 
-def streams(case: Any, i: dict[str, Tensor]) -> tuple[StreamRun, StreamRun]:
+def streams(case: Any, i: dict[str, Tensor]) -> tuple[DenoiserStream, DenoiserStream]:
     """Both streams of a case with its contexts and guidance."""
     video, audio = (
-        StreamRun(
+        DenoiserStream(
             i[f"{name}_positions"],
             i[f"{name}_context"],
             i.get(f"negative_{name}_context"),
@@ -69,10 +69,10 @@ def empty() -> tuple[LatentState, LatentState]:
     return LatentState.empty(120, 8), LatentState.empty(34, 32)
 
 
-def recorded(case: Any) -> Any:
-    """The goldens' step noise in draw order: (substep video, audio,) step video, audio per step."""
-    draws = (case.inputs[f"noise{k}"] for k in range(case.params.get("draws", 6)))
-    return lambda step, kind: torch.cat([next(draws).flatten(1) for _ in range(2)], dim=1)
+def recorded_noise(case: Any) -> Any:
+    """Step noise of the goldens in order: (substep video, audio,) step video, audio per step."""
+    noise = (case.inputs[f"noise{k}"] for k in range(case.params.get("draws", 6)))
+    return lambda step, kind: torch.cat([next(noise).flatten(1) for _ in range(2)], dim=1)
 
 
 @pytest.mark.parametrize("max_passes", [None, 1])
@@ -96,17 +96,17 @@ def test_guided_euler(golden: Any, transformer: Transformer, max_passes: int | N
         torch.testing.assert_close(a, case.outputs["audio_x0"][k : k + 1], **LOOP)
 
 
-def test_guided_euler_with_kept_frames(golden: Any, transformer: Transformer) -> None:
-    case, kept = golden("stage1.guided_i2v"), golden("conditioning.i2v_keyframe")
+def test_guided_euler_with_conditioning_frames(golden: Any, transformer: Transformer) -> None:
+    case, keyframe_case = golden("stage1.guided_i2v"), golden("conditioning.i2v_keyframe")
     i = case.inputs | {
-        "video_positions": kept.outputs["positions"],
+        "video_positions": keyframe_case.outputs["positions"],
         "audio_positions": golden("positions.audio").outputs["positions"],
     }
     state, audio_state = empty()
     state = state.keeping(0, video_to_tokens(i["first_frame"]))
     state = state.extended(video_to_tokens(i["keyframe"]), 0.8)
     video, audio = streams(case, i)
-    video = StreamRun(
+    video = DenoiserStream(
         video.positions, video.positive, video.negative, state.mask, guidance=video.guidance
     )
     noises = Noises(i["video_noise"], i["audio_noise"])
@@ -129,7 +129,7 @@ def test_samplers_on_the_model(
     case = golden(f"stage1.{name}")
     i = case.inputs
     model = Denoiser(transformer, *streams(case, i))
-    noises = Noises(i["video_noise"], i["audio_noise"], recorded(case))
+    noises = Noises(i["video_noise"], i["audio_noise"], recorded_noise(case))
     check(case, *sample(model, *empty(), noises, SamplingPlan(i["sigmas"], sampler, options)))
 
 
@@ -143,7 +143,7 @@ def test_refinement_with_lora(golden: Any, transformer: Transformer) -> None:
         LatentState.of(audio_to_tokens(i["audio_initial"])),
     )
     noises = Noises(i["video_noise"], i["audio_noise"])
-    with lora.attached(transformer, [(adapter, case.params["lora_strength"])]):
+    with temporary_loras(transformer, [(adapter, case.params["lora_strength"])]):
         model = Denoiser(transformer, *streams(case, i))
         check(case, *sample(model, *states, noises, SamplingPlan(i["sigmas"])))
 

@@ -18,7 +18,7 @@ from latent_ladder.cli.commands.flags import InputFlags
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import video_to_tokens
-from latent_ladder.media.image_input import check_image, fitted, like_video, load_image
+from latent_ladder.media.image_input import check_image, compress_like_video, fit_image, load_image
 from latent_ladder.pipeline.run import prepare
 from latent_ladder.pipeline.start_state import apply_images, plain_start
 from latent_ladder.request.files import request_of_clip
@@ -111,17 +111,17 @@ def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
         with pytest.raises(MediaError, match=message):
             check_image(tmp_path / name)
     monkeypatch.setattr("latent_ladder.media.image_input.MAX_PIXELS", 1000)
-    with pytest.raises(MediaError, match="too large"):
+    with pytest.raises(MediaError, match="expected at most 1,000 in all"):
         check_image(tmp_path / "whole.png")
 
 
 def test_cover_cuts_and_letterbox_shows_all():
     pixels = np.full((50, 200, 3), 255, np.uint8)
     pixels[:, :10] = 0
-    cover = fitted(pixels, (64, 64), (64, 64), "cover")
+    cover = fit_image(pixels, (64, 64), (64, 64), "cover")
     assert cover.shape == (64, 64, 3)
     assert cover.min() == 255  # the dark edge is outside
-    boxed = fitted(pixels, (96, 96), (80, 64), "letterbox")
+    boxed = fit_image(pixels, (96, 96), (80, 64), "letterbox")
     rows = np.flatnonzero(boxed.max((1, 2)))
     columns = np.flatnonzero(boxed.max((0, 2)))
     assert (len(rows), rows[0]) == (20, 38)
@@ -133,9 +133,9 @@ def test_compression_costs_detail_and_more_at_a_higher_rate(tmp_path, size):
     pixels = load_image(drawn(tmp_path / "a.png", size))
     noisy = np.clip(pixels + np.random.default_rng(0).normal(0, 20, pixels.shape), 0, 255)
     noisy = noisy.astype(np.uint8)
-    assert like_video(noisy, 0) is noisy
+    assert compress_like_video(noisy, 0) is noisy
     even = noisy[: size[1] // 2 * 2, : size[0] // 2 * 2].astype(float)
-    losses = [np.abs(like_video(noisy, crf) - even).mean() for crf in (5, 18, 33)]
+    losses = [np.abs(compress_like_video(noisy, crf) - even).mean() for crf in (5, 18, 33)]
     assert losses == sorted(losses)
     assert 0 < losses[0] < losses[-1]
 

@@ -20,7 +20,7 @@ from latent_ladder.latents.tokens import tokens_to_video
 from latent_ladder.media.video_reader import probe
 from latent_ladder.memory.cost_model import LTX_2_3, estimate, forward_flops
 from latent_ladder.memory.planner import GIB, Budget, plan_memory
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser, token_tiles
@@ -245,8 +245,8 @@ def streams(texts, positions=None, rescale=0.5, **video):
     where = video_positions(*SIZE, 24) if positions is None else positions
     cfg = Guidance(cfg=3.0, rescale=rescale)
     return (
-        StreamRun(where, texts[0]["video"], texts[1]["video"], guidance=cfg, **video),
-        StreamRun(audio_positions(9), texts[0]["audio"], texts[1]["audio"], guidance=cfg),
+        DenoiserStream(where, texts[0]["video"], texts[1]["video"], guidance=cfg, **video),
+        DenoiserStream(audio_positions(9), texts[0]["audio"], texts[1]["audio"], guidance=cfg),
     )
 
 
@@ -287,10 +287,10 @@ def test_a_tile_predicts_what_its_own_clip_would_be_predicted(model, texts):
 def test_positions_stay_within_the_trained_range():
     plan = tiled(3840, 2160).tile_plan(2)
     where = video_positions(2, 68, 120, 24)
-    run = StreamRun(where, torch.zeros(1, 1, 1))
+    run = DenoiserStream(where, torch.zeros(1, 1, 1))
     seen = torch.zeros(where.shape[2])
     for tile in token_tiles(where, plan):
-        part = tile.of(run).positions
+        part = tile.crop(run).positions
         assert part[:, 1:].min() == 0
         assert part[:, 1:].max() <= 1536 < MAX_PX_OF_ROPE
         assert torch.equal(part[:, 0].unique(), where[:, 0].unique())
@@ -351,7 +351,7 @@ def test_skipped_steps_keep_each_tiles_prediction(model, texts):
     video, audio = streams(texts)
     lazy = Guidance(cfg=3.0, skip_step=1)
     video, audio = (
-        StreamRun(r.positions, r.positive, r.negative, guidance=lazy) for r in (video, audio)
+        DenoiserStream(r.positions, r.positive, r.negative, guidance=lazy) for r in (video, audio)
     )
     tiles = TiledDenoiser(model, video, audio, FOUR)
     first, second = tiles(noise(), 0.8, 0).denoised, tiles(noise() + 1, 0.6, 1).denoised

@@ -68,7 +68,7 @@ def test_every_run_keeps_its_metrics_and_shows_them(first, capsys):
     assert result.metrics["frames"] == 9
     assert result.metrics["detail"] > 0
     assert result.metrics["sound"]["level_db"] < 0
-    assert store.runs.show(result.run).metrics == result.metrics
+    assert store.runs.find(result.run).metrics == result.metrics
     runs_show(result.run, store.root)
     shown = capsys.readouterr().out
     assert f"{result.metrics['motion']:.3f}" in shown

@@ -17,7 +17,7 @@ from latent_ladder.checkpoints.selection import scan
 from latent_ladder.cli.commands.flags import InputFlags, RequestFlags
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents.shapes import Resolution
-from latent_ladder.media.video_input import check_video, read_footage
+from latent_ladder.media.video_input import check_video, sample_frames
 from latent_ladder.media.video_writer import VideoSpec, write_video
 from latent_ladder.pipeline.run import prepare
 from latent_ladder.pipeline.start_state import apply_inputs, plain_start
@@ -56,9 +56,9 @@ def test_frames_are_the_nearest_in_time(tmp_path):
     path = video(tmp_path / "a.mp4", frames=12, fps=24)
     info = check_video(path)
     assert (info.size, info.frames, info.fps) == ((64, 64), 12, Fraction(24))
-    assert (info.uneven, info.has_sound) == (False, True)
+    assert (info.variable_rate, info.has_audio) == (False, True)
     times = [Fraction(t) for t in ("-1", "0", "1/24", "1/12", "0.21", "9")]
-    grey = [frame[16, 16, 0] for frame in read_footage(path, times, (32, 32), (32, 32))]
+    grey = [frame[16, 16, 0] for frame in sample_frames(path, times, (32, 32), (32, 32))]
     assert grey == pytest.approx([10, 10, 20, 30, 60, 120], abs=3)
 
 
@@ -116,7 +116,7 @@ def test_a_variable_rate_and_a_turned_video_are_said(library, store, tmp_path):
             frame.pts, frame.time_base = at, Fraction(1, 600)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert check_video(tmp_path / "phone.mp4").uneven
+    assert check_video(tmp_path / "phone.mp4").variable_rate
     asked = {"file": str(tmp_path / "phone.mp4"), "mode": "v2v", "denoise": 0.5}
     said = " ".join(w.message for w in prepare(request_with(video=asked), library, store).warnings)
     assert "phone.mp4 has a variable frame rate; it is sampled at 24 fps" in said

@@ -32,7 +32,7 @@ from latent_ladder.errors import LadderError
 from latent_ladder.media.video_reader import probe
 from latent_ladder.server.routes import ROUTES
 
-DOCS = Path(__file__).parents[2] / "docs" / "server.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 Told = list[Any]
 LONG = 400
 

@@ -1,4 +1,4 @@
-"""The store keeps what it was given, notices damage, and survives kill -9 and a full disk."""
+"""Artefact store, run records and locks, including kill -9 and a full disk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 
 from latent_ladder.errors import Cancelled, StoreError
 from latent_ladder.storage.artifact_store import (
-    Damage,
+    DamagedArtefact,
     Store,
     artefact_key,
     canonical_json,
     default_root,
 )
-from latent_ladder.storage.atomic_write import ABANDONED_S, PART, readable_size
-from latent_ladder.storage.file_lock import hold, holder
+from latent_ladder.storage.atomic_write import ABANDONED_S, PART_PREFIX, readable_size
+from latent_ladder.storage.file_lock import lock_file, owner_pid
 from latent_ladder.storage.run_records import KEY_PATTERN, RunLog, StageRecord
 
 
@@ -45,7 +45,7 @@ def key_of(name: str) -> str:
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A Python process of our own that runs ``code``."""
+    """A Python process that runs ``code``."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -56,7 +56,7 @@ def output(process: subprocess.Popen[str]) -> str:
     return out.strip()
 
 
-def finished(process: subprocess.Popen[str]) -> None:
+def wait_for(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=60)
     process.communicate()
 
@@ -118,7 +118,7 @@ DATA = st.recursive(
 
 @settings(max_examples=40, deadline=None)
 @given(DATA)
-def test_canonical_json_does_not_depend_on_how_data_was_carried(value: object) -> None:
+def test_canonical_json_survives_a_round_trip(value: object) -> None:
     text = canonical_json(value)
     assert "\n" not in text
     if "float" not in text:
@@ -128,7 +128,7 @@ def test_canonical_json_does_not_depend_on_how_data_was_carried(value: object) -
 # --- artefacts ---
 
 
-def test_an_artefact_comes_back_with_dtypes_and_meta(store: Store) -> None:
+def test_an_artefact_round_trips_with_dtypes_and_meta(store: Store) -> None:
     tensors = {
         "video": torch.randn(1, 4, 2, 3, 5).bfloat16(),
         "audio": torch.randn(1, 8, 3).transpose(1, 2),
@@ -189,30 +189,30 @@ def break_entry(path: Path) -> None:
         (break_entry, "not an index entry"),
     ],
 )
-def test_damage_is_told_once_and_moved_aside(store: Store, harm, reason: str) -> None:
+def test_damage_is_reported_once_and_quarantined(store: Store, harm, reason: str) -> None:
     key = key_of("a")
     tensors = {"x": torch.randn(100)}
     harm(store.put(key, tensors, {"stage": "base"}).path)
-    told: list[Damage] = []
-    assert store.get(key, told.append) is None
-    assert [damage.key for damage in told] == [key]
-    assert reason in told[0].reason
-    assert told[0].moved_to is not None
-    assert told[0].moved_to.parent == store.root / "quarantine"
-    assert store.get(key, told.append) is None
-    assert len(told) == 1
+    reported: list[DamagedArtefact] = []
+    assert store.get(key, reported.append) is None
+    assert [damage.key for damage in reported] == [key]
+    assert reason in reported[0].reason
+    assert reported[0].moved_to is not None
+    assert reported[0].moved_to.parent == store.root / "quarantine"
+    assert store.get(key, reported.append) is None
+    assert len(reported) == 1
     store.put(key, tensors, {"stage": "base"})
     assert store.get(key) is not None
 
 
-def test_verify_counts_the_sound_ones(store: Store) -> None:
+def test_verify_counts_the_valid_ones(store: Store) -> None:
     for name in "abc":
         store.put(key_of(name), {"x": torch.randn(10)}, {"stage": "base"})
     broken = store.get(key_of("b"))
     assert broken is not None
     flip(broken.path)
-    sound, damages = store.verify()
-    assert (sound, [damage.key for damage in damages]) == (2, [key_of("b")])
+    valid, damages = store.verify()
+    assert (valid, [damage.key for damage in damages]) == (2, [key_of("b")])
     assert store.verify() == (2, [])
 
 
@@ -223,7 +223,7 @@ def test_an_artefact_that_vanishes_before_load_is_a_store_error(store: Store) ->
         artefact.load()
 
 
-def test_a_store_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_created_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "store")
     assert store.get(key_of("a")) is None
@@ -251,8 +251,8 @@ def files_in(store: Store) -> set[str]:
     return {path.name for path in store.root.rglob("*") if path.is_file()}
 
 
-def assert_no_room_is_told(store: Store, big: int) -> None:
-    """A small artefact is there; a big one does not fit; nothing of it stays."""
+def assert_full_disk_is_reported(store: Store, big: int) -> None:
+    """A small artefact is stored; a big one does not fit and leaves no files."""
     before = files_in(store)
     with pytest.raises(StoreError, match=r"needs .* are free in") as caught:
         store.put(key_of("big"), {"x": torch.zeros(big)}, {"stage": "base"})
@@ -267,7 +267,7 @@ def test_a_file_size_limit_leaves_the_store_as_it_was(store: Store) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        assert_no_room_is_told(store, 100_000)
+        assert_full_disk_is_reported(store, 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     store.put(key_of("big"), {"x": torch.zeros(100_000)}, {"stage": "base"})
@@ -287,11 +287,11 @@ def test_a_full_disk_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     try:
         store = Store(disk / "store")
         store.put(key_of("small"), {"x": torch.zeros(10)}, {"stage": "base"})
-        assert_no_room_is_told(store, 100_000)
+        assert_full_disk_is_reported(store, 100_000)
         run = store.runs.start("make", {})
         with pytest.raises(StoreError, match=r"record of run .* are free"):
             store.runs.save(replace(run, error="x" * 1_000_000))
-        assert store.runs.show(run.id) == run
+        assert store.runs.find(run.id) == run
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -319,8 +319,8 @@ while True:
 """
 
 
-def putting_forever(store: Store, count: int) -> tuple[subprocess.Popen[str], list[int]]:
-    """A process, which ends with them, and the ids of ``count`` writers that it forked."""
+def start_writers(store: Store, count: int) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that forks ``count`` writers and ends with them, and their process ids."""
     process = child(PUT_FOREVER, store.root, count)
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "ready\n")
@@ -329,11 +329,11 @@ def putting_forever(store: Store, count: int) -> tuple[subprocess.Popen[str], li
     return process, pids
 
 
-def test_writers_that_meet_and_are_killed_leave_a_valid_store(store: Store) -> None:
-    """Six processes put the same five keys; every read is whole or absent; then kill -9."""
+def test_concurrent_writers_that_are_killed_leave_a_valid_store(store: Store) -> None:
+    """Six processes write the same five keys; reads are complete or empty; then kill -9."""
     rng = random.Random(7)
-    process, pids = putting_forever(store, 6)
-    told: list[Damage] = []
+    process, pids = start_writers(store, 6)
+    reported: list[DamagedArtefact] = []
     seen = 0
     limit = time.monotonic() + 60
     while not any(store.entries()):  # a busy machine lets the writers begin late
@@ -343,12 +343,12 @@ def test_writers_that_meet_and_are_killed_leave_a_valid_store(store: Store) -> N
         end = time.monotonic() + rng.uniform(0.1, 0.25)
         while time.monotonic() < end:
             for n in range(5):
-                seen += store.get(key_of(str(n)), told.append) is not None
+                seen += store.get(key_of(str(n)), reported.append) is not None
         os.kill(pid, signal.SIGKILL)
-    finished(process)
-    assert (seen > 0, told) == (True, [])
-    sound, damages = store.verify()
-    assert (sound > 0, damages) == (True, [])
+    wait_for(process)
+    assert (seen > 0, reported) == (True, [])
+    valid, damages = store.verify()
+    assert (valid > 0, damages) == (True, [])
     for entry in store.entries():
         artefact = store.get(entry.key)
         assert artefact is not None
@@ -366,8 +366,8 @@ def test_a_run_round_trips_through_every_update(store: Store) -> None:
     assert len(run.id) == 8
     run = run.with_stage(StageRecord("base", key_of("a"), False, 1.5, 2**30))
     run = store.runs.save(replace(run, planned=(key_of("b"),), warnings=("slow",)))
-    assert store.runs.show(run.id) == run
-    assert store.runs.show("last") == run
+    assert store.runs.find(run.id) == run
+    assert store.runs.find("last") == run
     done = store.runs.save(replace(run, status="done", output="clip.mp4"))
     assert store.runs.list() == ([done], [])
     assert done.keys == {key_of("a"), key_of("b")}
@@ -382,26 +382,26 @@ def test_run_ids_sort_by_time_and_are_found_by_prefix(store: Store) -> None:
         time.sleep(0.04)
     assert [run.id for run in store.runs.list()[0]] == [run.id for run in reversed(runs)]
     assert [run.id for run in runs] == sorted(run.id for run in runs)
-    assert store.runs.show(runs[2].id[:7].upper()) == runs[2]
+    assert store.runs.find(runs[2].id[:7].upper()) == runs[2]
     with pytest.raises(StoreError, match="not unique"):
-        store.runs.show(runs[0].id[:2])
+        store.runs.find(runs[0].id[:2])
     with pytest.raises(StoreError, match="there is no run") as caught:
-        store.runs.show("zz")
+        store.runs.find("zz")
     assert runs[-1].id in str(caught.value.hint)
 
 
 def test_a_run_whose_process_is_gone_is_interrupted(store: Store) -> None:
     mine = store.runs.start("make", {})
     process = child("pass")
-    finished(process)
+    wait_for(process)
     store.runs.save(replace(mine, id="0000000a", pid=process.pid))
     elsewhere = store.runs.save(replace(mine, id="0000000b", pid=process.pid, host="elsewhere"))
     early = (datetime.now(UTC) - timedelta(days=400)).isoformat()
     store.runs.save(replace(mine, id="0000000c", created=early))
-    assert store.runs.show(mine.id).status == "running"
-    assert store.runs.show("0000000a").status == "interrupted"
-    assert store.runs.show(elsewhere.id).status == "running"
-    assert store.runs.show("0000000c").status == "interrupted"  # its number was given away
+    assert store.runs.find(mine.id).status == "running"
+    assert store.runs.find("0000000a").status == "interrupted"
+    assert store.runs.find(elsewhere.id).status == "running"
+    assert store.runs.find("0000000c").status == "interrupted"  # its process id was reused
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_a_damaged_record_is_reported_not_fatal(store: Store, text: str) -> None
     assert runs == [run]
     assert [bad.path.name for bad in damaged] == ["0damaged.json"]
     with pytest.raises(StoreError, match="is damaged"):
-        store.runs.show("0dam")
+        store.runs.find("0dam")
 
 
 def test_fields_of_a_later_version_are_ignored(store: Store) -> None:
@@ -424,7 +424,7 @@ def test_fields_of_a_later_version_are_ignored(store: Store) -> None:
     data = json.loads(path.read_text())
     data["later"] = data["stages"][0]["later"] = 1
     path.write_text(json.dumps(data))
-    assert store.runs.show(run.id) == run
+    assert store.runs.find(run.id) == run
 
 
 # --- prune ---
@@ -445,7 +445,7 @@ def names_left(store: Store) -> set[str]:
     return {name for name in "abcdefgh" if store.get(key_of(name)) is not None}
 
 
-def test_prune_removes_only_what_no_kept_run_uses(store: Store) -> None:
+def test_prune_removes_only_artefacts_without_a_run(store: Store) -> None:
     old = finished_run(store, 40, "a", "b")
     time.sleep(0.05)
     new = finished_run(store, 1, "b", "c")
@@ -481,11 +481,11 @@ def test_prune_keeps_the_last_ones(store: Store) -> None:
     assert names_left(store) == set()
 
 
-def test_prune_spares_a_running_run_and_what_a_damaged_record_names(store: Store) -> None:
+def test_prune_keeps_artefacts_of_running_runs_and_damaged_records(store: Store) -> None:
     store.put(key_of("a"), {"x": torch.zeros(10)}, {"stage": "base"})
     store.put(key_of("b"), {"x": torch.zeros(10)}, {"stage": "base"})
     store.put(key_of("c"), {"x": torch.zeros(10)}, {"stage": "base"})
-    time.sleep(1.1)  # artefacts note whole seconds
+    time.sleep(1.1)  # artefacts record whole seconds
     run = store.runs.start("make", {})
     store.runs.save(replace(run, planned=(key_of("a"),)))
     (store.runs.folder / "0damaged.json").write_text(f'{{"stages": [{{"key": "{key_of("b")}"')
@@ -497,11 +497,14 @@ def test_prune_spares_a_running_run_and_what_a_damaged_record_names(store: Store
     assert pruned.runs == ()
 
 
-def test_prune_sweeps_what_killed_writers_left(store: Store) -> None:
+def test_prune_removes_files_of_killed_writers(store: Store) -> None:
     kept = store.put(key_of("a"), {"x": torch.zeros(10)}, {"stage": "base"}).path
     finished_run(store, 0, "a")
     folder = kept.parent
-    stale, fresh = folder / f"{PART}x-1.safetensors", folder / f"{PART}x-2.safetensors"
+    stale, fresh = (
+        folder / f"{PART_PREFIX}x-1.safetensors",
+        folder / f"{PART_PREFIX}x-2.safetensors",
+    )
     orphan = folder / f"{key_of('a')[:5]}{'0' * 30}.11111111.safetensors"
     for path in (stale, fresh, orphan):
         path.write_bytes(bytes(1000))
@@ -522,39 +525,39 @@ import sys, time
 from pathlib import Path
 from latent_ladder.storage.artifact_store import Store
 with Store(Path(sys.argv[1])).lock("k"):
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(float(sys.argv[2]))
 """
 
 
-def held_elsewhere(store: Store, seconds: float) -> subprocess.Popen[str]:
+def lock_in_other_process(store: Store, seconds: float) -> subprocess.Popen[str]:
     process = child(HOLD, store.root, seconds)
     assert process.stdout is not None
-    assert process.stdout.readline().strip() == "held"
+    assert process.stdout.readline().strip() == "locked"
     return process
 
 
-def test_the_second_process_waits_and_says_for_whom(store: Store) -> None:
-    process = held_elsewhere(store, 1.0)
-    told: list[int] = []
-    with store.lock("other", on_wait=told.append):
-        assert told == []
-    with store.lock("k", on_wait=told.append):
-        assert told == [process.pid]
-    finished(process)
+def test_the_second_process_waits_and_reports_the_owner(store: Store) -> None:
+    process = lock_in_other_process(store, 1.0)
+    pids: list[int] = []
+    with store.lock("other", on_wait=pids.append):
+        assert pids == []
+    with store.lock("k", on_wait=pids.append):
+        assert pids == [process.pid]
+    wait_for(process)
 
 
-def test_a_lock_dies_with_its_process(store: Store) -> None:
-    process = held_elsewhere(store, 60)
+def test_a_lock_ends_with_its_process(store: Store) -> None:
+    process = lock_in_other_process(store, 60)
     process.kill()
-    finished(process)
+    wait_for(process)
     with store.lock("k", timeout=1):
-        assert holder(store.root / "locks" / "k.lock") == os.getpid()
+        assert owner_pid(store.root / "locks" / "k.lock") == os.getpid()
     assert list((store.root / "locks").iterdir()) == []
 
 
 def test_waiting_ends_by_timeout_or_cancellation(store: Store) -> None:
-    process = held_elsewhere(store, 60)
+    process = lock_in_other_process(store, 60)
 
     def stop() -> None:
         raise Cancelled("stopped by the user")
@@ -567,7 +570,7 @@ def test_waiting_ends_by_timeout_or_cancellation(store: Store) -> None:
     with pytest.raises(Cancelled), store.lock("k", poll=stop):
         pass
     process.kill()
-    finished(process)
+    wait_for(process)
 
 
 def test_threads_exclude_each_other(tmp_path: Path) -> None:
@@ -577,7 +580,7 @@ def test_threads_exclude_each_other(tmp_path: Path) -> None:
     def work() -> None:
         nonlocal inside, most
         for _ in range(5):
-            with hold(path):
+            with lock_file(path):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.002)

@@ -181,7 +181,7 @@ def test_a_point_can_be_gone_on_with(swept):
     chosen = choose(store, f"{result.run}:12")
     stage = chosen.request.stages[2]
     assert (stage.denoise, stage.seed, stage.loras[0].strength) == (0.7, 8, 1.0)
-    assert store.runs.show(result.run).kind == "sweep"
+    assert store.runs.find(result.run).kind == "sweep"
 
 
 def test_a_stopped_sweep_goes_on(library, tmp_path):
@@ -195,7 +195,7 @@ def test_a_stopped_sweep_goes_on(library, tmp_path):
         run_sweep(
             planned(library, store, sets), RunOptions(on_event=stop, cancel=cancel), tmp_path / "o"
         )
-    assert store.runs.show("last").status == "cancelled"
+    assert store.runs.find("last").status == "cancelled"
     events = []
     result = run_sweep(
         planned(library, store, sets), RunOptions(on_event=events.append), tmp_path / "o"
@@ -219,7 +219,7 @@ def test_a_failing_point_is_shown_and_the_others_go_on(library, tmp_path):
     assert result.points[1].error
     page = html(Report(sweep, result, choose_point(result.points, result.drafts), tmp_path / "o"))
     assert f'<p class="error">{result.points[1].error[:20]}' in page
-    assert store.runs.show(result.run).drafts[1].status == "failed"
+    assert store.runs.find(result.run).drafts[1].status == "failed"
 
 
 # --- choosing ------------------------------------------------------------------------------------

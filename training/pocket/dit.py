@@ -30,7 +30,7 @@ from vae_train import load
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
 
 STATE = RUNS / "dit.pt"
 FPS = 24
@@ -233,8 +233,8 @@ def stream_inputs(
     """Both streams of a forward at the batch's noise levels."""
     frames, height, width = batch.grid
     places = video_positions(frames, height, width, FPS)
-    stage_v = stream_stage(net.config, places, contexts[0], mask=batch.mask)
-    stage_a = stream_stage(net.config, audio_positions(audio.shape[1]), contexts[1])
+    stage_v = prepare_stream(net.config, places, contexts[0], mask=batch.mask)
+    stage_a = prepare_stream(net.config, audio_positions(audio.shape[1]), contexts[1])
     return StreamInput(stage_v, video, batch.sigma), StreamInput(stage_a, audio, batch.sigma)
 
 

@@ -1,4 +1,4 @@
-"""How good the pocket model is: one command, every measure of docs/pocket.md.
+"""How good the pocket model is: one command, every measure of docs/laboratory/pocket.md.
 
     python training/pocket/evaluate.py                        # all parts
     python training/pocket/evaluate.py --parts draft,ladder --prompts 24

@@ -1,6 +1,6 @@
 """The README's filmstrip: one clip after stage 1 and after stage 2, five frames each.
 
-    python training/pocket/filmstrip.py [--prompt "..."] [--seed 3] [--output docs/filmstrip.png]
+    python training/pocket/filmstrip.py [--prompt "..."] [--seed 3] [--output docs/images/filmstrip.png]
 
 Runs the product, then decodes the latents that it kept of both stages.
 """
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", default="a red ball rolls to the right over a striped floor")
     parser.add_argument("--seed", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=Path("docs/filmstrip.png"))
+    parser.add_argument("--output", type=Path, default=Path("docs/images/filmstrip.png"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         request = Request.from_preset("pocket", prompt=options.prompt, seed=options.seed)

@@ -30,7 +30,7 @@ from vae import denormalize, normalize, transform
 from vae_train import load
 
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
 
 STATE = RUNS / "lora.pt"
 RANK = 16
@@ -185,8 +185,8 @@ def loss_of(trainee: dit.Trainee, batch: Sample, generator: torch.Generator) -> 
     noise = torch.randn(batch.audio.shape, generator=generator)
     x_a = (1 - level) * batch.audio + level * noise
     config = trainee.net.config
-    stage_v = stream_stage(config, video_positions(4, 16, 16, dit.FPS), contexts[0])
-    stage_a = stream_stage(config, audio_positions(x_a.shape[1]), contexts[1])
+    stage_v = prepare_stream(config, video_positions(4, 16, 16, dit.FPS), contexts[0])
+    stage_a = prepare_stream(config, audio_positions(x_a.shape[1]), contexts[1])
     v, a = trainee.net(StreamInput(stage_v, x, sigma), StreamInput(stage_a, x_a, sigma))
     error = (x - level * v - batch.high).square()
     error_a = (x_a - level * a - batch.audio).square()

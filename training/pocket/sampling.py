@@ -14,7 +14,7 @@ from vae import LATENT_CHANNELS, denormalize, normalize
 
 from latent_ladder.models.transformer.pass_batching import PassSpec
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
 from latent_ladder.request.model import Request
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.request.presets import read_preset
@@ -67,8 +67,8 @@ class Guided:
         passes = [PassSpec()] + ([PassSpec(context=count)] if self.cfg != 1 else [])
         level = torch.full((1,), sigma)
         places = video_positions(*self.grid, FPS)
-        stage_v = stream_stage(net.config, places, self.video_context, mask=self.mask)
-        stage_a = stream_stage(net.config, audio_positions(audio.shape[1]), self.audio_context)
+        stage_v = prepare_stream(net.config, places, self.video_context, mask=self.mask)
+        stage_a = prepare_stream(net.config, audio_positions(audio.shape[1]), self.audio_context)
         out = net(StreamInput(stage_v, video, level), StreamInput(stage_a, audio, level), passes)
         denoised = []
         own = 1.0 if self.mask is None else self.mask[:, :, None]

@@ -32,8 +32,8 @@ from state import MODELS, RUNS, log, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from latent_ladder.upscale.lanczos import resize
-from latent_ladder.upscale.srvgg import Compact, CompactShape, load_compact
+from latent_ladder.upscale.lanczos import lanczos_resize
+from latent_ladder.upscale.srvgg import CompactNetwork, CompactShape, load_compact
 
 FILE = "upscale_models/pocket-compact-x2.safetensors"
 PAIRS = RUNS / "cache" / "upscale.pt"
@@ -120,10 +120,10 @@ def batches(rng: random.Random, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def begin() -> Compact:
+def begin() -> CompactNetwork:
     """Bilinear interpolation in the first three channels, small random weights in the others."""
     torch.manual_seed(0)
-    network = Compact(SHAPE)
+    network = CompactNetwork(SHAPE)
     convolutions = [m for m in network.body if isinstance(m, torch.nn.Conv2d)]
     for i, conv in enumerate(convolutions):
         torch.nn.init.zeros_(conv.bias)
@@ -175,7 +175,7 @@ def train(seconds: float, count: int, lr: float, folder: Path) -> None:
     export(network, step, folder)
 
 
-def export(network: Compact, steps: int, folder: Path) -> None:
+def export(network: CompactNetwork, steps: int, folder: Path) -> None:
     """Write the shipped file, float16."""
     path = folder / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def compare(clip: Tensor, true: Tensor) -> dict[str, dict[str, float]]:
     size = (true.shape[2], true.shape[1])
     return {
         "network": row(network(small), true),
-        "lanczos": row(resize(small, size), true),
+        "lanczos": row(lanczos_resize(small, size), true),
         "true": {"edges": measures.edge_sharpness(true)},
     }
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
 from latent_ladder.checkpoints.components import Component, family
-from latent_ladder.checkpoints.lora_keys import amended_modules, amended_shape, finder
+from latent_ladder.checkpoints.lora_keys import adapter_shape, find_adapter_modules, finder
 from latent_ladder.errors import CheckpointError, UnknownLayout
 
 _GEMMA_12B = 188_160
@@ -196,8 +196,8 @@ class LoraMatch(NamedTuple):
 def lora_match(lora: Component, fit: Fit) -> LoraMatch:
     """Compare the widths of a LoRA's matrices, of any kind, with those of a transformer."""
     try:
-        modules, _ = amended_modules(lora)
-        shapes = {m.written: amended_shape(lora, m) for m in modules}
+        modules, _ = find_adapter_modules(lora)
+        shapes = {m.written: adapter_shape(lora, m) for m in modules}
     except CheckpointError as error:
         return LoraMatch(0, 1, error.message)
     matched, conflict = 0, None

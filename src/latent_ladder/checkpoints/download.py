@@ -22,8 +22,13 @@ from latent_ladder.errors import (
     CorruptCheckpoint,
     LadderError,
 )
-from latent_ladder.storage.atomic_write import commit, free_bytes, readable_size, refusal
-from latent_ladder.storage.file_hashes import FileHash, hash_of_file, remember
+from latent_ladder.storage.atomic_write import (
+    commit,
+    explain_write_error,
+    free_bytes,
+    readable_size,
+)
+from latent_ladder.storage.file_hashes import FileHash, hash_file, store_hash
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.catalog import Published
@@ -137,7 +142,7 @@ def download(
             with _alone(item):
                 _fetch_and_check(item, report, hub)
         except OSError as error:
-            raise refusal(
+            raise explain_write_error(
                 error, CheckpointError, item.file.name, item.path.parent, item.remaining
             ) from error
 
@@ -157,7 +162,7 @@ def _look_up(file: Published, folder: Path, hub: Hub) -> Item:
             "check HF_ENDPOINT and the proxy",
         )
     path = folder / file.folder / file.name
-    kind = FileHash.of_etag(known.etag)
+    kind = FileHash.from_etag(known.etag)
     item = Item(file, known.size, kind, known.commit_hash, path, "missing", 0)
     return _with_state(item)
 
@@ -177,7 +182,7 @@ def _check_present(item: Item) -> None:
     size = item.path.stat().st_size
     if size != item.nbytes:
         why = f"it has {size} bytes, the published one {item.nbytes}"
-    elif item.hash is not None and hash_of_file(item.path, item.hash.kind) != item.hash.hex:
+    elif item.hash is not None and hash_file(item.path, item.hash.kind) != item.hash.hex:
         why = f"its hash differs from the published {item.hash}"
     else:
         return
@@ -190,9 +195,9 @@ def _check_present(item: Item) -> None:
 @contextmanager
 def _alone(item: Item) -> Iterator[None]:
     """Keep a second process away from the same partial file."""
-    from latent_ladder.storage.file_lock import hold
+    from latent_ladder.storage.file_lock import lock_file
 
-    with hold(item.part.with_suffix(".lock"), timeout=1.0):
+    with lock_file(item.part.with_suffix(".lock"), timeout=1.0):
         yield
 
 
@@ -212,7 +217,7 @@ def _fetch_and_check(item: Item, report: Report, hub: Hub) -> None:
         )
     commit(item.part, item.path)
     if item.hash is not None:
-        remember(item.path, item.hash)
+        store_hash(item.path, item.hash)
     for stale in item.path.parent.glob(f"{item.path.name}.*.part"):
         stale.unlink(missing_ok=True)
 
@@ -289,7 +294,7 @@ class _Sink:
         kind = self._item.hash
         if kind is None:
             return None
-        digest = kind.start(self._item.nbytes)
+        digest = kind.new_digest(self._item.nbytes)
         self._file.flush()
         with self._item.part.open("rb") as file:
             while chunk := file.read(2**22):

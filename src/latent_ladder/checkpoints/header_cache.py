@@ -18,7 +18,7 @@ from typing import Any
 
 from latent_ladder.checkpoints.shards import find_shards
 from latent_ladder.errors import CheckpointError
-from latent_ladder.storage.atomic_write import cache_folder, write_whole
+from latent_ladder.storage.atomic_write import cache_folder, write_atomically
 
 MAX_ENTRIES = 4096
 _DIGEST = 16
@@ -96,7 +96,7 @@ class Index:
         data = body.encode()
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, _digest(data) + data)
+            write_atomically(self.path, _digest(data) + data)
 
 
 def stamp(path: Path) -> str | None:

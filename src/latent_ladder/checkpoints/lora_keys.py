@@ -61,7 +61,7 @@ DIFFUSERS_NAMES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Amended:
+class AdapterModule:
     """One module as a file writes it: its parts (``down``, ``w1_a``, ...) and their tensors."""
 
     written: str
@@ -82,7 +82,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def amended_modules(component: Component) -> tuple[list[Amended], list[str]]:
+def find_adapter_modules(component: Component) -> tuple[list[AdapterModule], list[str]]:
     """The modules that a file amends, and the names in it that are no part of any.
 
     Raises :class:`CheckpointError` for a kind of adapter without arithmetic here.
@@ -105,7 +105,7 @@ def amended_modules(component: Component) -> tuple[list[Amended], list[str]]:
             unknown.append(key)
         else:
             modules.setdefault(parsed["module"], {})[PARTS[parsed["part"]]] = key
-    return [Amended(written, parts) for written, parts in modules.items()], unknown
+    return [AdapterModule(written, parts) for written, parts in modules.items()], unknown
 
 
 def finder(known: Iterable[str]) -> Callable[[str], str | None]:
@@ -127,7 +127,7 @@ def finder(known: Iterable[str]) -> Callable[[str], str | None]:
     return find
 
 
-def amended_shape(component: Component, module: Amended) -> Shape | None:
+def adapter_shape(component: Component, module: AdapterModule) -> Shape | None:
     """The (out, in) that a module's matrices amend; ``None`` where it has a bias only.
 
     Raises :class:`CheckpointError` for missing matrices and for ones that do not fit each other.

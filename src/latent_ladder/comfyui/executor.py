@@ -21,8 +21,13 @@ from latent_ladder.comfyui import constant_folding as plain
 from latent_ladder.comfyui.graph import Graph, Link, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import Input
-from latent_ladder.comfyui.nodes import MEANINGS
-from latent_ladder.comfyui.nodes.node_context import LATENT_CHANNELS, Ask, Meaning, Results
+from latent_ladder.comfyui.nodes import NODES
+from latent_ladder.comfyui.nodes.node_context import (
+    LATENT_CHANNELS,
+    NodeContext,
+    NodeFunction,
+    NodeResult,
+)
 from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
 from latent_ladder.comfyui.runtime.events import (
     NodeDone,
@@ -32,10 +37,10 @@ from latent_ladder.comfyui.runtime.events import (
     NodeStarted,
     NodeWarned,
     OnGraphEvent,
-    Shown,
-    ignore,
+    UiOutput,
+    ignore_event,
 )
-from latent_ladder.comfyui.runtime.previews import LivePictures
+from latent_ladder.comfyui.runtime.previews import LivePreviews
 from latent_ladder.comfyui.runtime.values import Audio, Latent, Value
 from latent_ladder.errors import Cancelled, LadderError, StoreError, WorkflowError
 from latent_ladder.memory.oom import raise_budget_error
@@ -69,23 +74,23 @@ def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsup
 
     Raises :class:`WorkflowError` for a cycle or a link into nothing.
     """
-    outputs = plain.outputs(graph) if wanted is None else tuple(wanted)
+    outputs = plain.output_nodes(graph) if wanted is None else tuple(wanted)
     found = []
-    for node in (graph.nodes[name] for name in plain.needed(graph, outputs)):
-        meaning = MEANINGS.get(node.class_type)
-        why = plain.row(node).why_not
+    for node in (graph.nodes[name] for name in plain.required_nodes(graph, outputs)):
+        meaning = NODES.get(node.class_type)
+        why = plain.definition_of(node).unsupported_reason
         if not why and meaning is None:
             why = f"{node.class_type} cannot be run by this version"
         if not why and meaning is not None:
-            why = meaning.refuses(node)
+            why = meaning.check(node)
         if why:
-            found.append(Unsupported(node, why, plain.way_round(graph, node.id)))
+            found.append(Unsupported(node, why, plain.suggest_workaround(graph, node.id)))
     return found
 
 
 def without_unsupported(graph: Graph) -> tuple[str, ...]:
     """Output nodes that need no unsupported node."""
-    return tuple(name for name in plain.outputs(graph) if not unsupported(graph, [name]))
+    return tuple(name for name in plain.output_nodes(graph) if not unsupported(graph, [name]))
 
 
 def execute(
@@ -93,18 +98,18 @@ def execute(
     engine: Engine,
     *,
     wanted: Sequence[str] | None = None,
-    on_event: OnGraphEvent = ignore,
+    on_event: OnGraphEvent = ignore_event,
     cancel: Cancel | None = None,
     metadata: Mapping[str, str] | None = None,
     command: str = "",
-) -> Mapping[str, Shown]:
+) -> Mapping[str, UiOutput]:
     """Run the output nodes ``wanted`` (``None``: all); returns the files that each shows.
 
     ``metadata`` is written into every file; ``None`` means the graph as tag ``prompt``. Raises
     :class:`WorkflowError` before anything runs if a needed node is unsupported, the errors of the
     nodes with the node's name in front, and :class:`Cancelled`.
     """
-    outputs = plain.outputs(graph) if wanted is None else tuple(wanted)
+    outputs = plain.output_nodes(graph) if wanted is None else tuple(wanted)
     if not outputs:
         raise WorkflowError(
             "the workflow has no output", "add a node that saves, such as SaveVideo"
@@ -130,23 +135,23 @@ class _GraphRun:
     metadata: Mapping[str, str]
     command: str
     _keys: dict[str, str] = field(default_factory=dict)
-    _done: dict[str, Results] = field(default_factory=dict)
+    _done: dict[str, NodeResult] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known = plain.constants(self.graph)
+        self._known = plain.fold_constants(self.graph)
         engine = self.engine
-        self._pictures = LivePictures(engine.companion, engine.store) if engine.previews else None
-        self._reduced = plain.reduced(self.graph)
+        self._pictures = LivePreviews(engine.companion, engine.store) if engine.previews else None
+        self._reduced = plain.prune_branches(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
         request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
         self.recorder = RunRecorder(engine.store.runs, self.command, request)
         self.recorder.update(kind="workflow")
 
-    def run(self, outputs: Sequence[str]) -> Mapping[str, Shown]:
-        order = plain.needed(self.graph, outputs)
+    def run(self, outputs: Sequence[str]) -> Mapping[str, UiOutput]:
+        order = plain.required_nodes(self.graph, outputs)
         waiting = self._to_run(outputs)
         cached = tuple(name for name in order if name not in waiting)
-        shown = {name: self._done[name].shown for name in cached if name in self._done}
+        shown = {name: self._done[name].ui for name in cached if name in self._done}
         if cached:
             self.on_event(NodesCached(cached, {k: v for k, v in shown.items() if v}))
         certain = self._certain(outputs)
@@ -155,9 +160,9 @@ class _GraphRun:
                 self._result(name)
         self.engine.results.clear()
         self.engine.results.update({self._key(name): self._done[name] for name in self._done})
-        files = [str(path) for done in self._done.values() for path in self._files(done.shown)]
+        files = [str(path) for done in self._done.values() for path in self._files(done.ui)]
         self.recorder.update(output=files[-1] if files else None)
-        return {name: self._done[name].shown for name in outputs}
+        return {name: self._done[name].ui for name in outputs}
 
     # -- what has to run ----------------------------------------------------------------------
 
@@ -197,14 +202,14 @@ class _GraphRun:
                 todo += [link.node for link in self._eager(name)]
         return found
 
-    def _from_memory(self, name: str) -> Results | None:
+    def _from_memory(self, name: str) -> NodeResult | None:
         """A node's result of the last graph, if all files that it shows still exist."""
         found = self.engine.results.get(self._key(name))
-        if not isinstance(found, Results):
+        if not isinstance(found, NodeResult):
             return None
-        return found if all(path.is_file() for path in self._files(found.shown)) else None
+        return found if all(path.is_file() for path in self._files(found.ui)) else None
 
-    def _files(self, shown: Shown) -> Iterator[Any]:
+    def _files(self, shown: UiOutput) -> Iterator[Any]:
         roots = {"output": self.engine.folders.output, "temp": self.engine.folders.temp}
         for entries in shown.values():
             for entry in entries:
@@ -212,16 +217,16 @@ class _GraphRun:
                     yield roots[entry["type"]] / entry["subfolder"] / entry["filename"]
 
     def _is_stored(self, name: str) -> bool:
-        return self._meaning(name).keeps and self.engine.store.get(self._key(name)) is not None
+        return self._meaning(name).stored and self.engine.store.get(self._key(name)) is not None
 
     def _restore(self, name: str) -> bool:
         """Load a node's result from the store; false if it is not there."""
-        if not self._meaning(name).keeps:
+        if not self._meaning(name).stored:
             return False
         stored = self.engine.store.get(self._key(name))
         if stored is None:
             return False
-        self._done[name] = Results(unpack(stored.load(), stored.meta))
+        self._done[name] = NodeResult(unpack(stored.load(), stored.meta))
         self._note(name, reused=True)
         return True
 
@@ -229,7 +234,7 @@ class _GraphRun:
 
     def _key(self, name: str) -> str:
         """Key of a node, after those it depends on; not recursive, as chains may be long."""
-        for each in self._reduced.before([name]) if name not in self._keys else ():
+        for each in self._reduced.dependency_order([name]) if name not in self._keys else ():
             if each not in self._keys:
                 self._keys[each] = self._own_key(self._reduced.nodes[each])
         return self._keys[name]
@@ -246,14 +251,14 @@ class _GraphRun:
                 values[name] = {"file": self.engine.content(str(given), one.folder)}
             else:
                 values[name] = given
-        meaning = MEANINGS.get(node.class_type)
+        meaning = NODES.get(node.class_type)
         fields = {
             "type": node.class_type,
             "version": 0 if meaning is None else meaning.version,
             "channels": self._channels,
             "values": values,
         }
-        if plain.row(node).is_output:
+        if plain.definition_of(node).is_output:
             fields["folder"] = str(self.engine.folders.output)
         return artefact_key("node", VERSION, fields, (), ())
 
@@ -261,7 +266,7 @@ class _GraphRun:
         """Every input with its value or link, else the default of the node type."""
         row = NODE_TYPES.get(node.class_type)
         literals = {k: self._plain_value(v) for k, v in node.inputs.items()}
-        rows = {} if row is None else {one.name: one for one in row.shown(literals)}
+        rows = {} if row is None else {one.name: one for one in row.visible_inputs(literals)}
         for name, one in rows.items():
             if name in node.inputs:
                 yield one, node.inputs[name]
@@ -276,20 +281,20 @@ class _GraphRun:
 
     # -- running ------------------------------------------------------------------------------
 
-    def _result(self, name: str) -> Results:
+    def _result(self, name: str) -> NodeResult:
         """A node's result; runs the node if that was not done yet."""
         if name not in self._done:
             self._done[name] = self._run_node(name)
         return self._done[name]
 
-    def _run_node(self, name: str) -> Results:
+    def _run_node(self, name: str) -> NodeResult:
         self.cancel.check()
         node, meaning = self.graph.nodes[name], self._meaning(name)
         for link in self._eager(name):
             self._result(link.node)
         self.on_event(NodeStarted(name))
         began = time.monotonic()
-        if meaning.keeps:
+        if meaning.stored:
             with self.engine.store.lock(self._key(name), poll=self.cancel.check):
                 if not self._restore(name):
                     self._done[name] = self._compute(node, meaning)
@@ -298,10 +303,10 @@ class _GraphRun:
             result = self._done[name]
         else:
             result = self._compute(node, meaning)
-        self.on_event(NodeDone(name, result.shown, time.monotonic() - began))
+        self.on_event(NodeDone(name, result.ui, time.monotonic() - began))
         return result
 
-    def _compute(self, node: Node, meaning: Meaning) -> Results:
+    def _compute(self, node: Node, meaning: NodeFunction) -> NodeResult:
         """Run a node. The node's name is added to errors that do not have it yet."""
         message = "memory ran out, and there is no fallback left"
         try:
@@ -311,9 +316,9 @@ class _GraphRun:
             raise
         except LadderError as error:
             raise error.in_context(node.label) from error
-        return found if isinstance(found, Results) else Results(tuple(found))
+        return found if isinstance(found, NodeResult) else NodeResult(tuple(found))
 
-    def _ask(self, node: Node) -> Ask:
+    def _ask(self, node: Node) -> NodeContext:
         inputs = {
             (one if isinstance(one, str) else one.name): (one, given)
             for one, given in self._inputs(node)
@@ -330,7 +335,7 @@ class _GraphRun:
                 raise node.error(f"{name} is linked to output {given.slot}, which is not there")
             return values[given.slot]
 
-        def look(transformer: Component, estimate: Callable[[], Tensor]) -> None:
+        def show_preview(transformer: Component, estimate: Callable[[], Tensor]) -> None:
             picture = self._pictures and self._pictures.picture(transformer, estimate)
             if picture:
                 self.on_event(NodePreview(node.id, "JPEG", picture))
@@ -341,17 +346,17 @@ class _GraphRun:
         def warn(code: str, message: str) -> None:
             self.on_event(NodeWarned(node.id, code, message))
 
-        return Ask(
+        return NodeContext(
             node=node,
-            names=frozenset(inputs),
+            input_names=frozenset(inputs),
             fetch=fetch,
             engine=self.engine,
             graph=self.graph,
-            keep=lambda name, make: self._part(node.id, name, make),
+            load_or_compute=lambda name, make: self._part(node.id, name, make),
             progress=progress,
             warn=warn,
             check_cancelled=self.cancel.check,
-            look=look,
+            show_preview=show_preview,
             metadata=self.metadata,
             channels=self._channels,
         )
@@ -376,8 +381,8 @@ class _GraphRun:
             self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
         )
 
-    def _meaning(self, name: str) -> Meaning:
-        return MEANINGS[self.graph.nodes[name].class_type]
+    def _meaning(self, name: str) -> NodeFunction:
+        return NODES[self.graph.nodes[name].class_type]
 
     # -- the record of the run ----------------------------------------------------------------
 
@@ -421,7 +426,9 @@ def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Valu
     for i, kind in enumerate(meta.get("values", ())):
         prefix = f"{i}."
         own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        values.append(Latent.of(own) if kind == "latent" else Audio(own["waveform"], int(kind)))
+        values.append(
+            Latent.from_tensors(own) if kind == "latent" else Audio(own["waveform"], int(kind))
+        )
     if not values:
         raise StoreError("a stored node holds no values", "run `ladder runs verify`")
     return tuple(values)

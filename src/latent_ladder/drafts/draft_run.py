@@ -25,9 +25,9 @@ from latent_ladder.media.contact_sheet import (
     contact_sheet,
     grid_frames,
     grid_size,
-    resized,
+    resize_frames,
 )
-from latent_ladder.media.video_writer import VideoSpec, check_output, write_video
+from latent_ladder.media.video_writer import VideoSpec, check_video_path, write_video
 from latent_ladder.pipeline.events import DraftStarted
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, has_sound, make_plan
 from latent_ladder.pipeline.preparation import Prepared
@@ -35,7 +35,7 @@ from latent_ladder.pipeline.run_options import RunOptions
 from latent_ladder.pipeline.run_session import RunSession
 from latent_ladder.pipeline.stages.audio_decoding import SAMPLE_RATE_KEY
 from latent_ladder.request.model import Request
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.run_records import DraftRecord, RunRecord
 
 SHEET, GRID, LIVE = "sheet.png", "drafts.mp4", "live.png"
@@ -125,14 +125,14 @@ def _with_inputs(plan: RunPlan, stage: PlannedStage) -> tuple[PlannedStage, ...]
 
 def check_folder(folder: Path, overwrite: bool = False) -> None:
     """Make the folder; raise :class:`MediaError` if the session's files cannot be written there."""
-    with writing(MediaError, f"folder {folder}", folder.parent, 0):
+    with convert_write_errors(MediaError, f"folder {folder}", folder.parent, 0):
         folder.mkdir(parents=True, exist_ok=True)
     if (folder / SHEET).exists() and not overwrite:
         raise MediaError(
             f"{folder / SHEET} already exists",
             "--overwrite replaces it, or name another folder with -o",
         )
-    check_output(folder / GRID, overwrite)
+    check_video_path(folder / GRID, overwrite)
 
 
 def run_drafts(plan: DraftPlan, options: RunOptions, folder: Path | None = None) -> DraftsResult:
@@ -266,8 +266,10 @@ class DraftRun:
     def _write_files(self, cells: Sequence[Cell], size: tuple[int, int]) -> None:
         path = self._folder / SHEET
         data = contact_sheet(cells, size)
-        with writing(MediaError, f"contact sheet {path.name}", self._folder, len(data)):
-            write_whole(path, data)
+        with convert_write_errors(
+            MediaError, f"contact sheet {path.name}", self._folder, len(data)
+        ):
+            write_atomically(path, data)
         if any(len(cell.frames) for cell in cells):
             fps = self._plan.plans[0].request.resolutions[0].fps
             write_video(
@@ -294,7 +296,7 @@ class _SmallFrames:
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         for chunk in self._chunks:
-            self._small.append(resized(chunk, self._size))
+            self._small.append(resize_frames(chunk, self._size))
             yield chunk
 
     def frames(self) -> NDArray[np.uint8]:

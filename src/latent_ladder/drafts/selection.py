@@ -46,7 +46,7 @@ def choose(store: Store, name: str) -> Chosen:
     an unknown run, :class:`RequestError` for a draft that does not exist or failed.
     """
     run, colon, number = name.partition(":")
-    record = _newest_drafts(store) if colon and run == "last" else store.runs.show(run)
+    record = _newest_drafts(store) if colon and run == "last" else store.runs.find(run)
     request = Request.from_dict(record.request)
     if not record.drafts:
         if colon:

@@ -22,7 +22,8 @@ COPY_BYTES = {"cpu": 2**27, "mps": 2**28, "cuda": 2**30}
 READ_BYTES = 2**29
 MFU = 0.75
 """Share of the rate of a bare matrix product that a whole forward reaches: attention, norms and
-gates take the rest. Measured on the CPU at pocket and medium size (docs/benchmarks.md)."""
+gates take the rest. Measured on the CPU at pocket and medium size, see
+docs/laboratory/benchmarks.md."""
 
 
 def measure(runtime: Runtime, file: Path | None = None) -> Machine:

@@ -25,7 +25,7 @@ from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, R
 from latent_ladder.models.network_configs import (
     CHUNK_VALUES,
     CHUNK_VALUES_ELSEWHERE,
-    video_decoder,
+    video_decoder_config,
 )
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
@@ -167,7 +167,7 @@ def sizes_of(
         blocks=blocks,
         block_values=block_values,
         upsampler_channels=upsampler.shape("initial_conv.weight")[0] if upsampler else 0,
-        decoder_held=video_decoder(vae.shapes(), vae.config).held_values if vae else 0,
+        decoder_held=video_decoder_config(vae.shapes(), vae.config).cached_values if vae else 0,
     )
 
 
@@ -186,7 +186,7 @@ def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
 
 def _blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
     """Stored bytes of each transformer block, and the numbers that one holds."""
-    known = transformer.file.derived
+    known = transformer.file.cached
     if "blocks" not in known:
         known["blocks"] = _count_blocks(transformer)
     found: tuple[tuple[int, ...], int] = known["blocks"]
@@ -221,7 +221,7 @@ def _largest(parts: Mapping[str, Component], value_bytes: int) -> dict[str, int]
 
 def _largest_piece(part: Component) -> int:
     """Numbers in it."""
-    known, key_of = part.file.derived, _PIECES[part.role]
+    known, key_of = part.file.cached, _PIECES[part.role]
     if (part.role, "piece") not in known:
         sizes: dict[str, int] = {}
         for key in part.names:

@@ -17,7 +17,7 @@ import psutil
 
 from latent_ladder.errors import MemoryBudgetError, RequestError
 from latent_ladder.memory.planner import GIB, Budget, Machine
-from latent_ladder.storage.atomic_write import write_whole
+from latent_ladder.storage.atomic_write import write_atomically
 
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
 CONTEXT_BYTES = GIB // 2
@@ -150,5 +150,5 @@ def remember(device: str, machine: Machine) -> Path:
         known = {}
     known[device_name(device)] = asdict(machine)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(known, indent=2).encode())
+    write_atomically(path, json.dumps(known, indent=2).encode())
     return path

@@ -25,7 +25,7 @@ from latent_ladder.memory.cost_model import (
     transformer_activations,
     upsample_activations,
 )
-from latent_ladder.models.weights.offload_schedule import spread
+from latent_ladder.models.weights.offload_schedule import streamed_block_numbers
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.storage.atomic_write import readable_size
@@ -329,7 +329,7 @@ def _sampled(
     lora = cost.lora_bytes // max(dit.layers, 1)
     blocks = [_block_bytes(stored, sizes, offload_plan) + lora for stored in sizes.blocks]
     resident = dit.layers if offload_plan.resident is None else offload_plan.resident
-    streamed = [blocks[n] for n in spread(dit.layers, dit.layers - resident)]
+    streamed = [blocks[n] for n in streamed_block_numbers(dit.layers, dit.layers - resident)]
     buffers = min(BUFFERS, len(streamed)) * max(streamed, default=0)
     # A weight that is not kept as computed with is converted layer by layer; the feed-forward's
     # is the largest, 4 d^2 numbers.

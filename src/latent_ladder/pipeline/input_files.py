@@ -19,7 +19,7 @@ from latent_ladder.request.inputs import Image, Video
 from latent_ladder.request.model import Request
 
 if TYPE_CHECKING:
-    from latent_ladder.media.video_input import Footage
+    from latent_ladder.media.video_input import InputVideo
 
 IMAGE_CRF: Mapping[str, int] = {"2.0": 33, "2.3": 33}
 """CRF of the H.264 compression that a family's training images had; from 2.4 on it is 18."""
@@ -94,10 +94,10 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Inp
 def _sound(request: Request, notes: list[str]) -> InputFile | None:
     if request.audio_in is None:
         return None
-    from latent_ladder.media.audio_input import check_sound
+    from latent_ladder.media.audio_input import check_audio
 
     path = Path(request.audio_in).expanduser()
-    found = check_sound(path)
+    found = check_audio(path)
     clip = float(duration(request.frames, request.fps))
     lengths = f"the sound of {path.name} lasts {found.duration_s:.2f} s, the clip {clip:.2f} s"
     if found.duration_s > clip + TOLERANCE_S:
@@ -121,24 +121,24 @@ def _video(request: Request, notes: list[str]) -> InputFile | None:
     if note := _fit_note(found.size, (request.width, request.height), video.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
     _check_length(video, found, clip, path, notes)
-    options = {"fit": video.fit, "start": round(start, 6), "has_sound": found.has_sound}
+    options = {"fit": video.fit, "start": round(start, 6), "has_sound": found.has_audio}
     return InputFile(path, video.mode, content_hash(path), options)
 
 
-def _footage_notes(found: Footage, request: Request) -> Iterator[str]:
-    if found.uneven:
+def _footage_notes(found: InputVideo, request: Request) -> Iterator[str]:
+    if found.variable_rate:
         yield f"has a variable frame rate; it is sampled at {float(request.fps):g} fps"
     elif abs(found.fps - request.fps) > FPS_TOLERANCE:
         yield f"has {float(found.fps):g} fps; it is sampled at {float(request.fps):g} fps"
-    if found.turned:
+    if found.rotated:
         yield "is stored rotated; it is used upright"
     keeps = request.video is not None and request.video.mode != "reference"
-    if keeps and not found.has_sound and request.audio != "none" and request.audio_in is None:
+    if keeps and not found.has_audio and request.audio != "none" and request.audio_in is None:
         yield "has no sound: the parts that are kept are silent"
 
 
 def _check_length(
-    video: Video, found: Footage, clip_s: float, path: Path, notes: list[str]
+    video: Video, found: InputVideo, clip_s: float, path: Path, notes: list[str]
 ) -> None:
     """Refuse a video that is too short for the part to keep; note what is not used."""
     begin, end = video.made_anew(clip_s)

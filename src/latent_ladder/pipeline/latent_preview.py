@@ -25,11 +25,15 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound, RequestError
-from latent_ladder.media.contact_sheet import resized
-from latent_ladder.models.video_vae.taehv import load_tiny_decoder, tiny_channels, to_bytes
+from latent_ladder.media.contact_sheet import resize_frames
+from latent_ladder.models.video_vae.taehv import (
+    frames_to_uint8,
+    load_tiny_decoder,
+    tiny_decoder_channels,
+)
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.storage.artifact_store import Store, artefact_key
-from latent_ladder.storage.atomic_write import write_whole
+from latent_ladder.storage.atomic_write import write_atomically
 
 KINDS = ("rgb", "tae", "full")
 """Kinds of previews: projection, tiny decoder, real decoder."""
@@ -70,7 +74,7 @@ class Projection:
     def stream(self, latents: Tensor) -> Frames:
         """Normalised latents (1, C, F, H, W) -> frames (n, k H, k W, 3), 8 (F - 1) + 1 in all."""
         for i, frame in enumerate(latents[0].float().transpose(0, 1)):
-            yield to_bytes(self._pixels(frame, self.rest if i else self.first))
+            yield frames_to_uint8(self._pixels(frame, self.rest if i else self.first))
 
     def strip(self, latents: Tensor, count: int = STRIP_FRAMES) -> NDArray[np.uint8]:
         """At most ``count`` frames spread over the clip, side by side: (k H, n k W, 3)."""
@@ -79,7 +83,7 @@ class Projection:
         one = self.first.shape[1]
         ends = self.rest[:, -one:]  # only the last frame of each latent frame
         frames = [self._pixels(latents[0, :, i].float(), ends if i else self.first) for i in chosen]
-        strip: NDArray[np.uint8] = to_bytes(torch.cat(frames, 3))[0]
+        strip: NDArray[np.uint8] = frames_to_uint8(torch.cat(frames, 3))[0]
         return strip
 
     def _pixels(self, frame: Tensor, weights: Tensor) -> Tensor:
@@ -101,9 +105,9 @@ def load_projection(vae: Component, store: Store) -> Projection:
     found = store.get(key)
     if found is not None:
         return Projection(**found.load())
-    fitted = fit(vae)
-    store.put(key, {"first": fitted.first, "rest": fitted.rest}, {"stage": "projection"})
-    return fitted
+    fit_image = fit(vae)
+    store.put(key, {"first": fit_image.first, "rest": fit_image.rest}, {"stage": "projection"})
+    return fit_image
 
 
 def projection_key(vae: Component) -> str:
@@ -119,7 +123,7 @@ def fit(vae: Component, clips: int = FIT_CLIPS) -> Projection:
         latents, frames = sample_clip(coder, seed)
         inputs = _with_one(latents[0])
         first.add(inputs[:1], _blocks(frames[:1], coder, 1))
-        rest.add(inputs[1:], _blocks(frames[1:], coder, coder.coder.temporal_scale))
+        rest.add(inputs[1:], _blocks(frames[1:], coder, coder.config.temporal_scale))
     return Projection(first.solve(), rest.solve())
 
 
@@ -186,7 +190,7 @@ def _with_one(latents: Tensor) -> Tensor:
 
 def _blocks(frames: Tensor, vae: VideoVae, group: int) -> Tensor:
     """(n group, 3, H, W) -> (n, H / 32, W / 32, group 3 k k): the pixels of each latent."""
-    side = vae.coder.spatial_scale // BLOCK_PX
+    side = vae.config.spatial_scale // BLOCK_PX
     small = F.pixel_unshuffle(F.avg_pool2d(frames.float(), BLOCK_PX), side)
     return small.reshape(-1, group * small.shape[1], *small.shape[2:]).permute(0, 2, 3, 1)
 
@@ -245,7 +249,7 @@ def check_kind(kind: str, tiny: Component | None) -> None:
 def find_tiny_decoder(candidates: list[Component], vae: Component) -> Component | None:
     """The first preview decoder that takes as many channels as the video VAE's latents have."""
     channels = vae.shape("per_channel_statistics.mean-of-means")[0]
-    return next((c for c in candidates if tiny_channels(c) == channels), None)
+    return next((c for c in candidates if tiny_decoder_channels(c) == channels), None)
 
 
 # --- during a run -------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ class LivePreview:
             return
         picture = enlarge(self._to_rgb.strip(estimate()))
         with suppress(OSError):  # a preview is no reason to end a run
-            write_whole(self._path, png(picture))
+            write_atomically(self._path, png(picture))
             self._on_saved(stage, step)
         spent = time.monotonic() - began
         self._due = began + max(EVERY_S, spent / SHARE)
@@ -280,7 +284,7 @@ def enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A strip enlarged by a whole factor to a visible height; small canvases have few latents."""
     height, width, _ = picture.shape
     times = max(LEAST_HEIGHT_PX // height, 1)
-    enlarge: NDArray[np.uint8] = resized(picture[None], (width * times, height * times))[0]
+    enlarge: NDArray[np.uint8] = resize_frames(picture[None], (width * times, height * times))[0]
     return enlarge
 
 

@@ -20,9 +20,9 @@ from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory
 from latent_ladder.models.device import Runtime
 from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
-from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
-from latent_ladder.models.weights.block_offload import Residency
-from latent_ladder.models.weights.loading import Place
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
+from latent_ladder.models.weights.block_offload import BlockOffload
+from latent_ladder.models.weights.loading import WeightLocation
 
 T = TypeVar("T")
 Warn = Callable[[str, str], None]
@@ -35,7 +35,7 @@ class ModelRunner:
     def __init__(self, runtime: Runtime, budget: Budget, policy: Policy) -> None:
         self.runtime, self.budget, self.policy = runtime, budget, policy
         self._transformer: Transformer | None = None
-        self._loaded: tuple[str, Load] | None = None
+        self._loaded: tuple[str, LoadOptions] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,8 +67,8 @@ class ModelRunner:
         """
         residency = None
         if offload_plan.resident is not None:
-            residency = Residency(offload_plan.resident, pinned=offload_plan.source == "pinned")
-        with transformer.held(self.device, residency):
+            residency = BlockOffload(offload_plan.resident, pinned=offload_plan.source == "pinned")
+        with transformer.offload_blocks(self.device, residency):
             yield
 
     def release(self) -> None:
@@ -144,6 +144,6 @@ class ModelRunner:
         return peak_usage.peak_bytes(self.device)
 
 
-def _load_options(offload_plan: OffloadPlan) -> Load:
-    blocks: Place = "device" if offload_plan.resident is None else offload_plan.source
-    return Load(offload_plan.precision, offload_plan.as_stored, blocks)
+def _load_options(offload_plan: OffloadPlan) -> LoadOptions:
+    blocks: WeightLocation = "device" if offload_plan.resident is None else offload_plan.source
+    return LoadOptions(offload_plan.precision, offload_plan.as_stored, blocks)

@@ -28,7 +28,7 @@ from latent_ladder.request.stages import (
     UpscaleStage,
 )
 from latent_ladder.request.windows import Window
-from latent_ladder.storage.artifact_store import Damage, Store
+from latent_ladder.storage.artifact_store import DamagedArtefact, Store
 from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
 
 
@@ -120,7 +120,9 @@ def make_plan(request: Request, models: ModelSet, library: Library) -> RunPlan:
     return RunPlan(request, models, tuple(stages), inputs.notes, upscale)
 
 
-def mark_stored(plan: RunPlan, store: Store, on_damage: Callable[[str, Damage], None]) -> RunPlan:
+def mark_stored(
+    plan: RunPlan, store: Store, on_damage: Callable[[str, DamagedArtefact], None]
+) -> RunPlan:
     """The plan with ``stored`` filled in.
 
     Calls ``on_damage(stage name, damage)`` for each damaged artefact.

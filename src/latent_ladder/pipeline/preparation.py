@@ -19,7 +19,7 @@ from latent_ladder.models.text_encoder.tokenizer import token_report
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.plan import RunPlan, make_plan, mark_stored
 from latent_ladder.request.model import Request
-from latent_ladder.storage.artifact_store import Damage, Store
+from latent_ladder.storage.artifact_store import DamagedArtefact, Store
 
 LONGEST_QUOTE, MOST_WORDS = 80, 12
 """Characters and words of a prompt that a warning quotes."""
@@ -81,12 +81,12 @@ def prepare(
     plan = mark_stored(plan, store, lambda name, d: warnings.append(damage_warning(name, d)))
     warnings += _prompt_warnings(request.prompt, models.text_encoder)
     memory = memory or MemoryOptions()
-    fitted = fit_memory(plan, memory, device)
-    tile = fitted.of("decode").offload_plan.tile_px
+    fit_image = fit_memory(plan, memory, device)
+    tile = fit_image.of("decode").offload_plan.tile_px
     if tile is not None:
         text = f"the clip is decoded in tiles of {tile} px to fit into memory; it differs a little"
         warnings.append(Warned("smaller_tiles", text))
-    return Prepared(plan, store, fitted, memory, tuple(warnings), library)
+    return Prepared(plan, store, fit_image, memory, tuple(warnings), library)
 
 
 def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:
@@ -104,7 +104,7 @@ def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:
         yield Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
 
 
-def damage_warning(name: str, damage: Damage) -> Warned:
+def damage_warning(name: str, damage: DamagedArtefact) -> Warned:
     """Warning about the damaged artefact of the stage ``name``."""
     return Warned(
         "damaged_artefact",

@@ -30,7 +30,7 @@ from latent_ladder.pipeline.plan_report import model_sizes
 from latent_ladder.pipeline.preparation import Prepared, damage_warning, fit_memory, policy_of
 from latent_ladder.pipeline.run_options import RunOptions
 from latent_ladder.pipeline.run_recorder import RunRecorder
-from latent_ladder.storage.artifact_store import Damage, Store
+from latent_ladder.storage.artifact_store import DamagedArtefact, Store
 from latent_ladder.storage.run_records import StageRecord
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class RunSession:
             )
         return found.load()
 
-    def _on_damage(self, name: str, damage: Damage) -> None:
+    def _on_damage(self, name: str, damage: DamagedArtefact) -> None:
         self._add_warning(damage_warning(name, damage))
 
     # -- models -------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.image_sequence import Stills, as_png
+from latent_ladder.media.image_sequence import FramePattern, encode_png
 from latent_ladder.media.video_writer import Frames
 from latent_ladder.request.output import Output
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_WIDTH, GAP = 12, 4, 480, 4
 
@@ -67,11 +67,11 @@ class Thumbnails:
             self._save("sheet", _arrange([_shrink(frame) for _, frame in found]))
 
     def _save(self, kind: str, picture: NDArray[np.uint8]) -> None:
-        stills = Stills.of(self.path)
+        stills = FramePattern.from_path(self.path)
         stem = self.path.with_suffix("") if stills is None else stills.folder
         target = stem.with_name(f"{stem.name}.{kind}.png")
-        with writing(MediaError, f"{kind} {target.name}", target.parent):
-            write_whole(target, as_png(picture, self.metadata))
+        with convert_write_errors(MediaError, f"{kind} {target.name}", target.parent):
+            write_atomically(target, encode_png(picture, self.metadata))
 
 
 def _shrink(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

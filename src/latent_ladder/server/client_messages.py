@@ -19,7 +19,7 @@ from latent_ladder.comfyui.runtime.events import (
     NodesCached,
     NodeStarted,
     NodeWarned,
-    Shown,
+    UiOutput,
 )
 from latent_ladder.server.job_store import Job
 
@@ -91,7 +91,7 @@ class Telling:
         self._said_cached = False
         self._done: list[str] = []
         self._states: dict[str, dict[str, Any]] = {}
-        self._outputs: dict[str, Shown] = {}
+        self._outputs: dict[str, UiOutput] = {}
         self._kept: list[tuple[str, Mapping[str, Any]]] = []
 
     def begin(self) -> Iterator[Message]:
@@ -119,12 +119,12 @@ class Telling:
             about = {"node": event.node, "code": event.code, "message": event.message}
             yield self._keep(WARNING, about)
         else:
-            self._states[event.node] = self._state(event.node, "running", event.value, event.of)
+            self._states[event.node] = self._state(event.node, "running", event.value, event.total)
             yield Message(
                 "progress",
                 {
                     "value": event.value,
-                    "max": event.of,
+                    "max": event.total,
                     "prompt_id": self.job.id,
                     "node": event.node,
                 },
@@ -209,7 +209,7 @@ class Telling:
         for node in event.nodes:
             self._states[node] = self._state(node, "finished", 1, 1)
             self._done.append(node)
-        for node, shown in event.shown.items():
+        for node, shown in event.ui.items():
             yield from self._executed(node, shown)
 
     def _finished(self, event: NodeDone) -> Iterator[Message]:
@@ -217,10 +217,10 @@ class Telling:
         self._states[event.node] = self._state(event.node, "finished", most, most)
         self._done.append(event.node)
         yield self._progress_state()
-        if event.shown:
-            yield from self._executed(event.node, event.shown)
+        if event.ui:
+            yield from self._executed(event.node, event.ui)
 
-    def _executed(self, node: str, shown: Shown) -> Iterator[Message]:
+    def _executed(self, node: str, shown: UiOutput) -> Iterator[Message]:
         self._outputs[node] = shown
         about = {"node": node, "display_node": node, "output": shown, "prompt_id": self.job.id}
         yield Message("executed", about)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latent_ladder.errors import RequestError
-from latent_ladder.storage.atomic_write import PART, is_abandoned
+from latent_ladder.storage.atomic_write import PART_PREFIX, is_abandoned
 
 KINDS = ("output", "input", "temp")
 """ComfyUI's names of the folders; the first is what ``/view`` means if nobody says."""
@@ -47,7 +47,7 @@ class Places:
                     f"{kind} folder {self.root(kind)} cannot be made: {error.strerror}",
                     f"choose another --{kind}-directory",
                 ) from error
-        for part in self.input.glob(f"{PART}*"):
+        for part in self.input.glob(f"{PART_PREFIX}*"):
             if is_abandoned(part):
                 with suppress(OSError):
                     part.unlink()

@@ -31,7 +31,7 @@ def is_listed(row: NodeType) -> bool:
     One of the latter may stand in a branch that no switch takes, as prompt enhancers do in
     published graphs; where it is needed, the prompt is refused and the reason told.
     """
-    return not row.why_not or bool(row.inputs)
+    return not row.unsupported_reason or bool(row.inputs)
 
 
 def node_info(row: NodeType, names: Names) -> dict[str, Any]:
@@ -39,8 +39,8 @@ def node_info(row: NodeType, names: Names) -> dict[str, Any]:
     inputs: dict[str, dict[str, Any]] = {"required": {}, "optional": {}}
     for one in row.inputs:
         inputs["required" if one.required else "optional"][one.name] = _input(one, names)
-    if row.growing:
-        inputs["required"][row.growing.rstrip(".")] = _growing()
+    if row.autogrow_prefix:
+        inputs["required"][row.autogrow_prefix.rstrip(".")] = _growing()
     order = {kind: list(found) for kind, found in inputs.items() if found}
     if row.is_output:
         order["hidden"] = list(_HIDDEN)
@@ -56,7 +56,9 @@ def node_info(row: NodeType, names: Names) -> dict[str, Any]:
         "output_name": [one.name for one in row.outputs],
         "name": row.class_type,
         "display_name": row.display,
-        "description": f"Does not run here: {row.why_not}." if row.why_not else "",
+        "description": f"Does not run here: {row.unsupported_reason}."
+        if row.unsupported_reason
+        else "",
         "python_module": "nodes" if row.pack == "comfy-core" else f"custom_nodes.{row.pack}",
         "category": row.category,
         "output_node": row.is_output,
@@ -67,7 +69,7 @@ def node_info(row: NodeType, names: Names) -> dict[str, Any]:
 
 
 def _input(one: Input, names: Names) -> list[Any]:
-    if one.branches:
+    if one.option_inputs:
         return _dynamic(one, names)
     about = _about(one)
     if one.folder:
@@ -86,7 +88,7 @@ def _about(one: Input) -> dict[str, Any]:
         about["widgetType"] = next(kind for kind in one.type.split(",") if kind in WIDGETS)
     if one.multiline:
         about["multiline"] = True
-    if "control_after_generate" in one.phantoms:
+    if "control_after_generate" in one.extra_widgets:
         about["control_after_generate"] = True
     if one.folder == "input":
         about[_UPLOADS.get(one.name, "image_upload")] = True
@@ -96,7 +98,7 @@ def _about(one: Input) -> dict[str, Any]:
 def _dynamic(one: Input, names: Names) -> list[Any]:
     """A combo whose options show inputs of their own, whose names drop the combo's."""
     options = []
-    for option, shown in one.branches.items():
+    for option, shown in one.option_inputs.items():
         inputs: dict[str, dict[str, Any]] = {"required": {}, "optional": {}}
         for inner in shown:
             kind = "required" if inner.required else "optional"

@@ -16,10 +16,10 @@ from latent_ladder.comfyui.analysis.validate import (
     NO_OUTPUTS,
     UNKNOWN_TYPE,
     Problem,
-    as_error,
-    problems,
+    find_problems,
+    problems_error,
 )
-from latent_ladder.comfyui.constant_folding import reduced
+from latent_ladder.comfyui.constant_folding import prune_branches
 from latent_ladder.comfyui.formats.api import read_api
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.comfyui.node_defs import node_type
@@ -71,7 +71,7 @@ def read_prompt(body: Mapping[str, Any], listing: Listing) -> Asked:
     graph = _graph(prompt)
     wanted = _wanted(graph, body.get("partial_execution_targets"))
     try:
-        found = problems(graph, Glance(listing), listing.replaced, wanted)
+        found = find_problems(graph, Glance(listing), listing.replaced, wanted)
         wanted, node_errors = _sound(graph, wanted, found)
     except WorkflowError as error:
         raise _unreadable(error) from error
@@ -171,8 +171,8 @@ def _sound(
         by_node.setdefault(problem.node, []).append(problem)
     if not by_node:
         return tuple(wanted), {}
-    taken = reduced(graph)
-    ill = {output: set(taken.before([output])) & set(by_node) for output in wanted}
+    taken = prune_branches(graph)
+    ill = {output: set(taken.dependency_order([output])) & set(by_node) for output in wanted}
     errors = {
         node: {
             "errors": [_told(problem) for problem in by_node[node]],
@@ -203,5 +203,5 @@ def _missing(graph: Graph, problem: Problem) -> dict[str, Any]:
 
 
 def _nothing_left(graph: Graph, found: Sequence[Problem]) -> dict[str, Any]:
-    error = as_error(graph, found)
+    error = problems_error(graph, found)
     return _error("prompt_outputs_failed_validation", error.message, error.hint or "")

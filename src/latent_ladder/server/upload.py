@@ -16,7 +16,7 @@ from aiohttp import BodyPartReader, MultipartReader, web
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.server.data_folders import Places, annotated, file_name
 from latent_ladder.server.view import FORMATS, MAX_PIXELS
-from latent_ladder.storage.atomic_write import commit, part_path, refusal
+from latent_ladder.storage.atomic_write import commit, explain_write_error, part_path
 
 CHUNK = 2**18
 MAX_FIELD = 2**16
@@ -108,7 +108,7 @@ async def _receive(one: BodyPartReader, form: Form, places: Places, most: int) -
                     raise web.HTTPRequestEntityTooLarge(max_size=most, actual_size=size)
                 await asyncio.to_thread(out.write, chunk)
     except OSError as error:
-        raise refusal(error, MediaError, form.name, places.input, size) from error
+        raise explain_write_error(error, MediaError, form.name, places.input, size) from error
 
 
 def _store(form: Form, places: Places) -> dict[str, str]:
@@ -131,7 +131,7 @@ def _store(form: Form, places: Places) -> dict[str, str]:
         form.part = part
         commit(part, path)
     except OSError as error:
-        raise refusal(error, MediaError, form.name, folder, 0) from error
+        raise explain_write_error(error, MediaError, form.name, folder, 0) from error
     form.part = None
     return {"name": path.name, "subfolder": subfolder, "type": kind}
 

@@ -1,16 +1,16 @@
-"""The store: artefacts on disk, content-addressed, atomic, verified, pruned.
+"""Artefact store: content-addressed tensors on disk, written atomically, verified, pruned.
 
 ::
 
     artefacts/3f/b2-3f…e1.json                  the index entry: names the data and its hash
     artefacts/3f/b2-3f…e1.9ad04c77.safetensors  the tensors, and their meta in the header
-    runs/<id>.json                              which run used which artefacts
+    runs/<id>.json                              the records of runs, with the artefacts they used
     locks/                                      see storage/file_lock.py
     quarantine/                                 damaged artefacts, moved out of the way
 
-An artefact exists when its index entry does. The entry is written after the data, and the data's
-name carries its hash, so no crash can pair an entry with the wrong bytes; a short lock per key
-keeps two writers apart.
+An artefact exists if its index entry exists. The entry is written after the data, and the name of
+the data file contains its hash, so a crash cannot pair an entry with the wrong bytes. A short lock
+per key keeps two writers from changing the same files.
 """
 
 from __future__ import annotations
@@ -29,35 +29,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_ladder.errors import StoreError
-from latent_ladder.storage.atomic_write import PART, is_abandoned, write_whole, writing
-from latent_ladder.storage.file_lock import hold
+from latent_ladder.storage.atomic_write import (
+    PART_PREFIX,
+    convert_write_errors,
+    is_abandoned,
+    write_atomically,
+)
+from latent_ladder.storage.file_lock import lock_file
 from latent_ladder.storage.run_records import KEY_PATTERN, DamagedRun, RunLog, RunRecord
 
 if TYPE_CHECKING:
     import torch
 
 ALGORITHM = "b2"
-"""The first part of every key: blake2b of 16 bytes over canonical JSON."""
+"""Prefix of every key: blake2b with a digest of 16 bytes, over canonical JSON."""
 
 ENVIRONMENT = "LADDER_STORE"
 
 
 def default_root() -> Path:
     """``$LADDER_STORE``, else ``latent-ladder`` in the user's data folder."""
-    if chosen := os.environ.get(ENVIRONMENT):
-        return Path(chosen).expanduser()
+    if folder := os.environ.get(ENVIRONMENT):
+        return Path(folder).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_data_dir("latent-ladder", appauthor=False))
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, tuples as lists, fractions and infinities tagged.
+    """JSON that is the same for equal values: sorted keys, no spaces, tuples as lists.
 
-    Raises :class:`StoreError` for NaN, which no two computations agree on, and ``TypeError`` for a
-    value that is not data.
+    Fractions and infinities become tagged objects. Raises :class:`StoreError` for NaN, which is
+    not equal to itself, and ``TypeError`` for a value that is not plain data.
     """
-    plain = _plain(value, "value")
+    plain = _to_json_data(value, "value")
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -68,25 +73,29 @@ def artefact_key(
     inputs: Sequence[str],
     checkpoints: Sequence[str],
 ) -> str:
-    """The key of what ``stage`` makes of these fields, input artefacts and checkpoint ids.
+    """The key of the artefact that ``stage`` makes from fields, input artefacts and checkpoints.
 
-    Example: ``b2-0f5c…`` (35 characters, fit for a file name). The order of ``inputs`` and
-    ``checkpoints`` counts.
+    ``inputs`` are artefact keys, ``checkpoints`` are checkpoint ids; their order matters.
+    ``version`` is that of the stage's code. Example: ``b2-0f5c…`` (35 characters, valid in a file
+    name).
     """
-    decided_by = {
+    parts = {
         "stage": stage,
         "version": version,
         "fields": fields,
         "inputs": list(inputs),
         "checkpoints": list(checkpoints),
     }
-    data = canonical_json(decided_by).encode()
+    data = canonical_json(parts).encode()
     return f"{ALGORITHM}-{hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A verified artefact. ``meta`` is what was put, plus ``key`` and ``created``."""
+    """A verified artefact. ``meta`` is the stored metadata, with ``key`` and ``created`` added.
+
+    ``path`` is the safetensors file, ``size`` its bytes.
+    """
 
     key: str
     path: Path
@@ -94,7 +103,7 @@ class Artefact:
     size: int
 
     def load(self, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """The tensors, by name. Raises :class:`StoreError` if the file has vanished since."""
+        """The tensors by name. Raises :class:`StoreError` if the file was deleted meanwhile."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -108,8 +117,8 @@ class Artefact:
 
 
 @dataclass(frozen=True)
-class Damage:
-    """A damaged artefact: why, and where its file was moved (``None`` if there was none)."""
+class DamagedArtefact:
+    """A damaged artefact: the reason, and the new path of its file (``None`` if there was none)."""
 
     key: str
     reason: str
@@ -117,8 +126,8 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The index entry of one artefact."""
+class IndexEntry:
+    """The index entry of one artefact, as its JSON file has it."""
 
     key: str
     stage: str
@@ -129,8 +138,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """What a prune removed, or would remove, and the run files that it could not read."""
+class PruneResult:
+    """The result of a prune: what was removed (or would be), and records that cannot be read."""
 
     runs: tuple[str, ...]
     artefacts: tuple[str, ...]
@@ -138,13 +147,13 @@ class Pruned:
     damaged_runs: tuple[DamagedRun, ...]
 
 
-def ignore(_: Damage) -> None:
-    """Take no notice of damage: the artefact is simply not there."""
+def ignore_damage(_: DamagedArtefact) -> None:
+    """Do nothing: a damaged artefact counts as missing."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """The artefacts and runs below ``root``, which is created when something is written."""
+    """The artefacts and run records in ``root``, which is created by the first write."""
 
     root: Path
 
@@ -161,44 +170,46 @@ class Store:
         timeout: float | None = None,
         poll: Callable[[], None] = lambda: None,
     ) -> AbstractContextManager[None]:
-        """Let one process at a time work on ``key``; see ``storage.file_lock.hold``."""
+        """A lock that lets one process at a time compute ``key``; arguments of ``lock_file``."""
         path = self.root / "locks" / f"{key}.lock"
-        return hold(path, on_wait=on_wait, timeout=timeout, poll=poll)
+        return lock_file(path, on_wait=on_wait, timeout=timeout, poll=poll)
 
     def put(
         self, key: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
     ) -> Artefact:
         """Store ``tensors`` and ``meta`` (JSON data; ``meta["stage"]`` names the stage).
 
-        Replaces what ``key`` named before. Raises :class:`StoreError`, with the bytes needed and
-        free, when there is no room; the store is as it was then.
+        Replaces an older artefact of the same key. Raises :class:`StoreError`, with the bytes
+        needed and free, when the disk is full; the store is unchanged then.
         """
         created = datetime.now(UTC).isoformat(timespec="seconds")
         meta = {**meta, "key": key, "created": created}
         data = _serialise(tensors, meta)
         digest = hashlib.blake2b(data, digest_size=32).hexdigest()
         path = self._entry_path(key).with_name(f"{key}.{digest[:8]}.safetensors")
-        entry = Entry(key, str(meta.get("stage", "")), created, path.name, len(data), digest)
-        with writing(StoreError, f"artefact {key}", self.root, len(data)):
+        entry = IndexEntry(key, str(meta.get("stage", "")), created, path.name, len(data), digest)
+        with convert_write_errors(StoreError, f"artefact {key}", self.root, len(data)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._changing(key):
+            with self._files_lock(key):
                 replaced = self._files(key) - {path, self._entry_path(key)}
-                write_whole(path, data)
-                write_whole(self._entry_path(key), json.dumps(asdict(entry)).encode())
+                write_atomically(path, data)
+                write_atomically(self._entry_path(key), json.dumps(asdict(entry)).encode())
                 _delete(replaced)
         return Artefact(key, path, json.loads(json.dumps(meta)), len(data))
 
-    def get(self, key: str, on_damage: Callable[[Damage], None] = ignore) -> Artefact | None:
+    def get(
+        self, key: str, on_damage: Callable[[DamagedArtefact], None] = ignore_damage
+    ) -> Artefact | None:
         """The verified artefact, or ``None`` if there is none.
 
-        A truncated or altered one is moved to the quarantine folder and told to ``on_damage``; the
-        caller recomputes it.
+        A truncated or altered one is moved to the quarantine folder and reported to ``on_damage``;
+        the result is ``None`` then, and the caller recomputes the artefact.
         """
-        found = self._verified(key)
+        found = self._read_verified(key)
         if not isinstance(found, str):
             return found
-        with self._changing(key):
-            found = self._verified(key)  # another process may just have replaced it
+        with self._files_lock(key):
+            found = self._read_verified(key)  # another process may have replaced it meanwhile
             if not isinstance(found, str):
                 return found
             damage = self._quarantine(key, found)
@@ -206,31 +217,36 @@ class Store:
         return None
 
     def remove(self, key: str) -> None:
-        """Remove an artefact, if there is one."""
-        with self._changing(key):
-            # The entry first: an artefact without one does not exist, whatever happens next.
+        """Remove the artefact of ``key``, if there is one."""
+        with self._files_lock(key):
+            # The entry first: without it the artefact does not exist, even after a crash here.
             _delete(sorted(self._files(key), key=lambda path: path.suffix != ".json"))
 
-    def entries(self) -> Iterator[Entry]:
-        """The readable index entries, by key; damaged ones are left to :meth:`verify`."""
+    def entries(self) -> Iterator[IndexEntry]:
+        """The readable index entries, by key; :meth:`verify` reports damaged ones."""
         for key in self._keys():
             entry = _read_entry(self._entry_path(key))
-            if isinstance(entry, Entry):
+            if isinstance(entry, IndexEntry):
                 yield entry
 
     def size(self) -> int:
         """Bytes on disk of all artefacts."""
         return _bytes_on_disk(path for key in self._keys() for path in self._files(key))
 
-    def verify(self, on_damage: Callable[[Damage], None] = ignore) -> tuple[int, list[Damage]]:
-        """Check every artefact: the number of sound ones, and the damaged ones, now moved aside."""
-        damages: list[Damage] = []
-        sound = 0
+    def verify(
+        self, on_damage: Callable[[DamagedArtefact], None] = ignore_damage
+    ) -> tuple[int, list[DamagedArtefact]]:
+        """Check every artefact: the number of valid ones, and the damaged ones.
+
+        Damaged artefacts are moved to the quarantine folder.
+        """
+        damages: list[DamagedArtefact] = []
+        valid = 0
         for key in self._keys():
-            sound += self.get(key, damages.append) is not None
+            valid += self.get(key, damages.append) is not None
         for damage in damages:
             on_damage(damage)
-        return sound, damages
+        return valid, damages
 
     def prune(
         self,
@@ -238,19 +254,24 @@ class Store:
         keep_days: float | None = None,
         keep_last: int | None = None,
         dry_run: bool = False,
-    ) -> Pruned:
-        """Remove old runs, then the artefacts that no remaining run refers to.
+    ) -> PruneResult:
+        """Remove old run records, then the artefacts that no remaining record refers to.
 
-        A run goes when it is older than ``keep_days`` and not among the ``keep_last`` newest; with
-        neither given, all runs stay. A running run, the keys that appear in a damaged record and
-        everything made since the oldest running run began are kept.
+        A record is removed if it is older than ``keep_days`` and not one of the ``keep_last``
+        newest; without both, all records stay. Always kept: a run in progress, keys that occur in
+        a damaged record, and all artefacts made since the oldest run in progress began.
+        ``dry_run`` removes nothing.
         """
         runs, damaged = self.runs.list()
-        removed = [] if keep_days is keep_last is None else _old(runs, keep_days, keep_last)
+        removed = (
+            [] if keep_days is keep_last is None else _expired_runs(runs, keep_days, keep_last)
+        )
         kept = [run for run in runs if run not in removed]
         used = frozenset[str]().union(*(run.keys for run in kept), *(bad.keys for bad in damaged))
         since = min((run.created for run in kept if run.status == "running"), default="~")
-        unused = [key for key in self._keys() if key not in used and not self._newer(key, since)]
+        unused = [
+            key for key in self._keys() if key not in used and not self._created_since(key, since)
+        ]
         leftovers = set(self._leftovers())
         freed = _bytes_on_disk(leftovers.union(*(self._files(key) for key in unused)))
         if not dry_run:
@@ -260,11 +281,11 @@ class Store:
                 self.remove(key)
             _delete(leftovers)
         ids = tuple(run.id for run in removed)
-        return Pruned(ids, tuple(unused), freed, tuple(damaged))
+        return PruneResult(ids, tuple(unused), freed, tuple(damaged))
 
-    def _changing(self, key: str) -> AbstractContextManager[None]:
-        """Held while the files of ``key`` change: a short lock, another one than :meth:`lock`."""
-        return hold(self.root / "locks" / f"files-{key}.lock")
+    def _files_lock(self, key: str) -> AbstractContextManager[None]:
+        """A short lock while the files of ``key`` change; not the same as :meth:`lock`."""
+        return lock_file(self.root / "locks" / f"files-{key}.lock")
 
     def _entry_path(self, key: str) -> Path:
         if not KEY_PATTERN.fullmatch(key):
@@ -272,30 +293,31 @@ class Store:
         return self.root / "artefacts" / key[3:5] / f"{key}.json"
 
     def _files(self, key: str) -> set[Path]:
-        """The entry and every data file of ``key``."""
+        """The index entry and all data files of ``key``."""
         return set(self._entry_path(key).parent.glob(f"{key}.*"))
 
     def _keys(self) -> list[str]:
-        """Every key with a file, sorted."""
+        """Every key that has a file, sorted."""
         names = (path.name for path in (self.root / "artefacts").glob("*/b2-*"))
         return sorted({found[0] for name in names if (found := KEY_PATTERN.match(name))})
 
-    def _newer(self, key: str, created: str) -> bool:
-        """Whether ``key`` was made since ``created``, or is being put right now."""
+    def _created_since(self, key: str, created: str) -> bool:
+        """True if ``key`` was stored at or after ``created``, or is being stored now."""
         entry = _read_entry(self._entry_path(key))
-        if isinstance(entry, Entry):
+        if isinstance(entry, IndexEntry):
             return entry.created >= created[:19]
         return not all(is_abandoned(path) for path in self._files(key))
 
     def _leftovers(self) -> Iterator[Path]:
+        """Abandoned temporary files, and the files in quarantine."""
         for folder in (self.root / "runs", *(self.root / "artefacts").glob("*")):
-            yield from filter(is_abandoned, folder.glob(f"{PART}*"))
+            yield from filter(is_abandoned, folder.glob(f"{PART_PREFIX}*"))
         yield from (self.root / "quarantine").glob("*")
 
-    def _verified(self, key: str) -> Artefact | str | None:
-        """The artefact, ``None`` if there is none, or in words what is wrong with it."""
+    def _read_verified(self, key: str) -> Artefact | str | None:
+        """The artefact, ``None`` if there is none, or a text that says what is wrong with it."""
         entry = _read_entry(self._entry_path(key))
-        if not isinstance(entry, Entry):
+        if not isinstance(entry, IndexEntry):
             return entry
         path = self._entry_path(key).with_name(entry.file)
         try:
@@ -312,8 +334,11 @@ class Store:
             return f"{path.name} cannot be read: {error.strerror}"
         return Artefact(key, path, json.loads(header["__metadata__"]["latent_ladder"]), size)
 
-    def _quarantine(self, key: str, reason: str) -> Damage:
-        """Move the files of ``key`` aside; what cannot be moved stays and is found again."""
+    def _quarantine(self, key: str, reason: str) -> DamagedArtefact:
+        """Move the files of ``key`` to the quarantine folder.
+
+        A file that cannot be moved stays where it is and is reported again next time.
+        """
         folder = self.root / "quarantine"
         moved = None
         with suppress(OSError):
@@ -321,13 +346,13 @@ class Store:
             for path in sorted(self._files(key), key=lambda path: path.suffix != ".json"):
                 path.replace(folder / path.name)
                 moved = folder / path.name
-        return Damage(key, reason, moved)
+        return DamagedArtefact(key, reason, moved)
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` as JSON data; ``where`` names the place for errors."""
+def _to_json_data(value: Any, where: str) -> Any:
+    """``value`` as JSON data; ``where`` is its path for error messages, e.g. ``value.fps``."""
     if isinstance(value, Enum):
-        return _plain(value.value, where)
+        return _to_json_data(value.value, where)
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -339,14 +364,14 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
             raise TypeError(f"{where} has keys that are not text")
-        return {name: _plain(item, f"{where}.{name}") for name, item in value.items()}
+        return {name: _to_json_data(item, f"{where}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [_to_json_data(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise TypeError(f"{where} is a {type(value).__name__}, expected plain data")
 
 
 def _serialise(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> bytes:
-    """A safetensors file in memory: artefacts are latents and embeddings, tens of megabytes."""
+    """A safetensors file in memory. Artefacts are latents and embeddings of tens of megabytes."""
     import torch
     from safetensors.torch import save
 
@@ -359,10 +384,10 @@ def _serialise(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> 
     return data
 
 
-def _read_entry(path: Path) -> Entry | str | None:
-    """The entry, ``None`` if there is none, or in words why it cannot be used."""
+def _read_entry(path: Path) -> IndexEntry | str | None:
+    """The entry, ``None`` if there is none, or a text that says why it cannot be used."""
     try:
-        entry = Entry(**json.loads(path.read_bytes()))
+        entry = IndexEntry(**json.loads(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -372,8 +397,8 @@ def _read_entry(path: Path) -> Entry | str | None:
     return entry if path.stem == entry.key else f"{path.name} is the entry of {entry.key}"
 
 
-def _old(runs: list[RunRecord], days: float | None, last: int | None) -> list[RunRecord]:
-    """The runs (newest first) that neither rule keeps; one that is running is always kept."""
+def _expired_runs(runs: list[RunRecord], days: float | None, last: int | None) -> list[RunRecord]:
+    """The runs (newest first) that neither rule keeps. A run in progress is always kept."""
     limit = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     return [
         run
@@ -394,6 +419,6 @@ def _bytes_on_disk(paths: Iterable[Path]) -> int:
 
 def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
-        # On Windows a file that is being read cannot be deleted; the next prune gets it.
+        # On Windows a file that is being read cannot be deleted; the next prune deletes it.
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Files that are there whole or not at all, and what to tell the user when a disk refuses.
+"""Atomic file writes, and error messages for a full or read-only disk.
 
 Everything that this package leaves on disk (artefacts, run records, videos) is written under a
-temporary name in the target's own folder and renamed at the end, so a final name never shows a
-half-written file: not after a crash, a full disk or ``kill -9``. This module knows nothing of what
-the files hold.
+temporary name in the target's own folder and renamed at the end. A final name therefore never
+points to a half-written file, not even after a crash, a full disk or ``kill -9``. This module knows
+nothing about the content of the files.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ _NO_ROOM_HINTS = {
     errno.EFBIG: "raise the file size limit (ulimit -f), or choose another file system",
     errno.EDQUOT: "free some space in your quota, or choose a folder on another disk",
 }
-FULL = frozenset(_NO_ROOM_HINTS)
-"""Error numbers that mean "no room": disk, file size limit, quota."""
+NO_ROOM_ERRNOS = frozenset(_NO_ROOM_HINTS)
+"""Error numbers that mean "no space left": full disk, file size limit, quota."""
 
-PART = ".part-"
-"""Every temporary file's name starts with this."""
+PART_PREFIX = ".part-"
+"""Prefix of the name of every temporary file."""
 
 ABANDONED_S = 3600.0
-"""An unfinished file untouched for this long belongs to a process that died."""
+"""A temporary file that has not changed for this long belongs to a process that died."""
 
 
 def part_path(path: Path) -> Path:
-    """A fresh temporary name beside ``path``, with its suffix."""
-    return path.with_name(f"{PART}{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    """A new temporary name in the folder of ``path``, with the same suffix."""
+    return path.with_name(f"{PART_PREFIX}{path.stem}-{secrets.token_hex(4)}{path.suffix}")
 
 
 def commit(part: Path, path: Path) -> None:
-    """Flush ``part`` to the disk and give it its final name in one step."""
+    """Flush the temporary file ``part`` to the disk and rename it to ``path`` atomically."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
     _sync_folder(path.parent)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``; a reader sees the old file or the new one, never a mixture.
 
-    Raises ``OSError``; the temporary file is gone then.
+    Raises ``OSError``, after the temporary file was removed.
     """
     part = part_path(path)
     try:
@@ -63,7 +63,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a file that is being written has been left alone so long that its writer is dead."""
+    """True for a temporary file that nobody has written to for :data:`ABANDONED_S`."""
     try:
         return path.stat().st_mtime < time.time() - ABANDONED_S
     except OSError:
@@ -71,7 +71,7 @@ def is_abandoned(path: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where things lie that can be made again: ``LADDER_CACHE``, or the system's place."""
+    """The folder for data that can be computed again: ``$LADDER_CACHE``, else the user's cache."""
     named = os.environ.get("LADDER_CACHE")
     if named:
         return Path(named).expanduser()
@@ -81,25 +81,28 @@ def cache_folder() -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes for this user where ``folder`` is, or will be."""
+    """Free bytes for this user on the disk of ``folder``, which need not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def readable_size(n_bytes: int) -> str:
-    """``1536`` -> ``"1.5 KiB"``."""
+    """A size in bytes with a binary unit: ``1536`` -> ``"1.5 KiB"``."""
     for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if n_bytes >= 1 << power:
             return f"{n_bytes / (1 << power):.1f} {unit}"
     return f"{n_bytes} bytes"
 
 
-def refusal(
+def explain_write_error(
     cause: OSError, raised: type[LadderError], what: str, folder: Path, needed: int
 ) -> LadderError:
-    """What to tell the user about ``cause``, met while writing ``what`` (``needed`` bytes)."""
-    if cause.errno in FULL:
+    """The error of class ``raised`` for ``cause``, which occurred while ``what`` was written.
+
+    ``what`` names the file or object in the message, ``needed`` is its size in bytes (0: unknown).
+    """
+    if cause.errno in NO_ROOM_ERRNOS:
         amount = f"needs {readable_size(needed)}" if needed else "does not fit"
         return raised(
             f"{what} {amount}, {readable_size(free_bytes(folder))} are free in {folder} "
@@ -109,21 +112,26 @@ def refusal(
     reason = os.strerror(cause.errno) if cause.errno else str(cause)
     return raised(
         f"{what} cannot be written to {folder}: {reason}",
-        hint="choose a folder that you may write to",
+        hint="choose a folder with write permission",
     )
 
 
 @contextmanager
-def writing(raised: type[LadderError], what: str, folder: Path, needed: int = 0) -> Iterator[None]:
-    """Turn an ``OSError`` inside the block into a ``raised`` that says what to do."""
+def convert_write_errors(
+    raised: type[LadderError], what: str, folder: Path, needed: int = 0
+) -> Iterator[None]:
+    """Convert an ``OSError`` of the block into a ``raised`` whose hint says what to do.
+
+    ``what``, ``folder`` and ``needed``: see :func:`explain_write_error`.
+    """
     try:
         yield
     except OSError as cause:
-        raise refusal(cause, raised, what, folder, needed) from cause
+        raise explain_write_error(cause, raised, what, folder, needed) from cause
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the system can."""
+    """Flush the entries of ``folder``, so that a rename survives a power cut (not on Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""Hashes of big files, remembered: a file of 46 GB is read once, not at every look.
+"""Cached hashes of large files: a file of 46 GB is read once and not at every check.
 
-A remembered hash counts while the file's size and time of change are what they were.
+A cached hash is valid while the file's path, size and modification time are unchanged.
 """
 
 from __future__ import annotations
@@ -12,72 +12,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["sha256", "git-sha1"]
+HashKind = Literal["sha256", "git-sha1"]
 
-_KINDS: dict[int, Kind] = {64: "sha256", 40: "git-sha1"}
+_KINDS: dict[int, HashKind] = {64: "sha256", 40: "git-sha1"}
 
 
 @dataclass(frozen=True)
 class FileHash:
-    """What a hub announces of a file's bytes: SHA-256 of big files, git's blob hash of others."""
+    """Hash of a file's bytes as a Hugging Face hub states it.
 
-    kind: Kind
+    SHA-256 for files in LFS, git's blob hash (SHA-1) for all others.
+    """
+
+    kind: HashKind
     hex: str
 
     @classmethod
-    def of_etag(cls, etag: str | None) -> FileHash | None:
-        """The hash that an ETag of the hub is; ``None`` for another server's."""
+    def from_etag(cls, etag: str | None) -> FileHash | None:
+        """The hash in an ETag of the hub; ``None`` for an ETag that is not a hash."""
         if etag is None or not re.fullmatch(r"[0-9a-f]+", etag) or len(etag) not in _KINDS:
             return None
         return cls(_KINDS[len(etag)], etag)
 
-    def start(self, nbytes: int) -> Any:
-        """A ``hashlib`` object to feed with the bytes of a file of this size."""
-        return _start(self.kind, nbytes)
+    def new_digest(self, nbytes: int) -> Any:
+        """A new ``hashlib`` object of this kind, for a file of ``nbytes`` bytes."""
+        return _new_digest(self.kind, nbytes)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.hex}"
 
 
-def hash_of_file(path: Path, kind: Kind) -> str:
-    """The hash of a file, from memory or by reading it."""
+def hash_file(path: Path, kind: HashKind) -> str:
+    """The hash of a file in hexadecimal, from the cache, else by reading the file."""
     known = _read().get(_key(path, kind))
     if known is not None:
         return known
-    digest = _start(kind, path.stat().st_size)
+    digest = _new_digest(kind, path.stat().st_size)
     with path.open("rb") as file:
         while chunk := file.read(2**22):
             digest.update(chunk)
-    remember(path, FileHash(kind, digest.hexdigest()))
+    store_hash(path, FileHash(kind, digest.hexdigest()))
     return str(digest.hexdigest())
 
 
-def remember(path: Path, known: FileHash) -> None:
-    """Keep the hash of a file as it now is. A cache that cannot be written is no failure."""
-    from latent_ladder.storage.atomic_write import write_whole
+def store_hash(path: Path, known: FileHash) -> None:
+    """Add the hash of a file to the cache. A cache that cannot be written is ignored."""
+    from latent_ladder.storage.atomic_write import write_atomically
 
     target = cache_file()
     body = {**_read(), _key(path, known.kind): known.hex}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, json.dumps(body, indent=1).encode())
+        write_atomically(target, json.dumps(body, indent=1).encode())
     except OSError:
         return
 
 
-def _start(kind: Kind, nbytes: int) -> Any:
+def _new_digest(kind: HashKind, nbytes: int) -> Any:
     if kind == "sha256":
         return hashlib.sha256()
     # Git hashes a blob with this header before its bytes.
     return hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
 
 
-def _key(path: Path, kind: Kind) -> str:
+def _key(path: Path, kind: HashKind) -> str:
     status = path.stat()
     return f"{kind} {status.st_size} {status.st_mtime_ns} {path.resolve()}"
 
 
 def cache_file() -> Path:
+    """The JSON file with the cached hashes, in the user's cache folder."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("latent-ladder", appauthor=False)) / "hashes.json"

@@ -1,8 +1,8 @@
-"""One process at a time: a lock on a file, gone with the process that holds it.
+"""Lock files: let one process (or thread) at a time do something.
 
-The operating system owns the lock (``flock``, or a byte range on Windows), so a killed process
-leaves nothing to clean up. The file holds the owner's process id, for the message of the one that
-waits.
+The operating system manages the lock (``flock``, or a locked byte range on Windows), so it ends
+with its process and a killed process leaves nothing to clean up. The file contains the owner's
+process id, which a waiting process shows to the user.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from latent_ladder.errors import StoreError
-from latent_ladder.storage.atomic_write import writing
+from latent_ladder.storage.atomic_write import convert_write_errors
 
-SAY_AFTER_S = 0.5
+NOTIFY_AFTER_S = 0.5
 POLL_S = 0.05
 
-# Windows locks are mandatory: lock a byte far behind the process id so that others can read it.
+# Windows locks are mandatory: lock a byte far after the process id so that others can read the id.
 _WINDOWS_BYTE = 1 << 30
 
 
@@ -29,33 +29,33 @@ def _nothing() -> None:
 
 
 @contextmanager
-def hold(
+def lock_file(
     path: Path,
     *,
     on_wait: Callable[[int], None] | None = None,
     timeout: float | None = None,
     poll: Callable[[], None] = _nothing,
 ) -> Iterator[None]:
-    """Hold the lock file ``path`` during the block; wait for whoever has it.
+    """Lock the file ``path`` during the block, after waiting until no other process locks it.
 
-    After half a second of waiting ``on_wait(pid of the holder, 0 if unknown)`` is called once.
-    ``poll`` is called about 20 times a second while waiting and may raise, e.g. ``Cancelled``.
-    Raises :class:`StoreError` when ``timeout`` seconds have passed. Not re-entrant.
+    After half a second of waiting ``on_wait(pid)`` is called once with the owner's process id (0 if
+    unknown). ``poll`` is called about 20 times a second while waiting and may raise, e.g.
+    ``Cancelled``. Raises :class:`StoreError` after ``timeout`` seconds of waiting. Not re-entrant.
     """
-    with writing(StoreError, "a lock", path.parent):
+    with convert_write_errors(StoreError, "a lock", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    said = False
+    notified = False
     while (descriptor := _try_lock(path)) is None:
         waited = time.monotonic() - started
         if timeout is not None and waited >= timeout:
             raise StoreError(
-                f"{path.stem} is still in use by process {holder(path)} after {waited:.1f} s",
-                hint="wait for it to finish, or stop it",
+                f"{path.stem} is still in use by process {owner_pid(path)} after {waited:.1f} s",
+                hint="wait until that process has finished, or stop it",
             )
-        if on_wait is not None and not said and waited >= SAY_AFTER_S:
-            said = True
-            on_wait(holder(path))
+        if on_wait is not None and not notified and waited >= NOTIFY_AFTER_S:
+            notified = True
+            on_wait(owner_pid(path))
         poll()
         time.sleep(POLL_S)
     try:
@@ -64,8 +64,8 @@ def hold(
         _release(path, descriptor)
 
 
-def holder(path: Path) -> int:
-    """The process id that the lock file names, 0 if there is none."""
+def owner_pid(path: Path) -> int:
+    """The process id in the lock file, 0 if there is none."""
     try:
         return int(path.read_text("ascii"))
     except (OSError, ValueError):
@@ -73,8 +73,8 @@ def holder(path: Path) -> int:
 
 
 def _try_lock(path: Path) -> int | None:
-    """An open, locked descriptor of ``path``, or ``None`` if another one has the lock."""
-    with writing(StoreError, "a lock", path.parent):
+    """An open, locked descriptor of ``path``, or ``None`` if the file is locked already."""
+    with convert_write_errors(StoreError, "a lock", path.parent):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except PermissionError:
@@ -83,7 +83,7 @@ def _try_lock(path: Path) -> int | None:
                 return None
             raise
     try:
-        locked = _lock(descriptor) and _still_named(path, descriptor)
+        locked = _lock(descriptor) and _is_same_file(path, descriptor)
         if locked:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode("ascii"))
@@ -95,8 +95,8 @@ def _try_lock(path: Path) -> int | None:
     return descriptor if locked else None
 
 
-def _still_named(path: Path, descriptor: int) -> bool:
-    """Whether ``path`` still is the file we locked: its last holder may just have deleted it."""
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    """True if ``path`` still is the locked file: its previous owner may just have deleted it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -131,6 +131,7 @@ else:
         return True
 
     def _release(path: Path, descriptor: int) -> None:
-        # Deleted while still locked: a waiter that got this descriptor's file sees it unnamed.
+        # Deleted while still locked: a process that has opened the old file sees in
+        # _is_same_file that it was deleted, and tries again.
         path.unlink(missing_ok=True)
         os.close(descriptor)

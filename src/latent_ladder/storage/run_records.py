@@ -1,8 +1,8 @@
-"""Run records: one small JSON file per run, replaced whole at every step of the run.
+"""Run records: one small JSON file per run, replaced atomically after every stage.
 
-A record says what was asked, which artefact each stage made or reused, and how it ended. This
-module knows nothing of the artefacts themselves; ``storage.artifact_store`` prunes them by
-the keys that the records name.
+A record contains the request, the artefact that each stage made or reused, and how the run ended.
+This module knows nothing about the artefacts themselves; ``storage.artifact_store`` prunes them by
+the keys in the records.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import StoreError
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 
 STATUSES = ("running", "done", "cancelled", "failed", "interrupted")
-"""``interrupted`` is never written: it is a ``running`` record whose process is gone."""
+"""``interrupted`` is never written: it is a ``running`` record whose process no longer exists."""
 
 KEY_PATTERN = re.compile(r"b2-[0-9a-f]{32}")
-"""What an artefact key looks like, in any text."""
+"""Pattern of an artefact key, to match or to search for in any text."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _EPOCH_S = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
@@ -35,7 +35,10 @@ _TICKS_PER_S = 32
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One finished stage of a run; ``memory`` says how the model was held, where it mattered."""
+    """One finished stage of a run.
+
+    ``seconds`` is its duration. ``memory`` describes the offload plan, empty where none was needed.
+    """
 
     stage: str
     key: str
@@ -50,10 +53,11 @@ DRAFT_STATUSES = ("planned", "done", "failed")
 
 @dataclass(frozen=True)
 class DraftRecord:
-    """One draft of a run: what tells it from the others, the artefact of its base stage, numbers.
+    """One draft of a run, or one point of a sweep.
 
-    ``keys`` are all artefacts it needs, the base stage's last; ``metrics`` plain JSON data. A
-    point of a sweep is a draft too: ``sets`` are its fields, as ``--set`` takes them.
+    ``prompt`` and ``seed`` are its own; a point of a sweep has ``sets`` instead, its fields as
+    ``--set`` takes them. ``keys`` are all artefacts that it needs, the base stage's last.
+    ``metrics`` is plain JSON data.
     """
 
     number: int
@@ -70,15 +74,15 @@ class DraftRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. ``created`` is ISO 8601 UTC; ``request`` plain JSON data.
+    """One run. ``created`` is ISO 8601 in UTC, ``request`` plain JSON data.
 
-    ``kind`` is "clip", "draft" for a session of ``drafts`` (each has the run's request with a
-    prompt and seed of its own) or "sweep" (each has it with its ``sets``). ``folders`` are the
-    model folders that were searched. ``metrics``: what ``ladder measure`` says of the clip, where
-    the run measured it.
+    ``kind`` is "clip", "draft" (``drafts`` share the request, each with its own prompt and seed) or
+    "sweep" (``drafts`` share the request, each with its own ``sets``). ``folders`` are the model
+    folders that were searched. ``metrics`` is the result of ``ladder measure`` for the clip, if the
+    run measured it.
 
-    ``planned`` are the artefact keys the run will need, known before it starts: naming them keeps
-    a concurrent prune away from artefacts that the run is about to reuse.
+    ``planned`` are the artefact keys that the run will need, known before it starts. They protect
+    artefacts that the run is about to reuse from a prune in another process.
     """
 
     id: str
@@ -100,28 +104,28 @@ class RunRecord:
 
     @property
     def keys(self) -> frozenset[str]:
-        """The artefact keys that this run refers to."""
+        """All artefact keys in this record."""
         drafted = {key for draft in self.drafts for key in draft.keys}
         return frozenset(self.planned) | {stage.key for stage in self.stages} | drafted
 
     @property
     def created_at(self) -> datetime:
-        """``created`` as a time."""
+        """``created`` as a ``datetime``."""
         return datetime.fromisoformat(self.created)
 
     def with_draft(self, draft: DraftRecord) -> RunRecord:
-        """This record with the draft of that number replaced."""
+        """A copy of this record with the draft of the same number replaced by ``draft``."""
         drafts = (draft if d.number == draft.number else d for d in self.drafts)
         return replace(self, drafts=tuple(drafts))
 
     def with_stage(self, stage: StageRecord) -> RunRecord:
-        """This record after one more stage."""
+        """A copy of this record with one more stage."""
         return replace(self, stages=(*self.stages, stage))
 
 
 @dataclass(frozen=True)
 class DamagedRun:
-    """A run file that cannot be read. ``keys``: every artefact key found in its bytes."""
+    """A run record that cannot be read. ``keys`` are the artefact keys found in its bytes."""
 
     path: Path
     reason: str
@@ -130,7 +134,7 @@ class DamagedRun:
 
 @dataclass(frozen=True)
 class RunLog:
-    """The run records in one folder, which is created when the first one is saved."""
+    """The run records in one folder, which is created when the first record is saved."""
 
     folder: Path
 
@@ -143,17 +147,22 @@ class RunLog:
         return self.save(RunRecord(run_id, created, command, request))
 
     def save(self, record: RunRecord) -> RunRecord:
-        """Replace the file of ``record`` atomically; return the record."""
+        """Write ``record`` to its file atomically and return it.
+
+        Raises ``ValueError`` for an unknown status, :class:`StoreError` if it cannot be written.
+        """
         if record.status not in STATUSES[:-1]:
             raise ValueError(f"status {record.status!r} is not one of {STATUSES[:-1]}")
         data = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1).encode()
-        with writing(StoreError, f"the record of run {record.id}", self.folder, len(data)):
+        with convert_write_errors(
+            StoreError, f"the record of run {record.id}", self.folder, len(data)
+        ):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path(record.id), data)
+            write_atomically(self._path(record.id), data)
         return record
 
     def list(self) -> tuple[list[RunRecord], list[DamagedRun]]:
-        """All records, newest first, and the files that could not be read."""
+        """All records, the newest first, and the files that could not be read."""
         records, damaged = [], []
         for path in sorted(self.folder.glob("*.json"), reverse=True):
             found = _read(path)
@@ -163,10 +172,10 @@ class RunLog:
                 damaged.append(found)
         return records, damaged
 
-    def show(self, name: str) -> RunRecord:
+    def find(self, name: str) -> RunRecord:
         """The run whose id starts with ``name``; ``"last"`` is the newest one.
 
-        Raises :class:`StoreError` when no run, several runs or a damaged one fit.
+        Raises :class:`StoreError` when no run, several runs or a damaged one match.
         """
         records, damaged = self.list()
         if name == "last" and records:
@@ -176,16 +185,18 @@ class RunLog:
             return found[0]
         if found:
             some = ", ".join(record.id for record in found[:5])
-            raise StoreError(f"run {name!r} is not unique: {some}", hint="give more of the id")
+            raise StoreError(
+                f"run {name!r} is not unique: {some}", hint="type more characters of the id"
+            )
         for bad in damaged:
             if bad.path.stem.startswith(name.lower()):
                 raise StoreError(f"run {bad.path.stem} is damaged: {bad.reason}")
-        newest = f"the newest is {records[0].id}" if records else "there are none yet"
+        newest = f"the newest run is {records[0].id}" if records else "there are no runs yet"
         raise StoreError(f"there is no run {name!r} in {self.folder}", hint=newest)
 
     def remove(self, run_id: str) -> None:
-        """Delete one record; its artefacts stay until they are pruned."""
-        with writing(StoreError, f"the record of run {run_id}", self.folder):
+        """Delete one record; its artefacts stay until the next prune."""
+        with convert_write_errors(StoreError, f"the record of run {run_id}", self.folder):
             self._path(run_id).unlink(missing_ok=True)
 
     def _path(self, run_id: str) -> Path:
@@ -193,7 +204,7 @@ class RunLog:
 
 
 def _new_id(now_s: float) -> str:
-    """Eight typeable characters that sort by time: 1/32 s since 2026, and a random one."""
+    """Eight characters that are easy to type and sort by time: 1/32 s since 2026, one random."""
     ticks = int((now_s - _EPOCH_S) * _TICKS_PER_S)
     time_part = "".join(_ALPHABET[(ticks >> 5 * place) & 31] for place in range(6, -1, -1))
     return time_part + secrets.choice(_ALPHABET)
@@ -212,12 +223,15 @@ def _read(path: Path) -> RunRecord | DamagedRun | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         keys = frozenset(KEY_PATTERN.findall(data.decode("utf-8", "replace")))
         return DamagedRun(path, f"not a run record ({error})", keys)
-    gone = record.status == "running" and not _process_lives(record)
+    gone = record.status == "running" and not _is_process_alive(record)
     return replace(record, status="interrupted") if gone else record
 
 
 def _parse(data: dict[str, Any]) -> RunRecord:
-    """The record; fields of later versions are ignored. Raises what odd data raises."""
+    """The record in parsed JSON; fields of later versions are ignored.
+
+    Raises ``ValueError``, ``TypeError``, ``KeyError`` or ``AttributeError`` for damaged data.
+    """
     known = {f.name for f in fields(RunRecord)}
     stage_fields = {f.name for f in fields(StageRecord)}
     values = {name: value for name, value in data.items() if name in known}
@@ -225,16 +239,16 @@ def _parse(data: dict[str, Any]) -> RunRecord:
     values["stages"] = tuple(StageRecord(**stage) for stage in stages)
     values["planned"] = tuple(values["planned"])
     values["folders"] = tuple(values.get("folders", ()))
-    values["drafts"] = tuple(_draft(draft) for draft in values.get("drafts", ()))
+    values["drafts"] = tuple(_parse_draft(draft) for draft in values.get("drafts", ()))
     values["warnings"] = tuple(values["warnings"])
     record = RunRecord(**values)
-    record.created_at  # noqa: B018  raises on a broken time
+    record.created_at  # noqa: B018  raises ValueError for a malformed time
     if record.status not in STATUSES or not isinstance(record.pid, int):
         raise ValueError(f"status {record.status!r}, pid {record.pid!r}")
     return record
 
 
-def _draft(data: Mapping[str, Any]) -> DraftRecord:
+def _parse_draft(data: Mapping[str, Any]) -> DraftRecord:
     known = {f.name for f in fields(DraftRecord)}
     values = {name: value for name, value in data.items() if name in known}
     tuples = {"keys": tuple(values["keys"]), "sets": tuple(values.get("sets", ()))}
@@ -244,8 +258,8 @@ def _draft(data: Mapping[str, Any]) -> DraftRecord:
     return draft
 
 
-def _process_lives(record: RunRecord) -> bool:
-    """Whether the run's own process is still there; one on another machine is believed."""
+def _is_process_alive(record: RunRecord) -> bool:
+    """True if the run's process still exists, or is on another machine and cannot be checked."""
     import psutil
 
     if record.host != platform.node():
@@ -256,5 +270,5 @@ def _process_lives(record: RunRecord) -> bool:
         return False
     except psutil.AccessDenied:
         return True
-    # A process that started after the run has only inherited the number.
+    # A process that started after the run is another one that got the same process id.
     return bool(started <= record.created_at.timestamp() + 1.0)

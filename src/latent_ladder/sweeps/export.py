@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import MediaError
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
 from latent_ladder.sweeps.sweep_plan import Sweep
@@ -88,8 +88,8 @@ def write_files(
     data = json.dumps(body(sweep, result, choice, command), ensure_ascii=False, indent=1)
     for name, content in ((JSON, data), (CSV, text.getvalue())):
         encoded = content.encode()
-        with writing(MediaError, name, folder, len(encoded)):
-            write_whole(folder / name, encoded)
+        with convert_write_errors(MediaError, name, folder, len(encoded)):
+            write_atomically(folder / name, encoded)
 
 
 def pictures_folder(folder: Path) -> Path:

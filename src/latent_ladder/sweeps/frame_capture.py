@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_ladder.media.contact_sheet import cell_size, resized
+from latent_ladder.media.contact_sheet import cell_size, resize_frames
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import VideoSpec, write_video
-from latent_ladder.storage.atomic_write import part_path, write_whole
+from latent_ladder.storage.atomic_write import part_path, write_atomically
 
 WHOLE_FRAMES = 5
 QUALITY = 92
@@ -43,7 +43,7 @@ class FrameCapture:
                     self._whole.append(webp(frame))
                 self._at += 1
             self._small.append(
-                resized(chunk, cell_size(width, height, min(SMALL_PX, max(width, height))))
+                resize_frames(chunk, cell_size(width, height, min(SMALL_PX, max(width, height))))
             )
             yield chunk
 
@@ -52,7 +52,7 @@ class FrameCapture:
         names = []
         for index, data in zip(self.indices, self._whole, strict=False):
             names.append(f"{key}-{index:05d}.webp")
-            write_whole(folder / names[-1], data)
+            write_atomically(folder / names[-1], data)
         height, width = self._small[0].shape[1:3]
         spec = VideoSpec((width, height), fps, EncoderSettings(crf=SMALL_CRF))
         write_video(folder / f"{key}.mp4", self._small, spec, overwrite=True)

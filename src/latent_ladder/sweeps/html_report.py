@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 
 from latent_ladder.errors import MediaError
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.sweeps.axes import short_path
 from latent_ladder.sweeps.export import PAGE, pictures_folder
 from latent_ladder.sweeps.point_results import SHOWN, PointResult
@@ -58,8 +58,8 @@ class Report:
 def write_page(report: Report) -> Path:
     """Write the page. Raises :class:`MediaError`."""
     data = html(report).encode()
-    with writing(MediaError, PAGE, report.folder, len(data)):
-        write_whole(report.folder / PAGE, data)
+    with convert_write_errors(MediaError, PAGE, report.folder, len(data)):
+        write_atomically(report.folder / PAGE, data)
     return report.folder / PAGE
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import MediaError
-from latent_ladder.storage.atomic_write import write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 
 SHOWN: Mapping[str, tuple[str, str, str]] = {
     "motion_kept": ("motion kept", "", "1: moves exactly as the draft; 0: no common motion"),
@@ -72,9 +72,9 @@ class PointResult:
 def save_result(folder: Path, result: PointResult) -> None:
     """Write ``folder/KEY.json`` whole. Raises :class:`MediaError`."""
     data = json.dumps(result.to_dict(), ensure_ascii=False, indent=1).encode()
-    with writing(MediaError, f"result {result.key}", folder, len(data)):
+    with convert_write_errors(MediaError, f"result {result.key}", folder, len(data)):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{result.key}.json", data)
+        write_atomically(folder / f"{result.key}.json", data)
 
 
 def load_result(folder: Path, key: str) -> PointResult | None:

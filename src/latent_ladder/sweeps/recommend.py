@@ -1,8 +1,8 @@
 """Recommendation of a point of a sweep with its reason, or the statement that there is none.
 
-The rule is explained in docs/sweeps.md: the most detail among the points that keep the motion and
-do not flicker. Points that differ only in seeds count as one setting; the spread between them is
-the noise, and smaller differences between settings are ignored.
+The rule (docs/guide/sweeps.md): the most detail among the points that keep the motion and do not
+flicker. Points that differ only in seeds count as one setting; the spread between them is the
+noise, and smaller differences between settings are ignored.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from latent_ladder.errors import Cancelled, LadderError, MediaError, StoreError
 from latent_ladder.memory.planner import MemoryPlan
-from latent_ladder.metrics.measure import compare_clips, finished, single
+from latent_ladder.metrics.measure import collect_metrics, compare_clips, iterate_frames
 from latent_ladder.metrics.video import ClipMeter
 from latent_ladder.pipeline.events import PointDone, PointStarted
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan
 from latent_ladder.pipeline.preparation import fit_memory
 from latent_ladder.pipeline.run_options import RunOptions
 from latent_ladder.pipeline.run_session import RunSession
-from latent_ladder.storage.atomic_write import writing
+from latent_ladder.storage.atomic_write import convert_write_errors
 from latent_ladder.storage.run_records import DraftRecord, StageRecord
 from latent_ladder.sweeps.frame_capture import FrameCapture, Spool
 from latent_ladder.sweeps.point_results import PointResult, load_result, save_result
@@ -56,7 +56,7 @@ def run_sweep(sweep: Sweep, options: RunOptions, folder: Path) -> SweepResult:
     A point that fails is recorded as failed and the others go on. Raises :class:`LadderError` for
     a problem that concerns all of them, :class:`Cancelled` when stopped: the same call continues.
     """
-    with writing(MediaError, f"folder {folder}", folder.parent, 0):
+    with convert_write_errors(MediaError, f"folder {folder}", folder.parent, 0):
         (folder / POINTS).mkdir(parents=True, exist_ok=True)
     for warning in sweep.prepared.warnings:
         options.on_event(warning)
@@ -228,7 +228,7 @@ class SweepRun:
             names, clip = capture.save(self._folder, point.key, request.fps)
             return PointResult(
                 point.key, point.number, point.settings, point.sets,
-                metrics=finished(meter, fps, None).to_dict(), comparison=against,
+                metrics=collect_metrics(meter, fps, None).to_dict(), comparison=against,
                 size=capture.size, frames=names, shown=capture.indices, clip=clip,
             )  # fmt: skip
 
@@ -268,7 +268,7 @@ class SweepRun:
                 pass
             names, clip = capture.save(self._folder, stage.key, resolution.fps)
             return PointResult(
-                stage.key, metrics=finished(meter, fps, None).to_dict(),
+                stage.key, metrics=collect_metrics(meter, fps, None).to_dict(),
                 size=capture.size, frames=names, shown=capture.indices, clip=clip,
             )  # fmt: skip
 
@@ -327,6 +327,6 @@ def _until(stages: Sequence[PlannedStage], last: PlannedStage) -> Iterator[Plann
 def _meter(meter: ClipMeter, chunks: Iterator[NDArray[Any]]) -> Iterator[NDArray[np.uint8]]:
     """The chunks unchanged; each frame is measured first."""
     for chunk in chunks:
-        for frame in single([chunk]):
+        for frame in iterate_frames([chunk]):
             meter.add(frame)
         yield chunk

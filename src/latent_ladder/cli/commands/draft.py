@@ -134,7 +134,7 @@ def refine(
 ) -> None:
     """Go on with chosen drafts (or clips) from their stage 1 to finished clips."""
     from latent_ladder.drafts.selection import choose, output_names
-    from latent_ladder.media.video_writer import check_output
+    from latent_ladder.media.video_writer import check_video_path
     from latent_ladder.pipeline.run import execute
 
     opened = open_store(store)
@@ -143,7 +143,7 @@ def refine(
     ready = [_prepare(one, opened, memory, sets or (), audio, folders) for one in chosen]
     for path in paths:
         if path == output or path.parent.is_dir():  # a folder for several is made when needed
-            check_output(path, overwrite)
+            check_video_path(path, overwrite)
     results: list[Result] = []
     for prepared, path in zip(ready, paths, strict=True):
         if path != output:

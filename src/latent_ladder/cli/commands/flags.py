@@ -282,9 +282,9 @@ class InputFlags:
             return _frames_of(found.duration_s + extra, self.video, fields)
         if self.audio_in is None:
             return {}
-        from latent_ladder.media.audio_input import check_sound
+        from latent_ladder.media.audio_input import check_audio
 
-        return _frames_of(check_sound(self.audio_in).duration_s, self.audio_in, fields)
+        return _frames_of(check_audio(self.audio_in).duration_s, self.audio_in, fields)
 
 
 @dataclass(frozen=True)

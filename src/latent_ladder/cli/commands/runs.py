@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``runs list``, ``show``, ``verify`` and ``prune``."""
+    """Add ``runs list``, ``find``, ``verify`` and ``prune``."""
     runs = typer.Typer(help="Look after the runs and artefacts in the store.", no_args_is_help=True)
     runs.command("list")(runs_list)
     runs.command("show")(runs_show)
@@ -43,7 +43,7 @@ def runs_list(store: StoreFolder = None, as_json: Json = False) -> None:
 
 def runs_show(run: str, store: StoreFolder = None, as_json: Json = False) -> None:
     """Show one run (an id, its beginning, or `last`)."""
-    record = open_store(store).runs.show(run)
+    record = open_store(store).runs.find(run)
     if as_json:
         print(json.dumps(asdict(record), indent=2, ensure_ascii=False))
         return

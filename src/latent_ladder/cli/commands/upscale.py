@@ -28,7 +28,7 @@ from latent_ladder.cli.commands.run_progress import print_result, resume_command
 from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
-    from latent_ladder.media.video_input import Footage
+    from latent_ladder.media.video_input import InputVideo
     from latent_ladder.pipeline.run import Prepared
 
 UNSAID = "a video, sharp and rich in detail"
@@ -119,7 +119,7 @@ def sound(
     _carry_out(prepared, path, device, overwrite, quiet, as_json)
 
 
-def upscale_fields(clip: Path, found: Footage, by: float) -> dict[str, Any]:
+def upscale_fields(clip: Path, found: InputVideo, by: float) -> dict[str, Any]:
     """The fields of a request that enlarges a video. Raises :class:`RequestError`."""
     from latent_ladder.latents import shapes
 
@@ -134,7 +134,7 @@ def upscale_fields(clip: Path, found: Footage, by: float) -> dict[str, Any]:
         "fps": shapes.format_fps(fps),
         "upsample_by": by,
         "video": {"file": str(clip), "mode": "v2v", "denoise": 0.0},
-        **({"audio_in": str(clip)} if found.has_sound else {"audio": "none"}),
+        **({"audio_in": str(clip)} if found.has_audio else {"audio": "none"}),
     }
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from latent_ladder.comfyui.constant_folding import PLAIN
+from latent_ladder.comfyui.constant_folding import FOLDABLE_NODES
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import WorkflowError
 
-RUN_IT = "run the graph as it is: ladder workflow run"
+RUN_HINT = "run the graph as it is: ladder workflow run"
 """What to do with a graph that is no request."""
 
 
-class Lost(NamedTuple):
+class Loss(NamedTuple):
     """Something a graph says that a request cannot, by the node that says it."""
 
     node: str
@@ -29,25 +29,25 @@ class Lost(NamedTuple):
         return f"node {self.node} ({self.what}): {self.message}"
 
 
-class Trail:
+class GraphWalker:
     """One walk through a graph."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.lost: list[Lost] = []
-        self.met: set[str] = set()
+        self.losses: list[Loss] = []
+        self.visited: set[str] = set()
 
-    def lose(self, node: Node, message: str) -> None:
+    def report_loss(self, node: Node, message: str) -> None:
         """Note what cannot be carried; said once."""
         named = node.title if node.title not in ("", node.class_type) else ""
         shown = f'{node.class_type} "{named}"' if named else node.class_type
-        lost = Lost(node.id, shown, message)
-        if lost not in self.lost:
-            self.lost.append(lost)
+        lost = Loss(node.id, shown, message)
+        if lost not in self.losses:
+            self.losses.append(lost)
 
     def node(self, name: str) -> Node:
         """The node ``name``, remembered as met."""
-        self.met.add(name)
+        self.visited.add(name)
         return self.graph.nodes[name]
 
     def source(self, node: Node, name: str) -> tuple[Node, int] | None:
@@ -58,7 +58,7 @@ class Trail:
         value = node.inputs.get(name)
         return self._resolve(value) if isinstance(value, Link) else None
 
-    def needed(self, node: Node, name: str) -> tuple[Node, int]:
+    def required_source(self, node: Node, name: str) -> tuple[Node, int]:
         """As :meth:`source`. Raises :class:`WorkflowError` if there is nothing."""
         found = self.source(node, name)
         if found is None:
@@ -75,7 +75,7 @@ class Trail:
             if not isinstance(following, Link):
                 return None
             link = following
-        raise self.graph.nodes[link.node].error("its switches lead in a circle", RUN_IT)
+        raise self.graph.nodes[link.node].error("its switches lead in a circle", RUN_HINT)
 
     # -- values -------------------------------------------------------------------------------
 
@@ -84,14 +84,14 @@ class Trail:
 
         Raises :class:`WorkflowError` where only a run can tell.
         """
-        given = node.inputs.get(name, _default(node, name, default))
+        given = node.inputs.get(name, _default_value(node, name, default))
         return self._of_link(given) if isinstance(given, Link) else given
 
     def number(self, node: Node, name: str) -> float:
         """A value that must be a number."""
         return float(self._numeric(node, name))
 
-    def whole(self, node: Node, name: str) -> int:
+    def integer(self, node: Node, name: str) -> int:
         """A value that must be a whole number; a seed keeps all of its digits."""
         return int(self._numeric(node, name))
 
@@ -113,18 +113,18 @@ class Trail:
         if source is None:
             return None
         node, slot = source
-        known = VALUES.get(node.class_type)
+        known = VALUE_NODES.get(node.class_type)
         if known is None:
-            raise node.error("gives a value that only a run can tell", RUN_IT)
+            raise node.error("gives a value that only a run can tell", RUN_HINT)
         return known(self, node, slot)
 
 
-def _default(node: Node, name: str, default: Value) -> Value:
+def _default_value(node: Node, name: str, default: Value) -> Value:
     if default is not None:
         return default
     row = NODE_TYPES.get(node.class_type)
     values = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
-    for one in row.shown(values) if row is not None else ():
+    for one in row.visible_inputs(values) if row is not None else ():
         if one.name == name:
             return one.default
     return None
@@ -133,54 +133,60 @@ def _default(node: Node, name: str, default: Value) -> Value:
 # -- nodes that compute values --------------------------------------------------------------------
 
 
-def _plain(trail: Trail, node: Node, slot: int) -> Any:
+def _folded_value(walker: GraphWalker, node: Node, slot: int) -> Any:
     kind = NODE_TYPES[node.class_type]
     names = {**dict.fromkeys(node.inputs), **{i.name: None for i in kind.inputs if i.is_widget}}
     try:
-        return PLAIN[node.class_type]({name: trail.value(node, name) for name in names})[slot]
+        return FOLDABLE_NODES[node.class_type]({name: walker.value(node, name) for name in names})[
+            slot
+        ]
     except (WorkflowError, ValueError, TypeError, OverflowError, IndexError) as error:
-        raise node.error(f"has no value: {error}", RUN_IT) from error
+        raise node.error(f"has no value: {error}", RUN_HINT) from error
 
 
-def _enhanced(trail: Trail, node: Node, _: int) -> Any:
-    trail.lose(node, "rewrites the prompt with a language model; the prompt is taken as it is")
-    trail.met.update(trail.graph.before([node.id]))  # its model and its LoRA are of no use then
-    return trail.text(node, "prompt")
+def _enhanced_prompt(walker: GraphWalker, node: Node, _: int) -> Any:
+    walker.report_loss(
+        node, "rewrites the prompt with a language model; the prompt is taken as it is"
+    )
+    walker.visited.update(
+        walker.graph.dependency_order([node.id])
+    )  # its model and its LoRA are of no use then
+    return walker.text(node, "prompt")
 
 
-def _image_size(trail: Trail, node: Node, slot: int) -> int:
-    size = picture_size(trail, node, "image")
+def _image_size(walker: GraphWalker, node: Node, slot: int) -> int:
+    size = image_size(walker, node, "image")
     if size is None or slot > 1:
-        raise node.error("asks for the size of a picture that only a run can tell", RUN_IT)
+        raise node.error("asks for the size of a picture that only a run can tell", RUN_HINT)
     return size[slot]
 
 
-VALUES: Mapping[str, Callable[[Trail, Node, int], Any]] = {
-    **{name: _plain for name in PLAIN if name != "ComfySwitchNode"},
-    "TextGenerateLTX2Prompt": _enhanced,
+VALUE_NODES: Mapping[str, Callable[[GraphWalker, Node, int], Any]] = {
+    **{name: _folded_value for name in FOLDABLE_NODES if name != "ComfySwitchNode"},
+    "TextGenerateLTX2Prompt": _enhanced_prompt,
     "GetImageSize": _image_size,
 }
 """Nodes whose outputs follow from their inputs alone."""
 
 
-def picture_size(trail: Trail, node: Node, name: str) -> tuple[int, int] | None:
+def image_size(walker: GraphWalker, node: Node, name: str) -> tuple[int, int] | None:
     """(width, height) of the pictures at an input, where the graph alone decides it."""
-    source = trail.source(node, name)
+    source = walker.source(node, name)
     if source is None:
         return None
     behind, _ = source
     if behind.class_type in ("EmptyImage", "ImageScale"):
-        return trail.whole(behind, "width"), trail.whole(behind, "height")
+        return walker.integer(behind, "width"), walker.integer(behind, "height")
     if behind.class_type == "ResizeImageMaskNode" and (
-        trail.text(behind, "resize_type") == "scale dimensions"
+        walker.text(behind, "resize_type") == "scale dimensions"
     ):
         return (
-            trail.whole(behind, "resize_type.width"),
-            trail.whole(behind, "resize_type.height"),
+            walker.integer(behind, "resize_type.width"),
+            walker.integer(behind, "resize_type.height"),
         )
     return None
 
 
-def does_not_fit(node: Node, why: str) -> WorkflowError:
+def unsupported_node(node: Node, why: str) -> WorkflowError:
     """The error for a node that no request can say; names the node and what to do instead."""
-    return node.error(f"{why}, so the graph is no request", RUN_IT)
+    return node.error(f"{why}, so the graph is no request", RUN_HINT)

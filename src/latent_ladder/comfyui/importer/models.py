@@ -8,9 +8,9 @@ from typing import Any
 
 from latent_ladder.checkpoints.catalog import FILES, Upsampling
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.importer.graph_walker import Trail, does_not_fit
-from latent_ladder.comfyui.importer.output import Shown
-from latent_ladder.comfyui.importer.stages import Climb, read_prompt
+from latent_ladder.comfyui.importer.graph_walker import GraphWalker, unsupported_node
+from latent_ladder.comfyui.importer.output import SavedOutput
+from latent_ladder.comfyui.importer.stages import StageChain, find_prompt
 
 _TRANSFORMERS = {"ckpt_name": "checkpoint", "unet_name": "transformer"}
 _ENCODERS = {
@@ -19,57 +19,59 @@ _ENCODERS = {
 }  # fmt: skip
 
 
-def model_fields(trail: Trail, climbed: Climb, shown: Shown) -> dict[str, Any]:
+def model_fields(
+    walker: GraphWalker, chain: StageChain, saved_output: SavedOutput
+) -> dict[str, Any]:
     """The names of the model files, by the field of a request's ``models``."""
-    chains = [stage.sampling.model for stage in climbed.sampled]
+    chains = [stage.sampling.model for stage in chain.sampled]
     loaders = {chain.loader.id: chain.loader for chain in chains}
     if len(loaders) > 1:
-        raise does_not_fit([*loaders.values()][-1], "loads another transformer")
+        raise unsupported_node([*loaders.values()][-1], "loads another transformer")
     (loader,) = loaders.values()
-    found = _names(trail, loader, _TRANSFORMERS)
+    found = _file_names(walker, loader, _TRANSFORMERS)
     if not found:
-        raise does_not_fit(loader, "loads the transformer in another way")
-    encoder = read_prompt(trail, climbed.sampled[0].sampling.positive).encoder
-    clip, _ = trail.needed(encoder, "clip")
+        raise unsupported_node(loader, "loads the transformer in another way")
+    encoder = find_prompt(walker, chain.sampled[0].sampling.positive).encoder
+    clip, _ = walker.required_source(encoder, "clip")
     while "clip" in clip.inputs:
-        trail.lose(clip, "puts a LoRA on the text encoder")
-        clip, _ = trail.needed(clip, "clip")
-    found |= _names(trail, clip, _ENCODERS)
-    decoder_vae = trail.source(shown.decoder, "vae")
+        walker.report_loss(clip, "puts a LoRA on the text encoder")
+        clip, _ = walker.required_source(clip, "clip")
+    found |= _file_names(walker, clip, _ENCODERS)
+    decoder_vae = walker.source(saved_output.decoder, "vae")
     while decoder_vae is not None and "vae" in decoder_vae[0].inputs:
-        trail.lose(decoder_vae[0], "changes the decoder, which no request can ask for")
-        decoder_vae = trail.source(decoder_vae[0], "vae")
+        walker.report_loss(decoder_vae[0], "changes the decoder, which no request can ask for")
+        decoder_vae = walker.source(decoder_vae[0], "vae")
     if decoder_vae is not None and decoder_vae[0].id != loader.id:
-        found |= _names(trail, decoder_vae[0], {"vae_name": "video_vae"})
-    audio_vae = _audio_vae(trail, shown)
+        found |= _file_names(walker, decoder_vae[0], {"vae_name": "video_vae"})
+    audio_vae = _find_audio_vae(walker, saved_output)
     if audio_vae is not None:
-        named = _names(trail, audio_vae, {"ckpt_name": "audio_vae", "vae_name": "audio_vae"})
+        named = _file_names(walker, audio_vae, {"ckpt_name": "audio_vae", "vae_name": "audio_vae"})
         if named.get("audio_vae") != found.get("checkpoint"):
             found |= named
-    lora = _distilled_lora(climbed)
+    lora = _find_distilled_lora(chain)
     return found | ({} if lora is None else {"distilled_lora": lora})
 
 
-def _audio_vae(trail: Trail, shown: Shown) -> Node | None:
+def _find_audio_vae(walker: GraphWalker, saved_output: SavedOutput) -> Node | None:
     """The node that loads the VAE of the sound, from wherever it is used."""
-    sound = shown.sound
+    sound = saved_output.sound
     if sound is None:
         return None
     for name in ("audio_vae", "vae"):
-        found = trail.source(sound[0], name)
+        found = walker.source(sound[0], name)
         if found is not None:
             return found[0]
     return None
 
 
-def _distilled_lora(climbed: Climb) -> str | None:
+def _find_distilled_lora(chain: StageChain) -> str | None:
     """The first LoRA that is a distilled one by its name."""
-    names = [str(lora["name"]) for stage in climbed.sampled for lora in stage.sampling.model.loras]
+    names = [str(lora["name"]) for stage in chain.sampled for lora in stage.sampling.model.loras]
     return next((name for name in names if is_distilled_lora(name)), None)
 
 
-def _names(trail: Trail, node: Node, fields: dict[str, str]) -> dict[str, Any]:
-    return {field: trail.text(node, name) for name, field in fields.items() if name in node.inputs}
+def _file_names(walker: GraphWalker, node: Node, fields: dict[str, str]) -> dict[str, Any]:
+    return {field: walker.text(node, name) for name, field in fields.items() if name in node.inputs}
 
 
 def is_distilled_lora(name: str) -> bool:
@@ -78,13 +80,13 @@ def is_distilled_lora(name: str) -> bool:
     return "distilled" in words and "lora" in words
 
 
-def with_role(lora: dict[str, Any], distilled: str | None) -> dict[str, Any]:
+def with_distilled_role(lora: dict[str, Any], distilled: str | None) -> dict[str, Any]:
     if lora["name"] != distilled:
         return lora
     return {"role": "distilled", "strength": lora["strength"]}
 
 
-def upsampling_of(file: str) -> Upsampling | None:
+def upsampling_from_name(file: str) -> Upsampling | None:
     """What a latent upsampler does, by the name of its file; ``None`` if it does not say."""
     name = file.replace("\\", "/").rpartition("/")[2]
     published = next((f.upsampling for f in FILES if f.name == name and f.upsampling), None)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.engine import Engine
 from latent_ladder.comfyui.runtime.values import Images, Latent, Value, VideoVaeFile
 from latent_ladder.latents.comfyui_tiling import Tiling, even, even_size, faded, feathered, whole
@@ -29,7 +29,7 @@ FALLBACK_PX = (512, 256, 128)
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodedClip:
     """A clip that is decoded each time it is gone through."""
 
     engine: Engine
@@ -81,35 +81,35 @@ class Decoding:
         def tiling(grid: Sequence[int]) -> Tiling:
             return faded(grid, feathered(grid, (grid[0], side), (0, overlap)), 8, 1)
 
-        return Decoding(
+        return DecodedClip(
             self.engine, self.vae, self.latents, tiling, others, self.drop_last
         ).images()
 
 
-def _decoding(ask: Ask, name: str, tiling: MakeTiling, fix_last: bool = False) -> list[Value]:
-    latent = _video(ask, name)
+def _decode(ctx: NodeContext, name: str, tiling: MakeTiling, fix_last: bool = False) -> list[Value]:
+    latent = _video(ctx, name)
     drop = 0
     if fix_last:
         latent, drop = torch.cat([latent, latent[:, :, -1:]], dim=2), FRAMES_PER_LATENT
-    vae = _video_vae(ask)
-    made = Decoding(ask.engine, vae, latent, tiling, drop_last=drop)
+    vae = _video_vae(ctx)
+    made = DecodedClip(ctx.engine, vae, latent, tiling, drop_last=drop)
     return [made.images()]
 
 
-def _video_vae(ask: Ask) -> VideoVaeFile:
-    return ask.get("vae", VideoVaeFile)
+def _video_vae(ctx: NodeContext) -> VideoVaeFile:
+    return ctx.get("vae", VideoVaeFile)
 
 
-def _video(ask: Ask, name: str) -> Tensor:
+def _video(ctx: NodeContext, name: str) -> Tensor:
     """The video of a latent; of an audio-video latent it is the first stream."""
-    latent = ask.get(name, Latent)
+    latent = ctx.get(name, Latent)
     if latent.video is None:
-        raise ask.error(
+        raise ctx.error(
             f"{name} is a latent of sound", "connect the video output of LTXVSeparateAVLatent"
         )
-    channels = ask.get("vae", VideoVaeFile).component.shape("per_channel_statistics.mean-of-means")
+    channels = ctx.get("vae", VideoVaeFile).component.shape("per_channel_statistics.mean-of-means")
     if latent.video.shape[1] != channels[0]:
-        raise ask.error(
+        raise ctx.error(
             f"{name} has {latent.video.shape[1]} channels, the VAE {channels[0]}",
             "use the VAE that belongs to the checkpoint",
         )
@@ -119,15 +119,15 @@ def _video(ask: Ask, name: str) -> Tensor:
 # --- decoding -----------------------------------------------------------------------------------
 
 
-def decode(ask: Ask) -> list[Value]:
+def decode(ctx: NodeContext) -> list[Value]:
     """``VAEDecode``: whole, which is exact."""
-    return _decoding(ask, "samples", whole)
+    return _decode(ctx, "samples", whole)
 
 
-def decode_tiled(ask: Ask) -> list[Value]:
+def decode_tiled(ctx: NodeContext) -> list[Value]:
     """``VAEDecodeTiled``: sizes in pixels and frames, cut to latents as ComfyUI does."""
-    tile, overlap = ask.whole("tile_size"), ask.whole("overlap")
-    span, shared = ask.whole("temporal_size"), ask.whole("temporal_overlap")
+    tile, overlap = ctx.integer("tile_size"), ctx.integer("overlap")
+    span, shared = ctx.integer("temporal_size"), ctx.integer("temporal_overlap")
     if tile < overlap * 4:
         overlap = tile // 4
     if span < shared * 2:
@@ -139,21 +139,23 @@ def decode_tiled(ask: Ask) -> list[Value]:
     def tiling(grid: Sequence[int]) -> Tiling:
         return feathered(grid, *sizes)
 
-    return _decoding(ask, "samples", tiling)
+    return _decode(ctx, "samples", tiling)
 
 
-def _ltx_tiling(ask: Ask) -> MakeTiling:
-    across, down = ask.whole("horizontal_tiles"), ask.whole("vertical_tiles")
-    overlap = ask.whole("overlap")
-    return lambda grid: _even(ask, grid, (down, across), overlap)
+def _ltx_tiling(ctx: NodeContext) -> MakeTiling:
+    across, down = ctx.integer("horizontal_tiles"), ctx.integer("vertical_tiles")
+    overlap = ctx.integer("overlap")
+    return lambda grid: _even_tiling(ctx, grid, (down, across), overlap)
 
 
-def _even(ask: Ask, grid: Sequence[int], tiles: tuple[int, int], overlap: int) -> Tiling:
+def _even_tiling(
+    ctx: NodeContext, grid: Sequence[int], tiles: tuple[int, int], overlap: int
+) -> Tiling:
     """Tiles of the pack's decoder. Raises :class:`WorkflowError` where they would start outside."""
     for side, count in zip(grid[1:], tiles, strict=True):
         size = even_size(side, count, overlap)
         if count > 1 and size < overlap:
-            raise ask.error(
+            raise ctx.error(
                 f"{count} tiles across {side} latents are {size} wide and cannot overlap by "
                 f"{overlap}",
                 "use fewer tiles or less overlap: small clips need no tiles",
@@ -161,38 +163,38 @@ def _even(ask: Ask, grid: Sequence[int], tiles: tuple[int, int], overlap: int) -
     return even(grid, *tiles, overlap)
 
 
-def decode_ltx_tiled(ask: Ask) -> list[Value]:
+def decode_ltx_tiled(ctx: NodeContext) -> list[Value]:
     """``LTXVTiledVAEDecode``."""
-    tiling = _ltx_tiling(ask)
-    return _decoding(ask, "latents", tiling, ask.flag("last_frame_fix"))
+    tiling = _ltx_tiling(ctx)
+    return _decode(ctx, "latents", tiling, ctx.boolean("last_frame_fix"))
 
 
-def decode_spatio_temporal(ask: Ask) -> list[Value]:
+def decode_spatio_temporal(ctx: NodeContext) -> list[Value]:
     """``LTXVSpatioTemporalTiledVAEDecode``."""
-    tiles, overlap = ask.whole("spatial_tiles"), ask.whole("spatial_overlap")
-    length, shared = ask.whole("temporal_tile_length"), ask.whole("temporal_overlap")
+    tiles, overlap = ctx.integer("spatial_tiles"), ctx.integer("spatial_overlap")
+    length, shared = ctx.integer("temporal_tile_length"), ctx.integer("temporal_overlap")
 
     def tiling(grid: Sequence[int]) -> Tiling:
-        return faded(grid, _even(ask, grid, (tiles, tiles), overlap), length, shared)
+        return faded(grid, _even_tiling(ctx, grid, (tiles, tiles), overlap), length, shared)
 
-    fix = ask.flag("last_frame_fix")
-    return _decoding(ask, "latents", tiling, fix)
+    fix = ctx.boolean("last_frame_fix")
+    return _decode(ctx, "latents", tiling, fix)
 
 
 # --- encoding -----------------------------------------------------------------------------------
 
 
-def encoded(ask: Ask, images: Images, vae: VideoVaeFile) -> Tensor:
+def encode_images(ctx: NodeContext, images: Images, vae: VideoVaeFile) -> Tensor:
     """Normalised latents (1, C, F, H, W) of pictures whose sides are multiples of 32, on the CPU.
 
     Frames after the last full group (8k + 1) are left out. Goes through the pictures once; memory
     is that of a few frames, so ComfyUI's tiles of the encoder are not needed and not made.
     """
-    engine = ask.engine
+    engine = ctx.engine
     side = PIXELS_PER_LATENT
     width, height = images.width // side * side, images.height // side * side
     if not width or not height:
-        raise ask.error(
+        raise ctx.error(
             f"pictures of {images.width}x{images.height} are smaller than one latent, 32x32"
         )
     top, left = (images.height - height) // 2, (images.width - width) // 2
@@ -209,7 +211,7 @@ def encoded(ask: Ask, images: Images, vae: VideoVaeFile) -> Tensor:
         )
         return _encode(loaded, pixels)
 
-    return engine.runner.retry_without_transformer(work, ask.warn)
+    return engine.runner.retry_without_transformer(work, ctx.warn)
 
 
 @torch.inference_mode()
@@ -221,25 +223,25 @@ def _encode(vae: VideoVae, pixels: Iterator[Tensor]) -> Tensor:
     return vae.normalise(latents).float().cpu()
 
 
-def encode(ask: Ask) -> list[Value]:
+def encode(ctx: NodeContext) -> list[Value]:
     """``VAEEncode`` and ``VAEEncodeTiled``: the result is exact, whatever the tiles are."""
-    return [Latent(video=encoded(ask, ask.get("pixels", Images), _video_vae(ask)))]
+    return [Latent(video=encode_images(ctx, ctx.get("pixels", Images), _video_vae(ctx)))]
 
 
-def decoder_noise(ask: Ask) -> list[Value]:
+def decoder_noise(ctx: NodeContext) -> list[Value]:
     """``Set VAE Decoder Noise``: for decoders with a time step; those of LTX-2 have none."""
-    ask.warn("no_effect", "the decoder of this family takes no time step: nothing changes")
-    return [_video_vae(ask)]
+    ctx.warn("no_effect", "the decoder of this family takes no time step: nothing changes")
+    return [_video_vae(ctx)]
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "VAEDecode": Meaning(decode),
-        "VAEDecodeTiled": Meaning(decode_tiled),
-        "LTXVTiledVAEDecode": Meaning(decode_ltx_tiled),
-        "LTXVSpatioTemporalTiledVAEDecode": Meaning(decode_spatio_temporal),
-        "Set VAE Decoder Noise": Meaning(decoder_noise),
-        "VAEEncode": Meaning(encode, keeps=True),
-        "VAEEncodeTiled": Meaning(encode, keeps=True),
+        "VAEDecode": NodeFunction(decode),
+        "VAEDecodeTiled": NodeFunction(decode_tiled),
+        "LTXVTiledVAEDecode": NodeFunction(decode_ltx_tiled),
+        "LTXVSpatioTemporalTiledVAEDecode": NodeFunction(decode_spatio_temporal),
+        "Set VAE Decoder Noise": NodeFunction(decoder_noise),
+        "VAEEncode": NodeFunction(encode, stored=True),
+        "VAEEncodeTiled": NodeFunction(encode, stored=True),
     }
 )

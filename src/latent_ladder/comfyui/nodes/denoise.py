@@ -17,8 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latent_ladder.comfyui.nodes.model_patches import by_sigma, identified, moved
-from latent_ladder.comfyui.nodes.node_context import Ask
+from latent_ladder.comfyui.nodes.model_patches import (
+    with_statistics,
+    with_terms_by_sigma,
+    with_voice_guidance,
+)
+from latent_ladder.comfyui.nodes.node_context import NodeContext
 from latent_ladder.comfyui.runtime.values import (
     Conditioning,
     Guider,
@@ -43,10 +47,10 @@ from latent_ladder.latents.tokens import (
 )
 from latent_ladder.memory.cost_model import StageCost
 from latent_ladder.memory.planner import OffloadPlan
-from latent_ladder.models.lora.attach import attached
+from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.tokenizer import text_length
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.sampling.denoise import (
@@ -65,7 +69,7 @@ from latent_ladder.sampling.samplers import sampler_spec
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """What a sampling node was given."""
 
     guider: Guider
@@ -76,72 +80,74 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Denoised:
+class DenoisedLatents:
     """The latent at the last sigma, and the last prediction of x0."""
 
     output: Latent
     last: Latent
 
 
-def denoised(ask: Ask, job: Job) -> Denoised:
+def denoise(ctx: NodeContext, job: SamplingJob) -> DenoisedLatents:
     """Carry out a job. Raises :class:`LadderError` for what cannot be sampled."""
     if len(job.sigmas) < 2:
-        ask.warn("no_sigmas", "the schedule is empty, so the latent is passed on as it is")
-        return Denoised(job.latent, job.latent)
-    _check(ask, job)
-    return _Run(ask, job).go()
+        ctx.warn("no_sigmas", "the schedule is empty, so the latent is passed on as it is")
+        return DenoisedLatents(job.latent, job.latent)
+    _check_latent(ctx, job)
+    return _SamplingRun(ctx, job).go()
 
 
-def _check(ask: Ask, job: Job) -> None:
+def _check_latent(ctx: NodeContext, job: SamplingJob) -> None:
     latent, positive = job.latent, job.guider.positive
     for what in (latent.video, latent.audio):
         if what is not None and what.shape[0] != 1:
-            raise ask.error(
+            raise ctx.error(
                 f"the latent is a batch of {what.shape[0]}, expected 1",
                 "set batch_size to 1 and queue the workflow once per clip",
             )
     if latent.video is not None and not job.guider.model.audio_only:
         channels = job.guider.model.transformer.shape("patchify_proj.weight")[1]
         if latent.video.shape[1] != channels:
-            raise ask.error(
+            raise ctx.error(
                 f"the latent has {latent.video.shape[1]} channels, the model takes {channels}",
                 "use the VAE that belongs to the checkpoint",
             )
         if positive.guide_frames >= latent.video.shape[2]:
-            raise ask.error(
+            raise ctx.error(
                 f"the latent has {latent.video.shape[2]} frames and the conditioning "
                 f"{positive.guide_frames} guide frames",
                 "connect the latent of the last guide node, or LTXVCropGuides before this one",
             )
 
 
-class _Run:
+class _SamplingRun:
     """A job with everything worked out that does not need the transformer."""
 
-    def __init__(self, ask: Ask, job: Job) -> None:
-        self._ask, self._job = ask, job
+    def __init__(self, ctx: NodeContext, job: SamplingJob) -> None:
+        self._ctx, self._job = ctx, job
         self._model: Model = job.guider.model
-        self._device = ask.engine.runtime.device
+        self._device = ctx.engine.runtime.device
         self._force = SAMPLER_FACTS[job.sampler.name].needs_uncond or job.guider.always_uncond
-        self._video = _guidance(job.guider.video, self._model)
-        self._audio = _guidance(job.guider.audio, self._model)
-        self._kept = _kept_tokens(job.guider.positive, job.latent)
+        self._video = _stream_guidance(job.guider.video, self._model)
+        self._audio = _stream_guidance(job.guider.audio, self._model)
+        self._kept = _kept_token_indices(job.guider.positive, job.latent)
 
-    def go(self) -> Denoised:
+    def go(self) -> DenoisedLatents:
         contexts = self._contexts()
-        engine, clip = self._ask.engine, self._job.guider.positive.clip
+        engine, clip = self._ctx.engine, self._job.guider.positive.clip
         sizes = engine.sizes(self._model, text_length(clip.text_encoder))
 
-        def work(transformer: Transformer, offload_plan: OffloadPlan) -> Denoised:
+        def work(transformer: Transformer, offload_plan: OffloadPlan) -> DenoisedLatents:
             loras = list(self._model.loras)
-            resident = engine.runner.resident_blocks(transformer, offload_plan)
-            with attached(transformer, loras) as report, resident:
+            with (
+                temporary_loras(transformer, loras) as report,
+                engine.runner.resident_blocks(transformer, offload_plan),
+            ):
                 for match in report.matches:
-                    if match.misses:
-                        self._ask.warn("lora_misses", str(match))
+                    if match.unmatched:
+                        self._ctx.warn("lora_misses", str(match))
                 return self._sampled(transformer, offload_plan, contexts)
 
-        return engine.with_transformer(self._model, self._cost(), sizes, work, self._ask.warn)
+        return engine.with_transformer(self._model, self._cost(), sizes, work, self._ctx.warn)
 
     # -- what it needs ------------------------------------------------------------------------
 
@@ -154,8 +160,8 @@ class _Run:
             None if job.latent.audio is None else self._audio,
         )
         each = [passes_needed(*streams, sigma, self._force) for sigma in job.sigmas[:-1]]
-        for _, terms in job.guider.by_sigma:
-            row = _guidance(terms, self._model)
+        for _, terms in job.guider.terms_by_sigma:
+            row = _stream_guidance(terms, self._model)
             each += [passes_needed(row, row, sigma, self._force) for sigma in job.sigmas[:-1]]
         found = {p for passes in each for p in passes}
         return tuple(p for p in Pass if p in found)
@@ -165,12 +171,12 @@ class _Run:
         texts = [guider.positive]
         if Pass.UNCOND in self._passes():
             if guider.negative is None:
-                raise self._ask.error(
+                raise self._ctx.error(
                     f"{self._job.sampler.name} needs a negative prompt, the guider has none",
                     "use CFGGuider",
                 )
             texts.append(guider.negative)
-        return self._ask.engine.contexts(texts, self._model.transformer)
+        return self._ctx.engine.contexts(texts, self._model.transformer)
 
     def _cost(self) -> StageCost:
         job, latent = self._job, self._job.latent
@@ -181,7 +187,7 @@ class _Run:
         resolution = Resolution(w * side, h * side, pixel_frames(f), fps, sound)
         passes = len(self._passes())
         return StageCost(
-            f"node {self._ask.node.id}",
+            f"node {self._ctx.node.id}",
             "base",
             resolution,
             steps=len(job.sigmas) - 1,
@@ -195,7 +201,7 @@ class _Run:
 
     def _sampled(
         self, transformer: Transformer, offload_plan: OffloadPlan, contexts: Sequence[Context]
-    ) -> Denoised:
+    ) -> DenoisedLatents:
         job = self._job
         video, audio = self._states()
         packing = Packing.of(video, audio)
@@ -204,15 +210,17 @@ class _Run:
 
         def after(step: int, _: Tensor, predicted: Tensor) -> None:
             last[:] = [predicted]
-            self._ask.progress(step + 1, steps)
+            self._ctx.progress(step + 1, steps)
             if video is not None:
-                self._ask.look(self._model.transformer, partial(self._seen, packing, predicted))
-            self._ask.check_cancelled()
+                self._ctx.show_preview(
+                    self._model.transformer, partial(self._seen, packing, predicted)
+                )
+            self._ctx.check_cancelled()
 
         def denoiser(video_terms: Guidance, audio_terms: Guidance, *, voice: bool) -> Denoiser:
             sound = None if audio is None else self._audio_run(audio, contexts, audio_terms)
             if sound is not None and not voice:
-                sound = _without(sound, self._voice_tokens)
+                sound = _drop_last_tokens(sound, self._voice_tokens)
             return Denoiser(
                 transformer,
                 None if video is None else self._video_run(video, contexts, video_terms),
@@ -223,16 +231,21 @@ class _Run:
 
         model: Predict = denoiser(self._video, self._audio, voice=True)
         guider = job.guider
-        if guider.by_sigma:
-            rows = [(sigma, _guidance(terms, self._model)) for sigma, terms in guider.by_sigma]
-            model = by_sigma([(s, denoiser(g, g, voice=True)) for s, g in rows], guider.zero_above)
+        if guider.terms_by_sigma:
+            rows = [
+                (sigma, _stream_guidance(terms, self._model))
+                for sigma, terms in guider.terms_by_sigma
+            ]
+            model = with_terms_by_sigma(
+                [(s, denoiser(g, g, voice=True)) for s, g in rows], guider.zero_above_sigma
+            )
         if self._model.identity is not None and self._voice_tokens:
             plain = denoiser(Guidance(), Guidance(), voice=True)
             bare = denoiser(Guidance(), Guidance(), voice=False)
-            model = identified(model, plain, bare, packing, self._model.identity)
+            model = with_voice_guidance(model, plain, bare, packing, self._model.identity)
         if self._model.adain is not None and video is not None and self._kept is None:
-            shape = _grid(job.latent)
-            model = moved(model, packing, self._model.adain, shape)
+            shape = _grid_shape(job.latent)
+            model = with_statistics(model, packing, self._model.adain, shape)
         plan = SamplingPlan(job.sigmas, job.sampler.name, job.sampler.options, "comfyui")
         tokens = sample(model, video, audio, self._noises(), plan, after)
         output = self._latent(*tokens)
@@ -243,7 +256,7 @@ class _Run:
                 video=None if output.video is None else output.video / scale,
                 audio=None if output.audio is None else output.audio / scale,
             )
-        return Denoised(output, self._latent(*packing.unpack(last[0])))
+        return DenoisedLatents(output, self._latent(*packing.unpack(last[0])))
 
     def _states(self) -> tuple[LatentState | None, LatentState | None]:
         latent, device = self._job.latent, self._device
@@ -251,13 +264,13 @@ class _Run:
         if latent.video is not None and not self._model.audio_only:
             mask = self._only_kept(video_to_tokens(latent.full_video_mask().to(device)))
             tokens = video_to_tokens(latent.video.to(device).float())
-            video = _state(self._only_kept(tokens), mask)
+            video = _latent_state(self._only_kept(tokens), mask)
         if latent.audio is not None:
             tokens = audio_to_tokens(latent.audio.to(device).float())
-            audio = _state(tokens, _audio_mask(latent, tokens))
+            audio = _latent_state(tokens, _audio_mask(latent, tokens))
             voice = self._job.guider.positive.reference_audio
             if voice is not None:
-                audio = _with_voice(audio, audio_to_tokens(voice.to(tokens)))
+                audio = _append_voice(audio, audio_to_tokens(voice.to(tokens)))
         return video, audio
 
     @property
@@ -271,29 +284,29 @@ class _Run:
 
     def _video_run(
         self, state: LatentState, contexts: Sequence[Context], terms: Guidance
-    ) -> StreamRun:
-        return StreamRun(
+    ) -> DenoiserStream:
+        return DenoiserStream(
             positions=self._positions().to(self._device),
             positive=contexts[0].video,
             negative=contexts[1].video if len(contexts) > 1 else None,
-            mask=_levels(state),
+            mask=_noise_levels(state),
             guidance=terms,
-            frozen=_frozen(state),
+            frozen=_is_frozen(state),
         )
 
     def _audio_run(
         self, state: LatentState, contexts: Sequence[Context], terms: Guidance
-    ) -> StreamRun:
-        frozen = _frozen(state)
+    ) -> DenoiserStream:
+        frozen = _is_frozen(state)
         length = state.tokens.shape[1] - self._voice_tokens
         places = audio_positions(length)
         if self._voice_tokens:
             places = torch.cat([places, voice_positions(self._voice_tokens)], dim=2)
-        return StreamRun(
+        return DenoiserStream(
             positions=places.to(self._device),
             positive=contexts[0].audio,
             negative=contexts[1].audio if len(contexts) > 1 else None,
-            mask=None if frozen else _levels(state),
+            mask=None if frozen else _noise_levels(state),
             guidance=terms,
             frozen=frozen,
         )
@@ -370,11 +383,11 @@ class _Run:
         return tokens_to_video(tokens, *like.shape[2:])
 
 
-def _state(tokens: Tensor, mask: Tensor) -> LatentState:
+def _latent_state(tokens: Tensor, mask: Tensor) -> LatentState:
     return LatentState(tokens, tokens, mask)
 
 
-def _with_voice(state: LatentState, voice: Tensor) -> LatentState:
+def _append_voice(state: LatentState, voice: Tensor) -> LatentState:
     """The sound with tokens behind it that are never noised."""
     return LatentState(
         torch.cat([state.tokens, voice], dim=1),
@@ -383,7 +396,7 @@ def _with_voice(state: LatentState, voice: Tensor) -> LatentState:
     )
 
 
-def _without(run: StreamRun, last: int) -> StreamRun:
+def _drop_last_tokens(run: DenoiserStream, last: int) -> DenoiserStream:
     """The stream without its last tokens."""
     kept = run.positions.shape[2] - last
     mask = None if run.mask is None else run.mask[:, :kept]
@@ -399,18 +412,18 @@ def voice_positions(count: int) -> Tensor:
     return places - places[0, 0, -1, 1] - 1 / AUDIO_LATENTS_PER_SECOND
 
 
-def _grid(latent: Latent) -> tuple[int, int, int]:
+def _grid_shape(latent: Latent) -> tuple[int, int, int]:
     if latent.video is None:
         raise TypeError("a latent without video")
     f, h, w = latent.video.shape[2:]
     return f, h, w
 
 
-def _levels(state: LatentState) -> Tensor | None:
+def _noise_levels(state: LatentState) -> Tensor | None:
     return state.mask if bool((state.mask < 1).any()) else None
 
 
-def _frozen(state: LatentState) -> bool:
+def _is_frozen(state: LatentState) -> bool:
     """Whether nothing of a stream is generated: its noise level is 0 for the other stream too."""
     return bool((state.mask == 0).all())
 
@@ -426,7 +439,7 @@ def _audio_mask(latent: Latent, tokens: Tensor) -> Tensor:
     return mask.expand(1, 1, length).transpose(1, 2).to(tokens.device)
 
 
-def _kept_tokens(positive: Conditioning, latent: Latent) -> Tensor | None:
+def _kept_token_indices(positive: Conditioning, latent: Latent) -> Tensor | None:
     """Indices of the grid's places that are tokens; ``None``: all."""
     if latent.video is None or all(guide.stride == 1 for guide in positive.guides):
         return None
@@ -442,7 +455,7 @@ def _kept_tokens(positive: Conditioning, latent: Latent) -> Tensor | None:
     return is_token.flatten().nonzero()[:, 0]
 
 
-def _guidance(terms: StreamTerms, model: Model) -> Guidance:
+def _stream_guidance(terms: StreamTerms, model: Model) -> Guidance:
     """A guider's terms, and those that nodes have patched into the model."""
     stg, modality = model.stg, model.modality
     return Guidance(
@@ -453,10 +466,10 @@ def _guidance(terms: StreamTerms, model: Model) -> Guidance:
         stg_blocks=terms.stg_blocks if stg is None else stg.blocks,
         skip_step=terms.skip_step,
         cfg_star=terms.cfg_star,
-        stg_range=_range(stg),
-        modality_range=_range(modality),
+        stg_range=_sigma_range(stg),
+        modality_range=_sigma_range(modality),
     )
 
 
-def _range(patch: Patch | None) -> tuple[float, float] | None:
+def _sigma_range(patch: Patch | None) -> tuple[float, float] | None:
     return None if patch is None else (patch.sigma_low, patch.sigma_high)

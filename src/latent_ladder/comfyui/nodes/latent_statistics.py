@@ -10,15 +10,15 @@ from torch import Tensor
 
 from latent_ladder.comfyui.runtime.values import StepStatistics
 
-QUANTILE_MOST = 2**24
+MAX_QUANTILE_VALUES = 2**24
 """Values that ``torch.quantile`` takes at once."""
 
 
-def adapted(latents: Tensor, to: StepStatistics, factor: float) -> Tensor:
+def apply_statistics(latents: Tensor, to: StepStatistics, factor: float) -> Tensor:
     """Latents (1, C, F, H, W) moved by ``factor`` towards what ``to`` asks for."""
     if to.reference is not None:
         return adain(latents, to.reference.to(latents), factor, per_frame=to.per_frame)
-    return normed(latents, to, factor)
+    return normalise_statistics(latents, to, factor)
 
 
 def adain(latents: Tensor, reference: Tensor, factor: float, *, per_frame: bool) -> Tensor:
@@ -40,14 +40,14 @@ def adain(latents: Tensor, reference: Tensor, factor: float, *, per_frame: bool)
     return torch.lerp(latents, moved, factor)
 
 
-def normed(latents: Tensor, to: StepStatistics, factor: float) -> Tensor:
+def normalise_statistics(latents: Tensor, to: StepStatistics, factor: float) -> Tensor:
     """Each channel gets a mean and a deviation, both measured without its outliers.
 
     ``percentile`` percent of the values count; with ``clip`` the others end at those bounds.
     """
     flat = latents.float().flatten(2)
     tail = (100 - to.percentile) / 200
-    low, high = _bounds(flat, tail)
+    low, high = _quantile_bounds(flat, tail)
     inside = (flat >= low) & (flat <= high)
     count = inside.sum(-1, keepdim=True)
     mean = (flat * inside).sum(-1, keepdim=True) / count.clamp(min=1)
@@ -58,10 +58,10 @@ def normed(latents: Tensor, to: StepStatistics, factor: float) -> Tensor:
     return torch.lerp(latents, moved.reshape(latents.shape).to(latents.dtype), factor)
 
 
-def _bounds(flat: Tensor, tail: float) -> tuple[Tensor, Tensor]:
+def _quantile_bounds(flat: Tensor, tail: float) -> tuple[Tensor, Tensor]:
     """The quantiles ``tail`` and 1 - ``tail`` of each channel of (1, C, N)."""
     ends = torch.tensor([tail, 1 - tail], dtype=flat.dtype, device=flat.device)
-    step = max(1, QUANTILE_MOST // flat.shape[-1])
+    step = max(1, MAX_QUANTILE_VALUES // flat.shape[-1])
     parts = [torch.quantile(part, ends, dim=-1) for part in torch.split(flat, step, dim=1)]
     low, high = torch.cat(parts, dim=-1)
     return low[..., None], high[..., None]

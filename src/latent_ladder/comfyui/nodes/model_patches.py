@@ -8,7 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from latent_ladder.comfyui.nodes.latent_statistics import adapted
+from latent_ladder.comfyui.nodes.latent_statistics import apply_statistics
 from latent_ladder.comfyui.runtime.values import Patch, StepStatistics
 from latent_ladder.latents.tokens import tokens_to_video, video_to_tokens
 from latent_ladder.models.transformer.denoiser import Denoiser
@@ -17,7 +17,7 @@ from latent_ladder.sampling.samplers import Model as Predict
 from latent_ladder.sampling.samplers import Prediction
 
 
-def moved(
+def with_statistics(
     model: Predict, packing: Packing, asked: StepStatistics, grid: tuple[int, int, int]
 ) -> Predict:
     """``model`` with the video of every prediction moved by the factor of its turn, the last for
@@ -30,13 +30,13 @@ def moved(
         factor = asked.factors[min(next(turns), len(asked.factors) - 1)]
         if video is None:
             return found
-        latents = adapted(tokens_to_video(video, *grid), asked, factor)
+        latents = apply_statistics(tokens_to_video(video, *grid), asked, factor)
         return Prediction(packing.pack(video_to_tokens(latents), audio), found.uncond)
 
     return patched
 
 
-def by_sigma(rows: Sequence[tuple[float, Predict]], zero_above: float) -> Predict:
+def with_terms_by_sigma(rows: Sequence[tuple[float, Predict]], zero_above: float) -> Predict:
     """The model of the nearest sigma at or above, the last one below all; zero over a threshold
     (``STGGuiderAdvanced``)."""
 
@@ -50,7 +50,7 @@ def by_sigma(rows: Sequence[tuple[float, Predict]], zero_above: float) -> Predic
     return patched
 
 
-def identified(
+def with_voice_guidance(
     model: Predict, plain: Predict, bare: Denoiser, packing: Packing, patch: Patch
 ) -> Predict:
     """``model`` pushed away from what is predicted without the voice (``LTXVReferenceAudio``).

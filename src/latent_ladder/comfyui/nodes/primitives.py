@@ -6,43 +6,43 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
-from latent_ladder.comfyui.constant_folding import PLAIN
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning, Results
+from latent_ladder.comfyui.constant_folding import FOLDABLE_NODES
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction, NodeResult
 from latent_ladder.comfyui.runtime.values import Conditioning, Images, Latent, Value
 from latent_ladder.errors import WorkflowError
 
 
-def computed(class_type: str, ask: Ask) -> list[Value]:
+def compute_foldable(class_type: str, ctx: NodeContext) -> list[Value]:
     """The outputs of a plain node whose inputs were not known before the graph ran."""
-    values = {name: ask.fetch(name) for name in ask.names}
+    values = {name: ctx.fetch(name) for name in ctx.input_names}
     try:
-        return list(PLAIN[class_type](values))
+        return list(FOLDABLE_NODES[class_type](values))
     except (WorkflowError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise ask.error(str(error)) from error
+        raise ctx.error(str(error)) from error
 
 
-def switch(ask: Ask) -> list[Value]:
+def switch(ctx: NodeContext) -> list[Value]:
     """``ComfySwitchNode``: only the chosen side is computed; the other where it is the only one."""
-    chosen, other = ("on_true", "on_false") if ask.flag("switch") else ("on_false", "on_true")
-    return [ask.fetch(chosen if ask.has(chosen) else other)]
+    chosen, other = ("on_true", "on_false") if ctx.boolean("switch") else ("on_false", "on_true")
+    return [ctx.fetch(chosen if ctx.has(chosen) else other)]
 
 
-def as_written(ask: Ask) -> list[Value]:
+def pass_prompt(ctx: NodeContext) -> list[Value]:
     """``TextGenerateLTX2Prompt``: no language model rewrites the prompt here; it is passed on."""
-    prompt = ask.text("prompt") if ask.has("prompt") else ""
+    prompt = ctx.text("prompt") if ctx.has("prompt") else ""
     if not prompt.strip():
-        raise ask.error(
+        raise ctx.error(
             "there is no prompt to pass on, and none is written here",
             "type a prompt, or switch enhancement off",
         )
-    ask.warn("prompt_as_written", "no language model rewrites prompts here: taken as it is")
+    ctx.warn("prompt_as_written", "no language model rewrites prompts here: taken as it is")
     return [prompt, ""]
 
 
-def preview_any(ask: Ask) -> Results:
+def preview_any(ctx: NodeContext) -> NodeResult:
     """``PreviewAny``: shows a value as text."""
-    found = _as_text(ask.fetch("source"))
-    return Results((found,), {"text": [found]})
+    found = _as_text(ctx.fetch("source"))
+    return NodeResult((found,), {"text": [found]})
 
 
 def _as_text(value: object) -> str:
@@ -58,11 +58,11 @@ def _as_text(value: object) -> str:
     return str(value) if isinstance(value, str | int | float) else type(value).__name__
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        **{name: Meaning(partial(computed, name)) for name in PLAIN},
-        "ComfySwitchNode": Meaning(switch),
-        "PreviewAny": Meaning(preview_any),
-        "TextGenerateLTX2Prompt": Meaning(as_written),
+        **{name: NodeFunction(partial(compute_foldable, name)) for name in FOLDABLE_NODES},
+        "ComfySwitchNode": NodeFunction(switch),
+        "PreviewAny": NodeFunction(preview_any),
+        "TextGenerateLTX2Prompt": NodeFunction(pass_prompt),
     }
 )

@@ -15,10 +15,10 @@ Size = tuple[int, int]
 """(width, height)."""
 
 
-def resized(frames: Tensor, size: Size, method: str, crop: str = "disabled") -> Tensor:
+def resize_frames(frames: Tensor, size: Size, method: str, crop: str = "disabled") -> Tensor:
     """(n, C, H, W) -> (n, C, height, width); ``crop`` is ``disabled`` or ``center``."""
     if crop == "center":
-        frames = centred(frames, size)
+        frames = crop_center(frames, size)
     width, height = size
     if frames.shape[-2:] == (height, width):
         return frames
@@ -27,7 +27,7 @@ def resized(frames: Tensor, size: Size, method: str, crop: str = "disabled") -> 
     return F.interpolate(frames.float(), (height, width), mode=method)
 
 
-def centred(frames: Tensor, size: Size) -> Tensor:
+def crop_center(frames: Tensor, size: Size) -> Tensor:
     """The middle of the frames that has the shape of ``size``."""
     height, width = frames.shape[-2:]
     old, new = width / height, size[0] / size[1]

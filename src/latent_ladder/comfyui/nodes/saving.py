@@ -1,4 +1,4 @@
-"""Nodes that create videos and save videos, images, sound and latents."""
+"""Results: videos put together, and everything that is written to a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.nodes.latents import latent_bytes
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning, Results
-from latent_ladder.comfyui.runtime.output_paths import Place, claim_name, fill_prefix, place
+from latent_ladder.comfyui.nodes.latents import serialise_latent
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction, NodeResult
+from latent_ladder.comfyui.runtime.output_paths import (
+    OutputPath,
+    claim_path,
+    expand_prefix,
+    next_output_path,
+)
 from latent_ladder.comfyui.runtime.values import Audio, Images, Latent, Value, Video
 from latent_ladder.errors import MediaError, MemoryBudgetError, WorkflowError
 from latent_ladder.latents.shapes import duration
@@ -25,7 +30,7 @@ from latent_ladder.media.writers import check_clip, write_clip_file
 from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.pipeline.stages.decoding import as_integers
-from latent_ladder.storage.atomic_write import part_path, write_whole, writing
+from latent_ladder.storage.atomic_write import convert_write_errors, part_path, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,13 +40,13 @@ TEMPORARY = "ComfyUI_temp"
 MOST_FPS_DENOMINATOR = 1001
 
 
-def create_video(ask: Ask) -> list[Value]:
-    """``CreateVideo``: images and sound as a video; nothing is decoded or encoded yet."""
-    images, audio = ask.get("images", Images), ask.maybe("audio", Audio)
-    bits = 10 if ask.has("bit_depth") and ask.text("bit_depth") == "10" else 8
-    if ask.has("color_space") and ask.text("color_space") != "sRGB":
-        raise ask.error("HDR is not written here", "set color_space to sRGB")
-    return [Video(images, exact_fps(ask.number("fps")), lambda: audio, None, bits)]
+def create_video(ctx: NodeContext) -> list[Value]:
+    """``CreateVideo``: nothing is decoded or encoded yet."""
+    images, audio = ctx.get("images", Images), ctx.get_optional("audio", Audio)
+    bits = 10 if ctx.has("bit_depth") and ctx.text("bit_depth") == "10" else 8
+    if ctx.has("color_space") and ctx.text("color_space") != "sRGB":
+        raise ctx.error("HDR is not written here", "set color_space to sRGB")
+    return [Video(images, exact_fps(ctx.number("fps")), lambda: audio, None, bits)]
 
 
 def exact_fps(rate: float) -> Fraction:
@@ -56,34 +61,34 @@ def exact_fps(rate: float) -> Fraction:
 SUFFIXES = MappingProxyType({"auto": ".mp4", "mp4": ".mp4", "mkv": ".mkv", "webm": ".webm"})
 
 
-def save_video(ask: Ask) -> Results:
+def save_video(ctx: NodeContext) -> NodeResult:
     """``SaveVideo``: ``<prefix>_00001_.mp4`` with the workflow in its tags."""
-    video = ask.get("video", Video)
-    form = ask.text("format") if ask.has("format") else "auto"
+    video = ctx.get("video", Video)
+    form = ctx.text("format") if ctx.has("format") else "auto"
     if form not in SUFFIXES:
-        raise ask.error(f"format {form} is not known here", f"use {', '.join(SUFFIXES)}")
-    codec, crf = _codec(ask)
+        raise ctx.error(f"format {form} is not known here", f"use {', '.join(SUFFIXES)}")
+    codec, crf = _codec(ctx)
     if form == "webm":
         codec = "av1" if codec == "auto" else codec
     settings = EncoderSettings(
         codec=codec, crf=crf, pix_fmt="yuv420p10le" if video.bits > 8 else None
     )
-    where = _place(ask, video.images)
-    path = _write_video(ask, video, where, SUFFIXES[form], settings)
-    return Results((video,), {"images": [_entry(where, path, "output")], "animated": [True]})
+    where = _place(ctx, video.images)
+    path = _write_video(ctx, video, where, SUFFIXES[form], settings)
+    return NodeResult((video,), {"images": [_entry(where, path, "output")], "animated": [True]})
 
 
-def _codec(ask: Ask) -> tuple[str, int | None]:
+def _codec(ctx: NodeContext) -> tuple[str, int | None]:
     """The codec and its crf: of the newer nested choice, else of the older flat one."""
     for name in ("format.codec", "codec"):
-        if ask.has(name) and ask.text(name) != "auto":
+        if ctx.has(name) and ctx.text(name) != "auto":
             crf = f"{name}.encoding.crf"
-            return ask.text(name), ask.whole(crf) if ask.has(crf) else None
+            return ctx.text(name), ctx.integer(crf) if ctx.has(crf) else None
     return "auto", None
 
 
 def _write_video(
-    ask: Ask, video: Video, where: Place, suffix: str, settings: EncoderSettings
+    ctx: NodeContext, video: Video, where: OutputPath, suffix: str, settings: EncoderSettings
 ) -> Path:
     """Write the video under a temporary name, then rename it to the next free one."""
     part = part_path(where.path(suffix))
@@ -100,40 +105,40 @@ def _write_video(
     def write(frames: Images) -> None:
         write_clip_file(
             part,
-            _count(ask, _integers(frames, video.bits), count),
+            _count_frames(ctx, _integers(frames, video.bits), count),
             spec,
             audio=waveform,
             duration=duration(count, video.fps),
-            metadata=ask.metadata,
+            metadata=ctx.metadata,
             overwrite=False,
         )
 
     try:
         check_clip(part, False, settings)
-        with_smaller_tiles(ask, images, write)
-        with writing(MediaError, f"video {where.path(suffix).name}", where.folder):
-            return claim_name(where, suffix, part)
+        with_smaller_tiles(ctx, images, write)
+        with convert_write_errors(MediaError, f"video {where.path(suffix).name}", where.folder):
+            return claim_path(where, suffix, part)
     except MediaError as error:
-        raise ask.error(error.message, error.hint) from error
+        raise ctx.error(error.message, error.hint) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def with_smaller_tiles(ask: Ask, images: Images, work: Callable[[Images], T]) -> T:
+def with_smaller_tiles(ctx: NodeContext, images: Images, work: Callable[[Images], T]) -> T:
     """Result of ``work(images)``; after out-of-memory, with the same images in smaller tiles.
 
     Raises :class:`MemoryBudgetError` where the tiles cannot be smaller.
     """
 
     def next_tiles(before: Images) -> Images:
-        ask.engine.release()
-        smaller = before.smaller()
+        ctx.engine.release()
+        smaller = before.lower_memory()
         if smaller is None:
             raise MemoryBudgetError(
                 "the images do not fit into memory even in small tiles",
                 "make them smaller, or allow more with --vram",
             )
-        ask.warn("out_of_memory", "memory ran out while decoding; trying again in smaller tiles")
+        ctx.warn("out_of_memory", "memory ran out while decoding; trying again in smaller tiles")
         return smaller
 
     return retry_with_fallbacks(work, images, next_tiles)
@@ -144,50 +149,50 @@ def _even(images: Images) -> Images:
     width, height = images.width // 2 * 2, images.height // 2 * 2
     if (width, height) == (images.width, images.height):
         return images
-    return images.mapped(lambda frames: frames[..., :height, :width], (width, height))
+    return images.map(lambda frames: frames[..., :height, :width], (width, height))
 
 
 def _integers(images: Images, bits: int) -> Iterator[Frames]:
-    if images.integers is not None and bits == 8:
-        return cast("Iterator[Frames]", images.integers())
+    if images.pixels_uint8 is not None and bits == 8:
+        return cast("Iterator[Frames]", images.pixels_uint8())
     return (as_integers(chunk, bits) for chunk in images.pixels())
 
 
-def _count(ask: Ask, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
+def _count_frames(ctx: NodeContext, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
     done = 0
     for chunk in chunks:
         yield chunk
         done += len(chunk)
-        ask.progress(done, total)
-        ask.check_cancelled()
+        ctx.progress(done, total)
+        ctx.check_cancelled()
 
 
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def save_image(ask: Ask) -> Results:
+def save_image(ctx: NodeContext) -> NodeResult:
     """``SaveImage``: every frame a PNG with the workflow in its text."""
-    return _saved_images(ask, _place(ask, ask.get("images", Images)), "output")
+    return _saved_images(ctx, _place(ctx, ctx.get("images", Images)), "output")
 
 
-def preview_image(ask: Ask) -> Results:
-    """``PreviewImage``: as ``SaveImage``, in the folder of temporary files."""
-    return _saved_images(ask, _temporary(ask), "temp")
+def preview_image(ctx: NodeContext) -> NodeResult:
+    """``PreviewImage``: the same in the folder for what does not last."""
+    return _saved_images(ctx, _temporary(ctx), "temp")
 
 
-def _saved_images(ask: Ask, where: Place, kind: str) -> Results:
-    images = ask.get("images", Images)
+def _saved_images(ctx: NodeContext, where: OutputPath, kind: str) -> NodeResult:
+    images = ctx.get("images", Images)
 
     def write(frames: Images) -> list[Path]:
         written: list[Path] = []
-        for chunk in _count(ask, _integers(frames, 8), frames.count):
+        for chunk in _count_frames(ctx, _integers(frames, 8), frames.count):
             for frame in chunk:
-                data = _png(frame, ask.metadata)
+                data = _png(frame, ctx.metadata)
                 written.append(_write(where, ".png", data, len(written)))
         return written
 
-    paths = with_smaller_tiles(ask, images, write)
-    return Results((), {"images": [_entry(where, path, kind) for path in paths]})
+    paths = with_smaller_tiles(ctx, images, write)
+    return NodeResult((), {"images": [_entry(where, path, kind) for path in paths]})
 
 
 def _png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str]) -> bytes:
@@ -202,27 +207,27 @@ def _png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str])
     return data.getvalue()
 
 
-def save_webp(ask: Ask) -> Results:
-    """``SaveAnimatedWEBP``, with the quality of this package's encoder."""
-    images = ask.get("images", Images)
-    where = _place(ask, images)
-    video = Video(images, exact_fps(ask.number("fps")))
-    path = _write_video(ask, video, where, ".webp", EncoderSettings())
-    return Results((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
+def save_webp(ctx: NodeContext) -> NodeResult:
+    """``SaveAnimatedWEBP``: its quality is that of this package's encoder."""
+    images = ctx.get("images", Images)
+    where = _place(ctx, images)
+    video = Video(images, exact_fps(ctx.number("fps")))
+    path = _write_video(ctx, video, where, ".webp", EncoderSettings())
+    return NodeResult((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
 
 
-def save_webm(ask: Ask) -> Results:
+def save_webm(ctx: NodeContext) -> NodeResult:
     """``SaveWEBM`` with av1."""
-    images = ask.get("images", Images)
-    where = _place(ask, images)
-    video = Video(images, exact_fps(ask.number("fps")))
-    settings = EncoderSettings(codec="av1", crf=ask.whole("crf"))
-    path = _write_video(ask, video, where, ".webm", settings)
-    return Results((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
+    images = ctx.get("images", Images)
+    where = _place(ctx, images)
+    video = Video(images, exact_fps(ctx.number("fps")))
+    settings = EncoderSettings(codec="av1", crf=ctx.integer("crf"))
+    path = _write_video(ctx, video, where, ".webm", settings)
+    return NodeResult((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
 
 
-def refuses_vp9(node: Node) -> str:
-    """Reason why a WEBM cannot be written, empty if it can."""
+def check_webm_codec(node: Node) -> str:
+    """Why a WEBM cannot be written so."""
     if node.inputs.get("codec", "vp9") == "vp9":
         return "vp9 is not written here: set codec to av1, or use SaveVideo"
     return ""
@@ -233,15 +238,17 @@ def refuses_vp9(node: Node) -> str:
 QUALITIES = MappingProxyType({"64k": 64, "96k": 96, "128k": 128, "192k": 192, "320k": 320})
 
 
-def _save_sound(suffix: str, encoder: str, preview: bool = False) -> Callable[[Ask], Results]:
-    def save(ask: Ask) -> Results:
-        audio = ask.get("audio", Audio)
+def _save_sound(
+    suffix: str, encoder: str, preview: bool = False
+) -> Callable[[NodeContext], NodeResult]:
+    def save(ctx: NodeContext) -> NodeResult:
+        audio = ctx.get("audio", Audio)
         kind = "temp" if preview else "output"
-        where = _temporary(ask) if preview else _place(ask)
-        quality = ask.text("quality") if ask.has("quality") else ""
-        data = _sound_bytes(audio, suffix, encoder, quality, ask.metadata)
+        where = _temporary(ctx) if preview else _place(ctx)
+        quality = ctx.text("quality") if ctx.has("quality") else ""
+        data = _sound_bytes(audio, suffix, encoder, quality, ctx.metadata)
         path = _write(where, suffix, data)
-        return Results((audio,), {"audio": [_entry(where, path, kind)]})
+        return NodeResult((audio,), {"audio": [_entry(where, path, kind)]})
 
     return save
 
@@ -249,7 +256,7 @@ def _save_sound(suffix: str, encoder: str, preview: bool = False) -> Callable[[A
 def _sound_bytes(
     audio: Audio, suffix: str, encoder: str, quality: str, tags: Mapping[str, str]
 ) -> bytes:
-    """An encoded sound file. Opus files have 48 kHz, as the format allows few rates."""
+    """A whole sound file in memory; Opus knows only its own rates and gets 48 kHz."""
     import av
 
     data = io.BytesIO()
@@ -277,57 +284,57 @@ def _sound_bytes(
 # --- latents ------------------------------------------------------------------------------------
 
 
-def save_latent(ask: Ask) -> Results:
-    """``SaveLatent``: also for audio and audio-video latents, which ComfyUI cannot save."""
-    latent = ask.get("samples", Latent)
-    where = _place(ask)
-    path = _write(where, ".latent", latent_bytes(latent, ask.metadata))
-    return Results((), {"latents": [_entry(where, path, "output")]})
+def save_latent(ctx: NodeContext) -> NodeResult:
+    """``SaveLatent``: of audio and video too, which ComfyUI cannot."""
+    latent = ctx.get("samples", Latent)
+    where = _place(ctx)
+    path = _write(where, ".latent", serialise_latent(latent, ctx.metadata))
+    return NodeResult((), {"latents": [_entry(where, path, "output")]})
 
 
 # --- where --------------------------------------------------------------------------------------
 
 
-def _place(ask: Ask, images: Images | None = None) -> Place:
-    prefix = fill_prefix(ask.text("filename_prefix"), ask.graph)
+def _place(ctx: NodeContext, images: Images | None = None) -> OutputPath:
+    prefix = expand_prefix(ctx.text("filename_prefix"), ctx.graph)
     size = (0, 0) if images is None else (images.width, images.height)
     try:
-        return place(ask.engine.folders.output, prefix, size)
+        return next_output_path(ctx.engine.folders.output, prefix, size)
     except WorkflowError as error:
-        raise ask.error(error.message, error.hint) from error
+        raise ctx.error(error.message, error.hint) from error
 
 
-def _temporary(ask: Ask) -> Place:
-    return place(ask.engine.folders.temp, f"{TEMPORARY}_{secrets.token_hex(3)}")
+def _temporary(ctx: NodeContext) -> OutputPath:
+    return next_output_path(ctx.engine.folders.temp, f"{TEMPORARY}_{secrets.token_hex(3)}")
 
 
-def _entry(where: Place, path: Path, kind: str) -> dict[str, str]:
+def _entry(where: OutputPath, path: Path, kind: str) -> dict[str, str]:
     return {"filename": path.name, "subfolder": where.subfolder, "type": kind}
 
 
-def _write(where: Place, suffix: str, data: bytes, more: int = 0) -> Path:
+def _write(where: OutputPath, suffix: str, data: bytes, more: int = 0) -> Path:
     """Write a file under a temporary name, then rename it to the next free one."""
     part = part_path(where.path(suffix))
-    with writing(MediaError, where.path(suffix).name, where.folder, len(data)):
+    with convert_write_errors(MediaError, where.path(suffix).name, where.folder, len(data)):
         try:
-            write_whole(part, data)
-            return claim_name(where, suffix, part, more)
+            write_atomically(part, data)
+            return claim_path(where, suffix, part, more)
         finally:
             part.unlink(missing_ok=True)
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "CreateVideo": Meaning(create_video),
-        "SaveVideo": Meaning(save_video),
-        "SaveWEBM": Meaning(save_webm, refuses=refuses_vp9),
-        "SaveAnimatedWEBP": Meaning(save_webp),
-        "SaveImage": Meaning(save_image),
-        "PreviewImage": Meaning(preview_image),
-        "SaveAudio": Meaning(_save_sound(".flac", "flac")),
-        "SaveAudioMP3": Meaning(_save_sound(".mp3", "libmp3lame")),
-        "SaveAudioOpus": Meaning(_save_sound(".opus", "libopus")),
-        "PreviewAudio": Meaning(_save_sound(".flac", "flac", preview=True)),
-        "SaveLatent": Meaning(save_latent),
+        "CreateVideo": NodeFunction(create_video),
+        "SaveVideo": NodeFunction(save_video),
+        "SaveWEBM": NodeFunction(save_webm, check=check_webm_codec),
+        "SaveAnimatedWEBP": NodeFunction(save_webp),
+        "SaveImage": NodeFunction(save_image),
+        "PreviewImage": NodeFunction(preview_image),
+        "SaveAudio": NodeFunction(_save_sound(".flac", "flac")),
+        "SaveAudioMP3": NodeFunction(_save_sound(".mp3", "libmp3lame")),
+        "SaveAudioOpus": NodeFunction(_save_sound(".opus", "libopus")),
+        "PreviewAudio": NodeFunction(_save_sound(".flac", "flac", preview=True)),
+        "SaveLatent": NodeFunction(save_latent),
     }
 )

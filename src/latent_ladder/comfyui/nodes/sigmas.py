@@ -7,56 +7,51 @@ Facts of ComfyUI's ``nodes_custom_sampler`` and ``nodes_lt``; the schedules them
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA, SCHEDULERS
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Latent, Model, SigmaList, Value
 from latent_ladder.errors import RequestError
 from latent_ladder.sampling.schedules import SCHEDULES, Sigmas, linspace, ltx
 
-NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
-"""What ``ManualSigmas`` takes for a number: no exponents."""
-SCHEDULERS = (
-    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
-    "linear_quadratic", "kl_optimal",
-)  # fmt: skip
 
-
-def manual(ask: Ask) -> list[Value]:
+def manual_sigmas(ctx: NodeContext) -> list[Value]:
     """``ManualSigmas``: every number in the text, as ComfyUI finds them."""
-    return [SigmaList(tuple(float(found) for found in NUMBER.findall(ask.text("sigmas"))))]
+    return [SigmaList(tuple(float(found) for found in MANUAL_SIGMA.findall(ctx.text("sigmas"))))]
 
 
-def ltx_mu(ask: Ask, max_shift: float, base_shift: float) -> float:
+def ltx_mu(ctx: NodeContext, max_shift: float, base_shift: float) -> float:
     """The shift for the tokens of the latent that is connected, 4096 without one."""
     slope = (max_shift - base_shift) / (4096 - 1024)
-    return base_shift + slope * (_tokens(ask) - 1024)
+    return base_shift + slope * (_tokens(ctx) - 1024)
 
 
-def _tokens(ask: Ask) -> int:
-    latent = ask.maybe("latent", Latent)
+def _tokens(ctx: NodeContext) -> int:
+    latent = ctx.get_optional("latent", Latent)
     if latent is None or latent.video is None:
         return 4096
     return math.prod(latent.video.shape[2:])
 
 
-def ltx_scheduler(ask: Ask) -> list[Value]:
+def ltx_scheduler(ctx: NodeContext) -> list[Value]:
     """``LTXVScheduler``."""
     sigmas = ltx(
-        ask.whole("steps"),
-        _tokens(ask),
-        ask.number("max_shift"),
-        ask.number("base_shift"),
-        ask.flag("stretch"),
-        ask.number("terminal"),
+        ctx.integer("steps"),
+        _tokens(ctx),
+        ctx.number("max_shift"),
+        ctx.number("base_shift"),
+        ctx.boolean("stretch"),
+        ctx.number("terminal"),
     )
     return [SigmaList(sigmas)]
 
 
-def scheduled(ask: Ask, name: str, steps: int, denoise: float, shift: float) -> Sigmas:
+def schedule_sigmas(
+    ctx: NodeContext, name: str, steps: int, denoise: float, shift: float
+) -> Sigmas:
     """What ``BasicScheduler`` and ``KSampler`` make: the last steps of a longer schedule.
 
     A denoise of 0 gives an empty list, and so the latent as it is.
@@ -66,47 +61,47 @@ def scheduled(ask: Ask, name: str, steps: int, denoise: float, shift: float) -> 
     total = steps if denoise > 0.9999 else int(steps / denoise)
     spec = SCHEDULES.get(name)
     if name not in SCHEDULERS or spec is None or spec.function is None:
-        raise ask.error(f"the scheduler {name} is not known here", "use simple")
+        raise ctx.error(f"the scheduler {name} is not known here", "use simple")
     shifts = {"shift": shift} if "shift" in spec.parameters else {}
     try:
         sigmas = spec.function(total, **{**spec.parameters, **shifts})
     except (ArithmeticError, ValueError, RequestError) as error:
-        raise ask.error(f"{name} with {total} steps gives no schedule") from error
+        raise ctx.error(f"{name} with {total} steps gives no schedule") from error
     return sigmas[-(steps + 1) :]
 
 
-def basic(ask: Ask) -> list[Value]:
+def basic_scheduler(ctx: NodeContext) -> list[Value]:
     """``BasicScheduler``."""
-    shift = ask.get("model", Model).shift
-    name, steps = ask.text("scheduler"), ask.whole("steps")
-    return [SigmaList(scheduled(ask, name, steps, ask.number("denoise"), shift))]
+    shift = ctx.get("model", Model).shift
+    name, steps = ctx.text("scheduler"), ctx.integer("steps")
+    return [SigmaList(schedule_sigmas(ctx, name, steps, ctx.number("denoise"), shift))]
 
 
-def split(ask: Ask) -> list[Value]:
+def split(ctx: NodeContext) -> list[Value]:
     """``SplitSigmas``: the sigma at the cut is in both."""
-    sigmas, step = ask.get("sigmas", SigmaList).sigmas, ask.whole("step")
+    sigmas, step = ctx.get("sigmas", SigmaList).sigmas, ctx.integer("step")
     return [SigmaList(sigmas[: step + 1]), SigmaList(sigmas[step:])]
 
 
-def split_denoise(ask: Ask) -> list[Value]:
+def split_denoise(ctx: NodeContext) -> list[Value]:
     """``SplitSigmasDenoise``: the second list has round(steps * denoise) steps."""
-    sigmas = ask.get("sigmas", SigmaList).sigmas
+    sigmas = ctx.get("sigmas", SigmaList).sigmas
     steps = max(len(sigmas) - 1, 0)
-    kept = round(steps * ask.number("denoise"))
+    kept = round(steps * ctx.number("denoise"))
     high = sigmas[: len(sigmas) - kept] if kept else ()
     return [SigmaList(high), SigmaList(sigmas[max(len(sigmas) - kept - 1, 0) :])]
 
 
-def flipped(ask: Ask) -> list[Value]:
+def flip(ctx: NodeContext) -> list[Value]:
     """``FlipSigmas``: backwards; a first sigma of 0 becomes 0.0001."""
-    sigmas = ask.get("sigmas", SigmaList).sigmas[::-1]
+    sigmas = ctx.get("sigmas", SigmaList).sigmas[::-1]
     return [SigmaList((0.0001, *sigmas[1:]) if sigmas and sigmas[0] == 0 else sigmas)]
 
 
-def first_set(ask: Ask) -> list[Value]:
+def set_first(ctx: NodeContext) -> list[Value]:
     """``SetFirstSigma``."""
-    sigmas = ask.get("sigmas", SigmaList).sigmas
-    return [SigmaList((ask.number("sigma"), *sigmas[1:]) if sigmas else sigmas)]
+    sigmas = ctx.get("sigmas", SigmaList).sigmas
+    return [SigmaList((ctx.number("sigma"), *sigmas[1:]) if sigmas else sigmas)]
 
 
 SPACINGS: Mapping[str, Callable[[float], float]] = MappingProxyType(
@@ -118,15 +113,15 @@ SPACINGS: Mapping[str, Callable[[float], float]] = MappingProxyType(
 )
 
 
-def extended(ask: Ask) -> list[Value]:
+def extend(ctx: NodeContext) -> list[Value]:
     """``ExtendIntermediateSigmas``: more sigmas between those in a range.
 
     -1 as the start means no upper bound.
     """
-    sigmas, steps = ask.get("sigmas", SigmaList).sigmas, ask.whole("steps")
-    start, end = ask.number("start_at_sigma"), ask.number("end_at_sigma")
+    sigmas, steps = ctx.get("sigmas", SigmaList).sigmas, ctx.integer("steps")
+    start, end = ctx.number("start_at_sigma"), ctx.number("end_at_sigma")
     start = math.inf if start < 0 else start
-    spacing = SPACINGS[ask.text("spacing")]
+    spacing = SPACINGS[ctx.text("spacing")]
     found: list[float] = []
     for a, b in pairwise(sigmas):
         found.append(a)
@@ -135,15 +130,15 @@ def extended(ask: Ask) -> list[Value]:
     return [SigmaList((*found, sigmas[-1]) if sigmas else ())]
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "ManualSigmas": Meaning(manual),
-        "LTXVScheduler": Meaning(ltx_scheduler),
-        "BasicScheduler": Meaning(basic),
-        "SplitSigmas": Meaning(split),
-        "SplitSigmasDenoise": Meaning(split_denoise),
-        "FlipSigmas": Meaning(flipped),
-        "SetFirstSigma": Meaning(first_set),
-        "ExtendIntermediateSigmas": Meaning(extended),
+        "ManualSigmas": NodeFunction(manual_sigmas),
+        "LTXVScheduler": NodeFunction(ltx_scheduler),
+        "BasicScheduler": NodeFunction(basic_scheduler),
+        "SplitSigmas": NodeFunction(split),
+        "SplitSigmasDenoise": NodeFunction(split_denoise),
+        "FlipSigmas": NodeFunction(flip),
+        "SetFirstSigma": NodeFunction(set_first),
+        "ExtendIntermediateSigmas": NodeFunction(extend),
     }
 )

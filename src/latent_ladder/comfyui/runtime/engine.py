@@ -18,7 +18,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_misfit
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import Choice, Library, choose, find_named
-from latent_ladder.comfyui.analysis.validate import escapes, mapped
+from latent_ladder.comfyui.analysis.validate import map_file_name, unsafe_path_reason
 from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
@@ -69,7 +69,7 @@ class Engine:
 
     def file_name(self, name: str) -> str:
         """The file name to look for in place of one in a graph."""
-        return mapped(name, self.names)
+        return map_file_name(name, self.names)
 
     def component(self, name: str, role: str) -> Component:
         """The part ``role`` of the model file that a graph names.
@@ -81,7 +81,7 @@ class Engine:
     def _safe_name(self, name: str) -> str:
         """The name to look for; only ``--map`` may lead out of the model folders."""
         wanted = self.file_name(name)
-        if wanted == name.replace("\\", "/") and (wrong := escapes(name)):
+        if wanted == name.replace("\\", "/") and (wrong := unsafe_path_reason(name)):
             raise CheckpointNotFound(f"the file name {name!r} {wrong}", "name a file of a folder")
         return wanted
 
@@ -144,7 +144,7 @@ class Engine:
             if asked.endswith(f" [{kind}]"):
                 root, asked = getattr(self.folders, kind), asked.removesuffix(f" [{kind}]")
         path = root / asked
-        if escapes(asked) or not path.resolve().is_relative_to(root.resolve()):
+        if unsafe_path_reason(asked) or not path.resolve().is_relative_to(root.resolve()):
             raise WorkflowError(
                 f"the file name {name!r} leads out of the {root.name} folder",
                 "copy the file into the input folder (--input)",

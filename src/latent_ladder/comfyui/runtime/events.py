@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Shown = Mapping[str, list[Any]]
+UiOutput = Mapping[str, list[Any]]
 """Files that an output node shows, in the form of ComfyUI's history:
 ``{"images": [{"filename", "subfolder", "type"}], "animated": [True]}``."""
 
 
 @dataclass(frozen=True)
 class NodesCached:
-    """These nodes do not run, as their results exist; ``shown`` is for output nodes of them."""
+    """These nodes do not run, as their results exist; ``ui`` is for the output nodes of them."""
 
     nodes: tuple[str, ...]
-    shown: Mapping[str, Shown] = field(default_factory=dict)
+    ui: Mapping[str, UiOutput] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class NodeStarted:
 
 @dataclass(frozen=True)
 class NodeProgress:
-    """``value`` of ``of`` steps of a node are done."""
+    """``value`` of ``total`` steps of a node are done."""
 
     node: str
     value: int
-    of: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class NodePreview:
 
 @dataclass(frozen=True)
 class NodeDone:
-    """A node has finished; ``shown`` is empty except for output nodes."""
+    """A node has finished; ``ui`` is empty except for output nodes."""
 
     node: str
-    shown: Shown = field(default_factory=dict)
+    ui: UiOutput = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -66,5 +66,5 @@ GraphEvent = NodesCached | NodeStarted | NodeProgress | NodePreview | NodeDone |
 OnGraphEvent = Callable[[GraphEvent], None]
 
 
-def ignore(_: GraphEvent) -> None:
+def ignore_event(_: GraphEvent) -> None:
     """Ignore all events."""

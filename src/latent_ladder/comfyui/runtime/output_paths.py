@@ -18,7 +18,7 @@ _FORBIDDEN = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
 
 
-class Place(NamedTuple):
+class OutputPath(NamedTuple):
     """Path of the next result: its folder, also relative to the root, the stem and the number."""
 
     folder: Path
@@ -31,7 +31,7 @@ class Place(NamedTuple):
         return self.folder / f"{self.stem}_{self.number + more:05}_{suffix}"
 
 
-def claim_name(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
+def claim_path(where: OutputPath, suffix: str, part: Path, more: int = 0) -> Path:
     """Rename the finished file ``part`` to the first free name from ``more`` on.
 
     Safe while other processes do the same. Raises ``OSError``; then ``part`` still exists.
@@ -53,14 +53,14 @@ def claim_name(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
         return path
 
 
-def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:
+def next_output_path(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> OutputPath:
     """The next free path for a prefix, such as ``video/clip``, below ``root``; creates its folder.
 
     ``%width%`` and ``%height%`` stand for ``size``. Raises :class:`WorkflowError` for a prefix that
     leads out of ``root``.
     """
     text = prefix.replace("\\", "/").replace("%width%", str(size[0]))
-    text = _fill_dates(text.replace("%height%", str(size[1])), datetime.now().astimezone())
+    text = _expand_dates(text.replace("%height%", str(size[1])), datetime.now().astimezone())
     parts = PurePosixPath(text).parts
     stem = "" if not parts or text.endswith("/") else parts[-1]
     folders = parts[:-1] if stem else parts
@@ -78,7 +78,7 @@ def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:
             "choose another subfolder",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Place(folder, "/".join(folders), stem, _next_number(folder, stem))
+    return OutputPath(folder, "/".join(folders), stem, _next_number(folder, stem))
 
 
 def _next_number(folder: Path, stem: str) -> int:
@@ -87,7 +87,7 @@ def _next_number(folder: Path, stem: str) -> int:
     return max((int(m[1]) for m in found if m is not None), default=0) + 1
 
 
-def fill_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str:
+def expand_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str:
     """A prefix with ``%date:yyyy-MM-dd%`` and ``%node.widget%`` replaced, as the interface does.
 
     ``node`` is a node's title or its type; what is not found stays as it is.
@@ -101,10 +101,10 @@ def fill_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str:
                     return _FORBIDDEN.sub("_", str(value))
         return match[0]
 
-    return _fill_dates(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
+    return _expand_dates(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
 
 
-def _fill_dates(text: str, now: datetime) -> str:
+def _expand_dates(text: str, now: datetime) -> str:
     """``%date:...%`` of the interface, and ``%year%`` ... of the server."""
     parts = {
         "yyyy": f"{now:%Y}", "yy": f"{now:%y}", "y": str(now.year), "MM": f"{now:%m}",

@@ -17,17 +17,17 @@ from latent_ladder.errors import CheckpointNotFound
 from latent_ladder.pipeline.latent_preview import SHARE, Projection, enlarge, load_projection
 from latent_ladder.storage.artifact_store import Store
 
-EVERY_S = 0.5
-QUALITY = 80
+PREVIEW_INTERVAL_S = 0.5
+JPEG_QUALITY = 80
 
-Companion = Callable[[Component, str], Component]
+FindComponent = Callable[[Component, str], Component]
 """Finds the part of a role for a transformer. Raises :class:`CheckpointNotFound`."""
 
 
-class LivePictures:
+class LivePreviews:
     """Makes a JPEG of the current estimate whenever one is due."""
 
-    def __init__(self, companion: Companion, store: Store) -> None:
+    def __init__(self, companion: FindComponent, store: Store) -> None:
         self._companion, self._store = companion, store
         self._known: dict[str, Projection | None] = {}
         self._due = 0.0
@@ -46,9 +46,9 @@ class LivePictures:
         to_rgb = self._known[transformer.id]
         if to_rgb is None:
             return None
-        data = jpeg(to_rgb, estimate())
+        data = encode_jpeg(to_rgb, estimate())
         spent = time.monotonic() - began
-        self._due = began + max(EVERY_S, spent / SHARE)
+        self._due = began + max(PREVIEW_INTERVAL_S, spent / SHARE)
         return data
 
     def _projection_for(self, transformer: Component) -> Projection | None:
@@ -58,10 +58,10 @@ class LivePictures:
             return None
 
 
-def jpeg(to_rgb: Projection, latents: Tensor) -> bytes:
+def encode_jpeg(to_rgb: Projection, latents: Tensor) -> bytes:
     """A few frames of latents (1, C, F, H, W) side by side, as JPEG."""
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(enlarge(to_rgb.strip(latents))).save(out, "JPEG", quality=QUALITY)
+    Image.fromarray(enlarge(to_rgb.strip(latents))).save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()

@@ -182,12 +182,12 @@ class Latent:
     audio_mask: Tensor | None = None
 
     @property
-    def is_both(self) -> bool:
+    def is_audio_video(self) -> bool:
         """True for an audio-video latent."""
         return self.video is not None and self.audio is not None
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that exist, by name; the inverse of :meth:`of`."""
+        """All tensors that exist, by name; the inverse of :meth:`from_tensors`."""
         found = {
             "video": self.video, "audio": self.audio,
             "video_mask": self.video_mask, "audio_mask": self.audio_mask,
@@ -195,7 +195,7 @@ class Latent:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor]) -> Latent:
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Latent:
         """The latent of :meth:`tensors`."""
         names = ("video", "audio", "video_mask", "audio_mask")
         return cls(**{name: tensors.get(name) for name in names})
@@ -270,8 +270,8 @@ class Guider:
     video: StreamTerms
     audio: StreamTerms
     always_uncond: bool = False
-    by_sigma: tuple[tuple[float, StreamTerms], ...] = ()
-    zero_above: float = math.inf
+    terms_by_sigma: tuple[tuple[float, StreamTerms], ...] = ()
+    zero_above_sigma: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,8 @@ class GuiderParameters:
     """GUIDER_PARAMETERS: terms by modality, ``"VIDEO"`` and ``"AUDIO"``."""
 
     terms: dict[str, StreamTerms]
-    perturbs: dict[str, bool]
-    cross: dict[str, bool]
+    perturb_attn: dict[str, bool]
+    cross_attn: dict[str, bool]
 
 
 # --- pictures, sound, clips ---------------------------------------------------------------------
@@ -301,31 +301,35 @@ class Images:
     width: int
     height: int
     pixels: Callable[[], Chunks]
-    integers: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
-    smaller: Callable[[], Images | None] = lambda: None
+    pixels_uint8: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
+    lower_memory: Callable[[], Images | None] = lambda: None
 
     @classmethod
-    def of(cls, frames: Tensor) -> Images:
+    def from_tensor(cls, frames: Tensor) -> Images:
         """Frames (N, 3, H, W) that are there already."""
         n, _, height, width = frames.shape
         return cls(n, width, height, lambda: iter(torch.split(frames, 8)))
 
-    def whole(self) -> Tensor:
+    def to_tensor(self) -> Tensor:
         """All frames at once, (N, 3, H, W) float32 on the CPU."""
         return torch.cat([chunk.float().cpu() for chunk in self.pixels()])
 
-    def mapped(
+    def map(
         self, change: Callable[[Tensor], Tensor], size: tuple[int, int] | None = None
     ) -> Images:
         """The frames changed chunk by chunk; ``size`` (width, height) is what they become."""
         width, height = size or (self.width, self.height)
 
         def fewer() -> Images | None:
-            less = self.smaller()
-            return None if less is None else less.mapped(change, size)
+            less = self.lower_memory()
+            return None if less is None else less.map(change, size)
 
         return Images(
-            self.count, width, height, lambda: (change(c) for c in self.pixels()), smaller=fewer
+            self.count,
+            width,
+            height,
+            lambda: (change(c) for c in self.pixels()),
+            lower_memory=fewer,
         )
 
     def first(self, count: int) -> Images:
@@ -334,16 +338,16 @@ class Images:
             return self
 
         def fewer() -> Images | None:
-            less = self.smaller()
+            less = self.lower_memory()
             return None if less is None else less.first(count)
 
         return replace(
-            self, count=count, pixels=lambda: _first(self.pixels(), count), integers=None,
-            smaller=fewer,
+            self, count=count, pixels=lambda: _take(self.pixels(), count), pixels_uint8=None,
+            lower_memory=fewer,
         )  # fmt: skip
 
 
-def _first(chunks: Chunks, count: int) -> Chunks:
+def _take(chunks: Chunks, count: int) -> Chunks:
     left = count
     for chunk in chunks:
         yield chunk[:left]

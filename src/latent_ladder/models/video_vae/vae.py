@@ -28,8 +28,8 @@ from latent_ladder.latents.tiling import (
     spatial_weights,
     temporal_weights,
 )
-from latent_ladder.models.network_configs import VideoCoder
-from latent_ladder.models.vae_loading import Statistics, statistics
+from latent_ladder.models.network_configs import VideoVaeConfig
+from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 from latent_ladder.models.video_vae.networks import (
     VideoDecoder,
     VideoEncoder,
@@ -44,52 +44,53 @@ FRAMES_PER_CHUNK = 8
 
 @dataclass(frozen=True)
 class VideoVae:
-    """A loaded video VAE; ``encoder`` or ``decoder`` is None where it was not asked for."""
+    """Loaded video VAE; ``encoder`` or ``decoder`` is None if it was not loaded."""
 
     encoder: VideoEncoder | None
     decoder: VideoDecoder | None
-    coder: VideoCoder
-    statistics: Statistics
+    config: VideoVaeConfig
+    statistics: LatentStatistics
     device: torch.device
     dtype: torch.dtype
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
-        return self.coder.latent_channels
+        """Number of latent channels."""
+        return self.config.latent_channels
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """What the encoder gives -> what the transformer sees, (B, C, F, H, W), float32."""
+        """Normalise latents of the encoder for the transformer, (B, C, F, H, W) float32."""
         return (latents.float() - _per_channel(self.statistics.mean, latents)) / _per_channel(
             self.statistics.std, latents
         )
 
     def un_normalise(self, latents: Tensor) -> Tensor:
-        """The inverse of :meth:`normalise`."""
+        """Convert latents of the transformer for the decoder, the inverse of :meth:`normalise`."""
         return latents.float() * _per_channel(self.statistics.std, latents) + _per_channel(
             self.statistics.mean, latents
         )
 
     def encode(self, frames: np.ndarray, tiles: TilePlan | None = None) -> Tensor:
-        """Frames (F, H, W, 3) uint8 -> normalised latents (1, C, F', H', W'), float32.
+        """Encode frames (F, H, W, 3) uint8 to normalised latents (1, C, F', H', W'), float32.
 
-        Frames beyond the last full group (F = 8k + 1) are left out; one frame is an image. Sides
-        must be multiples of 32 (:class:`MediaError`). Without ``tiles`` everything is encoded at
-        once, which is exact and takes memory by the size of a frame. The result is the
-        distribution's mean, on the VAE's device.
+        Frames after the last full group (F = 8k + 1) are ignored; one frame is an image. Without
+        ``tiles`` the frames are encoded whole, which is exact and needs memory in proportion to
+        the frame size. The result is the mean of the distribution, on the VAE's device.
+        Raises :class:`MediaError` if sides are not multiples of 32, and :class:`RequestError` if
+        ``tiles`` do not match the frames.
         """
         return _encode(frames, self, tiles)
 
     @torch.no_grad()
     def encode_stream(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """As :meth:`encode` of frames (H, W, 3) that come one by one and are not kept.
+        """Encode frames (H, W, 3) from an iterator, which are not stored; as :meth:`encode`.
 
-        Latents lie on the CPU. Raises :class:`MediaError`.
+        The latents are on the CPU. Raises :class:`MediaError`.
         """
         if self.encoder is None:
             raise ValueError("this VAE was loaded without its encoder")
         found = [z.cpu() for z in self.encoder.stream(_chunks(frames, self))]
-        numbers = Statistics(self.statistics.mean.cpu(), self.statistics.std.cpu())
+        numbers = LatentStatistics(self.statistics.mean.cpu(), self.statistics.std.cpu())
         return replace(self, statistics=numbers).normalise(torch.cat(found).transpose(0, 1)[None])
 
 
@@ -100,7 +101,7 @@ def load_video_vae(
     dtype: torch.dtype,
     parts: Collection[str] = ("encoder", "decoder"),
 ) -> VideoVae:
-    """Load the ``parts`` needed. Raises :class:`UnknownLayout` for VAEs it cannot run."""
+    """Load the ``parts`` of a video VAE; raises :class:`UnknownLayout` for an unsupported one."""
     encoder = decoder = None
     if "encoder" in parts:
         encoder = load_video_encoder(component, device=device, dtype=dtype)
@@ -109,8 +110,8 @@ def load_video_vae(
     loaded = decoder or encoder
     if loaded is None:
         raise ValueError(f"parts {parts!r} name neither encoder nor decoder")
-    numbers = statistics(component, device)
-    return VideoVae(encoder, decoder, loaded.coder, numbers, torch.device(device), dtype)
+    numbers = read_latent_statistics(component, device)
+    return VideoVae(encoder, decoder, loaded.config, numbers, torch.device(device), dtype)
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def _stream(latents: Tensor, vae: VideoVae, plan: TilePlan) -> Iterator[Tensor]:
     if plan.count == 1:
         yield from _decode_tile(latents, vae, plan.frames[0])
         return
-    scale = vae.coder.temporal_scale
+    scale = vae.config.temporal_scale
     # Where each band begins: one frame late, after the one that it drops, but for the first.
     starts = [frame_start(span, scale) + (span.start > 0) for span in plan.frames]
     bands = zip(plan.frames, temporal_weights(plan.frames, scale), strict=True)
@@ -193,7 +194,7 @@ def _decode_band(
     latents: Tensor, vae: VideoVae, plan: TilePlan, span: Span, weights: Sequence[float]
 ) -> Tensor:
     """All tiles of one span of time, (3, n, H, W) float32, weighted; without the dropped frame."""
-    scale = vae.coder.spatial_scale
+    scale = vae.config.spatial_scale
     part = latents[:, :, span.start : span.stop]
     _, rows, cols = plan.grid
     ramp = torch.tensor(weights[span.start > 0 :], dtype=torch.float32, device=vae.device)
@@ -255,15 +256,15 @@ def _as_bytes(frames: Tensor) -> Iterator[np.ndarray]:
 
 @torch.no_grad()
 def _encode(frames: np.ndarray, vae: VideoVae, tiles: TilePlan | None) -> Tensor:
-    scale, stride = vae.coder.spatial_scale, vae.coder.temporal_scale
+    scale, stride = vae.config.spatial_scale, vae.config.temporal_scale
     count, height, width = _check_frames(frames, scale)
     grid = (1 + (count - 1) // stride, height // scale, width // scale)
     plan = tiles or one_tile(*grid)
     if plan.grid != grid:
         raise RequestError(f"tiles for {list(plan.grid)} do not fit latents {list(grid)}")
     latents = torch.zeros((1, vae.latent_channels, *grid), device=vae.device)
-    # Latents are weighted as the frames of a decode would be, at a scale of 1: the first latent
-    # of a later span stems from a lone frame and is dropped.
+    # Latents are weighted like the frames of a tiled decode, at scale 1. The first latent of a
+    # later span encodes a single frame, so it is dropped (its weight is 0).
     for span, ramp in zip(plan.frames, temporal_weights(plan.frames, 1), strict=True):
         for row, row_ramp in zip(plan.rows, _ramps(plan.rows, 1, vae), strict=True):
             for col, col_ramp in zip(plan.cols, _ramps(plan.cols, 1, vae), strict=True):
@@ -289,16 +290,16 @@ def _encode_tile(frames: np.ndarray, vae: VideoVae) -> Tensor:
 
 
 def _chunks(frames: Iterable[np.ndarray], vae: VideoVae) -> Iterator[Tensor]:
-    """Frames (H, W, 3) uint8 -> chunks (n, 3, H, W) in -1..1."""
+    """Convert frames (H, W, 3) uint8 from an iterator; yields chunks (n, 3, H, W) in -1..1."""
     waiting = iter(frames)
     while chunk := list(islice(waiting, FRAMES_PER_CHUNK)):
         stacked = np.stack(chunk)
-        _check_frames(stacked, vae.coder.spatial_scale)
+        _check_frames(stacked, vae.config.spatial_scale)
         yield from _as_pixels(stacked, vae)
 
 
 def _as_pixels(frames: np.ndarray, vae: VideoVae) -> Iterator[Tensor]:
-    """(F, H, W, 3) uint8 -> chunks (n, 3, H, W) in -1..1."""
+    """Convert frames (F, H, W, 3) uint8; yields chunks (n, 3, H, W) in -1..1."""
     for first in range(0, len(frames), FRAMES_PER_CHUNK):
         chunk = np.ascontiguousarray(frames[first : first + FRAMES_PER_CHUNK])
         pixels = torch.from_numpy(chunk).to(vae.device).permute(0, 3, 1, 2)
@@ -307,12 +308,14 @@ def _as_pixels(frames: np.ndarray, vae: VideoVae) -> Iterator[Tensor]:
 
 def _check_frames(frames: np.ndarray, scale: int) -> tuple[int, int, int]:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise MediaError(f"frames of shape {list(frames.shape)} {frames.dtype}, not (F, H, W, 3)")
+        raise MediaError(
+            f"frames have shape {list(frames.shape)} {frames.dtype}, expected (F, H, W, 3) uint8"
+        )
     count, height, width, _ = frames.shape
     if height % scale or width % scale:
         nearest = "x".join(str(max(round(n / scale), 1) * scale) for n in (width, height))
         raise MediaError(
-            f"frames of {width}x{height} cannot be encoded, sides are multiples of {scale}",
+            f"frames of {width}x{height} cannot be encoded, sides must be multiples of {scale}",
             f"resize them to {nearest}",
         )
     return count, height, width

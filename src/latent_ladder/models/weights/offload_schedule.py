@@ -1,11 +1,11 @@
-"""Which of a row of blocks come and go: the planner and the one who carries it out agree here."""
+"""Schedule of streamed blocks, used by the memory planner and by block offloading."""
 
 from __future__ import annotations
 
 
-def spread(blocks: int, streamed: int) -> tuple[int, ...]:
-    """Numbers of the ``streamed`` of ``blocks``: evenly spaced, the first one late.
+def streamed_block_numbers(blocks: int, streamed: int) -> tuple[int, ...]:
+    """Numbers of the blocks to stream, ``streamed`` out of ``blocks``, evenly spaced.
 
-    A copy then has the time of all blocks between two streamed ones.
+    Even spacing gives each copy the compute time of all blocks between two streamed ones.
     """
     return tuple((k + 1) * blocks // streamed - 1 for k in range(streamed))

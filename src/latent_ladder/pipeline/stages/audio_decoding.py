@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from latent_ladder.latents.shapes import duration
-from latent_ladder.media.audio_input import RATE, read_sound
+from latent_ladder.media.audio_input import INPUT_AUDIO_RATE, read_audio_input
 from latent_ladder.memory.planner import StageMemory
-from latent_ladder.models.audio_vae.vae import load_audio
+from latent_ladder.models.audio_vae.vae import load_audio_vae
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult
 
 SAMPLE_RATE_KEY = "sample_rate"
@@ -27,7 +27,7 @@ def decode_sound(job: StageJob) -> StageResult:
     audio_vae, vocoder = job.plan.models.audio_vae, job.plan.models.vocoder
     if audio_vae is None or vocoder is None:
         raise TypeError("a sound stage was planned without an audio VAE")
-    decoder = load_audio(audio_vae, vocoder, device=job.runner.device)
+    decoder = load_audio_vae(audio_vae, vocoder, device=job.runner.device)
     waveform = decoder.decode(job.inputs[0]["audio"])
     return {"waveform": waveform, SAMPLE_RATE_KEY: torch.tensor(decoder.sample_rate)}, {}
 
@@ -36,6 +36,9 @@ def copy_sound(job: StageJob) -> StageResult:
     """Waveform of the input file, cut to the length of the clip, stereo at 48 kHz."""
     (file,), request = job.stage.files, job.plan.request
     file.check_unchanged()
-    samples = read_sound(file.path, duration(request.frames, request.fps), RATE)
-    tensors = {"waveform": torch.from_numpy(samples), SAMPLE_RATE_KEY: torch.tensor(RATE)}
+    samples = read_audio_input(file.path, duration(request.frames, request.fps), INPUT_AUDIO_RATE)
+    tensors = {
+        "waveform": torch.from_numpy(samples),
+        SAMPLE_RATE_KEY: torch.tensor(INPUT_AUDIO_RATE),
+    }
     return tensors, {"files": [file.path.name]}

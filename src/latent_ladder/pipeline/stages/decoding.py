@@ -16,7 +16,7 @@ from latent_ladder.latents.comfyui_tiling import Tiling
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, duration
 from latent_ladder.latents.tiling import TilePlan, official_size, one_tile, plan_tiles
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
-from latent_ladder.media.writers import bits_kept, write_clip_file
+from latent_ladder.media.writers import bit_depth, write_clip_file
 from latent_ladder.memory.planner import StageMemory
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import fit_length
@@ -35,7 +35,7 @@ from latent_ladder.request.files import clip_metadata
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.upscale.plan import UpscalePlan
-from latent_ladder.upscale.stream import load_upscaler, upscaled
+from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def write_clip(
     """
     request, metadata = job.request, clip_metadata(job.request)
     settings = request.output.settings
-    frames = decode_frames(job, latents["video"], bits_kept(path, settings))
+    frames = decode_frames(job, latents["video"], bit_depth(path, settings))
     if meter is not None:
-        frames = meter.watching(frames)
+        frames = meter.measure_chunks(frames)
     waveform = None if sound is None else _fit_sound(sound, request)
     thumbnails = Thumbnails(path, request.output, request.frames, metadata)
     written = write_clip_file(
@@ -91,7 +91,7 @@ def write_clip(
     )
     thumbnails.write()
     if meter is not None:
-        meter.hear(waveform)
+        meter.set_audio(waveform)
     return written
 
 
@@ -122,7 +122,7 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
     pixels: Iterator[Tensor] = (part[..., rows, columns] for part in decoded)
     if upscale is not None:
         enlarge = load_upscaler(upscale, device=runtime.device, dtype=runtime.dtype)
-        pixels = upscaled(pixels, upscale, enlarge)
+        pixels = upscale_frames(pixels, upscale, enlarge)
     for part in pixels:
         yield as_integers(part, bits)
 

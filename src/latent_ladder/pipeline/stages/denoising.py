@@ -13,9 +13,9 @@ from latent_ladder.errors import LadderError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
 from latent_ladder.memory.planner import OffloadPlan, StageMemory
-from latent_ladder.models.lora.attach import attached
+from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
 from latent_ladder.pipeline.plan import has_sound
@@ -63,7 +63,7 @@ def denoise(job: StageJob, memory: StageMemory) -> StageResult:
     clip, done = _resume(job, PartialClip.of(start, stage.resolution))
     strength = 1.0 if request.windows_used is None else request.windows_used.strength
     with (
-        attached(transformer, list(stage.loras)) as report,
+        temporary_loras(transformer, list(stage.loras)) as report,
         runner.resident_blocks(transformer, plan),
     ):
         for window in stage.windows[done:]:
@@ -81,7 +81,7 @@ def denoise(job: StageJob, memory: StageMemory) -> StageResult:
             if job.partial_result is not None:
                 job.partial_result.save(clip, window)
     for match in report.matches:
-        if match.misses:
+        if match.unmatched:
             job.warn("lora_misses", str(match))
     facts = {"loras": [str(match) for match in report.matches]}
     return clip_latents((clip.video, clip.audio), shapes), facts
@@ -189,14 +189,14 @@ def _denoiser(
 ) -> Denoiser | TiledDenoiser:
     positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
     device, request = job.runner.device, job.plan.request
-    video = StreamRun(
+    video = DenoiserStream(
         positions=start.positions.to(device),
         positive=positive.video,
         negative=None if negative is None else negative.video,
         mask=start.video_mask,
         guidance=_guidance(requested.guidance.video),
     )
-    audio = StreamRun(
+    audio = DenoiserStream(
         positions=start.audio_positions.to(device),
         positive=positive.audio,
         negative=None if negative is None else negative.audio,

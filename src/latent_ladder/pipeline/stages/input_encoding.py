@@ -17,11 +17,11 @@ from latent_ladder.latents.shapes import (
     Resolution,
     nearest_frames,
 )
-from latent_ladder.media.audio_input import RATE, read_sound
-from latent_ladder.media.image_input import fitted, like_video, load_image
-from latent_ladder.media.video_input import read_footage
+from latent_ladder.media.audio_input import INPUT_AUDIO_RATE, read_audio_input
+from latent_ladder.media.image_input import compress_like_video, fit_image, load_image
+from latent_ladder.media.video_input import sample_frames
 from latent_ladder.memory.planner import StageMemory
-from latent_ladder.models.audio_vae.vae import AudioDecoder, load_audio
+from latent_ladder.models.audio_vae.vae import AudioVae, load_audio_vae
 from latent_ladder.models.video_vae.vae import VideoVae, load_video_vae
 from latent_ladder.pipeline.input_files import InputFile, visible_size
 from latent_ladder.pipeline.plan import PlannedStage, has_sound
@@ -39,8 +39,8 @@ def encode_images(job: StageJob, _: StageMemory) -> StageResult:
     tensors: Tensors = {}
     for i, file in enumerate(job.stage.files):
         file.check_unchanged()
-        pixels = like_video(load_image(file.path), int(file.options["crf"]))
-        frame = fitted(
+        pixels = compress_like_video(load_image(file.path), int(file.options["crf"]))
+        frame = fit_image(
             pixels,
             (resolution.width, resolution.height),
             visible_size(request, resolution),
@@ -93,7 +93,7 @@ def _video_latents(job: StageJob) -> Tensors:
         min(side // smaller, most)
         for side, most in zip(visible_size(request, resolution), size, strict=True)
     )
-    pixels = read_footage(
+    pixels = sample_frames(
         file.path,
         [start + Fraction(i) / fps for i in range(frames)],
         size,
@@ -118,30 +118,30 @@ def _audio_latents(file: InputFile, start: Fraction, job: StageJob) -> Tensor:
     if component is None:
         raise TypeError("a sound was planned without an audio VAE")
     steps = job.plan.request.resolutions[-1].audio_latents
-    vae = load_audio(component, None, device=job.runner.device, parts=("encoder",))
+    vae = load_audio_vae(component, None, device=job.runner.device, parts=("encoder",))
     length = Fraction(steps + 1, AUDIO_LATENTS_PER_SECOND)  # the last latent reaches one further
     samples = torch.zeros(2, 0)
     if file.options.get("has_sound", True) and start + length > 0:
-        samples = torch.from_numpy(read_sound(file.path, start + length, RATE))
-    first = round(start * RATE)
+        samples = torch.from_numpy(read_audio_input(file.path, start + length, INPUT_AUDIO_RATE))
+    first = round(start * INPUT_AUDIO_RATE)
     samples = samples[:, first:] if first > 0 else F.pad(samples, (-first, 0))
-    padded = F.pad(samples, (0, max(round(length * RATE) - samples.shape[-1], 0)))
+    padded = F.pad(samples, (0, max(round(length * INPUT_AUDIO_RATE) - samples.shape[-1], 0)))
     return encode_in_spans(vae, padded, steps).float().cpu()
 
 
-def encode_in_spans(vae: AudioDecoder, samples: Tensor, steps: int, span: int = SPAN) -> Tensor:
-    """The first ``steps`` latents of samples (2, S) at :data:`RATE`, ``span`` of them at a time.
+def encode_in_spans(vae: AudioVae, samples: Tensor, steps: int, span: int = SPAN) -> Tensor:
+    """The first ``steps`` latents of samples (2, S) at 48 kHz, ``span`` of them at a time.
 
     The encoder is causal, so a span with :data:`CONTEXT` latents before it gives the same numbers
     as the whole; its spectra need :data:`LOOKAHEAD` more at the end. Memory is that of one span.
     ``samples`` must reach past the last latent.
     """
-    per_latent = RATE // AUDIO_LATENTS_PER_SECOND
+    per_latent = INPUT_AUDIO_RATE // AUDIO_LATENTS_PER_SECOND
     found = []
     for first in range(0, steps, span):
         begin, count = max(first - CONTEXT, 0), min(span, steps - first)
         end = (first + count + LOOKAHEAD) * per_latent
-        latents = vae.encode(samples[:, begin * per_latent : end], RATE)
+        latents = vae.encode(samples[:, begin * per_latent : end], INPUT_AUDIO_RATE)
         found.append(latents[:, :, first - begin : first - begin + count])
     return torch.cat(found, 2)
 

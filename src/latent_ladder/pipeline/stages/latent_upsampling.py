@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from latent_ladder.memory.planner import StageMemory
-from latent_ladder.models.latent_upsampler.upsample import adapt, load_upsampler, upsample
-from latent_ladder.models.vae_loading import statistics
+from latent_ladder.models.latent_upsampler.upsample import apply_adain, load_upsampler, upsample
+from latent_ladder.models.vae_loading import read_latent_statistics
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult
 from latent_ladder.pipeline.temporal_windows import upsample_windows
 from latent_ladder.request.stages import UpsampleStage
@@ -21,7 +21,7 @@ def upsample_latents(job: StageJob, _: StageMemory) -> StageResult:
         raise TypeError(f"{job.stage.name} is not a planned upsample stage")
     runtime, (before,) = job.runner.runtime, job.inputs
     upsampler = load_upsampler(job.stage.upsampler, device=runtime.device, dtype=runtime.dtype)
-    numbers, latents = statistics(job.plan.models.video_vae), before["video"]
+    numbers, latents = read_latent_statistics(job.plan.models.video_vae), before["video"]
     low, high = (request.window_plan(i) for i in (job.position - 1, job.position))
 
     def enlarge(part: Tensor) -> Tensor:
@@ -29,5 +29,5 @@ def upsample_latents(job: StageJob, _: StageMemory) -> StageResult:
 
     up = upsample_windows(latents, list(zip(low, high, strict=True)), enlarge)
     if requested.adain:
-        up = adapt(up, latents.to(up), requested.adain)
+        up = apply_adain(up, latents.to(up), requested.adain)
     return {**before, "video": up.float()}, {}

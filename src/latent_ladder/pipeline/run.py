@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from latent_ladder.checkpoints.selection import Library, model_folders, scan, select
+from latent_ladder.checkpoints.selection import Library, model_folders, scan, select_models
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
 from latent_ladder.errors import Cancelled, LadderError
@@ -191,7 +191,7 @@ def prepare(
     device: str = "auto",
 ) -> Prepared:
     """Choose the models, plan stages and memory, collect warnings. Loads nothing heavy."""
-    models = select(library, request.models.choices)
+    models = select_models(library, request.models.choices)
     found = [Warned(a.code, a.message) for a in advise(request)]
     found += [Warned("models", note) for note in models.notes]
     plan = make_plan(request, models, library)
@@ -471,8 +471,10 @@ def default_preset(library: Library, checkpoint: str | None = None) -> str:
     A file cannot tell whether it is distilled, so here the name decides: without "distilled" in
     it, and with a distilled LoRA at hand, the LoRA is put on.
     """
-    models = select(library, {"checkpoint": checkpoint} if checkpoint else {})
+    models = select_models(library, {"checkpoint": checkpoint} if checkpoint else {})
     if models.preset is not None:
         return models.preset
     name = models.transformer.file.path.name.lower()
-    return "distilled-lora" if "distilled" not in name and models.distilled else "distilled"
+    return (
+        "distilled-lora" if "distilled" not in name and models.has_distilled_lora else "distilled"
+    )

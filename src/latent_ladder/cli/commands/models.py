@@ -99,7 +99,7 @@ def list_models(folders: Folders = None, as_json: Json = False) -> None:
                 "name": found.name,
                 "folder": str(found.folder),
                 "bytes": found.path.stat().st_size,
-                "embedded": found.embedded,
+                "embedded": found.is_embedded,
             }
             for role, found in listed
         ]
@@ -173,7 +173,7 @@ def default_target() -> Path:
     from latent_ladder.checkpoints.search_paths import model_folders
 
     # A folder with a category has one kind of file; a download needs the whole tree.
-    own = [f.path for f in model_folders() if f.category is None and not f.embedded]
+    own = [f.path for f in model_folders() if f.category is None and not f.is_embedded]
     return own[0] if own else Path("models")
 
 

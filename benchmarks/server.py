@@ -29,7 +29,7 @@ from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
 from latent_ladder.storage.artifact_store import Store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from helpers.comfyui_server import Served, clip_graph
+from helpers.comfyui_server import ComfyUiServer, clip_graph
 
 GRAPH = clip_graph(steps=2)
 
@@ -70,7 +70,7 @@ def main() -> None:
         places = WorkFolders(folder / "i", folder / "o", folder / "t")
         engine = Engine(scan(model_folders(())), Store(folder / "alone"), places, device="cpu")
         graph = read_api(GRAPH)
-        with Served(folder) as served:
+        with ComfyUiServer(folder) as served:
             took = asyncio.run(measured(served.url, asked.rounds, lambda: execute(graph, engine)))
     medians = {f"{way}_ms": statistics.median(each) for way, each in took.items()}
     print(json.dumps({**medians, "added_ms": medians["server_ms"] - medians["alone_ms"]}))

@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def opened(folder: Path, precision: str):
+def open_precision(folder: Path, precision: str):
     kind = "diffusion_models" if precision.startswith("q4") else "checkpoints"
     name = "ltx-2.3-22b-dev" + ("" if precision == "bf16" else f"-{precision}")
     (path,) = (p for p in (folder / kind).iterdir() if p.stem == name)
@@ -60,14 +60,14 @@ def opened(folder: Path, precision: str):
 
 
 @pytest.mark.parametrize(("precision", "size"), SIZES.items())
-def test_files_are_as_long_as_the_published_ones_and_hardly_on_disk(folder, precision, size):
-    path = opened(folder, precision).path
+def test_files_have_the_published_size_and_need_little_disk(folder, precision, size):
+    path = open_precision(folder, precision).path
     assert path.stat().st_size / 1e9 == pytest.approx(size, abs=0.06)
     assert path.stat().st_blocks * 512 < 10e6
 
 
-def test_every_one_of_5947_tensors_has_its_place(folder):
-    file = opened(folder, "bf16")
+def test_each_of_5947_tensors_belongs_to_a_component(folder):
+    file = open_precision(folder, "bf16")
     found = components(file)
     assert {role: len(part.names) for role, part in found.items()} == TENSORS
     assert find_unused_tensors(file) == []
@@ -78,7 +78,7 @@ def test_every_one_of_5947_tensors_has_its_place(folder):
 
 @pytest.mark.parametrize("precision", LABELS)
 def test_the_transformer_is_the_same_network_in_every_precision(folder, precision):
-    part = components(opened(folder, precision))["transformer"]
+    part = components(open_precision(folder, precision))["transformer"]
     assert (detect_family(part), part.precision) == ("2.3", LABELS[precision])
     with EmptyOnMeta():
         network = Transformer(TransformerConfig.from_component(part))
@@ -87,7 +87,7 @@ def test_the_transformer_is_the_same_network_in_every_precision(folder, precisio
 
 
 def test_the_video_vae_has_its_published_parameters(folder):
-    part = components(opened(folder, "bf16"))["video_vae"]
+    part = components(open_precision(folder, "bf16"))["video_vae"]
     with EmptyOnMeta():
         halves = [
             VideoEncoder(video_encoder_config(part.shapes(), part.config)),
@@ -99,7 +99,9 @@ def test_the_video_vae_has_its_published_parameters(folder):
 
 def test_the_distilled_lora_fits_1660_of_1660_modules(folder):
     with EmptyOnMeta():
-        config = TransformerConfig.from_component(components(opened(folder, "fp8"))["transformer"])
+        config = TransformerConfig.from_component(
+            components(open_precision(folder, "fp8"))["transformer"]
+        )
         network = Transformer(config)
     path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
     (match,) = attach_loras(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
@@ -107,17 +109,17 @@ def test_the_distilled_lora_fits_1660_of_1660_modules(folder):
 
 
 @pytest.mark.parametrize("precision", LABELS)
-def test_a_matrix_is_read_from_far_inside_every_file(folder, precision):
-    part = components(opened(folder, precision))["transformer"]
+def test_a_matrix_far_inside_every_file_is_read(folder, precision):
+    part = components(open_precision(folder, precision))["transformer"]
     key = "transformer_blocks.47.audio_attn1.to_q.weight"
     stored = read_stored(part, key)
     numbers = stored if isinstance(stored, torch.Tensor) else stored.dequantize(torch.float32)
     assert numbers.shape == (2048, 2048)
-    assert not numbers.any(), "the data is a hole, which reads as zeros"
+    assert not numbers.any(), "the data is a hole in a sparse file, which reads as zeros"
 
 
 @pytest.mark.parametrize("vram", [10, 24, 80])
-def test_a_plan_of_the_real_model_needs_no_torch_and_keeps_to_the_card(folder, vram, tmp_path):
+def test_a_plan_of_the_real_model_needs_no_torch_and_fits_the_gpu(folder, vram, tmp_path):
     command = [
         sys.executable, "-c",
         "import sys; from latent_ladder.cli.app import main\n"

@@ -13,7 +13,7 @@ import pytest
 import typer
 from helpers.command_line import SMALL, TINY, environment
 
-from latent_ladder.cli.app import MODULES, application
+from latent_ladder.cli.command_table import COMMANDS, CommandRow, load_command
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_presets_and_models(ladder):
         (["make", "x", "--preset", "pocket", "-o", "a.avi"], 5, "a.mp4"),
         (["make", "x", "--models", "/nowhere"], 3, "does not exist"),
         (["make", "x", "--checkpoint", "nope.safetensors"], 3, "known:"),
-        (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "use one of auto"),
+        (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "--device auto"),
         (["show", "nothing.mp4"], 5, "nothing.mp4"),
         (["make", "--from", "nothing.toml"], 2, "cannot be read"),
         (["runs", "show", "zzz"], 8, "no run"),
@@ -197,7 +197,7 @@ def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 130, said
-    assert "To go on:" in said
+    assert "To resume:" in said
     assert "base.steps=400" in said
     assert "--seed" in said
     assert not (tmp_path / "a.mp4").exists()
@@ -205,26 +205,40 @@ def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
     assert run["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_command_is_found_in_the_module_that_has_it(module):
-    """Only that module is imported, so a command missing from the list would not be found."""
+@pytest.mark.parametrize("module", dict.fromkeys(row.module for row in COMMANDS))
+def test_the_table_lists_every_command_of_a_module(module):
+    """Only that module is imported, so a command missing from the table would not be found."""
     app = typer.Typer()
     importlib.import_module(f"latent_ladder.cli.commands.{module}").register(app)
     built = typer.main.get_group(app).commands
-    assert tuple(built) == MODULES[module]
+    assert set(built) == {row.name for row in COMMANDS if row.module == module}
     for name in built:
-        alone = typer.main.get_group(application(name)).commands
-        assert list(alone) == [name]
-        assert [p.name for p in alone[name].params] == [p.name for p in built[name].params]
+        loaded = load_command(name)
+        assert loaded.name == name
+        assert [p.name for p in loaded.params] == [p.name for p in built[name].params]
 
 
-def test_help_needs_nothing_heavy(ladder):
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row.name)
+def test_the_summary_in_the_table_opens_the_help_of_the_command(row: CommandRow):
+    opening, _, _ = load_command(row.name).help.partition("\n\n")
+    assert opening == row.summary
+
+
+def run_main(*words: str) -> tuple[str, list[str]]:
+    """Output and heavy modules of ``ladder`` in a process of its own."""
     code = (
-        "import sys; sys.argv = ['ladder', '--help']\n"
+        f"import sys; sys.argv = {['ladder', *words]!r}\n"
         "from latent_ladder.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'av', 'pydantic', 'numpy'} & set(sys.modules)))"
+        "heavy = {'torch', 'av', 'pydantic', 'numpy', 'latent_ladder.cli.commands.make'}\n"
+        "print()\nprint(*sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
-    assert "Make a clip with sound" in done.stdout
+    *said, heavy = done.stdout.split("\n")[:-1]
+    return "\n".join(said), heavy.split()
+
+
+def test_help_needs_nothing_heavy():
+    text, heavy = run_main("--help")
+    assert heavy == []
+    assert all(row.summary in text for row in COMMANDS)

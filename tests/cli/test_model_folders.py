@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from latent_ladder.cli.app import application
+from latent_ladder.cli.app import build_app
 from latent_ladder.errors import LadderError
 
 SMALL = ("--size", "64x64", "--frames", "9")
@@ -115,7 +115,7 @@ LAYOUTS: dict[Callable[[Path], Path], tuple[str, str]] = {
 
 
 def ladder(*words: object) -> dict:
-    done = CliRunner().invoke(application(), [*map(str, words), "--json"])
+    done = CliRunner().invoke(build_app(), [*map(str, words), "--json"])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output

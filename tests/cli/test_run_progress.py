@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from latent_ladder.checkpoints.selection import EMBEDDED, scan
-from latent_ladder.cli.commands.run_progress import watched
+from latent_ladder.cli.commands.run_progress import track_run
 from latent_ladder.errors import Cancelled
 from latent_ladder.pipeline.run import Prepared, prepare
 from latent_ladder.request.model import Request
@@ -22,7 +22,7 @@ def prepared(tmp_path) -> Prepared:
 
 
 def run(prepared: Prepared):
-    return watched(prepared, "cpu", "ladder refine last:3", overwrite=False, quiet=True)
+    return track_run(prepared, "cpu", "ladder refine last:3", overwrite=False, quiet=True)
 
 
 def test_the_first_ctrl_c_asks_and_the_second_stops(prepared, capsys):
@@ -34,7 +34,7 @@ def test_the_first_ctrl_c_asks_and_the_second_stops(prepared, capsys):
         pytest.fail("the second Ctrl-C has to stop at once")
     said = capsys.readouterr().err
     assert "stopping after this step" in said
-    assert "To go on:\n  ladder refine last:3" in said
+    assert "To resume:\n  ladder refine last:3" in said
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -60,8 +60,8 @@ def test_comfyui_template_is_its_preset_and_its_truncations_are_told() -> None:
     assert found.preset_match.equal
     assert (found.request.width, found.request.height) == (1280, 704)
     assert "640x352" in said(found, "empty")
-    assert "126 frames, and the clip has 121" in said(found, "empty")
-    assert "5.04 s of sound for a clip of 4.84 s" in said(found, "silence")
+    assert "126 frames, but the clip has 121" in said(found, "empty")
+    assert "5.04 s of audio for a clip of 4.84 s" in said(found, "silence")
 
 
 def test_a_size_that_is_none_of_the_preset_is_named() -> None:
@@ -104,7 +104,7 @@ def test_first_and_last_frames_are_guides() -> None:
     graph["guide"]["inputs"]["frame_idx"] = 0
     found = imported(graph)
     assert found.request.images[0].frame == 0
-    assert "guides the first frame" in said(found, "guide")
+    assert "a guide for the first frame" in said(found, "guide")
 
 
 def test_sound_that_drives_the_picture() -> None:
@@ -198,7 +198,7 @@ def test_split_sigmas_are_worked_out() -> None:
     graph["run 2"]["inputs"]["sigmas"] = ["sigmas 2", 1]
     assert imported(graph).request.sigmas(2) == (0.6, 0.3, 0.0)
     graph["run 2"]["inputs"]["sigmas"] = ["sigmas 2", 0]
-    assert "ends before the picture is finished" in refused(graph).message
+    assert "ends its sigmas above 0" in refused(graph).message
 
 
 def test_multimodal_guidance() -> None:
@@ -258,10 +258,10 @@ def test_several_outputs_need_a_choice() -> None:
         (lambda g: g["wording"]["inputs"].update(value=" "), "prompt is empty"),
         (lambda g: g["guider 1"]["inputs"].pop("model"), "model is not connected"),
         (lambda g: g["half width"]["inputs"].update(expression="a**b"), "has no value"),
-        (lambda g: g["noise 1"].update(class_type="DisableNoise"), "without noise of its own"),
-        (lambda g: g["sampler 1"]["inputs"].update(sampler_name="ddim"), "samples with ddim"),
-        (lambda g: g["sampler 1"].update(class_type="Odd"), "sampler that stages do not know"),
-        (lambda g: g["silence"].update(class_type="LoadLatent"), "sound in a way"),
+        (lambda g: g["noise 1"].update(class_type="DisableNoise"), "does not start from the noise of a seed"),
+        (lambda g: g["sampler 1"]["inputs"].update(sampler_name="ddim"), "uses the unsupported sampler ddim"),
+        (lambda g: g["sampler 1"].update(class_type="Odd"), "unsupported sampler node"),
+        (lambda g: g["silence"].update(class_type="LoadLatent"), "unsupported source of audio"),
         (lambda g: g["clip"]["inputs"].update(fps="fast"), "fps='fast' is not a number"),
     ],
 )
@@ -279,7 +279,7 @@ def test_what_changes_nothing_that_a_request_knows_is_listed() -> None:
     graph["guider 2"]["inputs"]["positive"] = ["prompt 2", 0]
     found = imported(graph)
     assert "patches the model" in said(found, "patch")
-    assert "prompts of its own" in said(found, "run 2")
+    assert "its own prompts" in said(found, "run 2")
 
 
 # -- edits ----------------------------------------------------------------------------------------

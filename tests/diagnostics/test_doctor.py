@@ -11,7 +11,7 @@ from helpers import model_folders, true_size
 from typer.testing import CliRunner
 
 from latent_ladder.checkpoints.catalog import FILES
-from latent_ladder.cli.app import application
+from latent_ladder.cli.app import build_app
 from latent_ladder.diagnostics.doctor import examine, report
 from latent_ladder.request.presets import preset_names
 
@@ -27,7 +27,7 @@ def alone(tmp_path_factory, monkeypatch):
 
 
 def doctor(*words):
-    done = CliRunner().invoke(application(), ["doctor", "--vram", "64", *map(str, words)])
+    done = CliRunner().invoke(build_app(), ["doctor", "--vram", "64", *map(str, words)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done

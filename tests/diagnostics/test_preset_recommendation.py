@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from latent_ladder import Request
-from latent_ladder.checkpoints.selection import scan, select
-from latent_ladder.cli.app import application
+from latent_ladder.checkpoints.selection import scan, select_models
+from latent_ladder.cli.app import build_app
 from latent_ladder.diagnostics.preset_recommendation import PRESETS, WAYS, propose, trained, wish
 from latent_ladder.memory.planner import GIB, Budget, Machine, Policy
 from latent_ladder.request.presets import preset_names
@@ -34,7 +34,7 @@ def asked(width, height, frames, prompt=PLAIN, **changes) -> Request:
 
 @pytest.fixture(scope="module")
 def models():
-    return select(scan([GOLDEN]), {"checkpoint": "tiny-ltx-2.3.safetensors"})
+    return select_models(scan([GOLDEN]), {"checkpoint": "tiny-ltx-2.3.safetensors"})
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_the_command_and_plan_say_the_same():
     run = CliRunner().invoke
     arguments = [PLAIN, "--models", str(GOLDEN), "--size", "64x64", "--frames", "9", "--json"]
     arguments += ["--checkpoint", "tiny-ltx-2.3.safetensors"]
-    advised = json.loads(run(application(), ["advise", *arguments]).stdout)
-    planned = json.loads(run(application(), ["plan", *arguments]).stdout)["advice"]
+    advised = json.loads(run(build_app(), ["advise", *arguments]).stdout)
+    planned = json.loads(run(build_app(), ["plan", *arguments]).stdout)["advice"]
     assert advised["sentence"] == planned["sentence"]
     assert advised["preset"] == "distilled-lora-single"
-    text = run(application(), ["advise", *arguments[:-3], *arguments[-2:]]).stdout
+    text = run(build_app(), ["advise", *arguments[:-3], *arguments[-2:]]).stdout
     assert text.startswith("single pass (--preset distilled-lora-single): 64x64 and 0.4 s")
 
 

@@ -1,7 +1,7 @@
 """The original layout of LTX-2.3 files as names and shapes, independent of the package.
 
-From the header and the key lists published with ltx-2.3-22b; ``video_vae`` also builds other
-widths.
+Taken from the header and the key lists published with ltx-2.3-22b; ``video_vae`` can also have
+other widths.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ POCKET_VIDEO = {
     "encoder": ((0, 64), (1, 64), (1, 64), (1, 128), (1, 128)),
     "decoder": ((1, 160), (1, 80), (1, 80), (1, 40), (1, 20)),
 }
-"""The widths of a pocket-size member of the family."""
+"""The widths of the pocket model."""
 
 
 def audio_block(path: str, before: int, after: int) -> Iterator[tuple[str, Shape]]:
@@ -309,4 +309,4 @@ POCKET_VOCODER_CONFIG = {
         "n_fft": 512,
     },
 }
-"""Other strides than the published ones, so that they must come from the header."""
+"""Strides that differ from the published ones and must therefore be read from the header."""

@@ -332,12 +332,12 @@ def test_the_command_prints_a_table_or_json(files: dict[str, Path]) -> None:
     runner = CliRunner()
     shown = runner.invoke(app, [str(files["draft"]), str(files["refined"])])
     assert shown.exit_code == 0
-    for name, _, _ in (*command.ONE, *command.SOUND, *command.TWO):
+    for name, _, _ in (*command.CLIP_METRICS, *command.SOUND_METRICS, *command.COMPARISON_METRICS):
         assert name in shown.stdout
     body = json.loads(runner.invoke(app, [str(files["silent"]), "--json"]).stdout)
     assert body["comparison"] is None
     assert body["clips"][0]["sound"] is None
-    assert {name for name, _, _ in command.ONE} <= body["clips"][0].keys()
+    assert {name for name, _, _ in command.CLIP_METRICS} <= body["clips"][0].keys()
 
 
 def test_files_without_video_are_errors(files: dict[str, Path], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
-from latent_ladder.checkpoints.selection import ModelSet, scan, select
+from latent_ladder.checkpoints.selection import ModelSet, scan, select_models
 from latent_ladder.errors import RequestError
 from latent_ladder.pipeline.plan import make_plan
 from latent_ladder.request.model import Request
@@ -294,7 +294,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> KeysOf:
     def keys_of(request: Request) -> dict[str, str]:
         choices = request.models.choices
         if (known := repr(choices)) not in chosen:
-            chosen[known] = select(library, choices)
+            chosen[known] = select_models(library, choices)
         plan = make_plan(request, chosen[known], library)
         return {stage.name: stage.key for stage in plan.stages} | {"clip": plan.run_key}
 

@@ -181,7 +181,7 @@ def test_impossible_images_are_refused(images, message):
     ],
 )
 def test_the_flag_splits_from_the_right(text, image):
-    assert InputFlags(images=[text]).given() == {"images": [image]}
+    assert InputFlags(images=[text]).to_fields() == {"images": [image]}
 
 
 # --- fixed frames -------------------------------------------------------------------------------

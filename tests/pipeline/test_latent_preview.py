@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.checkpoints.selection import EMBEDDED
-from latent_ladder.cli.terminal_images import kitty, protocol, sixel
+from latent_ladder.cli.terminal_images import encode_kitty, detect_protocol, encode_sixel
 from latent_ladder.errors import LadderError, RequestError
 from latent_ladder.models.video_vae.taehv import load_tiny_decoder
 from latent_ladder.models.video_vae.vae import load_video_vae
@@ -163,7 +163,7 @@ def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path, pocket):
 
 
 def test_kitty_pictures_are_sent_in_chunks():
-    text = kitty(b"x" * 7000, rows=3)
+    text = encode_kitty(b"x" * 7000, rows=3)
     parts = text.split("\x1b\\")[:-1]
     assert all(p.startswith("\x1b_G") and len(p.split(";", 1)[1]) <= 4096 for p in parts)
     assert parts[0].startswith("\x1b_Ga=T,f=100,q=2,r=3,m=1;")
@@ -185,14 +185,14 @@ def test_kitty_pictures_are_sent_in_chunks():
     ],
 )
 def test_terminals_that_show_pictures(environment, shown):
-    assert protocol(environment) == shown
+    assert detect_protocol(environment) == shown
 
 
 def test_sixels_hold_the_picture():
     """Decoded again by the rules of the manual: every pixel has its colour."""
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
     squares = colours[np.add.outer(np.arange(32) // 8, np.arange(64) // 8) % 4]
-    text = sixel(png(squares), rows=2)
+    text = encode_sixel(png(squares), rows=2)
     shown = _decoded_sixels(text)
     assert shown.shape == (32, 64, 3)
     assert np.abs(shown.astype(int) - squares).max() <= 2

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from latent_ladder import Request
-from latent_ladder.checkpoints.selection import EMBEDDED, scan, select
+from latent_ladder.checkpoints.selection import EMBEDDED, scan, select_models
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.media.video_reader import read_frames
 from latent_ladder.memory.hardware import MemoryOptions
@@ -224,7 +224,7 @@ def deep(tmp_path_factory):
 
 def test_a_third_of_the_model_as_budget_gives_the_same_clip(deep, tmp_path):
     whole = make(deep, tmp_path, "whole", side=64)
-    third = select(deep).transformer.nbytes / 3
+    third = select_models(deep).transformer.nbytes / 3
     small = make(deep, tmp_path, "third", side=64, vram=third / GIB)
     assert memory_of(whole)["base"] == memory_of(whole)["refine"] == "resident"
     for stage in ("base", "refine"):

@@ -26,7 +26,7 @@ from helpers.tiny_clips import (
 )
 
 from latent_ladder.checkpoints.selection import scan
-from latent_ladder.cli.commands.runs import runs_show
+from latent_ladder.cli.commands.runs import show_run
 from latent_ladder.errors import Cancelled, MediaError, RequestError
 from latent_ladder.media.video_reader import probe, read_frames
 from latent_ladder.pipeline.events import StageDone, StepDone, Waiting, Warned
@@ -69,7 +69,7 @@ def test_every_run_keeps_its_metrics_and_shows_them(first, capsys):
     assert result.metrics["detail"] > 0
     assert result.metrics["sound"]["level_db"] < 0
     assert store.runs.find(result.run).metrics == result.metrics
-    runs_show(result.run, store.root)
+    show_run(result.run, store.root)
     shown = capsys.readouterr().out
     assert f"{result.metrics['motion']:.3f}" in shown
     assert f"{result.metrics['sound']['level_db']:.3f}" in shown

@@ -153,11 +153,11 @@ def test_a_video_survives_toml_and_json():
 def test_flags_name_the_mode_and_the_length(library, tmp_path):
     path = video(tmp_path / "a.mp4", frames=20)
     asked = RequestFlags(prompt="x", preset="pocket")
-    made = asked.request(library, InputFlags(video=path, extend="0.5s"))
+    made = asked.build_request(library, InputFlags(video=path, extend="0.5s"))
     assert (made.video.mode, made.video.extend, made.frames) == ("extend", 0.5, 33)
-    made = asked.request(library, InputFlags(video=path, region="0.1-0.4"))
+    made = asked.build_request(library, InputFlags(video=path, region="0.1-0.4"))
     assert (made.video.mode, made.video.region, made.frames) == ("retake", (0.1, 0.4), 17)
-    made = asked.request(library, InputFlags(video=path))
+    made = asked.build_request(library, InputFlags(video=path))
     assert (made.video.mode, made.video.denoise) == ("v2v", 0.6)
 
 

@@ -167,7 +167,7 @@ def test_copies_are_read_back_by_the_product(kind: str, limit: float, tmp_path: 
     (copy,) = (tmp_path / "checkpoints").iterdir()
     part = components(open_checkpoint(copy))["transformer"]
     key = "transformer_blocks.0.attn1.to_q.weight"
-    assert part.stored(key).format == kind
+    assert part.stored_tensor(key).format == kind
     got = read_float(part, key, torch.float32)[:100, :200]  # stored padded
     assert got.shape == matrix.shape
     assert float((got - matrix).norm() / matrix.norm()) < limit

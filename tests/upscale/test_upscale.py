@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from latent_ladder.checkpoints.misplaced import misplaced
+from latent_ladder.checkpoints.misplaced import find_misplaced
 from latent_ladder.checkpoints.selection import EMBEDDED, scan
 from latent_ladder.errors import CheckpointNotFound, LadderError, RequestError, UnknownLayout
 from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
@@ -210,7 +210,7 @@ def test_scan_lists_upscalers_where_comfyui_finds_them(models: Path) -> None:
     library = scan([models])
     names = {found.path.name for found in library.of("pixel_upscaler")}
     assert {"plain.safetensors", "wrapped.pth", "module.pt", "other.safetensors"} <= names
-    assert misplaced(library) == ()
+    assert find_misplaced(library) == ()
     ids = {found.component.id for found in library.of("pixel_upscaler")}
     assert len(ids) == len(names)
 

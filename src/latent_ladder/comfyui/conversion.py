@@ -1,4 +1,4 @@
-"""Import and export as a whole: a workflow to a request and what to say of it, and the reverse."""
+"""Import of workflows as requests, and export of requests as workflows."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ Format = Literal["ui", "api"]
 
 @dataclass(frozen=True)
 class ImportedWorkflow:
-    """A workflow's request, the preset next to it, and what it could not carry.
+    """The request of a workflow, its closest preset, and settings that were lost.
 
-    ``embedded``: the graph is an export of ours, and its request supplied what nodes cannot say.
+    ``embedded``: the workflow is an export of this program, and its embedded request supplied the
+    fields that no node can express.
     """
 
     request: Request
@@ -41,50 +42,57 @@ class ImportedWorkflow:
     embedded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: what ``ladder workflow import --json`` prints."""
+        """Return the result as JSON data for ``--json``."""
         return {
             "request": self.request.to_dict(),
             "preset": self.preset_match.preset,
             "equal": self.preset_match.equal,
             "differences": [str(d) for d in self.preset_match.differences],
-            "lost": [one._asdict() for one in self.losses],
+            "lost": [X._asdict() for X in self.losses],
         }
 
 
 def import_workflow(workflow: Workflow, node: str | None = None) -> ImportedWorkflow:
-    """The request of a workflow. Raises what :func:`import_graph` raises."""
-    found = import_graph(workflow.graph, node)
-    carried = find_payload(workflow.ui) or find_payload(workflow.api)
-    own = None if carried is None else _merge_embedded_request(carried, found.request)
-    if own is not None:
-        return ImportedWorkflow(own, match_preset(own), found.losses, embedded=True)
-    near = match_preset(found.request)
-    request = found.request
-    if near.equal:
-        request = request.model_copy(update={"preset": near.preset})
-    return ImportedWorkflow(request, near, found.losses)
+    """Import a workflow as a request.
+
+    ``node`` is the saving node (id, title or file prefix), needed if there are several. Raises
+    :class:`WorkflowError` and :class:`RequestError` as :func:`import_graph` does.
+    """
+    imported = import_graph(workflow.graph, node)
+    payload = find_payload(workflow.ui) or find_payload(workflow.api)
+    merged = None if payload is None else _merge_embedded_request(payload, imported.request)
+    if merged is not None:
+        return ImportedWorkflow(merged, match_preset(merged), imported.losses, embedded=True)
+    match = match_preset(imported.request)
+    request = imported.request
+    if match.equal:
+        request = request.model_copy(update={"preset": match.preset})
+    return ImportedWorkflow(request, match, imported.losses)
 
 
-def _merge_embedded_request(carried: Mapping[str, Any], now: Request) -> Request | None:
-    """The request of an export with what was edited since; ``None`` where it is damaged."""
-    request, graph = payload_request(carried), payload_graph(carried)
+def _merge_embedded_request(payload: Mapping[str, Any], after: Request) -> Request | None:
+    """Return the embedded request with all edits since the export, or ``None`` if it is damaged."""
+    request, graph = payload_request(payload), payload_graph(payload)
     if request is None or graph is None:
         return None
     try:
         before = import_graph(graph).request
-        return merge_edits(request, before, now)
-    except LadderError:  # the graph alone is good enough then
+        return merge_edits(request, before, after)
+    except LadderError:  # then the import of the graph alone is used
         return None
 
 
 def export_workflow(request: Request, files: FileNames, form: Format) -> dict[str, Any]:
-    """The document of a request in ComfyUI's UI or API format. Raises :class:`RequestError`."""
-    drawing = build_graph(request, files)
+    """Export a request as a document in ComfyUI's UI or API format.
+
+    Raises :class:`RequestError` if no ComfyUI node can do what the request says.
+    """
+    annotated = build_graph(request, files)
     if form == "api":
-        return embed_in_api_document(drawing.graph, request)
-    return layout_graph(drawing, make_payload(request, drawing.graph))
+        return embed_in_api_document(annotated.graph, request)
+    return layout_graph(annotated, make_payload(request, annotated.graph))
 
 
 def lossy_field_messages(request: Request) -> list[str]:
-    """What the nodes of an export do not say, one sentence a field."""
+    """Return a sentence for each field that the nodes of an export cannot express."""
     return [f"{field}: {text}" for field, text in find_lossy_fields(request)]

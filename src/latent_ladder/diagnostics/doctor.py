@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 
-from latent_ladder.checkpoints.catalog import Published
+from latent_ladder.checkpoints.catalog import CatalogFile
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.misplaced import Misplaced, misplaced
+from latent_ladder.checkpoints.misplaced import MisplacedFile, find_misplaced
 from latent_ladder.checkpoints.search_paths import ModelFolder, model_folders
-from latent_ladder.checkpoints.selection import Choice, Library, choose, scan
+from latent_ladder.checkpoints.selection import Library, PartialModelSet, scan, select_available
 from latent_ladder.diagnostics.preset_readiness import (
     Fits,
     PresetState,
@@ -36,10 +36,10 @@ class Checkup:
 
     folders: tuple[ModelFolder, ...]
     library: Library
-    choice: Choice
+    choice: PartialModelSet
     error: CheckpointError | None
     presets: tuple[PresetState, ...]
-    misplaced: tuple[Misplaced, ...]
+    misplaced: tuple[MisplacedFile, ...]
     disks: Mapping[str, tuple[Path, int]]
     memory: Budget | None
     gpus: tuple[Gpu, ...]
@@ -48,7 +48,7 @@ class Checkup:
     @property
     def only_pocket(self) -> bool:
         """Whether the model inside the package is the only one that can run."""
-        return self.choice.transformer is not None and self.choice.transformer.embedded
+        return self.choice.transformer is not None and self.choice.transformer.is_embedded
 
     @property
     def runnable(self) -> bool:
@@ -73,9 +73,9 @@ def examine(
     """
     options = options or MemoryOptions()
     places = model_folders(folders)
-    library = scan(places, anew=True)  # a damaged file is noticed, whatever is remembered
+    library = scan(places, refresh=True)  # a damaged file is noticed, whatever is remembered
     users, embedded = split_off_pocket(library)
-    choice, pocket = choose(users), choose(embedded)
+    choice, pocket = select_available(users), select_available(embedded)
     available = _available(options, device)
     policy = Policy(options.offload, options.changes)
     states = tuple(preset_states(choice, pocket, Fits(available, policy)))
@@ -86,7 +86,7 @@ def examine(
         choice=used,
         error=_error(used, library),
         presets=states,
-        misplaced=misplaced(library),
+        misplaced=find_misplaced(library),
         disks=_disks(places, store or default_root()),
         memory=available,
         gpus=gpus(),
@@ -94,7 +94,7 @@ def examine(
     )
 
 
-def _error(choice: Choice, library: Library) -> CheckpointError | None:
+def _error(choice: PartialModelSet, library: Library) -> CheckpointError | None:
     try:
         choice.models(library)
     except CheckpointError as error:
@@ -111,7 +111,7 @@ def _available(options: MemoryOptions, device: str) -> Budget | None:
 
 def _disks(places: Sequence[ModelFolder], store: Path) -> dict[str, tuple[Path, int]]:
     """Free bytes where artefacts are kept and where models lie."""
-    models = next((place.path for place in places if not place.embedded), None)
+    models = next((place.path for place in places if not place.is_embedded), None)
     folders = {"store": store} | ({} if models is None else {"models": models})
     return {name: (folder, free_bytes(folder)) for name, folder in folders.items()}
 
@@ -174,16 +174,16 @@ def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
                 "role": role,
                 "path": str(found.path),
                 "name": found.name,
-                "container": found.facts.container,
-                "precision": found.facts.precision,
-                "family": found.facts.family,
-                "bytes": found.facts.nbytes,
-                "embedded": found.embedded,
+                "container": found.summary.container,
+                "precision": found.summary.precision,
+                "family": found.summary.family,
+                "bytes": found.summary.nbytes,
+                "embedded": found.is_embedded,
                 "chosen": (role, found.path) in chosen,
             }
 
 
-def _chosen(choice: Choice) -> Iterator[Component]:
+def _chosen(choice: PartialModelSet) -> Iterator[Component]:
     yield from choice.parts.values()
     yield from choice.upsamplers.values()
     yield from (lora for name, lora in choice.loras.items() if name == "distilled_lora")
@@ -203,7 +203,7 @@ def _preset_row(state: PresetState) -> dict[str, Any]:
     }
 
 
-def _file_row(file: Published) -> dict[str, Any]:
+def _file_row(file: CatalogFile) -> dict[str, Any]:
     return {
         "file": file.name,
         "folder": file.folder,

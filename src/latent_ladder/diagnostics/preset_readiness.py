@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from latent_ladder.checkpoints.catalog import Published, Upsampling, suggestion
-from latent_ladder.checkpoints.compatibility import training
-from latent_ladder.checkpoints.selection import REQUIRED, Choice, Library
+from latent_ladder.checkpoints.catalog import CatalogFile, Upsampling, suggest_file
+from latent_ladder.checkpoints.compatibility import training_variant
+from latent_ladder.checkpoints.selection import REQUIRED, Library, PartialModelSet
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory.cost_model import ModelSizes, sizes_of
 from latent_ladder.memory.planner import Budget, Policy, plan_memory
@@ -29,7 +29,7 @@ class Missing:
 
     roles: tuple[str, ...]
     why: str
-    file: Published | None
+    file: CatalogFile | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ class PresetState:
         return not self.missing and self.too_big is None
 
 
-def preset_states(choice: Choice, pocket: Choice, fits: Fits) -> Iterator[PresetState]:
+def preset_states(
+    choice: PartialModelSet, pocket: PartialModelSet, fits: Fits
+) -> Iterator[PresetState]:
     """Every preset: one that the pocket names in its header with the pocket, all others without.
 
     ``choice`` is what the user's own folders offer.
@@ -75,14 +77,14 @@ def preset_states(choice: Choice, pocket: Choice, fits: Fits) -> Iterator[Preset
 def split_off_pocket(library: Library) -> tuple[Library, Library]:
     """The user's part of a library, and the pocket's."""
     users, pocket = (
-        {role: tuple(f for f in found if f.embedded == embedded)
+        {role: tuple(f for f in found if f.is_embedded == embedded)
          for role, found in library.found.items()}
         for embedded in (False, True)
     )  # fmt: skip
     return replace(library, found=users), replace(library, found=pocket)
 
 
-def _preset_state(preset: Preset, choice: Choice, fits: Fits) -> PresetState:
+def _preset_state(preset: Preset, choice: PartialModelSet, fits: Fits) -> PresetState:
     request = Request.from_dict({**preset.fields, "prompt": "a clip"}).resolved()
     wanted = "dev" if _guided(request) else "distilled"
     missing = tuple(_missing(request, choice, wanted))
@@ -115,13 +117,13 @@ def _guided(request: Request) -> bool:
     return _distilled_lora(request) or request.needs_negative
 
 
-def _missing(request: Request, choice: Choice, wanted: str) -> Iterator[Missing]:
-    covered: list[Published] = []
+def _missing(request: Request, choice: PartialModelSet, wanted: str) -> Iterator[Missing]:
+    covered: list[CatalogFile] = []
     for role, upsampling in dict.fromkeys(needs(request)):
         if _has(choice, role, upsampling) or any(role in file.roles for file in covered):
             continue
         reasons = choice.rejected.get(role, ())
-        file = suggestion(
+        file = suggest_file(
             role,
             precision=choice.precision,
             variant=wanted if role == "transformer" else "",
@@ -136,20 +138,20 @@ def _missing(request: Request, choice: Choice, wanted: str) -> Iterator[Missing]
         yield Missing(roles, why, file)
 
 
-def _has(choice: Choice, role: str, upsampling: Upsampling | None) -> bool:
+def _has(choice: PartialModelSet, role: str, upsampling: Upsampling | None) -> bool:
     if upsampling is not None:
         return upsampling in choice.upsamplers
     return role in choice.parts or role in choice.loras
 
 
-def _advice(choice: Choice, wanted: str) -> Iterator[str]:
+def _advice(choice: PartialModelSet, wanted: str) -> Iterator[str]:
     """Nothing in a transformer's tensors tells how it was trained; its name does."""
     yield from choice.notes
     if choice.transformer is None:
         return
     name = choice.transformer.path.name
-    if training(name) is not None and training(name) != wanted:
-        yield f"made for a {wanted} model, {name} is a {training(name)} one"
+    if training_variant(name) is not None and training_variant(name) != wanted:
+        yield f"made for a {wanted} model, {name} is a {training_variant(name)} one"
 
 
 @dataclass
@@ -160,7 +162,9 @@ class Fits:
     policy: Policy
     sizes: dict[frozenset[tuple[str, Path]], ModelSizes] = field(default_factory=dict)
 
-    def __call__(self, request: Request, choice: Choice) -> tuple[tuple[StageFit, ...], str | None]:
+    def __call__(
+        self, request: Request, choice: PartialModelSet
+    ) -> tuple[tuple[StageFit, ...], str | None]:
         """The stages of a request that has all its files, or why the largest does not fit."""
         if self.available is None:
             return (), None

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from latent_ladder.checkpoints.catalog import Upsampling
-from latent_ladder.checkpoints.compatibility import training
+from latent_ladder.checkpoints.compatibility import training_variant
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import ModelSet
 from latent_ladder.diagnostics.preset_readiness import needs
@@ -148,10 +148,10 @@ def wish(request: Request, available: Budget) -> tuple[Way, list[str]]:
 
 def trained(models: ModelSet) -> str:
     """What the transformer was trained to be: its name says so, or else the LoRA beside it."""
-    told = training(models.transformer.file.path.name)
+    told = training_variant(models.transformer.file.path.name)
     if told is not None:
         return told
-    return "dev" if models.distilled else "distilled"
+    return "dev" if models.has_distilled_lora else "distilled"
 
 
 def _decide(wanted: Way, reasons: Sequence[str], options: tuple[Option, ...]) -> Proposal:
@@ -244,7 +244,7 @@ class _Appraisal:
         for role, upsampling in needs(request):
             if upsampling is not None and upsampling not in self.models.upsamplers:
                 return f"{upsampling[0]} x{float(upsampling[1]):g} upsampler"
-            if role == "distilled_lora" and not self.models.distilled:
+            if role == "distilled_lora" and not self.models.has_distilled_lora:
                 return "distilled LoRA"
             if role == "vocoder" and not self.models.has_audio:
                 return "vocoder"

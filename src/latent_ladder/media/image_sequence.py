@@ -256,9 +256,9 @@ def _encode_with_ffmpeg(
     codec.pix_fmt, codec.time_base = pix_fmt, 1 / spec.fps
     codec.options = dict(options)
     pixels = _to_linear_light(frame) if suffix == ".exr" else _to_uint16(frame)
-    picture = av.VideoFrame.from_ndarray(pixels, format=pix_fmt)
-    picture.pts = 0
-    return b"".join(bytes(packet) for packet in (*codec.encode(picture), *codec.encode(None)))
+    video_frame = av.VideoFrame.from_ndarray(pixels, format=pix_fmt)
+    video_frame.pts = 0
+    return b"".join(bytes(packet) for packet in (*codec.encode(video_frame), *codec.encode(None)))
 
 
 def _to_uint16(frame: Frames) -> NDArray[np.uint16]:

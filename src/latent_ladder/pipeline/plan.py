@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import Library, ModelSet, find_named
+from latent_ladder.checkpoints.selection import Library, ModelSet, find_by_name
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.pipeline import artifact_keys as keys
@@ -142,13 +142,15 @@ def has_sound(request: Request) -> bool:
 def _check(request: Request, models: ModelSet) -> None:
     encodes = request.video is not None and request.video.mode != "reference"
     if has_sound(request) and encodes and not _encodes_sound(models):
-        raise models.missing("audio_vae", "the sound of a video needs one that holds an encoder")
+        raise models.missing_error(
+            "audio_vae", "the sound of a video needs one that holds an encoder"
+        )
     if has_sound(request) and request.audio_in is not None:
         if not _encodes_sound(models):
-            raise models.missing("audio_vae", "audio_in needs one that holds an encoder")
+            raise models.missing_error("audio_vae", "audio_in needs one that holds an encoder")
     elif has_sound(request) and not models.has_audio:
         role = "vocoder" if models.vocoder is None else "audio_vae"
-        raise models.missing(role, "the request wants sound; without it, use --audio none")
+        raise models.missing_error(role, "the request wants sound; without it, use --audio none")
 
 
 def _encodes_sound(models: ModelSet) -> bool:
@@ -285,11 +287,11 @@ class _PlanBuilder:
 
     def _upsampler(self, stage: UpsampleStage) -> Component:
         if stage.file is not None:
-            return find_named(self.library, stage.file, "latent_upsampler").component
+            return find_by_name(self.library, stage.file, "latent_upsampler").component
         found = self.models.upsamplers.get((stage.axis, stage.exact_factor))
         if found is None:
             have = ", ".join(f"{a} x{float(f):g}" for a, f in self.models.upsamplers) or "none"
-            raise self.models.missing(
+            raise self.models.missing_error(
                 "latent_upsampler",
                 f"none that is {stage.axis} x{stage.factor:g} fits; found: {have}",
                 (stage.axis, stage.exact_factor),
@@ -302,5 +304,7 @@ class _PlanBuilder:
         if found is not None:
             return found
         if lora.name is None:
-            raise self.models.missing("distilled_lora", "no distilled LoRA fits this transformer")
-        return find_named(self.library, lora.name, "lora").component
+            raise self.models.missing_error(
+                "distilled_lora", "no distilled LoRA fits this transformer"
+            )
+        return find_by_name(self.library, lora.name, "lora").component

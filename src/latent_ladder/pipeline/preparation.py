@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import Library, select
+from latent_ladder.checkpoints.selection import Library, select_models
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
 from latent_ladder.memory.hardware import MemoryOptions, budget, measured
@@ -73,7 +73,7 @@ def prepare(
 
     Raises what :func:`latent_ladder.pipeline.plan.make_plan` and :func:`fit_memory` raise.
     """
-    models = select(library, request.models.choices)
+    models = select_models(library, request.models.choices)
     warnings = [Warned(a.code, a.message) for a in advise(request)]
     warnings += [Warned("models", note) for note in models.notes]
     plan = make_plan(request, models, library)
@@ -134,8 +134,10 @@ def default_preset(library: Library, checkpoint: str | None = None) -> str:
     A file does not say whether it is distilled, so its name decides: if that lacks "distilled" and
     a distilled LoRA is found, the preset with the LoRA is used.
     """
-    models = select(library, {"checkpoint": checkpoint} if checkpoint else {})
+    models = select_models(library, {"checkpoint": checkpoint} if checkpoint else {})
     if models.preset is not None:
         return models.preset
     name = models.transformer.file.path.name.lower()
-    return "distilled-lora" if "distilled" not in name and models.distilled else "distilled"
+    return (
+        "distilled-lora" if "distilled" not in name and models.has_distilled_lora else "distilled"
+    )

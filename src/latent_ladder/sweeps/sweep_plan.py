@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
-from latent_ladder.checkpoints.selection import ModelSet, select
+from latent_ladder.checkpoints.selection import ModelSet, select_models
 from latent_ladder.errors import RequestError
 from latent_ladder.memory.hardware import measured
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, make_plan
@@ -170,7 +170,7 @@ class _Planner:
         choices = request.models.choices
         named = tuple(sorted(choices.items()))
         if named not in self.known:
-            self.known[named] = select(self.prepared.library, choices)
+            self.known[named] = select_models(self.prepared.library, choices)
         plan = make_plan(request, self.known[named], self.prepared.library)
         silent = tuple(stage for stage in plan.stages if stage.kind != "sound")
         sets = as_sets(self.prepared.request, point)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import Library
-from latent_ladder.checkpoints.upscalers import ROLE, pixel_upscaler
+from latent_ladder.checkpoints.upscalers import ROLE, open_upscaler
 from latent_ladder.errors import CheckpointError, CheckpointNotFound
 from latent_ladder.latents.shapes import Crop
 from latent_ladder.request.stages import UpscaleStage
@@ -69,7 +69,7 @@ def find_upscaler(name: str, library: Library) -> Component:
     path = Path(name).expanduser()
     if path.is_file():
         try:
-            return pixel_upscaler(path)
+            return open_upscaler(path)
         except (CheckpointError, OSError) as error:
             raise CheckpointNotFound(
                 f"{path.name} is not an upscaler: {error}",

@@ -12,8 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.checkpoints.compatibility import Fit, lora_match, upsampling
-from latent_ladder.checkpoints.scan import Found, Library
+from latent_ladder.checkpoints.compatibility import (
+    TransformerRequirements,
+    detect_upsampling,
+    match_lora,
+)
+from latent_ladder.checkpoints.scan import FoundComponent, Library
 from latent_ladder.comfyui.analysis.lint import describe_stage, lint_nodes
 from latent_ladder.comfyui.analysis.required_files import RequiredFile, find_required_files
 from latent_ladder.comfyui.analysis.shape_inference import (
@@ -298,11 +302,11 @@ def _upsampler_factors(
     for file in files:
         part = _component_of(file, library, "latent_upsampler")
         if part is not None:
-            factors[file.name] = upsampling(part.component)
+            factors[file.name] = detect_upsampling(part.component)
     return factors
 
 
-def _component_of(file: RequiredFile, library: Library, role: str) -> Found | None:
+def _component_of(file: RequiredFile, library: Library, role: str) -> FoundComponent | None:
     return library.files.get(file.path, {}).get(role) if file.path is not None else None
 
 
@@ -336,7 +340,7 @@ def _compare_loras(
         transformer = _find_transformer(graph, node, by_name, library)
         if lora is None or transformer is None:
             continue
-        match = lora_match(lora.component, Fit(transformer.component))
+        match = match_lora(lora.component, TransformerRequirements(transformer.component))
         yield LoraCoverage(key, name, match.matched, match.total, match.conflict or "")
 
 
@@ -345,7 +349,7 @@ def _find_transformer(
     node: Node,
     files: Mapping[str, RequiredFile],
     library: Library,
-) -> Found | None:
+) -> FoundComponent | None:
     """Return the transformer that the model input of a node comes from."""
     for _ in range(len(graph.nodes)):
         link = node.inputs.get("model")

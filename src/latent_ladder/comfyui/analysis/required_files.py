@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from latent_ladder.checkpoints.catalog import FILES
 from latent_ladder.checkpoints.misplaced import allowed_categories
-from latent_ladder.checkpoints.scan import Found, Library, found_in
+from latent_ladder.checkpoints.scan import FoundComponent, Library, find_in_file
 from latent_ladder.comfyui.analysis.validate import (
     map_file_name,
     split_folder_tag,
@@ -143,13 +143,13 @@ def _locate(
         content = " and ".join(sorted(role.replace("_", " ") for role in parts))
         return replace(file, state=WRONG, path=found.path, note=f"it contains {content}")
     allowed = allowed_categories(parts, found.component.file.container)
-    if found.embedded or found.category is None or found.category in (*allowed, file.folder):
+    if found.is_embedded or found.category is None or found.category in (*allowed, file.folder):
         return replace(file, state=FOUND, path=found.path)
     note = f"it is in {found.category}/, where ComfyUI does not look for it"
     return replace(file, state=MISPLACED, path=found.path, note=note)
 
 
-def _components_by_name(library: Library, name: str) -> Mapping[str, Found]:
+def _components_by_name(library: Library, name: str) -> Mapping[str, FoundComponent]:
     """Return the components of the file with a name.
 
     The whole name is preferred; else a file in any folder with the same last part counts.
@@ -166,11 +166,11 @@ def _components_by_name(library: Library, name: str) -> Mapping[str, Found]:
     return fallback or {}
 
 
-def _components_by_path(path: Path) -> Mapping[str, Found]:
+def _components_by_path(path: Path) -> Mapping[str, FoundComponent]:
     """Return the components of a file outside the model folders, which ``--map`` may name."""
     if not path.is_file():
         return {}
-    return found_in(path, path.resolve().parent)
+    return find_in_file(path, path.resolve().parent)
 
 
 def _explain_missing(file: RequiredFile, library: Library) -> RequiredFile:

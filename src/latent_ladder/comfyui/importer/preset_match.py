@@ -1,4 +1,4 @@
-"""Which preset a request equals, or is nearest to, and in what it differs."""
+"""Comparison of a request with all presets: the closest one and the differences."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES
 IGNORED_FIELDS = frozenset(
     {"prompt", "preset", "seed", "models", "images", "audio_in", "video", "output", "duration_s"}
 )
-"""Fields that say what is shown, or where files are: no preset is known by them."""
+"""Fields about the content of the clip or about files, which do not characterise a preset."""
 STAGE_KIND_WEIGHT = 20
-"""How many fields it counts for if a stage is of another kind."""
+"""Number of differing fields that a stage of another kind counts for."""
 _MISSING = object()
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that differs: its path and both values, written."""
+    """A field that differs: its path and both values."""
 
     path: str
     preset: Any
@@ -34,21 +34,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class PresetMatch:
-    """The preset that a request is nearest to."""
+    """The closest preset of a request, and the differences from it."""
 
     preset: str
     differences: tuple[Difference, ...]
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs."""
+        """True if the request equals the preset."""
         return not self.differences
 
 
 def match_preset(request: Request) -> PresetMatch:
-    """The preset with the fewest fields that differ; of several the first by name."""
-    found = [_compare(request, name) for name in preset_names()]
-    return min(found, key=lambda near: sum(_weight(d) for d in near.differences))
+    """Return the preset with the fewest differing fields; of several, the first by name."""
+    matches = [_compare(request, name) for name in preset_names()]
+    return min(matches, key=lambda match: sum(_weight(d) for d in match.differences))
 
 
 def _weight(difference: Difference) -> int:
@@ -58,16 +58,16 @@ def _weight(difference: Difference) -> int:
 def _compare(request: Request, name: str) -> PresetMatch:
     fields = read_preset(name).fields
     preset = Request.from_dict({"prompt": request.prompt, **fields})
-    ours, theirs = _flatten(request), _flatten(preset)
-    paths = dict.fromkeys([*theirs, *ours])
+    own, expected = _flatten(request), _flatten(preset)
+    paths = dict.fromkeys([*expected, *own])
     differences = (
-        Difference(path, theirs.get(path, _MISSING), ours.get(path, _MISSING)) for path in paths
+        Difference(path, expected.get(path, _MISSING), own.get(path, _MISSING)) for path in paths
     )
     return PresetMatch(name, tuple(d for d in differences if d.preset != d.request))
 
 
 def _flatten(request: Request) -> dict[str, Any]:
-    """All fields by path, those of stages under their names; equal meanings written equally."""
+    """Return all fields by path, with stage names as prefixes, in a normal form."""
     table = {k: v for k, v in request.to_dict().items() if k not in IGNORED_FIELDS}
     stages = table.pop("stages")
     flat = dict(_leaves("", table))

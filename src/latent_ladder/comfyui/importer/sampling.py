@@ -1,4 +1,4 @@
-"""What one sampling node does, as the fields of a stage: guidance, sampler, sigmas, LoRAs."""
+"""Import of one sampling node as the fields of a stage: guidance, sampler, sigmas, LoRAs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 from latent_ladder.comfyui.exporter.sampling import COMFY_SCHEDULES
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.importer.graph_walker import RUN_HINT, GraphWalker, unsupported_node
+from latent_ladder.comfyui.importer.graph_walker import (
+    RUN_HINT,
+    GraphWalker,
+    OutputSlot,
+    unsupported_node,
+)
 from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA
 from latent_ladder.errors import RequestError
 from latent_ladder.request.stages import Schedule
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import SCHEDULES
-
-OutputSlot = tuple[Node, int]
 
 SAMPLING_NODES = frozenset(
     {"SamplerCustomAdvanced", "SamplerCustom", "KSampler", "KSamplerAdvanced"}
@@ -26,9 +29,10 @@ _LORA_NODES = frozenset({"LoraLoaderModelOnly", "LoraLoader", "LTXICLoRALoaderMo
 
 @dataclass(frozen=True)
 class ModelChain:
-    """The transformer of a stage: the node that loads it, LoRAs from it outwards, other guidance.
+    """The model input of a stage: its loader node, its LoRAs in order, and patched guidance.
 
-    ``terms`` are ``stg``, ``stg_blocks`` and ``modality`` of nodes that patch the model.
+    ``terms`` are the fields ``stg``, ``stg_blocks`` and ``modality`` from nodes that patch the
+    model.
     """
 
     loader: Node
@@ -38,9 +42,9 @@ class ModelChain:
 
 @dataclass(frozen=True)
 class Sampling:
-    """One sampling node: the stage's fields but for its sigmas, and where its inputs come from.
+    """One sampling node: the fields of its stage, and the sources of its inputs.
 
-    ``sigmas`` is the place of a schedule node, or ``None`` where ``fields`` hold a schedule.
+    ``sigmas`` is the output of a scheduler node, or ``None`` if ``fields`` contain a schedule.
     """
 
     node: Node
@@ -54,23 +58,23 @@ class Sampling:
 
 
 def read_sampling(walker: GraphWalker, node: Node) -> Sampling:
-    """Everything but the latents of a sampling node. Raises :class:`WorkflowError`."""
+    """Read a sampling node and the nodes linked to it. Raises :class:`WorkflowError`."""
     if node.class_type == "SamplerCustomAdvanced":
         return _read_custom_advanced(walker, node)
     if node.class_type == "SamplerCustom":
         return _read_custom(walker, node)
     if node.class_type == "KSampler":
         return _read_ksampler(walker, node)
-    raise unsupported_node(node, "runs a part of a schedule")
+    raise unsupported_node(node, "runs only a part of a schedule")
 
 
 def _read_custom_advanced(walker: GraphWalker, node: Node) -> Sampling:
     noise, _ = walker.required_source(node, "noise")
     if noise.class_type != "RandomNoise":
-        raise unsupported_node(noise, "samples without noise of its own")
+        raise unsupported_node(noise, "does not start from the noise of a seed")
     guider, _ = walker.required_source(node, "guider")
     if guider.class_type not in _GUIDER_READERS:
-        raise unsupported_node(guider, "guides in a way that stages do not know")
+        raise unsupported_node(guider, "is an unsupported guider")
     model = read_model(walker, walker.required_source(guider, "model"))
     guidance = _add_terms(guider, _GUIDER_READERS[guider.class_type](walker, guider), model.terms)
     positive = "conditioning" if guider.class_type == "BasicGuider" else "positive"
@@ -89,7 +93,7 @@ def _read_custom_advanced(walker: GraphWalker, node: Node) -> Sampling:
 
 def _read_custom(walker: GraphWalker, node: Node) -> Sampling:
     if not walker.value(node, "add_noise"):
-        raise unsupported_node(node, "samples without noise of its own")
+        raise unsupported_node(node, "does not start from the noise of a seed")
     model = read_model(walker, walker.required_source(node, "model"))
     guidance = _add_terms(node, _same_for_streams(walker.number(node, "cfg")), model.terms)
     sampler, _ = walker.required_source(node, "sampler")
@@ -130,7 +134,7 @@ def _read_ksampler(walker: GraphWalker, node: Node) -> Sampling:
 def _read_schedule(walker: GraphWalker, node: Node) -> dict[str, Any]:
     name = walker.text(node, "scheduler")
     if name not in COMFY_SCHEDULES:
-        raise unsupported_node(node, f"has the scheduler {name}, which stages do not know")
+        raise unsupported_node(node, f"uses the unsupported scheduler {name}")
     return {"name": name, "steps": walker.integer(node, "steps")}
 
 
@@ -145,7 +149,7 @@ def _read_cfg_guider(walker: GraphWalker, node: Node) -> dict[str, Any]:
     return _same_for_streams(walker.number(node, "cfg"))
 
 
-def _read_basic_guider(_trail: GraphWalker, _node: Node) -> dict[str, Any]:
+def _read_basic_guider(_walker: GraphWalker, _node: Node) -> dict[str, Any]:
     return _same_for_streams(1.0)
 
 
@@ -155,37 +159,36 @@ def _read_dual_guider(walker: GraphWalker, node: Node) -> dict[str, Any]:
 
 
 def _read_multimodal_guider(walker: GraphWalker, node: Node) -> dict[str, Any]:
-    written = walker.text(node, "skip_blocks")
-    blocks = [int(b) for b in re.findall(r"\d+", written)]
-    found: dict[str, Any] = {}
-    parameters = walker.source(node, "parameters")
-    while parameters is not None:
-        one, _ = parameters
-        if one.class_type != "GuiderParameters":
-            raise unsupported_node(one, "gives guidance in a way that stages do not know")
-        stream = walker.text(one, "modality").lower()
-        if stream in found:
-            raise one.error(f"is a second one for {stream}", "take one of the two out")
-        found[stream] = _read_stream(walker, one, blocks)
-        parameters = walker.source(one, "parameters")
-    if missing := {"video", "audio"} - set(found):
-        walker.report_loss(
-            node, f"has no parameters for {' and '.join(sorted(missing))}: not guided"
-        )
-    return found
+    text = walker.text(node, "skip_blocks")
+    blocks = [int(b) for b in re.findall(r"\d+", text)]
+    guidance: dict[str, Any] = {}
+    source = walker.source(node, "parameters")
+    while source is not None:
+        parameters, _ = source
+        if parameters.class_type != "GuiderParameters":
+            raise unsupported_node(parameters, "is an unsupported source of guidance parameters")
+        stream = walker.text(parameters, "modality").lower()
+        if stream in guidance:
+            raise parameters.error(f"is a second node for {stream}", "remove one of them")
+        guidance[stream] = _read_stream(walker, parameters, blocks)
+        source = walker.source(parameters, "parameters")
+    if missing := {"video", "audio"} - set(guidance):
+        streams = " and ".join(sorted(missing))
+        walker.report_loss(node, f"has no parameters for {streams}: imported without guidance")
+    return guidance
 
 
 def _read_stream(walker: GraphWalker, node: Node, blocks: list[int]) -> dict[str, Any]:
-    perturbed = bool(walker.value(node, "perturb_attn"))
+    is_perturbed = bool(walker.value(node, "perturb_attn"))
     modality = walker.number(node, "modality_scale")
     if modality != 1 and not walker.value(node, "cross_attn"):
-        walker.report_loss(node, "cross_attn is off; a request has no such switch")
+        walker.report_loss(node, "has cross_attn off, which a request cannot express")
     return {
         "cfg": walker.number(node, "cfg"),
-        "stg": walker.number(node, "stg") if perturbed else 0.0,
+        "stg": walker.number(node, "stg") if is_perturbed else 0.0,
         "modality": modality,
         "rescale": walker.number(node, "rescale"),
-        "stg_blocks": blocks if perturbed else [],
+        "stg_blocks": blocks if is_perturbed else [],
         "skip_step": walker.integer(node, "skip_step"),
     }
 
@@ -200,18 +203,18 @@ _GUIDER_READERS: Mapping[str, Callable[[GraphWalker, Node], dict[str, Any]]] = {
 
 def _add_terms(node: Node, guidance: dict[str, Any], terms: Mapping[str, Any]) -> dict[str, Any]:
     if terms and node.class_type == "MultimodalGuider":
-        raise unsupported_node(node, "guides together with nodes that patch the model")
+        raise unsupported_node(node, "combines its guidance with nodes that patch the model")
     return {stream: {**values, **terms} for stream, values in guidance.items()}
 
 
 # -- models ---------------------------------------------------------------------------------------
 
 
-def read_model(walker: GraphWalker, place: OutputSlot) -> ModelChain:
-    """LoRAs and guidance between a model input and the node that loads the model."""
+def read_model(walker: GraphWalker, source: OutputSlot) -> ModelChain:
+    """Read the nodes between a model input and the loader of the model."""
     loras: list[dict[str, Any]] = []
     terms: dict[str, Any] = {}
-    node, _ = place
+    node, _ = source
     while "model" in node.inputs:
         if node.class_type in _LORA_NODES:
             strength = walker.number(node, "strength_model")
@@ -219,7 +222,7 @@ def read_model(walker: GraphWalker, place: OutputSlot) -> ModelChain:
         elif node.class_type in _TERM_READERS and _is_always_active(walker, node):
             terms |= _TERM_READERS[node.class_type](walker, node)
         else:
-            walker.report_loss(node, "patches the model, which no request can ask for")
+            walker.report_loss(node, "patches the model, which a request cannot express")
         node, _ = walker.required_source(node, "model")
     return ModelChain(node, tuple(loras), terms)
 
@@ -256,35 +259,38 @@ def _read_sampler(walker: GraphWalker, node: Node) -> dict[str, Any]:
     if node.class_type == "ClownSampler_Beta":
         name = walker.text(node, "sampler_name").rpartition("/")[2]
         if name == "res_2s":
-            walker.report_loss(node, "draws its noise as RES4LYF does, from a seed of its own")
+            walker.report_loss(node, "generates noise as RES4LYF does, from a separate seed")
             options = {
                 "eta": walker.number(node, "eta"),
                 "bong": bool(walker.value(node, "bongmath")),
             }
             return {"sampler": name, "options": options}
-    raise unsupported_node(node, "is a sampler that stages do not know")
+    raise unsupported_node(node, "is an unsupported sampler node")
 
 
 def _check_sampler(node: Node, name: str) -> str:
     if name not in SAMPLER_FACTS:
-        raise unsupported_node(node, f"samples with {name}, which stages do not know")
+        raise unsupported_node(node, f"uses the unsupported sampler {name}")
     return name
 
 
 # -- sigmas ---------------------------------------------------------------------------------------
 
 
-def sigma_fields(walker: GraphWalker, place: OutputSlot, tokens: int) -> dict[str, Any]:
-    """``sigmas``, or ``schedule`` and ``denoise``, of a schedule node for ``tokens`` tokens."""
-    node, slot = place
+def sigma_fields(walker: GraphWalker, source: OutputSlot, tokens: int) -> dict[str, Any]:
+    """Return ``sigmas``, or ``schedule`` and ``denoise``, of a scheduler node.
+
+    ``tokens`` is the number of video tokens of the stage.
+    """
+    node, slot = source
     reader = _SIGMA_READERS.get(node.class_type)
     if reader is None:
-        raise unsupported_node(node, "makes sigmas in a way that stages do not know")
+        raise unsupported_node(node, "is an unsupported source of sigmas")
     return reader(walker, node, slot, tokens)
 
 
 def resolve_sigmas(fields: Mapping[str, Any], tokens: int) -> list[float]:
-    """The numbers that such fields stand for. Raises :class:`RequestError`."""
+    """Return the sigmas of such fields. Raises :class:`RequestError`."""
     if "sigmas" in fields:
         return list(fields["sigmas"])
     schedule = Schedule.model_validate(fields["schedule"])
@@ -292,19 +298,19 @@ def resolve_sigmas(fields: Mapping[str, Any], tokens: int) -> list[float]:
 
 
 def parse_manual_sigmas(text: str) -> list[float]:
-    """The numbers of a ManualSigmas text as ComfyUI reads them: an exponent becomes a number."""
-    return [float(found) for found in MANUAL_SIGMA.findall(text)]
+    """Return the numbers that ``ManualSigmas`` finds in its text; an exponent counts as one."""
+    return [float(number) for number in MANUAL_SIGMA.findall(text)]
 
 
 def _read_manual_sigmas(
     walker: GraphWalker, node: Node, _slot: int, _tokens: int
 ) -> dict[str, Any]:
     text = walker.text(node, "sigmas")
-    found = parse_manual_sigmas(text)
-    usual = re.split(r"[\s,]+", text.strip())
-    if len(usual) != len(found):
-        walker.report_loss(node, f"ComfyUI reads {text!r} as {found}")
-    return {"sigmas": found}
+    sigmas = parse_manual_sigmas(text)
+    words = re.split(r"[\s,]+", text.strip())
+    if len(words) != len(sigmas):
+        walker.report_loss(node, f"ComfyUI reads {text!r} as {sigmas}")
+    return {"sigmas": sigmas}
 
 
 def _read_ltx_schedule(walker: GraphWalker, node: Node, _slot: int, _tokens: int) -> dict[str, Any]:
@@ -322,22 +328,22 @@ def _read_ltx_schedule(walker: GraphWalker, node: Node, _slot: int, _tokens: int
 def _read_basic_schedule(
     walker: GraphWalker, node: Node, _slot: int, _tokens: int
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"schedule": _read_schedule(walker, node)}
+    fields: dict[str, Any] = {"schedule": _read_schedule(walker, node)}
     denoise = walker.number(node, "denoise")
     walker.required_source(node, "model")
-    return found | ({"denoise": denoise} if denoise < 1 else {})
+    return fields | ({"denoise": denoise} if denoise < 1 else {})
 
 
 def _read_split(walker: GraphWalker, node: Node, slot: int, tokens: int) -> dict[str, Any]:
-    whole = _input_sigmas(walker, node, tokens)
+    sigmas = _input_sigmas(walker, node, tokens)
     step = walker.integer(node, "step")
-    return {"sigmas": whole[step:] if slot else whole[: step + 1]}
+    return {"sigmas": sigmas[step:] if slot else sigmas[: step + 1]}
 
 
 def _read_split_denoise(walker: GraphWalker, node: Node, slot: int, tokens: int) -> dict[str, Any]:
-    whole = _input_sigmas(walker, node, tokens)
-    kept = round((len(whole) - 1) * walker.number(node, "denoise"))
-    return {"sigmas": whole[-(kept + 1) :] if slot else whole[: len(whole) - kept]}
+    sigmas = _input_sigmas(walker, node, tokens)
+    steps = round((len(sigmas) - 1) * walker.number(node, "denoise"))
+    return {"sigmas": sigmas[-(steps + 1) :] if slot else sigmas[: len(sigmas) - steps]}
 
 
 def _read_set_first(walker: GraphWalker, node: Node, _slot: int, tokens: int) -> dict[str, Any]:

@@ -1,25 +1,24 @@
-"""From the last latents of a graph back to the first: the stages that made them.
+"""Import of the stages of a graph, from the last latents back to the first.
 
-Latents are followed through nodes that join, part, hold and crop, to the sampling run or the latent
-upsampler behind them, until there is an empty latent or a video.
+Latents are followed through nodes that concatenate, separate, mask and crop, to the sampling node
+or latent upsampler before them, until an empty latent or a video is reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.importer.graph_walker import GraphWalker, unsupported_node
+from latent_ladder.comfyui.importer.graph_walker import GraphWalker, OutputSlot, unsupported_node
 from latent_ladder.comfyui.importer.output import find_audio_file
 from latent_ladder.comfyui.importer.sampling import SAMPLING_NODES, Sampling, read_sampling
-
-OutputSlot = tuple[Node, int]
 
 
 @dataclass
 class ConditioningImage:
-    """One picture that a stage holds: ``frame`` counts in that stage's frames."""
+    """An image that conditions a stage; ``frame`` is an index into the frames of that stage."""
 
     node: Node
     file: str
@@ -30,7 +29,7 @@ class ConditioningImage:
 
 @dataclass
 class SampledStage:
-    """One sampling run and what it starts from."""
+    """A sampling node, its images and the source of its audio latents."""
 
     sampling: Sampling
     images: list[ConditioningImage] = field(default_factory=list)
@@ -39,7 +38,7 @@ class SampledStage:
 
 @dataclass
 class UpsampledStage:
-    """One latent upsampler; ``adain`` is what pulls its statistics back."""
+    """A latent upsampler; ``adain`` is the factor of the AdaIN node after it."""
 
     node: Node
     file: str
@@ -48,10 +47,10 @@ class UpsampledStage:
 
 @dataclass
 class StageChain:
-    """All stages, first to last, and where the first one starts.
+    """All stages in order, and the start of the first one.
 
-    ``empty`` is the node of the empty latent, ``video`` that of a video's frames, ``reference``
-    that which lays a reference video beside the first stage.
+    ``empty`` is the node of the empty latent, ``video`` the node that encodes a video to start
+    from, ``reference`` the node that adds a reference video to the first stage.
     """
 
     stages: list[SampledStage | UpsampledStage] = field(default_factory=list)
@@ -61,163 +60,169 @@ class StageChain:
 
     @property
     def sampled(self) -> list[SampledStage]:
-        """The sampling runs, first to last."""
+        """The sampled stages, in order."""
         return [s for s in self.stages if isinstance(s, SampledStage)]
 
 
 def find_stages(walker: GraphWalker, last: OutputSlot) -> StageChain:
-    """Follow latents from the decoder back. Raises :class:`WorkflowError` at what does not fit."""
-    found = StageChain()
-    walk = _ChainReader(walker, found)
-    place: OutputSlot | None = last
-    while place is not None:
-        node, slot = place
-        step = _NODE_READERS.get(node.class_type)
-        if step is None:
-            raise unsupported_node(node, "makes latents in a way that stages do not know")
-        place = step(walk, node, slot)
-    found.stages.reverse()
-    if found.reference is not None and walk.referred is not found.stages[0]:
-        raise unsupported_node(found.reference, "guides a later stage alone")
-    return found
+    """Find the stages that lead to ``last``, the input of the decoder.
+
+    Raises :class:`WorkflowError` for a node that no request can express.
+    """
+    chain = StageChain()
+    reader = _ChainReader(walker, chain)
+    source: OutputSlot | None = last
+    while source is not None:
+        node, slot = source
+        read = _NODE_READERS.get(node.class_type)
+        if read is None:
+            raise unsupported_node(node, "is an unsupported source of latents")
+        source = read(reader, node, slot)
+    chain.stages.reverse()
+    if chain.reference is not None and reader.reference_stage is not chain.stages[0]:
+        raise unsupported_node(chain.reference, "applies the reference to a later stage only")
+    return chain
 
 
 class _ChainReader:
-    """The way back, and the sampling run whose start is being followed."""
+    """State while the chain of stages is followed backwards."""
 
-    def __init__(self, walker: GraphWalker, found: StageChain) -> None:
-        self.walker, self.found = walker, found
-        self.referred: SampledStage | None = None
+    def __init__(self, walker: GraphWalker, chain: StageChain) -> None:
+        self.walker, self.chain = walker, chain
+        self.reference_stage: SampledStage | None = None
         self.adain: tuple[Node, float] | None = None
 
     @property
     def stage(self) -> SampledStage | None:
-        """The stage whose start this is; ``None`` between stages and behind the last one."""
-        last = self.found.stages[-1] if self.found.stages else None
+        """The stage whose input is followed; ``None`` between stages and after the last one."""
+        last = self.chain.stages[-1] if self.chain.stages else None
         return last if isinstance(last, SampledStage) else None
 
-    def hold(self, image: ConditioningImage) -> None:
+    def add_image(self, image: ConditioningImage) -> None:
         if self.stage is None:
-            raise unsupported_node(image.node, "holds a picture after the last sampling run")
+            raise unsupported_node(image.node, "adds an image after the last sampling node")
         self.stage.images.insert(0, image)
 
 
-def _read_sampling_node(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    sampling = read_sampling(walk.walker, node)
-    walk.found.stages.append(SampledStage(sampling))
+def _read_sampling_node(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    sampling = read_sampling(reader.walker, node)
+    reader.chain.stages.append(SampledStage(sampling))
     return sampling.start
 
 
-def _follow_video_stream(walk: _ChainReader, node: Node, slot: int) -> OutputSlot:
+def _follow_video_stream(reader: _ChainReader, node: Node, slot: int) -> OutputSlot:
     if slot != 0:
-        raise unsupported_node(node, "gives sound where the picture is expected")
-    return walk.walker.required_source(node, "av_latent")
+        raise unsupported_node(node, "supplies audio where video is expected")
+    return reader.walker.required_source(node, "av_latent")
 
 
-def _follow_concat(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    if walk.stage is not None and walk.stage.audio is None:
-        walk.stage.audio = walk.walker.required_source(node, "audio_latent")
-    return walk.walker.required_source(node, "video_latent")
+def _follow_concat(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    if reader.stage is not None and reader.stage.audio is None:
+        reader.stage.audio = reader.walker.required_source(node, "audio_latent")
+    return reader.walker.required_source(node, "video_latent")
 
 
-def _follow_crop(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    return walk.walker.required_source(node, "latent")
+def _follow_crop(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    return reader.walker.required_source(node, "latent")
 
 
-def _read_upsampler(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    walker = walk.walker
+def _read_upsampler(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    walker = reader.walker
     loader, _ = walker.required_source(node, "upscale_model")
     if "model_name" not in loader.inputs:
-        raise unsupported_node(loader, "loads a latent upsampler in another way")
+        raise unsupported_node(loader, "is an unsupported loader for a latent upsampler")
     walker.source(node, "vae")
     stage = UpsampledStage(node, walker.text(loader, "model_name"))
     before = walker.required_source(node, "samples")
-    if walk.adain is not None:
-        adain, factor = walk.adain
-        if _latents_source(walker, walker.required_source(adain, "reference")) != _latents_source(
-            walker, before
-        ):
-            raise unsupported_node(adain, "takes its statistics from other latents")
-        stage.adain, walk.adain = factor, None
-    walk.found.stages.append(stage)
+    if reader.adain is not None:
+        adain, factor = reader.adain
+        reference = walker.required_source(adain, "reference")
+        if _latents_source(walker, reference) != _latents_source(walker, before):
+            raise unsupported_node(
+                adain, "takes its statistics from other latents than the upsampler"
+            )
+        stage.adain, reader.adain = factor, None
+    reader.chain.stages.append(stage)
     return before
 
 
-def _latents_source(walker: GraphWalker, place: OutputSlot) -> str:
-    """The node that made latents, parting and cropping looked through."""
-    node, _ = place
+def _latents_source(walker: GraphWalker, source: OutputSlot) -> str:
+    """Return the id of the node that made latents, through nodes that separate or crop them."""
+    node, _ = source
     through = {"LTXVSeparateAVLatent": "av_latent", "LTXVCropGuides": "latent"}
     while node.class_type in through:
         node, _ = walker.required_source(node, through[node.class_type])
     return node.id
 
 
-def _read_adain(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    place = walk.walker.required_source(node, "latents")
-    if place[0].class_type != "LTXVLatentUpsampler":
-        raise unsupported_node(node, "works on latents that no upsampler made")
-    walk.adain = (node, walk.walker.number(node, "factor"))
-    return place
+def _read_adain(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    source = reader.walker.required_source(node, "latents")
+    if source[0].class_type != "LTXVLatentUpsampler":
+        raise unsupported_node(node, "is applied to latents that are not upsampled")
+    reader.adain = (node, reader.walker.number(node, "factor"))
+    return source
 
 
-def _read_image_in_place(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    walker = walk.walker
+def _read_image_in_place(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    walker = reader.walker
     walker.source(node, "vae")
     if not walker.value(node, "bypass") and (strength := walker.number(node, "strength")) > 0:
         file, crf = _find_image(walker, node)
-        walk.hold(ConditioningImage(node, file, 0, strength, crf))
+        reader.add_image(ConditioningImage(node, file, 0, strength, crf))
     else:
         _mark_unused_input(walker, node, "image")
     return walker.required_source(node, "latent")
 
 
-def _read_image_to_video(walk: _ChainReader, node: Node, _slot: int) -> None:
-    """The older node that makes the empty latent too."""
-    file, crf = _find_image(walk.walker, node)
-    walk.walker.source(node, "vae")
-    walk.hold(ConditioningImage(node, file, 0, walk.walker.number(node, "strength"), crf))
-    walk.found.empty = node
+def _read_image_to_video(reader: _ChainReader, node: Node, _slot: int) -> None:
+    """Read ``LTXVImgToVideo``, which also creates the empty latent."""
+    file, crf = _find_image(reader.walker, node)
+    reader.walker.source(node, "vae")
+    reader.add_image(ConditioningImage(node, file, 0, reader.walker.number(node, "strength"), crf))
+    reader.chain.empty = node
 
 
-def _read_guide(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    walker = walk.walker
+def _read_guide(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    walker = reader.walker
     walker.source(node, "vae")
     for name in ("attention_mask", "iclora_parameters"):
         if name in node.inputs:
-            walker.report_loss(node, f"{name} has no counterpart")
+            walker.report_loss(node, f"has {name}, which a request cannot express")
     file, crf = _find_image(walker, node)
     frame, strength = walker.integer(node, "frame_idx"), walker.number(node, "strength")
-    walk.hold(ConditioningImage(node, file, frame, strength, crf))
+    reader.add_image(ConditioningImage(node, file, frame, strength, crf))
     return walker.required_source(node, "latent")
 
 
-def _read_reference(walk: _ChainReader, node: Node, _slot: int) -> OutputSlot:
-    """Of several stages that a reference guides, the first one counts: it is met last."""
-    walker = walk.walker
-    if walk.stage is None:
-        raise unsupported_node(node, "guides after the last sampling run")
-    if walk.found.reference is not None:
+def _read_reference(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    """Read a reference video; of several stages with one the first counts, which is read last."""
+    walker = reader.walker
+    if reader.stage is None:
+        raise unsupported_node(node, "adds a reference after the last sampling node")
+    if reader.chain.reference is not None:
         walker.report_loss(
-            walk.found.reference, "guides a later stage too; a request guides the first"
+            reader.chain.reference, "also guides a later stage; a request guides the first only"
         )
     if walker.integer(node, "frame_idx") != 0:
-        walker.report_loss(node, "places the reference at another frame; a request begins with it")
+        walker.report_loss(
+            node, "starts the reference at another frame; a request starts it at the first"
+        )
     for name in ("vae", "latent_downscale_factor", "attention_mask"):
         walker.source(node, name)
-    walk.found.reference = node
-    walk.referred = walk.stage
+    reader.chain.reference = node
+    reader.reference_stage = reader.stage
     return walker.required_source(node, "latent")
 
 
-def _read_empty_latent(walk: _ChainReader, node: Node, _slot: int) -> None:
-    if walk.walker.integer(node, "batch_size") != 1:
-        walk.walker.report_loss(node, "makes several clips at once; a request makes one")
-    walk.found.empty = node
+def _read_empty_latent(reader: _ChainReader, node: Node, _slot: int) -> None:
+    if reader.walker.integer(node, "batch_size") != 1:
+        reader.walker.report_loss(node, "makes several clips at once; a request makes one")
+    reader.chain.empty = node
 
 
-def _read_encoded_video(walk: _ChainReader, node: Node, _slot: int) -> None:
-    walk.walker.source(node, "vae")
-    walk.found.video = node
+def _read_encoded_video(reader: _ChainReader, node: Node, _slot: int) -> None:
+    reader.walker.source(node, "vae")
+    reader.chain.video = node
 
 
 _NODE_READERS: Mapping[str, Callable[[_ChainReader, Node, int], OutputSlot | None]] = {
@@ -238,17 +243,17 @@ _NODE_READERS: Mapping[str, Callable[[_ChainReader, Node, int], OutputSlot | Non
 }
 
 
-# -- pictures, prompts, sound ---------------------------------------------------------------------
+# -- images, prompts, audio -----------------------------------------------------------------------
 
 RESIZE_NODES = {
     "ResizeImageMaskNode": "input", "ImageScale": "image", "ImageScaleBy": "image",
     "ResizeImagesByLongerEdge": "images", "ResizeAndPadImage": "image",
 }  # fmt: skip
-"""Nodes that only resize, and the input that they resize."""
+"""Nodes that only resize images, and their image input."""
 
 
 def _find_image(walker: GraphWalker, node: Node) -> tuple[str, int]:
-    """The file of a picture and the compression it goes through."""
+    """Return the file of an image and the crf of its compression, 0 without."""
     crf = 0
     source, _ = walker.required_source(node, "image")
     while source.class_type != "LoadImage":
@@ -258,86 +263,93 @@ def _find_image(walker: GraphWalker, node: Node) -> tuple[str, int]:
         elif source.class_type in RESIZE_NODES:
             source, _ = walker.required_source(source, RESIZE_NODES[source.class_type])
         else:
-            raise unsupported_node(source, "gives a picture that is not a file's")
+            raise unsupported_node(source, "supplies an image that is not loaded from a file")
     return walker.text(source, "image"), crf
 
 
 def _mark_unused_input(walker: GraphWalker, node: Node, name: str) -> None:
-    """Remember what feeds an input that is switched off."""
+    """Mark the nodes that are linked to an unused image input as visited."""
     source = walker.source(node, name)
     while source is not None:
-        behind, _ = source
-        feeds = [n for n, _ in behind.links if n in ("image", "input", "images")]
-        source = walker.source(behind, feeds[0]) if feeds else None
+        linked, _ = source
+        inputs = [n for n, _ in linked.links if n in ("image", "input", "images")]
+        source = walker.source(linked, inputs[0]) if inputs else None
 
 
 @dataclass
 class PromptSource:
-    """An encoded prompt: its text, the frame rate it was given, the node that encodes it."""
+    """The source of a conditioning: prompt text, frame rate, and the node that encodes it."""
 
     text: str
     fps: float | None
     encoder: Node
 
 
-_TWO_PROMPTS = frozenset(
+_CONDITIONING_NODES = frozenset(
     {
         "LTXVConditioning", "LTXVAddGuide", "LTXVCropGuides", "LTXVImgToVideo",
         "LTXAddVideoICLoRAGuide",
     }
 )  # fmt: skip
+"""Nodes with a positive and a negative conditioning as inputs and outputs."""
 
 
-def find_prompt(walker: GraphWalker, place: OutputSlot) -> PromptSource:
-    """The prompt behind a conditioning input. Raises :class:`WorkflowError`."""
+def find_prompt(walker: GraphWalker, source: OutputSlot) -> PromptSource:
+    """Find the prompt of a conditioning. Raises :class:`WorkflowError` if it is modified."""
     fps: float | None = None
     zeroed = False
-    node, slot = place
+    node, slot = source
     while node.class_type != "CLIPTextEncode":
-        if node.class_type in _TWO_PROMPTS:
+        if node.class_type in _CONDITIONING_NODES:
             if node.class_type == "LTXVConditioning" and fps is None:
                 fps = walker.number(node, "frame_rate")
             node, slot = walker.required_source(node, ("positive", "negative")[slot])
         elif node.class_type == "ConditioningZeroOut":
-            walker.report_loss(node, "sets the prompt to zeros; the request has an empty one")
+            walker.report_loss(
+                node, "sets the prompt embedding to zeros; the request has an empty prompt"
+            )
             zeroed = True
             node, slot = walker.required_source(node, "conditioning")
         else:
-            raise unsupported_node(node, "changes the prompt in a way that no request can say")
+            raise unsupported_node(node, "modifies the prompt embedding")
     return PromptSource("" if zeroed else walker.text(node, "text"), fps, node)
 
 
 @dataclass
 class AudioSource:
-    """Where the sound latents of a stage come from: ``kind`` and what belongs to it."""
+    """The source of audio latents.
 
-    kind: str
+    ``kind`` is ``empty`` (an empty latent), ``previous`` (another sampling node), ``file`` (a
+    frozen audio file) or ``video`` (the audio of a video).
+    """
+
+    kind: Literal["empty", "previous", "file", "video"]
     node: Node
     file: str = ""
 
 
-def find_audio_source(walker: GraphWalker, place: OutputSlot) -> AudioSource:
-    """``fresh`` (empty), ``before`` (another run's), ``given`` (a file, held) or ``video``."""
-    node, _ = place
-    held = False
+def find_audio_source(walker: GraphWalker, source: OutputSlot) -> AudioSource:
+    """Find the source of audio latents. Raises :class:`WorkflowError` for an unsupported one."""
+    node, _ = source
+    frozen = False
     while node.class_type == "SetLatentNoiseMask":
         mask, _ = walker.required_source(node, "mask")
         if mask.class_type != "SolidMask" or walker.number(mask, "value") != 0:
-            raise unsupported_node(mask, "holds a part of the sound")
-        held = True
+            raise unsupported_node(mask, "protects only a part of the audio")
+        frozen = True
         node, _ = walker.required_source(node, "samples")
     if node.class_type == "LTXVEmptyLatentAudio":
         walker.source(node, "audio_vae")
-        return AudioSource("fresh", node)
+        return AudioSource("empty", node)
     if node.class_type == "LTXVSeparateAVLatent":
         run, _ = walker.required_source(node, "av_latent")
-        return AudioSource("before", run)
+        return AudioSource("previous", run)
     if node.class_type in ("LTXVAudioVAEEncode", "VAEEncodeAudio"):
         walker.source(node, "audio_vae" if "audio_vae" in node.inputs else "vae")
-        sound = walker.required_source(node, "audio")
-        file = find_audio_file(walker, sound)
-        if file is not None and held:
-            return AudioSource("given", node, file)
-        if file is None and sound[0].class_type == "GetVideoComponents":
+        audio = walker.required_source(node, "audio")
+        file = find_audio_file(walker, audio)
+        if file is not None and frozen:
+            return AudioSource("file", node, file)
+        if file is None and audio[0].class_type == "GetVideoComponents":
             return AudioSource("video", node)
-    raise unsupported_node(node, "gives the sound in a way that stages do not know")
+    raise unsupported_node(node, "is an unsupported source of audio")

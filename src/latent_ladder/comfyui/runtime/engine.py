@@ -15,9 +15,14 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_misfit
+from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_mismatch
 from latent_ladder.checkpoints.components import Component, components
-from latent_ladder.checkpoints.selection import Choice, Library, choose, find_named
+from latent_ladder.checkpoints.selection import (
+    Library,
+    PartialModelSet,
+    find_by_name,
+    select_available,
+)
 from latent_ladder.comfyui.analysis.validate import map_file_name, unsafe_path_reason
 from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
@@ -76,7 +81,7 @@ class Engine:
 
         Raises :class:`CheckpointNotFound` if there is no such file, or it has no such part.
         """
-        return find_named(self.library, self._safe_name(name), role).component
+        return find_by_name(self.library, self._safe_name(name), role).component
 
     def _safe_name(self, name: str) -> str:
         """The name to look for; only ``--map`` may lead out of the model folders."""
@@ -162,16 +167,18 @@ class Engine:
 
     def fits_text(self, encoder: Component, projection: Component) -> bool:
         """True if a text projection takes the output of a text encoder."""
-        return text_encoder_misfit(encoder, projection_shape(projection)[1]) is None
+        return text_encoder_mismatch(encoder, projection_shape(projection)[1]) is None
 
     def companion(self, transformer: Component, role: str) -> Component:
         """The part of a role for a transformer: from its own file, else from a file that fits."""
         own = self.parts_of_file(transformer).get(role)
         if own is not None:
             return own
-        choice: Choice = choose(self.library, {"transformer": str(transformer.file.path)})
+        choice: PartialModelSet = select_available(
+            self.library, {"transformer": str(transformer.file.path)}
+        )
         if role not in choice.parts:
-            raise choice.missing(role, self.library)
+            raise choice.missing_error(role, self.library)
         return choice.parts[role]
 
     # -- models -------------------------------------------------------------------------------

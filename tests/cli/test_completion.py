@@ -74,8 +74,8 @@ def test_the_script_of_a_shell_is_shown_and_installed(shell, tmp_path):
     assert f"complete_{shell}" in script
     assert "_LADDER_COMPLETE" in script
     assert "python" not in script
-    said = run_ladder(tmp_path, "--install-completion", shell, **variables)
-    assert f"{shell} completion installed" in said
+    output = run_ladder(tmp_path, "--install-completion", shell, **variables)
+    assert f"{shell} completion installed" in output
     installed = [p for p in tmp_path.rglob("*") if p.is_file() and "_LADDER" in p.read_text()]
     assert len(installed) == 1
 

@@ -1,4 +1,4 @@
-"""Stage 3 alone: peak memory of upscaling and encoding 25 and 241 frames, each in its process.
+"""Peak memory of upscaling and encoding 25 and 241 frames, each in a separate process.
 
 python benchmarks/upscale_memory.py --size 480x272 --by 2 --upscale lanczos
 python benchmarks/upscale_memory.py --frames 9,25 --size 64x64   # tiny
@@ -29,7 +29,7 @@ from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 
 
 def frames(count: int, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """Moving ramps, in chunks of eight as the decoder gives them."""
+    """Generate moving ramps in chunks of eight frames, as the decoder does."""
     width, height = size
     base = torch.linspace(0, 1, width).expand(3, height, width)
     for first in range(0, count, 8):
@@ -38,7 +38,7 @@ def frames(count: int, size: tuple[int, int]) -> Iterator[torch.Tensor]:
 
 
 def measure(name: str, count: int, size: tuple[int, int], by: float) -> dict[str, object]:
-    """One clip in this process; ``peak`` is what it takes beyond what was held before."""
+    """Upscale and encode one clip in this process; ``peak_mib`` is above the memory before."""
     torch.set_num_threads(1)
     plan = plan_upscale(UpscaleStage(name=name, factor=by), size, scan(model_folders(())))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,19 +58,19 @@ def measure(name: str, count: int, size: tuple[int, int], by: float) -> dict[str
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--upscale", default="lanczos")
     parser.add_argument("--size", default="480x272")
     parser.add_argument("--by", type=float, default=2.0)
     parser.add_argument("--frames", default="25,241")
     parser.add_argument("--one", type=int, help="measure this many frames in this process")
-    asked = parser.parse_args()
-    width, height = map(int, asked.size.split("x"))
-    if asked.one is not None:
-        print(json.dumps(measure(asked.upscale, asked.one, (width, height), asked.by)))
+    args = parser.parse_args()
+    width, height = map(int, args.size.split("x"))
+    if args.one is not None:
+        print(json.dumps(measure(args.upscale, args.one, (width, height), args.by)))
         return
-    for count in asked.frames.split(","):
+    for count in args.frames.split(","):
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", count], check=True)
 
 

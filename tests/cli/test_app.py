@@ -1,4 +1,4 @@
-"""The command line as a user meets it: words, exit codes, JSON, nothing heavy for help."""
+"""The command line in a process of its own: output, exit codes, JSON, imports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_make_prints_the_path_and_nothing_else(ladder, tmp_path):
     assert (tmp_path / "a.mp4").stat().st_size > 1000
 
 
-def test_make_json_says_what_was_done(ladder):
+def test_make_json_describes_the_result(ladder):
     done = ladder("make", "a red ball", "-o", "a.mp4", "--json", *TINY, *SMALL, "--seed", "5")
     body = json.loads(done.stdout)
     assert (body["width"], body["height"], body["frames"], body["fps"]) == (64, 64, 9, "24")
@@ -51,7 +51,7 @@ def test_make_json_says_what_was_done(ladder):
     assert fields == set(body["stages"][0])
 
 
-def test_seed_minus_one_is_drawn_and_recorded(ladder):
+def test_seed_minus_one_is_random_and_recorded(ladder):
     seeds = set()
     for _ in range(2):
         body = json.loads(ladder("plan", "a ball", "--json", *TINY, *SMALL, "--seed", "-1").stdout)
@@ -60,7 +60,7 @@ def test_seed_minus_one_is_drawn_and_recorded(ladder):
     assert min(seeds) >= 0
 
 
-def test_without_a_seed_the_same_command_means_the_same_clip(ladder):
+def test_without_a_seed_the_same_command_makes_the_same_clip(ladder):
     keys = [
         [
             s["key"]
@@ -71,7 +71,7 @@ def test_without_a_seed_the_same_command_means_the_same_clip(ladder):
     assert keys[0] == keys[1]
 
 
-def test_plan_runs_nothing_and_says_what_is_reused(ladder, tmp_path):
+def test_plan_runs_nothing_and_lists_stored_stages(ladder, tmp_path):
     words = ("a red ball", *TINY, *SMALL, "--json")
     before = json.loads(ladder("plan", *words).stdout)
     assert not (tmp_path / "store" / "artefacts").exists()
@@ -122,7 +122,7 @@ def test_presets_and_models(ladder):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "output"),
     [
         (["make", "--preset", "pokcet", "x"], 2, "did you mean pocket"),
         (["plan", "x", "-p", "pocket", "--set", "refine.denoize=1"], 2, "did you mean denoise"),
@@ -149,9 +149,9 @@ def test_presets_and_models(ladder):
         (["runs", "show", "zzz"], 8, "no run"),
     ],
 )  # fmt: skip
-def test_wrong_input_is_refused_with_a_hint(ladder, tmp_path, words, code, said):
+def test_wrong_input_gives_an_error_with_a_hint(ladder, tmp_path, words, code, output):
     done = ladder(*words, code=code)
-    assert said in done.stderr, done.stderr
+    assert output in done.stderr, done.stderr
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.mp4"))
@@ -175,12 +175,12 @@ def test_existing_output_needs_overwrite(ladder, tmp_path):
     assert (tmp_path / "a.mp4").stat().st_size > 1000
 
 
-def test_a_prompt_of_ten_thousand_words_says_what_was_cut(ladder):
+def test_a_warning_for_a_prompt_of_ten_thousand_words(ladder):
     done = ladder("plan", "ball " * 10_000, *TINY, *SMALL)
     assert "cut at" in done.stderr
 
 
-def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
+def test_ctrl_c_finishes_the_step_and_prints_the_command_that_resumes(ladder, tmp_path):
     words = ["make", "a red ball", "-o", "a.mp4", *TINY, "--size", "64x64", "--frames", "9"]
     steps = ["--set", "base.steps=400"]
     child = subprocess.Popen(
@@ -195,11 +195,11 @@ def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
         time.sleep(0.01)
     time.sleep(0.5)
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 130, said
-    assert "To resume:" in said
-    assert "base.steps=400" in said
-    assert "--seed" in said
+    _, output = child.communicate(timeout=120)
+    assert child.returncode == 130, output
+    assert "To resume:" in output
+    assert "base.steps=400" in output
+    assert "--seed" in output
     assert not (tmp_path / "a.mp4").exists()
     [run] = json.loads(ladder("runs", "list", "--json").stdout)
     assert run["status"] == "cancelled"
@@ -234,8 +234,8 @@ def run_main(*words: str) -> tuple[str, list[str]]:
         "print()\nprint(*sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *said, heavy = done.stdout.split("\n")[:-1]
-    return "\n".join(said), heavy.split()
+    *output, heavy = done.stdout.split("\n")[:-1]
+    return "\n".join(output), heavy.split()
 
 
 def test_help_needs_nothing_heavy():

@@ -1,4 +1,4 @@
-"""A run that the user watches: Ctrl-C once, Ctrl-C twice, and what is said then."""
+"""A run in the foreground: the first and the second Ctrl-C, and the messages."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from latent_ladder.storage.artifact_store import Store
 
 
 @pytest.fixture
-def prepared(tmp_path) -> Prepared:
+def plan(tmp_path) -> Prepared:
     request = Request.from_dict({**read_preset("pocket").fields, "prompt": "a red ball"})
     return prepare(request.resolved(), scan([EMBEDDED]), Store(tmp_path), device="cpu")
 
 
-def run(prepared: Prepared):
-    return track_run(prepared, "cpu", "ladder refine last:3", overwrite=False, quiet=True)
+def track(plan: Prepared):
+    return track_run(plan, "cpu", "ladder refine last:3", overwrite=False, quiet=True)
 
 
-def test_the_first_ctrl_c_asks_and_the_second_stops(prepared, capsys):
+def test_the_first_ctrl_c_requests_a_stop_and_the_second_stops(plan, capsys):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Cancelled), run(prepared) as options:
+    with pytest.raises(Cancelled), track(plan) as options:
         signal.raise_signal(signal.SIGINT)
         assert options.cancel.requested
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second Ctrl-C has to stop at once")
-    said = capsys.readouterr().err
-    assert "stopping after this step" in said
-    assert "To resume:\n  ladder refine last:3" in said
+    output = capsys.readouterr().err
+    assert "stopping after this step" in output
+    assert "To resume:\n  ladder refine last:3" in output
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_finished_run_says_nothing(prepared, capsys):
-    with run(prepared) as options:
+def test_a_finished_run_prints_nothing(plan, capsys):
+    with track(plan) as options:
         assert options.command == "ladder refine last:3"
-        assert options.memory == prepared.options
+        assert options.memory == plan.options
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Enlarging a video that somebody has, and sound alone, through the commands' own functions."""
+"""``ladder upscale`` and ``ladder sound``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(*words: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_a_video_is_enlarged_and_keeps_its_sound(tmp_path):
+def test_an_enlarged_video_has_the_same_sound(tmp_path):
     t = np.arange(18000) / 48000
     tone = (np.sin(2 * np.pi * 300 * t) * 0.3).astype(np.float32)
     pixels = np.random.default_rng(0).integers(0, 255, (9, 40, 64, 3), np.uint8)
@@ -39,14 +39,14 @@ def test_a_video_is_enlarged_and_keeps_its_sound(tmp_path):
     )  # fmt: skip
     info = probe(out)
     assert (info.width, info.height, info.frames, info.fps) == (128, 80, 9, Fraction(24))
-    heard = read_audio(out, 48000)[0, 2000:16000]
-    likeness = (heard * tone[2000:16000]).sum() / np.sqrt(
-        (heard**2).sum() * (tone[2000:16000] ** 2).sum()
+    sound = read_audio(out, 48000)[0, 2000:16000]
+    correlation = (sound * tone[2000:16000]).sum() / np.sqrt(
+        (sound**2).sum() * (tone[2000:16000] ** 2).sum()
     )
-    assert likeness > 0.95
+    assert correlation > 0.95
 
 
-def test_sound_alone_is_a_wav(tmp_path):
+def test_sound_is_written_as_wav(tmp_path):
     out = tmp_path / "x.wav"
     run(
         "sound", "rain", "-p", "distilled", "-q", "-o", str(out), *TINY,
@@ -55,7 +55,7 @@ def test_sound_alone_is_a_wav(tmp_path):
     assert read_audio(out, 48000).shape[1] == pytest.approx(0.375 * 48000, abs=2)
 
 
-def test_what_cannot_be_enlarged_is_refused(tmp_path):
+def test_unknown_factors_are_refused(tmp_path):
     long = InputVideo((64, 64), 999, Fraction(24), 41.7, False, False, False)
     assert command.upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
     with pytest.raises(RequestError, match="no latent upsampler"):

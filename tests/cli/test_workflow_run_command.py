@@ -1,4 +1,4 @@
-"""``ladder workflow run`` as it is typed."""
+"""``ladder workflow run`` with its options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_results_go_to_stdout_and_texts_to_stderr(tmp_path: Path) -> None:
     assert "12" in done.stderr
 
 
-def test_json_says_what_ran(tmp_path: Path) -> None:
+def test_json_lists_the_nodes_that_ran(tmp_path: Path) -> None:
     done = ladder(tmp_path, PICTURES, "--json", "--set", "EmptyImage.batch_size=1")
     report = json.loads(done.stdout)
     assert report["files"] == [str(tmp_path / "out/a/b_00001_.png")]
@@ -46,7 +46,7 @@ def test_json_says_what_ran(tmp_path: Path) -> None:
     assert report["outputs"]["4"] == {"text": ["12"]} and report["warnings"] == []
 
 
-def test_what_cannot_run_is_left_out_on_demand(tmp_path: Path) -> None:
+def test_unsupported_outputs_are_left_out_on_request(tmp_path: Path) -> None:
     nodes: Nodes = {
         **PICTURES,
         "5": ("DWPreprocessor", {"image": ["2", 0]}),
@@ -60,7 +60,7 @@ def test_what_cannot_run_is_left_out_on_demand(tmp_path: Path) -> None:
     assert "outputs that need it are left out" in done.stderr.replace("\n", " ")
 
 
-def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path) -> None:
+def test_files_are_mapped_listed_and_checked_before_anything_loads(tmp_path: Path) -> None:
     named = {
         **ONE_STAGE,
         "model": ("CheckpointLoaderSimple", {"ckpt_name": "big/dev.safetensors"}),

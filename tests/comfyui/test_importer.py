@@ -258,8 +258,14 @@ def test_several_outputs_need_a_choice() -> None:
         (lambda g: g["wording"]["inputs"].update(value=" "), "prompt is empty"),
         (lambda g: g["guider 1"]["inputs"].pop("model"), "model is not connected"),
         (lambda g: g["half width"]["inputs"].update(expression="a**b"), "has no value"),
-        (lambda g: g["noise 1"].update(class_type="DisableNoise"), "does not start from the noise of a seed"),
-        (lambda g: g["sampler 1"]["inputs"].update(sampler_name="ddim"), "uses the unsupported sampler ddim"),
+        (
+            lambda g: g["noise 1"].update(class_type="DisableNoise"),
+            "does not start from the noise of a seed",
+        ),
+        (
+            lambda g: g["sampler 1"]["inputs"].update(sampler_name="ddim"),
+            "uses the unsupported sampler ddim",
+        ),
         (lambda g: g["sampler 1"].update(class_type="Odd"), "unsupported sampler node"),
         (lambda g: g["silence"].update(class_type="LoadLatent"), "unsupported source of audio"),
         (lambda g: g["clip"]["inputs"].update(fps="fast"), "fps='fast' is not a number"),

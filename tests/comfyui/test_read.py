@@ -131,7 +131,10 @@ def test_a_clip_without_a_workflow(tmp_path: Path) -> None:
         (b'{"1": {"class_type": "X"}, "2": 5}', "node 2 is a number"),
         (b'{"1": {"class_type": "X", "inputs": []}}', "inputs is a list"),
         (b'{"1": {"class_type": "X"}, "2": {"inputs": {}}}', "node 2 has no class_type"),
-        (b'{"1": {"class_type": "X", "inputs": {"a": ["9", 0]}}}', "linked to node 9, which does not exist"),
+        (
+            b'{"1": {"class_type": "X", "inputs": {"a": ["9", 0]}}}',
+            "linked to node 9, which does not exist",
+        ),
         (b'{"1": {"class_type": "X", "inputs": {"a": ["1", 0]}}}', "a is part of a cycle"),
         (b'{"nodes": [{"id": 1}]}', "node 1 has no type"),
         (b'{"nodes": [7]}', "entry 0 of nodes is not a node"),

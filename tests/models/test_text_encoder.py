@@ -153,7 +153,7 @@ def test_hidden_states(golden, gemma, name):
 
 
 def test_without_a_header_gemma_3_is_assumed(golden, tmp_path, gemma):
-    """Defaults: full attention in every sixth layer, RoPE factor 8; only the window differs here."""
+    """Defaults: full attention every sixth layer, RoPE factor 8; here only the window differs."""
     bare = read_gemma_config(gemma_file(golden, tmp_path, {"gemma_config": None}))
     assert bare == replace(read_gemma_config(gemma), window=1024)
 

@@ -90,7 +90,7 @@ def test_a_world_where_nothing_depends_on_anything():
     found = verdicts(page)
     assert found[0] == "holds"  # motion is kept at every denoise,
     assert found[2] == "does not hold"  # also at those that should override it
-    assert found[1] == "cannot be told on the pocket"
+    assert found[1] == "undecided on the pocket"
     assert found[5] == "does not hold"  # another seed is no worse
 
 
@@ -100,7 +100,7 @@ def test_few_prompts_are_called_a_trial():
 
 @pytest.mark.parametrize(
     ("low", "high", "line", "verdict"),
-    [(1, 2, 0, "holds"), (-2, -1, 0, "does not hold"), (-1, 1, 0, "cannot be told")],
+    [(1, 2, 0, "holds"), (-2, -1, 0, "does not hold"), (-1, 1, 0, "undecided")],
 )
 def test_a_verdict_is_an_interval_and_a_line(low, high, line, verdict):
     found = claims.Mean((low + high) / 2, low, high, 24)
@@ -120,8 +120,8 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
 
 def test_a_claim_of_several_parts():
     assert claims.all_of(["holds", "holds"]) == "holds"
-    assert claims.all_of(["holds", "cannot be told"]) == "cannot be told"
-    assert claims.all_of(["holds", "cannot be told", "does not hold"]) == "does not hold"
+    assert claims.all_of(["holds", "undecided"]) == "undecided"
+    assert claims.all_of(["holds", "undecided", "does not hold"]) == "does not hold"
 
 
 def test_there_are_enough_prompts():

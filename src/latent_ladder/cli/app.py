@@ -70,9 +70,9 @@ def set_global_options(
         print(f"latent-ladder {__version__}")
         raise typer.Exit
     if verbose or debug or log is not None:
-        from latent_ladder.cli.logging_setup import configure_logging
+        from latent_ladder.cli.logging_setup import start_log
 
-        configure_logging(verbose=verbose, debug=debug, file=log)
+        start_log(verbose=verbose, debug=debug, file=log)
 
 
 def main() -> None:

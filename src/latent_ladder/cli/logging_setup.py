@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TextIO
 
+from latent_ladder._version import __version__
 from latent_ladder.errors import RequestError
 
 LOGGER_NAME = "latent_ladder"
@@ -23,6 +25,8 @@ SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Environment variables whose values never appear in a log."""
 
 MASK = "***"
+
+logger = logging.getLogger(__name__)
 
 _KEY = r"[\w-]*(?:token(?!s)|secret|passw(?:or)?d|api[_-]?key|signature|credential)[\w-]*|\bsig"
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -50,18 +54,25 @@ def configure_logging(
     ``verbose`` writes lines of level INFO and above to stderr, ``debug`` all lines; ``file`` gets
     all lines, appended. Raises :class:`RequestError` if ``file`` cannot be written.
     """
-    logger = logging.getLogger(LOGGER_NAME)
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    logger.addHandler(logging.NullHandler())
+    package = logging.getLogger(LOGGER_NAME)
+    for old in list(package.handlers):
+        package.removeHandler(old)
+        old.close()
+    package.addHandler(logging.NullHandler())
     if verbose or debug:
         handler = StderrHandler(logging.DEBUG if debug else logging.INFO)
         _attach(handler, "%(relativeCreated)7.0f ms  %(levelname)-7s %(message)s")
     if file is not None:
         _attach(_open_file(file), "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    levels = [handler.level for handler in logger.handlers[1:]]
-    logger.setLevel(min(levels, default=logging.WARNING))
+    levels = [handler.level for handler in package.handlers[1:]]
+    package.setLevel(min(levels, default=logging.WARNING))
+
+
+def start_log(*, verbose: bool, debug: bool, file: Path | None) -> None:
+    """Configure the log of a command and write its first lines: version, command, machine."""
+    configure_logging(verbose=verbose, debug=debug, file=file)
+    logger.info("latent-ladder %s: %s", __version__, shlex.join(["ladder", *sys.argv[1:]]))
+    logger.debug("Python %s on %s, in %s", sys.version.split()[0], sys.platform, Path.cwd())
 
 
 def mask_secrets(text: str) -> str:

@@ -45,7 +45,7 @@ Body = Mapping[str, Any]
 RunJob = Callable[[Body, OnGraphEvent, Cancel], None]
 """Runs the job of a frame (``prompt``, ``outputs``, ``workflow``); raises if it fails."""
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("latent_ladder.server.worker_main")  # __name__ is "__main__" here
 
 
 def main(build_runner: Callable[[Body], RunJob]) -> None:

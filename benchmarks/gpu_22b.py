@@ -26,9 +26,10 @@ from denoiser import GUIDANCE
 from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor
 
+from latent_ladder.models.network_configs import chunk_tokens
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
-from latent_ladder.models.transformer.model import CHUNK_TOKENS, Transformer
+from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.weights.loading import EmptyOnMeta, load_module
 from latent_ladder.sampling.guiders import Guidance
@@ -90,7 +91,7 @@ def build(shape: TransformerConfig, device: torch.device) -> Transformer:
         keep_float32=lambda name: "scale_shift_table" in name,
         what="random transformer",
     )
-    model.set_chunk_tokens(CHUNK_TOKENS[device.type])
+    model.set_chunk_tokens(chunk_tokens(device.type))
     return model
 
 

@@ -12,7 +12,6 @@
     ├── MemoryBudgetError      exit 4   the plan does not fit
     ├── MediaError             exit 5   reading or writing pictures, sound, video
     ├── WorkflowError          exit 6   a ComfyUI graph
-    ├── FarmError              exit 7   distributed work
     ├── StoreError             exit 8   artefacts on disk
     └── Cancelled              exit 130 the user stopped the run
 
@@ -109,12 +108,6 @@ class WorkflowError(LadderError):
         super().__init__(message, hint)
         self.node_id = node_id
         self.class_type = class_type
-
-
-class FarmError(LadderError):
-    """Distributed work failed."""
-
-    exit_code = 7
 
 
 class StoreError(LadderError):

@@ -374,7 +374,7 @@ def meaning(request: Request) -> dict[str, Any]:
         "loras": [[(x.role, x.name, x.strength) for x in s.loras] for s in sampled],
         "factors": request.factors,
         "audio": "given" if request.audio_in is not None else heard(request),
-        "images": [(i.index(request.frames), i.strength) for i in request.held_images],
+        "images": [(i.index(request.frames), i.strength) for i in request.active_images],
         "grid": grid(request.decode),
     }
 

@@ -115,7 +115,7 @@ def test_presets_that_need_less_stay_ready(tmp_path):
 def test_a_preset_for_distilled_models_on_a_dev_one_is_remarked_on(tmp_path):
     body, _ = as_json("--models", model_folders.single(tmp_path))
     (advice,) = presets(body)["three-stage"]["advice"]
-    assert advice == "made for a distilled model, tiny-dev.safetensors is a dev one"
+    assert advice == "the preset is for a distilled model, tiny-dev.safetensors is a dev model"
     assert presets(body)["distilled-lora"]["advice"] == []
 
 

@@ -15,7 +15,13 @@ from typer.testing import CliRunner
 from latent_ladder import Request
 from latent_ladder.checkpoints.selection import scan, select
 from latent_ladder.cli.app import application
-from latent_ladder.diagnostics.preset_recommendation import PRESETS, WAYS, propose, trained, wish
+from latent_ladder.diagnostics.preset_recommendation import (
+    PRESETS,
+    WAYS,
+    propose,
+    transformer_training,
+    wish,
+)
 from latent_ladder.memory.planner import GIB, Budget, Machine, Policy
 from latent_ladder.request.presets import preset_names
 
@@ -72,7 +78,9 @@ def test_every_named_preset_exists():
 
 
 def test_options_are_those_of_the_training_at_the_asked_size(models):
-    assert trained(models) == "dev"  # its name does not say, a distilled LoRA lies beside it
+    assert (
+        transformer_training(models) == "dev"
+    )  # its name does not say, a distilled LoRA lies beside it
     proposal = propose(asked(1920, 1080, 121), models, CARD, Policy())
     assert (proposal.way, proposal.preset) == ("multi-stage", "hq")
     assert [o.preset for o in proposal.options] == [
@@ -96,7 +104,7 @@ def test_what_is_lacking_is_said_and_the_next_cheaper_way_taken(models):
 def test_what_does_not_fit_is_not_proposed(models):
     proposal = propose(asked(1920, 1080, 121), models, Budget("cuda", 2**20, 2**20), Policy())
     assert proposal.preset is None
-    assert "no way to this clip" in proposal.sentence
+    assert "no preset can make this clip" in proposal.sentence
     assert all("the budget is" in (o.why_not or "") for o in proposal.options)
 
 

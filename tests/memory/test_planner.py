@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from latent_ladder.errors import MemoryBudgetError, RequestError
 from latent_ladder.memory.cost_model import LTX_2_3, estimate
 from latent_ladder.memory.hardware import MemoryOptions, budget
-from latent_ladder.memory.planner import GIB, Budget, Machine, Policy, fits, ladder, plan_memory
+from latent_ladder.memory.planner import (
+    GIB,
+    Budget,
+    Machine,
+    Policy,
+    fits,
+    plan_memory,
+    stage_fallbacks,
+)
 from latent_ladder.request.model import Request
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.request.presets import read_preset
@@ -105,7 +113,7 @@ def test_a_grid_of_tiles_gives_way_to_smaller_ones():
     assert decode.grid == decode.overlap_px == "auto"
     assert decode.tile_px == stage.offload_plan.tile_px
     cost = estimate(asked, LTX_2_3)[-1]
-    first, *others = ladder(cost, asked, LTX_2_3, small, ANY)
+    first, *others = stage_fallbacks(cost, asked, LTX_2_3, small, ANY)
     assert first.offload_plan.decode(asked.decode) == asked.decode
     assert [resolution.offload_plan.tile_px for resolution in others] == [
         1024,
@@ -120,7 +128,7 @@ def test_a_grid_of_tiles_gives_way_to_smaller_ones():
 
 def test_every_rung_of_a_ladder_differs_and_changing_rungs_come_last():
     cost = estimate(request("ltx-pipelines"), LTX_2_3)[1]
-    resolutions = list(ladder(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
+    resolutions = list(stage_fallbacks(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
     assert len({r.offload_plan for r in resolutions}) == len(resolutions) > 6
     precisions = [r.offload_plan.precision for r in resolutions]
     assert precisions == sorted(precisions, key=lambda p: p == "fp8")

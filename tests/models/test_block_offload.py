@@ -15,9 +15,9 @@ from latent_ladder.models.lora.attach import attached
 from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, stream_stage
-from latent_ladder.models.weights.block_offload import BUFFERS, Residency, travelling_bytes
+from latent_ladder.models.weights.block_offload import Residency, travelling_bytes
 from latent_ladder.models.weights.linear import Linear
-from latent_ladder.models.weights.offload_schedule import spread
+from latent_ladder.models.weights.offload_schedule import BUFFERS, spread
 
 CPU = torch.device("cpu")
 CHECKPOINT = next((EMBEDDED / "checkpoints").glob("*.safetensors"))

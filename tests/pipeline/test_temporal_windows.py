@@ -74,15 +74,15 @@ def test_windows_cover_a_clip_in_order_and_are_all_as_long(latents, size, share,
     assert windows[0].start == 0
     assert windows[-1].stop == clip.latent_frames
     assert windows[-1].sound[1] == clip.audio_latents
-    assert windows[0].held == windows[0].sound_held == 0
+    assert windows[0].overlap == windows[0].sound_overlap == 0
     if len(windows) == 1:
         assert windows == (whole(clip),)
         return
     assert {len(w) for w in windows} == {size + 1}
     for before, after in pairwise(windows):
         assert before.start < after.start < before.stop < after.stop
-        assert after.held == before.stop - after.start >= 2  # one of them stands for one frame
-        assert after.sound_held == before.sound[1] - after.sound[0] > 0
+        assert after.overlap == before.stop - after.start >= 2  # one of them stands for one frame
+        assert after.sound_overlap == before.sound[1] - after.sound[0] > 0
         first_sound = Fraction(after.sound[0], 25) - after.offset_s
         assert 0 <= first_sound < Fraction(1, 25)
 
@@ -90,7 +90,7 @@ def test_windows_cover_a_clip_in_order_and_are_all_as_long(latents, size, share,
 def test_up_to_twenty_seconds_a_clip_is_whole_and_beyond_it_is_not():
     assert len(request_with(frames=481).window_plan(0)) == 1
     windows = request_with(frames=1441).window_plan(0)
-    assert [(w.start, w.stop, w.held) for w in windows] == [
+    assert [(w.start, w.stop, w.overlap) for w in windows] == [
         (0, 49, 0), (45, 94, 4), (90, 139, 4), (132, 181, 7),
     ]  # fmt: skip
     assert len(request_with(frames=1441, windows="off").window_plan(0)) == 1
@@ -216,8 +216,8 @@ def test_what_the_window_before_made_is_kept_and_the_rest_is_new():
     part = clip.part(second, 1.0)
     assert part.video.clean[0, :, 0].tolist() == [100.0] * 4 + [8.0, 9.0, 10.0, 11.0]
     assert part.video.mask[0, :, 0].tolist() == [0.0] * 4 + [1.0] * 4
-    assert part.audio.clean[0, : second.sound_held].eq(200).all()
-    assert part.audio.mask[0, :, 0].sum() == len(part.audio.mask[0]) - second.sound_held
+    assert part.audio.clean[0, : second.sound_overlap].eq(200).all()
+    assert part.audio.mask[0, :, 0].sum() == len(part.audio.mask[0]) - second.sound_overlap
     assert clip.part(second, 0.25).video.mask[0, 0, 0] == 0.75
     kept = clip.with_made(second, (part.video.clean, part.audio.clean))
     assert torch.equal(kept.video, clip.video)

@@ -96,14 +96,14 @@ def test_fps_is_exact():
     assert Request.from_dict(table(fps="23.976")).to_dict()["fps"] == "24000/1001"
 
 
-def test_seeds_are_drawn_once_and_inherited():
+def test_seeds_are_picked_once_and_inherited():
     asked = Request.from_dict(table(seed=-1))
-    drawn = asked.resolved()
-    assert 0 <= drawn.seed < 2**32
-    assert drawn.resolved() is drawn
-    assert drawn.stage_seed(0) == drawn.stage_seed(2) == drawn.seed
+    picked = asked.pick_seed()
+    assert 0 <= picked.seed < 2**32
+    assert picked.pick_seed() is picked
+    assert picked.stage_seed(0) == picked.stage_seed(2) == picked.seed
     assert with_set("refine.seed=42").stage_seed(2) == 42
-    with pytest.raises(RequestError, match="not drawn"):
+    with pytest.raises(RequestError, match="seed=-1 is not resolved"):
         asked.stage_seed(0)
 
 

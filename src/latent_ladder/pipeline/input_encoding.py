@@ -236,7 +236,7 @@ def hold_images(
     start: Start, latents: Mapping[str, Tensor], request: Request, resolution: Resolution
 ) -> Start:
     """The start with every image of the request held, in their order."""
-    for i, image in enumerate(request.held_images):
+    for i, image in enumerate(request.active_images):
         tokens = video_to_tokens(latents[f"image.{i}"]).to(start.video.tokens)
         at = image.index(request.frames)
         if at == 0:
@@ -264,7 +264,7 @@ def _kept_but_for(start: Start, held: Held, request: Request, _resolution: Resol
     """
     if request.video is None:
         raise TypeError("a part of a video was held without one")
-    region = request.video.made_anew(float(duration(request.frames, request.fps)))
+    region = request.video.generated_span(float(duration(request.frames, request.fps)))
     video = _masked(start.video, video_to_tokens(held["video_in"]), start.positions, region)
     audio = start.audio
     if audio is not None and "sound_in" in held:

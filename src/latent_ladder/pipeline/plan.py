@@ -137,8 +137,8 @@ def look_up(plan: RunPlan, store: Store, on_damage: Callable[[str, Damage], None
 
 
 def has_sound(request: Request) -> bool:
-    """Whether the clip gets sound: asked for, and long enough for one latent of it (20 ms)."""
-    return request.audio != "none" and request.resolutions[-1].audio_latents > 0
+    """True where the clip gets sound: requested, and longer than half an audio latent (20 ms)."""
+    return request.resolved.has_sound
 
 
 def _check(request: Request, models: ModelSet) -> None:
@@ -276,19 +276,21 @@ class _Builder:
         ]
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:
-        name, resolution = self.request.stage_names[position], self.request.resolutions[position]
+        resolved = self.request.resolved.stages[position]
+        name, resolution = resolved.name, resolved.resolution
         if isinstance(stage, BaseStage) and self._is_source and self.given.video is not None:
             made = self._video_in("source", self.given.video, position)
             return replace(made, name=name, position=position)
-        windows = self.request.window_plan(position)
-        planned = PlannedStage(name, stage.kind, "", inputs, position, resolution, windows=windows)
+        planned = PlannedStage(
+            name, stage.kind, "", inputs, position, resolution, windows=resolved.windows
+        )
         if isinstance(stage, UpsampleStage):
             upsampler = self._upsampler(stage)
             planned = replace(planned, upsampler=upsampler)
             ids = [upsampler.id, self.models.video_vae.id]
         elif isinstance(stage, BaseStage | RefineStage):
             loras = tuple((self._lora(x), x.strength) for x in stage.loras if x.strength != 0)
-            planned = replace(planned, loras=loras, sigmas=self.request.sigmas(position))
+            planned = replace(planned, loras=loras, sigmas=resolved.sigmas)
             ids = [self.models.transformer.id, *(lora.id for lora, _ in loras)]
         else:
             raise RequestError(f"{name}: a {stage.kind} stage cannot be run by this version")

@@ -179,7 +179,7 @@ def run(
     library = scan(model_folders(request.models.folders))
     options = options or RunOptions()
     store = store or Store(default_root())
-    prepared = prepare(request.resolved(), library, store, options.memory, options.device)
+    prepared = prepare(request.pick_seed(), library, store, options.memory, options.device)
     return execute(prepared, Path(output), options)
 
 
@@ -368,7 +368,7 @@ class Run:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler: what failed is held by its traceback until here.
-            after = workshop.give_way(name)
+            after = workshop.next_fallback(name)
             self._warn("out_of_memory", f"{name} ran out of memory ({before}); going on {after}")
 
     def _load(self, key: str) -> dict[str, Any]:

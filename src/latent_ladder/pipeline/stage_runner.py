@@ -28,7 +28,7 @@ from latent_ladder.latents.tokens import (
 )
 from latent_ladder.media.video_writer import Frames, WrittenVideo
 from latent_ladder.memory import peak_usage as peak
-from latent_ladder.memory.planner import MemoryPlan, OffloadPlan, Policy, give_way
+from latent_ladder.memory.planner import MemoryPlan, OffloadPlan, Policy, plan_fallback
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import load_audio
 from latent_ladder.models.device import Runtime
@@ -115,7 +115,7 @@ class Workshop:
         """How the memory plan holds the model in a stage, in words."""
         return str(self._memory.of(_memory_name(name)).offload_plan)
 
-    def give_way(self, name: str) -> str:
+    def next_fallback(self, name: str) -> str:
         """After an out-of-memory: free everything and hold the stage on the next rung.
 
         Gives the new holding in words. Raises :class:`MemoryBudgetError` when there is none left.
@@ -126,7 +126,7 @@ class Workshop:
             torch.cuda.empty_cache()
         stage, budget = self._memory.of(_memory_name(name)), self._memory.budget
         sizes = model_sizes(self._plan, self._runtime.dtype.itemsize)
-        next_fallback = give_way(stage, self._request, sizes, budget, self._policy)
+        next_fallback = plan_fallback(stage, self._request, sizes, budget, self._policy)
         self._memory = self._memory.with_stage(next_fallback)
         return str(next_fallback.offload_plan)
 

@@ -65,11 +65,13 @@ class Clip:
         guides = self._guides(window)
         index = torch.cat([inside, guides])
         made = self.video[:, : window.stop * per_frame]
-        video = _held(_at(start.video, index), made[:, inside[: window.held * per_frame]], strength)
+        video = _held(
+            _at(start.video, index), made[:, inside[: window.overlap * per_frame]], strength
+        )
         audio, first = start.audio, window.sound[0]
         if audio is not None and self.audio is not None:
             audio = _at(audio, torch.arange(*window.sound))
-            audio = _held(audio, self.audio[:, first : first + window.sound_held], strength)
+            audio = _held(audio, self.audio[:, first : first + window.sound_overlap], strength)
         positions, heard = start.positions[:, :, index], start.audio_positions
         heard = heard[:, :, first : window.sound[1]]
         if window.number:
@@ -101,9 +103,9 @@ class Clip:
         video, audio = self.video, self.audio
         if found is not None:
             n, p = len(window) * self.per_frame, self.per_frame
-            video = _faded_in(video, found[:, :n].cpu(), window.start * p, window.held, p)
+            video = _faded_in(video, found[:, :n].cpu(), window.start * p, window.overlap, p)
         if heard is not None and audio is not None:
-            audio = _faded_in(audio, heard.cpu(), window.sound[0], window.sound_held, 1)
+            audio = _faded_in(audio, heard.cpu(), window.sound[0], window.sound_overlap, 1)
         return replace(self, video=video, audio=audio)
 
 
@@ -123,9 +125,9 @@ def upsampled(
             total = windows[-1][1].stop
             out = part.new_zeros((*part.shape[:2], total, *part.shape[3:]))
         place = out[:, :, after.start : after.stop]
-        held = ramp(after.held)[:, None, None]
-        place[:, :, : after.held].lerp_(part[:, :, : after.held], held)
-        place[:, :, after.held :] = part[:, :, after.held :]
+        held = ramp(after.overlap)[:, None, None]
+        place[:, :, : after.overlap].lerp_(part[:, :, : after.overlap], held)
+        place[:, :, after.overlap :] = part[:, :, after.overlap :]
     if out is None:
         raise ValueError("no window, no clip")
     return out

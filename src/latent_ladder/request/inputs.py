@@ -89,7 +89,7 @@ class Video(Table):
         """Whether a part of the video is held in every stage."""
         return self.mode in ("retake", "extend")
 
-    def made_anew(self, duration_s: float) -> tuple[float, float]:
+    def generated_span(self, duration_s: float) -> tuple[float, float]:
         """From when to when a clip of ``duration_s`` is generated, in seconds."""
         if self.mode == "retake" and self.region is not None:
             return self.region

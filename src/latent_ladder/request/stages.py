@@ -214,7 +214,7 @@ class SamplingStage(Table):
     loras: tuple[Lora, ...] = ()
     batch_passes: Literal["auto", 1, 2, 3, 4] = "auto"
 
-    def walk(self, tokens: int = DEFAULT_TOKENS) -> tuple[float, ...]:
+    def sigmas_for(self, tokens: int = DEFAULT_TOKENS) -> tuple[float, ...]:
         """The sigmas the stage walks, given its number of video tokens."""
         if self.sigmas is not None:
             return self.sigmas
@@ -228,7 +228,7 @@ class SamplingStage(Table):
     @property
     def steps(self) -> int:
         """How many steps the stage takes."""
-        return len(self.walk()) - 1
+        return len(self.sigmas_for()) - 1
 
     @property
     def needs_negative(self) -> bool:

@@ -140,7 +140,7 @@ class RequestFlags:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
             )
-        return Request.from_dict(apply_sets(fields, tuple(self.sets or ()))).resolved()
+        return Request.from_dict(apply_sets(fields, tuple(self.sets or ()))).pick_seed()
 
     def _start(self, library: Library) -> dict[str, Any]:
         """The fields to start from: a file's, or a preset's."""

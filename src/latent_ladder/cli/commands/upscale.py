@@ -161,7 +161,7 @@ def _prepare(
     by = given.pop("upsample_by", 2.0)
     given["stages"] = _stages(start["stages"], by, only_base)
     table = apply_sets(override(start, given), tuple(sets))
-    request = Request.from_dict(table).resolved()
+    request = Request.from_dict(table).pick_seed()
     return pipeline.prepare(request, library, open_store(store), None, device)
 
 

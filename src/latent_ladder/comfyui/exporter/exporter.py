@@ -63,7 +63,7 @@ class _Builder:
     def __init__(self, request: Request, files: FileNames) -> None:
         self._request, self._files = request, files
         self._sheet = Sheet()
-        self._sound = request.audio != "none" and request.resolutions[-1].audio_latents > 0
+        self._sound = request.resolved.has_sound
 
     def drawing(self) -> Drawing:
         sheet, request = self._sheet, self._request

@@ -95,7 +95,7 @@ class Held:
 
 def held_inputs(sheet: Sheet, request: Request, vae: Link, audio_vae: Link | None) -> Held:
     """The loaders of every input file, and what prepares it. ``audio_vae``: if there is sound."""
-    images = [(image, _picture(sheet, image)) for image in request.held_images]
+    images = [(image, _picture(sheet, image)) for image in request.active_images]
     driving = sound = None
     if request.audio_in is not None:
         loaded = sheet.add("LoadAudio", audio=_name(request.audio_in))

@@ -18,7 +18,7 @@ def not_carried(request: Request) -> list[tuple[str, str]]:
 def _of_request(request: Request) -> Iterator[tuple[str, str]]:
     if request.noise_order != "comfyui":
         yield "noise_order", "ComfyUI draws the noise of a seed in its own order: another clip."
-    if request.mask_convention != "comfyui" and request.held_images:
+    if request.mask_convention != "comfyui" and request.active_images:
         yield "mask_convention", "a strength between 0 and 1 holds differently in ComfyUI."
     if request.models.precision != "stored":
         yield "models.precision", "pick fp8 in the loader, or start ComfyUI with --fp8_e4m3fn-unet."

@@ -110,7 +110,9 @@ def sigmas_node(sheet: Sheet, request: Request, position: int, model: Link, coun
     if not isinstance(stage, BaseStage | RefineStage):
         raise TypeError(f"stage {position} does not sample")
     asked = stage.schedule
-    whole = asked is not None and stage.walk(request.resolutions[position].video_tokens) == walk
+    whole = (
+        asked is not None and stage.sigmas_for(request.resolutions[position].video_tokens) == walk
+    )
     if asked is None or not whole:
         return manual(sheet, walk)
     if asked.name == "ltx" and stage.share == 1.0:

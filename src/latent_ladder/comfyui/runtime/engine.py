@@ -27,7 +27,14 @@ from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
 from latent_ladder.memory.oom import is_out_of_memory
-from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory, hold, hold_less
+from latent_ladder.memory.planner import (
+    Budget,
+    OffloadPlan,
+    Policy,
+    StageMemory,
+    fit_stage,
+    fit_stage_smaller,
+)
 from latent_ladder.models.device import Runtime, choose_runtime
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.encode import encode_prompts
@@ -244,7 +251,7 @@ class Engine:
 
         Raises :class:`MemoryBudgetError` where there is no resolution left.
         """
-        stage = hold(cost, sizes, self.budget, self.policy)
+        stage = fit_stage(cost, sizes, self.budget, self.policy)
         while True:
             try:
                 return self._held_so(model, stage.offload_plan, work)
@@ -260,7 +267,7 @@ class Engine:
             )
 
     def _next(self, stage: StageMemory, sizes: ModelSizes) -> StageMemory:
-        return hold_less(stage, sizes, self.budget, self.policy)
+        return fit_stage_smaller(stage, sizes, self.budget, self.policy)
 
     def _held_so(
         self, model: Model, offload_plan: OffloadPlan, work: Callable[[Transformer, OffloadPlan], T]

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU, chunk_tokens
 from latent_ladder.models.transformer.adaln import AdaLn
 from latent_ladder.models.transformer.attention import (
     BACKENDS,
@@ -49,9 +50,6 @@ from latent_ladder.models.weights.block_offload import Residency, Resident, Stre
 from latent_ladder.models.weights.linear import Linear
 from latent_ladder.models.weights.loading import Hold, Place, load_module, readers
 from latent_ladder.models.weights.quantize_fp8 import Fp8Reader, is_fp8_weight
-
-CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Tokens that a sublayer works on at once: as few as still make efficient matrix products."""
 
 SCALE_ROWS = (0, 1, 0, 0, 1, 0, 0, 1, 0)
 """The rows of a block's table that are scales around one: (shift, scale, gate) of self-attention,
@@ -96,7 +94,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.eps = config.norm_eps
-        self.chunk_tokens = CHUNK_TOKENS["cpu"]
+        self.chunk_tokens = CHUNK_TOKENS_CPU
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream, config)
         video, audio = config.video, config.audio
@@ -281,7 +279,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.chunk_tokens = CHUNK_TOKENS["cpu"]
+        self.chunk_tokens = CHUNK_TOKENS_CPU
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream)
         video, audio, step = config.video.dim, config.audio.dim, config.timestep_dim
@@ -505,5 +503,5 @@ def load_transformer(
         hold=lambda name: in_blocks if name.startswith("transformer_blocks.") else Hold(),
         what=f"{component.file.path.name} (transformer)",
     )
-    model.set_chunk_tokens(CHUNK_TOKENS.get(torch.device(device).type, CHUNK_TOKENS["cpu"]))
+    model.set_chunk_tokens(chunk_tokens(torch.device(device).type))
     return model

@@ -23,13 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from latent_ladder.models.weights.linear import Branch, Linear
-from latent_ladder.models.weights.offload_schedule import spread
+from latent_ladder.models.weights.offload_schedule import BUFFERS, spread
 
 ALIGNMENT = 256
 """Bytes; views of any dtype into a buffer start on it, as CUDA kernels like best."""
-
-BUFFERS = 2
-"""One block computes while the next arrives."""
 
 
 class _Place(NamedTuple):

@@ -1,6 +1,9 @@
-"""Which of a row of blocks come and go: the planner and the one who carries it out agree here."""
+"""Schedule of offloaded blocks: the planner counts with it, block offloading carries it out."""
 
 from __future__ import annotations
+
+BUFFERS = 2
+"""Blocks on the device while others are streamed: one is computed while the next is copied."""
 
 
 def spread(blocks: int, streamed: int) -> tuple[int, ...]:

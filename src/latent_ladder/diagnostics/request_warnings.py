@@ -106,8 +106,8 @@ def _base_start(request: Request) -> Iterator[Advice]:
         return  # it starts from the video
     sigma = start_sigma(request.resolved.stages[0].sigmas)
     if sigma < 0.99:
-        text = f"base starts at sigma {sigma:.4g}, expected 1: it starts from a grey clip, not from noise"
-        yield Advice("base_start", text)
+        text = f"base starts at sigma {sigma:.4g}, expected 1"
+        yield Advice("base_start", f"{text}: it starts from a grey clip, not from noise")
 
 
 def _seeds(request: Request) -> Iterator[Advice]:

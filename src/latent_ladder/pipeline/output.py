@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ladder.checkpoints.selection import ModelSet
-from latent_ladder.latents.comfyui_tiling import Tiling
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, duration
-from latent_ladder.latents.tiling import TilePlan, official_size, one_tile, plan_tiles
+from latent_ladder.latents.tiling import TilePlan, Tiling, official_size, one_tile, plan_tiles
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
 from latent_ladder.media.writers import bits_kept, write_clip_file
 from latent_ladder.memory.planner import OffloadPlan

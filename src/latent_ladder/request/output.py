@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, StrictBool
 
-from latent_ladder.latents.comfyui_tiling import Tiling, even, even_size
+from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT
+from latent_ladder.latents.tiling import Tiling, even_tile_size
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.request.fields import (
     Int,
@@ -56,7 +57,7 @@ class Decode(Table):
         if self.grid == "auto" or self._narrow(latents[1:]):
             return None
         across, down = self.grid
-        return even(latents, down, across, self.grid_overlap_px // PIXELS_PER_LATENT)
+        return split_evenly(latents, down, across, self.grid_overlap_px // PIXELS_PER_LATENT)
 
     def problems(self, width: int, height: int) -> list[Found]:
         """Why a clip that is decoded at this size cannot be decoded in the tiles of ``grid``."""
@@ -90,7 +91,7 @@ class Decode(Table):
             return []
         overlap = self.grid_overlap_px // PIXELS_PER_LATENT
         counts = zip(reversed(self.grid), sides, strict=True)
-        return [(n, s) for n, s in counts if n > 1 and even_size(s, n, overlap) < overlap]
+        return [(n, s) for n, s in counts if n > 1 and even_tile_size(s, n, overlap) < overlap]
 
     def fields(self) -> dict[str, Any]:
         """What decides the frames; without a grid as it always was."""

@@ -239,7 +239,7 @@ def test_a_keyframe_is_held_by_the_windows_of_its_time_and_guides_end_with_the_c
     places = [keyframe_positions(Fraction(n, 24), clip.resolution) for n in (3, 30, 64)]
     guide = torch.tensor([-1.0, -2.0, -3.0]).repeat_interleave(2).reshape(1, 6, 1)
     start = Start(
-        start.video.extended(guide), start.audio,
+        start.video.with_appended(guide), start.audio,
         torch.cat([start.positions, *places], 2), start.audio_positions, extra=6,
     )  # fmt: skip
     clip = Clip.of(start, clip.resolution)

@@ -125,7 +125,7 @@ def test_noise_shapes_with_appended_tokens(order: Any) -> None:
 
 @given(st.integers(0, 2**64 - 1), st.sampled_from(["comfyui", "ltx"]))
 def test_no_two_draws_of_a_run_are_alike(seed: int, order: Any) -> None:
-    noises = Noises.seeded(seed, VIDEO, AUDIO, "res_2s", order=order)
+    noises = Noises.from_seed(seed, VIDEO, AUDIO, "res_2s", order=order)
     start = Packing((24, 8), (5, 12)).pack(noises.video, noises.audio)
     draws = [start, *(noises.source(i, kind) for i in range(2) for kind in ("substep", "step"))]
     similar = torch.corrcoef(torch.cat(draws)) - torch.eye(5)
@@ -173,8 +173,8 @@ def keyframed(golden: Any) -> tuple[Any, LatentState]:
     """The golden's clip: a first frame at strength 1 and an appended keyframe at 0.8."""
     case = golden("conditioning.i2v_keyframe")
     tokens = {n: video_to_tokens(case.inputs[n]) for n in case.inputs if n != "noise"}
-    state = LatentState.of(tokens["initial_latent"]).keeping(0, tokens["first_frame"])
-    return case, state.extended(tokens["keyframe"], 0.8)
+    state = LatentState.of(tokens["initial_latent"]).with_content(0, tokens["first_frame"])
+    return case, state.with_appended(tokens["keyframe"], 0.8)
 
 
 def test_noising_with_kept_frames_is_the_official_one(golden: Any) -> None:
@@ -205,8 +205,8 @@ def seen_by_the_model(
 
 def test_a_half_mask_as_ltx_means_it() -> None:
     ones = torch.ones(1, 3, 2)
-    state = LatentState.of(2 * ones).keeping(0, 5 * ones[:, :1], 1.0)
-    state = state.keeping(1, 5 * ones[:, :1], 0.75)
+    state = LatentState.of(2 * ones).with_content(0, 5 * ones[:, :1], 1.0)
+    state = state.with_content(1, 5 * ones[:, :1], 0.75)
     # tokens: kept, a quarter generated, generated; s = 0.8, noise 1, every prediction 0
     seen = [s[0, :, 0].tolist() for s in seen_by_the_model(state, ones, 0.8, "ltx")]
     noised = 0.2 * 2 + 0.8 * 1
@@ -245,8 +245,10 @@ def test_a_half_mask_as_comfyui_means_it() -> None:
 @pytest.mark.parametrize("masks", ["ltx", "comfyui"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_kept_tokens_stay_and_the_rest_is_generated(name: str, masks: Any) -> None:
-    state = LatentState.empty(24, 8).keeping(0, torch.full((1, 8, 8), 3.0))
-    frozen = LatentState.of(torch.full((1, 5, 12), 0.25)).keeping(0, torch.full((1, 5, 12), 0.25))
+    state = LatentState.empty(24, 8).with_content(0, torch.full((1, 8, 8), 3.0))
+    frozen = LatentState.of(torch.full((1, 5, 12), 0.25)).with_content(
+        0, torch.full((1, 5, 12), 0.25)
+    )
 
     def model(x: Tensor, sigma: float, step: int) -> Prediction:
         video, audio = Packing((24, 8), (5, 12)).unpack(x)
@@ -256,7 +258,7 @@ def test_kept_tokens_stay_and_the_rest_is_generated(name: str, masks: Any) -> No
         assert torch.allclose(audio, torch.tensor(0.25), atol=1e-5)
         return Prediction(torch.full_like(x, -1.0), torch.full_like(x, -2.0))
 
-    noises = Noises.seeded(4, VIDEO, AUDIO, name, order="ltx")
+    noises = Noises.from_seed(4, VIDEO, AUDIO, name, order="ltx")
     plan = SamplingPlan(ltx(5), name, masks=masks)
     video, audio = sample(model, state, frozen, noises, plan)
     assert video is not None
@@ -292,7 +294,7 @@ def shrink(x: Tensor, sigma: float, step: int) -> Prediction:
 
 
 def clip(model: Any, plan: SamplingPlan, seed: int = 4, on_step: Any = None) -> Tensor:
-    noises = Noises.seeded(seed, VIDEO, None, plan.sampler)
+    noises = Noises.from_seed(seed, VIDEO, None, plan.sampler)
     video, audio = sample(model, LatentState.empty(24, 8), None, noises, plan, on_step)
     assert audio is None
     assert video is not None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latent_ladder.errors import RequestError
-from latent_ladder.sampling.denoise import standardised
+from latent_ladder.sampling.denoise import standardise_noise
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.samplers import (
     SAMPLERS,
@@ -125,7 +125,7 @@ def test_res_2s_noise_injection_is_the_official_one(golden: Any, i: int) -> None
 
 def test_standardised_noise_is_the_official_one(golden: Any) -> None:
     case = golden("step.res2s_noise_normalise")
-    case.check("noise", standardised(case.inputs["raw"]))
+    case.check("noise", standardise_noise(case.inputs["raw"]))
 
 
 @pytest.mark.parametrize("sigmas", SCHEDULES, ids=lambda s: f"{s[0]:g}x{len(s) - 1}")

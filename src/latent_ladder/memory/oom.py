@@ -1,4 +1,4 @@
-"""Telling "out of memory" from every other failure, on every device."""
+"""Detection of out-of-memory errors on every device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEXTS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: PyTorch's own error, its RuntimeErrors, or Python's."""
+    """True for a failed allocation: PyTorch's own error, its RuntimeErrors, or Python's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)

@@ -240,7 +240,7 @@ def hold_images(
         tokens = video_to_tokens(latents[f"image.{i}"]).to(start.video.tokens)
         at = image.index(request.frames)
         if at == 0:
-            start = replace(start, video=start.video.keeping(0, tokens, image.strength))
+            start = replace(start, video=start.video.with_content(0, tokens, image.strength))
         else:
             time = duration(at, request.fps)
             places = keyframe_positions(time, resolution)
@@ -313,7 +313,7 @@ USES: Mapping[str, Callable[[Start, Held, Request, Resolution], Start]] = {
 def _with_sound(start: Start, audio: LatentState, latents: Tensor) -> Start:
     """The start with its whole sound given: it conditions the picture and does not change."""
     tokens = audio_to_tokens(latents).to(audio.tokens)
-    return replace(start, audio=audio.keeping(0, tokens), frozen_audio=True)
+    return replace(start, audio=audio.with_content(0, tokens), frozen_audio=True)
 
 
 def keyframe_positions(time: Fraction, resolution: Resolution) -> Tensor:
@@ -327,7 +327,7 @@ def keyframe_positions(time: Fraction, resolution: Resolution) -> Tensor:
 def _appended(start: Start, tokens: Tensor, places: Tensor, strength: float) -> Start:
     return replace(
         start,
-        video=start.video.extended(tokens, strength),
+        video=start.video.with_appended(tokens, strength),
         positions=torch.cat([start.positions, places], dim=2),
         extra=start.extra + tokens.shape[1],
     )

@@ -398,7 +398,7 @@ class Workshop:
     def _noises(self, stage: SamplingStage, position: int, seen: Seen, extra_tokens: int) -> Noises:
         """Window n has the noise of a clip of its size whose seed is n higher."""
         seed = self._request.stage_seed(position) + seen.window.number
-        return Noises.seeded(
+        return Noises.from_seed(
             seed % 2**64,
             *seen.window_shapes(),
             stage.sampler,

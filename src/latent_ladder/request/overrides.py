@@ -126,7 +126,7 @@ def _set_in_stage(name: str, stage: dict[str, Any], path: list[_Step], value: An
         path = [_Step("loras", _only_lora(name, stage)), _Step("strength", None)]
     fields = [step.name for step in path]
     if fields == ["schedule", "name"] and value in SCHEDULES:
-        stage["schedule"] = _renamed(stage, value)
+        stage["schedule"] = _switch_schedule(stage, value)
         return
     if fields[0] == "sigmas":
         stage.pop("schedule", None)
@@ -151,7 +151,7 @@ def _only_lora(name: str, stage: Mapping[str, Any]) -> int:
     raise RequestError(f"{name} has {len(loras)} LoRAs, {name}.lora does not say which", hint)
 
 
-def _fixed(stage: Mapping[str, Any]) -> tuple[float, ...]:
+def _fixed_sigmas_of(stage: Mapping[str, Any]) -> tuple[float, ...]:
     """The fixed sigmas of a stage, from its list or from a named one; empty if it has none."""
     sigmas = stage.get("sigmas")
     if isinstance(sigmas, str):
@@ -163,15 +163,15 @@ def _fixed(stage: Mapping[str, Any]) -> tuple[float, ...]:
 
 def _unfix(stage: dict[str, Any]) -> None:
     """Replace fixed sigmas by a schedule of as many steps, so that steps and start can change."""
-    fixed = _fixed(stage)
+    fixed = _fixed_sigmas_of(stage)
     if fixed:
         stage.pop("sigmas", None)
         stage["schedule"] = {"name": DEFAULT_SCHEDULE[stage["kind"]], "steps": len(fixed) - 1}
 
 
-def _renamed(stage: dict[str, Any], name: str) -> dict[str, Any]:
+def _switch_schedule(stage: dict[str, Any], name: str) -> dict[str, Any]:
     """The table of schedule ``name`` with what it shares with the stage's former one."""
-    fixed = _fixed(stage)
+    fixed = _fixed_sigmas_of(stage)
     stage.pop("sigmas", None)
     if SCHEDULES[name].function is None:
         stage.pop("denoise", None)

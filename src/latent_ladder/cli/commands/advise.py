@@ -25,7 +25,7 @@ def advise(
     """Say which way suits a clip: a single pass, the distilled stages or more, and why."""
     from latent_ladder.checkpoints.selection import model_folders, scan, select
     from latent_ladder.diagnostics.preset_recommendation import propose
-    from latent_ladder.memory.hardware import budget, measured
+    from latent_ladder.memory.hardware import budget, read_rates
     from latent_ladder.memory.planner import Policy
 
     options = memory.options()
@@ -34,7 +34,7 @@ def advise(
     models = select(library, request.models.choices)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
-    proposal = propose(request, models, available, policy, measured(available.device))
+    proposal = propose(request, models, available, policy, read_rates(available.device))
     if as_json:
         print(json.dumps(proposal.to_dict(), indent=2, ensure_ascii=False))
         return

@@ -26,13 +26,13 @@ def register(app: typer.Typer) -> None:
 def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> None:
     """Measure this machine once, so that `plan` can say how long a stage takes."""
     from latent_ladder.memory.benchmark import measure
-    from latent_ladder.memory.hardware import remember
+    from latent_ladder.memory.hardware import save_rates
     from latent_ladder.models.device import choose_runtime
 
     runtime = choose_runtime(device)
     show_note(f"measuring {runtime}; this takes a few seconds")
     machine = measure(runtime, file)
-    path = remember(runtime.device.type, machine)
+    path = save_rates(runtime.device.type, machine)
     if as_json:
         print(json.dumps({"device": runtime.device.type, **asdict(machine), "file": str(path)}))
         return

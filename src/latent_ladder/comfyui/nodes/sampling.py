@@ -26,7 +26,7 @@ from latent_ladder.comfyui.runtime.values import (
     Value,
 )
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
-from latent_ladder.sampling.schedules import Sigmas, shifted
+from latent_ladder.sampling.schedules import Sigmas, shift_time
 
 ALIASES = MappingProxyType({"ddim": "euler"})
 """Samplers that are another one under their own name: ddim starts as euler does."""
@@ -242,7 +242,7 @@ def percent_to_sigma(percent: float, shift: float) -> float:
     """Where a part of the run begins or ends."""
     if percent <= 0:
         return math.inf
-    return 0.0 if percent >= 1 else shifted(1 - percent, shift)
+    return 0.0 if percent >= 1 else shift_time(1 - percent, shift)
 
 
 def whole_numbers(ask: Ask, name: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ FPS = Fraction(24)
 GUIDE = [
     ((1280, 720), (640, 384), (1280, 768)),
     ((1920, 1080), (960, 544), (1920, 1088)),
-    ((2560, 1440), (1280, 736), (2560, 1472)),  # the guide's 1280x720 is no multiple of 32
+    ((2560, 1440), (1280, 736), (2560, 1472)),  # the guide's 1280x720 is not a multiple of 32
 ]
 
 
@@ -61,7 +61,7 @@ def test_latent_lengths_as_the_official_implementation(golden):
         assert shapes.pixel_frames(int(latents)) == frames
 
 
-def test_latent_shapes_of_a_rung():
+def test_latent_shapes_of_a_resolution():
     resolution = shapes.resolutions((960, 544), 121, FPS, [])[0]
     assert resolution.video_latent_shape(128) == (1, 128, 16, 17, 30)
     assert resolution.audio_latent_shape(8, 16) == (1, 8, 126, 16)
@@ -80,7 +80,7 @@ def test_latent_shapes_of_a_rung():
         ([TEMPORAL, X2], (32, 64)),
     ],
 )
-def test_what_sizes_must_be_multiples_of(factors, multiples):
+def test_multiples_of_sizes(factors, multiples):
     assert shapes.size_multiples(factors) == multiples
 
 
@@ -105,7 +105,7 @@ factor_lists = st.lists(st.sampled_from([X2, X1_5, TEMPORAL]), max_size=3)
     st.sampled_from([Fraction(24), Fraction(30000, 1001), Fraction(50)]),
     factor_lists,
 )
-def test_every_ladder_is_whole_and_no_bigger_than_needed(width, height, k, fps, factors):
+def test_resolutions_are_whole_latents_and_no_larger_than_needed(width, height, k, fps, factors):
     frames = 8 * shapes.time_product(factors) * k + 1
     resolutions = shapes.resolutions((width, height), frames, fps, factors)
     assert len(resolutions) == len(factors) + 1

@@ -111,7 +111,7 @@ def propose(
 
     ``models`` are the files found; ``available`` and ``policy`` are those of a run.
     """
-    wanted, reasons = wish(request, available)
+    wanted, reasons = suitable_way(request, available)
     if models.preset is not None:
         known: Mapping[Way, tuple[str, ...]] = {"multi-stage": (models.preset,)}
         reasons = [f"{models.transformer.file.path.name} names its own preset"]
@@ -122,7 +122,7 @@ def propose(
     return _decide(wanted, reasons, options)
 
 
-def wish(request: Request, available: Budget) -> tuple[Way, list[str]]:
+def suitable_way(request: Request, available: Budget) -> tuple[Way, list[str]]:
     """The best way for a clip by the guide's rules, whatever files there are, and the reasons."""
     seconds = float(request.resolved.duration_s)
     size = f"{request.width}x{request.height}"

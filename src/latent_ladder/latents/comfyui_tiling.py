@@ -40,7 +40,7 @@ def feather_tiles(grid: Sequence[int], tile: tuple[int, int], overlap: tuple[int
     raw = [_feather_weights(pixel_frames(len(span)), ramp) for span in spans]
     starts = [span.start * FRAMES_PER_LATENT for span in spans]
     return Tiling(
-        _decoded(spans, starts, raw),
+        _decode_spans(spans, starts, raw),
         _feathered_side(rows, tile[1], overlap[1]),
         _feathered_side(cols, tile[1], overlap[1]),
     )
@@ -80,10 +80,10 @@ def fade_spans(grid: Sequence[int], tiling: Tiling, length: int, overlap: int) -
         count = pixel_frames(len(span)) - drop
         raw.append(ramp_weights(count, rising_ramp(span.left), rising_ramp(falling)))
         starts.append(span.start * FRAMES_PER_LATENT + drop)
-    return Tiling(_decoded(spans, starts, raw, drop=1), tiling.rows, tiling.cols)
+    return Tiling(_decode_spans(spans, starts, raw, drop=1), tiling.rows, tiling.cols)
 
 
-def _decoded(
+def _decode_spans(
     spans: Sequence[Span], starts: Sequence[int], raw: Sequence[Sequence[float]], drop: int = 0
 ) -> tuple[DecodedSpan, ...]:
     """Spans whose pixels begin at ``starts``; all but the first drop ``drop`` frames."""
@@ -96,7 +96,7 @@ def _decoded(
 
 
 def _decoded_side(spans: Sequence[Span], raw: Sequence[Sequence[float]]) -> tuple[DecodedSpan, ...]:
-    return _decoded(spans, [span.start * PIXELS_PER_LATENT for span in spans], raw)
+    return _decode_spans(spans, [span.start * PIXELS_PER_LATENT for span in spans], raw)
 
 
 def _one_span(length: int, pixels: int) -> tuple[DecodedSpan, ...]:

@@ -1,11 +1,10 @@
-"""The request: everything a user may ask of one clip, validated once, frozen.
+"""The request: all options of one clip, validated once, frozen.
 
-It is the waist of the product. Every face (flags, TOML, JSON, HTTP, workflows, farm) makes one, and
-everything behind it trusts it: no part below looks at a raw value again. Building one from bad
-values raises a single :class:`RequestError` that lists every problem with a hint.
+Every interface (flags, TOML, JSON, HTTP, workflows) builds a request, and all code behind it trusts
+the values. Wrong values raise one :class:`RequestError` that lists every problem with a hint.
 
-A request says nothing about files on this machine beyond the names its ``models`` table overrides,
-nothing about devices and nothing about where the clip goes.
+A request knows no file of this machine except those named in it, no device and no output path. Its
+geometry (:attr:`Request.resolved`) is computed by :mod:`latent_ladder.request.resolved`.
 """
 
 from __future__ import annotations
@@ -90,12 +89,14 @@ def _side(value: Any) -> Any:
 
 def _prompt(value: str) -> str:
     if not value.strip():
-        raise Problem("is empty", "say in whole sentences what is seen, how it moves and sounds")
+        raise Problem(
+            "is empty", "describe the picture, the motion and the sound in whole sentences"
+        )
     return value
 
 
 def _frames(value: Any, info: ValidationInfo) -> Any:
-    """Fill ``frames`` from ``duration_s``, or check it; the fields it needs are declared before."""
+    """Compute ``frames`` from ``duration_s``, or check it; reads fields declared before it."""
     known = info.data
     fps, stages = known.get("fps"), known.get("stages")
     factor = shapes.time_product(upsample_factors(stages)) if stages is not None else 1
@@ -112,21 +113,21 @@ def _frames(value: Any, info: ValidationInfo) -> Any:
         )
         hint = f"use frames={below}{seconds}"
         raise Problem(wrong, hint if above == below else f"{hint} or frames={above}")
-    asked = known.get("duration_s")
-    if asked is not None and fps and value != shapes.frames_for(asked, fps, factor):
-        wanted = shapes.frames_for(asked, fps, factor)
+    duration_s = known.get("duration_s")
+    if duration_s is not None and fps and value != shapes.frames_for(duration_s, fps, factor):
+        expected = shapes.frames_for(duration_s, fps, factor)
         raise Problem(
-            f"does not agree with duration_s={asked:g}",
-            f"drop one of the two, or use frames={wanted}",
+            f"does not agree with duration_s={duration_s:g}",
+            f"remove one of the two, or use frames={expected}",
         )
     return value
 
 
 def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: int) -> int:
     if fps is None or "duration_s" not in known:
-        return 1  # what it would be computed from is wrong, and reported there
+        return 1  # a field that it depends on is wrong, and reported there
     if known["duration_s"] is None:
-        raise Problem("is missing, and so is duration_s", "give one of them, such as frames=121")
+        raise Problem("is missing, and so is duration_s", "set one of them, such as frames=121")
     return shapes.frames_for(known["duration_s"], fps, factor)
 
 
@@ -137,10 +138,10 @@ FrameCount = Annotated[int, BeforeValidator(_frames)]
 
 
 class Models(Table):
-    """Files that override what the library would choose, and folders to search besides its own.
+    """Model files that override the library's choice, and additional folders to search.
 
-    A value is a path, or a name relative to a model folder as ComfyUI writes it. ``precision``
-    "fp8" stores a 16-bit transformer in scaled fp8 while it is loaded; "stored" takes it as it is.
+    A value is a path, or a name relative to a model folder as in ComfyUI. ``precision`` "fp8"
+    stores a 16-bit transformer in scaled fp8 while it is loaded; "stored" leaves it unchanged.
     """
 
     precision: Literal["stored", "fp8"] = "stored"
@@ -158,28 +159,28 @@ class Models(Table):
 
     @property
     def choices(self) -> dict[str, str]:
-        """The files that were named, by role."""
+        """The named files, by role."""
         return self.model_dump(exclude_none=True, exclude={"folders", "precision"})
 
 
 class Request(Table):
-    """One clip: what to show, how big, how long, and the stages that make it.
+    """One clip: prompt, size, duration, and the stages that make it.
 
     ``width``, ``height``, ``frames`` and ``fps`` are those of the decoded clip; only an upscale
-    stage at the end makes the file larger (:attr:`final_size`). Exactly one of
-    ``frames`` and ``duration_s`` is given; ``frames`` is then always the pick_seed 8k+1 and
-    ``duration_s`` what was asked, if it was. ``seed`` -1 means: draw one, see :meth:`pick_seed`.
+    stage at the end makes the file larger (:attr:`final_size`). A request sets ``frames`` or
+    ``duration_s``; ``frames`` is then always the resolved 8k+1, and ``duration_s`` the requested
+    duration, if there is one. ``seed`` -1 asks for a random seed, see :meth:`pick_seed`.
 
-    ``audio`` says what becomes of the sound of the base stage: ``"refine"`` denoises it again in
-    every refine stage, ``"keep"`` makes it the sound of the clip, ``"none"`` makes a silent clip.
-    ``noise_order`` is the order in which noise is drawn from the seed, ``mask_convention`` how a
-    partly kept latent enters the model: each as in ComfyUI or as in the official pipelines.
+    ``audio`` is the use of the base stage's sound: ``"refine"`` denoises it again in every refine
+    stage, ``"keep"`` makes it the sound of the clip, ``"none"`` makes a silent clip.
+    ``noise_order`` is the order in which noise is generated from the seed, ``mask_convention`` the
+    meaning of masks between 0 and 1: each as in ComfyUI or as in the official pipelines.
 
     ``images`` are shown at their frames, ``audio_in`` is a sound file that drives the picture and
-    is the sound of the clip, ``video`` is what the clip starts from.
+    is the sound of the clip, ``video`` is a video that the clip starts from.
 
-    ``windows`` in time make a clip part by part: "auto" where it is longer than the model's time
-    positions cover, "off" never.
+    ``windows`` in time make a clip window by window: "auto" where it is longer than the model's
+    time positions cover, "off" never.
     """
 
     prompt: Prompt
@@ -274,7 +275,7 @@ class Request(Table):
         return cls.from_dict(table)
 
     def pick_seed(self) -> Self:
-        """The same request with its seed drawn, if it was -1."""
+        """The same request, with a random seed in place of -1."""
         if self.seed != -1:
             return self
         return self.model_copy(update={"seed": int.from_bytes(os.urandom(4), "big")})
@@ -282,12 +283,12 @@ class Request(Table):
     # -- writing it ---------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values (str, int, float, bool, list, dict); what is unset is left out."""
+        """Plain values (str, int, float, bool, list, dict), without unset fields."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
         """TOML text that :meth:`from_toml` reads back to an equal request."""
-        import tomli_w  # imported here: only writing needs it
+        import tomli_w  # imported here: only needed for writing
 
         return tomli_w.dumps(self.to_dict())
 
@@ -391,11 +392,11 @@ class Request(Table):
         return {"prompt": self.prompt} | negative
 
     def stage_fields(self, index: int) -> dict[str, Any]:
-        """The plain values that decide what stage ``index`` makes of its inputs.
+        """The plain values that decide the output of stage ``index`` for its inputs.
 
-        The basis of artefact keys: its inputs (encoded prompts, the stage before) and model files
-        have keys of their own. The asked size is in it only as the stage's canvas, the preset's
-        name and ``batch_passes`` not at all.
+        The basis of artefact keys; its inputs (encoded prompts, the stage before) and model files
+        have keys of their own. The requested size is included only as the stage's canvas, the
+        preset's name and ``batch_passes`` are left out.
         """
         stage, resolution = self.stages[index], self.resolutions[index]
         fields = stage.model_dump(mode="json", exclude_none=True)
@@ -437,7 +438,7 @@ class Request(Table):
 
     @property
     def _audio(self) -> str:
-        """Sampling is the same whether the sound is refined or kept: only its use differs."""
+        """Sampling is the same for "refine" and "keep": only the use of the sound differs."""
         return "none" if self.audio == "none" else "make"
 
     def clip_fields(self) -> dict[str, Any]:
@@ -463,10 +464,10 @@ def canonical_json(table: Any) -> str:
 
 
 def override(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``table`` with top-level fields replaced, dropping what the new values decide anew.
+    """``table`` with top-level fields replaced, without the fields that depend on them.
 
-    A new ``duration_s`` drops ``frames``, new ``frames`` drop ``duration_s``; a new ``fps`` keeps
-    an asked duration and drops the frames that were computed from it.
+    A new ``duration_s`` removes ``frames``, new ``frames`` remove ``duration_s``; a new ``fps``
+    keeps a requested duration and removes the frames that were computed from it.
     """
     out = dict(table) | dict(overrides)
     if "frames" in overrides and "duration_s" not in overrides:

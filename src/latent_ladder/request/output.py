@@ -23,7 +23,7 @@ from latent_ladder.request.fields import (
 from latent_ladder.request.problems import Found
 
 GRID_OVERLAP_PX = 64
-"""Default overlap of a grid's tiles, that of the automatic tiles of the reference implementation."""
+"""Default overlap of a grid's tiles, as in the reference implementation's automatic tiles."""
 MAX_GRID_OVERLAP_PX = 256
 """Largest overlap of ``LTXVTiledVAEDecode``."""
 SIZES = ("tile_px", "tile_frames", "overlap_frames")
@@ -65,7 +65,7 @@ class Decode(Table):
         named = [f"decode.{name}" for name in SIZES if getattr(self, name) != "auto"]
         if named:
             hint = "use decode.grid=auto, or " + " and ".join(f"{name}=auto" for name in named)
-            return [(f"decode.grid is set, and so is {' and '.join(named)}", hint)]
+            return [(f"decode.grid cannot be combined with {' and '.join(named)}", hint)]
         shared, least, most = self.grid_overlap_px, PIXELS_PER_LATENT, MAX_GRID_OVERLAP_PX
         if not least <= shared <= most:
             text = f"decode.overlap_px={shared}: tiles of a grid share {least} to {most} px"
@@ -92,18 +92,18 @@ class Decode(Table):
         return [(n, s) for n, s in counts if n > 1 and even_tile_size(s, n, overlap) < overlap]
 
     def fields(self) -> dict[str, Any]:
-        """The values that decide the frames; without a grid those of version 1."""
+        """The values that decide the frames; a ``grid`` of "auto" is left out, as in older keys."""
         unset = {"grid"} if self.grid == "auto" else set()
         return self.model_dump(mode="json", exclude=unset)
 
 
 class Output(Table):
-    """The clip's file. Its name decides what it is: ``.mp4``, ``.mov``, ``.mkv``, ``.webm``,
+    """The clip's file. Its name decides the format: ``.mp4``, ``.mov``, ``.mkv``, ``.webm``,
     ``.gif``, ``.webp``, ``.wav``, or single frames, ``frames/%05d.png``, ``.tif`` or ``.exr``.
 
-    ``codec`` "auto" is H.264, AV1 in ``.webm``. ``crf`` is the constant rate factor (0 lossless;
-    51 lowest quality), ``preset`` trades speed for size in the codec's own words, ``pix_fmt`` is FFmpeg's
-    name of the pixel format; unset, each codec has its own default.
+    ``codec`` "auto" is H.264, AV1 in ``.webm``. ``crf`` is the constant rate factor (0 lossless,
+    51 lowest quality), ``preset`` the codec's own name of a trade of speed for size, ``pix_fmt``
+    FFmpeg's name of the pixel format; unset, each codec has its own default.
     ``poster`` and ``sheet`` write a picture of the middle frame and a contact sheet next to it.
     """
 
@@ -120,6 +120,6 @@ class Output(Table):
         return EncoderSettings(self.codec, self.crf, self.preset, self.pix_fmt)
 
     def fields(self) -> dict[str, Any]:
-        """The values that decide the file; unset ones have the defaults of version 1."""
+        """The values that decide the file; unset newer fields are left out, as in older keys."""
         named = self.model_dump(exclude_defaults=True, exclude={"poster", "sheet"})
         return {"codec": "h264", "crf": 19} | named

@@ -388,7 +388,7 @@ class _PackedStates:
         return self.blend(x).to(x.dtype) if self.masks == "ltx" else x
 
     def apply_masks(self, model: Model) -> Model:
-        """``model`` with the masks applied to its input and output; the output is checked for NaN."""
+        """``model`` with the masks applied to input and output; the output is checked for NaN."""
 
         def predict(x: Tensor, sigma: float, step: int) -> Prediction:
             seen = self.blend(x) if self.masks == "comfyui" else x

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import struct
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +12,13 @@ from typing import Any
 import psutil
 
 from latent_ladder._version import __version__
+from latent_ladder.checkpoints.mmap_file import MappedFile
+from latent_ladder.checkpoints.safetensors import read_safetensors_header
+from latent_ladder.errors import CheckpointError
 from latent_ladder.memory.hardware import Gpu, gpus
 
 API_LEVEL = "0.16.0"
 """The version of ComfyUI whose API this server follows; clients compare it with their needs."""
-MAX_HEADER = 100_000_000
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>latent-ladder</title>
 <body style="font:16px/1.5 system-ui;max-width:44em;margin:3em auto;padding:0 1em">
@@ -98,14 +98,10 @@ def _torch_version() -> str:
 
 
 def file_metadata(path: Path) -> dict[str, str] | None:
-    """The ``__metadata__`` of a safetensors file; ``None`` where it has none or is another kind."""
+    """The metadata of a safetensors file; ``None`` without any, and for other and damaged files."""
     if path.suffix.lower() not in (".safetensors", ".sft"):
         return None
     try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size)) if size <= MAX_HEADER else {}
-    except (OSError, ValueError, RecursionError, struct.error):
+        return read_safetensors_header(MappedFile.at(path)).metadata or None
+    except CheckpointError:
         return None
-    found = header.get("__metadata__") if isinstance(header, dict) else None
-    return found if isinstance(found, dict) else None

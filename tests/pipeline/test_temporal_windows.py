@@ -25,7 +25,7 @@ from latent_ladder.models.transformer.rope_tables import audio_positions, video_
 from latent_ladder.pipeline.events import StageStarted, StepDone
 from latent_ladder.pipeline.input_encoding import Start, keyframe_positions, plain_start
 from latent_ladder.pipeline.temporal_windows import Clip, ramp, upsampled
-from latent_ladder.request.windows import Windows, whole
+from latent_ladder.request.windows import Windows, whole_window
 from latent_ladder.sampling.denoise import LatentState
 from latent_ladder.storage.artifact_store import Store
 
@@ -76,7 +76,7 @@ def test_windows_cover_a_clip_in_order_and_are_all_as_long(latents, size, share,
     assert windows[-1].sound[1] == clip.audio_latents
     assert windows[0].overlap == windows[0].sound_overlap == 0
     if len(windows) == 1:
-        assert windows == (whole(clip),)
+        assert windows == (whole_window(clip),)
         return
     assert {len(w) for w in windows} == {size + 1}
     for before, after in pairwise(windows):
@@ -189,7 +189,7 @@ def test_the_plan_says_in_how_many_windows(tmp_path):
 
 def test_a_whole_clip_is_one_window_that_changes_nothing():
     clip = clip_of(33)
-    part = clip.part(whole(clip.resolution), 1.0)
+    part = clip.part(whole_window(clip.resolution), 1.0)
     assert torch.equal(part.video.tokens, clip.start.video.tokens)
     assert torch.equal(part.positions, clip.start.positions)
     assert torch.equal(part.audio_positions, clip.start.audio_positions)

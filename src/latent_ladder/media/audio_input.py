@@ -51,12 +51,6 @@ def check_sound(path: Path) -> SoundInfo:
     return SoundInfo(float(duration), rate, channels)
 
 
-def has_sound_track(path: Path) -> bool:
-    """Whether a file has sound. Raises :class:`MediaError` for what is no media file."""
-    with opened(path, "a video") as container:
-        return bool(container.streams.audio)
-
-
 def read_sound(path: Path, seconds: Fraction, rate: int = RATE) -> NDArray[np.float32]:
     """The first ``seconds`` of a sound as (2, S) float32 at ``rate``, stereo; less if it ends.
 

@@ -17,9 +17,6 @@ from latent_ladder.storage.atomic_write import part_path
 EMBEDDED_TAGS = (".gif", ".webp")
 """Endings of files that get their tags after they are written."""
 
-COMMENT_TAGS = (".wav",)
-"""Endings of files whose one standard tag, ``comment``, holds all."""
-
 _EXIF_FLAG = 0x08
 _COMMENT = b"\x21\xfe"
 

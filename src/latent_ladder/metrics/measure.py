@@ -77,11 +77,6 @@ class ComparisonMetrics:
     spectral_distance: float | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def detail_added(self) -> float:
-        """Short name of ``detail_added_db``."""
-        return self.detail_added_db
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _torch_version() -> str:
         return "none"
 
 
-def file_metadata(path: Path) -> dict[str, str] | None:
+def file_metadata(path: Path) -> Mapping[str, str] | None:
     """The metadata of a safetensors file; ``None`` without any, and for other and damaged files."""
     if path.suffix.lower() not in (".safetensors", ".sft"):
         return None

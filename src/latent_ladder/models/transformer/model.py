@@ -437,12 +437,6 @@ class Transformer(nn.Module):
         for block in self.transformer_blocks:
             cast(Block, block).chunk_tokens = tokens
 
-    def compile_regions(self, **options: object) -> None:
-        """Compile the attention and feed-forward modules in place with ``torch.compile``."""
-        for module in self.modules():
-            if isinstance(module, Attention | FeedForward):
-                module.compile(**options)
-
     def initialise(self, seed: int) -> None:
         """Draw weights for training: small normal matrices, open gates, zero output."""
         generator = torch.Generator().manual_seed(seed)

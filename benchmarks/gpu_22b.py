@@ -26,7 +26,7 @@ from denoiser import GUIDANCE
 from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor
 
-from latent_ladder.models.transformer.block import CHUNK_TOKENS
+from latent_ladder.models.network_configs import chunk_tokens
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
@@ -91,7 +91,7 @@ def build(shape: TransformerConfig, device: torch.device) -> Transformer:
         keep_float32=lambda name: "scale_shift_table" in name,
         label="random transformer",
     )
-    model.set_chunk_tokens(CHUNK_TOKENS[device.type])
+    model.set_chunk_tokens(chunk_tokens(device.type))
     return model
 
 

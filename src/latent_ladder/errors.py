@@ -12,8 +12,7 @@
     ├── MemoryBudgetError      exit 4   the plan needs more memory than the budget
     ├── MediaError             exit 5   reading or writing images, audio, video
     ├── WorkflowError          exit 6   a ComfyUI graph
-    ├── FarmError              exit 7   distributed work
-    ├── StoreError             exit 8   the artefact store on disk
+    ├── StoreError             exit 8   artefacts on disk
     └── Cancelled              exit 130 the user stopped the run
 
 A message is one sentence: the subject, what was found, what was expected. ``hint`` names one thing
@@ -119,12 +118,6 @@ class WorkflowError(LadderError):
         super().__init__(message, hint)
         self.node_id = node_id
         self.class_type = class_type
-
-
-class FarmError(LadderError):
-    """Distributed work failed."""
-
-    exit_code = 7
 
 
 class StoreError(LadderError):

@@ -18,7 +18,7 @@ from latent_ladder.storage.artifact_store import Store
 @pytest.fixture
 def plan(tmp_path) -> Prepared:
     request = Request.from_dict({**read_preset("pocket").fields, "prompt": "a red ball"})
-    return prepare(request.resolved(), scan([EMBEDDED]), Store(tmp_path), device="cpu")
+    return prepare(request.pick_seed(), scan([EMBEDDED]), Store(tmp_path), device="cpu")
 
 
 def track(plan: Prepared):

@@ -374,7 +374,7 @@ def meaning(request: Request) -> dict[str, Any]:
         "loras": [[(x.role, x.name, x.strength) for x in s.loras] for s in sampled],
         "factors": request.factors,
         "audio": "given" if request.audio_in is not None else heard(request),
-        "images": [(i.index(request.frames), i.strength) for i in request.held_images],
+        "images": [(i.index(request.frames), i.strength) for i in request.active_images],
         "grid": grid(request.decode),
     }
 
@@ -451,7 +451,7 @@ def test_sigmas_are_written_without_exponents() -> None:
 def test_what_no_node_can_do_is_refused() -> None:
     video = {"file": "a.mp4", "mode": "retake", "region": [0.0, 1.0]}
     request = preset("distilled", video=video)
-    with pytest.raises(RequestError, match="no ComfyUI node does video.mode=retake"):
+    with pytest.raises(RequestError, match=r"no ComfyUI node does video\.mode=retake"):
         build_graph(request, published_names(request))
 
 

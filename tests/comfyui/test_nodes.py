@@ -45,6 +45,7 @@ from latent_ladder.comfyui.runtime.values import (
 )
 from latent_ladder.errors import CheckpointNotFound, WorkflowError
 from latent_ladder.latents import comfyui_tiling as tilings
+from latent_ladder.latents.tiling import Tiling
 from latent_ladder.media.video_reader import read_metadata
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, load_video_vae
 from latent_ladder.upscale.srvgg import CompactNetwork, CompactShape
@@ -329,7 +330,7 @@ def vae(work: Engine) -> VideoVae:
     return load_video_vae(component, device="cpu", dtype=torch.float32, parts=("decoder",))
 
 
-def naive(latents: Tensor, vae: VideoVae, tiling: tilings.Tiling) -> Tensor:
+def naive(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Tensor:
     """Every tile decoded whole, weighted, added up."""
     sizes = [axis[-1].first + len(axis[-1].weights) for axis in
              (tiling.frames, tiling.rows, tiling.cols)]  # fmt: skip
@@ -355,15 +356,15 @@ def naive(latents: Tensor, vae: VideoVae, tiling: tilings.Tiling) -> Tensor:
 @pytest.mark.parametrize(
     "tiling",
     [
-        tilings.feathered((4, 3, 4), (4, 2), (1, 1)),
-        tilings.feathered((5, 2, 2), (3, 2), (1, 1)),
-        tilings.even((3, 4, 5), 2, 2, 2),
-        tilings.faded((7, 2, 3), tilings.even((7, 2, 3), 1, 2, 1), 3, 1),
+        tilings.feather_tiles((4, 3, 4), (4, 2), (1, 1)),
+        tilings.feather_tiles((5, 2, 2), (3, 2), (1, 1)),
+        tilings.split_evenly((3, 4, 5), 2, 2, 2),
+        tilings.fade_spans((7, 2, 3), tilings.split_evenly((7, 2, 3), 1, 2, 1), 3, 1),
     ],
     ids=["feathered", "feathered in time", "even", "faded"],
 )
 def test_tiles_are_blended_frame_by_frame_as_if_all_were_there(
-    vae: VideoVae, tiling: tilings.Tiling
+    vae: VideoVae, tiling: Tiling
 ) -> None:
     torch.manual_seed(1)
     grid = (tiling.frames[-1].stop, tiling.rows[-1].stop, tiling.cols[-1].stop)
@@ -380,18 +381,18 @@ def test_tiles_are_blended_frame_by_frame_as_if_all_were_there(
 
 def test_ramps_are_those_of_each_node() -> None:
     # VAEDecodeTiled: (i + 1) / n at both ends, then divided by the sum
-    first, second = tilings.feathered((1, 1, 3), (1, 2), (0, 1)).cols
+    first, second = tilings.feather_tiles((1, 1, 3), (1, 2), (0, 1)).cols
     rising = torch.arange(1, 33) / 32
     falling = rising.flip(0)
     want = falling / (falling + rising)
     torch.testing.assert_close(torch.tensor(first.weights[-32:]), want)
     assert (second.start, second.first) == (1, 32)
     # LTXVTiledVAEDecode: from 0 to 1
-    left, right = tilings.even((1, 1, 4), 1, 2, 2).cols
+    left, right = tilings.split_evenly((1, 1, 4), 1, 2, 2).cols
     assert (left.stop, right.start, right.stop) == (3, 1, 4)
     torch.testing.assert_close(torch.tensor(right.weights[:64]), torch.linspace(0, 1, 64))
     # LTXVSpatioTemporal...: the second span drops a frame and fades over eight
-    spans = tilings.faded((7, 1, 1), tilings.whole((7, 1, 1)), 3, 1).frames
+    spans = tilings.fade_spans((7, 1, 1), tilings.whole_tiling((7, 1, 1)), 3, 1).frames
     assert [(s.start, s.stop, s.drop, s.first) for s in spans] == [
         (0, 3, 0, 0), (1, 4, 1, 9), (2, 5, 1, 17), (3, 6, 1, 25), (4, 7, 1, 33),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`ladder doctor`: what is here, what is missing, what would run; its JSON and exit codes."""
+"""`ladder doctor`: files found and missing, presets that can run, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def presets(body):
     return {row["name"]: row for row in body["presets"]}
 
 
-def test_a_whole_folder_runs_every_preset_it_has_upsamplers_for(tmp_path):
+def test_a_complete_folder_runs_every_preset_with_its_upsamplers(tmp_path):
     body, code = as_json("--models", model_folders.single(tmp_path))
     assert (code, body["runnable"], body["only_pocket"], body["error"]) == (0, True, False, None)
     assert set(presets(body)) == set(preset_names())
@@ -51,7 +51,7 @@ def test_a_whole_folder_runs_every_preset_it_has_upsamplers_for(tmp_path):
     assert body["misplaced"] == body["damaged"] == []
 
 
-def test_every_role_says_path_precision_family_size_and_what_is_chosen(tmp_path):
+def test_every_role_has_path_precision_family_size_and_choice(tmp_path):
     model_folders.single(tmp_path)
     model_folders.copy(tmp_path, "unet/q8.gguf", "quantized/tiny-ltx-2.3-Q8_0.gguf")
     body, _ = as_json("--models", tmp_path)
@@ -87,7 +87,7 @@ WANTED = {
 
 
 @pytest.mark.parametrize("removed", WANTED)
-def test_what_a_preset_lacks_is_named_with_folder_page_and_bytes(tmp_path, removed):
+def test_a_missing_file_is_named_with_folder_page_and_bytes(tmp_path, removed):
     (model_folders.split(tmp_path) / removed).unlink()
     body, code = as_json("--models", tmp_path)
     row = presets(body)["distilled-lora"]
@@ -112,14 +112,14 @@ def test_presets_that_need_less_stay_ready(tmp_path):
     assert ready == {"distilled-lora-single", "distilled-single", "pocket"}
 
 
-def test_a_preset_for_distilled_models_on_a_dev_one_is_remarked_on(tmp_path):
+def test_a_preset_for_distilled_models_with_a_dev_model_has_a_note(tmp_path):
     body, _ = as_json("--models", model_folders.single(tmp_path))
     (advice,) = presets(body)["three-stage"]["advice"]
-    assert advice == "made for a distilled model, tiny-dev.safetensors is a dev one"
+    assert advice == "the preset is for a distilled model, tiny-dev.safetensors is a dev model"
     assert presets(body)["distilled-lora"]["advice"] == []
 
 
-def test_the_pocket_counts_until_somebody_names_a_folder(tmp_path):
+def test_the_pocket_counts_unless_a_folder_is_named(tmp_path):
     body, code = as_json()
     assert (code, body["runnable"], body["only_pocket"]) == (0, True, True)
     assert [name for name, row in presets(body).items() if row["ready"]] == ["pocket"]
@@ -129,7 +129,7 @@ def test_the_pocket_counts_until_somebody_names_a_folder(tmp_path):
     assert (code, body["runnable"], body["only_pocket"]) == (3, False, True)
 
 
-def test_an_incomplete_set_cannot_run_and_says_why(tmp_path):
+def test_an_incomplete_set_cannot_run_and_has_a_reason(tmp_path):
     (model_folders.single(tmp_path) / "text_encoders/tiny-gemma.safetensors").unlink()
     body, code = as_json("--models", tmp_path)
     assert (code, body["error"]["code"]) == (3, "checkpoint_not_found")
@@ -139,7 +139,7 @@ def test_an_incomplete_set_cannot_run_and_says_why(tmp_path):
     assert "error: no text encoder found" in done.stderr
 
 
-def test_what_is_misplaced_or_damaged_or_of_another_model(tmp_path):
+def test_misplaced_and_damaged_files_and_those_of_other_models(tmp_path):
     model_folders.single(tmp_path)
     model_folders.copy(tmp_path, "checkpoints/q.gguf", "quantized/tiny-ltx-2.3-Q8_0.gguf")
     model_folders.unrelated(tmp_path / "checkpoints/sd15.safetensors")
@@ -174,7 +174,7 @@ def test_a_folder_that_does_not_exist_is_an_error():
     assert json.loads(done.stdout)["error"]["code"] == "checkpoint_not_found"
 
 
-def test_the_real_model_is_understood_from_its_headers(tmp_path):
+def test_the_real_model_is_detected_from_its_headers(tmp_path):
     true_size.checkpoint(tmp_path, "fp8")
     true_size.companions(tmp_path, "fp8")
     body = report(examine([tmp_path]))
@@ -199,7 +199,7 @@ def test_doctor_does_not_import_torch(tmp_path):
     assert done.stdout.strip() == "set()"
 
 
-def test_torch_is_asked_when_wanted(tmp_path):
+def test_torch_is_queried_on_request(tmp_path):
     body, _ = as_json("--gpu", "--models", model_folders.single(tmp_path))
     assert body["torch"]["version"]
     assert isinstance(body["torch"]["cuda"], list)

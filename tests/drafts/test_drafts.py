@@ -20,7 +20,7 @@ from latent_ladder.drafts.draft_run import draft_metrics, plan_drafts, run_draft
 from latent_ladder.drafts.seeds import DraftChoice, all_drafts, parse_seeds, read_prompts
 from latent_ladder.drafts.selection import choose, from_stage_1, output_names, with_changes
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
-from latent_ladder.latents.comfyui_tiling import even
+from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.tiling import one_tile
 from latent_ladder.media.video_reader import probe
 from latent_ladder.pipeline.events import DraftStarted, Preview, StageDone, StepDone
@@ -221,7 +221,7 @@ def test_watching_changes_no_bit(drafted, library, tmp_path):
 def test_a_draft_too_small_for_the_tiles_of_its_clip_is_decoded_whole():
     asked = Decode(grid=(2, 2), overlap_px=192)
     assert decode_tiles((2, 3, 4), asked) == one_tile(2, 3, 4)
-    assert decode_tiles((2, 6, 8), asked) == even((2, 6, 8), 2, 2, 6)
+    assert decode_tiles((2, 6, 8), asked) == split_evenly((2, 6, 8), 2, 2, 6)
 
 
 def test_an_existing_sheet_is_not_replaced(drafted, library):

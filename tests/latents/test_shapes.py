@@ -20,13 +20,13 @@ FPS = Fraction(24)
 GUIDE = [
     ((1280, 720), (640, 384), (1280, 768)),
     ((1920, 1080), (960, 544), (1920, 1088)),
-    ((2560, 1440), (1280, 736), (2560, 1472)),  # the guide's 1280x720 is no multiple of 32
+    ((2560, 1440), (1280, 736), (2560, 1472)),  # the guide's 1280x720 is not a multiple of 32
 ]
 
 
 @pytest.mark.parametrize(("asked", "first", "last"), GUIDE)
 def test_sizes_of_the_guide(asked, first, last):
-    base, final = shapes.ladder(asked, 121, FPS, [X2])
+    base, final = shapes.resolutions(asked, 121, FPS, [X2])
     assert (base.width, base.height) == first
     assert (final.width, final.height) == last
     crop = shapes.centre_crop(last, asked)
@@ -46,7 +46,7 @@ def test_sizes_of_the_guide(asked, first, last):
 )
 def test_token_counts(width, height, frames, tokens):
     assert shapes.video_tokens(width, height, frames) == tokens
-    assert shapes.ladder((width, height), frames, FPS, [])[0].video_tokens == tokens
+    assert shapes.resolutions((width, height), frames, FPS, [])[0].video_tokens == tokens
 
 
 def test_audio_of_five_seconds():
@@ -61,8 +61,8 @@ def test_latent_lengths_as_the_official_implementation(golden):
         assert shapes.pixel_frames(int(latents)) == frames
 
 
-def test_latent_shapes_of_a_rung():
-    resolution = shapes.ladder((960, 544), 121, FPS, [])[0]
+def test_latent_shapes_of_a_resolution():
+    resolution = shapes.resolutions((960, 544), 121, FPS, [])[0]
     assert resolution.video_latent_shape(128) == (1, 128, 16, 17, 30)
     assert resolution.audio_latent_shape(8, 16) == (1, 8, 126, 16)
     assert str(resolution) == "960x544, 121 frames"
@@ -80,19 +80,19 @@ def test_latent_shapes_of_a_rung():
         ([TEMPORAL, X2], (32, 64)),
     ],
 )
-def test_what_sizes_must_be_multiples_of(factors, multiples):
+def test_multiples_of_sizes(factors, multiples):
     assert shapes.size_multiples(factors) == multiples
 
 
 def test_temporal_upsampling_keeps_the_duration_of_the_clip():
-    base, final = shapes.ladder((512, 512), 97, Fraction(48), [TEMPORAL])
+    base, final = shapes.resolutions((512, 512), 97, Fraction(48), [TEMPORAL])
     assert (base.frames, base.fps) == (49, 24)
     assert (final.frames, final.fps) == (97, 48)
     assert base.latent_frames == 7
     assert final.latent_frames == 2 * base.latent_frames - 1
     assert base.audio_latents == final.audio_latents == shapes.audio_latents(97, Fraction(48))
     with pytest.raises(RequestError, match="16k\\+1"):
-        shapes.ladder((512, 512), 105, Fraction(48), [TEMPORAL])
+        shapes.resolutions((512, 512), 105, Fraction(48), [TEMPORAL])
 
 
 factor_lists = st.lists(st.sampled_from([X2, X1_5, TEMPORAL]), max_size=3)
@@ -105,9 +105,9 @@ factor_lists = st.lists(st.sampled_from([X2, X1_5, TEMPORAL]), max_size=3)
     st.sampled_from([Fraction(24), Fraction(30000, 1001), Fraction(50)]),
     factor_lists,
 )
-def test_every_ladder_is_whole_and_no_bigger_than_needed(width, height, k, fps, factors):
+def test_resolutions_are_whole_latents_and_no_larger_than_needed(width, height, k, fps, factors):
     frames = 8 * shapes.time_product(factors) * k + 1
-    resolutions = shapes.ladder((width, height), frames, fps, factors)
+    resolutions = shapes.resolutions((width, height), frames, fps, factors)
     assert len(resolutions) == len(factors) + 1
     for resolution in resolutions:
         assert resolution.width % 32 == resolution.height % 32 == 0

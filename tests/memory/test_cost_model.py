@@ -1,4 +1,4 @@
-"""The planner's numbers: FLOPs as published, passes as guided, bytes as stored."""
+"""The cost model: published FLOPs, passes of the guidance, stored bytes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_flops_of_whole_jobs(preset, sets, pflop):
     assert sampled / 1e15 == pytest.approx(pflop, rel=0.01)
 
 
-def test_a_forward_without_sound_costs_less_and_little_less():
+def test_a_forward_without_sound_costs_slightly_less():
     both, silent = forward_flops(LTX_2_3.dit, 8160, 126), forward_flops(LTX_2_3.dit, 8160, 0)
     assert silent.self_attention == both.self_attention
     assert 0.8 * both.total < silent.total < both.total
@@ -106,7 +106,7 @@ def test_stages_of_a_plan():
     assert decode.flops == 0
 
 
-def test_rows_at_once_and_longer_chunks_need_more_memory():
+def test_more_rows_and_longer_chunks_need_more_memory():
     one = transformer_activations(LTX_2_3, 32_640, 126)
     assert transformer_activations(LTX_2_3, 32_640, 126, rows=4) > 1.3 * one
     assert transformer_activations(LTX_2_3, 32_640, 126, chunk_tokens=1024) < 0.8 * one
@@ -119,7 +119,7 @@ def test_decoding_in_smaller_tiles_needs_less_memory():
     assert small < whole
 
 
-def test_a_grid_of_tiles_holds_what_they_share_twice_and_no_more_of_a_longer_clip():
+def test_a_grid_needs_memory_for_overlaps_but_not_for_longer_clips():
     asked = request("lightricks-workflow")
     short, long = (
         Request.from_dict({**asked.to_dict(), "frames": n, "windows": "off"}) for n in (121, 481)

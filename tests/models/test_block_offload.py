@@ -14,9 +14,9 @@ from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
-from latent_ladder.models.weights.block_offload import BUFFERS, BlockOffload, streamed_bytes
+from latent_ladder.models.weights.block_offload import BlockOffload, streamed_bytes
 from latent_ladder.models.weights.linear import Linear
-from latent_ladder.models.weights.offload_schedule import streamed_block_numbers
+from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 
 CPU = torch.device("cpu")
 CHECKPOINT = next((EMBEDDED / "checkpoints").glob("*.safetensors"))

@@ -96,7 +96,7 @@ def test_reference_loops(golden, model, texts, name, sampler, options, max_passe
     video, audio, positions = LatentState.empty(*VIDEO), LatentState.empty(*AUDIO), None
     if "first_frame" in case.inputs:
         first, keyframe = (video_to_tokens(case.inputs[n]) for n in ("first_frame", "keyframe"))
-        video = video.keeping(0, first).extended(keyframe, 0.8)
+        video = video.with_content(0, first).with_appended(keyframe, 0.8)
         positions = golden("conditioning.i2v_keyframe").outputs["positions"]
     guides = {stream: guidance(case, stream) for stream in ("video", "audio")}
     denoiser = Denoiser(

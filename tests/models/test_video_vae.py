@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.errors import MediaError, RequestError, UnknownLayout
-from latent_ladder.latents.comfyui_tiling import Tiling, even
+from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.tiling import (
     TilePlan,
     TileSize,
+    Tiling,
     plan_tiles,
     spatial_spans,
     temporal_spans,
@@ -120,7 +121,7 @@ def like(case: Any, name: str, values: Tensor) -> Tensor:
     [
         None,
         plan_tiles(9, 3, 4, TileSize(3, 2, 3, overlap_frames=1, overlap=1)),
-        even((9, 3, 4), 2, 2, 2),
+        split_evenly((9, 3, 4), 2, 2, 2),
     ],
     ids=["whole", "one after the other", "side by side"],
 )
@@ -203,7 +204,7 @@ def test_wrong_tile_plans_are_rejected(load: Load) -> None:
     with pytest.raises(RequestError, match="do not fit"):
         decode_video(torch.zeros(1, 8, 2, 2, 2), vae, plan_tiles(2, 2, 3, TileSize(9, 9, 9)))
     with pytest.raises(RequestError, match="do not fit"):
-        decode_video(torch.zeros(1, 8, 2, 2, 2), vae, even((2, 2, 3), 1, 2, 1))
+        decode_video(torch.zeros(1, 8, 2, 2, 2), vae, split_evenly((2, 2, 3), 1, 2, 1))
     with pytest.raises(RequestError, match="do not fit"):
         decode_video(torch.zeros(1, 4, 2, 2, 2), vae)
 

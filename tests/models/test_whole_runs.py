@@ -103,8 +103,8 @@ def test_guided_euler_with_conditioning_frames(golden: Any, transformer: Transfo
         "audio_positions": golden("positions.audio").outputs["positions"],
     }
     state, audio_state = empty()
-    state = state.keeping(0, video_to_tokens(i["first_frame"]))
-    state = state.extended(video_to_tokens(i["keyframe"]), 0.8)
+    state = state.with_content(0, video_to_tokens(i["first_frame"]))
+    state = state.with_appended(video_to_tokens(i["keyframe"]), 0.8)
     video, audio = streams(case, i)
     video = DenoiserStream(
         video.positions, video.positive, video.negative, state.mask, guidance=video.guidance
@@ -153,7 +153,7 @@ def test_every_sampler_runs_the_model(golden: Any, transformer: Transformer, nam
     case = golden("stage1.guided_t2v")
     spec = SAMPLERS[name]
     model = Denoiser(transformer, *streams(case, case.inputs), force_uncond=spec.needs_uncond)
-    noises = Noises.seeded(1, (1, 8, 5, 4, 6), (1, 2, 34, 16), name)
+    noises = Noises.from_seed(1, (1, 8, 5, 4, 6), (1, 2, 34, 16), name)
     video, audio = sample(model, *empty(), noises, SamplingPlan((1.0, 0.7, 0.0), name))
     assert video is not None
     assert audio is not None

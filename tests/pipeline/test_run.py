@@ -268,5 +268,5 @@ def test_a_clip_without_a_request_says_so(tmp_path):
     write_video(
         tmp_path / "x.mp4", [zeros((9, 32, 32, 3), "uint8")], VideoSpec((32, 32), Fraction(24))
     )
-    with pytest.raises(RequestError, match="carries no request"):
+    with pytest.raises(RequestError, match="contains no request"):
         request_of_clip(tmp_path / "x.mp4")

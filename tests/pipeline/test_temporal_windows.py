@@ -25,7 +25,7 @@ from latent_ladder.models.transformer.rope_tables import audio_positions, video_
 from latent_ladder.pipeline.events import StageStarted, StepDone
 from latent_ladder.pipeline.start_state import StartState, keyframe_positions, plain_start
 from latent_ladder.pipeline.temporal_windows import PartialClip, ramp, upsample_windows
-from latent_ladder.request.windows import Windows, whole
+from latent_ladder.request.windows import Windows, whole_window
 from latent_ladder.sampling.denoise import LatentState
 from latent_ladder.storage.artifact_store import Store
 
@@ -74,15 +74,15 @@ def test_windows_cover_a_clip_in_order_and_are_all_as_long(latents, size, share,
     assert windows[0].start == 0
     assert windows[-1].stop == clip.latent_frames
     assert windows[-1].sound[1] == clip.audio_latents
-    assert windows[0].held == windows[0].sound_held == 0
+    assert windows[0].overlap == windows[0].sound_overlap == 0
     if len(windows) == 1:
-        assert windows == (whole(clip),)
+        assert windows == (whole_window(clip),)
         return
     assert {len(w) for w in windows} == {size + 1}
     for before, after in pairwise(windows):
         assert before.start < after.start < before.stop < after.stop
-        assert after.held == before.stop - after.start >= 2  # one of them stands for one frame
-        assert after.sound_held == before.sound[1] - after.sound[0] > 0
+        assert after.overlap == before.stop - after.start >= 2  # one of them stands for one frame
+        assert after.sound_overlap == before.sound[1] - after.sound[0] > 0
         first_sound = Fraction(after.sound[0], 25) - after.offset_s
         assert 0 <= first_sound < Fraction(1, 25)
 
@@ -90,7 +90,7 @@ def test_windows_cover_a_clip_in_order_and_are_all_as_long(latents, size, share,
 def test_up_to_twenty_seconds_a_clip_is_whole_and_beyond_it_is_not():
     assert len(request_with(frames=481).window_plan(0)) == 1
     windows = request_with(frames=1441).window_plan(0)
-    assert [(w.start, w.stop, w.held) for w in windows] == [
+    assert [(w.start, w.stop, w.overlap) for w in windows] == [
         (0, 49, 0), (45, 94, 4), (90, 139, 4), (132, 181, 7),
     ]  # fmt: skip
     assert len(request_with(frames=1441, windows="off").window_plan(0)) == 1
@@ -189,7 +189,7 @@ def test_the_plan_says_in_how_many_windows(tmp_path):
 
 def test_a_whole_clip_is_one_window_that_changes_nothing():
     clip = clip_of(33)
-    part = clip.window_start(whole(clip.resolution), 1.0)
+    part = clip.window_start(whole_window(clip.resolution), 1.0)
     assert torch.equal(part.video.tokens, clip.start.video.tokens)
     assert torch.equal(part.positions, clip.start.positions)
     assert torch.equal(part.audio_positions, clip.start.audio_positions)
@@ -216,8 +216,8 @@ def test_what_the_window_before_made_is_kept_and_the_rest_is_new():
     part = clip.window_start(second, 1.0)
     assert part.video.clean[0, :, 0].tolist() == [100.0] * 4 + [8.0, 9.0, 10.0, 11.0]
     assert part.video.mask[0, :, 0].tolist() == [0.0] * 4 + [1.0] * 4
-    assert part.audio.clean[0, : second.sound_held].eq(200).all()
-    assert part.audio.mask[0, :, 0].sum() == len(part.audio.mask[0]) - second.sound_held
+    assert part.audio.clean[0, : second.sound_overlap].eq(200).all()
+    assert part.audio.mask[0, :, 0].sum() == len(part.audio.mask[0]) - second.sound_overlap
     assert clip.window_start(second, 0.25).video.mask[0, 0, 0] == 0.75
     kept = clip.with_window(second, (part.video.clean, part.audio.clean))
     assert torch.equal(kept.video, clip.video)
@@ -239,7 +239,7 @@ def test_a_keyframe_is_held_by_the_windows_of_its_time_and_guides_end_with_the_c
     places = [keyframe_positions(Fraction(n, 24), clip.resolution) for n in (3, 30, 64)]
     guide = torch.tensor([-1.0, -2.0, -3.0]).repeat_interleave(2).reshape(1, 6, 1)
     start = StartState(
-        start.video.extended(guide), start.audio,
+        start.video.with_appended(guide), start.audio,
         torch.cat([start.positions, *places], 2), start.audio_positions, extra=6,
     )  # fmt: skip
     clip = PartialClip.of(start, clip.resolution)

@@ -1,4 +1,4 @@
-"""Presets: every one is a request, and holds the numbers of its source."""
+"""Presets: each is a valid request with the numbers of its source."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_preset_is_a_request_that_needs_no_warning(name):
     assert [a for a in advise(request) if a.level == "warning"] == []
 
 
-def test_a_preset_is_read_afresh():
+def test_each_read_of_a_preset_is_a_new_copy():
     read_preset("pocket").fields["stages"].clear()
     assert read_preset("pocket").fields["stages"]
 

@@ -1,4 +1,4 @@
-"""Guidance against the official combination, and which passes it asks for."""
+"""Guidance against the official combination, and the passes that it needs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_passes(
     assert passes_needed(video, audio, 0.5, force_uncond=force) == want
 
 
-def test_guidance_outside_its_sigmas_costs_nothing() -> None:
+def test_guidance_outside_its_sigmas_needs_no_pass() -> None:
     g = Guidance(cfg=4.0, stg=1.0, sigma_high=0.9, sigma_low=0.3)
     assert passes_needed(g, None, 1.0) == (C,)
     assert passes_needed(g, None, 0.9) == passes_needed(g, None, 0.3) == (C, U, P)

@@ -1,4 +1,4 @@
-"""Schedules against the official lists, ComfyUI's published numbers, and what a user may type."""
+"""Schedules against the official lists, ComfyUI's published numbers, and lists that users type."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_denoise_of_inverts_start_of(denoise: float) -> None:
     assert denoise_of(start_of(denoise)) == pytest.approx(denoise)
 
 
-def test_denoise_of_tells_what_a_list_means() -> None:
+def test_denoise_of_the_first_sigma_of_a_list() -> None:
     assert denoise_of(0.85) == pytest.approx(0.346, abs=1e-3)
     real = start_sigma(sigmas_for("simple", 20, 0.4))
     assert real == pytest.approx(start_of(0.4), abs=1e-9)
@@ -216,7 +216,7 @@ def test_manual_sigmas(text: str, want: tuple[float, ...]) -> None:
         ("1; 0", "'1;'", "for example"),
     ],
 )
-def test_manual_sigmas_refuses(text: str, message: str, hint: str) -> None:
+def test_wrong_manual_sigmas(text: str, message: str, hint: str) -> None:
     with pytest.raises(RequestError, match=message) as e:
         manual_sigmas(text)
     assert hint in (e.value.hint or "")
@@ -229,7 +229,7 @@ def test_manual_sigmas_round_trip(values: list[float]) -> None:
 
 
 @given(st.text(alphabet="0123456789.,eE+-[] n", max_size=20))
-def test_manual_sigmas_answers_or_refuses(text: str) -> None:
+def test_manual_sigmas_parses_or_raises(text: str) -> None:
     try:
         sigmas = manual_sigmas(text)
     except RequestError as e:
@@ -258,7 +258,7 @@ def test_manual_sigmas_answers_or_refuses(text: str) -> None:
         ({"name": "distilled", "denoise": 0.5}, "fixed list"),
     ],
 )
-def test_impossible_schedules_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_impossible_schedules_are_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         sigmas_for(**arguments)
 

@@ -22,9 +22,6 @@ PRECISIONS = ("bf16", "fp8", "nvfp4", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "
 DEFAULT_PRECISION = "fp8"
 """Weight format to suggest to a user who has no transformer yet."""
 
-VARIANTS = ("dev", "distilled", "distilled-1.1")
-"""Variants of the transformer: ``dev`` needs guidance and many steps, the others 8 steps."""
-
 SINGLE_FILE = (
     "transformer", "connectors", "text_projection", "video_vae", "audio_vae", "vocoder",
 )  # fmt: skip

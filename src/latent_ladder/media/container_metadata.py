@@ -18,9 +18,6 @@ from latent_ladder.storage.atomic_write import part_path
 EMBEDDED_TAG_SUFFIXES = (".gif", ".webp")
 """Suffixes of formats whose tags are added to the finished file."""
 
-COMMENT_TAG_SUFFIXES = (".wav",)
-"""Suffixes of formats whose standard tag ``comment`` contains all tags."""
-
 _EXIF_FLAG = 0x08
 _COMMENT = b"\x21\xfe"
 

@@ -87,11 +87,6 @@ class ComparisonMetrics:
     spectral_distance: float | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def detail_added(self) -> float:
-        """The same as ``detail_added_db``."""
-        return self.detail_added_db
-
     def to_dict(self) -> dict[str, Any]:
         """The metrics as plain JSON data."""
         return asdict(self)

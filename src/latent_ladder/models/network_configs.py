@@ -23,6 +23,15 @@ CHUNK_VALUES = {"cpu": 1 << 19}
 type. It depends on nothing else, so a clip is always split in the same way."""
 CHUNK_VALUES_ELSEWHERE = 1 << 25
 
+CHUNK_TOKENS_CPU, CHUNK_TOKENS_GPU = 1024, 8192
+"""Tokens that a sublayer of the transformer processes at once where an offload plan sets none: as
+few as still make efficient matrix products."""
+
+
+def chunk_tokens(device: str) -> int:
+    """Tokens that a sublayer processes at once on a device of this type (cpu, cuda, mps)."""
+    return CHUNK_TOKENS_CPU if device == "cpu" else CHUNK_TOKENS_GPU
+
 
 @dataclass(frozen=True)
 class VideoVaeConfig:

@@ -75,7 +75,7 @@ def content_hash(path: Path) -> str:
 def read_input_files(request: Request, family: str) -> InputFiles:
     """Open and hash every file that the request names. Raises :class:`MediaError`."""
     notes: list[str] = []
-    images = tuple(_image(image, request, family, notes) for image in request.held_images)
+    images = tuple(_image(image, request, family, notes) for image in request.active_images)
     return InputFiles(images, _sound(request, notes), _video(request, notes), tuple(notes))
 
 
@@ -141,7 +141,7 @@ def _check_length(
     video: Video, found: InputVideo, clip_s: float, path: Path, notes: list[str]
 ) -> None:
     """Refuse a video that is too short for the part to keep; note what is not used."""
-    begin, end = video.made_anew(clip_s)
+    begin, end = video.generated_span(clip_s)
     if video.mode == "extend":
         kept = clip_s - (end - begin)
         if found.duration_s < kept - KEPT_TOLERANCE_S:

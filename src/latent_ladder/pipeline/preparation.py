@@ -13,7 +13,7 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import Library, select_models
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
-from latent_ladder.memory.hardware import MemoryOptions, budget, measured
+from latent_ladder.memory.hardware import MemoryOptions, budget, read_rates
 from latent_ladder.memory.planner import MemoryPlan, Policy, plan_memory
 from latent_ladder.models.text_encoder.tokenizer import token_report
 from latent_ladder.pipeline.events import Warned
@@ -49,7 +49,7 @@ class Prepared:
         from latent_ladder.pipeline.plan_report import plan_report
 
         warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
-        machine = measured(self.memory.budget.device)
+        machine = read_rates(self.memory.budget.device)
         policy = policy_of(self.request, self.options)
         advice = propose(self.request, self.plan.models, self.memory.budget, policy, machine)
         report = plan_report(self.plan, self.memory, machine)

@@ -101,7 +101,7 @@ def run(
     library = scan(model_folders(request.models.folders))
     options = options or RunOptions()
     store = store or Store(default_root())
-    prepared = prepare(request.resolved(), library, store, options.memory, options.device)
+    prepared = prepare(request.pick_seed(), library, store, options.memory, options.device)
     return execute(prepared, Path(output), options)
 
 

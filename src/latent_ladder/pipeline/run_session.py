@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from latent_ladder.errors import LadderError
-from latent_ladder.memory.planner import MemoryPlan, StageMemory, give_way
+from latent_ladder.memory.planner import MemoryPlan, StageMemory, plan_fallback
 from latent_ladder.pipeline.events import (
     Event,
     Preview,
@@ -242,7 +242,7 @@ class RunSession:
     def _next_fallback(self, plan: RunPlan, before: StageMemory) -> StageMemory:
         sizes = model_sizes(plan, self.runner.runtime.dtype.itemsize)
         budget, policy = self.runner.budget, self.runner.policy
-        after = give_way(before, plan.request, sizes, budget, policy)
+        after = plan_fallback(before, plan.request, sizes, budget, policy)
         self.memory = self.memory.with_stage(after)
         return after
 

@@ -79,11 +79,11 @@ def apply_images(
     start: StartState, inputs: InputLatents, request: Request, resolution: Resolution
 ) -> StartState:
     """The start with every image of the request fixed at its frame, in their order."""
-    for i, image in enumerate(request.held_images):
+    for i, image in enumerate(request.active_images):
         tokens = video_to_tokens(inputs[f"image.{i}"]).to(start.video.tokens)
         frame = image.index(request.frames)
         if frame == 0:
-            start = replace(start, video=start.video.keeping(0, tokens, image.strength))
+            start = replace(start, video=start.video.with_content(0, tokens, image.strength))
         else:
             positions = keyframe_positions(duration(frame, request.fps), resolution)
             start = _append_guide(start, tokens, positions, image.strength)
@@ -110,7 +110,7 @@ def _keep_outside_region(
     """
     if request.video is None:
         raise TypeError("the plan has a video, the request has none")
-    region = request.video.made_anew(float(duration(request.frames, request.fps)))
+    region = request.video.generated_span(float(duration(request.frames, request.fps)))
     content = video_to_tokens(inputs["video_in"])
     video = _generate_region(start.video, content, start.positions, region)
     audio = start.audio
@@ -162,7 +162,7 @@ VIDEO_MODES: Mapping[str, Callable[[StartState, InputLatents, Request, Resolutio
 def _with_audio(start: StartState, audio: LatentState, latents: Tensor) -> StartState:
     """The start with its whole sound fixed: it conditions the video and does not change."""
     tokens = audio_to_tokens(latents).to(audio.tokens)
-    return replace(start, audio=audio.keeping(0, tokens), frozen_audio=True)
+    return replace(start, audio=audio.with_content(0, tokens), frozen_audio=True)
 
 
 def keyframe_positions(time: Fraction, resolution: Resolution) -> Tensor:
@@ -180,7 +180,7 @@ def _append_guide(
 ) -> StartState:
     return replace(
         start,
-        video=start.video.extended(tokens, strength),
+        video=start.video.with_appended(tokens, strength),
         positions=torch.cat([start.positions, positions], dim=2),
         extra=start.extra + tokens.shape[1],
     )

@@ -68,12 +68,12 @@ class PartialClip:
         index = torch.cat([inside, guides])
         made = self.video[:, : window.stop * per_frame]
         video = _keep_first(
-            _at(start.video, index), made[:, inside[: window.held * per_frame]], strength
+            _at(start.video, index), made[:, inside[: window.overlap * per_frame]], strength
         )
         audio, first = start.audio, window.sound[0]
         if audio is not None and self.audio is not None:
             audio = _at(audio, torch.arange(*window.sound))
-            made = self.audio[:, first : first + window.sound_held]
+            made = self.audio[:, first : first + window.sound_overlap]
             audio = _keep_first(audio, made, strength)
         positions = start.positions[:, :, index]
         sound_positions = start.audio_positions[:, :, first : window.sound[1]]
@@ -107,9 +107,9 @@ class PartialClip:
         video, audio = self.video, self.audio
         if new_video is not None:
             n, p = len(window) * self.per_frame, self.per_frame
-            video = _blend_in(video, new_video[:, :n].cpu(), window.start * p, window.held, p)
+            video = _blend_in(video, new_video[:, :n].cpu(), window.start * p, window.overlap, p)
         if new_audio is not None and audio is not None:
-            audio = _blend_in(audio, new_audio.cpu(), window.sound[0], window.sound_held, 1)
+            audio = _blend_in(audio, new_audio.cpu(), window.sound[0], window.sound_overlap, 1)
         return replace(self, video=video, audio=audio)
 
 
@@ -131,7 +131,7 @@ def upsample_windows(
         if out is None:
             total = windows[-1][1].stop
             out = part.new_zeros((*part.shape[:2], total, *part.shape[3:]))
-        place, overlap = out[:, :, after.start : after.stop], after.held
+        place, overlap = out[:, :, after.start : after.stop], after.overlap
         weights = ramp(overlap)[:, None, None]
         place[:, :, :overlap].lerp_(part[:, :, :overlap], weights)
         place[:, :, overlap:] = part[:, :, overlap:]

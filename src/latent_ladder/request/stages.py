@@ -1,8 +1,8 @@
-"""The stage tables of a request: what may be asked of each stage, and which fields go together.
+"""The stage tables of a request: the fields of each kind of stage, and the rules between them.
 
 Plain validated values; nothing here knows a file, a device or a tensor. A stage table is
 ``kind = "base" | "upsample" | "refine" | "upscale"`` and the fields of that kind. Field names are
-the ones a user writes, in TOML, in JSON and after ``--set``. Rules between fields are checked on
+those that a user writes in TOML, in JSON and after ``--set``. Rules between fields are checked on
 the raw tables, so that they are reported together with wrong values.
 """
 
@@ -52,7 +52,7 @@ def _sigmas(value: Any) -> tuple[float, ...]:
             raise Problem("is not a list of sigmas", "such as [0.85, 0.725, 0.4219, 0.0]")
         numbers = list(value)
         if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
-            raise Problem("holds something that is not a number", "use numbers that fall to 0")
+            raise Problem("contains something that is not a number", "use numbers that fall to 0")
         value = ", ".join(repr(float(n)) for n in numbers)
     try:
         return tuple(s + 0.0 for s in manual_sigmas(value))
@@ -102,12 +102,12 @@ Sigmas = Annotated[tuple[float, ...], BeforeValidator(_sigmas)]
 
 
 class StreamGuidance(Table):
-    """Guidance of one stream, in the letters of the multimodal guider; the defaults do nothing.
+    """Guidance of one stream, with the names of LTX-2's multimodal guider; the defaults are off.
 
     ``cfg`` text guidance (1 = off), ``stg`` perturbed self-attention in the blocks ``stg_blocks``
-    (0 = off), ``modality`` the pull of the other stream (1 = off), ``rescale`` 0 to 1 towards the
-    deviation of the unguided prediction, ``skip_step`` how many steps each evaluated one serves
-    besides itself. It applies while ``sigma_low <= sigma <= sigma_high``.
+    (0 = off), ``modality`` the effect of the other stream (1 = off), ``rescale`` 0 to 1 towards the
+    deviation of the unguided prediction, ``skip_step`` the number of steps after each evaluated one
+    that reuse its prediction. Guidance applies while ``sigma_low <= sigma <= sigma_high``.
     """
 
     cfg: Real = Field(default=1.0, ge=0, le=100)
@@ -121,14 +121,14 @@ class StreamGuidance(Table):
 
 
 class StageGuidance(Table):
-    """Guidance of a stage, for the picture and for the sound."""
+    """Guidance of a stage, for video and for audio."""
 
     video: StreamGuidance = Field(default_factory=StreamGuidance)
     audio: StreamGuidance = Field(default_factory=StreamGuidance)
 
 
 class Lora(Table):
-    """One LoRA: a file by ``name``, or by the ``role`` it plays in the family."""
+    """One LoRA: a file by ``name``, or by its ``role`` in the model family."""
 
     name: FileName | None = None
     role: Literal["distilled"] | None = None
@@ -136,10 +136,10 @@ class Lora(Table):
 
 
 class SamplerOptions(Table):
-    """Knobs of single samplers; ``None`` leaves the sampler's own default.
+    """Options of samplers; ``None`` uses the sampler's own default.
 
-    ``eta`` how much noise a step puts back, ``s_noise`` its size, ``gamma`` the extrapolation of
-    gradient estimation, ``bong`` the anchor refinement of res_2s.
+    ``eta`` is the share of fresh noise per step, ``s_noise`` scales it, ``gamma`` is the
+    extrapolation of gradient estimation, ``bong`` the anchor refinement of res_2s.
     """
 
     eta: Real | None = Field(default=None, ge=0, le=100)
@@ -149,11 +149,11 @@ class SamplerOptions(Table):
 
 
 class Schedule(Table):
-    """A named schedule and its parameters; ``None`` leaves the schedule's own default.
+    """A named schedule and its parameters; ``None`` uses the schedule's own default.
 
     Fixed lists such as ``distilled`` take no ``steps``, the others need them. A parameter that the
     schedule does not have is an error. ``tokens`` sets the shift of ``ltx``: ``"actual"`` counts
-    those of the stage, the default 4096 is what the official pipelines use but for their HQ one.
+    those of the stage, the default 4096 is that of all official pipelines except the HQ one.
     """
 
     name: ScheduleName = "ltx"
@@ -178,9 +178,9 @@ class Schedule(Table):
 
 
 class Tiles(Table):
-    """Tiles of a refine stage: their longest side and how much neighbours share, in pixels.
+    """Tiles of a refine stage: their longest side and the overlap of neighbours, in pixels.
 
-    What is shared is a sixth of the side where nobody says otherwise.
+    The default overlap is a sixth of the side.
     """
 
     px: Annotated[int, BeforeValidator(_refine_tile)] = 1536
@@ -189,7 +189,7 @@ class Tiles(Table):
     )
 
     def plan(self, resolution: Resolution) -> TilePlan | None:
-        """Equal tiles over a canvas, whole in time; ``None`` where one tile covers it."""
+        """Equal tiles over a canvas, each with all frames; ``None`` where one tile covers it."""
         size, overlap = self.px // PIXELS_PER_LATENT, self.overlap_px // PIXELS_PER_LATENT
         rows = even_spans(resolution.latent_height, size, overlap)
         cols = even_spans(resolution.latent_width, size, overlap)
@@ -198,10 +198,10 @@ class Tiles(Table):
 
 
 class SamplingStage(Table):
-    """What base and refine share: sampler, sigmas or a schedule, noise, guidance, LoRAs.
+    """Fields of base and refine stages: sampler, sigmas or a schedule, noise, guidance, LoRAs.
 
-    ``batch_passes`` guidance passes go through the transformer in one batch (``"auto"`` lets the
-    memory plan decide); it changes speed and memory, not what is computed.
+    ``batch_passes`` guidance passes go through the transformer in one batch (``"auto"``: as many as
+    fit into memory); it changes speed and memory, not the result.
     """
 
     kind: Literal["base", "refine"]
@@ -214,25 +214,25 @@ class SamplingStage(Table):
     loras: tuple[Lora, ...] = ()
     batch_passes: Literal["auto", 1, 2, 3, 4] = "auto"
 
-    def walk(self, tokens: int = DEFAULT_TOKENS) -> tuple[float, ...]:
-        """The sigmas the stage walks, given its number of video tokens."""
+    def sigmas_for(self, tokens: int = DEFAULT_TOKENS) -> tuple[float, ...]:
+        """The sigmas of the stage for a number of video tokens, descending."""
         if self.sigmas is not None:
             return self.sigmas
         return self.schedule.sigmas(tokens, self.share) if self.schedule is not None else ()
 
     @property
     def share(self) -> float:
-        """The share of its schedule that the stage walks, ComfyUI's ``denoise``."""
+        """The part of the schedule that the stage runs, ComfyUI's ``denoise``."""
         return 1.0
 
     @property
     def steps(self) -> int:
-        """How many steps the stage takes."""
-        return len(self.walk()) - 1
+        """Number of steps of the stage."""
+        return len(self.sigmas_for()) - 1
 
     @property
     def needs_negative(self) -> bool:
-        """Whether the negative prompt has any effect on this stage."""
+        """True where the negative prompt has an effect on this stage."""
         guided = self.guidance.video.cfg != 1 or self.guidance.audio.cfg != 1
         return guided or SAMPLER_FACTS[self.sampler].needs_uncond
 
@@ -253,9 +253,9 @@ class BaseStage(SamplingStage):
 class RefineStage(SamplingStage):
     """Another sampling run, from a re-noised latent.
 
-    It starts at the first of ``sigmas``, or ``denoise`` (ComfyUI's sense: the last ``steps`` of a
-    schedule of ``steps / denoise`` steps) says where on the ``schedule`` it starts. ``tiles``
-    "auto" denoises in overlapping tiles where a side is beyond what the model's positions cover.
+    It starts at the first of ``sigmas``, or where ``denoise`` says (as in ComfyUI: it runs the last
+    ``steps`` of a schedule of ``steps / denoise`` steps). ``tiles`` "auto"
+    denoises in overlapping tiles where a side is longer than the model's positions cover.
     """
 
     kind: Literal["refine"] = "refine"
@@ -264,11 +264,11 @@ class RefineStage(SamplingStage):
 
     @property
     def share(self) -> float:
-        """The share of its schedule that the stage walks."""
+        """The part of the schedule that the stage runs."""
         return 1.0 if self.denoise is None else self.denoise
 
     def tiles_for(self, resolution: Resolution) -> Tiles | None:
-        """The tiles that this stage uses on a canvas; ``None``: it is denoised whole."""
+        """The tiles of this stage on a canvas; ``None`` where it is denoised in whole frames."""
         if self.tiles == "off":
             return None
         if self.tiles == "auto":
@@ -279,7 +279,7 @@ class RefineStage(SamplingStage):
 class UpsampleStage(Table):
     """A latent upsampler: ``factor`` times the width and height, or (``temporal``) the frame rate.
 
-    ``adain`` pulls the mean and deviation of every channel back to those before (0 = off). ``file``
+    ``adain`` moves the mean and deviation of every channel back to those before (0 = off). ``file``
     overrides the library's choice of the model.
     """
 
@@ -297,17 +297,17 @@ class UpsampleStage(Table):
 
 MAX_UPSCALED = 16_384
 MAX_CROPPED = 0.05
-"""Share of a side that may be cut off to reach another aspect ratio."""
+"""Share of a side that may be cropped to reach another aspect ratio."""
 
 Target = Annotated[Int, Field(ge=32, le=MAX_UPSCALED, multiple_of=2)]
 
 
 class UpscaleStage(Table):
-    """Upscaling decoded frames, after everything else, on the way into the file.
+    """Upscaling of decoded frames, as the last stage before the file.
 
     ``name`` is ``lanczos``, ``rtx`` or a model file of ``upscale_models/``. The file's size is
-    ``factor`` times the clip's (2 where nothing is given), or ``width`` x ``height``; whatever a
-    model's own factor is, the result is brought to that size.
+    ``factor`` times the clip's (2 by default), or ``width`` x ``height``; the output of a model
+    with another factor is resized to it.
     """
 
     kind: Literal["upscale"] = "upscale"
@@ -324,22 +324,26 @@ class UpscaleStage(Table):
         return width, height
 
     def problems(self, size: tuple[int, int]) -> list[Found]:
-        """Why a clip of ``size`` cannot be brought to the target."""
+        """Problems of the target for a clip of ``size``."""
         (w, h), (width, height) = size, self.target(size)
-        said = f"upscale to {width}x{height} from {w}x{h}"
+        label = f"upscale to {width}x{height} from {w}x{h}"
         if max(width, height) > MAX_UPSCALED:
             most = MAX_UPSCALED / max(size)
-            return [(f"{said}: a side is above {MAX_UPSCALED}", f"use a factor up to {most:.2f}")]
+            return [(f"{label}: a side is above {MAX_UPSCALED}", f"use a factor up to {most:.2f}")]
         if width < w or height < h:
-            return [(f"{said} would shrink it", "leave the upscale stage out, or ask for more")]
+            return [
+                (f"{label} would shrink it", "remove the upscale stage, or use a larger factor")
+            ]
         if abs(width * h / (height * w) - 1) > MAX_CROPPED:
             fits = f"{width}x{2 * round(width * h / w / 2)}"
-            return [(f"{said} would distort or crop the picture", f"use {fits}, or another --size")]
+            return [
+                (f"{label} would distort or crop the picture", f"use {fits}, or another --size")
+            ]
         return []
 
 
 UPSAMPLERS: Mapping[str, tuple[float, ...]] = {"spatial": (1.5, 2.0), "temporal": (2.0,)}
-"""The factors for which the family has latent upsamplers, by axis."""
+"""Factors of the family's latent upsamplers, by axis."""
 Stage = Annotated[
     BaseStage | RefineStage | UpsampleStage | UpscaleStage, Field(discriminator="kind")
 ]
@@ -361,7 +365,7 @@ def stage_kinds(stages: Iterable[Any]) -> list[Any]:
 
 
 def stage_names(kinds: Sequence[Any]) -> list[str]:
-    """How a user writes each stage: ``refine``, or ``refine[1]`` where a kind occurs twice."""
+    """The names of stages as a user writes them: ``refine``, ``refine[1]`` where a kind repeats."""
     names = []
     for i, kind in enumerate(kinds):
         if not isinstance(kind, str) or kind not in STAGE_TABLES:
@@ -374,7 +378,7 @@ def stage_names(kinds: Sequence[Any]) -> list[str]:
 
 
 def stages_problems(stages: Sequence[Any]) -> list[Found]:
-    """What is wrong with which stages and fields stand together."""
+    """Problems of the order of stages, and of fields that exclude each other."""
     kinds = stage_kinds(stages)
     problems = _order_problems(kinds)
     for name, stage in zip(stage_names(kinds), stages, strict=True):
@@ -386,8 +390,8 @@ def stages_problems(stages: Sequence[Any]) -> list[Found]:
 def _order_problems(kinds: Sequence[Any]) -> list[Found]:
     found: list[Found] = []
     if not kinds or kinds[0] != "base" or kinds.count("base") > 1:
-        ladder = " -> ".join(str(kind) for kind in kinds) or "none"
-        text = f"the stages are {ladder}, expected exactly one base, and first"
+        order = " -> ".join(str(kind) for kind in kinds) or "none"
+        text = f"the stages are {order}, expected exactly one base, and first"
         found.append((text, "start with one base; upsample and refine follow"))
     if "upscale" in kinds[:-1]:
         text = "an upscale stage works on decoded frames, and stages follow it"
@@ -416,23 +420,23 @@ def _stage_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:
 
 
 def _target_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:
-    given = {key for key in ("factor", "width", "height") if stage.get(key) is not None}
-    if given in (set(), {"factor"}, {"width", "height"}):
+    present = {key for key in ("factor", "width", "height") if stage.get(key) is not None}
+    if present in (set(), {"factor"}, {"width", "height"}):
         return []
-    text = f"{name} has {' and '.join(sorted(given))}, expected a factor, or width and height"
+    text = f"{name} has {' and '.join(sorted(present))}, expected a factor, or width and height"
     return [(text, f"keep {name}.factor, or set {name}.width and {name}.height")]
 
 
 def _sigma_problems(name: str, stage: Mapping[str, Any]) -> list[Found]:
-    given = [key for key in ("sigmas", "schedule") if stage.get(key) is not None]
+    present = [key for key in ("sigmas", "schedule") if stage.get(key) is not None]
     denoise = stage.get("denoise")
-    if len(given) != 1:
-        both = "both sigmas and a schedule" if given else "neither sigmas nor a schedule"
+    if len(present) != 1:
+        both = "both sigmas and a schedule" if present else "neither sigmas nor a schedule"
         hint = f"keep one of {name}.sigmas and {name}.schedule"
         return [(f"{name} has {both}, expected one of them", hint)]
-    if given == ["sigmas"]:
-        text = f"{name} has both sigmas and denoise, but its sigmas already say where it starts"
-        hint = f"drop {name}.denoise, or replace {name}.sigmas by {name}.schedule"
+    if present == ["sigmas"]:
+        text = f"{name} has both sigmas and denoise, but sigmas already set the start"
+        hint = f"remove {name}.denoise, or replace {name}.sigmas by {name}.schedule"
         return [(text, hint)] if denoise is not None else []
     try:
         schedule = Schedule.model_validate(stage["schedule"])
@@ -452,7 +456,7 @@ def _guidance_problems(path: str, values: Mapping[str, Any]) -> list[Found]:
         found.append((text, f"set {path}.stg_blocks=[28], the block used with LTX 2.3"))
     low, high = values.get("sigma_low", 0.0), values.get("sigma_high", 1.0)
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-        found.append((f"{path}: sigma_low={low} is above sigma_high={high}", "exchange the two"))
+        found.append((f"{path}: sigma_low={low} is above sigma_high={high}", "swap the two"))
     return found
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from latent_ladder.checkpoints.selection import ModelSet, select_models
 from latent_ladder.errors import RequestError
-from latent_ladder.memory.hardware import measured
+from latent_ladder.memory.hardware import read_rates
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, make_plan
 from latent_ladder.pipeline.run import Prepared
 from latent_ladder.request.fields import MAX_SEED
@@ -149,7 +149,7 @@ def _check_values(request: Request, axes: Sequence[Axis]) -> None:
 
 def _cost(prepared: Prepared, points: int) -> str:
     """Least cost of so many points, in words: stages after stage 1 and the decoding of each."""
-    machine = measured(prepared.memory.budget.device)
+    machine = read_rates(prepared.memory.budget.device)
     stages = [s for s in prepared.memory.stages if s.cost.kind in ("upsample", "refine", "decode")]
     pflops = points * sum(stage.cost.flops for stage in stages) / 1e15
     work = f"{pflops:.3g} PFLOP of refining and decoding"

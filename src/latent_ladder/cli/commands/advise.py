@@ -36,7 +36,7 @@ def advise(
     """
     from latent_ladder.checkpoints.selection import model_folders, scan, select_models
     from latent_ladder.diagnostics.preset_recommendation import propose
-    from latent_ladder.memory.hardware import budget, measured
+    from latent_ladder.memory.hardware import budget, read_rates
     from latent_ladder.memory.planner import Policy
 
     options = memory.to_options()
@@ -45,7 +45,7 @@ def advise(
     models = select_models(library, request.models.choices)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
-    proposal = propose(request, models, available, policy, measured(available.device))
+    proposal = propose(request, models, available, policy, read_rates(available.device))
     if as_json:
         print(json.dumps(proposal.to_dict(), indent=2, ensure_ascii=False))
         return

@@ -35,13 +35,13 @@ def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> 
     Takes some seconds; once per machine is enough.
     """
     from latent_ladder.memory.benchmark import measure
-    from latent_ladder.memory.hardware import remember
+    from latent_ladder.memory.hardware import save_rates
     from latent_ladder.models.device import choose_runtime
 
     runtime = choose_runtime(device)
     show_note(f"measuring {runtime}; this takes some seconds")
     machine = measure(runtime, file)
-    path = remember(runtime.device.type, machine)
+    path = save_rates(runtime.device.type, machine)
     if as_json:
         print(json.dumps({"device": runtime.device.type, **asdict(machine), "file": str(path)}))
         return

@@ -124,7 +124,7 @@ class RequestFlags:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
             )
-        return Request.from_dict(apply_sets(fields, tuple(self.sets or ()))).resolved()
+        return Request.from_dict(apply_sets(fields, tuple(self.sets or ()))).pick_seed()
 
     def _start_fields(self, library: Library) -> dict[str, Any]:
         """The fields of ``--from``, ``--preset`` or the default preset."""

@@ -217,7 +217,7 @@ def _prepare(
     factor = fields.pop("upsample_by", 2.0)
     fields["stages"] = _choose_stages(start["stages"], factor, only_base)
     table = apply_sets(override(start, fields), tuple(sets))
-    request = Request.from_dict(table).resolved()
+    request = Request.from_dict(table).pick_seed()
     return pipeline.prepare(request, library, open_store(flags.store), None, flags.device)
 
 

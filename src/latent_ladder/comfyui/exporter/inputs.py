@@ -112,7 +112,7 @@ def add_input_nodes(
 
     ``audio_vae`` is ``None`` for a clip without audio.
     """
-    images = [(image, _add_image(builder, image)) for image in request.held_images]
+    images = [(image, _add_image(builder, image)) for image in request.active_images]
     driving = sound = None
     if request.audio_in is not None:
         loaded = builder.add_node("LoadAudio", audio=_input_name(request.audio_in))

@@ -22,7 +22,7 @@ def find_lossy_fields(request: Request) -> list[tuple[str, str]]:
 def _check_request(request: Request) -> Iterator[tuple[str, str]]:
     if request.noise_order != "comfyui":
         yield "noise_order", "ComfyUI generates noise in another order: the clip differs."
-    if request.mask_convention != "comfyui" and request.held_images:
+    if request.mask_convention != "comfyui" and request.active_images:
         yield "mask_convention", "an image strength between 0 and 1 acts differently in ComfyUI."
     if request.models.precision != "stored":
         yield "models.precision", "pick fp8 in the loader, or start ComfyUI with --fp8_e4m3fn-unet."

@@ -118,7 +118,7 @@ def add_sigmas(
     schedule = stage.schedule
     tokens = request.resolutions[position].video_tokens
     # a video to start from shortens the sigmas of the base stage
-    if schedule is None or stage.walk(tokens) != sigmas:
+    if schedule is None or stage.sigmas_for(tokens) != sigmas:
         return add_manual_sigmas(builder, sigmas)
     counted = schedule.tokens or DEFAULT_TOKENS
     if schedule.name == "ltx" and stage.share == 1.0 and counted in ("actual", DEFAULT_TOKENS):

@@ -14,8 +14,14 @@ from torch import Tensor
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.engine import Engine
 from latent_ladder.comfyui.runtime.values import Images, Latent, Value, VideoVaeFile
-from latent_ladder.latents.comfyui_tiling import Tiling, even, even_size, faded, feathered, whole
+from latent_ladder.latents.comfyui_tiling import (
+    fade_spans,
+    feather_tiles,
+    split_evenly,
+    whole_tiling,
+)
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, pixel_frames
+from latent_ladder.latents.tiling import Tiling, even_tile_size
 from latent_ladder.models.video_vae.vae import (
     FRAMES_PER_CHUNK,
     VideoVae,
@@ -79,7 +85,7 @@ class DecodedClip:
         overlap = max(side // 4, 1)
 
         def tiling(grid: Sequence[int]) -> Tiling:
-            return faded(grid, feathered(grid, (grid[0], side), (0, overlap)), 8, 1)
+            return fade_spans(grid, feather_tiles(grid, (grid[0], side), (0, overlap)), 8, 1)
 
         return DecodedClip(
             self.engine, self.vae, self.latents, tiling, others, self.drop_last
@@ -121,7 +127,7 @@ def _video(ctx: NodeContext, name: str) -> Tensor:
 
 def decode(ctx: NodeContext) -> list[Value]:
     """``VAEDecode``: whole, which is exact."""
-    return _decode(ctx, "samples", whole)
+    return _decode(ctx, "samples", whole_tiling)
 
 
 def decode_tiled(ctx: NodeContext) -> list[Value]:
@@ -137,7 +143,7 @@ def decode_tiled(ctx: NodeContext) -> list[Value]:
     sizes = (frames, tile // PIXELS_PER_LATENT), (over, overlap // PIXELS_PER_LATENT)
 
     def tiling(grid: Sequence[int]) -> Tiling:
-        return feathered(grid, *sizes)
+        return feather_tiles(grid, *sizes)
 
     return _decode(ctx, "samples", tiling)
 
@@ -153,14 +159,14 @@ def _even_tiling(
 ) -> Tiling:
     """Tiles of the pack's decoder. Raises :class:`WorkflowError` where they would start outside."""
     for side, count in zip(grid[1:], tiles, strict=True):
-        size = even_size(side, count, overlap)
+        size = even_tile_size(side, count, overlap)
         if count > 1 and size < overlap:
             raise ctx.error(
                 f"{count} tiles across {side} latents are {size} wide and cannot overlap by "
                 f"{overlap}",
                 "use fewer tiles or less overlap: small clips need no tiles",
             )
-    return even(grid, *tiles, overlap)
+    return split_evenly(grid, *tiles, overlap)
 
 
 def decode_ltx_tiled(ctx: NodeContext) -> list[Value]:
@@ -175,7 +181,7 @@ def decode_spatio_temporal(ctx: NodeContext) -> list[Value]:
     length, shared = ctx.integer("temporal_tile_length"), ctx.integer("temporal_overlap")
 
     def tiling(grid: Sequence[int]) -> Tiling:
-        return faded(grid, _even_tiling(ctx, grid, (tiles, tiles), overlap), length, shared)
+        return fade_spans(grid, _even_tiling(ctx, grid, (tiles, tiles), overlap), length, shared)
 
     fix = ctx.boolean("last_frame_fix")
     return _decode(ctx, "latents", tiling, fix)

@@ -35,6 +35,7 @@ from latent_ladder.comfyui.runtime.values import (
     VideoVaeFile,
 )
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from latent_ladder.latents.tiling import spans_by_count
 
 FIRST_CRF = 30
 """Compression of a picture that becomes the first frame."""
@@ -84,12 +85,7 @@ def _spatial_tiles(
 
 
 def _split_side(length: int, count: int, overlap: int) -> list[slice]:
-    size = (length + (count - 1) * overlap) // count
-    starts = [i * (size - overlap) for i in range(count)]
-    return [
-        slice(start, length if i == count - 1 else min(start + size, length))
-        for i, start in enumerate(starts)
-    ]
+    return [slice(span.start, span.stop) for span in spans_by_count(length, count, overlap)]
 
 
 def _tile_weight(place: SpatialTile, like: Tensor, tiles: tuple[int, int], overlap: int) -> Tensor:

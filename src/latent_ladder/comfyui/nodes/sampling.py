@@ -27,7 +27,7 @@ from latent_ladder.comfyui.runtime.values import (
     Value,
 )
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
-from latent_ladder.sampling.schedules import Sigmas, shifted
+from latent_ladder.sampling.schedules import Sigmas, shift_time
 
 # --- noise and samplers -------------------------------------------------------------------------
 
@@ -245,7 +245,7 @@ def percent_to_sigma(percent: float, shift: float) -> float:
     """Where a part of the run begins or ends."""
     if percent <= 0:
         return math.inf
-    return 0.0 if percent >= 1 else shifted(1 - percent, shift)
+    return 0.0 if percent >= 1 else shift_time(1 - percent, shift)
 
 
 def parse_integers(ctx: NodeContext, name: str) -> tuple[int, ...]:

@@ -28,7 +28,13 @@ from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncode
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
-from latent_ladder.memory.planner import OffloadPlan, Policy, StageMemory, hold, hold_less
+from latent_ladder.memory.planner import (
+    OffloadPlan,
+    Policy,
+    StageMemory,
+    fit_stage,
+    fit_stage_smaller,
+)
 from latent_ladder.models.device import Runtime, choose_runtime
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.transformer.model import Transformer
@@ -229,9 +235,9 @@ class Engine:
             return work(runner.transformer_for(model.transformer, plan), plan)
 
         def next_fallback(before: StageMemory) -> StageMemory:
-            return hold_less(before, sizes, runner.budget, runner.policy)
+            return fit_stage_smaller(before, sizes, runner.budget, runner.policy)
 
-        first = hold(cost, sizes, runner.budget, runner.policy)
+        first = fit_stage(cost, sizes, runner.budget, runner.policy)
         return runner.retry(cost.name, try_with, first, next_fallback, warn)
 
     # -- texts --------------------------------------------------------------------------------

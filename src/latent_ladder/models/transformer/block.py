@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU
 from latent_ladder.models.transformer.attention import (
     Attention,
     AttentionShape,
@@ -24,9 +25,6 @@ from latent_ladder.models.transformer.noise_levels import Affine, TokenChunk
 from latent_ladder.models.transformer.pass_batching import BlockRows, SublayerRows, group_rows
 from latent_ladder.models.transformer.rope import RopeTable
 from latent_ladder.models.transformer.streams import StreamState
-
-CHUNK_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Tokens per chunk of a sublayer, by device type: the fewest that keep matrix products fast."""
 
 SCALE_ROWS = (0, 1, 0, 0, 1, 0, 0, 1, 0)
 """1 for the rows of a block's modulation table that are scales (to which 1 is added). Rows are
@@ -72,7 +70,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.eps = config.norm_eps
-        self.chunk_tokens = CHUNK_TOKENS["cpu"]
+        self.chunk_tokens = CHUNK_TOKENS_CPU
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream, config)
         video, audio = config.video, config.audio

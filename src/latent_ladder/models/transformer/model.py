@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU, chunk_tokens
 from latent_ladder.models.transformer.adaln import AdaLn
 from latent_ladder.models.transformer.attention import BACKENDS, Attention, FeedForward
-from latent_ladder.models.transformer.block import CHUNK_TOKENS, TransformerBlock
+from latent_ladder.models.transformer.block import TransformerBlock
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.noise_levels import Affine, apply_affine, clip_runs
 from latent_ladder.models.transformer.norms import layer_norm
@@ -59,7 +60,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.chunk_tokens = CHUNK_TOKENS["cpu"]
+        self.chunk_tokens = CHUNK_TOKENS_CPU
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream)
         video, audio, step = config.video.dim, config.audio.dim, config.timestep_dim
@@ -298,5 +299,5 @@ def load_transformer(
         ),
         label=f"{component.file.path.name} (transformer)",
     )
-    model.set_chunk_tokens(CHUNK_TOKENS.get(torch.device(device).type, CHUNK_TOKENS["cpu"]))
+    model.set_chunk_tokens(chunk_tokens(torch.device(device).type))
     return model

@@ -1,8 +1,8 @@
 """Frames <-> video latents: the video VAE, decoded as a stream of tiles.
 
-Decoding yields finished frames while later ones are still latents. Whole, which is exact, it takes
-memory by the size of a frame and not by the number of frames
-(``models.video_vae.networks``); tiles lower what a frame takes. Where they meet, they are
+Decoding yields finished frames while later ones are still latents. Without tiles, which is exact,
+its memory depends on the size of a frame and not on the number of frames
+(``models.video_vae.networks``); tiles need less memory per frame. Where tiles overlap, they are
 blended by the ramps of ``latents.tiling`` in float32, in bands: 12 bytes per pixel of each
 frame of a span. Knows nothing of prompts, stages or video files.
 """
@@ -19,11 +19,10 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.latents.comfyui_tiling import Tiling
 from latent_ladder.latents.tiling import (
     Span,
     TilePlan,
-    frame_start,
+    Tiling,
     one_tile,
     spatial_weights,
     temporal_weights,
@@ -36,10 +35,10 @@ from latent_ladder.models.video_vae.networks import (
     load_video_decoder,
     load_video_encoder,
 )
-from latent_ladder.models.video_vae.tiled_decode import blended
+from latent_ladder.models.video_vae.tiled_decode import blend_tiles
 
 FRAMES_PER_CHUNK = 8
-"""At most this many frames are converted and yielded at a time."""
+"""Largest number of frames converted and yielded at a time."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ def decode_video(
 
     Chunks come as soon as no later tile touches them; together they are 8 (F - 1) + 1 frames.
     Without ``tiles`` everything is decoded at once, which is exact. Tiled frames differ from that
-    near seams, because a tile does not see what lies beyond its overlap. The tiles of a plan are
-    decoded one after the other, those of a ``Tiling`` side by side.
+    near seams, because a tile does not see beyond its overlap. The tiles of a plan are decoded one
+    after the other, those of a ``Tiling`` in its own order.
     Raises :class:`RequestError` when latents, VAE and plan do not fit each other.
     """
     bands = decode_bands(latents, vae, tiles)
@@ -135,8 +134,10 @@ def decode_video(
 def decode_pixels(
     latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling | None = None
 ) -> Iterator[Tensor]:
-    """As :func:`decode_video`, but chunks (n, 3, H, W) float32, 0..1, on the VAE's device: for
-    more than 8 bits, and for what changes frames on their way."""
+    """As :func:`decode_video`, but chunks (n, 3, H, W) float32, 0..1, on the VAE's device.
+
+    For outputs of more than 8 bits, and for changes of the frames before they are written.
+    """
     for band in decode_bands(latents, vae, tiles):
         for first in range(0, band.shape[1], FRAMES_PER_CHUNK):
             chunk = band[:, first : first + FRAMES_PER_CHUNK]
@@ -148,7 +149,7 @@ def decode_bands(
 ) -> Iterator[Tensor]:
     """As :func:`decode_video`, but (3, n, H, W) float32 on the VAE's device, about -1..1.
 
-    A band may be overwritten once the next one is asked for.
+    A band may be overwritten once the next one is requested.
     """
     plan = tiles or one_tile(*latents.shape[2:])
     if latents.shape[:2] != (1, vae.latent_channels) or tuple(latents.shape[2:]) != plan.grid:
@@ -157,75 +158,28 @@ def decode_bands(
             f"and tiles for {list(plan.grid)}"
         )
     if isinstance(plan, TilePlan):
-        return _stream(latents, vae, plan)
-    return _side_by_side(latents, vae, plan)
+        plan = plan.tiling(vae.config.spatial_scale, vae.config.temporal_scale)
+    return _decode(latents, vae, plan)
 
 
 @torch.no_grad()
-def _side_by_side(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Iterator[Tensor]:
+def _decode(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Iterator[Tensor]:
     def decode(part: Tensor) -> Iterator[Tensor]:
-        return _decode_tile(part, vae, Span(0, part.shape[2]))
+        return _decode_tile(part, vae)
 
     if tiling.is_whole:
         yield from decode(latents)
     else:
-        yield from blended(latents, tiling, decode, vae.device)
+        yield from blend_tiles(latents, tiling, decode, vae.device)
 
 
-@torch.no_grad()
-def _stream(latents: Tensor, vae: VideoVae, plan: TilePlan) -> Iterator[Tensor]:
-    if plan.count == 1:
-        yield from _decode_tile(latents, vae, plan.frames[0])
-        return
-    scale = vae.config.temporal_scale
-    # Where each band begins: one frame late, after the one that it drops, but for the first.
-    starts = [frame_start(span, scale) + (span.start > 0) for span in plan.frames]
-    bands = zip(plan.frames, temporal_weights(plan.frames, scale), strict=True)
-    held = None
-    for i, (span, weights) in enumerate(bands):
-        band = _decode_band(latents, vae, plan, span, weights)
-        held = band if held is None else _overlay(held, band)
-        done = starts[i + 1] - starts[i] if i + 1 < len(starts) else held.shape[1]
-        yield held[:, :done]
-        held = held[:, done:].clone()
-
-
-def _decode_band(
-    latents: Tensor, vae: VideoVae, plan: TilePlan, span: Span, weights: Sequence[float]
-) -> Tensor:
-    """All tiles of one span of time, (3, n, H, W) float32, weighted; without the dropped frame."""
-    scale = vae.config.spatial_scale
-    part = latents[:, :, span.start : span.stop]
-    _, rows, cols = plan.grid
-    ramp = torch.tensor(weights[span.start > 0 :], dtype=torch.float32, device=vae.device)
-    band = torch.zeros((3, len(ramp), rows * scale, cols * scale), device=vae.device)
-    columns = list(zip(plan.cols, _ramps(plan.cols, scale, vae), strict=True))
-    for row, row_ramp in zip(plan.rows, _ramps(plan.rows, scale, vae), strict=True):
-        for col, col_ramp in columns:
-            cut = part[..., row.start : row.stop, col.start : col.stop]
-            weight = row_ramp[:, None] * col_ramp
-            place = band[
-                ..., row.start * scale : row.stop * scale, col.start * scale : col.stop * scale
-            ]
-            first = 0
-            for frames in _decode_tile(cut, vae, span):
-                after = first + frames.shape[1]
-                place[:, first:after].addcmul_(frames, weight)
-                first = after
-    return band.mul_(ramp[:, None, None])
-
-
-def _decode_tile(latents: Tensor, vae: VideoVae, span: Span) -> Iterator[Tensor]:
-    """Frames (3, n, H, W) float32 of one tile in chunks, without the dropped one."""
+def _decode_tile(latents: Tensor, vae: VideoVae) -> Iterator[Tensor]:
+    """Frames (3, n, H, W) float32 of one tile, in chunks."""
     if vae.decoder is None:
         raise ValueError("this VAE was loaded without its decoder")
     z = vae.un_normalise(latents.to(vae.device)).to(vae.dtype)
-    dropped = span.start == 0
     for frames in vae.decoder.stream(z):
-        kept = frames if dropped else frames[1:]
-        dropped = True
-        if len(kept):
-            yield kept.transpose(0, 1).float()
+        yield frames.transpose(0, 1).float()
 
 
 def _ramps(spans: Sequence[Span], scale: int, vae: VideoVae) -> list[Tensor]:
@@ -233,14 +187,6 @@ def _ramps(spans: Sequence[Span], scale: int, vae: VideoVae) -> list[Tensor]:
         torch.tensor(weights, dtype=torch.float32, device=vae.device)
         for weights in spatial_weights(spans, scale)
     ]
-
-
-def _overlay(held: Tensor, band: Tensor) -> Tensor:
-    """Add the frames still open to the new band, which starts at the same frame."""
-    if held.shape[1] > band.shape[1]:
-        held, band = band, held
-    band[:, : held.shape[1]] += held
-    return band
 
 
 def _as_bytes(frames: Tensor) -> Iterator[np.ndarray]:

@@ -21,13 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from latent_ladder.models.weights.linear import Branch, Linear
-from latent_ladder.models.weights.offload_schedule import streamed_block_numbers
+from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 
 ALIGNMENT = 256
 """Alignment in bytes of tensors in a buffer: valid for all dtypes and fast in CUDA kernels."""
-
-BUFFERS = 2
-"""One block computes while the next arrives."""
 
 
 class _TensorRef(NamedTuple):

@@ -1,6 +1,9 @@
-"""Schedule of streamed blocks, used by the memory planner and by block offloading."""
+"""Schedule of offloaded blocks: the planner counts with it, block offloading carries it out."""
 
 from __future__ import annotations
+
+BUFFERS = 2
+"""Blocks on the device while others are streamed: one is computed while the next is copied."""
 
 
 def streamed_block_numbers(blocks: int, streamed: int) -> tuple[int, ...]:

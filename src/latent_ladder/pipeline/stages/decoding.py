@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latent_ladder.latents.comfyui_tiling import Tiling
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, duration
-from latent_ladder.latents.tiling import TilePlan, official_size, one_tile, plan_tiles
+from latent_ladder.latents.tiling import TilePlan, Tiling, official_size, one_tile, plan_tiles
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
 from latent_ladder.media.writers import bit_depth, write_clip_file
 from latent_ladder.memory.planner import StageMemory

@@ -164,7 +164,7 @@ def _noises(
     """Window n has the noise of a clip of its size whose seed is n higher."""
     request = job.plan.request
     seed = request.stage_seed(job.position) + context.window.number
-    return Noises.seeded(
+    return Noises.from_seed(
         seed % 2**64,
         *context.window_shapes(),
         requested.sampler,

@@ -37,25 +37,25 @@ def pocket():
 
 
 @pytest.fixture(scope="module")
-def fit_image(pocket):
+def fitted(pocket):
     return fit(pocket)
 
 
-def test_the_projection_explains_clips_it_has_not_seen(pocket, fit_image):
+def test_the_projection_explains_clips_it_has_not_seen(pocket, fitted):
     """R^2 of RGB blocks of 4x4 pixels over held-out clips, as the real decoder gives them."""
     vae = load_video_vae(pocket, device="cpu", dtype=torch.float32)
     off = spread = 0.0
     for seed in (1000, 1001):
         latents, frames = sample_clip(vae, seed)
         want = torch.nn.functional.avg_pool2d(frames, BLOCK_PX).permute(0, 2, 3, 1).numpy()
-        got = np.concatenate(list(fit_image.stream(latents))) / 127.5 - 1
+        got = np.concatenate(list(fitted.stream(latents))) / 127.5 - 1
         assert got.shape == want.shape
         off += float(((got - want) ** 2).sum())
         spread += float(((want - want.mean()) ** 2).sum())
     assert 1 - off / spread > 0.97
 
 
-def test_a_fit_is_kept_in_the_store_by_vae(pocket, fit_image, tmp_path, monkeypatch):
+def test_a_fit_is_kept_in_the_store_by_vae(pocket, fitted, tmp_path, monkeypatch):
     store = Store(tmp_path)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_PX", 32)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_FRAMES", 9)
@@ -70,10 +70,10 @@ def test_a_fit_is_kept_in_the_store_by_vae(pocket, fit_image, tmp_path, monkeypa
         preview_frames(latents, pocket, "jpeg", store=store)
 
 
-def test_a_strip_holds_frames_of_the_whole_clip(fit_image):
-    latents = torch.randn(1, len(fit_image.rest) - 1, 7, 2, 3, generator=torch.Generator())
-    frames = np.concatenate(list(fit_image.stream(latents)))
-    strip = fit_image.strip(latents)
+def test_a_strip_holds_frames_of_the_whole_clip(fitted):
+    latents = torch.randn(1, len(fitted.rest) - 1, 7, 2, 3, generator=torch.Generator())
+    frames = np.concatenate(list(fitted.stream(latents)))
+    strip = fitted.strip(latents)
     assert strip.shape == (16, 4 * 24, 3)
     shown = np.split(strip, 4, axis=1)
     for picture, frame in zip(shown, (0, 16, 32, 48), strict=True):

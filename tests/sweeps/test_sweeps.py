@@ -59,8 +59,8 @@ def test_values_of_an_axis(text, values):
     ("text", "message", "hint"),
     [
         ("a=0.2:0.8", "without a step", "a=0.2:0.8:STEP"),
-        ("a=0.2:0.8:-0.1", "never arrives", "0.2:0.8:0.1"),
-        ("a=0:1:0", "never arrives", "0:1:1"),
+        ("a=0.2:0.8:-0.1", "never reaches its end", "0.2:0.8:0.1"),
+        ("a=0:1:0", "never reaches its end", "0:1:1"),
         ("a=0:1:0.0000001", "more than 100000", "larger step"),
         ("a=1,,2", "empty value", "comma"),
         ("a=[1,2", "open bracket", "close"),

@@ -105,9 +105,9 @@ def load_projection(vae: Component, store: Store) -> Projection:
     found = store.get(key)
     if found is not None:
         return Projection(**found.load())
-    fit_image = fit(vae)
-    store.put(key, {"first": fit_image.first, "rest": fit_image.rest}, {"stage": "projection"})
-    return fit_image
+    fitted = fit(vae)
+    store.put(key, {"first": fitted.first, "rest": fitted.rest}, {"stage": "projection"})
+    return fitted
 
 
 def projection_key(vae: Component) -> str:

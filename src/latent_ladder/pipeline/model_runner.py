@@ -116,8 +116,8 @@ class ModelRunner:
         def fall_back(before: StageMemory) -> StageMemory:
             self.release()
             after = next_fallback(before)
-            plans = f"{before.offload_plan}); trying again with: {after.offload_plan}"
-            warn("out_of_memory", f"{name} ran out of memory ({plans}")
+            old, new = before.offload_plan, after.offload_plan
+            warn("out_of_memory", f"{name} ran out of memory ({old}); trying again with: {new}")
             return after
 
         return retry_with_fallbacks(work, first, fall_back)

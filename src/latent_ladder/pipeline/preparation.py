@@ -81,12 +81,12 @@ def prepare(
     plan = mark_stored(plan, store, lambda name, d: warnings.append(damage_warning(name, d)))
     warnings += _prompt_warnings(request.prompt, models.text_encoder)
     memory = memory or MemoryOptions()
-    fit_image = fit_memory(plan, memory, device)
-    tile = fit_image.of("decode").offload_plan.tile_px
+    fitted = fit_memory(plan, memory, device)
+    tile = fitted.of("decode").offload_plan.tile_px
     if tile is not None:
         text = f"the clip is decoded in tiles of {tile} px to fit into memory; it differs a little"
         warnings.append(Warned("smaller_tiles", text))
-    return Prepared(plan, store, fit_image, memory, tuple(warnings), library)
+    return Prepared(plan, store, fitted, memory, tuple(warnings), library)
 
 
 def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:

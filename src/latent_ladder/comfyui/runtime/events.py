@@ -1,4 +1,4 @@
-"""What happens while a graph runs, for the faces that show it: values, no behaviour, no torch."""
+"""Events of a running graph, for the command line and the server; no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 UiOutput = Mapping[str, list[Any]]
-"""What an output node shows, as ComfyUI's history has it:
+"""The results that ComfyUI's interface shows for an output node, as in its history:
 ``{"images": [{"filename", "subfolder", "type"}], "animated": [True]}``."""
 
 
 @dataclass(frozen=True)
 class NodesCached:
-    """These nodes' results are there already; ``ui`` are those of output nodes among them."""
+    """Nodes whose results are available without running; ``ui`` are results of output nodes."""
 
     nodes: tuple[str, ...]
     ui: Mapping[str, UiOutput] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class NodesCached:
 
 @dataclass(frozen=True)
 class NodeStarted:
-    """A node begins."""
+    """A node has started."""
 
     node: str
 
@@ -37,7 +37,7 @@ class NodeProgress:
 
 @dataclass(frozen=True)
 class NodePreview:
-    """The picture as it is estimated so far, encoded; ``format`` is ``"JPEG"`` or ``"PNG"``."""
+    """An encoded preview of the current estimate; ``format`` is ``"JPEG"`` or ``"PNG"``."""
 
     node: str
     format: str
@@ -46,7 +46,7 @@ class NodePreview:
 
 @dataclass(frozen=True)
 class NodeDone:
-    """A node has finished; ``ui`` is empty but for output nodes."""
+    """A node has finished; ``ui`` is empty unless it is an output node."""
 
     node: str
     ui: UiOutput = field(default_factory=dict)
@@ -55,7 +55,7 @@ class NodeDone:
 
 @dataclass(frozen=True)
 class NodeWarned:
-    """Something to tell about a node that did not stop it."""
+    """A warning about a node, which does not stop it."""
 
     node: str
     code: str
@@ -67,4 +67,4 @@ OnGraphEvent = Callable[[GraphEvent], None]
 
 
 def ignore_event(_: GraphEvent) -> None:
-    """Tell nobody."""
+    """Ignore an event."""

@@ -133,7 +133,9 @@ def test_a_clip_without_a_length_is_as_long_as_its_sound(library, tmp_path):
 def test_of_three_hours_of_sound_a_clip_takes_what_it_is_told(library, store, tmp_path):
     path = tone(tmp_path / "opera.wav", 3 * 3600, rate=100)
     asked, inputs = RequestFlags(prompt="x", preset="pocket"), InputFlags(audio_in=path)
-    with pytest.raises(RequestError, match=r"is 10800.0 s long; without --duration a clip") as raised:
+    with pytest.raises(
+        RequestError, match=r"is 10800.0 s long; without --duration a clip"
+    ) as raised:
         asked.build_request(library, inputs)
     assert "--duration 300" in raised.value.hint
     request = request_with(audio_in=str(path))

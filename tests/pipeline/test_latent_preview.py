@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.checkpoints.selection import EMBEDDED
-from latent_ladder.cli.terminal_images import encode_kitty, detect_protocol, encode_sixel
+from latent_ladder.cli.terminal_images import detect_protocol, encode_kitty, encode_sixel
 from latent_ladder.errors import LadderError, RequestError
 from latent_ladder.models.video_vae.taehv import load_tiny_decoder
 from latent_ladder.models.video_vae.vae import load_video_vae

@@ -65,7 +65,11 @@ def test_frames_are_the_nearest_in_time(tmp_path):
 def test_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("hello hello")
-    for name, message in {"no.mp4": "does not exist", "empty.mp4": "0 bytes", "text.mp4": "read"}.items():
+    for name, message in {
+        "no.mp4": "does not exist",
+        "empty.mp4": "0 bytes",
+        "text.mp4": "read",
+    }.items():
         with pytest.raises(MediaError, match=message):
             check_video(tmp_path / name)
 

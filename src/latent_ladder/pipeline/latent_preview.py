@@ -26,7 +26,11 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound, RequestError
 from latent_ladder.media.contact_sheet import resize_frames
-from latent_ladder.models.video_vae.taehv import load_tiny_decoder, tiny_decoder_channels, frames_to_uint8
+from latent_ladder.models.video_vae.taehv import (
+    frames_to_uint8,
+    load_tiny_decoder,
+    tiny_decoder_channels,
+)
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.storage.artifact_store import Store, artefact_key
 from latent_ladder.storage.atomic_write import write_atomically

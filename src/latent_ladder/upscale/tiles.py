@@ -37,7 +37,7 @@ class TiledNetwork:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.tile_px <= MIN_TILE_PX:
                     raise
-            # Outside the handler, whose traceback holds what failed.
+            # Outside the handler: its traceback keeps the tensors of the failed call alive.
             self.tile_px //= 2
 
     @torch.inference_mode()

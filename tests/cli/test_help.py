@@ -74,7 +74,7 @@ def panels_of(text: str) -> dict[str, list[str]]:
     for line in text.splitlines():
         if title := re.match(r"╭─ (.+?) ─", line):
             current = panels.setdefault(title[1], [])
-        elif option := re.match(r"│ (?:\* |  )?(--[\w-]+)", line):
+        elif option := re.match(r"│ (?:-\w, |    )(--[\w-]+)", line):
             current.append(option[1])
     return panels
 
@@ -130,6 +130,7 @@ def test_help_fits_into_80_columns(words):
 def test_help_has_colours_only_on_a_terminal():
     assert ANSI not in run_ladder("make", "--help").stdout
     assert "\x1b[1;36m" in run_on_terminal("make", "--help")
+    assert "\x1b[1;36m" in run_on_terminal("--help")
 
 
 def test_no_color_is_obeyed():

@@ -288,7 +288,7 @@ def test_a_prompt_is_passed_on_as_it_is_written_and_that_is_told(tmp_path: Path)
     assert shown["shown"] == {"text": ["a red ball"]}
     assert [e.code for e in events if isinstance(e, NodeWarned)] == ["prompt_as_written"]
     nodes["text"] = ("PrimitiveString", {"value": " "})
-    with pytest.raises(WorkflowError, match="no prompt to pass on"):
+    with pytest.raises(WorkflowError, match="prompt is empty"):
         execute(graph(nodes), engine(tmp_path))
 
 
@@ -380,8 +380,8 @@ def test_sizes_that_are_cut_are_told(tmp_path: Path) -> None:
     execute(graph(nodes), engine(tmp_path), on_event=events.append)
     told = {e.code: e.message for e in events if isinstance(e, NodeWarned)}
     assert told == {
-        "size_truncated": "80x64 is cut to 64x64",
-        "length_truncated": "12 frames are cut to 9",
+        "size_truncated": "80x64 is truncated to 64x64",
+        "length_truncated": "12 frames are truncated to 9",
     }
 
 

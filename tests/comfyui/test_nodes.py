@@ -191,7 +191,7 @@ def test_guiders_say_how_each_stream_is_guided(work: Engine) -> None:
     assert guider.audio == StreamTerms(7.0, 1.0, 3.0, 0.7, (2, 4))
     # the widget's default of modality_scale is 0, which costs a pass of weight -1
     assert guider.video == StreamTerms(3.0, 1.0, 0.0, 0.9, ())
-    with pytest.raises(WorkflowError, match="VIDEO has parameters already"):
+    with pytest.raises(WorkflowError, match="VIDEO already has parameters"):
         run(work, "GuiderParameters", modality="VIDEO", parameters=params)
 
 
@@ -299,12 +299,14 @@ def test_audio_video_latents_survive_a_file(work: Engine, tmp_path: Path) -> Non
 
 
 def test_guides_stand_where_their_frame_is() -> None:
-    still = guide_positions(Guide(torch.zeros(1, 8, 1, 2, 2), 40, 1.0, lone_first=True))
+    still = guide_positions(Guide(torch.zeros(1, 8, 1, 2, 2), 40, 1.0, single_first_frame=True))
     assert still[0, 0, 0].tolist() == [40, 41]
     assert still[0, 1:, -1].tolist() == [[32, 64], [32, 64]]
-    middle = guide_positions(Guide(torch.zeros(1, 8, 2, 1, 1), 17, 1.0, lone_first=False))
+    middle = guide_positions(Guide(torch.zeros(1, 8, 2, 1, 1), 17, 1.0, single_first_frame=False))
     assert middle[0, 0].tolist() == [[17, 25], [25, 33]]
-    small = guide_positions(Guide(torch.zeros(1, 8, 1, 1, 2), 0, 1.0, lone_first=True, stride=2))
+    small = guide_positions(
+        Guide(torch.zeros(1, 8, 1, 1, 2), 0, 1.0, single_first_frame=True, stride=2)
+    )
     assert small[0, 2].tolist() == [[0, 64], [64, 128]]
 
 

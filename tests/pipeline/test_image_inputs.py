@@ -101,7 +101,7 @@ def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
     whole = drawn(tmp_path / "whole.png", (64, 64)).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     wrong = {
-        "missing.png": "no picture",
+        "missing.png": "does not exist",
         "empty.png": "0 bytes",
         "text.png": "cannot be read",
         "a.heic": "HEIC",
@@ -270,6 +270,6 @@ def test_a_run_with_images_is_reused(photo, library, store, tmp_path):
 
 
 def test_a_missing_picture_is_found_before_anything_runs(library, store, tmp_path):
-    with pytest.raises(MediaError, match="no picture"):
+    with pytest.raises(MediaError, match="does not exist"):
         prepare(request_with(images=[{"file": str(tmp_path / "no.png")}]), library, store)
     assert list(store.entries()) == []

@@ -128,7 +128,7 @@ def test_the_tiny_decoder_streams_what_it_would_give_at_once(tmp_path, strides):
     group = strides[0] * strides[1] * strides[2]
     assert got.shape == (group * 2 + 1, 64, 96, 3)
     with torch.no_grad():
-        whole = decoder._through(latents[0].transpose(0, 1), {})
+        whole = decoder._run_layers(latents[0].transpose(0, 1), {})
     pixels = torch.nn.functional.pixel_shuffle(whole, 4)[group - 1 :].clamp(0, 1) * 255
     want = pixels.round().permute(0, 2, 3, 1).numpy()
     # Convolutions of other batch sizes round differently, and random weights amplify it.

@@ -65,7 +65,11 @@ def test_frames_are_the_nearest_in_time(tmp_path):
 def test_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("hello hello")
-    for name, message in {"no.mp4": "no file", "empty.mp4": "0 bytes", "text.mp4": "read"}.items():
+    for name, message in {
+        "no.mp4": "does not exist",
+        "empty.mp4": "0 bytes",
+        "text.mp4": "read",
+    }.items():
         with pytest.raises(MediaError, match=message):
             check_video(tmp_path / name)
 
@@ -74,7 +78,7 @@ def test_a_video_without_pictures_is_refused(tmp_path):
     import av
 
     write_sound(tmp_path / "song.m4a")
-    with pytest.raises(MediaError, match="has no picture"):
+    with pytest.raises(MediaError, match="has no video track"):
         check_video(tmp_path / "song.m4a")
     with av.open(str(tmp_path / "no-frames.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=24)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -204,6 +205,19 @@ def parse(name: str, command: Any, words: list[str], parent: Any = None) -> None
         if rest:  # else: ladder --version
             below, one, more = command.resolve_command(context, rest)
             parse(below, one, more, context)
+
+
+def test_every_python_name_of_a_page_exists():
+    """``latent_ladder.a.b`` in text, and ``from latent_ladder.a import b`` in code."""
+    names: set[str] = set()
+    for page in (*ROOT_PAGES, *PAGES):
+        text = page.read_text("utf-8")
+        names |= set(re.findall(r"\blatent_ladder(?:\.[A-Za-z_]\w*)+", text))
+        for module, imported in re.findall(r"^from (latent_ladder[\w.]*) import (.+)$", text, re.M):
+            names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
+    assert len(names) >= 8
+    for name in names:
+        assert pkgutil.resolve_name(name) is not None, name
 
 
 def test_links_of_the_root_files_lead_somewhere():

@@ -372,7 +372,7 @@ def test_a_prompt_a_run_and_a_file_can_be_swept(tmp_path):
     body = json.loads(found.stdout)
     assert body["points"][0]["size"] == [64, 64]
     assert "base" in body["stages_made"]  # the video itself
-    with pytest.raises(MediaError, match="no file"):
+    with pytest.raises(MediaError, match="does not exist"):
         run("missing.mp4", "--set", "refine.denoise=0.3", *store)
     with pytest.raises(RequestError, match="nothing to sweep"):
         run(str(request), *store)

@@ -71,9 +71,15 @@ def _video_vae(requirements: TransformerRequirements, part: Component) -> str | 
     wrong = _width("latent channels", requirements.latent_channels, _statistics(part))
     if wrong:
         return wrong
-    theirs, ours = vae_family(part), detect_family(requirements.transformer)
-    if theirs is not None and ours in _VAE_FAMILIES.values() and theirs != ours:
-        return f"it is the video VAE of LTX-{theirs}, expected that of LTX-{ours}"
+    part_family, transformer_family = vae_family(part), detect_family(requirements.transformer)
+    if (
+        part_family is not None
+        and transformer_family in _VAE_FAMILIES.values()
+        and part_family != transformer_family
+    ):
+        return (
+            f"it is the video VAE of LTX-{part_family}, expected that of LTX-{transformer_family}"
+        )
     return None
 
 
@@ -94,9 +100,9 @@ def _upsampler(requirements: TransformerRequirements, part: Component) -> str | 
 
 
 def _lora(requirements: TransformerRequirements, part: Component) -> str | None:
-    ours, theirs = detect_family(requirements.transformer), lora_family(part)
-    if theirs is not None and theirs != ours:
-        return f"it is a LoRA for LTX-{theirs}, the transformer is LTX-{ours}"
+    transformer_family, part_family = detect_family(requirements.transformer), lora_family(part)
+    if part_family is not None and part_family != transformer_family:
+        return f"it is a LoRA for LTX-{part_family}, the transformer is LTX-{transformer_family}"
     match = match_lora(part, requirements)
     if match.conflict:
         return match.conflict
@@ -265,14 +271,14 @@ def training_mismatch(role: str, part: Component, transformer: Component) -> str
 
     ``None`` if there is nothing to warn about.
     """
-    theirs, ours = (
-        training_variant(part.file.path.name),
-        training_variant(transformer.file.path.name),
-    )
-    if role not in ("connectors", "text_projection") or None in (theirs, ours) or theirs == ours:
+    part_name, transformer_name = part.file.path.name, transformer.file.path.name
+    variants = training_variant(part_name), training_variant(transformer_name)
+    if role not in ("connectors", "text_projection") or None in variants:
+        return None
+    if variants[0] == variants[1]:
         return None
     return (
-        f"{part.file.path.name} ({role.replace('_', ' ')}) belongs to the {theirs} model and "
-        f"{transformer.file.path.name} to the {ours} model: they run together, but were not "
-        "trained together, so the clip may follow the prompt less well"
+        f"{part_name} ({role.replace('_', ' ')}) belongs to the {variants[0]} model and "
+        f"{transformer_name} to the {variants[1]} model: they run together, but were not trained "
+        "together, so the clip may follow the prompt less well"
     )

@@ -34,14 +34,14 @@ class MisplacedFile:
     """A file in the folder ``category``, although ComfyUI lists its kind in ``expected`` only."""
 
     path: Path
-    holds: tuple[str, ...]
+    roles: tuple[str, ...]
     category: str
     expected: str
 
     @property
     def message(self) -> str:
         """One sentence for the user."""
-        content = " and ".join(role.replace("_", " ") for role in self.holds[:2])
+        content = " and ".join(role.replace("_", " ") for role in self.roles[:2])
         return (
             f"{self.path.name} ({content}) is in {self.category}/: latent-ladder uses it from "
             f"there, but ComfyUI looks for it in {self.expected}/"

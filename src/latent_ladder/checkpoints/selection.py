@@ -423,9 +423,10 @@ class _Selector:
     def _named_lora(self, name: str) -> Component:
         """The LoRA that the user named, without checks; another family only gives a warning."""
         part = find_by_name(self.library, name, "lora").component
-        theirs, ours = lora_family(part), detect_family(self.transformer.component)
-        if theirs is not None and theirs != ours:
+        trained_for, selected = lora_family(part), detect_family(self.transformer.component)
+        if trained_for is not None and trained_for != selected:
             self.notes.append(
-                f"{part.file.path.name} is a LoRA for LTX-{theirs}, the transformer is LTX-{ours}"
+                f"{part.file.path.name} is a LoRA for LTX-{trained_for}, "
+                f"the transformer is LTX-{selected}"
             )
         return part

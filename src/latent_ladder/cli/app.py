@@ -21,6 +21,9 @@ from latent_ladder.errors import Cancelled, LadderError, RequestError
 GLOBAL_OPTIONS = ("--verbose", "--debug", "--log")
 """Options that are written before the command."""
 
+LOG_VARIABLE = "LADDER_LOG"
+"""Environment variable with the path of the log file. typer 0.26 does not read it itself."""
+
 UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
 """Base class of typer's errors about wrong options, which it does not export."""
 
@@ -60,8 +63,8 @@ def set_global_options(
         typer.Option(
             "--log",
             metavar="FILE",
-            envvar="LADDER_LOG",
-            help="Append every detail to this file, to send with a bug report.",
+            help="Append every detail to this file, to send with a bug report. "
+            "Default: LADDER_LOG, else no file.",
         ),
     ] = None,
 ) -> None:
@@ -69,10 +72,11 @@ def set_global_options(
     if version:
         print(f"latent-ladder {__version__}")
         raise typer.Exit
-    if verbose or debug or log is not None:
+    file = log or os.environ.get(LOG_VARIABLE)
+    if verbose or debug or file:
         from latent_ladder.cli.logging_setup import start_log
 
-        start_log(verbose=verbose, debug=debug, file=log)
+        start_log(verbose=verbose, debug=debug, file=Path(file) if file else None)
 
 
 def main() -> None:

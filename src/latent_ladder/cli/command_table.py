@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from latent_ladder.cli.help_format import print_help
+
 
 class CommandRow(NamedTuple):
     """One command: ``module`` of :mod:`latent_ladder.cli.commands` has its function.
@@ -66,6 +68,10 @@ class GroupedCommand(TyperCommand):
             option.rich_help_panel = options[-1].rich_help_panel
         return option
 
+    def format_help(self, ctx: Any, _: Any) -> None:
+        """Print the help text."""
+        print_help(self, ctx)
+
 
 class CommandGroup(TyperGroup):
     """Group of commands, as ``ladder models``."""
@@ -73,6 +79,10 @@ class CommandGroup(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         """Parameters of the group with ``--help`` at the end."""
         return hide_flag_types(super().get_params(ctx))
+
+    def format_help(self, ctx: Any, _: Any) -> None:
+        """Print the help text."""
+        print_help(self, ctx)
 
 
 class LazyCommandGroup(CommandGroup):

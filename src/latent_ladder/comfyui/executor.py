@@ -336,7 +336,7 @@ class _GraphRun:
             return values[given.slot]
 
         def show_preview(transformer: Component, estimate: Callable[[], Tensor]) -> None:
-            picture = self._pictures and self._pictures.picture(transformer, estimate)
+            picture = self._pictures and self._pictures.render(transformer, estimate)
             if picture:
                 self.on_event(NodePreview(node.id, "JPEG", picture))
 

@@ -160,7 +160,7 @@ def choose_encoding(path: Path, settings: EncoderSettings) -> Encoding:
     if name not in container.codecs:
         fits = next((s for s, c in CONTAINERS.items() if name in c.codecs), ".mkv")
         raise MediaError(
-            f"a {suffix} file holds {' or '.join(container.codecs)}, not {name}",
+            f"a {suffix} file can contain {' or '.join(container.codecs)}, not {name}",
             f"write to {path.with_suffix(fits).name}, or leave --codec out",
         )
     chosen = CODECS[name]

@@ -50,7 +50,7 @@ MOST_USED_DRAFT = (
     "overwrite",
 )  # fmt: skip
 MOST_USED_REFINE = (
-    "output", "sets", "audio", "overwrite", "folders", "measure", "vram", "offload", "quiet",
+    "output", "sets", "audio", "overwrite", "folders", "device", "vram", "offload", "quiet",
     "as_json",
 )  # fmt: skip
 """Options that ``draft`` and ``refine`` list first in their help."""
@@ -99,7 +99,7 @@ Yes = Annotated[
 DraftNames = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN:DRAFT...",
+        metavar="RUN:DRAFT",
         autocompletion=completion.complete_run,
         help="Drafts to refine: last:3 is draft 3 of the newest run of drafts; a run's id also "
         "works.",

@@ -35,7 +35,7 @@ RunName = Annotated[
 ]
 KeepDays = Annotated[
     float | None,
-    other_option("--keep-days", metavar="DAYS", help="Keep runs of the last so many days."),
+    other_option("--keep-days", metavar="DAYS", help="Keep runs younger than this many days."),
 ]
 KeepLast = Annotated[
     int | None,

@@ -1,4 +1,4 @@
-"""Sound: loaded, made, cut, encoded, decoded."""
+"""Audio nodes: load, create, trim, encode, decode."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from latent_ladder.media.video_reader import open_media
 from latent_ladder.models.audio_vae.vae import load_audio_vae
 
 PEAK_DEVIATIONS = 5.0
+"""``VAEDecodeAudio`` scales audio down if this many standard deviations exceed 1."""
 
 
-def load(ctx: NodeContext) -> list[Value]:
-    """``LoadAudio``: a sound file, or the sound of a video."""
+def load_audio(ctx: NodeContext) -> list[Value]:
+    """``LoadAudio``: an audio file, or the audio of a video."""
     path = ctx.engine.input_file(ctx.text("audio"))
     try:
         return [read_audio(path)]
@@ -29,12 +30,12 @@ def load(ctx: NodeContext) -> list[Value]:
 
 
 def read_audio(path: Path) -> Audio:
-    """All of a file's sound at its own rate and channels. Raises :class:`MediaError`."""
+    """Read the audio of a file at its own rate and channels. Raises :class:`MediaError`."""
     import av
 
-    with open_media(path, "a sound") as container:
+    with open_media(path, "audio") as container:
         if not container.streams.audio:
-            raise MediaError(f"{path.name} has no sound", "give a file with a sound track")
+            raise MediaError(f"{path.name} has no audio", "use a file with an audio track")
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="fltp")
         parts = [
@@ -44,10 +45,10 @@ def read_audio(path: Path) -> Audio:
         ]
         rate = stream.rate
         length = Fraction(0)
-        if stream.duration and stream.time_base:  # the last block of AAC is longer than the sound
+        if stream.duration and stream.time_base:  # the last block of AAC is padded
             length = stream.duration * stream.time_base
     if not parts:
-        raise MediaError(f"{path.name} has no sound in it", "give another file")
+        raise MediaError(f"the audio track of {path.name} is empty", "use another file")
     samples = torch.cat(parts, dim=1)
     return Audio(samples[:, : round(length * rate)] if length else samples, rate)
 
@@ -59,8 +60,8 @@ def empty_audio(ctx: NodeContext) -> list[Value]:
     return [Audio(torch.zeros(ctx.integer("channels"), samples), rate)]
 
 
-def trim(ctx: NodeContext) -> list[Value]:
-    """``TrimAudioDuration``: seconds from a start on; a negative start counts from the end."""
+def trim_audio(ctx: NodeContext) -> list[Value]:
+    """``TrimAudioDuration``: a duration from a start on; a negative start counts from the end."""
     audio = ctx.get("audio", Audio)
     length, rate = audio.waveform.shape[-1], audio.rate
     start = ctx.number("start_index")
@@ -68,7 +69,7 @@ def trim(ctx: NodeContext) -> list[Value]:
     first = max(0, min(first, length - 1))
     last = max(0, min(first + round(ctx.number("duration") * rate), length))
     if first >= last:
-        raise ctx.error("the start lies behind the end of the sound")
+        raise ctx.error("the start is after the end of the audio")
     return [Audio(audio.waveform[:, first:last], rate)]
 
 
@@ -76,7 +77,7 @@ def _audio_latents(ctx: NodeContext) -> Tensor:
     latent = ctx.get("samples", Latent)
     if latent.audio is None:
         raise ctx.error(
-            "samples holds no sound", "connect the audio output of LTXVSeparateAVLatent"
+            "samples contains no audio", "connect the audio output of LTXVSeparateAVLatent"
         )
     return latent.audio
 
@@ -84,7 +85,7 @@ def _audio_latents(ctx: NodeContext) -> Tensor:
 def _decode(ctx: NodeContext, name: str) -> Audio:
     vae, latents, engine = ctx.get(name, AudioVaeFile), _audio_latents(ctx), ctx.engine
     if vae.vocoder is None:
-        raise ctx.error("the file of the audio VAE has no vocoder", "choose one that has")
+        raise ctx.error("there is no vocoder for the audio VAE", "choose a file with a vocoder")
     vocoder = vae.vocoder
 
     def work() -> Audio:
@@ -96,23 +97,23 @@ def _decode(ctx: NodeContext, name: str) -> Audio:
     return engine.runner.retry_without_transformer(work, ctx.warn)
 
 
-def decode(ctx: NodeContext) -> list[Value]:
-    """``LTXVAudioVAEDecode``; of an audio-video latent it is the sound."""
+def decode_ltxv_audio(ctx: NodeContext) -> list[Value]:
+    """``LTXVAudioVAEDecode``; of an audio-video latent, the audio is decoded."""
     return [_decode(ctx, "audio_vae")]
 
 
-def decode_limited(ctx: NodeContext) -> list[Value]:
-    """``VAEDecodeAudio``: made quieter where five deviations are above 1."""
+def decode_generic_audio(ctx: NodeContext) -> list[Value]:
+    """``VAEDecodeAudio``: scaled down if five standard deviations exceed 1."""
     audio = _decode(ctx, "vae")
     loudness = (audio.waveform.std() * PEAK_DEVIATIONS).clamp(min=1.0)
     return [Audio(audio.waveform / loudness, audio.rate)]
 
 
 def encode_audio(ctx: NodeContext, vae: AudioVaeFile, audio: Audio) -> Tensor:
-    """Normalised latents (1, C, T, M) of a sound, on the CPU."""
+    """Encode audio as normalised latents (1, C, T, M) on the CPU."""
     engine = ctx.engine
     if not any(key.startswith("encoder.") for key in vae.component.names):
-        raise ctx.error("the audio VAE has no encoder", "choose a file that has one")
+        raise ctx.error("the audio VAE has no encoder", "choose a file with an encoder")
 
     def work() -> Tensor:
         device = engine.runtime.device
@@ -127,24 +128,24 @@ def _encode(ctx: NodeContext, name: str) -> list[Value]:
     return [Latent(audio=encode_audio(ctx, vae, audio))]
 
 
-def encode(ctx: NodeContext) -> list[Value]:
-    """``LTXVAudioVAEEncode``."""
+def encode_ltxv_audio(ctx: NodeContext) -> list[Value]:
+    """``LTXVAudioVAEEncode``: audio as latents."""
     return _encode(ctx, "audio_vae")
 
 
-def encode_generic(ctx: NodeContext) -> list[Value]:
-    """``VAEEncodeAudio``."""
+def encode_generic_audio(ctx: NodeContext) -> list[Value]:
+    """``VAEEncodeAudio``: audio as latents."""
     return _encode(ctx, "vae")
 
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadAudio": NodeFunction(load),
+        "LoadAudio": NodeFunction(load_audio),
         "EmptyAudio": NodeFunction(empty_audio),
-        "TrimAudioDuration": NodeFunction(trim),
-        "LTXVAudioVAEDecode": NodeFunction(decode, stored=True),
-        "VAEDecodeAudio": NodeFunction(decode_limited, stored=True),
-        "LTXVAudioVAEEncode": NodeFunction(encode, stored=True),
-        "VAEEncodeAudio": NodeFunction(encode_generic, stored=True),
+        "TrimAudioDuration": NodeFunction(trim_audio),
+        "LTXVAudioVAEDecode": NodeFunction(decode_ltxv_audio, stored=True),
+        "VAEDecodeAudio": NodeFunction(decode_generic_audio, stored=True),
+        "LTXVAudioVAEEncode": NodeFunction(encode_ltxv_audio, stored=True),
+        "VAEEncodeAudio": NodeFunction(encode_generic_audio, stored=True),
     }
 )

@@ -1,4 +1,4 @@
-"""Prompts, frame rates, and images as the first frame."""
+"""Conditioning nodes: prompts, frame rate, and images as the first frames."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 
 
 def encode_prompt(ctx: NodeContext) -> list[Value]:
-    """``CLIPTextEncode``: encoded when a sampler needs it, all texts of a sampler at once."""
+    """``CLIPTextEncode``: a prompt, which is encoded when a sampler needs it."""
     clip = ctx.get("clip", TextEncoderFiles)
     if clip.loras:
         names = ", ".join(lora.file.path.name for lora, _ in clip.loras)
         raise ctx.error(
-            f"the text encoder has LoRAs ({names}), which are not put on it here",
+            f"the text encoder has LoRAs ({names}), which is not supported",
             "connect the CLIP of the loader before LoraLoader",
         )
     return [Conditioning(clip, ctx.text("text"))]
 
 
 def zero_out(ctx: NodeContext) -> list[Value]:
-    """``ConditioningZeroOut``."""
+    """``ConditioningZeroOut``: a conditioning of zeros."""
     return [replace(ctx.get("conditioning", Conditioning), zeroed=True)]
 
 
-def frame_rate(ctx: NodeContext) -> list[Value]:
-    """``LTXVConditioning``."""
+def set_frame_rate(ctx: NodeContext) -> list[Value]:
+    """``LTXVConditioning``: both conditionings with a frame rate."""
     rate = ctx.number("frame_rate")
     if rate <= 0:
         raise ctx.error(f"frame_rate is {rate:g}", "use 24 or 25")
@@ -52,21 +52,21 @@ def frame_rate(ctx: NodeContext) -> list[Value]:
 
 
 def encode_first_frames(ctx: NodeContext, rows: int, cols: int) -> Tensor:
-    """The image at a latent's size, encoded: (1, C, F, rows, cols)."""
+    """Encode the image input at the size of a latent: (1, C, F, rows, cols)."""
     images, vae = ctx.get("image", Images), ctx.get("vae", VideoVaeFile)
     size = (cols * PIXELS_PER_LATENT, rows * PIXELS_PER_LATENT)
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
         fitted = images.map(lambda f: resize_frames(f, size, "bilinear", "center"), size)
         return {"latents": encode_images(ctx, fitted, vae)}
 
-    return ctx.load_or_compute("image", make)["latents"]
+    return ctx.load_or_compute("image", compute)["latents"]
 
 
 def _replace_first_frames(ctx: NodeContext, latent: Latent, mask: Tensor) -> Latent:
-    """The latent with the image over its first frames, which are kept by ``strength``."""
+    """Return the latent with the image as its first frames, masked by 1 - ``strength``."""
     if latent.video is None:
-        raise ctx.error("latent is a latent of sound", "connect a video latent")
+        raise ctx.error("latent is an audio latent", "connect a video latent")
     frames = encode_first_frames(ctx, *latent.video.shape[3:])
     video, mask = latent.video.clone(), mask.clone()
     count = min(frames.shape[2], video.shape[2])
@@ -81,7 +81,7 @@ def _replace_first_frames(ctx: NodeContext, latent: Latent, mask: Tensor) -> Lat
 
 
 def image_in_place(ctx: NodeContext) -> list[Value]:
-    """``LTXVImgToVideoInplace``: a mask that is there counts elsewhere."""
+    """``LTXVImgToVideoInplace``: the image as first frames; other parts of the mask are kept."""
     latent = ctx.get("latent", Latent)
     if ctx.has("bypass") and ctx.boolean("bypass"):
         return [latent]
@@ -89,16 +89,16 @@ def image_in_place(ctx: NodeContext) -> list[Value]:
 
 
 def condition_only(ctx: NodeContext) -> list[Value]:
-    """``LTXVImgToVideoConditionOnly``: as in place, but an earlier mask is forgotten."""
+    """``LTXVImgToVideoConditionOnly``: the image as first frames; an earlier mask is dropped."""
     latent = ctx.get("latent", Latent)
     if ctx.has("bypass") and ctx.boolean("bypass"):
         return [latent]
-    plain = replace(latent, video_mask=None)
-    return [_replace_first_frames(ctx, latent, plain.full_video_mask())]
+    unmasked = replace(latent, video_mask=None)
+    return [_replace_first_frames(ctx, latent, unmasked.full_video_mask())]
 
 
 def image_to_video(ctx: NodeContext) -> list[Value]:
-    """``LTXVImgToVideo``: an empty latent with the image over its first frames."""
+    """``LTXVImgToVideo``: an empty latent with the image as its first frames."""
     f, h, w = empty_shape(ctx)
     empty = Latent(video=torch.zeros(1, ctx.channels, f, h, w))
     latent = _replace_first_frames(ctx, empty, empty.full_video_mask())
@@ -109,7 +109,7 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
         "CLIPTextEncode": NodeFunction(encode_prompt),
         "ConditioningZeroOut": NodeFunction(zero_out),
-        "LTXVConditioning": NodeFunction(frame_rate),
+        "LTXVConditioning": NodeFunction(set_frame_rate),
         "LTXVImgToVideoInplace": NodeFunction(image_in_place),
         "LTXVImgToVideoConditionOnly": NodeFunction(condition_only),
         "LTXVImgToVideo": NodeFunction(image_to_video),

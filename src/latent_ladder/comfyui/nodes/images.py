@@ -1,4 +1,4 @@
-"""Pictures and masks: loaded, made, resized, cut, counted, enlarged."""
+"""Image and mask nodes: load, create, resize, crop, upscale."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from latent_ladder.upscale.tiles import TiledNetwork
 CHUNK_FRAMES = 8
 
 
-# --- loaded and made ----------------------------------------------------------------------------
+# --- load and create ----------------------------------------------------------------------------
 
 
 def load_image(ctx: NodeContext) -> list[Value]:
-    """``LoadImage``: upright, every frame of an animation; MASK is 1 where it is transparent.
+    """``LoadImage``: all frames of an image file, rotated by its EXIF tag, and its transparency.
 
-    Transparent parts keep the colour that the file has there. Without transparency the mask is
+    Transparent pixels keep their colour; the mask is 1 there. Without transparency the mask is
     64x64 zeros.
     """
     from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
@@ -45,14 +45,14 @@ def load_image(ctx: NodeContext) -> list[Value]:
                 frames.append(_to_rgb(frame))
                 masks.append(_to_transparency(frame))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ctx.error(f"{path.name} cannot be read as a picture: {error}") from error
-    kept = [frame for frame in frames if frame.shape == frames[0].shape]
-    mask = [m for m in masks if m.shape == masks[0].shape]
-    return [Images.from_tensor(torch.stack(kept)), Mask(torch.stack(mask))]
+        raise ctx.error(f"{path.name} cannot be read as an image: {error}") from error
+    frames = [frame for frame in frames if frame.shape == frames[0].shape]
+    masks = [mask for mask in masks if mask.shape == masks[0].shape]
+    return [Images.from_tensor(torch.stack(frames)), Mask(torch.stack(masks))]
 
 
 def _to_rgb(image: object) -> Tensor:
-    """(3, H, W), 0..1."""
+    """Return a Pillow image as RGB (3, H, W), 0..1."""
     from PIL.Image import Image
 
     if not isinstance(image, Image):
@@ -75,7 +75,7 @@ def _to_transparency(image: object) -> Tensor:
 
 
 def load_mask(ctx: NodeContext) -> list[Value]:
-    """``LoadImageMask``: one channel; that of alpha is turned round, 1 where it is missing too."""
+    """``LoadImageMask``: one channel of an image; alpha is inverted, and zeros if it is missing."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     path, channel = ctx.engine.input_file(ctx.text("image")), ctx.text("channel")[0].upper()
@@ -86,13 +86,13 @@ def load_mask(ctx: NodeContext) -> list[Value]:
                 return [Mask(torch.zeros(1, 64, 64))]
             plane = np.asarray(image.convert("RGBA").getchannel(channel), np.float32) / 255
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ctx.error(f"{path.name} cannot be read as a picture: {error}") from error
+        raise ctx.error(f"{path.name} cannot be read as an image: {error}") from error
     values = torch.from_numpy(plane.copy())[None]
     return [Mask(1 - values if channel == "A" else values)]
 
 
 def empty_image(ctx: NodeContext) -> list[Value]:
-    """``EmptyImage``: of one colour, 0xRRGGBB."""
+    """``EmptyImage``: images of one colour, 0xRRGGBB."""
     width, height, count = ctx.integer("width"), ctx.integer("height"), ctx.integer("batch_size")
     colour = ctx.integer("color")
     rgb = torch.tensor([(colour >> shift & 255) / 255 for shift in (16, 8, 0)])
@@ -106,7 +106,7 @@ def empty_image(ctx: NodeContext) -> list[Value]:
 
 
 def repeat_images(ctx: NodeContext) -> list[Value]:
-    """``RepeatImageBatch``: the whole batch, again and again."""
+    """``RepeatImageBatch``: the batch repeated a number of times."""
     images, times = ctx.get("image", Images), ctx.integer("amount")
 
     def pixels() -> Iterator[Tensor]:
@@ -117,19 +117,19 @@ def repeat_images(ctx: NodeContext) -> list[Value]:
 
 
 def image_from_batch(ctx: NodeContext) -> list[Value]:
-    """``ImageFromBatch``: some frames; beyond the end there are none."""
+    """``ImageFromBatch``: a range of frames, limited to those that exist."""
     images, first = ctx.get("image", Images), ctx.integer("batch_index")
     first = first + images.count if first < 0 else first
     first = min(max(first, 0), images.count - 1)
     count = min(ctx.integer("length"), images.count - first)
 
     def pixels() -> Iterator[Tensor]:
-        at = 0
+        position = 0
         for chunk in images.first(first + count).pixels():
-            kept = chunk[max(first - at, 0) :]
-            at += len(chunk)
-            if len(kept):
-                yield kept
+            selected = chunk[max(first - position, 0) :]
+            position += len(chunk)
+            if len(selected):
+                yield selected
 
     return [replace(images, count=count, pixels=pixels, pixels_uint8=None)]
 
@@ -138,7 +138,7 @@ def image_from_batch(ctx: NodeContext) -> list[Value]:
 
 
 def scale_image(ctx: NodeContext) -> list[Value]:
-    """``ImageScale``: a side of 0 follows from the other."""
+    """``ImageScale``: images resized; a side of 0 is computed from the other."""
     images = ctx.get("image", Images)
     width, height = ctx.integer("width"), ctx.integer("height")
     if not width and not height:
@@ -151,7 +151,7 @@ def scale_image(ctx: NodeContext) -> list[Value]:
 
 
 def scale_image_by(ctx: NodeContext) -> list[Value]:
-    """``ImageScaleBy``."""
+    """``ImageScaleBy``: images resized by a factor."""
     images, factor = ctx.get("image", Images), ctx.number("scale_by")
     size = (round(images.width * factor), round(images.height * factor))
     return [_resize(images, size, ctx.text("upscale_method"))]
@@ -164,35 +164,36 @@ def _resize(images: Images, size: Size, method: str, crop: str = "disabled") -> 
 
 
 def resize_longer_edge(ctx: NodeContext) -> list[Value]:
-    """``ResizeImagesByLongerEdge``: by Pillow's Lanczos."""
-    images, wanted = ctx.get("images", Images), ctx.integer("longer_edge")
+    """``ResizeImagesByLongerEdge``: images resized by their longer side, with Lanczos."""
+    images, longer = ctx.get("images", Images), ctx.integer("longer_edge")
     if images.width > images.height:
-        size = (wanted, int(images.height * (wanted / images.width)))
+        size = (longer, int(images.height * (longer / images.width)))
     else:
-        size = (int(images.width * (wanted / images.height)), wanted)
+        size = (int(images.width * (longer / images.height)), longer)
     return [_resize(images, size, "lanczos")]
 
 
 def resize_node(ctx: NodeContext) -> list[Value]:
-    """``ResizeImageMaskNode``, of pictures or of a mask."""
+    """``ResizeImageMaskNode``: images or a mask, resized in one of several ways."""
     value = ctx.get("input", object)
     if isinstance(value, Mask):
         n, height, width = value.values.shape
-        shape = (width, height)
-        size, crop = _requested_size(ctx, shape)
+        size, crop = _requested_size(ctx, (width, height))
         planes = value.values[:, None].expand(n, 3, height, width)
-        done = resize_frames(planes, size, ctx.text("scale_method"), crop)
-        return [Mask(done[:, 0].contiguous())]
+        resized = resize_frames(planes, size, ctx.text("scale_method"), crop)
+        return [Mask(resized[:, 0].contiguous())]
     images = ctx.get("input", Images)
     size, crop = _requested_size(ctx, (images.width, images.height))
     return [_resize(images, size, ctx.text("scale_method"), crop)]
 
 
-def _requested_size(ctx: NodeContext, have: Size) -> tuple[Size, str]:
+def _requested_size(ctx: NodeContext, size: Size) -> tuple[Size, str]:
     kind = ctx.text("resize_type")
     if kind not in RESIZE_TYPES:
-        raise ctx.error(f"resize_type {kind} is not known here; known: {', '.join(RESIZE_TYPES)}")
-    width, height, crop = RESIZE_TYPES[kind](ctx, have)
+        raise ctx.error(
+            f"resize_type {kind} is not supported; supported: {', '.join(RESIZE_TYPES)}"
+        )
+    width, height, crop = RESIZE_TYPES[kind](ctx, size)
     return (max(width, 1), max(height, 1)), crop
 
 
@@ -200,52 +201,52 @@ ResizeTarget = tuple[int, int, str]
 DISABLED = "disabled"
 
 
-def _resize_to_dimensions(ctx: NodeContext, have: Size) -> ResizeTarget:
+def _resize_to_dimensions(ctx: NodeContext, size: Size) -> ResizeTarget:
     width, height = ctx.integer("resize_type.width"), ctx.integer("resize_type.height")
     if width == height == 0:
-        return (*have, DISABLED)
+        return (*size, DISABLED)
     if width == 0:
-        width = round(have[0] * height / have[1])
+        width = round(size[0] * height / size[1])
     elif height == 0:
-        height = round(have[1] * width / have[0])
+        height = round(size[1] * width / size[0])
     return width, height, ctx.text("resize_type.crop")
 
 
-def _resize_by(ctx: NodeContext, have: Size) -> ResizeTarget:
+def _resize_by(ctx: NodeContext, size: Size) -> ResizeTarget:
     factor = ctx.number("resize_type.multiplier")
-    return round(have[0] * factor), round(have[1] * factor), DISABLED
+    return round(size[0] * factor), round(size[1] * factor), DISABLED
 
 
-def _resize_longer(ctx: NodeContext, have: Size) -> ResizeTarget:
-    return _resize_side(have, ctx.integer("resize_type.longer_size"), wide=have[0] > have[1])
+def _resize_longer(ctx: NodeContext, size: Size) -> ResizeTarget:
+    return _resize_side(size, ctx.integer("resize_type.longer_size"), wide=size[0] > size[1])
 
 
-def _resize_shorter(ctx: NodeContext, have: Size) -> ResizeTarget:
-    return _resize_side(have, ctx.integer("resize_type.shorter_size"), wide=have[0] < have[1])
+def _resize_shorter(ctx: NodeContext, size: Size) -> ResizeTarget:
+    return _resize_side(size, ctx.integer("resize_type.shorter_size"), wide=size[0] < size[1])
 
 
-def _resize_side(have: Size, wanted: int, *, wide: bool) -> ResizeTarget:
-    """One side gets a length, the other follows; ``wide``: it is the width."""
-    width, height = have
+def _resize_side(size: Size, length: int, *, wide: bool) -> ResizeTarget:
+    """Return the size with one side of a given length; ``wide``: that side is the width."""
+    width, height = size
     if wide:
-        return wanted, round(height / width * wanted), DISABLED
-    return round(width / height * wanted), wanted, DISABLED
+        return length, round(height / width * length), DISABLED
+    return round(width / height * length), length, DISABLED
 
 
-def _resize_width(ctx: NodeContext, have: Size) -> ResizeTarget:
-    wanted = ctx.integer("resize_type.width")
-    return _resize_side(have, wanted, wide=True) if wanted else (*have, DISABLED)
+def _resize_width(ctx: NodeContext, size: Size) -> ResizeTarget:
+    length = ctx.integer("resize_type.width")
+    return _resize_side(size, length, wide=True) if length else (*size, DISABLED)
 
 
-def _resize_height(ctx: NodeContext, have: Size) -> ResizeTarget:
-    wanted = ctx.integer("resize_type.height")
-    return _resize_side(have, wanted, wide=False) if wanted else (*have, DISABLED)
+def _resize_height(ctx: NodeContext, size: Size) -> ResizeTarget:
+    length = ctx.integer("resize_type.height")
+    return _resize_side(size, length, wide=False) if length else (*size, DISABLED)
 
 
-def _resize_megapixels(ctx: NodeContext, have: Size) -> ResizeTarget:
+def _resize_megapixels(ctx: NodeContext, size: Size) -> ResizeTarget:
     total = int(ctx.number("resize_type.megapixels") * 1024 * 1024)
-    factor = (total / (have[0] * have[1])) ** 0.5
-    return round(have[0] * factor), round(have[1] * factor), DISABLED
+    factor = (total / (size[0] * size[1])) ** 0.5
+    return round(size[0] * factor), round(size[1] * factor), DISABLED
 
 
 def _resize_to_match(ctx: NodeContext, _: Size) -> ResizeTarget:
@@ -258,9 +259,13 @@ def _resize_to_match(ctx: NodeContext, _: Size) -> ResizeTarget:
     return width, height, ctx.text("resize_type.crop")
 
 
-def _resize_to_multiple(ctx: NodeContext, have: Size) -> ResizeTarget:
-    unit = ctx.integer("resize_type.multiple")
-    return have[0] // unit * unit or unit, have[1] // unit * unit or unit, "center"
+def _resize_to_multiple(ctx: NodeContext, size: Size) -> ResizeTarget:
+    multiple = ctx.integer("resize_type.multiple")
+    return (
+        size[0] // multiple * multiple or multiple,
+        size[1] // multiple * multiple or multiple,
+        "center",
+    )
 
 
 RESIZE_TYPES: Mapping[str, Callable[[NodeContext, Size], ResizeTarget]] = MappingProxyType(
@@ -279,7 +284,7 @@ RESIZE_TYPES: Mapping[str, Callable[[NodeContext, Size], ResizeTarget]] = Mappin
 
 
 def crop_image(ctx: NodeContext) -> list[Value]:
-    """``ImageCrop``: a window, moved and cut so that it lies inside."""
+    """``ImageCrop``: a rectangle of the images, limited to their size."""
     images = ctx.get("image", Images)
     x, y = min(ctx.integer("x"), images.width - 1), min(ctx.integer("y"), images.height - 1)
     right, below = x + ctx.integer("width"), y + ctx.integer("height")
@@ -288,7 +293,7 @@ def crop_image(ctx: NodeContext) -> list[Value]:
 
 
 def resize_and_pad(ctx: NodeContext) -> list[Value]:
-    """``ResizeAndPadImage``: fitted inside, the rest in one colour."""
+    """``ResizeAndPadImage``: images fitted into a size and padded with one colour."""
     images = ctx.get("image", Images)
     width, height = ctx.integer("target_width"), ctx.integer("target_height")
     factor = min(width / images.width, height / images.height)
@@ -304,21 +309,21 @@ def resize_and_pad(ctx: NodeContext) -> list[Value]:
 
 
 def get_image_size(ctx: NodeContext) -> list[Value]:
-    """``GetImageSize``: width, height, frames; nothing is decoded for it."""
+    """``GetImageSize``: width, height and number of frames, without decoding."""
     images = ctx.get("image", Images)
     return [images.width, images.height, images.count]
 
 
 def get_image_size_and_count(ctx: NodeContext) -> list[Value]:
-    """``GetImageSizeAndCount``."""
+    """``GetImageSizeAndCount``: the images, their width, height and number."""
     return [ctx.get("image", Images), *get_image_size(ctx)]
 
 
-# --- changed ------------------------------------------------------------------------------------
+# --- compress and upscale -----------------------------------------------------------------------
 
 
 def preprocess(ctx: NodeContext) -> list[Value]:
-    """``LTXVPreprocess``: each frame through H.264 at a crf and back; odd sides lose a line."""
+    """``LTXVPreprocess``: frames compressed with H.264 at a crf; odd sides are cropped by one."""
     images, crf = ctx.get("image", Images), ctx.integer("img_compression")
     if crf == 0:
         return [images]
@@ -328,45 +333,44 @@ def preprocess(ctx: NodeContext) -> list[Value]:
 
 
 def compress_frames(frames: Tensor, crf: int) -> Tensor:
-    """(n, 3, H, W) 0..1 after H.264 at ``crf``, frame by frame."""
-    whole = frames.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
-    done = np.stack([compress_like_video(frame, crf) for frame in whole])
-    return torch.from_numpy(done).permute(0, 3, 1, 2).float() / 255
+    """Return frames (n, 3, H, W) 0..1 after H.264 compression at ``crf``, each on its own."""
+    pixels = frames.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    compressed = np.stack([compress_like_video(frame, crf) for frame in pixels])
+    return torch.from_numpy(compressed).permute(0, 3, 1, 2).float() / 255
 
 
 def upscale_with_model(ctx: NodeContext) -> list[Value]:
-    """``ImageUpscaleWithModel``: by the model's own factor, in tiles, a few frames at a time."""
+    """``ImageUpscaleWithModel``: images upscaled by a model in tiles, a few frames at a time."""
     images, file = ctx.get("image", Images), ctx.get("upscale_model", UpscalerFile).component
     runtime = ctx.engine.runtime
-    have = (images.width, images.height)
-    start = UpscalePlan(file.file.path.name, have, Crop(0, 0, *have), have, file)
-    tiled = load_upscaler(start, device=runtime.device, dtype=torch.float32)
+    size = (images.width, images.height)
+    plan = UpscalePlan(file.file.path.name, size, Crop(0, 0, *size), size, file)
+    tiled = load_upscaler(plan, device=runtime.device, dtype=torch.float32)
     factor = tiled.network.scale if isinstance(tiled, TiledNetwork) else 1
-    size = (have[0] * factor, have[1] * factor)
-    plan = replace(start, target=size)
+    plan = replace(plan, target=(size[0] * factor, size[1] * factor))
     return [_upscale(ctx, images, plan, torch.float32)]
 
 
 def _upscale(ctx: NodeContext, images: Images, plan: UpscalePlan, dtype: torch.dtype) -> Images:
-    """The frames through an upscaler that is loaded when somebody goes through them."""
+    """Return the frames upscaled; the upscaler is loaded when they are read."""
     runtime = ctx.engine.runtime
 
     def pixels() -> Iterator[Tensor]:
-        enlarge = load_upscaler(plan, device=runtime.device, dtype=dtype)
+        upscaler = load_upscaler(plan, device=runtime.device, dtype=dtype)
         chunks = (chunk.to(runtime.device) for chunk in images.pixels())
-        return upscale_frames(chunks, plan, enlarge)
+        return upscale_frames(chunks, plan, upscaler)
 
-    def smaller() -> Images | None:
-        less = images.lower_memory()
-        return None if less is None else _upscale(ctx, less, plan, dtype)
+    def lower_memory() -> Images | None:
+        source = images.lower_memory()
+        return None if source is None else _upscale(ctx, source, plan, dtype)
 
-    return Images(images.count, *plan.target, pixels, lower_memory=smaller)
+    return Images(images.count, *plan.target, pixels, lower_memory=lower_memory)
 
 
 def upscale_rtx(ctx: NodeContext) -> list[Value]:
-    """``RTXVideoSuperResolution``: NVIDIA's upscaler on an RTX card; sides are rounded to 8.
+    """``RTXVideoSuperResolution``: images upscaled by NVIDIA's SDK; sides are rounded to 8.
 
-    ``quality`` is always ULTRA of the family for clean sources.
+    ``quality`` is ignored: ULTRA for clean sources is used.
     """
     images = ctx.get("images", Images)
     if ctx.text("resize_type") == "target dimensions":
@@ -374,20 +378,20 @@ def upscale_rtx(ctx: NodeContext) -> list[Value]:
     else:
         factor = ctx.number("resize_type.scale")
         width, height = round(images.width * factor), round(images.height * factor)
-    size = (max(8, round(width / 8) * 8), max(8, round(height / 8) * 8))
+    target = (max(8, round(width / 8) * 8), max(8, round(height / 8) * 8))
     try:
         require_rtx()
     except CheckpointError as error:
         raise ctx.error(error.message, error.hint) from error
     if ctx.engine.runtime.device.type != "cuda":
-        raise ctx.error("it needs an NVIDIA RTX card", "use ImageUpscaleWithModel or ImageScale")
-    have = (images.width, images.height)
-    plan = UpscalePlan("rtx", have, Crop(0, 0, *have), size)
+        raise ctx.error("it needs an NVIDIA RTX GPU", "use ImageUpscaleWithModel or ImageScale")
+    size = (images.width, images.height)
+    plan = UpscalePlan("rtx", size, Crop(0, 0, *size), target)
     return [_upscale(ctx, images, plan, ctx.engine.runtime.dtype)]
 
 
 def check_rtx(_: Node) -> str:
-    """Why RTX upscaling cannot run here."""
+    """Return why RTX upscaling cannot run here."""
     try:
         require_rtx()
     except CheckpointError as error:
@@ -401,33 +405,33 @@ CHANNELS = MappingProxyType({"red": 0, "green": 1, "blue": 2})
 
 
 def image_to_mask(ctx: NodeContext) -> list[Value]:
-    """``ImageToMask``: one channel of all frames; alpha, which pictures here lack, is refused."""
+    """``ImageToMask``: one channel of all frames; images here have no alpha channel."""
     channel = ctx.text("channel")
     if channel not in CHANNELS:
-        raise ctx.error("pictures have no alpha channel here", "use red, green or blue")
+        raise ctx.error("images have no alpha channel here", "use red, green or blue")
     chunks = [c[:, CHANNELS[channel]].float().cpu() for c in ctx.get("image", Images).pixels()]
     return [Mask(torch.cat(chunks))]
 
 
 def mask_to_image(ctx: NodeContext) -> list[Value]:
-    """``MaskToImage``: grey."""
+    """``MaskToImage``: a mask as grey images."""
     values = ctx.get("mask", Mask).values
     return [Images.from_tensor(values[:, None].repeat(1, 3, 1, 1))]
 
 
 def solid_mask(ctx: NodeContext) -> list[Value]:
-    """``SolidMask``."""
+    """``SolidMask``: a mask of one value."""
     size = (1, ctx.integer("height"), ctx.integer("width"))
     return [Mask(torch.full(size, ctx.number("value")))]
 
 
 def invert_mask(ctx: NodeContext) -> list[Value]:
-    """``InvertMask``."""
+    """``InvertMask``: 1 minus the mask."""
     return [Mask(1 - ctx.get("mask", Mask).values)]
 
 
 def threshold_mask(ctx: NodeContext) -> list[Value]:
-    """``ThresholdMask``: 1 above the value."""
+    """``ThresholdMask``: 1 above a value, else 0."""
     return [Mask((ctx.get("mask", Mask).values > ctx.number("value")).float())]
 
 

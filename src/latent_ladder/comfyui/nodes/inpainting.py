@@ -1,7 +1,7 @@
-"""Masks and pictures of in- and outpainting: dilated, filled with green, padded, blended.
+"""In- and outpainting nodes: dilate masks, fill with green, pad, and blend.
 
-Facts of ComfyUI-LTXVideo's mask and pyramid nodes and of KJNodes; the Laplacian pyramid is that of
-Burt and Adelson (1983) with a 5x5 binomial filter and bilinear resampling, as kornia makes it.
+They behave as the mask and pyramid nodes of ComfyUI-LTXVideo and KJNodes. The Laplacian pyramid is
+that of Burt and Adelson (1983) with a 5x5 binomial filter and bilinear resampling, as in kornia.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from latent_ladder.comfyui.nodes.resize import resize_frames
 from latent_ladder.comfyui.runtime.values import Images, Mask, Value
 
 GREEN = (102 / 255, 1.0, 0.0)
-"""What stands where the transformer is to paint."""
+"""The colour of the area that the transformer fills."""
 LEVELS = 7
 LOW_RES_SIDE = 64
 CHUNK_FRAMES = 8
 
 
 def dilate_mask(ctx: NodeContext) -> list[Value]:
-    """``LTXVDilateVideoMask``: grown in space and in time, then 0 or 1."""
-    given = ctx.get_optional("mask", Mask)
-    if given is not None:
-        mask = given.values
+    """``LTXVDilateVideoMask``: a mask dilated in space and time, then thresholded."""
+    mask_input = ctx.get_optional("mask", Mask)
+    if mask_input is not None:
+        mask = mask_input.values
     elif ctx.has("image_as_mask"):
         mask = ctx.get("image_as_mask", Images).to_tensor().mean(dim=1)
     else:
@@ -48,17 +48,17 @@ def dilate_mask(ctx: NodeContext) -> list[Value]:
 
 
 def fill_green(ctx: NodeContext) -> list[Value]:
-    """``LTXVInpaintPreprocess``: green where the mask is; a mask of one frame counts for all."""
+    """``LTXVInpaintPreprocess``: images with green in the mask; one mask frame is used for all."""
     images, mask = ctx.get("images", Images), ctx.get("mask", Mask).values
     _check_same_size(ctx, images, mask)
     count = images.count if len(mask) == 1 else min(images.count, len(mask))
     colour = torch.tensor(GREEN)[None, :, None, None]
 
     def pixels() -> Iterator[Tensor]:
-        at = 0
+        position = 0
         for chunk in images.first(count).pixels():
-            part = mask[:1] if len(mask) == 1 else mask[at : at + len(chunk)]
-            at += len(chunk)
+            part = mask[:1] if len(mask) == 1 else mask[position : position + len(chunk)]
+            position += len(chunk)
             weight = part[:, None].to(chunk.device)
             yield chunk * (1 - weight) + colour.to(chunk.device) * weight
 
@@ -69,13 +69,13 @@ def _check_same_size(ctx: NodeContext, images: Images, mask: Tensor) -> None:
     height, width = mask.shape[1:]
     if (width, height) != (images.width, images.height):
         raise ctx.error(
-            f"the pictures are {images.width}x{images.height}, the mask {width}x{height}",
+            f"the images are {images.width}x{images.height}, the mask is {width}x{height}",
             "resize one of them with ResizeImageMaskNode",
         )
 
 
 def pad_for_outpainting(ctx: NodeContext) -> list[Value]:
-    """``ImagePadForOutpaintTargetSize``: shrunk to fit, grey around it; the mask is 1 there."""
+    """``ImagePadForOutpaintTargetSize``: images padded with grey to a size, and the mask of it."""
     images = ctx.get("image", Images)
     width, height = ctx.integer("target_width"), ctx.integer("target_height")
     factor = min(width / images.width, height / images.height)
@@ -90,17 +90,17 @@ def pad_for_outpainting(ctx: NodeContext) -> list[Value]:
         return F.pad(resize_frames(frames, inner, method), border, value=0.5)
 
     size = (inner[0] + border[0] + border[1], inner[1] + border[2] + border[3])
-    given = ctx.get_optional("mask", Mask)
-    if given is None:
+    mask_input = ctx.get_optional("mask", Mask)
+    if mask_input is None:
         mask = F.pad(_feather(inner, border, ctx.integer("feathering"))[None], border, value=1.0)
     else:
-        scaled = F.interpolate(given.values[:, None], inner[::-1], mode="nearest")[:, 0]
+        scaled = F.interpolate(mask_input.values[:, None], inner[::-1], mode="nearest")[:, 0]
         mask = 1 - F.pad(scaled, border)
     return [images.map(padded, size), Mask(mask)]
 
 
 def _feather(size: tuple[int, int], border: tuple[int, int, int, int], width: int) -> Tensor:
-    """(H, W): 0, rising squared to 1 towards those sides that have a border."""
+    """Return a mask (H, W) that rises quadratically from 0 to 1 towards padded sides."""
     w, h = size
     if width <= 0 or 2 * width >= min(w, h):
         return torch.zeros(h, w)
@@ -118,7 +118,7 @@ def _feather(size: tuple[int, int], border: tuple[int, int, int, int], width: in
 
 
 def blend_images(ctx: NodeContext) -> list[Value]:
-    """``LTXVLaplacianPyramidBlend``: ``image_a`` where the mask is white, without a seam."""
+    """``LTXVLaplacianPyramidBlend``: ``image_a`` in the mask, blended seamlessly."""
     a, b, mask = (
         ctx.get("image_a", Images),
         ctx.get("image_b", Images),
@@ -128,35 +128,37 @@ def blend_images(ctx: NodeContext) -> list[Value]:
     _check_same_size(ctx, b, mask)
     counts = (a.count, b.count, len(mask))
     if len(set(counts)) > 1 and not ctx.boolean("trim_to_shortest"):
-        raise ctx.error(f"image_a, image_b and mask have {counts} frames", "switch trimming on")
+        raise ctx.error(
+            f"image_a, image_b and mask have {counts} frames", "switch trim_to_shortest on"
+        )
     count = min(counts)
-    grown = _dilate_low_res(mask[:count, None], ctx.integer("mask_low_res_dilation"))
+    dilated = _dilate_low_res(mask[:count, None], ctx.integer("mask_low_res_dilation"))
     device = ctx.engine.runtime.device
 
     def pixels() -> Iterator[Tensor]:
-        at = 0
+        position = 0
         for first, second in zip(_rechunk(a.first(count)), _rechunk(b.first(count)), strict=True):
-            part = grown[at : at + len(first)]
-            at += len(first)
+            part = dilated[position : position + len(first)]
+            position += len(first)
             yield blend_pyramids(first.to(device), second.to(device), part.to(device))
 
     return [replace(a, count=count, pixels=pixels, pixels_uint8=None)]
 
 
 def _rechunk(images: Images) -> Iterator[Tensor]:
-    """The frames in chunks of :data:`CHUNK_FRAMES`, whatever chunks they come in."""
-    held: list[Tensor] = []
+    """Return the frames in chunks of :data:`CHUNK_FRAMES`."""
+    buffer: list[Tensor] = []
     for chunk in images.pixels():
-        held += [frame.float() for frame in chunk]
-        while len(held) >= CHUNK_FRAMES:
-            yield torch.stack(held[:CHUNK_FRAMES])
-            held = held[CHUNK_FRAMES:]
-    if held:
-        yield torch.stack(held)
+        buffer += [frame.float() for frame in chunk]
+        while len(buffer) >= CHUNK_FRAMES:
+            yield torch.stack(buffer[:CHUNK_FRAMES])
+            buffer = buffer[CHUNK_FRAMES:]
+    if buffer:
+        yield torch.stack(buffer)
 
 
 def _dilate_low_res(mask: Tensor, radius: int) -> Tensor:
-    """(n, 1, H, W) dilated at a long side of 64, and back."""
+    """Return a mask (n, 1, H, W) dilated at a longer side of 64 pixels."""
     if radius <= 0:
         return mask
     height, width = mask.shape[-2:]
@@ -168,7 +170,7 @@ def _dilate_low_res(mask: Tensor, radius: int) -> Tensor:
 
 
 def blend_pyramids(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """(n, 3, H, W) of ``a`` where ``mask`` (n, 1, H, W) is 1, level by level; clipped to 0..1."""
+    """Blend images (n, 3, H, W) by a mask (n, 1, H, W), 1 for ``a``; clipped to 0..1."""
     height, width = a.shape[-2:]
     a, b, mask = (_pad_to_powers_of_two(t) for t in (a, b, mask))
     levels = min(LEVELS, int(math.log2(min(a.shape[-2:]))))
@@ -194,17 +196,19 @@ def _pad_to_powers_of_two(images: Tensor) -> Tensor:
 
 
 def _gaussian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
-    found = [images]
+    pyramid = [images]
     for _ in range(levels - 1):
-        height, width = found[-1].shape[-2:]
-        found.append(F.interpolate(_blur(found[-1]), (height // 2, width // 2), mode="bilinear"))
-    return found
+        height, width = pyramid[-1].shape[-2:]
+        pyramid.append(
+            F.interpolate(_blur(pyramid[-1]), (height // 2, width // 2), mode="bilinear")
+        )
+    return pyramid
 
 
 def _laplacian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
-    levels_of = _gaussian_pyramid(images, levels)
-    differences = [larger - _upsample(smaller) for larger, smaller in pairwise(levels_of)]
-    return [*differences, levels_of[-1]]
+    pyramid = _gaussian_pyramid(images, levels)
+    differences = [larger - _upsample(smaller) for larger, smaller in pairwise(pyramid)]
+    return [*differences, pyramid[-1]]
 
 
 def _upsample(images: Tensor) -> Tensor:
@@ -213,7 +217,7 @@ def _upsample(images: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """5x5 binomial filter, reflected at the border."""
+    """Apply a 5x5 binomial filter with reflection at the border."""
     line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=images.device) / 16
     channels = images.shape[1]
     kernel = (line[:, None] * line).expand(channels, 1, 5, 5)

@@ -1,4 +1,4 @@
-"""Latents: made, joined, taken apart, masked, upscaled, normalised, kept in files."""
+"""Latent nodes: create, concatenate, separate, mask, upscale, normalise, save and load."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ from latent_ladder.models.latent_upsampler.upsample import load_upsampler, upsam
 from latent_ladder.models.vae_loading import read_latent_statistics
 
 IMAGE_PIXELS_PER_LATENT = 8
-"""What ``LatentUpscale`` takes a latent for: it was made for pictures."""
+"""Pixels per latent that ``LatentUpscale`` assumes, as it was written for image models."""
 
 
-# --- made ---------------------------------------------------------------------------------------
+# --- create, concatenate, mask ------------------------------------------------------------------
 
 
 def latent_frames(length: int) -> int:
-    """As ComfyUI cuts any length: 126 frames are 16 latent frames, which are 121 frames."""
+    """Return the latent frames for a number of frames: 126 frames give 16, which are 121 frames."""
     return (length - 1) // FRAMES_PER_LATENT + 1
 
 
 def empty_shape(ctx: NodeContext) -> tuple[int, int, int]:
-    """Frames, rows and columns of an empty latent; what is cut off is told."""
+    """Return the frames, rows and columns of an empty latent, with warnings about truncation."""
     width, height, length = ctx.integer("width"), ctx.integer("height"), ctx.integer("length")
     side = PIXELS_PER_LATENT
     if width % side or height % side:
         ctx.warn(
             "size_truncated",
-            f"{width}x{height} is cut to {width // side * side}x{height // side * side}",
+            f"{width}x{height} is truncated to {width // side * side}x{height // side * side}",
         )
     frames = latent_frames(length)
     if (length - 1) % FRAMES_PER_LATENT:
         ctx.warn(
             "length_truncated",
-            f"{length} frames are cut to {(frames - 1) * FRAMES_PER_LATENT + 1}",
+            f"{length} frames are truncated to {(frames - 1) * FRAMES_PER_LATENT + 1}",
         )
     if ctx.integer("batch_size") != 1:
         raise ctx.error(
             f"batch_size is {ctx.integer('batch_size')}, expected 1",
-            "queue the workflow once per clip, with a seed of its own",
+            "queue the workflow once per clip, each with another seed",
         )
     return frames, max(height // side, 1), max(width // side, 1)
 
 
 def empty_video(ctx: NodeContext) -> list[Value]:
-    """``EmptyLTXVLatentVideo``; it gets the channels of the model that samples it."""
+    """``EmptyLTXVLatentVideo``: zeros with the channels of the graph's model."""
     f, h, w = empty_shape(ctx)
     return [Latent(video=torch.zeros(1, ctx.channels, f, h, w))]
 
 
 def empty_audio(ctx: NodeContext) -> list[Value]:
-    """``LTXVEmptyLatentAudio``: 25 latents a second, rounded."""
+    """``LTXVEmptyLatentAudio``: zeros, 25 latents per second, rounded."""
     frames, fps = ctx.integer("frames_number"), ctx.number("frame_rate")
     if ctx.integer("batch_size") != 1:
         raise ctx.error("batch_size is not 1", "queue the workflow once per clip")
@@ -86,7 +86,7 @@ def empty_audio(ctx: NodeContext) -> list[Value]:
 
 
 def audio_shape(vae: AudioVaeFile) -> tuple[int, int]:
-    """Channels and bins of a VAE's audio latents."""
+    """Return the channels and frequency bins of a VAE's audio latents."""
     component = vae.component
     values = component.shape("per_channel_statistics.mean-of-means")[0]
     channels = component.shape("decoder.conv_in.conv.weight")[1]
@@ -94,17 +94,17 @@ def audio_shape(vae: AudioVaeFile) -> tuple[int, int]:
 
 
 def concat_streams(ctx: NodeContext) -> list[Value]:
-    """``LTXVConcatAVLatent``: if one part has a mask, the other gets one of ones.
+    """``LTXVConcatAVLatent``: an audio-video latent; if one stream has a mask, both get one.
 
-    Onto a latent that has sound already, the new sound takes its place and its length.
+    If ``video_latent`` already contains audio, the new audio replaces it and gets its length.
     """
-    video, sound = ctx.get("video_latent", Latent), ctx.get("audio_latent", Latent)
-    if video.video is None or sound.audio is None:
+    video, audio_latent = ctx.get("video_latent", Latent), ctx.get("audio_latent", Latent)
+    if video.video is None or audio_latent.audio is None:
         raise ctx.error(
-            "video_latent needs a video latent and audio_latent one of sound",
-            "connect EmptyLTXVLatentVideo and LTXVEmptyLatentAudio, or what was made of them",
+            "video_latent must be a video latent and audio_latent an audio latent",
+            "connect, for example, EmptyLTXVLatentVideo and LTXVEmptyLatentAudio",
         )
-    audio, mask = sound.audio, sound.audio_mask
+    audio, mask = audio_latent.audio, audio_latent.audio_mask
     if video.audio is not None:
         audio, mask = _fit_audio_length(audio, mask, video.audio.shape[2])
     both = Latent(video.video, audio, video.video_mask, mask)
@@ -126,7 +126,7 @@ def _full_mask(audio: Tensor) -> Tensor:
 def _fit_audio_length(
     audio: Tensor, mask: Tensor | None, length: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Sound cut or filled up with zeros, which are generated."""
+    """Return audio latents cut or padded with zeros to a length; the padding is generated."""
     have = audio.shape[2]
     if have == length:
         return audio, mask
@@ -137,7 +137,7 @@ def _fit_audio_length(
 
 
 def separate_streams(ctx: NodeContext) -> list[Value]:
-    """``LTXVSeparateAVLatent``."""
+    """``LTXVSeparateAVLatent``: the video and the audio of an audio-video latent."""
     both = ctx.get("av_latent", Latent)
     if both.video is None or both.audio is None:
         raise ctx.error("av_latent is not an audio-video latent", "connect LTXVConcatAVLatent")
@@ -148,7 +148,7 @@ def separate_streams(ctx: NodeContext) -> list[Value]:
 
 
 def set_noise_mask(ctx: NodeContext) -> list[Value]:
-    """``SetLatentNoiseMask``: 1 is generated, 0 kept; resized to the latent."""
+    """``SetLatentNoiseMask``: a mask resized to the latent; 1 is generated, 0 is preserved."""
     latent, mask = ctx.get("samples", Latent), ctx.get("mask", Mask).values
     if latent.video is None:
         if latent.audio is None:
@@ -160,29 +160,29 @@ def set_noise_mask(ctx: NodeContext) -> list[Value]:
 
 
 def audio_only_model(ctx: NodeContext) -> list[Value]:
-    """``LTXVAudioOnlyModel``: the video stream is not run."""
+    """``LTXVAudioOnlyModel``: a model that runs the audio stream only."""
     return [replace(ctx.get("model", Model), audio_only=True)]
 
 
 def audio_only_video(ctx: NodeContext) -> list[Value]:
-    """``LTXVAudioOnlyEmptyVideoLatent``: a place holder of one latent."""
+    """``LTXVAudioOnlyEmptyVideoLatent``: a placeholder of one latent."""
     return [Latent(video=torch.zeros(1, ctx.channels, 1, 1, 1))]
 
 
-# --- changed ------------------------------------------------------------------------------------
+# --- upscale, normalise, combine ----------------------------------------------------------------
 
 
 @torch.inference_mode()
 def upsample_latent(ctx: NodeContext) -> list[Value]:
-    """``LTXVLatentUpsampler``: larger in space or time; a mask is dropped."""
+    """``LTXVLatentUpsampler``: latents upsampled in space or time; a mask is dropped."""
     latent, vae = ctx.get("samples", Latent), ctx.get("vae", VideoVaeFile)
     if latent.video is None or latent.audio is not None:
         raise ctx.error(
-            "samples is not a latent of video alone",
+            "samples is not a video latent",
             "connect the video output of LTXVSeparateAVLatent",
         )
     if latent.video_mask is not None and bool((latent.video_mask < 1).any()):
-        ctx.warn("mask_dropped", "the noise mask is dropped: apply the image again behind it")
+        ctx.warn("mask_dropped", "the noise mask is dropped: apply the image again after this node")
     video, file = latent.video, ctx.get("upscale_model", UpsamplerFile).component
     engine = ctx.engine
 
@@ -198,7 +198,7 @@ def upsample_latent(ctx: NodeContext) -> list[Value]:
 
 
 def upscale_latent(ctx: NodeContext) -> list[Value]:
-    """``LatentUpscale``: sizes count 8 pixels a latent, as for pictures, also where it is 32."""
+    """``LatentUpscale``: sizes assume 8 pixels per latent, although these latents have 32."""
     latent = ctx.get("samples", Latent)
     width, height = ctx.integer("width"), ctx.integer("height")
     if not width and not height:
@@ -217,7 +217,7 @@ def upscale_latent(ctx: NodeContext) -> list[Value]:
 
 
 def upscale_latent_by(ctx: NodeContext) -> list[Value]:
-    """``LatentUpscaleBy``."""
+    """``LatentUpscaleBy``: latents resized by a factor."""
     latent, factor = ctx.get("samples", Latent), ctx.number("scale_by")
     h, w = _require_video(ctx, latent).shape[-2:]
     return [_resize_latent(ctx, latent, (round(w * factor), round(h * factor)), "disabled")]
@@ -225,7 +225,7 @@ def upscale_latent_by(ctx: NodeContext) -> list[Value]:
 
 def _require_video(ctx: NodeContext, latent: Latent) -> Tensor:
     if latent.video is None:
-        raise ctx.error("samples is a latent of sound", "connect a video latent")
+        raise ctx.error("samples is an audio latent", "connect a video latent")
     return latent.video
 
 
@@ -238,30 +238,30 @@ def _resize_latent(ctx: NodeContext, latent: Latent, size: tuple[int, int], crop
 
 
 def check_upscale_method(node: Node) -> str:
-    """Why a latent cannot be resized so."""
+    """Return why an upscale method is not supported."""
     if node.inputs.get("upscale_method") == "bislerp":
-        return "bislerp is not known here: use bicubic"
+        return "bislerp is not supported: use bicubic"
     return ""
 
 
 def adain_latent(ctx: NodeContext) -> list[Value]:
-    """``LTXVAdainLatent``."""
+    """``LTXVAdainLatent``: latents with the statistics of a reference."""
     latent, reference = ctx.get("latents", Latent), ctx.get("reference", Latent)
     if latent.video is None or reference.video is None:
-        raise ctx.error("latents and reference are video latents")
+        raise ctx.error("latents and reference must be video latents")
     per_frame = ctx.has("per_frame") and ctx.boolean("per_frame")
     try:
-        moved = adain(latent.video, reference.video, ctx.number("factor"), per_frame=per_frame)
+        video = adain(latent.video, reference.video, ctx.number("factor"), per_frame=per_frame)
     except ValueError as error:
         raise ctx.error(str(error)) from error
-    return [replace(latent, video=moved)]
+    return [replace(latent, video=video)]
 
 
 def stat_norm_latent(ctx: NodeContext) -> list[Value]:
-    """``LTXVStatNormLatent``."""
+    """``LTXVStatNormLatent``: latents with a given mean and standard deviation."""
     latent = ctx.get("latents", Latent)
     if latent.video is None:
-        raise ctx.error("latents is a latent of sound", "connect a video latent")
+        raise ctx.error("latents is an audio latent", "connect a video latent")
     return [
         replace(
             latent,
@@ -284,24 +284,24 @@ def _target_statistics(ctx: NodeContext, factors: tuple[float, ...]) -> StepStat
 
 
 def patch_step_adain(ctx: NodeContext) -> list[Value]:
-    """``LTXVPerStepAdainPatcher``."""
+    """``LTXVPerStepAdainPatcher``: a model with AdaIN after each step."""
     reference = ctx.get("reference", Latent).video
     if reference is None:
-        raise ctx.error("reference is a latent of sound", "connect a video latent")
+        raise ctx.error("reference is an audio latent", "connect a video latent")
     per_frame = ctx.has("per_frame") and ctx.boolean("per_frame")
     factors = tuple(parse_floats(ctx, "factors"))
-    aim = StepStatistics(factors, reference, per_frame=per_frame)
-    return [replace(ctx.get("model", Model), adain=aim)]
+    target = StepStatistics(factors, reference, per_frame=per_frame)
+    return [replace(ctx.get("model", Model), adain=target)]
 
 
 def patch_step_stat_norm(ctx: NodeContext) -> list[Value]:
-    """``LTXVPerStepStatNormPatcher``."""
-    aim = _target_statistics(ctx, tuple(parse_floats(ctx, "factors")))
-    return [replace(ctx.get("model", Model), adain=aim)]
+    """``LTXVPerStepStatNormPatcher``: a model with normalised statistics after each step."""
+    target = _target_statistics(ctx, tuple(parse_floats(ctx, "factors")))
+    return [replace(ctx.get("model", Model), adain=target)]
 
 
 def select_latents(ctx: NodeContext) -> list[Value]:
-    """``LTXVSelectLatents``: latent frames from one to another, both included."""
+    """``LTXVSelectLatents``: latent frames from a start to an end index, both included."""
     latent = ctx.get("samples", Latent)
     video = _require_video(ctx, latent)
     count = video.shape[2]
@@ -310,16 +310,16 @@ def select_latents(ctx: NodeContext) -> list[Value]:
     )
     first, last = max(first, 0), min(last, count - 1)
     if first > last:
-        raise ctx.error(f"latent frames {first} to {last} of {count} are none")
+        raise ctx.error(f"latent frames {first} to {last} of {count} are an empty range")
     mask = None if latent.video_mask is None else latent.full_video_mask()[:, :, first : last + 1]
     return [replace(latent, video=video[:, :, first : last + 1], video_mask=mask)]
 
 
 def add_latents(ctx: NodeContext) -> list[Value]:
-    """``LTXVAddLatents``: one after the other in time."""
+    """``LTXVAddLatents``: two latents concatenated in time."""
     first, second = ctx.get("latents1", Latent), ctx.get("latents2", Latent)
     if first.video is None or second.video is None:
-        raise ctx.error("latents1 and latents2 are video latents")
+        raise ctx.error("latents1 and latents2 must be video latents")
     if first.video.shape[3:] != second.video.shape[3:]:
         raise ctx.error("latents1 and latents2 differ in size")
     mask = None
@@ -331,11 +331,11 @@ def add_latents(ctx: NodeContext) -> list[Value]:
 # --- files --------------------------------------------------------------------------------------
 
 LATENT_FORMAT_TENSOR = "latent_format_version_0"
-"""The tensor by which ComfyUI knows that a file's latents are not scaled."""
+"""The tensor that marks a latent file as unscaled in ComfyUI."""
 
 
 def serialise_latent(latent: Latent, metadata: Mapping[str, str]) -> bytes:
-    """A ``.latent`` file: video as ComfyUI stores it, sound and masks beside it."""
+    """Return the bytes of a ``.latent`` file: video as in ComfyUI, plus audio and masks."""
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous() for name, tensor in latent.tensors().items()}
@@ -350,7 +350,7 @@ def serialise_latent(latent: Latent, metadata: Mapping[str, str]) -> bytes:
 
 
 def parse_latent(data: bytes) -> Latent:
-    """The latent of a ``.latent`` file, ComfyUI's own too. Raises ``ValueError`` for others."""
+    """Return the latent of a ``.latent`` file. Raises ``ValueError`` for another file."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -369,7 +369,7 @@ def parse_latent(data: bytes) -> Latent:
 
 
 def load_latent(ctx: NodeContext) -> list[Value]:
-    """``LoadLatent``."""
+    """``LoadLatent``: the latent of a file."""
     path = ctx.engine.input_file(ctx.text("latent"))
     try:
         return [parse_latent(path.read_bytes())]

@@ -1,4 +1,4 @@
-"""Where models come from: every loader gives a recipe, nothing is read but headers."""
+"""Loader nodes; they only read file headers, and their outputs name components to load later."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from latent_ladder.errors import CheckpointError
 
 
 def load_checkpoint(ctx: NodeContext) -> list[Value]:
-    """``CheckpointLoaderSimple``: MODEL, CLIP, VAE.
+    """``CheckpointLoaderSimple``: the MODEL, CLIP and VAE of a file, as far as it contains them.
 
-    Checkpoints of this family hold no text encoder, so CLIP is only what is missing of one.
+    LTX-2 checkpoints contain no text encoder, so CLIP is empty for them.
     """
     parts = ctx.engine.parts(ctx.text("ckpt_name"), "transformer", "video_vae")
     model = Model(parts["transformer"]) if "transformer" in parts else None
@@ -39,45 +39,45 @@ def _embedded_clip(parts: Mapping[str, Component]) -> TextEncoderFiles | None:
 
 
 def load_transformer(ctx: NodeContext) -> list[Value]:
-    """``UNETLoader`` and the GGUF loaders: a transformer alone.
+    """``UNETLoader`` and the GGUF loaders: a transformer.
 
-    Weights are kept as the file has them, so ``weight_dtype`` and the GGUF dtypes change nothing
-    but a float checkpoint that is to be stored in fp8, which ``--oom-policy fp8`` does.
+    Weights stay in the format of the file, so ``weight_dtype`` and the GGUF dtypes are ignored;
+    ``--oom-policy fp8`` converts a float checkpoint to fp8 if memory requires it.
     """
     if ctx.has("weight_dtype") and ctx.text("weight_dtype") != "default":
         ctx.warn(
             "weight_dtype",
-            f"weight_dtype {ctx.text('weight_dtype')} is left out: weights stay as the file has "
-            "them, and memory is planned",
+            f"weight_dtype {ctx.text('weight_dtype')} is ignored: weights stay in the format of "
+            "the file, and memory use is planned",
         )
     return [Model(ctx.engine.component(ctx.text("unet_name"), "transformer"))]
 
 
 def load_lora(ctx: NodeContext) -> list[Value]:
-    """``LoraLoaderModelOnly``."""
+    """``LoraLoaderModelOnly``: a model with a LoRA."""
     component = ctx.engine.component(ctx.text("lora_name"), "lora")
     return [ctx.get("model", Model).with_lora(component, ctx.number("strength_model"))]
 
 
 def load_lora_with_clip(ctx: NodeContext) -> list[Value]:
-    """``LoraLoader``: on the model, and remembered for the text encoder."""
+    """``LoraLoader``: a model and a text encoder with a LoRA."""
     model, clip = ctx.get("model", Model), ctx.get("clip", TextEncoderFiles)
     component = ctx.engine.component(ctx.text("lora_name"), "lora")
     strength = ctx.number("strength_clip")
     loras = (*clip.loras, (component, strength)) if strength else clip.loras
-    amended = TextEncoderFiles(clip.text_encoder, clip.projection, clip.connectors, loras)
-    return [model.with_lora(component, ctx.number("strength_model")), amended]
+    with_lora = TextEncoderFiles(clip.text_encoder, clip.projection, clip.connectors, loras)
+    return [model.with_lora(component, ctx.number("strength_model")), with_lora]
 
 
 def load_ic_lora(ctx: NodeContext) -> list[Value]:
-    """``LTXICLoRALoaderModelOnly``: also by how much its references are smaller, 1 if unsaid."""
+    """``LTXICLoRALoaderModelOnly``: a model with a LoRA, and the LoRA's downscale factor."""
     component = ctx.engine.component(ctx.text("lora_name"), "lora")
     model = ctx.get("model", Model).with_lora(component, ctx.number("strength_model"))
     return [model, downscale_factor(component)]
 
 
 def downscale_factor(lora: Component) -> float:
-    """By how much references of an IC-LoRA are smaller than the clip."""
+    """Return the factor by which references of an IC-LoRA are smaller than the clip, default 1."""
     try:
         return float(lora.config.get("reference_downscale_factor", 1.0))
     except (TypeError, ValueError):
@@ -85,15 +85,15 @@ def downscale_factor(lora: Component) -> float:
 
 
 def load_text_encoder(ctx: NodeContext) -> list[Value]:
-    """``LTXAVTextEncoderLoader``: the projection comes from the checkpoint.
+    """``LTXAVTextEncoderLoader``: a text encoder with the projection of a checkpoint.
 
-    ``device`` cpu is not followed: layers are read one by one and the memory is planned.
+    ``device`` is ignored: layers are loaded one by one, and memory use is planned.
     """
     return [_load_clip(ctx, "text_encoder", "ckpt_name")]
 
 
 def load_gemma(ctx: NodeContext) -> list[Value]:
-    """``LTXVGemmaCLIPModelLoader``; the text length is that of the text encoder's file."""
+    """``LTXVGemmaCLIPModelLoader``: a text encoder; ``max_length`` is that of its file."""
     return [_load_clip(ctx, "gemma_path", "ltxv_path")]
 
 
@@ -105,7 +105,7 @@ def _load_clip(ctx: NodeContext, encoder: str, checkpoint: str) -> TextEncoderFi
 
 
 def load_dual_clip(ctx: NodeContext) -> list[Value]:
-    """``DualCLIPLoader`` of type ltxv: an encoder and a projection, in either order."""
+    """``DualCLIPLoader`` of type ltxv: a text encoder and a projection, in either order."""
     engine = ctx.engine
     if ctx.text("type") != "ltxv":
         raise ctx.error(f"type is {ctx.text('type')}", "set type to ltxv")
@@ -115,32 +115,32 @@ def load_dual_clip(ctx: NodeContext) -> list[Value]:
         parts = {**engine.parts(name, "text_encoder", "text_projection"), **parts}
     for role in ("text_encoder", "text_projection"):
         if role not in parts:
-            spoken = role.replace("_", " ")
-            raise ctx.error(f"neither {names[0]} nor {names[1]} holds a {spoken}")
+            missing = role.replace("_", " ")
+            raise ctx.error(f"neither {names[0]} nor {names[1]} contains a {missing}")
     return [
         TextEncoderFiles(parts["text_encoder"], parts["text_projection"], parts.get("connectors"))
     ]
 
 
 def load_clip(ctx: NodeContext) -> list[Value]:
-    """``CLIPLoader``: an encoder; the projection is one that fits it."""
+    """``CLIPLoader``: a text encoder with a projection from the library that fits it."""
     engine = ctx.engine
     parts = engine.parts(ctx.text("clip_name"), "text_encoder")
-    own = _embedded_clip(parts)
-    if own is not None:
-        return [own]
+    embedded = _embedded_clip(parts)
+    if embedded is not None:
+        return [embedded]
     projections = engine.library.of("text_projection")
     for found in projections:
         if engine.fits_text(parts["text_encoder"], found.component):
             return [TextEncoderFiles(parts["text_encoder"], found.component)]
     raise ctx.error(
         f"no text projection fits {ctx.text('clip_name')}",
-        "use LTXAVTextEncoderLoader or DualCLIPLoader, which name one",
+        "use LTXAVTextEncoderLoader or DualCLIPLoader, which name a projection",
     )
 
 
 def load_vae(ctx: NodeContext) -> list[Value]:
-    """``VAELoader``: a video VAE, or an audio VAE where the file holds no other."""
+    """``VAELoader``: a video VAE, or an audio VAE if the file contains no video VAE."""
     name = ctx.text("vae_name")
     parts = ctx.engine.parts(name, "video_vae", "audio_vae")
     if "video_vae" in parts:
@@ -149,7 +149,7 @@ def load_vae(ctx: NodeContext) -> list[Value]:
 
 
 def load_audio_vae(ctx: NodeContext) -> list[Value]:
-    """``LTXVAudioVAELoader``: an audio VAE and its vocoder."""
+    """``LTXVAudioVAELoader``: an audio VAE and a vocoder."""
     return [_audio_vae_file(ctx, ctx.engine.parts(ctx.text("ckpt_name"), "audio_vae"))]
 
 
@@ -163,12 +163,12 @@ def _audio_vae_file(ctx: NodeContext, parts: Mapping[str, Component]) -> AudioVa
 
 
 def load_latent_upsampler(ctx: NodeContext) -> list[Value]:
-    """``LatentUpscaleModelLoader``."""
+    """``LatentUpscaleModelLoader``: a latent upsampler."""
     return [UpsamplerFile(ctx.engine.component(ctx.text("model_name"), "latent_upsampler"))]
 
 
 def load_upscale_model(ctx: NodeContext) -> list[Value]:
-    """``UpscaleModelLoader``."""
+    """``UpscaleModelLoader``: a pixel upscaler."""
     try:
         return [UpscalerFile(ctx.engine.upscaler(ctx.text("model_name")))]
     except CheckpointError as error:

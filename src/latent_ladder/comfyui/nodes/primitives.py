@@ -1,4 +1,4 @@
-"""Numbers, texts, switches and arithmetic: the rules of ``comfyui.constant_folding``."""
+"""Nodes that compute numbers, texts and switches, with the rules of constant folding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latent_ladder.errors import WorkflowError
 
 
 def compute_foldable(class_type: str, ctx: NodeContext) -> list[Value]:
-    """The outputs of a plain node whose inputs were not known before the graph ran."""
+    """Compute a foldable node whose inputs were not known before the graph ran."""
     values = {name: ctx.fetch(name) for name in ctx.input_names}
     try:
         return list(FOLDABLE_NODES[class_type](values))
@@ -22,27 +22,30 @@ def compute_foldable(class_type: str, ctx: NodeContext) -> list[Value]:
 
 
 def switch(ctx: NodeContext) -> list[Value]:
-    """``ComfySwitchNode``: only the chosen side is computed; the other where it is the only one."""
-    chosen, other = ("on_true", "on_false") if ctx.boolean("switch") else ("on_false", "on_true")
-    return [ctx.fetch(chosen if ctx.has(chosen) else other)]
+    """``ComfySwitchNode``: the selected input, or the other one if only that is connected."""
+    selected, other = ("on_true", "on_false") if ctx.boolean("switch") else ("on_false", "on_true")
+    return [ctx.fetch(selected if ctx.has(selected) else other)]
 
 
 def pass_prompt(ctx: NodeContext) -> list[Value]:
-    """``TextGenerateLTX2Prompt``: no language model rewrites the prompt here; it is passed on."""
+    """``TextGenerateLTX2Prompt``: the prompt unchanged, as no language model is available."""
     prompt = ctx.text("prompt") if ctx.has("prompt") else ""
     if not prompt.strip():
         raise ctx.error(
-            "there is no prompt to pass on, and none is written here",
-            "type a prompt, or switch enhancement off",
+            "prompt is empty, and no language model writes one here",
+            "enter a prompt, or disable prompt enhancement",
         )
-    ctx.warn("prompt_as_written", "no language model rewrites prompts here: taken as it is")
+    ctx.warn(
+        "prompt_as_written",
+        "no language model rewrites prompts here: the prompt is used as written",
+    )
     return [prompt, ""]
 
 
 def preview_any(ctx: NodeContext) -> NodeResult:
-    """``PreviewAny``: shows a value as text."""
-    found = _as_text(ctx.fetch("source"))
-    return NodeResult((found,), {"text": [found]})
+    """``PreviewAny``: a value as text."""
+    text = _as_text(ctx.fetch("source"))
+    return NodeResult((text,), {"text": [text]})
 
 
 def _as_text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Noise, samplers, sigmas, guiders, and the nodes that sample with them."""
+"""Sampling nodes: noise, samplers, guiders, model patches, and sampling runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.nodes.sigmas import ltx_mu, schedule_sigmas
 from latent_ladder.comfyui.runtime.values import (
     Conditioning,
+    GuidancePatch,
     Guider,
     GuiderParameters,
     Latent,
     Model,
     Noise,
-    Patch,
     Sampler,
     SigmaList,
     StreamTerms,
@@ -33,22 +33,22 @@ from latent_ladder.sampling.schedules import Sigmas, shift_time
 
 
 def make_noise(ctx: NodeContext) -> list[Value]:
-    """``RandomNoise``."""
+    """``RandomNoise``: the noise of a seed."""
     return [Noise(ctx.integer("noise_seed"))]
 
 
 def disable_noise(_: NodeContext) -> list[Value]:
-    """``DisableNoise``."""
+    """``DisableNoise``: no initial noise."""
     return [Noise(empty=True)]
 
 
 def select_sampler(ctx: NodeContext) -> list[Value]:
-    """``KSamplerSelect``."""
+    """``KSamplerSelect``: a sampler by name."""
     return [named_sampler(ctx, ctx.text("sampler_name"))]
 
 
 def named_sampler(ctx: NodeContext, name: str) -> Sampler:
-    """The sampler that ComfyUI calls so."""
+    """Return the sampler with a name in ComfyUI."""
     name = SAMPLER_ALIASES.get(name, name)
     if name not in SAMPLERS:
         raise ctx.error(*_unknown_sampler(name))
@@ -57,11 +57,11 @@ def named_sampler(ctx: NodeContext, name: str) -> Sampler:
 
 def _unknown_sampler(name: str) -> tuple[str, str]:
     known = ", ".join(sorted({*SAMPLERS, *SAMPLER_ALIASES}))
-    return f"the sampler {name} is not known here; known: {known}", "use euler"
+    return f"the sampler {name} is not supported; supported: {known}", "use euler"
 
 
 def check_sampler(node: Node) -> str:
-    """Why a node with this ``sampler_name`` cannot run."""
+    """Return why the ``sampler_name`` of a node is not supported."""
     name = node.inputs.get("sampler_name", "euler")
     if not isinstance(name, str) or name in SAMPLERS or name in SAMPLER_ALIASES:
         return ""
@@ -69,38 +69,38 @@ def check_sampler(node: Node) -> str:
 
 
 def euler_ancestral(ctx: NodeContext) -> list[Value]:
-    """``SamplerEulerAncestral``: eta 0 is euler."""
+    """``SamplerEulerAncestral``: with eta 0 it equals euler."""
     options = SamplerOptions(eta=ctx.number("eta"), s_noise=ctx.number("s_noise"))
     return [Sampler("euler_ancestral", options)]
 
 
 def euler_ancestral_cfg_pp(ctx: NodeContext) -> list[Value]:
-    """``SamplerEulerAncestralCFGPP``."""
+    """``SamplerEulerAncestralCFGPP``: the CFG++ variant of euler_ancestral."""
     options = SamplerOptions(eta=ctx.number("eta"), s_noise=ctx.number("s_noise"))
     return [Sampler("euler_ancestral_cfg_pp", options)]
 
 
 def res4lyf_sampler(ctx: NodeContext) -> list[Value]:
-    """RES4LYF's sampler for the rules that are here too; its noise is the pack's own."""
+    """``ClownSampler_Beta`` of RES4LYF, for the samplers that exist here; the noise differs."""
     name, eta = ctx.text("sampler_name"), ctx.number("eta")
-    found = RES4LYF_SAMPLER.match(name)
-    if found is None:
+    match = RES4LYF_SAMPLER.match(name)
+    if match is None:
         raise ctx.error(_unknown_res4lyf_sampler(name), "use exponential/res_2s")
     ctx.warn(
         "another_sampler",
-        f"{name} of RES4LYF is carried out as {found[1]} of the official pipelines, whose noise "
-        "is drawn in another way: alike, not equal",
+        f"{name} of RES4LYF runs as {match[1]} of the official pipelines, whose noise differs: the "
+        "clip is similar, not equal",
     )
     options = SamplerOptions(eta=eta, bong=ctx.boolean("bongmath") if ctx.has("bongmath") else True)
-    return [Sampler("res_2s" if found[1] == "res_2s" else "euler_ancestral", options)]
+    return [Sampler("res_2s" if match[1] == "res_2s" else "euler_ancestral", options)]
 
 
 def _unknown_res4lyf_sampler(name: object) -> str:
-    return f"the sampler {name} of RES4LYF is not known here"
+    return f"the sampler {name} of RES4LYF is not supported"
 
 
 def check_res4lyf_sampler(node: Node) -> str:
-    """Why a ``ClownSampler_Beta`` cannot run."""
+    """Return why a ``ClownSampler_Beta`` cannot run."""
     name = node.inputs.get("sampler_name", "multistep/res_2m")
     if isinstance(name, str) and RES4LYF_SAMPLER.match(name) is None:
         return _unknown_res4lyf_sampler(name)
@@ -111,19 +111,21 @@ def check_res4lyf_sampler(node: Node) -> str:
 
 
 def basic_guider(ctx: NodeContext) -> list[Value]:
-    """``BasicGuider``: the prompt alone."""
-    positive, plain = ctx.get("conditioning", Conditioning), StreamTerms()
-    return [Guider(ctx.get("model", Model), positive, None, plain, plain)]
+    """``BasicGuider``: the positive prompt only."""
+    positive, terms = ctx.get("conditioning", Conditioning), StreamTerms()
+    return [Guider(ctx.get("model", Model), positive, None, terms, terms)]
 
 
 def cfg_guider(ctx: NodeContext) -> list[Value]:
-    """``CFGGuider``: one scale for picture and sound."""
+    """``CFGGuider``: one CFG scale for video and audio."""
     return [_make_guider(ctx, StreamTerms(ctx.number("cfg")), StreamTerms(ctx.number("cfg")))]
 
 
 def dual_guider(ctx: NodeContext) -> list[Value]:
-    """``LTXVDualCFGGuider``: a scale for each; where they differ, the negative prompt is evaluated
-    even at a scale of 1."""
+    """``LTXVDualCFGGuider``: a CFG scale for each stream.
+
+    If they differ, the negative prompt is evaluated even at a scale of 1.
+    """
     video, audio = StreamTerms(ctx.number("video_cfg")), StreamTerms(ctx.number("audio_cfg"))
     return [replace(_make_guider(ctx, video, audio), always_uncond=video != audio)]
 
@@ -134,12 +136,12 @@ def _make_guider(ctx: NodeContext, video: StreamTerms, audio: StreamTerms) -> Gu
 
 
 def guider_parameters(ctx: NodeContext) -> list[Value]:
-    """``GuiderParameters``: the terms of one stream, beside those of an earlier node."""
+    """``GuiderParameters``: the guidance of one stream, added to that of an earlier node."""
     modality = ctx.text("modality")
     before = ctx.get_optional("parameters", GuiderParameters)
     terms = {} if before is None else before.terms
     if modality in terms:
-        raise ctx.error(f"{modality} has parameters already", "choose the other modality")
+        raise ctx.error(f"{modality} already has parameters", "choose the other modality")
     own = StreamTerms(
         cfg=ctx.number("cfg"),
         stg=ctx.number("stg"),
@@ -147,35 +149,35 @@ def guider_parameters(ctx: NodeContext) -> list[Value]:
         modality=ctx.number("modality_scale"),
         skip_step=ctx.integer("skip_step"),
     )
-    perturbs = {} if before is None else before.perturb_attn
-    cross = {} if before is None else before.cross_attn
+    perturb_attn = {} if before is None else before.perturb_attn
+    cross_attn = {} if before is None else before.cross_attn
     return [
         GuiderParameters(
             {**terms, modality: own},
-            {**perturbs, modality: ctx.boolean("perturb_attn")},
-            {**cross, modality: ctx.boolean("cross_attn")},
+            {**perturb_attn, modality: ctx.boolean("perturb_attn")},
+            {**cross_attn, modality: ctx.boolean("cross_attn")},
         )
     ]
 
 
 def multimodal_guider(ctx: NodeContext) -> list[Value]:
-    """``MultimodalGuider``: each stream with its own terms, STG in the blocks that are listed."""
-    given = ctx.get("parameters", GuiderParameters)
+    """``MultimodalGuider``: separate guidance for each stream, STG in the listed blocks."""
+    parameters = ctx.get("parameters", GuiderParameters)
     blocks = parse_integers(ctx, "skip_blocks")
     streams = []
     for modality in ("VIDEO", "AUDIO"):
-        terms = given.terms.get(modality)
+        terms = parameters.terms.get(modality)
         if terms is None:
             raise ctx.error(f"there are no parameters for {modality}", "add GuiderParameters")
-        perturbed = given.perturb_attn[modality]
-        if not given.cross_attn[modality]:
-            ctx.warn("cross_attn", f"cross_attn of {modality} stays on: it cannot be switched off")
+        perturbed = parameters.perturb_attn[modality]
+        if not parameters.cross_attn[modality]:
+            ctx.warn("cross_attn", f"cross_attn of {modality} stays on: it cannot be disabled here")
         streams.append(replace(terms, stg_blocks=blocks if perturbed else ()))
     return [_make_guider(ctx, *streams)]
 
 
 def stg_guider(ctx: NodeContext) -> list[Value]:
-    """``STGGuider``: the blocks are those of ``LTXVApplySTG``."""
+    """``STGGuider``: CFG and STG in the blocks of ``LTXVApplySTG``."""
     model = ctx.get("model", Model)
     blocks = () if model.stg is None else model.stg.blocks
     terms = StreamTerms(
@@ -185,11 +187,11 @@ def stg_guider(ctx: NodeContext) -> list[Value]:
 
 
 def stg_guider_advanced(ctx: NodeContext) -> list[Value]:
-    """``STGGuiderAdvanced``: terms by sigma, CFG-Zero*, first steps zero."""
+    """``STGGuiderAdvanced``: guidance by sigma, with CFG-Zero* and zero first steps."""
     if ctx.has("apply_apg") and ctx.boolean("apply_apg"):
-        raise ctx.error("adaptive projected guidance is not known here", "switch apply_apg off")
+        raise ctx.error("adaptive projected guidance is not supported", "switch apply_apg off")
     if ctx.has("preset"):
-        raise ctx.error("presets are not known here", "write its values into the node")
+        raise ctx.error("presets are not supported", "enter the values in the node")
     sigmas, cfgs = parse_floats(ctx, "sigmas"), parse_floats(ctx, "cfg_values")
     scales, rescales = (
         parse_floats(ctx, "stg_scale_values"),
@@ -199,57 +201,57 @@ def stg_guider_advanced(ctx: NodeContext) -> list[Value]:
         tuple(int(word) for word in re.findall(r"\d+", group))
         for group in re.findall(r"\[([^\]]*)\]", ctx.text("stg_layers_indices"))
     ]
-    if len({len(row) for row in (sigmas, cfgs, scales, rescales, blocks)}) != 1:
-        raise ctx.error("its lists differ in length", "give one value for each of its sigmas")
+    if len({len(values) for values in (sigmas, cfgs, scales, rescales, blocks)}) != 1:
+        raise ctx.error("its lists differ in length", "enter one value for each sigma")
     star = ctx.boolean("cfg_star_rescale")
-    rows = tuple(
+    terms = tuple(
         (s, StreamTerms(cfg, stg, rescale=r, stg_blocks=b, cfg_star=star))
         for s, cfg, stg, r, b in zip(sigmas, cfgs, scales, rescales, blocks, strict=True)
     )
-    plain = _make_guider(ctx, StreamTerms(), StreamTerms())
+    guider = _make_guider(ctx, StreamTerms(), StreamTerms())
     return [
         replace(
-            plain, terms_by_sigma=rows, zero_above_sigma=ctx.number("skip_steps_sigma_threshold")
+            guider, terms_by_sigma=terms, zero_above_sigma=ctx.number("skip_steps_sigma_threshold")
         )
     ]
 
 
 def apply_stg(ctx: NodeContext) -> list[Value]:
-    """``LTXVApplySTG``: names the blocks; the guider says how strongly."""
-    named = Patch(0.0, blocks=parse_integers(ctx, "block_indices"))
-    return [replace(ctx.get("model", Model), stg=named)]
+    """``LTXVApplySTG``: the STG blocks; the scale comes from the guider."""
+    patch = GuidancePatch(0.0, blocks=parse_integers(ctx, "block_indices"))
+    return [replace(ctx.get("model", Model), stg=patch)]
 
 
 def stg_patch(ctx: NodeContext) -> list[Value]:
-    """``LTXVSpatioTemporalGuidance``."""
+    """``LTXVSpatioTemporalGuidance``: a model with STG in a range of the schedule."""
     blocks = parse_integers(ctx, "blocks")
     model = ctx.get("model", Model)
     return [replace(model, stg=replace(make_patch(ctx, model, "scale"), blocks=blocks))]
 
 
 def modality_patch(ctx: NodeContext) -> list[Value]:
-    """``LTXVModalityGuidance``."""
+    """``LTXVModalityGuidance``: a model with modality guidance in a range of the schedule."""
     model = ctx.get("model", Model)
     return [replace(model, modality=make_patch(ctx, model, "modality_scale"))]
 
 
-def make_patch(ctx: NodeContext, model: Model, scale: str) -> Patch:
-    """A term for a part of the run; the range is in percent of the model's time."""
+def make_patch(ctx: NodeContext, model: Model, scale: str) -> GuidancePatch:
+    """Return the guidance term of a node for a part of the schedule, given in percent of it."""
     start, end = ctx.number("start_percent"), ctx.number("end_percent")
-    return Patch(
+    return GuidancePatch(
         ctx.number(scale), percent_to_sigma(start, model.shift), percent_to_sigma(end, model.shift)
     )
 
 
 def percent_to_sigma(percent: float, shift: float) -> float:
-    """Where a part of the run begins or ends."""
+    """Return the sigma at a fraction of the schedule of a model with a shift."""
     if percent <= 0:
         return math.inf
     return 0.0 if percent >= 1 else shift_time(1 - percent, shift)
 
 
 def parse_integers(ctx: NodeContext, name: str) -> tuple[int, ...]:
-    """A list such as ``"14, 19"``; brackets do not matter."""
+    """Parse a list of integers such as ``"14, 19"``, with or without brackets."""
     words = re.split(r"[\s,\[\]]+", ctx.text(name).strip("[] ,\n"))
     try:
         return tuple(int(word) for word in words if word)
@@ -257,13 +259,13 @@ def parse_integers(ctx: NodeContext, name: str) -> tuple[int, ...]:
         raise ctx.error(f"{name} is {ctx.text(name)!r}, expected numbers such as 14, 19") from None
 
 
-# --- runs ---------------------------------------------------------------------------------------
+# --- sampling runs ------------------------------------------------------------------------------
 
 
 def sample_custom_advanced(ctx: NodeContext) -> list[Value]:
-    """``SamplerCustomAdvanced``: the latent, and the last prediction of it."""
-    found = denoise(ctx, _sampling_job(ctx))
-    return [found.output, found.last]
+    """``SamplerCustomAdvanced``: the sampled latent, and the last x0 prediction."""
+    result = denoise(ctx, _sampling_job(ctx))
+    return [result.output, result.prediction]
 
 
 def _sampling_job(ctx: NodeContext) -> SamplingJob:
@@ -277,7 +279,7 @@ def _sampling_job(ctx: NodeContext) -> SamplingJob:
 
 
 def sample_custom(ctx: NodeContext) -> list[Value]:
-    """``SamplerCustom``."""
+    """``SamplerCustom``: the sampled latent, and the last x0 prediction."""
     noise = Noise(ctx.integer("noise_seed"), empty=not ctx.boolean("add_noise"))
     cfg = StreamTerms(ctx.number("cfg"))
     job = SamplingJob(
@@ -287,18 +289,18 @@ def sample_custom(ctx: NodeContext) -> list[Value]:
         noise,
         ctx.get("latent_image", Latent),
     )
-    found = denoise(ctx, job)
-    return [found.output, found.last]
+    result = denoise(ctx, job)
+    return [result.output, result.prediction]
 
 
 def sample_ksampler(ctx: NodeContext) -> list[Value]:
-    """``KSampler``: the generic schedules, their last steps for a denoise below 1."""
+    """``KSampler``: a schedule by name, only its last steps with a denoise below 1."""
     sigmas = _schedule(ctx, ctx.number("denoise"))
     return [_sample_ksampler(ctx, sigmas, Noise(ctx.integer("seed"))).output]
 
 
 def sample_ksampler_advanced(ctx: NodeContext) -> list[Value]:
-    """``KSamplerAdvanced``: a part of the steps, with noise or without."""
+    """``KSamplerAdvanced``: a range of the steps, with or without initial noise."""
     sigmas = _schedule(ctx, 1.0)
     first, last = ctx.integer("start_at_step"), ctx.integer("end_at_step")
     if last < len(sigmas) - 1:
@@ -323,11 +325,14 @@ def _sample_ksampler(ctx: NodeContext, sigmas: Sigmas, noise: Noise) -> Denoised
 
 
 def sample_normalizing(ctx: NodeContext) -> list[Value]:
-    """``LTXVNormalizingSampler``: after every step whose factors are not 1, the prediction is
-    multiplied by them and noised again with the same noise."""
+    """``LTXVNormalizingSampler``: sampling with scaled predictions.
+
+    After each step whose factors are not 1, the x0 prediction is multiplied by them and noised
+    again with the same noise.
+    """
     job = _sampling_job(ctx)
     if not job.latent.is_audio_video:
-        raise ctx.error("it needs an audio-video latent", "connect LTXVConcatAVLatent")
+        raise ctx.error("latent_image is not an audio-video latent", "connect LTXVConcatAVLatent")
     steps = len(job.sigmas) - 1
     video, audio = (
         _factors_per_step(ctx, name, steps)
@@ -337,9 +342,9 @@ def sample_normalizing(ctx: NodeContext) -> list[Value]:
     latent, start = job.latent, 0
     for cut in dict.fromkeys([*cuts, steps]):
         part = replace(job, latent=latent, sigmas=job.sigmas[start : cut + 1])
-        latent = denoise(ctx, part).last
+        latent = denoise(ctx, part).prediction
         if latent.video is None or latent.audio is None:
-            raise TypeError("a part of the latent got lost")
+            raise TypeError("a stream of the latent is missing")
         latent = replace(
             latent, video=latent.video * video[cut - 1], audio=latent.audio * audio[cut - 1]
         )
@@ -348,22 +353,22 @@ def sample_normalizing(ctx: NodeContext) -> list[Value]:
 
 
 def _factors_per_step(ctx: NodeContext, name: str, count: int) -> list[float]:
-    """A list of factors, its last one repeated."""
+    """Return ``count`` factors of a list; its last factor is repeated."""
     factors = parse_floats(ctx, name)
     return [factors[min(i, len(factors) - 1)] for i in range(count)]
 
 
 def parse_floats(ctx: NodeContext, name: str) -> list[float]:
-    """A list such as ``"0.9, 0.75, 0.0"``."""
+    """Parse a list of numbers such as ``"0.9, 0.75, 0.0"``."""
+    text = ctx.text(name)
     try:
-        found = [float(word) for word in ctx.text(name).split(",")]
+        return [float(word) for word in text.split(",")]
     except ValueError:
-        raise ctx.error(f"{name} is {ctx.text(name)!r}, expected numbers such as 1, 0.5") from None
-    return found
+        raise ctx.error(f"{name} is {text!r}, expected numbers such as 1, 0.5") from None
 
 
 def shift_model(ctx: NodeContext) -> list[Value]:
-    """``ModelSamplingLTXV``: the model's sigma table by the number of video tokens."""
+    """``ModelSamplingLTXV``: a model with the shift for a number of video tokens."""
     mu = ltx_mu(ctx, ctx.number("max_shift"), ctx.number("base_shift"))
     return [replace(ctx.get("model", Model), shift=mu)]
 

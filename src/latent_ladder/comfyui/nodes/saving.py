@@ -1,4 +1,4 @@
-"""Results: videos put together, and everything that is written to a file."""
+"""Output nodes: create videos, and save videos, images, audio and latents."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
-TEMPORARY = "ComfyUI_temp"
+TEMP_PREFIX = "ComfyUI_temp"
 MOST_FPS_DENOMINATOR = 1001
 
 
 def create_video(ctx: NodeContext) -> list[Value]:
-    """``CreateVideo``: nothing is decoded or encoded yet."""
+    """``CreateVideo``: images, frame rate and audio as a video; nothing is encoded yet."""
     images, audio = ctx.get("images", Images), ctx.get_optional("audio", Audio)
     bits = 10 if ctx.has("bit_depth") and ctx.text("bit_depth") == "10" else 8
     if ctx.has("color_space") and ctx.text("color_space") != "sRGB":
-        raise ctx.error("HDR is not written here", "set color_space to sRGB")
+        raise ctx.error("HDR is not supported", "set color_space to sRGB")
     return [Video(images, exact_fps(ctx.number("fps")), lambda: audio, None, bits)]
 
 
 def exact_fps(rate: float) -> Fraction:
-    """A frame rate as a fraction: 23.976 is 24000/1001."""
+    """Return a frame rate as a fraction: 23.976 gives 24000/1001."""
     near = Fraction(rate).limit_denominator(MOST_FPS_DENOMINATOR)
     broadcast = Fraction(round(rate) * 1000, 1001)
     return broadcast if abs(rate - float(broadcast)) < 5e-4 else near
@@ -58,28 +58,28 @@ def exact_fps(rate: float) -> Fraction:
 
 # --- videos -------------------------------------------------------------------------------------
 
-SUFFIXES = MappingProxyType({"auto": ".mp4", "mp4": ".mp4", "mkv": ".mkv", "webm": ".webm"})
+VIDEO_SUFFIXES = MappingProxyType({"auto": ".mp4", "mp4": ".mp4", "mkv": ".mkv", "webm": ".webm"})
 
 
 def save_video(ctx: NodeContext) -> NodeResult:
-    """``SaveVideo``: ``<prefix>_00001_.mp4`` with the workflow in its tags."""
+    """``SaveVideo``: a file ``<prefix>_00001_.mp4`` with the workflow in its metadata."""
     video = ctx.get("video", Video)
     form = ctx.text("format") if ctx.has("format") else "auto"
-    if form not in SUFFIXES:
-        raise ctx.error(f"format {form} is not known here", f"use {', '.join(SUFFIXES)}")
-    codec, crf = _codec(ctx)
+    if form not in VIDEO_SUFFIXES:
+        raise ctx.error(f"format {form} is not supported", f"use {', '.join(VIDEO_SUFFIXES)}")
+    codec, crf = _codec_and_crf(ctx)
     if form == "webm":
         codec = "av1" if codec == "auto" else codec
     settings = EncoderSettings(
         codec=codec, crf=crf, pix_fmt="yuv420p10le" if video.bits > 8 else None
     )
-    where = _place(ctx, video.images)
-    path = _write_video(ctx, video, where, SUFFIXES[form], settings)
-    return NodeResult((video,), {"images": [_entry(where, path, "output")], "animated": [True]})
+    target = _output_path(ctx, video.images)
+    path = _write_video(ctx, video, target, VIDEO_SUFFIXES[form], settings)
+    return NodeResult((video,), {"images": [_ui_entry(target, path, "output")], "animated": [True]})
 
 
-def _codec(ctx: NodeContext) -> tuple[str, int | None]:
-    """The codec and its crf: of the newer nested choice, else of the older flat one."""
+def _codec_and_crf(ctx: NodeContext) -> tuple[str, int | None]:
+    """Return codec and crf: from the inputs inside ``format``, or from those of older graphs."""
     for name in ("format.codec", "codec"):
         if ctx.has(name) and ctx.text(name) != "auto":
             crf = f"{name}.encoding.crf"
@@ -88,11 +88,11 @@ def _codec(ctx: NodeContext) -> tuple[str, int | None]:
 
 
 def _write_video(
-    ctx: NodeContext, video: Video, where: OutputPath, suffix: str, settings: EncoderSettings
+    ctx: NodeContext, video: Video, target: OutputPath, suffix: str, settings: EncoderSettings
 ) -> Path:
-    """Write the video under a temporary name, then rename it to the next free one."""
-    part = part_path(where.path(suffix))
-    images = _even(video.images)
+    """Write a video to a temporary name, then move it to the next free name."""
+    part = part_path(target.path(suffix))
+    images = _to_even(video.images)
     sound = video.audio()
     count = images.count
     waveform = None
@@ -105,7 +105,7 @@ def _write_video(
     def write(frames: Images) -> None:
         write_clip_file(
             part,
-            _count_frames(ctx, _integers(frames, video.bits), count),
+            _report_progress(ctx, _to_integers(frames, video.bits), count),
             spec,
             audio=waveform,
             duration=duration(count, video.fps),
@@ -116,8 +116,8 @@ def _write_video(
     try:
         check_clip(part, False, settings)
         with_smaller_tiles(ctx, images, write)
-        with convert_write_errors(MediaError, f"video {where.path(suffix).name}", where.folder):
-            return claim_path(where, suffix, part)
+        with convert_write_errors(MediaError, f"video {target.path(suffix).name}", target.folder):
+            return claim_path(target, suffix, part)
     except MediaError as error:
         raise ctx.error(error.message, error.hint) from error
     finally:
@@ -144,21 +144,21 @@ def with_smaller_tiles(ctx: NodeContext, images: Images, work: Callable[[Images]
     return retry_with_fallbacks(work, images, next_tiles)
 
 
-def _even(images: Images) -> Images:
-    """The images without the last row or column of an odd side: video needs even sides."""
+def _to_even(images: Images) -> Images:
+    """Crop odd sides by one pixel, as videos need even sides."""
     width, height = images.width // 2 * 2, images.height // 2 * 2
     if (width, height) == (images.width, images.height):
         return images
     return images.map(lambda frames: frames[..., :height, :width], (width, height))
 
 
-def _integers(images: Images, bits: int) -> Iterator[Frames]:
+def _to_integers(images: Images, bits: int) -> Iterator[Frames]:
     if images.pixels_uint8 is not None and bits == 8:
         return cast("Iterator[Frames]", images.pixels_uint8())
     return (as_integers(chunk, bits) for chunk in images.pixels())
 
 
-def _count_frames(ctx: NodeContext, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
+def _report_progress(ctx: NodeContext, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
     done = 0
     for chunk in chunks:
         yield chunk
@@ -171,31 +171,31 @@ def _count_frames(ctx: NodeContext, chunks: Iterator[Frames], total: int) -> Ite
 
 
 def save_image(ctx: NodeContext) -> NodeResult:
-    """``SaveImage``: every frame a PNG with the workflow in its text."""
-    return _saved_images(ctx, _place(ctx, ctx.get("images", Images)), "output")
+    """``SaveImage``: each frame as a PNG with the workflow in its metadata."""
+    return _write_images(ctx, _output_path(ctx, ctx.get("images", Images)), "output")
 
 
 def preview_image(ctx: NodeContext) -> NodeResult:
-    """``PreviewImage``: the same in the folder for what does not last."""
-    return _saved_images(ctx, _temporary(ctx), "temp")
+    """``PreviewImage``: each frame as a PNG in the folder for temporary files."""
+    return _write_images(ctx, _temporary_path(ctx), "temp")
 
 
-def _saved_images(ctx: NodeContext, where: OutputPath, kind: str) -> NodeResult:
+def _write_images(ctx: NodeContext, target: OutputPath, kind: str) -> NodeResult:
     images = ctx.get("images", Images)
 
     def write(frames: Images) -> list[Path]:
         written: list[Path] = []
-        for chunk in _count_frames(ctx, _integers(frames, 8), frames.count):
+        for chunk in _report_progress(ctx, _to_integers(frames, 8), frames.count):
             for frame in chunk:
-                data = _png(frame, ctx.metadata)
-                written.append(_write(where, ".png", data, len(written)))
+                data = _encode_png(frame, ctx.metadata)
+                written.append(_write_file(target, ".png", data, len(written)))
         return written
 
     paths = with_smaller_tiles(ctx, images, write)
-    return NodeResult((), {"images": [_entry(where, path, kind) for path in paths]})
+    return NodeResult((), {"images": [_ui_entry(target, path, kind) for path in paths]})
 
 
-def _png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str]) -> bytes:
+def _encode_png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str]) -> bytes:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -208,55 +208,61 @@ def _png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str])
 
 
 def save_webp(ctx: NodeContext) -> NodeResult:
-    """``SaveAnimatedWEBP``: its quality is that of this package's encoder."""
+    """``SaveAnimatedWEBP``: an animated WebP with the encoder settings of this package."""
     images = ctx.get("images", Images)
-    where = _place(ctx, images)
+    target = _output_path(ctx, images)
     video = Video(images, exact_fps(ctx.number("fps")))
-    path = _write_video(ctx, video, where, ".webp", EncoderSettings())
-    return NodeResult((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
+    path = _write_video(ctx, video, target, ".webp", EncoderSettings())
+    return NodeResult(
+        (images,), {"images": [_ui_entry(target, path, "output")], "animated": [True]}
+    )
 
 
 def save_webm(ctx: NodeContext) -> NodeResult:
-    """``SaveWEBM`` with av1."""
+    """``SaveWEBM``: a WebM file with AV1."""
     images = ctx.get("images", Images)
-    where = _place(ctx, images)
+    target = _output_path(ctx, images)
     video = Video(images, exact_fps(ctx.number("fps")))
     settings = EncoderSettings(codec="av1", crf=ctx.integer("crf"))
-    path = _write_video(ctx, video, where, ".webm", settings)
-    return NodeResult((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
+    path = _write_video(ctx, video, target, ".webm", settings)
+    return NodeResult(
+        (images,), {"images": [_ui_entry(target, path, "output")], "animated": [True]}
+    )
 
 
 def check_webm_codec(node: Node) -> str:
-    """Why a WEBM cannot be written so."""
+    """Return why the codec of a WebM file is not supported."""
     if node.inputs.get("codec", "vp9") == "vp9":
-        return "vp9 is not written here: set codec to av1, or use SaveVideo"
+        return "vp9 is not supported: set codec to av1, or use SaveVideo"
     return ""
 
 
 # --- sound --------------------------------------------------------------------------------------
 
-QUALITIES = MappingProxyType({"64k": 64, "96k": 96, "128k": 128, "192k": 192, "320k": 320})
+AUDIO_BITRATES_KBPS = MappingProxyType(
+    {"64k": 64, "96k": 96, "128k": 128, "192k": 192, "320k": 320}
+)
 
 
-def _save_sound(
+def _make_audio_saver(
     suffix: str, encoder: str, preview: bool = False
 ) -> Callable[[NodeContext], NodeResult]:
     def save(ctx: NodeContext) -> NodeResult:
         audio = ctx.get("audio", Audio)
         kind = "temp" if preview else "output"
-        where = _temporary(ctx) if preview else _place(ctx)
+        target = _temporary_path(ctx) if preview else _output_path(ctx)
         quality = ctx.text("quality") if ctx.has("quality") else ""
-        data = _sound_bytes(audio, suffix, encoder, quality, ctx.metadata)
-        path = _write(where, suffix, data)
-        return NodeResult((audio,), {"audio": [_entry(where, path, kind)]})
+        data = _encode_audio_file(audio, suffix, encoder, quality, ctx.metadata)
+        path = _write_file(target, suffix, data)
+        return NodeResult((audio,), {"audio": [_ui_entry(target, path, kind)]})
 
     return save
 
 
-def _sound_bytes(
+def _encode_audio_file(
     audio: Audio, suffix: str, encoder: str, quality: str, tags: Mapping[str, str]
 ) -> bytes:
-    """A whole sound file in memory; Opus knows only its own rates and gets 48 kHz."""
+    """Return the bytes of an audio file; Opus, which supports few rates, gets 48 kHz."""
     import av
 
     data = io.BytesIO()
@@ -267,8 +273,8 @@ def _sound_bytes(
     with av.open(data, "w", format=formats[suffix]) as container:
         container.metadata.update(dict(tags))
         stream = container.add_stream(encoder, rate=rate, layout=layout)
-        if quality in QUALITIES:
-            stream.bit_rate = QUALITIES[quality] * 1000
+        if quality in AUDIO_BITRATES_KBPS:
+            stream.bit_rate = AUDIO_BITRATES_KBPS[quality] * 1000
         elif quality == "V0":
             stream.options = {"q": "0"}
         frame = av.AudioFrame.from_ndarray(samples[:2], format="fltp", layout=layout)
@@ -285,17 +291,17 @@ def _sound_bytes(
 
 
 def save_latent(ctx: NodeContext) -> NodeResult:
-    """``SaveLatent``: of audio and video too, which ComfyUI cannot."""
+    """``SaveLatent``: a latent file, also of audio-video latents, which ComfyUI cannot save."""
     latent = ctx.get("samples", Latent)
-    where = _place(ctx)
-    path = _write(where, ".latent", serialise_latent(latent, ctx.metadata))
-    return NodeResult((), {"latents": [_entry(where, path, "output")]})
+    target = _output_path(ctx)
+    path = _write_file(target, ".latent", serialise_latent(latent, ctx.metadata))
+    return NodeResult((), {"latents": [_ui_entry(target, path, "output")]})
 
 
-# --- where --------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------
 
 
-def _place(ctx: NodeContext, images: Images | None = None) -> OutputPath:
+def _output_path(ctx: NodeContext, images: Images | None = None) -> OutputPath:
     prefix = expand_prefix(ctx.text("filename_prefix"), ctx.graph)
     size = (0, 0) if images is None else (images.width, images.height)
     try:
@@ -304,21 +310,21 @@ def _place(ctx: NodeContext, images: Images | None = None) -> OutputPath:
         raise ctx.error(error.message, error.hint) from error
 
 
-def _temporary(ctx: NodeContext) -> OutputPath:
-    return next_output_path(ctx.engine.folders.temp, f"{TEMPORARY}_{secrets.token_hex(3)}")
+def _temporary_path(ctx: NodeContext) -> OutputPath:
+    return next_output_path(ctx.engine.folders.temp, f"{TEMP_PREFIX}_{secrets.token_hex(3)}")
 
 
-def _entry(where: OutputPath, path: Path, kind: str) -> dict[str, str]:
-    return {"filename": path.name, "subfolder": where.subfolder, "type": kind}
+def _ui_entry(target: OutputPath, path: Path, kind: str) -> dict[str, str]:
+    return {"filename": path.name, "subfolder": target.subfolder, "type": kind}
 
 
-def _write(where: OutputPath, suffix: str, data: bytes, more: int = 0) -> Path:
-    """Write a file under a temporary name, then rename it to the next free one."""
-    part = part_path(where.path(suffix))
-    with convert_write_errors(MediaError, where.path(suffix).name, where.folder, len(data)):
+def _write_file(target: OutputPath, suffix: str, data: bytes, more: int = 0) -> Path:
+    """Write a file atomically under the next free name."""
+    part = part_path(target.path(suffix))
+    with convert_write_errors(MediaError, target.path(suffix).name, target.folder, len(data)):
         try:
             write_atomically(part, data)
-            return claim_path(where, suffix, part, more)
+            return claim_path(target, suffix, part, more)
         finally:
             part.unlink(missing_ok=True)
 
@@ -331,10 +337,10 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
         "SaveAnimatedWEBP": NodeFunction(save_webp),
         "SaveImage": NodeFunction(save_image),
         "PreviewImage": NodeFunction(preview_image),
-        "SaveAudio": NodeFunction(_save_sound(".flac", "flac")),
-        "SaveAudioMP3": NodeFunction(_save_sound(".mp3", "libmp3lame")),
-        "SaveAudioOpus": NodeFunction(_save_sound(".opus", "libopus")),
-        "PreviewAudio": NodeFunction(_save_sound(".flac", "flac", preview=True)),
+        "SaveAudio": NodeFunction(_make_audio_saver(".flac", "flac")),
+        "SaveAudioMP3": NodeFunction(_make_audio_saver(".mp3", "libmp3lame")),
+        "SaveAudioOpus": NodeFunction(_make_audio_saver(".opus", "libopus")),
+        "PreviewAudio": NodeFunction(_make_audio_saver(".flac", "flac", preview=True)),
         "SaveLatent": NodeFunction(save_latent),
     }
 )

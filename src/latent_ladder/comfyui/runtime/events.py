@@ -1,4 +1,4 @@
-"""Events of a running graph: plain values for the command line and the server. No torch."""
+"""Events of a running graph, for the command line and the server; no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 UiOutput = Mapping[str, list[Any]]
-"""Files that an output node shows, in the form of ComfyUI's history:
+"""The results that ComfyUI's interface shows for an output node, as in its history:
 ``{"images": [{"filename", "subfolder", "type"}], "animated": [True]}``."""
 
 
 @dataclass(frozen=True)
 class NodesCached:
-    """These nodes do not run, as their results exist; ``ui`` is for the output nodes of them."""
+    """Nodes whose results are available without running; ``ui`` are results of output nodes."""
 
     nodes: tuple[str, ...]
     ui: Mapping[str, UiOutput] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class NodesCached:
 
 @dataclass(frozen=True)
 class NodeStarted:
-    """A node begins."""
+    """A node has started."""
 
     node: str
 
@@ -37,7 +37,7 @@ class NodeProgress:
 
 @dataclass(frozen=True)
 class NodePreview:
-    """Encoded preview of the current estimate; ``format`` is ``"JPEG"`` or ``"PNG"``."""
+    """An encoded preview of the current estimate; ``format`` is ``"JPEG"`` or ``"PNG"``."""
 
     node: str
     format: str
@@ -46,7 +46,7 @@ class NodePreview:
 
 @dataclass(frozen=True)
 class NodeDone:
-    """A node has finished; ``ui`` is empty except for output nodes."""
+    """A node has finished; ``ui`` is empty unless it is an output node."""
 
     node: str
     ui: UiOutput = field(default_factory=dict)
@@ -55,7 +55,7 @@ class NodeDone:
 
 @dataclass(frozen=True)
 class NodeWarned:
-    """A warning about a node."""
+    """A warning about a node, which does not stop it."""
 
     node: str
     code: str
@@ -67,4 +67,4 @@ OnGraphEvent = Callable[[GraphEvent], None]
 
 
 def ignore_event(_: GraphEvent) -> None:
-    """Ignore all events."""
+    """Ignore an event."""

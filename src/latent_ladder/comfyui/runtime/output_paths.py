@@ -1,4 +1,4 @@
-"""Names of results as in ComfyUI: ``<prefix>_00001_.mp4``, always inside the output folder."""
+"""Output paths in ComfyUI's scheme: ``<prefix>_00001_.mp4``, never outside the output folder."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
 
 
 class OutputPath(NamedTuple):
-    """Path of the next result: its folder, also relative to the root, the stem and the number."""
+    """The location of a result: folder, subfolder below the root, file stem, next free number."""
 
     folder: Path
     subfolder: str
     stem: str
     number: int
 
-    def path(self, suffix: str, more: int = 0) -> Path:
-        """``folder/stem_00001_.suffix``; ``more`` counts on from the first free number."""
-        return self.folder / f"{self.stem}_{self.number + more:05}_{suffix}"
+    def path(self, suffix: str, offset: int = 0) -> Path:
+        """Return ``folder/stem_00001_.suffix``; ``offset`` is added to the number."""
+        return self.folder / f"{self.stem}_{self.number + offset:05}_{suffix}"
 
 
-def claim_path(where: OutputPath, suffix: str, part: Path, more: int = 0) -> Path:
-    """Rename the finished file ``part`` to the first free name from ``more`` on.
+def claim_path(target: OutputPath, suffix: str, part: Path, offset: int = 0) -> Path:
+    """Move a finished file to the first free name from ``offset`` on, and return its path.
 
-    Safe while other processes do the same. Raises ``OSError``; then ``part`` still exists.
+    Safe against other processes that claim names at the same time. Raises ``OSError`` and leaves
+    ``part`` in place.
     """
     while True:
-        path = where.path(suffix, more)
+        path = target.path(suffix, offset)
         try:
             os.link(part, path)
         except FileExistsError:
-            more += 1
+            offset += 1
             continue
         except OSError:  # a file system without hard links
             if path.exists():
-                more += 1
+                offset += 1
                 continue
             part.replace(path)
             return path
@@ -54,10 +55,10 @@ def claim_path(where: OutputPath, suffix: str, part: Path, more: int = 0) -> Pat
 
 
 def next_output_path(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> OutputPath:
-    """The next free path for a prefix, such as ``video/clip``, below ``root``; creates its folder.
+    """Return the next free output path for a prefix such as ``video/clip``; its folder is created.
 
-    ``%width%`` and ``%height%`` stand for ``size``. Raises :class:`WorkflowError` for a prefix that
-    leads out of ``root``.
+    ``%width%`` and ``%height%`` are replaced by ``size``. Raises :class:`WorkflowError` for a
+    prefix that leads out of ``root``.
     """
     text = prefix.replace("\\", "/").replace("%width%", str(size[0]))
     text = _expand_dates(text.replace("%height%", str(size[1])), datetime.now().astimezone())
@@ -67,7 +68,7 @@ def next_output_path(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) ->
     if text.startswith("/") or ".." in parts or re.match(r"^[A-Za-z]:", text) or "\0" in text:
         raise WorkflowError(
             f"the filename prefix {prefix!r} leads out of the output folder",
-            "use a name, or a name in a subfolder: video/clip",
+            "use a name with optional subfolders, such as video/clip",
         )
     if any(RESERVED.match(part) for part in parts):
         raise WorkflowError(f"the filename prefix {prefix!r} is reserved on Windows", "rename it")
@@ -88,9 +89,9 @@ def _next_number(folder: Path, stem: str) -> int:
 
 
 def expand_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str:
-    """A prefix with ``%date:yyyy-MM-dd%`` and ``%node.widget%`` replaced, as the interface does.
+    """Return a prefix with ``%date:yyyy-MM-dd%`` and ``%node.widget%`` replaced, as in ComfyUI.
 
-    ``node`` is a node's title or its type; what is not found stays as it is.
+    ``node`` is the title or type of a node; an unknown placeholder is left unchanged.
     """
 
     def widget(match: re.Match[str]) -> str:
@@ -105,7 +106,7 @@ def expand_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str
 
 
 def _expand_dates(text: str, now: datetime) -> str:
-    """``%date:...%`` of the interface, and ``%year%`` ... of the server."""
+    """Replace the placeholders of the interface (``%date:...%``) and the server (``%year%``)."""
     parts = {
         "yyyy": f"{now:%Y}", "yy": f"{now:%y}", "y": str(now.year), "MM": f"{now:%m}",
         "M": str(now.month), "dd": f"{now:%d}", "d": str(now.day), "hh": f"{now:%H}",

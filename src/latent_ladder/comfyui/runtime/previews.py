@@ -1,7 +1,7 @@
-"""Live previews of a graph: small images of a clip while a node denoises it.
+"""Preview images of a clip while a node samples it.
 
-They are a linear projection of the estimate, as for ``ladder make --preview``, fitted once per
-video VAE and then stored. Previews take at most a twentieth of the time of a run.
+A preview is a linear projection of the x0 estimate to RGB, as in ``ladder make --preview``. The
+projection is fitted once per video VAE and stored; previews take a limited share of the run time.
 """
 
 from __future__ import annotations
@@ -21,45 +21,46 @@ PREVIEW_INTERVAL_S = 0.5
 JPEG_QUALITY = 80
 
 FindComponent = Callable[[Component, str], Component]
-"""Finds the part of a role for a transformer. Raises :class:`CheckpointNotFound`."""
+"""Returns the component of a role that fits a transformer; raises :class:`CheckpointNotFound`."""
 
 
 class LivePreviews:
-    """Makes a JPEG of the current estimate whenever one is due."""
+    """Source of JPEG previews, limited in rate and in share of the run time."""
 
-    def __init__(self, companion: FindComponent, store: Store) -> None:
-        self._companion, self._store = companion, store
-        self._known: dict[str, Projection | None] = {}
-        self._due = 0.0
+    def __init__(self, find_component: FindComponent, store: Store) -> None:
+        self._find_component, self._store = find_component, store
+        self._projections: dict[str, Projection | None] = {}
+        self._next_time = 0.0
 
-    def picture(self, transformer: Component, estimate: Callable[[], Tensor]) -> bytes | None:
-        """A strip of a few frames as JPEG; ``estimate()`` computes latents (1, C, F, H, W).
+    def render(self, transformer: Component, estimate: Callable[[], Tensor]) -> bytes | None:
+        """Return a JPEG of a few frames side by side, or ``None``.
 
-        ``None`` if none is due, and for a transformer without a video VAE.
+        ``estimate()`` returns latents (1, C, F, H, W). The result is ``None`` if the last preview
+        is too recent, and for a transformer without a video VAE.
         """
-        began = time.monotonic()
-        if began < self._due:
+        started = time.monotonic()
+        if started < self._next_time:
             return None
-        if transformer.id not in self._known:
-            self._known[transformer.id] = self._projection_for(transformer)
-            began = time.monotonic()  # fitting is done once and does not count as preview time
-        to_rgb = self._known[transformer.id]
+        if transformer.id not in self._projections:
+            self._projections[transformer.id] = self._find_projection(transformer)
+            started = time.monotonic()  # the time of fitting is not counted
+        to_rgb = self._projections[transformer.id]
         if to_rgb is None:
             return None
         data = encode_jpeg(to_rgb, estimate())
-        spent = time.monotonic() - began
-        self._due = began + max(PREVIEW_INTERVAL_S, spent / SHARE)
+        spent = time.monotonic() - started
+        self._next_time = started + max(PREVIEW_INTERVAL_S, spent / SHARE)
         return data
 
-    def _projection_for(self, transformer: Component) -> Projection | None:
+    def _find_projection(self, transformer: Component) -> Projection | None:
         try:
-            return load_projection(self._companion(transformer, "video_vae"), self._store)
+            return load_projection(self._find_component(transformer, "video_vae"), self._store)
         except CheckpointNotFound:
             return None
 
 
 def encode_jpeg(to_rgb: Projection, latents: Tensor) -> bytes:
-    """A few frames of latents (1, C, F, H, W) side by side, as JPEG."""
+    """Return a JPEG of a few frames of latents (1, C, F, H, W), side by side."""
     from PIL import Image
 
     out = io.BytesIO()

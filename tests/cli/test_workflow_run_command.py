@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_json_lists_the_nodes_that_ran(tmp_path: Path) -> None:
     assert report["files"] == [str(tmp_path / "out/a/b_00001_.png")]
     assert set(report["ran"]) == {"2", "3", "4"} and report["cached"] == ["1"]
     assert report["outputs"]["4"] == {"text": ["12"]} and report["warnings"] == []
+
+
+def test_nodes_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "latent_ladder")
+    done = ladder(tmp_path, PICTURES)
+    assert done.exit_code == 0, done.output
+    assert 'node 3 SaveImage "Save Image" started' in caplog.messages
+    assert any(text.startswith('node 3 SaveImage "Save Image" done') for text in caplog.messages)
+    assert "nodes with stored results: 1" in caplog.messages
 
 
 def test_unsupported_outputs_are_left_out_on_request(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Workflows from files: what carries one, and what is something else."""
+"""Workflows read from JSON and media files, and the errors for other files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from helpers.workflow_boards import numbers, two_stage
+from helpers.workflow_ui_graphs import numbers, two_stage
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -39,7 +39,7 @@ def test_both_formats_from_files_and_standard_input(
         assert read_workflow("-").graph == found.graph
 
 
-def test_api_format_is_read_and_written_alike() -> None:
+def test_api_format_round_trips() -> None:
     document = two_stage()
     document["26"]["inputs"]["things"] = {"__value__": ["1", 0]}
     graph = workflow_from_document(document).graph
@@ -49,12 +49,12 @@ def test_api_format_is_read_and_written_alike() -> None:
     assert graph.to_api() == document
 
 
-def test_what_clients_post_is_unwrapped() -> None:
+def test_prompt_requests_are_unwrapped() -> None:
     posted = {"prompt": two_stage(), "client_id": "x"}
     assert workflow_from_document(posted).graph == workflow_from_document(two_stage()).graph
 
 
-def written_png(path: Path, **tags: str) -> Path:
+def write_png(path: Path, **tags: str) -> Path:
     info = PngInfo()
     for key, value in tags.items():
         info.add_text(key, value)
@@ -62,7 +62,7 @@ def written_png(path: Path, **tags: str) -> Path:
     return path
 
 
-def written_clip(path: Path, **tags: str) -> Path:
+def write_clip(path: Path, **tags: str) -> Path:
     options = {"movflags": "use_metadata_tags"}
     with av.open(str(path), "w", options=options) as container:
         container.metadata.update(tags)
@@ -75,8 +75,8 @@ def written_clip(path: Path, **tags: str) -> Path:
     return path
 
 
-def written_webp(path: Path, **tags: str) -> Path:
-    """As ComfyUI does: camera model and the tags before it, each ``name:json``."""
+def write_webp(path: Path, **tags: str) -> Path:
+    """Write a WebP image as ComfyUI does: EXIF tags from Model downwards, each ``name:json``."""
     exif = Image.Exif()
     for place, (key, value) in enumerate(tags.items()):
         exif[0x0110 - place] = f"{key}:{value}"
@@ -84,11 +84,9 @@ def written_webp(path: Path, **tags: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "writer", [written_png, written_clip, written_webp], ids=["png", "mp4", "webp"]
-)
-def test_clips_and_pictures_carry_what_ran_and_what_was_drawn(writer: Any, tmp_path: Path) -> None:
-    ending = {written_png: "png", written_clip: "mp4", written_webp: "webp"}[writer]
+@pytest.mark.parametrize("writer", [write_png, write_clip, write_webp], ids=["png", "mp4", "webp"])
+def test_media_files_contain_both_formats(writer: Any, tmp_path: Path) -> None:
+    ending = {write_png: "png", write_clip: "mp4", write_webp: "webp"}[writer]
     tags = {"prompt": json.dumps(two_stage()), "workflow": json.dumps(numbers())}
     found = read_workflow(writer(tmp_path / f"both.{ending}", **tags))
     assert found.graph == workflow_from_document(two_stage()).graph
@@ -97,22 +95,22 @@ def test_clips_and_pictures_carry_what_ran_and_what_was_drawn(writer: Any, tmp_p
     assert drawn.graph == workflow_from_document(numbers()).graph
 
 
-def test_a_clip_of_another_tool_that_puts_both_into_the_comment(tmp_path: Path) -> None:
+def test_both_formats_in_the_comment_are_read(tmp_path: Path) -> None:
     comment = json.dumps({"prompt": json.dumps(two_stage()), "workflow": numbers()})
-    found = read_workflow(written_clip(tmp_path / "a.mp4", comment=comment))
+    found = read_workflow(write_clip(tmp_path / "a.mp4", comment=comment))
     assert found.graph == workflow_from_document(two_stage()).graph
 
 
 def test_a_clip_without_a_workflow(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match=r"a\.mp4 contains no ComfyUI workflow"):
-        read_workflow(written_clip(tmp_path / "a.mp4", title="x"))
+        read_workflow(write_clip(tmp_path / "a.mp4", title="x"))
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(WorkflowError, match=r"b\.png cannot be read"):
         read_workflow(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b"{", "not JSON: .* in line 1, column 2"),
@@ -141,12 +139,12 @@ def test_a_clip_without_a_workflow(tmp_path: Path) -> None:
         (b'{"nodes": [], "links": [[1, 2]]}', "entry 0 of links is not a link"),
     ],
 )
-def test_what_is_no_workflow_says_what_it_is(data: bytes, says: str) -> None:
-    with pytest.raises(WorkflowError, match=says):
+def test_other_files_are_identified(data: bytes, message: str) -> None:
+    with pytest.raises(WorkflowError, match=message):
         parse_workflow(data, "it.json")
 
 
-def test_a_slot_that_a_node_does_not_have_and_a_cycle_name_the_node() -> None:
+def test_missing_slots_and_cycles_name_the_node() -> None:
     document = two_stage()
     document["4"]["inputs"]["model"] = ["1", 3]
     with pytest.raises(WorkflowError, match=r'node 4 .*"my Lora.*CheckpointLoaderSimple has 3 out'):
@@ -157,7 +155,7 @@ def test_a_slot_that_a_node_does_not_have_and_a_cycle_name_the_node() -> None:
         workflow_from_document(document)
 
 
-def test_more_json_than_any_workflow_is_not_read(tmp_path: Path) -> None:
+def test_too_much_json_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "big.json"
     with path.open("wb") as file:
         file.truncate(50_000_000)
@@ -169,14 +167,14 @@ def test_more_json_than_any_workflow_is_not_read(tmp_path: Path) -> None:
         workflow_from_document({str(n): {"class_type": "X", "inputs": {}} for n in range(20_001)})
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match="No such file"):
         read_workflow(tmp_path / "none.json")
     with pytest.raises(WorkflowError, match="cannot be read"):
         read_workflow(tmp_path)
 
 
-def test_a_long_chain_is_no_depth() -> None:
+def test_a_long_chain_does_not_recurse() -> None:
     document: dict[str, Any] = {"0": {"class_type": "EmptyLTXVLatentVideo", "inputs": {}}}
     for n in range(1, 5000):
         document[str(n)] = {

@@ -1,4 +1,4 @@
-"""Mistakes in a graph, under ComfyUI's names, before anything runs."""
+"""Problems of a graph have ComfyUI's error types and are found before anything runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from helpers.workflow_boards import two_stage
+from helpers.workflow_ui_graphs import two_stage
 
 from latent_ladder.comfyui.analysis.validate import (
     Problem,
@@ -21,8 +21,8 @@ from latent_ladder.comfyui.graph import Link
 from latent_ladder.errors import WorkflowError
 
 
-class Present:
-    """Files by folder."""
+class FileLists:
+    """File names by folder."""
 
     def __init__(self, **names: Sequence[str]) -> None:
         self._names = names
@@ -31,7 +31,7 @@ class Present:
         return [name for one in folder.split(",") for name in self._names.get(one, ())]
 
 
-FILES = Present(
+FILES = FileLists(
     checkpoints=["dev.safetensors"],
     text_encoders=["sub/gemma.safetensors"],
     loras=["distilled.safetensors"],
@@ -40,8 +40,8 @@ FILES = Present(
 )
 
 
-def found(changes: dict[str, dict[str, Any]], **more: Any) -> list[Problem]:
-    """Problems of the two-stage graph with some inputs changed; ``None`` takes one away."""
+def problems_of(changes: dict[str, dict[str, Any]], **more: Any) -> list[Problem]:
+    """Return the problems of the two-stage graph with changed inputs; ``None`` removes an input."""
     document = two_stage()
     for node, inputs in changes.items():
         if "class_type" in inputs:
@@ -52,12 +52,12 @@ def found(changes: dict[str, dict[str, Any]], **more: Any) -> list[Problem]:
     return find_problems(read_api(document), more.pop("files", FILES), **more)
 
 
-def test_a_sound_graph_has_none() -> None:
-    assert found({}) == []
+def test_a_valid_graph_has_no_problems() -> None:
+    assert problems_of({}) == []
 
 
 @pytest.mark.parametrize(
-    ("node", "inputs", "kind", "says"),
+    ("node", "inputs", "kind", "message"),
     [
         ("12", {"model": None}, "required_input_missing", "model is missing"),
         ("5", {"clip": None}, "required_input_missing", "clip is missing"),
@@ -88,31 +88,31 @@ def test_a_sound_graph_has_none() -> None:
         ("25", {"class_type": "DWPreprocessor", "inputs": {}}, "missing_node_type", "poses"),
     ],
 )
-def test_each_mistake_has_comfyuis_name_and_its_node(
-    node: str, inputs: dict[str, Any], kind: str, says: str
+def test_each_problem_has_comfyuis_type_and_its_node(
+    node: str, inputs: dict[str, Any], kind: str, message: str
 ) -> None:
-    first, *rest = [p for p in found({node: inputs}) if p.node == node]
+    first, *rest = [p for p in problems_of({node: inputs}) if p.node == node]
     assert first.type == kind
     assert not rest
-    with pytest.raises(WorkflowError, match=says) as caught:
+    with pytest.raises(WorkflowError, match=message) as caught:
         raise problems_error(read_api(two_stage()), [first])
     assert caught.value.node_id == node
     assert f"node {node} (" in caught.value.message
 
 
-def test_windows_paths_and_seeds_of_64_bits_are_fine() -> None:
+def test_windows_paths_and_64_bit_seeds_are_valid() -> None:
     changes = {
         "2": {"text_encoder": "sub\\gemma.safetensors"},
         "11": {"noise_seed": 2**64 - 1},
         "26": {"filename_prefix": "video\\clip"},
         "9": {"frame_rate": "25"},
     }
-    assert found(changes) == []
+    assert problems_of(changes) == []
 
 
-def test_names_can_be_replaced() -> None:
+def test_file_names_can_be_mapped() -> None:
     changes = {"1": {"ckpt_name": "ltx\\other.safetensors"}}
-    assert found(changes, names={"other.safetensors": "dev.safetensors"}) == []
+    assert problems_of(changes, names={"other.safetensors": "dev.safetensors"}) == []
 
 
 def test_a_graph_without_an_output() -> None:
@@ -123,13 +123,13 @@ def test_a_graph_without_an_output() -> None:
     assert "nothing in it saves" in str(problems_error(read_api(document), [problem]))
 
 
-def test_nodes_that_no_output_needs_are_not_looked_at() -> None:
+def test_unused_nodes_are_not_validated() -> None:
     changes = {"30": {"class_type": "Gone", "inputs": {}}}
-    assert found(changes) == []
+    assert problems_of(changes) == []
 
 
-def test_all_problems_are_told_at_once() -> None:
-    wrong = found({"8": {"width": 1}, "12": {"cfg": -1, "model": None}})
+def test_all_problems_are_reported_at_once() -> None:
+    wrong = problems_of({"8": {"width": 1}, "12": {"cfg": -1, "model": None}})
     assert len(wrong) == 3
     message = str(problems_error(read_api(two_stage()), wrong))
     assert message.count("node 12") == 2
@@ -137,15 +137,15 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["a/b.png", "a b.png", "..a", "a..b/c", "a\\b"])
-def test_names_that_stay_inside(name: str) -> None:
+def test_safe_file_names(name: str) -> None:
     assert unsafe_path_reason(name) == ""
 
 
-# --- what a graph decides before it runs ---------------------------------------------------------
+# --- constant folding ----------------------------------------------------------------------------
 
 
-def switched(on: bool, expression: str = "a / 2") -> dict[str, Any]:
-    """A width from arithmetic; a prompt from one of two nodes, one of which cannot run."""
+def switch_graph(on: bool, expression: str = "a / 2") -> dict[str, Any]:
+    """Return a graph with arithmetic and a switch between two prompts, one from a model."""
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": inputs}
@@ -163,34 +163,34 @@ def switched(on: bool, expression: str = "a / 2") -> dict[str, Any]:
     }
 
 
-def test_numbers_and_switches_are_worked_out() -> None:
-    known = fold_constants(read_api(switched(False)))
+def test_numbers_and_switches_are_folded() -> None:
+    known = fold_constants(read_api(switch_graph(False)))
     assert known[Link("m", 1)] == 640
     assert known[Link("sw", 0)] == "mine"
-    assert Link("sw", 0) not in fold_constants(read_api(switched(True)))
-    assert Link("m", 1) not in fold_constants(read_api(switched(True, "a / 0")))
+    assert Link("sw", 0) not in fold_constants(read_api(switch_graph(True)))
+    assert Link("m", 1) not in fold_constants(read_api(switch_graph(True, "a / 0")))
 
 
-def test_a_branch_that_no_switch_takes_is_not_needed() -> None:
-    graph = read_api(switched(False))
+def test_an_unselected_branch_is_not_required() -> None:
+    graph = read_api(switch_graph(False))
     assert "made" not in required_nodes(graph, output_nodes(graph))
     assert find_problems(graph) == []
-    graph = read_api(switched(True))
+    graph = read_api(switch_graph(True))
     assert "made" in required_nodes(graph, output_nodes(graph))
     wrong = find_problems(graph)
     assert [p.node for p in wrong] == ["made"]
     assert problems_error(graph, wrong).hint == "--set on.value=false bypasses it"
 
 
-def test_a_prompt_that_is_passed_on_needs_no_model() -> None:
-    document = switched(True)
+def test_a_prompt_that_passes_through_needs_no_model() -> None:
+    document = switch_graph(True)
     document["made"]["class_type"] = "TextGenerateLTX2Prompt"
     graph = read_api(document)
     assert find_problems(graph) == []
     assert "clip" not in required_nodes(graph, output_nodes(graph))
 
 
-def test_an_image_that_is_switched_off_is_not_needed() -> None:
+def test_a_bypassed_image_is_not_required() -> None:
     document = two_stage()
     document["30"] = {"class_type": "LoadImage", "inputs": {"image": "gone.png"}}
     inputs = {"vae": ["1", 2], "image": ["30", 0], "latent": ["8", 0], "strength": 0.7}
@@ -225,6 +225,6 @@ def test_arithmetic(expression: str, value: float) -> None:
         "+".join(["1"] * 1500), "min()", "a(1)", "abs(a=1)", "'a'",
     ],
 )  # fmt: skip
-def test_what_is_no_arithmetic_is_refused(expression: str) -> None:
+def test_other_code_is_an_error(expression: str) -> None:
     with pytest.raises(WorkflowError):
         evaluate(expression, {"a": 5, "b": 25, "values": [5, 25]})

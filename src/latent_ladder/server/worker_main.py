@@ -220,7 +220,7 @@ def _run_to_end(run_job: RunJob, job: Body, cancel: Cancel, writer: FrameWriter)
 def _log_event(event: GraphEvent) -> None:
     match event:
         case NodesCached():
-            logger.info("%d nodes are stored: %s", len(event.nodes), ", ".join(event.nodes))
+            logger.info("nodes with stored results: %s", ", ".join(event.nodes) or "none")
         case NodeStarted():
             logger.debug("node %s started", event.node)
         case NodeDone():

@@ -68,8 +68,9 @@ class NodeProgressLines(AbstractContextManager["NodeProgressLines"]):
             self._show_warning(event)
         elif isinstance(event, NodesCached):
             self._cached = event.nodes
-            logger.info("%d nodes are stored: %s", len(event.nodes), ", ".join(event.nodes))
-            self._print(f"{len(event.nodes)} nodes are stored, not run again")
+            count = len(event.nodes)
+            logger.info("nodes with stored results: %s", ", ".join(event.nodes) or "none")
+            self._print(f"stored results are used for {count} node{'s' * (count != 1)}")
         elif isinstance(event, NodeStarted):
             self._ran.append(event.node)
             logger.info("node %s started", self._describe(event.node))

@@ -1,6 +1,6 @@
 """The README's filmstrip: one clip after stage 1 and after stage 2, five frames each.
 
-    python training/pocket/filmstrip.py [--prompt "..."] [--seed 3] [--output FILE.png]
+    python training/pocket/filmstrip.py [--prompt "..."] [--seed 3] [--output docs/images/filmstrip.png]
 
 Runs the product, then decodes the latents that it kept of both stages.
 """

@@ -191,7 +191,6 @@ class OutputSize:
     width: int
     height: int
     upscale: dict[str, Any] | None = None
-    cropped: bool = False
 
 
 def read_output_size(
@@ -211,7 +210,7 @@ def _read_crop(walker: GraphWalker, node: Node, size: OutputSize) -> None:
     left, top = walker.integer(node, "x"), walker.integer(node, "y")
     if (left, top) != ((size.width - width) // 2, (size.height - height) // 2):
         walker.report_loss(node, f"crops at {left},{top}; a request crops around the centre")
-    size.width, size.height, size.cropped = width, height, True
+    size.width, size.height = width, height
 
 
 def _read_upscale_model(walker: GraphWalker, node: Node, size: OutputSize) -> None:

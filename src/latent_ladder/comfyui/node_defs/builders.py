@@ -13,7 +13,6 @@ MAX_SEED: Final = 2**64 - 1
 INT64_MAX: Final = 2**63 - 1
 SEED_CONTROL: Final = ("control_after_generate",)
 """The widget after a seed that sets how it changes after a run; it belongs to no input."""
-CORE: Final = "comfy-core"
 LTXV: Final = "ComfyUI-LTXVideo"
 KJ: Final = "comfyui-kjnodes"
 

@@ -1,4 +1,4 @@
-"""``docs/workflows.md`` lists exactly the node types and the warning codes of the package."""
+"""``docs/guide/workflows.md`` lists exactly the node types and the warning codes of the package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 
-DOC = (Path(__file__).parents[2] / "docs" / "workflows.md").read_text("utf-8")
+DOC = (Path(__file__).parents[2] / "docs" / "guide" / "workflows.md").read_text("utf-8")
 SOURCES = Path(__file__).parents[2] / "src" / "latent_ladder" / "comfyui"
 
 

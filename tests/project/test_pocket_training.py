@@ -82,7 +82,7 @@ def encoder() -> video_vae.Transform:
 def test_latents_mixed_from_masks_are_those_of_the_rendered_clip(
     scene: world.Scene, encoder: video_vae.Transform
 ) -> None:
-    other = cache.recolored(scene, random.Random(2))
+    other = cache.recolor_scene(scene, random.Random(2))
     parts = cache.geometry(encoder, scene, 256)[:, :, :, :3]
     mixed = torch.tensordot(cache.palette(other), parts, 2) + cache.offset(encoder)
     true = encoder(video_vae.to_signal(world.render([other], 17, 256)))[0]
@@ -185,12 +185,12 @@ def test_the_scene_of_a_draft_is_solved_for(encoder: video_vae.Transform) -> Non
         assert getattr(found, name) == pytest.approx(getattr(true, name), abs=0.01)
     assert misfit < 0.2  # the noise
     assert high.shape == (video_vae.LATENT_CHANNELS, 4, 16, 16)
-    assert max(map(abs, solver.tinted(draft, found).tint)) <= 3
+    assert max(map(abs, solver.match_colors(draft, found).tint)) <= 3
 
 
 def test_the_upscaler_starts_as_bilinear_interpolation() -> None:
     x = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got = upscaler.begin()(x)
+        got = upscaler.initial_network()(x)
     want = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
     torch.testing.assert_close(got[..., 4:-4, 4:-4], want[..., 4:-4, 4:-4])

@@ -1,4 +1,4 @@
-"""Where training state and shipped files lie, and how state is written: atomically."""
+"""Paths of the training state and of the shipped files; logging and atomic writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT_ENCODER = "text_encoders/pocket-gemma-3.safetensors"
 
 
 def log(stage: str, **values: Any) -> None:
-    """Append one line to progress.jsonl and print it."""
+    """Append one JSON line to runs/progress.jsonl and print it."""
     line = {"time": time.strftime("%H:%M:%S", time.gmtime()), "stage": stage, **values}
     line = {k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -30,8 +30,8 @@ def log(stage: str, **values: Any) -> None:
 
 
 def save(state: dict[Any, Any], path: Path) -> None:
-    """torch.save, atomically; makes the folder."""
+    """Write `state` with torch.save, atomically; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    torch.save(state, fresh)
-    fresh.replace(path)
+    temporary = path.with_suffix(".new")
+    torch.save(state, temporary)
+    temporary.replace(path)

@@ -45,7 +45,7 @@ def source(golden: Any) -> Path:
 
 
 @pytest.fixture
-def stored(source: Path, tmp_path: Path) -> Any:
+def gguf_encoder(source: Path, tmp_path: Path) -> Any:
     path, _ = gguf_gemma(source, tmp_path, gguf.GGMLQuantizationType.F16)
     return load(path)
 
@@ -67,8 +67,8 @@ def metadata(processor: SentencePieceProcessor) -> dict[str, Any]:
     }
 
 
-def test_reference_vocabulary(source: Path, stored: Any) -> None:
-    original, rebuilt = load_tokenizer(load(source)), load_tokenizer(stored)
+def test_reference_vocabulary(source: Path, gguf_encoder: Any) -> None:
+    original, rebuilt = load_tokenizer(load(source)), load_tokenizer(gguf_encoder)
     assert (rebuilt.bos, rebuilt.pad) == (original.bos, original.pad) == (2, 0)
     for text in TRICKY:
         assert rebuilt.encode(text) == original.encode(text), text
@@ -107,25 +107,27 @@ def test_user_defined_pieces_of_spaces_and_lines() -> None:
         assert rebuilt.encode(each) == original.encode(each), each
 
 
-def test_cached_vocabulary_is_not_built_again(stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load_tokenizer(stored).encode("a red fox")
+def test_cached_vocabulary_is_not_built_again(
+    gguf_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_tokenizer(gguf_encoder).encode("a red fox")
 
     def never(_: object) -> bytes:
         raise AssertionError("built again")
 
     monkeypatch.setattr(tokenizer, "sentencepiece_model", never)
-    assert load_tokenizer(load(stored.file.path)).encode("a red fox") == first
+    assert load_tokenizer(load(gguf_encoder.file.path)).encode("a red fox") == first
 
 
 def test_damaged_or_unwritable_cache_is_ignored(
-    stored: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    gguf_encoder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = load_tokenizer(stored).encode("a red fox")
+    want = load_tokenizer(gguf_encoder).encode("a red fox")
     (kept,) = (cache / "tokenizers").iterdir()
     kept.write_bytes(kept.read_bytes()[:-9] + b"\0" * 9)
-    assert load_tokenizer(stored).encode("a red fox") == want
-    monkeypatch.setenv("LADDER_CACHE", str(stored.file.path / "no" / "folder"))
-    assert load_tokenizer(stored).encode("a red fox") == want
+    assert load_tokenizer(gguf_encoder).encode("a red fox") == want
+    monkeypatch.setenv("LADDER_CACHE", str(gguf_encoder.file.path / "no" / "folder"))
+    assert load_tokenizer(gguf_encoder).encode("a red fox") == want
 
 
 def test_default_cache_is_the_systems_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,13 +41,13 @@ def fp8():
     return quantize_fp8(torch.randn(OUT, IN))
 
 
-STORED = {make.__name__: make for make in (fp8, q8_0, int8, nvfp4)}
+QUANTIZERS = {make.__name__: make for make in (fp8, q8_0, int8, nvfp4)}
 
 
-@pytest.fixture(params=STORED)
-def stored(request):
+@pytest.fixture(params=QUANTIZERS)
+def quantized(request):
     torch.manual_seed(0)
-    return STORED[request.param]()
+    return QUANTIZERS[request.param]()
 
 
 def layer_of(weight, dtype=torch.float32):
@@ -58,38 +58,38 @@ def layer_of(weight, dtype=torch.float32):
     return layer
 
 
-def applied_weight(stored):
+def applied_weight(quantized):
     """Weight that the layer applies, in float32."""
-    weight = stored.dequantize(torch.float32)
-    return weight if stored.input_scale is None else weight * stored.input_scale
+    weight = quantized.dequantize(torch.float32)
+    return weight if quantized.input_scale is None else weight * quantized.input_scale
 
 
-def test_computes_with_the_dequantised_weight(stored):
-    layer, x = layer_of(stored), torch.randn(2, 5, IN)
+def test_computes_with_the_dequantised_weight(quantized):
+    layer, x = layer_of(quantized), torch.randn(2, 5, IN)
     assert (layer.in_features, layer.out_features) == (IN, OUT)
     assert layer.weight is None
     assert list(layer.state_dict()) == ["bias"]
-    torch.testing.assert_close(layer(x), F.linear(x, applied_weight(stored), layer.bias))
-    assert torch.equal(layer.dense_weight(torch.float16), stored.dequantize(torch.float16))
+    torch.testing.assert_close(layer(x), F.linear(x, applied_weight(quantized), layer.bias))
+    assert torch.equal(layer.dense_weight(torch.float16), quantized.dequantize(torch.float16))
 
 
-def test_branches_add_to_quantised_and_float_weights_alike(stored):
-    layer, x = layer_of(stored), torch.randn(3, IN)
-    plain = layer_of(applied_weight(stored))
+def test_branches_add_to_quantised_and_float_weights_alike(quantized):
+    layer, x = layer_of(quantized), torch.randn(3, IN)
+    plain = layer_of(applied_weight(quantized))
     branch = LowRank(0.7, torch.randn(4, IN), torch.randn(OUT, 4))
     layer.branches = plain.branches = (branch,)
     for layer_with_branch in (layer, plain):
         assert not torch.equal(
-            layer_with_branch(x), F.linear(x, applied_weight(stored), layer_with_branch.bias)
+            layer_with_branch(x), F.linear(x, applied_weight(quantized), layer_with_branch.bias)
         )
     plain.bias = layer.bias
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
-def test_moving_never_converts_a_quantised_weight(stored):
-    layer, x = layer_of(stored), torch.randn(3, IN)
+def test_moving_never_converts_a_quantised_weight(quantized):
+    layer, x = layer_of(quantized), torch.randn(3, IN)
     want = layer(x)
-    before = {part: t.dtype for part, t in stored.parts.items()}
+    before = {part: t.dtype for part, t in quantized.parts.items()}
     layer.double()
     assert layer.compute_dtype == torch.float64
     assert {part: t.dtype for part, t in layer.quantized_weight.parts.items()} == before
@@ -108,24 +108,24 @@ def test_float_weights_as_stored_give_identical_results():
     assert torch.equal(as_stored(x), converted(x))
 
 
-def test_gradients_reach_the_input(stored):
-    layer, x = layer_of(stored), torch.randn(3, IN, requires_grad=True)
+def test_gradients_reach_the_input(quantized):
+    layer, x = layer_of(quantized), torch.randn(3, IN, requires_grad=True)
     layer(x).sum().backward()
-    torch.testing.assert_close(x.grad, applied_weight(stored).sum(0).expand(3, IN))
+    torch.testing.assert_close(x.grad, applied_weight(quantized).sum(0).expand(3, IN))
 
 
-def test_native_fp8_is_used_only_where_supported(stored):
-    layer, x = layer_of(stored, torch.bfloat16), torch.randn(3, IN).bfloat16()
+def test_native_fp8_is_used_only_where_supported(quantized):
+    layer, x = layer_of(quantized, torch.bfloat16), torch.randn(3, IN).bfloat16()
     want = layer(x)
     layer.native_fp8 = True
-    assert not linear.supports_native_fp8(x, stored)
+    assert not linear.supports_native_fp8(x, quantized)
     assert torch.equal(layer(x), want)
 
 
 def test_native_fp8_is_close_to_the_dequantised_result():
-    stored, x = fp8(), torch.randn(2, 16, IN).bfloat16()
+    quantized, x = fp8(), torch.randn(2, 16, IN).bfloat16()
     bias = torch.randn(OUT).bfloat16()
-    got = linear.native_fp8_linear(x, stored, bias).float()
-    want = F.linear(x.float(), stored.dequantize(torch.float32), bias.float())
+    got = linear.native_fp8_linear(x, quantized, bias).float()
+    want = F.linear(x.float(), quantized.dequantize(torch.float32), bias.float())
     assert got.shape == (2, 16, OUT)
     assert (got - want).norm() < 0.04 * want.norm()

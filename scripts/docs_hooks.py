@@ -6,6 +6,7 @@ each subcommand, so that a new command needs no other change.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ import reference_commands
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+
+def on_startup(**_: Any) -> None:
+    """Count warnings under ``--quiet`` too, which otherwise hides them from ``--strict``."""
+    logger = logging.getLogger("mkdocs")
+    logger.setLevel(min(logger.level, logging.WARNING))
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

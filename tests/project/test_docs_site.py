@@ -42,7 +42,7 @@ def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("mkdocs")
     paths = os.pathsep.join(str(Path(path).resolve()) for path in sys.path if path)
     return subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)],
         cwd=root,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": paths},
         capture_output=True,

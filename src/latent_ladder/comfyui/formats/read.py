@@ -2,7 +2,7 @@
 
 ComfyUI writes the API format to the metadata tag ``prompt`` and the UI format to the tag
 ``workflow`` of the files it saves. The API format is what ran, with its seeds, so it becomes the
-graph; the UI format is kept as a document.
+graph; the UI format is available as a document.
 """
 
 from __future__ import annotations

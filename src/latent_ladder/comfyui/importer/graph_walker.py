@@ -96,7 +96,7 @@ class GraphWalker:
         return float(self._numeric(node, name))
 
     def integer(self, node: Node, name: str) -> int:
-        """Return the value of an input as an integer; all digits of a seed are kept."""
+        """Return the value of an input as an integer; exact for seeds of 64 bits."""
         return int(self._numeric(node, name))
 
     def _numeric(self, node: Node, name: str) -> int | float:

@@ -88,7 +88,7 @@ class _GraphImporter:
         self._upsamplings = [
             self._find_upsampling(s) for s in self._chain.stages if isinstance(s, UpsampledStage)
         ]
-        if not self._chain.sampled:
+        if not self._chain.sampled_stages:
             raise unsupported_node(self._saved.latents[0], "is not the output of a sampling node")
 
     def fields(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class _GraphImporter:
         size = read_output_size(walker, self._saved.pixels, (last.width, last.height))
         fields: dict[str, Any] = {
             **self._read_prompts(),
-            "seed": chain.sampled[0].sampling.seed,
+            "seed": chain.sampled_stages[0].sampling.seed,
             "width": size.width,
             "height": size.height,
             "fps": shapes.format_fps(last.fps),
@@ -121,7 +121,7 @@ class _GraphImporter:
 
     def _read_prompts(self) -> dict[str, Any]:
         walker, prompts = self._walker, []
-        for stage in self._chain.sampled:
+        for stage in self._chain.sampled_stages:
             positive = find_prompt(walker, stage.sampling.positive)
             negative = None
             if stage.sampling.negative is not None:
@@ -158,7 +158,7 @@ class _GraphImporter:
         frames = (length - 1) // shapes.FRAMES_PER_LATENT * shapes.FRAMES_PER_LATENT + 1
         if frames != length:
             self._walker.report_loss(node, f"requests {length} frames, but the clip has {frames}")
-        rate = self._find_fps(self._chain.sampled[0])
+        rate = self._find_fps(self._chain.sampled_stages[0])
         resolutions: list[shapes.Resolution] = []
         w, h, upsamplings = truncated[0], truncated[1], iter(self._upsamplings)
         for stage in self._chain.stages:

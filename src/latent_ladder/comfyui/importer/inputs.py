@@ -25,7 +25,7 @@ def audio_fields(
 
     ``audio`` says which stage's audio is saved, ``audio_in`` is the file that drives the video.
     """
-    sampled = chain.sampled
+    sampled = chain.sampled_stages
     sources = [None if s.audio is None else find_audio_source(walker, s.audio) for s in sampled]
     if sources[0] is None:
         if any(source is not None for source in sources):
@@ -71,7 +71,7 @@ def _check_audio_sources(
     sources: list[AudioSource | None],
     last: shapes.Resolution,
 ) -> None:
-    nodes = [stage.sampling.node for stage in chain.sampled]
+    nodes = [stage.sampling.node for stage in chain.sampled_stages]
     for i, source in enumerate(sources):
         if source is None:
             raise unsupported_node(nodes[i], "samples without audio, unlike the first stage")

@@ -23,7 +23,7 @@ def model_fields(
     walker: GraphWalker, chain: StageChain, saved_output: SavedOutput
 ) -> dict[str, Any]:
     """Return the ``models`` table of a request: model file names by field."""
-    chains = [stage.sampling.model for stage in chain.sampled]
+    chains = [stage.sampling.model for stage in chain.sampled_stages]
     loaders = {chain.loader.id: chain.loader for chain in chains}
     if len(loaders) > 1:
         raise unsupported_node([*loaders.values()][-1], "loads a second transformer")
@@ -31,7 +31,7 @@ def model_fields(
     models = _file_names(walker, loader, _TRANSFORMERS)
     if not models:
         raise unsupported_node(loader, "is an unsupported loader for the transformer")
-    encoder = find_prompt(walker, chain.sampled[0].sampling.positive).encoder
+    encoder = find_prompt(walker, chain.sampled_stages[0].sampling.positive).encoder
     clip, _ = walker.required_source(encoder, "clip")
     while "clip" in clip.inputs:
         walker.report_loss(clip, "applies a LoRA to the text encoder")
@@ -68,7 +68,9 @@ def _find_audio_vae(walker: GraphWalker, saved_output: SavedOutput) -> Node | No
 
 def _find_distilled_lora(chain: StageChain) -> str | None:
     """Return the name of the first LoRA with a name of a distilled LoRA."""
-    names = [str(lora["name"]) for stage in chain.sampled for lora in stage.sampling.model.loras]
+    names = [
+        str(lora["name"]) for stage in chain.sampled_stages for lora in stage.sampling.model.loras
+    ]
     return next((name for name in names if is_distilled_lora(name)), None)
 
 

@@ -59,8 +59,8 @@ class StageChain:
     reference: Node | None = None
 
     @property
-    def sampled(self) -> list[SampledStage]:
-        """The sampled stages, in order."""
+    def sampled_stages(self) -> list[SampledStage]:
+        """The sampling stages, in order."""
         return [s for s in self.stages if isinstance(s, SampledStage)]
 
 

@@ -302,10 +302,10 @@ def resize_and_pad(ctx: NodeContext) -> list[Value]:
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
     border = (left, width - inner[0] - left, top, height - inner[1] - top)
 
-    def padded(frames: Tensor) -> Tensor:
+    def resize_and_pad_frames(frames: Tensor) -> Tensor:
         return F.pad(resize_frames(frames, inner, method), border, value=value)
 
-    return [images.map(padded, (width, height))]
+    return [images.map(resize_and_pad_frames, (width, height))]
 
 
 def get_image_size(ctx: NodeContext) -> list[Value]:

@@ -86,7 +86,7 @@ def pad_for_outpainting(ctx: NodeContext) -> list[Value]:
     border = (left, max(0, width - inner[0] - left), top, max(0, height - inner[1] - top))
     method = ctx.text("upscale_method")
 
-    def padded(frames: Tensor) -> Tensor:
+    def resize_and_pad_frames(frames: Tensor) -> Tensor:
         return F.pad(resize_frames(frames, inner, method), border, value=0.5)
 
     size = (inner[0] + border[0] + border[1], inner[1] + border[2] + border[3])
@@ -96,7 +96,7 @@ def pad_for_outpainting(ctx: NodeContext) -> list[Value]:
     else:
         scaled = F.interpolate(mask_input.values[:, None], inner[::-1], mode="nearest")[:, 0]
         mask = 1 - F.pad(scaled, border)
-    return [images.map(padded, size), Mask(mask)]
+    return [images.map(resize_and_pad_frames, size), Mask(mask)]
 
 
 def _feather(size: tuple[int, int], border: tuple[int, int, int, int], width: int) -> Tensor:

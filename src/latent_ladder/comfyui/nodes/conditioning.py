@@ -81,7 +81,7 @@ def _replace_first_frames(ctx: NodeContext, latent: Latent, mask: Tensor) -> Lat
 
 
 def image_in_place(ctx: NodeContext) -> list[Value]:
-    """``LTXVImgToVideoInplace``: the image as first frames; other parts of the mask are unchanged."""
+    """``LTXVImgToVideoInplace``: the image as first frames; the rest of the mask is unchanged."""
     latent = ctx.get("latent", Latent)
     if ctx.has("bypass") and ctx.boolean("bypass"):
         return [latent]

@@ -55,10 +55,15 @@ class Image(Table):
     """
 
     file: FileName
+    """Path of the picture."""
     frame: Int = Field(default=0, ge=LAST)
+    """Frame that shows it; -1 is the last one."""
     strength: Real = Field(default=1.0, ge=0, le=1)
+    """1 shows it as it is, 0 ignores it."""
     fit: Fit = "cover"
+    """``cover`` crops a picture of another shape, ``letterbox`` adds black bars."""
     crf: Crf = "auto"
+    """H.264 compression before encoding, 0 to 51: ``auto`` is that of the model family, 0 none."""
 
     def index(self, frames: int) -> int:
         """The frame in a clip of ``frames``."""
@@ -77,12 +82,19 @@ class Video(Table):
     """
 
     file: FileName
+    """Path of the video."""
     mode: Mode = "v2v"
+    """Use of the video: start, repair of a span, extension, or guide through an IC-LoRA."""
     denoise: Real | None = Field(default=None, ge=0, le=1)
+    """Mode ``v2v``: noise level at which sampling starts; 0 keeps the video."""
     region: Region | None = None
+    """Mode ``retake``: first and last second to make again, such as [1.5, 3.0]."""
     extend: Real | None = Field(default=None, ge=-3600, le=3600)
+    """Mode ``extend``: seconds to add at the end, or before the start if negative."""
     strength: Real = Field(default=1.0, ge=0, le=1)
+    """Mode ``reference``: strength of the guide."""
     fit: Fit = "cover"
+    """``cover`` crops a video of another shape, ``letterbox`` adds black bars."""
 
     @property
     def keeps(self) -> bool:

@@ -140,22 +140,33 @@ FrameCount = Annotated[int, BeforeValidator(_frames)]
 class Models(Table):
     """Model files that override the library's choice, and additional folders to search.
 
-    A value is a path, or a name relative to a model folder as in ComfyUI. ``precision`` "fp8"
-    stores a 16-bit transformer in scaled fp8 while it is loaded; "stored" leaves it unchanged.
+    A file is a path, or a name relative to a model folder as in ComfyUI.
     """
 
     precision: Literal["stored", "fp8"] = "stored"
+    """``fp8`` stores a 16-bit transformer in scaled fp8 while loading; ``stored`` leaves it."""
     checkpoint: FileName | None = None
+    """Checkpoint that holds transformer, VAEs and vocoder."""
     transformer: FileName | None = None
+    """File of the transformer alone."""
     connectors: FileName | None = None
+    """File of the connectors between text encoder and transformer."""
     text_projection: FileName | None = None
+    """File of the projection of the text encoder's layers."""
     text_encoder: FileName | None = None
+    """File or folder of Gemma 3."""
     video_vae: FileName | None = None
+    """File of the video VAE."""
     audio_vae: FileName | None = None
+    """File of the audio VAE."""
     vocoder: FileName | None = None
+    """File of the vocoder."""
     latent_upsampler: FileName | None = None
+    """File of the latent upsampler."""
     distilled_lora: FileName | None = None
+    """File of the distilled LoRA."""
     folders: tuple[FileName, ...] = ()
+    """Model folders to search before the usual ones."""
 
     @property
     def choices(self) -> dict[str, str]:
@@ -169,40 +180,50 @@ class Request(Table):
     ``width``, ``height``, ``frames`` and ``fps`` are those of the decoded clip; only an upscale
     stage at the end makes the file larger (:attr:`final_size`). A request sets ``frames`` or
     ``duration_s``; ``frames`` is then always the resolved 8k+1, and ``duration_s`` the requested
-    duration, if there is one. ``seed`` -1 asks for a random seed, see :meth:`pick_seed`.
-
-    ``audio`` is the use of the base stage's sound: ``"refine"`` denoises it again in every refine
-    stage, ``"keep"`` makes it the sound of the clip, ``"none"`` makes a silent clip.
-    ``noise_order`` is the order in which noise is generated from the seed, ``mask_convention`` the
-    meaning of masks between 0 and 1: each as in ComfyUI or as in the official pipelines.
-
-    ``images`` are shown at their frames, ``audio_in`` is a sound file that drives the picture and
-    is the sound of the clip, ``video`` is a video that the clip starts from.
-
-    ``windows`` in time make a clip window by window: "auto" where it is longer than the model's
-    time positions cover, "off" never.
+    duration, if there is one.
     """
 
     prompt: Prompt
+    """Text of the clip: what is seen, how it moves and how it sounds, in whole sentences."""
     negative_prompt: Text = ""
+    """Text of what should not appear; read where a CFG is not 1 and by CFG++ samplers."""
     preset: Text = ""
+    """Name of the preset that the request started from; a record, it changes nothing."""
     seed: RequestSeed = 10
+    """Start of all random numbers: 0 to 2**64-1, or -1 for a random one, which the clip records."""
     width: Side
+    """Width of the decoded clip in pixels: even, 32 to 16384. Stages use multiples of 32."""
     height: Side
+    """Height of the decoded clip in pixels, with the same limits as ``width``."""
     fps: Fps = Fraction(24)
+    """Frames per second, such as 24, 23.976 or 30000/1001."""
     audio: Literal["refine", "keep", "none"] = "refine"
+    """Sound: ``refine`` denoises it in every stage, ``keep`` takes that of the base stage,
+    ``none``."""
     noise_order: Literal["comfyui", "ltx"] = "comfyui"
+    """Order in which noise is drawn from the seed: that of ComfyUI or of Lightricks' pipelines."""
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
+    """Meaning of masks between 0 and 1: that of ComfyUI or of Lightricks' pipelines."""
     windows: WindowsChoice = "auto"
+    """Windows in time: ``auto`` where the clip is longer than 20 s, ``off``, or their lengths."""
     models: Models = Field(default_factory=Models)
+    """Model files to use instead of the ones that are found."""
     stages: tuple[Stage, ...]
+    """Stages in order: one base stage, then upsample, refine and upscale stages."""
     decode: Decode = Field(default_factory=Decode)
+    """Tiles of the video decoder."""
     output: Output = Field(default_factory=Output)
+    """Settings of the file."""
     images: tuple[Image, ...] = ()
+    """Pictures that the clip shows."""
     audio_in: FileName | None = None
+    """Sound file that drives the picture and becomes the sound of the clip."""
     video: Video | None = None
+    """Video to start from."""
     duration_s: Annotated[Real, Field(gt=0, le=MAX_DURATION_S)] | None = None
+    """Length in seconds, instead of ``frames``; the nearest 8k+1 frames are made."""
     frames: FrameCount = Field(default=None, validate_default=True)
+    """Number of frames: 8k+1 (16k+1 with a temporal upsampler), up to 100001."""
 
     @model_validator(mode="wrap")
     @classmethod

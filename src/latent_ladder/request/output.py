@@ -38,10 +38,16 @@ class Decode(Table):
     """
 
     tile_px: TilePx = "auto"
+    """Side of a tile in pixels: a multiple of 32 from 64; ``auto`` fits the memory, whole if it
+    can."""
     overlap_px: OverlapPx = "auto"
+    """Overlap of neighbours in pixels: a multiple of 32."""
     tile_frames: TileFrames = "auto"
+    """Frames of a tile: a multiple of 8 from 16."""
     overlap_frames: OverlapFrames = "auto"
+    """Frames that neighbours share: a multiple of 8."""
     grid: TileCounts = "auto"
+    """Numbers of tiles across and down, 1 to 6 each, blended as LTXVTiledVAEDecode does."""
 
     @property
     def grid_overlap_px(self) -> int:
@@ -108,11 +114,17 @@ class Output(Table):
     """
 
     codec: Literal["auto", "h264", "h265", "av1", "prores"] = "auto"
+    """Video codec; ``auto`` is H.264, or AV1 in ``.webm``."""
     crf: Int | None = Field(default=None, ge=0, le=51)
+    """Constant rate factor: 0 is best, 51 worst; unset takes the codec's default."""
     preset: Text | None = None
+    """Speed of the encoder in the codec's own words, such as ``slow``."""
     pix_fmt: Text | None = None
+    """Pixel format in FFmpeg's words, such as ``yuv444p10le``."""
     poster: StrictBool = False
+    """A picture of the middle frame next to the clip."""
     sheet: StrictBool = False
+    """A contact sheet of twelve frames next to the clip."""
 
     @property
     def settings(self) -> EncoderSettings:

@@ -102,72 +102,90 @@ Sigmas = Annotated[tuple[float, ...], BeforeValidator(_sigmas)]
 
 
 class StreamGuidance(Table):
-    """Guidance of one stream, with the names of LTX-2's multimodal guider; the defaults are off.
-
-    ``cfg`` text guidance (1 = off), ``stg`` perturbed self-attention in the blocks ``stg_blocks``
-    (0 = off), ``modality`` the effect of the other stream (1 = off), ``rescale`` 0 to 1 towards the
-    deviation of the unguided prediction, ``skip_step`` the number of steps after each evaluated one
-    that reuse its prediction. Guidance applies while ``sigma_low <= sigma <= sigma_high``.
-    """
+    """Guidance of one stream, with the names of LTX-2's multimodal guider; the defaults are off."""
 
     cfg: Real = Field(default=1.0, ge=0, le=100)
+    """Scale of text guidance (classifier-free guidance); 1 switches it off."""
     stg: Real = Field(default=0.0, ge=0, le=100)
+    """Scale of guidance by perturbed self-attention (STG); 0 switches it off."""
     modality: Real = Field(default=1.0, ge=0, le=100)
+    """Scale of guidance by the other stream, sound for the picture; 1 switches it off."""
     rescale: Real = Field(default=0.0, ge=0, le=1)
+    """Share by which the guided prediction is brought to the deviation of the unguided one."""
     stg_blocks: tuple[Annotated[Int, Field(ge=0)], ...] = ()
+    """Numbers of the blocks that STG perturbs; 28 is usual for LTX-2.3."""
     skip_step: Int = Field(default=0, ge=0, le=100)
+    """Steps after each evaluated one that reuse its prediction."""
     sigma_low: Real = Field(default=0.0, ge=0, le=1)
+    """Lowest sigma at which guidance applies."""
     sigma_high: Real = Field(default=1.0, ge=0, le=1)
+    """Highest sigma at which guidance applies."""
 
 
 class StageGuidance(Table):
     """Guidance of a stage, for video and for audio."""
 
     video: StreamGuidance = Field(default_factory=StreamGuidance)
+    """Guidance of the picture."""
     audio: StreamGuidance = Field(default_factory=StreamGuidance)
+    """Guidance of the sound."""
 
 
 class Lora(Table):
     """One LoRA: a file by ``name``, or by its ``role`` in the model family."""
 
     name: FileName | None = None
+    """File of the LoRA: a path, or a name in ``loras/``. Either this or ``role``."""
     role: Literal["distilled"] | None = None
+    """``distilled``: the distilled LoRA of the model family that is found."""
     strength: Real = Field(default=1.0, ge=-100, le=100)
+    """Factor of the LoRA."""
 
 
 class SamplerOptions(Table):
-    """Options of samplers; ``None`` uses the sampler's own default.
-
-    ``eta`` is the share of fresh noise per step, ``s_noise`` scales it, ``gamma`` is the
-    extrapolation of gradient estimation, ``bong`` the anchor refinement of res_2s.
-    """
+    """Options of samplers; ``None`` uses the sampler's own default."""
 
     eta: Real | None = Field(default=None, ge=0, le=100)
+    """Share of noise that a step adds again."""
     s_noise: Real | None = Field(default=None, ge=0, le=100)
+    """Factor of that noise."""
     gamma: Real | None = Field(default=None, ge=0, le=100)
+    """Extrapolation of ``gradient_estimation``."""
     bong: StrictBool | None = None
+    """Anchor refinement of ``res_2s``."""
 
 
 class Schedule(Table):
     """A named schedule and its parameters; ``None`` uses the schedule's own default.
 
     Fixed lists such as ``distilled`` take no ``steps``, the others need them. A parameter that the
-    schedule does not have is an error. ``tokens`` sets the shift of ``ltx``: ``"actual"`` counts
-    those of the stage, the default 4096 is that of all official pipelines except the HQ one.
+    schedule does not have is an error.
     """
 
     name: ScheduleName = "ltx"
+    """One of the schedules below."""
     steps: Int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    """Number of steps."""
     tokens: Tokens | None = None
+    """Tokens that set the shift of ``ltx``: ``actual`` for those of the stage, or 4096."""
     max_shift: Real | None = Field(default=None, ge=0, le=100)
+    """Shift of ``ltx`` at 4096 tokens."""
     base_shift: Real | None = Field(default=None, ge=0, le=100)
+    """Shift of ``ltx`` at 1024 tokens."""
     stretch: StrictBool | None = None
+    """Stretching of ``ltx`` to end at ``terminal``."""
     terminal: Real | None = Field(default=None, ge=0, le=0.99)
+    """Last sigma before 0 of ``ltx``."""
     shift: Real | None = Field(default=None, ge=-100, le=100)
+    """Shift of the sigma table, for the schedules of ComfyUI."""
     alpha: Real | None = Field(default=None, gt=0, le=100)
+    """First parameter of the distribution of ``beta``."""
     beta: Real | None = Field(default=None, gt=0, le=100)
+    """Second parameter of the distribution of ``beta``."""
     rho: Real | None = Field(default=None, gt=0, le=100)
+    """Exponent of ``karras``."""
     threshold: Real | None = Field(default=None, gt=0, lt=1)
+    """End of the linear part of ``linear_quadratic``."""
 
     def sigmas(self, tokens: int, denoise: float = 1.0) -> tuple[float, ...]:
         """The sigmas for a stage of ``tokens`` video tokens. Raises RequestError."""
@@ -178,15 +196,14 @@ class Schedule(Table):
 
 
 class Tiles(Table):
-    """Tiles of a refine stage: their longest side and the overlap of neighbours, in pixels.
-
-    The default overlap is a sixth of the side.
-    """
+    """Tiles of a refine stage."""
 
     px: Annotated[int, BeforeValidator(_refine_tile)] = 1536
+    """Longest side of a tile in pixels: a multiple of 32 from 64 to 2048."""
     overlap_px: Annotated[int, BeforeValidator(_refine_overlap)] = Field(
         default=None, validate_default=True
     )
+    """Overlap of neighbours in pixels: a multiple of 32, at most half a tile; a sixth if unset."""
 
     def plan(self, resolution: Resolution) -> TilePlan | None:
         """Equal tiles over a canvas, each with all frames; ``None`` where one tile covers it."""
@@ -198,21 +215,26 @@ class Tiles(Table):
 
 
 class SamplingStage(Table):
-    """Fields of base and refine stages: sampler, sigmas or a schedule, noise, guidance, LoRAs.
-
-    ``batch_passes`` guidance passes go through the transformer in one batch (``"auto"``: as many as
-    fit into memory); it changes speed and memory, not the result.
-    """
+    """Fields of base and refine stages: sampler, sigmas or a schedule, noise, guidance, LoRAs."""
 
     kind: Literal["base", "refine"]
+    """Kind of the stage."""
     sampler: SamplerName = "euler"
+    """One of the samplers below."""
     options: SamplerOptions = Field(default_factory=SamplerOptions)
+    """Options of the sampler."""
     schedule: Schedule | None = None
+    """Named schedule; either this or ``sigmas``."""
     sigmas: Sigmas | None = None
+    """Noise levels, from at most 1 down to 0, as a list or as text."""
     seed: StageSeed = "same"
+    """Seed of the stage: ``same`` as the request, or 0 to 2**64-1."""
     guidance: StageGuidance = Field(default_factory=StageGuidance)
+    """Guidance of picture and sound."""
     loras: tuple[Lora, ...] = ()
+    """LoRAs of the stage."""
     batch_passes: Literal["auto", 1, 2, 3, 4] = "auto"
+    """Guidance passes in one batch; ``auto``: as many as fit. Changes speed and memory only."""
 
     def sigmas_for(self, tokens: int = DEFAULT_TOKENS) -> tuple[float, ...]:
         """The sigmas of the stage for a number of video tokens, descending."""
@@ -260,7 +282,9 @@ class RefineStage(SamplingStage):
 
     kind: Literal["refine"] = "refine"
     denoise: Real | None = Field(default=None, gt=0, le=1)
+    """Share of the schedule that the stage runs, ComfyUI's ``denoise``; 0.35 to 0.55 is usual."""
     tiles: StageTiles = "auto"
+    """Tiles: ``auto`` where a side is longer than 2048 px, ``off``, or their size."""
 
     @property
     def share(self) -> float:
@@ -277,17 +301,18 @@ class RefineStage(SamplingStage):
 
 
 class UpsampleStage(Table):
-    """A latent upsampler: ``factor`` times the width and height, or (``temporal``) the frame rate.
-
-    ``adain`` moves the mean and deviation of every channel back to those before (0 = off). ``file``
-    overrides the library's choice of the model.
-    """
+    """A latent upsampler: ``factor`` times width and height, or (``temporal``) the frame rate."""
 
     kind: Literal["upsample"] = "upsample"
+    """Kind of the stage."""
     factor: Real = 2.0
+    """2 or 1.5 in space, 2 in time."""
     axis: Literal["spatial", "temporal"] = "spatial"
+    """``spatial`` multiplies width and height, ``temporal`` the frame rate."""
     adain: Real = Field(default=0.0, ge=0, le=1)
+    """Share by which mean and deviation of every channel are brought back to those before."""
     file: FileName | None = None
+    """File of the latent upsampler, instead of the one that is found."""
 
     @property
     def exact_factor(self) -> Fraction:
@@ -311,10 +336,15 @@ class UpscaleStage(Table):
     """
 
     kind: Literal["upscale"] = "upscale"
+    """Kind of the stage."""
     name: FileName
+    """``lanczos``, ``rtx``, or a model file: a path, or a name in ``upscale_models/``."""
     factor: Real | None = Field(default=None, gt=1, le=8)
+    """Factor of width and height (2 if no size is set either)."""
     width: Target | None = None
+    """Width of the file in pixels, together with ``height``."""
     height: Target | None = None
+    """Height of the file in pixels, together with ``width``."""
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) of the file, both even, for a clip of ``size``."""

@@ -16,7 +16,7 @@ import torch
 from helpers.workflow_graphs import LATENTS, MODELS, ONE_STAGE, SAMPLING, Nodes, engine, graph
 from PIL import Image
 
-from latent_ladder.comfyui.executor import execute, unsupported, without_unsupported
+from latent_ladder.comfyui.executor import execute, find_unsupported, without_unsupported
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.comfyui.nodes import decoding
 from latent_ladder.comfyui.nodes import denoise as denoising
@@ -326,7 +326,7 @@ def test_nothing_runs_if_a_node_is_unsupported(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match=r"pose \(DWPreprocessor"):
         execute(built, work, on_event=events.append)
     assert not events and not any(work.folders.output.iterdir())
-    assert [each.node.id for each in unsupported(built)] == ["pose"]
+    assert [each.node.id for each in find_unsupported(built)] == ["pose"]
     assert without_unsupported(built) == ("good",)
     execute(built, work, wanted=["good"])
     assert [path.name for path in work.folders.output.iterdir()] == ["good_00001_.png"]

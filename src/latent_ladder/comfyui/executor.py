@@ -1,4 +1,4 @@
-"""Execution of a graph: every needed node runs once; stored and remembered results are reused.
+"""Execution of a graph: every needed node runs once; results in memory or in the store are reused.
 
 The key of a node is a hash of its type, its values, the content ids of the files it names and the
 keys of the nodes it is linked to, so it is known before anything runs and equal in every process.
@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.comfyui import constant_folding as plain
+from latent_ladder.comfyui import constant_folding
 from latent_ladder.comfyui.graph import Graph, Link, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import Input
@@ -49,7 +49,14 @@ from latent_ladder.pipeline.run_recorder import RunRecorder
 from latent_ladder.storage.artifact_store import artefact_key
 from latent_ladder.storage.run_records import StageRecord
 
-__all__ = ["Engine", "Unsupported", "WorkFolders", "execute", "unsupported", "without_unsupported"]
+__all__ = [
+    "Engine",
+    "Unsupported",
+    "WorkFolders",
+    "execute",
+    "find_unsupported",
+    "without_unsupported",
+]
 
 VERSION = 1
 """Part of all node keys: raise it to make every stored result unusable."""
@@ -69,28 +76,32 @@ class Unsupported:
         return self.node.error(f"cannot run here: {self.why}", self.way or others)
 
 
-def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsupported]:
+def find_unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsupported]:
     """Needed nodes that cannot run, in execution order. Loads nothing.
 
-    Raises :class:`WorkflowError` for a cycle or a link into nothing.
+    Raises :class:`WorkflowError` for a cycle or a link to a missing node.
     """
-    outputs = plain.output_nodes(graph) if wanted is None else tuple(wanted)
+    outputs = constant_folding.output_nodes(graph) if wanted is None else tuple(wanted)
     found = []
-    for node in (graph.nodes[name] for name in plain.required_nodes(graph, outputs)):
-        meaning = NODES.get(node.class_type)
-        why = plain.definition_of(node).unsupported_reason
-        if not why and meaning is None:
+    for node in (graph.nodes[name] for name in constant_folding.required_nodes(graph, outputs)):
+        function = NODES.get(node.class_type)
+        why = constant_folding.definition_of(node).unsupported_reason
+        if not why and function is None:
             why = f"{node.class_type} cannot be run by this version"
-        if not why and meaning is not None:
-            why = meaning.check(node)
+        if not why and function is not None:
+            why = function.check(node)
         if why:
-            found.append(Unsupported(node, why, plain.suggest_workaround(graph, node.id)))
+            found.append(
+                Unsupported(node, why, constant_folding.suggest_workaround(graph, node.id))
+            )
     return found
 
 
 def without_unsupported(graph: Graph) -> tuple[str, ...]:
     """Output nodes that need no unsupported node."""
-    return tuple(name for name in plain.output_nodes(graph) if not unsupported(graph, [name]))
+    return tuple(
+        name for name in constant_folding.output_nodes(graph) if not find_unsupported(graph, [name])
+    )
 
 
 def execute(
@@ -109,12 +120,12 @@ def execute(
     :class:`WorkflowError` before anything runs if a needed node is unsupported, the errors of the
     nodes with the node's name in front, and :class:`Cancelled`.
     """
-    outputs = plain.output_nodes(graph) if wanted is None else tuple(wanted)
+    outputs = constant_folding.output_nodes(graph) if wanted is None else tuple(wanted)
     if not outputs:
         raise WorkflowError(
             "the workflow has no output", "add a node that saves, such as SaveVideo"
         )
-    for problem in unsupported(graph, outputs):
+    for problem in find_unsupported(graph, outputs):
         raise problem.error()
     tags = metadata
     if tags is None:
@@ -138,25 +149,25 @@ class _GraphRun:
     _done: dict[str, NodeResult] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known = plain.fold_constants(self.graph)
+        self._known = constant_folding.fold_constants(self.graph)
         engine = self.engine
         self._pictures = LivePreviews(engine.companion, engine.store) if engine.previews else None
-        self._reduced = plain.prune_branches(self.graph)
+        self._pruned = constant_folding.prune_branches(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
         request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
         self.recorder = RunRecorder(engine.store.runs, self.command, request)
         self.recorder.update(kind="workflow")
 
     def run(self, outputs: Sequence[str]) -> Mapping[str, UiOutput]:
-        order = plain.required_nodes(self.graph, outputs)
+        order = constant_folding.required_nodes(self.graph, outputs)
         waiting = self._to_run(outputs)
         cached = tuple(name for name in order if name not in waiting)
         shown = {name: self._done[name].ui for name in cached if name in self._done}
         if cached:
             self.on_event(NodesCached(cached, {k: v for k, v in shown.items() if v}))
-        certain = self._certain(outputs)
+        unconditional = self._unconditional_nodes(outputs)
         for name in order:
-            if name in certain:
+            if name in unconditional:
                 self._result(name)
         self.engine.results.clear()
         self.engine.results.update({self._key(name): self._done[name] for name in self._done})
@@ -184,22 +195,22 @@ class _GraphRun:
 
     def _links(self, name: str) -> Iterator[tuple[str, Link]]:
         """Links of a node whose values are not known in advance."""
-        links = self._reduced.nodes[name].links
+        links = self._pruned.nodes[name].links
         return ((each, link) for each, link in links if link not in self._known)
 
-    def _eager(self, name: str) -> Iterator[Link]:
+    def _eager_links(self, name: str) -> Iterator[Link]:
         """Links whose value a node always reads."""
         lazy = NODE_TYPES[self.graph.nodes[name].class_type].lazy
         return (link for each, link in self._links(name) if each not in lazy)
 
-    def _certain(self, outputs: Sequence[str]) -> set[str]:
+    def _unconditional_nodes(self, outputs: Sequence[str]) -> set[str]:
         """Nodes that certainly run; the others run only if a lazy input reads them."""
         todo, found = list(outputs), set[str]()
         while todo:
             name = todo.pop()
             if name not in found and name not in self._done:
                 found.add(name)
-                todo += [link.node for link in self._eager(name)]
+                todo += [link.node for link in self._eager_links(name)]
         return found
 
     def _from_memory(self, name: str) -> NodeResult | None:
@@ -217,11 +228,11 @@ class _GraphRun:
                     yield roots[entry["type"]] / entry["subfolder"] / entry["filename"]
 
     def _is_stored(self, name: str) -> bool:
-        return self._meaning(name).stored and self.engine.store.get(self._key(name)) is not None
+        return self._function_of(name).stored and self.engine.store.get(self._key(name)) is not None
 
     def _restore(self, name: str) -> bool:
         """Load a node's result from the store; false if it is not there."""
-        if not self._meaning(name).stored:
+        if not self._function_of(name).stored:
             return False
         stored = self.engine.store.get(self._key(name))
         if stored is None:
@@ -234,9 +245,9 @@ class _GraphRun:
 
     def _key(self, name: str) -> str:
         """Key of a node, after those it depends on; not recursive, as chains may be long."""
-        for each in self._reduced.dependency_order([name]) if name not in self._keys else ():
+        for each in self._pruned.dependency_order([name]) if name not in self._keys else ():
             if each not in self._keys:
-                self._keys[each] = self._own_key(self._reduced.nodes[each])
+                self._keys[each] = self._own_key(self._pruned.nodes[each])
         return self._keys[name]
 
     def _own_key(self, node: Node) -> str:
@@ -251,14 +262,14 @@ class _GraphRun:
                 values[name] = {"file": self.engine.content(str(given), one.folder)}
             else:
                 values[name] = given
-        meaning = NODES.get(node.class_type)
+        function = NODES.get(node.class_type)
         fields = {
             "type": node.class_type,
-            "version": 0 if meaning is None else meaning.version,
+            "version": 0 if function is None else function.version,
             "channels": self._channels,
             "values": values,
         }
-        if plain.definition_of(node).is_output:
+        if constant_folding.definition_of(node).is_output:
             fields["folder"] = str(self.engine.folders.output)
         return artefact_key("node", VERSION, fields, (), ())
 
@@ -289,36 +300,36 @@ class _GraphRun:
 
     def _run_node(self, name: str) -> NodeResult:
         self.cancel.check()
-        node, meaning = self.graph.nodes[name], self._meaning(name)
-        for link in self._eager(name):
+        node, function = self.graph.nodes[name], self._function_of(name)
+        for link in self._eager_links(name):
             self._result(link.node)
         self.on_event(NodeStarted(name))
         began = time.monotonic()
-        if meaning.stored:
+        if function.stored:
             with self.engine.store.lock(self._key(name), poll=self.cancel.check):
                 if not self._restore(name):
-                    self._done[name] = self._compute(node, meaning)
+                    self._done[name] = self._compute(node, function)
                     self._store(name, self._done[name].values)
                     self._note(name, reused=False, seconds=time.monotonic() - began)
             result = self._done[name]
         else:
-            result = self._compute(node, meaning)
+            result = self._compute(node, function)
         self.on_event(NodeDone(name, result.ui, time.monotonic() - began))
         return result
 
-    def _compute(self, node: Node, meaning: NodeFunction) -> NodeResult:
+    def _compute(self, node: Node, function: NodeFunction) -> NodeResult:
         """Run a node. The node's name is added to errors that do not have it yet."""
         message = "memory ran out, and there is no fallback left"
         try:
             with raise_budget_error(message, "make the clip smaller, or close other programs"):
-                found = meaning.run(self._ask(node))
+                found = function.run(self._context_of(node))
         except (WorkflowError, Cancelled):
             raise
         except LadderError as error:
             raise error.in_context(node.label) from error
         return found if isinstance(found, NodeResult) else NodeResult(tuple(found))
 
-    def _ask(self, node: Node) -> NodeContext:
+    def _context_of(self, node: Node) -> NodeContext:
         inputs = {
             (one if isinstance(one, str) else one.name): (one, given)
             for one, given in self._inputs(node)
@@ -381,7 +392,7 @@ class _GraphRun:
             self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
         )
 
-    def _meaning(self, name: str) -> NodeFunction:
+    def _function_of(self, name: str) -> NodeFunction:
         return NODES[self.graph.nodes[name].class_type]
 
     # -- the record of the run ----------------------------------------------------------------

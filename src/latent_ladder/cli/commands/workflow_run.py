@@ -187,12 +187,12 @@ def _check_graph(
     """The outputs to run. Raises :class:`WorkflowError` for a problem, before anything loads."""
     from latent_ladder.comfyui.analysis.validate import find_problems, problems_error
     from latent_ladder.comfyui.constant_folding import output_nodes
-    from latent_ladder.comfyui.executor import unsupported, without_unsupported
+    from latent_ladder.comfyui.executor import find_unsupported, without_unsupported
 
     outputs = output_nodes(graph)
     if skip:
         runnable = without_unsupported(graph)
-        for problem in unsupported(graph, outputs):
+        for problem in find_unsupported(graph, outputs):
             show_warning(f"{problem.error().message}; outputs that need it are left out")
         if outputs and not runnable:
             raise WorkflowError(
@@ -201,7 +201,7 @@ def _check_graph(
             )
         outputs = runnable
     # before other problems, because its error has a hint for the node
-    for problem in unsupported(graph, outputs):
+    for problem in find_unsupported(graph, outputs):
         raise problem.error()
     found = find_problems(graph, None, names, outputs)
     if found:

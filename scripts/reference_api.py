@@ -46,18 +46,13 @@ METHODS = re.compile(r"from_\w+|to_\w+|pick_seed")
 
 def page() -> str:
     """The page of the Python API."""
-    parts = [INTRO, "## `run`", "", *_function(pipeline.run)]
-    parts += ["## `RunOptions`", "", *_dataclass(pipeline.RunOptions)]
-    parts += ["## `Cancel`", "", markdown(pipeline.Cancel.__doc__), "", *_methods(pipeline.Cancel)]
-    parts += ["## `Result`", "", *_dataclass(pipeline.Result), *_methods(pipeline.Result)]
-    parts += [
-        "## `Request`",
-        "",
-        markdown(Request.__doc__),
-        "",
-        "Fields: [Request](request.md).",
-        "",
-    ]
+    parts = [INTRO, *_heading(pipeline.run, "latent_ladder"), *_function(pipeline.run)]
+    parts += [*_heading(pipeline.RunOptions), *_dataclass(pipeline.RunOptions)]
+    parts += [*_heading(pipeline.Cancel), markdown(pipeline.Cancel.__doc__), ""]
+    parts += [*_methods(pipeline.Cancel)]
+    parts += [*_heading(pipeline.Result), *_dataclass(pipeline.Result), *_methods(pipeline.Result)]
+    parts += [*_heading(Request, "latent_ladder"), markdown(Request.__doc__), ""]
+    parts += ["Fields: [Request](request.md).", ""]
     methods = [name for name in vars(Request) if METHODS.fullmatch(name)]
     rows = [
         (code(_signature(name, getattr(Request, name))), _summary(getattr(Request, name)))
@@ -72,6 +67,12 @@ def page() -> str:
     ]
     parts.append(table(("class", "`code`", "meaning"), rows))
     return "\n".join(parts)
+
+
+def _heading(item: Any, module: str = "") -> list[str]:
+    """A heading and the line that imports the item."""
+    line = f"from {module or item.__module__} import {item.__name__}"
+    return [f"## `{item.__name__}`", "", "```python", line, "```", ""]
 
 
 def exit_codes_page() -> str:

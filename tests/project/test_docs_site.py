@@ -71,7 +71,7 @@ class Requests(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_site_builds_and_asks_nobody(tmp_path):
+def test_the_site_builds_and_asks_nobody(tmp_path: Path) -> None:
     done = build(ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
     files = sorted(tmp_path.rglob("*.html"))
@@ -92,7 +92,7 @@ def test_the_site_builds_and_asks_nobody(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_broken_link_a_missing_anchor_and_an_orphan_stop_the_build(tmp_path):
+def test_a_broken_link_a_missing_anchor_and_an_orphan_stop_the_build(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     shutil.copy(ROOT / "mkdocs.yml", root)
@@ -105,7 +105,7 @@ def test_a_broken_link_a_missing_anchor_and_an_orphan_stop_the_build(tmp_path):
         assert said in done.stderr, said
 
 
-def test_every_command_and_flag_is_described():
+def test_every_command_and_flag_is_described() -> None:
     texts = reference.pages()
     seen = 0
     for name, command in reference_commands.commands():
@@ -120,7 +120,7 @@ def test_every_command_and_flag_is_described():
     assert seen >= 200
 
 
-def test_every_field_preset_error_and_exit_code_is_described():
+def test_every_field_preset_error_and_exit_code_is_described() -> None:
     texts = reference.pages()
     assert reference_request.find_undocumented() == []
     for _, model in reference_request.models():
@@ -152,7 +152,7 @@ def _template(node: ast.AST) -> str | None:
     return None
 
 
-def test_every_message_of_troubleshooting_exists():
+def test_every_message_of_troubleshooting_exists() -> None:
     page = (DOCS / "guide" / "troubleshooting.md").read_text("utf-8")
     messages = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
     assert len(messages) >= 40
@@ -161,7 +161,7 @@ def test_every_message_of_troubleshooting_exists():
         assert any(words.search(text) for text in templates()), message
 
 
-def test_every_variable_of_the_environment_is_described():
+def test_every_variable_of_the_environment_is_described() -> None:
     """Names are read by ``environ.get`` and the like, or stand in constants as LADDER_ names."""
     read = {text for text in templates() if re.fullmatch(r"LADDER_[A-Z_]+", text)}
     pattern = re.compile(r"environ(?:ment)?(?:\.get|\.setdefault)?[(\[]\s*\"([A-Z_0-9]+)\"")
@@ -186,7 +186,7 @@ def typed_commands() -> Iterator[tuple[str, list[str]]]:
                         yield f"{page.name}: {line}", shlex.split(line, comments=True)[1:]
 
 
-def test_every_command_that_a_page_shows_is_understood():
+def test_every_command_that_a_page_shows_is_understood() -> None:
     texts = list(typed_commands())
     assert len(texts) >= 80
     root = reference_commands.root()
@@ -207,7 +207,7 @@ def parse(name: str, command: Any, words: list[str], parent: Any = None) -> None
             parse(below, one, more, context)
 
 
-def test_every_python_name_of_a_page_exists():
+def test_every_python_name_of_a_page_exists() -> None:
     """``latent_ladder.a.b`` in text, and ``from latent_ladder.a import b`` in code."""
     names: set[str] = set()
     for page in (*ROOT_PAGES, *PAGES):
@@ -220,14 +220,14 @@ def test_every_python_name_of_a_page_exists():
         assert pkgutil.resolve_name(name) is not None, name
 
 
-def test_links_of_the_root_files_lead_somewhere():
+def test_links_of_the_root_files_lead_somewhere() -> None:
     for page in ROOT_PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_user_pages_keep_out_of_the_laboratory():
+def test_user_pages_keep_out_of_the_laboratory() -> None:
     """Figures of measurements are in the laboratory; other pages link to it."""
     for page in (*(DOCS / "guide").glob("*.md"), *(DOCS / "reference").glob("*.md")):
         text = page.read_text("utf-8")

@@ -27,7 +27,7 @@ def blocks(kind: str, page: str = README) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_blocks_work_in_order_in_a_fresh_clone(tmp_path):
+def test_the_blocks_work_in_order_in_a_fresh_clone(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "latent-ladder")
     assert run_shell("command -v ladder", clone).returncode == 1
     shell, code = "\n".join(blocks("sh")), "\n".join(blocks("python"))
@@ -44,25 +44,33 @@ def test_the_blocks_work_in_order_in_a_fresh_clone(tmp_path):
 
 
 def check_tutorial(clone: Path) -> None:
-    """The tutorial's commands, in a folder of their own with the store of the README's."""
+    """The tutorial's commands and the sweep from Python, with the store of the README's."""
     page = (ROOT / "docs" / "guide" / "tutorial.md").read_text("utf-8")
     shell = "\n".join(blocks("sh", page))
     assert shell.count("ladder ") >= 8
+    (code,) = blocks("python", (ROOT / "docs" / "guide" / "sweeps.md").read_text("utf-8"))
     start = "source .venv/bin/activate\nmkdir tutorial\ncd tutorial\n"
-    done = run_shell(start + shell, clone)
+    done = run_shell(f"{start}{shell}\npython - <<'EOF'\n{code}EOF\n", clone)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    files = ("ball.mp4", "stronger.mp4", "drafts/drafts.mp4", "star.mp4", "square.preview.png")
+    files = (
+        "ball.mp4",
+        "stronger.mp4",
+        "drafts/drafts.mp4",
+        "star.mp4",
+        "square.preview.png",
+        "report",
+    )
     assert all((clone / "tutorial" / name).exists() for name in files)
 
 
-def test_ladder_is_called_only_where_it_was_put_on_the_path():
+def test_ladder_is_called_only_where_it_was_put_on_the_path() -> None:
     before, _, _ = README.partition("source .venv/bin/activate")
     for kind, body in BLOCK.findall(before):
         lines = [line for line in body.splitlines() if line.startswith("ladder ")]
         assert not lines, f"```{kind}: {lines}"
 
 
-def test_links_are_absolute_and_of_one_repository():
+def test_links_are_absolute_and_of_one_repository() -> None:
     """PyPI shows the README too, where a relative link leads nowhere."""
     targets = re.findall(r"\]\(([^)]+)\)", README)
     base = URL["Homepage"]
@@ -76,7 +84,7 @@ def test_links_are_absolute_and_of_one_repository():
         assert (ROOT / found[1]).exists(), target
 
 
-def test_numbers_of_the_comparison():
+def test_numbers_of_the_comparison() -> None:
     (page,) = (ROOT / "docs").rglob("workflows.md")  # tests/comfyui/test_docs.py checks it
     runs = re.search(r"^(\d+) types run", page.read_text("utf-8"), re.M)
     assert runs is not None
@@ -87,5 +95,5 @@ def test_numbers_of_the_comparison():
     assert f"{ratios[1]} of the time, {ratios[2]}\nof the memory" in README
 
 
-def test_blocks_are_marked_or_meant_to_be_read():
+def test_blocks_are_marked_or_meant_to_be_read() -> None:
     assert {kind for kind, _ in BLOCK.findall(README)} <= {"", "sh", "python"}

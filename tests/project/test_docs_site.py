@@ -25,8 +25,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SOURCES = ROOT / "src" / "latent_ladder"
-sys.path.append(str(ROOT / "scripts"))
+sys.path += [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
+import memory_table  # noqa: E402
 import reference  # noqa: E402
 import reference_api  # noqa: E402
 import reference_commands  # noqa: E402
@@ -131,6 +132,12 @@ def test_every_field_preset_error_and_exit_code_is_described() -> None:
     for error, _ in reference_api.tree():
         assert f"| `{error.__name__}` |" in texts["reference/python.md"]
         assert f"{error.exit_code} |" in texts["reference/exit-codes.md"]
+
+
+@pytest.mark.slow
+def test_the_table_of_cards_is_what_the_planner_says():
+    page = (DOCS / "explanation" / "memory.md").read_text("utf-8")
+    assert memory_table.table().strip() in page
 
 
 @cache

@@ -198,8 +198,8 @@ class Request(Table):
     fps: Fps = Fraction(24)
     """Frames per second, such as 24, 23.976 or 30000/1001."""
     audio: Literal["refine", "keep", "none"] = "refine"
-    """Sound: ``refine`` denoises it in every stage, ``keep`` takes that of the base stage,
-    ``none``."""
+    """Sound: ``refine`` denoises it in every stage, ``keep`` leaves that of the base stage as it
+    is, ``none`` makes a silent clip."""
     noise_order: Literal["comfyui", "ltx"] = "comfyui"
     """Order in which noise is drawn from the seed: that of ComfyUI or of Lightricks' pipelines."""
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"

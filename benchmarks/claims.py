@@ -153,7 +153,7 @@ def arms(request: Request) -> Iterator[tuple[Arm, Request]]:
         yield f"denoise {share:g}", with_sets(f"refine.denoise={share}")
     base = f"refine.denoise={BASE_ARM}"
     yield "other seed", with_sets(base, f"refine.seed={request.seed + 1000}")
-    steps = 2 * len(request.sigmas(0)) - 2
+    steps = 2 * len(request.resolved.stages[0].sigmas) - 2
     yield "twice the steps", with_sets("refine.denoise=0.35", f"base.steps={steps}")
     single = [s for s in fields["stages"] if s["kind"] == "base"]
     yield "single pass", Request.from_dict({**fields, "stages": single})
@@ -388,17 +388,21 @@ def _load_rows(
     if body.get("fingerprint") == own:
         return body
     refine = next(i for i, stage in enumerate(request.stages) if stage.kind == "refine")
-    starts = {a: round(r.sigmas(refine)[0], 4) for a, r in table.items() if len(r.stages) > refine}
-    resolutions = request.resolutions
+    starts = {
+        arm: round(one.resolved.stages[refine].sigmas[0], 4)
+        for arm, one in table.items()
+        if len(one.stages) > refine
+    }
+    resolved = request.resolved.stages
     return {
         "fingerprint": own,
         "is_pocket": is_pocket,
         "preset": request.preset,
         "size": [request.width, request.height],
-        "stage_1": [resolutions[0].width, resolutions[0].height],
+        "stage_1": [resolved[0].resolution.width, resolved[0].resolution.height],
         "frames": request.frames,
         "fps": float(request.fps),
-        "steps": [len(request.sigmas(0)) - 1, len(request.sigmas(refine)) - 1],
+        "steps": [len(resolved[i].sigmas) - 1 for i in (0, refine)],
         "start_sigmas": starts,
         "device": choose_runtime(args.device).device.type,
         "made": time.strftime("%Y-%m-%d"),

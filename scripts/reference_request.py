@@ -92,7 +92,7 @@ def page() -> str:
         parts += [f"## {title}", ""]
         if path:
             parts += [markdown(model.__doc__), ""]
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 code(name),
                 _meaning(model, name),
@@ -102,7 +102,7 @@ def page() -> str:
             )
             for name, field in model.model_fields.items()
         ]
-        columns = ("field", "meaning", "type", "range", "default")
+        columns: tuple[str, ...] = ("field", "meaning", "type", "range", "default")
         if not any(row[3] for row in rows):
             columns, rows = _without(3, columns), [_without(3, row) for row in rows]
         parts.append(table(columns, rows))
@@ -130,7 +130,7 @@ def presets_page() -> str:
         preset = read_preset(name)
         request = Request.from_preset(name, prompt="a")
         steps = " + ".join(str(stage.steps) for _, stage in request.sampling_stages())
-        width, height = request.final_size
+        width, height = request.resolved.final_size
         seconds = f"{float(request.frames / request.fps):.2f} s"
         size = f"{width}x{height}"
         rows.append((code(name), size, f"{request.frames} ({seconds})", steps, preset.summary))

@@ -176,7 +176,7 @@ def test_ksampler_and_schedulers() -> None:
     request = import_document(graph).request
     refine = request.stages[2]
     assert isinstance(refine, RefineStage)
-    assert [round(s, 4) for s in request.sigmas(2)] == [0.8892, 0.8106, 0.6407, 0.0]
+    assert [round(s, 4) for s in request.resolved.stages[2].sigmas] == [0.8892, 0.8106, 0.6407, 0.0]
     assert (refine.sampler, refine.seed, refine.guidance.audio.cfg) == ("dpmpp_2m", 5, 2.5)
     base = request.stages[0]
     assert isinstance(base, BaseStage) and base.schedule is not None
@@ -200,7 +200,7 @@ def test_split_sigmas_are_resolved() -> None:
     graph["all"] = _node("ManualSigmas", sigmas="1.0, 0.9, 0.6, 0.3, 0.0")
     graph["sigmas 2"] = _node("SplitSigmas", sigmas=["all", 0], step=2)
     graph["run 2"]["inputs"]["sigmas"] = ["sigmas 2", 1]
-    assert import_document(graph).request.sigmas(2) == (0.6, 0.3, 0.0)
+    assert import_document(graph).request.resolved.stages[2].sigmas == (0.6, 0.3, 0.0)
     graph["run 2"]["inputs"]["sigmas"] = ["sigmas 2", 0]
     assert "ends its sigmas above 0" in import_error(graph).message
 
@@ -318,8 +318,8 @@ EDITS: tuple[tuple[str, int, int, Any, Callable[[Request], Any], Any], ...] = (
     ("CLIPTextEncode", 0, 0, "a boat", lambda r: r.prompt, "a boat"),
     ("EmptyLTXVLatentVideo", 0, 0, 640, lambda r: r.width, 1280),
     ("EmptyLTXVLatentVideo", 0, 2, 97, lambda r: r.frames, 97),
-    ("ManualSigmas", 0, 0, "0.5, 0.2, 0.0", lambda r: r.sigmas(2), (0.5, 0.2, 0.0)),
-    ("LTXVScheduler", 0, 0, 12, lambda r: len(r.sigmas(0)) - 1, 12),
+    ("ManualSigmas", 0, 0, "0.5, 0.2, 0.0", lambda r: r.resolved.stages[2].sigmas, (0.5, 0.2, 0.0)),
+    ("LTXVScheduler", 0, 0, 12, lambda r: len(r.resolved.stages[0].sigmas) - 1, 12),
     ("GuiderParameters", 0, 1, 2.5, lambda r: _sampling(r, 0).guidance.audio.cfg, 2.5),
     ("CFGGuider", 0, 0, 1.5, lambda r: _sampling(r, 2).guidance.video.cfg, 1.5),
     ("KSamplerSelect", 1, 0, "heun", lambda r: _sampling(r, 2).sampler, "heun"),
@@ -375,7 +375,7 @@ def test_a_fixed_list_stays_when_the_size_is_edited() -> None:
     empty["widgets_values"][0] = 320
     found = import_document(ui).request
     assert found.width == 640
-    assert found.sigmas(2) == pytest.approx(request.sigmas(2))
+    assert found.resolved.stages[2].sigmas == pytest.approx(request.resolved.stages[2].sigmas)
 
 
 def test_a_removed_stage_is_removed_from_the_request() -> None:

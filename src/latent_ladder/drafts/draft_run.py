@@ -29,7 +29,7 @@ from latent_ladder.media.contact_sheet import (
 )
 from latent_ladder.media.video_writer import VideoSpec, check_video_path, write_video
 from latent_ladder.pipeline.events import DraftStarted
-from latent_ladder.pipeline.plan import PlannedStage, RunPlan, has_sound, make_plan
+from latent_ladder.pipeline.plan import PlannedStage, RunPlan, make_plan
 from latent_ladder.pipeline.preparation import Prepared
 from latent_ladder.pipeline.run_options import RunOptions
 from latent_ladder.pipeline.run_session import RunSession
@@ -106,7 +106,7 @@ def _cut_after_base(plan: RunPlan, kind: str, prepared: Prepared) -> RunPlan:
     """The plan up to its base stage; for a full preview also the sound of that stage."""
     base = next(s for s in plan.stages if s.kind == "base")
     stages = list(_with_inputs(plan, base))
-    if kind == "full" and has_sound(plan.request):
+    if kind == "full" and plan.request.resolved.has_sound:
         request = plan.request.model_copy(update={"audio": "keep"})
         sound = make_plan(request, plan.models, prepared.library).sound
         stages += [sound] if sound is not None else []

@@ -30,7 +30,8 @@ from latent_ladder.models.network_configs import (
 )
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
-from latent_ladder.request.stages import SamplingStage, StreamGuidance, UpsampleStage
+from latent_ladder.request.sampling_options import StreamGuidance
+from latent_ladder.request.stages import SamplingStage, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
 

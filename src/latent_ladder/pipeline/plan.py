@@ -18,9 +18,9 @@ from latent_ladder.latents.shapes import Resolution
 from latent_ladder.pipeline import artifact_keys as keys
 from latent_ladder.pipeline.input_files import InputFile, InputFiles, read_input_files
 from latent_ladder.request.model import Request
+from latent_ladder.request.sampling_options import Lora
 from latent_ladder.request.stages import (
     BaseStage,
-    Lora,
     RefineStage,
     SamplingStage,
     Stage,
@@ -134,21 +134,16 @@ def mark_stored(
     return replace(plan, stages=tuple(stages))
 
 
-def has_sound(request: Request) -> bool:
-    """True if the clip gets sound: it is wanted, and lasts at least one audio latent (20 ms)."""
-    return request.audio != "none" and request.resolutions[-1].audio_latents > 0
-
-
 def _check(request: Request, models: ModelSet) -> None:
     encodes = request.video is not None and request.video.mode != "reference"
-    if has_sound(request) and encodes and not _encodes_sound(models):
+    if request.resolved.has_sound and encodes and not _encodes_sound(models):
         raise models.missing_error(
             "audio_vae", "the sound of a video needs one that holds an encoder"
         )
-    if has_sound(request) and request.audio_in is not None:
+    if request.resolved.has_sound and request.audio_in is not None:
         if not _encodes_sound(models):
             raise models.missing_error("audio_vae", "audio_in needs one that holds an encoder")
-    elif has_sound(request) and not models.has_audio:
+    elif request.resolved.has_sound and not models.has_audio:
         role = "vocoder" if models.vocoder is None else "audio_vae"
         raise models.missing_error(role, "the request wants sound; without it, use --audio none")
 
@@ -182,14 +177,14 @@ class _PlanBuilder:
                     encoded.setdefault(made.key, made)
                     inputs += (made.key,)
             planned.append(self._stage(position, stage, inputs))
-        sound = [self._sound(planned)] if has_sound(self.request) else []
+        sound = [self._sound(planned)] if self.request.resolved.has_sound else []
         return [*prompts, *encoded.values(), *planned, *sound]
 
     def _input_stages(self, position: int) -> list[PlannedStage]:
         """Stages that encode the input files that the sampling stage ``position`` uses."""
         resolution = self.request.resolutions[position]
         made = [self._images(resolution)] if self.files.images else []
-        if self.files.sound is not None and has_sound(self.request):
+        if self.files.sound is not None and self.request.resolved.has_sound:
             made.append(self._audio_in(self.files.sound, resolution))
         if self.files.video is not None and (position == 0 or self._keeps_video):
             made.append(self._video_in("video_in", self.files.video, position))
@@ -207,7 +202,7 @@ class _PlanBuilder:
             file = replace(file, options={**file.options, **self._reference_factors()})
         key = keys.input_video_key(
             kind, file, sound, self.request, resolution, self.models,
-            with_sound=has_sound(self.request),
+            with_sound=self.request.resolved.has_sound,
         )  # fmt: skip
         files = (file, sound) if kind == "source" and sound is not None else (file,)
         name = f"video {resolution.width}x{resolution.height}"
@@ -259,12 +254,14 @@ class _PlanBuilder:
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:
         request, models = self.request, self.models
-        name, resolution = request.stage_names[position], request.resolutions[position]
+        resolved = request.resolved.stages[position]
+        name, resolution = resolved.name, resolved.resolution
         if isinstance(stage, BaseStage) and self._starts_as_video and self.files.video is not None:
             made = self._video_in("source", self.files.video, position)
             return replace(made, name=name, position=position)
-        windows = request.window_plan(position)
-        planned = PlannedStage(name, stage.kind, "", inputs, position, resolution, windows=windows)
+        planned = PlannedStage(
+            name, stage.kind, "", inputs, position, resolution, windows=resolved.windows
+        )
         if isinstance(stage, UpsampleStage):
             upsampler = self._upsampler(stage)
             key = keys.upsample_key(request, position, inputs, upsampler, models)
@@ -272,7 +269,7 @@ class _PlanBuilder:
         if isinstance(stage, BaseStage | RefineStage):
             loras = tuple((self._lora(x), x.strength) for x in stage.loras if x.strength != 0)
             key = keys.sampling_key(request, position, inputs, [c for c, _ in loras], models)
-            return replace(planned, key=key, loras=loras, sigmas=request.sigmas(position))
+            return replace(planned, key=key, loras=loras, sigmas=resolved.sigmas)
         raise RequestError(f"{name}: a {stage.kind} stage cannot be run by this version")
 
     def _sound(self, planned: Sequence[PlannedStage]) -> PlannedStage:

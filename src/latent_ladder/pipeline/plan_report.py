@@ -23,7 +23,7 @@ def headline(plan: RunPlan) -> str:
     request = plan.request
     seconds = float(duration(request.frames, request.fps))
     sound = "no sound" if plan.sound is None else "sound"
-    width, height = request.final_size
+    width, height = request.resolved.final_size
     return (
         f"{width}x{height}, {request.frames} frames at {float(request.fps):g} fps "
         f"({seconds:.2f} s), {sound}, seed {request.seed}, preset {request.preset or '-'}, "
@@ -44,7 +44,7 @@ def plan_report(plan: RunPlan, memory: MemoryPlan, machine: Machine | None) -> d
     return {
         "headline": headline(plan),
         "request": plan.request.to_dict(),
-        "crop": plan.request.crop._asdict(),
+        "crop": plan.request.resolved.crop._asdict(),
         "memory": {
             "device": memory.budget.device,
             "budget_bytes": memory.budget.device_bytes,
@@ -155,7 +155,7 @@ def _stage(
             "frames": longest.frames,
             "seconds": float(longest.frames / longest.fps),
         }
-    tiles = None if stage.position is None else plan.request.tile_plan(stage.position)
+    tiles = None if stage.position is None else plan.request.resolved.stages[stage.position].tiles
     if tiles is not None:
         rows, cols = tiles.largest[1:]
         body["tiles"] = {

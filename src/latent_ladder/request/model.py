@@ -30,8 +30,7 @@ from pydantic import (
 
 from latent_ladder.errors import RequestError
 from latent_ladder.latents import shapes
-from latent_ladder.latents.shapes import Crop, Factor, Resolution
-from latent_ladder.latents.tiling import TilePlan
+from latent_ladder.latents.shapes import Factor, Resolution
 from latent_ladder.request.fields import (
     FileName,
     Real,
@@ -50,6 +49,7 @@ from latent_ladder.request.resolved import (
     stage_resolutions,
     upsample_factors,
 )
+from latent_ladder.request.stage_rules import stage_kinds, stage_names, stages_problems
 from latent_ladder.request.stages import (
     STAGE_TABLES,
     BaseStage,
@@ -57,12 +57,9 @@ from latent_ladder.request.stages import (
     SamplingStage,
     Stage,
     UpscaleStage,
-    stage_kinds,
-    stage_names,
-    stages_problems,
 )
 from latent_ladder.request.validation_errors import value_problems
-from latent_ladder.request.windows import Window, Windows, WindowsChoice
+from latent_ladder.request.windows import Windows, WindowsChoice
 
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
@@ -178,7 +175,7 @@ class Request(Table):
     """One clip: prompt, size, duration, and the stages that make it.
 
     ``width``, ``height``, ``frames`` and ``fps`` are those of the decoded clip; only an upscale
-    stage at the end makes the file larger (:attr:`final_size`). A request sets ``frames`` or
+    stage at the end makes the file larger (``resolved.final_size``). A request sets ``frames`` or
     ``duration_s``; ``frames`` is then always the resolved 8k+1, and ``duration_s`` the requested
     duration, if there is one.
     """
@@ -342,48 +339,16 @@ class Request(Table):
         return upsample_factors(self.stages)
 
     @property
-    def crop(self) -> Crop:
-        """The part of the decoded canvas that becomes the clip."""
-        return self.resolved.crop
-
-    @property
     def upscale(self) -> UpscaleStage | None:
         """The stage that enlarges decoded frames, if there is one."""
         last = self.stages[-1]
         return last if isinstance(last, UpscaleStage) else None
-
-    @property
-    def final_size(self) -> tuple[int, int]:
-        """(width, height) of the file."""
-        return self.resolved.final_size
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """The stages as a user writes them: ``base``, ``refine`` or ``refine[1]`` ..."""
-        return tuple(stage.name for stage in self.resolved.stages)
 
     def sampling_stages(self) -> Iterator[tuple[int, BaseStage | RefineStage]]:
         """The base and refine stages with their positions."""
         for i, stage in enumerate(self.stages):
             if isinstance(stage, BaseStage | RefineStage):
                 yield i, stage
-
-    def sigmas(self, index: int) -> tuple[float, ...]:
-        """The sigmas of stage ``index``, descending; empty where nothing is sampled."""
-        return self.resolved.stages[index].sigmas
-
-    def tile_plan(self, index: int) -> TilePlan | None:
-        """The tiles in which stage ``index`` is denoised; ``None``: whole frames."""
-        return self.resolved.stages[index].tiles
-
-    def window_plan(self, index: int) -> tuple[Window, ...]:
-        """The windows in time of stage ``index``, one after the other; one covers the clip."""
-        return self.resolved.stages[index].windows
-
-    @property
-    def windows_used(self) -> Windows | None:
-        """The windows in which the clip is made; ``None``: in one piece."""
-        return self.resolved.windows
 
     @property
     def active_images(self) -> tuple[Image, ...]:
@@ -426,8 +391,8 @@ class Request(Table):
             "height": resolution.height,
             "frames": resolution.frames,
         }
-        if self.windows_used is not None and stage.kind != "upscale":
-            fields["windows"] = self.windows_used.model_dump()
+        if self.resolved.windows is not None and stage.kind != "upscale":
+            fields["windows"] = self.resolved.windows.model_dump()
         if not isinstance(stage, SamplingStage):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
@@ -437,7 +402,7 @@ class Request(Table):
             fields["tiles"] = tiles.model_dump()
         fields |= {
             # nine digits: the last bits of exp differ between machines
-            "sigmas": [float(f"{sigma:.9g}") for sigma in self.sigmas(index)],
+            "sigmas": [float(f"{sigma:.9g}") for sigma in self.resolved.stages[index].sigmas],
             "seed": self.stage_seed(index),
             "fps": shapes.format_fps(resolution.fps),
             "audio_latents": resolution.audio_latents,
@@ -467,7 +432,7 @@ class Request(Table):
         fields = {
             "decode": self.decode.fields(),
             "output": self.output.fields(),
-            "crop": list(self.crop),
+            "crop": list(self.resolved.crop),
             "frames": self.frames,
             "fps": shapes.format_fps(self.fps),
             "sound": self.audio != "none",

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request, override
 from latent_ladder.request.problems import Found, report
-from latent_ladder.request.stages import STAGE_TABLES, stage_kinds, stage_names
+from latent_ladder.request.stage_rules import stage_kinds, stage_names
+from latent_ladder.request.stages import STAGE_TABLES
 from latent_ladder.request.validation_errors import field_hint
 from latent_ladder.sampling.schedules import SCHEDULES, manual_sigmas
 

@@ -18,14 +18,13 @@ from latent_ladder.latents.shapes import Crop, Factor, Resolution
 from latent_ladder.latents.tiling import TilePlan
 from latent_ladder.request.inputs import Video
 from latent_ladder.request.problems import Found, report
+from latent_ladder.request.stage_rules import stage_kinds, stage_names
 from latent_ladder.request.stages import (
     RefineStage,
     SamplingStage,
     Stage,
     UpsampleStage,
     UpscaleStage,
-    stage_kinds,
-    stage_names,
 )
 from latent_ladder.request.windows import Window, Windows, choose_windows, whole_window
 

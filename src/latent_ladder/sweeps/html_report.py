@@ -92,7 +92,7 @@ def html(report: Report) -> str:
 def _meta(report: Report) -> str:
     request, points = report.sweep.prepared.request, report.result.points
     failed = sum(p.status == "failed" for p in points)
-    width, height = request.final_size
+    width, height = request.resolved.final_size
     said = [
         f"<b>{len(points)}</b> points" + (f", <b>{failed}</b> failed" if failed else ""),
         f"{width}×{height}, {request.frames} frames at {float(request.fps):g} fps",

@@ -16,7 +16,7 @@ from latent_ladder.comfyui.formats.api import read_api
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.errors import LadderError
 from latent_ladder.request.model import Request
-from latent_ladder.request.stages import stage_kinds
+from latent_ladder.request.stage_rules import stage_kinds
 
 PAYLOAD_KEY = "latent_ladder"
 """The key of the payload: in ``extra`` of a UI file, in ``_meta`` of the saving node otherwise."""
@@ -156,7 +156,7 @@ def _keep_edited_sigmas(request: Request, graph: Request) -> Request:
     table, edited = request.to_dict(), graph.to_dict()
     changed = False
     for i, _ in request.sampling_stages():
-        own, wanted = request.sigmas(i), graph.sigmas(i)
+        own, wanted = request.resolved.stages[i].sigmas, graph.resolved.stages[i].sigmas
         equal = len(own) == len(wanted) and all(
             abs(a - b) < SIGMA_TOLERANCE for a, b in zip(own, wanted, strict=True)
         )

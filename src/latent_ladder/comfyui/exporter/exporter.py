@@ -63,7 +63,7 @@ class _RequestExporter:
     def __init__(self, request: Request, files: FileNames) -> None:
         self._request, self._files = request, files
         self._builder = GraphBuilder()
-        self._has_audio = request.audio != "none" and request.resolutions[-1].audio_latents > 0
+        self._has_audio = request.resolved.has_sound
 
     def build(self) -> AnnotatedGraph:
         builder, request = self._builder, self._request
@@ -84,8 +84,8 @@ class _RequestExporter:
         )
         latents: StageLatents | None = None
         prompts = Prompts(positive[0], negative[0])
-        for position, name in enumerate(request.stage_names):
-            stage = request.stages[position]
+        for position, stage in enumerate(request.stages):
+            name = request.resolved.stages[position].name
             builder.start_group(self._group_title(position, name))
             if isinstance(stage, BaseStage | RefineStage):
                 latents = self._add_sampling(position, loaders, prompts, inputs, latents)
@@ -185,7 +185,7 @@ class _RequestExporter:
         stage, resolution = request.stages[position], request.resolutions[position]
         if not isinstance(stage, BaseStage | RefineStage):
             raise TypeError(f"stage {position} does not sample")
-        sigmas = request.sigmas(position)
+        sigmas = request.resolved.stages[position].sigmas
         latents = self._start_latents(position, loaders, inputs) if before is None else before
         if not sigmas:  # a video that goes to the next stage without sampling
             return replace(latents, final_audio=latents.audio)

@@ -39,8 +39,8 @@ def _check_request(request: Request) -> Iterator[tuple[str, str]]:
 
 
 def _check_stages(request: Request) -> Iterator[tuple[str, str]]:
-    for position, name in enumerate(request.stage_names):
-        stage, resolution = request.stages[position], request.resolutions[position]
+    for stage, resolved in zip(request.stages, request.resolved.stages, strict=True):
+        name, resolution = resolved.name, resolved.resolution
         if isinstance(stage, BaseStage | RefineStage):
             yield from _check_sampling(stage, name)
         if isinstance(stage, RefineStage) and stage.tiles_for(resolution) is not None:

@@ -23,7 +23,7 @@ def add_output_nodes(
 ) -> None:
     """Add the nodes that decode the video latents, resize the frames and save the clip."""
     frames = _add_decoder(builder, request.decode, video, vae)
-    last, crop = request.resolutions[-1], request.crop
+    last, crop = request.resolutions[-1], request.resolved.crop
     if (last.width, last.height) != (request.width, request.height):
         frames = builder.add_node(
             "ImageCrop",

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from latent_ladder.comfyui.exporter.graph_builder import GraphBuilder
 from latent_ladder.comfyui.graph import Link, Value
 from latent_ladder.request.model import Request
-from latent_ladder.request.stages import BaseStage, RefineStage, StreamGuidance
+from latent_ladder.request.sampling_options import StreamGuidance
+from latent_ladder.request.stages import BaseStage, RefineStage
 from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES
 
 COMFY_SCHEDULES = frozenset(
@@ -112,7 +113,7 @@ def add_sigmas(
     ``latent`` is the latent whose tokens a scheduler counts.
     """
     stage = request.stages[position]
-    sigmas = request.sigmas(position)
+    sigmas = request.resolved.stages[position].sigmas
     if not isinstance(stage, BaseStage | RefineStage):
         raise TypeError(f"stage {position} does not sample")
     schedule = stage.schedule

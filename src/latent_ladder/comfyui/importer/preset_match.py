@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 from latent_ladder.request.model import Request
@@ -72,8 +71,8 @@ def _flatten(request: Request) -> dict[str, Any]:
     stages = table.pop("stages")
     flat = dict(_leaves("", table))
     seed = request.seed
-    for stage, name in zip_longest(stages, request.stage_names):
-        flat |= dict(_leaves(name, _normalise_stage(stage, seed)))
+    for stage, resolved in zip(stages, request.resolved.stages, strict=True):
+        flat |= dict(_leaves(resolved.name, _normalise_stage(stage, seed)))
     return flat
 
 

@@ -17,7 +17,7 @@ from latent_ladder.comfyui.importer.graph_walker import (
 )
 from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA
 from latent_ladder.errors import RequestError
-from latent_ladder.request.stages import Schedule
+from latent_ladder.request.sampling_options import Schedule
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import SCHEDULES
 

@@ -82,7 +82,7 @@ def write_clip(
     written = write_clip_file(
         path,
         _count(thumbnails.collect(frames), on_frames),
-        VideoSpec(request.final_size, request.fps, settings),
+        VideoSpec(request.resolved.final_size, request.fps, settings),
         audio=waveform,
         duration=duration(request.frames, request.fps),
         metadata=metadata,
@@ -108,7 +108,7 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
 
     ``latents`` are (1, C, F, H, W). The transformer is unloaded first.
     """
-    upscale, runtime, crop = job.plan.upscale, job.runner.runtime, job.request.crop
+    upscale, runtime, crop = job.plan.upscale, job.runner.runtime, job.request.resolved.crop
     job.runner.release()
     vae, tiles = _decoder(job, latents)
     rows = slice(crop.top, crop.top + crop.height)
@@ -133,7 +133,7 @@ def decode_draft_frames(job: DecodeJob, latents: Tensor) -> Iterator[NDArray[np.
     """
     job.runner.release()
     vae, tiles = _decoder(job, latents)
-    crop, last = job.request.crop, job.request.resolutions[-1]
+    crop, last = job.request.resolved.crop, job.request.resolutions[-1]
     height, width = (PIXELS_PER_LATENT * n for n in latents.shape[-2:])
     top, bottom = (n * height // last.height for n in (crop.top, crop.top + crop.height))
     left, right = (n * width // last.width for n in (crop.left, crop.left + crop.width))

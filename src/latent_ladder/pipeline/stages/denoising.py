@@ -18,7 +18,6 @@ from latent_ladder.models.text_encoder.conditioning import Conditioning
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
-from latent_ladder.pipeline.plan import has_sound
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
 from latent_ladder.pipeline.start_state import INPUT_KINDS, StartState, apply_inputs, plain_start
 from latent_ladder.pipeline.temporal_windows import (
@@ -27,7 +26,8 @@ from latent_ladder.pipeline.temporal_windows import (
     WindowContext,
     clip_latents,
 )
-from latent_ladder.request.stages import BaseStage, RefineStage, SamplingStage, StreamGuidance
+from latent_ladder.request.sampling_options import StreamGuidance
+from latent_ladder.request.stages import BaseStage, RefineStage, SamplingStage
 from latent_ladder.sampling.denoise import LatentState, Noises, Packing, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.names import SAMPLER_FACTS
@@ -61,7 +61,8 @@ def denoise(job: StageJob, memory: StageMemory) -> StageResult:
     start = plain_start(*_states(shapes, inputs.latents), stage.resolution)
     start = apply_inputs(start, inputs.input_latents, request, stage.resolution)
     clip, done = _resume(job, PartialClip.of(start, stage.resolution))
-    strength = 1.0 if request.windows_used is None else request.windows_used.strength
+    windows = request.resolved.windows
+    strength = 1.0 if windows is None else windows.strength
     with (
         temporary_loras(transformer, list(stage.loras)) as report,
         runner.resident_blocks(transformer, plan),
@@ -118,7 +119,7 @@ def _resume(job: StageJob, clip: PartialClip) -> tuple[PartialClip, int]:
 def _latent_shapes(job: StageJob, transformer: Transformer, resolution: Resolution) -> Shapes:
     config = transformer.config
     video = resolution.video_latent_shape(config.video.in_channels)
-    if not has_sound(job.plan.request):
+    if not job.plan.request.resolved.has_sound:
         return video, None
     channels = _audio_channels(job.plan.models.audio_vae, config.audio.in_channels)
     bins = config.audio.in_channels // channels
@@ -204,12 +205,12 @@ def _denoiser(
         guidance=_guidance(requested.guidance.audio),
         frozen=start.frozen_audio,
     )
-    tiles = request.tile_plan(job.position)
+    tiles = request.resolved.stages[job.position].tiles
     kind = Denoiser if tiles is None else partial(TiledDenoiser, plan=tiles)
     return kind(
         transformer,
         video,
-        audio if has_sound(request) else None,
+        audio if request.resolved.has_sound else None,
         force_uncond=SAMPLER_FACTS[requested.sampler].needs_uncond,
         max_passes=offload_plan.rows,
     )

@@ -24,7 +24,7 @@ from latent_ladder.memory.planner import StageMemory
 from latent_ladder.models.audio_vae.vae import AudioVae, load_audio_vae
 from latent_ladder.models.video_vae.vae import VideoVae, load_video_vae
 from latent_ladder.pipeline.input_files import InputFile, visible_size
-from latent_ladder.pipeline.plan import PlannedStage, has_sound
+from latent_ladder.pipeline.plan import PlannedStage
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
 
 SPAN, CONTEXT, LOOKAHEAD = 750, 50, 2
@@ -102,7 +102,7 @@ def _video_latents(job: StageJob) -> Tensors:
     )
     tensors = {"video_in": _video_encoder(job).encode_stream(pixels).float().cpu()}
     models = job.plan.models
-    if file.role != "reference" and has_sound(request) and models.audio_vae is not None:
+    if file.role != "reference" and request.resolved.has_sound and models.audio_vae is not None:
         tensors["sound_in"] = _audio_latents(file, start, job)
     return tensors
 

@@ -22,7 +22,7 @@ def upsample_latents(job: StageJob, _: StageMemory) -> StageResult:
     runtime, (before,) = job.runner.runtime, job.inputs
     upsampler = load_upsampler(job.stage.upsampler, device=runtime.device, dtype=runtime.dtype)
     numbers, latents = read_latent_statistics(job.plan.models.video_vae), before["video"]
-    low, high = (request.window_plan(i) for i in (job.position - 1, job.position))
+    low, high = (request.resolved.stages[i].windows for i in (job.position - 1, job.position))
 
     def enlarge(part: Tensor) -> Tensor:
         return upsample(part.to(runtime.device), upsampler, numbers)

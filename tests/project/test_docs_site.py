@@ -72,6 +72,7 @@ class Requests(HTMLParser):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_site_builds_and_asks_nobody(tmp_path: Path) -> None:
     done = build(ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -92,6 +93,7 @@ def test_the_site_builds_and_asks_nobody(tmp_path: Path) -> None:
     assert "stage 2" in (tmp_path / "guide" / "tutorial.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_broken_link_a_missing_anchor_and_an_orphan_stop_the_build(tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -135,7 +137,7 @@ def test_every_field_preset_error_and_exit_code_is_described() -> None:
 
 
 @pytest.mark.slow
-def test_the_table_of_cards_is_what_the_planner_says():
+def test_the_table_of_cards_is_what_the_planner_says() -> None:
     page = (DOCS / "explanation" / "memory.md").read_text("utf-8")
     assert memory_table.table().strip() in page
 
@@ -155,10 +157,11 @@ def _template(node: ast.AST) -> str | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
     return None
 
 
+@pytest.mark.slow
 def test_every_message_of_troubleshooting_exists() -> None:
     page = (DOCS / "guide" / "troubleshooting.md").read_text("utf-8")
     messages = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
@@ -171,7 +174,7 @@ def test_every_message_of_troubleshooting_exists() -> None:
 def test_every_variable_of_the_environment_is_described() -> None:
     """Names are read by ``environ.get`` and the like, or stand in constants as LADDER_ names."""
     read = {text for text in templates() if re.fullmatch(r"LADDER_[A-Z_]+", text)}
-    pattern = re.compile(r"environ(?:ment)?(?:\.get|\.setdefault)?[(\[]\s*\"([A-Z_0-9]+)\"")
+    pattern = re.compile(r"(?:environ|environment)(?:\.get|\.setdefault)?[(\[]\s*\"([A-Z_0-9]+)\"")
     for file in SOURCES.rglob("*.py"):
         read |= set(pattern.findall(file.read_text("utf-8")))
     page = (DOCS / "reference" / "configuration.md").read_text("utf-8")

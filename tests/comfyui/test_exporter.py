@@ -120,7 +120,12 @@ def find_node_flaws(node: Mapping[str, Any], links: Mapping[int, Any]) -> Iterat
         if one.required and not one.is_widget and one.name not in linked_inputs(node):
             yield f"{where}: {one.name} is not connected"
         value = named.get(one.name)
-        numeric = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+        numeric: dict[str, type | tuple[type, ...]] = {
+            "INT": int,
+            "FLOAT": (int, float),
+            "STRING": str,
+            "BOOLEAN": bool,
+        }
         if one.is_widget and one.type in numeric and not isinstance(value, numeric[one.type]):
             yield f"{where}: {one.name}={value!r}"
         if one.options and value not in one.options:
@@ -345,6 +350,7 @@ def valid_request(table: dict[str, Any]) -> Request:
         raise
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(tables(), st.sampled_from(["ui", "api"]))
 def test_importing_an_export_returns_any_request(table: dict[str, Any], form: Format) -> None:
@@ -365,11 +371,11 @@ def expected_nodes(request: Request) -> dict[str, Any]:
     return {
         "prompts": (request.prompt, request.negative_prompt),
         "size": (request.width, request.height, request.frames, request.fps),
-        "final": request.final_size,
+        "final": request.resolved.final_size,
         "resolutions": request.resolutions[
             : len(request.resolutions) - (request.upscale is not None)
         ],
-        "sigmas": [request.sigmas(i) for i, _ in request.sampling_stages()],
+        "sigmas": [request.resolved.stages[i].sigmas for i, _ in request.sampling_stages()],
         "seeds": [request.stage_seed(i) for i, _ in request.sampling_stages()],
         "samplers": [{"dpmpp_2m_rf": "dpmpp_2m"}.get(s.sampler, s.sampler) for s in sampled],
         "cfg": [(s.guidance.video.cfg, s.guidance.audio.cfg) for s in sampled],
@@ -392,6 +398,7 @@ def expected_audio(request: Request) -> str:
     return "refine" if only_one and request.audio == "keep" else request.audio
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(tables())
 def test_the_nodes_alone_express_the_request(table: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,11 +53,11 @@ class MaliciousObject:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.path,))
 
 
-def enlarge(name: str, folder: Path, frames: torch.Tensor, **target: float) -> list[torch.Tensor]:
+def enlarge(name: str, folder: Path, frames: torch.Tensor, **target: Any) -> list[torch.Tensor]:
     height, width = frames.shape[-2:]
     stage = UpscaleStage(name=name, **target)
     plan = plan_upscale(stage, (width, height), scan([folder]))
@@ -104,12 +105,12 @@ def request(*stages: dict[str, object]) -> Request:
 
 def test_an_upscale_stage_changes_the_clip_and_no_earlier_stage() -> None:
     plain, upscaled = request(), request({"kind": "upscale", "name": "lanczos", "factor": 1.5})
-    assert upscaled.final_size == (96, 96)
-    assert plain.final_size == (64, 64)
+    assert upscaled.resolved.final_size == (96, 96)
+    assert plain.resolved.final_size == (64, 64)
     assert upscaled.stage_fields(0) == plain.stage_fields(0)
     assert upscaled.clip_fields() != plain.clip_fields()
     assert Request.from_toml(upscaled.to_toml()) == upscaled
-    assert request({"kind": "upscale", "name": "lanczos"}).final_size == (128, 128)
+    assert request({"kind": "upscale", "name": "lanczos"}).resolved.final_size == (128, 128)
 
 
 @pytest.mark.parametrize(

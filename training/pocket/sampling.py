@@ -25,7 +25,7 @@ def refine_sigmas(denoise: float | None = None) -> list[float]:
     fields = read_preset("pocket").fields
     if denoise is not None:
         fields = apply_sets(fields, [f"refine.denoise={denoise}"])
-    return list(Request.from_dict(fields | {"prompt": "-"}).sigmas(2))
+    return list(Request.from_dict(fields | {"prompt": "-"}).resolved.stages[2].sigmas)
 
 
 def schedule(steps: int, shift: float = 2.05, terminal: float = 0.1) -> list[float]:

@@ -57,13 +57,16 @@ class Image(Table):
     file: FileName
     """Path of the picture."""
     frame: Int = Field(default=0, ge=LAST)
-    """Frame that shows it; -1 is the last one."""
+    """Frame of the clip that shows the picture, counted from 0; -1 is the last one."""
     strength: Real = Field(default=1.0, ge=0, le=1)
-    """1 shows it as it is, 0 ignores it."""
+    """Closeness to the picture: 1 shows it unchanged, 0 ignores it, values between allow
+    changes."""
     fit: Fit = "cover"
-    """``cover`` crops a picture of another shape, ``letterbox`` adds black bars."""
+    """Treatment of a picture of another shape: ``cover`` crops it, ``letterbox`` adds black
+    bars."""
     crf: Crf = "auto"
-    """H.264 compression before encoding, 0 to 51: ``auto`` is that of the model family, 0 none."""
+    """H.264 compression of the picture before it is encoded, 0 (none) to 51; ``auto`` is that of
+    the model family (33 for LTX-2 and 2.3), because the model was trained on frames of videos."""
 
     def index(self, frames: int) -> int:
         """The frame in a clip of ``frames``."""
@@ -84,17 +87,19 @@ class Video(Table):
     file: FileName
     """Path of the video."""
     mode: Mode = "v2v"
-    """Use of the video: start, repair of a span, extension, or guide through an IC-LoRA."""
+    """Use of the video: ``v2v`` starts from it, ``retake`` makes a part of it again, ``extend``
+    adds seconds, ``reference`` follows it through an IC-LoRA."""
     denoise: Real | None = Field(default=None, ge=0, le=1)
-    """Mode ``v2v``: noise level at which sampling starts; 0 keeps the video."""
+    """Mode ``v2v``: noise level from which the base stage starts; 1 makes all of it again, lower
+    values change less, 0 leaves it to the stages after the base stage."""
     region: Region | None = None
-    """Mode ``retake``: first and last second to make again, such as [1.5, 3.0]."""
+    """Mode ``retake``: start and end in seconds of the part to make again, such as [1.5, 3.0]."""
     extend: Real | None = Field(default=None, ge=-3600, le=3600)
-    """Mode ``extend``: seconds to add at the end, or before the start if negative."""
+    """Mode ``extend``: seconds to add at the end, or before the start where negative."""
     strength: Real = Field(default=1.0, ge=0, le=1)
-    """Mode ``reference``: strength of the guide."""
+    """Mode ``reference``: strength with which the video guides the base stage; lower it to follow the video less."""
     fit: Fit = "cover"
-    """``cover`` crops a video of another shape, ``letterbox`` adds black bars."""
+    """Treatment of a video of another shape: ``cover`` crops it, ``letterbox`` adds black bars."""
 
     @property
     def keeps(self) -> bool:

@@ -141,29 +141,35 @@ class Models(Table):
     """
 
     precision: Literal["stored", "fp8"] = "stored"
-    """``fp8`` stores a 16-bit transformer in scaled fp8 while loading; ``stored`` leaves it."""
+    """Storage of the transformer in memory: ``stored`` keeps the precision of its file; ``fp8``
+    stores a 16-bit one in half the memory, which changes the picture a little."""
     checkpoint: FileName | None = None
-    """Checkpoint that holds transformer, VAEs and vocoder."""
+    """File that contains transformer, VAEs and vocoder together; unset, one is chosen among the
+    files that are found."""
     transformer: FileName | None = None
-    """File of the transformer alone."""
+    """File of the transformer alone, such as a GGUF file, instead of that of the checkpoint."""
     connectors: FileName | None = None
-    """File of the connectors between text encoder and transformer."""
+    """File of the small network between text encoder and transformer; set it only where your files
+    have it apart."""
     text_projection: FileName | None = None
-    """File of the projection of the text encoder's layers."""
+    """File of the projection of the text encoder's layers; set it only where your files have it
+    apart."""
     text_encoder: FileName | None = None
-    """File or folder of Gemma 3."""
+    """File or folder of Gemma 3, which encodes the prompts; set it to choose among several."""
     video_vae: FileName | None = None
-    """File of the video VAE."""
+    """File of the network that encodes and decodes the picture, instead of that of the
+    checkpoint."""
     audio_vae: FileName | None = None
-    """File of the audio VAE."""
+    """File of the network that encodes and decodes the sound, instead of that of the checkpoint."""
     vocoder: FileName | None = None
-    """File of the vocoder."""
+    """File of the network that makes the waveform, instead of that of the checkpoint."""
     latent_upsampler: FileName | None = None
-    """File of the latent upsampler."""
+    """File of the latent upsampler; ``file`` of an upsample stage sets one for that stage alone."""
     distilled_lora: FileName | None = None
-    """File of the distilled LoRA."""
+    """File of the LoRA that stages use under the role ``distilled``; set it to choose among
+    several."""
     folders: tuple[FileName, ...] = ()
-    """Model folders to search before the usual ones."""
+    """Model folders to search before those of the environment and the configuration."""
 
     @property
     def choices(self) -> dict[str, str]:
@@ -181,46 +187,56 @@ class Request(Table):
     """
 
     prompt: Prompt
-    """Text of the clip: what is seen, how it moves and how it sounds, in whole sentences."""
+    """Description of the clip: what is seen, how it moves and how it sounds, in whole sentences."""
     negative_prompt: Text = ""
-    """Text of what should not appear; read where a CFG is not 1 and by CFG++ samplers."""
+    """Description of what to avoid; it has an effect only in stages with a CFG other than 1 or a
+    CFG++ sampler."""
     preset: Text = ""
-    """Name of the preset that the request started from; a record, it changes nothing."""
+    """Name of the preset that the request started from; a record that changes nothing."""
     seed: RequestSeed = 10
-    """Start of all random numbers: 0 to 2**64-1, or -1 for a random one, which the clip records."""
+    """Number that all noise starts from, 0 to 2**64-1: another one makes another clip of the same
+    prompt; -1 picks a random one, which the clip records."""
     width: Side
-    """Width of the decoded clip in pixels: even, 32 to 16384. Stages use multiples of 32."""
+    """Width of the clip in pixels, an even number from 32 to 16384; stages work at multiples of 32,
+    and the clip is cropped from that."""
     height: Side
-    """Height of the decoded clip in pixels, with the same limits as ``width``."""
+    """Height of the clip in pixels, with the same rules as ``width``."""
     fps: Fps = Fraction(24)
-    """Frames per second, such as 24, 23.976 or 30000/1001."""
+    """Frames per second of the clip, such as 24, 23.976 or 30000/1001; more makes motion smoother
+    and needs more frames for the same duration."""
     audio: Literal["refine", "keep", "none"] = "refine"
-    """Sound: ``refine`` denoises it in every stage, ``keep`` leaves that of the base stage as it
-    is, ``none`` makes a silent clip."""
+    """Use of the sound: ``refine`` denoises it again in every refine stage, ``keep`` leaves that of
+    the base stage as it is, ``none`` makes a silent clip."""
     noise_order: Literal["comfyui", "ltx"] = "comfyui"
-    """Order in which noise is drawn from the seed: that of ComfyUI or of Lightricks' pipelines."""
+    """Order in which noise is generated from the seed: ``comfyui`` or ``ltx`` (Lightricks'
+    pipelines); change it to match a clip that was made there."""
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
-    """Meaning of masks between 0 and 1: that of ComfyUI or of Lightricks' pipelines."""
+    """Meaning of an image strength between 0 and 1: ``comfyui`` or ``ltx`` (Lightricks' pipelines);
+    change it to match a clip that was made there."""
     windows: WindowsChoice = "auto"
-    """Windows in time: ``auto`` where the clip is longer than 20 s, ``off``, or their lengths."""
+    """Windows in time: ``auto`` makes a clip of more than 20 s window by window, ``off`` makes it
+    in one piece, a table sets their lengths."""
     models: Models = Field(default_factory=Models)
-    """Model files to use instead of the ones that are found."""
+    """Model files and folders to use instead of those that are found."""
     stages: tuple[Stage, ...]
-    """Stages in order: one base stage, then upsample, refine and upscale stages."""
+    """Stages in order: one base stage, then upsample, refine and, at the end, upscale stages."""
     decode: Decode = Field(default_factory=Decode)
-    """Tiles of the video decoder."""
+    """Tiles of the video decoder, for a picture that does not fit into memory whole."""
     output: Output = Field(default_factory=Output)
-    """Settings of the file."""
+    """Codec, quality and additional pictures of the file."""
     images: tuple[Image, ...] = ()
-    """Pictures that the clip shows."""
+    """Pictures that the clip shows at given frames."""
     audio_in: FileName | None = None
-    """Sound file that drives the picture and becomes the sound of the clip."""
+    """Path of a sound file that drives the picture and becomes the sound of the clip; unset, the
+    model makes the sound."""
     video: Video | None = None
-    """Video to start from."""
+    """Video that the clip starts from, continues or follows."""
     duration_s: Annotated[Real, Field(gt=0, le=MAX_DURATION_S)] | None = None
-    """Length in seconds, instead of ``frames``; the nearest 8k+1 frames are made."""
+    """Length of the clip in seconds, instead of ``frames``; the nearest possible number of frames
+    is made."""
     frames: FrameCount = Field(default=None, validate_default=True)
-    """Number of frames: 8k+1 (16k+1 with a temporal upsampler), up to 100001."""
+    """Number of frames, 8k+1 such as 121 (16k+1 with a temporal upsampler), up to 100001; computed
+    where ``duration_s`` is set."""
 
     @model_validator(mode="wrap")
     @classmethod

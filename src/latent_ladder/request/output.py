@@ -38,16 +38,20 @@ class Decode(Table):
     """
 
     tile_px: TilePx = "auto"
-    """Side of a tile in pixels: a multiple of 32 from 64; ``auto`` fits the memory, whole if it
-    can."""
+    """Side of a tile in pixels, a multiple of 32 from 64; ``auto`` decodes the whole picture if it
+    fits into memory, and is 768 where another size of tiles is set."""
     overlap_px: OverlapPx = "auto"
-    """Overlap of neighbours in pixels: a multiple of 32."""
+    """Overlap of neighbouring tiles in pixels, a multiple of 32; ``auto`` is 64. Raise it where
+    seams are visible."""
     tile_frames: TileFrames = "auto"
-    """Frames of a tile: a multiple of 8 from 16."""
+    """Frames of a tile, a multiple of 8 from 16; ``auto`` decodes all frames in one tile if they
+    fit into memory, and is 80 where another size of tiles is set."""
     overlap_frames: OverlapFrames = "auto"
-    """Frames that neighbours share: a multiple of 8."""
+    """Frames that neighbouring tiles share, a multiple of 8; ``auto`` is 24, or 8 in tiles that
+    only memory requires."""
     grid: TileCounts = "auto"
-    """Numbers of tiles across and down, 1 to 6 each, blended as LTXVTiledVAEDecode does."""
+    """Numbers of tiles across and down, 1 to 6 each, instead of their size, blended as ComfyUI's
+    ``LTXVTiledVAEDecode`` does; ``auto`` uses none."""
 
     @property
     def grid_overlap_px(self) -> int:
@@ -114,17 +118,21 @@ class Output(Table):
     """
 
     codec: Literal["auto", "h264", "h265", "av1", "prores"] = "auto"
-    """Video codec; ``auto`` is H.264, or AV1 in ``.webm``."""
+    """Video codec; ``auto`` is that of the file's format: AV1 in ``.webm``, H.264 in ``.mp4``,
+    ``.mov`` and ``.mkv``."""
     crf: Int | None = Field(default=None, ge=0, le=51)
-    """Constant rate factor: 0 is best, 51 worst; unset takes the codec's default."""
+    """Constant rate factor: 0 gives the best quality and the largest file, 51 the worst; unset, 19
+    for H.264, 21 for H.265, 30 for AV1."""
     preset: Text | None = None
-    """Speed of the encoder in the codec's own words, such as ``slow``."""
+    """Speed of the encoder in the codec's own words; unset, ``veryfast`` (H.264, H.265), ``8``
+    (AV1) or ``hq`` (ProRes). ``slow`` makes smaller files."""
     pix_fmt: Text | None = None
-    """Pixel format in FFmpeg's words, such as ``yuv444p10le``."""
+    """Pixel format in FFmpeg's words, such as ``yuv444p10le`` for full colour resolution at 10 bit;
+    unset, the codec's usual one."""
     poster: StrictBool = False
-    """A picture of the middle frame next to the clip."""
+    """Writes a picture of the middle frame next to the clip, ``NAME.poster.png``."""
     sheet: StrictBool = False
-    """A contact sheet of twelve frames next to the clip."""
+    """Writes a contact sheet of twelve frames next to the clip, ``NAME.sheet.png``."""
 
     @property
     def settings(self) -> EncoderSettings:

@@ -50,11 +50,13 @@ class Tiles(Table):
     """Tiles of a refine stage."""
 
     px: Annotated[int, BeforeValidator(_refine_tile)] = 1536
-    """Longest side of a tile in pixels: a multiple of 32 from 64 to 2048."""
+    """Longest side of a tile in pixels: a multiple of 32 from 64 to 2048; smaller tiles need less
+    memory."""
     overlap_px: Annotated[int, BeforeValidator(_refine_overlap)] = Field(
         default=None, validate_default=True
     )
-    """Overlap of neighbours in pixels: a multiple of 32, at most half a tile; a sixth if unset."""
+    """Overlap of neighbouring tiles in pixels: a multiple of 32, at most half a tile; unset, a
+    sixth of it. Raise it where seams are visible."""
 
     def plan(self, resolution: Resolution) -> TilePlan | None:
         """Equal tiles over a canvas, each with all frames; ``None`` where one tile covers it."""

@@ -55,54 +55,65 @@ class StreamGuidance(Table):
     """Guidance of one stream, with the names of LTX-2's multimodal guider; the defaults are off."""
 
     cfg: Real = Field(default=1.0, ge=0, le=100)
-    """Scale of text guidance (classifier-free guidance); 1 switches it off."""
+    """Scale of text guidance (CFG): higher follows the prompt more closely; 1 switches it off. 3 to
+    4.5 suits dev checkpoints, 1 distilled ones; more makes motion stiff."""
     stg: Real = Field(default=0.0, ge=0, le=100)
-    """Scale of guidance by perturbed self-attention (STG); 0 switches it off."""
+    """Scale of guidance away from a prediction with perturbed self-attention (STG); 0 switches it
+    off, 1 is usual for dev checkpoints."""
     modality: Real = Field(default=1.0, ge=0, le=100)
-    """Scale of guidance by the other stream, sound for the picture; 1 switches it off."""
+    """Scale of guidance by the other stream, sound for the picture and picture for the sound, for
+    better agreement of both; 1 switches it off, 3 is usual for dev checkpoints."""
     rescale: Real = Field(default=0.0, ge=0, le=1)
-    """Share by which the guided prediction is brought to the deviation of the unguided one."""
+    """Share by which guided predictions are brought back to the contrast without guidance; 0
+    switches it off. Raise it where strong guidance gives harsh pictures."""
     stg_blocks: tuple[Annotated[Int, Field(ge=0)], ...] = ()
-    """Numbers of the blocks that STG perturbs; 28 is usual for LTX-2.3."""
+    """Numbers of the transformer blocks that STG perturbs, counted from 0; required with ``stg``,
+    and 28 is usual for LTX-2.3."""
     skip_step: Int = Field(default=0, ge=0, le=100)
-    """Steps after each evaluated one that reuse its prediction."""
+    """Number of steps after each evaluated one that reuse its prediction; 0 evaluates every step,
+    more is faster and less exact."""
     sigma_low: Real = Field(default=0.0, ge=0, le=1)
-    """Lowest sigma at which guidance applies."""
+    """Lowest noise level at which guidance applies; raise it to leave the last steps without
+    guidance."""
     sigma_high: Real = Field(default=1.0, ge=0, le=1)
-    """Highest sigma at which guidance applies."""
+    """Highest noise level at which guidance applies; lower it to leave the first steps without
+    guidance."""
 
 
 class StageGuidance(Table):
     """Guidance of a stage, for video and for audio."""
 
     video: StreamGuidance = Field(default_factory=StreamGuidance)
-    """Guidance of the picture."""
+    """Guidance of the picture; off by default."""
     audio: StreamGuidance = Field(default_factory=StreamGuidance)
-    """Guidance of the sound."""
+    """Guidance of the sound; off by default."""
 
 
 class Lora(Table):
     """One LoRA: a file by ``name``, or by its ``role`` in the model family."""
 
     name: FileName | None = None
-    """File of the LoRA: a path, or a name in ``loras/``. Either this or ``role``."""
+    """File of the LoRA, a path or a name in ``loras/``; set either this or ``role``."""
     role: Literal["distilled"] | None = None
-    """``distilled``: the distilled LoRA of the model family that is found."""
+    """``distilled`` uses the distilled LoRA of the model family, whatever the name of its file; set
+    either this or ``name``."""
     strength: Real = Field(default=1.0, ge=-100, le=100)
-    """Factor of the LoRA."""
+    """Factor of the LoRA's changes to the weights: 1 as it was trained, 0 leaves it out."""
 
 
 class SamplerOptions(Table):
     """Options of samplers; ``None`` uses the sampler's own default."""
 
     eta: Real | None = Field(default=None, ge=0, le=100)
-    """Share of noise that a step adds again."""
+    """Share of noise that a step replaces by fresh noise, for the ``euler_ancestral`` samplers
+    (unset 1), ``res_2s`` (0.5) and ``euler_cfg_pp`` (0); 0 adds none and gives steadier clips."""
     s_noise: Real | None = Field(default=None, ge=0, le=100)
-    """Factor of that noise."""
+    """Factor of the fresh noise, for all samplers that add noise; unset 1."""
     gamma: Real | None = Field(default=None, ge=0, le=100)
-    """Extrapolation of ``gradient_estimation``."""
+    """Extrapolation of ``gradient_estimation``; unset 2, and 1 is plain ``euler``."""
     bong: StrictBool | None = None
-    """Anchor refinement of ``res_2s``."""
+    """Correction of the start of short steps in ``res_2s``; unset on, as in Lightricks'
+    pipeline."""
 
 
 class Schedule(Table):
@@ -113,29 +124,33 @@ class Schedule(Table):
     """
 
     name: ScheduleName = "ltx"
-    """One of the schedules below."""
+    """One of the schedules below: a rule, which needs ``steps``, or a fixed list."""
     steps: Int | None = Field(default=None, ge=1, le=MAX_STEPS)
-    """Number of steps."""
+    """Number of steps of the stage: more takes longer and usually adds detail; left out for fixed
+    lists."""
     tokens: Tokens | None = None
-    """Tokens that set the shift of ``ltx``: ``actual`` for those of the stage, or 4096."""
+    """Number of video tokens that sets the shift of ``ltx``: ``actual`` for those of the stage, as
+    ComfyUI counts them; unset 4096, as in most of Lightricks' pipelines."""
     max_shift: Real | None = Field(default=None, ge=0, le=100)
-    """Shift of ``ltx`` at 4096 tokens."""
+    """Shift of ``ltx`` at 4096 tokens; unset 2.05. Larger spends more steps at high noise, where
+    motion and layout form."""
     base_shift: Real | None = Field(default=None, ge=0, le=100)
-    """Shift of ``ltx`` at 1024 tokens."""
+    """Shift of ``ltx`` at 1024 tokens; unset 0.95."""
     stretch: StrictBool | None = None
-    """Stretching of ``ltx`` to end at ``terminal``."""
+    """Stretches the sigmas of ``ltx`` so that the last one before 0 is ``terminal``; unset on."""
     terminal: Real | None = Field(default=None, ge=0, le=0.99)
-    """Last sigma before 0 of ``ltx``."""
+    """Last sigma of ``ltx`` before 0; unset 0.1."""
     shift: Real | None = Field(default=None, ge=-100, le=100)
-    """Shift of the sigma table, for the schedules of ComfyUI."""
+    """Shift of the sigma table for ComfyUI's schedules, such as ``simple`` and ``beta``; unset
+    2.37. Larger spends more steps at high noise."""
     alpha: Real | None = Field(default=None, gt=0, le=100)
-    """First parameter of the distribution of ``beta``."""
+    """First parameter of the distribution of ``beta``; unset 0.6."""
     beta: Real | None = Field(default=None, gt=0, le=100)
-    """Second parameter of the distribution of ``beta``."""
+    """Second parameter of the distribution of ``beta``; unset 0.6."""
     rho: Real | None = Field(default=None, gt=0, le=100)
-    """Exponent of ``karras``."""
+    """Exponent of ``karras``; unset 7. Larger spends more steps at low noise."""
     threshold: Real | None = Field(default=None, gt=0, lt=1)
-    """End of the linear part of ``linear_quadratic``."""
+    """Fall of sigma over the linear half of ``linear_quadratic``; unset 0.025."""
 
     def sigmas(self, tokens: int, denoise: float = 1.0) -> tuple[float, ...]:
         """The sigmas for a stage of ``tokens`` video tokens. Raises RequestError."""

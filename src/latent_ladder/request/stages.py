@@ -35,21 +35,25 @@ class SamplingStage(Table):
     kind: Literal["base", "refine"]
     """Kind of the stage."""
     sampler: SamplerName = "euler"
-    """One of the samplers below."""
+    """Rule of a step, one of the samplers below; ``euler`` is the usual choice, and the one that
+    distilled models expect."""
     options: SamplerOptions = Field(default_factory=SamplerOptions)
-    """Options of the sampler."""
+    """Options of the sampler; unset ones are the sampler's own."""
     schedule: Schedule | None = None
-    """Named schedule; either this or ``sigmas``."""
+    """Noise levels by the name of a schedule and its steps; set either this or ``sigmas``."""
     sigmas: Sigmas | None = None
-    """Noise levels, from at most 1 down to 0, as a list or as text."""
+    """Noise levels as numbers that fall to 0 from at most 1, such as [0.85, 0.725, 0.4219, 0.0], or
+    as text; set either this or ``schedule``."""
     seed: StageSeed = "same"
-    """Seed of the stage: ``same`` as the request, or 0 to 2**64-1."""
+    """Seed of the stage's noise: ``same`` uses that of the request, or a number from 0 to
+    2**64-1."""
     guidance: StageGuidance = Field(default_factory=StageGuidance)
-    """Guidance of picture and sound."""
+    """Guidance of picture and sound; off by default, as distilled models need it."""
     loras: tuple[Lora, ...] = ()
-    """LoRAs of the stage."""
+    """LoRAs that are applied to the transformer in this stage alone."""
     batch_passes: Literal["auto", 1, 2, 3, 4] = "auto"
-    """Guidance passes in one batch; ``auto``: as many as fit. Changes speed and memory only."""
+    """Guidance passes that go through the transformer together; ``auto`` is as many as fit into
+    memory. It changes speed and memory, not the clip."""
 
     def sigmas_for(self, tokens: int = DEFAULT_TOKENS) -> tuple[float, ...]:
         """The sigmas of the stage for a number of video tokens, descending."""
@@ -90,9 +94,11 @@ class RefineStage(SamplingStage):
 
     kind: Literal["refine"] = "refine"
     denoise: Real | None = Field(default=None, gt=0, le=1)
-    """Share of the schedule that the stage runs, ComfyUI's ``denoise``; 0.35 to 0.55 is usual."""
+    """Share of the schedule that the stage runs, as in ComfyUI; unset, all of it. 0.35 to 0.55 is
+    usual: less adds little detail, above 0.7 it replaces the motion."""
     tiles: StageTiles = "auto"
-    """Tiles: ``auto`` where a side is longer than 2048 px, ``off``, or their size."""
+    """Tiles in which the stage is denoised: ``auto`` uses them where a side is longer than 2048 px,
+    ``off`` never, a table sets their size."""
 
     @property
     def share(self) -> float:
@@ -114,13 +120,14 @@ class UpsampleStage(Table):
     kind: Literal["upsample"] = "upsample"
     """Kind of the stage."""
     factor: Real = 2.0
-    """2 or 1.5 in space, 2 in time."""
+    """Factor of width and height, 2 or 1.5, or of the frame rate, 2."""
     axis: Literal["spatial", "temporal"] = "spatial"
     """``spatial`` multiplies width and height, ``temporal`` the frame rate."""
     adain: Real = Field(default=0.0, ge=0, le=1)
-    """Share by which mean and deviation of every channel are brought back to those before."""
+    """Share by which mean and deviation of every channel are brought back to those before; 0
+    switches it off. Raise it where colours or contrast shift."""
     file: FileName | None = None
-    """File of the latent upsampler, instead of the one that is found."""
+    """File of the latent upsampler for this stage, instead of the one that is found."""
 
     @property
     def exact_factor(self) -> Fraction:
@@ -146,13 +153,15 @@ class UpscaleStage(Table):
     kind: Literal["upscale"] = "upscale"
     """Kind of the stage."""
     name: FileName
-    """``lanczos``, ``rtx``, or a model file: a path, or a name in ``upscale_models/``."""
+    """Method: ``lanczos``, ``rtx`` (NVIDIA), ``pocket-compact-x2`` or a model file, a path or a
+    name in ``upscale_models/``."""
     factor: Real | None = Field(default=None, gt=1, le=8)
-    """Factor of width and height (2 if no size is set either)."""
+    """Factor of width and height, above 1; unset 2, unless ``width`` and ``height`` are set."""
     width: Target | None = None
-    """Width of the file in pixels, together with ``height``."""
+    """Width of the file in pixels, an even number; set it together with ``height`` instead of
+    ``factor``."""
     height: Target | None = None
-    """Height of the file in pixels, together with ``width``."""
+    """Height of the file in pixels, an even number; set it together with ``width``."""
 
     def target(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) of the file, both even, for a clip of ``size``."""

@@ -67,13 +67,16 @@ class Windows(Table):
     """
 
     frames: Annotated[int, BeforeValidator(_window_frames)]
-    """Length of a window: 8k+1 from 17 up to the frames of 20 s."""
+    """Length of a window in frames of the clip: 8k+1, from 17 to the frames of 20 s; shorter
+    windows need less memory."""
     overlap_frames: Annotated[int, BeforeValidator(_overlap_frames)] = Field(
         default=None, validate_default=True
     )
-    """Frames that neighbours share: a multiple of 8, at most half a window; 24 if unset."""
+    """Frames that neighbours share: a multiple of 8, at most half a window; unset, 24 or as many as
+    that allows. More makes the transition steadier and takes longer."""
     strength: Real = Field(default=1.0, ge=0, le=1)
-    """1 keeps the shared frames as they are, below that they are blended."""
+    """Weight of the window before in the shared frames: 1 leaves them unchanged, below that both
+    windows are blended."""
 
     def problems(self, fps: Fraction, time_factor: int) -> list[Found]:
         """Problems of these windows for a clip at ``fps`` and its temporal upsampling factor."""

@@ -97,7 +97,8 @@ class Video(Table):
     extend: Real | None = Field(default=None, ge=-3600, le=3600)
     """Mode ``extend``: seconds to add at the end, or before the start where negative."""
     strength: Real = Field(default=1.0, ge=0, le=1)
-    """Mode ``reference``: strength with which the video guides the base stage; lower it to follow the video less."""
+    """Mode ``reference``: strength with which the video guides the base stage; lower it to follow
+    the video less."""
     fit: Fit = "cover"
     """Treatment of a video of another shape: ``cover`` crops it, ``letterbox`` adds black bars."""
 

@@ -96,7 +96,10 @@ def workload(case: Case, kept: int = 0) -> Workload:
         torch.randn(1, case.audio, 128),
         video_positions(case.frames, case.height, case.width, 24),
         audio_positions(case.audio),
-        *texts,
+        texts[0],
+        texts[1],
+        texts[2],
+        texts[3],
         sigma=0.7,
         kept=kept,
     )
@@ -301,7 +304,7 @@ def print_table(results: Mapping[str, dict[str, object]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=["pocket", "wide"], choices=sorted(CASES))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)

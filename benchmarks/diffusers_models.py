@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ TRANSFORMER_NAMES = (
 def convert(models: Path, folder: Path) -> dict[str, Any]:
     """Write all parts below ``folder``; returns further facts that the pipelines need."""
     chosen = select_models(scan(model_folders([models])))
-    built = {
+    built: dict[str, Any] = {
         "transformer": _transformer(chosen.transformer),
         "vae": _video_vae(chosen.video_vae),
         "connectors": _connectors(chosen),
@@ -188,6 +189,7 @@ def _connectors(chosen: ModelSet) -> nn.Module:
         for old, new in network_names(component).items()
     }
     network.load_state_dict(state, strict=True)
+    assert isinstance(network, nn.Module)
     return network
 
 
@@ -213,7 +215,7 @@ def _gemma(component: Component) -> nn.Module:
 
 
 def _upsampler(chosen: ModelSet) -> nn.Module:
-    component = chosen.upsamplers["spatial", 2]
+    component = chosen.upsamplers["spatial", Fraction(2)]
     config = upsampler_config(component.shapes(), component.config)
     network = LTX2LatentUpsamplerModel(
         in_channels=config.in_channels,

@@ -46,7 +46,7 @@ for seed in seeds:
 def main() -> None:
     """Run both sides alternately and print the share of time; ``--save`` writes it."""
     args = _arguments()
-    rounds = []
+    rounds: list[dict[str, Any]] = []
     for number in range(args.rounds):
         with tempfile.TemporaryDirectory(prefix="drafts-") as name:
             folder = Path(name)

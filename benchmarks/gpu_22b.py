@@ -108,7 +108,10 @@ def workload(stage: Stage, shape: TransformerConfig, device: torch.device) -> Wo
         random_tensor(stage.audio, 128),
         video_positions(stage.frames, stage.height, stage.width, 24).to(device),
         audio_positions(stage.audio).to(device),
-        *texts,
+        texts[0],
+        texts[1],
+        texts[2],
+        texts[3],
         sigma=0.7,
     )
 
@@ -221,7 +224,7 @@ def print_line(label: str, measured: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

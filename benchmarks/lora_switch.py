@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,7 +119,9 @@ def switch_times(model: nn.Module, part: Component, device: torch.device) -> dic
         return clock() - start
 
     first = time_call(lambda: attach_loras(model, [(part, 0.25)]))
-    strength = [time_call(lambda s=s: attach_loras(model, [(part, s)])) for s in (0.5, 1.0, 0.25)]
+    strength = [
+        time_call(partial(attach_loras, model, [(part, value)])) for value in (0.5, 1.0, 0.25)
+    ]
     detach = time_call(lambda: detach_loras(model))
     again = time_call(lambda: attach_loras(model, [(part, 0.5)]))
     detach_loras(model)
@@ -153,8 +156,9 @@ def merge_branches(model: nn.Module) -> Iterator[None]:
 
 def forward(model: Transformer, sizes: Sizes) -> Callable[[], Tensor]:
     """Function that runs one plain forward on random inputs."""
-    weight = model.patchify_proj.weight
-    device, dtype = weight.device, weight.dtype
+    layer = model.get_submodule("patchify_proj")
+    assert isinstance(layer, Linear)
+    device, dtype = layer.weight.device, layer.weight.dtype
 
     def stream(positions: Tensor, dim: int) -> DenoiserStream:
         return DenoiserStream(

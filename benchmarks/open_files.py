@@ -94,7 +94,7 @@ def into_memory(path: Path, rounds: int) -> Iterator[dict[str, Any]]:
 def plain_read(path: Path) -> object:
     size = path.stat().st_size
     whole = torch.empty(size, dtype=torch.uint8)
-    view = memoryview(whole.numpy())
+    view = memoryview(whole.numpy().data)
     with path.open("rb", buffering=0) as file:
         while view:
             view = view[file.readinto(view) or size :]
@@ -156,7 +156,7 @@ def write_gemma_gguf(path: Path) -> Path:
     """Write a sparse GGUF file with the header of Gemma 3 12B in Q8_0."""
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (HIDDEN, VOCABULARY)}
     for i in range(LAYERS):
-        for name, shape in (
+        for part, shape in (
             ("attn_q", (HIDDEN, 4096)), ("attn_k", (HIDDEN, 2048)), ("attn_v", (HIDDEN, 2048)),
             ("attn_output", (4096, HIDDEN)), ("ffn_gate", (HIDDEN, INNER)),
             ("ffn_up", (HIDDEN, INNER)), ("ffn_down", (INNER, HIDDEN)),
@@ -164,7 +164,7 @@ def write_gemma_gguf(path: Path) -> Path:
             ("ffn_norm", (HIDDEN,)), ("post_attention_norm", (HIDDEN,)),
             ("post_ffw_norm", (HIDDEN,)),
         ):  # fmt: skip
-            shapes[f"blk.{i}.{name}.weight"] = shape
+            shapes[f"blk.{i}.{part}.weight"] = shape
     shapes["output_norm.weight"] = (HIDDEN,)
     words = b"".join(text(f"\u2581word{i}") for i in range(VOCABULARY))
     values = [
@@ -174,11 +174,11 @@ def write_gemma_gguf(path: Path) -> Path:
         array("tokenizer.ggml.token_type", 5, struct.pack("<i", 1) * VOCABULARY),
     ]
     entries, at = [], 0
-    for name, shape in shapes.items():
-        kind, elements = (F32 if len(shape) == 1 else Q8_0), 1
-        for n in shape:
+    for name, sides in shapes.items():
+        kind, elements = (F32 if len(sides) == 1 else Q8_0), 1
+        for n in sides:
             elements *= n
-        entries.append(text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, at))
+        entries.append(text(name) + struct.pack(f"<I{len(sides)}QIQ", len(sides), *sides, kind, at))
         size = elements * 4 if kind == F32 else elements // 32 * 34
         at += -(-size // 32) * 32
     header = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(values))

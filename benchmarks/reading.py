@@ -149,7 +149,7 @@ def plain_read(path: Path, _: int, rounds: int) -> dict[str, Any]:
     def read() -> object:
         size = path.stat().st_size
         whole = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(whole.numpy())
+        view = memoryview(whole.numpy().data)
         with path.open("rb", buffering=0) as file:
             while view:
                 view = view[file.readinto(view) or size :]

@@ -55,7 +55,7 @@ def rival_on_meta(config: TransformerConfig) -> nn.Module:
     """Build diffusers' transformer of this configuration on the meta device."""
     video, audio = config.video, config.audio
     with torch.device("meta"):
-        return LTX2VideoTransformer3DModel(
+        network: nn.Module = LTX2VideoTransformer3DModel(
             in_channels=video.in_channels,
             out_channels=video.out_channels,
             num_attention_heads=video.heads,
@@ -75,6 +75,7 @@ def rival_on_meta(config: TransformerConfig) -> nn.Module:
             use_prompt_embeddings=config.caption_projection,
             perturbed_attn=True,
         )
+    return network
 
 
 @dataclass(frozen=True)

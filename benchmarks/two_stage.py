@@ -123,7 +123,7 @@ def _job(options: argparse.Namespace, facts: dict[str, Any]) -> dict[str, Any]:
 def _convert_models(models: Path, folder: Path) -> dict[str, Any]:
     """Convert the models to diffusers' layout in a separate process; returns its facts."""
     folder.mkdir()
-    command = [sys.executable, HERE / "diffusers_models.py", models, folder]
+    command = [sys.executable, *map(str, (HERE / "diffusers_models.py", models, folder))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the models could not be converted:\n{done.stderr[-3000:]}")
@@ -216,7 +216,7 @@ def _report(
     samples: list[Sample],
     warm: dict[str, Sample],
 ) -> dict[str, Any]:
-    medians = {}
+    medians: dict[str, dict[str, Any]] = {}
     for side in SIDES:
         own = [s for s in samples if s.side == side]
         medians[side] = {

@@ -54,7 +54,7 @@ def page() -> str:
     parts += [*_heading(Request, "latent_ladder"), markdown(Request.__doc__), ""]
     parts += ["Fields: [Request](request.md).", ""]
     methods = [name for name in vars(Request) if METHODS.fullmatch(name)]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (code(_signature(name, getattr(Request, name))), _summary(getattr(Request, name)))
         for name in methods
     ]

@@ -134,7 +134,8 @@ VALUES = {
 
 def _flag(command: Any, option: Any) -> str:
     """``--output <path>``, ``-o``: the long form first, with what it takes."""
-    first, *more = [*sorted(option.opts, key=len, reverse=True), *option.secondary_opts]
+    names: list[str] = [*sorted(option.opts, key=len, reverse=True), *option.secondary_opts]
+    first, *more = names
     value = "" if option.is_flag else f" {_value(command, option)}"
     return ", ".join(code(name) for name in (first + value, *more))
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import checkpoint_layouts as layouts
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import nn
 
@@ -43,7 +44,7 @@ def header(
 ) -> CheckpointFile:
     """A file without data: names, shapes and configuration."""
     tensors = {name: TensorInfo(tuple(shape), "BF16") for name, shape in shapes.items()}
-    return CheckpointFile(Path("model.safetensors"), "id", {}, tensors, config or {})
+    return CheckpointFile(Path("model.safetensors"), 0, {}, tensors, config or {})
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,7 @@ def count_parameters(module: nn.Module, part: Component, prefix: str = "") -> in
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_real_video_vae(real: dict[str, Component]) -> None:
     part = real["video_vae"]
     for config in (layouts.VAE_CONFIG, {}):
@@ -252,7 +254,7 @@ def test_text_projection_file(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("wrap", ["model.", "language_model.model.", "model.language_model."])
-def test_gemma_names(wrap: str, golden: Any) -> None:
+def test_gemma_names(wrap: str, golden: Goldens) -> None:
     tiny = open_checkpoint(golden.path("text_encoders/tiny-gemma-3.safetensors"))
     (part,) = components(tiny).values()
     assert part.role == "text_encoder"
@@ -326,7 +328,7 @@ def test_lora_key_styles(key: str) -> None:
     assert (part.role, set(part.names)) == ("lora", {key, "other"})
 
 
-def test_golden_files(golden: Any) -> None:
+def test_golden_files(golden: Goldens) -> None:
     def roles(name: str) -> list[str]:
         return list(components(open_checkpoint(golden.path(f"{name}.safetensors"))))
 
@@ -351,7 +353,7 @@ def test_golden_files(golden: Any) -> None:
         ("diffusion_models/tiny-ltx-2.5-transformer", "2.5"),
     ],
 )
-def test_families(name: str, want: str, golden: Any) -> None:
+def test_families(name: str, want: str, golden: Goldens) -> None:
     part = components(open_checkpoint(golden.path(f"{name}.safetensors")))["transformer"]
     assert detect_family(part) == want
 
@@ -372,7 +374,7 @@ def test_other_families_are_refused() -> None:
 
 def test_header_must_agree_with_tensors(real: dict[str, Component]) -> None:
     shapes = real["video_vae"].shapes()
-    blocks = [[n, dict(o)] for n, o in layouts.VAE_CONFIG["encoder_blocks"]]
+    blocks: list[list[Any]] = [[n, dict(o)] for n, o in layouts.VAE_CONFIG["encoder_blocks"]]
     blocks[0][1]["num_layers"] = 3
     with pytest.raises(UnknownLayout, match=r"residual blocks .* in its tensors, .* in its header"):
         video_encoder_config(shapes, {"encoder_blocks": blocks})

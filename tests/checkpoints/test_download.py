@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.hub_server import COMMIT, hub_server
+from helpers.hub_server import COMMIT, HubServer, hub_server
 from typer.testing import CliRunner
 
 from latent_ladder.checkpoints import download
@@ -25,6 +27,7 @@ from latent_ladder.checkpoints.download import (
     DownloadItem,
     DownloadPlan,
     Hub,
+    ProgressCallback,
     download_files,
     plan_download,
 )
@@ -44,7 +47,7 @@ CHUNK = 2**16
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[HubServer]:
     with hub_server() as running:
         running.files["org/models", BIG.path] = random.Random(1).randbytes(20 * CHUNK + 5)
         running.files["org/other", LORA.path] = random.Random(2).randbytes(3 * CHUNK)
@@ -52,12 +55,12 @@ def server():
 
 
 @pytest.fixture
-def hub(server):
+def hub(server: HubServer) -> Hub:
     return Hub(server.endpoint, "hf_secret")
 
 
 @pytest.fixture(autouse=True)
-def private_cache_and_no_pauses(monkeypatch, tmp_path):
+def private_cache_and_no_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(file_hashes, "cache_file", lambda: tmp_path / "cache" / "hashes.json")
     monkeypatch.setattr(download, "PAUSE_S", 0.0)
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK)
@@ -66,21 +69,28 @@ def private_cache_and_no_pauses(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def run_download(hub, folder, files=(BIG, LORA), report=lambda *_: None):
+def run_download(
+    hub: Hub,
+    folder: Path,
+    files: Sequence[CatalogFile] = (BIG, LORA),
+    report: ProgressCallback = lambda *_: None,
+) -> DownloadPlan:
     plan = plan_download(files, folder, hub)
     download_files(plan, report, hub)
     return plan
 
 
-def contents(folder):
+def contents(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_set_is_downloaded_into_the_folders_of_comfyui(server, hub, folder):
+def test_a_set_is_downloaded_into_the_folders_of_comfyui(
+    server: HubServer, hub: Hub, folder: Path
+) -> None:
     seen = []
     plan = run_download(hub, folder, report=lambda item, done: seen.append((item.file.name, done)))
     assert contents(folder) == {"checkpoints/big.safetensors", "loras/lora.safetensors"}
@@ -91,13 +101,18 @@ def test_a_set_is_downloaded_into_the_folders_of_comfyui(server, hub, folder):
     assert seen[-1] == ("lora.safetensors", 3 * CHUNK)
 
 
-def test_the_token_is_sent_to_the_hub_and_not_to_the_host_it_redirects_to(server, hub, folder):
+@pytest.mark.slow
+def test_the_token_is_sent_to_the_hub_and_not_to_the_host_it_redirects_to(
+    server: HubServer, hub: Hub, folder: Path
+) -> None:
     run_download(hub, folder)
     for method, path, _, authorization in server.requests:
         assert authorization == (None if "/cdn/" in path else "Bearer hf_secret"), (method, path)
 
 
-def test_a_second_run_downloads_nothing_and_reads_no_file_again(server, hub, folder, monkeypatch):
+def test_a_second_run_downloads_nothing_and_reads_no_file_again(
+    server: HubServer, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_download(hub, folder)
     server.requests.clear()
     monkeypatch.setattr(file_hashes, "_new_digest", None)
@@ -106,7 +121,9 @@ def test_a_second_run_downloads_nothing_and_reads_no_file_again(server, hub, fol
     assert server.transfers() == [] and plan.remaining_bytes == 0
 
 
-def test_a_file_of_another_program_is_hashed_once(server, hub, folder, monkeypatch):
+def test_a_file_of_another_program_is_hashed_once(
+    server: HubServer, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = folder / "loras" / LORA.name
     target.parent.mkdir(parents=True)
     target.write_bytes(server.files["org/other", LORA.path])
@@ -116,7 +133,9 @@ def test_a_file_of_another_program_is_hashed_once(server, hub, folder, monkeypat
 
 
 @pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: bytes([d[0] ^ 1]) + d[1:]])
-def test_another_file_of_the_same_name_is_never_overwritten(server, hub, folder, change):
+def test_another_file_of_the_same_name_is_never_overwritten(
+    server: HubServer, hub: Hub, folder: Path, change: Callable[[bytes], bytes]
+) -> None:
     target = folder / "loras" / LORA.name
     target.parent.mkdir(parents=True)
     target.write_bytes(change(server.files["org/other", LORA.path]))
@@ -126,7 +145,7 @@ def test_another_file_of_the_same_name_is_never_overwritten(server, hub, folder,
     assert target.read_bytes() == before and server.transfers() == []
 
 
-def test_a_broken_connection_is_resumed(server, hub, folder):
+def test_a_broken_connection_is_resumed(server: HubServer, hub: Hub, folder: Path) -> None:
     server.cuts = [5 * CHUNK, 7 * CHUNK + 100]
     run_download(hub, folder, [BIG])
     assert (folder / "checkpoints" / BIG.name).read_bytes() == server.files["org/models", BIG.path]
@@ -134,30 +153,34 @@ def test_a_broken_connection_is_resumed(server, hub, folder):
     assert ranges == [None, f"bytes={5 * CHUNK}-", f"bytes={12 * CHUNK}-"]
 
 
-def test_a_server_without_ranges_sends_the_whole_file_again(server, hub, folder):
+def test_a_server_without_ranges_sends_the_whole_file_again(
+    server: HubServer, hub: Hub, folder: Path
+) -> None:
     server.cuts, server.ranges = [5 * CHUNK], False
     run_download(hub, folder, [BIG])
     assert (folder / "checkpoints" / BIG.name).read_bytes() == server.files["org/models", BIG.path]
 
 
-def test_a_temporary_server_error_is_tried_again(server, hub, folder):
+def test_a_temporary_server_error_is_tried_again(server: HubServer, hub: Hub, folder: Path) -> None:
     server.failures = [503, 502]
     run_download(hub, folder, [LORA])
     assert len(server.transfers()) == 3
 
 
-def test_a_server_that_stays_down_is_an_error(server, hub, folder):
+def test_a_server_that_stays_down_is_an_error(server: HubServer, hub: Hub, folder: Path) -> None:
     server.failures = [503] * 50
     with pytest.raises(CheckpointError, match="the hub answered 503"):
         run_download(hub, folder, [LORA])
     assert len(server.transfers()) == ATTEMPTS
 
 
-def test_an_interrupted_download_is_resumed_by_the_next_run(server, hub, folder):
+def test_an_interrupted_download_is_resumed_by_the_next_run(
+    server: HubServer, hub: Hub, folder: Path
+) -> None:
     class Stopped(Exception):
         pass
 
-    def stop(_, done):
+    def stop(_: DownloadItem, done: int) -> None:
         if done > 9 * CHUNK:
             raise Stopped
 
@@ -174,7 +197,9 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(server, hub, folder)
     assert contents(folder) == {"checkpoints/big.safetensors"}
 
 
-def test_a_new_revision_does_not_continue_an_old_part(server, hub, folder):
+def test_a_new_revision_does_not_continue_an_old_part(
+    server: HubServer, hub: Hub, folder: Path
+) -> None:
     old = plan_download([BIG], folder, hub).items[0].part
     old.parent.mkdir(parents=True)
     old.write_bytes(b"old" * 1000)
@@ -184,7 +209,7 @@ def test_a_new_revision_does_not_continue_an_old_part(server, hub, folder):
     assert contents(folder) == {"checkpoints/big.safetensors"}
 
 
-def test_wrong_bytes_are_detected_and_removed(server, hub, folder):
+def test_wrong_bytes_are_detected_and_removed(server: HubServer, hub: Hub, folder: Path) -> None:
     server.corrupt = True
     with pytest.raises(CorruptCheckpoint, match=r"expected [0-9a-f]{64}") as raised:
         run_download(hub, folder)
@@ -192,9 +217,11 @@ def test_wrong_bytes_are_detected_and_removed(server, hub, folder):
     assert contents(folder) == set()
 
 
-def test_small_files_are_checked_by_gits_hash(server, hub, folder):
+def test_small_files_are_checked_by_gits_hash(server: HubServer, hub: Hub, folder: Path) -> None:
     server.small = {LORA.path}
-    assert run_download(hub, folder, [LORA]).items[0].hash.kind == "git-sha1"
+    found = run_download(hub, folder, [LORA]).items[0].hash
+    assert found is not None
+    assert found.kind == "git-sha1"
     (folder / "loras" / LORA.name).unlink()
     server.corrupt = True
     with pytest.raises(CorruptCheckpoint, match="git-sha1"):
@@ -225,28 +252,37 @@ def test_small_files_are_checked_by_gits_hash(server, hub, folder):
     ],
 )
 def test_errors_of_the_hub_are_raised_before_the_first_byte(
-    server, hub, folder, status, code, kind, message, hint
-):
+    server: HubServer,
+    hub: Hub,
+    folder: Path,
+    status: int,
+    code: str,
+    kind: type[CheckpointError],
+    message: str,
+    hint: str,
+) -> None:
     server.status["org/other"] = (status, code)
     with pytest.raises(kind, match=message) as raised:
         run_download(hub, folder)
-    assert hint in raised.value.hint
+    assert hint in (raised.value.hint or "")
     assert raised.value.code in ("checkpoint_error", "checkpoint_not_found")
     assert server.transfers() == [] and not folder.exists()
 
 
-def test_a_file_that_is_not_published_is_named(server, hub, folder):
+def test_a_file_that_is_not_published_is_named(server: HubServer, hub: Hub, folder: Path) -> None:
     del server.files["org/other", LORA.path]
     with pytest.raises(CheckpointNotFound, match="org/other has no file lora"):
         run_download(hub, folder)
 
 
-def test_no_server_at_all(folder, server):
+def test_no_server_at_all(folder: Path, server: HubServer) -> None:
     with pytest.raises(CheckpointError, match="connection to the hub failed"):
         run_download(Hub("http://127.0.0.1:9", "t"), folder)
 
 
-def test_a_disk_without_room_for_all_and_5_percent_is_refused(server, hub, folder, monkeypatch):
+def test_a_disk_without_room_for_all_and_5_percent_is_refused(
+    server: HubServer, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needed = int((23 * CHUNK + 5) * 1.05)
     usage = shutil.disk_usage(folder.parent)
     free = [needed - 1]
@@ -258,10 +294,12 @@ def test_a_disk_without_room_for_all_and_5_percent_is_refused(server, hub, folde
     run_download(hub, folder)
 
 
-def test_two_downloads_do_not_write_the_same_file(server, hub, folder):
+def test_two_downloads_do_not_write_the_same_file(
+    server: HubServer, hub: Hub, folder: Path
+) -> None:
     plan = plan_download([BIG], folder, hub)
 
-    def second(_item, done):
+    def second(_item: DownloadItem, done: int) -> None:
         if done > CHUNK:
             in_use = pytest.raises(Exception, match="still in use by process")
             with in_use:
@@ -277,7 +315,7 @@ def test_two_downloads_do_not_write_the_same_file(server, hub, folder):
 
 
 @pytest.fixture
-def published_sets(server):
+def published_sets(server: HubServer) -> HubServer:
     """A server with two published sets, each file 100,000 bytes long."""
     for precision, variant in (("fp8", "dev"), ("gguf-q4_k_m", "distilled-1.1")):
         for file in select_file_set(precision, variant):
@@ -286,7 +324,7 @@ def published_sets(server):
     return server
 
 
-def ladder(server, *words, **more):
+def ladder(server: HubServer, *words: object, **more: Any) -> subprocess.Popen[str]:
     environ = os.environ | {
         "HF_ENDPOINT": server.endpoint,
         "HF_TOKEN": "hf_secret",
@@ -298,12 +336,15 @@ def ladder(server, *words, **more):
     )
 
 
-def finish(process):
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
 
-def test_the_command_downloads_a_set(published_sets, folder, tmp_path):
+@pytest.mark.slow
+def test_the_command_downloads_a_set(
+    published_sets: HubServer, folder: Path, tmp_path: Path
+) -> None:
     words = ("ltx-2.3", "--precision", "fp8", "--to", folder, "--json", "--yes")
     code, out, err = finish(ladder(published_sets, *words, cache=tmp_path))
     assert code == 0, err
@@ -312,7 +353,9 @@ def test_the_command_downloads_a_set(published_sets, folder, tmp_path):
     assert all(a in (None, "Bearer hf_secret") for _, _, _, a in published_sets.requests)
 
 
-def test_a_dry_run_downloads_nothing(published_sets, hub, folder, monkeypatch):
+def test_a_dry_run_downloads_nothing(
+    published_sets: HubServer, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = functools.partial(plan_download, hub=hub)
     monkeypatch.setattr(download, "plan_download", plan)
     words = ["--precision", "gguf-Q4_K_M", "--distilled", "--to", str(folder), "--dry-run"]
@@ -324,7 +367,10 @@ def test_a_dry_run_downloads_nothing(published_sets, hub, folder, monkeypatch):
     assert published_sets.transfers() == [] and not folder.exists()
 
 
-def test_ctrl_c_keeps_the_partial_file_and_exits_with_130(server, folder, tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_partial_file_and_exits_with_130(
+    server: HubServer, folder: Path, tmp_path: Path
+) -> None:
     for file in select_file_set("fp8", "dev"):
         server.files[file.repository, file.path] = bytes(12 * 10**6)
     # The HTTP client passes on 10 MB at a time.
@@ -345,7 +391,9 @@ def test_ctrl_c_keeps_the_partial_file_and_exits_with_130(server, folder, tmp_pa
     assert (folder / part).stat().st_size >= 10**7
 
 
-def test_a_large_download_needs_a_confirmation(server, monkeypatch, folder):
+def test_a_large_download_needs_a_confirmation(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     plan = DownloadPlan(
         folder, (DownloadItem(BIG, 60 * 10**9, None, COMMIT, folder, "missing", 0),)
     )
@@ -363,14 +411,14 @@ def test_a_large_download_needs_a_confirmation(server, monkeypatch, folder):
         (("ltx-2.3", "nvfp4", True), "ltx-2.3 distilled is not published in nvfp4"),
     ],
 )
-def test_unknown_sets_are_refused(words, message):
+def test_unknown_sets_are_refused(words: tuple[str, str, bool], message: str) -> None:
     with pytest.raises(RequestError, match=message) as raised:
         models.select_files(*words)
     assert raised.value.hint
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "nvfp4", "gguf-q4_k_m"])
-def test_a_set_has_every_role(precision):
+def test_a_set_has_every_role(precision: str) -> None:
     roles = {
         role for file in models.select_files("ltx-2.3", precision, False) for role in file.roles
     }
@@ -378,7 +426,9 @@ def test_a_set_has_every_role(precision):
     assert set(wanted.split()) | {"latent_upsampler", "distilled_lora"} <= roles
 
 
-def test_the_default_folder_is_the_first_of_the_user(monkeypatch, tmp_path):
+def test_the_default_folder_is_the_first_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LADDER_MODELS", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))

@@ -140,8 +140,11 @@ def open_and_read(path: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["safetensors", "gguf", "index"])
-def test_damaged_headers_are_read_or_refused_quickly_with_little_memory(tmp_path, container):
+def test_damaged_headers_are_read_or_refused_quickly_with_little_memory(
+    tmp_path: Path, container: str
+) -> None:
     seeds = {
         "safetensors": (safetensors_seed, "x.safetensors"),
         "gguf": (lambda: gguf_seed(tmp_path), "x.gguf"),
@@ -184,7 +187,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_counts_of_gigabytes_allocate_nothing(tmp_path):
+def test_counts_of_gigabytes_allocate_nothing(tmp_path: Path) -> None:
     def length(n: int) -> bytes:
         return struct.pack("<Q", n)
 

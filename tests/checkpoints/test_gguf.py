@@ -6,12 +6,14 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Ggml
+from helpers.goldens import Goldens
 
 from latent_ladder.checkpoints.checkpoint_file import (
     READABLE_BLOCK_TYPES,
@@ -83,9 +85,14 @@ def every_tensor(writer: gguf.GGUFWriter) -> None:
 
 
 @pytest.fixture(scope="module")
-def all_types_file(tmp_path_factory) -> Path:
+def all_types_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "rich.gguf"
-    return write(path, lambda w: (every_value(w), every_tensor(w)))
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        every_value(writer)
+        every_tensor(writer)
+
+    return write(path, fill)
 
 
 def check_equal(file: CheckpointFile, reference: gguf.GGUFReader) -> None:
@@ -113,7 +120,7 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def test_all_values_and_tensors_are_read_as_by_gguf_py(all_types_file):
+def test_all_values_and_tensors_are_read_as_by_gguf_py(all_types_file: Path) -> None:
     file = open_checkpoint(all_types_file)
     check_equal(file, gguf.GGUFReader(all_types_file))
     assert file.container == "gguf"
@@ -126,18 +133,18 @@ def test_all_values_and_tensors_are_read_as_by_gguf_py(all_types_file):
 
 
 @pytest.mark.parametrize("name", ["k-quants", "tiny-ltx-2.3-Q8_0"])
-def test_golden_files_are_read_as_by_gguf_py(golden, name):
+def test_golden_files_are_read_as_by_gguf_py(golden: Goldens, name: str) -> None:
     path = golden.path(f"quantized/{name}.gguf")
     check_equal(open_checkpoint(path), gguf.GGUFReader(path))
 
 
-def test_the_table_of_types_is_that_of_gguf_py():
+def test_the_table_of_types_is_that_of_gguf_py() -> None:
     sizes = {kind.value: (kind.name, size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
     ours = {number: (name, BLOCKS[name]) for number, name in GGML_TYPES.items()}
     assert ours == sizes
 
 
-def test_version_2_and_another_alignment_are_read(tmp_path):
+def test_version_2_and_another_alignment_are_read(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_custom_alignment(256)
         every_tensor(writer)
@@ -150,7 +157,7 @@ def test_version_2_and_another_alignment_are_read(tmp_path):
     check_equal(open_checkpoint(path), gguf.GGUFReader(path))
 
 
-def test_original_shapes_replace_stored_ones(tmp_path):
+def test_original_shapes_replace_stored_ones(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_array("comfy.gguf.orig_shape.conv", [8, 2, 4, 2, 2])
         writer.add_array("comfy.gguf.orig_shape.table", [1, 512])
@@ -164,7 +171,7 @@ def test_original_shapes_replace_stored_ones(tmp_path):
     assert file.read("table").shape == (2, 144)
 
 
-def test_unsupported_types_are_errors_only_when_read(tmp_path):
+def test_unsupported_types_are_errors_only_when_read(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_tensor("plain", np.ones(4, np.float32))
         writer.add_tensor("small", blocks(2, 256, Ggml.IQ2_XS), raw_dtype=Ggml.IQ2_XS)
@@ -184,12 +191,12 @@ def test_unsupported_types_are_errors_only_when_read(tmp_path):
         file.read_bytes("future")
 
 
-def test_arrays_are_parsed_on_access(tmp_path):
+def test_arrays_are_parsed_on_access(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_token_list([b"\xe2\x96", "▁a", "b"])
         writer.add_token_scores([0.0, -1.0, -2.0])
 
-    kv = open_checkpoint(write(tmp_path / "x.gguf", fill)).kv
+    kv: Any = open_checkpoint(write(tmp_path / "x.gguf", fill)).kv
     assert "tokenizer.ggml.tokens" not in kv._parsed
     tokens = kv["tokenizer.ggml.tokens"]
     assert tokens[1:] == ["▁a", "b"]
@@ -198,7 +205,7 @@ def test_arrays_are_parsed_on_access(tmp_path):
     assert "tokenizer.ggml.scores" not in kv._parsed
 
 
-def test_an_empty_tensor_and_a_file_without_tensors(tmp_path):
+def test_an_empty_tensor_and_a_file_without_tensors(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     entry = text("w") + struct.pack("<I2QIQ", 2, 0, 4, 0, 0)
     path.write_bytes(header(1, 0) + entry)
@@ -225,7 +232,7 @@ def split(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("opened_as", ["", "m-00001-of-00003.gguf", "m-00002-of-00003.gguf"])
-def test_a_split_file_is_one_checkpoint(tmp_path, opened_as):
+def test_a_split_file_is_one_checkpoint(tmp_path: Path, opened_as: str) -> None:
     whole = split(tmp_path)
     file = open_checkpoint(tmp_path / opened_as)
     assert {n: file.read(n).unique().tolist() for n in file.tensors} == {
@@ -235,7 +242,7 @@ def test_a_split_file_is_one_checkpoint(tmp_path, opened_as):
     assert file.path.name == "m-00001-of-00003.gguf"
 
 
-def test_parts_that_are_missing_or_misnamed(tmp_path):
+def test_parts_that_are_missing_or_misnamed(tmp_path: Path) -> None:
     split(tmp_path)
     (tmp_path / "m-00003-of-00003.gguf").rename(tmp_path / "third.gguf")
     with pytest.raises(CheckpointNotFound, match=r"m-00003-of-00003\.gguf"):
@@ -350,7 +357,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_damaged_header_is_refused_with_the_reason(tmp_path, case):
+def test_a_damaged_header_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
     content, error, words = WRONG[case]
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
@@ -360,7 +367,7 @@ def test_a_damaged_header_is_refused_with_the_reason(tmp_path, case):
     assert len(raised.value.message) < 500
 
 
-def test_a_file_truncated_anywhere_is_refused(tmp_path, golden):
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, golden: Goldens) -> None:
     whole = golden.path("quantized/k-quants.gguf").read_bytes()
     path = tmp_path / "cut.gguf"
     for length in [*range(0, 900, 7), len(whole) - 40, len(whole) - 33]:
@@ -369,7 +376,7 @@ def test_a_file_truncated_anywhere_is_refused(tmp_path, golden):
             open_checkpoint(path)
 
 
-def test_zeros_and_wrong_counts_are_refused_at_once(tmp_path):
+def test_zeros_and_wrong_counts_are_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "hole.gguf"
     path.write_bytes(header(1 << 20, 1 << 20))
     with path.open("r+b") as opened:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -207,7 +208,7 @@ def test_a_damaged_header() -> None:
         ("tiny-ltx-2.3-Q8_0.gguf", {"q8_0": 50}),
     ],
 )
-def test_golden_files(golden: Any, name: str, formats: dict[str, int]) -> None:
+def test_golden_files(golden: Goldens, name: str, formats: dict[str, int]) -> None:
     part = components(open_checkpoint(golden.path(f"quantized/{name}")))["transformer"]
     found = Counter(part.stored_tensor(key).format for key in part.names)
     assert {f: n for f, n in found.items() if f not in ("bf16", "f32", "f16")} == formats
@@ -215,7 +216,7 @@ def test_golden_files(golden: Any, name: str, formats: dict[str, int]) -> None:
     assert not any(key.endswith(("_scale", "_scale_2", "comfy_quant")) for key in part.names)
 
 
-def test_shapes_of_packed_weights_are_those_after_decoding(golden: Any) -> None:
+def test_shapes_of_packed_weights_are_those_after_decoding(golden: Goldens) -> None:
     def shapes(name: str) -> dict[str, tuple[int, ...]]:
         file = open_checkpoint(golden.path(f"quantized/tiny-ltx-2.3-{name}"))
         return components(file)["transformer"].shapes()

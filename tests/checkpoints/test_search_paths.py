@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ GEMMA = "text_encoders/tiny-gemma-3.safetensors"
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder in an empty folder."""
     cwd = tmp_path / "above" / "here"
     cwd.mkdir(parents=True)
@@ -32,11 +33,17 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def paths(extra=(), environ=None, config=Path("none.toml")):
+def paths(
+    extra: Sequence[Path] = (),
+    environ: Mapping[str, str] | None = None,
+    config: Path = Path("none.toml"),
+) -> list[Path]:
     return [f.path for f in model_folders(extra, environ or {}, config)]
 
 
-def test_the_order_is_flags_environment_config_default_folders_pocket(here, tmp_path):
+def test_the_order_is_flags_environment_config_default_folders_pocket(
+    here: Path, tmp_path: Path
+) -> None:
     flag, first, second, configured = (
         make_folder(tmp_path / n) for n in ("flag", "e1", "e2", "conf")
     )
@@ -52,19 +59,19 @@ def test_the_order_is_flags_environment_config_default_folders_pocket(here, tmp_
     assert found == wanted
 
 
-def test_a_folder_named_twice_is_searched_once(here, tmp_path):
+def test_a_folder_named_twice_is_searched_once(here: Path, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     assert paths([folder, folder / "../m"], {"LADDER_MODELS": str(folder)})[:-1] == [folder]
 
 
-def test_every_folder_has_its_source(here, tmp_path):
+def test_every_folder_has_its_source(here: Path, tmp_path: Path) -> None:
     make_folder(here / "models")
     sources = [f.source for f in model_folders([make_folder(tmp_path / "m")], {}, Path("none"))]
     assert sources == ["--models", "./models", "embedded"]
 
 
 @pytest.mark.parametrize("named", ["flag", "environ", "config"])
-def test_a_named_folder_must_exist(here, tmp_path, named):
+def test_a_named_folder_must_exist(here: Path, tmp_path: Path, named: str) -> None:
     config = tmp_path / "c.toml"
     config.write_text('models = ["/nowhere"]' if named == "config" else "")
     extra = ["/nowhere"] if named == "flag" else []
@@ -74,14 +81,14 @@ def test_a_named_folder_must_exist(here, tmp_path, named):
         model_folders(extra, environ, config)
 
 
-def test_a_file_in_place_of_a_folder_is_an_error(tmp_path):
+def test_a_file_in_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointNotFound, match="is a file"):
         model_folders([tmp_path / "x.safetensors"], {})
 
 
 @pytest.mark.parametrize("text", ["models = [", "models = 3", "models = [3]"])
-def test_an_invalid_config_file_is_an_error(here, tmp_path, text):
+def test_an_invalid_config_file_is_an_error(here: Path, tmp_path: Path, text: str) -> None:
     config = tmp_path / "config.toml"
     config.write_text(text)
     with pytest.raises(RequestError, match=r"config\.toml"):
@@ -89,7 +96,9 @@ def test_an_invalid_config_file_is_an_error(here, tmp_path, text):
 
 
 @pytest.mark.parametrize("inside", ["models", "ComfyUI/models"])
-def test_the_root_of_comfyui_gives_its_models_folder(here, tmp_path, inside):
+def test_the_root_of_comfyui_gives_its_models_folder(
+    here: Path, tmp_path: Path, inside: str
+) -> None:
     make_folder(tmp_path / "root" / inside / "checkpoints")
     assert paths([tmp_path / "root"])[0] == (tmp_path / "root" / inside).resolve()
 
@@ -117,7 +126,7 @@ second:
 
 
 @pytest.fixture
-def extra_paths(tmp_path, monkeypatch):
+def extra_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DISK", str(tmp_path))
     for name in ("one/ckpt", "one/nets", "one/nodes", "one/emb", "elsewhere", "conf/lo ras"):
         make_folder(tmp_path / name)
@@ -126,7 +135,7 @@ def extra_paths(tmp_path, monkeypatch):
     return path
 
 
-def test_extra_model_paths_are_read_as_by_comfyui(extra_paths, tmp_path):
+def test_extra_model_paths_are_read_as_by_comfyui(extra_paths: Path, tmp_path: Path) -> None:
     found = [(f.path, f.category) for f in read_extra_paths(extra_paths)]
     assert found == [
         (tmp_path / "conf/lo ras", "loras"),  # is_default; relative to the file
@@ -137,13 +146,13 @@ def test_extra_model_paths_are_read_as_by_comfyui(extra_paths, tmp_path):
     ]
 
 
-def test_a_yaml_file_is_accepted_as_a_folder(here, extra_paths, tmp_path):
+def test_a_yaml_file_is_accepted_as_a_folder(here: Path, extra_paths: Path, tmp_path: Path) -> None:
     found = model_folders([extra_paths], {}, Path("none"))
     assert [f.path.name for f in found] == ["lo ras", "ckpt", "nets", "elsewhere", "models"]
     assert found[0].source == f"{extra_paths} [second]"
 
 
-def test_a_yaml_file_next_to_the_models_folder_is_read(here, extra_paths):
+def test_a_yaml_file_next_to_the_models_folder_is_read(here: Path, extra_paths: Path) -> None:
     make_folder(here / "ComfyUI/models")
     shutil.copy(extra_paths, here / "ComfyUI/extra_model_paths.yaml")
     names = [p.name for p in paths()]
@@ -156,7 +165,7 @@ def test_a_yaml_file_next_to_the_models_folder_is_read(here, extra_paths):
     ]  # `lo ras` does not exist there
 
 
-def test_a_yaml_file_without_existing_folders_is_an_error(tmp_path):
+def test_a_yaml_file_without_existing_folders_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "paths.yaml"
     path.write_text("a:\n  base_path: /nowhere\n  checkpoints: x\n")
     with pytest.raises(CheckpointNotFound, match="none of the 1 model folders"):
@@ -167,7 +176,9 @@ def test_a_yaml_file_without_existing_folders_is_an_error(tmp_path):
     "text",
     ["a: [", "- a\n- b", "a: text", "a: !!python/object/apply:os.mkdir [made]", "a: \x00"],
 )
-def test_an_invalid_yaml_file_is_refused_and_runs_no_code(here, tmp_path, text):
+def test_an_invalid_yaml_file_is_refused_and_runs_no_code(
+    here: Path, tmp_path: Path, text: str
+) -> None:
     path = tmp_path / "paths.yaml"
     path.write_text(text)
     with pytest.raises(RequestError, match=r"paths\.yaml"):
@@ -175,7 +186,9 @@ def test_an_invalid_yaml_file_is_refused_and_runs_no_code(here, tmp_path, text):
     assert not Path("made").exists()
 
 
-def test_names_are_relative_to_the_folder_in_the_yaml_file(here, extra_paths, tmp_path):
+def test_names_are_relative_to_the_folder_in_the_yaml_file(
+    here: Path, extra_paths: Path, tmp_path: Path
+) -> None:
     copy(tmp_path, "one/ckpt/sub/x.safetensors", "checkpoints/tiny-ltx-2.3.safetensors")
     (found,) = scan(model_folders([extra_paths], {}, Path("none"))[:-1]).of("transformer")
     assert (found.name, found.category) == ("sub/x.safetensors", "checkpoints")
@@ -184,7 +197,7 @@ def test_names_are_relative_to_the_folder_in_the_yaml_file(here, extra_paths, tm
 # --- content of the folders --------------------------------------------------------------------
 
 
-def test_a_cycle_of_links_ends(tmp_path):
+def test_a_cycle_of_links_ends(tmp_path: Path) -> None:
     copy(tmp_path, "a/x.safetensors", GEMMA)
     (tmp_path / "a/b").symlink_to(tmp_path)
     (tmp_path / "a/self").symlink_to("self")
@@ -192,14 +205,14 @@ def test_a_cycle_of_links_ends(tmp_path):
     assert len(scan([tmp_path]).of("text_encoder")) == 1
 
 
-def test_linked_folders_are_searched(tmp_path):
+def test_linked_folders_are_searched(tmp_path: Path) -> None:
     copy(tmp_path, "disk/x.safetensors", GEMMA)
     (make_folder(tmp_path / "models/text_encoders") / "far").symlink_to(tmp_path / "disk")
     (found,) = scan([tmp_path / "models"]).of("text_encoder")
     assert found.name == "text_encoders/far/x.safetensors"
 
 
-def test_snapshots_in_the_hub_cache_count_once(tmp_path):
+def test_snapshots_in_the_hub_cache_count_once(tmp_path: Path) -> None:
     hub = tmp_path / "models--Comfy-Org--ltx-2"
     copy(hub, "blobs/0123abcd", GEMMA)
     for revision in ("r1", "r2"):
@@ -209,7 +222,7 @@ def test_snapshots_in_the_hub_cache_count_once(tmp_path):
     assert found.path.name == "gemma.safetensors"
 
 
-def test_a_split_checkpoint_counts_once(tmp_path):
+def test_a_split_checkpoint_counts_once(tmp_path: Path) -> None:
     shards(tmp_path / "text_encoders/gemma-hf")
     library = scan([tmp_path])
     (found,) = library.of("text_encoder")
@@ -218,7 +231,7 @@ def test_a_split_checkpoint_counts_once(tmp_path):
 
 
 @contextmanager
-def not_root():
+def not_root() -> Iterator[None]:
     """Run the block as another user, since root may read everything."""
     if os.geteuid() != 0:
         yield
@@ -231,7 +244,7 @@ def not_root():
 
 
 @pytest.fixture
-def open_folder():
+def open_folder() -> Iterator[Path]:
     """A temporary folder with access for other users, unlike those of pytest."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
@@ -242,7 +255,7 @@ def open_folder():
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
-def test_a_folder_without_read_permission_is_an_error(open_folder):
+def test_a_folder_without_read_permission_is_an_error(open_folder: Path) -> None:
     secret = make_folder(open_folder / "secret")
     secret.chmod(0)
     with (
@@ -253,7 +266,7 @@ def test_a_folder_without_read_permission_is_an_error(open_folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
-def test_unreadable_subfolders_and_files_are_listed_and_the_rest_is_used(open_folder):
+def test_unreadable_subfolders_and_files_are_listed_and_the_rest_is_used(open_folder: Path) -> None:
     single(open_folder)
     (open_folder / "loras").chmod(0)
     gemma = open_folder / "text_encoders/tiny-gemma.safetensors"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import true_size
 
-from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, open_checkpoint
 from latent_ladder.checkpoints.components import components, detect_family, find_unused_tensors
 from latent_ladder.models.lora.attach import attach_loras
 from latent_ladder.models.network_configs import (
@@ -43,7 +43,7 @@ LABELS = {"bf16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4", "q4_k_m": "q4_k", "q4_
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
     for precision in LABELS:
         true_size.checkpoint(path, precision)
@@ -52,21 +52,24 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def open_precision(folder: Path, precision: str):
+def open_precision(folder: Path, precision: str) -> CheckpointFile:
     kind = "diffusion_models" if precision.startswith("q4") else "checkpoints"
     name = "ltx-2.3-22b-dev" + ("" if precision == "bf16" else f"-{precision}")
     (path,) = (p for p in (folder / kind).iterdir() if p.stem == name)
     return open_checkpoint(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "size"), SIZES.items())
-def test_files_have_the_published_size_and_need_little_disk(folder, precision, size):
+def test_files_have_the_published_size_and_need_little_disk(
+    folder: Path, precision: str, size: float
+) -> None:
     path = open_precision(folder, precision).path
     assert path.stat().st_size / 1e9 == pytest.approx(size, abs=0.06)
     assert path.stat().st_blocks * 512 < 10e6
 
 
-def test_each_of_5947_tensors_belongs_to_a_component(folder):
+def test_each_of_5947_tensors_belongs_to_a_component(folder: Path) -> None:
     file = open_precision(folder, "bf16")
     found = components(file)
     assert {role: len(part.names) for role, part in found.items()} == TENSORS
@@ -76,8 +79,11 @@ def test_each_of_5947_tensors_belongs_to_a_component(folder):
         assert sum(int(torch.tensor(s).prod()) for s in shapes) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LABELS)
-def test_the_transformer_is_the_same_network_in_every_precision(folder, precision):
+def test_the_transformer_is_the_same_network_in_every_precision(
+    folder: Path, precision: str
+) -> None:
     part = components(open_precision(folder, precision))["transformer"]
     assert (detect_family(part), part.precision) == ("2.3", LABELS[precision])
     with EmptyOnMeta():
@@ -86,7 +92,8 @@ def test_the_transformer_is_the_same_network_in_every_precision(folder, precisio
     assert part.shapes() == wanted
 
 
-def test_the_video_vae_has_its_published_parameters(folder):
+@pytest.mark.slow
+def test_the_video_vae_has_its_published_parameters(folder: Path) -> None:
     part = components(open_precision(folder, "bf16"))["video_vae"]
     with EmptyOnMeta():
         halves = [
@@ -97,7 +104,8 @@ def test_the_video_vae_has_its_published_parameters(folder):
     assert counts == [318_936_897, 407_169_072]
 
 
-def test_the_distilled_lora_fits_1660_of_1660_modules(folder):
+@pytest.mark.slow
+def test_the_distilled_lora_fits_1660_of_1660_modules(folder: Path) -> None:
     with EmptyOnMeta():
         config = TransformerConfig.from_component(
             components(open_precision(folder, "fp8"))["transformer"]
@@ -108,8 +116,9 @@ def test_the_distilled_lora_fits_1660_of_1660_modules(folder):
     assert str(match).endswith("1660 of 1660 modules at strength 0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LABELS)
-def test_a_matrix_far_inside_every_file_is_read(folder, precision):
+def test_a_matrix_far_inside_every_file_is_read(folder: Path, precision: str) -> None:
     part = components(open_precision(folder, precision))["transformer"]
     key = "transformer_blocks.47.audio_attn1.to_q.weight"
     stored = read_stored(part, key)
@@ -118,8 +127,11 @@ def test_a_matrix_far_inside_every_file_is_read(folder, precision):
     assert not numbers.any(), "the data is a hole in a sparse file, which reads as zeros"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vram", [10, 24, 80])
-def test_a_plan_of_the_real_model_needs_no_torch_and_fits_the_gpu(folder, vram, tmp_path):
+def test_a_plan_of_the_real_model_needs_no_torch_and_fits_the_gpu(
+    folder: Path, vram: int, tmp_path: Path
+) -> None:
     command = [
         sys.executable, "-c",
         "import sys; from latent_ladder.cli.app import main\n"

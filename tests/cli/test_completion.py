@@ -22,6 +22,8 @@ from latent_ladder.request.presets import preset_names
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.storage.artifact_store import Store
 
+pytestmark = pytest.mark.slow
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -56,7 +58,7 @@ def complete(folder: Path, line: str, shell: str = "zsh") -> str:
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     """A working folder with one stored run and a model folder."""
     store = Store(tmp_path / "store")
     store.runs.start("ladder make", {"prompt": "a red ball: rolls"})
@@ -68,7 +70,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_script_of_a_shell_is_shown_and_installed(shell, tmp_path):
+def test_the_script_of_a_shell_is_shown_and_installed(shell: str, tmp_path: Path) -> None:
     variables = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = run_ladder(tmp_path, "--show-completion", shell, **variables)
     assert f"complete_{shell}" in script
@@ -81,7 +83,7 @@ def test_the_script_of_a_shell_is_shown_and_installed(shell, tmp_path):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_shell_accepts_its_script(shell, tmp_path):
+def test_a_shell_accepts_its_script(shell: str, tmp_path: Path) -> None:
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"{shell} is not installed")
@@ -92,7 +94,7 @@ def test_a_shell_accepts_its_script(shell, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_bash_completes_a_command_line(folder):
+def test_bash_completes_a_command_line(folder: Path) -> None:
     """The real script in a real bash, with ``ladder`` as a function."""
     bash = shutil.which("bash")
     if bash is None:
@@ -110,7 +112,7 @@ def test_bash_completes_a_command_line(folder):
     assert done.stdout.strip() == "balanced", done.stderr
 
 
-def test_commands_and_options_are_offered(folder):
+def test_commands_and_options_are_offered(folder: Path) -> None:
     answer = complete(folder, "ladder ")
     assert all(row.name in answer for row in COMMANDS)
     assert "Make a clip with sound" in answer
@@ -120,7 +122,7 @@ def test_commands_and_options_are_offered(folder):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_presets_are_offered(shell, folder):
+def test_presets_are_offered(shell: str, folder: Path) -> None:
     answer = complete(folder, "ladder make --preset dis", shell)
     assert "distilled-single" in answer
     assert "balanced" not in answer
@@ -147,24 +149,24 @@ def test_presets_are_offered(shell, folder):
         ("ladder workflow export x --format ", "api", "--node"),
     ],
 )
-def test_values_are_offered(line, offered, not_offered, folder):
+def test_values_are_offered(line: str, offered: str, not_offered: str, folder: Path) -> None:
     answer = complete(folder, line)
     assert offered in answer
     assert not_offered not in answer
 
 
-def test_nothing_is_offered_where_values_cannot_be_found(tmp_path):
+def test_nothing_is_offered_where_values_cannot_be_found(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file in place of the folder")
     assert "last" not in complete(tmp_path, "ladder runs show ")
     assert complete(tmp_path, "ladder make --models nowhere --checkpoint ") == "_files\n"
 
 
-def test_bash_gets_no_run_after_a_colon(folder):
+def test_bash_gets_no_run_after_a_colon(folder: Path) -> None:
     """Bash splits ``last:`` into two words, and a run's id would be added to the first one."""
     assert complete(folder, "ladder refine last : ", "bash").strip() == ""
 
 
-def test_the_offered_values_are_those_that_are_valid():
+def test_the_offered_values_are_those_that_are_valid() -> None:
     fields = get_type_hints(Request)
     assert set(completion.AUDIO_MODES) == set(get_args(fields["audio"]))
     assert set(completion.FITS) == set(get_args(Fit))
@@ -178,7 +180,7 @@ def test_the_offered_values_are_those_that_are_valid():
         MemoryOptions(changes=frozenset(policy.split(",")) - {"same"})
 
 
-def test_all_samplers_and_presets_are_offered(folder):
+def test_all_samplers_and_presets_are_offered(folder: Path) -> None:
     answer = complete(folder, "ladder make --set refine.sampler=")
     assert all(f"refine.sampler={name}" in answer for name in SAMPLER_FACTS)
     answer = complete(folder, "ladder make --preset ")

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -79,8 +80,9 @@ def panels_of(text: str) -> dict[str, list[str]]:
     return panels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", GROUPED)
-def test_the_ten_most_used_options_are_in_the_first_panel(command):
+def test_the_ten_most_used_options_are_in_the_first_panel(command: str) -> None:
     panels = panels_of(run_ladder(command, "--help").stdout)
     titles = [title for title in panels if title != "Arguments"]
     assert titles[0] == MOST_USED
@@ -91,7 +93,7 @@ def test_the_ten_most_used_options_are_in_the_first_panel(command):
     assert panels[titles[-1]][-1] == "--help"
 
 
-def test_every_option_is_in_one_panel():
+def test_every_option_is_in_one_panel() -> None:
     options = [option for names in panels_of(run_ladder("make", "--help").stdout).values()
                for option in names]  # fmt: skip
     declared = [p.opts[0] for p in load_command("make").params if p.param_type_name == "option"]
@@ -109,10 +111,11 @@ def all_commands() -> list[tuple[str, GroupedCommand]]:
 
 
 @pytest.mark.parametrize(("name", "command"), all_commands(), ids=lambda value: str(value)[:20])
-def test_every_option_has_a_help_text(name, command):
+def test_every_option_has_a_help_text(name: str, command: GroupedCommand) -> None:
     assert isinstance(command, GroupedCommand)
     assert command.help
-    for param in command.params:
+    for each in command.params:
+        param: Any = each
         assert param.help, f"{name}: {param.name}"
         assert param.help[0].isupper() or param.help.startswith("ui "), f"{name}: {param.help}"
         assert param.help.endswith((".", "/")), f"{name}: {param.help}"
@@ -120,20 +123,22 @@ def test_every_option_has_a_help_text(name, command):
             assert param.metavar, f"{name}: {param.name} has no name for its value"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("make",), ("serve",), ("workflow", "run"), ("runs",)])
-def test_help_fits_into_80_columns(words):
+def test_help_fits_into_80_columns(words: tuple[str, ...]) -> None:
     lines = run_ladder(*words, "--help").stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert any("─" in line for line in lines)
 
 
-def test_help_has_colours_only_on_a_terminal():
+def test_help_has_colours_only_on_a_terminal() -> None:
     assert ANSI not in run_ladder("make", "--help").stdout
     assert "\x1b[1;36m" in run_on_terminal("make", "--help")
     assert "\x1b[1;36m" in run_on_terminal("--help")
 
 
-def test_no_color_is_obeyed():
+@pytest.mark.slow
+def test_no_color_is_obeyed() -> None:
     colours = re.compile(r"\x1b\[[\d;]*3[0-7]")
     assert colours.search(run_on_terminal("show", "nothing.mp4"))
     assert not colours.search(run_on_terminal("show", "nothing.mp4", NO_COLOR="1"))
@@ -143,6 +148,7 @@ def test_no_color_is_obeyed():
 # --- usage errors ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
@@ -154,7 +160,9 @@ def test_no_color_is_obeyed():
         (("models", "get"), "NAME", "ladder models get --help"),
     ],
 )
-def test_usage_errors_have_a_message_and_a_hint(words, message, hint):
+def test_usage_errors_have_a_message_and_a_hint(
+    words: tuple[str, ...], message: str, hint: str
+) -> None:
     done = run_ladder(*words, code=2)
     assert done.stdout == ""
     error, help_line = done.stderr.splitlines()
@@ -165,18 +173,18 @@ def test_usage_errors_have_a_message_and_a_hint(words, message, hint):
     assert "Traceback" not in done.stderr
 
 
-def test_a_usage_error_is_json_on_request():
+def test_a_usage_error_is_json_on_request() -> None:
     done = run_ladder("make", "--sede", "4", "--json", code=2)
     assert json.loads(done.stdout)["error"]["code"] == "request_error"
 
 
 @pytest.mark.parametrize("words", [(), ("models",)])
-def test_without_a_command_the_help_is_printed_once(words):
+def test_without_a_command_the_help_is_printed_once(words: tuple[str, ...]) -> None:
     done = run_ladder(*words, code=2)
     assert (done.stdout + done.stderr).count("Usage: ladder") == 1
 
 
-def test_the_version():
+def test_the_version() -> None:
     from latent_ladder import __version__
 
     assert run_ladder("--version").stdout == f"latent-ladder {__version__}\n"

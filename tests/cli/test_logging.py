@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.comfyui_server import ComfyUiServer, picture_graph
@@ -21,6 +22,7 @@ from latent_ladder.cli.run_log import log_event, log_events
 from latent_ladder.errors import RequestError
 from latent_ladder.pipeline.events import (
     DraftStarted,
+    Event,
     PointDone,
     PointStarted,
     Preview,
@@ -61,7 +63,7 @@ def run_ladder(tmp_path: Path, *words: str, code: int = 0, **variables: str) -> 
 # --- which lines, where ---------------------------------------------------------------------------
 
 
-def test_the_log_is_silent_by_default(capsys):
+def test_the_log_is_silent_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     code = (
         "import logging, latent_ladder\n"
         "logging.getLogger('latent_ladder.cli.run_log').warning('out of memory')"
@@ -78,7 +80,9 @@ def test_the_log_is_silent_by_default(capsys):
         ({"debug": True}, ["debug", "info", "warning"]),
     ],
 )
-def test_levels_on_stderr(options, shown, capsys):
+def test_levels_on_stderr(
+    options: dict[str, Any], shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     configure_logging(**options)
     logger = logging.getLogger("latent_ladder.pipeline.some_module")
     logger.debug("debug")
@@ -89,7 +93,9 @@ def test_levels_on_stderr(options, shown, capsys):
     assert [line.split()[-1] for line in err.splitlines()] == shown
 
 
-def test_a_file_gets_all_lines_and_is_appended(tmp_path, capsys):
+def test_a_file_gets_all_lines_and_is_appended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "logs" / "ladder.log"
     for text in ("first", "second"):
         configure_logging(file=path)
@@ -100,17 +106,17 @@ def test_a_file_gets_all_lines_and_is_appended(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_other_packages_are_not_logged(tmp_path):
+def test_other_packages_are_not_logged(tmp_path: Path) -> None:
     path = tmp_path / "ladder.log"
     configure_logging(debug=True, file=path)
     logging.getLogger("httpx").warning("a request")
     assert path.read_text() == ""
 
 
-def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cannot be written") as raised:
         configure_logging(file=tmp_path)
-    assert "--log" in raised.value.hint
+    assert "--log" in (raised.value.hint or "")
 
 
 # --- secrets --------------------------------------------------------------------------------------
@@ -139,7 +145,7 @@ TOKEN = "hf_abcdefGHIJKLmnop1234"
         "the value env-secret-value of the environment",
     ],
 )
-def test_secrets_are_masked(text, monkeypatch):
+def test_secrets_are_masked(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "env-secret-value")
     masked = mask_secrets(text)
     assert "***" in masked
@@ -157,11 +163,13 @@ def test_secrets_are_masked(text, monkeypatch):
         "a basic scene; sign up: yes",
     ],
 )
-def test_other_text_is_not_masked(text):
+def test_other_text_is_not_masked(text: str) -> None:
     assert mask_secrets(text) == text
 
 
-def test_messages_and_tracebacks_are_masked_on_all_handlers(tmp_path, capsys):
+def test_messages_and_tracebacks_are_masked_on_all_handlers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "ladder.log"
     configure_logging(debug=True, file=path)
     logger = logging.getLogger("latent_ladder.checkpoints")
@@ -179,9 +187,9 @@ def test_messages_and_tracebacks_are_masked_on_all_handlers(tmp_path, capsys):
 # --- main places ----------------------------------------------------------------------------------
 
 
-def test_events_of_a_run_are_logged_and_passed_on(caplog):
+def test_events_of_a_run_are_logged_and_passed_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "latent_ladder")
-    events = [
+    events: list[Event] = [
         StageStarted("base", 1, 3, 8),
         StepDone("base", 2, 8),
         Preview("base", 2, "a.png"),
@@ -193,7 +201,7 @@ def test_events_of_a_run_are_logged_and_passed_on(caplog):
         PointStarted(1, 4, "refine.denoise=0.2"),
         PointDone(1, 4, False, "no memory"),
     ]
-    passed_on = []
+    passed_on: list[Event] = []
     for event in events:
         log_events(passed_on.append)(event)
     assert passed_on == events
@@ -207,7 +215,7 @@ def test_events_of_a_run_are_logged_and_passed_on(caplog):
     assert len(lines) == len(events) + 1  # the artefact key of a stage is a line of its own
 
 
-def test_every_event_is_logged(caplog):
+def test_every_event_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A new kind of event needs a line of its own in the log."""
     import typing
 
@@ -222,7 +230,8 @@ def test_every_event_is_logged(caplog):
         assert caplog.records, kind.__name__
 
 
-def test_a_run_is_logged_to_a_file_while_stdout_is_json(tmp_path):
+@pytest.mark.slow
+def test_a_run_is_logged_to_a_file_while_stdout_is_json(tmp_path: Path) -> None:
     words = ["make", "a red ball", "-o", "a.mp4", "--json", *TINY, *SMALL]
     out, err = run_ladder(tmp_path, "--log", "run.log", *words)
     result = json.loads(out)
@@ -236,26 +245,27 @@ def test_a_run_is_logged_to_a_file_while_stdout_is_json(tmp_path):
     assert "DEBUG" in log
 
 
-def test_verbose_goes_to_stderr_and_not_to_stdout(tmp_path):
+@pytest.mark.slow
+def test_verbose_goes_to_stderr_and_not_to_stdout(tmp_path: Path) -> None:
     out, err = run_ladder(tmp_path, "--verbose", "plan", "a red ball", "--json", *TINY, *SMALL)
     json.loads(out)
     assert "model: transformer" in err
     assert "DEBUG" not in err
 
 
-def test_the_environment_names_a_file(tmp_path):
+def test_the_environment_names_a_file(tmp_path: Path) -> None:
     run_ladder(tmp_path, "presets", "list", LADDER_LOG="env.log")
     assert "presets list" in (tmp_path / "env.log").read_text()
 
 
-def test_an_error_is_logged_with_its_traceback(tmp_path):
+def test_an_error_is_logged_with_its_traceback(tmp_path: Path) -> None:
     run_ladder(tmp_path, "--log", "e.log", "show", "nothing.mp4", code=5)
     log = (tmp_path / "e.log").read_text()
     assert "media_error" in log
     assert "Traceback" in log
 
 
-def test_a_download_is_logged_without_its_token(tmp_path):
+def test_a_download_is_logged_without_its_token(tmp_path: Path) -> None:
     file = select_file_set("bf16", "dev")[0]
     with hub_server() as server:
         server.files[file.repository, file.path] = b"x" * 5000
@@ -269,7 +279,8 @@ def test_a_download_is_logged_without_its_token(tmp_path):
     assert TOKEN not in log
 
 
-def test_requests_and_jobs_of_a_server_are_logged(tmp_path):
+@pytest.mark.slow
+def test_requests_and_jobs_of_a_server_are_logged(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with ComfyUiServer(tmp_path, before=("--log", str(log))) as server:
         server.get("/queue?token=opaque-token-value")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
@@ -19,6 +20,8 @@ from typer.testing import CliRunner
 from latent_ladder.cli.app import build_app
 from latent_ladder.errors import LadderError
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--size", "64x64", "--frames", "9")
 Q8_0 = GGMLQuantizationType.Q8_0
 TRANSFORMER = "diffusion_models/tiny-dev-transformer.safetensors"
@@ -26,7 +29,7 @@ GEMMA = "text_encoders/tiny-gemma.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def isolate(tmp_path, monkeypatch):
+def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide model folders, config file and store of the machine that runs the tests."""
     home = tmp_path / "home"
     home.mkdir()
@@ -118,16 +121,17 @@ LAYOUTS: dict[Callable[[Path], Path], tuple[str, str]] = {
 """Function that builds a folder -> precision of its transformer and of its text encoder."""
 
 
-def ladder(*words: object) -> dict:
+def ladder(*words: object) -> dict[str, Any]:
     done = CliRunner().invoke(build_app(), [*map(str, words), "--json"])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
+    body: dict[str, Any] = json.loads(done.stdout)
+    return body
 
 
 @pytest.mark.parametrize("build", LAYOUTS, ids=lambda build: build.__name__)
-def test_no_option_but_models_is_needed(build, tmp_path):
+def test_no_option_but_models_is_needed(build: Callable[[Path], Path], tmp_path: Path) -> None:
     folder = build(tmp_path / "models")
     found = ladder("doctor", "--models", folder)
     assert (found["runnable"], found["only_pocket"], found["damaged"]) == (True, False, [])
@@ -141,7 +145,7 @@ def test_no_option_but_models_is_needed(build, tmp_path):
     assert Path("clip.mp4").stat().st_size > 1000
 
 
-def test_a_second_clip_of_a_prompt_does_not_read_the_text_encoder(tmp_path):
+def test_a_second_clip_of_a_prompt_does_not_read_the_text_encoder(tmp_path: Path) -> None:
     folder = build_single(tmp_path / "models")
     words = ("make", "a red ball", "--models", folder, *SMALL, "--no-audio")
     ladder(*words, "--seed", 1, "-o", "1.mp4")
@@ -150,7 +154,7 @@ def test_a_second_clip_of_a_prompt_does_not_read_the_text_encoder(tmp_path):
     assert Path("1.mp4").read_bytes() != Path("2.mp4").read_bytes()
 
 
-def test_precision_fp8_makes_another_clip_with_keys_of_its_own(tmp_path):
+def test_precision_fp8_makes_another_clip_with_keys_of_its_own(tmp_path: Path) -> None:
     folder = build_single(tmp_path / "models")
     words = ("make", "a red ball", "--models", folder, *SMALL, "--no-audio")
     plain = ladder(*words, "-o", "1.mp4")
@@ -161,7 +165,7 @@ def test_precision_fp8_makes_another_clip_with_keys_of_its_own(tmp_path):
     assert Path("1.mp4").read_bytes() != Path("2.mp4").read_bytes()
 
 
-def test_without_its_upsampler_a_run_fails_with_the_download_page(tmp_path):
+def test_without_its_upsampler_a_run_fails_with_the_download_page(tmp_path: Path) -> None:
     folder = build_single(tmp_path / "models")
     (folder / "latent_upscale_models/x2.safetensors").unlink()
     with pytest.raises(LadderError) as raised:
@@ -171,7 +175,7 @@ def test_without_its_upsampler_a_run_fails_with_the_download_page(tmp_path):
         assert word in text.replace("GiB", "GB").replace("MiB", "GB")
 
 
-def test_a_lora_for_2_0_is_reported_before_anything_runs(tmp_path):
+def test_a_lora_for_2_0_is_reported_before_anything_runs(tmp_path: Path) -> None:
     folder = build_single(tmp_path / "models")
     lora = folder / "loras/tiny-distilled-lora.safetensors"
     save_file(load_file(lora), lora, {"model_version": "2.0.0"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def run(*words: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_an_enlarged_video_has_the_same_sound(tmp_path):
+@pytest.mark.slow
+def test_an_enlarged_video_has_the_same_sound(tmp_path: Path) -> None:
     t = np.arange(18000) / 48000
     tone = (np.sin(2 * np.pi * 300 * t) * 0.3).astype(np.float32)
     pixels = np.random.default_rng(0).integers(0, 255, (9, 40, 64, 3), np.uint8)
@@ -46,7 +48,8 @@ def test_an_enlarged_video_has_the_same_sound(tmp_path):
     assert correlation > 0.95
 
 
-def test_sound_is_written_as_wav(tmp_path):
+@pytest.mark.slow
+def test_sound_is_written_as_wav(tmp_path: Path) -> None:
     out = tmp_path / "x.wav"
     run(
         "sound", "rain", "-p", "distilled", "-q", "-o", str(out), *TINY,
@@ -55,7 +58,7 @@ def test_sound_is_written_as_wav(tmp_path):
     assert read_audio(out, 48000).shape[1] == pytest.approx(0.375 * 48000, abs=2)
 
 
-def test_unknown_factors_are_refused(tmp_path):
+def test_unknown_factors_are_refused(tmp_path: Path) -> None:
     long = InputVideo((64, 64), 999, Fraction(24), 41.7, False, False, False)
     assert command.upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
     with pytest.raises(RequestError, match="no latent upsampler"):

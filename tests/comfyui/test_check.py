@@ -302,6 +302,7 @@ def test_the_command_reports_and_its_exit_code_is_the_result(tmp_path: Path) -> 
     assert fixed.exit_code == 3
 
 
+@pytest.mark.slow
 def test_check_needs_no_torch() -> None:
     code = (
         "import sys, latent_ladder.cli.commands.workflow, latent_ladder.comfyui.analysis.check, "

@@ -32,6 +32,8 @@ from latent_ladder.request.files import read_request
 from latent_ladder.request.model import Request
 from latent_ladder.storage.artifact_store import Store
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a large plain red circle moving right over blue hills"
 SMALL = {"width": 128, "height": 128, "frames": 9, "fps": "24"}
 

@@ -34,7 +34,11 @@ from latent_ladder.comfyui.runtime.values import Latent
 from latent_ladder.errors import Cancelled, MemoryBudgetError, WorkflowError
 from latent_ladder.media.video_reader import probe, read_frames, read_metadata
 from latent_ladder.memory.hardware import MemoryOptions
+from latent_ladder.models.video_vae.vae import decode_bands as real_decode_bands
 from latent_ladder.pipeline.run_options import Cancel
+from latent_ladder.sampling.denoise import sample as real_sample
+
+pytestmark = pytest.mark.slow
 
 
 def run_and_load(folder: Path, nodes: Nodes, *outputs: str) -> list[Latent]:
@@ -550,18 +554,16 @@ def test_a_streamed_transformer_gives_the_same_latents(tmp_path: Path) -> None:
 
 def test_out_of_memory_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The allocator's exception is raised at the places where a real device raises it."""
-    real, failures = denoising.sample, ["sampling", "decoding"]
+    failures = ["sampling", "decoding"]
 
     def sample(*args: Any, **more: Any) -> Any:
         if "sampling" in failures:
             failures.remove("sampling")
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*args, **more)
-
-    real_bands = decoding.decode_bands
+        return real_sample(*args, **more)
 
     def bands(*args: Any) -> Iterator[torch.Tensor]:
-        for band in real_bands(*args):
+        for band in real_decode_bands(*args):
             if "decoding" in failures:
                 failures.remove("decoding")
                 raise torch.OutOfMemoryError("CUDA out of memory")

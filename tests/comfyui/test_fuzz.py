@@ -48,8 +48,8 @@ def as_ui(document: dict[str, Any]) -> dict[str, Any]:
     for key, node in graph.nodes.items():
         widgets = {one.name for one in NODE_TYPES[node.class_type].inputs if one.is_widget}
         for name, link in node.links:
-            kind = NODE_TYPES[graph.nodes[link.node].class_type].outputs[link.slot].type
-            ui.link(ui_nodes[link.node], link.slot, ui_nodes[key], name, kind, name in widgets)
+            output = NODE_TYPES[graph.nodes[link.node].class_type].outputs[link.slot].type
+            ui.link(ui_nodes[link.node], link.slot, ui_nodes[key], name, output, name in widgets)
     return ui.document()
 
 
@@ -133,6 +133,7 @@ def _documents() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["api", "ui", "chain", "subgraphs"])
 def test_broken_graphs_raise_only_workflow_errors(name: str) -> None:
     document, library = _documents()[name], Library((), {})

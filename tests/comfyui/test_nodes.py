@@ -365,6 +365,7 @@ def decode_all_tiles(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Tensor:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tiling",
     [
@@ -411,6 +412,7 @@ def test_each_decoder_node_has_its_own_ramps() -> None:
     assert spans[1].weights[0] == pytest.approx(1 / 9)
 
 
+@pytest.mark.slow
 def test_a_tile_of_the_whole_clip_is_exact(work: Engine, vae: VideoVae) -> None:
     latents = torch.randn(1, vae.latent_channels, 2, 2, 2)
     file = run_node(work, "CheckpointLoaderSimple", ckpt_name=CHECKPOINT)[0][2]

@@ -63,6 +63,7 @@ CASES: dict[str, Nodes] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_inferred_sizes_and_frames_are_those_of_the_clip(name: str, tmp_path: Path) -> None:
     save: Nodes = {

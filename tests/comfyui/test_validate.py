@@ -101,7 +101,7 @@ def test_each_problem_has_comfyuis_type_and_its_node(
 
 
 def test_windows_paths_and_64_bit_seeds_are_valid() -> None:
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "2": {"text_encoder": "sub\\gemma.safetensors"},
         "11": {"noise_seed": 2**64 - 1},
         "26": {"filename_prefix": "video\\clip"},

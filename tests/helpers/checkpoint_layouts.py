@@ -7,12 +7,13 @@ other widths.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 Shape = tuple[int, ...]
 Stages = tuple[tuple[int, int], ...]
 """(residual blocks, channels) of each stage, in the order applied."""
 
-VAE_CONFIG = {
+VAE_CONFIG: dict[str, Any] = {
     "latent_channels": 128,
     "encoder_blocks": [
         ["res_x", {"num_layers": 4}],
@@ -125,7 +126,7 @@ def video_vae(
     yield from layer("decoder.conv_out.conv", 48, decoder[-1][1], 3, 3, 3)
 
 
-POCKET_VIDEO = {
+POCKET_VIDEO: dict[str, Any] = {
     "latent": 64,
     "encoder": ((0, 64), (1, 64), (1, 64), (1, 128), (1, 128)),
     "decoder": ((1, 160), (1, 80), (1, 80), (1, 40), (1, 20)),
@@ -290,8 +291,8 @@ REAL: Mapping[str, Callable[[], Iterator[tuple[str, Shape]]]] = {
     "vocoder.": vocoder,
 }
 
-POCKET_AUDIO = {"latent": 2, "widths": (32, 32, 64), "blocks": 1}
-POCKET_VOCODER = {
+POCKET_AUDIO: dict[str, Any] = {"latent": 2, "widths": (32, 32, 64), "blocks": 1}
+POCKET_VOCODER: dict[str, Any] = {
     "hidden": 48,
     "kernels": (20, 8, 8),
     "wide_hidden": 24,

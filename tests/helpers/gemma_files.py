@@ -209,7 +209,8 @@ def hugging_face_folder(source: Path, folder: Path, wrap: str) -> Path:
     }
     spelled["vision_tower.vision_model.encoder.layers.0.layer_norm1.weight"] = torch.ones(4)
     spelled["multi_modal_projector.mm_soft_emb_norm.weight"] = torch.ones(4)
-    names, place = sorted(spelled), {}
+    names = sorted(spelled)
+    place: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-{number:05}-of-00002.safetensors"
         save_file({n: spelled[n] for n in part}, folder / file, {"format": "pt"})

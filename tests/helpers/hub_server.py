@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,7 +51,7 @@ class HubServer:
 
 
 @contextmanager
-def hub_server():
+def hub_server() -> Iterator[HubServer]:
     """Run a :class:`HubServer` until the block ends."""
     hub = HubServer()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
@@ -67,20 +68,20 @@ def hub_server():
         thread.join()
 
 
-def _handler(hub: HubServer):
+def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_):
+        def log_message(self, *_: object) -> None:
             pass
 
-        def do_HEAD(self):
+        def do_HEAD(self) -> None:
             self._answer(body=False)
 
-        def do_GET(self):
+        def do_GET(self) -> None:
             self._answer(body=True)
 
-        def _answer(self, body):
+        def _answer(self, body: bool) -> None:
             headers = self.headers
             hub.requests.append(
                 (self.command, self.path, headers["Range"], headers["Authorization"])
@@ -111,13 +112,15 @@ def _handler(hub: HubServer):
                 },
             )
 
-        def _send_status(self, status, headers=None):
+        def _send_status(self, status: int, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
             for name, value in {"Content-Length": "0", **(headers or {})}.items():
                 self.send_header(name, value)
             self.end_headers()
 
-        def _send_file(self, location, body, headers=None):
+        def _send_file(
+            self, location: str, body: bool, headers: Mapping[str, str] | None = None
+        ) -> None:
             if hub.failures and body:
                 return self._send_status(hub.failures.pop(0))
             owner, name, path = location.split("/", 2)
@@ -139,7 +142,7 @@ def _handler(hub: HubServer):
                 self._send(data[start:])
             return None
 
-        def _send(self, data):
+        def _send(self, data: bytes) -> None:
             if hub.cuts:
                 data = data[: hub.cuts.pop(0)]
                 self.close_connection = True

@@ -69,7 +69,8 @@ def _part(source: str, prefixes: tuple[str, ...]) -> bytes:
         for name, tensor in load_file(GOLDEN / source).items()
         if name.startswith(prefixes) and not _belongs_to_connectors(name, prefixes)
     }
-    return save(tensors, _metadata(source))
+    data: bytes = save(tensors, _metadata(source))
+    return data
 
 
 def _metadata(source: str) -> dict[str, str]:

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from latent_ladder.models.transformer.streams import StreamInput, attention_bias, prepare_stream
+from collections.abc import Mapping
+
+import torch
+
+from helpers.goldens import GoldenCase
+from latent_ladder.models.transformer.config import TransformerConfig
+from latent_ladder.models.transformer.streams import (
+    PreparedStream,
+    StreamInput,
+    attention_bias,
+    prepare_stream,
+)
+from latent_ladder.models.weights.linear import Linear
 
 
-def prepare_case_stream(config, inputs, name, **more):
+def linear(model: torch.nn.Module, name: str) -> Linear:
+    """The linear layer ``name`` of a model."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, Linear), name
+    return layer
+
+
+def prepare_case_stream(
+    config: TransformerConfig,
+    inputs: Mapping[str, torch.Tensor],
+    name: str,
+    **more: torch.Tensor | None,
+) -> PreparedStream:
     """Prepare one stream of a golden case; its timesteps are sigma times the mask."""
     mask = inputs.get(f"{name}_timesteps")
     if mask is not None:
@@ -14,7 +38,9 @@ def prepare_case_stream(config, inputs, name, **more):
     return prepare_stream(config, positions, context, mask=mask, **more)
 
 
-def inputs_of(config, case):
+def inputs_of(
+    config: TransformerConfig, case: GoldenCase
+) -> tuple[StreamInput | None, StreamInput | None]:
     """Video and audio stream input of a golden case, None if absent."""
     inputs, params = case.inputs, case.params
     video = audio = None

@@ -276,8 +276,8 @@ def checkpoint(folder: Path, precision: str = "bf16") -> Path:
             "general.architecture": "ltxv",
             "config": json.dumps({"transformer": TRANSFORMER_CONFIG}),
         }
-        tensors = q4_k(layouts.transformer(), precision.endswith("m"))
-        return write_gguf(folder / f"diffusion_models/{name}.gguf", tensors, kv)
+        blocks = q4_k(layouts.transformer(), precision.endswith("m"))
+        return write_gguf(folder / f"diffusion_models/{name}.gguf", blocks, kv)
     forms: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = {
         "bf16": bf16, "fp8": fp8, "nvfp4": nvfp4,
     }  # fmt: skip
@@ -306,7 +306,7 @@ def companions(folder: Path, text_encoder: str = "bf16") -> None:
 
 def split(folder: Path) -> None:
     """Write the files that a GGUF transformer needs in addition, one per component."""
-    parts = {
+    parts: dict[str, tuple[Iterator[Stored], Mapping[str, Any]]] = {
         "vae/LTX23_video_vae_bf16": (bf16(layouts.video_vae()), {"vae": layouts.VAE_CONFIG}),
         "text_encoders/ltx-2.3-22b-dev_embeddings_connectors": (
             bf16([*layouts.connectors(),

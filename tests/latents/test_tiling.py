@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ def as_lists(spans: tuple[Span, ...]) -> list[list[int]]:
     return [[s.start, s.stop, s.left, s.right] for s in spans]
 
 
-def test_official_plans(golden: Any) -> None:
+def test_official_plans(golden: Goldens) -> None:
     for want in golden("tiling.plans").params["plans"]:
         frames = 1 + (want["frames"] - 1) // 8
         rows, cols = want["height"] // 32, want["width"] // 32
@@ -40,7 +40,7 @@ def test_official_plans(golden: Any) -> None:
         assert got == want["latent_intervals_start_end_leftramp_rightramp"]
 
 
-def test_official_ramps(golden: Any) -> None:
+def test_official_ramps(golden: Goldens) -> None:
     axes = golden("vae.decode_tiled").params["tiles"]["axes"]
     time = temporal_spans(5, 3, 1)
     assert [[s.start, s.stop] for s in time] == [a["latent"] for a in axes["frames"]]

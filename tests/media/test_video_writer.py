@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -248,7 +249,7 @@ def test_odd_sizes_are_refused_with_an_even_one_as_hint() -> None:
 
 
 def test_wrong_frames_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
-    wrong = {
+    wrong: dict[str, Any] = {
         "shape": np.zeros((2, 64, 98, 3), np.uint8),
         "float": np.zeros((2, 64, 96, 3), np.float32),
         "grey": np.zeros((64, 96), np.uint8),
@@ -358,6 +359,7 @@ assert not [name for name in fds if "mp4" in name], fds
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_any_point_leaves_no_file(tmp_path: Path) -> None:
     """Real EFBIG errors, from the first byte to the last byte of the trailer."""
     write_video(

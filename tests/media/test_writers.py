@@ -128,7 +128,7 @@ def test_animated_images_read_back_with_the_request(tmp_path: Path, name: str) -
     path = tmp_path / name
     write(path)
     with Image.open(path) as image:
-        assert (image.n_frames, image.size) == (COUNT, SIZE)
+        assert (getattr(image, "n_frames", 1), image.size) == (COUNT, SIZE)
         assert image.info["loop"] == 0
         image.seek(COUNT - 1)
         got = np.asarray(image.convert("RGB"), int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -39,7 +40,7 @@ def card(gib: float, ram: float = 64) -> Budget:
     return Budget("cuda", int(gib * GIB), int(ram * GIB))
 
 
-def test_a_large_card_has_all_blocks_resident_and_runs_all_passes_at_once():
+def test_a_large_card_has_all_blocks_resident_and_runs_all_passes_at_once() -> None:
     plan = plan_memory(request("ltx-pipelines"), LTX_2_3, card(80))
     offload_plan = plan.of("base").offload_plan
     assert offload_plan.resident is None
@@ -47,7 +48,7 @@ def test_a_large_card_has_all_blocks_resident_and_runs_all_passes_at_once():
     assert plan.of("base").streamed_bytes == 0
 
 
-def test_a_middle_card_streams_only_blocks_that_do_not_fit():
+def test_a_middle_card_streams_only_blocks_that_do_not_fit() -> None:
     plan = plan_memory(request(), LTX_2_3, card(24))
     base, refine = plan.of("base"), plan.of("refine")
     assert base.offload_plan.source == "pinned"
@@ -58,25 +59,25 @@ def test_a_middle_card_streams_only_blocks_that_do_not_fit():
     assert more.offload_plan.resident == (base.offload_plan.resident or 0) + 1
 
 
-def test_without_ram_to_pin_blocks_come_from_the_file():
+def test_without_ram_to_pin_blocks_come_from_the_file() -> None:
     plan = plan_memory(request(), LTX_2_3, card(24, ram=4))
     assert plan.of("refine").offload_plan.source == "file"
     assert plan.of("refine").pinned_bytes == 0
 
 
-def test_fp8_fits_where_bf16_streams():
+def test_fp8_fits_where_bf16_streams() -> None:
     assert plan_memory(request(), FP8, card(32)).of("refine").offload_plan.resident is None
     assert plan_memory(request(), LTX_2_3, card(32)).of("refine").offload_plan.resident is not None
 
 
-def test_the_cpu_streams_from_the_file_alone():
+def test_the_cpu_streams_from_the_file_alone() -> None:
     asked = request("distilled", "decode.tile_px=256")
     plan = plan_memory(asked, replace(LTX_2_3, value_bytes=4), Budget("cpu", 12 * GIB, 0))
     assert plan.of("base").offload_plan.source == "file"
     assert plan.of("base").pinned_bytes == 0
 
 
-def test_the_error_names_stage_need_budget_and_a_flag():
+def test_the_error_names_stage_need_budget_and_a_flag() -> None:
     with pytest.raises(MemoryBudgetError) as caught:
         plan_memory(request(), LTX_2_3, card(30), Policy(offload="none"))
     assert "base at 960x544x121 needs" in caught.value.message
@@ -84,13 +85,13 @@ def test_the_error_names_stage_need_budget_and_a_flag():
     assert "--offload auto" in (caught.value.hint or "")
 
 
-def test_the_whole_decode_fits_where_other_tools_need_tiles():
+def test_the_whole_decode_fits_where_other_tools_need_tiles() -> None:
     decode = plan_memory(request(), LTX_2_3, card(6), made={"decode"}).of("decode")
     assert decode.offload_plan.tile_px is None
     assert 3 * GIB < decode.peak_bytes < 6 * GIB
 
 
-def test_tiles_shrink_only_where_the_policy_allows_it():
+def test_tiles_shrink_only_where_the_policy_allows_it() -> None:
     small = card(3.5)
     with pytest.raises(MemoryBudgetError) as caught:
         plan_memory(request(), LTX_2_3, small, made={"decode"})
@@ -101,7 +102,7 @@ def test_tiles_shrink_only_where_the_policy_allows_it():
     assert fits(decode, small)
 
 
-def test_a_grid_of_tiles_falls_back_to_smaller_tiles():
+def test_a_grid_of_tiles_falls_back_to_smaller_tiles() -> None:
     asked, small = request("lightricks-workflow"), card(3.5)
     with pytest.raises(MemoryBudgetError) as caught:
         plan_memory(asked, LTX_2_3, small, made={"decode"})
@@ -126,7 +127,7 @@ def test_a_grid_of_tiles_falls_back_to_smaller_tiles():
     assert first.peak_bytes > max(level.peak_bytes for level in others)
 
 
-def test_fallback_levels_differ_and_those_that_alter_the_picture_come_last():
+def test_fallback_levels_differ_and_those_that_alter_the_picture_come_last() -> None:
     cost = estimate(request("ltx-pipelines"), LTX_2_3)[1]
     levels = list(stage_fallbacks(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
     assert len({level.offload_plan for level in levels}) == len(levels) > 6
@@ -144,7 +145,9 @@ def test_fallback_levels_differ_and_those_that_alter_the_picture_come_last():
     ram=st.floats(0, 100),
     preset=st.sampled_from(["distilled", "ltx-pipelines", "conservative"]),
 )
-def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(gib, more, ram, preset):
+def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(
+    gib: float, more: float, ram: float, preset: str
+) -> None:
     asked = request(preset, "decode.tile_px=256", "decode.tile_frames=16")
     try:
         small = plan_memory(asked, LTX_2_3, card(gib, ram))
@@ -157,7 +160,7 @@ def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(gib, more
             assert after.streamed_bytes <= before.streamed_bytes
 
 
-def test_time_is_the_longer_of_computing_and_streaming():
+def test_time_is_the_longer_of_computing_and_streaming() -> None:
     stage = plan_memory(request(), LTX_2_3, card(24)).of("base")
     assert stage.cost.forwards == 8
     fast_copies = Machine(flops=100e12, copy=1e15, disk=1)
@@ -171,15 +174,15 @@ def test_time_is_the_longer_of_computing_and_streaming():
     [{"vram": 0}, {"vram": -3}, {"reserve_vram": -1}, {"ram": 0}, {"offload": "cloud"},
      {"changes": frozenset({"magic"})}],
 )  # fmt: skip
-def test_memory_options_are_checked(options):
+def test_memory_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         MemoryOptions(**options)
 
 
-def test_vram_is_the_budget():
+def test_vram_is_the_budget() -> None:
     assert budget(MemoryOptions(vram=7.5), "cpu").device_bytes == int(7.5 * GIB)
 
 
-def test_a_reserve_larger_than_the_memory_is_an_error():
+def test_a_reserve_larger_than_the_memory_is_an_error() -> None:
     with pytest.raises(MemoryBudgetError, match="reserved"):
         budget(MemoryOptions(reserve_vram=100_000), "cpu")

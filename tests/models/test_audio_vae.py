@@ -6,12 +6,13 @@ import copy
 import json
 import math
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import checkpoint_layouts as layouts
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -41,7 +42,7 @@ from latent_ladder.models.audio_vae.vocoder import (
 
 
 @pytest.fixture(scope="module")
-def parts(golden: Any) -> dict[str, Component]:
+def parts(golden: Goldens) -> dict[str, Component]:
     return components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
 
 
@@ -54,12 +55,12 @@ def audio(parts: dict[str, Component]) -> AudioVae:
 # --- against the reference ------------------------------------------------------------------------
 
 
-def test_mel(golden: Any) -> None:
+def test_mel(golden: Goldens) -> None:
     case = golden("audio.mel")
     case.check("mel", log_mel(case.inputs["waveform"]))
 
 
-def test_encode(golden: Any, audio: AudioVae) -> None:
+def test_encode(golden: Goldens, audio: AudioVae) -> None:
     case = golden("audio.encode")
     case.check("latent", audio.encode_mel(case.inputs["mel"]))
     waveform = golden("audio.mel").inputs["waveform"][0]
@@ -67,7 +68,7 @@ def test_encode(golden: Any, audio: AudioVae) -> None:
 
 
 @pytest.mark.parametrize(("output", "rate"), [("from48k", 48000), ("from44k1", 44100)])
-def test_resample(output: str, rate: int, golden: Any) -> None:
+def test_resample(output: str, rate: int, golden: Goldens) -> None:
     case = golden("audio.resample")
     waveform = case.inputs["waveform"].flatten(0, 1)
     want = case.outputs[output]
@@ -75,14 +76,14 @@ def test_resample(output: str, rate: int, golden: Any) -> None:
     assert resample(waveform, rate, rate) is waveform
 
 
-def test_decode(golden: Any, audio: AudioVae) -> None:
+def test_decode(golden: Goldens, audio: AudioVae) -> None:
     case = golden("audio.decode")
     mel = audio.decode_mel(case.inputs["latent"])
     assert mel.shape[2] == 4 * case.inputs["latent"].shape[2] - 3
     case.check("mel", mel)
 
 
-def test_vocoder_with_bandwidth_extension(golden: Any, audio: AudioVae) -> None:
+def test_vocoder_with_bandwidth_extension(golden: Goldens, audio: AudioVae) -> None:
     case = golden("audio.vocoder")
     assert audio.vocoder is not None
     assert audio.sample_rate == 48000
@@ -92,7 +93,7 @@ def test_vocoder_with_bandwidth_extension(golden: Any, audio: AudioVae) -> None:
     case.check("low", low[..., : case.outputs["low"].shape[-1]])
 
 
-def test_vocoder_of_2_0(golden: Any) -> None:
+def test_vocoder_of_2_0(golden: Goldens) -> None:
     case = golden("ltx20.vocoder")
     file = open_checkpoint(golden.path("checkpoints/tiny-ltx-2.0.safetensors"))
     vocoder = load_vocoder(components(file)["vocoder"], device="cpu")
@@ -100,7 +101,7 @@ def test_vocoder_of_2_0(golden: Any) -> None:
     case.check("waveform", vocode(vocoder, golden("audio.decode").outputs["mel"]))
 
 
-def test_always_float32(golden: Any, audio: AudioVae) -> None:
+def test_always_float32(golden: Goldens, audio: AudioVae) -> None:
     """The file is bfloat16; neither its dtype nor an outer autocast changes the vocoder's."""
     assert audio.vocoder is not None
     assert {p.dtype for p in _weights(audio.vocoder)} == {torch.float32}
@@ -247,7 +248,7 @@ def test_parts_are_loaded_separately(parts: dict[str, Component]) -> None:
 # --- other widths ---------------------------------------------------------------------------------
 
 
-def test_pocket_widths(tmp_path: Any) -> None:
+def test_pocket_widths(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {f"audio_vae.{k}": s for k, s in layouts.audio_vae(**layouts.POCKET_AUDIO)}
     shapes |= {f"vocoder.{k}": s for k, s in layouts.vocoder(**layouts.POCKET_VOCODER)}

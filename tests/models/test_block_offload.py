@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from latent_ladder.models.transformer.rope_tables import audio_positions, video_
 from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
 from latent_ladder.models.weights.block_offload import BlockOffload, streamed_bytes
 from latent_ladder.models.weights.linear import Linear
+from latent_ladder.models.weights.loading import WeightLocation
 from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 
 CPU = torch.device("cpu")
@@ -61,13 +63,15 @@ def reference() -> list[torch.Tensor]:
     return forward(load(LoadOptions()))
 
 
-def test_weights_as_stored_give_identical_results(reference):
+def test_weights_as_stored_give_identical_results(reference: list[torch.Tensor]) -> None:
     assert all_equal(forward(load(LoadOptions(as_stored=True))), reference)
 
 
 @pytest.mark.parametrize("blocks", ["pinned", "file"])
 @pytest.mark.parametrize("resident", [0, 1, 4, 5])
-def test_streamed_blocks_give_identical_results(reference, blocks, resident):
+def test_streamed_blocks_give_identical_results(
+    reference: list[torch.Tensor], blocks: WeightLocation, resident: int
+) -> None:
     model = load(LoadOptions(as_stored=True, blocks=blocks))
     with model.offload_blocks(CPU, BlockOffload(resident)):
         assert all_equal(forward(model), reference)
@@ -75,7 +79,7 @@ def test_streamed_blocks_give_identical_results(reference, blocks, resident):
     assert all_equal(forward(model), reference), "every tensor is restored"
 
 
-def test_loras_are_streamed_with_their_blocks(reference):
+def test_loras_are_streamed_with_their_blocks(reference: list[torch.Tensor]) -> None:
     plain, streamed = load(LoadOptions()), load(LoadOptions(as_stored=True, blocks="file"))
     loras = [(lora(), 0.8)]
     with temporary_loras(plain, loras):
@@ -86,17 +90,18 @@ def test_loras_are_streamed_with_their_blocks(reference):
     assert all_equal(forward(streamed), reference)
 
 
-def test_forward_after_an_interrupted_one_is_correct(reference):
+def test_forward_after_an_interrupted_one_is_correct(reference: list[torch.Tensor]) -> None:
     model = load(LoadOptions(as_stored=True, blocks="file"))
     with model.offload_blocks(CPU, BlockOffload(1)):
         iterator = model.block_iterator.blocks()
         for _ in range(4):
             next(iterator)
+        assert isinstance(iterator, Generator)
         iterator.close()
         assert all_equal(forward(model), reference)
 
 
-def test_streamed_blocks_use_only_the_buffers():
+def test_streamed_blocks_use_only_the_buffers() -> None:
     model = load(LoadOptions(as_stored=True, blocks="file"))
     block = streamed_bytes(model.transformer_blocks[0])
     with model.offload_blocks(CPU, BlockOffload(0)):
@@ -110,7 +115,7 @@ def test_streamed_blocks_use_only_the_buffers():
     assert sum(buffers.values()) == BUFFERS * block
 
 
-def test_closing_restores_every_tensor():
+def test_closing_restores_every_tensor() -> None:
     model = load(LoadOptions(as_stored=True, blocks="file"))
     before = [w.data_ptr() for w in weights(model)]
     with model.offload_blocks(CPU, BlockOffload(0)):
@@ -124,7 +129,7 @@ def weights(model: Transformer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("blocks", [1, 6, 48])
-def test_streamed_blocks_are_evenly_spaced(blocks):
+def test_streamed_blocks_are_evenly_spaced(blocks: int) -> None:
     for streamed in range(blocks + 1):
         chosen = streamed_block_numbers(blocks, streamed)
         assert len(set(chosen)) == streamed
@@ -135,7 +140,7 @@ def test_streamed_blocks_are_evenly_spaced(blocks):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("pinned", [True, False])
-def test_streaming_to_a_gpu_gives_identical_results(pinned):
+def test_streaming_to_a_gpu_gives_identical_results(pinned: bool) -> None:
     device = torch.device("cuda")
     resident = load_transformer(pocket(), device=device, dtype=torch.bfloat16)
     options = LoadOptions(as_stored=True, blocks="pinned" if pinned else "file")

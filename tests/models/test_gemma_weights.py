@@ -21,6 +21,7 @@ from helpers.gemma_files import (
     quantized_files,
     quantized_pair,
 )
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def source(golden: Any) -> Path:
+def source(golden: Goldens) -> Path:
     path: Path = golden.path("text_encoders/tiny-gemma-3.safetensors")
     return path
 
@@ -115,7 +116,9 @@ def test_gguf_gemma(source: Path, tmp_path: Path, kind: Any, label: str) -> None
     assert same(stored, plain)
 
 
-def test_gguf_gemma_matches_the_reference_states(golden: Any, source: Path, tmp_path: Path) -> None:
+def test_gguf_gemma_matches_the_reference_states(
+    golden: Goldens, source: Path, tmp_path: Path
+) -> None:
     """Without RoPE metadata, layers with full attention divide positions by 8."""
     path, _ = gguf_gemma(source, tmp_path, BF16, factor=None)
     part, case = load(path), golden("text.hidden.p0")
@@ -156,7 +159,7 @@ def text_part(name: str) -> bool:
 
 @pytest.mark.parametrize("quantize", [fp8, nvfp4])
 def test_quantised_projection_and_connectors(
-    golden: Any, tmp_path: Path, quantize: Callable[[Tensor], Quantized]
+    golden: Goldens, tmp_path: Path, quantize: Callable[[Tensor], Quantized]
 ) -> None:
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     hidden = golden("text.hidden.p1").outputs["hidden"]

@@ -10,6 +10,7 @@ import gguf
 import pytest
 import torch
 from helpers.gemma_files import gguf_gemma, golden_tensors, load
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -39,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def source(golden: Any) -> Path:
+def source(golden: Goldens) -> Path:
     path: Path = golden.path("text_encoders/tiny-gemma-3.safetensors")
     return path
 

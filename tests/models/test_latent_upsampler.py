@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,13 +29,13 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def vae_statistics(golden: Any) -> LatentStatistics:
+def vae_statistics(golden: Goldens) -> LatentStatistics:
     """Latent statistics of the VAE, which is not loaded."""
     file = open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors"))
     return read_latent_statistics(components(file)["video_vae"])
 
 
-def load(kind: str, golden: Any) -> LatentUpsampler:
+def load(kind: str, golden: Goldens) -> LatentUpsampler:
     file = open_checkpoint(golden.path(f"latent_upscale_models/tiny-{kind}.safetensors"))
     return load_upsampler(components(file)["latent_upsampler"], **CPU)
 
@@ -45,7 +46,9 @@ def smooth(frames: int, rows: int, cols: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_the_reference(kind: str, golden: Any, vae_statistics: LatentStatistics) -> None:
+def test_against_the_reference(
+    kind: str, golden: Goldens, vae_statistics: LatentStatistics
+) -> None:
     case = golden(f"upsample.tiny-{kind}")
     upsampler = load(kind, golden)
     assert (upsampler.factor, upsampler.temporal) == KINDS[kind]
@@ -57,7 +60,7 @@ def test_against_the_reference(kind: str, golden: Any, vae_statistics: LatentSta
 
 @pytest.mark.parametrize(("rows", "cols", "size"), [(5, 7, (8, 11)), (4, 9, (6, 14))])
 def test_odd_sides_round_up_at_x1_5(
-    rows: int, cols: int, size: tuple[int, int], golden: Any, vae_statistics: LatentStatistics
+    rows: int, cols: int, size: tuple[int, int], golden: Goldens, vae_statistics: LatentStatistics
 ) -> None:
     upsampler = load("spatial-x1.5", golden)
     assert upsample(smooth(2, rows, cols), upsampler, vae_statistics).shape[3:] == size
@@ -65,7 +68,7 @@ def test_odd_sides_round_up_at_x1_5(
 
 
 def test_adain_sets_mean_and_standard_deviation(
-    golden: Any, vae_statistics: LatentStatistics
+    golden: Goldens, vae_statistics: LatentStatistics
 ) -> None:
     latents, upsampler = smooth(3, 6, 6), load("spatial-x2", golden)
     plain = upsample(latents, upsampler, vae_statistics)
@@ -80,7 +83,7 @@ def test_adain_sets_mean_and_standard_deviation(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiled_upsampling_is_complete_but_not_exact(
-    kind: str, golden: Any, vae_statistics: LatentStatistics
+    kind: str, golden: Goldens, vae_statistics: LatentStatistics
 ) -> None:
     """The error is .22-.32 of the deviation here: GroupNorm sees different content in each tile."""
     upsampler, latents = load(kind, golden), smooth(2, 13, 20)
@@ -92,7 +95,7 @@ def test_tiled_upsampling_is_complete_but_not_exact(
 
 
 def test_wrong_channels_and_tile_sizes_are_rejected(
-    golden: Any, vae_statistics: LatentStatistics
+    golden: Goldens, vae_statistics: LatentStatistics
 ) -> None:
     upsampler = load("spatial-x2", golden)
     with pytest.raises(RequestError, match="needs 8"):
@@ -102,7 +105,7 @@ def test_wrong_channels_and_tile_sizes_are_rejected(
             upsample(smooth(1, 13, 13), upsampler, vae_statistics, tile=tile)
 
 
-def test_without_header_and_with_a_wrong_one(tmp_path: Path, golden: Any) -> None:
+def test_without_header_and_with_a_wrong_one(tmp_path: Path, golden: Goldens) -> None:
     path = golden.path("latent_upscale_models/tiny-spatial-x1.5.safetensors")
     part = components(open_checkpoint(path))["latent_upsampler"]
     tensors = {key: part.read(key).clone() for key in part.names}

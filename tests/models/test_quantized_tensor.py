@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -23,13 +26,13 @@ from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
-def open_all(path, role="transformer"):
+def open_all(path: Path, role: str = "transformer") -> Component:
     """Open all tensors of a file as one component, with the names in the file."""
     file = open_checkpoint(path)
     return Component(role, file, {name: name for name in stored_tensors(file)})
 
 
-def save_and_open(folder, tensors, **metadata):
+def save_and_open(folder: Path, tensors: dict[str, torch.Tensor], **metadata: str) -> Component:
     path = folder / "weights.safetensors"
     save_file(tensors, path, metadata or None)
     return open_all(path)
@@ -50,7 +53,7 @@ IQ4_NL = "transformer_blocks.0.audio_ff.net.2.weight"
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)
-def test_dequantises_as_the_reference(golden, name):
+def test_dequantises_as_the_reference(golden: Goldens, name: str) -> None:
     case = golden(name)
     source = open_all(golden.path(f"quantized/{GOLDEN_FILES[name]}"))
     bare = {
@@ -65,18 +68,20 @@ def test_dequantises_as_the_reference(golden, name):
         torch.testing.assert_close(got[: len(want)], want.float(), rtol=case.rtol, atol=case.atol)
 
 
-def test_unsupported_format_is_reported(golden):
+def test_unsupported_format_is_reported(golden: Goldens) -> None:
     source = open_all(golden.path("quantized/k-quants.gguf"))
     with pytest.raises(UnsupportedQuantization, match=r"audio_ff\.net\.2\.weight.*iq4_nl"):
         read_stored(source, IQ4_NL)
 
 
-def test_tensors_are_memory_mapped_until_moved(golden):
+def test_tensors_are_memory_mapped_until_moved(golden: Goldens) -> None:
     source = open_all(golden.path("quantized/tiny-ltx-2.3-nvfp4.safetensors"))
     key = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"
     stored = read_stored(source, key)
-    assert stored.format == "nvfp4"
     again = read_stored(source, key)
+    assert isinstance(stored, QuantizedTensor)
+    assert isinstance(again, QuantizedTensor)
+    assert stored.format == "nvfp4"
     assert stored.parts["weight"].data_ptr() == again.parts["weight"].data_ptr()
     assert stored.to("cpu") is stored
     copy = stored.clone()
@@ -88,7 +93,7 @@ def test_tensors_are_memory_mapped_until_moved(golden):
 # --- GGML blocks against gguf-py ------------------------------------------------------------------
 
 
-def ggml(format, rows, columns, seed):
+def ggml(format: str, rows: int, columns: int, seed: int) -> tuple[QuantizedTensor, torch.Tensor]:
     """Random blocks with finite scales, and gguf-py's dequantised tensor."""
     block, random = GGML_BLOCKS[format], np.random.default_rng(seed)
     count = rows * columns // block.weights
@@ -109,7 +114,7 @@ def ggml(format, rows, columns, seed):
     blocks=st.integers(1, 5),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_ggml_equals_gguf_py_exactly(format, rows, blocks, seed):
+def test_ggml_equals_gguf_py_exactly(format: str, rows: int, blocks: int, seed: int) -> None:
     stored, want = ggml(format, rows, blocks * GGML_BLOCKS[format].weights, seed)
     assert torch.equal(stored.dequantize(torch.float32), want)
     assert torch.equal(stored.dequantize(torch.bfloat16), want.bfloat16())
@@ -119,7 +124,7 @@ def test_ggml_equals_gguf_py_exactly(format, rows, blocks, seed):
 
 
 @pytest.mark.parametrize("format", sorted(GGML_BLOCKS))
-def test_ggml_in_many_chunks(format, monkeypatch):
+def test_ggml_in_many_chunks(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dequantize.CHUNK_WEIGHTS, "cpu", 1000)
     stored, want = ggml(format, 24, 512, 0)
     assert torch.equal(stored.dequantize(torch.float32), want)
@@ -127,7 +132,7 @@ def test_ggml_in_many_chunks(format, monkeypatch):
     assert torch.equal(stored.dequantize(torch.float64), want.double())
 
 
-def test_ggml_rows_that_are_not_the_blocks_rows():
+def test_ggml_rows_that_are_not_the_blocks_rows() -> None:
     """`comfy.gguf.orig_shape`: blocks continue across the rows of the true shape."""
     stored, want = ggml("q4_0", 6, 64, 1)
     shaped = QuantizedTensor("q4_0", (8, 3, 16), stored.parts)
@@ -137,7 +142,7 @@ def test_ggml_rows_that_are_not_the_blocks_rows():
 # --- float formats against a plain reading of their definitions -----------------------------------
 
 
-def swizzle(scale):
+def swizzle(scale: torch.Tensor) -> torch.Tensor:
     """Plain (rows, columns) block scales in cuBLAS's order, by its formula for one index."""
     rows, columns = -(-scale.shape[0] // 128) * 128, -(-scale.shape[1] // 4) * 4
     r, c = torch.meshgrid(*map(torch.arange, scale.shape), indexing="ij")
@@ -147,7 +152,7 @@ def swizzle(scale):
     return out.view(rows, columns)
 
 
-def nvfp4(rows, columns, seed):
+def nvfp4(rows: int, columns: int, seed: int) -> tuple[QuantizedTensor, torch.Tensor]:
     """Random nvfp4 matrix with padding, and its dequantised numbers in float64."""
     random = torch.Generator().manual_seed(seed)
     up = [-(-n // 16) * 16 for n in (rows, columns)]
@@ -164,7 +169,7 @@ def nvfp4(rows, columns, seed):
     return QuantizedTensor("nvfp4", (up[0], up[1]), parts), want
 
 
-def mxfp8(rows, columns, seed):
+def mxfp8(rows: int, columns: int, seed: int) -> tuple[QuantizedTensor, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
     up = [-(-n // 32) * 32 for n in (rows, columns)]
     weight = torch.randn(*up, generator=random).to(torch.float8_e4m3fn)
@@ -182,7 +187,12 @@ def mxfp8(rows, columns, seed):
     columns=st.integers(1, 150),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_padded_blocks_of_any_shape(make, rows, columns, seed):
+def test_padded_blocks_of_any_shape(
+    make: Callable[[int, int, int], tuple[QuantizedTensor, torch.Tensor]],
+    rows: int,
+    columns: int,
+    seed: int,
+) -> None:
     stored, want = make(rows, columns, seed)
     assert stored.matches_shape((rows, columns))
     assert not stored.matches_shape((rows + stored.shape[0], columns))
@@ -195,7 +205,10 @@ def test_padded_blocks_of_any_shape(make, rows, columns, seed):
 
 
 @pytest.mark.parametrize("make", [nvfp4, mxfp8])
-def test_blocks_in_many_chunks(make, monkeypatch):
+def test_blocks_in_many_chunks(
+    make: Callable[[int, int, int], tuple[QuantizedTensor, torch.Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stored, want = make(100, 72, 3)
     cropped = stored.crop((100, 72))
     whole = cropped.dequantize(torch.float32)
@@ -206,7 +219,7 @@ def test_blocks_in_many_chunks(make, monkeypatch):
 
 @pytest.mark.parametrize("type_", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("scales", [None, (), (1,), (1, 1), (6,), (6, 1), (6, 4)])
-def test_fp8_with_every_shape_of_scale(type_, scales):
+def test_fp8_with_every_shape_of_scale(type_: torch.dtype, scales: tuple[int, ...] | None) -> None:
     weight = torch.randn(6, 32).to(type_)
     parts = {"weight": weight}
     want = weight.float()
@@ -221,7 +234,7 @@ def test_fp8_with_every_shape_of_scale(type_, scales):
     assert torch.equal(stored.dequantize(torch.bfloat16), want.bfloat16())
 
 
-def test_fp8_keeps_every_code():
+def test_fp8_keeps_every_code() -> None:
     for format, type_ in dequantize.FP8_TYPES.items():
         codes = torch.arange(256, dtype=torch.uint8).view(16, 16)
         got = QuantizedTensor(format, (16, 16), {"weight": codes}).dequantize(torch.float32)
@@ -229,7 +242,7 @@ def test_fp8_keeps_every_code():
 
 
 @pytest.mark.parametrize("group", [4, 16, 64, 256])
-def test_rotated_int8_is_restored(group):
+def test_rotated_int8_is_restored(group: int) -> None:
     weight = torch.randn(8, 512, generator=torch.Generator().manual_seed(1))
     matrix = dequantize.hadamard_matrix(group, torch.device("cpu"))
     torch.testing.assert_close(matrix @ matrix, torch.eye(group))
@@ -241,7 +254,7 @@ def test_rotated_int8_is_restored(group):
     assert (got - weight).norm() < 0.012 * weight.norm()
 
 
-def test_int8_scales():
+def test_int8_scales() -> None:
     weight = torch.randint(-128, 128, (6, 32), dtype=torch.int8)
     for scale in (torch.tensor(0.5), torch.rand(6, 1), torch.rand(6)):
         stored = QuantizedTensor("int8", (6, 32), {"weight": weight, "weight_scale": scale})
@@ -252,7 +265,7 @@ def test_int8_scales():
 # --- rejected -------------------------------------------------------------------------------------
 
 
-def test_nan_and_infinite_scales_are_found():
+def test_nan_and_infinite_scales_are_found() -> None:
     q = torch.zeros(4, 32, dtype=torch.uint8)
     broken = [
         ("fp8_e4m3", {"weight": q, "weight_scale": torch.tensor(math.nan)}),
@@ -267,7 +280,7 @@ def test_nan_and_infinite_scales_are_found():
 
 
 @pytest.mark.parametrize("format", sorted(GGML_BLOCKS))
-def test_nan_and_infinite_block_scales_are_found(format):
+def test_nan_and_infinite_block_scales_are_found(format: str) -> None:
     stored, _ = ggml(format, 4, 512, 2)
     stored.check_scales("w")
     for at in GGML_BLOCKS[format].float16_offsets:
@@ -301,21 +314,21 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("what", MISFITS)
-def test_mismatched_parts_are_rejected(tmp_path, what):
+def test_mismatched_parts_are_rejected(tmp_path: Path, what: str) -> None:
     source = save_and_open(tmp_path, MISFITS[what])
     with pytest.raises(CorruptCheckpoint, match=r"weights\.safetensors: w\.weight: damaged"):
         read_stored(source, "w.weight")
 
 
 @pytest.mark.parametrize("group", [0, -4, 8, 256, "64", None])
-def test_invalid_rotation_groups_are_rejected(group):
+def test_invalid_rotation_groups_are_rejected(group: str | int | None) -> None:
     parts = {"weight": torch.zeros(4, 32, dtype=torch.int8), "weight_scale": torch.ones(4, 1)}
     options = {"convrot": True, "convrot_groupsize": group}
     with pytest.raises(CorruptCheckpoint, match="rotated by groups of"):
         dequantize.check_parts("int8", parts, options, (4, 32), "w")
 
 
-def test_integers_are_rejected_as_weights(tmp_path):
+def test_integers_are_rejected_as_weights(tmp_path: Path) -> None:
     source = save_and_open(tmp_path, {"tokens": torch.arange(4)})
     with pytest.raises(UnsupportedQuantization, match=r"tokens: dtype torch\.int64"):
         read_float(source, "tokens", torch.float32)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import checkpoint_layouts as layouts
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ from latent_ladder.latents.tiling import (
     spatial_spans,
     temporal_spans,
 )
+from latent_ladder.models.network_configs import CHUNK_VALUES
 from latent_ladder.models.video_vae import causal_layers
 from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
@@ -42,7 +44,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def load(golden: Any) -> Load:
+def load(golden: Goldens) -> Load:
     loaded: dict[str, VideoVae] = {}
 
     def get(family: str) -> VideoVae:
@@ -72,7 +74,7 @@ def smooth(channels: int, frames: int, rows: int, cols: int, seed: int = 0) -> T
     ("case", "inputs", "family"),
     [("vae.encode", "vae.encode", "2.3"), ("ltx20.vae_encode", "vae.encode", "2.0")],
 )
-def test_encode(case: str, inputs: str, family: str, golden: Any, load: Load) -> None:
+def test_encode(case: str, inputs: str, family: str, golden: Goldens, load: Load) -> None:
     frames = golden(inputs).inputs["frames_u8"][0].permute(1, 2, 3, 0).numpy()
     want = golden(case)
     want.check("latent", load(family).encode(frames))
@@ -81,14 +83,14 @@ def test_encode(case: str, inputs: str, family: str, golden: Any, load: Load) ->
 
 
 @pytest.mark.parametrize(("case", "family"), [("vae.decode", "2.3"), ("ltx20.vae_decode", "2.0")])
-def test_decode(case: str, family: str, golden: Any, load: Load) -> None:
+def test_decode(case: str, family: str, golden: Goldens, load: Load) -> None:
     want = golden(case)
     got = whole(golden("vae.decode").inputs["latent"], load(family))
     assert list(got.shape) == want.params["shape"]
     check_all(want, got)
 
 
-def test_decode_in_the_references_tiles(golden: Any, load: Load) -> None:
+def test_decode_in_the_references_tiles(golden: Goldens, load: Load) -> None:
     want = golden("vae.decode_tiled")
     plan = TilePlan(temporal_spans(5, 3, 1), spatial_spans(4, 3, 1), spatial_spans(5, 3, 2))
     assert plan.count == 12
@@ -164,9 +166,9 @@ def test_chunks_equal_the_whole(
 ) -> None:
     """Chunks of one frame at every level equal one chunk of all frames."""
     decoder, latents = make_decoder(load(family), causal=causal), smooth(8, 4, 2, 3)
-    monkeypatch.setitem(causal_layers.CHUNK_VALUES, "cpu", 1 << 30)
+    monkeypatch.setitem(CHUNK_VALUES, "cpu", 1 << 30)
     want = list(decoder.stream(latents))
-    monkeypatch.setitem(causal_layers.CHUNK_VALUES, "cpu", 1)
+    monkeypatch.setitem(CHUNK_VALUES, "cpu", 1)
     got = list(decoder.stream(latents))
     assert len(want) == 1 < 20 < len(got)
     torch.testing.assert_close(torch.cat(got), want[0], rtol=1e-5, atol=1e-4)
@@ -190,7 +192,7 @@ def test_frames_are_encoded_in_chunks_of_any_length(load: Load) -> None:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
-def test_bfloat16_stays_close(load: Load, golden: Any) -> None:
+def test_bfloat16_stays_close(load: Load, golden: Goldens) -> None:
     part = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
     vae = load_video_vae(part["video_vae"], device="cpu", dtype=torch.bfloat16)
     latents = smooth(8, 2, 2, 2)
@@ -240,6 +242,7 @@ def errors(got: Tensor, want: Tensor) -> tuple[float, float]:
     return float(difference.square().mean().sqrt()), float(difference.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "rms", "worst"),
     [
@@ -316,7 +319,7 @@ def test_statistics_invert(load: Load) -> None:
     torch.testing.assert_close(load("2.3").normalise(load("2.3").un_normalise(latents)), latents)
 
 
-def test_file_with_only_a_decoder(tmp_path: Path, golden: Any) -> None:
+def test_file_with_only_a_decoder(tmp_path: Path, golden: Goldens) -> None:
     """A file without encoder decodes, and encoding reports the missing encoder."""
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     file = open_checkpoint(path)

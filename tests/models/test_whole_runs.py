@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.goldens import Goldens
 from torch import Tensor
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
@@ -23,12 +24,12 @@ from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sa
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
 
-LOOP = {"rtol": 1e-4, "atol": 1e-4}
+LOOP: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 """Tolerance for a loop with float32 angles (goldens' README); the cases' own is 5e-3."""
 
 
 @pytest.fixture(scope="module")
-def transformer(golden: Any) -> Transformer:
+def transformer(golden: Goldens) -> Transformer:
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     return load_transformer(components(open_checkpoint(path))["transformer"])
 
@@ -76,7 +77,7 @@ def recorded_noise(case: Any) -> Any:
 
 
 @pytest.mark.parametrize("max_passes", [None, 1])
-def test_guided_euler(golden: Any, transformer: Transformer, max_passes: int | None) -> None:
+def test_guided_euler(golden: Goldens, transformer: Transformer, max_passes: int | None) -> None:
     case = golden("stage1.guided_t2v")
     i = case.inputs
     model = Denoiser(transformer, *streams(case, i), max_passes=max_passes)
@@ -86,7 +87,7 @@ def test_guided_euler(golden: Any, transformer: Transformer, max_passes: int | N
         model,
         *empty(),
         noises,
-        SamplingPlan(i["sigmas"]),
+        SamplingPlan(i["sigmas"].tolist()),
         on_step=lambda step, x, denoised: x0.append(denoised),
     )
     check(case, video, audio)
@@ -96,7 +97,7 @@ def test_guided_euler(golden: Any, transformer: Transformer, max_passes: int | N
         torch.testing.assert_close(a, case.outputs["audio_x0"][k : k + 1], **LOOP)
 
 
-def test_guided_euler_with_conditioning_frames(golden: Any, transformer: Transformer) -> None:
+def test_guided_euler_with_conditioning_frames(golden: Goldens, transformer: Transformer) -> None:
     case, keyframe_case = golden("stage1.guided_i2v"), golden("conditioning.i2v_keyframe")
     i = case.inputs | {
         "video_positions": keyframe_case.outputs["positions"],
@@ -110,7 +111,7 @@ def test_guided_euler_with_conditioning_frames(golden: Any, transformer: Transfo
         video.positions, video.positive, video.negative, state.mask, guidance=video.guidance
     )
     noises = Noises(i["video_noise"], i["audio_noise"])
-    plan = SamplingPlan(i["sigmas"])
+    plan = SamplingPlan(i["sigmas"].tolist())
     check(case, *sample(Denoiser(transformer, video, audio), state, audio_state, noises, plan))
 
 
@@ -124,16 +125,18 @@ def test_guided_euler_with_conditioning_frames(golden: Any, transformer: Transfo
     ],
 )
 def test_samplers_on_the_model(
-    golden: Any, transformer: Transformer, name: str, sampler: str, options: SamplerOptions
+    golden: Goldens, transformer: Transformer, name: str, sampler: str, options: SamplerOptions
 ) -> None:
     case = golden(f"stage1.{name}")
     i = case.inputs
     model = Denoiser(transformer, *streams(case, i))
     noises = Noises(i["video_noise"], i["audio_noise"], recorded_noise(case))
-    check(case, *sample(model, *empty(), noises, SamplingPlan(i["sigmas"], sampler, options)))
+    check(
+        case, *sample(model, *empty(), noises, SamplingPlan(i["sigmas"].tolist(), sampler, options))
+    )
 
 
-def test_refinement_with_lora(golden: Any, transformer: Transformer) -> None:
+def test_refinement_with_lora(golden: Goldens, transformer: Transformer) -> None:
     case = golden("stage2.refine")
     i = case.inputs
     path = golden.path("loras/tiny-distilled-lora.safetensors")
@@ -145,11 +148,11 @@ def test_refinement_with_lora(golden: Any, transformer: Transformer) -> None:
     noises = Noises(i["video_noise"], i["audio_noise"])
     with temporary_loras(transformer, [(adapter, case.params["lora_strength"])]):
         model = Denoiser(transformer, *streams(case, i))
-        check(case, *sample(model, *states, noises, SamplingPlan(i["sigmas"])))
+        check(case, *sample(model, *states, noises, SamplingPlan(i["sigmas"].tolist())))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_runs_the_model(golden: Any, transformer: Transformer, name: str) -> None:
+def test_every_sampler_runs_the_model(golden: Goldens, transformer: Transformer, name: str) -> None:
     case = golden("stage1.guided_t2v")
     spec = SAMPLERS[name]
     model = Denoiser(transformer, *streams(case, case.inputs), force_uncond=spec.needs_uncond)

@@ -305,6 +305,7 @@ def moved(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROWS)
 def test_a_field_moves_the_keys_from_its_first_reader_on(path: str, keys: KeysOf) -> None:
     row = ROWS[path]

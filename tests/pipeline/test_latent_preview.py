@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.components import components
+from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import EMBEDDED
 from latent_ladder.cli.terminal_images import detect_protocol, encode_kitty, encode_sixel
 from latent_ladder.errors import LadderError, RequestError
@@ -31,17 +32,20 @@ from latent_ladder.storage.artifact_store import Store
 
 
 @pytest.fixture(scope="module")
-def pocket():
+def pocket() -> Component:
     [path] = (EMBEDDED / "checkpoints").glob("*.safetensors")
     return components(open_checkpoint(path))["video_vae"]
 
 
 @pytest.fixture(scope="module")
-def fitted(pocket):
+def fitted(pocket: Component) -> Projection:
     return fit(pocket)
 
 
-def test_the_projection_explains_clips_it_has_not_seen(pocket, fitted):
+@pytest.mark.slow
+def test_the_projection_explains_clips_it_has_not_seen(
+    pocket: Component, fitted: Projection
+) -> None:
     """R^2 of RGB blocks of 4x4 pixels over held-out clips, as the real decoder gives them."""
     vae = load_video_vae(pocket, device="cpu", dtype=torch.float32)
     off = spread = 0.0
@@ -55,7 +59,10 @@ def test_the_projection_explains_clips_it_has_not_seen(pocket, fitted):
     assert 1 - off / spread > 0.97
 
 
-def test_a_fit_is_kept_in_the_store_by_vae(pocket, fitted, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_fit_is_kept_in_the_store_by_vae(
+    pocket: Component, fitted: Projection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_PX", 32)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_FRAMES", 9)
@@ -70,7 +77,7 @@ def test_a_fit_is_kept_in_the_store_by_vae(pocket, fitted, tmp_path, monkeypatch
         preview_frames(latents, pocket, "jpeg", store=store)
 
 
-def test_a_strip_holds_frames_of_the_whole_clip(fitted):
+def test_a_strip_holds_frames_of_the_whole_clip(fitted: Projection) -> None:
     latents = torch.randn(1, len(fitted.rest) - 1, 7, 2, 3, generator=torch.Generator())
     frames = np.concatenate(list(fitted.stream(latents)))
     strip = fitted.strip(latents)
@@ -80,11 +87,11 @@ def test_a_strip_holds_frames_of_the_whole_clip(fitted):
         np.testing.assert_array_equal(picture, frames[frame])
 
 
-def test_a_live_preview_keeps_its_distance(tmp_path):
+def test_a_live_preview_keeps_its_distance(tmp_path: Path) -> None:
     zero = Projection(torch.zeros(3, 3 * 64), torch.zeros(3, 8 * 3 * 64))
     saved, asked = [], []
 
-    def estimate():
+    def estimate() -> torch.Tensor:
         asked.append(1)
         return torch.zeros(1, 2, 1, 1, 1)
 
@@ -101,7 +108,13 @@ def test_a_live_preview_keeps_its_distance(tmp_path):
 # --- the tiny decoder ----------------------------------------------------------------------------
 
 
-def tiny_file(path, channels=8, widths=(16, 12, 8, 8), strides=(2, 2, 2), patch=4):
+def tiny_file(
+    path: Path,
+    channels: int = 8,
+    widths: tuple[int, ...] = (16, 12, 8, 8),
+    strides: tuple[int, ...] = (2, 2, 2),
+    patch: int = 4,
+) -> Component:
     """Random weights in the names and shapes of a TAEHV file."""
     generator = torch.Generator().manual_seed(1)
     shapes = {"decoder.1.weight": (widths[0], channels, 3, 3), "decoder.1.bias": (widths[0],)}
@@ -120,7 +133,9 @@ def tiny_file(path, channels=8, widths=(16, 12, 8, 8), strides=(2, 2, 2), patch=
 
 
 @pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2)])
-def test_the_tiny_decoder_streams_what_it_would_give_at_once(tmp_path, strides):
+def test_the_tiny_decoder_streams_what_it_would_give_at_once(
+    tmp_path: Path, strides: tuple[int, ...]
+) -> None:
     component = tiny_file(tmp_path / "tae.safetensors", strides=strides)
     decoder = load_tiny_decoder(component, device="cpu", dtype=torch.float32)
     latents = torch.randn(1, 8, 3, 2, 3, generator=torch.Generator().manual_seed(2))
@@ -135,7 +150,7 @@ def test_the_tiny_decoder_streams_what_it_would_give_at_once(tmp_path, strides):
     assert (np.abs(got - want) > 1).mean() < 1e-3
 
 
-def test_later_latents_do_not_change_earlier_frames(tmp_path):
+def test_later_latents_do_not_change_earlier_frames(tmp_path: Path) -> None:
     component = tiny_file(tmp_path / "tae.safetensors")
     decoder = load_tiny_decoder(component, device="cpu", dtype=torch.float32)
     latents = torch.randn(1, 8, 3, 1, 1, generator=torch.Generator().manual_seed(2))
@@ -146,7 +161,7 @@ def test_later_latents_do_not_change_earlier_frames(tmp_path):
     assert (a[9:] != b[9:]).any()
 
 
-def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path, pocket):
+def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path: Path, pocket: Component) -> None:
     channels = pocket.shape("per_channel_statistics.mean-of-means")[0]
     other = tiny_file(tmp_path / "a.safetensors", channels + 1)
     right = tiny_file(tmp_path / "b.safetensors", channels)
@@ -162,7 +177,7 @@ def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path, pocket):
 # --- in a terminal -------------------------------------------------------------------------------
 
 
-def test_kitty_pictures_are_sent_in_chunks():
+def test_kitty_pictures_are_sent_in_chunks() -> None:
     text = encode_kitty(b"x" * 7000, rows=3)
     parts = text.split("\x1b\\")[:-1]
     assert all(p.startswith("\x1b_G") and len(p.split(";", 1)[1]) <= 4096 for p in parts)
@@ -184,11 +199,11 @@ def test_kitty_pictures_are_sent_in_chunks():
         ({}, None),
     ],
 )
-def test_terminals_that_show_pictures(environment, shown):
+def test_terminals_that_show_pictures(environment: dict[str, str], shown: str | None) -> None:
     assert detect_protocol(environment) == shown
 
 
-def test_sixels_hold_the_picture():
+def test_sixels_hold_the_picture() -> None:
     """Decoded again by the rules of the manual: every pixel has its colour."""
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
     squares = colours[np.add.outer(np.arange(32) // 8, np.arange(64) // 8) % 4]
@@ -200,9 +215,11 @@ def test_sixels_hold_the_picture():
 
 def _decoded_sixels(text: str) -> np.ndarray:
     found = re.fullmatch(r'\x1bPq"1;1;(\d+);(\d+)(.*)\x1b\\', text, re.DOTALL)
+    assert found is not None
     width, height, body = int(found[1]), int(found[2]), found[3]
     out = np.zeros((height + 6, width, 3), np.uint8)
-    palette, colour, x, y = {}, None, 0, 0
+    palette: dict[int, list[int]] = {}
+    colour, x, y = -1, 0, 0
     token = r"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)(.)|([?-~])|(\$)|(-)"
     for part in re.finditer(token, body):
         if part[1] is not None:

@@ -122,7 +122,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(200):
-        found = claims.mean_of(rng.normal(3.0, 1.0, 24))
+        found = claims.mean_of(rng.normal(3.0, 1.0, 24).tolist())
         hits += found.low <= 3.0 <= found.high
     assert 0.88 <= hits / 200 <= 0.99
 

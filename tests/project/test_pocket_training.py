@@ -11,6 +11,7 @@ import random
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -35,6 +36,8 @@ import state
 import upscaler
 import vae as video_vae
 import world
+
+pytestmark = pytest.mark.slow
 
 SCENES = [
     world.example_scene(),
@@ -101,7 +104,8 @@ def test_the_judge_recognises_every_attribute_of_a_real_clip(scene: world.Scene)
 )
 def test_the_judge_denies_what_a_clip_does_not_show(attribute: str, other: str) -> None:
     clip = world.render([SCENES[0]], 25, 256)[0]
-    claimed = dataclasses.replace(SCENES[0], **{attribute: other})
+    change: dict[str, Any] = {attribute: other}
+    claimed = dataclasses.replace(SCENES[0], **change)
     assert not judge.judge(clip, claimed)[attribute]
 
 

@@ -16,6 +16,8 @@ from helpers.clone import make_clone, run_shell
 
 from latent_ladder.media.video_reader import probe
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +15,7 @@ INPUTS = {C: "cond", U: "uncond", P: "ptb", M: "mod"}
 
 
 @pytest.mark.parametrize("name", ["full", "cfg_only", "rescale1", "stg_mod"])
-def test_combination_is_the_official_one(golden: Any, name: str) -> None:
+def test_combination_is_the_official_one(golden: Goldens, name: str) -> None:
     case = golden(f"guider.{name}")
     g = Guidance(
         cfg=case.params["cfg_scale"],

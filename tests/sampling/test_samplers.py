@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -66,7 +67,7 @@ class Gaussian:
 
 
 @pytest.mark.parametrize("i", range(4))
-def test_euler_step_is_the_official_one(golden: Any, i: int) -> None:
+def test_euler_step_is_the_official_one(golden: Goldens, i: int) -> None:
     case = golden(f"step.euler.{i}")
     sigmas = case.inputs["sigmas"][i : i + 2]
     model = constant(case.inputs["denoised"])
@@ -75,12 +76,12 @@ def test_euler_step_is_the_official_one(golden: Any, i: int) -> None:
 
 @pytest.mark.parametrize("eta", ["1.0", "0.5"])
 @pytest.mark.parametrize("i", range(4))
-def test_ancestral_step_is_the_official_one(golden: Any, i: int, eta: str) -> None:
+def test_ancestral_step_is_the_official_one(golden: Goldens, i: int, eta: str) -> None:
     case = golden(f"step.euler_ancestral.eta{eta}.{i}")
     got = SAMPLERS["euler_ancestral"].function(
         constant(case.inputs["denoised"]),
         case.inputs["sample"],
-        case.inputs["sigmas"][i : i + 2],
+        case.inputs["sigmas"][i : i + 2].tolist(),
         noise=lambda step, kind: case.inputs["noise"],
         options=SamplerOptions(eta=case.params["eta"], s_noise=case.params["s_noise"]),
     )
@@ -88,12 +89,12 @@ def test_ancestral_step_is_the_official_one(golden: Any, i: int, eta: str) -> No
 
 
 @pytest.mark.parametrize("i", [1, 2])
-def test_cfg_pp_step_is_the_official_one(golden: Any, i: int) -> None:
+def test_cfg_pp_step_is_the_official_one(golden: Goldens, i: int) -> None:
     case = golden(f"step.cfgpp.{i}")
     got = SAMPLERS["euler_ancestral_cfg_pp"].function(
         lambda x, sigma, step: Prediction(case.inputs["denoised"], case.inputs["uncond"]),
         case.inputs["sample"],
-        case.inputs["sigmas"][i : i + 2],
+        case.inputs["sigmas"][i : i + 2].tolist(),
         noise=lambda step, kind: case.inputs["noise"],
         options=SamplerOptions(eta=case.params["eta"]),
     )
@@ -101,7 +102,7 @@ def test_cfg_pp_step_is_the_official_one(golden: Any, i: int) -> None:
 
 
 @pytest.mark.parametrize("i", [0, 2])
-def test_res_2s_noise_injection_is_the_official_one(golden: Any, i: int) -> None:
+def test_res_2s_noise_injection_is_the_official_one(golden: Goldens, i: int) -> None:
     """The golden is the injection alone: its input is a step whose deterministic end is known."""
     case = golden(f"step.res2s_sde.{i}")
     s, n = case.inputs["sigmas"][i : i + 2].tolist()
@@ -123,7 +124,7 @@ def test_res_2s_noise_injection_is_the_official_one(golden: Any, i: int) -> None
     case.check("next", got)
 
 
-def test_standardised_noise_is_the_official_one(golden: Any) -> None:
+def test_standardised_noise_is_the_official_one(golden: Goldens) -> None:
     case = golden("step.res2s_noise_normalise")
     case.check("noise", standardise_noise(case.inputs["raw"]))
 

@@ -6,6 +6,7 @@ import doctest
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,12 +47,12 @@ GENERIC = [name for name, spec in SCHEDULES.items() if spec.function]
         "steps40_tokens32640",
     ],
 )
-def test_ltx_schedule_is_the_official_one(golden: Any, case: str) -> None:
+def test_ltx_schedule_is_the_official_one(golden: Goldens, case: str) -> None:
     want = golden(f"scheduler.{case}")
     want.check("sigmas", torch.tensor(schedules.ltx(want.params["steps"], want.params["tokens"])))
 
 
-def test_fixed_lists_are_the_official_ones(golden: Any) -> None:
+def test_fixed_lists_are_the_official_ones(golden: Goldens) -> None:
     want = golden("scheduler.constants")
     want.check("stage1_distilled", torch.tensor(sigmas_for("distilled")))
     want.check("stage2_distilled", torch.tensor(sigmas_for("distilled_stage_2", 3)))
@@ -97,19 +99,17 @@ def table_sigma(t: float) -> float:
 def by_definition(name: str, steps: int) -> list[float]:
     """ComfyUI's definitions, read off the table with numpy; sigma_min is its first entry."""
     low, line = TABLE[0], np.linspace
-    return [
-        float(s)
-        for s in {
-            "simple": lambda: [TABLE[-(1 + int(x * 10000 / steps))] for x in range(steps)],
-            "normal": lambda: [table_sigma(t) for t in line(1, low, steps)],
-            "sgm_uniform": lambda: [table_sigma(t) for t in line(1, low, steps + 1)[:-1]],
-            "ddim_uniform": lambda: TABLE[1 :: 10000 // steps][::-1],
-            "karras": lambda: (1 + line(0, 1, steps) * (low ** (1 / 7) - 1)) ** 7,
-            "exponential": lambda: np.exp(line(0, np.log(low), steps)),
-            "kl_optimal": lambda: np.tan(line(np.arctan(1), np.arctan(low), steps)),
-            "linear_quadratic": lambda: 1 - mochi(steps),
-        }[name]()
-    ] + [0.0]
+    schedules: dict[str, Callable[[], Iterable[float]]] = {
+        "simple": lambda: [TABLE[-(1 + int(x * 10000 / steps))] for x in range(steps)],
+        "normal": lambda: [table_sigma(t) for t in line(1, low, steps)],
+        "sgm_uniform": lambda: [table_sigma(t) for t in line(1, low, steps + 1)[:-1]],
+        "ddim_uniform": lambda: TABLE[1 :: 10000 // steps][::-1],
+        "karras": lambda: (1 + line(0, 1, steps) * (low ** (1 / 7) - 1)) ** 7,
+        "exponential": lambda: np.exp(line(0, np.log(low), steps)),
+        "kl_optimal": lambda: np.tan(line(np.arctan(1), np.arctan(low), steps)),
+        "linear_quadratic": lambda: 1 - mochi(steps),
+    }
+    return [float(s) for s in schedules[name]()] + [0.0]
 
 
 def mochi(steps: int, threshold: float = 0.025) -> Any:

@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from latent_ladder.comfyui.runtime.events import (
+    GraphEvent,
     NodeDone,
     NodePreview,
     NodeProgress,
@@ -20,7 +21,7 @@ from latent_ladder.server.job_store import Job
 from latent_ladder.server.worker_protocol import LENGTHS, pack_event_frame, unpack_event
 
 JOB = Job(0, "j", {"1": {"class_type": "X", "inputs": {}}}, {"client_id": "c"}, ("1",))
-EVENTS = [
+EVENTS: list[GraphEvent] = [
     NodesCached(("1", "2"), {"2": {"images": [{"filename": "x"}]}}),
     NodeStarted("3"),
     NodeProgress("3", 2, 8),
@@ -31,7 +32,7 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
-def test_an_event_is_the_same_after_its_frame(event):
+def test_an_event_is_the_same_after_its_frame(event: GraphEvent) -> None:
     frame = pack_event_frame(event)
     text_length, raw_length = LENGTHS.unpack(frame[: LENGTHS.size])
     text, raw = frame[LENGTHS.size :][:text_length], frame[LENGTHS.size + text_length :]
@@ -39,7 +40,7 @@ def test_an_event_is_the_same_after_its_frame(event):
     assert unpack_event(json.loads(text), raw) == event
 
 
-def test_the_messages_of_a_job_are_comfyuis():
+def test_the_messages_of_a_job_are_comfyuis() -> None:
     messages = JobMessages(JOB)
     sent = [
         *messages.report_start(),
@@ -62,7 +63,7 @@ def test_the_messages_of_a_job_are_comfyuis():
     assert messages.build_summary()["preview_output"]["filename"] == "y"
 
 
-def test_previews_are_packed_for_both_kinds_of_clients():
+def test_previews_are_packed_for_both_kinds_of_clients() -> None:
     image = PreviewImage("PNG", b"data", {"node_id": "3"})
     assert image.to_bytes(False) == struct.pack(">II", 1, 2) + b"data"
     packed = image.to_bytes(True)

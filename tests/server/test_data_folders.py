@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ PATHS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with links to the outside and to itself, next to a secret file."""
     base = tmp_path_factory.mktemp("base")
     root = base / "root"
@@ -40,7 +42,7 @@ def root(tmp_path_factory):
 
 @settings(max_examples=250, deadline=None)
 @given(folder=PATHS | st.text(max_size=12), name=PATHS | st.text(max_size=12))
-def test_no_path_leaves_its_folder(root, folder, name):
+def test_no_path_leaves_its_folder(root: Path, folder: str, name: str) -> None:
     try:
         path = resolve_inside(root, folder, name)
     except RequestError:
@@ -50,25 +52,25 @@ def test_no_path_leaves_its_folder(root, folder, name):
     assert not path.is_file() or path.read_bytes() == b"inside"
 
 
-def test_links_inside_a_folder_are_followed(root):
+def test_links_inside_a_folder_are_followed(root: Path) -> None:
     assert resolve_inside(root, "alias", "b.png").read_bytes() == b"inside"
 
 
 @pytest.mark.parametrize(
     "text", ["../a", "/etc/passwd", "a\\b", "link/secret", "out", "a/../../secret", "a\0b", "loop"]
 )
-def test_paths_that_leave_the_folder_are_refused(root, text):
+def test_paths_that_leave_the_folder_are_refused(root: Path, text: str) -> None:
     with pytest.raises(RequestError, match="is not a path below the folder"):
         resolve_inside(root, text)
 
 
 @pytest.mark.parametrize("text", ["", "..", ".", "a/b.png", "con", "LPT1.txt", "x" * 201, "a\nb"])
-def test_invalid_file_names_are_refused(text):
+def test_invalid_file_names_are_refused(text: str) -> None:
     with pytest.raises(RequestError):
         check_file_name(text)
 
 
-def test_an_annotation_selects_the_folder(tmp_path):
+def test_an_annotation_selects_the_folder(tmp_path: Path) -> None:
     assert split_annotation("x.png [input]", "output") == ("x.png", "input")
     assert split_annotation("x.png", "temp") == ("x.png", "temp")
     folders = DataFolders(tmp_path / "i", tmp_path / "o", tmp_path / "t")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from latent_ladder.checkpoints.search_paths import ModelFolder
 from latent_ladder.server.file_listing import FileListing
 
 
-def test_models_are_listed_by_folder(tmp_path):
+def test_models_are_listed_by_folder(tmp_path: Path) -> None:
     for name in ("unet/a.gguf", "diffusion_models/sub/b.safetensors", "loras/c.txt", "loras/.d.pt"):
         (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "m" / name).touch()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import closing
+from pathlib import Path
+
+import pytest
 
 from latent_ladder.server.job_loop import JobLoop
 from latent_ladder.server.job_store import Job, JobStore
@@ -14,7 +17,9 @@ from latent_ladder.server.worker_process import WorkerProcess
 SILENT_WORKER = "import time; time.sleep(600)"
 
 
-def test_a_second_interrupt_kills_the_worker(tmp_path, monkeypatch):
+def test_a_second_interrupt_kills_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("latent_ladder.server.job_loop.INTERRUPT_GRACE_S", 0.0)
     notes: list[str] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -46,7 +47,9 @@ LOCAL = {"Host": "127.0.0.1:8188"}
         (Access("0.0.0.0"), {"Host": "studio:8188", "Origin": "http://evil.example"}, False),
     ],
 )
-def test_pages_of_other_sites_are_refused(access, headers, allowed):
+def test_pages_of_other_sites_are_refused(
+    access: Access, headers: dict[str, str], allowed: bool
+) -> None:
     assert (access.refusal_reason(headers) is None) is allowed
 
 
@@ -71,7 +74,7 @@ async def send_requests(
     return answers
 
 
-def test_an_allowed_page_gets_cors_headers(tmp_path):
+def test_an_allowed_page_gets_cors_headers(tmp_path: Path) -> None:
     page = {"Origin": "http://editor.example"}
     folders = DataFolders(tmp_path, tmp_path, tmp_path)
     access = Access(cors=page["Origin"])

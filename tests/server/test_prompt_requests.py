@@ -16,7 +16,7 @@ from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.server.file_listing import FileListing
 from latent_ladder.server.prompt_requests import PromptError, read_prompt
 
-ODD_VALUES = (
+ODD_VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1e300, 2**70, "", "x", "../a", [], ["1", 0], ["1", -1], ["1", 99], ["9", 0],
     [1, 0], ["1", "0"], {}, {"__value__": [1]}, [[]], ["1", True], "a\0b", "\ud800", ["6", 0],
 )  # fmt: skip
@@ -25,7 +25,7 @@ FIELDS = ("client_id", "prompt_id", "number", "extra_data", "partial_execution_t
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_every_changed_prompt_is_a_job_or_an_error(data):
+def test_every_changed_prompt_is_a_job_or_an_error(data: st.DataObject) -> None:
     body: dict[str, Any] = {"prompt": clip_graph()}
     odd_value = st.sampled_from(ODD_VALUES).map(copy.deepcopy)
     for _ in range(data.draw(st.integers(1, 3))):

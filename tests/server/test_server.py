@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -32,13 +32,15 @@ from latent_ladder.errors import LadderError
 from latent_ladder.media.video_reader import probe
 from latent_ladder.server.routes import ROUTES
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 Messages = list[Any]
 LONG = 400
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUiServer]:
     with ComfyUiServer(tmp_path_factory.mktemp("served"), "--max-upload-size", "1") as running:
         yield running
 
@@ -47,7 +49,7 @@ def submit(server: ComfyUiServer, graph: dict[str, Any], **more: Any) -> str:
     status, answer = server.post("/prompt", {"prompt": graph, **more})
     assert status == 200, answer
     assert answer["node_errors"] == {}
-    return answer["prompt_id"]
+    return str(answer["prompt_id"])
 
 
 def wait_for_entry(server: ComfyUiServer, job: str, seconds: float = 180) -> dict[str, Any]:
@@ -56,7 +58,8 @@ def wait_for_entry(server: ComfyUiServer, job: str, seconds: float = 180) -> dic
     while not (entry := server.get_json(f"/history/{job}")):
         assert time.monotonic() < end, server.stderr_lines[-5:]
         time.sleep(0.01)
-    return entry[job]
+    found: dict[str, Any] = entry[job]
+    return found
 
 
 def run_and_collect(
@@ -109,7 +112,7 @@ def messages_of_type(messages: Messages, kind: str) -> list[dict[str, Any]]:
 # --- a job from start to end ----------------------------------------------------------------------
 
 
-def test_a_clip_is_made_reported_and_downloaded(server):
+def test_a_clip_is_made_reported_and_downloaded(server: ComfyUiServer) -> None:
     graph = clip_graph(steps=3)
     messages = run_and_collect(server, graph, {"supports_preview_metadata": True})
     order = [kind for kind in message_types(messages) if kind not in ("status", "progress_state")]
@@ -138,7 +141,9 @@ def test_a_clip_is_made_reported_and_downloaded(server):
     assert entry["status"]["status_str"] == "success"
 
 
-def test_the_example_of_the_documentation_works(server, tmp_path, monkeypatch):
+def test_the_example_of_the_documentation_works(
+    server: ComfyUiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.M | re.S)
     assert "http://127.0.0.1:8188" in example
     (tmp_path / "graph_api.json").write_text(json.dumps(picture_graph("example")))
@@ -148,13 +153,13 @@ def test_the_example_of_the_documentation_works(server, tmp_path, monkeypatch):
         assert picture.size == (64, 32)
 
 
-def test_every_route_is_documented():
+def test_every_route_is_documented() -> None:
     page = DOCS.read_text("utf-8")
     for route in ROUTES:
         assert f"/{route.path.split('/')[1]}" in page, route.path
 
 
-def test_stored_results_are_reported_as_cached(server):
+def test_stored_results_are_reported_as_cached(server: ComfyUiServer) -> None:
     run_and_collect(server, clip_graph(steps=3))
     messages = run_and_collect(server, clip_graph(steps=3))
     assert "6" in messages_of_type(messages, "execution_cached")[0]["nodes"]
@@ -164,7 +169,7 @@ def test_stored_results_are_reported_as_cached(server):
     ]["9"]
 
 
-def test_a_video_is_served_in_ranges(server):
+def test_a_video_is_served_in_ranges(server: ComfyUiServer) -> None:
     run_and_collect(server, clip_graph(steps=3))
     path = "/view?filename=ball_00001_.mp4&subfolder=video"
     status, whole = server.get(path)
@@ -173,7 +178,7 @@ def test_a_video_is_served_in_ranges(server):
     assert part.startswith(b"ftyp")
 
 
-def test_previews_have_both_formats(server):
+def test_previews_have_both_formats(server: ComfyUiServer) -> None:
     """Event 1 is a number and a picture; event 4 has metadata before the picture."""
     plain = [m for m in run_and_collect(server, clip_graph(40, seed=1)) if isinstance(m, bytes)]
     assert plain
@@ -189,10 +194,10 @@ def test_previews_have_both_formats(server):
     assert Image.open(io.BytesIO(rich[8 + length :])).width > 0
 
 
-def test_an_interrupt_stops_after_the_step_and_the_server_continues(server):
-    stopped = []
+def test_an_interrupt_stops_after_the_step_and_the_server_continues(server: ComfyUiServer) -> None:
+    stopped: list[int] = []
 
-    def stop(message):
+    def stop(message: dict[str, Any]) -> None:
         if message["type"] == "progress" and not stopped:
             stopped.append(server.post("/interrupt", {"prompt_id": "another"})[0])
             stopped.append(server.post("/interrupt")[0])
@@ -208,7 +213,7 @@ def test_an_interrupt_stops_after_the_step_and_the_server_continues(server):
     assert wait_for_entry(server, submit(server, number_graph()))["outputs"]["2"]["text"] == ["5"]
 
 
-def test_a_failed_job_reports_its_node_and_error(server):
+def test_a_failed_job_reports_its_node_and_error(server: ComfyUiServer) -> None:
     graph = clip_graph()
     graph["5"]["inputs"]["width"] = graph["5"]["inputs"]["height"] = 8192
     graph["5"]["inputs"]["length"] = 16001
@@ -221,8 +226,8 @@ def test_a_failed_job_reports_its_node_and_error(server):
     assert wait_for_entry(server, failed["prompt_id"])["status"]["status_str"] == "error"
 
 
-def test_a_killed_worker_fails_only_its_job(server):
-    def kill(message):
+def test_a_killed_worker_fails_only_its_job(server: ComfyUiServer) -> None:
+    def kill(message: dict[str, Any]) -> None:
         if message["type"] == "progress":
             for child in psutil.Process(server.process.pid).children():
                 child.kill()
@@ -235,8 +240,8 @@ def test_a_killed_worker_fails_only_its_job(server):
     assert wait_for_entry(server, submit(server, number_graph(6)))["outputs"]["2"]["text"] == ["6"]
 
 
-def test_a_reconnected_client_gets_the_state_of_its_job(server):
-    async def talk():
+def test_a_reconnected_client_gets_the_state_of_its_job(server: ComfyUiServer) -> None:
+    async def talk() -> list[Any]:
         address = f"{server.url}/ws?clientId=returning"
         async with aiohttp.ClientSession() as session:
             body = {"prompt": clip_graph(LONG, seed=5), "client_id": "returning"}
@@ -261,7 +266,7 @@ def test_a_reconnected_client_gets_the_state_of_its_job(server):
 # --- the queue ------------------------------------------------------------------------------------
 
 
-def test_the_queue_is_ordered_and_can_be_changed(server):
+def test_the_queue_is_ordered_and_can_be_changed(server: ComfyUiServer) -> None:
     slow = submit(server, clip_graph(LONG, seed=6))
     first, second = (submit(server, number_graph(n)) for n in (1, 2))
     front = submit(server, number_graph(3), front=True)
@@ -285,7 +290,7 @@ def test_the_queue_is_ordered_and_can_be_changed(server):
     assert server.get_json(f"/api/jobs/{slow}")["status"] == "cancelled"
 
 
-def test_the_history_has_pages_and_can_be_deleted(server):
+def test_the_history_has_pages_and_can_be_deleted(server: ComfyUiServer) -> None:
     jobs = [submit(server, number_graph(n)) for n in (10, 11, 12)]
     for job in jobs:
         wait_for_entry(server, job)
@@ -298,7 +303,7 @@ def test_the_history_has_pages_and_can_be_deleted(server):
     assert server.get_json("/history") == {}
 
 
-def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path):
+def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path: Path) -> None:
     with ComfyUiServer(tmp_path) as running:
         done = submit(running, number_graph(1))
         wait_for_entry(running, done)
@@ -341,7 +346,9 @@ def wait_until_running(server: ComfyUiServer, jobs: list[str]) -> psutil.Process
         ({"6": {"model": ["1", 2]}}, "6", "return_type_mismatch"),
     ],
 )
-def test_wrong_inputs_are_reported_in_comfyuis_format(server, change, node, kind):
+def test_wrong_inputs_are_reported_in_comfyuis_format(
+    server: ComfyUiServer, change: dict[str, dict[str, Any]], node: str, kind: str
+) -> None:
     graph = clip_graph()
     for name, inputs in change.items():
         for key, value in inputs.items():
@@ -378,13 +385,15 @@ def test_wrong_inputs_are_reported_in_comfyuis_format(server, change, node, kind
         ({"prompt": number_graph(), "extra_data": []}, "invalid_prompt"),
     ],
 )  # fmt: skip
-def test_invalid_prompts_are_refused(server, body, kind):
+def test_invalid_prompts_are_refused(
+    server: ComfyUiServer, body: dict[str, Any], kind: str
+) -> None:
     status, answer = server.post("/prompt", body)
     assert status == 400
     assert answer["error"]["type"] == kind
 
 
-def test_cycles_and_broken_links_name_the_node(server):
+def test_cycles_and_broken_links_name_the_node(server: ComfyUiServer) -> None:
     cycle = number_graph(["2", 0])
     status, answer = server.post("/prompt", {"prompt": cycle})
     assert status == 400
@@ -396,7 +405,7 @@ def test_cycles_and_broken_links_name_the_node(server):
     assert "99" in json.dumps(answer)
 
 
-def test_valid_outputs_run_although_others_are_invalid(server):
+def test_valid_outputs_run_although_others_are_invalid(server: ComfyUiServer) -> None:
     graph = number_graph(20) | {
         "3": {"class_type": "EmptyImage", "inputs": {"width": -1, "height": 8}},
         "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
@@ -413,14 +422,14 @@ def test_valid_outputs_run_although_others_are_invalid(server):
     "body",
     [b"", b"{", b"[]", b"[" * 10**5, b'{"prompt": NaN}', b'{"prompt": 1e999}', b"\xff\xfe"],
 )
-def test_bodies_that_are_not_a_json_object(server, body):
+def test_bodies_that_are_not_a_json_object(server: ComfyUiServer, body: bytes) -> None:
     for path in ("/prompt", "/queue", "/history"):
         status, answer = server.post(path, body)
         assert status == 400
         assert answer["error"]["message"]
 
 
-def test_bodies_have_a_limit(server):
+def test_bodies_have_a_limit(server: ComfyUiServer) -> None:
     assert server.post("/prompt", b" " * (33 * 2**20))[0] == 413
     assert server.upload("big.png", b"\0" * (2**20 + 1))[0] == 413
     assert not list((server.folder / "input").glob(".part-*"))
@@ -435,7 +444,7 @@ def test_bodies_have_a_limit(server):
         {"Origin": "null"},
     ],
 )
-def test_pages_of_other_sites_are_refused(server, headers):
+def test_pages_of_other_sites_are_refused(server: ComfyUiServer, headers: dict[str, str]) -> None:
     assert server.get("/queue", headers)[0] == 403
     assert server.post("/interrupt", None, headers)[0] == 403
     assert server.get("/ws", headers)[0] == 403
@@ -450,7 +459,7 @@ def png(colour: str, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes
     return out.getvalue()
 
 
-def test_uploads_get_unique_names(server):
+def test_uploads_get_unique_names(server: ComfyUiServer) -> None:
     red, blue = png("red"), png("blue")
     assert server.upload("a.png", red) == (200, {"name": "a.png", "subfolder": "", "type": "input"})
     assert server.upload("a.png", red)[1]["name"] == "a.png"
@@ -476,25 +485,27 @@ def test_uploads_get_unique_names(server):
         ("x.png", {"type": "models"}),
     ],
 )
-def test_uploads_do_not_leave_their_folder(server, name, fields):
+def test_uploads_do_not_leave_their_folder(
+    server: ComfyUiServer, name: str, fields: dict[str, str]
+) -> None:
     before = sorted(server.folder.rglob("*"))
     assert server.upload(name, b"x", **fields)[0] == 400
     assert sorted(server.folder.rglob("*")) == before
 
 
-def test_an_absolute_path_is_stored_below_its_folder(server):
+def test_an_absolute_path_is_stored_below_its_folder(server: ComfyUiServer) -> None:
     answer = server.upload("/rooted.png", b"x", subfolder="/etc")
     assert answer == (200, {"name": "rooted.png", "subfolder": "etc", "type": "input"})
     assert (server.folder / "input" / "etc" / "rooted.png").is_file()
 
 
-def test_invalid_forms_are_refused(server):
+def test_invalid_forms_are_refused(server: ComfyUiServer) -> None:
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     for body, headers in ((b"{}", {}), (b"--x--\r\n", form), (b"nothing", form)):
         assert server.post("/upload/image", body, headers)[0] == 400
 
 
-def test_a_mask_becomes_the_alpha_channel(server):
+def test_a_mask_becomes_the_alpha_channel(server: ComfyUiServer) -> None:
     server.upload("below.png", png("red"))
     mask = png("#00000040", (4, 4), "RGBA")
     reference = json.dumps({"filename": "below.png", "type": "input", "subfolder": ""})
@@ -509,13 +520,13 @@ def test_a_mask_becomes_the_alpha_channel(server):
     assert Image.open(io.BytesIO(rgb)).mode == "RGB"
 
 
-def test_a_preview_is_converted_and_a_page_is_not_shown(server):
+def test_a_preview_is_converted_and_a_page_is_not_shown(server: ComfyUiServer) -> None:
     wait_for_entry(server, submit(server, picture_graph("seen")))
     _, small = server.get("/view?filename=seen_00001_.png&preview=webp;50")
     assert Image.open(io.BytesIO(small)).format == "WEBP"
     server.upload("page.html", b"<script>alert(1)</script>")
 
-    async def head():
+    async def head() -> Mapping[str, str]:
         async with aiohttp.ClientSession() as session:
             answer = await session.head(f"{server.url}/view?filename=page.html&type=input")
             return answer.headers
@@ -537,7 +548,9 @@ PATHS = st.lists(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(name=PATHS, folder=PATHS, encode=st.booleans())
-def test_no_address_leaves_the_folders(server, name, folder, encode):
+def test_no_address_leaves_the_folders(
+    server: ComfyUiServer, name: str, folder: str, encode: bool
+) -> None:
     secret = server.folder / "secret"
     secret.write_text("secret")
     link = server.folder / "output" / "link"
@@ -556,7 +569,7 @@ def test_no_address_leaves_the_folders(server, name, folder, encode):
 # --- what there is --------------------------------------------------------------------------------
 
 
-def test_object_info_has_comfyuis_format(server):
+def test_object_info_has_comfyuis_format(server: ComfyUiServer) -> None:
     info = server.get_json("/object_info")
     sampler = info["KSampler"]
     assert sampler["input"]["required"]["steps"] == [
@@ -580,7 +593,7 @@ def test_object_info_has_comfyuis_format(server):
     assert server.get_json("/object_info/DWPreprocessor") == {}
 
 
-def test_models_and_machine(server):
+def test_models_and_machine(server: ComfyUiServer) -> None:
     assert "latent_upscale_models" in server.get_json("/models")
     assert server.get_json("/api/models/loras") == ["pocket-distilled-lora.safetensors"]
     assert server.get("/models/nowhere")[0] == 404
@@ -595,7 +608,7 @@ def test_models_and_machine(server):
     assert server.get("/nothing")[0] == 404
 
 
-def test_free_restarts_the_worker(server):
+def test_free_restarts_the_worker(server: ComfyUiServer) -> None:
     """The last test that needs the worker, because loading it again takes seconds."""
     wait_for_entry(server, submit(server, number_graph(7)))
     (before,) = psutil.Process(server.process.pid).children()
@@ -608,7 +621,7 @@ def test_free_restarts_the_worker(server):
 # --- starting -------------------------------------------------------------------------------------
 
 
-def run_refused(folder, monkeypatch, *flags) -> LadderError:
+def run_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> LadderError:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LADDER_STORE", str(folder / "store"))
     result = CliRunner().invoke(app, ["serve", *flags])
@@ -616,7 +629,7 @@ def run_refused(folder, monkeypatch, *flags) -> LadderError:
     return result.exception
 
 
-def test_a_used_port_is_named(tmp_path, monkeypatch):
+def test_a_used_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = run_refused(tmp_path, monkeypatch, "--comfyui", "--port", str(port))
@@ -635,13 +648,15 @@ def test_a_used_port_is_named(tmp_path, monkeypatch):
         (["--comfyui", "--vram", "-1"], "is not a size"),
     ],
 )
-def test_wrong_flags_are_refused(tmp_path, monkeypatch, flags, said):
+def test_wrong_flags_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], said: str
+) -> None:
     (tmp_path / "file").touch()
     error = run_refused(tmp_path, monkeypatch, "--port", "0", *flags)
     assert said in f"{error.message} {error.hint}"
 
 
-def test_without_aiohttp_the_error_names_the_pip_command(tmp_path):
+def test_without_aiohttp_the_error_names_the_pip_command(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['aiohttp'] = None; sys.argv[1:] = ['serve', '--comfyui']; "
         "from latent_ladder.cli.app import main; main()"

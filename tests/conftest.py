@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,12 @@ from helpers.goldens import Goldens
 def golden() -> Goldens:
     """Access to the goldens."""
     return Goldens()
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C as a terminal would give it: a background shell starts its jobs without it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,7 +47,7 @@ coverage: $(VENV)/.installed-dev  ## all tests, with the share of lines that the
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=latent_ladder --cov-report=term:skip-covered | tee coverage.txt
 
 docs: $(VENV)/.installed-dev  ## the documents as a site: site/index.html
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 dist: $(VENV)/.installed-dev  ## build the packages, check them, make a clip from the wheel in an empty folder
 	rm -rf dist build/wheel-check

@@ -1,12 +1,12 @@
-"""Peak memory of turning latents into an H.264 file, against the number of frames.
+"""Peak memory of decoding latents into an H.264 file, by number of frames.
 
-Each case runs in its own process, so that its peak is its own:
+Each case runs in a separate process, for its own peak memory:
 
-* ``streamed``: this package, the whole clip without tiles, frames encoded as they come;
+* ``decode_streamed``: this package, without tiles, frames encoded as they are decoded;
 * ``at once``: the whole clip through diffusers' ``AutoencoderKLLTX2Video``, then encoded.
 
-Weights are random, the widths those of a pocket-size video VAE (64 latent channels, decoder 40 to
-160 channels), so the numbers say how memory grows, not what the 2.3 model takes.
+Weights are random, with the widths of the pocket's video VAE (64 latent channels, decoder 40 to
+160 channels): the numbers show how memory grows, not how much the 2.3 model needs.
 
     python benchmarks/decode_memory.py    # prints a table, writes results/decode_memory.json
 """
@@ -32,16 +32,16 @@ import torch
 from torch import Tensor
 
 from latent_ladder.media.video_writer import VideoSpec, write_video
-from latent_ladder.models.network_configs import VideoCoder
-from latent_ladder.models.vae_loading import Statistics
-from latent_ladder.models.video_vae.networks import VideoDecoder, packed
+from latent_ladder.models.network_configs import VideoVaeConfig
+from latent_ladder.models.vae_loading import LatentStatistics
+from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video
 
 RESULTS = Path(__file__).parent / "results" / "decode_memory.json"
 FRAMES = (25, 73, 121, 241)
 SIDE = 512
 CASES = ("streamed", "at once")
-DECODER = VideoCoder(
+DECODER = VideoVaeConfig(
     latent_channels=64,
     patch=4,
     widths=(160, 80, 80, 40, 20),
@@ -53,17 +53,17 @@ DECODER = VideoCoder(
 )
 
 
-def streamed(latents: Tensor) -> Iterator[np.ndarray]:
-    """Frames in chunks, as the package decodes them."""
-    plain = Statistics(torch.zeros(64), torch.ones(64))
-    decoder = packed(VideoDecoder(DECODER).eval().requires_grad_(False))
+def decode_streamed(latents: Tensor) -> Iterator[np.ndarray]:
+    """Decode with this package, in chunks of frames."""
+    plain = LatentStatistics(torch.zeros(64), torch.ones(64))
+    decoder = pack_kernels(VideoDecoder(DECODER).eval().requires_grad_(False))
     vae = VideoVae(None, decoder, DECODER, plain, torch.device("cpu"), torch.float32)
     return decode_video(latents, vae)
 
 
 @torch.no_grad()
-def at_once(latents: Tensor) -> Iterator[np.ndarray]:
-    """All frames at once, through the same network as diffusers builds and decodes it."""
+def decode_at_once(latents: Tensor) -> Iterator[np.ndarray]:
+    """Decode all frames at once with the same network in diffusers."""
     from diffusers import AutoencoderKLLTX2Video
 
     vae = AutoencoderKLLTX2Video(
@@ -86,10 +86,10 @@ def at_once(latents: Tensor) -> Iterator[np.ndarray]:
 
 
 def run_case(case: str, frames: int) -> dict[str, Any]:
-    """Decode and encode in this process; peak resident memory above what start-up took."""
+    """Decode and encode in this process; measures peak memory, also above that at start."""
     torch.manual_seed(0)
     latents = torch.randn(1, 64, 1 + (frames - 1) // 8, SIDE // 32, SIDE // 32)
-    chunks = streamed(latents) if case == "streamed" else at_once(latents)
+    chunks = decode_streamed(latents) if case == "streamed" else decode_at_once(latents)
     before, started = peak_mib(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         spec = VideoSpec((SIDE, SIDE), Fraction(24))
@@ -108,8 +108,8 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def in_own_process(case: str, frames: int) -> dict[str, Any]:
-    """Run one case in a fresh interpreter; where it dies (out of memory), say so."""
+def run_in_process(case: str, frames: int) -> dict[str, Any]:
+    """Run one case in a new process; a failure (out of memory) is part of the result."""
     command = [sys.executable, __file__, "--case", case, "--frames", str(frames)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -119,7 +119,7 @@ def in_own_process(case: str, frames: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line per number of frames."""
+    """Markdown table with one line per number of frames."""
     lines = [f"| frames {SIDE}x{SIDE} | streamed MiB | at once MiB | streamed s | at once s |"]
     lines.append("|---|---|---|---|---|")
     for frames in dict.fromkeys(row["frames"] for row in rows):
@@ -144,11 +144,11 @@ def main() -> None:
     rows = []
     for frames in arguments.frames:
         for case in CASES:
-            rows.append(in_own_process(case, frames))
+            rows.append(run_in_process(case, frames))
             print(rows[-1], file=sys.stderr, flush=True)
     print(table(rows))
     RESULTS.parent.mkdir(exist_ok=True)
-    about = {
+    environment = {
         "torch": torch.__version__,
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
@@ -156,7 +156,7 @@ def main() -> None:
         "size": [SIDE, SIDE],
         "decoder_widths": DECODER.widths,
     }
-    RESULTS.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"about": environment, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

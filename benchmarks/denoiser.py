@@ -1,13 +1,13 @@
-"""Time and memory of the denoiser against diffusers' transformer on the same weights.
+"""Time and memory of the denoiser, compared with diffusers' transformer on the same weights.
 
 ``python benchmarks/denoiser.py [--cases pocket wide] [--threads 2] [--rounds 5]``
 
 Cases: a plain forward, a guided step (4 passes: prompt, negative prompt, STG in one block,
-modality), and both with a kept first frame (per-token noise levels). float32 on the CPU. The two
-sides take turns within each round; reported are medians, and the ratios of medians, of minima and
-of the least processor time, which a busy machine disturbs least. Memory is the peak above the
-loaded weights and inputs, one fresh process per side. The roofline line is the achieved rate of
-the plain forward over that of a matrix product measured in the same run. Writes
+modality), and both with a conditioning first frame (per-token noise levels). float32 on the CPU.
+Both sides alternate within each round. Reported are medians, and the ratios of medians, of minima
+and of minimal processor time, which other processes affect least. Memory is the peak above loaded
+weights and inputs, in a new process per side. The roofline line is the rate of the plain forward
+relative to that of a matrix product in the same run. Writes
 ``benchmarks/results/denoiser.json``.
 """
 
@@ -33,7 +33,7 @@ from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor, nn
 
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.sampling.guiders import Guidance
@@ -44,7 +44,7 @@ GUIDANCE = (3.0, 1.0, 3.0, 0.7)
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one comparison: latent frames, height, width, audio and text tokens."""
+    """Sizes of one comparison: transformer, latent frames, height, width, audio and text tokens."""
 
     layers: int
     heads: int
@@ -59,17 +59,17 @@ class Case:
 
     @property
     def stg_block(self) -> int:
-        """As deep as block 28 of 48."""
+        """Block for STG, at the same relative depth as block 28 of 48."""
         return self.layers * 28 // 48
 
     def config(self) -> TransformerConfig:
-        """A 2.3 transformer of this size."""
-        dim, sound = self.heads * self.head_dim, self.audio_heads * self.audio_head_dim
+        """Configuration of a 2.3 transformer of this size."""
+        dim, audio_dim = self.heads * self.head_dim, self.audio_heads * self.audio_head_dim
         video = StreamConfig(
             128, 128, self.heads, self.head_dim, 4 * dim, dim, (20.0, 2048.0, 2048.0)
         )
         audio = StreamConfig(
-            128, 128, self.audio_heads, self.audio_head_dim, 4 * sound, sound, (20.0,)
+            128, 128, self.audio_heads, self.audio_head_dim, 4 * audio_dim, audio_dim, (20.0,)
         )
         return TransformerConfig(self.layers, video, audio)
 
@@ -83,7 +83,7 @@ TASKS = ("forward", "guided", "image_forward", "image_guided")
 
 
 def workload(case: Case, kept: int = 0) -> Workload:
-    """Random latents and text of the case's sizes."""
+    """Random latents and text contexts of the case's sizes; ``kept`` tokens are conditioning."""
     torch.manual_seed(1)
     config = case.config()
     tokens = case.frames * case.height * case.width
@@ -96,14 +96,17 @@ def workload(case: Case, kept: int = 0) -> Workload:
         torch.randn(1, case.audio, 128),
         video_positions(case.frames, case.height, case.width, 24),
         audio_positions(case.audio),
-        *texts,
+        texts[0],
+        texts[1],
+        texts[2],
+        texts[3],
         sigma=0.7,
         kept=kept,
     )
 
 
 def build(case: Case) -> Transformer:
-    """Our transformer with random weights that matter everywhere."""
+    """Build our transformer with random weights, none of them zero."""
     model = Transformer(case.config())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -116,7 +119,7 @@ def build(case: Case) -> Transformer:
 
 
 def our_tasks(model: Transformer, case: Case) -> dict[str, Callable[[], Tensor]]:
-    """Name -> one step's packed x0. Tables are built here, once, as a stage does."""
+    """Functions that compute one step's packed x0, by name; rotation tables are built before."""
     tasks: dict[str, Callable[[], Tensor]] = {}
     for name in TASKS:
         work = workload(case, case.height * case.width if name.startswith("image") else 0)
@@ -124,14 +127,14 @@ def our_tasks(model: Transformer, case: Case) -> dict[str, Callable[[], Tensor]]
         if name.endswith("guided"):
             cfg, stg, modality, rescale = GUIDANCE
             guidance = Guidance(cfg, stg, modality, rescale, (case.stg_block,))
-        video = StreamRun(
+        video = DenoiserStream(
             work.video_positions,
             work.video_context,
             work.negative_video_context,
             mask=work.mask,
             guidance=guidance,
         )
-        audio = StreamRun(
+        audio = DenoiserStream(
             work.audio_positions,
             work.audio_context,
             work.negative_audio_context,
@@ -144,7 +147,7 @@ def our_tasks(model: Transformer, case: Case) -> dict[str, Callable[[], Tensor]]
 
 
 def rival_tasks(model: nn.Module, case: Case) -> dict[str, Callable[[], Tensor]]:
-    """The same for diffusers."""
+    """The same functions for diffusers."""
 
     def run(name: str, work: Workload) -> Tensor:
         with torch.inference_mode():
@@ -163,13 +166,13 @@ def rival_tasks(model: nn.Module, case: Case) -> dict[str, Callable[[], Tensor]]
 
 
 class Seconds(NamedTuple):
-    """One call on the clock and in processor time of all threads."""
+    """Duration of one call in wall time and processor time of all threads."""
 
     wall: float
     cpu: float
 
 
-def timed(task: Callable[[], object]) -> Seconds:
+def time_call(task: Callable[[], object]) -> Seconds:
     """Time one call."""
     wall, cpu = time.perf_counter(), time.process_time()
     task()
@@ -177,7 +180,7 @@ def timed(task: Callable[[], object]) -> Seconds:
 
 
 def matmul_rate(case: Case) -> float:
-    """FLOP/s of a feed-forward matrix product of this case, best of five."""
+    """FLOP/s of a feed-forward matrix product of this case's size, best of five."""
     tokens, dim = case.frames * case.height * case.width, case.heads * case.head_dim
     a, b = torch.randn(tokens, dim), torch.randn(dim, 4 * dim)
     repeats = max(1, int(2e10 / (8 * tokens * dim**2)))
@@ -187,11 +190,11 @@ def matmul_rate(case: Case) -> float:
             torch.mm(a, b)
 
     product()
-    return repeats * 8 * tokens * dim**2 / min(timed(product).wall for _ in range(5))
+    return repeats * 8 * tokens * dim**2 / min(time_call(product).wall for _ in range(5))
 
 
 def forward_flops(case: Case) -> float:
-    """Multiply-adds times two of one plain forward, matrices and attention."""
+    """Floating-point operations of one plain forward: matrix products and attention."""
     d, s = case.heads * case.head_dim, case.audio_heads * case.audio_head_dim
     n, m, text = case.frames * case.height * case.width, case.audio, case.text
     linear = n * (4 * d * d + 2 * d * d + 8 * d * d + 2 * d * s + 2 * d * s)
@@ -201,7 +204,7 @@ def forward_flops(case: Case) -> float:
 
 
 def compare_times(name: str, rounds: int) -> dict[str, object]:
-    """Both sides in this process, taking turns."""
+    """Compare times of both sides in this process, alternating."""
     case = CASES[name]
     ours = build(case)
     sides = {"ours": our_tasks(ours, case), "diffusers": rival_tasks(build_rival(ours), case)}
@@ -212,7 +215,7 @@ def compare_times(name: str, rounds: int) -> dict[str, object]:
         times: dict[str, list[Seconds]] = {side: [] for side in sides}
         for r in range(rounds):
             for side in sorted(sides, reverse=bool(r % 2)):
-                times[side].append(timed(sides[side][task]))
+                times[side].append(time_call(sides[side][task]))
         report[task] = _summary(times) | {
             "largest_difference": (first["ours"] - first["diffusers"]).abs().max().item()
         }
@@ -228,18 +231,18 @@ def compare_times(name: str, rounds: int) -> dict[str, object]:
 
 def _summary(times: Mapping[str, list[Seconds]]) -> dict[str, float]:
     report = {}
-    for side, found in times.items():
-        walls = [t.wall for t in found]
+    for side, samples in times.items():
+        walls = [t.wall for t in samples]
         report[f"{side}_s"] = statistics.median(walls)
         report[f"{side}_min_s"] = min(walls)
-        report[f"{side}_cpu_s"] = min(t.cpu for t in found)
+        report[f"{side}_cpu_s"] = min(t.cpu for t in samples)
     for kind in ("s", "min_s", "cpu_s"):
         report[f"ratio_{kind}"] = report[f"ours_{kind}"] / report[f"diffusers_{kind}"]
     return report
 
 
 def peak_memory(name: str, side: str, task: str) -> dict[str, float]:
-    """Peak resident bytes above weights and inputs, of the first call in this process."""
+    """Peak resident bytes of the first call in this process, above weights and inputs."""
     case = CASES[name]
     ours = build(case)
     if side == "ours":
@@ -262,7 +265,7 @@ def _status(field: str) -> int:
 
 
 def compare_memory(name: str, threads: int) -> dict[str, dict[str, float]]:
-    """One fresh process per side and task."""
+    """Compare peak memory, in a new process per side and task."""
     report = {}
     for task in TASKS:
         peaks = {}
@@ -280,7 +283,7 @@ def compare_memory(name: str, threads: int) -> dict[str, dict[str, float]]:
 
 
 def print_table(results: Mapping[str, dict[str, object]]) -> None:
-    """One line per case and task."""
+    """Print one line per case and task."""
     print(f"{'case':8}{'task':16}{'ours':>9}{'diffusers':>11}{'time':>7}", end="")
     print(f"{'(min)':>8}{'(cpu)':>8}", end="")
     print(f"{'ours MiB':>10}{'MiB':>8}{'memory':>8}")
@@ -301,7 +304,7 @@ def print_table(results: Mapping[str, dict[str, object]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=["pocket", "wide"], choices=sorted(CASES))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -319,7 +322,7 @@ def main() -> None:
         results[name] = {"sizes": asdict(case), "time": times, "memory": memory}
         gc.collect()
     print_table(results)
-    about = {
+    environment = {
         "machine": platform.processor() or platform.machine(),
         "threads": args.threads,
         "torch": torch.__version__,
@@ -327,7 +330,7 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "denoiser.json"
-    path.write_text(json.dumps({"about": about, "cases": results}, indent=1) + "\n")
+    path.write_text(json.dumps({"about": environment, "cases": results}, indent=1) + "\n")
     print(f"written to {path}")
 
 

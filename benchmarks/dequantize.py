@@ -1,12 +1,12 @@
-"""Decoding stored weights, against gguf-py (GGML types) and comfy-kitchen (the others).
+"""Time of dequantising weights, compared with gguf-py (GGML types) and comfy-kitchen (others).
 
     python benchmarks/dequantize.py [--rows 4096] [--columns 4096] [--threads 1] [--repeat 5]
 
-Needs ``pip install gguf comfy-kitchen packaging``; without one of them its rows have no rival.
-Prints a table: our time to float32 (with one thread its CPU time, which a busy machine disturbs
-less), the rival's, the ratio (below 1 we are faster), the greatest
-difference of the results, and the relative L2 error of the format on normal random weights where
-something here or there can encode them.
+Needs ``pip install gguf comfy-kitchen packaging``; rows of a missing library have no comparison.
+Prints a table: our time to float32 (with one thread its processor time, which other processes
+affect less), the other library's time, the ratio (below 1: ours is faster), the largest
+difference of the results, and the relative L2 error of the format on normal random weights, if an
+encoder is available.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_ladder.models.weights.dequantize_ggml import BLOCKS
+from latent_ladder.models.weights.dequantize_ggml import GGML_BLOCKS
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 sys.path.append(str(Path(__file__).parents[1] / "training" / "pocket"))
 from k_types import ENCODERS
 
 CLOCK = {True: time.process_time, False: time.perf_counter}
-"""By whether there is one thread only."""
+"""Clock by number of threads: True for a single thread."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A stored matrix, the rival's decoder of it, and what it was encoded from, if known."""
+    """Quantised matrix, the other library's decoder for it, and the original matrix, if known."""
 
     stored: QuantizedTensor
     rival: Callable[[], Any] | None
@@ -58,16 +58,16 @@ def main() -> None:
         f"{'format':10}{'ours ms':>9}{'rival ms':>10}{'ratio':>7}{'max diff':>10}{'rel. error':>11}"
     )
     for name, case in cases.items():
-        print(f"{name:10}" + measured(case, args.repeat), flush=True)
+        print(f"{name:10}" + measure_case(case, args.repeat), flush=True)
 
 
-def measured(case: Case, repeat: int) -> str:
-    """The row of one format; both sides take turns, so that a busy machine hits both."""
+def measure_case(case: Case, repeat: int) -> str:
+    """Measure one format and return its table row; both sides alternate within a run."""
     ours, theirs = [], []
     for _ in range(repeat):
-        ours.append(timed(lambda: case.stored.dequantize(torch.float32)))
+        ours.append(time_call(lambda: case.stored.dequantize(torch.float32)))
         if case.rival is not None:
-            theirs.append(timed(case.rival))
+            theirs.append(time_call(case.rival))
     got = case.stored.dequantize(torch.float32)
     text = f"{min(ours) * 1e3:9.1f}"
     if case.rival is None:
@@ -80,14 +80,14 @@ def measured(case: Case, repeat: int) -> str:
     return text + f"{((got - case.original).norm() / case.original.norm()).item():11.2%}"
 
 
-def timed(call: Callable[[], Any]) -> float:
+def time_call(call: Callable[[], Any]) -> float:
     start = CLOCK[torch.get_num_threads() == 1]()
     call()
     return CLOCK[torch.get_num_threads() == 1]() - start
 
 
-def installed(name: str) -> Any:
-    """The module, or ``None`` where it is not installed."""
+def import_optional(name: str) -> Any:
+    """Import a module; ``None`` if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -107,8 +107,8 @@ LAYOUTS: dict[str, tuple[str, dict[str, bool]]] = {
 
 
 def kitchen_cases(weight: Tensor) -> dict[str, Case]:
-    """Matrices encoded by comfy-kitchen; none where it is not installed."""
-    kitchen = installed("comfy_kitchen.tensor")
+    """Matrices encoded by comfy-kitchen; empty if it is not installed."""
+    kitchen = import_optional("comfy_kitchen.tensor")
     if kitchen is None:
         return {}
     return {name: kitchen_case(kitchen, weight, name) for name in LAYOUTS}
@@ -126,9 +126,9 @@ def kitchen_case(kitchen: Any, weight: Tensor, name: str) -> Case:
 
 
 def ggml_cases(weight: Tensor) -> dict[str, Case]:
-    """Blocks of every type, the K types encoded here, the others by gguf-py."""
-    gguf = installed("gguf")
-    return {name: ggml_case(gguf, weight, name) for name in BLOCKS}
+    """Matrices of every GGML type: K types encoded by this project, others by gguf-py."""
+    gguf = import_optional("gguf")
+    return {name: ggml_case(gguf, weight, name) for name in GGML_BLOCKS}
 
 
 def ggml_case(gguf: Any, weight: Tensor, name: str) -> Case:
@@ -148,10 +148,10 @@ def ggml_case(gguf: Any, weight: Tensor, name: str) -> Case:
 
 
 def random_blocks(name: str, weights: int) -> np.ndarray:
-    """Random bytes with small finite scales."""
-    block, random = BLOCKS[name], np.random.default_rng(0)
+    """Random blocks of a type with small finite scales, uint8 (n, bytes)."""
+    block, random = GGML_BLOCKS[name], np.random.default_rng(0)
     blocks = random.integers(0, 256, (weights // block.weights, block.bytes), dtype=np.uint8)
-    for at in block.halves:
+    for at in block.float16_offsets:
         half = random.uniform(0.0, 0.01, (len(blocks), 1)).astype(np.float16)
         blocks[:, at : at + 2] = half.view(np.uint8)
     return blocks

@@ -1,8 +1,8 @@
-"""Models in the original layout -> a folder that diffusers' ``from_pretrained`` reads.
+"""Convert models from the original layout to a folder for diffusers' ``from_pretrained``.
 
-diffusers has no working loader for LTX-2.3 files, so its side of a benchmark starts from a folder
-converted once, outside the clock: one sub-folder per part, as the published conversions have.
-Every part is loaded strictly, so a wrong name is an error here and not a wrong picture later.
+diffusers has no working loader for LTX-2.3 files, so its side of a benchmark uses a folder that is
+converted once, before measuring, with one sub-folder per part, as in published conversions. Every
+part is loaded strictly, so a wrong name is an error.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,24 @@ from torch import nn
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import ModelSet, model_folders, scan, select
-from latent_ladder.models import network_configs as dims
+from latent_ladder.checkpoints.selection import ModelSet, model_folders, scan, select_models
+from latent_ladder.models.network_configs import (
+    BandwidthExtensionConfig,
+    GeneratorConfig,
+    audio_vae_config,
+    bandwidth_extension_config,
+    connector_config,
+    generator_config,
+    shapes_below,
+    upsampler_config,
+    video_decoder_config,
+    video_encoder_config,
+)
 from latent_ladder.models.text_encoder.tokenizer import text_length
 
 PARTS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder", "upsampler")
 
-# Original name -> diffusers name, applied in this order to the transformer's keys.
+# Replacements of original by diffusers names, applied in this order to the transformer's keys.
 TRANSFORMER_NAMES = (
     ("audio_patchify_proj.", "audio_proj_in."),
     ("patchify_proj.", "proj_in."),
@@ -46,15 +58,15 @@ TRANSFORMER_NAMES = (
 
 
 def convert(models: Path, folder: Path) -> dict[str, Any]:
-    """Write the parts below ``folder``; returns what the pipelines need to know besides."""
-    chosen = select(scan(model_folders([models])))
-    built = {
+    """Write all parts below ``folder``; returns further facts that the pipelines need."""
+    chosen = select_models(scan(model_folders([models])))
+    built: dict[str, Any] = {
         "transformer": _transformer(chosen.transformer),
         "vae": _video_vae(chosen.video_vae),
         "connectors": _connectors(chosen),
         "text_encoder": _gemma(chosen.text_encoder),
         "upsampler": _upsampler(chosen),
-        **_sound(chosen),
+        **_audio(chosen),
     }
     for name in PARTS:
         built[name].float().save_pretrained(folder / name)
@@ -66,14 +78,14 @@ def convert(models: Path, folder: Path) -> dict[str, Any]:
 
 
 def transformer_name(key: str) -> str:
-    """The diffusers name of one transformer tensor."""
+    """Convert the name of one transformer tensor to diffusers'."""
     for original, new in TRANSFORMER_NAMES:
         key = key.replace(original, new)
     return key
 
 
-def _filled(network: nn.Module, component: Component, names: Mapping[str, str]) -> nn.Module:
-    """``network`` with the component's tensors; ``names`` maps theirs to the network's."""
+def _load_weights(network: nn.Module, component: Component, names: Mapping[str, str]) -> nn.Module:
+    """Load a component's tensors into ``network``; ``names`` maps its names to the network's."""
     state = {new: component.read(old).float() for old, new in names.items()}
     network.load_state_dict(state, strict=True)
     return network
@@ -110,12 +122,14 @@ def _transformer(component: Component) -> nn.Module:
         use_prompt_embeddings=False,
         perturbed_attn=True,
     )
-    return _filled(network, component, {key: transformer_name(key) for key in component.names})
+    return _load_weights(
+        network, component, {key: transformer_name(key) for key in component.names}
+    )
 
 
 def _video_vae(component: Component) -> nn.Module:
     shapes, config = component.shapes(), component.config
-    encoder, decoder = dims.video_encoder(shapes, config), dims.video_decoder(shapes, config)
+    encoder, decoder = video_encoder_config(shapes, config), video_decoder_config(shapes, config)
     kinds = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
     steps = list(zip(decoder.widths, decoder.widths[1:], strict=False))
     strides = (*encoder.resamplers,)
@@ -126,7 +140,7 @@ def _video_vae(component: Component) -> nn.Module:
         spatio_temporal_scaling=(True,) * len(encoder.resamplers),
         layers_per_block=encoder.layers,
         downsample_type=tuple(kinds[kind] for kind in encoder.resamplers),
-        # diffusers lists all but the kinds of the up-samplers from the pixel side.
+        # diffusers lists these from the pixels to the latents, except upsample_type.
         decoder_block_out_channels=decoder.widths[-2::-1],
         decoder_spatio_temporal_scaling=(True,) * len(decoder.resamplers),
         decoder_layers_per_block=decoder.layers[::-1],
@@ -142,21 +156,23 @@ def _video_vae(component: Component) -> nn.Module:
         spatial_compression_ratio=encoder.patch * 2 ** sum(k != "time" for k in strides),
         temporal_compression_ratio=2 ** sum(k != "space" for k in strides),
     )
-    return _filled(network, component, network_names(component))
+    return _load_weights(network, component, network_names(component))
 
 
 def _connectors(chosen: ModelSet) -> nn.Module:
-    """Text projections and both connectors; ``hidden`` is the width of the text encoder."""
+    """Build the text projections and both connectors."""
     both, texts = chosen.connectors, chosen.text_projection
     hidden, shapes = chosen.text_encoder.shape("norm.weight")[0], texts.shapes()
     single = shapes.get("aggregate_embed.weight")
-    wide = {s: single or shapes[f"{s}_aggregate_embed.weight"] for s in ("video", "audio")}
+    shapes_by_stream = {
+        s: single or shapes[f"{s}_aggregate_embed.weight"] for s in ("video", "audio")
+    }
     network = LTX2TextConnectors(
         caption_channels=hidden,
-        text_proj_in_factor=wide["video"][1] // hidden,
+        text_proj_in_factor=shapes_by_stream["video"][1] // hidden,
         per_modality_projections=single is None,
-        video_hidden_dim=wide["video"][0],
-        audio_hidden_dim=wide["audio"][0],
+        video_hidden_dim=shapes_by_stream["video"][0],
+        audio_hidden_dim=shapes_by_stream["audio"][0],
         proj_bias=any(key.endswith(".bias") for key in shapes),
         connector_rope_base_seq_len=both.config.get(
             "connector_positional_embedding_max_pos", [4096]
@@ -173,13 +189,14 @@ def _connectors(chosen: ModelSet) -> nn.Module:
         for old, new in network_names(component).items()
     }
     network.load_state_dict(state, strict=True)
+    assert isinstance(network, nn.Module)
     return network
 
 
 def _connector_sizes(component: Component) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for stream in ("video", "audio"):
-        part = dims.connector(component.shapes(), component.config, stream)
+        part = connector_config(component.shapes(), component.config, stream)
         sizes |= {
             f"{stream}_connector_num_attention_heads": part.heads,
             f"{stream}_connector_attention_head_dim": part.head_dim,
@@ -191,70 +208,70 @@ def _connector_sizes(component: Component) -> dict[str, Any]:
 
 
 def _gemma(component: Component) -> nn.Module:
-    stated = component.config.get("text_config", component.config)
-    network = Gemma3TextModel(Gemma3TextConfig(**stated))
+    settings = component.config.get("text_config", component.config)
+    network = Gemma3TextModel(Gemma3TextConfig(**settings))
     names = {k: k for k in component.names if k.startswith(("layers.", "embed_tokens.", "norm."))}
-    return _filled(network, component, names)
+    return _load_weights(network, component, names)
 
 
 def _upsampler(chosen: ModelSet) -> nn.Module:
-    component = chosen.upsamplers["spatial", 2]
-    found = dims.upsampler(component.shapes(), component.config)
+    component = chosen.upsamplers["spatial", Fraction(2)]
+    config = upsampler_config(component.shapes(), component.config)
     network = LTX2LatentUpsamplerModel(
-        in_channels=found.in_channels,
-        mid_channels=found.mid_channels,
-        num_blocks_per_stage=found.blocks,
-        dims=found.conv_dims,
-        spatial_upsample=found.spatial,
-        temporal_upsample=found.temporal,
-        rational_spatial_scale=found.scale,
-        use_rational_resampler=found.rational,
+        in_channels=config.in_channels,
+        mid_channels=config.mid_channels,
+        num_blocks_per_stage=config.blocks,
+        dims=config.conv_dims,
+        spatial_upsample=config.spatial,
+        temporal_upsample=config.temporal,
+        rational_spatial_scale=config.scale,
+        use_rational_resampler=config.rational,
     )
-    return _filled(network, component, {key: key for key in component.names})
+    return _load_weights(network, component, {key: key for key in component.names})
 
 
-def _sound(chosen: ModelSet) -> dict[str, nn.Module]:
+def _audio(chosen: ModelSet) -> dict[str, nn.Module]:
     vae, vocoder = chosen.audio_vae, chosen.vocoder
     if vae is None or vocoder is None:
-        raise SystemExit("the benchmark needs models with sound")
-    coder = dims.audio_coder(vae.shapes(), vae.config)
+        raise SystemExit("the benchmark needs models with an audio VAE and a vocoder")
+    config = audio_vae_config(vae.shapes(), vae.config)
     network = AutoencoderKLLTX2Audio(
-        base_channels=coder.base,
-        output_channels=coder.mel_channels,
-        ch_mult=coder.multipliers,
-        num_res_blocks=coder.blocks,
-        in_channels=coder.mel_channels,
-        latent_channels=coder.latent_channels,
+        base_channels=config.base,
+        output_channels=config.mel_channels,
+        ch_mult=config.multipliers,
+        num_res_blocks=config.blocks,
+        in_channels=config.mel_channels,
+        latent_channels=config.latent_channels,
         norm_type="pixel",
-        causality_axis=coder.causality_axis,
-        mel_bins=coder.mel_bins,
+        causality_axis=config.causality_axis,
+        mel_bins=config.mel_bins,
     )
     return {
-        "audio_vae": _filled(network, vae, network_names(vae)),
-        "vocoder": _filled(_vocoder(vocoder), vocoder, network_names(vocoder)),
+        "audio_vae": _load_weights(network, vae, network_names(vae)),
+        "vocoder": _load_weights(_vocoder(vocoder), vocoder, network_names(vocoder)),
     }
 
 
 def _vocoder(component: Component) -> nn.Module:
     shapes, config = component.shapes(), component.config
-    extension = dims.bandwidth_extension(shapes, config)
+    extension = bandwidth_extension_config(shapes, config)
     if extension is None:
-        return build_vocoder(dims.wave_generator(shapes, config, last="clamp"), None)
+        return build_vocoder(generator_config(shapes, config, last="clamp"), None)
     section = config.get("vocoder", {})
-    main = dims.wave_generator(dims.below(shapes, "vocoder."), section, last="clamp")
+    main = generator_config(shapes_below(shapes, "vocoder."), section, last="clamp")
     return build_vocoder(main, extension)
 
 
-def build_vocoder(main: dims.WaveGenerator, extension: dims.BandwidthExtension | None) -> nn.Module:
-    """The vocoder, with its bandwidth extension where there is one."""
+def build_vocoder(main: GeneratorConfig, extension: BandwidthExtensionConfig | None) -> nn.Module:
+    """Build the vocoder, with its bandwidth extension if it has one."""
     network: nn.Module
     if extension is None:
         network = LTX2Vocoder(**_generator_arguments(main))
         return network
-    wide = _generator_arguments(extension.generator)
+    shapes_by_stream = _generator_arguments(extension.generator)
     network = LTX2VocoderWithBWE(
         **_generator_arguments(main),
-        **{f"bwe_{name}": value for name, value in wide.items()},
+        **{f"bwe_{name}": value for name, value in shapes_by_stream.items()},
         filter_length=extension.n_fft,
         hop_length=extension.hop,
         window_length=extension.window,
@@ -265,7 +282,7 @@ def build_vocoder(main: dims.WaveGenerator, extension: dims.BandwidthExtension |
     return network
 
 
-def _generator_arguments(generator: dims.WaveGenerator) -> dict[str, Any]:
+def _generator_arguments(generator: GeneratorConfig) -> dict[str, Any]:
     return {
         "in_channels": generator.in_channels,
         "hidden_channels": generator.hidden,

@@ -1,13 +1,11 @@
-"""Original tensor names -> names in diffusers' classes, for the rival's side of a benchmark."""
+"""Map original tensor names to names in diffusers' classes, for its side of a benchmark."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from latent_ladder.checkpoints.components import Component
-
-Renaming = Callable[[Iterable[str]], dict[str, str]]
 
 _SEGMENTS: Mapping[str, Mapping[str, str]] = {
     "video_vae": {"res_blocks": "resnets"},
@@ -33,7 +31,7 @@ _SEGMENTS: Mapping[str, Mapping[str, str]] = {
     },
     "latent_upsampler": {},
 }
-"""Names between dots that are spelled differently, by role."""
+"""Parts of dotted names that differ, by component role."""
 
 _WHOLE_NAMES = {
     "per_channel_statistics.mean-of-means": "latents_mean",
@@ -44,10 +42,10 @@ _VAE_BLOCK = re.compile(r"(encoder\.down_blocks|decoder\.up_blocks)\.(\d+)\.")
 
 
 def network_names(component: Component) -> dict[str, str]:
-    """Original name -> name in the network class, for every tensor the network has.
+    """Map the original name of each tensor to its name in the network class, one to one.
 
-    One-to-one; names that no network uses (unused statistics) are left out, anything else that is
-    not in the tables keeps its name, so that a strict load reports it.
+    Tensors that no network uses (unused statistics) are left out. A name that is not in the tables
+    is unchanged, so that strict loading reports it.
     """
     segments = _SEGMENTS[component.role]
     keys = [key for key in component.names if not _is_unused(key)]
@@ -66,16 +64,17 @@ def _is_unused(key: str) -> bool:
 
 
 def _encoder_depth(keys: Iterable[str]) -> int:
-    """How many down-sampling blocks (the odd ones) the video encoder has."""
+    """Number of downsampling blocks (those with odd numbers) of the video encoder."""
     found = (re.match(r"encoder\.down_blocks\.(\d+)\.conv\.", key) for key in keys)
     return len({match[1] for match in found if match})
 
 
 def _block_name(key: str, depth: int) -> str:
-    """Video VAE: the original counts residual stages and resamplers in one list.
+    """Rename the blocks of a video VAE, which the original numbers in one list.
 
-    Encoder 0, 2, 4, ... are stages, 1, 3, 5, ... the resampler after each, the last one stands
-    alone; the decoder starts with a lone stage, then resampler and stage alternate.
+    In the encoder, 0, 2, 4, ... are residual blocks and 1, 3, 5, ... the resamplers after them;
+    the last residual blocks have no resampler. The decoder starts with residual blocks, followed
+    by alternating resamplers and residual blocks.
     """
     match = _VAE_BLOCK.match(key)
     if match is None:

@@ -1,6 +1,6 @@
-"""The rival: diffusers' own pipelines making the same clip, as its documentation shows them.
+"""diffusers' side of ``two_stage.py``: makes the same clip with its own pipelines.
 
-Run as a program with a job file (see ``two_stage.py``). Imports nothing of latent-ladder.
+Run as a program with a job file (see ``two_stage.py``). Imports nothing from latent-ladder.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ CLASSES = {
 
 
 Spent = dict[str, tuple[float, float]]
-"""Phase -> (wall, processor) seconds."""
+"""Wall and processor seconds by phase."""
 
 
 class SpieceTokenizer:
-    """The model's SentencePiece vocabulary behind the call the pipeline makes.
+    """Tokenizer with the model's SentencePiece vocabulary and the interface of the pipeline.
 
-    transformers' own converter of a bare ``tokenizer.model`` gives other ids than the reference.
+    transformers' converter of a single ``tokenizer.model`` gives ids that differ from the
+    reference.
     """
 
     padding_side, pad_token, model_max_length = "left", "<pad>", 1024
@@ -73,13 +74,13 @@ def main() -> None:
     folder = Path(job["folder"])
     counter = _counter(job)
     with counter, torch.no_grad():
-        pipeline, upsampler = _timed(spent, "load", _load, folder)
-        stage_1 = _timed(spent, "text and stage 1", _stage_1, pipeline, job)
-        larger = _timed(spent, "upsample", _upsample, upsampler, stage_1[0])
-        clip, sound = _timed(
+        pipeline, upsampler = _time_phase(spent, "load", _load, folder)
+        stage_1 = _time_phase(spent, "text and stage 1", _stage_1, pipeline, job)
+        larger = _time_phase(spent, "upsample", _upsample, upsampler, stage_1[0])
+        clip, sound = _time_phase(
             spent, "text, stage 2 and decode", _stage_2, pipeline, job, larger, stage_1[1]
         )
-        _timed(spent, "encode", _encode, pipeline, job, clip, sound)
+        _time_phase(spent, "encode", _encode, pipeline, job, clip, sound)
     record: dict[str, Any] = {"spent": spent}
     if job["check"]:
         mean, std = (
@@ -101,7 +102,7 @@ def _counter(job: dict[str, Any]) -> Any:
     return FlopCounterMode(display=False)
 
 
-def _timed(spent: Spent, name: str, function: Any, *arguments: Any) -> Any:
+def _time_phase(spent: Spent, name: str, function: Any, *arguments: Any) -> Any:
     began, worked = time.perf_counter(), time.process_time()
     result = function(*arguments)
     spent[name] = (time.perf_counter() - began, time.process_time() - worked)
@@ -114,7 +115,7 @@ def _load(folder: Path) -> tuple[LTX2Pipeline, LTX2LatentUpsamplePipeline]:
         for name, kind in CLASSES.items()
     }
     upsampler = parts.pop("upsampler")
-    # Sigmas are given as they are in both stages, as for the distilled recipe.
+    # Both stages use the job's sigmas without shifting, as in the distilled recipe.
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=False, shift_terminal=None)
     pipeline = LTX2Pipeline(
         scheduler=scheduler, tokenizer=SpieceTokenizer(folder / "tokenizer.model"), **parts

@@ -1,12 +1,12 @@
-"""Eight drafts and two of them refined, against eight whole clips: the loop that drafts are for.
+"""Time of eight drafts with two of them refined, compared with eight whole clips.
 
     python benchmarks/drafts.py                                   # 8 drafts, 2 refined; goal 0.5
     python benchmarks/drafts.py --drafts 2 --chosen 1 --size 128x128 --frames 9     # tiny
 
-Both sides are what a user types, each command a process of its own with a store of its own:
-``ladder draft`` and one ``ladder refine`` for all chosen ones, against one ``ladder make`` a clip.
-With ``--one-process`` the whole clips are made in one process instead, which starts and loads once
-for all of them. Clips are checked to be the same, bit for bit, on both sides.
+Both sides run the commands of a user, each in a separate process with a separate store: ``ladder
+draft`` and one ``ladder refine`` of all chosen drafts, compared with one ``ladder make`` per clip.
+With ``--one-process`` the whole clips are made in one process, which loads the models once. The
+clips of both sides are checked to be bit-identical.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ for seed in seeds:
 
 
 def main() -> None:
-    """Run both sides in turn, print the share, keep it with ``--save``."""
-    asked = _arguments()
-    rounds = []
-    for number in range(asked.rounds):
+    """Run both sides alternately and print the share of time; ``--save`` writes it."""
+    args = _arguments()
+    rounds: list[dict[str, Any]] = []
+    for number in range(args.rounds):
         with tempfile.TemporaryDirectory(prefix="drafts-") as name:
             folder = Path(name)
             sides = [("drafts", _drafts), ("whole", _whole)]
-            found = {
-                side: work(asked, folder / side)
+            times = {
+                side: work(args, folder / side)
                 for side, work in (sides if number % 2 == 0 else reversed(sides))
             }
             same = all(
-                _same(folder / "drafts" / "chosen", folder / "whole", seed)
-                for seed in _seeds(asked)[: asked.chosen]
+                _clips_equal(folder / "drafts" / "chosen", folder / "whole", seed)
+                for seed in _seeds(args)[: args.chosen]
             )
-        share = {kind: found["drafts"][kind] / found["whole"][kind] for kind in ("wall_s", "cpu_s")}
-        rounds.append({**found, "share": share, "same_bits": same})
+        share = {kind: times["drafts"][kind] / times["whole"][kind] for kind in ("wall_s", "cpu_s")}
+        rounds.append({**times, "share": share, "same_bits": same})
         print(json.dumps(rounds[-1]), flush=True)
     best = min(r["share"]["wall_s"] for r in rounds)
     print(f"share of the time {best:.2f}, goal {GOAL}")
-    if asked.save:
-        about = {"machine": platform.machine(), "cpus": os.cpu_count(), **vars(asked)}
+    if args.save:
+        environment = {"machine": platform.machine(), "cpus": os.cpu_count(), **vars(args)}
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"about": about, "rounds": rounds}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({"about": environment, "rounds": rounds}, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -82,47 +82,47 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _seeds(asked: argparse.Namespace) -> range:
-    return range(10, 10 + asked.drafts)
+def _seeds(args: argparse.Namespace) -> range:
+    return range(10, 10 + args.drafts)
 
 
-def _drafts(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Drafts of all seeds, then the first ones refined."""
+def _drafts(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Make drafts of all seeds, then refine the first ones."""
     folder.mkdir()
     shared = ["--store", str(folder / "store"), "-q"]
-    seeds = ",".join(map(str, _seeds(asked)))
-    draft = ["draft", *_clip(asked), "--seeds", seeds, "-o", str(folder / "drafts"), *shared]
-    names = [f"last:{n}" for n in range(1, asked.chosen + 1)]
+    seeds = ",".join(map(str, _seeds(args)))
+    draft = ["draft", *_clip(args), "--seeds", seeds, "-o", str(folder / "drafts"), *shared]
+    names = [f"last:{n}" for n in range(1, args.chosen + 1)]
     refine = ["refine", *names, "-o", str(folder / "chosen"), *shared]
-    return _timed([_ladder(draft), _ladder(refine)])
+    return _time_commands([_ladder(draft), _ladder(refine)])
 
 
-def _whole(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """A whole clip of every seed."""
+def _whole(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Make a whole clip of every seed."""
     folder.mkdir()
-    if asked.one_process:
-        width, height = map(int, asked.size.split("x"))
-        job = (PROMPT, (width, height), asked.frames, tuple(_seeds(asked)), str(folder))
-        return _timed([[sys.executable, "-c", LOOP, repr(job)]])
-    return _timed(
+    if args.one_process:
+        width, height = map(int, args.size.split("x"))
+        job = (PROMPT, (width, height), args.frames, tuple(_seeds(args)), str(folder))
+        return _time_commands([[sys.executable, "-c", LOOP, repr(job)]])
+    return _time_commands(
         _ladder(
-            ["make", *_clip(asked), "--seed", str(seed), "-o", str(folder / f"{seed}.mp4"),
+            ["make", *_clip(args), "--seed", str(seed), "-o", str(folder / f"{seed}.mp4"),
              "--store", str(folder / "store"), "-q"]
         )
-        for seed in _seeds(asked)
+        for seed in _seeds(args)
     )  # fmt: skip
 
 
-def _clip(asked: argparse.Namespace) -> list[str]:
-    return [PROMPT, "--preset", "pocket", "--size", asked.size, "--frames", str(asked.frames)]
+def _clip(args: argparse.Namespace) -> list[str]:
+    return [PROMPT, "--preset", "pocket", "--size", args.size, "--frames", str(args.frames)]
 
 
 def _ladder(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "latent_ladder", *words]
 
 
-def _timed(commands: Iterator[list[str]] | list[list[str]]) -> dict[str, float]:
-    """Wall and processor time of several processes, one after the other."""
+def _time_commands(commands: Iterator[list[str]] | list[list[str]]) -> dict[str, float]:
+    """Run commands one after the other; returns their wall and processor time."""
     began, before = time.monotonic(), _cpu_s()
     for command in commands:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -134,8 +134,8 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _same(chosen: Path, whole: Path, seed: int) -> bool:
-    """Whether the refined draft of a seed is the clip that was made in one go."""
+def _clips_equal(chosen: Path, whole: Path, seed: int) -> bool:
+    """Return True if the refined draft of a seed equals the clip made directly."""
     [refined] = chosen.glob(f"*-seed{seed}.mp4")
     pairs: Any = zip(read_frames(refined), read_frames(whole / f"{seed}.mp4"), strict=True)
     return all((a == b).all() for a, b in pairs)

@@ -1,10 +1,10 @@
-"""The real 2.3 transformer (48 layers, 19 B parameters, random bf16 weights) on one GPU.
+"""Time and memory of the 2.3 transformer (48 layers, 19 B random bf16 weights) on one GPU.
 
 ``python benchmarks/gpu_22b.py`` needs a CUDA device with about 60 GB; ``--tiny`` runs the same
-path with a small network on the CPU, to check the script. For stage 1 (960x544, 121 frames) and
-stage 2 (1920x1088, 121 frames): seconds per plain forward, share of the device's peak matrix rate
-(measured with a bf16 product in the same run), peak memory above the weights; ours and diffusers'
-transformer after one another on the same weights; stage 1 also as a guided step of 4 passes.
+code with a small network on the CPU, to check the script. For stage 1 (960x544, 121 frames) and
+stage 2 (1920x1088, 121 frames): seconds per plain forward, share of the device's matrix rate
+(measured with a bf16 product in the same run) and peak memory above the weights, of our
+transformer and of diffusers' on the same weights; for stage 1 also a guided step of 4 passes.
 Writes ``benchmarks/results/gpu_22b.json``.
 """
 
@@ -26,9 +26,10 @@ from denoiser import GUIDANCE
 from rival import Workload, build_rival, rival_forward, rival_guided_step
 from torch import Tensor
 
+from latent_ladder.models.network_configs import chunk_tokens
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
-from latent_ladder.models.transformer.model import CHUNK_TOKENS, Transformer
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.weights.loading import EmptyOnMeta, load_module
 from latent_ladder.sampling.guiders import Guidance
@@ -39,7 +40,7 @@ NEEDED_GIB = 55
 
 @dataclass(frozen=True)
 class Stage:
-    """Latent sizes of one stage and the tokens of sound and text."""
+    """Latent sizes of one stage, and its audio and text tokens."""
 
     name: str
     frames: int
@@ -61,22 +62,22 @@ TINY = (
 
 
 def config(tiny: bool) -> TransformerConfig:
-    """The 2.3 config, or one of its shape that fits anywhere."""
-    layers, heads, width, sound = (2, 4, 16, 8) if tiny else (48, 32, 128, 64)
-    dim, audio = heads * width, heads * sound
+    """Configuration of the 2.3 transformer, or of a tiny one."""
+    layers, heads, width, audio_head_dim = (2, 4, 16, 8) if tiny else (48, 32, 128, 64)
+    dim, audio = heads * width, heads * audio_head_dim
     return TransformerConfig(
         layers,
         StreamConfig(128, 128, heads, width, 4 * dim, dim, (20.0, 2048.0, 2048.0)),
-        StreamConfig(128, 128, heads, sound, 4 * audio, audio, (20.0,)),
+        StreamConfig(128, 128, heads, audio_head_dim, 4 * audio, audio, (20.0,)),
     )
 
 
 def build(shape: TransformerConfig, device: torch.device) -> Transformer:
-    """Random weights, drawn on the device in bf16; modulation tables float32."""
+    """Build a transformer with random bf16 weights on the device; modulation tables are float32."""
     with EmptyOnMeta():
         slots = {name: t.shape for name, t in Transformer(shape).state_dict().items()}
 
-    def draw(name: str) -> Tensor:
+    def random_tensor(name: str) -> Tensor:
         empty = torch.empty(slots[name], dtype=torch.bfloat16, device=device)
         if name.endswith("norm.weight"):
             return empty.fill_(1)
@@ -84,44 +85,47 @@ def build(shape: TransformerConfig, device: torch.device) -> Transformer:
 
     model = load_module(
         lambda: Transformer(shape),
-        {name: partial(draw, name) for name in slots},
+        {name: partial(random_tensor, name) for name in slots},
         device=device,
         dtype=torch.bfloat16,
         keep_float32=lambda name: "scale_shift_table" in name,
-        what="random transformer",
+        label="random transformer",
     )
-    model.set_chunk_tokens(CHUNK_TOKENS[device.type])
+    model.set_chunk_tokens(chunk_tokens(device.type))
     return model
 
 
 def workload(stage: Stage, shape: TransformerConfig, device: torch.device) -> Workload:
-    """Random latents (float32) and text (bf16)."""
+    """Random latents (float32) and text contexts (bf16)."""
     torch.manual_seed(1)
 
-    def draw(*size: int) -> Tensor:
+    def random_tensor(*size: int) -> Tensor:
         return torch.randn(1, *size, device=device)
 
-    texts = [draw(stage.text, s.dim).bfloat16() for s in (shape.video, shape.audio) * 2]
+    texts = [random_tensor(stage.text, s.dim).bfloat16() for s in (shape.video, shape.audio) * 2]
     return Workload(
-        draw(stage.frames * stage.height * stage.width, 128),
-        draw(stage.audio, 128),
+        random_tensor(stage.frames * stage.height * stage.width, 128),
+        random_tensor(stage.audio, 128),
         video_positions(stage.frames, stage.height, stage.width, 24).to(device),
         audio_positions(stage.audio).to(device),
-        *texts,
+        texts[0],
+        texts[1],
+        texts[2],
+        texts[3],
         sigma=0.7,
     )
 
 
 def our_call(model: Transformer, work: Workload, guided: bool) -> Callable[[], Tensor]:
-    """One step of ours; tables are made here, as a stage does."""
+    """Function that runs one step of ours; rotation tables are built before, as in a stage."""
     guidance = Guidance()
     if guided:
         cfg, stg, modality, rescale = GUIDANCE
         guidance = Guidance(cfg, stg, modality, rescale, (stg_block(model.config.layers),))
-    video = StreamRun(
+    video = DenoiserStream(
         work.video_positions, work.video_context, work.negative_video_context, guidance=guidance
     )
-    audio = StreamRun(
+    audio = DenoiserStream(
         work.audio_positions, work.audio_context, work.negative_audio_context, guidance=guidance
     )
     denoiser = Denoiser(model, video, audio)
@@ -130,7 +134,7 @@ def our_call(model: Transformer, work: Workload, guided: bool) -> Callable[[], T
 
 
 def rival_call(model: torch.nn.Module, work: Workload, guided: bool) -> Callable[[], object]:
-    """One step of diffusers."""
+    """Function that runs one step of diffusers."""
     layers = len(model.transformer_blocks)  # type: ignore[arg-type]
 
     def call() -> object:
@@ -143,12 +147,12 @@ def rival_call(model: torch.nn.Module, work: Workload, guided: bool) -> Callable
 
 
 def stg_block(layers: int) -> int:
-    """Block 28 of 48, or as deep in a smaller network."""
+    """Block for STG: 28 of 48, or at the same relative depth."""
     return layers * 28 // 48
 
 
 def flops(shape: TransformerConfig, stage: Stage) -> float:
-    """Multiply-adds times two of one plain forward."""
+    """Floating-point operations of one plain forward."""
     d, s = shape.video.dim, shape.audio.dim
     n, m, text = stage.frames * stage.height * stage.width, stage.audio, stage.text
     linear = n * (14 * d * d + 4 * d * s) + m * 18 * s * s + 2 * text * (d * d + s * s)
@@ -157,13 +161,13 @@ def flops(shape: TransformerConfig, stage: Stage) -> float:
 
 
 def measure(call: Callable[[], object], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds after one warm-up, and the peak of memory above what was held."""
+    """Median seconds after one warm-up call, and peak memory above that allocated before."""
     cuda = device.type == "cuda"
     gc.collect()
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated() if cuda else 0
+    allocated_before = torch.cuda.memory_allocated() if cuda else 0
     times = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -171,7 +175,7 @@ def measure(call: Callable[[], object], device: torch.device, rounds: int) -> di
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() - held if cuda else 0
+    peak = torch.cuda.max_memory_allocated() - allocated_before if cuda else 0
     return {"seconds": statistics.median(times[1:]), "peak_gib": peak / 2**30}
 
 
@@ -183,7 +187,7 @@ def matmul_rate(device: torch.device, size: int) -> float:
 
 
 def run(tiny: bool, rounds: int) -> dict[str, object]:
-    """All stages, ours then diffusers'."""
+    """Measure all stages, first ours, then diffusers'."""
     device = torch.device("cpu" if tiny else "cuda")
     shape = config(tiny)
     model = build(shape, device)
@@ -198,20 +202,20 @@ def run(tiny: bool, rounds: int) -> dict[str, object]:
         work = workload(stage, shape, device)
         for guided in (False, True) if stage.guided else (False,):
             label = f"{stage.name}, {'guided step' if guided else 'forward'}"
-            found: dict[str, dict[str, float]] = {}
+            measured: dict[str, dict[str, float]] = {}
             for side, (network, make) in sides.items():
-                found[side] = measure(make(network, work, guided), device, rounds)  # type: ignore[arg-type]
+                measured[side] = measure(make(network, work, guided), device, rounds)  # type: ignore[arg-type]
                 if not guided:
-                    rate = flops(shape, stage) / found[side]["seconds"]
-                    found[side]["mfu"] = rate / peak_rate
-            report[label] = found
-            print_line(label, found)
+                    rate = flops(shape, stage) / measured[side]["seconds"]
+                    measured[side]["mfu"] = rate / peak_rate
+            report[label] = measured
+            print_line(label, measured)
     return report
 
 
-def print_line(label: str, found: dict[str, dict[str, float]]) -> None:
-    """One line per measurement."""
-    ours, rival = found["ours"], found["diffusers"]
+def print_line(label: str, measured: dict[str, dict[str, float]]) -> None:
+    """Print one line per measurement."""
+    ours, rival = measured["ours"], measured["diffusers"]
     mfu = f"  MFU {ours['mfu']:.2f} / {rival['mfu']:.2f}" if "mfu" in ours else ""
     print(
         f"{label:40}{ours['seconds']:9.3f} s /{rival['seconds']:9.3f} s"
@@ -220,7 +224,7 @@ def print_line(label: str, found: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -231,7 +235,7 @@ def main() -> int:
             return 1
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
         if total < NEEDED_GIB:
-            print(f"error: {total:.0f} GiB of GPU memory, needed {NEEDED_GIB}", file=sys.stderr)
+            print(f"error: {total:.0f} GiB of GPU memory, {NEEDED_GIB} needed", file=sys.stderr)
             print("hint:  use a GPU with 80 GB, or --tiny on the CPU", file=sys.stderr)
             return 1
     report = run(args.tiny, args.rounds)

@@ -1,14 +1,14 @@
-"""LTX-2.3 at its real size on one GPU under caps: predicted and measured memory, streaming.
+"""Predicted and measured memory of LTX-2.3 on one GPU with a limited amount of memory.
 
     python benchmarks/gpu_caps.py           # a CUDA device with 80 GB, 80 GiB of RAM
-    python benchmarks/gpu_caps.py --tiny    # the same path with small networks on the CPU
+    python benchmarks/gpu_caps.py --tiny    # the same code with small networks on the CPU
 
-The transformer has random bf16 weights (48 layers, 19 B parameters), the video decoder as well. For
-every cap of ``--caps`` GiB the planner says how the distilled job of 1920x1088, 121 frames is held
-(8 + 3 steps); the allocator is limited to the cap and a forward of each stage, then the decoding of
-the clip, are run as planned: seconds, measured peak and predicted peak (goal within 10 %), and the
-time against the largest cap's (goal for streaming in stage 2: 15 % more at most). First the outputs
-of a resident, a pinned and a mixed run of a small network are compared bit for bit.
+Transformer (48 layers, 19 B parameters) and video decoder have random bf16 weights. For each limit
+of ``--caps`` GiB the planner plans the distilled job of 1920x1088, 121 frames (8 + 3 steps). The
+allocator is limited accordingly; a forward of each stage and the decoding of the clip are run as
+planned. Reported: seconds, measured and predicted peak (goal: within 10 %), and the time relative
+to that of the largest limit (goal for streaming in stage 2: at most 15 % more). First, the outputs
+of a small network are checked to be bit-identical with resident, pinned and mixed blocks.
 Needs torch, numpy, pydantic and this package's source, no network. Writes
 ``benchmarks/results/gpu_caps.json``.
 """
@@ -35,17 +35,19 @@ from helpers import checkpoint_layouts as layouts  # noqa: E402
 
 from latent_ladder.memory.cost_model import LTX_2_3, DitSize, ModelSizes  # noqa: E402
 from latent_ladder.memory.planner import GIB, Budget, Policy, StageMemory, plan_memory  # noqa: E402
-from latent_ladder.models import network_configs as dims  # noqa: E402
+from latent_ladder.models.network_configs import (  # noqa: E402
+    video_decoder_config,
+)
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig  # noqa: E402
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun  # noqa: E402
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream  # noqa: E402
 from latent_ladder.models.transformer.model import Transformer  # noqa: E402
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions  # noqa: E402
-from latent_ladder.models.vae_loading import Statistics  # noqa: E402
-from latent_ladder.models.video_vae.networks import VideoDecoder, packed  # noqa: E402
+from latent_ladder.models.vae_loading import LatentStatistics  # noqa: E402
+from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels  # noqa: E402
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video  # noqa: E402
-from latent_ladder.models.weights.block_offload import Residency  # noqa: E402
+from latent_ladder.models.weights.block_offload import BlockOffload  # noqa: E402
 from latent_ladder.models.weights.loading import EmptyOnMeta  # noqa: E402
-from latent_ladder.pipeline.output import decode_tiles  # noqa: E402
+from latent_ladder.pipeline.stages.decoding import decode_tiles  # noqa: E402
 from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.presets import read_preset  # noqa: E402
 from latent_ladder.storage.atomic_write import readable_size  # noqa: E402
@@ -53,7 +55,7 @@ from latent_ladder.storage.atomic_write import readable_size  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 BF16 = torch.bfloat16
 CONTEXT_GIB = 0.5
-"""Of a cap, what CUDA itself takes; the budget is the rest."""
+"""Memory of CUDA itself; the planner's budget is the limit minus this."""
 
 
 def main() -> int:
@@ -61,20 +63,20 @@ def main() -> int:
     parser.add_argument("--caps", type=float, nargs="*", default=[80, 24, 16, 12])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="small networks on the CPU")
-    asked = parser.parse_args()
-    if not asked.tiny and not torch.cuda.is_available():
+    args = parser.parse_args()
+    if not args.tiny and not torch.cuda.is_available():
         print("error: this benchmark needs a CUDA device", file=sys.stderr)
         print("hint:  --tiny checks the script on the CPU", file=sys.stderr)
         return 1
-    device = torch.device("cpu" if asked.tiny else "cuda")
+    device = torch.device("cpu" if args.tiny else "cuda")
     report: dict[str, Any] = {
-        "device": "cpu" if asked.tiny else torch.cuda.get_device_name(),
-        "same_bits": same_bits(device),
+        "device": "cpu" if args.tiny else torch.cuda.get_device_name(),
+        "same_bits": check_identical(device),
     }
-    print(f"{report['device']}; streamed and resident give the same bits: {report['same_bits']}")
-    report["caps"] = list(measure(asked.tiny, device, asked.caps, asked.rounds))
+    print(f"{report['device']}; streamed and resident blocks agree: {report['same_bits']}")
+    report["caps"] = list(measure(args.tiny, device, args.caps, args.rounds))
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ("gpu_caps_tiny.json" if asked.tiny else "gpu_caps.json")
+    path = RESULTS / ("gpu_caps_tiny.json" if args.tiny else "gpu_caps.json")
     path.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
@@ -83,7 +85,7 @@ def main() -> int:
 
 
 def config(tiny: bool) -> TransformerConfig:
-    """The 2.3 config, or one of its shape that fits anywhere."""
+    """Configuration of the 2.3 transformer, or of a small one."""
     layers, heads, width = (24, 8, 32) if tiny else (48, 32, 128)
     dim, audio = heads * width, heads * width // 2
     return TransformerConfig(
@@ -94,44 +96,44 @@ def config(tiny: bool) -> TransformerConfig:
 
 
 def build(shape: TransformerConfig, device: torch.device) -> Transformer:
-    """Random weights, drawn on the device; the matrices of blocks wait on the CPU."""
+    """Build a transformer with random weights; the matrices of its blocks are on the CPU."""
     with EmptyOnMeta():
         model = Transformer(shape)
     state = {}
-    for name, slot in model.state_dict().items():
+    for name, parameter in model.state_dict().items():
         dtype = torch.float32 if "scale_shift_table" in name else BF16
-        tensor = torch.empty(slot.shape, dtype=dtype, device=device)
+        tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
         if name.endswith("norm.weight"):
             tensor.fill_(1)
         else:
-            tensor.normal_(std=slot.shape[-1] ** -0.5)
-        state[name] = tensor.cpu() if travels(name, tensor) else tensor
+            tensor.normal_(std=parameter.shape[-1] ** -0.5)
+        state[name] = tensor.cpu() if is_streamed(name, tensor) else tensor
     model.load_state_dict(state, assign=True)
-    place(model, device)
+    move_resident(model, device)
     return model.eval().requires_grad_(False)
 
 
-def travels(name: str, tensor: Tensor) -> bool:
-    """Whether it is a matrix of a block, which may be streamed."""
+def is_streamed(name: str, tensor: Tensor) -> bool:
+    """Return True for a matrix of a block, which may be streamed."""
     inside = name.startswith("transformer_blocks.") and "scale_shift_table" not in name
     return inside and tensor.dim() == 2
 
 
-def place(model: Transformer, device: torch.device) -> None:
-    """Everything but the matrices of blocks on the device."""
+def move_resident(model: Transformer, device: torch.device) -> None:
+    """Move everything except the matrices of blocks to the device."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not travels(name, tensor):
+        if not is_streamed(name, tensor):
             tensor.data = tensor.data.to(device)
 
 
 def sizes_of(shape: TransformerConfig, tiny: bool) -> ModelSizes:
-    """What the planner takes the networks for."""
+    """Model sizes for the planner."""
     if not tiny:
         return LTX_2_3
     with EmptyOnMeta():
-        slots = Transformer(shape).state_dict()
-    block = sum(t.numel() for n, t in slots.items() if n.startswith("transformer_blocks.0."))
-    whole = 2 * sum(t.numel() for t in slots.values())
+        parameters = Transformer(shape).state_dict()
+    block = sum(t.numel() for n, t in parameters.items() if n.startswith("transformer_blocks.0."))
+    whole = 2 * sum(t.numel() for t in parameters.values())
     return ModelSizes(
         DitSize(shape.layers, shape.video.dim, shape.audio.dim),
         {"transformer": whole, "video_vae": 2**20},
@@ -144,21 +146,21 @@ def sizes_of(shape: TransformerConfig, tiny: bool) -> ModelSizes:
 
 
 def decoder(tiny: bool, device: torch.device) -> VideoVae:
-    """A video decoder with random weights in bf16; the small one has narrow layers."""
+    """Build a video decoder with random bf16 weights; the small one has narrow layers."""
     stages = ((1, 16), (1, 16), (1, 16), (1, 8), (1, 8))
     shapes = dict(layouts.video_vae(decoder=stages) if tiny else layouts.video_vae())
-    coder = dims.video_decoder(shapes, {} if tiny else layouts.VAE_CONFIG)
+    coder = video_decoder_config(shapes, {} if tiny else layouts.VAE_CONFIG)
     with torch.device(device):
         network = VideoDecoder(coder).to(BF16).eval().requires_grad_(False)
-    flat = Statistics(torch.zeros(128, device=device), torch.ones(128, device=device))
-    return VideoVae(None, packed(network), coder, flat, device, BF16)
+    flat = LatentStatistics(torch.zeros(128, device=device), torch.ones(128, device=device))
+    return VideoVae(None, pack_kernels(network), coder, flat, device, BF16)
 
 
 # --- work ----------------------------------------------------------------------------------------
 
 
 def forward(model: Transformer, stage: StageMemory, device: torch.device) -> Callable[[], Tensor]:
-    """One plain forward of a stage on random numbers."""
+    """Function that runs one plain forward of a stage on random inputs."""
     resolution, audio = stage.cost.resolution, max(stage.cost.audio_tokens, 8)
     if resolution is None:
         raise TypeError(f"{stage.cost.name} is not sampled")
@@ -168,9 +170,9 @@ def forward(model: Transformer, stage: StageMemory, device: torch.device) -> Cal
         resolution.latent_width,
     )
 
-    def stream(positions: Tensor, dim: int) -> StreamRun:
+    def stream(positions: Tensor, dim: int) -> DenoiserStream:
         text = torch.randn(1, 1024, dim, device=device).to(BF16)
-        return StreamRun(positions.to(device), text)
+        return DenoiserStream(positions.to(device), text)
 
     denoiser = Denoiser(
         model,
@@ -182,29 +184,36 @@ def forward(model: Transformer, stage: StageMemory, device: torch.device) -> Cal
     return lambda: denoiser(x, 0.7, 0).denoised
 
 
-def same_bits(device: torch.device) -> bool:
-    """A small network resident, all streamed and partly streamed, pinned and not."""
+def check_identical(device: torch.device) -> bool:
+    """Compare the outputs of a small network with resident, streamed and pinned blocks."""
     torch.manual_seed(0)
     model = build(config(tiny=True), device)
-    request = asked(True)
+    request = distilled_request(True)
     stage = plan_memory(request, sizes_of(config(True), True), Budget("cpu", 2**40, 2**40)).of(
         "base"
     )
     call = forward(model, stage, device)
-    found = []
-    for residency in (Residency(0, True), Residency(0), Residency(5, True), Residency(24)):
-        with torch.inference_mode(False), model.held(device, residency):
-            found += [call().cpu() for _ in range(3)]
-    return all(torch.equal(found[0], other) for other in found) and bool(found[0].isfinite().all())
+    result = []
+    for offload in (
+        BlockOffload(0, True),
+        BlockOffload(0),
+        BlockOffload(5, True),
+        BlockOffload(24),
+    ):
+        with torch.inference_mode(False), model.offload_blocks(device, offload):
+            result += [call().cpu() for _ in range(3)]
+    return all(torch.equal(result[0], other) for other in result) and bool(
+        result[0].isfinite().all()
+    )
 
 
-def asked(tiny: bool) -> Request:
-    """The distilled two-stage job."""
+def distilled_request(tiny: bool) -> Request:
+    """Request of the distilled two-stage preset."""
     size = {"width": 128, "height": 128, "frames": 9} if tiny else {
         "width": 1920, "height": 1088, "frames": 121,
     }  # fmt: skip
     fields = read_preset("distilled").fields | {"prompt": "A cat walks.", "seed": 1} | size
-    return Request.from_dict(fields).resolved()
+    return Request.from_dict(fields).pick_seed()
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -213,40 +222,42 @@ def asked(tiny: bool) -> Request:
 def measure(
     tiny: bool, device: torch.device, caps: list[float], rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """Every cap, the largest first: its times are what the others are compared with."""
+    """Measure all limits, the largest first, as the others are compared with its times."""
     torch.manual_seed(1)
-    shape, request = config(tiny), asked(tiny)
+    shape, request = config(tiny), distilled_request(tiny)
     sizes, model = sizes_of(shape, tiny), build(shape, device)
-    first: dict[str, float] = {}
+    largest_cap_times: dict[str, float] = {}
     for cap in sorted(caps, reverse=True):
         budget = Budget(device.type, bytes_of(cap, tiny), 2**40)
         limit(cap, device)
         plan = plan_memory(request, sizes, budget, Policy(changes=frozenset({"tiles"})))
         for stage in plan.stages:
             if stage.cost.kind in ("base", "refine"):
-                place(model, device)
+                move_resident(model, device)
                 model.set_chunk_tokens(stage.offload_plan.chunk_tokens)
-                held = stage.offload_plan.resident
-                residency = Residency(shape.layers if held is None else held, pinned=True)
-                with model.held(device, residency):
-                    found = timed(forward(model, stage, device), device, rounds)
+                resident = stage.offload_plan.resident
+                offload = BlockOffload(shape.layers if resident is None else resident, pinned=True)
+                with model.offload_blocks(device, offload):
+                    result = time_call(forward(model, stage, device), device, rounds)
             elif stage.cost.kind == "decode":
-                model.to("cpu")  # a run lets go of it before
-                found = timed(decoding(request, stage, decoder(tiny, device), device), device, 1)
+                model.to("cpu")  # a run frees it before decoding
+                result = time_call(
+                    decoding(request, stage, decoder(tiny, device), device), device, 1
+                )
             else:
                 continue
             name = stage.cost.name
-            first.setdefault(name, found["seconds"])
-            yield line(cap, stage, found, first[name])
+            largest_cap_times.setdefault(name, result["seconds"])
+            yield line(cap, stage, result, largest_cap_times[name])
 
 
 def bytes_of(cap: float, tiny: bool) -> int:
-    """The budget of a cap; the small network takes as many MiB, and 8 to work in."""
+    """Budget in bytes for a limit; for the small network MiB, plus 8 MiB of workspace."""
     return int((cap + 8) * 2**20) if tiny else int((cap - CONTEXT_GIB) * GIB)
 
 
 def limit(cap: float, device: torch.device) -> None:
-    """Let the allocator hand out no more than the cap."""
+    """Limit the CUDA allocator to ``cap`` GiB."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory
@@ -256,7 +267,7 @@ def limit(cap: float, device: torch.device) -> None:
 def decoding(
     request: Request, stage: StageMemory, vae: VideoVae, device: torch.device
 ) -> Callable[[], object]:
-    """The whole clip from random latents; frames are let go as they come."""
+    """Function that decodes the whole clip from random latents and drops the frames."""
     last = request.resolutions[-1]
     grid = (last.latent_frames, last.latent_height, last.latent_width)
     latents = torch.randn(1, 128, *grid, device=device)
@@ -268,8 +279,8 @@ def decoding(
     return call
 
 
-def timed(call: Callable[[], object], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds after one warm-up, and the peak of everything allocated."""
+def time_call(call: Callable[[], object], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds after one warm-up call, and peak of allocated memory."""
     cuda = device.type == "cuda"
     gc.collect()
     if cuda:
@@ -287,14 +298,14 @@ def timed(call: Callable[[], object], device: torch.device, rounds: int) -> dict
 
 
 def line(
-    cap: float, stage: StageMemory, found: Mapping[str, float], first: float
+    cap: float, stage: StageMemory, result: Mapping[str, float], largest_cap_s: float
 ) -> dict[str, Any]:
-    """One measurement, printed."""
-    ratio = found["peak_bytes"] / stage.peak_bytes
+    """Print one measurement and return it."""
+    ratio = result["peak_bytes"] / stage.peak_bytes
     print(
-        f"cap {cap:g}  {stage.cost.name:7} {found['seconds']:8.2f} s, "
-        f"{found['seconds'] / first:.2f} of the largest cap's; peak "
-        f"{readable_size(int(found['peak_bytes']))}, predicted "
+        f"cap {cap:g}  {stage.cost.name:7} {result['seconds']:8.2f} s, "
+        f"{result['seconds'] / largest_cap_s:.2f} times that of the largest limit; peak "
+        f"{readable_size(int(result['peak_bytes']))}, predicted "
         f"{readable_size(stage.peak_bytes)} ({ratio:.2f}); {stage.offload_plan}",
         flush=True,
     )
@@ -303,8 +314,8 @@ def line(
         "stage": stage.cost.name,
         "holding": str(stage.offload_plan),
         "predicted_bytes": stage.peak_bytes,
-        "slower_by": found["seconds"] / first - 1,
-        **found,
+        "slower_by": result["seconds"] / largest_cap_s - 1,
+        **result,
     }
 
 

@@ -1,4 +1,4 @@
-"""Our side of a benchmark: ``latent_ladder.pipeline.run.run`` on the job of ``two_stage.py``."""
+"""Our side of ``two_stage.py``: runs its job with ``latent_ladder.pipeline.run.run``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from latent_ladder.storage.artifact_store import Store  # noqa: E402
 
 
 def request_of(job: dict[str, Any]) -> Request:
-    """The job as a request: base, x2, refine."""
+    """Convert the job to a request with stages base, upsample x2, refine."""
     return Request.from_dict(
         {
             **{k: job[k] for k in ("prompt", "negative_prompt", "width", "height", "frames")},
@@ -37,7 +37,7 @@ def request_of(job: dict[str, Any]) -> Request:
 
 @dataclass
 class Clock:
-    """Wall and processor seconds between events, under the name of what was going on."""
+    """Wall and processor seconds of each phase, measured between the events of a run."""
 
     spent: dict[str, tuple[float, float]] = field(default_factory=dict)
     wall: float = STARTED
@@ -50,7 +50,7 @@ class Clock:
             self.lap(event.stage)
 
     def lap(self, name: str) -> None:
-        """Book the time since the last call under ``name``."""
+        """Add the time since the last call to phase ``name``."""
         wall, processor = time.perf_counter(), time.process_time()
         before = self.spent.get(name, (0.0, 0.0))
         self.spent[name] = (before[0] + wall - self.wall, before[1] + processor - self.processor)
@@ -58,7 +58,7 @@ class Clock:
 
 
 def main() -> None:
-    """Make one clip in a fresh store and write what each stage took."""
+    """Make one clip in a new store and write the time of each phase."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("job", type=Path)
     job = json.loads(arguments.parse_args().job.read_text())
@@ -72,7 +72,7 @@ def main() -> None:
         options = RunOptions(device="cpu", on_event=clock)
         result = run(request_of(job), job["output"], store=store, options=options)
     record: dict[str, Any] = {"spent": clock.spent}
-    # The product resets the kernel's high-water mark at every stage, so it knows what we lost.
+    # A run resets the kernel's peak counter at every stage, so the peak comes from its results.
     record["peak_mib"] = max(stage.peak_memory_bytes or 0 for stage in result.stages) / 2**20
     if job["check"]:
         import torch

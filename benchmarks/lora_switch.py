@@ -1,19 +1,18 @@
-"""Switching LoRAs between stages, and what they cost per step against a merged weight.
+"""Time of switching LoRAs between stages, and their cost per step compared with merged weights.
 
 ``python benchmarks/lora_switch.py [--device cpu] [--rank 16] [--threads 2] [--rounds 5]``
 
-Switch: all 1660 linear layers of 2.3 at their real widths, a LoRA file of ``--rank`` for each.
-Timed are the first ``attach`` (reads the file from the page cache, checks every number), a change
-of strength, ``detach``, and a new ``attach`` after it. On the CPU the base weights are hollow
-(one number stretched over each matrix: attaching never looks at them) and the file is the rank's
-share of the real one (rank 384: 7.6 GB); on a GPU give ``--device cuda --rank 384``: there the
-base is whole (needs about 60 GB).
+Switch: all 1660 linear layers of 2.3 at their real widths, with a LoRA file of ``--rank``.
+Measured are the first ``attach_loras`` (reads the file from the page cache and checks every
+number), a change of strength, ``detach_loras``, and ``attach_loras`` after it. On the CPU the base
+weights take no memory (one number expanded to each matrix, as attaching does not read them) and
+the file is smaller than a real one by its rank (rank 384: 7.6 GB). On a GPU use ``--device cuda
+--rank 384``; the base then has real weights (about 60 GB).
 
-Step: a plain forward with branches, with the same LoRA merged into the weights, and without; the
-pocket's sizes and one block at real width with rank 384 on the CPU, the whole network at stage 2
-sizes on a GPU. The three take turns within each round; medians, on the CPU of
-processor time. Writes
-``benchmarks/results/lora_switch.json``.
+Step: a plain forward with branches, with the same LoRA merged into the weights, and without; on
+the CPU the pocket's sizes and one block of real width with rank 384, on a GPU the whole network at
+stage-2 sizes. The three alternate within each round; reported are medians, on the CPU of processor
+time. Writes ``benchmarks/results/lora_switch.json``.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,9 +34,9 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
-from latent_ladder.models.lora import attach as lora
+from latent_ladder.models.lora.attach import attach_loras, detach_loras, temporary_loras
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.weights.linear import Linear, LowRank
@@ -47,7 +47,7 @@ REAL_RANK = 384
 
 
 class Sizes(NamedTuple):
-    """Latent frames, height, width; tokens of sound and text."""
+    """Latent frames, height and width, and audio and text tokens."""
 
     frames: int
     height: int
@@ -57,19 +57,19 @@ class Sizes(NamedTuple):
 
 
 CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
-"""On the CPU processor time of all threads, which a busy machine disturbs least."""
+"""Clock by device; on the CPU processor time of all threads, which other processes affect less."""
 
 STAGE_2 = Sizes(16, 34, 60, 126, 1024)
 """1920x1088, 121 frames."""
 
 
 def linears(model: nn.Module) -> dict[str, Linear]:
-    """Every layer an adapter can amend, by name."""
+    """All layers that adapters can be attached to, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
 
 
-def hollow(shape: TransformerConfig) -> Transformer:
-    """Layers of the right shapes in bf16 that take no memory."""
+def build_empty(shape: TransformerConfig) -> Transformer:
+    """Build a transformer with bf16 weights of the right shapes that take no memory."""
     with EmptyOnMeta():
         model = Transformer(shape)
     one = torch.zeros(1, dtype=torch.bfloat16)
@@ -80,21 +80,21 @@ def hollow(shape: TransformerConfig) -> Transformer:
     return model
 
 
-def filled(shape: TransformerConfig) -> Transformer:
-    """Random float32 weights on the CPU."""
+def build_random(shape: TransformerConfig) -> Transformer:
+    """Build a transformer with random float32 weights on the CPU."""
     model = Transformer(shape)
     model.initialise(0)
     return model.eval().requires_grad_(False)
 
 
 def write_lora(model: nn.Module, rank: int, path: Path, dtype: torch.dtype) -> Component:
-    """A LoRA for every layer, of at most ``rank``; equal shapes hold equal numbers."""
-    drawn: dict[tuple[int, int], Tensor] = {}
+    """Write a LoRA for every layer, of at most ``rank``; equal shapes have equal numbers."""
+    matrices: dict[tuple[int, int], Tensor] = {}
 
     def matrix(rows: int, columns: int) -> Tensor:
-        if (rows, columns) not in drawn:
-            drawn[rows, columns] = (torch.randn(rows, columns) * 0.02).to(dtype)
-        return drawn[rows, columns].clone()
+        if (rows, columns) not in matrices:
+            matrices[rows, columns] = (torch.randn(rows, columns) * 0.02).to(dtype)
+        return matrices[rows, columns].clone()
 
     tensors = {}
     for name, layer in linears(model).items():
@@ -106,23 +106,25 @@ def write_lora(model: nn.Module, rank: int, path: Path, dtype: torch.dtype) -> C
 
 
 def switch_times(model: nn.Module, part: Component, device: torch.device) -> dict[str, object]:
-    """Seconds of every kind of switch."""
+    """Measure seconds of every kind of switch."""
     report = []
 
     clock = CLOCKS[device.type]
 
-    def timed(call: Callable[[], object]) -> float:
-        started = clock()
+    def time_call(call: Callable[[], object]) -> float:
+        start = clock()
         report.append(call())
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return clock() - started
+        return clock() - start
 
-    first = timed(lambda: lora.attach(model, [(part, 0.25)]))
-    strength = [timed(lambda s=s: lora.attach(model, [(part, s)])) for s in (0.5, 1.0, 0.25)]
-    detach = timed(lambda: lora.detach(model))
-    again = timed(lambda: lora.attach(model, [(part, 0.5)]))
-    lora.detach(model)
+    first = time_call(lambda: attach_loras(model, [(part, 0.25)]))
+    strength = [
+        time_call(partial(attach_loras, model, [(part, value)])) for value in (0.5, 1.0, 0.25)
+    ]
+    detach = time_call(lambda: detach_loras(model))
+    again = time_call(lambda: attach_loras(model, [(part, 0.5)]))
+    detach_loras(model)
     return {
         "match": str(report[0]),
         "lora_bytes": part.nbytes,
@@ -135,8 +137,8 @@ def switch_times(model: nn.Module, part: Component, device: torch.device) -> dic
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """What is attached, added into the weights instead."""
+def merge_branches(model: nn.Module) -> Iterator[None]:
+    """Merge the attached branches into the weights inside the ``with`` block."""
     layers = [(m, m.branches, m.weight) for m in linears(model).values()]
     for layer, branches, weight in layers:
         both = weight.float()
@@ -153,12 +155,15 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def forward(model: Transformer, sizes: Sizes) -> Callable[[], Tensor]:
-    """One plain forward on random numbers."""
-    weight = model.patchify_proj.weight
-    device, dtype = weight.device, weight.dtype
+    """Function that runs one plain forward on random inputs."""
+    layer = model.get_submodule("patchify_proj")
+    assert isinstance(layer, Linear)
+    device, dtype = layer.weight.device, layer.weight.dtype
 
-    def stream(positions: Tensor, dim: int) -> StreamRun:
-        return StreamRun(positions.to(device), torch.randn(1, sizes.text, dim).to(device, dtype))
+    def stream(positions: Tensor, dim: int) -> DenoiserStream:
+        return DenoiserStream(
+            positions.to(device), torch.randn(1, sizes.text, dim).to(device, dtype)
+        )
 
     denoiser = Denoiser(
         model,
@@ -171,57 +176,57 @@ def forward(model: Transformer, sizes: Sizes) -> Callable[[], Tensor]:
 
 
 def step_times(model: Transformer, sizes: Sizes, part: Component, rounds: int) -> dict[str, float]:
-    """Median seconds of a forward: plain, with branches, merged."""
+    """Measure median seconds of a forward: plain, with branches, merged."""
     device = next(model.parameters()).device
     call = forward(model, sizes)
     times: dict[str, list[float]] = {"plain": [], "branches": [], "merged": []}
 
     clock = CLOCKS[device.type]
 
-    def timed() -> float:
-        started = clock()
+    def time_call() -> float:
+        start = clock()
         with torch.no_grad():
             call()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return clock() - started
+        return clock() - start
 
-    timed()
+    time_call()
     for _ in range(rounds):
-        times["plain"].append(timed())
-        with lora.attached(model, [(part, 0.5)]):
-            times["branches"].append(timed())
-            with merged(model):
-                times["merged"].append(timed())
-    found = {name: statistics.median(values) for name, values in times.items()}
-    return found | {"branches_over_merged": found["branches"] / found["merged"]}
+        times["plain"].append(time_call())
+        with temporary_loras(model, [(part, 0.5)]):
+            times["branches"].append(time_call())
+            with merge_branches(model):
+                times["merged"].append(time_call())
+    results = {name: statistics.median(values) for name, values in times.items()}
+    return results | {"branches_over_merged": results["branches"] / results["merged"]}
 
 
-def small(layers: int, heads: int, width: int) -> TransformerConfig:
-    """A transformer of the 2.3 shape."""
-    dim, sound = heads * width, heads * width // 2
+def small_config(layers: int, heads: int, width: int) -> TransformerConfig:
+    """Configuration of a small 2.3 transformer."""
+    dim, audio_dim = heads * width, heads * width // 2
     return TransformerConfig(
         layers,
         StreamConfig(128, 128, heads, width, 4 * dim, dim, (20.0, 2048.0, 2048.0)),
-        StreamConfig(128, 128, heads, width // 2, 4 * sound, sound, (20.0,)),
+        StreamConfig(128, 128, heads, width // 2, 4 * audio_dim, audio_dim, (20.0,)),
     )
 
 
 def cpu_cases() -> Iterator[tuple[str, TransformerConfig, Sizes, int]]:
-    """Name, network, sizes, rank."""
-    yield "pocket", small(6, 4, 32), Sizes(4, 16, 16, 51, 128), 16
-    yield "one block of 22B", small(1, 32, 128), Sizes(2, 16, 16, 51, 128), REAL_RANK
+    """Yield name, configuration, sizes and rank of the CPU cases."""
+    yield "pocket", small_config(6, 4, 32), Sizes(4, 16, 16, 51, 128), 16
+    yield "one block of 22B", small_config(1, 32, 128), Sizes(2, 16, 16, 51, 128), REAL_RANK
 
 
-def whole(shape: TransformerConfig, device: torch.device) -> Transformer:
-    """The whole network with random weights on a GPU."""
+def build_full(shape: TransformerConfig, device: torch.device) -> Transformer:
+    """Build the whole network with random weights on a GPU."""
     from gpu_22b import build
 
     return build(shape, device)
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rank", type=int, default=16)
@@ -232,8 +237,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     device, steps = torch.device(args.device), {}
-    shape = small(48, 32, 128)
-    model = hollow(shape) if device.type == "cpu" else whole(shape, device)
+    shape = small_config(48, 32, 128)
+    model = build_empty(shape) if device.type == "cpu" else build_full(shape, device)
     with tempfile.TemporaryDirectory() as folder:
         part = write_lora(model, args.rank, Path(folder) / "l.safetensors", torch.bfloat16)
         switch = switch_times(model, part, device)
@@ -242,13 +247,13 @@ def main() -> None:
         for name, case, sizes, rank in cpu_cases():
             if device.type == "cuda" or name not in args.cases:
                 continue
-            net = filled(case)
+            net = build_random(case)
             part = write_lora(net, rank, Path(folder) / f"{rank}.safetensors", torch.float32)
             steps[name] = step_times(net, sizes, part, args.rounds)
-    found = {"device": args.device, "rank": args.rank, "switch": switch, "steps": steps}
-    print(json.dumps(found, indent=2))
+    results = {"device": args.device, "rank": args.rank, "switch": switch, "steps": steps}
+    print(json.dumps(results, indent=2))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "lora_switch.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / "lora_switch.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Time and peak memory of ``ladder measure`` on a 1920x1080 clip; the goal is 121 frames in 60 s.
 
-The frames are a pan over noise made as they are asked for, so no clip is held and decoding, which
-takes about 10 ms a frame, is left out. Memory is shown for two lengths: it should not grow.
+The frames are a pan over noise, generated one by one, so no clip is in memory, and decoding (about
+10 ms per frame) is not measured. Memory is shown for two lengths, as it should not grow.
 
     taskset -c 0,1 python benchmarks/measure.py           # 25 and 121 frames
     taskset -c 0,1 python benchmarks/measure.py --frames 3 6
@@ -30,8 +30,8 @@ RESULTS = Path(__file__).parent / "results" / "measure.json"
 SIZE = (1080, 1920)
 
 
-def panned(frames: int) -> Iterator[np.ndarray]:
-    """Frames of a pan by 4 px."""
+def pan_frames(frames: int) -> Iterator[np.ndarray]:
+    """Generate frames of a pan by 4 px per frame, (H, W, 3) uint8."""
     noise = np.random.default_rng(0).integers(0, 256, (SIZE[0], SIZE[1], 3), np.uint8)
     soft = cv2.GaussianBlur(noise, (0, 0), 3)
     for i in range(frames):
@@ -39,10 +39,10 @@ def panned(frames: int) -> Iterator[np.ndarray]:
 
 
 def run_case(frames: int) -> dict[str, Any]:
-    """Measure in this process."""
-    measure_clip(panned(2), 24.0)
+    """Measure ``frames`` frames in this process."""
+    measure_clip(pan_frames(2), 24.0)
     before, wall, cpu = peak_mib(), time.perf_counter(), time.process_time()
-    measure_clip(panned(frames), 24.0)
+    measure_clip(pan_frames(frames), 24.0)
     return {
         "frames": frames,
         "seconds": round(time.perf_counter() - wall, 1),
@@ -69,13 +69,17 @@ def main() -> None:
     rows = []
     for frames in arguments.frames:
         command = [sys.executable, __file__, "--case", str(frames)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(json.loads(completed.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
     if arguments.save:
-        about = {"opencv": cv2.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
+        environment = {
+            "opencv": cv2.__version__,
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+        }
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({"about": environment, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The planner's table for the cards people own: what each precision of LTX-2.3 does on each.
+"""Table of the planner's predictions for LTX-2.3 on common GPUs, by precision.
 
-    python benchmarks/memory_table.py            # prints docs/explanation/memory.md's table
-    python benchmarks/memory_table.py --write    # and puts it there
+    python benchmarks/memory_table.py            # prints the table of docs/explanation/memory.md
+    python benchmarks/memory_table.py --write    # and writes it to the page
 
-Sizes come from files of the real names, shapes and dtypes without data
-(tests/helpers/true_size.py).
-Predictions, not measurements: the decoder in tiles of 512 px, the distilled preset (8 + 3 steps),
-121 frames, 64 GiB of RAM to pin, 0.6 + 0.5 GiB of the card left to the desktop and to CUDA.
+Sizes come from files with the real names, shapes and dtypes, without data
+(tests/helpers/true_size.py). These are predictions, not measurements: decoding in tiles of 512 px,
+the distilled preset (8 + 3 steps), 121 frames, 64 GiB of RAM for pinned memory, 0.6 + 0.5 GiB of
+the GPU reserved for the desktop and CUDA.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 PRECISIONS = ("bf16", "fp8", "q4_k_m", "q4_k_s")
 CARDS = (8, 12, 16, 24, 32, 48, 80)
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
-TAKEN, RAM = 1.1, 64
+RESERVED_GIB, RAM = 1.1, 64
 BLOCKS = 48
 
 
 def model_sizes(folder: Path, precision: str) -> ModelSizes:
-    """Sizes of a set of files with this precision of the transformer."""
+    """Model sizes of a set of files with the transformer in this precision."""
     true_size.companions(folder, "fp8")
     true_size.split(folder)
     parts: dict[str, Component] = {}
@@ -55,42 +55,47 @@ def model_sizes(folder: Path, precision: str) -> ModelSizes:
     return sizes_of(parts)
 
 
-def asked(size: tuple[int, int]) -> Request:
-    """The distilled two-stage job at a size."""
+def distilled_request(size: tuple[int, int]) -> Request:
+    """Request of the distilled two-stage preset at a size."""
     fields = read_preset("distilled").fields | {"prompt": "A cat walks.", "seed": 1}
     sets = (f"width={size[0]}", f"height={size[1]}", "frames=121", "decode.tile_px=512")
     return Request.from_dict(apply_sets(fields, sets))
 
 
 def cell(request: Request, sizes: ModelSizes, card: int) -> str:
-    """What the planner does on a card, in few words."""
-    budget = Budget("cuda", int((card - TAKEN) * GIB), RAM * GIB)
+    """Describe the planner's result for a GPU of ``card`` GB in a few words."""
+    budget = Budget("cuda", int((card - RESERVED_GIB) * GIB), RAM * GIB)
     try:
         plan = plan_memory(request, sizes, budget, Policy(changes=frozenset({"tiles"})))
     except MemoryBudgetError:
         return "does not fit"
-    return ", ".join(filter(None, (_held(plan), _tiles(plan), f"{plan.peak_bytes / GIB:.1f} GiB")))
+    return ", ".join(
+        filter(
+            None,
+            (_describe_blocks(plan), _describe_tiles(plan), f"{plan.peak_bytes / GIB:.1f} GiB"),
+        )
+    )
 
 
-def _held(plan: MemoryPlan) -> str:
-    held = []
+def _describe_blocks(plan: MemoryPlan) -> str:
+    resident = []
     for name in ("base", "refine"):
         offload_plan = plan.of(name).offload_plan
-        held.append(BLOCKS if offload_plan.resident is None else offload_plan.resident)
-    if held == [BLOCKS, BLOCKS]:
+        resident.append(BLOCKS if offload_plan.resident is None else offload_plan.resident)
+    if resident == [BLOCKS, BLOCKS]:
         return "resident"
     source = plan.of("refine").offload_plan.source
-    where = "" if source == "pinned" else " from disk"
-    return f"{held[0]} / {held[1]} blocks stay{where}"
+    source_text = "" if source == "pinned" else " from disk"
+    return f"{resident[0]} / {resident[1]} blocks stay{source_text}"
 
 
-def _tiles(plan: MemoryPlan) -> str:
+def _describe_tiles(plan: MemoryPlan) -> str:
     tile = plan.of("decode").offload_plan.tile_px
     return "" if tile is None else f"tiles {tile} px"
 
 
 def table() -> str:
-    """The whole table in Markdown."""
+    """Return the whole table in Markdown."""
     lines = []
     for label, size in SIZES.items():
         lines += [f"### {label}, 121 frames", ""]
@@ -100,27 +105,27 @@ def table() -> str:
             with tempfile.TemporaryDirectory() as folder:
                 sizes = model_sizes(Path(folder), precision)
             for card in CARDS:
-                rows[card].append(cell(asked(size), sizes, card))
+                rows[card].append(cell(distilled_request(size), sizes, card))
         lines += ["| " + " | ".join(row) + " |" for row in rows.values()]
         lines.append("")
     return "\n".join(lines)
 
 
-def written(page: str, body: str) -> str:
-    """The page with its table replaced."""
+def replace_table(page: str, body: str) -> str:
+    """Replace the table in the text of the page."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n\n{body}\n{END}{after}"
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
     body = table()
     print(body)
     if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text("utf-8"), body), "utf-8")
+        PAGE.write_text(replace_table(PAGE.read_text("utf-8"), body), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Opening large model files, and reading one into memory, against the libraries people use.
+"""Time of opening large model files and of reading one, compared with common libraries.
 
 * ``gguf``: a file with Gemma's vocabulary (262,144 tokens, scores and types) and 626 tensors of its
-  shapes in Q8_0; against gguf-py's ``GGUFReader``;
-* ``safetensors``: 5,947 tensors in 46 GB, as the 2.3 checkpoint; against ``safe_open``. Ours checks
-  every entry and gives shapes and types, ``safe_open`` is asked for the names alone;
-* ``memory``: every tensor of a file in memory of its own, against one plain read of the same bytes
-  into one allocation (page cache warm; median of the rounds).
+  shapes in Q8_0; compared with gguf-py's ``GGUFReader``;
+* ``safetensors``: 5,947 tensors in 46 GB, like the 2.3 checkpoint; compared with ``safe_open``.
+  Ours checks every entry and returns shapes and dtypes, ``safe_open`` only lists the names;
+* ``memory``: copying every tensor of a file into memory, compared with one plain read of the same
+  bytes into one allocation (page cache warm; median of the rounds).
 
-The first two files are sparse: they take no space and hold zeros.
+The first two files are sparse: they take no disk space and contain zeros.
 
     python benchmarks/open_files.py [--gib 1.5] [--rounds 5]
 """
@@ -43,10 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=1.5, help="size of the file read into memory")
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = []
-        for found in measure(Path(folder), asked.gib, asked.rounds):
+        for found in measure(Path(folder), args.gib, args.rounds):
             print("{case:12} {what:44} {seconds:9.4f} s  {note}".format(**found), flush=True)
             rows.append(found)
     for found in rows:
@@ -59,20 +59,20 @@ def main() -> None:
 
 
 def measure(folder: Path, gib: float, rounds: int) -> Iterator[dict[str, Any]]:
-    path = gemma(folder / "gemma.gguf")
+    path = write_gemma_gguf(folder / "gemma.gguf")
     yield row("gguf", "ours: open", median(lambda: open_checkpoint(path), rounds))
     yield row("gguf", "ours: open and list the tokens", median(lambda: tokens(path), rounds))
     yield row("gguf", "gguf-py: GGUFReader", median(lambda: gguf.GGUFReader(path), 1))
-    path = checkpoint(folder / "ltx.safetensors")
+    path = write_sparse_checkpoint(folder / "ltx.safetensors")
     yield row("safetensors", "ours: open", median(lambda: open_checkpoint(path), rounds))
     for framework in ("pt", "np"):
         yield safe_open_row(path, framework, rounds)
-    path = filled(folder / "filled.safetensors", gib)
+    path = write_random_matrices(folder / "filled.safetensors", gib)
     yield from into_memory(path, rounds)
 
 
 def into_memory(path: Path, rounds: int) -> Iterator[dict[str, Any]]:
-    """The ways in turn in every round, so that a busy moment of the machine hits them all."""
+    """Compare ways to read a file into memory; they alternate in every round."""
     ways: Sequence[tuple[str, Callable[[Path], object]]] = (
         ("plain read into one allocation", plain_read),
         ("ours: load every tensor", load_all),
@@ -83,7 +83,7 @@ def into_memory(path: Path, rounds: int) -> Iterator[dict[str, Any]]:
     times: dict[str, list[float]] = {what: [] for what, _ in ways}
     for _ in range(rounds):
         for what, way in ways:
-            times[what].append(timed(lambda way=way: way(path)))  # type: ignore[misc]
+            times[what].append(time_call(lambda way=way: way(path)))  # type: ignore[misc]
     size, plain = path.stat().st_size, statistics.median(times[ways[0][0]])
     for what, found in times.items():
         seconds = statistics.median(found)
@@ -94,10 +94,10 @@ def into_memory(path: Path, rounds: int) -> Iterator[dict[str, Any]]:
 def plain_read(path: Path) -> object:
     size = path.stat().st_size
     whole = torch.empty(size, dtype=torch.uint8)
-    view = memoryview(whole.numpy())
-    with path.open("rb", buffering=0) as opened:
+    view = memoryview(whole.numpy().data)
+    with path.open("rb", buffering=0) as file:
         while view:
-            view = view[opened.readinto(view) or size :]
+            view = view[file.readinto(view) or size :]
     return whole
 
 
@@ -112,8 +112,8 @@ def clone_all(path: Path) -> object:
 
 
 def safe_clone_all(path: Path) -> object:
-    with safe_open(path, "pt") as opened:
-        return [opened.get_tensor(name).clone() for name in opened.keys()]  # noqa: SIM118
+    with safe_open(path, "pt") as file:
+        return [file.get_tensor(name).clone() for name in file.keys()]  # noqa: SIM118
 
 
 def tokens(path: Path) -> list[str]:
@@ -123,12 +123,12 @@ def tokens(path: Path) -> list[str]:
 
 
 def names(path: Path, framework: str) -> list[str]:
-    with safe_open(path, framework) as opened:
-        return list(opened.keys())
+    with safe_open(path, framework) as file:
+        return list(file.keys())
 
 
 def safe_open_row(path: Path, framework: str, rounds: int) -> dict[str, Any]:
-    """For torch it maps the file privately and writable, which Linux refuses above the RAM."""
+    """Measure ``safe_open``; for torch its private mapping fails for files larger than RAM."""
     what = f"safe_open ({framework}): open and list the names"
     try:
         return row("safetensors", what, median(lambda: names(path, framework), rounds))
@@ -136,7 +136,7 @@ def safe_open_row(path: Path, framework: str, rounds: int) -> dict[str, Any]:
         return row("safetensors", what, math.nan, f"refused: {str(error).rsplit(':', 1)[-1]}")
 
 
-def timed(work: Callable[[], object]) -> float:
+def time_call(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - began
@@ -145,18 +145,18 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def median(work: Callable[[], object], rounds: int) -> float:
-    return statistics.median(timed(work) for _ in range(rounds))
+    return statistics.median(time_call(work) for _ in range(rounds))
 
 
 def row(case: str, what: str, seconds: float, note: str = "") -> dict[str, Any]:
     return {"case": case, "what": what, "seconds": round(seconds, 4), "note": note}
 
 
-def gemma(path: Path) -> Path:
-    """Header of a Gemma 3 12B in Q8_0, its tensors a hole."""
+def write_gemma_gguf(path: Path) -> Path:
+    """Write a sparse GGUF file with the header of Gemma 3 12B in Q8_0."""
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (HIDDEN, VOCABULARY)}
     for i in range(LAYERS):
-        for name, shape in (
+        for part, shape in (
             ("attn_q", (HIDDEN, 4096)), ("attn_k", (HIDDEN, 2048)), ("attn_v", (HIDDEN, 2048)),
             ("attn_output", (4096, HIDDEN)), ("ffn_gate", (HIDDEN, INNER)),
             ("ffn_up", (HIDDEN, INNER)), ("ffn_down", (INNER, HIDDEN)),
@@ -164,7 +164,7 @@ def gemma(path: Path) -> Path:
             ("ffn_norm", (HIDDEN,)), ("post_attention_norm", (HIDDEN,)),
             ("post_ffw_norm", (HIDDEN,)),
         ):  # fmt: skip
-            shapes[f"blk.{i}.{name}.weight"] = shape
+            shapes[f"blk.{i}.{part}.weight"] = shape
     shapes["output_norm.weight"] = (HIDDEN,)
     words = b"".join(text(f"\u2581word{i}") for i in range(VOCABULARY))
     values = [
@@ -174,16 +174,16 @@ def gemma(path: Path) -> Path:
         array("tokenizer.ggml.token_type", 5, struct.pack("<i", 1) * VOCABULARY),
     ]
     entries, at = [], 0
-    for name, shape in shapes.items():
-        kind, elements = (F32 if len(shape) == 1 else Q8_0), 1
-        for n in shape:
+    for name, sides in shapes.items():
+        kind, elements = (F32 if len(sides) == 1 else Q8_0), 1
+        for n in sides:
             elements *= n
-        entries.append(text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, at))
+        entries.append(text(name) + struct.pack(f"<I{len(sides)}QIQ", len(sides), *sides, kind, at))
         size = elements * 4 if kind == F32 else elements // 32 * 34
         at += -(-size // 32) * 32
     header = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(values))
     header += b"".join(values) + b"".join(entries)
-    return sparse(path, header + bytes(-len(header) % 32), at)
+    return write_sparse(path, header + bytes(-len(header) % 32), at)
 
 
 def text(value: str) -> bytes:
@@ -194,8 +194,8 @@ def array(key: str, kind: int, data: bytes) -> bytes:
     return text(key) + struct.pack("<IIQ", 9, kind, VOCABULARY) + data
 
 
-def checkpoint(path: Path, count: int = 5947, size: int = 46_000_000_000) -> Path:
-    """A header of ``count`` bf16 tensors in ``size`` bytes, all of them a hole."""
+def write_sparse_checkpoint(path: Path, count: int = 5947, size: int = 46_000_000_000) -> Path:
+    """Write a sparse safetensors file of ``size`` bytes with ``count`` bf16 tensors."""
     rows = size // (2 * 4096 * count)
     entries = {
         f"model.diffusion_model.transformer_blocks.{i // 86}.audio_to_video_attn.{i % 86}.weight": {
@@ -206,18 +206,18 @@ def checkpoint(path: Path, count: int = 5947, size: int = 46_000_000_000) -> Pat
         for i in range(count)
     }
     header = json.dumps(entries).encode()
-    return sparse(path, struct.pack("<Q", len(header)) + header, count * rows * 8192)
+    return write_sparse(path, struct.pack("<Q", len(header)) + header, count * rows * 8192)
 
 
-def sparse(path: Path, header: bytes, size: int) -> Path:
-    with path.open("wb") as opened:
-        opened.write(header)
-        opened.truncate(len(header) + size)
+def write_sparse(path: Path, header: bytes, size: int) -> Path:
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size)
     return path
 
 
-def filled(path: Path, gib: float) -> Path:
-    """A file of random bf16 matrices of 32 MiB, as the attention weights of the 2.3 model."""
+def write_random_matrices(path: Path, gib: float) -> Path:
+    """Write random bf16 matrices of 32 MiB, the size of attention weights of the 2.3 model."""
     count = max(1, round(gib * 32))
     save_file({f"w{i}": torch.randn(4096, 4096).bfloat16() for i in range(count)}, path)
     return path

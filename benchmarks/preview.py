@@ -1,10 +1,10 @@
-"""What a projected preview costs against a full decode, and what the fit costs once.
+"""Cost of a projected latent preview relative to a full decode, and of fitting the projection.
 
     python benchmarks/preview.py [--size 256] [--frames 25] [--checkpoint FILE] [--device cpu]
 
-Random latents: the work does not depend on what they hold. Prints one JSON object; the goal is
-``share`` <= 0.05. ``tests/pipeline/test_latent_preview.py``
-tells how much of the picture the projection explains.
+Latents are random, as the time does not depend on their content. Prints one JSON object; the goal
+is ``share`` <= 0.05. ``tests/pipeline/test_latent_preview.py`` measures the quality of the
+projection.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import time
 
 import torch
 
-from latent_ladder.checkpoints.selection import model_folders, scan, select
+from latent_ladder.checkpoints.selection import model_folders, scan, select_models
 from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
 from latent_ladder.pipeline.latent_preview import fit
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=25)
     parser.add_argument("--checkpoint")
     parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
-    choice = {"checkpoint": asked.checkpoint} if asked.checkpoint else {}
-    component = select(scan(model_folders(())), choice).video_vae
+    args = parser.parse_args()
+    choice = {"checkpoint": args.checkpoint} if args.checkpoint else {}
+    component = select_models(scan(model_folders(())), choice).video_vae
     began = time.process_time()
     to_rgb = fit(component)
     fit_s = time.process_time() - began
-    dtype = torch.float32 if asked.device == "cpu" else torch.bfloat16
-    vae = load_video_vae(component, device=asked.device, dtype=dtype, parts=("decoder",))
-    side, count = asked.size // vae.coder.spatial_scale, (asked.frames - 1) // 8 + 1
-    latents = torch.randn(1, vae.latent_channels, count, side, side, device=asked.device)
-    took = {
-        name: _seconds(lambda work=work: sum(len(chunk) for chunk in work(latents)), asked.device)
+    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+    vae = load_video_vae(component, device=args.device, dtype=dtype, parts=("decoder",))
+    side, count = args.size // vae.config.spatial_scale, (args.frames - 1) // 8 + 1
+    latents = torch.randn(1, vae.latent_channels, count, side, side, device=args.device)
+    seconds = {
+        name: _seconds(lambda work=work: sum(len(chunk) for chunk in work(latents)), args.device)
         for name, work in (("rgb", to_rgb.stream), ("full", lambda z: decode_video(z, vae)))
     }
-    body = {"size": asked.size, "frames": asked.frames, "fit_cpu_s": fit_s, **took}
-    print(json.dumps({**body, "share": took["rgb"] / took["full"]}))
+    body = {"size": args.size, "frames": args.frames, "fit_cpu_s": fit_s, **seconds}
+    print(json.dumps({**body, "share": seconds["rgb"] / seconds["full"]}))
 
 
 def _seconds(work: object, device: str) -> float:
-    """The faster of two runs: CPU time on the CPU, which other work does not change, else wall."""
+    """Seconds of the faster of two runs: processor time on the CPU, otherwise wall time."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     best = float("inf")
     for _ in range(2):

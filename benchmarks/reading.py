@@ -1,15 +1,15 @@
-"""Reading a transformer into its modules, and streaming its blocks, on the CPU.
+"""Time of loading a transformer and of streaming its blocks, on the CPU.
 
-A file of ``--blocks`` blocks of 2.3 at their real widths (0.77 GB each in bf16, random numbers)
-and all that lies outside them. Each case is a process of its own, so that its peak is its own; the
-file is in the page cache; median of the rounds:
+The file has ``--blocks`` blocks of 2.3 at their real widths (0.77 GB each in bf16, random numbers)
+and the layers outside the blocks. Each case runs in a separate process, for its own peak memory;
+the file is in the page cache; reported are medians of the rounds:
 
 * ``plain read``: the whole file into one allocation;
-* ``into modules``: ``load_transformer``, bf16 as stored; its rate against the plain read (goal 80 %
-  or more) and its peak memory against the stored bytes (goal 5 % above at most);
-* ``resident``, ``streamed``: a forward of ``--tokens`` video tokens with every block in memory, and
-  with every block brought from the file into one of two buffers while the one before is computed.
-  The outputs are compared bit for bit.
+* ``into modules``: ``load_transformer``, bf16 as stored; its rate relative to the plain read (goal:
+  at least 80 %) and its peak memory relative to the stored bytes (goal: at most 5 % above);
+* ``resident``, ``streamed``: a forward of ``--tokens`` video tokens with all blocks in memory, and
+  with each block read from the file into one of two buffers while the block before is computed.
+  The outputs must be bit-identical.
 
     python benchmarks/reading.py [--blocks 2] [--tokens 1024] [--rounds 5] [--threads 2] [--tiny]
 """
@@ -36,10 +36,10 @@ from torch import Tensor
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
-from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.weights.block_offload import Residency
+from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.loading import EmptyOnMeta
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
@@ -53,17 +53,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="narrow blocks, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="narrow blocks, to check the script")
     parser.add_argument("--child", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child is not None:
-        torch.set_num_threads(asked.threads)
-        print(json.dumps(WAYS[asked.child](asked.file, asked.tokens, asked.rounds)))
+    args = parser.parse_args()
+    if args.child is not None:
+        torch.set_num_threads(args.threads)
+        print(json.dumps(CASE_FUNCTIONS[args.child](args.file, args.tokens, args.rounds)))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "transformer.safetensors"
-        write(path, config(asked.blocks, asked.tiny))
+        write(path, config(args.blocks, args.tiny))
         report = {case: child(case, path) for case in CASES}
     print_report(report)
     RESULTS.parent.mkdir(exist_ok=True)
@@ -71,10 +71,10 @@ def main() -> None:
 
 
 def child(case: str, path: Path) -> dict[str, Any]:
-    """One case in a fresh process."""
+    """Run one case in a new process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--child", case, "--file", str(path)]
-    found: dict[str, Any] = json.loads(subprocess.check_output(command))
-    return found
+    result: dict[str, Any] = json.loads(subprocess.check_output(command))
+    return result
 
 
 def print_report(report: dict[str, dict[str, Any]]) -> None:
@@ -88,44 +88,44 @@ def print_report(report: dict[str, dict[str, Any]]) -> None:
     print(f"resident      {resident['seconds']:8.3f} s a forward, peak {gib(resident)}")
     print(
         f"streamed      {streamed['seconds']:8.3f} s a forward, peak {gib(streamed)}, "
-        f"{streamed['seconds'] / resident['seconds'] - 1:+.0%}; the same bits: "
+        f"{streamed['seconds'] / resident['seconds'] - 1:+.0%}; identical outputs: "
         f"{streamed['output'] == resident['output']}"
     )
 
 
-def gib(found: dict[str, Any]) -> str:
-    return f"{found['peak_bytes'] / 2**30:.2f} GiB"
+def gib(result: dict[str, Any]) -> str:
+    return f"{result['peak_bytes'] / 2**30:.2f} GiB"
 
 
 def config(blocks: int, tiny: bool) -> TransformerConfig:
     heads, width = (4, 32) if tiny else (32, 128)
-    dim, sound = heads * width, heads * width // 2
+    dim, audio_dim = heads * width, heads * width // 2
     return TransformerConfig(
         blocks,
         StreamConfig(128, 128, heads, width, 4 * dim, dim, (20.0, 2048.0, 2048.0)),
-        StreamConfig(128, 128, heads, width // 2, 4 * sound, sound, (20.0,)),
+        StreamConfig(128, 128, heads, width // 2, 4 * audio_dim, audio_dim, (20.0,)),
     )
 
 
 def header_config(shape: TransformerConfig) -> str:
-    """What shapes do not tell, as a checkpoint's header says it."""
-    stated = {
+    """Header configuration of a checkpoint, with what shapes do not show."""
+    header = {
         "num_attention_heads": shape.video.heads,
         "attention_head_dim": shape.video.head_dim,
         "audio_num_attention_heads": shape.audio.heads,
         "audio_attention_head_dim": shape.audio.head_dim,
         "num_layers": shape.layers,
     }
-    return json.dumps({"transformer": stated})
+    return json.dumps({"transformer": header})
 
 
 def write(path: Path, shape: TransformerConfig) -> None:
-    """A checkpoint of random numbers in bf16, tensor by tensor."""
+    """Write a checkpoint of random bf16 numbers, tensor by tensor."""
     with EmptyOnMeta():
-        slots = {n: tuple(t.shape) for n, t in Transformer(shape).state_dict().items()}
+        shapes = {n: tuple(t.shape) for n, t in Transformer(shape).state_dict().items()}
     header: dict[str, Any] = {"__metadata__": {"config": header_config(shape)}}
     at = 0
-    for name, size in slots.items():
+    for name, size in shapes.items():
         end = at + 2 * int(torch.tensor(size).prod())
         entry = {"dtype": "BF16", "shape": size, "data_offsets": [at, end]}
         header[f"model.diffusion_model.{name}"] = entry
@@ -135,7 +135,7 @@ def write(path: Path, shape: TransformerConfig) -> None:
     generator = torch.Generator().manual_seed(0)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, size in slots.items():
+        for name, size in shapes.items():
             numbers = torch.randn(size, generator=generator) * size[-1] ** -0.5
             tensor = torch.ones(size) if name.endswith("norm.weight") else numbers
             file.write(tensor.bfloat16().view(torch.uint8).numpy().tobytes())
@@ -149,40 +149,40 @@ def plain_read(path: Path, _: int, rounds: int) -> dict[str, Any]:
     def read() -> object:
         size = path.stat().st_size
         whole = torch.empty(size, dtype=torch.uint8)
-        view = memoryview(whole.numpy())
-        with path.open("rb", buffering=0) as opened:
+        view = memoryview(whole.numpy().data)
+        with path.open("rb", buffering=0) as file:
             while view:
-                view = view[opened.readinto(view) or size :]
+                view = view[file.readinto(view) or size :]
         return whole
 
     return {"seconds": median(read, rounds), "bytes": path.stat().st_size}
 
 
-def into_modules(path: Path, _: int, rounds: int) -> dict[str, Any]:
+def load_into_modules(path: Path, _: int, rounds: int) -> dict[str, Any]:
     part = transformer_of(path)
-    load_transformer(small_part(path), dtype=torch.bfloat16)  # what torch needs once
-    before = held_bytes()
+    load_transformer(small_component(path), dtype=torch.bfloat16)  # first-use costs of torch
+    before = resident_bytes()
     load_transformer(part, dtype=torch.bfloat16)
     peak = peak_bytes() - before
     seconds = median(lambda: load_transformer(transformer_of(path), dtype=torch.bfloat16), rounds)
     return {"seconds": seconds, "bytes": part.nbytes, "peak_bytes": peak}
 
 
-def small_part(path: Path) -> Component:
-    """A narrow transformer beside the file."""
+def small_component(path: Path) -> Component:
+    """Write a narrow transformer next to the file and open it."""
     small = path.with_name("small.safetensors")
     write(small, config(1, tiny=True))
     return transformer_of(small)
 
 
-def forwards(residency: Residency | None) -> Callable[[Path, int, int], dict[str, Any]]:
-    """Forwards with all blocks in memory (``None``), or as ``residency`` says."""
+def forward_case(offload: BlockOffload | None) -> Callable[[Path, int, int], dict[str, Any]]:
+    """Case that runs forwards with all blocks in memory (``None``) or with block offloading."""
 
     def run(path: Path, tokens: int, rounds: int) -> dict[str, Any]:
-        load = Load() if residency is None else Load(as_stored=True, blocks="file")
+        load = LoadOptions() if offload is None else LoadOptions(as_stored=True, blocks="file")
         model = load_transformer(transformer_of(path), dtype=torch.bfloat16, load=load)
         call = forward(model, tokens)
-        with model.held(CPU, residency):
+        with model.offload_blocks(CPU, offload):
             out = call()
             seconds = median(call, rounds)
         digest = hashlib.blake2b(out.float().numpy().tobytes()).hexdigest()
@@ -192,48 +192,48 @@ def forwards(residency: Residency | None) -> Callable[[Path, int, int], dict[str
 
 
 def forward(model: Transformer, tokens: int) -> Callable[[], Tensor]:
-    """One plain forward on random numbers; four latent frames, square."""
+    """Function that runs one plain forward on random inputs of four square latent frames."""
     generator = torch.Generator().manual_seed(1)
     side = round((tokens / 4) ** 0.5)
 
-    def draw(*size: int) -> Tensor:
+    def random_tensor(*size: int) -> Tensor:
         return torch.randn(1, *size, generator=generator)
 
-    def stream(positions: Tensor, dim: int) -> StreamRun:
-        return StreamRun(positions, draw(256, dim).bfloat16())
+    def stream(positions: Tensor, dim: int) -> DenoiserStream:
+        return DenoiserStream(positions, random_tensor(256, dim).bfloat16())
 
     video = stream(video_positions(4, side, side, 24), model.config.video.dim)
     denoiser = Denoiser(model, video, stream(audio_positions(32), model.config.audio.dim))
-    x = denoiser.packing.pack(draw(4 * side * side, 128), draw(32, 128))
+    x = denoiser.packing.pack(random_tensor(4 * side * side, 128), random_tensor(32, 128))
     return lambda: denoiser(x, 0.7, 0).denoised
 
 
 def median(work: Callable[[], object], rounds: int) -> float:
-    def timed() -> Iterator[float]:
+    def time_rounds() -> Iterator[float]:
         for _ in range(rounds):
             began = time.perf_counter()
             result = work()
             yield time.perf_counter() - began
             del result
 
-    return statistics.median(timed())
+    return statistics.median(time_rounds())
 
 
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def held_bytes() -> int:
-    """What this process holds in memory now."""
+def resident_bytes() -> int:
+    """Resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
-WAYS: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {
+CASE_FUNCTIONS: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {
     "plain read": plain_read,
-    "into modules": into_modules,
-    "resident": forwards(None),
-    "streamed": forwards(Residency(0)),
+    "into modules": load_into_modules,
+    "resident": forward_case(None),
+    "streamed": forward_case(BlockOffload(0)),
 }
 
 

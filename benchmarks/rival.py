@@ -1,8 +1,7 @@
-"""The rival of the denoiser benchmarks: diffusers' LTX-2 transformer with our weights.
+"""diffusers' LTX-2 transformer with our weights, for comparison in the denoiser benchmarks.
 
-Calls it the way its own pipelines do (``pipeline_ltx2``, ``pipeline_ltx2_image2video``): a batch
-of two for CFG, a forward for spatio-temporal guidance, a forward for modality guidance, text mask
-included. Used in benchmarks only.
+It is called as in its own pipelines (``pipeline_ltx2``, ``pipeline_ltx2_image2video``): a batch of
+two for CFG, one forward for spatio-temporal guidance, one for modality guidance, with a text mask.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ NAMES: Mapping[str, str] = {
 
 
 def rival_name(name: str) -> str:
-    """Our parameter name in diffusers' spelling."""
+    """Convert our parameter name to diffusers'."""
     return ".".join(NAMES.get(part, part) for part in name.split("."))
 
 
 def build_rival(ours: Transformer) -> nn.Module:
-    """diffusers' transformer on the very tensors of ``ours``: the weights exist once.
+    """Build diffusers' transformer on the tensors of ``ours``, which are shared, not copied.
 
-    In bf16 it gets the modulation tables in bf16 as well: it cannot mix the two.
+    In bf16 its modulation tables are bf16 too, as it does not support mixed dtypes.
     """
     model = rival_on_meta(ours.config)
     dtype = ours.get_parameter("patchify_proj.weight").dtype
@@ -53,10 +52,10 @@ def build_rival(ours: Transformer) -> nn.Module:
 
 
 def rival_on_meta(config: TransformerConfig) -> nn.Module:
-    """diffusers' transformer of that shape, without memory."""
+    """Build diffusers' transformer of this configuration on the meta device."""
     video, audio = config.video, config.audio
     with torch.device("meta"):
-        return LTX2VideoTransformer3DModel(
+        network: nn.Module = LTX2VideoTransformer3DModel(
             in_channels=video.in_channels,
             out_channels=video.out_channels,
             num_attention_heads=video.heads,
@@ -76,11 +75,12 @@ def rival_on_meta(config: TransformerConfig) -> nn.Module:
             use_prompt_embeddings=config.caption_projection,
             perturbed_attn=True,
         )
+    return network
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One step's inputs, in the tensors both sides use. ``kept`` tokens are clean (image)."""
+    """Inputs of one step for both sides; the first ``kept`` tokens are clean (conditioning)."""
 
     video: Tensor
     audio: Tensor
@@ -95,14 +95,14 @@ class Workload:
 
     @property
     def mask(self) -> Tensor:
-        """(1, N, 1): 0 for kept tokens."""
+        """Denoise mask (1, N, 1), 0 for kept tokens."""
         mask = torch.ones(1, self.video.shape[1], 1, device=self.video.device)
         mask[:, : self.kept] = 0
         return mask
 
 
 def rival_forward(model: nn.Module, work: Workload, batch: int = 1, **how: object) -> list[Tensor]:
-    """One call as the pipelines make it; ``batch`` 2 is CFG, negative prompt first."""
+    """Call the model as in the pipelines; ``batch`` 2 is CFG, negative prompt first."""
     sigma = torch.full((batch,), work.sigma * 1000, device=work.video.device)
     video_context, audio_context = work.video_context, work.audio_context
     if batch == 2:
@@ -134,7 +134,7 @@ def rival_forward(model: nn.Module, work: Workload, batch: int = 1, **how: objec
 def rival_guided_step(
     model: nn.Module, work: Workload, blocks: list[int], scales: tuple[float, float, float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Guided x0 of both streams: cfg, stg, modality, rescale as in the pipeline."""
+    """Compute the guided x0 of both streams; ``scales``: cfg, stg, modality, rescale."""
     both = rival_forward(model, work, 2)
     perturbed = rival_forward(model, work, spatio_temporal_guidance_blocks=blocks)
     isolated = rival_forward(model, work, isolate_modalities=True)

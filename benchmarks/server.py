@@ -1,12 +1,12 @@
-"""What the server adds to a job: its time over HTTP less that of the same graph without a server.
+"""Overhead of the server: time of a job over HTTP minus that of the same graph without a server.
 
     python benchmarks/server.py [--rounds 30]
 
-The job is a small clip of the pocket whose results are all there, so that nothing but the way to it
-takes time. A round is one job over HTTP and a websocket, from the first byte sent to
-``execution_success``, then one ``execute`` of the same graph on an engine that has run it too.
-Prints one JSON object with medians in milliseconds; the goal is ``added_ms`` < 50. Needs a quiet
-machine: medians of busy ones say little.
+The job is a small clip of the pocket model with all results already stored, so that only overhead
+is measured. A round is one job over HTTP and a websocket, from the first byte sent to
+``execution_success``, then one ``execute`` of the same graph on an engine that has already run it.
+Prints one JSON object with medians in milliseconds; the goal is ``added_ms`` < 50. Run it on an
+otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
 from latent_ladder.storage.artifact_store import Store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from helpers.comfyui_server import Served, clip_graph
+from helpers.comfyui_server import ComfyUiServer, clip_graph
 
 GRAPH = clip_graph(steps=2)
 
 
-async def measured(url: str, rounds: int, alone: object) -> dict[str, list[float]]:
-    """Milliseconds of each round, by way."""
-    took: dict[str, list[float]] = {"server": [], "alone": []}
+async def measure_rounds(url: str, rounds: int, alone: object) -> dict[str, list[float]]:
+    """Measure milliseconds of each round, over the server and alone."""
+    times: dict[str, list[float]] = {"server": [], "alone": []}
     async with (
         aiohttp.ClientSession() as session,
         session.ws_connect(f"{url}/ws?clientId=bench") as socket,
@@ -46,13 +46,13 @@ async def measured(url: str, rounds: int, alone: object) -> dict[str, list[float
             await session.post(f"{url}/prompt", json={"prompt": GRAPH, "client_id": "bench"})
             while not await _is_end(socket):
                 pass
-            through = time.perf_counter() - began
+            over_server = time.perf_counter() - began
             began = time.perf_counter()
             alone()  # type: ignore[operator]
-            if number >= 2:  # the first ones load and fill
-                took["server"].append(1000 * through)
-                took["alone"].append(1000 * (time.perf_counter() - began))
-    return took
+            if number >= 2:  # the first rounds load models and fill the store
+                times["server"].append(1000 * over_server)
+                times["alone"].append(1000 * (time.perf_counter() - began))
+    return times
 
 
 async def _is_end(socket: aiohttp.ClientWebSocketResponse) -> bool:
@@ -61,18 +61,20 @@ async def _is_end(socket: aiohttp.ClientWebSocketResponse) -> bool:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as named:
         folder = Path(named)
         places = WorkFolders(folder / "i", folder / "o", folder / "t")
         engine = Engine(scan(model_folders(())), Store(folder / "alone"), places, device="cpu")
         graph = read_api(GRAPH)
-        with Served(folder) as served:
-            took = asyncio.run(measured(served.url, asked.rounds, lambda: execute(graph, engine)))
-    medians = {f"{way}_ms": statistics.median(each) for way, each in took.items()}
+        with ComfyUiServer(folder) as served:
+            times = asyncio.run(
+                measure_rounds(served.url, args.rounds, lambda: execute(graph, engine))
+            )
+    medians = {f"{way}_ms": statistics.median(each) for way, each in times.items()}
     print(json.dumps({**medians, "added_ms": medians["server_ms"] - medians["alone_ms"]}))
 
 

@@ -1,9 +1,10 @@
-"""How long `ladder` takes to answer before it loads a model, in fresh processes.
+"""Start-up time of `ladder` commands that load no model, in new processes.
 
-On a models/ folder of real size (five 22B transformers in 46 to 12 GB, two text encoders,
-upsamplers, LoRA, split parts: 200 GB long, 3 MB big) and on the embedded pocket model alone:
-wall time and processor time (user and system, children included), median of the rounds. The first
-run of each command is not counted: it compiles Python's bytecode and fills the index of headers.
+Measured with a models/ folder of real size (five 22B transformers of 46 to 12 GB, two text
+encoders, upsamplers, LoRA, split parts: sparse files of 200 GB that take 3 MB) and with only the
+embedded pocket model: wall time and processor time (user and system, with child processes), median
+of the rounds. The first run of each command is not counted: it compiles Python's bytecode and
+fills the header cache.
 
     python benchmarks/start_up.py [--rounds 5] [--folder FOLDER]
 """
@@ -30,10 +31,10 @@ PROMPT = "a cat walks through a garden"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the sparse files are kept")
-    asked = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="folder for the sparse files")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.folder or Path(temporary) / "models"
+        folder = args.folder or Path(temporary) / "models"
         if not folder.is_dir():
             subprocess.run([sys.executable, TESTS / "helpers" / "true_size.py", folder], check=True)
         env = os.environ | {
@@ -42,7 +43,7 @@ def main() -> None:
             "PYTHONPYCACHEPREFIX": f"{temporary}/bytecode",
         }
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        rows = [measure(words, env, asked.rounds) for words in commands(folder)]
+        rows = [measure(words, env, args.rounds) for words in commands(folder)]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -59,17 +60,17 @@ def commands(folder: Path) -> Sequence[Sequence[str]]:
 
 
 def measure(words: Sequence[str], env: dict[str, str], rounds: int) -> dict[str, object]:
-    """One command, run ``rounds`` + 1 times."""
+    """Measure one command, run ``rounds`` + 1 times."""
     start = [sys.executable] + (["-m", "latent_ladder"] if words[0] == "ladder" else [])
     command = [*start, *words[1:]]
-    times = [timed(command, env) for _ in range(rounds + 1)][1:]
+    times = [time_command(command, env) for _ in range(rounds + 1)][1:]
     wall, processor = (statistics.median(column) for column in zip(*times, strict=True))
     shown = " ".join(word if "/" not in word else "FOLDER" for word in words)
     print(f"{shown:60.60} {wall:6.2f} s  {processor:6.2f} s of processor time", flush=True)
     return {"command": shown, "wall_s": round(wall, 3), "processor_s": round(processor, 3)}
 
 
-def timed(command: Sequence[str], env: dict[str, str]) -> tuple[float, float]:
+def time_command(command: Sequence[str], env: dict[str, str]) -> tuple[float, float]:
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)

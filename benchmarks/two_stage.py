@@ -1,12 +1,12 @@
-"""The whole two-stage job against diffusers: prompt in, finished MP4 with sound out.
+"""Time and memory of a whole two-stage job (prompt to MP4 with audio), compared with diffusers.
 
     python benchmarks/two_stage.py --models src/latent_ladder/pocket/models --rounds 5
 
-Both sides get the same weights, prompt, seed, sigmas and guidance, and compute in float32 on the
-CPU. Each run is a process of its own, from interpreter start to exit, in alternating order; wall
-time and peak resident memory are what the operating system reports. Before the clock runs, the
-models are converted to the layout diffusers reads, and one round checks that both sides compute
-the same stage-1 latents and counts their floating-point operations.
+Both sides use the same weights, prompt, seed, sigmas and guidance, in float32 on the CPU. Each run
+is a separate process, measured from interpreter start to exit, in alternating order; wall time and
+peak resident memory are those of the operating system. Before that, the models are converted to
+diffusers' layout, and one round checks that both sides compute the same stage-1 latents and counts
+their floating-point operations.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ GUIDANCE = {
         "audio": {"cfg": 7.0, "stg": 1.0, "modality": 3.0, "rescale": 0.7, "stg_blocks": [1]},
     },
 }
-"""Passes per step of stage 1: 1, 2 and 4. Stage 2 is not guided, as in every published recipe."""
+"""Guidance of stage 1 with 1, 2 and 4 passes per step. Stage 2 has none, as in all recipes."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One process: wall time, processor time (less shaken by a busy machine), peak memory."""
+    """Measurements of one process; other processes affect processor time less than wall time."""
 
     side: str
     wall_s: float
@@ -59,40 +59,42 @@ class Sample:
 
 
 def main() -> int:
-    """Run all rounds, print the comparison, keep it as JSON."""
+    """Run all rounds, print the comparison and write it as JSON."""
     options = _arguments()
     with tempfile.TemporaryDirectory(prefix="two-stage-") as name:
         folder = Path(name)
-        facts = _converted(options.models, folder / "diffusers")
+        facts = _convert_models(options.models, folder / "diffusers")
         job = _job(options, facts)
         warm = {side: _run(side, job, folder, options.threads, check=True) for side in SIDES}
-        agreement = _agreement(folder)
+        agreement = _compare_latents(folder)
         samples: list[Sample] = []
         for turn in range(options.rounds):
             for side in sorted(SIDES, reverse=bool(turn % 2)):
                 samples.append(_run(side, job, folder, options.threads))
-                _say(f"round {turn + 1}: {_line(samples[-1])}")
+                _print_line(f"round {turn + 1}: {_line(samples[-1])}")
         clips = {side: _probe(folder / f"{side}.mp4") for side in SIDES}
     report = _report(options, job, samples, warm) | {"agreement": agreement, "clips": clips}
     report["matmul_gflops"] = _matmul_rate(options.threads)
-    _print(report)
+    _print_report(report)
     path = options.out / f"two_stage-{options.guidance}-{options.label}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
-    _say(f"wrote {path}")
+    _print_line(f"wrote {path}")
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True, help="ComfyUI's models/ layout")
-    parser.add_argument("--label", default="pocket", help="names the result file")
+    parser.add_argument("--label", default="pocket", help="part of the result file's name")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--frames", type=int, default=25)
     parser.add_argument("--guidance", choices=GUIDANCE, default="cfg")
-    parser.add_argument("--steps", type=int, help="of stage 1, evenly spaced; default: distilled 8")
+    parser.add_argument(
+        "--steps", type=int, help="steps of stage 1, evenly spaced; default: 8 distilled"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
@@ -118,10 +120,10 @@ def _job(options: argparse.Namespace, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _converted(models: Path, folder: Path) -> dict[str, Any]:
-    """The models in diffusers' layout, written by a process of its own."""
+def _convert_models(models: Path, folder: Path) -> dict[str, Any]:
+    """Convert the models to diffusers' layout in a separate process; returns its facts."""
     folder.mkdir()
-    command = [sys.executable, HERE / "diffusers_models.py", models, folder]
+    command = [sys.executable, *map(str, (HERE / "diffusers_models.py", models, folder))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the models could not be converted:\n{done.stderr[-3000:]}")
@@ -130,20 +132,20 @@ def _converted(models: Path, folder: Path) -> dict[str, Any]:
 
 
 def _run(side: str, job: dict[str, Any], folder: Path, threads: int, check: bool = False) -> Sample:
-    """One clip by one side, in a fresh process and (ours) a fresh store."""
+    """Make one clip with one side, in a new process and (ours) a new store."""
     work = folder / "store" if side == "ladder" else folder / "diffusers"
     if side == "ladder":
         shutil.rmtree(work, ignore_errors=True)
     record, output, path = (folder / f"{side}.{end}" for end in ("record", "mp4", "job"))
     output.unlink(missing_ok=True)
-    given = {
+    run_job = {
         **job,
         "folder": str(work),
         "check": str(folder / f"{side}.pt") if check else "",
         "record": str(record),
         "output": str(output),
     }
-    path.write_text(json.dumps(given))
+    path.write_text(json.dumps(run_job))
     environment = os.environ | {
         name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     }
@@ -157,29 +159,29 @@ def _run(side: str, job: dict[str, Any], folder: Path, threads: int, check: bool
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{side} failed:\n{(folder / f'{side}.log').read_text()[-3000:]}")
-    kept = json.loads(record.read_text())
+    record_data = json.loads(record.read_text())
     cpu = usage.ru_utime + usage.ru_stime
-    peak_mib = max(usage.ru_maxrss / 1024, kept.get("peak_mib", 0.0))
-    return Sample(side, wall, cpu, peak_mib, kept["spent"], kept.get("flops"))
+    peak_mib = max(usage.ru_maxrss / 1024, record_data.get("peak_mib", 0.0))
+    return Sample(side, wall, cpu, peak_mib, record_data["spent"], record_data.get("flops"))
 
 
-def _agreement(folder: Path) -> dict[str, float]:
-    """How far apart the two stage-1 latents are, relative to their size."""
+def _compare_latents(folder: Path) -> dict[str, float]:
+    """Relative distance of the stage-1 latents of both sides; exits if they differ too much."""
     import torch
 
     ours, theirs = (torch.load(folder / f"{side}.pt").float() for side in ("ladder", "diffusers"))
     if ours.shape != theirs.shape:
-        raise SystemExit(f"stage 1: {tuple(ours.shape)} against {tuple(theirs.shape)}")
+        raise SystemExit(f"stage 1: shapes {tuple(ours.shape)} and {tuple(theirs.shape)} differ")
     distance = float((ours - theirs).norm() / theirs.norm())
     if distance > 0.1:
         raise SystemExit(
-            f"the sides do not compute the same: stage-1 latents differ by {distance:.3g}"
+            f"the stage-1 latents of both sides differ by {distance:.3g}, expected at most 0.1"
         )
     return {"stage_1_relative_distance": distance}
 
 
 def _probe(path: Path) -> dict[str, Any]:
-    """What is in a finished file."""
+    """Frames, size and audio streams of a written file."""
     import av
 
     with av.open(str(path)) as opened:
@@ -193,7 +195,7 @@ def _probe(path: Path) -> dict[str, Any]:
 
 
 def _matmul_rate(threads: int) -> float:
-    """GFLOP/s of a large float32 matrix product, the best of five."""
+    """GFLOP/s of a large float32 matrix product, best of five."""
     import torch
 
     torch.set_num_threads(threads)
@@ -214,7 +216,7 @@ def _report(
     samples: list[Sample],
     warm: dict[str, Sample],
 ) -> dict[str, Any]:
-    medians = {}
+    medians: dict[str, dict[str, Any]] = {}
     for side in SIDES:
         own = [s for s in samples if s.side == side]
         medians[side] = {
@@ -243,24 +245,25 @@ def _report(
     }
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any]) -> None:
     rate = report["matmul_gflops"]
-    for side, found in report["medians"].items():
-        achieved = found["gflop"] / found["wall_s"]
-        _say(
-            f"{side:10} {found['wall_s']:6.2f} s (best {found['best_wall_s']:.2f}, "
-            f"processor {found['cpu_s']:.2f})  "
-            f"{found['peak_mib']:6.0f} MiB  {found['gflop']:.0f} GFLOP at {achieved:.1f} GFLOP/s, "
+    for side, medians in report["medians"].items():
+        achieved = medians["gflop"] / medians["wall_s"]
+        _print_line(
+            f"{side:10} {medians['wall_s']:6.2f} s (best {medians['best_wall_s']:.2f}, "
+            f"processor {medians['cpu_s']:.2f})  "
+            f"{medians['peak_mib']:6.0f} MiB  {medians['gflop']:.0f} GFLOP at "
+            f"{achieved:.1f} GFLOP/s, "
             f"{achieved / rate:.0%} of the matmul rate {rate:.0f}"
         )
-        for name, (wall, processor) in found["spent"].items():
-            _say(f"  {wall:7.2f} s  {processor:7.2f} s processor  {name}")
+        for name, (wall, processor) in medians["spent"].items():
+            _print_line(f"  {wall:7.2f} s  {processor:7.2f} s processor  {name}")
     ratio = report["ratio"]
-    met = all(ratio[name] <= GOAL for name in ("wall_s", "peak_mib"))
-    _say(
+    is_met = all(ratio[name] <= GOAL for name in ("wall_s", "peak_mib"))
+    _print_line(
         f"ratio      {ratio['wall_s']:.2f} of the time ({ratio['cpu_s']:.2f} processor time), "
         f"{ratio['peak_mib']:.2f} of the peak memory "
-        f"(goal {GOAL}: {'met' if met else 'not met'}); stage-1 latents agree to "
+        f"(goal {GOAL}: {'met' if is_met else 'not met'}); stage-1 latents agree to "
         f"{report['agreement']['stage_1_relative_distance']:.1e}"
     )
 
@@ -272,7 +275,7 @@ def _line(sample: Sample) -> str:
     )
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(text, flush=True)
 
 

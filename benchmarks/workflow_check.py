@@ -1,7 +1,7 @@
 """Time of ``ladder workflow check`` from process start to end, on a graph of about 150 kB.
 
-The graph is one that ``ladder workflow export`` writes, with notes until it has the size of the
-largest published one. Compiled files are written first; the median of the runs counts.
+The graph is exported with ``ladder workflow export`` and padded with notes to the size of the
+largest published one. Bytecode is compiled first; reported is the median of the runs.
 
     python benchmarks/workflow_check.py [--runs 9] [--graph FILE]
 """
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results" / "workflow_check.json"
 
 
 def graph(folder: Path) -> Path:
-    """An exported two-stage graph, padded with notes."""
+    """Export a two-stage graph and pad it with notes."""
     path = folder / "graph.json"
     command = [sys.executable, "-m", "latent_ladder", "workflow", "export"]
     preset = ["preset:comfy-template", "--prompt", "a red ball"]
@@ -40,7 +40,7 @@ def graph(folder: Path) -> Path:
 
 
 def seconds(arguments: list[str], environment: dict[str, str]) -> float:
-    """One run of the command, whatever it says."""
+    """Seconds of one run of the command; its result is ignored."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "latent_ladder", *arguments]
     subprocess.run(command, capture_output=True, check=False, env=environment)
@@ -48,25 +48,25 @@ def seconds(arguments: list[str], environment: dict[str, str]) -> float:
 
 
 def main() -> None:
-    """Print the medians, and write them."""
+    """Measure, print the medians and write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--graph", type=Path)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as folder:
         environment["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "compiled")
-        path = asked.graph or graph(Path(folder))
+        path = args.graph or graph(Path(folder))
         check, version = ["workflow", "check", str(path)], ["--version"]
         seconds(check, environment)  # compiles
-        took = {
-            name: round(statistics.median(seconds(a, environment) for _ in range(asked.runs)), 3)
+        result = {
+            name: round(statistics.median(seconds(a, environment) for _ in range(args.runs)), 3)
             for name, a in (("check_s", check), ("version_s", version))
         }
-        took |= {"bytes": path.stat().st_size, "runs": asked.runs}
-    print(json.dumps(took))
+        result |= {"bytes": path.stat().st_size, "runs": args.runs}
+    print(json.dumps(result))
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(took, indent=2) + "\n", "utf-8")
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

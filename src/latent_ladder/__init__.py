@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from latent_ladder._version import __version__
 
 __all__ = ["Request", "__version__", "run"]
+
+# The log is silent until an application adds a handler, as ``ladder --verbose`` does.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import run

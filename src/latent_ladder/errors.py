@@ -12,8 +12,7 @@
     ├── MemoryBudgetError      exit 4   the plan needs more memory than the budget
     ├── MediaError             exit 5   reading or writing images, audio, video
     ├── WorkflowError          exit 6   a ComfyUI graph
-    ├── FarmError              exit 7   distributed work
-    ├── StoreError             exit 8   the artefact store on disk
+    ├── StoreError             exit 8   artefacts on disk
     └── Cancelled              exit 130 the user stopped the run
 
 A message is one sentence: the subject, what was found, what was expected. ``hint`` names one thing
@@ -22,7 +21,7 @@ to do about it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class LadderError(Exception):
@@ -38,6 +37,10 @@ class LadderError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def in_context(self, context: str) -> Self:
+        """A new error of this class and hint with ``context`` in front of its message."""
+        return type(self)(f"{context}: {self.message}", self.hint)
 
     @property
     def code(self) -> str:
@@ -59,6 +62,11 @@ class RequestError(LadderError):
     ) -> None:
         super().__init__(message, hint)
         self.problems = problems or ((message, hint),)
+
+    def in_context(self, context: str) -> Self:
+        """As for every error; each of the problems gets the context too."""
+        problems = tuple((f"{context}: {message}", hint) for message, hint in self.problems)
+        return type(self)(f"{context}: {self.message}", self.hint, problems)
 
 
 class CheckpointError(LadderError):
@@ -110,12 +118,6 @@ class WorkflowError(LadderError):
         super().__init__(message, hint)
         self.node_id = node_id
         self.class_type = class_type
-
-
-class FarmError(LadderError):
-    """Distributed work failed."""
-
-    exit_code = 7
 
 
 class StoreError(LadderError):

@@ -1,4 +1,4 @@
-"""Components are recognised by content; the real LTX-2.3 layout fits the networks exactly."""
+"""Components are detected by content; the real LTX-2.3 layout matches the networks exactly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import checkpoint_layouts as layouts
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,14 +18,22 @@ from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, TensorInfo
 from latent_ladder.checkpoints.components import (
     Component,
     components,
-    family,
-    unclaimed,
+    detect_family,
+    find_unused_tensors,
 )
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
-from latent_ladder.models import network_configs as dims
 from latent_ladder.models.audio_vae.networks import AudioDecoder, AudioEncoder
 from latent_ladder.models.audio_vae.vocoder import Generator
 from latent_ladder.models.latent_upsampler.network import UpsamplerNetwork
+from latent_ladder.models.network_configs import (
+    audio_vae_config,
+    bandwidth_extension_config,
+    generator_config,
+    shapes_below,
+    upsampler_config,
+    video_decoder_config,
+    video_encoder_config,
+)
 from latent_ladder.models.transformer.config import TransformerConfig
 from latent_ladder.models.video_vae.networks import VideoDecoder, VideoEncoder
 from latent_ladder.models.weights.loading import EmptyOnMeta
@@ -33,9 +42,9 @@ from latent_ladder.models.weights.loading import EmptyOnMeta
 def header(
     shapes: Mapping[str, layouts.Shape], config: Mapping[str, Any] | None = None
 ) -> CheckpointFile:
-    """A file as far as this module looks at it: names and shapes."""
+    """A file without data: names, shapes and configuration."""
     tensors = {name: TensorInfo(tuple(shape), "BF16") for name, shape in shapes.items()}
-    return CheckpointFile(Path("model.safetensors"), "id", {}, tensors, config or {})
+    return CheckpointFile(Path("model.safetensors"), 0, {}, tensors, config or {})
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +69,28 @@ def test_real_single_file(real: dict[str, Component]) -> None:
         "audio_vae": 102,
         "vocoder": 1227,
     }
-    assert unclaimed(real["vocoder"].file) == []
-    assert family(real["transformer"]) == "2.3"
+    assert find_unused_tensors(real["vocoder"].file) == []
+    assert detect_family(real["transformer"]) == "2.3"
     assert real["video_vae"].config["latent_channels"] == 128
 
 
-def fits(module: nn.Module, part: Component, prefix: str = "") -> int:
-    """The parameter count of ``module``, whose state is exactly the part's tensors."""
+def count_parameters(module: nn.Module, part: Component, prefix: str = "") -> int:
+    """The parameter count of ``module``; its state must be exactly the tensors of ``part``."""
     stored = {k[len(prefix) :]: part.shape(k) for k in part.names if k.startswith(prefix)}
     assert {name: tuple(t.shape) for name, t in module.state_dict().items()} == stored
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_real_video_vae(real: dict[str, Component]) -> None:
     part = real["video_vae"]
     for config in (layouts.VAE_CONFIG, {}):
-        encoder = dims.video_encoder(part.shapes(), config)
-        decoder = dims.video_decoder(part.shapes(), config)
+        encoder = video_encoder_config(part.shapes(), config)
+        decoder = video_decoder_config(part.shapes(), config)
         with torch.device("meta"):
             built = VideoEncoder(encoder), VideoDecoder(decoder)
-        assert fits(built[0], part, "encoder.") == 318_936_897
-        assert fits(built[1], part, "decoder.") == 407_169_072
+        assert count_parameters(built[0], part, "encoder.") == 318_936_897
+        assert count_parameters(built[1], part, "decoder.") == 407_169_072
         assert encoder.resamplers == ("space", "time", "all", "all")
         assert (decoder.spatial_scale, decoder.temporal_scale, decoder.patch) == (32, 8, 4)
         assert (encoder.padding, decoder.padding, decoder.causal) == ("zeros", "zeros", False)
@@ -88,30 +98,31 @@ def test_real_video_vae(real: dict[str, Component]) -> None:
 
 def test_real_audio(real: dict[str, Component]) -> None:
     for config in (layouts.AUDIO_CONFIG, {}):
-        coder = dims.audio_coder(real["audio_vae"].shapes(), config)
+        coder = audio_vae_config(real["audio_vae"].shapes(), config)
         assert (coder.latent_channels, coder.mel_bins) == (8, 64)
         with torch.device("meta"):
             halves = [AudioEncoder(coder), AudioDecoder(coder)]
-        assert fits(halves[0], real["audio_vae"], "encoder.") == 21_333_008
-        assert fits(halves[1], real["audio_vae"], "decoder.") == 31_915_138
+        assert count_parameters(halves[0], real["audio_vae"], "encoder.") == 21_333_008
+        assert count_parameters(halves[1], real["audio_vae"], "decoder.") == 31_915_138
 
 
 def test_real_vocoder(real: dict[str, Component]) -> None:
     part = real["vocoder"]
     shapes, config = part.shapes(), part.config
-    extension = dims.bandwidth_extension(shapes, config)
-    main = dims.wave_generator(dims.below(shapes, "vocoder."), config["vocoder"], last="clamp")
+    extension = bandwidth_extension_config(shapes, config)
+    main = generator_config(shapes_below(shapes, "vocoder."), config["vocoder"], last="clamp")
     assert extension is not None
     assert (main.final, extension.generator.final) == ("clamp", None)
     assert (extension.n_fft, extension.hop, extension.output_rate) == (512, 80, 48000)
     with EmptyOnMeta():
         built = Generator(main), Generator(extension.generator)
     assert sum(
-        fits(g, part, p) for g, p in zip(built, ("vocoder.", "bwe_generator."), strict=True)
+        count_parameters(g, part, p)
+        for g, p in zip(built, ("vocoder.", "bwe_generator."), strict=True)
     ) == (128_537_448)
-    # Without a header the published kernels single out the same strides.
-    assert dims.wave_generator(dims.below(shapes, "vocoder."), {}, last="clamp") == main
-    assert dims.bandwidth_extension(shapes, {}) == extension
+    # Without a header, the kernels of the published model give the same strides.
+    assert generator_config(shapes_below(shapes, "vocoder."), {}, last="clamp") == main
+    assert bandwidth_extension_config(shapes, {}) == extension
 
 
 @pytest.mark.parametrize(
@@ -124,11 +135,11 @@ def test_real_vocoder(real: dict[str, Component]) -> None:
 )
 def test_real_upsamplers(mid: int, kind: str, count: int, factor: float) -> None:
     part = components(header(dict(layouts.upsampler(mid, kind))))["latent_upsampler"]
-    found = dims.upsampler(part.shapes(), part.config)
+    found = upsampler_config(part.shapes(), part.config)
     assert (found.spatial, found.temporal) == (kind != "temporal", kind == "temporal")
     assert (found.scale, found.rational) == (factor, kind == "x1.5")
     with torch.device("meta"):
-        assert fits(UpsamplerNetwork(found), part) == count
+        assert count_parameters(UpsamplerNetwork(found), part) == count
 
 
 # --- split files ------------------------------------------------------------------------------
@@ -137,13 +148,13 @@ def test_real_upsamplers(mid: int, kind: str, count: int, factor: float) -> None
 @pytest.mark.parametrize("prefix", ["vae.", ""])
 def test_split_video_vae(prefix: str) -> None:
     shapes = {prefix + k: s for k, s in layouts.video_vae()}
-    # Statistics that older files carry and nothing uses.
+    # Unused statistics in older files.
     shapes[f"{prefix}per_channel_statistics.channel"] = (128,)
     (part,) = components(header(shapes)).values()
     assert part.role == "video_vae"
-    decoder = dims.video_decoder(part.shapes(), part.config)
+    decoder = video_decoder_config(part.shapes(), part.config)
     with torch.device("meta"):
-        assert fits(VideoDecoder(decoder), part, "decoder.") == 407_169_072
+        assert count_parameters(VideoDecoder(decoder), part, "decoder.") == 407_169_072
 
 
 @pytest.mark.parametrize("prefix", ["audio_vae.", ""])
@@ -168,13 +179,15 @@ def test_transformer_only(prefix: str, with_connectors: bool) -> None:
     found = components(header(shapes))
     roles = ["transformer", "connectors"] if with_connectors else ["transformer"]
     assert list(found) == roles
-    assert len(found["transformer"].names) == 4186, "the file's marker is no tensor of it"
-    assert family(found["transformer"]) == "2.3"
+    assert len(found["transformer"].names) == 4186, (
+        "the marker of the file is not a tensor of the component"
+    )
+    assert detect_family(found["transformer"]) == "2.3"
 
 
 def test_dimensions_need_no_header(real: dict[str, Component]) -> None:
-    """GGUF files and files of the transformer alone have none; what is in it must not matter."""
-    stated = {
+    """GGUF and transformer-only files have no config in the header; the result must not change."""
+    config = {
         "num_attention_heads": 32,
         "attention_head_dim": 128,
         "audio_num_attention_heads": 32,
@@ -187,7 +200,7 @@ def test_dimensions_need_no_header(real: dict[str, Component]) -> None:
     }
     shapes = real["transformer"].shapes()
     found = TransformerConfig.from_shapes(shapes, {})
-    assert found == TransformerConfig.from_shapes(shapes, stated)
+    assert found == TransformerConfig.from_shapes(shapes, config)
     assert (found.video.heads, found.audio.heads, found.layers) == (32, 32, 48)
     # A gate stored as nvfp4 is padded to 16 rows; its bias is not.
     gate = "transformer_blocks.0.attn1.to_gate_logits"
@@ -195,7 +208,7 @@ def test_dimensions_need_no_header(real: dict[str, Component]) -> None:
     assert TransformerConfig.from_shapes(padded, {}) == found
 
 
-def test_without_gates_heads_are_as_wide_as_published(real: dict[str, Component]) -> None:
+def test_without_gates_the_published_head_width_is_used(real: dict[str, Component]) -> None:
     shapes = {k: s for k, s in real["transformer"].shapes().items() if "to_gate_logits" not in k}
     found = TransformerConfig.from_shapes(shapes, {})
     assert (found.gated, found.video.heads, found.audio.heads) == (False, 32, 32)
@@ -211,14 +224,14 @@ def test_gguf_transformer(prefix: str, shape: tuple[int, ...]) -> None:
     kv = {"general.architecture": "ltxv"}
     file = CheckpointFile(Path("x.gguf"), 0, {}, tensors, {}, container="gguf", kv=kv)
     (part,) = components(file).values()
-    assert family(part) == "2.5"
+    assert detect_family(part) == "2.5"
     assert part.shape("keyframes_abs_pos_embedding") == (1, 4096)
     assert part.shapes()["keyframes_abs_pos_embedding"] == (1, 4096)
     assert TransformerConfig.from_component(part).keyframe_embedding
     assert part.precision == "q8_0"
 
 
-def test_a_dropped_dimension_is_read_back(tmp_path: Path) -> None:
+def test_a_dropped_dimension_is_restored(tmp_path: Path) -> None:
     key = "keyframes_abs_pos_embedding"
     tensors = {key: torch.ones(4), "transformer_blocks.0.attn1.to_q.weight": torch.ones(4, 4)}
     save_file(tensors, tmp_path / "x.safetensors")
@@ -226,11 +239,11 @@ def test_a_dropped_dimension_is_read_back(tmp_path: Path) -> None:
     assert part.read(key).shape == part.shape(key) == (1, 4)
 
 
-def test_a_transformer_in_diffusers_names_is_named() -> None:
+def test_a_transformer_with_diffusers_names_is_an_error() -> None:
     shapes = {"transformer_blocks.0.attn1.to_q.weight": (8, 8), "audio_proj_in.weight": (8, 8)}
     shapes["proj_in.weight"] = (8, 8)
-    with pytest.raises(UnknownLayout, match="names of the diffusers library"):
-        family(Component("transformer", header(shapes), {k: k for k in shapes}))
+    with pytest.raises(UnknownLayout, match="tensor names of diffusers"):
+        detect_family(Component("transformer", header(shapes), {k: k for k in shapes}))
 
 
 @pytest.mark.parametrize("prefix", ["text_embedding_projection.", ""])
@@ -241,18 +254,18 @@ def test_text_projection_file(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("wrap", ["model.", "language_model.model.", "model.language_model."])
-def test_gemma_spellings(wrap: str, golden: Any) -> None:
+def test_gemma_names(wrap: str, golden: Goldens) -> None:
     tiny = open_checkpoint(golden.path("text_encoders/tiny-gemma-3.safetensors"))
     (part,) = components(tiny).values()
     assert part.role == "text_encoder"
     assert part.config["text_config"]["hidden_size"] == 32
     assert {"embed_tokens.weight", "norm.weight", "spiece_model"} <= set(part.names)
-    spelled = {
+    renamed = {
         (k if k == "spiece_model" else wrap + k): shape for k, shape in part.shapes().items()
     } | {"vision_model.encoder.weight": (4,), "lm_head.weight": (4, 4)}
-    again = components(header(spelled))["text_encoder"]
+    again = components(header(renamed))["text_encoder"]
     assert again.shapes() == part.shapes()
-    assert unclaimed(again.file) == []
+    assert find_unused_tensors(again.file) == []
 
 
 def test_encoder_with_its_projection_in_one_file() -> None:
@@ -268,14 +281,14 @@ def test_encoder_with_its_projection_in_one_file() -> None:
 
 
 def test_a_vocoder_without_its_outer_prefix() -> None:
-    """Its own generator is called vocoder: the name alone would hide the second half."""
+    """Its own generator is called vocoder too, so the prefix alone is ambiguous."""
     (part,) = components(header(dict(layouts.vocoder()))).values()
     assert part.role == "vocoder"
     assert set(part.names) == {k for k, _ in layouts.vocoder()}
 
 
 def tiny_decoder(latent: int = 128, width: int = 256) -> dict[str, layouts.Shape]:
-    """Some tensors of a tiny autoencoder of the TAEHV kind."""
+    """Some tensors of a tiny video autoencoder (TAEHV)."""
     blocks = dict(layouts.layer("decoder.3.conv.0", width, 2 * width, 3, 3))
     ends = (
         layouts.layer("decoder.1", width, latent, 3, 3),
@@ -292,7 +305,7 @@ def test_a_tiny_preview_decoder(half: dict[str, layouts.Shape]) -> None:
     assert len(part.names) == len(file.tensors)
 
 
-def test_numbers_in_the_header_of_a_lora(tmp_path: Path) -> None:
+def test_settings_in_the_header_of_a_lora(tmp_path: Path) -> None:
     tensors = {"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4)}
     facts = {"reference_downscale_factor": "2", "lora_alpha": "1.5", "lora_rank": "many", "x": "1"}
     save_file(tensors, tmp_path / "x.safetensors", facts)
@@ -315,7 +328,7 @@ def test_lora_key_styles(key: str) -> None:
     assert (part.role, set(part.names)) == ("lora", {key, "other"})
 
 
-def test_golden_files(golden: Any) -> None:
+def test_golden_files(golden: Goldens) -> None:
     def roles(name: str) -> list[str]:
         return list(components(open_checkpoint(golden.path(f"{name}.safetensors"))))
 
@@ -340,9 +353,9 @@ def test_golden_files(golden: Any) -> None:
         ("diffusion_models/tiny-ltx-2.5-transformer", "2.5"),
     ],
 )
-def test_families(name: str, want: str, golden: Any) -> None:
+def test_families(name: str, want: str, golden: Goldens) -> None:
     part = components(open_checkpoint(golden.path(f"{name}.safetensors")))["transformer"]
-    assert family(part) == want
+    assert detect_family(part) == want
 
 
 def test_other_families_are_refused() -> None:
@@ -356,23 +369,23 @@ def test_other_families_are_refused() -> None:
             components(header(shapes))
     silent = components(header({"transformer_blocks.0.attn1.to_q.weight": (8, 8)}))
     with pytest.raises(UnknownLayout, match="unknown family"):
-        family(silent["transformer"])
+        detect_family(silent["transformer"])
 
 
 def test_header_must_agree_with_tensors(real: dict[str, Component]) -> None:
     shapes = real["video_vae"].shapes()
-    blocks = [[n, dict(o)] for n, o in layouts.VAE_CONFIG["encoder_blocks"]]
+    blocks: list[list[Any]] = [[n, dict(o)] for n, o in layouts.VAE_CONFIG["encoder_blocks"]]
     blocks[0][1]["num_layers"] = 3
     with pytest.raises(UnknownLayout, match=r"residual blocks .* in its tensors, .* in its header"):
-        dims.video_encoder(shapes, {"encoder_blocks": blocks})
+        video_encoder_config(shapes, {"encoder_blocks": blocks})
     del shapes["decoder.conv_in.conv.weight"]
-    with pytest.raises(UnknownLayout, match=r"no tensor decoder\.conv_in"):
-        dims.video_decoder(shapes, {})
+    with pytest.raises(UnknownLayout, match=r"tensor decoder\.conv_in"):
+        video_decoder_config(shapes, {})
     with pytest.raises(UnknownLayout, match="timestep"):
-        dims.video_decoder(shapes, {"timestep_conditioning": True})
+        video_decoder_config(shapes, {"timestep_conditioning": True})
     with pytest.raises(UnknownLayout, match="strides"):
         odd = {"conv_pre.weight": (8, 4, 7), "ups.0.weight": (8, 4, 9)}
-        dims.wave_generator(odd, {}, last=None)
+        generator_config(odd, {}, last=None)
 
 
 def test_missing_tensors_and_damaged_headers(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Damaged headers: one of our errors or a file that can be read, soon and in little memory.
+"""Damaged headers are read or refused with an error, quickly and with little memory.
 
-Seeded mutations of small real files: bytes replaced, bits flipped, cuts, repeated and removed
-stretches, and numbers of eight and four bytes set to the values that break readers.
+Seeded mutations of small real files: replaced bytes, flipped bits, truncation, repeated and removed
+bytes, and numbers of four and eight bytes set to extreme values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBERS = (0, 1, 7, 255, 1 << 16, (1 << 31) - 1, (1 << 32) - 1, 1 << 32, 1 << 40
            1 << 63, (1 << 64) - 1)  # fmt: skip
 
 Mutation = Callable[[random.Random, bytearray, int], None]
-"""Changes the bytes in place; the number is where the header ends."""
+"""A function that changes the bytes in place; the number is the size of the header."""
 
 
 def flip(rng: random.Random, data: bytearray, header: int) -> None:
@@ -42,7 +42,7 @@ def replace(rng: random.Random, data: bytearray, header: int) -> None:
     data[at : at + 16] = rng.randbytes(rng.randrange(1, 17))
 
 
-def cut(rng: random.Random, data: bytearray, header: int) -> None:
+def truncate(rng: random.Random, data: bytearray, header: int) -> None:
     del data[rng.randrange(rng.choice((header, len(data)))) :]
 
 
@@ -64,15 +64,15 @@ def number(rng: random.Random, data: bytearray, header: int) -> None:
 
 
 def digits(rng: random.Random, data: bytearray, header: int) -> None:
-    """A number written in the header's text, made negative, huge or something else."""
-    places = [i for i in range(8, header) if chr(data[i]).isdigit()]
-    if places:
-        at = rng.choice(places)
+    """Replace a digit in the header by a negative, huge or invalid value."""
+    positions = [i for i in range(8, header) if chr(data[i]).isdigit()]
+    if positions:
+        at = rng.choice(positions)
         values = ("-1", str(rng.choice(NUMBERS)), "1e9", "9" * 5000, "null", "[[]]", '"x"', "NaN")
         data[at : at + 1] = rng.choice(values).encode()
 
 
-MUTATIONS: tuple[Mutation, ...] = (flip, replace, cut, remove, repeat, number, digits)
+MUTATIONS: tuple[Mutation, ...] = (flip, replace, truncate, remove, repeat, number, digits)
 
 
 def safetensors_seed() -> tuple[bytes, int]:
@@ -110,7 +110,7 @@ def index_seed() -> tuple[bytes, int]:
     return data, len(data)
 
 
-def mutants(data: bytes, header: int, mend: bool) -> Iterator[bytes]:
+def mutants(data: bytes, header: int, repair_length: bool) -> Iterator[bytes]:
     for seed in range(MUTANTS):
         rng = random.Random(seed)
         mutant = bytearray(data)
@@ -118,15 +118,15 @@ def mutants(data: bytes, header: int, mend: bool) -> Iterator[bytes]:
             rng.choice(MUTATIONS)(rng, mutant, max(1, min(header, len(mutant))))
             if not mutant:
                 break
-        if mend and seed % 2:
-            # With the header's length set right, the damage is found behind the JSON.
+        if repair_length and seed % 2:
+            # With a valid length of the header, the damage is in the JSON.
             length = header - 8 + len(mutant) - len(data)
             mutant[:8] = struct.pack("<Q", max(2, length))
         yield bytes(mutant)
 
 
-def use(path: Path) -> bool:
-    """Open the file and read all that it lists; ``False`` when it was refused with a reason."""
+def open_and_read(path: Path) -> bool:
+    """Open the file and read all its content; ``False`` if it was refused with a reason."""
     try:
         file = open_checkpoint(path)
         for name, info in file.tensors.items():
@@ -140,8 +140,11 @@ def use(path: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["safetensors", "gguf", "index"])
-def test_damaged_headers_are_read_or_refused_soon_and_in_little_memory(tmp_path, container):
+def test_damaged_headers_are_read_or_refused_quickly_with_little_memory(
+    tmp_path: Path, container: str
+) -> None:
     seeds = {
         "safetensors": (safetensors_seed, "x.safetensors"),
         "gguf": (lambda: gguf_seed(tmp_path), "x.gguf"),
@@ -157,17 +160,17 @@ def test_damaged_headers_are_read_or_refused_soon_and_in_little_memory(tmp_path,
             path.write_bytes(mutant)
             tracemalloc.reset_peak()
             before, began = tracemalloc.get_traced_memory()[0], time.process_time()
-            opened += use(path)
+            opened += open_and_read(path)
             assert time.process_time() - began < SECONDS, f"mutant {number}"
             assert tracemalloc.get_traced_memory()[1] - before < BYTES, f"mutant {number}"
     finally:
         tracemalloc.stop()
-    assert opened < MUTANTS * 0.6, "hardly any mutation did damage"
-    if container != "index":  # whose shards do not exist
-        assert opened > 10, "no mutant was readable: damage ends too early"
+    assert opened < MUTANTS * 0.6, "too few mutations did damage"
+    if container != "index":  # its shards do not exist
+        assert opened > 10, "no mutant was readable: the mutations do too much damage"
 
 
-HUNGRY = """
+OPEN_WITH_MEMORY_LIMIT = """
 import resource, sys
 from pathlib import Path
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
@@ -184,7 +187,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_claims_of_gigabytes_allocate_nothing(tmp_path):
+def test_counts_of_gigabytes_allocate_nothing(tmp_path: Path) -> None:
     def length(n: int) -> bytes:
         return struct.pack("<Q", n)
 
@@ -210,6 +213,9 @@ def test_claims_of_gigabytes_allocate_nothing(tmp_path):
     for name, content in big.items():
         (tmp_path / name).write_bytes(content)
     done = subprocess.run(
-        [sys.executable, "-c", HUNGRY, str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", OPEN_WITH_MEMORY_LIMIT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""GGUF files: equal to gguf-py where it can read them, refused with the reason where damaged."""
+"""GGUF files: read like gguf-py reads them; damaged ones are refused with the reason."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Ggml
+from helpers.goldens import Goldens
 
 from latent_ladder.checkpoints.checkpoint_file import (
-    READABLE_BLOCKS,
+    READABLE_BLOCK_TYPES,
     CheckpointFile,
     open_checkpoint,
 )
@@ -78,14 +80,19 @@ def every_tensor(writer: gguf.GGUFWriter) -> None:
     writer.add_tensor("plain.four", np.zeros((2, 3, 4, 5), np.float32))
     half = rng.integers(0, 256, (3, 10), dtype=np.uint8)
     writer.add_tensor("plain.bf16", half, raw_dtype=Ggml.BF16)
-    for name in READABLE_BLOCKS:
+    for name in READABLE_BLOCK_TYPES:
         writer.add_tensor(name, blocks(3, 512, Ggml[name]), raw_dtype=Ggml[name])
 
 
 @pytest.fixture(scope="module")
-def rich(tmp_path_factory) -> Path:
+def all_types_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "rich.gguf"
-    return write(path, lambda w: (every_value(w), every_tensor(w)))
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        every_value(writer)
+        every_tensor(writer)
+
+    return write(path, fill)
 
 
 def check_equal(file: CheckpointFile, reference: gguf.GGUFReader) -> None:
@@ -98,7 +105,7 @@ def check_equal(file: CheckpointFile, reference: gguf.GGUFReader) -> None:
         assert info.nbytes == tensor.n_bytes
         assert file.read_bytes(tensor.name) == tensor.data.tobytes()
         assert bits(got) == bits(file.load(tensor.name)) == tensor.data.tobytes()
-        if info.dtype in READABLE_BLOCKS:
+        if info.dtype in READABLE_BLOCK_TYPES:
             assert (got.dtype, got.shape) == (torch.uint8, tensor.data.shape)
         else:
             assert got.shape == info.shape
@@ -113,9 +120,9 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def test_everything_is_read_as_gguf_py_reads_it(rich):
-    file = open_checkpoint(rich)
-    check_equal(file, gguf.GGUFReader(rich))
+def test_all_values_and_tensors_are_read_as_by_gguf_py(all_types_file: Path) -> None:
+    file = open_checkpoint(all_types_file)
+    check_equal(file, gguf.GGUFReader(all_types_file))
     assert file.container == "gguf"
     assert file.kv["list.nested"] == [[1, 2], [3]]
     assert file.config == {"transformer": {"num_layers": 48}}
@@ -126,18 +133,18 @@ def test_everything_is_read_as_gguf_py_reads_it(rich):
 
 
 @pytest.mark.parametrize("name", ["k-quants", "tiny-ltx-2.3-Q8_0"])
-def test_goldens_are_read_as_gguf_py_reads_them(golden, name):
+def test_golden_files_are_read_as_by_gguf_py(golden: Goldens, name: str) -> None:
     path = golden.path(f"quantized/{name}.gguf")
     check_equal(open_checkpoint(path), gguf.GGUFReader(path))
 
 
-def test_the_table_of_types_is_that_of_gguf_py():
+def test_the_table_of_types_is_that_of_gguf_py() -> None:
     sizes = {kind.value: (kind.name, size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
     ours = {number: (name, BLOCKS[name]) for number, name in GGML_TYPES.items()}
     assert ours == sizes
 
 
-def test_version_2_and_another_alignment_are_read(tmp_path):
+def test_version_2_and_another_alignment_are_read(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_custom_alignment(256)
         every_tensor(writer)
@@ -150,7 +157,7 @@ def test_version_2_and_another_alignment_are_read(tmp_path):
     check_equal(open_checkpoint(path), gguf.GGUFReader(path))
 
 
-def test_original_shapes_go_before_stored_ones(tmp_path):
+def test_original_shapes_replace_stored_ones(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_array("comfy.gguf.orig_shape.conv", [8, 2, 4, 2, 2])
         writer.add_array("comfy.gguf.orig_shape.table", [1, 512])
@@ -164,7 +171,7 @@ def test_original_shapes_go_before_stored_ones(tmp_path):
     assert file.read("table").shape == (2, 144)
 
 
-def test_what_cannot_be_decoded_is_named_only_when_it_is_read(tmp_path):
+def test_unsupported_types_are_errors_only_when_read(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_tensor("plain", np.ones(4, np.float32))
         writer.add_tensor("small", blocks(2, 256, Ggml.IQ2_XS), raw_dtype=Ggml.IQ2_XS)
@@ -184,12 +191,12 @@ def test_what_cannot_be_decoded_is_named_only_when_it_is_read(tmp_path):
         file.read_bytes("future")
 
 
-def test_arrays_are_parsed_only_when_asked_for(tmp_path):
+def test_arrays_are_parsed_on_access(tmp_path: Path) -> None:
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_token_list([b"\xe2\x96", "▁a", "b"])
         writer.add_token_scores([0.0, -1.0, -2.0])
 
-    kv = open_checkpoint(write(tmp_path / "x.gguf", fill)).kv
+    kv: Any = open_checkpoint(write(tmp_path / "x.gguf", fill)).kv
     assert "tokenizer.ggml.tokens" not in kv._parsed
     tokens = kv["tokenizer.ggml.tokens"]
     assert tokens[1:] == ["▁a", "b"]
@@ -198,7 +205,7 @@ def test_arrays_are_parsed_only_when_asked_for(tmp_path):
     assert "tokenizer.ggml.scores" not in kv._parsed
 
 
-def test_an_empty_tensor_and_a_file_of_metadata_alone(tmp_path):
+def test_an_empty_tensor_and_a_file_without_tensors(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     entry = text("w") + struct.pack("<I2QIQ", 2, 0, 4, 0, 0)
     path.write_bytes(header(1, 0) + entry)
@@ -208,11 +215,12 @@ def test_an_empty_tensor_and_a_file_of_metadata_alone(tmp_path):
     assert open_checkpoint(path).tensors == {}
 
 
-# --- parts ---------------------------------------------------------------------------------------
+# --- split files
+# ---------------------------------------------------------------------------------------
 
 
 def split(folder: Path) -> dict[str, float]:
-    """A model in parts, as gguf-py and llama-gguf-split write them."""
+    """A split model, as gguf-py and llama-gguf-split write it."""
 
     def fill(writer: gguf.GGUFWriter) -> None:
         writer.add_string("config", '{"transformer": {"a": 1}}')
@@ -223,10 +231,10 @@ def split(folder: Path) -> dict[str, float]:
     return {f"w{k}": float(k) for k in range(6)}
 
 
-@pytest.mark.parametrize("given", ["", "m-00001-of-00003.gguf", "m-00002-of-00003.gguf"])
-def test_a_split_file_is_one_checkpoint(tmp_path, given):
+@pytest.mark.parametrize("opened_as", ["", "m-00001-of-00003.gguf", "m-00002-of-00003.gguf"])
+def test_a_split_file_is_one_checkpoint(tmp_path: Path, opened_as: str) -> None:
     whole = split(tmp_path)
-    file = open_checkpoint(tmp_path / given)
+    file = open_checkpoint(tmp_path / opened_as)
     assert {n: file.read(n).unique().tolist() for n in file.tensors} == {
         n: [v] for n, v in whole.items()
     }
@@ -234,7 +242,7 @@ def test_a_split_file_is_one_checkpoint(tmp_path, given):
     assert file.path.name == "m-00001-of-00003.gguf"
 
 
-def test_parts_that_are_missing_or_misnamed(tmp_path):
+def test_parts_that_are_missing_or_misnamed(tmp_path: Path) -> None:
     split(tmp_path)
     (tmp_path / "m-00003-of-00003.gguf").rename(tmp_path / "third.gguf")
     with pytest.raises(CheckpointNotFound, match=r"m-00003-of-00003\.gguf"):
@@ -283,38 +291,42 @@ def entry(
 HUGE = 1 << 60
 PAD = bytes(4096)
 WRONG = {
-    "cut in the magic": (b"GGUF\x03", CorruptCheckpoint, "header ends beyond the 5 bytes"),
-    "version 1": (header(0, 0, 1), UnknownLayout, "version 1; versions 2 and 3"),
+    "cut in the magic": (b"GGUF\x03", CorruptCheckpoint, "longer than the file of 5 bytes"),
+    "version 1": (header(0, 0, 1), UnknownLayout, "version 1, expected 2 or 3"),
     "version 9": (header(0, 0, 9), UnknownLayout, "version 9"),
     "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), UnknownLayout, "big-endian"),
     "tensors": (header(HUGE, 0) + PAD, CorruptCheckpoint, "claims 1,152,921,504,606,846,976 t"),
     "values": (header(0, HUGE) + PAD, CorruptCheckpoint, "claims 1,152,921,504,606,846,976 v"),
-    "key length": (header(0, 1) + struct.pack("<Q", HUGE) + PAD, CorruptCheckpoint, "beyond"),
-    "key": (header(0, 1) + value(4, PAD, b"\xff\xfe"), CorruptCheckpoint, "no text"),
-    "same key": (header(0, 2) + value(4, b"1234") * 2 + PAD, CorruptCheckpoint, "names k twice"),
+    "key length": (header(0, 1) + struct.pack("<Q", HUGE) + PAD, CorruptCheckpoint, "longer than"),
+    "key": (header(0, 1) + value(4, PAD, b"\xff\xfe"), CorruptCheckpoint, "not UTF-8"),
+    "same key": (header(0, 2) + value(4, b"1234") * 2 + PAD, CorruptCheckpoint, "contains k twice"),
     "value type": (header(0, 1) + value(13, PAD), CorruptCheckpoint, "unknown type 13"),
-    "string": (header(0, 1) + value(8, struct.pack("<Q", HUGE)), CorruptCheckpoint, "beyond"),
-    "array": (header(0, 1) + value(9, array(4, HUGE, PAD)), CorruptCheckpoint, "beyond"),
+    "string": (header(0, 1) + value(8, struct.pack("<Q", HUGE)), CorruptCheckpoint, "longer than"),
+    "array": (header(0, 1) + value(9, array(4, HUGE, PAD)), CorruptCheckpoint, "longer than"),
     "array type": (header(0, 1) + value(9, array(99, 3, PAD)), CorruptCheckpoint, "type 99"),
-    "strings": (header(0, 1) + value(9, array(8, HUGE, PAD)), CorruptCheckpoint, "beyond"),
+    "strings": (header(0, 1) + value(9, array(8, HUGE, PAD)), CorruptCheckpoint, "longer than"),
     "one string": (
         header(0, 1) + value(9, array(8, 3, struct.pack("<Q", HUGE) + PAD)),
         CorruptCheckpoint,
-        "beyond",
+        "longer than",
     ),
-    "cut strings": (header(0, 1) + value(9, array(8, 2, text("abc"))), CorruptCheckpoint, "beyond"),
+    "cut strings": (
+        header(0, 1) + value(9, array(8, 2, text("abc"))),
+        CorruptCheckpoint,
+        "longer than",
+    ),
     "nested": (header(0, 1) + value(9, array(9, 1) * 9 + PAD), CorruptCheckpoint, "deeper than"),
     "alignment": (
         header(0, 1) + value(4, struct.pack("<I", 0), "general.alignment"),
         CorruptCheckpoint,
-        "alignment of 0",
+        "alignment is 0",
     ),
     "alignment type": (
         header(0, 1) + value(8, text("32"), "general.alignment"),
         CorruptCheckpoint,
-        "alignment of 32",
+        "alignment is 32",
     ),
-    "same name": (header(2, 0) + entry() * 2 + PAD, CorruptCheckpoint, "names w twice"),
+    "same name": (header(2, 0) + entry() * 2 + PAD, CorruptCheckpoint, "contains w twice"),
     "rank": (header(1, 0) + entry(dims=(1,) * 9) + PAD, CorruptCheckpoint, "9 dimensions"),
     "rank 2^32": (
         header(1, 0) + text("w") + struct.pack("<I", 2**32 - 1) + PAD,
@@ -324,7 +336,7 @@ WRONG = {
     "dimensions": (header(1, 0) + entry(dims=(HUGE,) * 4) + PAD, CorruptCheckpoint, "be F32"),
     "row": (header(1, 0) + entry(dims=(33, 2), kind=8) + PAD, CorruptCheckpoint, "cannot be Q8_0"),
     "offset": (header(1, 0) + entry(at=1 << 40) + PAD, CorruptCheckpoint, "truncated, 1,0"),
-    "grid": (header(1, 0) + entry(at=4) + PAD, CorruptCheckpoint, "off the grid of 32"),
+    "grid": (header(1, 0) + entry(at=4) + PAD, CorruptCheckpoint, "not aligned to 32 bytes"),
     "overlap": (
         header(2, 0) + entry("a", (64,)) + entry("b", (8,), at=32) + PAD,
         CorruptCheckpoint,
@@ -345,7 +357,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_damaged_header_is_refused_with_the_reason(tmp_path, case):
+def test_a_damaged_header_is_refused_with_the_reason(tmp_path: Path, case: str) -> None:
     content, error, words = WRONG[case]
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
@@ -355,7 +367,7 @@ def test_a_damaged_header_is_refused_with_the_reason(tmp_path, case):
     assert len(raised.value.message) < 500
 
 
-def test_a_file_cut_anywhere_is_refused(tmp_path, golden):
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, golden: Goldens) -> None:
     whole = golden.path("quantized/k-quants.gguf").read_bytes()
     path = tmp_path / "cut.gguf"
     for length in [*range(0, 900, 7), len(whole) - 40, len(whole) - 33]:
@@ -364,7 +376,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, golden):
             open_checkpoint(path)
 
 
-def test_zeros_after_the_magic_end_at_once(tmp_path):
+def test_zeros_and_wrong_counts_are_refused_at_once(tmp_path: Path) -> None:
     path = tmp_path / "hole.gguf"
     path.write_bytes(header(1 << 20, 1 << 20))
     with path.open("r+b") as opened:
@@ -374,5 +386,5 @@ def test_zeros_after_the_magic_end_at_once(tmp_path):
     path.write_bytes(header(0, 1) + value(9, array(8, 5_000_000_000)))
     with path.open("r+b") as opened:
         opened.truncate(46_000_000_000)
-    with pytest.raises(CorruptCheckpoint, match="beyond 100,000,000 bytes"):
+    with pytest.raises(CorruptCheckpoint, match="longer than 100,000,000 bytes"):
         open_checkpoint(path)

@@ -1,71 +1,72 @@
-"""The index of model files: what it saves, and that it never says what is no longer so."""
+"""Cache of model file headers: saves reads, and never returns outdated content."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import model_folders
 
-from latent_ladder.checkpoints import header_cache as indexing
-from latent_ladder.checkpoints.header_cache import Index, Verdict, stamp
+from latent_ladder.checkpoints import header_cache
+from latent_ladder.checkpoints.header_cache import FileContent, HeaderCache, fingerprint_files
 from latent_ladder.checkpoints.scan import Library, scan
-from latent_ladder.checkpoints.selection import select
+from latent_ladder.checkpoints.selection import select_models
 from latent_ladder.storage.atomic_write import cache_folder
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path, monkeypatch) -> Path:
+def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
     return cache_folder() / "models" / "index"
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     path = model_folders.single(tmp_path / "models")
     model_folders.copy(path, "unet/q8.gguf", "quantized/tiny-ltx-2.3-Q8_0.gguf")
     (path / "other.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     return path
 
 
-def facts(library: Library):
-    return [(r, f.path, f.facts, f.category) for r, found in library.found.items() for f in found]
+def library_summary(library: Library) -> list[tuple[Any, ...]]:
+    return [(r, f.path, f.summary, f.category) for r, found in library.found.items() for f in found]
 
 
-def test_a_second_look_finds_the_same_and_chooses_the_same(folder, kept):
+def test_a_second_scan_gives_the_same_selection(folder: Path, cache_file: Path) -> None:
     first = scan([folder])
-    assert len(Index.read().entries) == 6
-    before = kept.stat().st_mtime_ns
+    assert len(HeaderCache.read().entries) == 6
+    before = cache_file.stat().st_mtime_ns
     second = scan([folder])
-    assert kept.stat().st_mtime_ns == before, "nothing new, nothing written"
-    assert facts(first) == facts(second)
+    assert cache_file.stat().st_mtime_ns == before, "nothing new, nothing written"
+    assert library_summary(first) == library_summary(second)
     assert first.ignored == second.ignored != ()
-    one, other = select(first), select(second)
+    one, other = select_models(first), select_models(second)
     assert one.transformer.id == other.transformer.id
     assert one.transformer.names == other.transformer.names
     assert one.notes == other.notes
 
 
-def test_what_was_remembered_is_true_of_the_component(folder):
+def test_cached_summaries_match_the_components(folder: Path) -> None:
     scan([folder])
     for _, found in ((r, f) for r, fs in scan([folder]).found.items() for f in fs):
-        part, told = found.component, found.facts
+        part, summary = found.component, found.summary
         assert (part.role, part.file.path) == (found.role, found.path)
-        assert (told.container, told.precision, told.nbytes) == (
+        assert (summary.container, summary.precision, summary.nbytes) == (
             part.file.container, part.precision, part.nbytes,
         )  # fmt: skip
 
 
-def test_a_header_is_read_only_where_it_is_needed(folder):
+def test_only_headers_of_selected_files_are_read(folder: Path) -> None:
     scan([folder])
     library = scan([folder])
-    select(library)
+    select_models(library)
     assert [f.path.name for f in library.of("transformer") if not f.file.is_open] == ["q8.gguf"]
 
 
-def test_a_file_that_was_cut_is_noticed(folder):
+def test_a_truncated_file_is_noticed(folder: Path) -> None:
     scan([folder])
     path = folder / "loras/tiny-distilled-lora.safetensors"
     os.truncate(path, path.stat().st_size - 10)
@@ -74,7 +75,7 @@ def test_a_file_that_was_cut_is_noticed(folder):
     assert [p for p, why in library.unreadable if "truncated" in why] == [path]
 
 
-def test_a_file_rewritten_in_place_with_its_old_times_is_noticed(folder):
+def test_a_file_rewritten_in_place_with_its_old_times_is_noticed(folder: Path) -> None:
     scan([folder])
     path = folder / "unet/q8.gguf"
     state = path.stat()
@@ -86,66 +87,72 @@ def test_a_file_rewritten_in_place_with_its_old_times_is_noticed(folder):
     assert all(f.path != path for f in library.of("transformer"))
 
 
-def test_a_file_that_is_replaced_by_another_is_looked_at_again(folder):
+def test_a_replaced_file_is_read_again(folder: Path) -> None:
     scan([folder])
     path = folder / "unet/q8.gguf"
     path.unlink()
     model_folders.copy(folder, "unet/q8.gguf", "checkpoints/tiny-ltx-2.0.safetensors")
     [found] = [f for f in scan([folder]).of("transformer") if f.path == path]
-    assert (found.facts.family, found.facts.container) == ("2.0", "safetensors")
+    assert (found.summary.family, found.summary.container) == ("2.0", "safetensors")
 
 
-def test_every_part_of_a_split_file_counts(tmp_path):
+def test_the_fingerprint_includes_every_shard(tmp_path: Path) -> None:
     part = model_folders.copy(tmp_path, "a.safetensors", "loras/tiny-distilled-lora.safetensors")
     listed = tmp_path / "m.safetensors.index.json"
     listed.write_text('{"weight_map": {"w": "a.safetensors"}}')
-    before = stamp(listed)
+    before = fingerprint_files(listed)
     os.utime(part, ns=(1, 1))
-    assert None is not stamp(listed) != before
+    assert None is not fingerprint_files(listed) != before
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", bytes(16) + b"{}", None])
-def test_a_damaged_index_is_left_aside(folder, kept, damage):
+def test_a_damaged_cache_is_ignored(folder: Path, cache_file: Path, damage: bytes | None) -> None:
     first = scan([folder])
-    kept.write_bytes(kept.read_bytes()[:-1] if damage is None else damage)
-    assert Index.read().entries == {}
-    assert facts(scan([folder])) == facts(first)
-    assert Index.read().entries, "and written anew"
+    cache_file.write_bytes(cache_file.read_bytes()[:-1] if damage is None else damage)
+    assert HeaderCache.read().entries == {}
+    assert library_summary(scan([folder])) == library_summary(first)
+    assert HeaderCache.read().entries, "and written again"
 
 
-def test_a_folder_that_cannot_hold_an_index_is_no_error(folder, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_ignored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "file"))
     assert scan([folder]).of("transformer")
 
 
-def test_another_version_of_the_code_judges_anew(folder, monkeypatch):
+def test_another_version_of_the_code_ignores_the_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scan([folder])
-    monkeypatch.setattr(indexing, "_code", lambda: "another")
-    assert Index.read().entries == {}
+    monkeypatch.setattr(header_cache, "_code_version", lambda: "another")
+    assert HeaderCache.read().entries == {}
 
 
-def test_the_index_forgets_files_that_are_gone_and_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexing, "MAX_ENTRIES", 3)
-    index = Index.read()
+def test_the_cache_drops_deleted_files_and_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(header_cache, "MAX_ENTRIES", 3)
+    cache = HeaderCache.read()
     for number in range(6):
         path = tmp_path / f"{number}.gguf"
         if number:
             path.write_text("x")
-        index.put(path, stamp(path) or "gone", Verdict(ignored="x"))
-    index.get(tmp_path / "5.gguf", "x")
-    index.save()
-    names = [Path(path).name for path in Index.read().entries]
+        cache.put(path, fingerprint_files(path) or "deleted", FileContent(ignored="x"))
+    cache.get(tmp_path / "5.gguf", "x")
+    cache.save()
+    names = [Path(path).name for path in HeaderCache.read().entries]
     assert names == ["5.gguf", "1.gguf", "2.gguf"]
 
 
-def test_doctor_reads_every_header_anew(folder, kept):
-    """A file system that hides a change cannot hide a damaged file from the one who asks for it."""
+def test_refresh_reads_every_header(folder: Path, cache_file: Path) -> None:
+    """A damaged file is found with ``refresh``, even if its fingerprint has not changed."""
     scan([folder])
-    index = Index.read()
+    cache = HeaderCache.read()
     path = folder / "unet/q8.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    entry = index.entries[str(path)] | {"stamp": stamp(path)}
-    replace(index, entries=index.entries | {str(path): entry}, changed=True).save()
+    entry = cache.entries[str(path)] | {"stamp": fingerprint_files(path)}
+    replace(cache, entries=cache.entries | {str(path): entry}, changed=True).save()
     assert path in [f.path for f in scan([folder]).of("transformer")]
-    assert path not in [f.path for f in scan([folder], anew=True).of("transformer")]
+    assert path not in [f.path for f in scan([folder], refresh=True).of("transformer")]

@@ -1,4 +1,4 @@
-"""Every convention of storing a quantised weight is read, and nothing else is taken for one."""
+"""All conventions for quantised weights are read, and other tensors are not taken for them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import Tensor
 
 from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, TensorInfo, open_checkpoint
 from latent_ladder.checkpoints.components import components
-from latent_ladder.checkpoints.quant_formats import StoredTensor, precision, stored_tensors
+from latent_ladder.checkpoints.quant_formats import StoredTensor, describe_precision, stored_tensors
 from latent_ladder.errors import CorruptCheckpoint, UnsupportedQuantization
 
 Kinds = Mapping[str, tuple[tuple[int, ...], str]]
@@ -23,16 +24,18 @@ LAYER = "model.diffusion_model.transformer_blocks.0.attn1.to_q"
 
 
 def header(kinds: Kinds, metadata: Mapping[str, str] | None = None, **more: Any) -> CheckpointFile:
-    """A file known by its header: shapes and stored types."""
+    """A file without data: shapes and stored types."""
     tensors = {name: TensorInfo(*kind) for name, kind in kinds.items()}
     return CheckpointFile(Path("model.safetensors"), 0, metadata or {}, tensors, **more)
 
 
-def marker(**says: Any) -> Tensor:
-    return torch.tensor(list(json.dumps(says).encode()), dtype=torch.uint8)
+def marker(**values: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
 
 
-def one(folder: Path, parts: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Any:
+def one_layer(
+    folder: Path, parts: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> Any:
     """The tensors of a file with one layer."""
     save_file(
         {f"{LAYER}.{p}": t.clone() for p, t in parts.items()}, folder / "x.safetensors", metadata
@@ -77,10 +80,10 @@ WHOLE = (32, 32)
         ({"weight": zeros(32, 32, dtype=BF16), "bias": zeros(32)}, "bf16", ""),
     ],
 )
-def test_without_a_marker_the_stored_types_tell(
+def test_without_a_marker_the_stored_types_determine_the_format(
     tmp_path: Path, parts: Mapping[str, Tensor], format: str, kept: str
 ) -> None:
-    tensors = one(tmp_path, parts)
+    tensors = one_layer(tmp_path, parts)
     found = tensors.check(f"{LAYER}.weight")
     assert (found.format, found.shape) == (format, WHOLE)
     assert set(found.parts) == {"weight", *kept.split()}
@@ -106,10 +109,10 @@ def test_markers(
     if style == "header":
         layers = {LAYER: {"format": format, **options}, "other.layer": {"format": "nvfp4"}}
         text = json.dumps({"format_version": "1.0", "layers": layers})
-        tensors = one(tmp_path, parts, {"_quantization_metadata": text})
+        tensors = one_layer(tmp_path, parts, {"_quantization_metadata": text})
     else:
         says = {"params": options} if style == "nested" else options
-        tensors = one(tmp_path, {**parts, "comfy_quant": marker(format=format, **says)})
+        tensors = one_layer(tmp_path, {**parts, "comfy_quant": marker(format=format, **says)})
     found = tensors[f"{LAYER}.weight"]
     assert (found.format, found.shape, found.options) == (name, WHOLE, options)
     assert list(tensors) == [f"{LAYER}.weight"]
@@ -124,9 +127,9 @@ FOREIGN: Mapping[str, dict[str, Tensor]] = {
 
 
 @pytest.mark.parametrize("format", FOREIGN)
-def test_formats_known_by_name_are_refused_when_used(tmp_path: Path, format: str) -> None:
+def test_known_formats_without_a_decoder_are_refused_when_used(tmp_path: Path, format: str) -> None:
     parts = {"weight": zeros(32, 16, dtype=I8), **FOREIGN[format]}
-    tensors = one(tmp_path, {**parts, "comfy_quant": marker(format=format)})
+    tensors = one_layer(tmp_path, {**parts, "comfy_quant": marker(format=format)})
     assert list(tensors) == [f"{LAYER}.weight"]
     assert tensors[f"{LAYER}.weight"].shape == WHOLE
     with pytest.raises(UnsupportedQuantization) as raised:
@@ -135,9 +138,9 @@ def test_formats_known_by_name_are_refused_when_used(tmp_path: Path, format: str
         assert word in raised.value.message
 
 
-def test_a_float_with_a_scale_is_no_plain_float(tmp_path: Path) -> None:
-    """To ignore the scale would give wrong numbers without a word."""
-    tensors = one(tmp_path, {"weight": zeros(32, 32, dtype=BF16), "weight_scale": SCALE})
+def test_a_float_with_a_scale_is_not_a_plain_float(tmp_path: Path) -> None:
+    """Ignoring the scale would silently give wrong numbers."""
+    tensors = one_layer(tmp_path, {"weight": zeros(32, 32, dtype=BF16), "weight_scale": SCALE})
     with pytest.raises(UnsupportedQuantization, match="bf16 with weight_scale"):
         tensors.check(f"{LAYER}.weight")
 
@@ -150,7 +153,7 @@ def test_unknown_stored_types_are_refused_when_used(kind: str) -> None:
         tensors.check("w.weight")
 
 
-def test_bytes_that_are_no_weight_stay_what_they_are() -> None:
+def test_tensors_that_are_not_weights_keep_their_type() -> None:
     tensors = stored_tensors(header({"spiece_model": ((99,), "U8"), "steps": ((), "I64")}))
     assert tensors.check("spiece_model") == StoredTensor(
         "u8", (99,), {"weight": "spiece_model"}, {}, 99
@@ -158,33 +161,33 @@ def test_bytes_that_are_no_weight_stay_what_they_are() -> None:
     assert tensors.check("steps").format == "i64"
 
 
-def test_a_scale_without_its_weight_is_a_tensor_of_its_own() -> None:
-    """So that a strict load reports it."""
+def test_a_scale_without_its_weight_is_a_separate_tensor() -> None:
+    """A strict load reports it then."""
     tensors = stored_tensors(header({"a.weight_scale": ((), "F32"), "b.weight": ((2,), "F32")}))
     assert list(tensors) == ["a.weight_scale", "b.weight"]
 
 
-def test_the_marker_of_a_whole_file_is_no_tensor() -> None:
+def test_the_marker_of_a_whole_file_is_not_a_tensor() -> None:
     kinds = {"x.scaled_fp8": ((2,), "F8_E4M3"), "scaled_fp8": ((0,), "F32"), "x.a": ((2,), "F32")}
     assert list(stored_tensors(header(kinds))) == ["x.a"]
 
 
 @pytest.mark.parametrize(
     ("says", "words"),
-    [(b"{", "not JSON"), (b"[1]", "names no format"), (b'{"format": 4}', "names no format")],
+    [(b"{", "not JSON"), (b"[1]", "has no format"), (b'{"format": 4}', "has no format")],
 )
 def test_a_damaged_marker(tmp_path: Path, says: bytes, words: str) -> None:
     text = torch.tensor(list(says), dtype=U8)
-    tensors = one(tmp_path, {"weight": SQUARE, "comfy_quant": text})
+    tensors = one_layer(tmp_path, {"weight": SQUARE, "comfy_quant": text})
     with pytest.raises(CorruptCheckpoint, match=words):
         tensors[f"{LAYER}.weight"]
 
 
-def test_a_marker_must_fit_the_stored_type(tmp_path: Path) -> None:
-    tensors = one(tmp_path, {**PACKED, "comfy_quant": marker(format="int8_tensorwise")})
+def test_a_marker_must_match_the_stored_type(tmp_path: Path) -> None:
+    tensors = one_layer(tmp_path, {**PACKED, "comfy_quant": marker(format="int8_tensorwise")})
     with pytest.raises(CorruptCheckpoint, match="marked as int8_tensorwise and stored as U8"):
         tensors[f"{LAYER}.weight"]
-    dequantised = one(tmp_path, {"weight": SCALE, "comfy_quant": marker(format="nvfp4")})
+    dequantised = one_layer(tmp_path, {"weight": SCALE, "comfy_quant": marker(format="nvfp4")})
     assert dequantised[f"{LAYER}.weight"].format == "f32"
 
 
@@ -205,15 +208,15 @@ def test_a_damaged_header() -> None:
         ("tiny-ltx-2.3-Q8_0.gguf", {"q8_0": 50}),
     ],
 )
-def test_golden_files(golden: Any, name: str, formats: dict[str, int]) -> None:
+def test_golden_files(golden: Goldens, name: str, formats: dict[str, int]) -> None:
     part = components(open_checkpoint(golden.path(f"quantized/{name}")))["transformer"]
-    found = Counter(part.stored(key).format for key in part.names)
+    found = Counter(part.stored_tensor(key).format for key in part.names)
     assert {f: n for f, n in found.items() if f not in ("bf16", "f32", "f16")} == formats
     part.check_readable()
     assert not any(key.endswith(("_scale", "_scale_2", "comfy_quant")) for key in part.names)
 
 
-def test_packed_widths_are_logical(golden: Any) -> None:
+def test_shapes_of_packed_weights_are_those_after_decoding(golden: Goldens) -> None:
     def shapes(name: str) -> dict[str, tuple[int, ...]]:
         file = open_checkpoint(golden.path(f"quantized/tiny-ltx-2.3-{name}"))
         return components(file)["transformer"].shapes()
@@ -224,7 +227,7 @@ def test_packed_widths_are_logical(golden: Any) -> None:
 
 
 def test_precision_counts_weights() -> None:
-    """A third of the weights takes most of the bytes when the others have four bits."""
+    """A third of the weights, in bf16, needs most of the bytes if the others have four bits."""
     file = header(
         {
             "a.weight": ((64, 32), "U8"),
@@ -236,17 +239,17 @@ def test_precision_counts_weights() -> None:
     )
     tensors = stored_tensors(file)
     assert tensors.nbytes("b.weight") > 1.5 * tensors.nbytes("a.weight")
-    assert precision(tensors, tensors) == "nvfp4"
+    assert describe_precision(tensors, tensors) == "nvfp4"
     thirds = {n: ((8, 8), kind) for n, kind in (("a", "F16"), ("b", "F32"), ("c", "BF16"))}
-    assert precision(stored_tensors(header(thirds)), thirds) == "mixed"
+    assert describe_precision(stored_tensors(header(thirds)), thirds) == "mixed"
 
 
 @pytest.mark.parametrize(
     ("number", "label"),
     [(15, "q4_k_m"), (14, "q4_k_s"), (17, "q4_k"), (None, "q4_k"), ("x", "q4_k")],
 )
-def test_a_gguf_mix_is_called_by_its_name(number: Any, label: str) -> None:
+def test_a_gguf_mix_has_its_name(number: Any, label: str) -> None:
     kinds = {"a.weight": ((256, 512), "Q4_K"), "b.weight": ((256, 256), "Q6_K")}
     kv = {} if number is None else {"general.file_type": number}
     file = header(kinds, container="gguf", kv=kv)
-    assert precision(stored_tensors(file), kinds) == label
+    assert describe_precision(stored_tensors(file), kinds) == label

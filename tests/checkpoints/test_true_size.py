@@ -12,10 +12,13 @@ import pytest
 import torch
 from helpers import true_size
 
-from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.components import components, family, unclaimed
-from latent_ladder.models import network_configs as dims
-from latent_ladder.models.lora.attach import attach
+from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, open_checkpoint
+from latent_ladder.checkpoints.components import components, detect_family, find_unused_tensors
+from latent_ladder.models.lora.attach import attach_loras
+from latent_ladder.models.network_configs import (
+    video_decoder_config,
+    video_encoder_config,
+)
 from latent_ladder.models.transformer.config import TransformerConfig
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.video_vae.networks import VideoDecoder, VideoEncoder
@@ -40,7 +43,7 @@ LABELS = {"bf16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4", "q4_k_m": "q4_k", "q4_
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models")
     for precision in LABELS:
         true_size.checkpoint(path, precision)
@@ -49,72 +52,86 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def opened(folder: Path, precision: str):
+def open_precision(folder: Path, precision: str) -> CheckpointFile:
     kind = "diffusion_models" if precision.startswith("q4") else "checkpoints"
     name = "ltx-2.3-22b-dev" + ("" if precision == "bf16" else f"-{precision}")
     (path,) = (p for p in (folder / kind).iterdir() if p.stem == name)
     return open_checkpoint(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "size"), SIZES.items())
-def test_files_are_as_long_as_the_published_ones_and_hardly_on_disk(folder, precision, size):
-    path = opened(folder, precision).path
+def test_files_have_the_published_size_and_need_little_disk(
+    folder: Path, precision: str, size: float
+) -> None:
+    path = open_precision(folder, precision).path
     assert path.stat().st_size / 1e9 == pytest.approx(size, abs=0.06)
     assert path.stat().st_blocks * 512 < 10e6
 
 
-def test_every_one_of_5947_tensors_has_its_place(folder):
-    file = opened(folder, "bf16")
+def test_each_of_5947_tensors_belongs_to_a_component(folder: Path) -> None:
+    file = open_precision(folder, "bf16")
     found = components(file)
     assert {role: len(part.names) for role, part in found.items()} == TENSORS
-    assert unclaimed(file) == []
+    assert find_unused_tensors(file) == []
     for role, expected in PARAMETERS.items():
         shapes = found[role].shapes().values()
         assert sum(int(torch.tensor(s).prod()) for s in shapes) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LABELS)
-def test_the_transformer_is_the_same_network_in_every_precision(folder, precision):
-    part = components(opened(folder, precision))["transformer"]
-    assert (family(part), part.precision) == ("2.3", LABELS[precision])
+def test_the_transformer_is_the_same_network_in_every_precision(
+    folder: Path, precision: str
+) -> None:
+    part = components(open_precision(folder, precision))["transformer"]
+    assert (detect_family(part), part.precision) == ("2.3", LABELS[precision])
     with EmptyOnMeta():
         network = Transformer(TransformerConfig.from_component(part))
     wanted = {name: tuple(slot.shape) for name, slot in network.state_dict().items()}
     assert part.shapes() == wanted
 
 
-def test_the_video_vae_has_its_published_parameters(folder):
-    part = components(opened(folder, "bf16"))["video_vae"]
+@pytest.mark.slow
+def test_the_video_vae_has_its_published_parameters(folder: Path) -> None:
+    part = components(open_precision(folder, "bf16"))["video_vae"]
     with EmptyOnMeta():
         halves = [
-            VideoEncoder(dims.video_encoder(part.shapes(), part.config)),
-            VideoDecoder(dims.video_decoder(part.shapes(), part.config)),
+            VideoEncoder(video_encoder_config(part.shapes(), part.config)),
+            VideoDecoder(video_decoder_config(part.shapes(), part.config)),
         ]
     counts = [sum(p.numel() for p in half.parameters()) for half in halves]
     assert counts == [318_936_897, 407_169_072]
 
 
-def test_the_distilled_lora_fits_1660_of_1660_modules(folder):
+@pytest.mark.slow
+def test_the_distilled_lora_fits_1660_of_1660_modules(folder: Path) -> None:
     with EmptyOnMeta():
-        config = TransformerConfig.from_component(components(opened(folder, "fp8"))["transformer"])
+        config = TransformerConfig.from_component(
+            components(open_precision(folder, "fp8"))["transformer"]
+        )
         network = Transformer(config)
     path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
-    (match,) = attach(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
+    (match,) = attach_loras(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
     assert str(match).endswith("1660 of 1660 modules at strength 0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", LABELS)
-def test_a_matrix_is_read_from_far_inside_every_file(folder, precision):
-    part = components(opened(folder, precision))["transformer"]
+def test_a_matrix_far_inside_every_file_is_read(folder: Path, precision: str) -> None:
+    part = components(open_precision(folder, precision))["transformer"]
     key = "transformer_blocks.47.audio_attn1.to_q.weight"
     stored = read_stored(part, key)
     numbers = stored if isinstance(stored, torch.Tensor) else stored.dequantize(torch.float32)
     assert numbers.shape == (2048, 2048)
-    assert not numbers.any(), "the data is a hole, which reads as zeros"
+    assert not numbers.any(), "the data is a hole in a sparse file, which reads as zeros"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vram", [10, 24, 80])
-def test_a_plan_of_the_real_model_needs_no_torch_and_keeps_to_the_card(folder, vram, tmp_path):
+def test_a_plan_of_the_real_model_needs_no_torch_and_fits_the_gpu(
+    folder: Path, vram: int, tmp_path: Path
+) -> None:
     command = [
         sys.executable, "-c",
         "import sys; from latent_ladder.cli.app import main\n"

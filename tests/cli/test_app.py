@@ -1,4 +1,4 @@
-"""The command line as a user meets it: words, exit codes, JSON, nothing heavy for help."""
+"""The command line in a process of its own: output, exit codes, JSON, imports."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 import typer
 from helpers.command_line import SMALL, TINY, environment
 
-from latent_ladder.cli.app import MODULES, application
+from latent_ladder.cli.command_table import COMMANDS, CommandRow, load_command
+
+
+class Ladder(Protocol):
+    """Runs ``ladder`` and checks its exit code."""
+
+    def __call__(
+        self, *words: str, code: int = 0, **env: str
+    ) -> subprocess.CompletedProcess[str]: ...
 
 
 @pytest.fixture
-def ladder(tmp_path):
+def ladder(tmp_path: Path) -> Ladder:
     """Run ``ladder`` in a fresh folder with its own store."""
 
-    def call(*words, code=0, **env):
+    def call(*words: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "latent_ladder", *words],
             cwd=tmp_path,
-            env=environment(tmp_path) | env,
+            env={**environment(tmp_path), **env},
             capture_output=True,
             text=True,
             check=False,
@@ -35,13 +45,15 @@ def ladder(tmp_path):
     return call
 
 
-def test_make_prints_the_path_and_nothing_else(ladder, tmp_path):
+@pytest.mark.slow
+def test_make_prints_the_path_and_nothing_else(ladder: Ladder, tmp_path: Path) -> None:
     done = ladder("make", "a red ball", "-o", "a.mp4", *TINY, *SMALL)
     assert done.stdout == "a.mp4\n"
     assert (tmp_path / "a.mp4").stat().st_size > 1000
 
 
-def test_make_json_says_what_was_done(ladder):
+@pytest.mark.slow
+def test_make_json_describes_the_result(ladder: Ladder) -> None:
     done = ladder("make", "a red ball", "-o", "a.mp4", "--json", *TINY, *SMALL, "--seed", "5")
     body = json.loads(done.stdout)
     assert (body["width"], body["height"], body["frames"], body["fps"]) == (64, 64, 9, "24")
@@ -51,7 +63,8 @@ def test_make_json_says_what_was_done(ladder):
     assert fields == set(body["stages"][0])
 
 
-def test_seed_minus_one_is_drawn_and_recorded(ladder):
+@pytest.mark.slow
+def test_seed_minus_one_is_random_and_recorded(ladder: Ladder) -> None:
     seeds = set()
     for _ in range(2):
         body = json.loads(ladder("plan", "a ball", "--json", *TINY, *SMALL, "--seed", "-1").stdout)
@@ -60,7 +73,8 @@ def test_seed_minus_one_is_drawn_and_recorded(ladder):
     assert min(seeds) >= 0
 
 
-def test_without_a_seed_the_same_command_means_the_same_clip(ladder):
+@pytest.mark.slow
+def test_without_a_seed_the_same_command_makes_the_same_clip(ladder: Ladder) -> None:
     keys = [
         [
             s["key"]
@@ -71,7 +85,8 @@ def test_without_a_seed_the_same_command_means_the_same_clip(ladder):
     assert keys[0] == keys[1]
 
 
-def test_plan_runs_nothing_and_says_what_is_reused(ladder, tmp_path):
+@pytest.mark.slow
+def test_plan_runs_nothing_and_lists_stored_stages(ladder: Ladder, tmp_path: Path) -> None:
     words = ("a red ball", *TINY, *SMALL, "--json")
     before = json.loads(ladder("plan", *words).stdout)
     assert not (tmp_path / "store" / "artefacts").exists()
@@ -89,7 +104,8 @@ def test_plan_runs_nothing_and_says_what_is_reused(ladder, tmp_path):
     assert refine["flops"] > 0
 
 
-def test_show_and_from_round_trip(ladder, tmp_path):
+@pytest.mark.slow
+def test_show_and_from_round_trip(ladder: Ladder, tmp_path: Path) -> None:
     ladder("make", "a red ball", "-o", "a.mp4", *TINY, *SMALL)
     assert 'prompt = "a red ball"' in ladder("show", "a.mp4").stdout
     body = json.loads(ladder("make", "--from", "a.mp4", "-o", "b.mp4", "--json", *TINY[:2]).stdout)
@@ -99,7 +115,8 @@ def test_show_and_from_round_trip(ladder, tmp_path):
     assert again["request"] == body["request"]
 
 
-def test_runs_list_show_verify_prune(ladder, tmp_path):
+@pytest.mark.slow
+def test_runs_list_show_verify_prune(ladder: Ladder, tmp_path: Path) -> None:
     ladder("make", "a red ball", "-o", "a.mp4", *TINY, *SMALL)
     [run] = json.loads(ladder("runs", "list", "--json").stdout)
     assert run["status"] == "done"
@@ -113,7 +130,8 @@ def test_runs_list_show_verify_prune(ladder, tmp_path):
     assert not list((tmp_path / "store" / "artefacts").rglob("*.safetensors"))
 
 
-def test_presets_and_models(ladder):
+@pytest.mark.slow
+def test_presets_and_models(ladder: Ladder) -> None:
     names = [p["name"] for p in json.loads(ladder("presets", "list", "--json").stdout)]
     assert {"pocket", "distilled", "balanced", "lightricks-workflow", "three-stage"} <= set(names)
     assert "source:" in ladder("presets", "show", "balanced").stdout
@@ -121,8 +139,9 @@ def test_presets_and_models(ladder):
     assert {"transformer", "text_encoder", "lora"} <= {m["role"] for m in listed["models"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "output"),
     [
         (["make", "--preset", "pokcet", "x"], 2, "did you mean pocket"),
         (["plan", "x", "-p", "pocket", "--set", "refine.denoize=1"], 2, "did you mean denoise"),
@@ -143,22 +162,25 @@ def test_presets_and_models(ladder):
         (["make", "x", "--preset", "pocket", "-o", "a.avi"], 5, "a.mp4"),
         (["make", "x", "--models", "/nowhere"], 3, "does not exist"),
         (["make", "x", "--checkpoint", "nope.safetensors"], 3, "known:"),
-        (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "use one of auto"),
+        (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "--device auto"),
         (["show", "nothing.mp4"], 5, "nothing.mp4"),
         (["make", "--from", "nothing.toml"], 2, "cannot be read"),
         (["runs", "show", "zzz"], 8, "no run"),
     ],
 )  # fmt: skip
-def test_wrong_input_is_refused_with_a_hint(ladder, tmp_path, words, code, said):
+def test_wrong_input_gives_an_error_with_a_hint(
+    ladder: Ladder, tmp_path: Path, words: list[str], code: int, output: str
+) -> None:
     done = ladder(*words, code=code)
-    assert said in done.stderr, done.stderr
+    assert output in done.stderr, done.stderr
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("*.mp4"))
     assert not list(tmp_path.glob("store/artefacts/*/*"))
 
 
-def test_errors_as_json(ladder):
+@pytest.mark.slow
+def test_errors_as_json(ladder: Ladder) -> None:
     done = ladder("make", "", "--preset", "pocket", "--frames", "100", "--json", code=2)
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "request_error"
@@ -166,7 +188,8 @@ def test_errors_as_json(ladder):
     assert all(p["hint"] for p in error["problems"])
 
 
-def test_existing_output_needs_overwrite(ladder, tmp_path):
+@pytest.mark.slow
+def test_existing_output_needs_overwrite(ladder: Ladder, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"mine")
     done = ladder("make", "x", "-o", "a.mp4", *TINY, *SMALL, code=5)
     assert "already exists" in done.stderr
@@ -175,12 +198,16 @@ def test_existing_output_needs_overwrite(ladder, tmp_path):
     assert (tmp_path / "a.mp4").stat().st_size > 1000
 
 
-def test_a_prompt_of_ten_thousand_words_says_what_was_cut(ladder):
+@pytest.mark.slow
+def test_a_warning_for_a_prompt_of_ten_thousand_words(ladder: Ladder) -> None:
     done = ladder("plan", "ball " * 10_000, *TINY, *SMALL)
     assert "cut at" in done.stderr
 
 
-def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_finishes_the_step_and_prints_the_command_that_resumes(
+    ladder: Ladder, tmp_path: Path
+) -> None:
     words = ["make", "a red ball", "-o", "a.mp4", *TINY, "--size", "64x64", "--frames", "9"]
     steps = ["--set", "base.steps=400"]
     child = subprocess.Popen(
@@ -195,36 +222,50 @@ def test_ctrl_c_finishes_the_step_and_prints_how_to_go_on(ladder, tmp_path):
         time.sleep(0.01)
     time.sleep(0.5)
     child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 130, said
-    assert "To go on:" in said
-    assert "base.steps=400" in said
-    assert "--seed" in said
+    _, output = child.communicate(timeout=120)
+    assert child.returncode == 130, output
+    assert "To resume:" in output
+    assert "base.steps=400" in output
+    assert "--seed" in output
     assert not (tmp_path / "a.mp4").exists()
     [run] = json.loads(ladder("runs", "list", "--json").stdout)
     assert run["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_command_is_found_in_the_module_that_has_it(module):
-    """Only that module is imported, so a command missing from the list would not be found."""
+@pytest.mark.parametrize("module", dict.fromkeys(row.module for row in COMMANDS))
+def test_the_table_lists_every_command_of_a_module(module: str) -> None:
+    """Only that module is imported, so a command missing from the table would not be found."""
     app = typer.Typer()
     importlib.import_module(f"latent_ladder.cli.commands.{module}").register(app)
     built = typer.main.get_group(app).commands
-    assert tuple(built) == MODULES[module]
+    assert set(built) == {row.name for row in COMMANDS if row.module == module}
     for name in built:
-        alone = typer.main.get_group(application(name)).commands
-        assert list(alone) == [name]
-        assert [p.name for p in alone[name].params] == [p.name for p in built[name].params]
+        loaded = load_command(name)
+        assert loaded.name == name
+        assert [p.name for p in loaded.params] == [p.name for p in built[name].params]
 
 
-def test_help_needs_nothing_heavy(ladder):
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: row.name)
+def test_the_summary_in_the_table_opens_the_help_of_the_command(row: CommandRow) -> None:
+    opening, _, _ = load_command(row.name).help.partition("\n\n")
+    assert opening == row.summary
+
+
+def run_main(*words: str) -> tuple[str, list[str]]:
+    """Output and heavy modules of ``ladder`` in a process of its own."""
     code = (
-        "import sys; sys.argv = ['ladder', '--help']\n"
+        f"import sys; sys.argv = {['ladder', *words]!r}\n"
         "from latent_ladder.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'av', 'pydantic', 'numpy'} & set(sys.modules)))"
+        "heavy = {'torch', 'av', 'pydantic', 'numpy', 'latent_ladder.cli.commands.make'}\n"
+        "print()\nprint(*sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
-    assert "Make a clip with sound" in done.stdout
+    *output, heavy = done.stdout.split("\n")[:-1]
+    return "\n".join(output), heavy.split()
+
+
+def test_help_needs_nothing_heavy() -> None:
+    text, heavy = run_main("--help")
+    assert heavy == []
+    assert all(row.summary in text for row in COMMANDS)

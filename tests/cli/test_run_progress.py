@@ -1,45 +1,50 @@
-"""A run that the user watches: Ctrl-C once, Ctrl-C twice, and what is said then."""
+"""A run in the foreground: the first and the second Ctrl-C, and the messages."""
 
 from __future__ import annotations
 
 import signal
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
 from latent_ladder.checkpoints.selection import EMBEDDED, scan
-from latent_ladder.cli.commands.run_progress import watched
+from latent_ladder.cli.commands.run_progress import track_run
 from latent_ladder.errors import Cancelled
 from latent_ladder.pipeline.run import Prepared, prepare
+from latent_ladder.pipeline.run_options import RunOptions
 from latent_ladder.request.model import Request
 from latent_ladder.request.presets import read_preset
 from latent_ladder.storage.artifact_store import Store
 
 
 @pytest.fixture
-def prepared(tmp_path) -> Prepared:
+def plan(tmp_path: Path) -> Prepared:
     request = Request.from_dict({**read_preset("pocket").fields, "prompt": "a red ball"})
-    return prepare(request.resolved(), scan([EMBEDDED]), Store(tmp_path), device="cpu")
+    return prepare(request.pick_seed(), scan([EMBEDDED]), Store(tmp_path), device="cpu")
 
 
-def run(prepared: Prepared):
-    return watched(prepared, "cpu", "ladder refine last:3", overwrite=False, quiet=True)
+def track(plan: Prepared) -> AbstractContextManager[RunOptions]:
+    return track_run(plan, "cpu", "ladder refine last:3", overwrite=False, quiet=True)
 
 
-def test_the_first_ctrl_c_asks_and_the_second_stops(prepared, capsys):
+def test_the_first_ctrl_c_requests_a_stop_and_the_second_stops(
+    plan: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Cancelled), run(prepared) as options:
+    with pytest.raises(Cancelled), track(plan) as options:
         signal.raise_signal(signal.SIGINT)
         assert options.cancel.requested
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second Ctrl-C has to stop at once")
-    said = capsys.readouterr().err
-    assert "stopping after this step" in said
-    assert "To go on:\n  ladder refine last:3" in said
+    output = capsys.readouterr().err
+    assert "stopping after this step" in output
+    assert "To resume:\n  ladder refine last:3" in output
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_finished_run_says_nothing(prepared, capsys):
-    with run(prepared) as options:
+def test_a_finished_run_prints_nothing(plan: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    with track(plan) as options:
         assert options.command == "ladder refine last:3"
-        assert options.memory == prepared.options
+        assert options.memory == plan.options
     assert capsys.readouterr().err == ""

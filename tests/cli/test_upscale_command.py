@@ -1,8 +1,9 @@
-"""Enlarging a video that somebody has, and sound alone, through the commands' own functions."""
+"""``ladder upscale`` and ``ladder sound``."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from latent_ladder.cli.commands import upscale as command
 from latent_ladder.errors import RequestError
-from latent_ladder.media.video_input import Footage
+from latent_ladder.media.video_input import InputVideo
 from latent_ladder.media.video_reader import probe, read_audio
 from latent_ladder.media.video_writer import VideoSpec, write_video
 
@@ -26,7 +27,8 @@ def run(*words: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_a_video_is_enlarged_and_keeps_its_sound(tmp_path):
+@pytest.mark.slow
+def test_an_enlarged_video_has_the_same_sound(tmp_path: Path) -> None:
     t = np.arange(18000) / 48000
     tone = (np.sin(2 * np.pi * 300 * t) * 0.3).astype(np.float32)
     pixels = np.random.default_rng(0).integers(0, 255, (9, 40, 64, 3), np.uint8)
@@ -39,14 +41,15 @@ def test_a_video_is_enlarged_and_keeps_its_sound(tmp_path):
     )  # fmt: skip
     info = probe(out)
     assert (info.width, info.height, info.frames, info.fps) == (128, 80, 9, Fraction(24))
-    heard = read_audio(out, 48000)[0, 2000:16000]
-    likeness = (heard * tone[2000:16000]).sum() / np.sqrt(
-        (heard**2).sum() * (tone[2000:16000] ** 2).sum()
+    sound = read_audio(out, 48000)[0, 2000:16000]
+    correlation = (sound * tone[2000:16000]).sum() / np.sqrt(
+        (sound**2).sum() * (tone[2000:16000] ** 2).sum()
     )
-    assert likeness > 0.95
+    assert correlation > 0.95
 
 
-def test_sound_alone_is_a_wav(tmp_path):
+@pytest.mark.slow
+def test_sound_is_written_as_wav(tmp_path: Path) -> None:
     out = tmp_path / "x.wav"
     run(
         "sound", "rain", "-p", "distilled", "-q", "-o", str(out), *TINY,
@@ -55,8 +58,8 @@ def test_sound_alone_is_a_wav(tmp_path):
     assert read_audio(out, 48000).shape[1] == pytest.approx(0.375 * 48000, abs=2)
 
 
-def test_what_cannot_be_enlarged_is_refused(tmp_path):
-    long = Footage((64, 64), 999, Fraction(24), 41.7, False, False, False)
+def test_unknown_factors_are_refused(tmp_path: Path) -> None:
+    long = InputVideo((64, 64), 999, Fraction(24), 41.7, False, False, False)
     assert command.upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
     with pytest.raises(RequestError, match="no latent upsampler"):
         command.upscale_fields(tmp_path / "a.mp4", long, 3.0)

@@ -1,8 +1,9 @@
-"""``ladder workflow run`` as it is typed."""
+"""``ladder workflow run`` with its options."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from helpers.workflow_graphs import CHECKPOINT, MODELS, ONE_STAGE, Nodes, graph
 from typer.testing import CliRunner, Result
 
 from latent_ladder.cli.app import app
-from latent_ladder.comfyui.analysis.overrides import changed
+from latent_ladder.comfyui.analysis.overrides import apply_overrides
 from latent_ladder.comfyui.graph import Link
 from latent_ladder.errors import WorkflowError
 
@@ -38,7 +39,7 @@ def test_results_go_to_stdout_and_texts_to_stderr(tmp_path: Path) -> None:
     assert "12" in done.stderr
 
 
-def test_json_says_what_ran(tmp_path: Path) -> None:
+def test_json_lists_the_nodes_that_ran(tmp_path: Path) -> None:
     done = ladder(tmp_path, PICTURES, "--json", "--set", "EmptyImage.batch_size=1")
     report = json.loads(done.stdout)
     assert report["files"] == [str(tmp_path / "out/a/b_00001_.png")]
@@ -46,7 +47,16 @@ def test_json_says_what_ran(tmp_path: Path) -> None:
     assert report["outputs"]["4"] == {"text": ["12"]} and report["warnings"] == []
 
 
-def test_what_cannot_run_is_left_out_on_demand(tmp_path: Path) -> None:
+def test_nodes_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "latent_ladder")
+    done = ladder(tmp_path, PICTURES)
+    assert done.exit_code == 0, done.output
+    assert 'node 3 SaveImage "Save Image" started' in caplog.messages
+    assert any(text.startswith('node 3 SaveImage "Save Image" done') for text in caplog.messages)
+    assert "nodes with stored results: 1" in caplog.messages
+
+
+def test_unsupported_outputs_are_left_out_on_request(tmp_path: Path) -> None:
     nodes: Nodes = {
         **PICTURES,
         "5": ("DWPreprocessor", {"image": ["2", 0]}),
@@ -57,10 +67,10 @@ def test_what_cannot_run_is_left_out_on_demand(tmp_path: Path) -> None:
     assert "node 5" in refused.exception.message and not (tmp_path / "out").exists()
     done = ladder(tmp_path, nodes, "--skip-unsupported")
     assert done.exit_code == 0 and len(done.stdout.split()) == 2
-    assert "what needs it is left out" in done.stderr.replace("\n", " ")
+    assert "outputs that need it are left out" in done.stderr.replace("\n", " ")
 
 
-def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path) -> None:
+def test_files_are_mapped_listed_and_checked_before_anything_loads(tmp_path: Path) -> None:
     named = {
         **ONE_STAGE,
         "model": ("CheckpointLoaderSimple", {"ckpt_name": "big/dev.safetensors"}),
@@ -83,14 +93,14 @@ def test_files_are_mapped_listed_and_missed_before_anything_loads(tmp_path: Path
         ("3.nothing=1", "no input nothing"),
         ("9.value=1", "no node 9"),
         ("1.value=many", "not of type int"),
-        ("3.images=x", "takes IMAGE from another node"),
+        ("3.images=x", "takes IMAGE from a link"),
         ("1.value", "not NODE.input=value"),
         ("PrimitiveInt=1", "not NODE.input=value"),
     ],
 )
 def test_values_that_cannot_be_set_are_refused(asked: str, message: str) -> None:
     with pytest.raises(WorkflowError, match=message):
-        changed(graph(PICTURES), [asked])
+        apply_overrides(graph(PICTURES), [asked])
 
 
 def test_values_are_set_by_id_by_title_and_by_type() -> None:
@@ -99,11 +109,13 @@ def test_values_are_set_by_id_by_title_and_by_type() -> None:
     from latent_ladder.comfyui.formats.api import read_api
 
     built = read_api(nodes)
-    done = changed(built, ["Base v1.5.width=16", "SaveImage.filename_prefix=x=y", "1.value=-3"])
+    done = apply_overrides(
+        built, ["Base v1.5.width=16", "SaveImage.filename_prefix=x=y", "1.value=-3"]
+    )
     assert isinstance(built.nodes["2"].inputs["width"], Link)
     assert done.nodes["2"].inputs["width"] == 16
     assert done.nodes["3"].inputs["filename_prefix"] == "x=y"
     assert done.nodes["1"].inputs["value"] == -3
     twice = {**PICTURES, "7": PICTURES["1"]}
-    with pytest.raises(WorkflowError, match="2 nodes are called so"):
-        changed(graph(twice), ["PrimitiveInt.value=1"])
+    with pytest.raises(WorkflowError, match="2 nodes have this name"):
+        apply_overrides(graph(twice), ["PrimitiveInt.value=1"])

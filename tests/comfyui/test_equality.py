@@ -1,4 +1,4 @@
-"""A preset and the graph it stands for give the same clip, bit for bit, on the pocket model."""
+"""A preset and its ComfyUI graph give bit-identical clips on the embedded pocket model."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from helpers.workflow_shapes import NEGATIVE, POCKET, Api, template, two_stage
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latent_ladder.checkpoints.selection import EMBEDDED, Library, model_folders, scan, select
+from latent_ladder.checkpoints.selection import (
+    EMBEDDED,
+    Library,
+    model_folders,
+    scan,
+    select_models,
+)
 from latent_ladder.comfyui.conversion import export_workflow, import_workflow
 from latent_ladder.comfyui.executor import execute
-from latent_ladder.comfyui.exporter.file_names import names_for
-from latent_ladder.comfyui.formats.read import from_document, read_workflow
+from latent_ladder.comfyui.exporter.file_names import file_names_for
+from latent_ladder.comfyui.formats.read import read_workflow, workflow_from_document
 from latent_ladder.pipeline import run as pipeline
 from latent_ladder.pipeline.plan import make_plan
 from latent_ladder.request.files import read_request
 from latent_ladder.request.model import Request
 from latent_ladder.storage.artifact_store import Store
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a large plain red circle moving right over blue hills"
 SMALL = {"width": 128, "height": 128, "frames": 9, "fps": "24"}
 
 
-class Made(NamedTuple):
-    """A clip: its latents, and hashes of its streams as they are in the file."""
+class Clip(NamedTuple):
+    """The latents of a clip and the hashes of its encoded streams."""
 
     latents: Tensor
     streams: dict[str, str]
@@ -42,30 +50,30 @@ def library() -> Library:
     return scan(model_folders(environ={}))
 
 
-def of_request(request: Request, library: Library, folder: Path) -> Made:
-    """The clip that ``ladder make`` gives."""
+def run_request(request: Request, library: Library, folder: Path) -> Clip:
+    """Return the clip that ``ladder make`` writes."""
     store, clip = Store(folder / "requests"), folder / "request.mp4"
     pipeline.execute(pipeline.prepare(request, library, store), clip, pipeline.RunOptions())
-    plan = make_plan(request, select(library, request.models.choices), library)
+    plan = make_plan(request, select_models(library, request.models.choices), library)
     artefact = store.get(plan.latents.key)
     assert artefact is not None
-    return Made(artefact.load()["video"], streams(clip))
+    return Clip(artefact.load()["video"], streams(clip))
 
 
-def of_graph(document: Api, run: str, library: Library, folder: Path) -> Made:
-    """The clip that ``ladder workflow run`` gives; the latents of the sampling node ``run``."""
-    saved = {"samples": [run, 0], "filename_prefix": "kept"}
-    document = {**document, "kept": {"class_type": "SaveLatent", "inputs": saved}}
-    shown = execute(from_document(document).graph, engine(folder, library))
+def run_graph(document: Api, run: str, library: Library, folder: Path) -> Clip:
+    """Return the clip that ``ladder workflow run`` writes; ``run`` is its last sampling node."""
+    saved = {"samples": [run, 0], "filename_prefix": "latents"}
+    document = {**document, "latents": {"class_type": "SaveLatent", "inputs": saved}}
+    shown = execute(workflow_from_document(document).graph, engine(folder, library))
     clips = [entry for one in shown.values() for entry in one.get("images", ())]
-    kept = [entry for one in shown.values() for entry in one.get("latents", ())]
+    saved_latents = [entry for one in shown.values() for entry in one.get("latents", ())]
     output = folder / "output"
-    latents = load_file(output / kept[0]["filename"])["latent_tensor"]
-    return Made(latents, streams(output / clips[0]["subfolder"] / clips[0]["filename"]))
+    latents = load_file(output / saved_latents[0]["filename"])["latent_tensor"]
+    return Clip(latents, streams(output / clips[0]["subfolder"] / clips[0]["filename"]))
 
 
 def streams(clip: Path) -> dict[str, str]:
-    """A hash of the packets of each stream: equal ones decode to equal frames and samples."""
+    """Return a hash of the packets of each stream; equal packets decode to equal frames."""
     found: dict[str, Any] = {}
     with av.open(str(clip)) as container:
         for packet in container.demux():
@@ -74,22 +82,24 @@ def streams(clip: Path) -> dict[str, str]:
     return {kind: digest.hexdigest() for kind, digest in found.items()}
 
 
-def same(one: Made, other: Made) -> None:
+def assert_equal(one: Clip, other: Clip) -> None:
     assert torch.equal(one.latents, other.latents)
     assert one.streams == other.streams
     assert set(one.streams) == {"video", "audio"}
 
 
 def test_lightricks_workflow(library: Library, tmp_path: Path) -> None:
-    # 8 latents a side: two tiles of 7 that share 6
+    # 8 latents per side: two tiles of 7 that overlap by 6
     graph = two_stage(POCKET, (128, 128), 9, PROMPT, tiles=2)
     small = {**SMALL, "width": 256, "height": 256}
     request = Request.from_preset("lightricks-workflow", prompt=PROMPT, **small)
     assert request.decode.grid == (2, 2)
-    found = import_workflow(from_document(graph))
-    assert found.nearest.preset == "lightricks-workflow"
-    assert {d.path for d in found.nearest.differences} == {"width", "height", "frames"}
-    same(of_request(request, library, tmp_path), of_graph(graph, "run 2", library, tmp_path))
+    found = import_workflow(workflow_from_document(graph))
+    assert found.preset_match.preset == "lightricks-workflow"
+    assert {d.path for d in found.preset_match.differences} == {"width", "height", "frames"}
+    assert_equal(
+        run_request(request, library, tmp_path), run_graph(graph, "run 2", library, tmp_path)
+    )
 
 
 def test_comfy_template(library: Library, tmp_path: Path) -> None:
@@ -99,23 +109,25 @@ def test_comfy_template(library: Library, tmp_path: Path) -> None:
     }
     request = Request.from_preset("comfy-template", prompt=PROMPT, **SMALL)
     assert request.negative_prompt == NEGATIVE
-    same(of_request(request, library, tmp_path), of_graph(graph, "run 2", library, tmp_path))
+    assert_equal(
+        run_request(request, library, tmp_path), run_graph(graph, "run 2", library, tmp_path)
+    )
 
 
 def test_an_export_runs_and_its_clip_imports_and_exports(library: Library, tmp_path: Path) -> None:
-    """The pocket's own preset, guided, with a schedule, cropped: as a file of the interface."""
+    """Use the pocket preset with guidance, a schedule and a crop."""
     small = {**SMALL, "width": 120, "height": 100, "seed": 4}
     table = Request.from_preset("pocket", prompt=PROMPT, **small).to_dict()
     table["stages"][0]["schedule"]["steps"] = 4
     request = Request.from_dict(table)
-    files = names_for(request, [EMBEDDED])
+    files = file_names_for(request, [EMBEDDED])
     graph = export_workflow(request, files, "api")
     (run,) = [
         name for name, node in graph.items() if node["class_type"] == "SamplerCustomAdvanced"
     ][1:]
-    same(of_request(request, library, tmp_path), of_graph(graph, run, library, tmp_path))
+    assert_equal(run_request(request, library, tmp_path), run_graph(graph, run, library, tmp_path))
     (clip,) = (tmp_path / "output" / "video").glob("*.mp4")
     assert import_workflow(read_workflow(clip)).request.frames == request.frames
-    carried = read_request(tmp_path / "request.mp4")
-    ui = json.loads(json.dumps(export_workflow(carried, files, "ui")))
-    assert import_workflow(from_document(ui)).request == carried
+    embedded = read_request(tmp_path / "request.mp4")
+    ui = json.loads(json.dumps(export_workflow(embedded, files, "ui")))
+    assert import_workflow(workflow_from_document(ui)).request == embedded

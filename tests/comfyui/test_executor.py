@@ -1,4 +1,4 @@
-"""Graphs carried out on the pocket model."""
+"""Graphs run on the embedded pocket model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 from helpers.workflow_graphs import LATENTS, MODELS, ONE_STAGE, SAMPLING, Nodes, engine, graph
 from PIL import Image
 
-from latent_ladder.comfyui.executor import execute, unsupported, without_unsupported
+from latent_ladder.comfyui.executor import execute, find_unsupported, without_unsupported
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.comfyui.nodes import decoding
 from latent_ladder.comfyui.nodes import denoise as denoising
-from latent_ladder.comfyui.nodes.latents import latent_of
+from latent_ladder.comfyui.nodes.latents import parse_latent
 from latent_ladder.comfyui.runtime.events import (
     GraphEvent,
     NodeDone,
@@ -34,11 +34,15 @@ from latent_ladder.comfyui.runtime.values import Latent
 from latent_ladder.errors import Cancelled, MemoryBudgetError, WorkflowError
 from latent_ladder.media.video_reader import probe, read_frames, read_metadata
 from latent_ladder.memory.hardware import MemoryOptions
-from latent_ladder.pipeline.run import Cancel
+from latent_ladder.models.video_vae.vae import decode_bands as real_decode_bands
+from latent_ladder.pipeline.run_options import Cancel
+from latent_ladder.sampling.denoise import sample as real_sample
+
+pytestmark = pytest.mark.slow
 
 
-def saved(folder: Path, nodes: Nodes, *outputs: str) -> list[Latent]:
-    """Run a graph whose ``outputs`` (``"node slot"``) are saved as latents; give those."""
+def run_and_load(folder: Path, nodes: Nodes, *outputs: str) -> list[Latent]:
+    """Run a graph and return ``outputs`` (each ``"node slot"``) as latents."""
     all_nodes = dict(nodes)
     for i, output in enumerate(outputs):
         name, _, slot = output.rpartition(" ")
@@ -47,7 +51,7 @@ def saved(folder: Path, nodes: Nodes, *outputs: str) -> list[Latent]:
     work = engine(folder)
     shown = execute(graph(all_nodes), work)
     files = [shown[f"keep{i}"]["latents"][0]["filename"] for i in range(len(outputs))]
-    return [latent_of((work.folders.output / name).read_bytes()) for name in files]
+    return [parse_latent((work.folders.output / name).read_bytes()) for name in files]
 
 
 def video(latent: Latent) -> torch.Tensor:
@@ -55,20 +59,20 @@ def video(latent: Latent) -> torch.Tensor:
     return latent.video
 
 
-def ran(events: list[GraphEvent]) -> set[str]:
+def started_nodes(events: list[GraphEvent]) -> set[str]:
     return {event.node for event in events if isinstance(event, NodeStarted)}
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[GraphEvent]]]:
-    """A clip made once, its folder and what was told meanwhile."""
+    """Run the one-stage graph once; return its folder and the events of the run."""
     folder = tmp_path_factory.mktemp("graph")
     events: list[GraphEvent] = []
     execute(graph(ONE_STAGE), engine(folder), on_event=events.append, metadata=None)
     yield folder, events
 
 
-def test_a_clip_is_named_as_comfyui_names_it_and_carries_its_graph(
+def test_a_clip_has_comfyuis_name_and_contains_its_graph(
     first: tuple[Path, list[GraphEvent]],
 ) -> None:
     folder, events = first
@@ -78,21 +82,21 @@ def test_a_clip_is_named_as_comfyui_names_it_and_carries_its_graph(
     assert info.audio_duration_s == pytest.approx(9 / 24, abs=1e-4)
     assert json.loads(read_metadata(clip)["prompt"]) == graph(ONE_STAGE).to_api()
     steps = [e for e in events if isinstance(e, NodeProgress) and e.node == "sampled"]
-    assert [(e.value, e.of) for e in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [(e.value, e.total) for e in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     (done,) = (e for e in events if isinstance(e, NodeDone) and e.node == "save")
     entry = {"filename": clip.name, "subfolder": "video", "type": "output"}
-    assert done.shown == {"images": [entry], "animated": [True]}
+    assert done.ui == {"images": [entry], "animated": [True]}
 
 
-def test_a_changed_leaf_computes_only_what_is_below_it(
+def test_a_changed_input_recomputes_only_dependent_nodes(
     first: tuple[Path, list[GraphEvent]],
 ) -> None:
     folder, _ = first
     nodes = {**ONE_STAGE, "save": ("SaveVideo", {**ONE_STAGE["save"][1], "filename_prefix": "b"})}
     events: list[GraphEvent] = []
     execute(graph(nodes), engine(folder), on_event=events.append)  # another engine, the same store
-    assert not ran(events) & {"sampled", "prompt", "clip", "noise", "both", "sound"}
-    assert ran(events) >= {"save", "frames"}
+    assert not started_nodes(events) & {"sampled", "prompt", "clip", "noise", "both", "sound"}
+    assert started_nodes(events) >= {"save", "frames"}
     (cached,) = (e for e in events if isinstance(e, NodesCached))
     assert {"sampled", "sound"} <= set(cached.nodes)
     old, new = (list(read_frames(folder / "output" / n)) for n in
@@ -100,7 +104,7 @@ def test_a_changed_leaf_computes_only_what_is_below_it(
     assert np.array_equal(np.stack(old), np.stack(new))
 
 
-def test_an_unchanged_graph_in_one_engine_does_nothing(tmp_path: Path) -> None:
+def test_an_unchanged_graph_is_not_run_again(tmp_path: Path) -> None:
     nodes: Nodes = {
         "made": ("EmptyImage", {"width": 8, "height": 6, "batch_size": 2, "color": 0xFF8000}),
         "save": ("SaveImage", {"images": ["made", 0], "filename_prefix": "a"}),
@@ -108,13 +112,13 @@ def test_an_unchanged_graph_in_one_engine_does_nothing(tmp_path: Path) -> None:
     work, events = engine(tmp_path), list[GraphEvent]()
     before = execute(graph(nodes), work)
     assert execute(graph(nodes), work, on_event=events.append) == before
-    assert not ran(events)
+    assert not started_nodes(events)
     (work.folders.output / "a_00002_.png").unlink()
     again = execute(graph(nodes), work, on_event=events.append)
     assert [e["filename"] for e in again["save"]["images"]] == ["a_00002_.png", "a_00003_.png"]
 
 
-def test_numbers_count_by_value_not_by_where_they_come_from(
+def test_keys_depend_on_values_not_on_their_source(
     first: tuple[Path, list[GraphEvent]],
 ) -> None:
     folder, _ = first
@@ -126,10 +130,10 @@ def test_numbers_count_by_value_not_by_where_they_come_from(
     }
     events: list[GraphEvent] = []
     execute(graph(nodes), engine(folder), on_event=events.append)
-    assert "sampled" not in ran(events)
+    assert "sampled" not in started_nodes(events)
 
 
-def test_a_schedule_in_two_parts_gives_what_it_gives_in_one(tmp_path: Path) -> None:
+def test_a_split_schedule_gives_the_same_latents(tmp_path: Path) -> None:
     parts: Nodes = {
         **MODELS,
         **LATENTS,
@@ -147,36 +151,36 @@ def test_a_schedule_in_two_parts_gives_what_it_gives_in_one(tmp_path: Path) -> N
             },
         ),
     }
-    whole, two, half, estimate = saved(
+    whole, two, half, estimate = run_and_load(
         tmp_path, parts, "sampled 0", "second 0", "first 0", "first 1"
     )
     torch.testing.assert_close(video(two), video(whole), rtol=1e-3, atol=1e-3)
     assert whole.audio is not None and two.audio is not None
     torch.testing.assert_close(two.audio, whole.audio, rtol=1e-3, atol=1e-3)
-    # what is left of the noise is still in the output, and not in the estimate
+    # the output still contains the noise of the remaining steps, the estimate does not
     assert (video(half) - video(estimate)).abs().mean() > 0.1
 
 
-def test_kept_parts_come_back_and_an_empty_schedule_gives_the_latent(tmp_path: Path) -> None:
+def test_masked_frames_are_preserved_and_an_empty_schedule_changes_nothing(tmp_path: Path) -> None:
     nodes: Nodes = {
         **MODELS,
         **LATENTS,
         **SAMPLING,
         "image": ("EmptyImage", {"width": 100, "height": 64, "batch_size": 1, "color": 0x2040FF}),
-        "held": (
+        "with image": (
             "LTXVImgToVideoInplace",
             {"vae": ["model", 2], "image": ["image", 0], "latent": ["video", 0], "strength": 1.0},
         ),
         "both": (
             "LTXVConcatAVLatent",
-            {"video_latent": ["held", 0], "audio_latent": ["audio", 0]},
+            {"video_latent": ["with image", 0], "audio_latent": ["audio", 0]},
         ),
         "no sigmas": ("BasicScheduler", {
             "model": ["model", 0], "scheduler": "simple", "steps": 4, "denoise": 0.0}),
         "skipped": (
             "SamplerCustomAdvanced", {**SAMPLING["sampled"][1], "sigmas": ["no sigmas", 0]}),
     }  # fmt: skip
-    start, end, same = saved(tmp_path, nodes, "both 0", "sampled 0", "skipped 0")
+    start, end, same = run_and_load(tmp_path, nodes, "both 0", "sampled 0", "skipped 0")
     assert start.video_mask is not None and start.audio_mask is not None
     assert start.video_mask.mean() == 0.5 and start.audio_mask.mean() == 1
     torch.testing.assert_close(video(end)[:, :, :1], video(start)[:, :, :1])
@@ -184,7 +188,7 @@ def test_kept_parts_come_back_and_an_empty_schedule_gives_the_latent(tmp_path: P
     assert torch.equal(video(same), video(start))
 
 
-def test_guides_are_sampled_with_the_clip_and_cut_off(tmp_path: Path) -> None:
+def test_guides_are_appended_for_sampling_and_cropped(tmp_path: Path) -> None:
     nodes: Nodes = {
         **MODELS,
         **LATENTS,
@@ -192,7 +196,8 @@ def test_guides_are_sampled_with_the_clip_and_cut_off(tmp_path: Path) -> None:
         "guided": (
             "LTXVAddGuide",
             {
-                "positive": ["told", 0], "negative": ["told", 1], "vae": ["model", 2],
+                "positive": ["conditioning", 0], "negative": ["conditioning", 1],
+                "vae": ["model", 2],
                 "latent": ["video", 0], "image": ["image", 0], "frame_idx": -1, "strength": 0.7,
             },
         ),
@@ -213,16 +218,16 @@ def test_guides_are_sampled_with_the_clip_and_cut_off(tmp_path: Path) -> None:
             {"positive": ["guided", 0], "negative": ["guided", 1], "latent": ["parts", 0]},
         ),
     }  # fmt: skip
-    with_guide, end, cut = saved(tmp_path, nodes, "guided 2", "sampled 0", "cut 2")
+    with_guide, end, cut = run_and_load(tmp_path, nodes, "guided 2", "sampled 0", "cut 2")
     assert video(with_guide).shape[2] == 3 and video(cut).shape[2] == 2
     mask = with_guide.full_video_mask()[0, 0, :, 0, 0]
     torch.testing.assert_close(mask, torch.tensor([1.0, 1.0, 0.3]))
     assert torch.equal(video(cut), video(end)[:, :, :2])
 
 
-def test_small_references_are_fewer_tokens_on_the_same_grid(tmp_path: Path) -> None:
+def test_smaller_references_use_fewer_tokens_on_the_same_grid(tmp_path: Path) -> None:
     reference = {
-        "positive": ["told", 0], "negative": ["told", 1], "vae": ["model", 2],
+        "positive": ["conditioning", 0], "negative": ["conditioning", 1], "vae": ["model", 2],
         "latent": ["video", 0], "image": ["image", 0], "latent_downscale_factor": 2.0,
     }  # fmt: skip
     nodes: Nodes = {
@@ -246,20 +251,20 @@ def test_small_references_are_fewer_tokens_on_the_same_grid(tmp_path: Path) -> N
         "sampled": (
             "SamplerCustomAdvanced", {**SAMPLING["sampled"][1], "sampler": ["ancestral", 0]}),
     }  # fmt: skip
-    start, end = saved(tmp_path, nodes, "guided 2", "sampled 0")
+    start, end = run_and_load(tmp_path, nodes, "guided 2", "sampled 0")
     assert video(start).shape[2:] == (4, 2, 2)
     guide = video(start)[:, :, 2:]
     assert guide[..., ::2, ::2].abs().min() > 0 and guide[..., 1:, :].abs().max() == 0
     assert start.full_video_mask()[0, 0, 2].tolist() == [[0, 1], [1, 1]]
-    # what is no token stays as it was, what is one is kept
+    # positions without a token are unchanged; guide tokens are preserved
     torch.testing.assert_close(video(end)[:, :, 2:], guide)
     assert torch.isfinite(video(end)).all() and video(end)[:, :, :2].std() > 0.1
 
 
-def test_what_a_switch_leaves_out_need_not_run(tmp_path: Path) -> None:
+def test_an_unselected_branch_does_not_run(tmp_path: Path) -> None:
     nodes: Nodes = {
         "on": ("PrimitiveBoolean", {"value": False}),
-        "text": ("PrimitiveString", {"value": "as it is"}),
+        "text": ("PrimitiveString", {"value": "unchanged"}),
         "clip": MODELS["clip"],
         "better": ("LTXVPromptEnhancer", {"clip": ["clip", 0], "prompt": ["text", 0]}),
         "chosen": (
@@ -269,14 +274,14 @@ def test_what_a_switch_leaves_out_need_not_run(tmp_path: Path) -> None:
         "shown": ("PreviewAny", {"source": ["chosen", 0]}),
     }
     shown = execute(graph(nodes), engine(tmp_path))
-    assert shown["shown"] == {"text": ["as it is"]}
+    assert shown["shown"] == {"text": ["unchanged"]}
     nodes["on"] = ("PrimitiveBoolean", {"value": True})
     with pytest.raises(WorkflowError, match="better") as caught:
         execute(graph(nodes), engine(tmp_path))
     assert caught.value.node_id == "better"
 
 
-def test_a_prompt_is_passed_on_as_it_is_written_and_that_is_told(tmp_path: Path) -> None:
+def test_a_prompt_passes_through_unchanged_with_a_warning(tmp_path: Path) -> None:
     nodes: Nodes = {
         "text": ("PrimitiveString", {"value": "a red ball"}),
         "clip": ("CLIPLoader", {"clip_name": "not here.safetensors", "type": "ltxv"}),
@@ -288,11 +293,11 @@ def test_a_prompt_is_passed_on_as_it_is_written_and_that_is_told(tmp_path: Path)
     assert shown["shown"] == {"text": ["a red ball"]}
     assert [e.code for e in events if isinstance(e, NodeWarned)] == ["prompt_as_written"]
     nodes["text"] = ("PrimitiveString", {"value": " "})
-    with pytest.raises(WorkflowError, match="no prompt to pass on"):
+    with pytest.raises(WorkflowError, match="prompt is empty"):
         execute(graph(nodes), engine(tmp_path))
 
 
-def test_a_switch_that_is_decided_on_the_way_computes_one_side(tmp_path: Path) -> None:
+def test_a_switch_decided_at_run_time_computes_one_branch(tmp_path: Path) -> None:
     nodes: Nodes = {
         "image": ("EmptyImage", {"width": 8, "height": 6, "batch_size": 1, "color": 255}),
         "size": ("GetImageSize", {"image": ["image", 0]}),
@@ -307,10 +312,12 @@ def test_a_switch_that_is_decided_on_the_way_computes_one_side(tmp_path: Path) -
     }  # fmt: skip
     events: list[GraphEvent] = []
     execute(graph(nodes), engine(tmp_path), on_event=events.append)
-    assert "tall" not in ran(events) and {"wide", "size", "chosen"} <= ran(events)
+    assert "tall" not in started_nodes(events) and {"wide", "size", "chosen"} <= started_nodes(
+        events
+    )
 
 
-def test_nothing_runs_where_a_node_cannot(tmp_path: Path) -> None:
+def test_nothing_runs_if_a_node_is_unsupported(tmp_path: Path) -> None:
     nodes: Nodes = {
         "image": ("EmptyImage", {"width": 8, "height": 8, "batch_size": 1, "color": 0}),
         "good": ("SaveImage", {"images": ["image", 0], "filename_prefix": "good"}),
@@ -323,13 +330,13 @@ def test_nothing_runs_where_a_node_cannot(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match=r"pose \(DWPreprocessor"):
         execute(built, work, on_event=events.append)
     assert not events and not any(work.folders.output.iterdir())
-    assert [each.node.id for each in unsupported(built)] == ["pose"]
+    assert [each.node.id for each in find_unsupported(built)] == ["pose"]
     assert without_unsupported(built) == ("good",)
     execute(built, work, wanted=["good"])
     assert [path.name for path in work.folders.output.iterdir()] == ["good_00001_.png"]
 
 
-def test_samplers_without_a_rule_here_are_named_before_anything_runs(tmp_path: Path) -> None:
+def test_unsupported_samplers_are_reported_before_anything_runs(tmp_path: Path) -> None:
     nodes = {**ONE_STAGE, "euler": ("KSamplerSelect", {"sampler_name": "uni_pc"})}
     events: list[GraphEvent] = []
     with pytest.raises(WorkflowError, match="uni_pc"):
@@ -355,7 +362,7 @@ def test_errors_name_the_node(tmp_path: Path) -> None:
         execute(Graph({}), engine(tmp_path))
 
 
-def test_a_run_stops_between_steps_and_goes_on_from_the_store(tmp_path: Path) -> None:
+def test_a_run_stops_between_steps_and_resumes_from_the_store(tmp_path: Path) -> None:
     cancel, events = Cancel(), list[GraphEvent]()
 
     def stop(event: GraphEvent) -> None:
@@ -370,7 +377,7 @@ def test_a_run_stops_between_steps_and_goes_on_from_the_store(tmp_path: Path) ->
     assert record.status == "cancelled" and record.kind == "workflow"
 
 
-def test_sizes_that_are_cut_are_told(tmp_path: Path) -> None:
+def test_truncated_sizes_are_warned_about(tmp_path: Path) -> None:
     nodes: Nodes = {
         **MODELS,
         "video": ("EmptyLTXVLatentVideo", {"width": 80, "height": 64, "length": 12}),
@@ -378,10 +385,10 @@ def test_sizes_that_are_cut_are_told(tmp_path: Path) -> None:
     nodes["keep"] = ("SaveLatent", {"samples": ["video", 0], "filename_prefix": "l"})
     events: list[GraphEvent] = []
     execute(graph(nodes), engine(tmp_path), on_event=events.append)
-    told = {e.code: e.message for e in events if isinstance(e, NodeWarned)}
-    assert told == {
-        "size_truncated": "80x64 is cut to 64x64",
-        "length_truncated": "12 frames are cut to 9",
+    warnings = {e.code: e.message for e in events if isinstance(e, NodeWarned)}
+    assert warnings == {
+        "size_truncated": "80x64 is truncated to 64x64",
+        "length_truncated": "12 frames are truncated to 9",
     }
 
 
@@ -391,7 +398,7 @@ from pathlib import Path
 from latent_ladder.comfyui.executor import execute
 from latent_ladder.comfyui.runtime.events import NodeProgress
 from helpers.workflow_graphs import engine, graph
-def tell(event):
+def pause(event):
     if isinstance(event, NodeProgress) and event.node == "save" and event.value >= 8:
         print("writing", flush=True)
         time.sleep(60)
@@ -400,11 +407,11 @@ nodes = {
     "clip": ("CreateVideo", {"images": ["made", 0], "fps": 24.0}),
     "save": ("SaveVideo", {"video": ["clip", 0], "filename_prefix": "k"}),
 }
-execute(graph(nodes), engine(Path(sys.argv[1])), on_event=tell)
+execute(graph(nodes), engine(Path(sys.argv[1])), on_event=pause)
 """
 
 
-def test_a_killed_run_leaves_no_half_clip(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_partial_clip(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     here = Path(__file__).parents[1]
     with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True) as process:
@@ -425,8 +432,8 @@ LOOP: Nodes = {
         "STGGuiderAdvanced",
         {
             "model": ["model", 0],
-            "positive": ["told", 0],
-            "negative": ["told", 1],
+            "positive": ["conditioning", 0],
+            "negative": ["conditioning", 1],
             "sigmas": "1.0, 0.8",
             "cfg_values": "3, 1",
             "stg_scale_values": "1, 0",
@@ -458,23 +465,23 @@ LOOP: Nodes = {
 
 
 def test_long_clips_are_sampled_in_spans_and_tiles(tmp_path: Path) -> None:
-    (long,) = saved(tmp_path, LOOP, "loop 0")
+    (long,) = run_and_load(tmp_path, LOOP, "loop 0")
     assert video(long).shape[2:] == (8, 2, 3)
     assert torch.isfinite(video(long)).all() and video(long).std() > 0.1
-    # a picture at frame 0 is kept whole
+    # an image at frame 0 is preserved
     flat = {**LOOP["loop"][1], "horizontal_tiles": 1, "optional_cond_image_indices": "0, 8"}
     alone: Nodes = {
         **LOOP,
         "loop": ("LTXVLoopingSampler", flat),
         "start": ("VAEEncode", {"pixels": ["image", 0], "vae": ["model", 2]}),
     }
-    held, start = saved(tmp_path / "flat", alone, "loop 0", "start 0")
-    shown = video(held)[:, :, 0] - video(start)[:, :, 0]
-    assert shown.abs().mean() < 0.2 * video(start).std()
+    result, start = run_and_load(tmp_path / "flat", alone, "loop 0", "start 0")
+    difference = video(result)[:, :, 0] - video(start)[:, :, 0]
+    assert difference.abs().mean() < 0.2 * video(start).std()
 
 
-def test_voices_and_sound_alone_are_sampled(tmp_path: Path) -> None:
-    sampler, asked = SAMPLING["sampled"]
+def test_reference_voices_and_audio_only_models_are_sampled(tmp_path: Path) -> None:
+    sampler, inputs = SAMPLING["sampled"]
     nodes: Nodes = {
         **MODELS,
         **LATENTS,
@@ -484,8 +491,8 @@ def test_voices_and_sound_alone_are_sampled(tmp_path: Path) -> None:
             "LTXVReferenceAudio",
             {
                 "model": ["model", 0],
-                "positive": ["told", 0],
-                "negative": ["told", 1],
+                "positive": ["conditioning", 0],
+                "negative": ["conditioning", 1],
                 "reference_audio": ["tone", 0],
                 "audio_vae": ["audio vae", 0],
                 "identity_guidance_scale": 2.0,
@@ -500,21 +507,21 @@ def test_voices_and_sound_alone_are_sampled(tmp_path: Path) -> None:
                 "cfg": 1.0,
             },
         ),
-        "deaf": ("LTXVAudioOnlyModel", {"model": ["model", 0]}),
-        "deaf guider": ("CFGGuider", {**SAMPLING["guider"][1], "model": ["deaf", 0]}),
-        "alone": (sampler, {**asked, "guider": ["deaf guider", 0]}),
+        "audio model": ("LTXVAudioOnlyModel", {"model": ["model", 0]}),
+        "audio guider": ("CFGGuider", {**SAMPLING["guider"][1], "model": ["audio model", 0]}),
+        "alone": (sampler, {**inputs, "guider": ["audio guider", 0]}),
         "plain guider": SAMPLING["guider"],
-        "plain": (sampler, {**asked, "guider": ["plain guider", 0]}),
+        "plain": (sampler, {**inputs, "guider": ["plain guider", 0]}),
     }  # fmt: skip
-    spoken, alone, plain = saved(tmp_path, nodes, "sampled 0", "alone 0", "plain 0")
-    assert spoken.audio is not None and alone.audio is not None and plain.audio is not None
-    assert spoken.audio.shape == alone.audio.shape == plain.audio.shape
+    voice, alone, plain = run_and_load(tmp_path, nodes, "sampled 0", "alone 0", "plain 0")
+    assert voice.audio is not None and alone.audio is not None and plain.audio is not None
+    assert voice.audio.shape == alone.audio.shape == plain.audio.shape
     assert torch.equal(video(alone), torch.zeros_like(video(alone)))
-    for one in (spoken.audio, alone.audio):
+    for one in (voice.audio, alone.audio):
         assert torch.isfinite(one).all() and (one - plain.audio).abs().mean() > 1e-3
 
 
-def test_the_picture_is_shown_while_it_is_sampled(
+def test_previews_are_emitted_during_sampling(
     first: tuple[Path, list[GraphEvent]],
 ) -> None:
     folder, plain = first
@@ -529,7 +536,7 @@ def test_the_picture_is_shown_while_it_is_sampled(
         assert image.format == shown[0].format and min(image.size) >= 64
 
 
-def test_a_transformer_that_does_not_fit_is_streamed_and_gives_the_same(tmp_path: Path) -> None:
+def test_a_streamed_transformer_gives_the_same_latents(tmp_path: Path) -> None:
     nodes: Nodes = {**MODELS, **LATENTS, **SAMPLING}
     nodes["keep"] = ("SaveLatent", {"samples": ["sampled", 0], "filename_prefix": "l"})
     found = []
@@ -537,7 +544,7 @@ def test_a_transformer_that_does_not_fit_is_streamed_and_gives_the_same(tmp_path
         work = engine(tmp_path / name)
         work.memory = memory
         execute(graph(nodes), work)
-        found.append(latent_of((work.folders.output / "l_00001_.latent").read_bytes()))
+        found.append(parse_latent((work.folders.output / "l_00001_.latent").read_bytes()))
     assert torch.equal(video(found[0]), video(found[1]))
     work = engine(tmp_path / "none")
     work.memory = MemoryOptions(vram=0.001)
@@ -545,22 +552,18 @@ def test_a_transformer_that_does_not_fit_is_streamed_and_gives_the_same(tmp_path
         execute(graph(nodes), work)
 
 
-def test_memory_that_runs_out_on_the_way_is_dealt_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The allocator's own exception is raised where a real card raises it."""
-    real, failures = denoising.sample, ["sampling", "decoding"]
+def test_out_of_memory_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator's exception is raised at the places where a real device raises it."""
+    failures = ["sampling", "decoding"]
 
     def sample(*args: Any, **more: Any) -> Any:
         if "sampling" in failures:
             failures.remove("sampling")
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(*args, **more)
-
-    real_bands = decoding.decode_bands
+        return real_sample(*args, **more)
 
     def bands(*args: Any) -> Iterator[torch.Tensor]:
-        for band in real_bands(*args):
+        for band in real_decode_bands(*args):
             if "decoding" in failures:
                 failures.remove("decoding")
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -570,6 +573,6 @@ def test_memory_that_runs_out_on_the_way_is_dealt_with(
     monkeypatch.setattr(decoding, "decode_bands", bands)
     events: list[GraphEvent] = []
     execute(graph(ONE_STAGE), engine(tmp_path), on_event=events.append)
-    told = [e.node for e in events if isinstance(e, NodeWarned) and e.code == "out_of_memory"]
-    assert told == ["sampled", "save"] and not failures
+    nodes = [e.node for e in events if isinstance(e, NodeWarned) and e.code == "out_of_memory"]
+    assert nodes == ["sampled", "save"] and not failures
     assert probe(tmp_path / "output/video/clip_00001_.mp4").frames == 9

@@ -1,4 +1,4 @@
-"""Requests as ComfyUI graphs: every preset, valid files, and back again without a loss."""
+"""Requests exported as ComfyUI graphs are valid files and import without a loss."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from latent_ladder.comfyui.conversion import Format, export_workflow, import_workflow
-from latent_ladder.comfyui.exporter.exporter import build
-from latent_ladder.comfyui.exporter.file_names import names_for, published_names
-from latent_ladder.comfyui.formats.read import from_document
+from latent_ladder.comfyui.exporter.exporter import build_graph
+from latent_ladder.comfyui.exporter.file_names import file_names_for, published_names
+from latent_ladder.comfyui.formats.read import workflow_from_document
 from latent_ladder.comfyui.graph import Graph
-from latent_ladder.comfyui.importer.importer import recognise
+from latent_ladder.comfyui.importer.importer import import_graph
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
@@ -30,13 +30,13 @@ def preset(name: str, **changes: Any) -> Request:
     return Request.from_preset(name, prompt=PROMPT, **changes)
 
 
-def exported(request: Request, form: Format = "ui") -> Any:
-    """The document as it is after having been a file."""
+def export(request: Request, form: Format = "ui") -> Any:
+    """Return the exported document after a round trip through JSON."""
     return json.loads(json.dumps(export_workflow(request, published_names(request), form)))
 
 
 def with_inputs() -> Request:
-    """A request that has nearly everything at once."""
+    """Return a request with images, audio, a rational frame rate and tiled decoding."""
     return preset(
         "three-stage",
         fps="24000/1001",
@@ -51,41 +51,41 @@ def with_inputs() -> Request:
     )
 
 
-# -- validity, told without a word of the builder -------------------------------------------------
+# -- validity, checked independently of the exporter ----------------------------------------------
 
 
-def flaws(ui: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a UI document by the format's own rules."""
+def find_flaws(ui: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the violations of the UI format's rules in a document."""
     nodes = {node["id"]: node for node in ui["nodes"]}
     if len(nodes) != len(ui["nodes"]):
         yield "an id occurs twice"
     if ui["last_node_id"] < max(nodes) or ui["version"] != 0.4:
         yield "last_node_id or version"
     if sorted(n["order"] for n in nodes.values()) != list(range(len(nodes))):
-        yield "orders do not count the nodes"
+        yield "the orders are not 0, 1, 2, ..."
     seen: dict[int, list[Any]] = {}
     for link in ui["links"]:
         number, source, source_slot, target, target_slot, kind = link
         seen[number] = link
-        given_out = nodes[source]["outputs"][source_slot]
-        taken = nodes[target]["inputs"][target_slot]
-        if number not in (given_out["links"] or []):
+        origin = nodes[source]["outputs"][source_slot]
+        end = nodes[target]["inputs"][target_slot]
+        if number not in (origin["links"] or []):
             yield f"link {number} is not in its output"
-        if taken["link"] != number:
+        if end["link"] != number:
             yield f"link {number} is not in its input"
-        if kind != given_out["type"] or taken["type"] not in (kind, "*"):
+        if kind != origin["type"] or end["type"] not in (kind, "*"):
             numbers = {"INT", "FLOAT"}
-            if not {kind, taken["type"]} <= numbers and "," not in taken["type"]:
-                yield f"link {number} joins {kind} and {taken['type']}"
+            if not {kind, end["type"]} <= numbers and "," not in end["type"]:
+                yield f"link {number} joins {kind} and {end['type']}"
         if nodes[source]["order"] >= nodes[target]["order"]:
             yield f"link {number} runs backwards"
     if len(seen) != len(ui["links"]) or ui["last_link_id"] < max(seen):
         yield "link ids"
     for node in nodes.values():
-        yield from node_flaws(node, seen)
+        yield from find_node_flaws(node, seen)
 
 
-def node_flaws(node: Mapping[str, Any], links: Mapping[int, Any]) -> Iterator[str]:
+def find_node_flaws(node: Mapping[str, Any], links: Mapping[int, Any]) -> Iterator[str]:
     where = f"node {node['id']} ({node['type']})"
     if node["mode"] != 0 or not isinstance(node["flags"], dict):
         yield f"{where}: mode or flags"
@@ -108,31 +108,36 @@ def node_flaws(node: Mapping[str, Any], links: Mapping[int, Any]) -> Iterator[st
         if not one.is_widget:
             continue
         named[one.name] = values.pop(0)
-        for phantom in one.phantoms:
-            beside = values.pop(0)
-            if phantom == "control_after_generate" and beside not in ("fixed", "randomize"):
-                yield f"{where}: {beside!r} stands where the seed's control belongs"
-        for sub in one.branches.get(str(named[one.name]), ()):
+        for extra in one.extra_widgets:
+            value = values.pop(0)
+            if extra == "control_after_generate" and value not in ("fixed", "randomize"):
+                yield f"{where}: {value!r} is no value of control_after_generate"
+        for sub in one.option_inputs.get(str(named[one.name]), ()):
             named[sub.name] = values.pop(0)
     if values:
         yield f"{where}: {len(values)} values too many"
     for one in kind.inputs:
-        if one.required and not one.is_widget and one.name not in linked(node):
+        if one.required and not one.is_widget and one.name not in linked_inputs(node):
             yield f"{where}: {one.name} is not connected"
         value = named.get(one.name)
-        numeric = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+        numeric: dict[str, type | tuple[type, ...]] = {
+            "INT": int,
+            "FLOAT": (int, float),
+            "STRING": str,
+            "BOOLEAN": bool,
+        }
         if one.is_widget and one.type in numeric and not isinstance(value, numeric[one.type]):
             yield f"{where}: {one.name}={value!r}"
         if one.options and value not in one.options:
-            yield f"{where}: {one.name}={value!r} is no choice"
+            yield f"{where}: {one.name}={value!r} is not one of its options"
 
 
-def linked(node: Mapping[str, Any]) -> set[str]:
+def linked_inputs(node: Mapping[str, Any]) -> set[str]:
     return {entry["name"] for entry in node["inputs"] if entry["link"] is not None}
 
 
-def overlaps(ui: Mapping[str, Any]) -> Iterator[str]:
-    """Nodes on top of each other, title bars included, and nodes outside of their group."""
+def find_overlaps(ui: Mapping[str, Any]) -> Iterator[str]:
+    """Yield overlapping nodes (title bars included) and nodes that are not in exactly one group."""
     boxes = [
         (n["id"], n["pos"][0], n["pos"][1] - 30, n["size"][0], n["size"][1] + 30)
         for n in ui["nodes"]
@@ -155,39 +160,39 @@ def overlaps(ui: Mapping[str, Any]) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_valid_file(name: str) -> None:
-    ui = exported(preset(name))
-    assert list(flaws(ui)) == []
-    assert list(overlaps(ui)) == []
-    assert from_document(ui).graph.to_api().keys() == exported(preset(name), "api").keys()
+    ui = export(preset(name))
+    assert list(find_flaws(ui)) == []
+    assert list(find_overlaps(ui)) == []
+    assert workflow_from_document(ui).graph.to_api().keys() == export(preset(name), "api").keys()
 
 
 def test_a_graph_with_everything_is_a_valid_file() -> None:
-    ui = exported(with_inputs())
-    assert list(flaws(ui)) == []
-    assert list(overlaps(ui)) == []
+    ui = export(with_inputs())
+    assert list(find_flaws(ui)) == []
+    assert list(find_overlaps(ui)) == []
 
 
-def test_the_validator_sees_what_is_wrong() -> None:
-    ui = exported(preset("distilled"))
+def test_the_validator_finds_errors() -> None:
+    ui = export(preset("distilled"))
     ui["links"][3][4] += 1
-    assert any("is not in its input" in flaw for flaw in flaws(ui))
-    ui = exported(preset("distilled"))
+    assert any("is not in its input" in flaw for flaw in find_flaws(ui))
+    ui = export(preset("distilled"))
     noise = next(n for n in ui["nodes"] if n["type"] == "RandomNoise")
     noise["widgets_values"].pop()
     with pytest.raises(IndexError):
-        list(flaws(ui))
+        list(find_flaws(ui))
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_links_read_from_left_to_right(name: str) -> None:
-    ui = exported(preset(name))
+def test_links_go_from_left_to_right(name: str) -> None:
+    ui = export(preset(name))
     nodes = {node["id"]: node for node in ui["nodes"]}
     for _, source, _, target, _, _ in ui["links"]:
         assert nodes[source]["pos"][0] < nodes[target]["pos"][0]
 
 
-def test_files_name_where_they_can_be_had() -> None:
-    ui = exported(preset("lightricks-workflow"))
+def test_model_files_have_download_urls() -> None:
+    ui = export(preset("lightricks-workflow"))
     (loader,) = (n for n in ui["nodes"] if n["type"] == "CheckpointLoaderSimple")
     (model,) = loader["properties"]["models"]
     assert model["name"] == loader["widgets_values"][0] == "ltx-2.3-22b-dev-fp8.safetensors"
@@ -195,16 +200,16 @@ def test_files_name_where_they_can_be_had() -> None:
     assert model["directory"] == "checkpoints"
 
 
-def test_a_drawn_seed_is_drawn_by_comfyui_too() -> None:
-    ui = exported(preset("distilled", seed=-1))
+def test_a_random_seed_is_randomized_by_comfyui_too() -> None:
+    ui = export(preset("distilled", seed=-1))
     noises = [n for n in ui["nodes"] if n["type"] == "RandomNoise"]
     assert [n["widgets_values"][1] for n in noises] == ["randomize", "randomize"]
 
 
-def test_the_preset_of_the_model_in_the_package_names_its_files() -> None:
-    files = names_for(preset("pocket"))
+def test_the_embedded_models_preset_names_its_files() -> None:
+    files = file_names_for(preset("pocket"))
     assert files.checkpoint == "pocket-ltx-2.3.safetensors"
-    assert names_for(preset("distilled")).checkpoint == "ltx-2.3-22b-distilled-fp8.safetensors"
+    assert file_names_for(preset("distilled")).checkpoint == "ltx-2.3-22b-distilled-fp8.safetensors"
 
 
 # -- the identity ---------------------------------------------------------------------------------
@@ -212,12 +217,12 @@ def test_the_preset_of_the_model_in_the_package_names_its_files() -> None:
 
 @pytest.mark.parametrize("form", ["ui", "api"])
 @pytest.mark.parametrize("name", preset_names())
-def test_import_of_an_export_is_the_identity(name: str, form: Format) -> None:
+def test_importing_an_export_returns_the_request(name: str, form: Format) -> None:
     request = preset(name)
-    found = import_workflow(from_document(exported(request, form)))
+    found = import_workflow(workflow_from_document(export(request, form)))
     assert found.request == request
-    assert found.nearest.preset == name
-    assert found.nearest.equal
+    assert found.preset_match.preset == name
+    assert found.preset_match.equal
 
 
 SIZES = st.integers(48, 600).map(lambda half: 2 * half)
@@ -276,7 +281,7 @@ DECODES = st.one_of(
 
 @st.composite
 def tables(draw: st.DrawFn) -> dict[str, Any]:
-    """A preset with fields replaced; not every one of them is a possible request."""
+    """Draw a preset with replaced fields; the result is not always a valid request."""
     table = preset(draw(st.sampled_from(preset_names()))).to_dict()
     table |= draw(
         st.fixed_dictionaries(
@@ -337,7 +342,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
     return table
 
 
-def possible(table: dict[str, Any]) -> Request:
+def valid_request(table: dict[str, Any]) -> Request:
     try:
         return Request.from_dict(table)
     except RequestError:
@@ -345,94 +350,98 @@ def possible(table: dict[str, Any]) -> Request:
         raise
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(tables(), st.sampled_from(["ui", "api"]))
-def test_the_identity_holds_for_any_request(table: dict[str, Any], form: Format) -> None:
-    request = possible(table)
-    document = exported(request, form)
+def test_importing_an_export_returns_any_request(table: dict[str, Any], form: Format) -> None:
+    request = valid_request(table)
+    document = export(request, form)
     if form == "ui":
-        assert list(flaws(document)) == []
-        assert list(overlaps(document)) == []
-    assert import_workflow(from_document(document)).request == request
+        assert list(find_flaws(document)) == []
+        assert list(find_overlaps(document)) == []
+    assert import_workflow(workflow_from_document(document)).request == request
 
 
-# -- what the nodes alone say ---------------------------------------------------------------------
+# -- the nodes without the embedded request --------------------------------------------------------
 
 
-def meaning(request: Request) -> dict[str, Any]:
-    """What a graph of the request must say by its nodes."""
+def expected_nodes(request: Request) -> dict[str, Any]:
+    """Return the values that the nodes of the exported graph must express."""
     sampled = [s for _, s in request.sampling_stages()]
     return {
         "prompts": (request.prompt, request.negative_prompt),
         "size": (request.width, request.height, request.frames, request.fps),
-        "final": request.final_size,
-        "rungs": request.resolutions[: len(request.resolutions) - (request.upscale is not None)],
-        "sigmas": [request.sigmas(i) for i, _ in request.sampling_stages()],
+        "final": request.resolved.final_size,
+        "resolutions": request.resolutions[
+            : len(request.resolutions) - (request.upscale is not None)
+        ],
+        "sigmas": [request.resolved.stages[i].sigmas for i, _ in request.sampling_stages()],
         "seeds": [request.stage_seed(i) for i, _ in request.sampling_stages()],
         "samplers": [{"dpmpp_2m_rf": "dpmpp_2m"}.get(s.sampler, s.sampler) for s in sampled],
         "cfg": [(s.guidance.video.cfg, s.guidance.audio.cfg) for s in sampled],
         "loras": [[(x.role, x.name, x.strength) for x in s.loras] for s in sampled],
         "factors": request.factors,
-        "audio": "given" if request.audio_in is not None else heard(request),
-        "images": [(i.index(request.frames), i.strength) for i in request.held_images],
+        "audio": "given" if request.audio_in is not None else expected_audio(request),
+        "images": [(i.index(request.frames), i.strength) for i in request.active_images],
         "grid": grid(request.decode),
     }
 
 
 def grid(decode: Decode) -> tuple[Any, int] | None:
-    """The tiles that a graph says by their number, and what they share; one is none."""
+    """Return the tile grid and its overlap that a graph states; None for a single tile."""
     return None if decode.grid in ("auto", (1, 1)) else (decode.grid, decode.grid_overlap_px)
 
 
-def heard(request: Request) -> str:
-    """Whose sound is heard; of a single stage it is the same whether refined or kept."""
+def expected_audio(request: Request) -> str:
+    """Return the audio mode; with a single stage, ``keep`` and ``refine`` are the same graph."""
     only_one = len(list(request.sampling_stages())) == 1
     return "refine" if only_one and request.audio == "keep" else request.audio
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(tables())
-def test_nodes_alone_say_what_they_can(table: dict[str, Any]) -> None:
+def test_the_nodes_alone_express_the_request(table: dict[str, Any]) -> None:
     for name in ("duration_s", "video"):
         table.pop(name, None)
     table["seed"] = max(table["seed"], 0)
-    request = possible(table)
-    # keyframes in a stage of half the rate lie between its frames
+    request = valid_request(table)
+    # at half the frame rate, an image can lie between two frames of a stage
     assume(not (request.images and "temporal" in str(table["stages"])))
-    found = recognise(build(request, published_names(request)).graph).request
-    want, got = meaning(request), meaning(found)
+    found = import_graph(build_graph(request, published_names(request)).graph).request
+    want, got = expected_nodes(request), expected_nodes(found)
     assert {k: v for k, v in got.items() if v != want[k]} == {}
 
 
-def test_guidance_is_carried_whole() -> None:
+def test_guidance_is_exported_completely() -> None:
     request = preset("ltx-pipelines")
-    found = recognise(build(request, published_names(request)).graph).request
+    found = import_graph(build_graph(request, published_names(request)).graph).request
     for ours, theirs in zip(request.stages, found.stages, strict=True):
         if isinstance(ours, BaseStage | RefineStage):
             assert isinstance(theirs, BaseStage | RefineStage)
             assert ours.guidance == theirs.guidance
 
 
-def test_separate_files_have_loaders_of_their_own() -> None:
+def test_separate_files_have_separate_loaders() -> None:
     request = preset("distilled", models={"transformer": "ltx-2.3-q4.gguf"})
-    graph = build(request, published_names(request)).graph
+    graph = build_graph(request, published_names(request)).graph
     classes = {node.class_type for node in graph.nodes.values()}
     assert {"UnetLoaderGGUF", "DualCLIPLoader", "VAELoader"} <= classes
     assert "CheckpointLoaderSimple" not in classes
-    found = recognise(graph).request
+    found = import_graph(graph).request
     assert found.models.transformer == "ltx-2.3-q4.gguf"
     assert found.models.video_vae == "LTX23_video_vae_bf16.safetensors"
 
 
-def test_a_reference_video_guides_through_its_lora() -> None:
+def test_a_reference_video_is_exported_with_its_lora() -> None:
     table = preset("distilled", video={"file": "pose.mp4", "mode": "reference"}).to_dict()
     table["stages"][0]["loras"] = [{"name": "ic-lora.safetensors", "strength": 0.8}]
     request = Request.from_dict(table)
-    graph = build(request, published_names(request)).graph
+    graph = build_graph(request, published_names(request)).graph
     (loader,) = (n for n in graph.nodes.values() if n.class_type == "LTXICLoRALoaderModelOnly")
     (guide,) = (n for n in graph.nodes.values() if n.class_type == "LTXAddVideoICLoRAGuide")
     assert guide.inputs["latent_downscale_factor"] == (loader.id, 1)
-    found = recognise(graph).request
+    found = import_graph(graph).request
     assert found.video == request.video
     base = found.stages[0]
     assert isinstance(base, BaseStage)
@@ -443,25 +452,25 @@ def test_sigmas_are_written_without_exponents() -> None:
     request = preset("distilled-single")
     table = request.to_dict()
     table["stages"][0]["sigmas"] = [1.0, 1e-05, 0.0]
-    graph = build(Request.from_dict(table), published_names(request)).graph
+    graph = build_graph(Request.from_dict(table), published_names(request)).graph
     (node,) = (n for n in graph.nodes.values() if n.class_type == "ManualSigmas")
     assert node.inputs["sigmas"] == "1.0, 0.00001, 0.0"
 
 
-def test_what_no_node_can_do_is_refused() -> None:
+def test_requests_that_no_node_can_express_are_errors() -> None:
     video = {"file": "a.mp4", "mode": "retake", "region": [0.0, 1.0]}
     request = preset("distilled", video=video)
-    with pytest.raises(RequestError, match="retake has no counterpart"):
-        build(request, published_names(request))
+    with pytest.raises(RequestError, match=r"no ComfyUI node does video\.mode=retake"):
+        build_graph(request, published_names(request))
 
 
 def test_upsample_stages_name_the_file_for_their_factor() -> None:
     for name, file in (("distilled-x1.5", "x1.5-1.0"), ("temporal", "temporal-upscaler-x2")):
         request = preset(name)
-        graph: Graph = build(request, published_names(request)).graph
+        graph: Graph = build_graph(request, published_names(request)).graph
         files = [str(n.inputs.get("model_name", "")) for n in graph.nodes.values()]
         assert any(file in one for one in files)
-        stages = recognise(graph).request.stages
+        stages = import_graph(graph).request.stages
         ups = [s for s in stages if isinstance(s, UpsampleStage)]
         assert [(u.axis, u.factor) for u in ups] == [
             (u.axis, u.factor) for u in request.stages if isinstance(u, UpsampleStage)

@@ -1,4 +1,4 @@
-"""What ``workflow check`` says a graph will make is what it makes, on the pocket's VAE."""
+"""Sizes and frames that ``workflow check`` predicts are those of the saved clip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers.workflow_graphs import CHECKPOINT, Nodes, engine, graph
 from PIL import Image
 
-from latent_ladder.comfyui.analysis.check import check
+from latent_ladder.comfyui.analysis.check import check_workflow
 from latent_ladder.comfyui.executor import execute
 from latent_ladder.comfyui.formats.read import Workflow
 from latent_ladder.media.video_reader import probe
@@ -23,7 +23,7 @@ MODEL: Nodes = {
 }
 RESIZE = "resize_type"
 CASES: dict[str, Nodes] = {
-    "cut to latents": {},
+    "truncated to latents": {},
     "upsampled": {
         "more": ("LTXVLatentUpsampler",
                  {"samples": ["empty", 0], "upscale_model": ["up", 0], "vae": ["model", 2]}),
@@ -53,7 +53,7 @@ CASES: dict[str, Nodes] = {
         "frames": ("ImageScaleBy",
                    {"image": ["image", 0], "upscale_method": "lanczos", "scale_by": 0.5}),
     },
-    "numbers of a picture": {
+    "size of an image": {
         "size": ("GetImageSize", {"image": ["image", 0]}),
         "half": ("ComfyMathExpression", {"expression": "a // 2 * 2", "values.a": ["size", 1]}),
         "frames": ("ImageScale", {
@@ -63,8 +63,9 @@ CASES: dict[str, Nodes] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_sizes_and_frames_are_those_of_the_clip(name: str, tmp_path: Path) -> None:
+def test_inferred_sizes_and_frames_are_those_of_the_clip(name: str, tmp_path: Path) -> None:
     save: Nodes = {
         "clip": ("CreateVideo", {"images": ["frames", 0], "fps": 8.0}),
         "save": ("SaveVideo", {"video": ["clip", 0], "filename_prefix": "a"}),
@@ -72,9 +73,9 @@ def test_sizes_and_frames_are_those_of_the_clip(name: str, tmp_path: Path) -> No
     nodes = {**MODEL, **CASES[name], **save}
     work: Any = engine(tmp_path)
     Image.new("RGB", (96, 68), "red").save(work.folders.input / "a.png")
-    asked = graph(nodes)
-    (told,) = check(Workflow(asked, {}), work.library, (work.folders.input,)).results
-    shown = execute(asked, work)
+    workflow = graph(nodes)
+    (summary,) = check_workflow(Workflow(workflow, {}), work.library, (work.folders.input,)).outputs
+    shown = execute(workflow, work)
     info = probe(work.folders.output / shown["save"]["images"][0]["filename"])
-    assert (told.size, told.frames) == ((info.width, info.height), info.frames)
-    assert told.file == shown["save"]["images"][0]["filename"]
+    assert (summary.size, summary.frames) == ((info.width, info.height), info.frames)
+    assert summary.file == shown["save"]["images"][0]["filename"]

@@ -1,23 +1,25 @@
-"""`ladder doctor`: what is here, what is missing, what would run; its JSON and exit codes."""
+"""`ladder doctor`: files found and missing, presets that can run, JSON and exit codes."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import model_folders, true_size
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from latent_ladder.checkpoints.catalog import FILES
-from latent_ladder.cli.app import application
+from latent_ladder.cli.app import build_app
 from latent_ladder.diagnostics.doctor import examine, report
 from latent_ladder.request.presets import preset_names
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path_factory, monkeypatch):
+def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No model folder, config file or store of the machine that runs the tests."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.chdir(home)
@@ -26,23 +28,23 @@ def alone(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LADDER_STORE", str(home / "store"))
 
 
-def doctor(*words):
-    done = CliRunner().invoke(application(), ["doctor", "--vram", "64", *map(str, words)])
+def doctor(*words: object) -> Result:
+    done = CliRunner().invoke(build_app(), ["doctor", "--vram", "64", *map(str, words)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done
 
 
-def as_json(*words):
+def as_json(*words: object) -> tuple[Any, int]:
     done = doctor("--json", *words)
     return json.loads(done.stdout), done.exit_code
 
 
-def presets(body):
+def presets(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in body["presets"]}
 
 
-def test_a_whole_folder_runs_every_preset_it_has_upsamplers_for(tmp_path):
+def test_a_complete_folder_runs_every_preset_with_its_upsamplers(tmp_path: Path) -> None:
     body, code = as_json("--models", model_folders.single(tmp_path))
     assert (code, body["runnable"], body["only_pocket"], body["error"]) == (0, True, False, None)
     assert set(presets(body)) == set(preset_names())
@@ -51,7 +53,7 @@ def test_a_whole_folder_runs_every_preset_it_has_upsamplers_for(tmp_path):
     assert body["misplaced"] == body["damaged"] == []
 
 
-def test_every_role_says_path_precision_family_size_and_what_is_chosen(tmp_path):
+def test_every_role_has_path_precision_family_size_and_choice(tmp_path: Path) -> None:
     model_folders.single(tmp_path)
     model_folders.copy(tmp_path, "unet/q8.gguf", "quantized/tiny-ltx-2.3-Q8_0.gguf")
     body, _ = as_json("--models", tmp_path)
@@ -67,7 +69,7 @@ def test_every_role_says_path_precision_family_size_and_what_is_chosen(tmp_path)
     assert not any(r["chosen"] for r in body["models"] if r["embedded"])
 
 
-def test_stages_are_fitted_to_the_memory(tmp_path):
+def test_stages_are_fitted_to_the_memory(tmp_path: Path) -> None:
     body, _ = as_json("--models", model_folders.single(tmp_path))
     stages = presets(body)["distilled-lora"]["stages"]
     assert stages[0]["name"] == "prompt"
@@ -87,7 +89,7 @@ WANTED = {
 
 
 @pytest.mark.parametrize("removed", WANTED)
-def test_what_a_preset_lacks_is_named_with_folder_page_and_bytes(tmp_path, removed):
+def test_a_missing_file_is_named_with_folder_page_and_bytes(tmp_path: Path, removed: str) -> None:
     (model_folders.split(tmp_path) / removed).unlink()
     body, code = as_json("--models", tmp_path)
     row = presets(body)["distilled-lora"]
@@ -105,21 +107,21 @@ def test_what_a_preset_lacks_is_named_with_folder_page_and_bytes(tmp_path, remov
     assert code == (0 if optional else 3)
 
 
-def test_presets_that_need_less_stay_ready(tmp_path):
+def test_presets_that_need_less_stay_ready(tmp_path: Path) -> None:
     (model_folders.single(tmp_path) / "latent_upscale_models/x2.safetensors").unlink()
     body, _ = as_json("--models", tmp_path)
     ready = {name for name, row in presets(body).items() if row["ready"]}
     assert ready == {"distilled-lora-single", "distilled-single", "pocket"}
 
 
-def test_a_preset_for_distilled_models_on_a_dev_one_is_remarked_on(tmp_path):
+def test_a_preset_for_distilled_models_with_a_dev_model_has_a_note(tmp_path: Path) -> None:
     body, _ = as_json("--models", model_folders.single(tmp_path))
     (advice,) = presets(body)["three-stage"]["advice"]
-    assert advice == "made for a distilled model, tiny-dev.safetensors is a dev one"
+    assert advice == "the preset is for a distilled model, tiny-dev.safetensors is a dev model"
     assert presets(body)["distilled-lora"]["advice"] == []
 
 
-def test_the_pocket_counts_until_somebody_names_a_folder(tmp_path):
+def test_the_pocket_counts_unless_a_folder_is_named(tmp_path: Path) -> None:
     body, code = as_json()
     assert (code, body["runnable"], body["only_pocket"]) == (0, True, True)
     assert [name for name, row in presets(body).items() if row["ready"]] == ["pocket"]
@@ -129,7 +131,7 @@ def test_the_pocket_counts_until_somebody_names_a_folder(tmp_path):
     assert (code, body["runnable"], body["only_pocket"]) == (3, False, True)
 
 
-def test_an_incomplete_set_cannot_run_and_says_why(tmp_path):
+def test_an_incomplete_set_cannot_run_and_has_a_reason(tmp_path: Path) -> None:
     (model_folders.single(tmp_path) / "text_encoders/tiny-gemma.safetensors").unlink()
     body, code = as_json("--models", tmp_path)
     assert (code, body["error"]["code"]) == (3, "checkpoint_not_found")
@@ -139,7 +141,7 @@ def test_an_incomplete_set_cannot_run_and_says_why(tmp_path):
     assert "error: no text encoder found" in done.stderr
 
 
-def test_what_is_misplaced_or_damaged_or_of_another_model(tmp_path):
+def test_misplaced_and_damaged_files_and_those_of_other_models(tmp_path: Path) -> None:
     model_folders.single(tmp_path)
     model_folders.copy(tmp_path, "checkpoints/q.gguf", "quantized/tiny-ltx-2.3-Q8_0.gguf")
     model_folders.unrelated(tmp_path / "checkpoints/sd15.safetensors")
@@ -157,7 +159,7 @@ def test_what_is_misplaced_or_damaged_or_of_another_model(tmp_path):
     assert "sd15" not in done.stdout + done.stderr
 
 
-def test_a_table_for_people(tmp_path):
+def test_a_table_for_people(tmp_path: Path) -> None:
     (model_folders.single(tmp_path) / "latent_upscale_models/x2.safetensors").unlink()
     text = doctor("--models", tmp_path).stdout
     for words in ("tiny-dev.safetensors", "latent_upscale_models/", "0.996 GB", "incomplete"):
@@ -165,7 +167,8 @@ def test_a_table_for_people(tmp_path):
     assert "pocket-ltx" not in text
 
 
-def test_a_folder_that_does_not_exist_is_an_error():
+@pytest.mark.slow
+def test_a_folder_that_does_not_exist_is_an_error() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "latent_ladder", "doctor", "--models", "/nowhere", "--json"],
         capture_output=True, text=True, check=False,
@@ -174,7 +177,7 @@ def test_a_folder_that_does_not_exist_is_an_error():
     assert json.loads(done.stdout)["error"]["code"] == "checkpoint_not_found"
 
 
-def test_the_real_model_is_understood_from_its_headers(tmp_path):
+def test_the_real_model_is_detected_from_its_headers(tmp_path: Path) -> None:
     true_size.checkpoint(tmp_path, "fp8")
     true_size.companions(tmp_path, "fp8")
     body = report(examine([tmp_path]))
@@ -187,7 +190,8 @@ def test_the_real_model_is_understood_from_its_headers(tmp_path):
     assert all(sized)
 
 
-def test_doctor_does_not_import_torch(tmp_path):
+@pytest.mark.slow
+def test_doctor_does_not_import_torch(tmp_path: Path) -> None:
     model_folders.single(tmp_path)
     code = (
         "import sys\nimport latent_ladder.cli.app\n"
@@ -199,7 +203,7 @@ def test_doctor_does_not_import_torch(tmp_path):
     assert done.stdout.strip() == "set()"
 
 
-def test_torch_is_asked_when_wanted(tmp_path):
+def test_torch_is_queried_on_request(tmp_path: Path) -> None:
     body, _ = as_json("--gpu", "--models", model_folders.single(tmp_path))
     assert body["torch"]["version"]
     assert isinstance(body["torch"]["cuda"], list)

@@ -1,4 +1,4 @@
-"""Advice: each piece when it is due, with its numbers, and not otherwise."""
+"""Warnings: each one in its case, with its numbers, and in no other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "code", "numbers"), CASES, ids=lambda v: str(v)[:30])
-def test_what_is_advised_against(text, code, numbers):
+def test_warnings(text: str, code: str, numbers: list[str]) -> None:
     found = [a for a in advise(request(text)) if a.code == code]
     assert len(found) == 1
     for number in numbers:
@@ -62,22 +62,22 @@ def test_what_is_advised_against(text, code, numbers):
         "prompt=A man, a dog, a cat, and a bird walk past the old house in the rain, then stop.",
     ],
 )
-def test_what_is_fine(text):
+def test_requests_without_warnings(text: str) -> None:
     assert codes(text) == []
 
 
-def test_an_unused_negative_prompt_is_mentioned_unless_the_preset_brings_it():
+def test_an_unused_negative_prompt_is_mentioned_unless_the_preset_sets_it() -> None:
     assert codes(preset="comfy-template") == []
     assert codes("negative_prompt=blurry", preset="comfy-template") == ["negative_unused"]
     assert codes("negative_prompt=blurry") == []
 
 
-def test_a_seed_that_the_preset_sets_is_its_own_business():
+def test_a_seed_of_the_preset_has_no_warning() -> None:
     assert codes(preset="lightricks-workflow") == []
     assert codes("refine.seed=8", preset="lightricks-workflow") == ["seed_differs"]
 
 
-def test_notes_are_no_warnings():
+def test_notes_are_not_warnings() -> None:
     levels = {a.code: a.level for a in advise(request("height=720", "duration_s=4.9", "fps=60"))}
     assert levels == {"size_rounded": "note", "duration_differs": "note", "fps_high": "warning"}
 
@@ -90,14 +90,14 @@ def test_notes_are_no_warnings():
         ("refine.schedule={name='simple', steps=3}", 0.35, 0.8652),
     ],
 )
-def test_a_refine_start_in_both_ways(text, denoise, sigma):
+def test_refine_start_as_denoise_and_sigma(text: str, denoise: float, sigma: float) -> None:
     start = refine_start(request(text), 2)
     assert start.denoise == pytest.approx(denoise, abs=1e-3)
     assert start.sigma == pytest.approx(sigma, abs=1e-4)
     assert str(start).startswith(f"denoise {denoise:.2f} = start sigma 0.")
 
 
-def test_a_presets_own_start_is_not_advised_against():
+def test_a_start_of_the_preset_has_no_warning() -> None:
     fields = read_preset("pocket").fields | {"prompt": PROMPT}
     assert "denoise_blurry" not in [a.code for a in advise(Request.from_dict(fields))]
     changed = Request.from_dict(apply_sets(fields, ["refine.denoise=0.28"]))

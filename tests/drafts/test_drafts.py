@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,30 +18,43 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.scan import Library
 from latent_ladder.checkpoints.selection import scan
-from latent_ladder.drafts.draft_run import draft_metrics, plan_drafts, run_drafts
-from latent_ladder.drafts.seeds import Asked, all_drafts, parse_seeds, read_prompts
-from latent_ladder.drafts.selection import changed, choose, from_stage_1, output_names
+from latent_ladder.drafts.draft_run import DraftsResult, draft_metrics, plan_drafts, run_drafts
+from latent_ladder.drafts.seeds import DraftChoice, all_drafts, parse_seeds, read_prompts
+from latent_ladder.drafts.selection import choose, from_stage_1, output_names, with_changes
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
-from latent_ladder.latents.comfyui_tiling import even
+from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.tiling import one_tile
 from latent_ladder.media.video_reader import probe
-from latent_ladder.pipeline.events import DraftStarted, Preview, StageDone, StepDone
-from latent_ladder.pipeline.output import decode_tiles
+from latent_ladder.pipeline.events import DraftStarted, Event, Preview, StageDone, StepDone
 from latent_ladder.pipeline.run import Cancel, RunOptions, execute, prepare
+from latent_ladder.pipeline.stages.decoding import decode_tiles
 from latent_ladder.request.output import Decode
 from latent_ladder.storage.artifact_store import Store
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = ("a red ball rolls to the right", "a blue box")
 ASKED = all_drafts(PROMPTS, (7, 8), agreed=False)
 
 
+Drafted = tuple[DraftsResult, list[Event], Store, Path]
+
+
 @pytest.fixture(scope="module")
-def library():
+def library() -> Library:
     return scan([GOLDEN])
 
 
-def draft(library, store, folder, asked=ASKED, kind="rgb", **options):
+def draft(
+    library: Library,
+    store: Store,
+    folder: Path,
+    asked: Sequence[DraftChoice] = ASKED,
+    kind: str = "rgb",
+    **options: Any,
+) -> tuple[DraftsResult, list[Event]]:
     events = options.pop("events", [])
     options.setdefault("on_event", events.append)
     session = plan_drafts(prepare(request_with(), library, store), asked, kind)
@@ -46,7 +62,7 @@ def draft(library, store, folder, asked=ASKED, kind="rgb", **options):
 
 
 @pytest.fixture(scope="module")
-def drafted(library, tmp_path_factory):
+def drafted(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Drafted:
     """Four drafts: two prompts, two seeds."""
     folder = tmp_path_factory.mktemp("drafts")
     store = Store(folder / "store")
@@ -54,7 +70,7 @@ def drafted(library, tmp_path_factory):
     return result, events, store, folder
 
 
-def test_prompts_are_encoded_once_and_only_stage_1_runs(drafted):
+def test_prompts_are_encoded_once_and_only_stage_1_runs(drafted: Drafted) -> None:
     _, events, _, _ = drafted
     done = [e.stage for e in events if isinstance(e, StageDone)]
     assert done == ["prompt", "negative prompt", "prompt", *["base"] * 4]
@@ -62,7 +78,7 @@ def test_prompts_are_encoded_once_and_only_stage_1_runs(drafted):
     assert numbers == [(1, 4, 7), (2, 4, 8), (3, 4, 7), (4, 4, 8)]
 
 
-def test_the_record_lists_the_drafts_and_survives_a_round_trip(drafted):
+def test_the_record_lists_the_drafts_and_survives_a_round_trip(drafted: Drafted) -> None:
     result, _, store, _ = drafted
     record = store.runs.find(result.record.id)
     assert record == result.record or record.status == "done"
@@ -78,7 +94,7 @@ def test_the_record_lists_the_drafts_and_survives_a_round_trip(drafted):
     assert record.kind == "draft"
 
 
-def test_sheet_and_grid_show_every_draft(drafted):
+def test_sheet_and_grid_show_every_draft(drafted: Drafted) -> None:
     _, _, _, folder = drafted
     width, height = size_of(folder / "out" / "sheet.png")
     assert min(width, height) > 4 * 224
@@ -87,7 +103,9 @@ def test_sheet_and_grid_show_every_draft(drafted):
     assert (folder / "out" / "live.png").exists()
 
 
-def test_refining_equals_making_the_clip_and_reuses_its_base(drafted, library, tmp_path):
+def test_refining_equals_making_the_clip_and_reuses_its_base(
+    drafted: Drafted, library: Library, tmp_path: Path
+) -> None:
     drafts, _, store, _ = drafted
     chosen = choose(store, f"{drafts.record.id}:2")
     prepared = from_stage_1(chosen, prepare(chosen.request, library, store))
@@ -98,12 +116,14 @@ def test_refining_equals_making_the_clip_and_reuses_its_base(drafted, library, t
     assert frames(tmp_path / "a.mp4") == frames(tmp_path / "b.mp4")
 
 
-def test_a_clip_can_be_refined_again_at_the_cost_of_stage_2(drafted, library, tmp_path):
+def test_a_clip_can_be_refined_again_at_the_cost_of_stage_2(
+    drafted: Drafted, library: Library, tmp_path: Path
+) -> None:
     _, _, store, _ = drafted
     first, _ = make(request_with(), library, store, tmp_path / "a.mp4")
     assert reused(first)["base"]  # a draft's artefacts are the clip's
     chosen = choose(store, first.run)
-    request = changed(chosen, ["refine.sigmas=[0.8, 0.4, 0.0]"])
+    request = with_changes(chosen, ["refine.sigmas=[0.8, 0.4, 0.0]"])
     prepared = from_stage_1(chosen, prepare(request, library, store))
     again = execute(prepared, tmp_path / "b.mp4", RunOptions())
     made = [s.stage for s in again.stages if not s.reused]
@@ -111,15 +131,17 @@ def test_a_clip_can_be_refined_again_at_the_cost_of_stage_2(drafted, library, tm
 
 
 @pytest.mark.parametrize("change", ["base.steps=3", "seed=99", "frames=17", "prompt=a fox"])
-def test_a_change_of_stage_1_is_refused(drafted, library, change):
+def test_a_change_of_stage_1_is_refused(drafted: Drafted, library: Library, change: str) -> None:
     drafts, _, store, _ = drafted
     chosen = choose(store, f"{drafts.record.id}:1")
     with pytest.raises(RequestError, match="changes stage 1") as refused:
-        from_stage_1(chosen, prepare(changed(chosen, [change]), library, store))
-    assert "draft" in refused.value.hint
+        from_stage_1(chosen, prepare(with_changes(chosen, [change]), library, store))
+    assert "draft" in (refused.value.hint or "")
 
 
-def test_a_pruned_draft_is_made_again_and_told(drafted, library, tmp_path):
+def test_a_pruned_draft_is_made_again_and_told(
+    drafted: Drafted, library: Library, tmp_path: Path
+) -> None:
     drafts, _, store, _ = drafted
     record = choose(store, f"{drafts.record.id}:1").record
     other = Store(tmp_path / "pruned")
@@ -131,7 +153,7 @@ def test_a_pruned_draft_is_made_again_and_told(drafted, library, tmp_path):
     assert not reused(result)["base"]
 
 
-def test_again_reuses_every_draft(drafted, library, tmp_path):
+def test_again_reuses_every_draft(drafted: Drafted, library: Library, tmp_path: Path) -> None:
     first, _, store, _ = drafted
     result, events = draft(library, store, tmp_path / "out")
     assert all(d.reused for d in result.record.drafts)
@@ -140,10 +162,10 @@ def test_again_reuses_every_draft(drafted, library, tmp_path):
     assert [d.metrics for d in result.record.drafts] == metrics
 
 
-def test_an_interrupted_session_goes_on(library, tmp_path):
+def test_an_interrupted_session_goes_on(library: Library, tmp_path: Path) -> None:
     store, cancel, events = Store(tmp_path / "store"), Cancel(), []
 
-    def listen(event):
+    def listen(event: Event) -> None:
         events.append(event)
         if isinstance(event, DraftStarted) and event.number == 2:
             cancel.request()
@@ -157,15 +179,17 @@ def test_an_interrupted_session_goes_on(library, tmp_path):
     assert [d.reused for d in result.record.drafts] == [True, False, False]
 
 
-def size_of(path):
+def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as picture:
         return picture.size
 
 
-def test_a_draft_that_fails_is_recorded_and_the_others_go_on(library, tmp_path):
+def test_a_draft_that_fails_is_recorded_and_the_others_go_on(
+    library: Library, tmp_path: Path
+) -> None:
     store, seeds = Store(tmp_path / "store"), []
 
-    def listen(event):
+    def listen(event: Event) -> None:
         if isinstance(event, DraftStarted):
             seeds.append(event.seed)
         if isinstance(event, StepDone) and seeds[-1:] == [8]:
@@ -173,12 +197,12 @@ def test_a_draft_that_fails_is_recorded_and_the_others_go_on(library, tmp_path):
 
     result, _ = draft(library, store, tmp_path / "out", ASKED[:3], on_event=listen)
     assert [d.status for d in result.record.drafts] == ["done", "failed", "done"]
-    assert "NaN" in result.record.drafts[1].error
+    assert "NaN" in (result.record.drafts[1].error or "")
     with pytest.raises(RequestError, match="failed"):
         choose(store, "last:2")
 
 
-def test_weights_that_give_no_numbers_fail_every_draft(library, tmp_path):
+def test_weights_that_give_no_numbers_fail_every_draft(library: Library, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "checkpoints"
     folder.mkdir(parents=True)
     source = next(GOLDEN.rglob(CHOICE["checkpoint"]))
@@ -193,7 +217,7 @@ def test_weights_that_give_no_numbers_fail_every_draft(library, tmp_path):
     assert (tmp_path / "out" / "sheet.png").exists()
 
 
-def test_a_full_look_decodes_and_hears(drafted, library, tmp_path):
+def test_a_full_look_decodes_and_hears(drafted: Drafted, library: Library, tmp_path: Path) -> None:
     _, _, store, _ = drafted
     result, _ = draft(library, store, tmp_path / "out", ASKED[:1], kind="full")
     [one] = result.record.drafts
@@ -201,14 +225,15 @@ def test_a_full_look_decodes_and_hears(drafted, library, tmp_path):
     assert -200 <= one.metrics["sound"]["level_db"] < 6
 
 
-def test_watching_changes_no_bit(drafted, library, tmp_path):
+def test_watching_changes_no_bit(drafted: Drafted, library: Library, tmp_path: Path) -> None:
     _, _, _, _ = drafted
-    seen = []
+    seen: list[Event] = []
     for name, preview in (("a", None), ("b", tmp_path / "b.png")):
         store = Store(tmp_path / name)
-        options = {"preview": preview, "on_event": seen.append}
         execute(
-            prepare(request_with(), library, store), tmp_path / f"{name}.mp4", RunOptions(**options)
+            prepare(request_with(), library, store),
+            tmp_path / f"{name}.mp4",
+            RunOptions(preview=preview, on_event=seen.append),
         )
     assert frames(tmp_path / "a.mp4") == frames(tmp_path / "b.mp4")
     # two latent frames; the last picture is refine's, or base's where nothing was due later
@@ -218,13 +243,13 @@ def test_watching_changes_no_bit(drafted, library, tmp_path):
     assert any(isinstance(e, Preview) for e in seen)
 
 
-def test_a_draft_too_small_for_the_tiles_of_its_clip_is_decoded_whole():
+def test_a_draft_too_small_for_the_tiles_of_its_clip_is_decoded_whole() -> None:
     asked = Decode(grid=(2, 2), overlap_px=192)
     assert decode_tiles((2, 3, 4), asked) == one_tile(2, 3, 4)
-    assert decode_tiles((2, 6, 8), asked) == even((2, 6, 8), 2, 2, 6)
+    assert decode_tiles((2, 6, 8), asked) == split_evenly((2, 6, 8), 2, 2, 6)
 
 
-def test_an_existing_sheet_is_not_replaced(drafted, library):
+def test_an_existing_sheet_is_not_replaced(drafted: Drafted, library: Library) -> None:
     _, _, store, folder = drafted
     with pytest.raises(MediaError, match="already exists"):
         draft(library, store, folder / "out")
@@ -242,24 +267,24 @@ def test_an_existing_sheet_is_not_replaced(drafted, library):
         ("3,10-11,3", (3, 10, 11)),
     ],
 )
-def test_seeds_are_counts_lists_and_ranges(text, seeds):
+def test_seeds_are_counts_lists_and_ranges(text: str, seeds: tuple[int, ...]) -> None:
     assert parse_seeds(text, 10) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "0", "a-b", "5-", "9-3", "1,,2", "-4", "1-99999999999999999"])
-def test_malformed_seeds_are_refused(text):
+def test_malformed_seeds_are_refused(text: str) -> None:
     with pytest.raises(RequestError, match="seeds="):
         parse_seeds(text, 10)
 
 
-def test_many_drafts_need_a_yes():
+def test_many_drafts_need_a_yes() -> None:
     with pytest.raises(RequestError, match="100 drafts") as refused:
         all_drafts(("a",), range(100), agreed=False)
-    assert "--yes" in refused.value.hint
+    assert "--yes" in (refused.value.hint or "")
     assert len(all_drafts(("a",), range(100), agreed=True)) == 100
 
 
-def test_prompt_files_skip_blank_lines_and_comments(tmp_path):
+def test_prompt_files_skip_blank_lines_and_comments(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("# two\n\na red ball\n  a fox  \n", "utf-8")
     assert read_prompts(path) == ("a red ball", "a fox")
@@ -279,13 +304,15 @@ def test_prompt_files_skip_blank_lines_and_comments(tmp_path):
         ("{draft}", RequestError, "say which"),
     ],
 )
-def test_unknown_runs_and_drafts_are_refused(drafted, name, error, words):
+def test_unknown_runs_and_drafts_are_refused(
+    drafted: Drafted, name: str, error: type[LadderError], words: str
+) -> None:
     result, _, store, _ = drafted
     with pytest.raises(error, match=words):
         choose(store, name.format(draft=result.record.id))
 
 
-def test_one_file_cannot_hold_two_clips(drafted, tmp_path):
+def test_one_file_cannot_hold_two_clips(drafted: Drafted, tmp_path: Path) -> None:
     result, _, store, _ = drafted
     two = [choose(store, f"{result.record.id}:{n}") for n in (1, 2)]
     with pytest.raises(RequestError, match="one file"):
@@ -294,13 +321,13 @@ def test_one_file_cannot_hold_two_clips(drafted, tmp_path):
     assert len({*names}) == 2
 
 
-def test_a_tiny_decoder_that_is_not_there_is_refused(library, tmp_path):
+def test_a_tiny_decoder_that_is_not_there_is_refused(library: Library, tmp_path: Path) -> None:
     prepared = prepare(request_with(), library, Store(tmp_path / "store"))
     with pytest.raises(LadderError, match="no preview decoder"):
-        plan_drafts(prepared, [Asked("a", 1)], "tae")
+        plan_drafts(prepared, [DraftChoice("a", 1)], "tae")
 
 
-def test_flags_for_static_flashing_clipped_and_nan():
+def test_flags_for_static_flashing_clipped_and_nan() -> None:
     rng = np.random.default_rng(0)
     picture = rng.integers(60, 190, (1, 32, 32, 3), dtype=np.uint8)
     still, black = np.repeat(picture, 9, 0), np.zeros((9, 32, 32, 3), np.uint8)
@@ -312,8 +339,8 @@ def test_flags_for_static_flashing_clipped_and_nan():
     assert draft_metrics([still], 24.0, finite=False)["flags"][0] == "NaN"
 
 
-def test_the_commands(tmp_path):
-    def ladder(*words, code=0):
+def test_the_commands(tmp_path: Path) -> None:
+    def ladder(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "latent_ladder", *words],
             cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False,

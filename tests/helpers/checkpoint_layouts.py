@@ -1,18 +1,19 @@
 """The original layout of LTX-2.3 files as names and shapes, independent of the package.
 
-From the header and the key lists published with ltx-2.3-22b; ``video_vae`` also builds other
-widths.
+Taken from the header and the key lists published with ltx-2.3-22b; ``video_vae`` can also have
+other widths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 Shape = tuple[int, ...]
 Stages = tuple[tuple[int, int], ...]
 """(residual blocks, channels) of each stage, in the order applied."""
 
-VAE_CONFIG = {
+VAE_CONFIG: dict[str, Any] = {
     "latent_channels": 128,
     "encoder_blocks": [
         ["res_x", {"num_layers": 4}],
@@ -125,12 +126,12 @@ def video_vae(
     yield from layer("decoder.conv_out.conv", 48, decoder[-1][1], 3, 3, 3)
 
 
-POCKET_VIDEO = {
+POCKET_VIDEO: dict[str, Any] = {
     "latent": 64,
     "encoder": ((0, 64), (1, 64), (1, 64), (1, 128), (1, 128)),
     "decoder": ((1, 160), (1, 80), (1, 80), (1, 40), (1, 20)),
 }
-"""The widths of a pocket-size member of the family."""
+"""The widths of the pocket model."""
 
 
 def audio_block(path: str, before: int, after: int) -> Iterator[tuple[str, Shape]]:
@@ -290,8 +291,8 @@ REAL: Mapping[str, Callable[[], Iterator[tuple[str, Shape]]]] = {
     "vocoder.": vocoder,
 }
 
-POCKET_AUDIO = {"latent": 2, "widths": (32, 32, 64), "blocks": 1}
-POCKET_VOCODER = {
+POCKET_AUDIO: dict[str, Any] = {"latent": 2, "widths": (32, 32, 64), "blocks": 1}
+POCKET_VOCODER: dict[str, Any] = {
     "hidden": 48,
     "kernels": (20, 8, 8),
     "wide_hidden": 24,
@@ -309,4 +310,4 @@ POCKET_VOCODER_CONFIG = {
         "n_fft": 512,
     },
 }
-"""Other strides than the published ones, so that they must come from the header."""
+"""Strides that differ from the published ones and must therefore be read from the header."""

@@ -18,58 +18,63 @@ from urllib.request import Request, urlopen
 _URL = re.compile(r"http://[\d.:\[\]]+")
 
 
-class Served:
-    """A server that runs until the block ends; ``said`` is its stderr so far."""
+class ComfyUiServer:
+    """A server that runs until the block ends; ``stderr_lines`` is its output so far."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(
+        self, folder: Path, *flags: str, before: tuple[str, ...] = (), **environment: str
+    ) -> None:
+        """``flags`` follow the command, ``before`` are global options before it."""
         self.folder = folder
-        self.said: list[str] = []
-        self._ready = threading.Event()
+        self.stderr_lines: list[str] = []
+        self._has_url = threading.Event()
         self.url = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "latent_ladder", "serve", "--comfyui", "--port", "0",
+            [sys.executable, "-m", "latent_ladder", *before, "serve", "--comfyui", "--port", "0",
              "--device", "cpu", *flags],
             cwd=folder,
-            env=os.environ | {"LADDER_STORE": str(folder / "store"), "LADDER_MODELS": ""},
+            env=os.environ
+            | {"LADDER_STORE": str(folder / "store"), "LADDER_MODELS": ""}
+            | environment,
             stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
-        self._listening = threading.Thread(target=self._listen)
-        self._listening.start()
-        self._ready.wait(90)
-        assert self.url, "".join(self.said)
+        self._reader = threading.Thread(target=self._read_stderr)
+        self._reader.start()
+        self._has_url.wait(90)
+        assert self.url, "".join(self.stderr_lines)
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> ComfyUiServer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
-        """End it; the exit code."""
+        """Stop the server with a signal and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
         code = self.process.wait(20)
-        self._listening.join(20)
+        self._reader.join(20)
         if self.process.stderr is not None:
             self.process.stderr.close()
         return code
 
-    def _listen(self) -> None:
+    def _read_stderr(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said.append(line)
+            self.stderr_lines.append(line)
             if found := _URL.search(line):
                 self.url = found[0]
-                self._ready.set()
-        self._ready.set()
+                self._has_url.set()
+        self._has_url.set()
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-        """Status and body."""
-        return _fetched(Request(self.url + path, headers=dict(headers or {})))
+        """Status and body of a GET."""
+        return _send(Request(self.url + path, headers=dict(headers or {})))
 
-    def read(self, path: str) -> Any:
-        """The JSON at a path."""
+    def get_json(self, path: str) -> Any:
+        """The JSON at a path, which has to be there."""
         status, body = self.get(path)
         assert status == 200, body
         return json.loads(body)
@@ -77,30 +82,31 @@ class Served:
     def post(
         self, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any]:
-        """Status and JSON of the answer; ``bytes`` are sent as they are."""
+        """Status and JSON of the answer to a POST; ``bytes`` are sent unchanged."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        asked = Request(self.url + path, data, dict(headers or {}), method="POST")
-        status, answer = _fetched(asked)
+        request = Request(self.url + path, data, dict(headers or {}), method="POST")
+        status, answer = _send(request)
         return status, json.loads(answer) if answer.startswith((b"{", b"[")) else answer
 
     def upload(
         self, name: str, data: bytes, path: str = "/upload/image", **fields: str
     ) -> tuple[int, Any]:
-        """Send a file as a browser's form does."""
-        edge = "----edge"
+        """Send a file in a form, as a browser does."""
+        boundary = "----boundary"
         parts = [
-            f'--{edge}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
+            f"--{boundary}\r\nContent-Disposition: form-data; "
+            f'name="{key}"\r\n\r\n{value}\r\n'.encode()
             for key, value in fields.items()
         ]
         file = f'form-data; name="image"; filename="{name}"'
-        head = f"--{edge}\r\nContent-Disposition: {file}\r\n\r\n"
-        body = b"".join([*parts, head.encode(), data, f"\r\n--{edge}--\r\n".encode()])
-        return self.post(path, body, {"Content-Type": f"multipart/form-data; boundary={edge}"})
+        head = f"--{boundary}\r\nContent-Disposition: {file}\r\n\r\n"
+        body = b"".join([*parts, head.encode(), data, f"\r\n--{boundary}--\r\n".encode()])
+        return self.post(path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
 
 
-def _fetched(asked: Request) -> tuple[int, bytes]:
+def _send(request: Request) -> tuple[int, bytes]:
     try:
-        with urlopen(asked, timeout=90) as answer:
+        with urlopen(request, timeout=90) as answer:
             return answer.status, answer.read()
     except HTTPError as error:
         with error:
@@ -108,7 +114,7 @@ def _fetched(asked: Request) -> tuple[int, bytes]:
 
 
 def number_graph(value: object = 5) -> dict[str, Any]:
-    """Shows a number: no model, no time."""
+    """A graph that shows a number: no model, no waiting."""
     return {
         "1": {"class_type": "PrimitiveInt", "inputs": {"value": value}},
         "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
@@ -116,7 +122,7 @@ def number_graph(value: object = 5) -> dict[str, Any]:
 
 
 def picture_graph(prefix: str = "plain") -> dict[str, Any]:
-    """Saves a picture of one colour."""
+    """A graph that saves a picture of one colour."""
     size = {"width": 64, "height": 32, "batch_size": 1, "color": 255}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},
@@ -128,7 +134,7 @@ def picture_graph(prefix: str = "plain") -> dict[str, Any]:
 
 
 def clip_graph(steps: int = 2, seed: int = 0) -> dict[str, Any]:
-    """A small silent clip of the pocket; ``steps`` decide how long it takes."""
+    """A graph for a small silent clip of the pocket model; ``steps`` set its duration."""
     text = {"clip": ["2", 0]}
     nodes = {
         "1": ("CheckpointLoaderSimple", {"ckpt_name": "pocket-ltx-2.3.safetensors"}),

@@ -1,7 +1,7 @@
-"""The tiny Gemma of the goldens in the storage formats that people publish it in.
+"""The tiny Gemma of the golden files in the storage formats of published files.
 
-Quantisers written for the tests alone; what they lose does not matter, because tests compare with
-the numbers that the stored form stands for.
+The quantisers are for tests only; their accuracy does not matter, because tests compare with the
+dequantised numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 @dataclass(frozen=True)
 class Quantized:
-    """The tensors that stand for one weight, by what follows the layer's name; and its numbers."""
+    """A quantised weight: its stored tensors by the end of their names, and the decoded numbers."""
 
     tensors: Mapping[str, Tensor]
     numbers: Tensor
@@ -90,7 +90,7 @@ def quantized_files(
     markers: str = "tensors",
     chosen: Callable[[str], bool] = lambda name: "proj" in name,
 ) -> tuple[Path, Path]:
-    """A file with some weights quantised, and one whose weights are the numbers that stands for.
+    """Write a file with some weights quantised, and one with their dequantised numbers.
 
     ``markers``: ``tensors`` (comfy_quant), ``header`` (_quantization_metadata) or ``none``.
     """
@@ -138,7 +138,7 @@ LLAMA_CPP = {
 
 
 def gguf_name(name: str) -> str:
-    """The name llama.cpp gives one of the tiny Gemma's weights."""
+    """The name of one of the tiny Gemma's weights in llama.cpp."""
     if name == "model.embed_tokens.weight":
         return "token_embd.weight"
     if name == "model.norm.weight":
@@ -155,7 +155,7 @@ def gguf_gemma(
     factor: float | None = 8.0,
     architecture: str = "gemma3",
 ) -> tuple[Path, Component]:
-    """The tiny Gemma as a GGUF file, and one in safetensors with the numbers of its weights."""
+    """Write the tiny Gemma as a GGUF file, and as safetensors with the dequantised numbers."""
     tensors, header = golden_tensors(source)
     writer = gguf.GGUFWriter(folder / "gemma.gguf", architecture)
     writer.add_sliding_window(24)
@@ -183,7 +183,7 @@ def gguf_gemma(
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, model: bytes) -> None:
-    """Pieces, scores and types of a SentencePiece model as llama.cpp's converter writes them."""
+    """Add pieces, scores and types of a SentencePiece model like llama.cpp's converter."""
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_proto=model)
@@ -200,7 +200,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, model: bytes) -> None:
 
 
 def hugging_face_folder(source: Path, folder: Path, wrap: str) -> Path:
-    """Two shards, their index, ``config.json`` and ``tokenizer.model``, with vision parts."""
+    """Write two shards, an index, ``config.json`` and ``tokenizer.model``; adds vision tensors."""
     tensors, header = golden_tensors(source)
     spelled = {
         wrap + name.removeprefix("model."): t
@@ -209,7 +209,8 @@ def hugging_face_folder(source: Path, folder: Path, wrap: str) -> Path:
     }
     spelled["vision_tower.vision_model.encoder.layers.0.layer_norm1.weight"] = torch.ones(4)
     spelled["multi_modal_projector.mm_soft_emb_norm.weight"] = torch.ones(4)
-    names, place = sorted(spelled), {}
+    names = sorted(spelled)
+    place: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-{number:05}-of-00002.safetensors"
         save_file({n: spelled[n] for n in part}, folder / file, {"format": "pt"})

@@ -1,7 +1,7 @@
-"""A server that speaks the routes of a Hugging Face hub which a download uses, with its faults.
+"""A local server with the routes of a Hugging Face hub that a download uses, and with its errors.
 
-``/<repository>/resolve/<revision>/<path>`` answers with the hub's headers and redirects big files
-to another host (``localhost`` instead of ``127.0.0.1``), as the real one does to its CDN.
+``/<repository>/resolve/<revision>/<path>`` answers with the hub's headers and redirects large files
+to another host (``localhost`` instead of ``127.0.0.1``), as the real hub does to its CDN.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,13 @@ RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<pa
 
 @dataclass
 class HubServer:
-    """What the server holds (``{(repository, path): bytes}``), does wrong, and was asked."""
+    """Files of the server (``{(repository, path): bytes}``), its errors, and received requests.
+
+    ``small`` are paths without redirect, ``status`` the HTTP status of a repository. ``cuts`` are
+    lengths after which transfers break, ``failures`` statuses of transfers, ``corrupt`` changes a
+    byte, ``ranges=False`` ignores ranges. ``pause_after`` stops a transfer after that many bytes
+    until ``resume`` is set.
+    """
 
     port: int = 0
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -29,21 +36,23 @@ class HubServer:
     failures: list[int] = field(default_factory=list)
     corrupt: bool = False
     ranges: bool = True
-    hold_after: int | None = None
-    released: threading.Event = field(default_factory=threading.Event)
+    pause_after: int | None = None
+    resume: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
+        """Address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def transfers(self) -> list[tuple[str, str | None]]:
-        """(path, range) of every request for bytes."""
+        """Path and range of every request for file content."""
         return [(p, r) for method, p, r, _ in self.requests if method == "GET" and "/cdn/" in p]
 
 
 @contextmanager
-def hub_server():
+def hub_server() -> Iterator[HubServer]:
+    """Run a :class:`HubServer` until the block ends."""
     hub = HubServer()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
@@ -53,72 +62,74 @@ def hub_server():
     try:
         yield hub
     finally:
-        hub.released.set()
+        hub.resume.set()
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-def _handler(hub: HubServer):
+def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_):
+        def log_message(self, *_: object) -> None:
             pass
 
-        def do_HEAD(self):
+        def do_HEAD(self) -> None:
             self._answer(body=False)
 
-        def do_GET(self):
+        def do_GET(self) -> None:
             self._answer(body=True)
 
-        def _answer(self, body):
+        def _answer(self, body: bool) -> None:
             headers = self.headers
             hub.requests.append(
                 (self.command, self.path, headers["Range"], headers["Authorization"])
             )
             if self.path.startswith("/cdn/"):
-                return self._bytes(self.path.removeprefix("/cdn/"), body)
+                return self._send_file(self.path.removeprefix("/cdn/"), body)
             match = RESOLVE.fullmatch(self.path)
             if match is None:
-                return self._say(404)
+                return self._send_status(404)
             repo, path = match["repo"], match["path"]
             if repo in hub.status:
                 status, code = hub.status[repo]
-                return self._say(status, {"X-Error-Code": code} if code else {})
+                return self._send_status(status, {"X-Error-Code": code} if code else {})
             if (repo, path) not in hub.files:
-                return self._say(404, {"X-Error-Code": "EntryNotFound"})
+                return self._send_status(404, {"X-Error-Code": "EntryNotFound"})
             data = hub.files[repo, path]
             if path in hub.small:
-                mark = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-                return self._bytes(f"{repo}/{path}", body, {"ETag": f'"{mark}"'})
-            mark = hashlib.sha256(data).hexdigest()
-            return self._say(
+                digest = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+                return self._send_file(f"{repo}/{path}", body, {"ETag": f'"{digest}"'})
+            digest = hashlib.sha256(data).hexdigest()
+            return self._send_status(
                 302,
                 {
                     "Location": f"http://localhost:{hub.port}/cdn/{repo}/{path}",
                     "X-Repo-Commit": COMMIT,
                     "X-Linked-Size": str(len(data)),
-                    "X-Linked-ETag": f'"{mark}"',
+                    "X-Linked-ETag": f'"{digest}"',
                 },
             )
 
-        def _say(self, status, headers=None):
+        def _send_status(self, status: int, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
             for name, value in {"Content-Length": "0", **(headers or {})}.items():
                 self.send_header(name, value)
             self.end_headers()
 
-        def _bytes(self, place, body, headers=None):
+        def _send_file(
+            self, location: str, body: bool, headers: Mapping[str, str] | None = None
+        ) -> None:
             if hub.failures and body:
-                return self._say(hub.failures.pop(0))
-            owner, name, path = place.split("/", 2)
+                return self._send_status(hub.failures.pop(0))
+            owner, name, path = location.split("/", 2)
             data = hub.files[f"{owner}/{name}", path]
             if hub.corrupt:
                 data = bytes([data[0] ^ 1]) + data[1:]
             start = 0
-            if hub.ranges and (given := self.headers["Range"]):
-                start = int(given.removeprefix("bytes=").removesuffix("-"))
+            if hub.ranges and (requested := self.headers["Range"]):
+                start = int(requested.removeprefix("bytes=").removesuffix("-"))
             self.send_response(206 if start else 200)
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", str(len(data) - start))
@@ -131,13 +142,13 @@ def _handler(hub: HubServer):
                 self._send(data[start:])
             return None
 
-        def _send(self, data):
+        def _send(self, data: bytes) -> None:
             if hub.cuts:
                 data = data[: hub.cuts.pop(0)]
                 self.close_connection = True
-            if hub.hold_after is not None:
-                self.wfile.write(data[: hub.hold_after])
-                hub.released.wait(30)
+            if hub.pause_after is not None:
+                self.wfile.write(data[: hub.pause_after])
+                hub.resume.wait(30)
                 self.close_connection = True
                 return
             self.wfile.write(data)

@@ -27,11 +27,11 @@ SPLIT = {
     "vae/tiny-video-vae.safetensors": ("vae.",),
     "vae/tiny-audio-vae.safetensors": ("audio_vae.", "vocoder."),
 }
-"""File -> prefixes of the single file's tensors that it holds."""
+"""File -> prefixes of its tensors in the all-in-one checkpoint."""
 
 
 def copy(folder: Path, name: str, source: str) -> Path:
-    """One golden file under another name."""
+    """Copy a golden file to another name."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(GOLDEN / source, path)
@@ -39,14 +39,14 @@ def copy(folder: Path, name: str, source: str) -> Path:
 
 
 def single(folder: Path) -> Path:
-    """An all-in-one checkpoint and its companions."""
+    """Write an all-in-one checkpoint, a text encoder, an upsampler and a LoRA."""
     for name, source in SINGLE.items():
         copy(folder, name, source)
     return folder
 
 
 def split(folder: Path, source: str = "checkpoints/tiny-ltx-2.3.safetensors") -> Path:
-    """The same in files of their own; the video VAE bare, as people publish it."""
+    """Write the same model with one file per component; the video VAE without a prefix."""
     single(folder)
     (folder / "checkpoints/tiny-dev.safetensors").unlink()
     (folder / "checkpoints").rmdir()
@@ -56,7 +56,7 @@ def split(folder: Path, source: str = "checkpoints/tiny-ltx-2.3.safetensors") ->
 
 
 def write_part(path: Path, source: str, prefixes: tuple[str, ...]) -> Path:
-    """The tensors of a golden file with these prefixes; ``vae.`` itself is taken off."""
+    """Write the tensors of a golden file with these prefixes; ``vae.`` itself is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_part(source, prefixes))
     return path
@@ -67,9 +67,10 @@ def _part(source: str, prefixes: tuple[str, ...]) -> bytes:
     tensors = {
         name.removeprefix("vae.") if prefixes == ("vae.",) else name: tensor
         for name, tensor in load_file(GOLDEN / source).items()
-        if name.startswith(prefixes) and not _of_another(name, prefixes)
+        if name.startswith(prefixes) and not _belongs_to_connectors(name, prefixes)
     }
-    return save(tensors, _metadata(source))
+    data: bytes = save(tensors, _metadata(source))
+    return data
 
 
 def _metadata(source: str) -> dict[str, str]:
@@ -77,12 +78,12 @@ def _metadata(source: str) -> dict[str, str]:
         return dict(file.metadata())
 
 
-def _of_another(name: str, prefixes: tuple[str, ...]) -> bool:
+def _belongs_to_connectors(name: str, prefixes: tuple[str, ...]) -> bool:
     return prefixes == (TRANSFORMER,) and name.startswith(CONNECTORS)
 
 
 def shards(folder: Path, source: str = "text_encoders/tiny-gemma-3.safetensors") -> Path:
-    """A golden file as Hugging Face writes large ones: two parts and an index."""
+    """Write a golden file like Hugging Face writes large ones: two shards and an index."""
     tensors = load_file(GOLDEN / source)
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(tensors)
@@ -98,7 +99,7 @@ def shards(folder: Path, source: str = "text_encoders/tiny-gemma-3.safetensors")
 
 
 def unrelated(path: Path) -> Path:
-    """A sound file of another model."""
+    """Write a valid file of another model."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"first_stage_model.encoder.conv_in.weight": torch.zeros(4, 3)}, path)
     return path

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from latent_ladder import Request
+from latent_ladder.checkpoints.scan import Library
 from latent_ladder.media.video_reader import read_frames
-from latent_ladder.pipeline.run import RunOptions, execute, prepare
+from latent_ladder.pipeline.events import Event
+from latent_ladder.pipeline.run import Result, RunOptions, execute, prepare
+from latent_ladder.storage.artifact_store import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -14,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CHOICE = {"checkpoint": "tiny-ltx-2.3.safetensors"}
 
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "prompt": "a red ball rolls to the right",
     "seed": 7,
     "width": 64,
@@ -34,24 +40,33 @@ FIELDS = {
 }
 
 
-def request_with(**changes) -> Request:
+def request_with(**changes: Any) -> Request:
     return Request.from_dict({**FIELDS, **changes})
 
 
-def refined_with(**changes) -> Request:
+def refined_with(**changes: Any) -> Request:
     *others, refine = FIELDS["stages"]
     return request_with(stages=[*others, {**refine, **changes}])
 
 
-def make(request, library, store, output, **options):
-    events = []
+def make(
+    request: Request, library: Library, store: Store, output: Path, **options: Any
+) -> tuple[Result, list[Event]]:
+    events: list[Event] = []
     prepared = prepare(request, library, store)
     result = execute(prepared, output, RunOptions(on_event=events.append, **options))
     return result, events
 
 
-def reused(result) -> dict[str, bool]:
+def reused(result: Result) -> dict[str, bool]:
     return {s.stage: s.reused for s in result.stages}
+
+
+def load_artefact(store: Store, key: str) -> dict[str, torch.Tensor]:
+    """Tensors of the stored artefact ``key``."""
+    artefact = store.get(key)
+    assert artefact is not None, key
+    return artefact.load()
 
 
 def frames(path: Path) -> bytes:

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
-from latent_ladder.models.transformer.streams import StreamInput, attention_bias, stream_stage
+from collections.abc import Mapping
+
+import torch
+
+from helpers.goldens import GoldenCase
+from latent_ladder.models.transformer.config import TransformerConfig
+from latent_ladder.models.transformer.streams import (
+    PreparedStream,
+    StreamInput,
+    attention_bias,
+    prepare_stream,
+)
+from latent_ladder.models.weights.linear import Linear
 
 
-def stage_of(config, inputs, name, **more):
-    """The stage of one stream of a golden case; timesteps are sigma times the mask."""
+def linear(model: torch.nn.Module, name: str) -> Linear:
+    """The linear layer ``name`` of a model."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, Linear), name
+    return layer
+
+
+def prepare_case_stream(
+    config: TransformerConfig,
+    inputs: Mapping[str, torch.Tensor],
+    name: str,
+    **more: torch.Tensor | None,
+) -> PreparedStream:
+    """Prepare one stream of a golden case; its timesteps are sigma times the mask."""
     mask = inputs.get(f"{name}_timesteps")
     if mask is not None:
         mask = mask / inputs["sigma"]
     positions, context = inputs[f"{name}_positions"], inputs[f"{name}_context"]
-    return stream_stage(config, positions, context, mask=mask, **more)
+    return prepare_stream(config, positions, context, mask=mask, **more)
 
 
-def inputs_of(config, case):
-    """The two stream inputs of a golden case."""
-    given, params = case.inputs, case.params
+def inputs_of(
+    config: TransformerConfig, case: GoldenCase
+) -> tuple[StreamInput | None, StreamInput | None]:
+    """Video and audio stream input of a golden case, None if absent."""
+    inputs, params = case.inputs, case.params
     video = audio = None
-    if "video_tokens" in given:
-        mask = given.get("video_attention_mask_x4")
+    if "video_tokens" in inputs:
+        mask = inputs.get("video_attention_mask_x4")
         bias = None if mask is None else attention_bias(mask.float() / 4)
-        marked = given.get("video_keyframes_mask")
-        stage = stage_of(config, given, "video", bias=bias, marked=marked)
-        video = StreamInput(stage, given["video_tokens"], given["sigma"], params["video_enabled"])
-    if "audio_tokens" in given:
-        sigma = given.get("audio_sigma", given["sigma"])
-        stage = stage_of(config, given, "audio")
-        audio = StreamInput(stage, given["audio_tokens"], sigma, params["audio_enabled"])
+        keyframe_mask = inputs.get("video_keyframes_mask")
+        prepared = prepare_case_stream(
+            config, inputs, "video", bias=bias, keyframe_mask=keyframe_mask
+        )
+        video = StreamInput(
+            prepared, inputs["video_tokens"], inputs["sigma"], params["video_enabled"]
+        )
+    if "audio_tokens" in inputs:
+        sigma = inputs.get("audio_sigma", inputs["sigma"])
+        prepared = prepare_case_stream(config, inputs, "audio")
+        audio = StreamInput(prepared, inputs["audio_tokens"], sigma, params["audio_enabled"])
     return video, audio

@@ -1,9 +1,9 @@
-"""Model files of the published names, shapes, dtypes and sizes that occupy hardly any disk.
+"""Sparse model files with the names, shapes, dtypes and sizes of the published LTX-2.3 22B.
 
-Each file has a real header and a hole where the data would be, so everything that reads headers
-sees LTX-2.3 22B as people have it. The data reads as zeros.
+Each file has a real header and a hole in place of the data, which reads as zeros and needs hardly
+any disk space.
 
-    python tests/helpers/true_size.py FOLDER     # a whole models/ folder, 200 GB long and 3 MB big
+    python tests/helpers/true_size.py FOLDER     # a models/ folder of 200 GB that needs 3 MB
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def whole() -> Iterator[tuple[str, Shape]]:
 
 
 def bf16(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Stored]:
-    """Everything in bf16 but the modulation tables and statistics."""
+    """All tensors in bf16, except the modulation tables and statistics."""
     for name, shape in tensors:
         wide = "scale_shift_table" in name or "per_channel_statistics" in name
         yield Stored(name, shape, "F32" if wide else "BF16")
@@ -143,7 +143,7 @@ def nvfp4(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Stored]:
 
 
 def nvfp4_metadata(tensors: Iterable[Stored]) -> dict[str, str]:
-    """The header entry that names the quantised layers."""
+    """The header entry with the quantised layers."""
     layers = {
         t.name.removesuffix(".weight"): {"format": "nvfp4"} for t in tensors if t.dtype == "U8"
     }
@@ -152,7 +152,7 @@ def nvfp4_metadata(tensors: Iterable[Stored]) -> dict[str, str]:
 
 
 def q4_k(tensors: Iterable[tuple[str, Shape]], medium: bool = True) -> Iterator[Stored]:
-    """The mixes Q4_K_M and Q4_K_S of the usual converter."""
+    """The mixes Q4_K_M and Q4_K_S of llama.cpp's converter."""
     kept = ("adaln_single.", "patchify_proj.", "proj_out.", "scale_shift_table")
     for name, shape in tensors:
         if len(shape) < 2 or "scale_shift_table" in name:
@@ -192,7 +192,7 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     content: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """A safetensors file whose data is a hole but for ``content``, which U8 tensors hold."""
+    """Write a safetensors file whose data is a hole, except the U8 tensors of ``content``."""
     header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
     content, written, offset = content or {}, {}, 0
     for name, data in content.items():
@@ -218,7 +218,7 @@ def write_safetensors(
 
 
 def write_gguf(path: Path, tensors: Iterable[Stored], kv: Mapping[str, str]) -> Path:
-    """A GGUF file (version 3) whose data is a hole; values of ``kv`` are strings."""
+    """Write a GGUF file (version 3) whose data is a hole; values of ``kv`` are strings."""
     infos, offset, count = b"", 0, 0
     for name, shape, dtype in tensors:
         kind, values, size = GGML[dtype]
@@ -250,7 +250,7 @@ def _header(config: Mapping[str, Any] = CONFIG) -> dict[str, str]:
 
 
 def vocabulary() -> bytes:
-    """A real, small SentencePiece model: the one of the goldens."""
+    """A real, small SentencePiece model: that of the golden files."""
     data = (
         Path(__file__).parents[1] / "golden/text_encoders/tiny-gemma-3.safetensors"
     ).read_bytes()
@@ -269,15 +269,15 @@ def _gemma_fp8() -> Iterator[Stored]:
 
 
 def checkpoint(folder: Path, precision: str = "bf16") -> Path:
-    """The single file in "bf16", "fp8" or "nvfp4", or the transformer as "q4_k_m" / "q4_k_s"."""
+    """Write the single file in bf16, fp8 or nvfp4, or the transformer in q4_k_m or q4_k_s."""
     name = f"ltx-2.3-22b-dev{'' if precision == 'bf16' else '-' + precision}"
     if precision.startswith("q4"):
         kv = {
             "general.architecture": "ltxv",
             "config": json.dumps({"transformer": TRANSFORMER_CONFIG}),
         }
-        tensors = q4_k(layouts.transformer(), precision.endswith("m"))
-        return write_gguf(folder / f"diffusion_models/{name}.gguf", tensors, kv)
+        blocks = q4_k(layouts.transformer(), precision.endswith("m"))
+        return write_gguf(folder / f"diffusion_models/{name}.gguf", blocks, kv)
     forms: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = {
         "bf16": bf16, "fp8": fp8, "nvfp4": nvfp4,
     }  # fmt: skip
@@ -287,7 +287,7 @@ def checkpoint(folder: Path, precision: str = "bf16") -> Path:
 
 
 def companions(folder: Path, text_encoder: str = "bf16") -> None:
-    """Text encoder, upsamplers and distilled LoRA."""
+    """Write text encoder, upsamplers and distilled LoRA."""
     tensors = bf16(gemma()) if text_encoder == "bf16" else _gemma_fp8()
     name = "gemma_3_12B_it" + ("" if text_encoder == "bf16" else "_fp8_scaled")
     path = folder / f"text_encoders/{name}.safetensors"
@@ -305,8 +305,8 @@ def companions(folder: Path, text_encoder: str = "bf16") -> None:
 
 
 def split(folder: Path) -> None:
-    """What a GGUF transformer needs beside it, in files of their own."""
-    parts = {
+    """Write the files that a GGUF transformer needs in addition, one per component."""
+    parts: dict[str, tuple[Iterator[Stored], Mapping[str, Any]]] = {
         "vae/LTX23_video_vae_bf16": (bf16(layouts.video_vae()), {"vae": layouts.VAE_CONFIG}),
         "text_encoders/ltx-2.3-22b-dev_embeddings_connectors": (
             bf16([*layouts.connectors(),
@@ -324,7 +324,7 @@ def split(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write every precision into one models/ folder."""
+    """Write all precisions into one models/ folder."""
     folder = Path(sys.argv[1])
     for precision in ("bf16", "fp8", "nvfp4", "q4_k_m", "q4_k_s"):
         print(checkpoint(folder, precision))

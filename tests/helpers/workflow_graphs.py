@@ -1,4 +1,4 @@
-"""Small graphs for the pocket model, in the API's terms."""
+"""Small graphs for the pocket model in API format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS: Nodes = {
     "audio vae": ("LTXVAudioVAELoader", {"ckpt_name": CHECKPOINT}),
     "prompt": ("CLIPTextEncode", {"clip": ["clip", 0], "text": PROMPT}),
     "negative": ("CLIPTextEncode", {"clip": ["clip", 0], "text": "ugly"}),
-    "told": (
+    "conditioning": (
         "LTXVConditioning",
         {"positive": ["prompt", 0], "negative": ["negative", 0], "frame_rate": 24.0},
     ),
@@ -40,7 +40,12 @@ LATENTS: Nodes = {
 SAMPLING: Nodes = {
     "guider": (
         "CFGGuider",
-        {"model": ["model", 0], "positive": ["told", 0], "negative": ["told", 1], "cfg": 1.0},
+        {
+            "model": ["model", 0],
+            "positive": ["conditioning", 0],
+            "negative": ["conditioning", 1],
+            "cfg": 1.0,
+        },
     ),
     "noise": ("RandomNoise", {"noise_seed": 7}),
     "euler": ("KSamplerSelect", {"sampler_name": "euler"}),
@@ -69,16 +74,16 @@ ONE_STAGE: Nodes = {**MODELS, **LATENTS, **SAMPLING, **CLIP}
 
 
 def graph(nodes: Nodes) -> Graph:
-    """A graph of (type, inputs) by id; links are [id, slot]."""
+    """Return a graph from (type, inputs) by node id; links are [id, slot]."""
     return read_api(
         {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
     )
 
 
 def engine(folder: Path, library: Library | None = None, store: Path | None = None) -> Engine:
-    """An engine whose folders lie in ``folder``."""
-    places = WorkFolders(folder / "input", folder / "output", folder / "temp")
-    for place in (places.input, places.output, places.temp):
-        place.mkdir(exist_ok=True, parents=True)
+    """Return an engine with input, output and temporary folders in ``folder``."""
+    folders = WorkFolders(folder / "input", folder / "output", folder / "temp")
+    for path in (folders.input, folders.output, folders.temp):
+        path.mkdir(exist_ok=True, parents=True)
     found = scan(model_folders(environ={})) if library is None else library
-    return Engine(found, Store(store or folder / "store"), places, device="cpu")
+    return Engine(found, Store(store or folder / "store"), folders, device="cpu")

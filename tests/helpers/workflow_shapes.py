@@ -1,7 +1,7 @@
-"""Graphs with the structure of the published LTX-2.3 workflows, in the API's terms.
+"""Graphs with the structure of the published LTX-2.3 workflows in API format.
 
-``two_stage`` has the nodes of Lightricks' two-stage graph, ``template`` those of ComfyUI's own
-template once its subgraph is opened. Sizes, file names and prompts are parameters.
+``two_stage`` has the nodes of Lightricks' two-stage graph, ``template`` those of ComfyUI's
+template after its subgraph is expanded. Sizes, file names and prompts are parameters.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def models(files: Files, prompt: Any) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def sampling(
-    stage: str, seed: Any, sampler: str, sigmas: str, told: tuple[str, int, int], start: str
+    stage: str, seed: Any, sampler: str, sigmas: str, conditioning: tuple[str, int, int], start: str
 ) -> dict[str, tuple[str, dict[str, Any]]]:
-    node, positive, negative = told
+    node, positive, negative = conditioning
     return {
         f"noise {stage}": ("RandomNoise", {"noise_seed": seed}),
         f"sampler {stage}": ("KSamplerSelect", {"sampler_name": sampler}),
@@ -116,7 +116,7 @@ def two_stage(
     tiles: int = 2,
     bypass: bool = True,
 ) -> Api:
-    """As Lightricks' two-stage graph: CFG++ samplers, the image switched off, decoding in tiles."""
+    """Return a graph like Lightricks' two-stage graph: CFG++ samplers, image off, tiled decode."""
     decode = {"horizontal_tiles": tiles, "vertical_tiles": tiles, "overlap": 6}
     vae = ["checkpoint", 2]
     return api(
@@ -126,7 +126,7 @@ def two_stage(
             "count": ("PrimitiveInt", {"value": frames}),
             "whole fps": ("LTXFloatToInt", {"a": ["fps", 0]}),
             "no image": ("PrimitiveBoolean", {"value": bypass}),
-            "told": (
+            "conditioning": (
                 "LTXVConditioning",
                 {
                     "positive": ["positive", 0],
@@ -172,7 +172,9 @@ def two_stage(
                 "LTXVConcatAVLatent",
                 {"video_latent": ["image 1", 0], "audio_latent": ["silence", 0]},
             ),
-            **sampling("1", 43, "euler_ancestral_cfg_pp", STAGE_1, ("told", 0, 1), "start 1"),
+            **sampling(
+                "1", 43, "euler_ancestral_cfg_pp", STAGE_1, ("conditioning", 0, 1), "start 1"
+            ),
             "larger": (
                 "LTXVLatentUpsampler",
                 {"samples": ["parts 1", 0], "upscale_model": ["upsampler", 0], "vae": vae},
@@ -191,7 +193,7 @@ def two_stage(
                 "LTXVConcatAVLatent",
                 {"video_latent": ["image 2", 0], "audio_latent": ["parts 1", 1]},
             ),
-            **sampling("2", 42, "euler_cfg_pp", STAGE_2, ("told", 0, 1), "start 2"),
+            **sampling("2", 42, "euler_cfg_pp", STAGE_2, ("conditioning", 0, 1), "start 2"),
             **output(
                 ("LTXVTiledVAEDecode", {"vae": vae, "latents": ["parts 2", 0], **decode}),
                 ["fps", 0],
@@ -208,11 +210,11 @@ def template(
     prompt: str = "a tea ceremony",
     enhance: bool = False,
 ) -> Api:
-    """As ComfyUI's template: sizes and length by arithmetic, the prompt through a switch."""
+    """Return a graph like ComfyUI's template: sizes by arithmetic, the prompt through a switch."""
     vae = ["checkpoint", 2]
     return api(
         {
-            **models(files, ["spoken", 0]),
+            **models(files, ["prompt", 0]),
             "width": ("PrimitiveInt", {"value": size[0]}),
             "height": ("PrimitiveInt", {"value": size[1]}),
             "seconds": ("PrimitiveInt", {"value": seconds}),
@@ -227,11 +229,11 @@ def template(
                 {"clip": ["encoder", 0], "prompt": ["wording", 0], "max_length": 2048},
             ),
             "enhance": ("PrimitiveBoolean", {"value": enhance}),
-            "spoken": (
+            "prompt": (
                 "ComfySwitchNode",
                 {"on_false": ["wording", 0], "on_true": ["enhanced", 0], "switch": ["enhance", 0]},
             ),
-            "told": (
+            "conditioning": (
                 "LTXVConditioning",
                 {
                     "positive": ["positive", 0],
@@ -261,10 +263,14 @@ def template(
                 "LTXVConcatAVLatent",
                 {"video_latent": ["empty", 0], "audio_latent": ["silence", 0]},
             ),
-            **sampling("1", 10, "euler", STAGE_1, ("told", 0, 1), "start 1"),
+            **sampling("1", 10, "euler", STAGE_1, ("conditioning", 0, 1), "start 1"),
             "cut": (
                 "LTXVCropGuides",
-                {"positive": ["told", 0], "negative": ["told", 1], "latent": ["parts 1", 0]},
+                {
+                    "positive": ["conditioning", 0],
+                    "negative": ["conditioning", 1],
+                    "latent": ["parts 1", 0],
+                },
             ),
             "larger": (
                 "LTXVLatentUpsampler",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
 
 import pytest
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_ladder.latents.tiling import (
     Span,
+    TileSize,
+    even_tile_size,
     frame_start,
     official_size,
     one_tile,
     plan_tiles,
+    spans_by_count,
     spatial_spans,
     spatial_weights,
     temporal_spans,
@@ -25,7 +29,7 @@ def as_lists(spans: tuple[Span, ...]) -> list[list[int]]:
     return [[s.start, s.stop, s.left, s.right] for s in spans]
 
 
-def test_official_plans(golden: Any) -> None:
+def test_official_plans(golden: Goldens) -> None:
     for want in golden("tiling.plans").params["plans"]:
         frames = 1 + (want["frames"] - 1) // 8
         rows, cols = want["height"] // 32, want["width"] // 32
@@ -36,7 +40,7 @@ def test_official_plans(golden: Any) -> None:
         assert got == want["latent_intervals_start_end_leftramp_rightramp"]
 
 
-def test_official_ramps(golden: Any) -> None:
+def test_official_ramps(golden: Goldens) -> None:
     axes = golden("vae.decode_tiled").params["tiles"]["axes"]
     time = temporal_spans(5, 3, 1)
     assert [[s.start, s.stop] for s in time] == [a["latent"] for a in axes["frames"]]
@@ -84,7 +88,35 @@ def test_temporal_ramps_sum_to_one_and_drop_the_first_frame(
     assert total == pytest.approx([1.0] * len(total))
 
 
-def test_what_fits_is_not_split() -> None:
+def test_an_axis_that_fits_is_not_split() -> None:
     assert plan_tiles(4, 8, 8, official_size(8, 8)) == one_tile(4, 8, 8)
     assert one_tile(4, 8, 8).work == 1
     assert one_tile(4, 8, 8).count == 1
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 6))
+@settings(max_examples=100, deadline=None)
+def test_spans_by_count_cover_a_side(length: int, count: int, overlap: int) -> None:
+    if even_tile_size(length, count, overlap) <= overlap:
+        return
+    spans = spans_by_count(length, count, overlap)
+    assert len(spans) == count
+    assert spans[0].start == 0
+    assert spans[-1].stop == length
+    for before, after in pairwise(spans):
+        assert before.stop - after.start == before.right == after.left == overlap
+
+
+def test_a_plan_becomes_a_tiling_with_the_weights_of_decoded_pixels() -> None:
+    plan = plan_tiles(5, 4, 5, TileSize(3, 3, 3, 1, 1))
+    tiling = plan.tiling(32, 8)
+    assert tiling.grid == plan.grid == (5, 4, 5)
+    assert tiling.size == (128, 160)
+    assert tiling.order == "sequential"
+    for axis, pixels in ((tiling.frames, 33), (tiling.rows, 128), (tiling.cols, 160)):
+        total = [0.0] * pixels
+        for span in axis:
+            for i, weight in enumerate(span.weights):
+                total[span.first + i] += weight
+        assert total == pytest.approx([1.0] * pixels)
+    assert [span.drop for span in tiling.frames] == [0] + [1] * (len(tiling.frames) - 1)

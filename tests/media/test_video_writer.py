@@ -1,4 +1,4 @@
-"""A written video reads back with its frames, colours, times and metadata, or is not there."""
+"""Videos read back with frames, colours, times and metadata; a failed write leaves no file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -30,8 +31,8 @@ from latent_ladder.media.video_reader import (
 from latent_ladder.media.video_writer import (
     QUEUED_CHUNKS,
     VideoSpec,
-    check_output,
     check_size,
+    check_video_path,
     write_video,
 )
 from latent_ladder.storage.atomic_write import ABANDONED_S, PART_PREFIX
@@ -41,7 +42,7 @@ NTSC = Fraction(30000, 1001)
 
 
 def chunks(n_frames: int, step: int = 8) -> Iterator[np.ndarray]:
-    """Grey frames that brighten, in chunks as the VAE gives them: one frame, then eights."""
+    """Grey frames of rising brightness, in chunks as the VAE decodes them: 1 frame, then 8 each."""
     first = 0
     while first < n_frames:
         end = min(n_frames, first + (1 if first == 0 else step))
@@ -73,7 +74,7 @@ def noise(n_chunks: int, seed: int = 0) -> Iterator[np.ndarray]:
         (Fraction(50), 1),
     ],
 )
-def test_times_are_exact_and_sound_ends_with_the_picture(
+def test_times_are_exact_and_audio_ends_with_the_video(
     tmp_path: Path, fps: Fraction, n_frames: int, suffix: str
 ) -> None:
     path = tmp_path / f"clip{suffix}"
@@ -97,7 +98,7 @@ def test_times_are_exact_and_sound_ends_with_the_picture(
     assert times == [i / fps for i in range(n_frames)]
 
 
-def test_the_frames_come_back_in_order(tmp_path: Path) -> None:
+def test_frames_are_read_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_video(path, chunks(49), SPEC)
     levels = [float(frame.mean()) for frame in read_frames(path)]
@@ -106,7 +107,7 @@ def test_the_frames_come_back_in_order(tmp_path: Path) -> None:
     assert read_audio(path, 48000).shape == (2, 0)
 
 
-def test_single_frames_are_as_good_as_chunks(tmp_path: Path) -> None:
+def test_single_frames_give_the_same_file_as_chunks(tmp_path: Path) -> None:
     one, many = tmp_path / "one.mp4", tmp_path / "many.mp4"
     write_video(one, (frame for chunk in chunks(17) for frame in chunk), SPEC)
     write_video(many, chunks(17), SPEC)
@@ -134,7 +135,7 @@ def test_colours_survive_and_are_tagged_bt709(tmp_path: Path) -> None:
         tags = (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range)
         assert tags == (1, 1, 1, 1)
         assert frame.format.name == "yuv420p"
-        # Red in BT.709 limited range, straight from the file.
+        # Red in BT.709 limited range: the values in the file.
         planes = [plane[32 // k, 48 // k] for plane, k in zip(yuv(frame), (1, 2, 2), strict=True)]
     assert planes == pytest.approx([63, 102, 240], abs=2)
 
@@ -146,7 +147,7 @@ def yuv(frame: av.VideoFrame) -> list[np.ndarray]:
     return [rows[:height], chroma[0], chroma[1]]
 
 
-def test_untagged_hd_is_read_as_bt709_and_small_as_bt601(tmp_path: Path) -> None:
+def test_untagged_hd_is_read_as_bt709_and_smaller_video_as_bt601(tmp_path: Path) -> None:
     for width, expected in ((96, (233, 0, 2)), (1280, (254, 0, 0))):
         path = tmp_path / f"{width}.mkv"
         planes = np.full((64 * 3 // 2, width), 63, np.uint8)
@@ -175,7 +176,7 @@ def test_the_tone_survives_resampling_and_is_padded_with_silence(tmp_path: Path)
     assert np.abs(start).mean() < 0.03  # in phase: no delay from the encoder
 
 
-def test_sound_that_is_no_sound_is_an_error_and_nan_is_silence(tmp_path: Path) -> None:
+def test_audio_of_a_wrong_shape_is_an_error_and_nan_is_silence(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=r"expected \(2, samples\)"):
         write_video(tmp_path / "a.mp4", chunks(9), SPEC, audio=(tone(1)[0], 48000))
     path = tmp_path / "b.mp4"
@@ -194,7 +195,7 @@ def test_metadata_survives(tmp_path: Path, suffix: str) -> None:
     assert probe(path).metadata == found
 
 
-def test_mkv_is_right_within_a_block_of_sound(tmp_path: Path) -> None:
+def test_mkv_durations_are_right_within_one_audio_block(tmp_path: Path) -> None:
     path = tmp_path / "clip.mkv"
     write_video(path, chunks(49), VideoSpec((96, 64), NTSC), audio=(tone(3.0), 48000))
     info = probe(path)
@@ -204,16 +205,16 @@ def test_mkv_is_right_within_a_block_of_sound(tmp_path: Path) -> None:
     assert info.audio_duration_s == pytest.approx(duration, abs=1024 / 48000)
 
 
-# --- refusing before and failing in the middle ---
+# --- errors before and during encoding ---
 
 
 def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_bad_outputs_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+def test_invalid_outputs_are_refused_before_frames_are_read(tmp_path: Path) -> None:
     old = tmp_path / "old.mp4"
-    old.write_bytes(b"precious")
+    old.write_bytes(b"old content")
     (tmp_path / "folder.mp4").mkdir()
     cases = {
         tmp_path / "clip.avi": "ends in '.avi'",
@@ -224,31 +225,31 @@ def test_bad_outputs_are_refused_before_anything_is_computed(tmp_path: Path) -> 
         old / "clip.mp4": "does not exist",
     }
 
-    def never() -> Iterator[np.ndarray]:
-        raise AssertionError("frames were asked for")
+    def unread_frames() -> Iterator[np.ndarray]:
+        raise AssertionError("frames were read")
         yield
 
     for path, words in cases.items():
         with pytest.raises(MediaError, match=words) as caught:
-            check_output(path)
+            check_video_path(path)
         assert caught.value.hint
         with pytest.raises(MediaError, match=words):
-            write_video(path, never(), SPEC)
-    check_output(old, overwrite=True)
-    check_output(tmp_path / "CLIP.MP4")
-    assert old.read_bytes() == b"precious"
+            write_video(path, unread_frames(), SPEC)
+    check_video_path(old, overwrite=True)
+    check_video_path(tmp_path / "CLIP.MP4")
+    assert old.read_bytes() == b"old content"
     assert entries(tmp_path) == ["folder.mp4", "old.mp4"]
 
 
-def test_odd_sizes_are_refused_with_the_even_one() -> None:
+def test_odd_sizes_are_refused_with_an_even_one_as_hint() -> None:
     check_size((640, 480))
     with pytest.raises(MediaError, match="641x479") as caught:
         check_size((641, 479))
     assert "640x478" in str(caught.value.hint)
 
 
-def test_wrong_frames_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
-    wrong = {
+def test_wrong_frames_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {
         "shape": np.zeros((2, 64, 98, 3), np.uint8),
         "float": np.zeros((2, 64, 96, 3), np.float32),
         "grey": np.zeros((64, 96), np.uint8),
@@ -270,7 +271,7 @@ def test_a_generator_that_raises_leaves_the_old_file(
     tmp_path: Path, after: int, error: BaseException
 ) -> None:
     path = tmp_path / "clip.mp4"
-    path.write_bytes(b"precious")
+    path.write_bytes(b"old content")
     threads = threading.active_count()
 
     def failing() -> Iterator[np.ndarray]:
@@ -280,13 +281,13 @@ def test_a_generator_that_raises_leaves_the_old_file(
     with pytest.raises(type(error)) as caught:
         write_video(path, failing(), SPEC, audio=(tone(2), 48000), overwrite=True)
     assert caught.value is error
-    assert path.read_bytes() == b"precious"
+    assert path.read_bytes() == b"old content"
     assert entries(tmp_path) == ["clip.mp4"]
     assert threading.active_count() == threads
 
 
 def test_few_chunks_are_alive_at_once(tmp_path: Path) -> None:
-    """A fast generator of 300 frames does not run away from the encoder."""
+    """A fast generator of 300 frames waits for the encoder."""
     alive = most = 0
 
     class Counted(np.ndarray):
@@ -294,7 +295,7 @@ def test_few_chunks_are_alive_at_once(tmp_path: Path) -> None:
             nonlocal alive
             alive -= self.base is None
 
-    def counted() -> Iterator[np.ndarray]:
+    def counted_chunks() -> Iterator[np.ndarray]:
         nonlocal alive, most
         for _ in range(75):
             chunk = np.ndarray.__new__(Counted, (4, 64, 96, 3), np.uint8)
@@ -303,30 +304,30 @@ def test_few_chunks_are_alive_at_once(tmp_path: Path) -> None:
             most = max(most, alive)
             yield chunk
 
-    written = write_video(tmp_path / "clip.mp4", counted(), SPEC)
+    written = write_video(tmp_path / "clip.mp4", counted_chunks(), SPEC)
     assert written.frames == 300
-    # Queued ones, the one being encoded, the one being made (the generator holds the last, too).
+    # Queued chunks, one being encoded, one being made (the generator refers to its last one).
     assert most <= QUEUED_CHUNKS + 3
     assert alive == 0
 
 
 def test_encoding_overlaps_with_the_generator(tmp_path: Path) -> None:
-    """The first chunk is done with while the generator still computes the second."""
+    """The first chunk is released while the generator still computes the second."""
 
     class Chunk(np.ndarray):
         pass
 
-    def patient() -> Iterator[np.ndarray]:
+    def waiting_frames() -> Iterator[np.ndarray]:
         first = np.ndarray.__new__(Chunk, (8, 64, 96, 3), np.uint8)
         encoded = threading.Event()
         weakref.finalize(first, encoded.set)
-        holder = [first]
+        chunks_left = [first]
         del first
-        yield holder.pop()
+        yield chunks_left.pop()
         assert encoded.wait(timeout=20)
         yield from chunks(9)
 
-    assert write_video(tmp_path / "clip.mp4", patient(), SPEC).frames == 17
+    assert write_video(tmp_path / "clip.mp4", waiting_frames(), SPEC).frames == 17
 
 
 FILL = """
@@ -358,8 +359,9 @@ assert not [name for name in fds if "mp4" in name], fds
 """
 
 
-def test_a_disk_that_fills_at_any_moment_leaves_no_file(tmp_path: Path) -> None:
-    """Real EFBIG, from the first byte to the very last one of the trailer."""
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_point_leaves_no_file(tmp_path: Path) -> None:
+    """Real EFBIG errors, from the first byte to the last byte of the trailer."""
     write_video(
         tmp_path / "whole.mp4",
         np.random.default_rng(0).integers(0, 256, (12, 64, 96, 3), np.uint8),
@@ -387,14 +389,16 @@ def test_a_disk_that_fills_at_any_moment_leaves_no_file(tmp_path: Path) -> None:
     assert done.stdout.split() == ["refused"] * 9 + ["whole"]
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no file system that takes no files")
-def test_a_folder_that_takes_no_files_is_refused() -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs a read-only folder such as /proc"
+)
+def test_a_read_only_folder_is_refused() -> None:
     with pytest.raises(MediaError, match="cannot be written to /proc") as caught:
-        check_output(Path("/proc/clip.mp4"))
+        check_video_path(Path("/proc/clip.mp4"))
     assert caught.value.hint
 
 
-def test_leftovers_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
+def test_abandoned_files_of_a_killed_writer_are_deleted(tmp_path: Path) -> None:
     stale, fresh = tmp_path / f"{PART_PREFIX}clip-1.mp4", tmp_path / f"{PART_PREFIX}clip-2.mp4"
     for path in (stale, fresh):
         path.touch()
@@ -404,10 +408,10 @@ def test_leftovers_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
     assert entries(tmp_path) == [fresh.name, "clip.mp4"]
 
 
-# --- reading what others made ---
+# --- files of other programs ---
 
 
-def test_files_that_are_no_video_say_so(tmp_path: Path) -> None:
+def test_files_without_video_are_errors(tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("not a video at all " * 50)
     (tmp_path / "empty.mp4").touch()
@@ -420,9 +424,9 @@ def test_files_that_are_no_video_say_so(tmp_path: Path) -> None:
     cases = {
         text: "cannot be read as a video",
         tmp_path / "empty.mp4": "cannot be read as a video",
-        tmp_path / "missing.mp4": "there is no file",
+        tmp_path / "missing.mp4": "does not exist",
         tmp_path: "cannot be read as a video",
-        sound: "has no picture",
+        sound: "has no video track",
     }
     for path, words in cases.items():
         with pytest.raises(MediaError, match=words) as caught:
@@ -433,18 +437,18 @@ def test_files_that_are_no_video_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
-def test_a_truncated_video_is_told(tmp_path: Path, suffix: str, part: float) -> None:
+def test_a_truncated_video_is_an_error(tmp_path: Path, suffix: str, part: float) -> None:
     path = tmp_path / f"clip{suffix}"
     write_video(path, noise(8), SPEC)
     os.truncate(path, int(path.stat().st_size * part))
     if suffix == ".mp4":
         with pytest.raises(MediaError, match=r"truncated|cannot be read"):
             list(read_frames(path))
-    else:  # MKV does not say how many there should be
+    else:  # MKV does not store the number of frames
         assert 0 < len(list(read_frames(path))) < 32
 
 
-def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
+def test_a_rotated_phone_video_is_read_upright(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     left_red = np.zeros((3, 64, 96, 3), np.uint8)
     left_red[:, :, :48] = (255, 0, 0)
@@ -460,7 +464,7 @@ def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
     assert (probe(path).width, probe(path).height) == (64, 96)
 
 
-def test_frames_are_extracted_as_lossless_pictures(tmp_path: Path) -> None:
+def test_frames_are_extracted_as_lossless_images(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_video(path, chunks(9), SPEC)
     files = extract_frames(path, tmp_path / "frames")
@@ -469,22 +473,22 @@ def test_frames_are_extracted_as_lossless_pictures(tmp_path: Path) -> None:
         assert np.array_equal(read_image(file), frame)
 
 
-def test_pictures_are_turned_and_made_opaque(tmp_path: Path) -> None:
+def test_images_are_rotated_and_made_opaque(tmp_path: Path) -> None:
     left_red = np.zeros((4, 8, 3), np.uint8)
     left_red[:, :4] = (255, 0, 0)
     image = Image.fromarray(left_red)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned right
+    exif[0x0112] = 6  # displayed rotated to the right
     image.save(tmp_path / "a.png", exif=exif)
-    turned = read_image(tmp_path / "a.png")
-    assert turned.shape == (8, 4, 3)
-    assert tuple(turned[0, 0]) == (255, 0, 0)
+    rotated = read_image(tmp_path / "a.png")
+    assert rotated.shape == (8, 4, 3)
+    assert tuple(rotated[0, 0]) == (255, 0, 0)
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "b.png")
     assert read_image(tmp_path / "b.png").tolist() == [[[255] * 3] * 2] * 2
     Image.new("L", (2, 2), 9).save(tmp_path / "c.png")
     assert read_image(tmp_path / "c.png").shape == (2, 2, 3)
     (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
-    for name, words in (("d.png", "cannot be read"), ("e.png", "there is no picture")):
+    for name, words in (("d.png", "cannot be read"), ("e.png", "does not exist")):
         with pytest.raises(MediaError, match=words):
             read_image(tmp_path / name)
 

@@ -1,4 +1,4 @@
-"""Every kind of output reads back: frames, bits, colours, sound, the request; or is not there."""
+"""All kinds of output read back: frames, bit depth, colours, audio, metadata; errors leave none."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.encoders import EncoderSettings, bits_of, require_encoder
+from latent_ladder.media.encoders import EncoderSettings, bits_per_channel, require_encoder
 from latent_ladder.media.video_reader import probe, read_audio, read_metadata
 from latent_ladder.media.video_writer import VideoSpec, WrittenVideo
-from latent_ladder.media.writers import bits_kept, check_clip, write_clip_file
-from latent_ladder.pipeline.output import as_integers
-from latent_ladder.pipeline.thumbnails import Beside
+from latent_ladder.media.writers import bit_depth, check_clip, write_clip_file
+from latent_ladder.pipeline.stages.decoding import as_integers
+from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.output import Output
 
 SIZE, FPS, COUNT = (96, 64), Fraction(24), 9
@@ -26,13 +26,13 @@ TAGS = {"latent_ladder": '{"request": {"prompt": "Füchse 狐 🦊"}}', "comment
 
 
 def ramps(kind: type[np.unsignedinteger] = np.uint16, count: int = COUNT) -> Iterator[np.ndarray]:
-    """A ramp to the right in red, one downwards in green, time in blue."""
+    """Red rises to the right, green downwards, blue with time."""
     width, height = SIZE
     x = np.broadcast_to(np.linspace(0, 1, width), (height, width))
     y = np.broadcast_to(np.linspace(0, 1, height)[:, None], (height, width))
     for i in range(count):
-        picture = np.stack([x, y, np.full_like(x, i / count)], -1)
-        yield (picture * np.iinfo(kind).max).round().astype(kind)[None]
+        pixels = np.stack([x, y, np.full_like(x, i / count)], -1)
+        yield (pixels * np.iinfo(kind).max).round().astype(kind)[None]
 
 
 def tone(seconds: float) -> tuple[np.ndarray, int]:
@@ -43,12 +43,12 @@ def tone(seconds: float) -> tuple[np.ndarray, int]:
 def write(
     path: Path, frames: Iterator[np.ndarray] | None = None, **settings: object
 ) -> WrittenVideo:
-    asked = EncoderSettings(**settings)  # type: ignore[arg-type]
-    check_clip(path, False, asked)
+    encoder = EncoderSettings(**settings)  # type: ignore[arg-type]
+    check_clip(path, False, encoder)
     return write_clip_file(
         path,
         ramps() if frames is None else frames,
-        VideoSpec(SIZE, FPS, asked),
+        VideoSpec(SIZE, FPS, encoder),
         audio=tone(1.0),
         duration=COUNT / FPS,
         metadata=TAGS,
@@ -91,12 +91,12 @@ def test_videos_read_back(
     assert np.abs(rgb.astype(int) - true).mean() < 6
 
 
-def test_ten_bits_are_ten_bits(tmp_path: Path) -> None:
+def test_ten_bit_codecs_store_ten_bits(tmp_path: Path) -> None:
     """A grey ramp over one eighth of the range has four times the levels of 8 bits."""
     levels = np.linspace(20000, 28000, SIZE[0]).astype(np.uint16)
-    picture = np.broadcast_to(levels[None, :, None], (SIZE[1], SIZE[0], 3))
+    pixels = np.broadcast_to(levels[None, :, None], (SIZE[1], SIZE[0], 3))
     counts = {}
-    for codec, frames in (("h264", picture), ("h265", picture), ("prores", picture)):
+    for codec, frames in (("h264", pixels), ("h265", pixels), ("prores", pixels)):
         path = tmp_path / ("x.mov" if codec == "prores" else f"{codec}.mp4")
         crf = None if codec == "prores" else 1
         write(path, iter([frames[None]] * 3), codec=codec, crf=crf)
@@ -110,20 +110,25 @@ def test_ten_bits_are_ten_bits(tmp_path: Path) -> None:
     assert counts["prores"] > 1.8 * counts["h264"]
 
 
-def test_integers_keep_what_the_file_keeps() -> None:
+def test_frames_are_converted_to_the_bit_depth_of_the_file() -> None:
     frames = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 3, 1, 1)
     assert as_integers(frames, 8).tolist() == [[[[0, 128, 255]]]]
     assert as_integers(frames, 10).tolist() == [[[[0, 32768, 65535]]]]
     assert as_integers(frames, 16).dtype == np.uint16
-    assert [bits_of(p) for p in ("yuv420p", "yuv420p10le", "pal8", "rgb48le")] == [8, 10, 8, 16]
+    assert [bits_per_channel(p) for p in ("yuv420p", "yuv420p10le", "pal8", "rgb48le")] == [
+        8,
+        10,
+        8,
+        16,
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])
-def test_animated_pictures_read_back_and_carry_the_request(tmp_path: Path, name: str) -> None:
+def test_animated_images_read_back_with_the_request(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write(path)
     with Image.open(path) as image:
-        assert (image.n_frames, image.size) == (COUNT, SIZE)
+        assert (getattr(image, "n_frames", 1), image.size) == (COUNT, SIZE)
         assert image.info["loop"] == 0
         image.seek(COUNT - 1)
         got = np.asarray(image.convert("RGB"), int)
@@ -136,7 +141,7 @@ def test_animated_pictures_read_back_and_carry_the_request(tmp_path: Path, name:
 )
 def test_single_frames_read_back(tmp_path: Path, suffix: str, bits: int, pix_fmt: str) -> None:
     path = tmp_path / "frames" / f"%03d.{suffix}"
-    assert bits_kept(path, EncoderSettings()) == bits
+    assert bit_depth(path, EncoderSettings()) == bits
     written = write(path)
     names = sorted(p.name for p in path.parent.iterdir())
     assert names == [*(f"{i:03d}.{suffix}" for i in range(COUNT)), "request.json", "sound.wav"]
@@ -146,7 +151,9 @@ def test_single_frames_read_back(tmp_path: Path, suffix: str, bits: int, pix_fmt
     with av.open(str(path.parent / f"004.{suffix}")) as container:
         frame = next(container.decode(video=0))
     if suffix == "exr":
-        assert frame.format.name == "gbrpf16le"  # halves; PyAV gives no array of them
+        assert (
+            frame.format.name == "gbrpf16le"
+        )  # half floats, which PyAV does not convert to an array
         return
     assert frame.format.name == pix_fmt
     true = list(ramps(np.uint16 if bits == 16 else np.uint8))[4][0]
@@ -161,17 +168,17 @@ def test_exr_is_linear_light(tmp_path: Path) -> None:
     write(path, iter([grey]))
     with av.open(str(path.parent / "0.exr")) as container:
         frame = next(container.decode(video=0))
-    halves = np.frombuffer(bytes(frame.planes[0]), np.float16)
-    assert float(halves[0]) == pytest.approx(0.2140, abs=0.001)
+    half_floats = np.frombuffer(bytes(frame.planes[0]), np.float16)
+    assert float(half_floats[0]) == pytest.approx(0.2140, abs=0.001)
 
 
-def test_sound_alone_asks_for_no_frames(tmp_path: Path) -> None:
-    def never() -> Iterator[np.ndarray]:
-        raise AssertionError("frames were asked for")
+def test_audio_only_reads_no_frames(tmp_path: Path) -> None:
+    def unread_frames() -> Iterator[np.ndarray]:
+        raise AssertionError("frames were read")
         yield
 
     path = tmp_path / "a.wav"
-    written = write(path, never())
+    written = write(path, unread_frames())
     assert (written.frames, written.audio_duration_s) == (0, 0.375)
     assert np.abs(read_audio(path, 48000) - tone(0.375)[0]).max() < 1e-4
     assert read_metadata(path)["latent_ladder"] == TAGS["latent_ladder"]
@@ -180,19 +187,19 @@ def test_sound_alone_asks_for_no_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("a.mp4", {"codec": "prores"}, "holds h264 or h265 or av1, not prores"),
-        ("a.webm", {"codec": "h264"}, "holds av1, not h264"),
+        ("a.mp4", {"codec": "prores"}, "can contain h264 or h265 or av1, not prores"),
+        ("a.webm", {"codec": "h264"}, "can contain av1, not h264"),
         ("a.mov", {"codec": "prores", "crf": 20}, "has no crf"),
         ("a.mp4", {"preset": "best"}, "no preset 'best'"),
         ("a.webm", {"pix_fmt": "yuv444p"}, "no pixel format"),
-        ("a.png", {}, "one picture, not a clip"),
-        ("%d%d.png", {}, "no pattern of frames"),
-        ("%05d.jpg", {}, "no pattern of frames"),
+        ("a.png", {}, "one image, not a clip"),
+        ("%d%d.png", {}, "not a pattern of frame names"),
+        ("%05d.jpg", {}, "not a pattern of frame names"),
         ("missing/x/%05d.png", {}, "does not exist"),
         ("a.avi", {}, "ends in '.avi'"),
     ],
 )
-def test_what_does_not_go_together_is_refused_before(
+def test_invalid_combinations_are_refused_before_anything_is_written(
     tmp_path: Path, name: str, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(MediaError, match=message) as caught:
@@ -201,13 +208,13 @@ def test_what_does_not_go_together_is_refused_before(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_encoder_that_this_build_lacks_is_named() -> None:
+def test_a_missing_encoder_is_named_in_the_error() -> None:
     require_encoder("libx264")
     with pytest.raises(MediaError, match="no encoder libnothing"):
         require_encoder("libnothing")
 
 
-def test_a_failing_sequence_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_image_sequence_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "frames" / "%03d.png"
     write(path)
     old = {p.name: p.read_bytes() for p in path.parent.iterdir()}
@@ -217,36 +224,36 @@ def test_a_failing_sequence_leaves_the_old_one(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     spec = VideoSpec(SIZE, FPS)
-    given = {"audio": None, "duration": COUNT / FPS, "metadata": TAGS}
+    arguments = {"audio": None, "duration": COUNT / FPS, "metadata": TAGS}
     with pytest.raises(KeyboardInterrupt):
-        write_clip_file(path, failing(), spec, overwrite=True, **given)  # type: ignore[arg-type]
+        write_clip_file(path, failing(), spec, overwrite=True, **arguments)  # type: ignore[arg-type]
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == old
     assert [p.name for p in tmp_path.iterdir()] == ["frames"]
-    with pytest.raises(MediaError, match="already holds frames"):
+    with pytest.raises(MediaError, match="already contains frames"):
         check_clip(path, False, EncoderSettings())
-    write_clip_file(path, ramps(count=2), spec, overwrite=True, **given)  # type: ignore[arg-type]
+    write_clip_file(path, ramps(count=2), spec, overwrite=True, **arguments)  # type: ignore[arg-type]
     assert len(list(path.parent.glob("*.png"))) == 2
     (path.parent / "holiday.png").touch()
-    with pytest.raises(MediaError, match=r"holds other files, such as holiday\.png"):
+    with pytest.raises(MediaError, match=r"contains other files, such as holiday\.png"):
         check_clip(path, True, EncoderSettings())
 
 
-def test_poster_and_sheet_lie_beside_the_clip(tmp_path: Path) -> None:
-    beside = Beside(tmp_path / "a.mp4", Output(poster=True, sheet=True), COUNT, TAGS)
-    passed = list(beside.watching(ramps()))
+def test_poster_and_sheet_are_written_next_to_the_clip(tmp_path: Path) -> None:
+    thumbnails = Thumbnails(tmp_path / "a.mp4", Output(poster=True, sheet=True), COUNT, TAGS)
+    passed = list(thumbnails.collect(ramps()))
     assert len(passed) == COUNT
-    beside.write()
+    thumbnails.write()
     with Image.open(tmp_path / "a.poster.png") as poster:
         got = np.asarray(poster, int)
     assert np.abs(got - list(ramps(np.uint8))[COUNT // 2][0]).max() <= 1
     with Image.open(tmp_path / "a.sheet.png") as sheet:
         assert sheet.size == (4 * 100 - 4, 3 * 68 - 4)
     assert read_metadata(tmp_path / "a.poster.png")["comment"] == "Füchse"
-    Beside(tmp_path / "b.mp4", Output(), COUNT, TAGS).write()
+    Thumbnails(tmp_path / "b.mp4", Output(), COUNT, TAGS).write()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.poster.png", "a.sheet.png"]
 
 
-def test_defaults_name_the_same_clip_as_before() -> None:
+def test_default_fields_of_the_output_are_unchanged() -> None:
     assert Output().fields() == {"codec": "h264", "crf": 19}
     assert Output(poster=True).fields() == Output().fields()
     assert Output(codec="av1", crf=28).fields() == {"codec": "av1", "crf": 28}

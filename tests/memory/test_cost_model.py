@@ -1,8 +1,9 @@
-"""The planner's numbers: FLOPs as published, passes as guided, bytes as stored."""
+"""The cost model: published FLOPs, passes of the guidance, stored bytes."""
 
 from __future__ import annotations
 
 import pytest
+from helpers.goldens import Goldens
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
@@ -36,7 +37,9 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("width", "height", "frames", "total", "linears", "attention"), TABLE)
-def test_flops_of_a_forward(width, height, frames, total, linears, attention):
+def test_flops_of_a_forward(
+    width: int, height: int, frames: int, total: int, linears: int, attention: int
+) -> None:
     sound = audio_latents(frames, parse_fps(24))
     flops = forward_flops(LTX_2_3.dit, video_tokens(width, height, frames), sound)
     assert flops.total / 1e12 == pytest.approx(total, rel=0.005)
@@ -57,13 +60,13 @@ def request(preset: str, *sets: str) -> Request:
         ("ltx-pipelines", ("width=1920", "height=1088"), 38.2),
     ],
 )
-def test_flops_of_whole_jobs(preset, sets, pflop):
+def test_flops_of_whole_jobs(preset: str, sets: tuple[str, ...], pflop: float) -> None:
     costs = estimate(request(preset, *sets), LTX_2_3)
     sampled = sum(cost.flops for cost in costs if cost.kind in ("base", "refine"))
     assert sampled / 1e15 == pytest.approx(pflop, rel=0.01)
 
 
-def test_a_forward_without_sound_costs_less_and_little_less():
+def test_a_forward_without_sound_costs_slightly_less() -> None:
     both, silent = forward_flops(LTX_2_3.dit, 8160, 126), forward_flops(LTX_2_3.dit, 8160, 0)
     assert silent.self_attention == both.self_attention
     assert 0.8 * both.total < silent.total < both.total
@@ -88,14 +91,16 @@ def test_a_forward_without_sound_costs_less_and_little_less():
         ("conservative", ("base.guidance.video.sigma_high=0.8", "audio=none"), (2, 25), (1, 10)),
     ],
 )
-def test_passes_and_forwards(preset, sets, base, refine):
+def test_passes_and_forwards(
+    preset: str, sets: tuple[str, ...], base: tuple[int, int], refine: tuple[int, int]
+) -> None:
     asked = request(preset, *sets)
     assert count_passes(asked, 0) == base
     assert count_passes(asked, 1) == (0, 0)
     assert count_passes(asked, 2) == refine
 
 
-def test_stages_of_a_plan():
+def test_stages_of_a_plan() -> None:
     costs = estimate(request("hq"), LTX_2_3)
     assert [c.name for c in costs] == ["prompt", "base", "upsample", "refine", "decode"]
     prompt, base, upsample, refine, decode = costs
@@ -106,20 +111,20 @@ def test_stages_of_a_plan():
     assert decode.flops == 0
 
 
-def test_rows_at_once_and_longer_chunks_need_more_memory():
+def test_more_rows_and_longer_chunks_need_more_memory() -> None:
     one = transformer_activations(LTX_2_3, 32_640, 126)
     assert transformer_activations(LTX_2_3, 32_640, 126, rows=4) > 1.3 * one
     assert transformer_activations(LTX_2_3, 32_640, 126, chunk_tokens=1024) < 0.8 * one
 
 
-def test_decoding_in_smaller_tiles_needs_less_memory():
+def test_decoding_in_smaller_tiles_needs_less_memory() -> None:
     asked = request("ltx-pipelines", "decode.tile_px=256", "decode.tile_frames=24")
     whole = decode_activations(asked.resolutions[-1], Decode(), LTX_2_3)
     small = decode_activations(asked.resolutions[-1], asked.decode, LTX_2_3)
     assert small < whole
 
 
-def test_a_grid_of_tiles_holds_what_they_share_twice_and_no_more_of_a_longer_clip():
+def test_a_grid_needs_memory_for_overlaps_but_not_for_longer_clips() -> None:
     asked = request("lightricks-workflow")
     short, long = (
         Request.from_dict({**asked.to_dict(), "frames": n, "windows": "off"}) for n in (121, 481)
@@ -134,12 +139,12 @@ def test_a_grid_of_tiles_holds_what_they_share_twice_and_no_more_of_a_longer_cli
     assert grid - plain == pytest.approx(more + 8 * 40 * 66 * 32**2 * 12, abs=1)
 
 
-def test_activations_at_1080p_as_measured_elsewhere():
+def test_activations_at_1080p_as_measured_elsewhere() -> None:
     """Other implementations report 2 to 3 GB at 32,640 tokens."""
     assert 1.5e9 < transformer_activations(LTX_2_3, 32_640, 126) < 3e9
 
 
-def test_sizes_from_headers(golden):
+def test_sizes_from_headers(golden: Goldens) -> None:
     parts = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
     upsampler = "latent_upscale_models/tiny-spatial-x2.safetensors"
     parts |= components(open_checkpoint(golden.path(upsampler)))

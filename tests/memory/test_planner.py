@@ -1,8 +1,9 @@
-"""The planner: what fits is chosen, what cannot fit is refused, and more memory never hurts."""
+"""The planner: the first level that fits, errors where none fits, and more memory never hurts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from latent_ladder.errors import MemoryBudgetError, RequestError
 from latent_ladder.memory.cost_model import LTX_2_3, estimate
 from latent_ladder.memory.hardware import MemoryOptions, budget
-from latent_ladder.memory.planner import GIB, Budget, Machine, Policy, fits, ladder, plan_memory
+from latent_ladder.memory.planner import (
+    GIB,
+    Budget,
+    Machine,
+    Policy,
+    fits,
+    plan_memory,
+    stage_fallbacks,
+)
 from latent_ladder.request.model import Request
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.request.presets import read_preset
@@ -31,7 +40,7 @@ def card(gib: float, ram: float = 64) -> Budget:
     return Budget("cuda", int(gib * GIB), int(ram * GIB))
 
 
-def test_a_large_card_holds_everything_and_runs_all_passes_at_once():
+def test_a_large_card_has_all_blocks_resident_and_runs_all_passes_at_once() -> None:
     plan = plan_memory(request("ltx-pipelines"), LTX_2_3, card(80))
     offload_plan = plan.of("base").offload_plan
     assert offload_plan.resident is None
@@ -39,7 +48,7 @@ def test_a_large_card_holds_everything_and_runs_all_passes_at_once():
     assert plan.of("base").streamed_bytes == 0
 
 
-def test_a_middle_card_streams_only_what_does_not_fit():
+def test_a_middle_card_streams_only_blocks_that_do_not_fit() -> None:
     plan = plan_memory(request(), LTX_2_3, card(24))
     base, refine = plan.of("base"), plan.of("refine")
     assert base.offload_plan.source == "pinned"
@@ -50,25 +59,25 @@ def test_a_middle_card_streams_only_what_does_not_fit():
     assert more.offload_plan.resident == (base.offload_plan.resident or 0) + 1
 
 
-def test_without_ram_to_pin_blocks_come_from_the_file():
+def test_without_ram_to_pin_blocks_come_from_the_file() -> None:
     plan = plan_memory(request(), LTX_2_3, card(24, ram=4))
     assert plan.of("refine").offload_plan.source == "file"
     assert plan.of("refine").pinned_bytes == 0
 
 
-def test_fp8_fits_where_bf16_streams():
+def test_fp8_fits_where_bf16_streams() -> None:
     assert plan_memory(request(), FP8, card(32)).of("refine").offload_plan.resident is None
     assert plan_memory(request(), LTX_2_3, card(32)).of("refine").offload_plan.resident is not None
 
 
-def test_the_cpu_streams_from_the_file_alone():
+def test_the_cpu_streams_from_the_file_alone() -> None:
     asked = request("distilled", "decode.tile_px=256")
     plan = plan_memory(asked, replace(LTX_2_3, value_bytes=4), Budget("cpu", 12 * GIB, 0))
     assert plan.of("base").offload_plan.source == "file"
     assert plan.of("base").pinned_bytes == 0
 
 
-def test_a_refusal_names_stage_need_and_budget_and_a_way_out():
+def test_the_error_names_stage_need_budget_and_a_flag() -> None:
     with pytest.raises(MemoryBudgetError) as caught:
         plan_memory(request(), LTX_2_3, card(30), Policy(offload="none"))
     assert "base at 960x544x121 needs" in caught.value.message
@@ -76,13 +85,13 @@ def test_a_refusal_names_stage_need_and_budget_and_a_way_out():
     assert "--offload auto" in (caught.value.hint or "")
 
 
-def test_the_whole_decode_fits_where_other_tools_need_tiles():
+def test_the_whole_decode_fits_where_other_tools_need_tiles() -> None:
     decode = plan_memory(request(), LTX_2_3, card(6), made={"decode"}).of("decode")
     assert decode.offload_plan.tile_px is None
     assert 3 * GIB < decode.peak_bytes < 6 * GIB
 
 
-def test_tiles_shrink_only_where_the_policy_lets_them():
+def test_tiles_shrink_only_where_the_policy_allows_it() -> None:
     small = card(3.5)
     with pytest.raises(MemoryBudgetError) as caught:
         plan_memory(request(), LTX_2_3, small, made={"decode"})
@@ -93,7 +102,7 @@ def test_tiles_shrink_only_where_the_policy_lets_them():
     assert fits(decode, small)
 
 
-def test_a_grid_of_tiles_gives_way_to_smaller_ones():
+def test_a_grid_of_tiles_falls_back_to_smaller_tiles() -> None:
     asked, small = request("lightricks-workflow"), card(3.5)
     with pytest.raises(MemoryBudgetError) as caught:
         plan_memory(asked, LTX_2_3, small, made={"decode"})
@@ -105,9 +114,9 @@ def test_a_grid_of_tiles_gives_way_to_smaller_ones():
     assert decode.grid == decode.overlap_px == "auto"
     assert decode.tile_px == stage.offload_plan.tile_px
     cost = estimate(asked, LTX_2_3)[-1]
-    first, *others = ladder(cost, asked, LTX_2_3, small, ANY)
+    first, *others = stage_fallbacks(cost, asked, LTX_2_3, small, ANY)
     assert first.offload_plan.decode(asked.decode) == asked.decode
-    assert [resolution.offload_plan.tile_px for resolution in others] == [
+    assert [level.offload_plan.tile_px for level in others] == [
         1024,
         768,
         512,
@@ -115,16 +124,16 @@ def test_a_grid_of_tiles_gives_way_to_smaller_ones():
         256,
         128,
     ]
-    assert first.peak_bytes > max(resolution.peak_bytes for resolution in others)
+    assert first.peak_bytes > max(level.peak_bytes for level in others)
 
 
-def test_every_rung_of_a_ladder_differs_and_changing_rungs_come_last():
+def test_fallback_levels_differ_and_those_that_alter_the_picture_come_last() -> None:
     cost = estimate(request("ltx-pipelines"), LTX_2_3)[1]
-    resolutions = list(ladder(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
-    assert len({r.offload_plan for r in resolutions}) == len(resolutions) > 6
-    precisions = [r.offload_plan.precision for r in resolutions]
+    levels = list(stage_fallbacks(cost, request("ltx-pipelines"), LTX_2_3, card(24), ANY))
+    assert len({level.offload_plan for level in levels}) == len(levels) > 6
+    precisions = [level.offload_plan.precision for level in levels]
     assert precisions == sorted(precisions, key=lambda p: p == "fp8")
-    passes = [r.offload_plan.rows for r in resolutions]
+    passes = [level.offload_plan.rows for level in levels]
     assert passes[0] is None
     assert 1 in passes
 
@@ -136,7 +145,9 @@ def test_every_rung_of_a_ladder_differs_and_changing_rungs_come_last():
     ram=st.floats(0, 100),
     preset=st.sampled_from(["distilled", "ltx-pipelines", "conservative"]),
 )
-def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(gib, more, ram, preset):
+def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(
+    gib: float, more: float, ram: float, preset: str
+) -> None:
     asked = request(preset, "decode.tile_px=256", "decode.tile_frames=16")
     try:
         small = plan_memory(asked, LTX_2_3, card(gib, ram))
@@ -149,7 +160,7 @@ def test_plans_keep_to_their_budget_and_more_memory_never_streams_more(gib, more
             assert after.streamed_bytes <= before.streamed_bytes
 
 
-def test_time_is_the_longer_of_computing_and_streaming():
+def test_time_is_the_longer_of_computing_and_streaming() -> None:
     stage = plan_memory(request(), LTX_2_3, card(24)).of("base")
     assert stage.cost.forwards == 8
     fast_copies = Machine(flops=100e12, copy=1e15, disk=1)
@@ -163,15 +174,15 @@ def test_time_is_the_longer_of_computing_and_streaming():
     [{"vram": 0}, {"vram": -3}, {"reserve_vram": -1}, {"ram": 0}, {"offload": "cloud"},
      {"changes": frozenset({"magic"})}],
 )  # fmt: skip
-def test_memory_options_are_checked(options):
+def test_memory_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         MemoryOptions(**options)
 
 
-def test_a_budget_that_is_named_is_taken_as_it_is():
+def test_vram_is_the_budget() -> None:
     assert budget(MemoryOptions(vram=7.5), "cpu").device_bytes == int(7.5 * GIB)
 
 
-def test_a_reserve_larger_than_the_memory_is_refused():
+def test_a_reserve_larger_than_the_memory_is_an_error() -> None:
     with pytest.raises(MemoryBudgetError, match="reserved"):
         budget(MemoryOptions(reserve_vram=100_000), "cpu")

@@ -1,9 +1,9 @@
-"""Blocks that come and go give the bits that resident blocks give, LoRAs and all, and keep to
-their memory."""
+"""Streamed blocks give results identical to resident blocks, with LoRAs, in bounded memory."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -11,13 +11,14 @@ import torch
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import EMBEDDED
-from latent_ladder.models.lora.attach import attached
-from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
+from latent_ladder.models.lora.attach import temporary_loras
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, stream_stage
-from latent_ladder.models.weights.block_offload import BUFFERS, Residency, travelling_bytes
+from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
+from latent_ladder.models.weights.block_offload import BlockOffload, streamed_bytes
 from latent_ladder.models.weights.linear import Linear
-from latent_ladder.models.weights.offload_schedule import spread
+from latent_ladder.models.weights.loading import WeightLocation
+from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 
 CPU = torch.device("cpu")
 CHECKPOINT = next((EMBEDDED / "checkpoints").glob("*.safetensors"))
@@ -32,8 +33,8 @@ def lora() -> Component:
     return components(open_checkpoint(LORA))["lora"]
 
 
-def load(how: Load) -> Transformer:
-    return load_transformer(pocket(), load=how)
+def load(options: LoadOptions) -> Transformer:
+    return load_transformer(pocket(), load=options)
 
 
 @torch.inference_mode()
@@ -47,74 +48,77 @@ def forward(model: Transformer, device: torch.device = CPU) -> list[torch.Tensor
     ):
         context = torch.randn(1, 16, stream.context_dim, generator=generator)
         tokens = torch.randn(1, positions.shape[2], stream.in_channels, generator=generator)
-        stage = stream_stage(config, positions.to(device), context.to(device))
+        prepared = prepare_stream(config, positions.to(device), context.to(device))
         sigma = torch.tensor([0.7], device=device)
-        inputs.append(StreamInput(stage, tokens.to(device), sigma))
+        inputs.append(StreamInput(prepared, tokens.to(device), sigma))
     return [v for v in model(*inputs) if v is not None]
 
 
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+def all_equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.fixture(scope="module")
 def reference() -> list[torch.Tensor]:
-    return forward(load(Load()))
+    return forward(load(LoadOptions()))
 
 
-def test_weights_kept_as_stored_give_the_same_bits(reference):
-    assert same(forward(load(Load(as_stored=True))), reference)
+def test_weights_as_stored_give_identical_results(reference: list[torch.Tensor]) -> None:
+    assert all_equal(forward(load(LoadOptions(as_stored=True))), reference)
 
 
 @pytest.mark.parametrize("blocks", ["pinned", "file"])
 @pytest.mark.parametrize("resident", [0, 1, 4, 5])
-def test_streamed_blocks_give_the_same_bits(reference, blocks, resident):
-    model = load(Load(as_stored=True, blocks=blocks))
-    with model.held(CPU, Residency(resident)):
-        assert same(forward(model), reference)
-        assert same(forward(model), reference), "the second round reuses the buffers"
-    assert same(forward(model), reference), "every tensor is back in its place"
+def test_streamed_blocks_give_identical_results(
+    reference: list[torch.Tensor], blocks: WeightLocation, resident: int
+) -> None:
+    model = load(LoadOptions(as_stored=True, blocks=blocks))
+    with model.offload_blocks(CPU, BlockOffload(resident)):
+        assert all_equal(forward(model), reference)
+        assert all_equal(forward(model), reference), "the second round reuses the buffers"
+    assert all_equal(forward(model), reference), "every tensor is restored"
 
 
-def test_a_lora_travels_with_its_blocks(reference):
-    plain, streamed = load(Load()), load(Load(as_stored=True, blocks="file"))
+def test_loras_are_streamed_with_their_blocks(reference: list[torch.Tensor]) -> None:
+    plain, streamed = load(LoadOptions()), load(LoadOptions(as_stored=True, blocks="file"))
     loras = [(lora(), 0.8)]
-    with attached(plain, loras):
+    with temporary_loras(plain, loras):
         expected = forward(plain)
-    assert not same(expected, reference)
-    with attached(streamed, loras), streamed.held(CPU, Residency(2)):
-        assert same(forward(streamed), expected)
-    assert same(forward(streamed), reference)
+    assert not all_equal(expected, reference)
+    with temporary_loras(streamed, loras), streamed.offload_blocks(CPU, BlockOffload(2)):
+        assert all_equal(forward(streamed), expected)
+    assert all_equal(forward(streamed), reference)
 
 
-def test_a_forward_that_is_broken_off_leaves_the_next_one_right(reference):
-    model = load(Load(as_stored=True, blocks="file"))
-    with model.held(CPU, Residency(1)):
-        walk = model.walk.blocks()
+def test_forward_after_an_interrupted_one_is_correct(reference: list[torch.Tensor]) -> None:
+    model = load(LoadOptions(as_stored=True, blocks="file"))
+    with model.offload_blocks(CPU, BlockOffload(1)):
+        iterator = model.block_iterator.blocks()
         for _ in range(4):
-            next(walk)
-        walk.close()
-        assert same(forward(model), reference)
+            next(iterator)
+        assert isinstance(iterator, Generator)
+        iterator.close()
+        assert all_equal(forward(model), reference)
 
 
-def test_only_the_buffers_hold_streamed_blocks():
-    model = load(Load(as_stored=True, blocks="file"))
-    block = travelling_bytes(model.transformer_blocks[0])
-    with model.held(CPU, Residency(0)):
-        held = {
+def test_streamed_blocks_use_only_the_buffers() -> None:
+    model = load(LoadOptions(as_stored=True, blocks="file"))
+    block = streamed_bytes(model.transformer_blocks[0])
+    with model.offload_blocks(CPU, BlockOffload(0)):
+        buffers = {
             layer.weight.untyped_storage().data_ptr(): layer.weight.untyped_storage().nbytes()
-            for block_now in model.walk.blocks()
+            for block_now in model.block_iterator.blocks()
             for layer in block_now.modules()
             if isinstance(layer, Linear) and layer.weight is not None
         }
-    assert len(held) == BUFFERS
-    assert sum(held.values()) == BUFFERS * block
+    assert len(buffers) == BUFFERS
+    assert sum(buffers.values()) == BUFFERS * block
 
 
-def test_closing_hangs_every_tensor_back():
-    model = load(Load(as_stored=True, blocks="file"))
+def test_closing_restores_every_tensor() -> None:
+    model = load(LoadOptions(as_stored=True, blocks="file"))
     before = [w.data_ptr() for w in weights(model)]
-    with model.held(CPU, Residency(0)):
+    with model.offload_blocks(CPU, BlockOffload(0)):
         forward(model)
     assert [w.data_ptr() for w in weights(model)] == before
 
@@ -125,9 +129,9 @@ def weights(model: Transformer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("blocks", [1, 6, 48])
-def test_streamed_blocks_are_spread_evenly(blocks):
+def test_streamed_blocks_are_evenly_spaced(blocks: int) -> None:
     for streamed in range(blocks + 1):
-        chosen = spread(blocks, streamed)
+        chosen = streamed_block_numbers(blocks, streamed)
         assert len(set(chosen)) == streamed
         assert all(0 <= n < blocks for n in chosen)
         gaps = [b - a for a, b in itertools.pairwise(chosen)]
@@ -136,11 +140,11 @@ def test_streamed_blocks_are_spread_evenly(blocks):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("pinned", [True, False])
-def test_streaming_to_a_gpu_gives_the_bits_of_a_resident_model(pinned):
+def test_streaming_to_a_gpu_gives_identical_results(pinned: bool) -> None:
     device = torch.device("cuda")
     resident = load_transformer(pocket(), device=device, dtype=torch.bfloat16)
-    how = Load(as_stored=True, blocks="pinned" if pinned else "file")
-    streamed = load_transformer(pocket(), device=device, dtype=torch.bfloat16, load=how)
-    with streamed.held(device, Residency(2, pinned=pinned)):
+    options = LoadOptions(as_stored=True, blocks="pinned" if pinned else "file")
+    streamed = load_transformer(pocket(), device=device, dtype=torch.bfloat16, load=options)
+    with streamed.offload_blocks(device, BlockOffload(2, pinned=pinned)):
         got = forward(streamed, device)
-    assert same(got, forward(resident, device))
+    assert all_equal(got, forward(resident, device))

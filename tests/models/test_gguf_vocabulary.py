@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file cuts text as the SentencePiece model it was made of does."""
+"""The vocabulary of a GGUF file tokenizes like the SentencePiece model it was made from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import gguf
 import pytest
 import torch
 from helpers.gemma_files import gguf_gemma, golden_tensors, load
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -39,19 +40,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def source(golden: Any) -> Path:
+def source(golden: Goldens) -> Path:
     path: Path = golden.path("text_encoders/tiny-gemma-3.safetensors")
     return path
 
 
 @pytest.fixture
-def stored(source: Path, tmp_path: Path) -> Any:
+def gguf_encoder(source: Path, tmp_path: Path) -> Any:
     path, _ = gguf_gemma(source, tmp_path, gguf.GGMLQuantizationType.F16)
     return load(path)
 
 
 def metadata(processor: SentencePieceProcessor) -> dict[str, Any]:
-    """What a converter writes of a SentencePiece model: user-defined pieces with real spaces."""
+    """GGUF metadata of a SentencePiece model as converters write it (spaces in user pieces)."""
     ids = range(processor.get_piece_size())
     tests = ((2, processor.is_unknown), (3, processor.is_control), (6, processor.is_byte))
     types = [next((t for t, test in tests if test(i)), 1) for i in ids]
@@ -67,8 +68,8 @@ def metadata(processor: SentencePieceProcessor) -> dict[str, Any]:
     }
 
 
-def test_the_golden_vocabulary(source: Path, stored: Any) -> None:
-    original, rebuilt = load_tokenizer(load(source)), load_tokenizer(stored)
+def test_reference_vocabulary(source: Path, gguf_encoder: Any) -> None:
+    original, rebuilt = load_tokenizer(load(source)), load_tokenizer(gguf_encoder)
     assert (rebuilt.bos, rebuilt.pad) == (original.bos, original.pad) == (2, 0)
     for text in TRICKY:
         assert rebuilt.encode(text) == original.encode(text), text
@@ -76,7 +77,7 @@ def test_the_golden_vocabulary(source: Path, stored: Any) -> None:
 
 
 def test_user_defined_pieces_of_spaces_and_lines() -> None:
-    """As in Gemma's vocabulary, where runs of spaces and of line breaks are pieces."""
+    """As in Gemma's vocabulary, where sequences of spaces and of line breaks are pieces."""
     trained, text = io.BytesIO(), "the red fox runs. a fox jumps over the lazy dog"
     SentencePieceTrainer.train(
         sentence_iterator=iter([text] * 20),
@@ -107,30 +108,30 @@ def test_user_defined_pieces_of_spaces_and_lines() -> None:
         assert rebuilt.encode(each) == original.encode(each), each
 
 
-def test_the_second_start_does_not_build_it_again(
-    stored: Any, monkeypatch: pytest.MonkeyPatch
+def test_cached_vocabulary_is_not_built_again(
+    gguf_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load_tokenizer(stored).encode("a red fox")
+    first = load_tokenizer(gguf_encoder).encode("a red fox")
 
     def never(_: object) -> bytes:
         raise AssertionError("built again")
 
     monkeypatch.setattr(tokenizer, "sentencepiece_model", never)
-    assert load_tokenizer(load(stored.file.path)).encode("a red fox") == first
+    assert load_tokenizer(load(gguf_encoder.file.path)).encode("a red fox") == first
 
 
-def test_a_damaged_or_closed_cache_does_no_harm(
-    stored: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_damaged_or_unwritable_cache_is_ignored(
+    gguf_encoder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want = load_tokenizer(stored).encode("a red fox")
+    want = load_tokenizer(gguf_encoder).encode("a red fox")
     (kept,) = (cache / "tokenizers").iterdir()
     kept.write_bytes(kept.read_bytes()[:-9] + b"\0" * 9)
-    assert load_tokenizer(stored).encode("a red fox") == want
-    monkeypatch.setenv("LADDER_CACHE", str(stored.file.path / "no" / "folder"))
-    assert load_tokenizer(stored).encode("a red fox") == want
+    assert load_tokenizer(gguf_encoder).encode("a red fox") == want
+    monkeypatch.setenv("LADDER_CACHE", str(gguf_encoder.file.path / "no" / "folder"))
+    assert load_tokenizer(gguf_encoder).encode("a red fox") == want
 
 
-def test_without_a_setting_the_cache_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_cache_is_the_systems_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LADDER_CACHE")
     assert disk.cache_folder().name == "latent-ladder"
 
@@ -144,7 +145,7 @@ def test_without_a_setting_the_cache_is_the_systems(monkeypatch: pytest.MonkeyPa
         ({"padding_token_id": "no"}, "padding_token_id is 'no'"),
     ],
 )
-def test_metadata_that_contradict_each_other(
+def test_contradicting_metadata_are_rejected(
     source: Path, changes: dict[str, Any], words: str
 ) -> None:
     raw = golden_tensors(source)[0]["spiece_model"].numpy().tobytes()
@@ -153,7 +154,7 @@ def test_metadata_that_contradict_each_other(
         sentencepiece_model(kv | {f"tokenizer.ggml.{k}": v for k, v in changes.items()})
 
 
-def test_a_vocabulary_of_another_kind_is_reported(source: Path, tmp_path: Path) -> None:
+def test_vocabulary_of_another_kind_is_reported(source: Path, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "gemma3")
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(["a", "b"])
@@ -167,8 +168,8 @@ def test_a_vocabulary_of_another_kind_is_reported(source: Path, tmp_path: Path) 
         load_tokenizer(load(tmp_path / "x.gguf"))
 
 
-def test_what_is_in_the_file_comes_before_what_lies_beside(source: Path, tmp_path: Path) -> None:
-    """A folder of text encoders may hold the tokenizer of another one."""
+def test_tokenizer_in_the_file_comes_before_one_next_to_it(source: Path, tmp_path: Path) -> None:
+    """A folder of text encoders may contain the tokenizer of another model."""
     tensors, header = golden_tensors(source)
     raw = tensors.pop("spiece_model").numpy().tobytes()
     from tokenizers import Tokenizer, models

@@ -1,14 +1,18 @@
-"""Strict loading on the meta device, of numbers and of stored forms; conversion to fp8."""
+"""Strict loading through the meta device, of float and quantised weights; conversion to fp8."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.transformer_inputs import inputs_of
+from helpers.goldens import GoldenCase, Goldens
+from helpers.transformer_inputs import inputs_of, linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -16,17 +20,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.components import components
+from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout, UnsupportedQuantization
-from latent_ladder.models.transformer.model import Load, load_transformer
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.weights.linear import Linear
-from latent_ladder.models.weights.loading import load_module
+from latent_ladder.models.weights.loading import StoredWeight, WeightLocation, load_module
 from latent_ladder.models.weights.quantize_fp8 import quantize_fp8, write_fp8_checkpoint
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 
 class Net(nn.Module):
-    """A layer, a parameter made otherwise than by ``torch.empty``, and a computed buffer."""
+    """A layer, a parameter not made by ``torch.empty``, and a computed buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,13 +46,13 @@ TENSORS = {
 }
 
 
-def load(tensors=None, **kwargs):
+def load(tensors: Mapping[str, StoredWeight] | None = None, **kwargs: Any) -> Net:
     readers = {k: (lambda v=v: v) for k, v in (tensors or TENSORS).items()}
-    options = {"device": "cpu", "dtype": torch.float32, "what": "net"} | kwargs
+    options: dict[str, Any] = {"device": "cpu", "dtype": torch.float32, "label": "net"} | kwargs
     return load_module(Net, readers, **options)
 
 
-def test_assigns_converts_and_keeps_computed_buffers():
+def test_assigns_converts_and_keeps_computed_buffers() -> None:
     net = load(dtype=torch.float16, keep_float32=lambda name: name == "scale")
     assert net.layer.weight.dtype == torch.float16
     assert net.scale.dtype == torch.float32
@@ -58,17 +62,17 @@ def test_assigns_converts_and_keeps_computed_buffers():
     assert net.layer(torch.ones(1, 4, dtype=torch.float16)).tolist() == [[4.0, 4.0, 4.0]]
 
 
-def test_names_must_agree_both_ways():
+def test_missing_and_unexpected_names_are_rejected() -> None:
     with pytest.raises(UnknownLayout, match=r"1 missing \(scale\); 1 unexpected \(other\)"):
         load({k: v for k, v in TENSORS.items() if k != "scale"} | {"other": torch.ones(1)})
 
 
-def test_shapes_must_agree():
+def test_wrong_shapes_are_rejected() -> None:
     with pytest.raises(UnknownLayout, match=r"scale has shape \[4\], the model needs \[3\]"):
         load(TENSORS | {"scale": torch.ones(4)})
 
 
-def test_a_dimension_of_one_may_be_missing():
+def test_dimensions_of_size_one_may_be_missing() -> None:
     assert load(TENSORS | {"scale": torch.full((1, 3), 2.0)}).scale.tolist() == [2.0, 2.0, 2.0]
 
 
@@ -76,7 +80,7 @@ def test_a_dimension_of_one_may_be_missing():
 
 
 class Mixed(nn.Module):
-    """Our Linear, a foreign one and a table, all of which a file may quantise."""
+    """Our Linear, torch's Linear and a table, all with quantised weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,55 +89,61 @@ class Mixed(nn.Module):
         self.table = nn.Parameter(torch.empty(8, 40))
 
 
-def q8_0(rows, columns):
+def q8_0(rows: int, columns: int) -> QuantizedTensor:
     blocks = torch.randint(0, 256, (rows * columns // 32, 34), dtype=torch.uint8)
     blocks[:, :2] = torch.rand(len(blocks), 1).half().view(torch.uint8)
     return QuantizedTensor("q8_0", (rows, columns), {"weight": blocks.view(rows, -1)})
 
 
-def mixed(**changes):
+def load_mixed(**changes: StoredWeight) -> tuple[dict[str, StoredWeight], Mixed]:
     weight = quantize_fp8(torch.randn(8, 40))
-    tensors = {
+    tensors: dict[str, StoredWeight] = {
         "ours.weight": weight,
         "ours.bias": torch.randn(8),
         "foreign.weight": weight,
         "foreign.bias": torch.randn(8),
         "table": weight,
-    } | changes
+        **changes,
+    }
     read = {k: (lambda v=v: v) for k, v in tensors.items()}
-    return tensors, load_module(Mixed, read, device="cpu", dtype=torch.float32, what="mixed")
+    return tensors, load_module(Mixed, read, device="cpu", dtype=torch.float32, label="mixed")
 
 
-def test_our_layers_keep_the_stored_form_and_others_get_numbers():
-    tensors, net = mixed()
-    want = tensors["table"].dequantize(torch.float32)
+def test_our_linear_stays_quantised_and_other_layers_are_dequantised() -> None:
+    tensors, net = load_mixed()
+    stored = tensors["table"]
+    assert isinstance(stored, QuantizedTensor)
+    want = stored.dequantize(torch.float32)
     assert net.ours.weight is None
-    assert net.ours.stored.format == "fp8_e4m3"
+    assert net.ours.quantized_weight.format == "fp8_e4m3"
     assert torch.equal(net.foreign.weight, want)
     assert torch.equal(net.table, want)
     x = torch.randn(2, 40)
     assert torch.equal(net.ours(x), nn.functional.linear(x, want, net.ours.bias))
-    assert net.ours.stored.parts["weight"].data_ptr() != tensors["table"].parts["weight"].data_ptr()
+    assert (
+        net.ours.quantized_weight.parts["weight"].data_ptr()
+        != tensors["table"].parts["weight"].data_ptr()
+    )
 
 
-def test_padding_of_blocks_is_cut_off():
+def test_padding_is_removed() -> None:
     scale = torch.ones(128, 4).to(torch.float8_e4m3fn)
     packed = torch.randint(0, 256, (16, 24), dtype=torch.uint8)
     parts = {"weight": packed, "weight_scale": scale, "weight_scale_2": torch.ones(())}
-    _, net = mixed(**{"ours.weight": QuantizedTensor("nvfp4", (16, 48), parts)})
+    _, net = load_mixed(**{"ours.weight": QuantizedTensor("nvfp4", (16, 48), parts)})
     assert (net.ours.in_features, net.ours.out_features) == (40, 8)
     assert net.ours(torch.zeros(1, 40)).shape == (1, 8)
     with pytest.raises(
         UnknownLayout, match=r"ours\.weight has shape \[8, 64\] \(q8_0\), the model"
     ):
-        mixed(**{"ours.weight": q8_0(8, 64)})
+        load_mixed(**{"ours.weight": q8_0(8, 64)})
 
 
-def test_broken_scales_are_found_while_loading():
+def test_invalid_scales_are_found_while_loading() -> None:
     broken = quantize_fp8(torch.randn(8, 40))
     broken.parts["weight_scale"].fill_(float("nan"))
     with pytest.raises(CorruptCheckpoint, match=r"mixed: ours\.weight: damaged, a scale"):
-        mixed(**{"ours.weight": broken})
+        load_mixed(**{"ours.weight": broken})
 
 
 # --- whole transformers ---------------------------------------------------------------------------
@@ -145,20 +155,21 @@ FILES = {
 }
 
 
-def transformer_of(golden, name, **options):
+def transformer_of(golden: Goldens, name: str, **options: Any) -> Transformer:
     path = golden.path(f"quantized/{FILES[name]}")
     return load_transformer(components(open_checkpoint(path))["transformer"], **options)
 
 
-def run(model, case):
+def run(model: Transformer, case: GoldenCase) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        return model(*inputs_of(model.config, case))
+        both: tuple[torch.Tensor, torch.Tensor] = model(*inputs_of(model.config, case))
+        return both
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_references_forward_on_quantised_weights(golden, name):
+def test_reference_forward_on_quantised_weights(golden: Goldens, name: str) -> None:
     case, model = golden(f"quant.{name}_forward"), transformer_of(golden, name)
-    assert any(m.stored is not None for m in model.modules() if isinstance(m, Linear))
+    assert any(m.quantized_weight is not None for m in model.modules() if isinstance(m, Linear))
     for output, got in zip(("video_velocity", "audio_velocity"), run(model, case), strict=True):
         case.check(output, got)
 
@@ -166,35 +177,40 @@ def test_the_references_forward_on_quantised_weights(golden, name):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", ["pinned", "file"])
 @pytest.mark.parametrize("as_stored", [False, True])
-def test_the_same_bits_wherever_weights_lie(golden, name, place, as_stored):
+def test_weight_location_does_not_change_results(
+    golden: Goldens, name: str, place: WeightLocation, as_stored: bool
+) -> None:
     case = golden(f"quant.{name}_forward")
     want = run(transformer_of(golden, name), case)
-    model = transformer_of(golden, name, load=Load(as_stored=as_stored, blocks=place))
+    model = transformer_of(golden, name, load=LoadOptions(as_stored=as_stored, blocks=place))
     for got, expected in zip(run(model, case), want, strict=True):
         assert torch.equal(got, expected)
 
 
-def test_mapped_blocks_stay_in_the_file(golden):
+def test_mapped_blocks_stay_in_the_file(golden: Goldens) -> None:
     path = golden.path(f"quantized/{FILES['fp8']}")
     component = components(open_checkpoint(path))["transformer"]
     key = "transformer_blocks.0.attn1.to_q.weight"
-    model = load_transformer(component, load=Load(as_stored=True, blocks="file"))
-    layer = model.transformer_blocks[0].attn1.to_q
-    assert layer.stored.parts["weight"].data_ptr() == component.read(key).data_ptr()
-    assert model.transformer_blocks[1].attn1.to_q.weight.dtype == torch.bfloat16
+    model = load_transformer(component, load=LoadOptions(as_stored=True, blocks="file"))
+    layer = linear(model, "transformer_blocks.0.attn1.to_q")
+    assert layer.quantized_weight is not None
+    assert layer.quantized_weight.parts["weight"].data_ptr() == component.read(key).data_ptr()
+    assert linear(model, "transformer_blocks.1.attn1.to_q").weight.dtype == torch.bfloat16
 
 
 # --- to fp8 ---------------------------------------------------------------------------------------
 
 
-def tiny(golden):
+def tiny(golden: Goldens) -> dict[str, Component]:
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     return components(open_checkpoint(path))
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-30, 30), st.integers(1, 40), st.integers(1, 40))
 @settings(max_examples=30, deadline=None)
-def test_scaled_fp8_is_within_its_rounding(seed, exponent, rows, columns):
+def test_scaled_fp8_is_within_its_rounding(
+    seed: int, exponent: float, rows: int, columns: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     weight = (torch.randn(rows, columns, generator=random).double() * 2**exponent).float()
     stored = quantize_fp8(weight)
@@ -204,14 +220,14 @@ def test_scaled_fp8_is_within_its_rounding(seed, exponent, rows, columns):
     assert got.abs().max() == pytest.approx(weight.abs().max().item(), rel=1e-6)
 
 
-def test_zeros_stay_zeros():
+def test_zeros_stay_zeros() -> None:
     assert not quantize_fp8(torch.zeros(3, 5)).dequantize(torch.float32).any()
 
 
-def test_fp8_while_loading_takes_the_big_matrices_only(golden):
+def test_fp8_while_loading_converts_only_large_matrices(golden: Goldens) -> None:
     component = tiny(golden)["transformer"]
-    model = load_transformer(component, load=Load(precision="fp8"))
-    formats = {n: m.stored for n, m in model.named_modules() if isinstance(m, Linear)}
+    model = load_transformer(component, load=LoadOptions(precision="fp8"))
+    formats = {n: m.quantized_weight for n, m in model.named_modules() if isinstance(m, Linear)}
     converted = {name for name, stored in formats.items() if stored is not None}
     assert len(converted) == 2 * (4 * 4 + 2)
     assert not any(
@@ -224,7 +240,9 @@ def test_fp8_while_loading_takes_the_big_matrices_only(golden):
         assert 0 < (got - want).norm() < 0.1 * want.norm()
 
 
-def test_written_fp8_checkpoints_load_as_converted_ones(golden, tmp_path):
+def test_written_fp8_checkpoint_equals_conversion_while_loading(
+    golden: Goldens, tmp_path: Path
+) -> None:
     parts = tiny(golden)
     path = tmp_path / "fp8.safetensors"
     write_fp8_checkpoint(list(parts.values()), path)
@@ -235,15 +253,15 @@ def test_written_fp8_checkpoints_load_as_converted_ones(golden, tmp_path):
     vae, source = again["video_vae"], parts["video_vae"]
     assert all(torch.equal(vae.read(key), source.read(key)) for key in source.names)
     case = golden("dit.uniform")
-    want = run(load_transformer(parts["transformer"], load=Load(precision="fp8")), case)
+    want = run(load_transformer(parts["transformer"], load=LoadOptions(precision="fp8")), case)
     for got, expected in zip(run(load_transformer(again["transformer"]), case), want, strict=True):
         assert torch.equal(got, expected)
-    with pytest.raises(UnsupportedQuantization, match="is quantised already"):
+    with pytest.raises(UnsupportedQuantization, match="is already quantised"):
         write_fp8_checkpoint([again["transformer"]], tmp_path / "twice.safetensors")
     assert not (tmp_path / "twice.safetensors").exists()
 
 
-def test_other_readers_understand_the_written_file(golden, tmp_path):
+def test_safetensors_reads_the_written_file(golden: Goldens, tmp_path: Path) -> None:
     write_fp8_checkpoint([tiny(golden)["transformer"]], tmp_path / "fp8.safetensors")
     with safe_open(tmp_path / "fp8.safetensors", "pt") as file:
         layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
@@ -266,7 +284,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.quant_formats import stored_tensors
 from latent_ladder.models.weights.linear import Linear
-from latent_ladder.models.weights.loading import load_module, readers
+from latent_ladder.models.weights.loading import load_module, tensor_readers
 
 def peak():
     with open("/proc/self/status") as status:
@@ -281,19 +299,21 @@ def load(path):
     file = open_checkpoint(path)
     component = Component("transformer", file, {n: n for n in stored_tensors(file)})
     count = len(component.names)
-    return component.nbytes, load_module(lambda: Net(count), readers(component), device="cpu",
-        dtype=torch.bfloat16, what="net")
+    readers = tensor_readers(component)
+    return component.nbytes, load_module(lambda: Net(count), readers, device="cpu",
+        dtype=torch.bfloat16, label="net")
 
-load(sys.argv[1])  # what the first use of anything costs is not the loader's
+load(sys.argv[1])  # warm up, so that first-use costs are not counted
 before = peak()
 nbytes, net = load(sys.argv[2])
 print((peak() - before) / nbytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["bf16", "fp8"])
-def test_loading_takes_the_stored_bytes_and_no_more(tmp_path, kind):
+def test_loading_needs_only_the_stored_bytes(tmp_path: Path, kind: str) -> None:
     weight = torch.randn(2048, 2048).to(torch.bfloat16 if kind == "bf16" else torch.float8_e4m3fn)
     tensors = {}
     for number in range(200_000_000 // weight.nbytes):

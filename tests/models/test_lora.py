@@ -1,12 +1,16 @@
-"""Adapters: the reference's fused numbers, every spelling, and a base that is never touched."""
+"""Adapters: the reference's fused weights, all key spellings, and an unchanged base weight."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.goldens import Goldens
+from helpers.transformer_inputs import linear
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -14,11 +18,11 @@ from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, open_check
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.lora_keys import DIFFUSERS_NAMES
 from latent_ladder.errors import CheckpointError, CorruptCheckpoint
-from latent_ladder.models.lora import attach as lora
-from latent_ladder.models.transformer.model import load_transformer
+from latent_ladder.models.lora.attach import attach_loras, detach_loras, temporary_loras
+from latent_ladder.models.transformer.model import Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, stream_stage
-from latent_ladder.models.weights.block_offload import Residency
+from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
+from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.linear import Linear, LowRank
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
@@ -26,118 +30,134 @@ LORA = "loras/tiny-distilled-lora.safetensors"
 
 
 @pytest.fixture(scope="module")
-def model(golden):
+def model(golden: Goldens) -> Transformer:
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     return load_transformer(components(open_checkpoint(path))["transformer"])
 
 
 @pytest.fixture(scope="module")
-def adapter(golden):
+def adapter(golden: Goldens) -> Component:
     return components(open_checkpoint(golden.path(LORA)))["lora"]
 
 
 @pytest.fixture(scope="module")
-def tensors(golden):
-    return load_file(golden.path(LORA))
+def tensors(golden: Goldens) -> dict[str, torch.Tensor]:
+    stored: dict[str, torch.Tensor] = load_file(golden.path(LORA))
+    return stored
 
 
-def written(path, tensors):
-    """A LoRA component of these tensors."""
+def branch(model: Transformer, name: str = "proj_out") -> LowRank:
+    """The single adapter branch of the linear layer ``name``."""
+    (found,) = linear(model, name).branches
+    assert isinstance(found, LowRank)
+    return found
+
+
+def save_lora(path: Path, tensors: dict[str, torch.Tensor]) -> Component:
+    """Save tensors as a LoRA file and open it as a component."""
     save_file({name: t.contiguous() for name, t in tensors.items()}, path)
     opened = open_checkpoint(path)
     return Component("lora", opened, {name: name for name in opened.tensors})
 
 
-def velocities(golden, model, case="dit.lora_1.0"):
+def velocities(
+    golden: Goldens, model: Transformer, case: str = "dit.lora_1.0"
+) -> tuple[torch.Tensor, torch.Tensor]:
     given = golden(case).inputs
     sides = []
     for name, positions in (
         ("video", video_positions(5, 4, 6, 24)),
         ("audio", audio_positions(34)),
     ):
-        stage = stream_stage(model.config, positions, given[f"{name}_context"])
+        stage = prepare_stream(model.config, positions, given[f"{name}_context"])
         sides.append(StreamInput(stage, given[f"{name}_tokens"], given["sigma"]))
     with torch.no_grad():
-        return model(*sides)
+        both: tuple[torch.Tensor, torch.Tensor] = model(*sides)
+        return both
 
 
-def check(golden, got):
+def check(golden: Goldens, got: Sequence[torch.Tensor]) -> None:
     for name, velocity in zip(("video_velocity", "audio_velocity"), got, strict=True):
         golden("dit.lora_1.0").check(name, velocity, rtol=0, atol=1e-4)
 
 
-def test_reference_at_strength_one(golden, model, adapter):
-    with lora.attached(model, [(adapter, 1.0)]) as report:
+def test_reference_at_strength_one(golden: Goldens, model: Transformer, adapter: Component) -> None:
+    with temporary_loras(model, [(adapter, 1.0)]) as report:
         check(golden, velocities(golden, model))
     assert report.complete
     assert str(report) == "tiny-distilled-lora.safetensors: 96 of 96 modules at strength 1"
 
 
-def test_several_at_once_add_up(golden, model, adapter):
-    with lora.attached(model, [(adapter, 0.25), (adapter, 0.75)]):
+def test_several_at_once_add_up(golden: Goldens, model: Transformer, adapter: Component) -> None:
+    with temporary_loras(model, [(adapter, 0.25), (adapter, 0.75)]):
         check(golden, velocities(golden, model))
 
 
-def test_fused_weights_of_the_reference(golden, model, adapter):
-    """What a branch adds is the reference's fused weight minus the base."""
+def test_fused_weights_of_the_reference(
+    golden: Goldens, model: Transformer, adapter: Component
+) -> None:
+    """A branch adds the reference's fused weight minus the base weight."""
     case = golden("lora.fused_0.5")
-    with lora.attached(model, [(adapter, 0.5)]):
+    with temporary_loras(model, [(adapter, 0.5)]):
         for module in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.audio_ff.net.2"):
-            layer = model.get_submodule(module)
-            (branch,) = layer.branches
-            fused = layer.weight + branch.strength * branch.up @ branch.down
+            added = branch(model, module)
+            fused = linear(model, module).weight + added.strength * added.up @ added.down
             case.check(f"{module.replace('.', '_')}_weight", fused)
 
 
-def test_detaching_leaves_the_base_bit_for_bit(golden, model, adapter):
+def test_detaching_leaves_the_base_weights_unchanged(
+    golden: Goldens, model: Transformer, adapter: Component
+) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
     plain = velocities(golden, model)
-    lora.attach(model, [(adapter, 0.7)])
+    attach_loras(model, [(adapter, 0.7)])
     assert not torch.equal(velocities(golden, model)[0], plain[0])
-    lora.detach(model)
+    detach_loras(model)
     assert all(torch.equal(a, b) for a, b in zip(velocities(golden, model), plain, strict=True))
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
-def test_context_restores_what_was_attached(model, adapter):
-    lora.attach(model, [(adapter, 0.5)])
-    with lora.attached(model, [(adapter, 1.0)]):
-        assert model.proj_out.branches[0].strength == 1.0
-    assert model.proj_out.branches[0].strength == 0.5
-    lora.detach(model)
-    assert model.proj_out.branches == ()
+def test_temporary_loras_restores_the_adapters_before(
+    model: Transformer, adapter: Component
+) -> None:
+    attach_loras(model, [(adapter, 0.5)])
+    with temporary_loras(model, [(adapter, 1.0)]):
+        assert branch(model).strength == 1.0
+    assert branch(model).strength == 0.5
+    detach_loras(model)
+    assert linear(model, "proj_out").branches == ()
 
 
-def test_strength_zero_costs_nothing(model, adapter):
-    lora.attach(model, [(adapter, 0.0)])
-    assert model.proj_out.branches == ()
+def test_strength_zero_attaches_nothing(model: Transformer, adapter: Component) -> None:
+    attach_loras(model, [(adapter, 0.0)])
+    assert linear(model, "proj_out").branches == ()
 
 
-def _bare(name):
+def _bare(name: str) -> str:
     return name.removeprefix("diffusion_model.")
 
 
-def _kohya(name):
+def _kohya(name: str) -> str:
     module, _, part = _bare(name).removesuffix(".weight").rpartition(".")
     suffix = {"lora_A": "lora_down", "lora_B": "lora_up"}[part]
     return f"lora_unet_{module.replace('.', '_')}.{suffix}.weight"
 
 
-def _lycoris(name):
+def _lycoris(name: str) -> str:
     return _kohya(name).replace("lora_unet_", "lycoris_")
 
 
-def _diffusers(name):
+def _diffusers(name: str) -> str:
     bare, back = _bare(name), {ours: theirs for theirs, ours in DIFFUSERS_NAMES.items()}
     first, _, rest = bare.partition(".")
     return f"transformer.{back.get(first, first)}.{rest}"
 
 
-def _peft(name):
+def _peft(name: str) -> str:
     return f"base_model.model.{_bare(name)}".replace(".weight", ".default.weight")
 
 
-def _prefixed(prefix):
+def _with_prefix(prefix: str) -> Callable[[str], str]:
     return lambda name: f"{prefix}.{_bare(name)}"
 
 
@@ -149,172 +169,200 @@ def _prefixed(prefix):
         _lycoris,
         _diffusers,
         _peft,
-        _prefixed("transformer"),
-        _prefixed("model.diffusion_model"),
-        _prefixed("base_model.model.diffusion_model"),
+        _with_prefix("transformer"),
+        _with_prefix("model.diffusion_model"),
+        _with_prefix("base_model.model.diffusion_model"),
     ],
 )
-def test_spellings(golden, model, tensors, tmp_path, spelling):
-    part = written(tmp_path / "l.safetensors", {spelling(n): t for n, t in tensors.items()})
-    with lora.attached(model, [(part, 1.0)]) as report:
-        assert report.matches[0].found == 96
+def test_spellings(
+    golden: Goldens,
+    model: Transformer,
+    tensors: dict[str, torch.Tensor],
+    tmp_path: Path,
+    spelling: Callable[[str], str],
+) -> None:
+    part = save_lora(tmp_path / "l.safetensors", {spelling(n): t for n, t in tensors.items()})
+    with temporary_loras(model, [(part, 1.0)]) as report:
+        assert report.matches[0].matched == 96
         check(golden, velocities(golden, model))
 
 
-def test_alpha_scales_by_rank(golden, model, tensors, tmp_path):
-    """Alpha of twice the rank at half the strength is the same."""
+def test_alpha_scales_by_rank(
+    golden: Goldens, model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Alpha of twice the rank at half the strength gives the same result."""
     scaled = {_kohya(n): t for n, t in tensors.items()}
     ranks = {n.split(".")[0]: t.shape[0] for n, t in scaled.items() if "lora_down" in n}
     scaled |= {f"{module}.alpha": torch.tensor(2.0 * r) for module, r in ranks.items()}
-    with lora.attached(model, [(written(tmp_path / "l.safetensors", scaled), 0.5)]):
+    with temporary_loras(model, [(save_lora(tmp_path / "l.safetensors", scaled), 0.5)]):
         check(golden, velocities(golden, model))
 
 
-def test_partial_match_is_reported(model, tensors, tmp_path):
+def test_partial_match_is_reported(
+    model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     foreign = {n.replace("blocks.1.", "blocks.7."): t for n, t in tensors.items()}
-    report = lora.attach(model, [(written(tmp_path / "l.safetensors", foreign), 1.0)])
-    lora.detach(model)
+    report = attach_loras(model, [(save_lora(tmp_path / "l.safetensors", foreign), 1.0)])
+    detach_loras(model)
     (match,) = report.matches
-    assert (match.found, match.total, report.complete) == (62, 96, False)
+    assert (match.matched, match.total, report.complete) == (62, 96, False)
     assert "62 of 96 modules" in str(report)
     assert "diffusion_model.transformer_blocks.7.attn1.to_gate_logits" in str(report)
 
 
-def _foreign(tensors):
+def _foreign(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"unet.{n}": t for n, t in tensors.items()}
 
 
-def _misshapen(tensors):
+def _misshapen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"diffusion_model.proj_out.lora_B.weight": torch.zeros(9, 8)}
 
 
-def _halved(tensors):
+def _without_up_matrix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: t for n, t in tensors.items() if n != "diffusion_model.proj_out.lora_B.weight"}
 
 
-def _square_magnitudes(tensors):
+def _square_magnitudes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"diffusion_model.proj_out.dora_scale": torch.ones(8, 64)}
 
 
-def _tucker(tensors):
+def _tucker(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"diffusion_model.proj_out.lokr_t2": torch.ones(8, 8)}
 
 
-def _orthogonal(tensors):
+def _orthogonal(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"diffusion_model.proj_out.oft_blocks": torch.ones(8, 8)}
 
 
-def _other_ranks(tensors):
+def _other_ranks(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"diffusion_model.proj_out.lora_B.weight": torch.zeros(8, 3)}
 
 
-def _twice(tensors):
+def _twice(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {
         "transformer.proj_out.lora_A.weight": torch.zeros(8, 64),
         "transformer.proj_out.lora_B.weight": torch.zeros(8, 8),
     }
 
 
-def _wide_bias(tensors):
+def _wide_bias(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors | {"diffusion_model.proj_out.diff_b": torch.zeros(9)}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_foreign, "fits 0 of 96 modules"),
-        (_misshapen, "proj_out amends 9 x 64, the layer is 8 x 64"),
-        (_halved, "proj_out has no up matrix"),
+        (_foreign, "0 of 96 modules match"),
+        (_misshapen, "proj_out is for a layer of 9 x 64, the model's layer is 8 x 64"),
+        (_without_up_matrix, "proj_out has no up matrix"),
         (_square_magnitudes, r"proj_out has DoRA magnitudes of \[8, 64\], expected \[8, 1\]"),
-        (_tucker, "lokr_t2 belongs to a kind of adapter that cannot be used"),
-        (_orthogonal, "oft_blocks belongs to a kind of adapter that cannot be used"),
-        (_other_ranks, "matrices of diffusion_model.proj_out do not fit each other"),
-        (_twice, "both amend proj_out"),
-        (_wide_bias, r"proj_out amends a bias of \[9\], the layer has 8"),
+        (_tucker, "lokr_t2 belongs to an unsupported kind of adapter"),
+        (_orthogonal, "oft_blocks belongs to an unsupported kind of adapter"),
+        (_other_ranks, "matrices of diffusion_model.proj_out do not match"),
+        (_twice, "are both for proj_out"),
+        (_wide_bias, r"proj_out is for a bias of \[9\], the model's layer has 8"),
     ],
 )
 def test_unusable_files_change_nothing_and_are_not_read(
-    model, adapter, tensors, tmp_path, change, message, monkeypatch
-):
-    lora.attach(model, [(adapter, 0.5)])
+    model: Transformer,
+    adapter: Component,
+    tensors: dict[str, torch.Tensor],
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attach_loras(model, [(adapter, 0.5)])
     monkeypatch.setattr(CheckpointFile, "read", None)
     with pytest.raises(CheckpointError, match=message):
-        lora.attach(model, [(written(tmp_path / "l.safetensors", change(tensors)), 1.0)])
-    assert model.patchify_proj.branches[0].strength == 0.5
-    lora.detach(model)
+        attach_loras(model, [(save_lora(tmp_path / "l.safetensors", change(tensors)), 1.0)])
+    assert branch(model, "patchify_proj").strength == 0.5
+    detach_loras(model)
 
 
-# --- what is read, and when ----------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
-def test_another_strength_does_not_read_the_file_again(golden, model, adapter, monkeypatch):
-    lora.attach(model, [(adapter, 0.25)])
-    lora_before = model.proj_out.branches[0].down
+def test_another_strength_does_not_read_the_file_again(
+    golden: Goldens, model: Transformer, adapter: Component, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_loras(model, [(adapter, 0.25)])
+    lora_before = branch(model).down
     monkeypatch.setattr(CheckpointFile, "read", None)
-    with lora.attached(model, [(adapter, 1.0)]):
-        assert model.proj_out.branches[0].down is lora_before
+    with temporary_loras(model, [(adapter, 1.0)]):
+        assert branch(model).down is lora_before
         check(golden, velocities(golden, model))
-    lora.detach(model)
+    detach_loras(model)
 
 
-def test_matrices_in_the_dtype_of_the_computation_stay_in_the_mapped_file(model, tensors, tmp_path):
-    part = written(tmp_path / "l.safetensors", {n: t.float() for n, t in tensors.items()})
-    with lora.attached(model, [(part, 1.0)]):
+def test_matrices_in_the_compute_dtype_stay_memory_mapped(
+    model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    part = save_lora(tmp_path / "l.safetensors", {n: t.float() for n, t in tensors.items()})
+    with temporary_loras(model, [(part, 1.0)]):
         key = "diffusion_model.proj_out.lora_A.weight"
-        assert model.proj_out.branches[0].down.data_ptr() == part.read(key).data_ptr()
+        assert branch(model).down.data_ptr() == part.read(key).data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn, torch.float32])
-def test_dtypes_of_the_file(model, tensors, tmp_path, dtype):
+def test_dtypes_of_the_file(
+    model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path, dtype: torch.dtype
+) -> None:
     stored = {name: t.to(dtype) for name, t in tensors.items()}
-    with lora.attached(model, [(written(tmp_path / "l.safetensors", stored), 1.0)]):
-        branch = model.proj_out.branches[0]
-        assert branch.down.dtype == torch.float32
+    with temporary_loras(model, [(save_lora(tmp_path / "l.safetensors", stored), 1.0)]):
+        added = branch(model)
+        assert added.down.dtype == torch.float32
         key = "diffusion_model.proj_out.lora_A.weight"
-        assert torch.equal(branch.down, stored[key].float())
+        assert torch.equal(added.down, stored[key].float())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_file_with_numbers_that_are_none_is_named(model, tensors, tmp_path, bad):
+def test_nan_and_infinite_numbers_are_reported(
+    model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path, bad: torch.Tensor
+) -> None:
     key = "diffusion_model.transformer_blocks.1.attn2.to_v.lora_B.weight"
     broken = tensors[key].clone()
     broken[3, 2] = bad
-    part = written(tmp_path / "broken.safetensors", tensors | {key: broken})
-    with pytest.raises(CorruptCheckpoint, match=f"broken.safetensors: {key} holds NaN"):
-        lora.attach(model, [(part, 1.0)])
-    assert model.proj_out.branches == ()
+    part = save_lora(tmp_path / "broken.safetensors", tensors | {key: broken})
+    with pytest.raises(CorruptCheckpoint, match=f"broken.safetensors: {key} has NaN"):
+        attach_loras(model, [(part, 1.0)])
+    assert linear(model, "proj_out").branches == ()
 
 
 @pytest.mark.parametrize("bad", [torch.tensor(math.nan), torch.ones(3)])
-def test_an_alpha_that_is_no_number_is_named(model, tensors, tmp_path, bad):
-    part = written(tmp_path / "l.safetensors", tensors | {"diffusion_model.proj_out.alpha": bad})
+def test_invalid_alpha_is_reported(
+    model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path, bad: torch.Tensor
+) -> None:
+    part = save_lora(tmp_path / "l.safetensors", tensors | {"diffusion_model.proj_out.alpha": bad})
     with pytest.raises(CorruptCheckpoint, match=r"proj_out\.alpha is .* expected one number"):
-        lora.attach(model, [(part, 1.0)])
+        attach_loras(model, [(part, 1.0)])
 
 
-def test_connectors_and_unknown_names_are_reported_as_misses(model, tensors, tmp_path):
+def test_connectors_and_unknown_names_are_reported_as_unmatched(
+    model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     stray = "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.attn1.to_q"
     more = {
         f"{stray}.lora_A.weight": torch.zeros(2, 64),
         f"{stray}.lora_B.weight": torch.zeros(64, 2),
         "diffusion_model.proj_out.something_new": torch.zeros(3),
     }
-    report = lora.attach(model, [(written(tmp_path / "l.safetensors", tensors | more), 1.0)])
-    lora.detach(model)
-    assert set(report.matches[0].misses) == {stray, "diffusion_model.proj_out.something_new"}
+    report = attach_loras(model, [(save_lora(tmp_path / "l.safetensors", tensors | more), 1.0)])
+    detach_loras(model)
+    assert set(report.matches[0].unmatched) == {stray, "diffusion_model.proj_out.something_new"}
     assert "96 of 98 modules" in str(report)
-    assert "connectors of the text are never amended" in str(report)
+    assert "text connectors do not support LoRAs" in str(report)
 
 
-# --- the arithmetic of every kind, against a merged weight ---------------------------------------
+# --- every kind against a merged weight -----------------------------------------------------------
 
 OUT, IN = 12, 20
 
 
 class One(nn.Module):
-    """A model of one layer."""
+    """Model with one layer."""
 
-    def __init__(self, bias=True):
+    def __init__(self, bias: bool = True) -> None:
         super().__init__()
         self.layer = Linear(IN, OUT, bias)
         generator = torch.Generator().manual_seed(5)
@@ -324,7 +372,7 @@ class One(nn.Module):
         self.requires_grad_(False)
 
 
-def drawn(seed, **shapes):
+def random_tensors(seed: int, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name.replace("__", "."): torch.randn(shape, generator=generator).abs() + 0.1
@@ -334,14 +382,27 @@ def drawn(seed, **shapes):
     }
 
 
-LORA_PARTS = {"lora_A__weight": (3, IN), "lora_B__weight": (OUT, 3), "alpha": ()}
-LOKR_FULL = {"lokr_w1": (3, 4), "lokr_w2": (4, 5)}
-LOKR_SPLIT = {"lokr_w1_a": (3, 2), "lokr_w1_b": (2, 4), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)}
-LOHA = {"hada_w1_a": (OUT, 2), "hada_w1_b": (2, IN), "hada_w2_a": (OUT, 2), "hada_w2_b": (2, IN)}
+Shapes = dict[str, tuple[int, ...]]
+"""Names and shapes of the tensors of one layer."""
+
+LORA_PARTS: Shapes = {"lora_A__weight": (3, IN), "lora_B__weight": (OUT, 3), "alpha": ()}
+LOKR_FULL: Shapes = {"lokr_w1": (3, 4), "lokr_w2": (4, 5)}
+LOKR_SPLIT: Shapes = {
+    "lokr_w1_a": (3, 2),
+    "lokr_w1_b": (2, 4),
+    "lokr_w2_a": (4, 2),
+    "lokr_w2_b": (2, 5),
+}
+LOHA: Shapes = {
+    "hada_w1_a": (OUT, 2),
+    "hada_w1_b": (2, IN),
+    "hada_w2_a": (OUT, 2),
+    "hada_w2_b": (2, IN),
+}
 
 
-def delta_of(t):
-    """The difference of weights a file means, in the plainest way."""
+def delta_of(t: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Change of the weight by a file's tensors ``t``, computed in the simplest way."""
     alpha = t.get("alpha")
     if "lora_A.weight" in t:
         delta = t["lora_B.weight"] @ t["lora_A.weight"]
@@ -358,8 +419,8 @@ def delta_of(t):
     return t.get("diff", torch.zeros(OUT, IN))
 
 
-def merged(weight, t, strength):
-    """The weight that a file makes of ``weight``."""
+def merge_weight(weight: torch.Tensor, t: dict[str, torch.Tensor], strength: float) -> torch.Tensor:
+    """Merge a file's tensors ``t`` into ``weight``."""
     delta = delta_of(t)
     magnitude = t.get("dora_scale", t.get("lora_magnitude_vector"))
     if magnitude is None:
@@ -369,10 +430,11 @@ def merged(weight, t, strength):
         target = magnitude * whole / whole.norm(dim=0, keepdim=True)
     else:
         target = magnitude.reshape(OUT, 1) * whole / whole.norm(dim=1, keepdim=True)
-    return weight + strength * (target - weight)
+    merged: torch.Tensor = weight + strength * (target - weight)
+    return merged
 
 
-CASES = {
+CASES: dict[str, Shapes] = {
     "lora": LORA_PARTS,
     "dora": LORA_PARTS | {"dora_scale": (OUT, 1)},
     "dora of PEFT": LORA_PARTS | {"lora_magnitude_vector": (OUT,)},
@@ -389,61 +451,65 @@ CASES = {
 }
 
 
-def file_of(tmp_path, name, t):
+def file_of(tmp_path: Path, name: str, t: dict[str, torch.Tensor]) -> Component:
     keys = {f"diffusion_model.layer.{part}": tensor for part, tensor in t.items()}
-    return written(tmp_path / f"{name}.safetensors", keys)
+    return save_lora(tmp_path / f"{name}.safetensors", keys)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_every_kind_is_its_merged_weight(tmp_path, case, bias):
-    model, t = One(bias), drawn(1, **CASES[case])
+def test_every_kind_equals_its_merged_weight(tmp_path: Path, case: str, bias: bool) -> None:
+    model, t = One(bias), random_tensors(1, **CASES[case])
     x = torch.randn(2, 7, IN, generator=torch.Generator().manual_seed(2))
     for strength in (1.0, 0.4, -0.5):
-        lora.attach(model, [(file_of(tmp_path, "a", t), strength)])
-        weight = merged(model.layer.weight, t, strength)
+        attach_loras(model, [(file_of(tmp_path, "a", t), strength)])
+        weight = merge_weight(model.layer.weight, t, strength)
         shift = strength * t["diff_b"] if "diff_b" in t else torch.zeros(OUT)
-        want = F.linear(x, weight, shift + (model.layer.bias if bias else 0))
+        want = F.linear(x, weight, shift if model.layer.bias is None else shift + model.layer.bias)
         for context in (torch.no_grad(), torch.enable_grad()):
             with context:
                 torch.testing.assert_close(model.layer(x), want, rtol=1e-4, atol=1e-4)
 
 
-def test_all_kinds_at_once_add_up_in_any_order(tmp_path):
+def test_all_kinds_at_once_add_up_in_any_order(tmp_path: Path) -> None:
     model = One()
-    files = {name: drawn(n, **parts) for n, (name, parts) in enumerate(CASES.items())}
+    files = {name: random_tensors(n, **parts) for n, (name, parts) in enumerate(CASES.items())}
+    assert model.layer.bias is not None
     weight, shift = model.layer.weight.clone(), model.layer.bias.clone()
     for t in files.values():
-        weight += merged(model.layer.weight, t, 0.3) - model.layer.weight
+        weight += merge_weight(model.layer.weight, t, 0.3) - model.layer.weight
         shift += 0.3 * t.get("diff_b", torch.zeros(OUT))
     parts = [(file_of(tmp_path, name, t), 0.3) for name, t in files.items()]
     x = torch.randn(5, IN)
     with torch.no_grad():
         for order in (parts, parts[::-1]):
-            lora.attach(model, order)
+            attach_loras(model, order)
             torch.testing.assert_close(
                 model.layer(x), F.linear(x, weight, shift), rtol=1e-4, atol=2e-4
             )
 
 
 @pytest.mark.parametrize("case", ["lora", "dora", "dora by columns", "lokr", "loha with dora"])
-def test_beside_a_weight_that_is_stored_as_fp8_with_scaled_inputs(tmp_path, case):
-    """The base is what the quantised layer computes; the file's own bytes stay as they are."""
-    model, t = One(), drawn(3, **CASES[case])
+def test_adapters_on_an_fp8_weight_with_scaled_inputs(tmp_path: Path, case: str) -> None:
+    """The base is the dequantised weight; the quantised weight does not change."""
+    model, t = One(), random_tensors(3, **CASES[case])
     scale, inputs = torch.tensor(0.02), torch.rand(IN) + 0.5
     stored = (model.layer.weight / scale).to(torch.float8_e4m3fn)
     parts = {"weight": stored, "weight_scale": scale, "pre_quant_scale": inputs}
-    model.layer.keep(QuantizedTensor("fp8_e4m3", (OUT, IN), parts), torch.float32)
+    model.layer.set_weight(QuantizedTensor("fp8_e4m3", (OUT, IN), parts), torch.float32)
     base = stored.float() * scale * inputs
     x = torch.randn(4, IN)
-    with torch.no_grad(), lora.attached(model, [(file_of(tmp_path, "a", t), 0.7)]):
-        want = F.linear(x, merged(base, t, 0.7), model.layer.bias)
+    with torch.no_grad(), temporary_loras(model, [(file_of(tmp_path, "a", t), 0.7)]):
+        want = F.linear(x, merge_weight(base, t, 0.7), model.layer.bias)
         torch.testing.assert_close(model.layer(x), want, rtol=1e-4, atol=1e-4)
-    assert model.layer.stored.parts["weight"] is stored
+    assert model.layer.quantized_weight is not None
+    assert model.layer.quantized_weight.parts["weight"] is stored
 
 
-def test_blocks_that_come_and_go_bring_their_adapters(golden, model, tensors, tmp_path):
-    """Streamed blocks give the resident ones' numbers bit for bit, whatever the kind."""
+def test_streamed_blocks_have_their_adapters(
+    golden: Goldens, model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Results with streamed and resident blocks are identical for every kind of adapter."""
     generator = torch.Generator().manual_seed(1)
     more = {}
     for name, layer in model.named_modules():
@@ -455,15 +521,15 @@ def test_blocks_that_come_and_go_bring_their_adapters(golden, model, tensors, tm
             more[f"{name}.lokr_w1"] = torch.randn(4, 4, generator=generator)
             more[f"{name}.lokr_w2"] = 0.01 * torch.randn(second, generator=generator)
     kept = {n: t for n, t in tensors.items() if ".ff.net.2." not in n and "audio_ff" not in n}
-    part = written(tmp_path / "l.safetensors", {_bare(n): t for n, t in kept.items()} | more)
-    with lora.attached(model, [(part, 0.8)]):
+    part = save_lora(tmp_path / "l.safetensors", {_bare(n): t for n, t in kept.items()} | more)
+    with temporary_loras(model, [(part, 0.8)]):
         resident = velocities(golden, model)
-        with model.held(torch.device("cpu"), Residency(resident=0)):
+        with model.offload_blocks(torch.device("cpu"), BlockOffload(resident=0)):
             streamed = velocities(golden, model)
     assert all(torch.equal(a, b) for a, b in zip(streamed, resident, strict=True))
 
 
-def test_branch_with_and_without_autograd():
+def test_branch_with_and_without_autograd() -> None:
     torch.manual_seed(0)
     layer = Linear(6, 4)
     with torch.no_grad():
@@ -472,6 +538,7 @@ def test_branch_with_and_without_autograd():
     down, up = torch.randn(2, 6), torch.randn(4, 2)
     layer.branches = (LowRank(0.3, down, up), LowRank(0.2, down, up))
     x = torch.randn(3, 5, 6)
+    assert layer.bias is not None
     want = x @ (layer.weight + 0.5 * up @ down).T + layer.bias
     torch.testing.assert_close(layer(x), want)
     with torch.no_grad():

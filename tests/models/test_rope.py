@@ -1,4 +1,4 @@
-"""Positions and rotation tables against the reference, bit for bit where that is float32."""
+"""Positions (exact) and rotation tables against the reference."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from fractions import Fraction
 
 import pytest
 import torch
+from helpers.goldens import Goldens
 
-from latent_ladder.models.transformer.rope import Rope, rotate
+from latent_ladder.models.transformer.rope import RopeTable, rotate
 from latent_ladder.models.transformer.rope_tables import (
-    RopeShape,
+    RopeConfig,
     audio_positions,
-    rope_table,
+    build_rope_table,
     video_positions,
 )
 
@@ -25,15 +26,17 @@ VIDEO_MAX_POS = (20.0, 2048.0, 2048.0)
         ("positions.video_ntsc", (16, 3, 5), Fraction(30000, 1001)),
     ],
 )
-def test_video_positions(golden, case, size, fps):
+def test_video_positions(
+    golden: Goldens, case: str, size: tuple[int, int, int], fps: int | Fraction
+) -> None:
     golden(case).check("positions", video_positions(*size, fps), rtol=0, atol=0)
 
 
-def test_audio_positions(golden):
+def test_audio_positions(golden: Goldens) -> None:
     golden("positions.audio").check("positions", audio_positions(34), rtol=0, atol=0)
 
 
-def test_first_latent_frame_is_one_pixel_frame():
+def test_first_latent_frame_is_one_pixel_frame() -> None:
     seconds = video_positions(3, 1, 1, 24)[0, 0] * 24
     torch.testing.assert_close(seconds, torch.tensor([[0.0, 1.0], [1.0, 9.0], [9.0, 17.0]]))
 
@@ -47,16 +50,18 @@ def test_first_latent_frame_is_one_pixel_frame():
         ("rope.cross_audio", "audio", 32, (20.0,)),
     ],
 )
-def test_tables(golden, case, positions, dim, max_pos):
+def test_tables(
+    golden: Goldens, case: str, positions: str, dim: int, max_pos: tuple[float, ...]
+) -> None:
     bounds = video_positions(5, 4, 6, 24) if positions == "video" else audio_positions(34)
-    table = rope_table(bounds[:, : len(max_pos)], RopeShape(dim, 4, max_pos))
+    table = build_rope_table(bounds[:, : len(max_pos)], RopeConfig(dim, 4, max_pos))
     golden(case).check("cos", table.cos.transpose(1, 2), atol=1e-5)
     golden(case).check("sin", table.sin.transpose(1, 2), atol=1e-5)
 
 
-def test_table_of_the_full_width(golden):
+def test_table_of_the_full_width(golden: Goldens) -> None:
     bounds = video_positions(16, 3, 5, Fraction(30000, 1001))
-    table = rope_table(bounds, RopeShape(4096, 32, VIDEO_MAX_POS))
+    table = build_rope_table(bounds, RopeConfig(4096, 32, VIDEO_MAX_POS))
     tokens, heads = [0, 1, 17, 100, 239], [0, 8, 16, 24]
     for name, values in (("cos", table.cos), ("sin", table.sin)):
         stored = values[:, tokens][:, :, heads].transpose(1, 2)
@@ -64,25 +69,27 @@ def test_table_of_the_full_width(golden):
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_rotation(golden, grad):
+def test_rotation(golden: Goldens, grad: bool) -> None:
     case = golden("rope.apply")
     cos, sin = (case.inputs[n].transpose(1, 2).contiguous() for n in ("cos", "sin"))
     with torch.set_grad_enabled(grad):
-        turned = rotate(case.inputs["x"].unflatten(-1, (4, -1)), Rope(torch.complex(cos, sin)))
+        rotated = rotate(
+            case.inputs["x"].unflatten(-1, (4, -1)), RopeTable(torch.complex(cos, sin))
+        )
     if not grad:  # pairs side by side
-        turned = turned.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-    case.check("y", turned.flatten(-2), atol=1e-6)
+        rotated = rotated.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    case.check("y", rotated.flatten(-2), atol=1e-6)
 
 
-def test_rotation_keeps_lengths_and_relative_angles():
-    """Scores depend on the difference of positions only, along every axis."""
-    shape = RopeShape(48, 2, VIDEO_MAX_POS)
+def test_rotation_keeps_lengths_and_relative_angles() -> None:
+    """Attention scores depend only on position differences, along every axis."""
+    shape = RopeConfig(48, 2, VIDEO_MAX_POS)
     bounds = video_positions(4, 3, 3, 24)
     moved = bounds + torch.tensor([1.0, 64.0, 32.0])[None, :, None, None]
     x, y = torch.randn(2, 1, 36, 2, 24).unbind()
 
-    def scores(positions):
-        rope = rope_table(positions, shape)
+    def scores(positions: torch.Tensor) -> torch.Tensor:
+        rope = build_rope_table(positions, shape)
         q, k = rotate(x, rope), rotate(y, rope)
         torch.testing.assert_close(q.norm(dim=-1), x.norm(dim=-1))
         return torch.einsum("bnhd,bmhd->bhnm", q, k)
@@ -90,8 +97,8 @@ def test_rotation_keeps_lengths_and_relative_angles():
     torch.testing.assert_close(scores(bounds), scores(moved), rtol=1e-3, atol=2e-2)
 
 
-def test_rotation_in_bfloat16():
-    rope = rope_table(audio_positions(9), RopeShape(32, 4, (20.0,)))
+def test_rotation_in_bfloat16() -> None:
+    rope = build_rope_table(audio_positions(9), RopeConfig(32, 4, (20.0,)))
     x = torch.randn(1, 9, 4, 8)
     got = rotate(x.bfloat16(), rope)
     assert got.dtype == torch.bfloat16

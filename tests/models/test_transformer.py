@@ -1,4 +1,4 @@
-"""The transformer against the reference's numbers, and against itself where it takes short cuts."""
+"""Transformer against the reference, and shared rows against separate passes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.transformer_inputs import inputs_of
+from helpers.goldens import GoldenCase, Goldens
+from helpers.transformer_inputs import inputs_of, linear
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.components import components
+from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.errors import UnknownLayout
 from latent_ladder.models.transformer import streams
 from latent_ladder.models.transformer.adaln import sinusoid
 from latent_ladder.models.transformer.config import TransformerConfig
 from latent_ladder.models.transformer.model import Transformer, load_transformer
-from latent_ladder.models.transformer.noise_levels import Levels, Run
-from latent_ladder.models.transformer.pass_batching import PassSpec, Question, group_rows, plan_rows
+from latent_ladder.models.transformer.noise_levels import LevelRun, NoiseLevels
+from latent_ladder.models.transformer.pass_batching import (
+    BlockRows,
+    ForwardSpec,
+    PassSpec,
+    SublayerRows,
+    group_rows,
+    plan_rows,
+)
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, attention_bias, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, attention_bias, prepare_stream
 
 FILES = {
     "2.0": "checkpoints/tiny-ltx-2.0.safetensors",
@@ -30,20 +38,20 @@ ATOL = 1e-5
 
 
 @pytest.fixture(scope="module")
-def models(golden):
+def models(golden: Goldens) -> dict[str, Transformer]:
     return {v: load_transformer(component(golden, path)) for v, path in FILES.items()}
 
 
 @pytest.fixture(scope="module")
-def model(models):
+def model(models: dict[str, Transformer]) -> Transformer:
     return models["2.3"]
 
 
-def component(golden, path):
+def component(golden: Goldens, path: str) -> Component:
     return components(open_checkpoint(golden.path(path)))["transformer"]
 
 
-def check(case, video, audio):
+def check(case: GoldenCase, video: torch.Tensor | None, audio: torch.Tensor | None) -> None:
     for name, got in (("video_velocity", video), ("audio_velocity", audio)):
         if name in case.outputs:
             case.check(name, got, rtol=0, atol=ATOL)
@@ -69,7 +77,14 @@ CASES = [
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "autograd"])
 @pytest.mark.parametrize(("name", "family", "spec"), CASES)
-def test_reference(golden, models, name, family, spec, grad):
+def test_reference(
+    golden: Goldens,
+    models: dict[str, Transformer],
+    name: str,
+    family: str,
+    spec: PassSpec,
+    grad: bool,
+) -> None:
     case, model = golden(name), models[family]
     with torch.set_grad_enabled(grad):
         check(case, *model(*inputs_of(model.config, case), [spec]))
@@ -77,7 +92,14 @@ def test_reference(golden, models, name, family, spec, grad):
 
 @pytest.mark.parametrize("chunk_tokens", [7, 50])
 @pytest.mark.parametrize(("name", "family", "spec"), [CASES[i] for i in (2, 3, 6, 8, 13)])
-def test_reference_in_small_chunks(golden, models, name, family, spec, chunk_tokens):
+def test_reference_in_small_chunks(
+    golden: Goldens,
+    models: dict[str, Transformer],
+    name: str,
+    family: str,
+    spec: PassSpec,
+    chunk_tokens: int,
+) -> None:
     case, model = golden(name), models[family]
     model.set_chunk_tokens(chunk_tokens)
     with torch.no_grad():
@@ -85,7 +107,9 @@ def test_reference_in_small_chunks(golden, models, name, family, spec, chunk_tok
     model.set_chunk_tokens(1024)
 
 
-def batch_of_two(golden, config, mask=None):
+def batch_of_two(
+    golden: Goldens, config: TransformerConfig, mask: torch.Tensor | None = None
+) -> tuple[GoldenCase, StreamInput, StreamInput]:
     case = golden("dit.batch2")
     texts = [golden(f"text.context.p{i}").outputs for i in (0, 1)]
     sides = []
@@ -94,20 +118,20 @@ def batch_of_two(golden, config, mask=None):
         ("audio", audio_positions(34)),
     ):
         context = torch.cat([t[name] for t in texts])
-        held = mask if name == "video" else None
-        stage = stream_stage(config, positions, context, mask=held)
-        sides.append(StreamInput(stage, case.inputs[f"{name}_tokens"], case.inputs["sigma"]))
-    return case, *sides
+        stream_mask = mask if name == "video" else None
+        prepared = prepare_stream(config, positions, context, mask=stream_mask)
+        sides.append(StreamInput(prepared, case.inputs[f"{name}_tokens"], case.inputs["sigma"]))
+    return case, sides[0], sides[1]
 
 
-def test_batch_with_two_sigmas_and_prompts(golden, model):
+def test_batch_with_two_sigmas_and_prompts(golden: Goldens, model: Transformer) -> None:
     case, video, audio = batch_of_two(golden, model.config)
     with torch.no_grad():
         check(case, *model(video, audio))
 
 
-def test_batch_of_passes_with_two_sigmas(golden, model):
-    """Passes times items, each item at its own sigma: as one by one."""
+def test_batch_of_passes_with_two_sigmas(golden: Goldens, model: Transformer) -> None:
+    """Passes times batch items with different sigmas equal separate forwards."""
     _, video, audio = batch_of_two(golden, model.config)
     specs = [PassSpec(), STG, PassSpec(isolated=True), PassSpec(context=0)]
     with torch.no_grad():
@@ -120,21 +144,24 @@ def test_batch_of_passes_with_two_sigmas(golden, model):
                     torch.testing.assert_close(many[2 * k + b], single[0], rtol=0, atol=ATOL)
 
 
-def only(s, b):
-    return StreamInput(s.stage, s.tokens[b : b + 1], s.sigma[b : b + 1])
+def only(s: StreamInput, b: int) -> StreamInput:
+    return StreamInput(s.prepared, s.tokens[b : b + 1], s.sigma[b : b + 1])
 
 
 @pytest.mark.parametrize("chunk_tokens", [384, 60])
-def test_passes_together_equal_passes_alone(golden, model, chunk_tokens, monkeypatch):
-    """Shared prefixes are exact: the passes of a guided step in one forward and one by one."""
+def test_passes_together_equal_passes_alone(
+    golden: Goldens, model: Transformer, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sharing rows is exact: the passes of a guided step in one forward equal separate forwards."""
     monkeypatch.setattr(model.transformer_blocks[0], "chunk_tokens", chunk_tokens)
     monkeypatch.setattr(model.transformer_blocks[1], "chunk_tokens", chunk_tokens)
     case = golden("dit.per_token")
     video, audio = inputs_of(model.config, case)
-    contexts = [torch.cat([s.stage.contexts, s.stage.contexts.flip(1)]) for s in (video, audio)]
+    assert video is not None
+    assert audio is not None
     video, audio = (
-        replace(s, stage=replace(s.stage, contexts=c))
-        for s, c in zip((video, audio), contexts, strict=True)
+        replace(s, prepared=replace(s.prepared, contexts=torch.cat([c, c.flip(1)])))
+        for s, c in ((s, s.prepared.contexts) for s in (video, audio))
     )
     specs = [replace(STG, context=0), PassSpec(0), PassSpec(0, isolated=True), PassSpec(1)]
     with torch.no_grad():
@@ -144,39 +171,42 @@ def test_passes_together_equal_passes_alone(golden, model, chunk_tokens, monkeyp
                 torch.testing.assert_close(many[k], alone[0], rtol=0, atol=ATOL)
 
 
-def test_fragmented_masks_are_sorted_and_equal(golden, model, monkeypatch):
+def test_fragmented_masks_are_sorted_and_equal(
+    golden: Goldens, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = golden("dit.uniform")
     video, audio = inputs_of(model.config, case)
+    assert video is not None
     torch.manual_seed(0)
     mask = torch.randint(0, 4, (1, 120, 1)) / 3
     bias = attention_bias(torch.rand(1, 120, 120))
-    given = (model.config, case.inputs["video_positions"], case.inputs["video_context"])
+    arguments = (model.config, case.inputs["video_positions"], case.inputs["video_context"])
     results = []
     for limit in (10_000, 8):
         monkeypatch.setattr(streams, "MAX_RUNS", limit)
-        stage = stream_stage(*given, mask=mask, bias=bias)
-        assert (stage.order is None) == (limit > 8)
+        prepared = prepare_stream(*arguments, mask=mask, bias=bias)
+        assert (prepared.order is None) == (limit > 8)
         with torch.no_grad():
-            results.append(model(replace(video, stage=stage), audio))
+            results.append(model(replace(video, prepared=prepared), audio))
     for plain, ordered in zip(*results, strict=True):
         torch.testing.assert_close(plain, ordered, rtol=0, atol=ATOL)
 
 
-def test_first_block_and_embeddings(golden, model):
-    """Residuals after block 0, and what goes into it."""
+def test_first_block_and_embeddings(golden: Goldens, model: Transformer) -> None:
+    """Inputs of block 0 and residuals after it."""
     case, blocks = golden("dit.uniform"), golden("dit.uniform_blocks")
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     hook = model.transformer_blocks[0].register_forward_hook(
         lambda m, args, out: seen.update(video=args[0].x.clone(), audio=args[1].x.clone())
     )
     with torch.no_grad():
         model(*inputs_of(model.config, case))
         sigma = case.inputs["sigma"][:, None] * 1000
-        rows, embedded = model.adaln_single(sigma)
-        gate, _ = model.av_ca_a2v_gate_adaln_single(sigma)
-        cross, _ = model.av_ca_video_scale_shift_adaln_single(sigma)
-        prompt, _ = model.prompt_adaln_single(sigma)
-        patched = model.patchify_proj(case.inputs["video_tokens"])
+        rows, embedded = model.get_submodule("adaln_single")(sigma)
+        gate, _ = model.get_submodule("av_ca_a2v_gate_adaln_single")(sigma)
+        cross, _ = model.get_submodule("av_ca_video_scale_shift_adaln_single")(sigma)
+        prompt, _ = model.get_submodule("prompt_adaln_single")(sigma)
+        patched = linear(model, "patchify_proj")(case.inputs["video_tokens"])
     hook.remove()
     for name, got in {
         "video_block0": seen["video"],
@@ -191,14 +221,14 @@ def test_first_block_and_embeddings(golden, model):
         blocks.check(name, got, rtol=1e-5, atol=1e-4)
 
 
-def test_keys_are_those_of_the_file(golden, models):
+def test_keys_are_those_of_the_file(golden: Goldens, models: dict[str, Transformer]) -> None:
     for family, path in FILES.items():
         names = set(component(golden, path).names)
         assert set(models[family].state_dict()) == names
 
 
-def test_config_from_shapes_alone(golden, models):
-    """Files without a header give the same network (2.0: heads come from the header)."""
+def test_config_from_shapes_alone(golden: Goldens, models: dict[str, Transformer]) -> None:
+    """Files without a header give the same configuration (2.3 and 2.5)."""
     for family in ("2.3", "2.5"):
         part = component(golden, FILES[family])
         assert TransformerConfig.from_shapes(part.shapes(), {}) == models[family].config
@@ -208,23 +238,25 @@ def test_config_from_shapes_alone(golden, models):
     ("key", "value", "message"),
     [
         ("num_layers", 3, "num_layers=3 in the header, 2 in the shapes"),
-        ("rope_type", "interleaved", "rope_type=interleaved, known: split"),
+        ("rope_type", "interleaved", "rope_type=interleaved, supported: split"),
     ],
 )
-def test_config_refuses_contradictions(golden, key, value, message):
+def test_contradicting_header_is_rejected(
+    golden: Goldens, key: str, value: str | int, message: str
+) -> None:
     part = component(golden, FILES["2.3"])
     with pytest.raises(UnknownLayout, match=message):
         TransformerConfig.from_shapes(part.shapes(), {**part.config, key: value})
 
 
-def test_config_names_what_is_missing(golden):
+def test_missing_tensor_is_reported(golden: Goldens) -> None:
     shapes = component(golden, FILES["2.3"]).shapes()
     del shapes["proj_out.weight"]
     with pytest.raises(UnknownLayout, match=r"proj_out\.weight is missing"):
         TransformerConfig.from_shapes(shapes, {})
 
 
-def test_training_gradients(golden):
+def test_training_gradients(golden: Goldens) -> None:
     """Autograd agrees with finite differences, with mixed noise levels and two sigmas."""
     model = load_transformer(component(golden, FILES["2.3"]), dtype=torch.float64)
     model.double().train().requires_grad_(True)
@@ -233,24 +265,26 @@ def test_training_gradients(golden):
     _, video, audio = batch_of_two(golden, model.config, mask)
     video, audio = (replace(s, tokens=s.tokens.double()) for s in (video, audio))
 
-    def loss():
+    def loss() -> torch.Tensor:
         v, a = model(video, audio)
-        return v.double().square().mean() + a.double().square().mean()
+        total: torch.Tensor = v.double().square().mean() + a.double().square().mean()
+        return total
 
     loss().backward()
     assert all(p.grad is not None for p in model.parameters())
-    weight = model.transformer_blocks[0].attn1.to_q.weight
+    weight = linear(model, "transformer_blocks.0.attn1.to_q").weight
+    assert weight.grad is not None
     direction = weight.grad / weight.grad.norm()
     with torch.no_grad():
         ends = []
         for step in (1e-2, -1e-2):
-            weight += step * direction
+            weight.add_(step * direction)
             ends.append(loss().item())
-            weight -= step * direction
+            weight.sub_(step * direction)
     assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(weight.grad.norm().item(), rel=2e-2)
 
 
-def test_bfloat16_stays_close(golden, model):
+def test_bfloat16_stays_close(golden: Goldens, model: Transformer) -> None:
     half = load_transformer(component(golden, FILES["2.3"]), dtype=torch.bfloat16)
     assert half.transformer_blocks[0].scale_shift_table.dtype == torch.float32
     case = golden("dit.per_token")
@@ -262,27 +296,33 @@ def test_bfloat16_stays_close(golden, model):
             assert (got - want).std() < 0.02 * want.std()
 
 
-def test_backends_agree(golden, model):
+def test_backends_agree(golden: Goldens, model: Transformer) -> None:
     case = golden("dit.self_mask")
     model.use_attention("plain")
     with torch.no_grad():
         check(case, *model(*inputs_of(model.config, case)))
     model.use_attention("sdpa")
-    with pytest.raises(ValueError, match="known: sdpa, plain"):
+    with pytest.raises(ValueError, match="use sdpa, plain"):
         model.use_attention("other")
 
 
-def test_initialised_weights_are_seeded_and_start_at_zero_output(model):
+def test_initialised_weights_are_seeded_and_start_at_zero_output(model: Transformer) -> None:
     nets = [Transformer(model.config) for _ in range(2)]
     for net in nets:
         net.initialise(3)
     for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(a, b)
         assert torch.isfinite(a).all()
-    assert not nets[0].proj_out.weight.any()
+    assert not linear(nets[0], "proj_out").weight.any()
 
 
-def test_plan_shares_until_passes_part():
+def all_of(block: BlockRows) -> list[SublayerRows]:
+    """Rows of every sublayer of a block; none is absent."""
+    assert None not in block
+    return [rows for rows in block if rows is not None]
+
+
+def test_passes_share_rows_until_they_differ() -> None:
     """Rows per block of the default four passes with STG in block 2 of 4."""
     stg = frozenset({2})
     passes = (
@@ -291,21 +331,26 @@ def test_plan_shares_until_passes_part():
         PassSpec(0, isolated=True),
         PassSpec(1),
     )
-    rows = plan_rows(Question(4, passes, 1, False, True, True, True))
+    rows = plan_rows(ForwardSpec(4, passes, 1, False, True, True, True))
     first, second, third, fourth = rows.blocks
-    assert [len(s.keys) for s in first] == [1, 1, 2, 2, 3, 3]
-    assert [len(s.keys) for s in second] == [3] * 6
-    assert [len(s.keys) for s in third] == [4] * 6
+    assert [len(s.keys) for s in all_of(first)] == [1, 1, 2, 2, 3, 3]
+    assert [len(s.keys) for s in all_of(second)] == [3] * 6
+    assert [len(s.keys) for s in all_of(third)] == [4] * 6
+    assert third.video_self is not None
     assert third.video_self.keys == (0, None, 2, 3)
+    assert fourth.a2v is not None
     assert fourth.a2v.keys == (0, 1, None, 3)
     assert rows.contexts == ((0, 0), (1, 0))
     assert rows.video == rows.audio == (0, 1, 2, 3)
 
 
-def test_equal_passes_are_one_row():
-    rows = plan_rows(Question(2, (PassSpec(0), PassSpec(0)), 3, False, True, False, False))
+def test_equal_passes_are_one_row() -> None:
+    rows = plan_rows(ForwardSpec(2, (PassSpec(0), PassSpec(0)), 3, False, True, False, False))
     assert rows.video == (0, 1, 2, 0, 1, 2)
-    assert {len(block.video_self.keys) for block in rows.blocks} == {3}
+    assert rows.blocks
+    for block in rows.blocks:
+        assert block.video_self is not None
+        assert len(block.video_self.keys) == 3
 
 
 @pytest.mark.parametrize(
@@ -318,7 +363,9 @@ def test_equal_passes_are_one_row():
         ((0, 1, 1), 9, [(0, 2, 0, 2), (2, 3, 1, 2)]),
     ],
 )
-def test_row_groups(keys, limit, groups):
+def test_row_groups(
+    keys: tuple[int | None, ...], limit: int, groups: list[tuple[int | None, ...]]
+) -> None:
     got = [
         (
             g.rows.start,
@@ -330,10 +377,10 @@ def test_row_groups(keys, limit, groups):
     assert got == groups
 
 
-def test_levels_of_a_mask():
-    levels = Levels.of(torch.tensor([[0, 0, 1, 1, 0.5], [0.2, 0.2, 1, 1, 1]]))
+def test_levels_of_a_mask() -> None:
+    levels = NoiseLevels.from_mask(torch.tensor([[0, 0, 1, 1, 0.5], [0.2, 0.2, 1, 1, 1]]))
     assert [r.level for r in levels.runs] == [0, 2, 1]
-    assert levels.runs[1] == Run(2, 4, 2)
+    assert levels.runs[1] == LevelRun(2, 4, 2)
     assert levels.values.T.tolist() == [
         pytest.approx([0, 0.2]),
         pytest.approx([0.5, 1]),
@@ -341,6 +388,6 @@ def test_levels_of_a_mask():
     ]
 
 
-def test_sinusoid_starts_with_cosines():
+def test_sinusoid_starts_with_cosines() -> None:
     wave = sinusoid(torch.tensor([0.0]), 8)
     assert wave.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]

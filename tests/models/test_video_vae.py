@@ -1,4 +1,4 @@
-"""The video VAE against the reference's numbers, and tiles against the whole."""
+"""Video VAE against the reference, and tiled decoding against the whole."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import checkpoint_layouts as layouts
+from helpers.goldens import Goldens
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,16 +20,18 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.errors import MediaError, RequestError, UnknownLayout
-from latent_ladder.latents.comfyui_tiling import Tiling, even
+from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.tiling import (
     TilePlan,
     TileSize,
+    Tiling,
     plan_tiles,
     spatial_spans,
     temporal_spans,
 )
-from latent_ladder.models.video_vae import causal_layers as video_layers
-from latent_ladder.models.video_vae.networks import VideoDecoder, packed
+from latent_ladder.models.network_configs import CHUNK_VALUES
+from latent_ladder.models.video_vae import causal_layers
+from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 
 CPU: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
@@ -41,7 +44,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def load(golden: Any) -> Load:
+def load(golden: Goldens) -> Load:
     loaded: dict[str, VideoVae] = {}
 
     def get(family: str) -> VideoVae:
@@ -54,7 +57,7 @@ def load(golden: Any) -> Load:
 
 
 def whole(latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling | None = None) -> Tensor:
-    """All frames (1, 3, F, H, W), about -1..1."""
+    """Decode all frames (1, 3, F, H, W), about -1..1."""
     return torch.cat([band.clone() for band in decode_bands(latents, vae, tiles)], dim=1)[None]
 
 
@@ -71,7 +74,7 @@ def smooth(channels: int, frames: int, rows: int, cols: int, seed: int = 0) -> T
     ("case", "inputs", "family"),
     [("vae.encode", "vae.encode", "2.3"), ("ltx20.vae_encode", "vae.encode", "2.0")],
 )
-def test_encode(case: str, inputs: str, family: str, golden: Any, load: Load) -> None:
+def test_encode(case: str, inputs: str, family: str, golden: Goldens, load: Load) -> None:
     frames = golden(inputs).inputs["frames_u8"][0].permute(1, 2, 3, 0).numpy()
     want = golden(case)
     want.check("latent", load(family).encode(frames))
@@ -80,14 +83,14 @@ def test_encode(case: str, inputs: str, family: str, golden: Any, load: Load) ->
 
 
 @pytest.mark.parametrize(("case", "family"), [("vae.decode", "2.3"), ("ltx20.vae_decode", "2.0")])
-def test_decode(case: str, family: str, golden: Any, load: Load) -> None:
+def test_decode(case: str, family: str, golden: Goldens, load: Load) -> None:
     want = golden(case)
     got = whole(golden("vae.decode").inputs["latent"], load(family))
     assert list(got.shape) == want.params["shape"]
     check_all(want, got)
 
 
-def test_decode_in_the_references_tiles(golden: Any, load: Load) -> None:
+def test_decode_in_the_references_tiles(golden: Goldens, load: Load) -> None:
     want = golden("vae.decode_tiled")
     plan = TilePlan(temporal_spans(5, 3, 1), spatial_spans(4, 3, 1), spatial_spans(5, 3, 2))
     assert plan.count == 12
@@ -107,7 +110,7 @@ def check_all(case: Any, got: Tensor) -> None:
 
 
 def like(case: Any, name: str, values: Tensor) -> Tensor:
-    """The reference stores frames before channels, or the other way round."""
+    """Transpose to the reference's order of frames and channels."""
     shape = case.outputs[name].shape
     return values[0].T if values.shape[1:] == shape[::-1] else values.reshape(shape)
 
@@ -120,11 +123,11 @@ def like(case: Any, name: str, values: Tensor) -> Tensor:
     [
         None,
         plan_tiles(9, 3, 4, TileSize(3, 2, 3, overlap_frames=1, overlap=1)),
-        even((9, 3, 4), 2, 2, 2),
+        split_evenly((9, 3, 4), 2, 2, 2),
     ],
     ids=["whole", "one after the other", "side by side"],
 )
-def test_frames_come_while_later_ones_are_latents(
+def test_first_frames_come_before_later_latents_are_decoded(
     plan: TilePlan | Tiling | None, load: Load
 ) -> None:
     vae, latents = load("2.3"), smooth(8, 9, 3, 4)
@@ -148,34 +151,34 @@ def test_frames_come_while_later_ones_are_latents(
     np.testing.assert_array_equal(frames, want)
 
 
-def coder(vae: VideoVae, **changes: Any) -> VideoDecoder:
-    """The decoder of ``vae``, set up otherwise."""
+def make_decoder(vae: VideoVae, **changes: Any) -> VideoDecoder:
+    """Decoder with the weights of ``vae`` and a changed configuration."""
     assert vae.decoder is not None
-    other = VideoDecoder(replace(vae.coder, **changes)).eval().requires_grad_(False)
+    other = VideoDecoder(replace(vae.config, **changes)).eval().requires_grad_(False)
     other.load_state_dict(vae.decoder.state_dict())
-    return packed(other)
+    return pack_kernels(other)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("family", ["2.3", "2.0"])
-def test_chunks_give_what_the_whole_gives(
+def test_chunks_equal_the_whole(
     family: str, causal: bool, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frame by frame at every level, or all at once: layers carry what they need."""
-    decoder, latents = coder(load(family), causal=causal), smooth(8, 4, 2, 3)
-    monkeypatch.setitem(video_layers.CHUNK_VALUES, "cpu", 1 << 30)
+    """Chunks of one frame at every level equal one chunk of all frames."""
+    decoder, latents = make_decoder(load(family), causal=causal), smooth(8, 4, 2, 3)
+    monkeypatch.setitem(CHUNK_VALUES, "cpu", 1 << 30)
     want = list(decoder.stream(latents))
-    monkeypatch.setitem(video_layers.CHUNK_VALUES, "cpu", 1)
+    monkeypatch.setitem(CHUNK_VALUES, "cpu", 1)
     got = list(decoder.stream(latents))
     assert len(want) == 1 < 20 < len(got)
     torch.testing.assert_close(torch.cat(got), want[0], rtol=1e-5, atol=1e-4)
 
 
-def test_both_kinds_of_convolution_agree(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUs convolve planes with stacked channels, accelerators in space."""
-    decoder, latents = coder(load("2.0")), smooth(8, 2, 2, 2)
+def test_2d_and_3d_convolution_agree(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs use a 2D convolution over stacked frames, accelerators a 3D convolution."""
+    decoder, latents = make_decoder(load("2.0")), smooth(8, 2, 2, 2)
     want = decoder(latents)
-    monkeypatch.setattr(video_layers, "_in_planes", video_layers._in_space)
+    monkeypatch.setattr(causal_layers, "_convolve_2d", causal_layers._convolve_3d)
     torch.testing.assert_close(decoder(latents), want, rtol=1e-5, atol=1e-4)
 
 
@@ -189,7 +192,7 @@ def test_frames_are_encoded_in_chunks_of_any_length(load: Load) -> None:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
-def test_half_precision_follows(load: Load, golden: Any) -> None:
+def test_bfloat16_stays_close(load: Load, golden: Goldens) -> None:
     part = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
     vae = load_video_vae(part["video_vae"], device="cpu", dtype=torch.bfloat16)
     latents = smooth(8, 2, 2, 2)
@@ -198,12 +201,12 @@ def test_half_precision_follows(load: Load, golden: Any) -> None:
     assert errors(whole(latents, vae), whole(latents, load("2.3")))[0] < 0.1
 
 
-def test_a_plan_must_fit(load: Load) -> None:
+def test_wrong_tile_plans_are_rejected(load: Load) -> None:
     vae = load("2.3")
     with pytest.raises(RequestError, match="do not fit"):
         decode_video(torch.zeros(1, 8, 2, 2, 2), vae, plan_tiles(2, 2, 3, TileSize(9, 9, 9)))
     with pytest.raises(RequestError, match="do not fit"):
-        decode_video(torch.zeros(1, 8, 2, 2, 2), vae, even((2, 2, 3), 1, 2, 1))
+        decode_video(torch.zeros(1, 8, 2, 2, 2), vae, split_evenly((2, 2, 3), 1, 2, 1))
     with pytest.raises(RequestError, match="do not fit"):
         decode_video(torch.zeros(1, 4, 2, 2, 2), vae)
 
@@ -227,8 +230,8 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> VideoVae:
 
 
 def test_pocket_widths(pocket: VideoVae) -> None:
-    assert pocket.coder.widths == (160, 80, 80, 40, 20)
-    assert (pocket.latent_channels, pocket.coder.padding) == (64, "zeros")
+    assert pocket.config.widths == (160, 80, 80, 40, 20)
+    assert (pocket.latent_channels, pocket.config.padding) == (64, "zeros")
     latents = pocket.encode(np.zeros((1, 64, 32, 3), np.uint8))
     assert latents.shape == (1, 64, 1, 2, 1)
 
@@ -239,6 +242,7 @@ def errors(got: Tensor, want: Tensor) -> tuple[float, float]:
     return float(difference.square().mean().sqrt()), float(difference.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "rms", "worst"),
     [
@@ -262,8 +266,8 @@ def test_tiles_stay_close_to_the_whole(
     assert got_worst < worst
 
 
-def test_no_frame_is_late_after_a_seam(pocket: VideoVae) -> None:
-    """The nearest frame of the whole decode is the same one, on both sides of each seam."""
+def test_frames_are_not_shifted_after_a_seam(pocket: VideoVae) -> None:
+    """Each frame is nearest to the same frame of the whole decode, on both sides of a seam."""
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn((1, 64, 9, 2, 2), generator=generator)
     want = whole(latents, pocket)[0]
@@ -272,14 +276,14 @@ def test_no_frame_is_late_after_a_seam(pocket: VideoVae) -> None:
     assert distance.argmin(1).tolist() == list(range(65))
 
 
-def test_a_tile_that_holds_everything_is_exact(load: Load) -> None:
+def test_one_tile_is_exact(load: Load) -> None:
     latents = smooth(8, 3, 2, 3)
     plan = plan_tiles(3, 2, 3, TileSize(10, 24, 24))
     assert torch.equal(whole(latents, load("2.3"), plan), whole(latents, load("2.3")))
 
 
 def test_long_clips_are_encoded_in_tiles(pocket: VideoVae) -> None:
-    """Spans of time start on a lone frame and drop it; what came before is out of sight."""
+    """Later spans start with a single frame and drop it; earlier frames are not seen."""
     frames = np.random.default_rng(0).integers(0, 256, (73, 32, 64, 3), dtype=np.uint8)
     want = pocket.encode(frames)
     assert want.shape == (1, 64, 10, 1, 2)
@@ -290,21 +294,21 @@ def test_long_clips_are_encoded_in_tiles(pocket: VideoVae) -> None:
     torch.testing.assert_close(got[:, :, :before_the_seam], want[:, :, :before_the_seam])
 
 
-# --- what is refused, and what is loaded ----------------------------------------------------------
+# --- errors and loading ---------------------------------------------------------------------------
 
 
-def test_frames_beyond_the_last_group_are_left_out(load: Load) -> None:
+def test_frames_after_the_last_group_are_ignored(load: Load) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     assert torch.equal(load("2.3").encode(frames), load("2.3").encode(frames[:9]))
 
 
-def test_impossible_frames_are_refused(load: Load) -> None:
+def test_invalid_frames_are_rejected(load: Load) -> None:
     vae = load("2.3")
     with pytest.raises(MediaError, match="multiples of 32") as caught:
         vae.encode(np.zeros((9, 65, 100, 3), np.uint8))
     assert caught.value.hint == "resize them to 96x64"
     for bad in (np.zeros((9, 64, 64, 4), np.uint8), np.zeros((0, 64, 64, 3), np.uint8)):
-        with pytest.raises(MediaError, match=r"not \(F, H, W, 3\)"):
+        with pytest.raises(MediaError, match=r"expected \(F, H, W, 3\)"):
             vae.encode(bad)
     with pytest.raises(MediaError, match="float64"):
         vae.encode(np.zeros((9, 64, 64, 3)))
@@ -315,8 +319,8 @@ def test_statistics_invert(load: Load) -> None:
     torch.testing.assert_close(load("2.3").normalise(load("2.3").un_normalise(latents)), latents)
 
 
-def test_a_decoder_alone_loads(tmp_path: Path, golden: Any) -> None:
-    """A file without encoder decodes, and says what it lacks when asked to encode."""
+def test_file_with_only_a_decoder(tmp_path: Path, golden: Goldens) -> None:
+    """A file without encoder decodes, and encoding reports the missing encoder."""
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     file = open_checkpoint(path)
     part = components(file)["video_vae"]
@@ -326,7 +330,7 @@ def test_a_decoder_alone_loads(tmp_path: Path, golden: Any) -> None:
     vae = load_video_vae(alone, **CPU, parts=("decoder",))
     case = golden("vae.decode")
     case.check("samples", whole(case.inputs["latent"], vae)[..., ::5, ::5])
-    with pytest.raises(UnknownLayout, match=r"no tensor encoder\.conv_in"):
+    with pytest.raises(UnknownLayout, match=r"tensor encoder\.conv_in"):
         load_video_vae(alone, **CPU)
     with pytest.raises(ValueError, match="without its encoder"):
         vae.encode(np.zeros((1, 32, 32, 3), np.uint8))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.goldens import Goldens
 from torch import Tensor
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
@@ -16,19 +17,19 @@ from latent_ladder.latents.tokens import (
     tokens_to_video,
     video_to_tokens,
 )
-from latent_ladder.models.lora import attach as lora
-from latent_ladder.models.transformer.denoiser import Denoiser, StreamRun
+from latent_ladder.models.lora.attach import temporary_loras
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer, load_transformer
 from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
 
-LOOP = {"rtol": 1e-4, "atol": 1e-4}
-"""What the goldens' README expects of a loop with float32 angles, not the 5e-3 of the cases."""
+LOOP: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+"""Tolerance for a loop with float32 angles (goldens' README); the cases' own is 5e-3."""
 
 
 @pytest.fixture(scope="module")
-def transformer(golden: Any) -> Transformer:
+def transformer(golden: Goldens) -> Transformer:
     path = golden.path("checkpoints/tiny-ltx-2.3.safetensors")
     return load_transformer(components(open_checkpoint(path))["transformer"])
 
@@ -43,10 +44,10 @@ def guidance(params: dict[str, Any]) -> Guidance:
     )
 
 
-def streams(case: Any, i: dict[str, Tensor]) -> tuple[StreamRun, StreamRun]:
+def streams(case: Any, i: dict[str, Tensor]) -> tuple[DenoiserStream, DenoiserStream]:
     """Both streams of a case with its contexts and guidance."""
     video, audio = (
-        StreamRun(
+        DenoiserStream(
             i[f"{name}_positions"],
             i[f"{name}_context"],
             i.get(f"negative_{name}_context"),
@@ -69,14 +70,14 @@ def empty() -> tuple[LatentState, LatentState]:
     return LatentState.empty(120, 8), LatentState.empty(34, 32)
 
 
-def recorded(case: Any) -> Any:
-    """The goldens' step noise in draw order: (substep video, audio,) step video, audio per step."""
-    draws = (case.inputs[f"noise{k}"] for k in range(case.params.get("draws", 6)))
-    return lambda step, kind: torch.cat([next(draws).flatten(1) for _ in range(2)], dim=1)
+def recorded_noise(case: Any) -> Any:
+    """Step noise of the goldens in order: (substep video, audio,) step video, audio per step."""
+    noise = (case.inputs[f"noise{k}"] for k in range(case.params.get("draws", 6)))
+    return lambda step, kind: torch.cat([next(noise).flatten(1) for _ in range(2)], dim=1)
 
 
 @pytest.mark.parametrize("max_passes", [None, 1])
-def test_guided_euler(golden: Any, transformer: Transformer, max_passes: int | None) -> None:
+def test_guided_euler(golden: Goldens, transformer: Transformer, max_passes: int | None) -> None:
     case = golden("stage1.guided_t2v")
     i = case.inputs
     model = Denoiser(transformer, *streams(case, i), max_passes=max_passes)
@@ -86,7 +87,7 @@ def test_guided_euler(golden: Any, transformer: Transformer, max_passes: int | N
         model,
         *empty(),
         noises,
-        SamplingPlan(i["sigmas"]),
+        SamplingPlan(i["sigmas"].tolist()),
         on_step=lambda step, x, denoised: x0.append(denoised),
     )
     check(case, video, audio)
@@ -96,21 +97,21 @@ def test_guided_euler(golden: Any, transformer: Transformer, max_passes: int | N
         torch.testing.assert_close(a, case.outputs["audio_x0"][k : k + 1], **LOOP)
 
 
-def test_guided_euler_with_kept_frames(golden: Any, transformer: Transformer) -> None:
-    case, kept = golden("stage1.guided_i2v"), golden("conditioning.i2v_keyframe")
+def test_guided_euler_with_conditioning_frames(golden: Goldens, transformer: Transformer) -> None:
+    case, keyframe_case = golden("stage1.guided_i2v"), golden("conditioning.i2v_keyframe")
     i = case.inputs | {
-        "video_positions": kept.outputs["positions"],
+        "video_positions": keyframe_case.outputs["positions"],
         "audio_positions": golden("positions.audio").outputs["positions"],
     }
     state, audio_state = empty()
-    state = state.keeping(0, video_to_tokens(i["first_frame"]))
-    state = state.extended(video_to_tokens(i["keyframe"]), 0.8)
+    state = state.with_content(0, video_to_tokens(i["first_frame"]))
+    state = state.with_appended(video_to_tokens(i["keyframe"]), 0.8)
     video, audio = streams(case, i)
-    video = StreamRun(
+    video = DenoiserStream(
         video.positions, video.positive, video.negative, state.mask, guidance=video.guidance
     )
     noises = Noises(i["video_noise"], i["audio_noise"])
-    plan = SamplingPlan(i["sigmas"])
+    plan = SamplingPlan(i["sigmas"].tolist())
     check(case, *sample(Denoiser(transformer, video, audio), state, audio_state, noises, plan))
 
 
@@ -124,16 +125,18 @@ def test_guided_euler_with_kept_frames(golden: Any, transformer: Transformer) ->
     ],
 )
 def test_samplers_on_the_model(
-    golden: Any, transformer: Transformer, name: str, sampler: str, options: SamplerOptions
+    golden: Goldens, transformer: Transformer, name: str, sampler: str, options: SamplerOptions
 ) -> None:
     case = golden(f"stage1.{name}")
     i = case.inputs
     model = Denoiser(transformer, *streams(case, i))
-    noises = Noises(i["video_noise"], i["audio_noise"], recorded(case))
-    check(case, *sample(model, *empty(), noises, SamplingPlan(i["sigmas"], sampler, options)))
+    noises = Noises(i["video_noise"], i["audio_noise"], recorded_noise(case))
+    check(
+        case, *sample(model, *empty(), noises, SamplingPlan(i["sigmas"].tolist(), sampler, options))
+    )
 
 
-def test_refinement_with_lora(golden: Any, transformer: Transformer) -> None:
+def test_refinement_with_lora(golden: Goldens, transformer: Transformer) -> None:
     case = golden("stage2.refine")
     i = case.inputs
     path = golden.path("loras/tiny-distilled-lora.safetensors")
@@ -143,17 +146,17 @@ def test_refinement_with_lora(golden: Any, transformer: Transformer) -> None:
         LatentState.of(audio_to_tokens(i["audio_initial"])),
     )
     noises = Noises(i["video_noise"], i["audio_noise"])
-    with lora.attached(transformer, [(adapter, case.params["lora_strength"])]):
+    with temporary_loras(transformer, [(adapter, case.params["lora_strength"])]):
         model = Denoiser(transformer, *streams(case, i))
-        check(case, *sample(model, *states, noises, SamplingPlan(i["sigmas"])))
+        check(case, *sample(model, *states, noises, SamplingPlan(i["sigmas"].tolist())))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_runs_the_model(golden: Any, transformer: Transformer, name: str) -> None:
+def test_every_sampler_runs_the_model(golden: Goldens, transformer: Transformer, name: str) -> None:
     case = golden("stage1.guided_t2v")
     spec = SAMPLERS[name]
     model = Denoiser(transformer, *streams(case, case.inputs), force_uncond=spec.needs_uncond)
-    noises = Noises.seeded(1, (1, 8, 5, 4, 6), (1, 2, 34, 16), name)
+    noises = Noises.from_seed(1, (1, 8, 5, 4, 6), (1, 2, 34, 16), name)
     video, audio = sample(model, *empty(), noises, SamplingPlan((1.0, 0.7, 0.0), name))
     assert video is not None
     assert audio is not None

@@ -1,4 +1,4 @@
-"""Which request field moves which artefact key: every field, from the first stage that reads it.
+"""Artefact keys: every request field changes the keys from the first stage that reads it on.
 
 The table below has a row for every field of a request; a new field without one is an error. A
 moved key means work done again, a key that should have moved and did not means a stale picture.
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
-from latent_ladder.checkpoints.selection import ModelSet, scan, select
+from latent_ladder.checkpoints.selection import ModelSet, scan, select_models
 from latent_ladder.errors import RequestError
 from latent_ladder.pipeline.plan import make_plan
 from latent_ladder.request.model import Request
@@ -294,7 +294,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> KeysOf:
     def keys_of(request: Request) -> dict[str, str]:
         choices = request.models.choices
         if (known := repr(choices)) not in chosen:
-            chosen[known] = select(library, choices)
+            chosen[known] = select_models(library, choices)
         plan = make_plan(request, chosen[known], library)
         return {stage.name: stage.key for stage in plan.stages} | {"clip": plan.run_key}
 
@@ -305,6 +305,7 @@ def moved(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROWS)
 def test_a_field_moves_the_keys_from_its_first_reader_on(path: str, keys: KeysOf) -> None:
     row = ROWS[path]

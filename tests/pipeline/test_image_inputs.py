@@ -1,4 +1,4 @@
-"""Pictures as inputs: read, compressed, fitted, held at their frames, in the key by content."""
+"""Images as inputs: read, compressed, fitted, fixed at their frames; keys depend on content."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_clips import GOLDEN, make, request_with, reused
+from helpers.goldens import Goldens
+from helpers.tiny_clips import GOLDEN, load_artefact, make, request_with, reused
 from PIL import Image as Pictures
 
 from latent_ladder import Request
+from latent_ladder.checkpoints.scan import Library
 from latent_ladder.checkpoints.selection import scan
 from latent_ladder.cli.commands.flags import InputFlags
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import video_to_tokens
-from latent_ladder.media.image_input import check_image, fitted, like_video, load_image
-from latent_ladder.pipeline.input_encoding import hold_images, plain_start
+from latent_ladder.media.image_input import check_image, compress_like_video, fit_image, load_image
 from latent_ladder.pipeline.run import prepare
+from latent_ladder.pipeline.start_state import apply_images, plain_start
 from latent_ladder.request.files import request_of_clip
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.sampling.denoise import LatentState
@@ -28,17 +30,17 @@ from latent_ladder.storage.artifact_store import Store
 
 
 @pytest.fixture(scope="module")
-def library():
+def library() -> Library:
     return scan([GOLDEN])
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
 @pytest.fixture
-def photo(tmp_path) -> Path:
+def photo(tmp_path: Path) -> Path:
     return drawn(tmp_path / "photo.png", (96, 64))
 
 
@@ -54,7 +56,7 @@ def drawn(path: Path, size: tuple[int, int], **options: Any) -> Path:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def test_a_turned_photo_is_upright(tmp_path):
+def test_a_turned_photo_is_upright(tmp_path: Path) -> None:
     exif = Pictures.Exif()
     exif[0x0112] = 6
     turned = load_image(drawn(tmp_path / "a.jpg", (96, 64), exif=exif, quality=95))
@@ -63,13 +65,13 @@ def test_a_turned_photo_is_upright(tmp_path):
     assert np.abs(turned.astype(int) - np.rot90(plain, -1)).mean() < 1
 
 
-def test_transparency_lies_on_black_and_is_said(tmp_path):
+def test_transparency_lies_on_black_and_is_said(tmp_path: Path) -> None:
     Pictures.new("RGBA", (8, 8), (200, 100, 50, 128)).save(tmp_path / "a.png")
     assert load_image(tmp_path / "a.png")[0, 0].tolist() == [100, 50, 25]
     assert "black" in check_image(tmp_path / "a.png").notes[0]
 
 
-def test_sixteen_bits_are_rounded_not_clipped(tmp_path):
+def test_sixteen_bits_are_rounded_not_clipped(tmp_path: Path) -> None:
     deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Pictures.fromarray(deep).save(tmp_path / "a.png")
     got = load_image(tmp_path / "a.png")[..., 0]
@@ -77,7 +79,7 @@ def test_sixteen_bits_are_rounded_not_clipped(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "LA"])
-def test_other_modes_become_rgb(tmp_path, mode):
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     suffix = "tif" if mode == "CMYK" else "png"
     Pictures.new("RGB", (10, 6), (255, 255, 255)).convert(mode).save(tmp_path / f"a.{suffix}")
     pixels = load_image(tmp_path / f"a.{suffix}")
@@ -87,21 +89,21 @@ def test_other_modes_become_rgb(tmp_path, mode):
         assert check_image(tmp_path / "a.tif").notes == ("is CMYK, converted to sRGB",)
 
 
-def test_of_an_animation_the_first_frame_counts_and_it_is_said(tmp_path):
+def test_of_an_animation_the_first_frame_counts_and_it_is_said(tmp_path: Path) -> None:
     frames = [Pictures.new("RGB", (8, 8), c) for c in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert load_image(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
     assert "animation of 2 frames" in check_image(tmp_path / "a.gif").notes[0]
 
 
-def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
+def test_what_is_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "a.heic").write_bytes(b"x")
     whole = drawn(tmp_path / "whole.png", (64, 64)).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     wrong = {
-        "missing.png": "no picture",
+        "missing.png": "does not exist",
         "empty.png": "0 bytes",
         "text.png": "cannot be read",
         "a.heic": "HEIC",
@@ -111,17 +113,17 @@ def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
         with pytest.raises(MediaError, match=message):
             check_image(tmp_path / name)
     monkeypatch.setattr("latent_ladder.media.image_input.MAX_PIXELS", 1000)
-    with pytest.raises(MediaError, match="too large"):
+    with pytest.raises(MediaError, match="expected at most 1,000 in all"):
         check_image(tmp_path / "whole.png")
 
 
-def test_cover_cuts_and_letterbox_shows_all():
+def test_cover_cuts_and_letterbox_shows_all() -> None:
     pixels = np.full((50, 200, 3), 255, np.uint8)
     pixels[:, :10] = 0
-    cover = fitted(pixels, (64, 64), (64, 64), "cover")
+    cover = fit_image(pixels, (64, 64), (64, 64), "cover")
     assert cover.shape == (64, 64, 3)
     assert cover.min() == 255  # the dark edge is outside
-    boxed = fitted(pixels, (96, 96), (80, 64), "letterbox")
+    boxed = fit_image(pixels, (96, 96), (80, 64), "letterbox")
     rows = np.flatnonzero(boxed.max((1, 2)))
     columns = np.flatnonzero(boxed.max((0, 2)))
     assert (len(rows), rows[0]) == (20, 38)
@@ -129,13 +131,15 @@ def test_cover_cuts_and_letterbox_shows_all():
 
 
 @pytest.mark.parametrize("size", [(97, 65), (34, 18), (64, 64)])
-def test_compression_costs_detail_and_more_at_a_higher_rate(tmp_path, size):
+def test_compression_costs_detail_and_more_at_a_higher_rate(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     pixels = load_image(drawn(tmp_path / "a.png", size))
-    noisy = np.clip(pixels + np.random.default_rng(0).normal(0, 20, pixels.shape), 0, 255)
-    noisy = noisy.astype(np.uint8)
-    assert like_video(noisy, 0) is noisy
+    noise = np.random.default_rng(0).normal(0, 20, pixels.shape)
+    noisy = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    assert compress_like_video(noisy, 0) is noisy
     even = noisy[: size[1] // 2 * 2, : size[0] // 2 * 2].astype(float)
-    losses = [np.abs(like_video(noisy, crf) - even).mean() for crf in (5, 18, 33)]
+    losses = [np.abs(compress_like_video(noisy, crf) - even).mean() for crf in (5, 18, 33)]
     assert losses == sorted(losses)
     assert 0 < losses[0] < losses[-1]
 
@@ -143,7 +147,7 @@ def test_compression_costs_detail_and_more_at_a_higher_rate(tmp_path, size):
 # --- requests -----------------------------------------------------------------------------------
 
 
-def test_images_survive_toml_json_and_set():
+def test_images_survive_toml_json_and_set() -> None:
     images = [{"file": "a.png"}, {"file": "b.png", "frame": -1, "strength": 0.5, "crf": 20}]
     request = request_with(images=images)
     assert Request.from_toml(request.to_toml()) == request
@@ -165,7 +169,7 @@ def test_images_survive_toml_json_and_set():
         ([{"file": "a", "fit": "stretch"}], "unknown"),
     ],
 )
-def test_impossible_images_are_refused(images, message):
+def test_impossible_images_are_refused(images: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         request_with(images=images)
 
@@ -180,14 +184,14 @@ def test_impossible_images_are_refused(images, message):
         (r"C:\x\a.png:4:.5", {"file": r"C:\x\a.png", "frame": 4, "strength": 0.5}),
     ],
 )
-def test_the_flag_splits_from_the_right(text, image):
-    assert InputFlags(images=[text]).given() == {"images": [image]}
+def test_the_flag_splits_from_the_right(text: str, image: dict[str, Any]) -> None:
+    assert InputFlags(images=[text]).to_fields() == {"images": [image]}
 
 
-# --- held ---------------------------------------------------------------------------------------
+# --- fixed frames -------------------------------------------------------------------------------
 
 
-def test_first_frame_and_keyframe_are_the_official_ones(golden):
+def test_first_frame_and_keyframe_are_the_official_ones(golden: Goldens) -> None:
     case = golden("conditioning.i2v_keyframe")
     grid = case.inputs["initial_latent"].shape[2:]
     fps = Fraction(24)
@@ -199,29 +203,30 @@ def test_first_frame_and_keyframe_are_the_official_ones(golden):
     )  # fmt: skip
     latents = {"image.0": case.inputs["first_frame"], "image.1": case.inputs["keyframe"]}
     initial = LatentState.of(video_to_tokens(case.inputs["initial_latent"]))
-    start = hold_images(plain_start(initial, None, resolution), latents, request, resolution)
+    start = apply_images(plain_start(initial, None, resolution), latents, request, resolution)
     case.check("positions", start.positions)
     case.check("denoise_mask", start.video.mask)
     assert start.extra == grid[1] * grid[2]
     assert start.video_mask is start.video.mask
 
 
-def test_a_picture_beside_an_upsampler_of_time_keeps_its_second(golden):
+def test_a_picture_beside_an_upsampler_of_time_keeps_its_second(golden: Goldens) -> None:
     resolution = Resolution(64, 64, 9, Fraction(12), 0)
     request = request_with(frames=17, images=[{"file": "a", "frame": 13}], stages=[
         {"kind": "base", "schedule": {"steps": 2}}, {"kind": "upsample", "axis": "temporal"},
     ])  # fmt: skip
     start = plain_start(LatentState.empty(8, 4), None, resolution)
-    held = hold_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, resolution)
-    assert held.positions[0, 0, -1].tolist() == pytest.approx([13 / 24, 13 / 24 + 1 / 12])
+    start = apply_images(start, {"image.0": torch.zeros(1, 4, 1, 2, 2)}, request, resolution)
+    assert start.positions[0, 0, -1].tolist() == pytest.approx([13 / 24, 13 / 24 + 1 / 12])
 
 
 # --- the whole path -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_images_are_encoded_at_every_size_and_dropped_before_decoding(
-    photo, library, store, tmp_path
-):
+    photo: Path, library: Library, store: Store, tmp_path: Path
+) -> None:
     end = drawn(tmp_path / "end.png", (50, 70))
     images = [{"file": str(photo)}, {"file": str(end), "frame": -1, "strength": 0.8}]
     request = request_with(images=images)
@@ -231,19 +236,21 @@ def test_images_are_encoded_at_every_size_and_dropped_before_decoding(
     assert result.frames == 9
     assert request_of_clip(tmp_path / "a.mp4") == result.request
     said = " ".join(w.message for w in result.warnings)
-    assert "photo.png (96x64) is cut left and right" in said
-    assert "end.png (50x70) is cut above and below" in said
+    assert "photo.png (96x64) is cropped left and right" in said
+    assert "end.png (50x70) is cropped above and below" in said
     keys = {s.stage: s.key for s in result.stages}
-    base = store.get(keys["base"]).load()["video"]
-    first = store.get(keys["images 32x32"]).load()["image.0"]
+    base = load_artefact(store, keys["base"])["video"]
+    first = load_artefact(store, keys["images 32x32"])["image.0"]
     assert base.shape[2] == 2  # guide tokens are gone
     assert torch.allclose(base[:, :, :1], first, atol=1e-6)
-    refined = store.get(keys["refine"]).load()["video"]
-    at_64 = store.get(keys["images 64x64"]).load()["image.0"]
+    refined = load_artefact(store, keys["refine"])["video"]
+    at_64 = load_artefact(store, keys["images 64x64"])["image.0"]
     assert torch.allclose(refined[:, :, :1], at_64, atol=1e-6)
 
 
-def test_the_content_of_a_picture_counts_and_not_its_name(photo, library, store, tmp_path):
+def test_the_content_of_a_picture_counts_and_not_its_name(
+    photo: Path, library: Library, store: Store, tmp_path: Path
+) -> None:
     def keys(path: Path, **image: Any) -> dict[str, str]:
         request = request_with(images=[{"file": str(path), **image}])
         return {s.name: s.key for s in prepare(request, library, store).plan.stages}
@@ -262,14 +269,19 @@ def test_the_content_of_a_picture_counts_and_not_its_name(photo, library, store,
     assert none == plain
 
 
-def test_a_run_with_images_is_reused(photo, library, store, tmp_path):
+@pytest.mark.slow
+def test_a_run_with_images_is_reused(
+    photo: Path, library: Library, store: Store, tmp_path: Path
+) -> None:
     request = request_with(images=[{"file": str(photo), "frame": 4}])
     make(request, library, store, tmp_path / "a.mp4")
     again, _ = make(request, library, store, tmp_path / "b.mp4")
     assert all(was for name, was in reused(again).items() if name != "decode and write")
 
 
-def test_a_missing_picture_is_found_before_anything_runs(library, store, tmp_path):
-    with pytest.raises(MediaError, match="no picture"):
+def test_a_missing_picture_is_found_before_anything_runs(
+    library: Library, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(MediaError, match="does not exist"):
         prepare(request_with(images=[{"file": str(tmp_path / "no.png")}]), library, store)
     assert list(store.entries()) == []

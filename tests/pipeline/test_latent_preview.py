@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.components import components
+from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import EMBEDDED
-from latent_ladder.cli.terminal_images import kitty, protocol, sixel
+from latent_ladder.cli.terminal_images import detect_protocol, encode_kitty, encode_sixel
 from latent_ladder.errors import LadderError, RequestError
 from latent_ladder.models.video_vae.taehv import load_tiny_decoder
 from latent_ladder.models.video_vae.vae import load_video_vae
@@ -20,28 +21,31 @@ from latent_ladder.pipeline.latent_preview import (
     BLOCK_PX,
     LivePreview,
     Projection,
+    find_tiny_decoder,
     fit,
-    fitting_tiny,
+    load_projection,
     png,
     preview_frames,
-    projection,
     sample_clip,
 )
 from latent_ladder.storage.artifact_store import Store
 
 
 @pytest.fixture(scope="module")
-def pocket():
+def pocket() -> Component:
     [path] = (EMBEDDED / "checkpoints").glob("*.safetensors")
     return components(open_checkpoint(path))["video_vae"]
 
 
 @pytest.fixture(scope="module")
-def fitted(pocket):
+def fitted(pocket: Component) -> Projection:
     return fit(pocket)
 
 
-def test_the_projection_explains_clips_it_has_not_seen(pocket, fitted):
+@pytest.mark.slow
+def test_the_projection_explains_clips_it_has_not_seen(
+    pocket: Component, fitted: Projection
+) -> None:
     """R^2 of RGB blocks of 4x4 pixels over held-out clips, as the real decoder gives them."""
     vae = load_video_vae(pocket, device="cpu", dtype=torch.float32)
     off = spread = 0.0
@@ -55,13 +59,16 @@ def test_the_projection_explains_clips_it_has_not_seen(pocket, fitted):
     assert 1 - off / spread > 0.97
 
 
-def test_a_fit_is_kept_in_the_store_by_vae(pocket, fitted, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_fit_is_kept_in_the_store_by_vae(
+    pocket: Component, fitted: Projection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_PX", 32)
     monkeypatch.setattr("latent_ladder.pipeline.latent_preview.FIT_FRAMES", 9)
-    first = projection(pocket, store)
+    first = load_projection(pocket, store)
     assert len(list(store.entries())) == 1
-    assert torch.equal(projection(pocket, store).rest, first.rest)
+    assert torch.equal(load_projection(pocket, store).rest, first.rest)
     assert len(list(store.entries())) == 1
     latents = torch.zeros(1, pocket.shape("per_channel_statistics.mean-of-means")[0], 2, 1, 3)
     assert preview_frames(latents, pocket, store=store).shape == (9, 8, 24, 3)
@@ -70,7 +77,7 @@ def test_a_fit_is_kept_in_the_store_by_vae(pocket, fitted, tmp_path, monkeypatch
         preview_frames(latents, pocket, "jpeg", store=store)
 
 
-def test_a_strip_holds_frames_of_the_whole_clip(fitted):
+def test_a_strip_holds_frames_of_the_whole_clip(fitted: Projection) -> None:
     latents = torch.randn(1, len(fitted.rest) - 1, 7, 2, 3, generator=torch.Generator())
     frames = np.concatenate(list(fitted.stream(latents)))
     strip = fitted.strip(latents)
@@ -80,28 +87,34 @@ def test_a_strip_holds_frames_of_the_whole_clip(fitted):
         np.testing.assert_array_equal(picture, frames[frame])
 
 
-def test_a_live_preview_keeps_its_distance(tmp_path):
+def test_a_live_preview_keeps_its_distance(tmp_path: Path) -> None:
     zero = Projection(torch.zeros(3, 3 * 64), torch.zeros(3, 8 * 3 * 64))
     saved, asked = [], []
 
-    def estimate():
+    def estimate() -> torch.Tensor:
         asked.append(1)
         return torch.zeros(1, 2, 1, 1, 1)
 
     live = LivePreview(tmp_path / "live.png", zero, lambda *at: saved.append(at))
     for step in (1, 2, 3):
-        live.look("base", step, estimate)
+        live.update("base", step, estimate)
     assert (saved, len(asked)) == ([("base", 1)], 1)
     assert (tmp_path / "live.png").read_bytes().startswith(b"\x89PNG")
     nowhere = LivePreview(tmp_path / "gone" / "x.png", zero, lambda *at: saved.append(at))
-    nowhere.look("base", 1, estimate)
+    nowhere.update("base", 1, estimate)
     assert len(saved) == 1
 
 
 # --- the tiny decoder ----------------------------------------------------------------------------
 
 
-def tiny_file(path, channels=8, widths=(16, 12, 8, 8), strides=(2, 2, 2), patch=4):
+def tiny_file(
+    path: Path,
+    channels: int = 8,
+    widths: tuple[int, ...] = (16, 12, 8, 8),
+    strides: tuple[int, ...] = (2, 2, 2),
+    patch: int = 4,
+) -> Component:
     """Random weights in the names and shapes of a TAEHV file."""
     generator = torch.Generator().manual_seed(1)
     shapes = {"decoder.1.weight": (widths[0], channels, 3, 3), "decoder.1.bias": (widths[0],)}
@@ -120,7 +133,9 @@ def tiny_file(path, channels=8, widths=(16, 12, 8, 8), strides=(2, 2, 2), patch=
 
 
 @pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2)])
-def test_the_tiny_decoder_streams_what_it_would_give_at_once(tmp_path, strides):
+def test_the_tiny_decoder_streams_what_it_would_give_at_once(
+    tmp_path: Path, strides: tuple[int, ...]
+) -> None:
     component = tiny_file(tmp_path / "tae.safetensors", strides=strides)
     decoder = load_tiny_decoder(component, device="cpu", dtype=torch.float32)
     latents = torch.randn(1, 8, 3, 2, 3, generator=torch.Generator().manual_seed(2))
@@ -128,14 +143,14 @@ def test_the_tiny_decoder_streams_what_it_would_give_at_once(tmp_path, strides):
     group = strides[0] * strides[1] * strides[2]
     assert got.shape == (group * 2 + 1, 64, 96, 3)
     with torch.no_grad():
-        whole = decoder._through(latents[0].transpose(0, 1), {})
+        whole = decoder._run_layers(latents[0].transpose(0, 1), {})
     pixels = torch.nn.functional.pixel_shuffle(whole, 4)[group - 1 :].clamp(0, 1) * 255
     want = pixels.round().permute(0, 2, 3, 1).numpy()
     # Convolutions of other batch sizes round differently, and random weights amplify it.
     assert (np.abs(got - want) > 1).mean() < 1e-3
 
 
-def test_later_latents_do_not_change_earlier_frames(tmp_path):
+def test_later_latents_do_not_change_earlier_frames(tmp_path: Path) -> None:
     component = tiny_file(tmp_path / "tae.safetensors")
     decoder = load_tiny_decoder(component, device="cpu", dtype=torch.float32)
     latents = torch.randn(1, 8, 3, 1, 1, generator=torch.Generator().manual_seed(2))
@@ -146,12 +161,12 @@ def test_later_latents_do_not_change_earlier_frames(tmp_path):
     assert (a[9:] != b[9:]).any()
 
 
-def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path, pocket):
+def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path: Path, pocket: Component) -> None:
     channels = pocket.shape("per_channel_statistics.mean-of-means")[0]
     other = tiny_file(tmp_path / "a.safetensors", channels + 1)
     right = tiny_file(tmp_path / "b.safetensors", channels)
-    assert fitting_tiny([other, right], pocket) is right
-    assert fitting_tiny([other], pocket) is None
+    assert find_tiny_decoder([other, right], pocket) is right
+    assert find_tiny_decoder([other], pocket) is None
     latents = torch.zeros(1, channels, 2, 1, 1)
     store = Store(tmp_path / "store")
     assert preview_frames(latents, pocket, "tae", store=store, tiny=right).shape == (9, 32, 32, 3)
@@ -162,8 +177,8 @@ def test_a_tiny_decoder_of_another_width_is_passed_over(tmp_path, pocket):
 # --- in a terminal -------------------------------------------------------------------------------
 
 
-def test_kitty_pictures_are_sent_in_chunks():
-    text = kitty(b"x" * 7000, rows=3)
+def test_kitty_pictures_are_sent_in_chunks() -> None:
+    text = encode_kitty(b"x" * 7000, rows=3)
     parts = text.split("\x1b\\")[:-1]
     assert all(p.startswith("\x1b_G") and len(p.split(";", 1)[1]) <= 4096 for p in parts)
     assert parts[0].startswith("\x1b_Ga=T,f=100,q=2,r=3,m=1;")
@@ -184,15 +199,15 @@ def test_kitty_pictures_are_sent_in_chunks():
         ({}, None),
     ],
 )
-def test_terminals_that_show_pictures(environment, shown):
-    assert protocol(environment) == shown
+def test_terminals_that_show_pictures(environment: dict[str, str], shown: str | None) -> None:
+    assert detect_protocol(environment) == shown
 
 
-def test_sixels_hold_the_picture():
+def test_sixels_hold_the_picture() -> None:
     """Decoded again by the rules of the manual: every pixel has its colour."""
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
     squares = colours[np.add.outer(np.arange(32) // 8, np.arange(64) // 8) % 4]
-    text = sixel(png(squares), rows=2)
+    text = encode_sixel(png(squares), rows=2)
     shown = _decoded_sixels(text)
     assert shown.shape == (32, 64, 3)
     assert np.abs(shown.astype(int) - squares).max() <= 2
@@ -200,9 +215,11 @@ def test_sixels_hold_the_picture():
 
 def _decoded_sixels(text: str) -> np.ndarray:
     found = re.fullmatch(r'\x1bPq"1;1;(\d+);(\d+)(.*)\x1b\\', text, re.DOTALL)
+    assert found is not None
     width, height, body = int(found[1]), int(found[2]), found[3]
     out = np.zeros((height + 6, width, 3), np.uint8)
-    palette, colour, x, y = {}, None, 0, 0
+    palette: dict[int, list[int]] = {}
+    colour, x, y = -1, 0, 0
     token = r"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)(.)|([?-~])|(\$)|(-)"
     for part in re.finditer(token, body):
         if part[1] is not None:

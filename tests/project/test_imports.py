@@ -40,6 +40,7 @@ def test_packages_import_only_those_below_them() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_starts_without_torch(name: str) -> None:
     code = (
@@ -51,6 +52,7 @@ def test_starts_without_torch(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_no_module_needs_diffusers_or_transformers() -> None:
     for name, path in modules():
         tree = ast.parse(path.read_text())

@@ -131,7 +131,7 @@ def test_captions_stay_within_their_vocabulary_and_name_what_is_seen() -> None:
         assert re.search(r"\s[.,]|,\.|\s\s|{", text) is None
         capitals += text.isupper()
         labels = scenery_captions.attributes(scene)
-        named += all(scenery_captions.is_named(n, labels[n], text) for n in ("ground", "time"))
+        named += all(scenery_captions.is_mentioned(n, labels[n], text) for n in ("ground", "time"))
     assert 5 <= capitals <= 45
     assert named > 300
 
@@ -145,7 +145,7 @@ def test_a_caption_never_names_another_ground_or_time() -> None:
             own = getattr(scene, attribute)
             for other in scenery_world.LABELS[attribute]:
                 if other != own:
-                    words = scenery_captions.NAMED[attribute][other]
+                    words = scenery_captions.MENTION_WORDS[attribute][other]
                     hidden = text.lower().replace("northern lights", "").replace("light", "")
                     assert not any(re.search(rf"\b{w}\b", hidden) for w in words), (text, other)
 
@@ -170,7 +170,7 @@ def test_the_judge_recognises_every_attribute_of_a_real_clip(index: int) -> None
 def test_the_judge_denies_what_a_clip_does_not_show(attribute: str, other: str) -> None:
     scene = scenery_world.example_scene()
     clip = render([scene], 25, 128)[0]
-    claimed = scenery_judge.changed(scene, attribute, other)
+    claimed = scenery_judge.replace_attribute(scene, attribute, other)
     assert not scenery_judge.judge(clip, claimed)[attribute]
 
 
@@ -207,14 +207,14 @@ def test_an_impact_on_water_is_a_drop_and_on_wood_a_knock() -> None:
 
 
 def test_scenes_of_the_cache_are_the_same_at_both_sizes_and_survive_storage() -> None:
-    for scene in scenery_cache.scenes_of(7, 1, 20):
+    for scene in scenery_cache.shard_scenes(7, 1, 20):
         assert scenery_cache.unpack(scenery_cache.pack(scene)) == scene
-    kinds = {scenery_cache.kind_of(256, n) for n in range(8)}
+    kinds = {scenery_cache.shard_kind(256, n) for n in range(8)}
     assert {k[2] for k in kinds} == {25, 121}
     assert any(k[0] > k[1] for k in kinds)
     assert any(k[0] < k[1] for k in kinds)
     for number in range(8):
-        small, large = (scenery_cache.kind_of(size, number) for size in (256, 512))
+        small, large = (scenery_cache.shard_kind(size, number) for size in (256, 512))
         assert (2 * small[0], 2 * small[1]) == large[:2]
 
 
@@ -260,7 +260,7 @@ def test_training_goes_on_where_its_time_was_over(
 def test_every_stage_is_a_script_that_exists(stage: scenery_train.Stage) -> None:
     for device in ("cpu", "cuda"):
         setting = scenery_train.Setting(Path("runs"), device, 2, dry=True)
-        line = setting.line(stage, 4.0)
+        line = setting.command_line(stage, 4.0)
         assert Path(line[1]).is_file()
         assert ("--seconds" in line) == bool(stage.share)
         assert "{" not in " ".join(line)

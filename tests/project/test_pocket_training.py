@@ -11,6 +11,7 @@ import random
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -35,6 +36,8 @@ import state
 import upscaler
 import vae as video_vae
 import world
+
+pytestmark = pytest.mark.slow
 
 SCENES = [
     world.example_scene(),
@@ -82,7 +85,7 @@ def encoder() -> video_vae.Transform:
 def test_latents_mixed_from_masks_are_those_of_the_rendered_clip(
     scene: world.Scene, encoder: video_vae.Transform
 ) -> None:
-    other = cache.recolored(scene, random.Random(2))
+    other = cache.recolor_scene(scene, random.Random(2))
     parts = cache.geometry(encoder, scene, 256)[:, :, :, :3]
     mixed = torch.tensordot(cache.palette(other), parts, 2) + cache.offset(encoder)
     true = encoder(video_vae.to_signal(world.render([other], 17, 256)))[0]
@@ -101,7 +104,8 @@ def test_the_judge_recognises_every_attribute_of_a_real_clip(scene: world.Scene)
 )
 def test_the_judge_denies_what_a_clip_does_not_show(attribute: str, other: str) -> None:
     clip = world.render([SCENES[0]], 25, 256)[0]
-    claimed = dataclasses.replace(SCENES[0], **{attribute: other})
+    change: dict[str, Any] = {attribute: other}
+    claimed = dataclasses.replace(SCENES[0], **change)
     assert not judge.judge(clip, claimed)[attribute]
 
 
@@ -167,7 +171,7 @@ def test_copies_are_read_back_by_the_product(kind: str, limit: float, tmp_path: 
     (copy,) = (tmp_path / "checkpoints").iterdir()
     part = components(open_checkpoint(copy))["transformer"]
     key = "transformer_blocks.0.attn1.to_q.weight"
-    assert part.stored(key).format == kind
+    assert part.stored_tensor(key).format == kind
     got = read_float(part, key, torch.float32)[:100, :200]  # stored padded
     assert got.shape == matrix.shape
     assert float((got - matrix).norm() / matrix.norm()) < limit
@@ -185,12 +189,12 @@ def test_the_scene_of_a_draft_is_solved_for(encoder: video_vae.Transform) -> Non
         assert getattr(found, name) == pytest.approx(getattr(true, name), abs=0.01)
     assert misfit < 0.2  # the noise
     assert high.shape == (video_vae.LATENT_CHANNELS, 4, 16, 16)
-    assert max(map(abs, solver.tinted(draft, found).tint)) <= 3
+    assert max(map(abs, solver.match_colors(draft, found).tint)) <= 3
 
 
 def test_the_upscaler_starts_as_bilinear_interpolation() -> None:
     x = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        got = upscaler.begin()(x)
+        got = upscaler.initial_network()(x)
     want = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
     torch.testing.assert_close(got[..., 4:-4, 4:-4], want[..., 4:-4, 4:-4])

@@ -1,4 +1,4 @@
-"""The request: what is accepted, what is refused and how, what comes back from TOML and JSON."""
+"""Requests: accepted and rejected values, error messages, round trips through TOML and JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from helpers.request_stages import stages_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request, override
 from latent_ladder.request.overrides import apply_sets
+from latent_ladder.request.refine_tiles import Tiles
 from latent_ladder.sampling.names import SAMPLER_FACTS
 
 TABLE: dict[str, Any] = {
@@ -48,7 +50,11 @@ def with_set(*sets: str) -> Request:
     return Request.from_dict(apply_sets(TABLE, sets))
 
 
-def refused(fields: dict[str, Any]) -> RequestError:
+def names_of(request: Request) -> tuple[str, ...]:
+    return tuple(stage.name for stage in request.resolved.stages)
+
+
+def error_of(fields: dict[str, Any]) -> RequestError:
     with pytest.raises(RequestError) as caught:
         Request.from_dict(fields)
     assert caught.value.exit_code == 2
@@ -56,25 +62,25 @@ def refused(fields: dict[str, Any]) -> RequestError:
 
 
 # ---------------------------------------------------------------------------------------------
-# what a request means
+# geometry
 
 
-def test_a_request_knows_its_canvases_and_stages():
+def test_resolutions_and_names_of_stages() -> None:
     request = Request.from_dict(TABLE)
     assert [str(resolution) for resolution in request.resolutions] == [
         "640x384, 121 frames",
         "1280x768, 121 frames",
         "1280x768, 121 frames",
     ]
-    assert request.crop == (0, 24, 1280, 720)
-    assert request.stage_names == ("base", "upsample", "refine")
-    assert request.sigmas(2) == (0.85, 0.725, 0.4219, 0.0)
-    assert len(request.sigmas(0)) == 21
-    assert request.sigmas(1) == ()
+    assert request.resolved.crop == (0, 24, 1280, 720)
+    assert names_of(request) == ("base", "upsample", "refine")
+    assert request.resolved.stages[2].sigmas == (0.85, 0.725, 0.4219, 0.0)
+    assert len(request.resolved.stages[0].sigmas) == 21
+    assert request.resolved.stages[1].sigmas == ()
     assert [stage.steps for _, stage in request.sampling_stages()] == [20, 3]
 
 
-def test_duration_becomes_the_nearest_legal_frames_and_stays_recorded():
+def test_duration_becomes_the_nearest_legal_frames_and_is_stored() -> None:
     fields = table(duration_s=5.0, fps=25)
     del fields["frames"]
     request = Request.from_dict(fields)
@@ -82,53 +88,88 @@ def test_duration_becomes_the_nearest_legal_frames_and_stays_recorded():
     assert Request.from_toml(request.to_toml()) == request
 
 
-def test_a_temporal_upsampler_asks_for_16k_plus_1():
+def test_a_temporal_upsampler_needs_16k_plus_1_frames() -> None:
     stages = [{"kind": "base", "sigmas": "1 0"}, {"kind": "upsample", "axis": "temporal"}]
     request = Request.from_dict(table(stages=stages, frames=97, fps=48))
-    assert [(r.frames, r.fps) for r in request.resolutions] == [(49, 24), (97, 48)]
-    error = refused(table(stages=stages, frames=105, fps=48))
+    assert [(r.frames, r.fps) for r in request.resolutions] == [
+        (49, Fraction(24)),
+        (97, Fraction(48)),
+    ]
+    error = error_of(table(stages=stages, frames=105, fps=48))
     assert error.message == "frames=105 is not 16k+1"
     assert error.hint == "use frames=97 (2.02 s at 48 fps) or frames=113"
 
 
-def test_fps_is_exact():
+def test_fps_is_exact() -> None:
     assert Request.from_dict(table(fps=29.97)).fps == Fraction(30000, 1001)
     assert Request.from_dict(table(fps="23.976")).to_dict()["fps"] == "24000/1001"
 
 
-def test_seeds_are_drawn_once_and_inherited():
+def test_seeds_are_picked_once_and_inherited() -> None:
     asked = Request.from_dict(table(seed=-1))
-    drawn = asked.resolved()
-    assert 0 <= drawn.seed < 2**32
-    assert drawn.resolved() is drawn
-    assert drawn.stage_seed(0) == drawn.stage_seed(2) == drawn.seed
+    picked = asked.pick_seed()
+    assert 0 <= picked.seed < 2**32
+    assert picked.pick_seed() is picked
+    assert picked.stage_seed(0) == picked.stage_seed(2) == picked.seed
     assert with_set("refine.seed=42").stage_seed(2) == 42
-    with pytest.raises(RequestError, match="not drawn"):
+    with pytest.raises(RequestError, match="seed=-1 is not resolved"):
         asked.stage_seed(0)
 
 
-def test_the_negative_prompt_counts_only_when_something_reads_it():
+def test_the_negative_prompt_counts_only_where_a_stage_uses_it() -> None:
     assert Request.from_dict(TABLE).needs_negative
     assert not with_set("base.guidance.video.cfg=1").needs_negative
     assert with_set("base.guidance.video.cfg=1", "refine.sampler=euler_cfg_pp").needs_negative
     assert "negative_prompt" not in with_set("base.guidance.video.cfg=1").prompt_fields()
 
 
-def test_denoise_starts_where_comfyui_starts():
+def test_denoise_starts_where_comfyui_starts() -> None:
     request = with_set("refine.denoise=0.4")
-    assert [round(s, 4) for s in request.sigmas(2)] == [0.8892, 0.8106, 0.6407, 0.0]
+    assert [round(s, 4) for s in request.resolved.stages[2].sigmas] == [0.8892, 0.8106, 0.6407, 0.0]
 
 
-def test_token_dependent_schedules_use_the_canvas_of_the_stage():
+def test_token_dependent_schedules_use_the_canvas_of_the_stage() -> None:
     hq = with_set("width=1920", "height=1088", "base.steps=15", "base.schedule.tokens=actual")
-    assert [round(s, 4) for s in hq.sigmas(0)][:4] == [1.0, 0.9935, 0.986, 0.9773]
+    assert [round(s, 4) for s in hq.resolved.stages[0].sigmas][:4] == [1.0, 0.9935, 0.986, 0.9773]
+
+
+def test_the_geometry_is_resolved_once_and_again_for_a_copy() -> None:
+    request = Request.from_dict(table(seed=-1))
+    resolved = request.resolved
+    assert request.resolved is resolved
+    assert [stage.name for stage in resolved.stages] == ["base", "upsample", "refine"]
+    assert [stage.resolution for stage in resolved.stages] == list(request.resolutions)
+    assert [stage.seed for stage in resolved.stages] == [None, None, None]
+    assert resolved.has_sound
+    picked = request.pick_seed()
+    assert [stage.seed for stage in picked.resolved.stages] == [picked.seed] * 3
+    silent = request.model_copy(update={"audio": "none"})
+    assert not silent.resolved.has_sound
+    assert request.resolved is resolved
+
+
+def test_tokens_of_tiles_cover_each_window() -> None:
+    sets = ("width=4096", "height=2304", "duration_s=30")
+    request = Request.from_dict(apply_sets(TABLE, sets))
+    base, _, refine = request.resolved.stages
+    assert len(refine.windows) == len(base.windows) == 2
+    assert base.tiles is None
+    assert refine.tiles is not None
+    for window in refine.windows:
+        part = window.resolution(refine.resolution)
+        tokens = refine.tile_tokens(window)
+        assert len(tokens) == len(refine.tiles.rows) * len(refine.tiles.cols) > 1
+        assert sum(tokens) > part.video_tokens
+        assert base.tile_tokens(base.windows[0]) == (
+            base.windows[0].resolution(base.resolution).video_tokens,
+        )
 
 
 # ---------------------------------------------------------------------------------------------
 # round trips
 
 
-def test_equal_requests_are_equal_text_and_hash():
+def test_equal_requests_are_equal_text_and_hash() -> None:
     one, other = Request.from_dict(TABLE), Request.from_json(json.dumps(TABLE))
     assert one == other
     assert hash(one) == hash(other)
@@ -138,9 +179,9 @@ def test_equal_requests_are_equal_text_and_hash():
     )
 
 
-def test_a_request_is_frozen():
+def test_a_request_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Request.from_dict(TABLE).seed = 6  # type: ignore[misc]
+        Request.from_dict(TABLE).seed = 6
 
 
 strength = st.floats(-100, 100)
@@ -191,7 +232,7 @@ requests = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(requests)
-def test_toml_and_json_lose_nothing(fields):
+def test_toml_and_json_round_trip(fields: dict[str, Any]) -> None:
     request = Request.from_dict(fields)
     assert Request.from_toml(request.to_toml()) == request
     assert Request.from_json(request.to_json()) == request
@@ -199,7 +240,7 @@ def test_toml_and_json_lose_nothing(fields):
     assert Request.from_dict(request.to_dict()) == request
 
 
-def test_text_that_is_no_request():
+def test_text_that_is_not_a_request() -> None:
     with pytest.raises(RequestError, match="not TOML"):
         Request.from_toml("prompt = ")
     with pytest.raises(RequestError, match="not JSON"):
@@ -209,7 +250,7 @@ def test_text_that_is_no_request():
 
 
 # ---------------------------------------------------------------------------------------------
-# what is refused
+# errors
 
 NAN = float("nan")
 WRONG = [
@@ -240,7 +281,7 @@ WRONG = [
     ({"audio": "loud"}, "audio='loud' is unknown", "'refine', 'keep' or 'none'"),
     ({"sed": 3}, "sed is not a field", "did you mean seed?"),
     ({"models": {"chekpoint": "x"}}, "models.chekpoint is not a field", "checkpoint?"),
-    ({"models": {"folders": [""]}}, "models.folders[0]='' is not a name", "leave it out"),
+    ({"models": {"folders": [""]}}, "models.folders[0]='' is not a name", "remove the field"),
     ({"output": {"crf": 52}}, "output.crf=52 must be at most 51", "use output.crf=51"),
     ({"decode": {"tile_px": 500}}, "decode.tile_px=500 is not a multiple of 32", "use 512"),
     ({"decode": {"grid": [7, 1]}}, "decode.grid=[7, 1] is not 1 to 6 tiles", "use [6, 1]"),
@@ -248,7 +289,7 @@ WRONG = [
     ({"decode": {"grid": [2]}}, "decode.grid=[2] is neither", "[2, 2]"),
     (
         {"decode": {"grid": [2, 2], "tile_px": 512, "tile_frames": 16}},
-        "decode.grid is given, and decode.tile_px and decode.tile_frames",
+        "decode.grid cannot be combined with decode.tile_px and decode.tile_frames",
         "use decode.grid=auto, or decode.tile_px=auto and decode.tile_frames=auto",
     ),
     (
@@ -269,8 +310,10 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "message", "hint"), WRONG, ids=lambda v: str(v)[:40])
-def test_wrong_values_are_refused_with_the_nearest_legal_one(change, message, hint):
-    error = refused(table(**change))
+def test_wrong_values_are_reported_with_the_nearest_legal_one(
+    change: dict[str, Any], message: str, hint: str | None
+) -> None:
+    error = error_of(table(**change))
     assert len(error.problems) == 1, error
     assert message in error.message
     assert hint is None or hint in (error.hint or "")
@@ -287,7 +330,7 @@ STAGE_WRONG = [
     ("refine.sigmas=0.85,0.7", "do not end in 0", "0.85, 0.7, 0"),
     ("refine.sigmas=0.85,x,0", "'x', which is not a number", None),
     ("refine.sigmas=[0.85, nan, 0.0]", "'nan', which is not a number", None),
-    ("refine.sigmas=[0.85, true, 0.0]", "holds something that is not a number", None),
+    ("refine.sigmas=[0.85, true, 0.0]", "contains something that is not a number", None),
     ("refine.sigmas=[1.5, 0.0]", "go above 1", None),
     ("refine.sigmas=3", "is not a list of sigmas", None),
     ("refine.denoise=0", "refine.denoise=0 must be above 0", None),
@@ -312,8 +355,8 @@ STAGE_WRONG = [
 
 
 @pytest.mark.parametrize(("text", "message", "hint"), STAGE_WRONG, ids=lambda v: str(v)[:40])
-def test_wrong_values_in_stages(text, message, hint):
-    error = refused(apply_sets(TABLE, [text]))
+def test_wrong_values_in_stages(text: str, message: str, hint: str | None) -> None:
+    error = error_of(apply_sets(TABLE, [text]))
     assert message in error.message + (error.hint or "")
     assert hint is None or hint in (error.hint or str(error))
 
@@ -330,13 +373,13 @@ def test_wrong_values_in_stages(text, message, hint):
         ({"kind": "refine", "schedule": {"steps": 3}, "seed": "other"}, "not a seed of a stage"),
     ],
 )
-def test_stages_that_cannot_be(stage, message):
-    error = refused(table(stages=[{"kind": "base", "sigmas": [1, 0]}, stage]))
+def test_impossible_orders_of_stages(stage: dict[str, Any], message: str) -> None:
+    error = error_of(table(stages=[{"kind": "base", "sigmas": [1, 0]}, stage]))
     assert message in error.message
 
 
-def test_every_problem_is_in_one_report():
-    error = refused(
+def test_every_problem_is_in_one_report() -> None:
+    error = error_of(
         {
             "prompt": "",
             "width": 0,
@@ -371,7 +414,7 @@ def test_every_problem_is_in_one_report():
         assert start in str(error)
 
 
-def test_the_constructor_gives_the_same_report():
+def test_the_constructor_raises_the_same_report() -> None:
     with pytest.raises(RequestError, match="width=0"):
         Request(**table(width=0))
     assert Request(**TABLE) == Request.from_dict(TABLE)
@@ -393,23 +436,25 @@ POISONS = {"nan": math.nan, "inf": math.inf, "object": object(), "list": [], "ta
 
 @pytest.mark.parametrize("path", leaves(FULL), ids=lambda p: ".".join(map(str, p)))
 @pytest.mark.parametrize("poison", POISONS)
-def test_no_field_accepts_nonsense(path, poison):
+def test_no_field_accepts_a_value_of_another_type(path: tuple[str | int, ...], poison: str) -> None:
     fields = copy.deepcopy(FULL)
     here: Any = fields
     for step in path[:-1]:
         here = here[step]
     here[path[-1]] = POISONS[poison]
     if (path[-1], poison) == ("tiles", "table"):  # tiles of the usual size
-        assert Request.from_dict(fields).stages[2].tiles.px == 1536
+        tiles = stages_of(Request.from_dict(fields))[2].tiles
+        assert isinstance(tiles, Tiles)
+        assert tiles.px == 1536
         return
-    refused(fields)
+    error_of(fields)
 
 
 # ---------------------------------------------------------------------------------------------
 # --set
 
 
-def test_sets_reach_every_depth():
+def test_sets_change_fields_at_every_depth() -> None:
     request = with_set(
         "refine.denoise=0.4",
         "base.steps=12",
@@ -423,30 +468,39 @@ def test_sets_reach_every_depth():
         "base.options.eta=0.5",
         'base.loras=[{name = "a.safetensors", strength = 0.2}]',
     )
-    base, upsample, refine = request.stages
+    base, upsample, refine = stages_of(request)
+    assert refine.schedule is not None
     assert (refine.denoise, refine.schedule.name, refine.steps) == (0.4, "simple", 3)
     assert (base.steps, base.guidance.video.cfg, base.options.eta) == (12, 3.5, 0.5)
-    assert (request.fps, request.seed, upsample.factor) == (25, 7, 1.5)
+    assert (request.fps, request.seed, upsample.factor) == (Fraction(25), 7, 1.5)
     assert (refine.loras[0].strength, base.loras[0].name) == (0.7, "a.safetensors")
     assert (request.models.checkpoint, request.prompt) == ("1.5", "3.5 cats = many, they run")
     assert "denoise" not in TABLE["stages"][2], "the table given is left alone"
 
 
-def test_a_kind_that_occurs_twice():
+def test_a_kind_that_occurs_twice() -> None:
     stages = [*TABLE["stages"], {"kind": "refine", "sigmas": [0.5, 0.0]}]
     both = Request.from_dict(apply_sets(table(stages=stages), ["refine.seed=9"]))
     assert [stage.seed for _, stage in both.sampling_stages()] == ["same", 9, 9]
     one = Request.from_dict(apply_sets(table(stages=stages), ["refine[1].seed=9"]))
     assert [stage.seed for _, stage in one.sampling_stages()] == ["same", "same", 9]
-    assert one.stage_names == ("base", "upsample", "refine[0]", "refine[1]")
+    assert names_of(one) == ("base", "upsample", "refine[0]", "refine[1]")
 
 
-def test_fields_that_exclude_each_other_give_way():
-    assert with_set("refine.denoise=0.4", "refine.sigmas=0.5 0").sigmas(2) == (0.5, 0.0)
-    assert with_set("refine.schedule.name=beta").stages[2].schedule.steps == 3
-    assert with_set("base.schedule.name=distilled").stages[0].steps == 8
-    assert with_set("base.schedule.name=distilled", "base.steps=9").stages[0].steps == 9
-    kept = with_set("base.schedule.terminal=0.2", "base.schedule.name=simple").stages[0].schedule
+def test_a_set_field_replaces_those_it_excludes() -> None:
+    assert with_set("refine.denoise=0.4", "refine.sigmas=0.5 0").resolved.stages[2].sigmas == (
+        0.5,
+        0.0,
+    )
+    refine = stages_of(with_set("refine.schedule.name=beta"))[2]
+    assert refine.schedule is not None
+    assert refine.schedule.steps == 3
+    assert stages_of(with_set("base.schedule.name=distilled"))[0].steps == 8
+    base = stages_of(with_set("base.schedule.name=distilled", "base.steps=9"))[0]
+    assert base.steps == 9
+    base = stages_of(with_set("base.schedule.terminal=0.2", "base.schedule.name=simple"))[0]
+    kept = base.schedule
+    assert kept is not None
     assert (kept.steps, kept.terminal) == (20, None)
     assert with_set("duration_s=2").frames == 49
     assert with_set("duration_s=2", "fps=50").frames == 97
@@ -468,7 +522,7 @@ def test_fields_that_exclude_each_other_give_way():
         ("seed.x=2", "seed=5 has no fields", "set seed itself"),
     ],
 )
-def test_sets_that_cannot_be_applied(text, message, hint):
+def test_sets_that_cannot_be_applied(text: str, message: str, hint: str | None) -> None:
     with pytest.raises(RequestError) as caught:
         apply_sets(TABLE, [text])
     assert message in caught.value.message
@@ -478,7 +532,7 @@ def test_sets_that_cannot_be_applied(text, message, hint):
     assert len(caught.value.problems) == 2
 
 
-def test_text_is_taken_as_it_is_written():
+def test_text_is_used_as_written() -> None:
     for text in (
         "A cat.\nseed = 7",
         '"Hello," she says',
@@ -492,7 +546,7 @@ def test_text_is_taken_as_it_is_written():
     assert with_set('prompt="A cat."').prompt == "A cat."
 
 
-def test_overrides_drop_what_they_decide_anew():
+def test_overrides_remove_the_fields_that_depend_on_them() -> None:
     with_duration = {"frames": 121, "duration_s": 5.0, "fps": "24"}
     assert override(with_duration, {"frames": 97}) == {"frames": 97, "fps": "24"}
     assert override(with_duration, {"fps": 50}) == {"duration_s": 5.0, "fps": 50}
@@ -500,7 +554,7 @@ def test_overrides_drop_what_they_decide_anew():
 
 
 # ---------------------------------------------------------------------------------------------
-# what decides what
+# fields of artefact keys
 
 ALL = {"base", "upsample", "refine", "prompt", "clip"}
 MOVES = {
@@ -536,25 +590,25 @@ MOVES = {
 }
 
 
-def decided(request: Request) -> dict[str, str]:
-    fields = {name: request.stage_fields(i) for i, name in enumerate(request.stage_names)}
+def key_fields(request: Request) -> dict[str, str]:
+    fields = {name: request.stage_fields(i) for i, name in enumerate(names_of(request))}
     fields |= {"prompt": request.prompt_fields(), "clip": request.clip_fields()}
     return {name: json.dumps(values, sort_keys=True) for name, values in fields.items()}
 
 
 @pytest.mark.parametrize("text", MOVES)
-def test_a_field_moves_exactly_the_stages_that_read_it(text):
-    before, after = decided(Request.from_dict(TABLE)), decided(with_set(text))
+def test_a_field_changes_exactly_the_stages_that_read_it(text: str) -> None:
+    before, after = key_fields(Request.from_dict(TABLE)), key_fields(with_set(text))
     assert {name for name in ALL if before[name] != after[name]} == MOVES[text]
 
 
-def test_a_request_without_a_grid_of_tiles_has_the_key_it_always_had():
+def test_a_request_without_a_grid_has_the_key_of_older_versions() -> None:
     fields = Request.from_dict(TABLE).clip_fields()["decode"]
     assert set(fields) == {"tile_px", "overlap_px", "tile_frames", "overlap_frames"}
 
 
 @pytest.mark.parametrize("width", [192, 224, 1920])
-def test_a_side_is_split_where_its_tiles_can_share_what_they_shall(width):
+def test_a_side_is_split_where_its_tiles_are_larger_than_the_overlap(width: int) -> None:
     decode = {"grid": [2, 1], "overlap_px": 192}
     request = Request.from_dict(table(width=width, height=64, decode=decode))
     assert Request.from_toml(request.to_toml()) == request
@@ -565,12 +619,12 @@ def test_a_side_is_split_where_its_tiles_can_share_what_they_shall(width):
     assert (len(tiling.rows), len(tiling.cols)) == (1, 2)
 
 
-def test_the_same_sigmas_by_list_or_by_name_are_the_same_stage():
+def test_the_same_sigmas_by_list_or_by_name_are_the_same_stage() -> None:
     named = with_set("refine.schedule.name=comfyui_stage_2")
-    assert decided(named)["refine"] == decided(Request.from_dict(TABLE))["refine"]
+    assert key_fields(named)["refine"] == key_fields(Request.from_dict(TABLE))["refine"]
 
 
-def test_names_match_the_samplers():
+def test_names_match_the_samplers() -> None:
     from latent_ladder.sampling.samplers import SAMPLERS
 
     assert SAMPLER_FACTS.keys() == SAMPLERS.keys()

@@ -1,8 +1,11 @@
-"""Presets: every one is a request, and holds the numbers of its source."""
+"""Presets: each is a valid request with the numbers of its source."""
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
+from helpers.request_stages import stages_of
 
 from latent_ladder.diagnostics.request_warnings import advise
 from latent_ladder.errors import RequestError
@@ -19,7 +22,7 @@ def preset(name: str) -> Request:
     return Request.from_preset(name, prompt=PROMPT)
 
 
-def test_all_presets_are_there():
+def test_all_presets_are_there() -> None:
     assert set(preset_names()) >= {
         "pocket",
         "distilled",
@@ -36,7 +39,7 @@ def test_all_presets_are_there():
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_is_a_request_that_needs_no_warning(name):
+def test_every_preset_is_a_request_that_needs_no_warning(name: str) -> None:
     data = read_preset(name)
     assert data.summary
     assert data.source
@@ -47,24 +50,24 @@ def test_every_preset_is_a_request_that_needs_no_warning(name):
     assert [a for a in advise(request) if a.level == "warning"] == []
 
 
-def test_a_preset_is_read_afresh():
+def test_each_read_of_a_preset_is_a_new_copy() -> None:
     read_preset("pocket").fields["stages"].clear()
     assert read_preset("pocket").fields["stages"]
 
 
-def test_an_unknown_preset_suggests_the_nearest():
+def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(RequestError) as caught:
         Request.from_preset("balancd", prompt=PROMPT)
     assert caught.value.exit_code == 2
     assert "balanced" in (caught.value.hint or "")
 
 
-def test_a_preset_has_no_prompt_of_its_own():
+def test_a_preset_has_no_prompt_of_its_own() -> None:
     with pytest.raises(RequestError, match="prompt is missing"):
         Request.from_preset("distilled")
 
 
-def test_overrides_replace_fields():
+def test_overrides_replace_fields() -> None:
     request = Request.from_preset("distilled", prompt=PROMPT, duration_s=2, width=640, height=384)
     assert (request.frames, request.width, request.height) == (49, 640, 384)
 
@@ -74,7 +77,7 @@ def strengths(request: Request) -> list[list[float]]:
 
 
 def sigmas(request: Request) -> list[tuple[float, ...]]:
-    return [request.sigmas(i) for i, _ in request.sampling_stages()]
+    return [request.resolved.stages[i].sigmas for i, _ in request.sampling_stages()]
 
 
 @pytest.mark.parametrize(
@@ -85,14 +88,16 @@ def sigmas(request: Request) -> list[tuple[float, ...]]:
         ("maximum", 45, 20, 4.5, 0.55, 50),
     ],
 )
-def test_the_table_of_the_guide(name, steps, refine_steps, cfg, denoise, fps):
+def test_the_table_of_the_guide(
+    name: str, steps: int, refine_steps: int, cfg: float, denoise: float, fps: int
+) -> None:
     request = preset(name)
-    base, _, refine = request.stages
+    base, _, refine = stages_of(request)
     assert (base.steps, refine.steps, refine.denoise, request.fps) == (
         steps,
         refine_steps,
         denoise,
-        fps,
+        Fraction(fps),
     )
     assert base.guidance.video.cfg == base.guidance.audio.cfg == cfg
     assert refine.guidance.video.cfg == 1
@@ -102,24 +107,24 @@ def test_the_table_of_the_guide(name, steps, refine_steps, cfg, denoise, fps):
     assert refine.seed == "same"
 
 
-def test_pocket():
+def test_pocket() -> None:
     request = preset("pocket")
     assert [(r.width, r.height, r.frames, r.fps) for r in request.resolutions] == [
-        (256, 256, 25, 24),
-        (512, 512, 25, 24),
-        (512, 512, 25, 24),
+        (256, 256, 25, Fraction(24)),
+        (512, 512, 25, Fraction(24)),
+        (512, 512, 25, Fraction(24)),
     ]
     # the shift of ltx at 1024 tokens, of which "simple" takes the last 3 of 8 even steps
     assert sigmas(request)[1] == pytest.approx((0.608, 0.463, 0.270, 0.0), abs=1e-3)
     assert len(sigmas(request)[0]) == 17
     assert strengths(request) == [[], [1.0]]
-    assert request.stages[2].guidance == Request.from_preset("hq", prompt=PROMPT).stages[2].guidance
+    assert stages_of(request)[2].guidance == stages_of(preset("hq"))[2].guidance
 
 
 @pytest.mark.parametrize(
     ("name", "want"), [("distilled", [[], []]), ("distilled-lora", [[1.0], [1.0]])]
 )
-def test_distilled(name, want):
+def test_distilled(name: str, want: list[list[float]]) -> None:
     request = preset(name)
     assert sigmas(request) == [DISTILLED_STAGE_1, DISTILLED_STAGE_2]
     assert strengths(request) == want
@@ -128,11 +133,11 @@ def test_distilled(name, want):
     assert sigmas(preset("distilled-single")) == [DISTILLED_STAGE_1]
 
 
-def test_ltx_pipelines():
+def test_ltx_pipelines() -> None:
     request = preset("ltx-pipelines")
-    base, _, refine = request.stages
+    base, _, refine = stages_of(request)
     assert (request.width, request.height, request.frames) == (1536, 1024, 121)
-    assert [round(s, 4) for s in request.sigmas(0)][:3] == [1.0, 0.995, 0.9896]
+    assert [round(s, 4) for s in request.resolved.stages[0].sigmas][:3] == [1.0, 0.995, 0.9896]
     video, audio = base.guidance.video, base.guidance.audio
     assert (video.cfg, video.stg, video.stg_blocks) == (3.0, 1.0, (28,))
     assert (audio.cfg, audio.stg, audio.stg_blocks) == (7.0, 1.0, (28,))
@@ -144,12 +149,12 @@ def test_ltx_pipelines():
     assert (request.noise_order, request.mask_convention) == ("ltx", "ltx")
 
 
-def test_hq():
+def test_hq() -> None:
     request = preset("hq")
-    base, _, refine = request.stages
+    base, _, refine = stages_of(request)
     assert base.sampler == refine.sampler == "res_2s"
     assert (request.resolutions[0].width, request.resolutions[0].height) == (960, 544)
-    assert [round(s, 6) for s in request.sigmas(0)] == [
+    assert [round(s, 6) for s in request.resolved.stages[0].sigmas] == [
         1.0, 0.993491, 0.986015, 0.97734, 0.967151, 0.955015, 0.940314, 0.92214,
         0.899096, 0.868923, 0.827707, 0.768028, 0.673897, 0.503378, 0.1, 0.0,
     ]  # fmt: skip
@@ -160,13 +165,15 @@ def test_hq():
     assert request.audio == "keep"
 
 
-def test_lightricks_workflow():
+def test_lightricks_workflow() -> None:
     request = preset("lightricks-workflow")
-    base, _, refine = request.stages
+    base, _, refine = stages_of(request)
     assert (base.sampler, refine.sampler) == ("euler_ancestral_cfg_pp", "euler_cfg_pp")
     assert (request.stage_seed(0), request.stage_seed(2)) == (43, 42)
     assert sigmas(request) == [DISTILLED_STAGE_1, COMFYUI_STAGE_2]
-    assert (request.width, request.height, request.frames, request.fps) == (1920, 1088, 121, 24)
+    assert (request.width, request.height, request.frames, request.fps) == (
+        (1920, 1088, 121, Fraction(24))
+    )
     assert strengths(request) == [[0.5], [0.5]]
     assert request.negative_prompt == COMFYUI_NEGATIVE
     assert request.needs_negative, "CFG++ reads it at cfg 1"
@@ -174,13 +181,15 @@ def test_lightricks_workflow():
     assert (request.decode.grid, request.decode.overlap_px) == ((2, 2), 6 * 32)
 
 
-def test_comfy_template():
+def test_comfy_template() -> None:
     request = preset("comfy-template")
-    base, _, refine = request.stages
+    base, _, refine = stages_of(request)
     assert base.sampler == refine.sampler == "euler"
     assert (request.seed, refine.seed) == (10, 42)
     assert sigmas(request) == [DISTILLED_STAGE_1, COMFYUI_STAGE_2]
-    assert (request.width, request.height, request.frames, request.fps) == (1280, 704, 121, 25)
+    assert (request.width, request.height, request.frames, request.fps) == (
+        (1280, 704, 121, Fraction(25))
+    )
     assert (request.resolutions[0].width, request.resolutions[0].height) == (640, 352)
     assert strengths(request) == [[0.5], [0.5]]
     assert request.negative_prompt == COMFYUI_NEGATIVE
@@ -188,7 +197,7 @@ def test_comfy_template():
     assert request.audio == "refine"
 
 
-def test_three_stages():
+def test_three_stages() -> None:
     request = preset("three-stage")
     assert [f"{r.width}x{r.height}" for r in request.resolutions] == [
         "480x288",
@@ -197,5 +206,5 @@ def test_three_stages():
         "1920x1152",
         "1920x1152",
     ]
-    assert request.crop == (0, 36, 1920, 1080)
+    assert request.resolved.crop == (0, 36, 1920, 1080)
     assert sigmas(request) == [DISTILLED_STAGE_1, DISTILLED_STAGE_2, COMFYUI_STAGE_2]

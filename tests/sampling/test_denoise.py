@@ -1,4 +1,4 @@
-"""The loop around a sampler: noise and seeds, masks, packing, and what happens when it breaks."""
+"""The loop around a sampler: noise and seeds, masks, packing, and errors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -56,14 +57,14 @@ def test_audio_tokens_are_channel_major(b: int, c: int, t: int, m: int) -> None:
     assert torch.equal(tokens_to_audio(tokens, c), latents)
 
 
-def test_tokens_that_do_not_fit_are_refused() -> None:
+def test_tokens_that_do_not_fit_are_errors() -> None:
     with pytest.raises(ValueError, match="5 video tokens"):
         tokens_to_video(torch.zeros(1, 5, 8), 3, 2, 4)
     with pytest.raises(ValueError, match="not a multiple of 5"):
         tokens_to_audio(torch.zeros(1, 5, 12), 5)
 
 
-def test_ltx_noise_is_the_official_one(golden: Any) -> None:
+def test_ltx_noise_is_the_official_one(golden: Goldens) -> None:
     case = golden("noise.seed")
     video, audio = draw_noise(case.params["seed"], (1, 8, 5, 4, 6), (1, 2, 34, 16), "ltx")
     assert video is not None
@@ -86,7 +87,7 @@ def test_comfyui_noise_is_one_generator_over_latents() -> None:
     assert torch.equal(only, video)
 
 
-def test_comfyui_step_noise_is_drawn_over_the_packed_latent() -> None:
+def test_comfyui_step_noise_covers_the_packed_latent() -> None:
     noise = noise_source(7, VIDEO, AUDIO, "comfyui")
     generator = torch.Generator().manual_seed(8)
     packing = Packing((24, 8), (5, 12))
@@ -99,7 +100,7 @@ def test_comfyui_step_noise_is_drawn_over_the_packed_latent() -> None:
         assert torch.equal(tokens_to_audio(audio, 2).flatten(), flat[0, 0, 192:])
 
 
-def test_ltx_step_noise_is_drawn_in_tokens() -> None:
+def test_ltx_step_noise_is_in_tokens() -> None:
     noise = noise_source(7, VIDEO, AUDIO, "ltx", extra_video_tokens=3)
     generator = torch.Generator().manual_seed(10007)
     want = [torch.randn(s, generator=generator) for s in [(1, 27, 8), (1, 5, 12)] * 2]
@@ -124,14 +125,14 @@ def test_noise_shapes_with_appended_tokens(order: Any) -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.sampled_from(["comfyui", "ltx"]))
-def test_no_two_draws_of_a_run_are_alike(seed: int, order: Any) -> None:
-    noises = Noises.seeded(seed, VIDEO, AUDIO, "res_2s", order=order)
+def test_no_two_noises_of_a_run_are_alike(seed: int, order: Any) -> None:
+    noises = Noises.from_seed(seed, VIDEO, AUDIO, "res_2s", order=order)
     start = Packing((24, 8), (5, 12)).pack(noises.video, noises.audio)
-    draws = [start, *(noises.source(i, kind) for i in range(2) for kind in ("substep", "step"))]
-    similar = torch.corrcoef(torch.cat(draws)) - torch.eye(5)
+    streams = [start, *(noises.source(i, kind) for i in range(2) for kind in ("substep", "step"))]
+    similar = torch.corrcoef(torch.cat(streams)) - torch.eye(5)
     assert similar.abs().max() < 0.35
     again = noise_source(seed, VIDEO, AUDIO, order, standardise=True)
-    assert torch.equal(again(0, "substep"), draws[1])
+    assert torch.equal(again(0, "substep"), streams[1])
 
 
 def test_standardised_noise_is_standard_per_stream() -> None:
@@ -159,26 +160,27 @@ def test_packing_round_trips(n: int, c: int, t: int, d: int, which: str) -> None
     assert x.shape == (2, (n * c if video is not None else 0) + (t * d if audio is not None else 0))
     for got, want in zip(packing.unpack(x), (video, audio), strict=True):
         assert (got is None) == (want is None)
-        assert want is None or torch.equal(got, want)
+        if got is not None and want is not None:
+            assert torch.equal(got, want)
 
 
-def test_packing_refuses_another_shape() -> None:
+def test_packing_another_shape_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         Packing((24, 8), None).pack(torch.zeros(1, 24, 9), None)
     with pytest.raises(ValueError, match="does not fit"):
         Packing((24, 8), (5, 12)).pack(torch.zeros(1, 24, 8), None)
 
 
-def keyframed(golden: Any) -> tuple[Any, LatentState]:
+def keyframe_case(golden: Goldens) -> tuple[Any, LatentState]:
     """The golden's clip: a first frame at strength 1 and an appended keyframe at 0.8."""
     case = golden("conditioning.i2v_keyframe")
     tokens = {n: video_to_tokens(case.inputs[n]) for n in case.inputs if n != "noise"}
-    state = LatentState.of(tokens["initial_latent"]).keeping(0, tokens["first_frame"])
-    return case, state.extended(tokens["keyframe"], 0.8)
+    state = LatentState.of(tokens["initial_latent"]).with_content(0, tokens["first_frame"])
+    return case, state.with_appended(tokens["keyframe"], 0.8)
 
 
-def test_noising_with_kept_frames_is_the_official_one(golden: Any) -> None:
-    case, state = keyframed(golden)
+def test_noise_with_preserved_frames_is_the_official_one(golden: Goldens) -> None:
+    case, state = keyframe_case(golden)
     case.check("denoise_mask", state.mask)
     content = state.mask < 1  # elsewhere clean is never used: the mask is 1
     got = torch.where(content, state.clean, case.outputs["clean"])
@@ -190,7 +192,7 @@ def test_noising_with_kept_frames_is_the_official_one(golden: Any) -> None:
 def seen_by_the_model(
     state: LatentState, noise: Tensor, sigma: float, masks: Any, x0: float = 0.0
 ) -> list[Tensor]:
-    """Tokens that the model is given at each evaluation of a two-step Euler walk."""
+    """Input tokens of the model at each evaluation of two Euler steps."""
     seen = []
 
     def model(x: Tensor, sigma: float, step: int) -> Prediction:
@@ -203,11 +205,11 @@ def seen_by_the_model(
     return [*seen, end]
 
 
-def test_a_half_mask_as_ltx_means_it() -> None:
+def test_a_half_mask_of_ltx() -> None:
     ones = torch.ones(1, 3, 2)
-    state = LatentState.of(2 * ones).keeping(0, 5 * ones[:, :1], 1.0)
-    state = state.keeping(1, 5 * ones[:, :1], 0.75)
-    # tokens: kept, a quarter generated, generated; s = 0.8, noise 1, every prediction 0
+    state = LatentState.of(2 * ones).with_content(0, 5 * ones[:, :1], 1.0)
+    state = state.with_content(1, 5 * ones[:, :1], 0.75)
+    # tokens: preserved, a quarter generated, generated; s = 0.8, noise 1, every prediction 0
     seen = [s[0, :, 0].tolist() for s in seen_by_the_model(state, ones, 0.8, "ltx")]
     noised = 0.2 * 2 + 0.8 * 1
     d = 0.75 * 5  # the prediction after blending
@@ -217,7 +219,7 @@ def test_a_half_mask_as_ltx_means_it() -> None:
     assert seen[2] == pytest.approx([5, d, 0], abs=1e-6)
 
 
-def test_a_half_mask_as_comfyui_means_it() -> None:
+def test_a_half_mask_of_comfyui() -> None:
     """Its loop written out: x is never blended itself, and x0 = seen - sigma v, sigma a scalar."""
     clean, mask, noise = 5.0, torch.tensor([0.0, 0.25, 0.6, 1.0]), torch.tensor(1.0)
     sigmas = (0.8, 0.5, 0.2, 0.0)
@@ -244,9 +246,11 @@ def test_a_half_mask_as_comfyui_means_it() -> None:
 
 @pytest.mark.parametrize("masks", ["ltx", "comfyui"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_kept_tokens_stay_and_the_rest_is_generated(name: str, masks: Any) -> None:
-    state = LatentState.empty(24, 8).keeping(0, torch.full((1, 8, 8), 3.0))
-    frozen = LatentState.of(torch.full((1, 5, 12), 0.25)).keeping(0, torch.full((1, 5, 12), 0.25))
+def test_preserved_tokens_stay_and_the_rest_is_generated(name: str, masks: Any) -> None:
+    state = LatentState.empty(24, 8).with_content(0, torch.full((1, 8, 8), 3.0))
+    frozen = LatentState.of(torch.full((1, 5, 12), 0.25)).with_content(
+        0, torch.full((1, 5, 12), 0.25)
+    )
 
     def model(x: Tensor, sigma: float, step: int) -> Prediction:
         video, audio = Packing((24, 8), (5, 12)).unpack(x)
@@ -256,7 +260,7 @@ def test_kept_tokens_stay_and_the_rest_is_generated(name: str, masks: Any) -> No
         assert torch.allclose(audio, torch.tensor(0.25), atol=1e-5)
         return Prediction(torch.full_like(x, -1.0), torch.full_like(x, -2.0))
 
-    noises = Noises.seeded(4, VIDEO, AUDIO, name, order="ltx")
+    noises = Noises.from_seed(4, VIDEO, AUDIO, name, order="ltx")
     plan = SamplingPlan(ltx(5), name, masks=masks)
     video, audio = sample(model, state, frozen, noises, plan)
     assert video is not None
@@ -266,7 +270,7 @@ def test_kept_tokens_stay_and_the_rest_is_generated(name: str, masks: Any) -> No
     torch.testing.assert_close(video[:, 8:], torch.full((1, 16, 8), -1.0))
 
 
-def test_stage_two_starts_between_clip_and_noise(golden: Any) -> None:
+def test_stage_two_starts_between_clip_and_noise(golden: Goldens) -> None:
     case = golden("stage2.refine")
     seen: list[Tensor] = []
 
@@ -274,13 +278,11 @@ def test_stage_two_starts_between_clip_and_noise(golden: Any) -> None:
         seen.append(x)
         return Prediction(x)
 
-    states = [
-        LatentState.of(video_to_tokens(case.inputs["video_initial"])),
-        LatentState.of(audio_to_tokens(case.inputs["audio_initial"])),
-    ]
+    start = LatentState.of(video_to_tokens(case.inputs["video_initial"]))
+    sound = LatentState.of(audio_to_tokens(case.inputs["audio_initial"]))
     noises = Noises(case.inputs["video_noise"], case.inputs["audio_noise"])
-    sample(model, *states, noises, SamplingPlan(case.inputs["sigmas"]))
-    video, audio = Packing.of(*states).unpack(seen[0])
+    sample(model, start, sound, noises, SamplingPlan(case.inputs["sigmas"].tolist()))
+    video, audio = Packing.of(start, sound).unpack(seen[0])
     assert video is not None
     assert audio is not None
     case.check("video_start_tokens", video[:, :8], rtol=1e-6, atol=1e-6)
@@ -292,7 +294,7 @@ def shrink(x: Tensor, sigma: float, step: int) -> Prediction:
 
 
 def clip(model: Any, plan: SamplingPlan, seed: int = 4, on_step: Any = None) -> Tensor:
-    noises = Noises.seeded(seed, VIDEO, None, plan.sampler)
+    noises = Noises.from_seed(seed, VIDEO, None, plan.sampler)
     video, audio = sample(model, LatentState.empty(24, 8), None, noises, plan, on_step)
     assert audio is None
     assert video is not None
@@ -322,7 +324,7 @@ def test_progress_and_cancellation() -> None:
     assert clip(shrink, plan).isfinite().all()
 
 
-def test_a_prediction_that_is_not_finite_says_where() -> None:
+def test_the_error_of_a_prediction_that_is_not_finite_names_the_step() -> None:
     def broken(x: Tensor, sigma: float, step: int) -> Prediction:
         bad = x * (math.nan if step == 1 else 1.0)
         return Prediction(bad)
@@ -336,12 +338,12 @@ def test_a_prediction_that_is_not_finite_says_where() -> None:
     "sigmas",
     [(), (1.0,), (1.0, 1.0, 0.0), (0.5, 0.7, 0.0), (1.2, 0.0), (1.0, -0.1), (math.nan, 0.0)],
 )
-def test_unusable_sigmas_are_refused(sigmas: tuple[float, ...]) -> None:
+def test_unusable_sigmas_are_errors(sigmas: tuple[float, ...]) -> None:
     with pytest.raises(RequestError, match="cannot be sampled"):
         clip(shrink, SamplingPlan(sigmas))
 
 
-def test_a_walk_may_stop_early_and_go_on() -> None:
+def test_sampling_in_two_parts() -> None:
     whole = clip(shrink, SamplingPlan((1.0, 0.6, 0.3, 0.0)))
     half = clip(shrink, SamplingPlan((1.0, 0.6)))
     # at the same sigma (1 - s) tokens + s noise gives x back when both are x

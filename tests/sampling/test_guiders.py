@@ -1,11 +1,10 @@
-"""Guidance against the official combination, and which passes it asks for."""
+"""Guidance against the official combination, and the passes that it needs."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +15,7 @@ INPUTS = {C: "cond", U: "uncond", P: "ptb", M: "mod"}
 
 
 @pytest.mark.parametrize("name", ["full", "cfg_only", "rescale1", "stg_mod"])
-def test_combination_is_the_official_one(golden: Any, name: str) -> None:
+def test_combination_is_the_official_one(golden: Goldens, name: str) -> None:
     case = golden(f"guider.{name}")
     g = Guidance(
         cfg=case.params["cfg_scale"],
@@ -55,7 +54,7 @@ def test_passes(
     assert passes_needed(video, audio, 0.5, force_uncond=force) == want
 
 
-def test_guidance_outside_its_sigmas_costs_nothing() -> None:
+def test_guidance_outside_its_sigmas_needs_no_pass() -> None:
     g = Guidance(cfg=4.0, stg=1.0, sigma_high=0.9, sigma_low=0.3)
     assert passes_needed(g, None, 1.0) == (C,)
     assert passes_needed(g, None, 0.9) == passes_needed(g, None, 0.3) == (C, U, P)

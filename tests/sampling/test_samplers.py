@@ -1,4 +1,4 @@
-"""Samplers against single official steps, and against what must hold for any of them."""
+"""Samplers against single official steps, and the properties of every sampler."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from latent_ladder.errors import RequestError
-from latent_ladder.sampling.denoise import standardised
+from latent_ladder.sampling.denoise import standardise_noise
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.samplers import (
     SAMPLERS,
@@ -30,14 +31,14 @@ DETERMINISTIC = [n for n, spec in SAMPLERS.items() if not spec.stochastic]
 SCHEDULES = [DISTILLED_STAGE_1, DISTILLED_STAGE_2, ltx(6), (1.0, 0.0), (0.4, 0.0), (0.001, 0.0)]
 
 
-def draws(like: Tensor, seed: int = 5) -> Any:
+def noise_of(like: Tensor, seed: int = 5) -> Any:
     generator = torch.Generator().manual_seed(seed)
     return lambda step, kind: torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
 def run(name: str, model: Model, x: Tensor, sigmas: Any, **options: Any) -> Tensor:
     spec = SAMPLERS[name]
-    return spec.function(model, x, sigmas, noise=draws(x), options=SamplerOptions(**options))
+    return spec.function(model, x, sigmas, noise=noise_of(x), options=SamplerOptions(**options))
 
 
 def constant(x0: Tensor) -> Model:
@@ -66,7 +67,7 @@ class Gaussian:
 
 
 @pytest.mark.parametrize("i", range(4))
-def test_euler_step_is_the_official_one(golden: Any, i: int) -> None:
+def test_euler_step_is_the_official_one(golden: Goldens, i: int) -> None:
     case = golden(f"step.euler.{i}")
     sigmas = case.inputs["sigmas"][i : i + 2]
     model = constant(case.inputs["denoised"])
@@ -75,12 +76,12 @@ def test_euler_step_is_the_official_one(golden: Any, i: int) -> None:
 
 @pytest.mark.parametrize("eta", ["1.0", "0.5"])
 @pytest.mark.parametrize("i", range(4))
-def test_ancestral_step_is_the_official_one(golden: Any, i: int, eta: str) -> None:
+def test_ancestral_step_is_the_official_one(golden: Goldens, i: int, eta: str) -> None:
     case = golden(f"step.euler_ancestral.eta{eta}.{i}")
     got = SAMPLERS["euler_ancestral"].function(
         constant(case.inputs["denoised"]),
         case.inputs["sample"],
-        case.inputs["sigmas"][i : i + 2],
+        case.inputs["sigmas"][i : i + 2].tolist(),
         noise=lambda step, kind: case.inputs["noise"],
         options=SamplerOptions(eta=case.params["eta"], s_noise=case.params["s_noise"]),
     )
@@ -88,12 +89,12 @@ def test_ancestral_step_is_the_official_one(golden: Any, i: int, eta: str) -> No
 
 
 @pytest.mark.parametrize("i", [1, 2])
-def test_cfg_pp_step_is_the_official_one(golden: Any, i: int) -> None:
+def test_cfg_pp_step_is_the_official_one(golden: Goldens, i: int) -> None:
     case = golden(f"step.cfgpp.{i}")
     got = SAMPLERS["euler_ancestral_cfg_pp"].function(
         lambda x, sigma, step: Prediction(case.inputs["denoised"], case.inputs["uncond"]),
         case.inputs["sample"],
-        case.inputs["sigmas"][i : i + 2],
+        case.inputs["sigmas"][i : i + 2].tolist(),
         noise=lambda step, kind: case.inputs["noise"],
         options=SamplerOptions(eta=case.params["eta"]),
     )
@@ -101,8 +102,8 @@ def test_cfg_pp_step_is_the_official_one(golden: Any, i: int) -> None:
 
 
 @pytest.mark.parametrize("i", [0, 2])
-def test_res_2s_noise_injection_is_the_official_one(golden: Any, i: int) -> None:
-    """The golden is the injection alone: feed it a step whose deterministic end is known."""
+def test_res_2s_noise_injection_is_the_official_one(golden: Goldens, i: int) -> None:
+    """The golden is the injection alone: its input is a step whose deterministic end is known."""
     case = golden(f"step.res2s_sde.{i}")
     s, n = case.inputs["sigmas"][i : i + 2].tolist()
     start, end = case.inputs["sample"].double(), case.inputs["denoised"].double()
@@ -116,16 +117,16 @@ def test_res_2s_noise_injection_is_the_official_one(golden: Any, i: int) -> None
     def model(x: Tensor, sigma: float, step: int) -> Prediction:
         return Prediction(x0, None)
 
-    # the midpoint is not noised when the draw is exactly its own deterministic part: bong off and
+    # the midpoint gets no noise when the noise is exactly its own deterministic part: bong off and
     # a model that ignores x make the second evaluation independent of it
     options = SamplerOptions(bong=False)
     got = SAMPLERS["res_2s"].function(model, start, [s, n], noise=noise, options=options)
     case.check("next", got)
 
 
-def test_standardised_noise_is_the_official_one(golden: Any) -> None:
+def test_standardised_noise_is_the_official_one(golden: Goldens) -> None:
     case = golden("step.res2s_noise_normalise")
-    case.check("noise", standardised(case.inputs["raw"]))
+    case.check("noise", standardise_noise(case.inputs["raw"]))
 
 
 @pytest.mark.parametrize("sigmas", SCHEDULES, ids=lambda s: f"{s[0]:g}x{len(s) - 1}")
@@ -152,7 +153,7 @@ def test_no_schedule_gives_nan(name: str, levels: list[int], to_zero: bool) -> N
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_sigmas_almost_alike_are_walked(name: str) -> None:
+def test_sigmas_almost_alike_are_sampled(name: str) -> None:
     sigmas = [1.0, 1 - 1e-16, 0.5, math.nextafter(0.5, 0), 1e-4, math.nextafter(1e-4, 0), 0.0]
     x = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
     assert run(name, constant(x), x, sigmas).isfinite().all()
@@ -171,7 +172,7 @@ ORDERS = {
 
 
 def flow_error(name: str, steps: int) -> float:
-    """Error of the walk from sigma 0.95 to 0.1 on the Gaussian flow, in float64."""
+    """Error of sampling from sigma 0.95 to 0.1 on the Gaussian flow, in float64."""
     model = Gaussian()
     z = torch.tensor([[-1.5, -0.3, 0.4, 2.0]], dtype=torch.float64)
     sigmas = torch.linspace(0.95, 0.1, steps + 1, dtype=torch.float64)
@@ -209,7 +210,7 @@ def test_eta_zero_is_deterministic(name: str) -> None:
 
 
 def test_ancestral_noise_keeps_the_variance_of_the_flow() -> None:
-    """On Gaussian data the ancestral walk must end in the data's own mean and deviation."""
+    """On Gaussian data ancestral sampling must end in the data's own mean and deviation."""
     model = Gaussian()
     x = torch.randn(1, 40_000, generator=torch.Generator().manual_seed(2))
     for name, steps, lost in (("euler_ancestral", 160, 0.03), ("res_2s", 20, 0.05)):
@@ -223,20 +224,20 @@ def test_cfg_pp_is_euler_iff_the_negative_prompt_changes_nothing() -> None:
     plain = run("euler", Gaussian(), x, ltx(8))
     torch.testing.assert_close(run("euler_cfg_pp", Gaussian(), x, ltx(8)), plain)
 
-    def guided(x: Tensor, sigma: float, step: int) -> Prediction:
+    def guided_model(x: Tensor, sigma: float, step: int) -> Prediction:
         p = Gaussian()(x, sigma, step)
         return Prediction(p.denoised, p.denoised + 0.1)
 
-    assert not torch.allclose(run("euler_cfg_pp", guided, x, ltx(8)), plain, atol=1e-2)
+    assert not torch.allclose(run("euler_cfg_pp", guided_model, x, ltx(8)), plain, atol=1e-2)
 
 
-def test_cfg_pp_says_when_the_uncond_pass_is_missing() -> None:
+def test_cfg_pp_without_the_uncond_pass_is_an_error() -> None:
     x = torch.zeros(1, 4)
     with pytest.raises(ValueError, match="force_uncond"):
         run("euler_cfg_pp", lambda x, sigma, step: Prediction(x), x, [1.0, 0.0])
 
 
-def test_cfg_pp_at_sigma_one_renoises_wholly() -> None:
+def test_cfg_pp_at_sigma_one_replaces_all_noise() -> None:
     x0, noise = torch.full((1, 4), 2.0), torch.full((1, 4), 3.0)
     got = SAMPLERS["euler_ancestral_cfg_pp"].function(
         constant(x0), torch.ones(1, 4), [1.0, 0.6], noise=lambda step, kind: noise
@@ -340,7 +341,7 @@ def test_number_and_steps_of_evaluations(name: str, sigmas: tuple[float, ...]) -
         model,
         torch.zeros(1, 4),
         sigmas,
-        noise=draws(torch.zeros(1, 4)),
+        noise=noise_of(torch.zeros(1, 4)),
         on_step=lambda i, x, denoised: seen.append((i, x.dtype, denoised.shape)),
     )
     steps = len(sigmas) - 1
@@ -352,7 +353,7 @@ def test_number_and_steps_of_evaluations(name: str, sigmas: tuple[float, ...]) -
     assert {step for _, step in model.calls} == set(range(steps))
 
 
-def test_noise_is_asked_for_in_order() -> None:
+def test_noise_is_requested_in_order() -> None:
     asked: list[tuple[int, str]] = []
 
     def noise(step: int, kind: str) -> Tensor:

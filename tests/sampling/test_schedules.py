@@ -1,4 +1,4 @@
-"""Schedules against the official lists, ComfyUI's published numbers, and what a user may type."""
+"""Schedules against the official lists, ComfyUI's published numbers, and lists that users type."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import doctest
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.goldens import Goldens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,12 +47,12 @@ GENERIC = [name for name, spec in SCHEDULES.items() if spec.function]
         "steps40_tokens32640",
     ],
 )
-def test_ltx_schedule_is_the_official_one(golden: Any, case: str) -> None:
+def test_ltx_schedule_is_the_official_one(golden: Goldens, case: str) -> None:
     want = golden(f"scheduler.{case}")
     want.check("sigmas", torch.tensor(schedules.ltx(want.params["steps"], want.params["tokens"])))
 
 
-def test_fixed_lists_are_the_official_ones(golden: Any) -> None:
+def test_fixed_lists_are_the_official_ones(golden: Goldens) -> None:
     want = golden("scheduler.constants")
     want.check("stage1_distilled", torch.tensor(sigmas_for("distilled")))
     want.check("stage2_distilled", torch.tensor(sigmas_for("distilled_stage_2", 3)))
@@ -97,19 +99,17 @@ def table_sigma(t: float) -> float:
 def by_definition(name: str, steps: int) -> list[float]:
     """ComfyUI's definitions, read off the table with numpy; sigma_min is its first entry."""
     low, line = TABLE[0], np.linspace
-    return [
-        float(s)
-        for s in {
-            "simple": lambda: [TABLE[-(1 + int(x * 10000 / steps))] for x in range(steps)],
-            "normal": lambda: [table_sigma(t) for t in line(1, low, steps)],
-            "sgm_uniform": lambda: [table_sigma(t) for t in line(1, low, steps + 1)[:-1]],
-            "ddim_uniform": lambda: TABLE[1 :: 10000 // steps][::-1],
-            "karras": lambda: (1 + line(0, 1, steps) * (low ** (1 / 7) - 1)) ** 7,
-            "exponential": lambda: np.exp(line(0, np.log(low), steps)),
-            "kl_optimal": lambda: np.tan(line(np.arctan(1), np.arctan(low), steps)),
-            "linear_quadratic": lambda: 1 - mochi(steps),
-        }[name]()
-    ] + [0.0]
+    schedules: dict[str, Callable[[], Iterable[float]]] = {
+        "simple": lambda: [TABLE[-(1 + int(x * 10000 / steps))] for x in range(steps)],
+        "normal": lambda: [table_sigma(t) for t in line(1, low, steps)],
+        "sgm_uniform": lambda: [table_sigma(t) for t in line(1, low, steps + 1)[:-1]],
+        "ddim_uniform": lambda: TABLE[1 :: 10000 // steps][::-1],
+        "karras": lambda: (1 + line(0, 1, steps) * (low ** (1 / 7) - 1)) ** 7,
+        "exponential": lambda: np.exp(line(0, np.log(low), steps)),
+        "kl_optimal": lambda: np.tan(line(np.arctan(1), np.arctan(low), steps)),
+        "linear_quadratic": lambda: 1 - mochi(steps),
+    }
+    return [float(s) for s in schedules[name]()] + [0.0]
 
 
 def mochi(steps: int, threshold: float = 0.025) -> Any:
@@ -173,7 +173,7 @@ def test_denoise_of_inverts_start_of(denoise: float) -> None:
     assert denoise_of(start_of(denoise)) == pytest.approx(denoise)
 
 
-def test_denoise_of_tells_what_a_list_means() -> None:
+def test_denoise_of_the_first_sigma_of_a_list() -> None:
     assert denoise_of(0.85) == pytest.approx(0.346, abs=1e-3)
     real = start_sigma(sigmas_for("simple", 20, 0.4))
     assert real == pytest.approx(start_of(0.4), abs=1e-9)
@@ -216,7 +216,7 @@ def test_manual_sigmas(text: str, want: tuple[float, ...]) -> None:
         ("1; 0", "'1;'", "for example"),
     ],
 )
-def test_manual_sigmas_refuses(text: str, message: str, hint: str) -> None:
+def test_wrong_manual_sigmas(text: str, message: str, hint: str) -> None:
     with pytest.raises(RequestError, match=message) as e:
         manual_sigmas(text)
     assert hint in (e.value.hint or "")
@@ -229,7 +229,7 @@ def test_manual_sigmas_round_trip(values: list[float]) -> None:
 
 
 @given(st.text(alphabet="0123456789.,eE+-[] n", max_size=20))
-def test_manual_sigmas_answers_or_refuses(text: str) -> None:
+def test_manual_sigmas_parses_or_raises(text: str) -> None:
     try:
         sigmas = manual_sigmas(text)
     except RequestError as e:
@@ -258,7 +258,7 @@ def test_manual_sigmas_answers_or_refuses(text: str) -> None:
         ({"name": "distilled", "denoise": 0.5}, "fixed list"),
     ],
 )
-def test_impossible_schedules_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_impossible_schedules_are_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         sigmas_for(**arguments)
 

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +81,7 @@ def test_a_key_is_the_same_in_every_process_and_fits_a_file_name() -> None:
 
 
 def test_every_part_of_a_key_counts() -> None:
-    parts = [
+    parts: list[tuple[str, int, dict[str, Any], list[str], list[str]]] = [
         ("base", 1, {"a": 1}, ["x", "y"], ["c"]),
         ("refine", 1, {"a": 1}, ["x", "y"], ["c"]),
         ("base", 2, {"a": 1}, ["x", "y"], ["c"]),
@@ -189,7 +191,9 @@ def break_entry(path: Path) -> None:
         (break_entry, "not an index entry"),
     ],
 )
-def test_damage_is_reported_once_and_quarantined(store: Store, harm, reason: str) -> None:
+def test_damage_is_reported_once_and_quarantined(
+    store: Store, harm: Callable[[Path], None], reason: str
+) -> None:
     key = key_of("a")
     tensors = {"x": torch.randn(100)}
     harm(store.put(key, tensors, {"stage": "base"}).path)
@@ -329,6 +333,7 @@ def start_writers(store: Store, count: int) -> tuple[subprocess.Popen[str], list
     return process, pids
 
 
+@pytest.mark.slow
 def test_concurrent_writers_that_are_killed_leave_a_valid_store(store: Store) -> None:
     """Six processes write the same five keys; reads are complete or empty; then kill -9."""
     rng = random.Random(7)

@@ -5,31 +5,36 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
+from helpers.request_stages import stages_of
 from helpers.tiny_clips import GOLDEN, request_with
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from latent_ladder.checkpoints.scan import Library
 from latent_ladder.checkpoints.selection import scan
 from latent_ladder.cli.commands import sweep as command
 from latent_ladder.drafts.selection import choose
 from latent_ladder.errors import Cancelled, MediaError, RequestError
 from latent_ladder.media.video_writer import VideoSpec, write_video
-from latent_ladder.pipeline.events import PointDone, StageDone, StageStarted, StepDone
+from latent_ladder.pipeline.events import Event, PointDone, StageDone, StageStarted, StepDone
 from latent_ladder.pipeline.run import Cancel, RunOptions, prepare
 from latent_ladder.storage.artifact_store import Store
 from latent_ladder.sweeps.axes import count, parse_axes, settings
 from latent_ladder.sweeps.export import check_folder, write_files
 from latent_ladder.sweeps.html_report import Report, html
-from latent_ladder.sweeps.plan import plan_sweep
-from latent_ladder.sweeps.point_results import Measured
+from latent_ladder.sweeps.point_results import PointResult
 from latent_ladder.sweeps.recommend import choose_point
 from latent_ladder.sweeps.svg_plot import ticks
-from latent_ladder.sweeps.sweep_run import run_sweep
+from latent_ladder.sweeps.sweep_plan import Sweep, plan_sweep
+from latent_ladder.sweeps.sweep_run import SweepResult, run_sweep
 
 SETS = ["refine.denoise=0.3:0.7:0.2", "refine.seed=same,other", "refine.lora=0.5,1.0"]
 TINY = ["--set", "models.checkpoint=tiny-ltx-2.3.safetensors", "--models", str(GOLDEN)]
@@ -51,7 +56,7 @@ TINY = ["--set", "models.checkpoint=tiny-ltx-2.3.safetensors", "--models", str(G
         ("a=30000/1001", ("30000/1001",)),
     ],
 )
-def test_values_of_an_axis(text, values):
+def test_values_of_an_axis(text: str, values: tuple[str, ...]) -> None:
     assert parse_axes([text])[0].values == values
 
 
@@ -59,21 +64,21 @@ def test_values_of_an_axis(text, values):
     ("text", "message", "hint"),
     [
         ("a=0.2:0.8", "without a step", "a=0.2:0.8:STEP"),
-        ("a=0.2:0.8:-0.1", "never arrives", "0.2:0.8:0.1"),
-        ("a=0:1:0", "never arrives", "0:1:1"),
+        ("a=0.2:0.8:-0.1", "never reaches its end", "0.2:0.8:0.1"),
+        ("a=0:1:0", "never reaches its end", "0:1:1"),
         ("a=0:1:0.0000001", "more than 100000", "larger step"),
         ("a=1,,2", "empty value", "comma"),
         ("a=[1,2", "open bracket", "close"),
         ("a", "not path=values", "refine.denoise"),
     ],
 )
-def test_what_is_no_axis(text, message, hint):
+def test_what_is_no_axis(text: str, message: str, hint: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)) as refused:
         parse_axes([text])
-    assert hint in refused.value.hint
+    assert hint in (refused.value.hint or "")
 
 
-def test_product_and_zip():
+def test_product_and_zip() -> None:
     axes = parse_axes(["a=1,2,3", "b=x,y,z", "c=0"])
     assert count(axes) == 9
     assert [tuple(s.values()) for s in settings(axes)][:4] == [
@@ -91,12 +96,15 @@ def test_product_and_zip():
 # --- planning ------------------------------------------------------------------------------------
 
 
+Swept = tuple[Sweep, SweepResult, list[Event], Store, Path]
+
+
 @pytest.fixture(scope="module")
-def library():
+def library() -> Library:
     return scan([GOLDEN])
 
 
-def planned(library, store, sets=SETS, **options):
+def planned(library: Library, store: Store, sets: Sequence[str] = SETS, **options: Any) -> Sweep:
     return plan_sweep(prepare(request_with(), library, store), parse_axes(sets), **options)
 
 
@@ -109,25 +117,30 @@ def planned(library, store, sets=SETS, **options):
         (["base.lora=0.5,1"], "base has none"),
     ],
 )
-def test_fields_and_values_are_judged_before_anything_runs(library, tmp_path, sets, message):
+def test_fields_and_values_are_judged_before_anything_runs(
+    library: Library, tmp_path: Path, sets: Sequence[str], message: str
+) -> None:
     with pytest.raises(RequestError) as refused:
         planned(library, Store(tmp_path), sets)
     assert message in f"{refused.value.message} {refused.value.hint}"
 
 
-def test_many_points_are_asked_about_and_their_cost_is_said(library, tmp_path):
+def test_many_points_are_asked_about_and_their_cost_is_said(
+    library: Library, tmp_path: Path
+) -> None:
     many = ["refine.denoise=0.01:1:0.01", "refine.seed=1:100:1"]
     with pytest.raises(RequestError, match=r"10000 points, .* PFLOP") as refused:
         planned(library, Store(tmp_path), many)
-    assert "--yes" in refused.value.hint
+    assert "--yes" in (refused.value.hint or "")
     assert len(planned(library, Store(tmp_path), ["refine.seed=1:70:1"], agreed=True).points) == 70
 
 
-def test_other_is_another_seed_than_the_requests(library, tmp_path):
+def test_other_is_another_seed_than_the_requests(library: Library, tmp_path: Path) -> None:
     points = planned(library, Store(tmp_path), ["refine.seed=same,other"]).points
     assert points[0].plan.request.stage_seed(2) == 7
     assert points[1].plan.request.stage_seed(2) == 8
     assert points[0].draft is not None
+    assert points[1].draft is not None
     assert points[0].draft.key == points[1].draft.key
     assert points[0].key != points[1].key
 
@@ -136,16 +149,18 @@ def test_other_is_another_seed_than_the_requests(library, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def swept(library, tmp_path_factory):
-    """Twelve points."""
-    folder, events = tmp_path_factory.mktemp("sweep"), []
+def swept(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A finished sweep of twelve points."""
+    folder = tmp_path_factory.mktemp("sweep")
+    events: list[Event] = []
     store = Store(folder / "store")
     sweep = planned(library, store)
     result = run_sweep(sweep, RunOptions(on_event=events.append), folder / "out")
     return sweep, result, events, store, folder / "out"
 
 
-def test_what_points_share_is_made_once(swept):
+@pytest.mark.slow
+def test_what_points_share_is_made_once(swept: Swept) -> None:
     _, result, events, _, _ = swept
     done = [e.stage for e in events if isinstance(e, StageDone)]
     assert done == ["prompt", "negative prompt", "base", "upsample", *["refine"] * 12]
@@ -156,38 +171,42 @@ def test_what_points_share_is_made_once(swept):
     assert len(result.drafts) == 1
 
 
-def test_every_point_is_measured_against_the_draft(swept):
+def test_every_point_is_measured_against_the_draft(swept: Swept) -> None:
     _, result, _, _, folder = swept
     for point in result.points:
-        assert 0 <= point.number_of("motion_kept") <= 1
-        assert -1 <= point.number_of("structure_similarity") <= 1
-        assert point.number_of("seconds") > 0
+        kept, similarity, seconds = map(
+            point.number_of, ("motion_kept", "structure_similarity", "seconds")
+        )
+        assert kept is not None and 0 <= kept <= 1
+        assert similarity is not None and -1 <= similarity <= 1
+        assert seconds is not None and seconds > 0
         assert all((folder / "points" / name).stat().st_size for name in point.frames)
     numbers = {p.number_of("detail_added_db") for p in result.points}
     assert len(numbers) == 12  # every setting makes another clip
 
 
-def test_again_makes_nothing_and_gives_the_same_numbers(swept):
+def test_again_makes_nothing_and_gives_the_same_numbers(swept: Swept) -> None:
     sweep, first, _, _, folder = swept
-    events = []
+    events: list[Event] = []
     again = run_sweep(sweep, RunOptions(on_event=events.append), folder)
     assert not [e for e in events if isinstance(e, StageStarted)]
     assert all(e.reused for e in events if isinstance(e, PointDone))
     assert again.points == first.points
 
 
-def test_a_point_can_be_gone_on_with(swept):
+def test_a_point_can_be_gone_on_with(swept: Swept) -> None:
     _, result, _, store, _ = swept
     chosen = choose(store, f"{result.run}:12")
-    stage = chosen.request.stages[2]
+    stage = stages_of(chosen.request)[2]
     assert (stage.denoise, stage.seed, stage.loras[0].strength) == (0.7, 8, 1.0)
     assert store.runs.find(result.run).kind == "sweep"
 
 
-def test_a_stopped_sweep_goes_on(library, tmp_path):
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on(library: Library, tmp_path: Path) -> None:
     store, cancel, sets = Store(tmp_path / "store"), Cancel(), ["refine.denoise=0.3,0.5,0.7"]
 
-    def stop(event):
+    def stop(event: Event) -> None:
         if isinstance(event, PointDone):
             cancel.request()
 
@@ -196,7 +215,7 @@ def test_a_stopped_sweep_goes_on(library, tmp_path):
             planned(library, store, sets), RunOptions(on_event=stop, cancel=cancel), tmp_path / "o"
         )
     assert store.runs.find("last").status == "cancelled"
-    events = []
+    events: list[Event] = []
     result = run_sweep(
         planned(library, store, sets), RunOptions(on_event=events.append), tmp_path / "o"
     )
@@ -205,7 +224,8 @@ def test_a_stopped_sweep_goes_on(library, tmp_path):
     assert [p.status for p in result.points] == ["done"] * 3
 
 
-def test_a_failing_point_is_shown_and_the_others_go_on(library, tmp_path):
+@pytest.mark.slow
+def test_a_failing_point_is_shown_and_the_others_go_on(library: Library, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     sweep = planned(library, store, ["refine.denoise=0.3,0.5"])
     # the stored input of the second point's decode has another shape than its request says
@@ -225,20 +245,30 @@ def test_a_failing_point_is_shown_and_the_others_go_on(library, tmp_path):
 # --- choosing ------------------------------------------------------------------------------------
 
 
-def measured(number, kept, detail, flicker=1.0, seed="same", status="done", **fields):
+def measured(
+    number: int,
+    kept: float,
+    detail: float,
+    flicker: float = 1.0,
+    seed: str = "same",
+    status: str = "done",
+    **fields: Any,
+) -> PointResult:
     comparison = {"motion_kept": kept, "detail_added_db": detail, "structure_similarity": 0.9}
     comparison |= {k: fields.pop(k) for k in list(fields) if k in comparison}
     values = {f"refine.{k}": str(v) for k, v in fields.items()} | {"refine.seed": seed}
     if status == "failed":
-        return Measured(f"k{number}", number, values, status=status, error="no")
+        return PointResult(f"k{number}", number, values, status=status, error="no")
     metrics = {"flicker": flicker}
-    return Measured(f"k{number}", number, values, draft="d", metrics=metrics, comparison=comparison)
+    return PointResult(
+        f"k{number}", number, values, draft="d", metrics=metrics, comparison=comparison
+    )
 
 
-DRAFTS = {"d": Measured("d", metrics={"flicker": 1.0})}
+DRAFTS = {"d": PointResult("d", metrics={"flicker": 1.0})}
 
 
-def test_most_detail_among_those_that_keep_the_motion():
+def test_most_detail_among_those_that_keep_the_motion() -> None:
     points = [
         measured(1, 0.80, 0.1, denoise=0.1),
         measured(2, 0.75, 1.5, denoise=0.4),
@@ -255,7 +285,7 @@ def test_most_detail_among_those_that_keep_the_motion():
     ]  # fmt: skip
 
 
-def test_alike_is_not_told_apart_and_nothing_is_not_recommended():
+def test_alike_is_not_told_apart_and_nothing_is_not_recommended() -> None:
     alike = [measured(1, 0.80, 1.1, denoise=0.3), measured(2, 0.78, 1.2, denoise=0.4)]
     choice = choose_point(alike, DRAFTS)
     assert (choice.outcome, choice.point, choice.tied) == ("cannot tell", 1, (2,))
@@ -268,7 +298,7 @@ def test_alike_is_not_told_apart_and_nothing_is_not_recommended():
     assert (unlike.outcome, unlike.point) == ("cannot tell", None)
 
 
-def test_seeds_tell_how_much_is_noise():
+def test_seeds_tell_how_much_is_noise() -> None:
     points = [
         measured(1, 0.8, 1.0, denoise=0.3),
         measured(2, 0.8, 2.0, denoise=0.3, seed="other"),
@@ -288,19 +318,20 @@ def test_seeds_tell_how_much_is_noise():
 class Links(HTMLParser):
     """Every address that a page would load."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.loaded, self.ids = [], []
+        self.loaded: list[str] = []
+        self.ids: list[str | None] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             if name in ("src", "href", "srcset", "poster", "data"):
-                self.loaded.append(value)
+                self.loaded.append(value or "")
             if name == "id":
                 self.ids.append(value)
 
 
-def test_the_page_holds_everything_itself(swept):
+def test_the_page_holds_everything_itself(swept: Swept) -> None:
     sweep, result, _, _, folder = swept
     choice = choose_point(result.points, result.drafts)
     page = html(Report(sweep, result, choice, folder, "ladder sweep <x>"))
@@ -317,7 +348,7 @@ def test_the_page_holds_everything_itself(swept):
     assert page.count('class="dot') >= 12
 
 
-def test_csv_and_json_beside_it(swept, tmp_path):
+def test_csv_and_json_beside_it(swept: Swept, tmp_path: Path) -> None:
     sweep, result, _, _, _ = swept
     choice = choose_point(result.points, result.drafts)
     write_files(tmp_path, sweep, result, choice)
@@ -335,7 +366,9 @@ def test_csv_and_json_beside_it(swept, tmp_path):
     ("low", "high", "expected"),
     [(0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (-2.4, -0.8, [-2.5, -2, -1.5, -1, -0.5])],
 )
-def test_ticks_are_round_and_cover_the_values(low, high, expected):
+def test_ticks_are_round_and_cover_the_values(
+    low: float, high: float, expected: list[float]
+) -> None:
     assert ticks(low, high) == pytest.approx(expected)
     assert len(ticks(3.0, 3.0)) > 1
 
@@ -343,13 +376,14 @@ def test_ticks_are_round_and_cover_the_values(low, high, expected):
 # --- the command ---------------------------------------------------------------------------------
 
 
-def run(*words):
+def run(*words: str) -> Result:
     app = typer.Typer()
     command.register(app)
     return CliRunner().invoke(app, list(words), catch_exceptions=False)
 
 
-def test_a_prompt_a_run_and_a_file_can_be_swept(tmp_path):
+@pytest.mark.slow
+def test_a_prompt_a_run_and_a_file_can_be_swept(tmp_path: Path) -> None:
     store = ["--store", str(tmp_path / "store"), "-q", "--json"]
     small = ["--size", "64x64", "--frames", "9", "-p", "distilled"]
     request = tmp_path / "r.toml"
@@ -370,7 +404,7 @@ def test_a_prompt_a_run_and_a_file_can_be_swept(tmp_path):
     body = json.loads(found.stdout)
     assert body["points"][0]["size"] == [64, 64]
     assert "base" in body["stages_made"]  # the video itself
-    with pytest.raises(MediaError, match="no file"):
+    with pytest.raises(MediaError, match="does not exist"):
         run("missing.mp4", "--set", "refine.denoise=0.3", *store)
     with pytest.raises(RequestError, match="nothing to sweep"):
         run(str(request), *store)

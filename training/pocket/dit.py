@@ -1,10 +1,11 @@
-"""Train the pocket transformer on cached clips: flow matching on video, sound and text together.
+"""Train the pocket transformer by flow matching on cached clips: video, audio and text together.
 
     python training/pocket/dit.py --seconds 6000 [--large 0.3]
 
-The network is the product's own `Transformer`; x_t = (1 - s) x0 + s n, the target velocity is
-n - x0, and a token's own sigma may be 0 (a given first frame). State lives in runs/dit.pt and is
-enough to go on; `--large` is the share of 512 px batches (sigma <= .91) in a run.
+The network is the product's own `Transformer`. Noisy tokens are (1 - sigma) x0 + sigma noise, the
+target velocity is noise - x0, and the tokens of a conditioning first frame have sigma 0.
+runs/dit.pt holds the whole training state, so that a run can resume. `--large` is the share of
+batches at 512 px (sigma <= 0.9125).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vae import LATENT_CHANNELS
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
-from latent_ladder.models.transformer.streams import StreamInput, stream_stage
+from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
 
 world, cache = worlds.module("world"), worlds.module("cache")
 
@@ -42,11 +43,11 @@ AUDIO_CHANNELS = sound_nets.BASE_CHANNELS
 WARM_STEPS = 150
 LARGE_SIGMA = 0.9125
 LENGTH, LARGE_LENGTH = cache.LENGTHS
-"""Latent frames that the cache holds at 256 and at 512 px."""
+"""Latent frames of a cached clip at 256 and at 512 px."""
 
 
 def network_config() -> TransformerConfig:
-    """The pocket transformer's shape."""
+    """Sizes of the pocket transformer."""
     video, audio = VIDEO_HEADS * VIDEO_HEAD_DIM, VIDEO_HEADS * AUDIO_HEAD_DIM
     return TransformerConfig(
         layers=LAYERS,
@@ -67,9 +68,9 @@ def network_config() -> TransformerConfig:
 
 
 def config() -> dict[str, Any]:
-    """The `transformer` section of the checkpoint header, connectors included."""
+    """The `transformer` section of the header config, with the settings of the connectors."""
     video, audio = VIDEO_HEADS * VIDEO_HEAD_DIM, VIDEO_HEADS * AUDIO_HEAD_DIM
-    own = {
+    section = {
         "_class_name": "AVTransformer3DModel",
         "activation_fn": "gelu-approximate",
         "attention_bias": True,
@@ -114,11 +115,11 @@ def config() -> dict[str, Any]:
         "rope_type": "split",
         "frequencies_precision": "float64",
     }
-    return own | text.config()
+    return section | text.config()
 
 
 def build(seed: int = 0) -> Transformer:
-    """Fresh weights: residual branches at their usual size, no modulation, zero output."""
+    """An untrained network: gates at 1, no other modulation, residual branches scaled by depth."""
     net = Transformer(network_config())
     net.initialise(seed)
     with torch.no_grad():
@@ -136,118 +137,124 @@ def build(seed: int = 0) -> Transformer:
 
 
 def audio_tokens(latents: Tensor) -> Tensor:
-    """(B, C, T, M) -> (B, T, C * M)."""
+    """Audio latents (B, C, T, M) -> tokens (B, T, C * M)."""
     return latents.transpose(1, 2).flatten(2)
 
 
-class Sounds:
-    """Audio tokens of scenes, computed once per geometry and texture."""
+class SoundCache:
+    """Audio tokens of scenes, computed once per geometry and texture and kept in a file."""
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
         self.vae = sound_nets.load()[0].to(DEVICE)
         self.vae.requires_grad_(False)
         self.path = RUNS / "cache" / f"sounds-{frames}.pt"
-        known = read(self.path) if self.path.exists() else {}
-        self.held: dict[tuple[Any, ...], Tensor] = known
+        cached = read(self.path) if self.path.exists() else {}
+        self.cached_tokens: dict[tuple[Any, ...], Tensor] = cached
 
-    def store(self) -> None:
-        """Write what was computed, for later runs."""
+    def save(self) -> None:
+        """Write the computed tokens to runs/cache, for later runs."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        save(self.held, self.path)
+        save(self.cached_tokens, self.path)
 
     def __call__(self, scenes: list[world.Scene], frames: int) -> Tensor:
-        """(B, T, C * M) for clips of `frames` frames (a prefix of the longest)."""
+        """Audio tokens (B, T, C * M) of the first `frames` frames of the scenes."""
         keys = [world.sound_key(s) for s in scenes]
-        fresh = {k: s for k, s in zip(keys, scenes, strict=True) if k not in self.held}
-        if fresh:
-            latents = sound_nets.encode_scenes(self.vae, list(fresh.values()), self.frames, FPS)
+        missing = {k: s for k, s in zip(keys, scenes, strict=True) if k not in self.cached_tokens}
+        if missing:
+            latents = sound_nets.encode_scenes(self.vae, list(missing.values()), self.frames, FPS)
             tokens = audio_tokens(latents).half()
-            self.held.update(zip(fresh, (t.clone() for t in tokens), strict=True))
+            self.cached_tokens.update(zip(missing, (t.clone() for t in tokens), strict=True))
         count = round(frames / FPS * 25)
-        return torch.stack([self.held[k][:count] for k in keys]).float()
+        return torch.stack([self.cached_tokens[k][:count] for k in keys]).float()
 
 
 @dataclasses.dataclass
-class Trainee:
-    """What is trained: transformer and text tower."""
+class PocketModel:
+    """The networks that this script trains: transformer and text tower."""
 
     net: Transformer
     tower: text.TextTower
 
     def parameters(self) -> list[nn.Parameter]:
+        """Parameters of both networks."""
         return [*self.net.parameters(), *self.tower.parameters()]
 
     def state(self) -> dict[str, Tensor]:
-        """All weights, `net.` and `tower.`."""
+        """All weights, with prefixes `net.` and `tower.`."""
         net = {f"net.{n}": v for n, v in self.net.state_dict().items()}
         return net | {f"tower.{n}": v for n, v in self.tower.state_dict().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Copy the weights of `state` into both networks."""
         for prefix, module in (("net.", self.net), ("tower.", self.tower)):
             part = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
             module.load_state_dict(part)
 
 
-def fresh() -> Trainee:
-    """Untrained transformer, pretrained text."""
-    return Trainee(build().to(DEVICE), text.load().train().to(DEVICE))
+def new_model() -> PocketModel:
+    """An untrained transformer with the pretrained text tower."""
+    return PocketModel(build().to(DEVICE), text.load().train().to(DEVICE))
 
 
-def trained(average: bool = True) -> Trainee:
-    """The last checkpoint (its average), else `fresh`."""
-    trainee = fresh()
+def load_model(average: bool = True) -> PocketModel:
+    """The model of runs/dit.pt (by default its averaged weights), or `new_model` without one."""
+    model = new_model()
     if STATE.exists():
-        trainee.load(read(STATE)["average" if average else "weights"])
-    return trainee
+        model.load(read(STATE)["average" if average else "weights"])
+    return model
 
 
 def noise_levels(count: int, shift: float, limit: float, generator: torch.Generator) -> Tensor:
-    """Sigmas (count,): 75 % logit-normal, 25 % uniform, shifted towards noise, below `limit`."""
+    """Random sigmas (count,), 75 % logit-normal and 25 % uniform, shifted and scaled to `limit`."""
     t = torch.sigmoid(torch.randn(count, generator=generator))
-    even = torch.rand(count, generator=generator)
-    t = torch.where(torch.rand(count, generator=generator) < 0.75, t, even)
+    uniform = torch.rand(count, generator=generator)
+    t = torch.where(torch.rand(count, generator=generator) < 0.75, t, uniform)
     return (shift * t / (1 + (shift - 1) * t)).clamp(1e-3, 1.0) * limit
 
 
 def video_tokens(latents: Tensor) -> Tensor:
-    """(B, C, F, H, W) -> (B, F * H * W, C)."""
+    """Video latents (B, C, F, H, W) -> tokens (B, F * H * W, C)."""
     return latents.flatten(2).transpose(1, 2)
 
 
 @dataclasses.dataclass
 class Batch:
-    """Clean tokens of both streams and what conditions them."""
+    """Clean tokens of both streams, with prompts, noise levels and the first-frame mask."""
 
     video: Tensor
     audio: Tensor
     grid: tuple[int, int, int]
     prompts: list[str]
-    sigma: Tensor
-    mask: Tensor | None
+    sigma: Tensor  # (B,)
+    mask: Tensor | None  # (B, N), 0 for tokens of a conditioning first frame
 
 
 def stream_inputs(
     net: Transformer, batch: Batch, video: Tensor, audio: Tensor, contexts: tuple[Tensor, Tensor]
 ) -> tuple[StreamInput, StreamInput]:
-    """Both streams of a forward at the batch's noise levels."""
+    """Inputs of both streams at the noise levels of the batch."""
     frames, height, width = batch.grid
-    places = video_positions(frames, height, width, FPS)
-    stage_v = stream_stage(net.config, places, contexts[0], mask=batch.mask)
-    stage_a = stream_stage(net.config, audio_positions(audio.shape[1]), contexts[1])
-    return StreamInput(stage_v, video, batch.sigma), StreamInput(stage_a, audio, batch.sigma)
+    positions = video_positions(frames, height, width, FPS)
+    prepared_video = prepare_stream(net.config, positions, contexts[0], mask=batch.mask)
+    prepared_audio = prepare_stream(net.config, audio_positions(audio.shape[1]), contexts[1])
+    return StreamInput(prepared_video, video, batch.sigma), StreamInput(
+        prepared_audio, audio, batch.sigma
+    )
 
 
-def loss_of(trainee: Trainee, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Mean squared velocity errors `video` and `audio`."""
+def compute_losses(
+    model: PocketModel, batch: Batch, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Mean squared velocity errors of both streams, under `video` and `audio`."""
     sigma = batch.sigma[:, None, None]
     noise_v = torch.randn(batch.video.shape, generator=generator)
     noise_a = torch.randn(batch.audio.shape, generator=generator)
-    own = sigma if batch.mask is None else sigma * batch.mask[:, :, None]
-    x_v = (1 - own) * batch.video + own * noise_v
+    token_sigma = sigma if batch.mask is None else sigma * batch.mask[:, :, None]
+    x_v = (1 - token_sigma) * batch.video + token_sigma * noise_v
     x_a = (1 - sigma) * batch.audio + sigma * noise_a
-    contexts = trainee.tower(batch.prompts)
-    v, a = trainee.net(*stream_inputs(trainee.net, batch, x_v, x_a, contexts))
+    contexts = model.tower(batch.prompts)
+    v, a = model.net(*stream_inputs(model.net, batch, x_v, x_a, contexts))
     error = (v - (noise_v - batch.video)).square().mean(-1)
     if batch.mask is not None:
         error = error * batch.mask
@@ -255,23 +262,23 @@ def loss_of(trainee: Trainee, batch: Batch, generator: torch.Generator) -> dict[
 
 
 class Source:
-    """Draws training batches from the caches."""
+    """Random training batches from the clip caches."""
 
     def __init__(self, seed: int, large: bool) -> None:
         self.small = cache.open_cache(256)
         self.large = cache.open_cache(512) if large else None
-        self.sounds = Sounds(8 * LENGTH - 7)
+        self.sounds = SoundCache(8 * LENGTH - 7)
         self.rng = random.Random(seed)
         self.generator = generator(seed)
 
     def refresh(self) -> None:
-        """Read what cache.py wrote since."""
+        """Read the shards that the cache script has written since the last call."""
         for clips in (self.small, self.large):
             if clips is not None:
                 clips.refresh()
 
     def batch(self, count: int, large: bool, frames: int) -> Batch:
-        """A batch of clips of `frames` frames; `large` means 512 px."""
+        """A batch of `count` clips of `frames` frames, at 512 px if `large`, else at 256 px."""
         rng = self.rng
         clips = self.large if large else self.small
         latent_frames = 1 + (frames - 1) // 8
@@ -281,36 +288,36 @@ class Source:
         sigma = noise_levels(count, shift, limit, self.generator)
         mask = None
         grid = tuple(latents.shape[2:])
-        if rng.random() < 0.3:  # in these batches a third have their first frame given
-            given = torch.rand(count, generator=self.generator) < 0.4
+        if rng.random() < 0.3:  # 40 % of the clips of these batches have their first frame given
+            has_first_frame = torch.rand(count, generator=self.generator) < 0.4
             mask = torch.ones(count, *grid)
-            mask[given, 0] = 0
+            mask[has_first_frame, 0] = 0
             mask = mask.flatten(1)
         audio = self.sounds(scenes, 1 + 8 * (latents.shape[2] - 1))
         return Batch(video_tokens(latents), audio, grid, prompts, sigma, mask)
 
 
 class Optimizer:
-    """Muon for the matrices of the blocks, AdamW for all else (text at 0.3 of the rate)."""
+    """Muon for the matrices of the blocks, AdamW for the rest (text tower at 0.3 of the rate)."""
 
     def __init__(
-        self, trainee: Trainee, lr: float, matrix_lr: float, team: Team | None = None
+        self, model: PocketModel, lr: float, matrix_lr: float, team: Team | None = None
     ) -> None:
         self.lr, self.matrix_lr = lr, matrix_lr
-        named = list(trainee.net.named_parameters())
-        chosen = {n for n, p in named if _is_matrix(n, p)}
-        self.muon = Muon([p for n, p in named if n in chosen], matrix_lr, team)
+        parameters = list(model.net.named_parameters())
+        matrix_names = {n for n, p in parameters if _is_matrix(n, p)}
+        self.muon = Muon([p for n, p in parameters if n in matrix_names], matrix_lr, team)
         groups = [
-            {"params": [p for n, p in named if n not in chosen], "share": 1.0},
-            {"params": list(trainee.tower.parameters()), "share": 0.3},
+            {"params": [p for n, p in parameters if n not in matrix_names], "share": 1.0},
+            {"params": list(model.tower.parameters()), "share": 0.3},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
 
-    def step(self, share: float) -> None:
-        """Update at `share` of the full rates and forget the gradients."""
+    def step(self, rate: float) -> None:
+        """Update the weights at `rate` times the full learning rates and clear the gradients."""
         for group in self.adamw.param_groups:
-            group["lr"] = self.lr * share * group["share"]
-        self.muon.lr = self.matrix_lr * share
+            group["lr"] = self.lr * rate * group["share"]
+        self.muon.lr = self.matrix_lr * rate
         self.adamw.step()
         self.muon.step()
         self.adamw.zero_grad()
@@ -319,11 +326,11 @@ class Optimizer:
                 weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """State of both."""
+        """State of both optimizers."""
         return {"adamw": self.adamw.state_dict(), "muon": self.muon.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of both."""
+        """Restore both optimizers from `state_dict`."""
         if "muon" in state:
             self.adamw.load_state_dict(state["adamw"])
             self.muon.load_state_dict(state["muon"])
@@ -334,101 +341,108 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
     return inside and weight.dim() == 2 and "to_gate_logits" not in name
 
 
-def share_of_rate(options: argparse.Namespace, step: int, gone: float) -> float:
-    """Rates rise over the first steps and fall over the last part of the run."""
-    left = 1 - gone / options.seconds
+def rate_factor(options: argparse.Namespace, step: int, elapsed: float) -> float:
+    """Factor of the learning rates: warm-up over the first steps, decay over the last part."""
+    left = 1 - elapsed / options.seconds
     return min(1.0, (step + 1) / WARM_STEPS) * max(0.0, min(1.0, left / options.decay + 0.02))
 
 
-def begin(options: argparse.Namespace, team: Team) -> tuple[Trainee, Optimizer, dict[str, Any]]:
-    """Weights, optimizer and `step`/`average` of the last state, or fresh ones."""
-    trainee = fresh()
-    optimizer = Optimizer(trainee, options.lr, options.matrix_lr, team)
+def resume_training(
+    options: argparse.Namespace, team: Team
+) -> tuple[PocketModel, Optimizer, dict[str, Any]]:
+    """Model, optimizer, and `step` and `average` from runs/dit.pt, or new ones."""
+    model = new_model()
+    optimizer = Optimizer(model, options.lr, options.matrix_lr, team)
     progress: dict[str, Any] = {"step": 0, "average": None}
     if STATE.exists():
         state = read(STATE)
-        trainee.load(state["weights"])
+        model.load(state["weights"])
         progress = {"step": state["step"], "average": state["average"]}
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
     if progress["average"] is None:
-        progress["average"] = {n: v.clone() for n, v in trainee.state().items()}
-    return trainee, optimizer, progress
+        progress["average"] = {n: v.clone() for n, v in model.state().items()}
+    return model, optimizer, progress
 
 
 def compile_blocks(net: Transformer) -> None:
-    """Compile every block, a variant for each clip length, size and mask that comes."""
+    """Compile every block; each clip length, size and mask compiles its own variant."""
     torch._dynamo.config.cache_size_limit = 64
     for block in net.transformer_blocks:
         block.compile(dynamic=False)
 
 
 def train(options: argparse.Namespace, team: Team) -> None:
-    """Train for a time, or until runs/dit.stop exists."""
+    """Train for `--seconds`, or until runs/dit.stop exists."""
     torch.manual_seed(options.seed)
     lengths = tuple(int(n) for n in options.lengths.split(","))
     seed = options.seed + int(time.time()) % 1000 + 1000 * team.rank
     source = Source(seed, options.large > 0)
-    trainee, optimizer, progress = begin(options, team)
+    model, optimizer, progress = resume_training(options, team)
     if options.compile:
-        compile_blocks(trainee.net)
+        compile_blocks(model.net)
     step, average = progress["step"], progress["average"]
-    weights = trainee.parameters()
-    saved = time.time()
-    start = options.until - options.seconds if options.until else saved
-    sums: list[tuple[float, float]] = []
-    stop, going = RUNS / "dit.stop", True
-    while going:
-        pace = random.Random(f"{options.seed}/{step}")  # all processes draw the same kind of step
-        large = pace.random() < options.large
+    weights = model.parameters()
+    last_save = time.time()
+    start = options.until - options.seconds if options.until else last_save
+    recent_losses: list[tuple[float, float]] = []
+    stop, running = RUNS / "dit.stop", True
+    while running:
+        step_rng = random.Random(
+            f"{options.seed}/{step}"
+        )  # the same size and length in all processes
+        large = step_rng.random() < options.large
         count = options.batch // (4 if large else 1) // team.size
-        length = min(pace.choice(lengths), LARGE_LENGTH if large else LENGTH)
+        length = min(step_rng.choice(lengths), LARGE_LENGTH if large else LENGTH)
         batch = source.batch(count, large, 8 * length - 7)
-        losses = loss_of(trainee, batch, source.generator)
+        losses = compute_losses(model, batch, source.generator)
         (losses["video"] + 0.3 * losses["audio"]).backward()
-        gone = time.time() - start
-        goes_on = gone < options.seconds and not stop.exists()
-        wanted = torch.tensor([share_of_rate(options, step, gone), float(goes_on)])
-        note = team.average(weights, wanted)
-        share, going = float(note[0]), bool(note[1])
+        elapsed = time.time() - start
+        continues = elapsed < options.seconds and not stop.exists()
+        rate = rate_factor(options, step, elapsed)
+        message = torch.tensor([rate, float(continues)])
+        message = team.average_gradients(weights, message)
+        rate, running = float(message[0]), bool(message[1])
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step(share)
+        optimizer.step(rate)
         step += 1
         if step % 50 == 0:
-            team.same(trainee.state())
+            team.broadcast(model.state())
             source.refresh()
         if team.rank:
             continue
         if not large:
-            sums.append((float(losses["video"].detach()), float(losses["audio"].detach())))
-        mix(average, trainee.state(), min(0.9995, 1 - 1 / (1 + step / 6)))
+            recent_losses.append((float(losses["video"].detach()), float(losses["audio"].detach())))
+        update_average(average, model.state(), min(0.9995, 1 - 1 / (1 + step / 6)))
         if step % 25 == 0:
-            report(step, sums, share, time.time() - start)
-        if time.time() - saved > 90:
-            saved = time.time()
-            store(trainee, average, optimizer, step)
-            source.sounds.store()
+            log_losses(step, recent_losses, rate, time.time() - start)
+        if time.time() - last_save > 90:
+            last_save = time.time()
+            save_state(model, average, optimizer, step)
+            source.sounds.save()
     if not team.rank:
-        store(trainee, average, optimizer, step)
+        save_state(model, average, optimizer, step)
 
 
 @torch.no_grad()
-def mix(average: dict[str, Tensor], state: dict[str, Tensor], keep: float) -> None:
-    """One step of the running average of the weights."""
+def update_average(average: dict[str, Tensor], state: dict[str, Tensor], keep: float) -> None:
+    """Update the running average of the weights; `keep` is its decay."""
     for name, value in state.items():
         average[name].lerp_(value, 1 - keep)
 
 
-def report(step: int, sums: list[tuple[float, float]], share: float, elapsed: float) -> None:
-    """Losses of the last hundred small batches."""
-    if sums:
-        video, audio = (sum(x) / len(x) for x in zip(*sums[-100:], strict=True))
-        log("dit", step=step, video=video, audio=audio, share=share, elapsed=elapsed)
+def log_losses(
+    step: int, recent_losses: list[tuple[float, float]], rate: float, elapsed: float
+) -> None:
+    """Log the mean losses of the last hundred batches at 256 px."""
+    if recent_losses:
+        video, audio = (sum(x) / len(x) for x in zip(*recent_losses[-100:], strict=True))
+        log("dit", step=step, video=video, audio=audio, share=rate, elapsed=elapsed)
 
 
-def store(trainee: Trainee, average: dict[str, Tensor], optimizer: Any, step: int) -> None:
+def save_state(model: PocketModel, average: dict[str, Tensor], optimizer: Any, step: int) -> None:
     """Write runs/dit.pt."""
-    save({"weights": trainee.state(), "average": average, "step": step,
+    save({"weights": model.state(), "average": average, "step": step,
           "optimizer": optimizer.state_dict()}, STATE)  # fmt: skip
 
 
@@ -438,20 +452,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6000)
     parser.add_argument(
         "--until", type=float, default=0.0,
-        help="epoch at which the run ends; it counts as begun `--seconds` earlier, so that a run "
-        "started again keeps the schedule of its rates",
+        help="end of the run in seconds since the epoch; the schedule starts `--seconds` earlier, "
+        "so that a restarted run keeps its learning rates",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--matrix-lr", type=float, default=8e-4, help="RMS of Muon's updates")
-    parser.add_argument("--decay", type=float, default=0.3, help="last part of the run")
-    parser.add_argument("--large", type=float, default=0.0)
-    parser.add_argument("--lengths", default="2,3,3,4", help="latent frames to draw from")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument(
+        "--decay", type=float, default=0.3, help="share of the run with falling rates"
+    )
+    parser.add_argument("--large", type=float, default=0.0, help="share of batches at 512 px")
+    parser.add_argument(
+        "--lengths", default="2,3,3,4", help="latent frames per clip, chosen at random"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--compile", action="store_true", help="needs a C++ compiler; half a minute a variant"
+        "--compile",
+        action="store_true",
+        help="compile the blocks: needs a C++ compiler, half a minute a variant",
     )
     options = parser.parse_args()
     launch(train, options)

@@ -1,9 +1,9 @@
-"""Write the shipped files of the pocket model from the training state, in ComfyUI's folder layout.
+"""Write the pocket model's shipped files from the training state, in ComfyUI's folder layout.
 
     python training/pocket/export.py
 
-Every part falls back to its untrained (or solved) form, so a complete set can be written at any
-time. Files are replaced atomically; weights are bf16, tables and statistics float32.
+Transformer, upsampler and LoRA may be untrained; text, audio and video VAE need their first stage.
+Files are replaced atomically; weights are bf16, tables and statistics float32.
 """
 
 from __future__ import annotations
@@ -29,37 +29,42 @@ LORA_STATE = RUNS / "lora.pt"
 VERSION = {"model_version": "2.3.0", "preset": "pocket"}
 
 
-def _stored(value: Tensor, exact: bool = False) -> Tensor:
+def _to_file_dtype(value: Tensor, exact: bool = False) -> Tensor:
     return value.detach().to("cpu", torch.float32 if exact else torch.bfloat16).contiguous()
 
 
 def vae_tensors() -> dict[str, Tensor]:
-    """`vae.*` of the checkpoint."""
+    """Tensors `vae.*` of the checkpoint."""
     state = vae_train.load().state_dict()
     return {
-        video_vae.original_name(n): _stored(v, n in video_vae.STATISTICS) for n, v in state.items()
+        video_vae.original_name(n): _to_file_dtype(v, n in video_vae.STATISTICS)
+        for n, v in state.items()
     }
 
 
-def transformer_tensors(trainee: dit.Trainee) -> dict[str, Tensor]:
-    """`model.diffusion_model.*` without connectors."""
+def transformer_tensors(model: dit.PocketModel) -> dict[str, Tensor]:
+    """Tensors `model.diffusion_model.*` of the checkpoint, without connectors."""
     return {
-        f"model.diffusion_model.{n}": _stored(v, "scale_shift_table" in n)
-        for n, v in trainee.net.state_dict().items()
+        f"model.diffusion_model.{n}": _to_file_dtype(v, "scale_shift_table" in n)
+        for n, v in model.net.state_dict().items()
     }
 
 
-def lora_tensors(trainee: dit.Trainee, rank: int = 16) -> dict[str, Tensor]:
-    """The distilled LoRA; one that changes nothing where none is trained."""
+def lora_tensors(model: dit.PocketModel, rank: int = 16) -> dict[str, Tensor]:
+    """Tensors of the distilled LoRA; zeros if none is trained."""
     if LORA_STATE.exists():
-        return {n: _stored(v) for n, v in read(LORA_STATE)["lora"].items()}
+        return {n: _to_file_dtype(v) for n, v in read(LORA_STATE)["lora"].items()}
     out = {}
-    for name, module in trainee.net.named_modules():
+    for name, module in model.net.named_modules():
         weight = getattr(module, "weight", None)
         if weight is not None and weight.dim() == 2:
             r = min(rank, *weight.shape)
-            out[f"diffusion_model.{name}.lora_A.weight"] = _stored(torch.zeros(r, weight.shape[1]))
-            out[f"diffusion_model.{name}.lora_B.weight"] = _stored(torch.zeros(weight.shape[0], r))
+            out[f"diffusion_model.{name}.lora_A.weight"] = _to_file_dtype(
+                torch.zeros(r, weight.shape[1])
+            )
+            out[f"diffusion_model.{name}.lora_B.weight"] = _to_file_dtype(
+                torch.zeros(weight.shape[0], r)
+            )
     return out
 
 
@@ -81,37 +86,37 @@ def header_config() -> dict[str, Any]:
 
 
 def write(tensors: dict[str, Tensor], metadata: dict[str, str], name: str, folder: Path) -> int:
-    """Write one file atomically; bytes written."""
+    """Write one file atomically; returns its size in bytes."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    save_file(tensors, fresh, metadata=metadata)
-    fresh.replace(path)
+    temporary = path.with_suffix(".new")
+    save_file(tensors, temporary, metadata=metadata)
+    temporary.replace(path)
     return path.stat().st_size
 
 
 def export(folder: Path = MODELS) -> dict[str, int]:
-    """Write all four files; sizes in bytes by name."""
-    trainee = dit.trained()
+    """Write all four files; returns their sizes in bytes by name."""
+    model = dit.load_model()
     audio_vae, vocoder = sound_nets.load()
-    tower = trainee.tower
+    tower = model.tower
     checkpoint = (
-        transformer_tensors(trainee)
+        transformer_tensors(model)
         | tower.connector_tensors()
         | tower.projection_tensors()
         | vae_tensors()
         | sound_nets.audio_vae_tensors(audio_vae)
         | sound_nets.vocoder_tensors(vocoder)
     )
-    zoom = upsampler.trained().state_dict()
+    upsampler_state = upsampler.load_upsampler().state_dict()
     words = {"text_length": str(tower.length), "known_words": json.dumps(list(world.VOCABULARY))}
     sizes = {
         CHECKPOINT: write(
             checkpoint, {"config": json.dumps(header_config()), **VERSION}, CHECKPOINT, folder
         ),
-        LORA: write(lora_tensors(trainee), {"format": "pt", **VERSION}, LORA, folder),
+        LORA: write(lora_tensors(model), {"format": "pt", **VERSION}, LORA, folder),
         UPSAMPLER: write(
-            {n: _stored(v) for n, v in zoom.items()},
+            {n: _to_file_dtype(v) for n, v in upsampler_state.items()},
             {"config": json.dumps(upsampler.config())},
             UPSAMPLER,
             folder,

@@ -1,8 +1,8 @@
-"""The README's filmstrip: one clip after stage 1 and after stage 2, five frames each.
+"""Make the README's filmstrip: five frames of a clip after stage 1 and after stage 2.
 
-    python training/pocket/filmstrip.py [--prompt "..."] [--seed 3] [--output docs/images/filmstrip.png]
+    python training/pocket/filmstrip.py [--prompt "..."] [--seed 3] [--output FILE]
 
-Runs the product, then decodes the latents that it kept of both stages.
+Runs the product, then decodes the stored latents of both stages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GAP = 6
 
 
 def strip(prepared: Prepared, stage: str) -> np.ndarray:
-    """Five frames of a stage side by side, (256, 5 * 256 + gaps, 3) uint8."""
+    """Five frames of a stage in a row, uint8 (256, 5 * 256 + gaps, 3)."""
     planned = next(s for s in prepared.plan.stages if s.name == stage)
     artefact = prepared.store.get(planned.key)
     if artefact is None:

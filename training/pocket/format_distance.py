@@ -1,11 +1,11 @@
-"""How far quantised copies of the pocket are from bf16: written by formats.py, read by the product.
+"""Measure how much quantised copies of the pocket model differ from the bf16 model.
 
     python training/pocket/formats.py /tmp/formats
     python training/pocket/format_distance.py /tmp/formats --prompts 16
 
-Each transformer is read by the product's own loader for stored tensors; the same prompts and seeds
-are drafted with it. Figures: error of the matrices, PSNR between its decoded drafts and those of
-bf16, and the judge's rates. Everything else (text, VAE) stays the same.
+formats.py writes the copies; the product's own loader reads each transformer, which then generates
+drafts of the same prompts and seeds. Results, in runs/formats.json: relative error of the matrices,
+PSNR of the decoded drafts to those of bf16, and the judge's rates. Text tower and VAE stay in bf16.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from latent_ladder.models.weights.quantized_tensor import read_float
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """The transformer's tensors in a file, float32, under the names of `Transformer`."""
+    """Tensors of the transformer in a file, as float32, under the names of `Transformer`."""
     parts = components(open_checkpoint(path))
     transformer = parts["transformer"]
     names = dit.build().state_dict()
     return {n: read_float(transformer, n, torch.float32) for n in names}
 
 
-def file_of(folder: Path) -> Path:
-    """The file of a format's folder that holds the transformer."""
+def transformer_file(folder: Path) -> Path:
+    """Path of the transformer's file in a model folder of formats.py."""
     return next(
         p for kind in ("checkpoints", "diffusion_models") for p in (folder / kind).glob("*")
     )
@@ -52,15 +52,15 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=MODELS, help="the bf16 model folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    setup = evaluate.Setup.of("formats")
+    setup = evaluate.Setup.load("formats")
     scenes, prompts = held_out(options.prompts)
     files = {"bf16": options.models / CHECKPOINT}
-    files |= {n: file_of(options.folder / n) for n in formats.WRITERS}
+    files |= {n: transformer_file(options.folder / n) for n in formats.WRITERS}
     out: dict[str, dict[str, object]] = {}
     reference, first = {}, torch.empty(0)
     for name, path in files.items():
         state = weights(path)
-        setup.trainee.net.load_state_dict(state)
+        setup.model.net.load_state_dict(state)
         clips = setup.clips(prompts)
         if not reference:
             reference, first = state, clips

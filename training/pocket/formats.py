@@ -1,15 +1,15 @@
-"""Quantised copies of the pocket checkpoint, each a complete model folder in ComfyUI's layout.
+"""Write quantised copies of the pocket model, each a complete model folder in ComfyUI's layout.
 
     python training/pocket/formats.py FOLDER            # FOLDER/fp8, FOLDER/q4_k and so on
     python training/pocket/formats.py FOLDER --formats fp8,q8_0
 
-fp8, NVFP4, MXFP8 and int8 are safetensors as ComfyUI reads them: scales as siblings of the weight;
-fp8 layers are marked by `comfy_quant` tensors, the others in the header
-(`_quantization_metadata`), so that both conventions occur. The rest are GGUF transformers with the
-other parts in files beside them, quantised by the rules of ComfyUI-GGUF's converter: small tensors
-and tables float32, embeddings and modulation bf16, rows that a block does not divide float16 (the
-K types take 256, which only the wide side of the feed-forwards has here). Matrices of the blocks
-are quantised, gates not.
+fp8, NVFP4, MXFP8 and int8 are safetensors as ComfyUI reads them, with the scales of each weight. To
+cover both conventions, `comfy_quant` tensors mark fp8 layers and the header
+(`_quantization_metadata`) marks the others. The rest are GGUF transformers, with the other networks
+in separate files. They follow the rules of ComfyUI-GGUF's converter: small tensors and tables are
+float32, embeddings and modulation bf16, and rows not divisible by the block size float16 (blocks of
+the K types have 256 weights, so here only the wide side of the feed-forwards fits). Matrices of the
+transformer blocks are quantised, gates are not.
 """
 
 from __future__ import annotations
@@ -34,9 +34,15 @@ Tensors = dict[str, Tensor]
 E4M3_MAX, E2M1_MAX = 448.0, 6.0
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 NET = "model.diffusion_model."
-SMALL = 1024  # elements up to which a GGUF tensor stays float32
-WHOLE = ("adaln_single.", "caption_projection.", "patchify_proj.", "proj_out.", "_connector.")
-BESIDE = {  # files next to a GGUF transformer, by the prefixes of their tensors
+MAX_FLOAT32_ELEMENTS = 1024  # larger GGUF tensors are not float32
+BF16_NAME_PARTS = (
+    "adaln_single.",
+    "caption_projection.",
+    "patchify_proj.",
+    "proj_out.",
+    "_connector.",
+)
+COMPANION_FILES = {  # next to a GGUF transformer: file -> prefixes of its tensors
     "vae/pocket-video-vae.safetensors": ("vae.",),
     "vae/pocket-audio-vae.safetensors": ("audio_vae.", "vocoder."),
     "text_encoders/pocket-text-projection.safetensors": ("text_embedding_projection.",),
@@ -44,12 +50,12 @@ BESIDE = {  # files next to a GGUF transformer, by the prefixes of their tensors
 
 
 def is_quantised(name: str, value: Tensor) -> bool:
-    """Matrices of the transformer's blocks, without gates."""
+    """True for matrices of the transformer's blocks, except gates."""
     inside = name.startswith(f"{NET}transformer_blocks.") and name.endswith(".weight")
     return inside and value.dim() == 2 and min(value.shape) >= 64
 
 
-# ------------------------------------------------------------------------------ safetensors kinds
+# ---------------------------------------------------------------------------- safetensors formats
 
 
 def fp8(weight: Tensor) -> Tensors:
@@ -63,8 +69,8 @@ def fp8(weight: Tensor) -> Tensors:
     }
 
 
-def swizzled(scales: Tensor) -> Tensor:
-    """Block scales (R, C) in cuBLAS order: padded to 128 x 4 tiles, each 32 x 4 x 4 inside."""
+def swizzle_scales(scales: Tensor) -> Tensor:
+    """Block scales (R, C) padded and reordered to cuBLAS's 128 x 4 tiles, each 32 x 4 x 4."""
     rows, columns = scales.shape
     padded = torch.zeros(-(-rows // 128) * 128, -(-columns // 4) * 4)
     padded[:rows, :columns] = scales
@@ -72,8 +78,8 @@ def swizzled(scales: Tensor) -> Tensor:
     return tiles.permute(0, 3, 2, 1, 4).reshape(padded.shape)
 
 
-def in_blocks(weight: Tensor, size: int) -> Tensor:
-    """(R, C) padded to multiples of `size` and cut along its rows: (R', C' / size, size)."""
+def split_blocks(weight: Tensor, size: int) -> Tensor:
+    """Pad (R, C) to multiples of `size` and split the rows into blocks: (R', C' / size, size)."""
     padded = torch.zeros([-(-n // size) * size for n in weight.shape])
     padded[: weight.shape[0], : weight.shape[1]] = weight
     return padded.unflatten(1, (-1, size))
@@ -81,27 +87,27 @@ def in_blocks(weight: Tensor, size: int) -> Tensor:
 
 def nvfp4(weight: Tensor) -> Tensors:
     """Blocks of 16 along a row: w = e2m1(q) * weight_scale * weight_scale_2, high nibble first."""
-    blocks = in_blocks(weight, 16)
-    whole = (weight.abs().amax() / (E4M3_MAX * E2M1_MAX)).clamp(min=1e-12)
-    local = (blocks.abs().amax(-1) / E2M1_MAX / whole).clamp(max=E4M3_MAX)
+    blocks = split_blocks(weight, 16)
+    global_scale = (weight.abs().amax() / (E4M3_MAX * E2M1_MAX)).clamp(min=1e-12)
+    local = (blocks.abs().amax(-1) / E2M1_MAX / global_scale).clamp(max=E4M3_MAX)
     local = local.to(torch.float8_e4m3fn).float()
-    x = blocks / (local * whole).clamp(min=1e-12)[..., None]
+    x = blocks / (local * global_scale).clamp(min=1e-12)[..., None]
     codes = (x.abs()[..., None] - E2M1).abs().argmin(-1) + 8 * (x < 0)
     codes = codes.flatten(1)
     return {
         "weight": (codes[:, ::2] * 16 + codes[:, 1::2]).to(torch.uint8),
-        "weight_scale": swizzled(local).to(torch.float8_e4m3fn),
-        "weight_scale_2": whole.float(),
+        "weight_scale": swizzle_scales(local).to(torch.float8_e4m3fn),
+        "weight_scale_2": global_scale.float(),
     }
 
 
 def mxfp8(weight: Tensor) -> Tensors:
     """Blocks of 32 along a row: w = e4m3(q) * a power of two, stored as its exponent + 127."""
-    blocks = in_blocks(weight, 32)
+    blocks = split_blocks(weight, 32)
     exponent = (blocks.abs().amax(-1) / E4M3_MAX).clamp(min=2.0**-126).log2().ceil()
     return {
         "weight": (blocks / exponent.exp2()[..., None]).flatten(1).to(torch.float8_e4m3fn),
-        "weight_scale": swizzled(exponent + 127).to(torch.uint8),
+        "weight_scale": swizzle_scales(exponent + 127).to(torch.uint8),
     }
 
 
@@ -114,7 +120,10 @@ def int8(weight: Tensor) -> Tensors:
 def write_safetensors(
     kind: Callable[[Tensor], Tensors], marked_in_header: str, checkpoint: Path, folder: Path
 ) -> None:
-    """The checkpoint with its blocks' matrices in `kind`; everything else as it is."""
+    """Write the checkpoint with quantised matrices and everything else unchanged.
+
+    `kind` quantises a matrix; `marked_in_header` is the format name to write to the header, or "".
+    """
     tensors, metadata = load_file(checkpoint), _metadata(checkpoint)
     out: Tensors = {}
     layers = {}
@@ -144,14 +153,14 @@ BLOCKS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
     **{kind: (32, _by_gguf(kind)) for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")},
     **{name.upper(): (256, encode) for name, encode in k_types.ENCODERS.items()},
 }
-"""GGUF type -> weights in a block, and its encoder: gguf-py's own where it has one."""
+"""GGUF type -> weights per block, and encoder: gguf-py's where it has one, else k_types.py's."""
 
 
-def stored(name: str, value: Tensor, block: str) -> tuple[np.ndarray, str]:
-    """Array and GGUF type of a tensor of the transformer."""
-    if value.dim() < 2 or value.numel() <= SMALL or "scale_shift_table" in name:
+def encode_tensor(name: str, value: Tensor, block: str) -> tuple[np.ndarray, str]:
+    """Encoded array and GGUF type of a tensor of the transformer."""
+    if value.dim() < 2 or value.numel() <= MAX_FLOAT32_ELEMENTS or "scale_shift_table" in name:
         return value.float().numpy(), "F32"
-    if any(part in name for part in WHOLE) or value.dim() != 2:
+    if any(part in name for part in BF16_NAME_PARTS) or value.dim() != 2:
         return value.to(torch.bfloat16).contiguous().view(torch.uint8).numpy(), "BF16"
     size, quantise = BLOCKS[block]
     if value.shape[1] % size:
@@ -160,7 +169,7 @@ def stored(name: str, value: Tensor, block: str) -> tuple[np.ndarray, str]:
 
 
 def write_gguf(block: str, checkpoint: Path, folder: Path) -> None:
-    """Transformer and connectors as GGUF; the other parts of the checkpoint beside it."""
+    """Write transformer and connectors as GGUF, and the other networks to separate files."""
     tensors, metadata = load_file(checkpoint), _metadata(checkpoint)
     path = folder / "diffusion_models" / f"pocket-ltx-2.3-{block}.gguf"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +179,7 @@ def write_gguf(block: str, checkpoint: Path, folder: Path) -> None:
         writer.add_string(name, text)
     for name, value in tensors.items():
         if name.startswith(NET):
-            array, kind = stored(name, value, block)
+            array, kind = encode_tensor(name, value, block)
             shape = list(value.shape)
             raw = gguf.GGMLQuantizationType[kind]
             writer.add_tensor(name.removeprefix(NET), array, raw_dtype=raw)
@@ -180,7 +189,7 @@ def write_gguf(block: str, checkpoint: Path, folder: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    for file, prefixes in BESIDE.items():
+    for file, prefixes in COMPANION_FILES.items():
         part = {n: v for n, v in tensors.items() if n.startswith(prefixes)}
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +214,7 @@ WRITERS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def write(name: str, source: Path, folder: Path) -> int:
-    """A complete model folder in one format; bytes of what replaces the checkpoint."""
+    """Write a model folder in one format; returns the size of what replaces the checkpoint."""
     shutil.rmtree(folder, ignore_errors=True)
     WRITERS[name](source / CHECKPOINT, folder)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -221,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--formats", default=",".join(WRITERS))
-    parser.add_argument("--models", type=Path, default=MODELS, help="the bf16 model folder")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of the bf16 model")
     options = parser.parse_args()
     for name in options.formats.split(","):
         print(f"{name}: {write(name, options.models, options.folder / name) / 1e6:.2f} MB")

@@ -1,9 +1,9 @@
-"""The forced-choice judge of the pocket world, the prompts it is asked about, and a tracker.
+"""Check clips of the pocket model against their prompts: forced-choice judge, prompts, tracker.
 
-Nothing here is trained. A decoded clip is compared (64 x 64 px, four frames) with analytic renders
-of the prompted scene in which one attribute varies, each at a few places; the attribute counts as
-right if the prompted value comes closest. `track` fits the place and size of the object frame by
-frame in the same way. Ceilings are measured on real renders (see evaluate.py).
+Nothing here is trained. The judge compares a decoded clip (four frames at 64 x 64 px) with analytic
+renders of the prompted scene in which one attribute varies, each at a few positions; the attribute
+counts as right if the prompted value comes closest. `track` finds position and size of the object
+in each frame in the same way. evaluate.py measures the ceilings of both on real renders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import world
 from torch import Tensor
 from torch.nn import functional as F
 
-HELD_OUT_SEED = 777  # no training run draws from it
+HELD_OUT_SEED = 777  # of the test prompts; not a seed of any training run
 CHOICES: dict[str, tuple[str, ...]] = {
     "shape": world.SHAPES,
     "color": tuple(world.COLORS),
@@ -30,13 +30,13 @@ SHIFTS = (-0.12, 0.0, 0.12)
 
 
 def thumbnails(frames: Tensor) -> Tensor:
-    """uint8 (F, H, W, 3) -> float (4, 3, 64, 64) of frames 0, 8, 16, 24."""
+    """Frames 0, 8, 16 and 24 of a clip, uint8 (F, H, W, 3) -> float (4, 3, 64, 64)."""
     picked = frames[[0, 8, 16, 24]].permute(0, 3, 1, 2).float()
     return F.interpolate(picked, size=(SIZE, SIZE), mode="area")
 
 
-def placed(scene: world.Scene, motion: str) -> world.Scene:
-    """The scene in the middle of where this motion starts, without jitter."""
+def center_scene(scene: world.Scene, motion: str) -> world.Scene:
+    """The scene with this motion, at the mean start position, without jitter."""
     starts = [world._start(motion, random.Random(i)) for i in range(24)]
     x, y = (sum(v) / len(v) for v in zip(*starts, strict=True))
     radius = 0.42 * (0.75 if motion == "grow" else 1.0)
@@ -45,7 +45,10 @@ def placed(scene: world.Scene, motion: str) -> world.Scene:
 
 
 def distance(clip: Tensor, scene: world.Scene, phases: tuple[float, ...], wide: bool) -> float:
-    """Smallest mean squared difference between thumbnails and renders of a scene near its place."""
+    """Smallest mean squared difference of thumbnails `clip` from renders of a scene.
+
+    Renders differ in phase and, if `wide`, in position.
+    """
     shifts = [(a, b) for a in SHIFTS for b in SHIFTS] if wide else [(0.0, 0.0)]
     variants = [
         dataclasses.replace(scene, x=scene.x + a, y=scene.y + b, phase=p)
@@ -57,12 +60,12 @@ def distance(clip: Tensor, scene: world.Scene, phases: tuple[float, ...], wide: 
 
 
 def judge(clip: Tensor, scene: world.Scene) -> dict[str, bool]:
-    """Which attributes of the prompted scene a clip (F, H, W, 3) shows."""
+    """For each attribute of the prompted scene, whether a clip (F, H, W, 3) shows it."""
     small = thumbnails(clip)
-    hills = tuple(i / 8 for i in range(8))
-    phases = hills if scene.background == "hills" else (0.0,)
-    base = placed(scene, scene.motion)
-    if len(phases) > 1:  # fit the hills once
+    hill_phases = tuple(i / 8 for i in range(8))
+    phases = hill_phases if scene.background == "hills" else (0.0,)
+    base = center_scene(scene, scene.motion)
+    if len(phases) > 1:  # fit the phase of the hills once
         best = min(phases, key=lambda p: distance(small, base, (p,), False))
         phases = (best,)
     out = {}
@@ -70,9 +73,9 @@ def judge(clip: Tensor, scene: world.Scene) -> dict[str, bool]:
         errors = {}
         for value in values:
             other = dataclasses.replace(scene, **{name: value})
-            other = placed(other, other.motion)
-            tried = hills if name == "background" and value == "hills" else phases
-            errors[value] = distance(small, other, tried, wide=len(tried) == 1)
+            other = center_scene(other, other.motion)
+            candidates = hill_phases if name == "background" and value == "hills" else phases
+            errors[value] = distance(small, other, candidates, wide=len(candidates) == 1)
         out[name] = min(errors, key=errors.__getitem__) == getattr(scene, name)
     return out
 
@@ -83,7 +86,7 @@ def rates(results: list[dict[str, bool]]) -> dict[str, float]:
 
 
 def held_out(count: int) -> tuple[list[world.Scene], list[str]]:
-    """Scenes and full-sentence prompts that name everything, from a seed no training run uses."""
+    """Test scenes, and whole-sentence prompts that name every attribute."""
     rng = random.Random(HELD_OUT_SEED)
     scenes, prompts = (
         [world.example_scene()],
@@ -92,8 +95,10 @@ def held_out(count: int) -> tuple[list[world.Scene], list[str]]:
     while len(scenes) < count:
         scene = world.random_scene(rng)
         prompt = world.caption(scene, rng)
-        named = any(w in prompt for w in world._BACKGROUND_COLOR_WORDS[scene.background_color])
-        if named and len(prompt.split()) >= 8:
+        names_background = any(
+            w in prompt for w in world._BACKGROUND_COLOR_WORDS[scene.background_color]
+        )
+        if names_background and len(prompt.split()) >= 8:
             scenes.append(scene)
             prompts.append(prompt)
     return scenes, prompts
@@ -105,22 +110,24 @@ RARE_WORDS = (
 )  # fmt: skip
 
 
-def in_other_words(scene: world.Scene) -> str:
-    """A held-out caption of a scene with as many of the rarer words as some tries find."""
+def rare_word_caption(scene: world.Scene) -> str:
+    """The one of 60 random captions of a scene that uses the most of `RARE_WORDS`."""
     rng = random.Random(f"{HELD_OUT_SEED}/{scene.seed}")
-    tries = [world.caption(scene, rng) for _ in range(60)]
+    captions = [world.caption(scene, rng) for _ in range(60)]
     names = world._BACKGROUND_COLOR_WORDS[scene.background_color]
-    whole = [t for t in tries if len(t.split()) >= 8 and any(n in t for n in names)]
-    return max(whole, key=lambda t: sum(w in t for w in RARE_WORDS))
+    complete = [t for t in captions if len(t.split()) >= 8 and any(n in t for n in names)]
+    return max(complete, key=lambda t: sum(w in t for w in RARE_WORDS))
 
 
 def track(frames: Tensor, scene: world.Scene) -> Tensor:
-    """(F, 3) place x, y and radius in half sides of the object in every frame (F, H, W, 3), fitted
-    with renders of the scene's shape, colours and background."""
+    """Position x, y and radius (F, 3) of the object in every frame (F, H, W, 3), in half sides.
+
+    Fitted with renders of the scene's shape, colours and background.
+    """
     small = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=(SIZE, SIZE), mode="area")
-    rough = torch.linspace(-0.7, 0.7, 15)
-    places = torch.cartesian_prod(rough, rough, torch.tensor([0.33, 0.42, 0.52]))
-    first = _fit(small, scene, places)
+    coarse = torch.linspace(-0.7, 0.7, 15)
+    candidates = torch.cartesian_prod(coarse, coarse, torch.tensor([0.33, 0.42, 0.52]))
+    first = _fit(small, scene, candidates)
     steps = torch.tensor([-0.05, 0.0, 0.05])
     offsets = torch.cartesian_prod(steps, steps, steps)
     return torch.stack([
@@ -128,11 +135,11 @@ def track(frames: Tensor, scene: world.Scene) -> Tensor:
     ])  # fmt: skip
 
 
-def _fit(small: Tensor, scene: world.Scene, places: Tensor) -> Tensor:
-    """The best of places (N, 3) for each of the frames (F, 3, 64, 64): (F, 3)."""
+def _fit(small: Tensor, scene: world.Scene, candidates: Tensor) -> Tensor:
+    """The best of the `candidates` (N, 3) for each frame (F, 3, 64, 64): (F, 3)."""
     neutral = {"motion": "still", "tint": (0, 0, 0), "background_tint": (0, 0, 0)}
     still = dataclasses.replace(scene, **neutral)
-    variants = [dataclasses.replace(still, x=x, y=y, radius=r) for x, y, r in places.tolist()]
+    variants = [dataclasses.replace(still, x=x, y=y, radius=r) for x, y, r in candidates.tolist()]
     renders = world.render(variants, 1, SIZE)[:, 0].permute(0, 3, 1, 2).float()
     errors = torch.cdist(small.flatten(1), renders.flatten(1))
-    return places[errors.argmin(1)]
+    return candidates[errors.argmin(1)]

@@ -1,4 +1,7 @@
-"""Measures of detail, motion and sound that need no judge. Frames are uint8 (F, H, W, 3)."""
+"""Measures of detail, motion and audio, from pixels and samples alone.
+
+Frames are uint8 (F, H, W, 3) if not stated otherwise.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,29 @@ import torch
 import world
 from torch import Tensor
 
-EDGE_SHARE = 0.01
+EDGE_SHARE = 0.01  # share of the pixels that counts as edges
 BANDS = {"low": (1 / 64, 1 / 16), "middle": (1 / 16, 1 / 6), "high": (1 / 6, 1 / 2)}
 """Spatial frequencies in cycles per pixel."""
 
 
 def luma(frames: Tensor) -> Tensor:
-    """(F, H, W) in 0..1, Rec. 709 weights."""
+    """Luma (F, H, W) in 0..1, with Rec. 709 weights."""
     return frames.float() @ torch.tensor([0.2126, 0.7152, 0.0722]) / 255
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """In dB."""
+    """PSNR in dB of two 8-bit tensors."""
     error = (a.float() - b.float()).square().mean()
     return float(10 * torch.log10(255.0**2 / error))
 
 
-def powers(frames: Tensor) -> dict[str, float]:
-    """Mean spectral power of the luma in each of `BANDS`, in dB, window-weighted."""
+def band_powers(frames: Tensor) -> dict[str, float]:
+    """Mean spectral power of the luma in each of `BANDS`, in dB, under a Hann window."""
     return _bands(luma(frames))
 
 
-def error_powers(frames: Tensor, true: Tensor) -> dict[str, float]:
-    """The same of the difference from true frames: detail that is missing or wrong."""
+def error_band_powers(frames: Tensor, true: Tensor) -> dict[str, float]:
+    """Mean spectral power of the difference from the true frames: missing or wrong detail."""
     return {f"{name} error": v for name, v in _bands(luma(frames) - luma(true)).items()}
 
 
@@ -48,62 +51,69 @@ def _bands(y: Tensor) -> dict[str, float]:
 
 
 def gradients(frames: Tensor) -> Tensor:
-    """(F, H - 1, W - 1) size of the luma's gradient per pixel."""
+    """Magnitude (F, H - 1, W - 1) of the luma's gradient per pixel."""
     y = luma(frames)
     return torch.hypot(y[:, 1:, :-1] - y[:, :-1, :-1], y[:, :-1, 1:] - y[:, :-1, :-1])
 
 
 def edge_sharpness(frames: Tensor) -> float:
-    """Mean gradient of the steepest percent of the pixels of every frame."""
+    """Mean gradient over the steepest percent of the pixels of every frame."""
     steep = gradients(frames).flatten(1)
     return float(steep.topk(max(1, round(EDGE_SHARE * steep.shape[1])), dim=1).values.mean())
 
 
-def unrest(frames: Tensor, scene_like: Tensor) -> float:
-    """RMS difference from a reference away from the reference's edges: stains and noise, 0..1."""
-    flat = torch.nn.functional.max_pool2d(gradients(scene_like)[:, None], 9, 1, 4)[:, 0] < 0.004
-    error = (frames.float() - scene_like.float()).square().mean(-1)[:, :-1, :-1] / 255**2
+def flat_region_error(frames: Tensor, reference: Tensor) -> float:
+    """RMS difference (0..1) from a reference away from its edges: stains and noise."""
+    flat = torch.nn.functional.max_pool2d(gradients(reference)[:, None], 9, 1, 4)[:, 0] < 0.004
+    error = (frames.float() - reference.float()).square().mean(-1)[:, :-1, :-1] / 255**2
     return float(error[flat].mean().sqrt())
 
 
-def halo(frames: Tensor, scene_like: Tensor) -> float:
-    """RMS difference from a reference in a ring of 3 to 10 pixels around the reference's strong
-    edges, edges left out: ringing, 0..1."""
+def halo(frames: Tensor, reference: Tensor) -> float:
+    """RMS difference (0..1) from a reference near its strong edges: ringing.
+
+    Measured in a ring of 3 to 10 pixels around those edges, where the reference is smooth.
+    """
     pool = torch.nn.functional.max_pool2d
-    steep = (gradients(scene_like) > 0.06)[:, None].float()
+    steep = (gradients(reference) > 0.06)[:, None].float()
     ring = (pool(steep, 21, 1, 10) - pool(steep, 7, 1, 3))[:, 0] > 0
-    calm = pool(gradients(scene_like)[:, None], 5, 1, 2)[:, 0] < 0.02
-    error = (frames.float() - scene_like.float()).square().mean(-1)[:, :-1, :-1] / 255**2
+    calm = pool(gradients(reference)[:, None], 5, 1, 2)[:, 0] < 0.02
+    error = (frames.float() - reference.float()).square().mean(-1)[:, :-1, :-1] / 255**2
     return float(error[ring & calm].mean().sqrt()) if bool((ring & calm).any()) else 0.0
 
 
 def detail(frames: Tensor) -> dict[str, float]:
-    """Power of the bands and sharpness of the edges."""
-    return {**powers(frames), "edges": edge_sharpness(frames)}
+    """Band powers and edge sharpness."""
+    return {**band_powers(frames), "edges": edge_sharpness(frames)}
 
 
 def averages(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every entry, rounded."""
+    """Mean of every entry over the rows, rounded to four digits."""
     names = rows[0]
     return {n: round(sum(r[n] for r in rows) / len(rows), 4) for n in names}
 
 
 def path_difference(a: Tensor, b: Tensor) -> float:
-    """Largest distance in half sides between two tracks (F, 3), of place or size, less the mean
-    offset: 0 is the same motion."""
-    moved_a, moved_b = a - a.mean(0), b - b.mean(0)
-    return float((moved_a - moved_b).norm(dim=1).max())
+    """Largest distance between two tracks (F, 3) after removing their means, in half sides.
+
+    0 means the same motion.
+    """
+    centred_a, centred_b = a - a.mean(0), b - b.mean(0)
+    return float((centred_a - centred_b).norm(dim=1).max())
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's."""
+    """Pearson correlation."""
     a, b = a - a.mean(), b - b.mean()
     return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-9))
 
 
-def sound_follows(wave: Tensor, pitch: Tensor, scene: world.Scene) -> dict[str, float]:
-    """How a waveform (2, S) at 48 kHz with its pitch per 10 ms follows the scene's motion: the
-    correlation that the motion calls for, and the level."""
+def motion_correlations(wave: Tensor, pitch: Tensor, scene: world.Scene) -> dict[str, float]:
+    """Correlation of a waveform (2, S) at 48 kHz with the scene's motion, and its level.
+
+    `pitch` is in Hz per 10 ms. By motion, the correlation is that of pitch with height, of panning
+    with x, or of loudness with size.
+    """
     inside = slice(6, -6)
     t = torch.arange(len(pitch)) * 0.01
     x, y, radius = world.trajectory(scene, t)

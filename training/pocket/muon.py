@@ -1,4 +1,4 @@
-"""Muon for small matrices: orthogonalised momentum, all matrices of one shape at once.
+"""The Muon optimizer, for small matrices: all matrices of one shape are updated together.
 
 Follows K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the
 update is the momentum with its singular values pushed to about one by five Newton-Schulz steps.
@@ -15,7 +15,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
-    """Nearly orthogonal matrices (N, R, C) with the singular vectors of x."""
+    """The nearest orthogonal matrices of x (N, R, C), approximately: singular values near 1."""
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)
@@ -28,7 +28,7 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Optimizer of matrices; interface of torch.optim as far as training uses it."""
+    """Muon for a list of matrices, with the part of torch.optim's interface that training uses."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update from the gradients; each process of the team does its part of the matrices."""
+        """Update all matrices; each process of the team orthogonalises its share of them."""
         rank, size = (self.team.rank, self.team.size) if self.team else (0, 1)
         updates = []
         for group, buffer in zip(self.groups, self.buffers, strict=True):
@@ -65,10 +65,10 @@ class Muon:
                 weight.sub_(change, alpha=scale)
 
     def state_dict(self) -> list[Tensor]:
-        """The momenta."""
+        """The momentum buffers."""
         return self.buffers
 
     def load_state_dict(self, state: list[Tensor]) -> None:
-        """Take over momenta."""
+        """Restore the momentum buffers."""
         for buffer, value in zip(self.buffers, state, strict=True):
             buffer.copy_(value)

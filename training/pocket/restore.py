@@ -1,9 +1,9 @@
-"""Training state from the shipped files, so that a later session can go on without runs/.
+"""Write the training state from the shipped files, to resume training without an earlier runs/.
 
     python training/pocket/restore.py
 
 Writes runs/vae.pt, runs/dit.pt, runs/upsampler.pt, runs/lora.pt and runs/parts/. Optimizer momenta
-are not shipped and start anew; caches are rebuilt by cache.py (the encoder is in the file).
+are not shipped and start at zero; cache.py can rebuild the caches, since the encoder is shipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vae_train import STATE as VAE_STATE
 
 
 def restore(folder: Path = MODELS) -> None:
-    """Write all training states from the files in `folder`."""
+    """Write the training states of all networks from the files in `folder`."""
     checkpoint = folder / CHECKPOINT
     tensors = load_file(checkpoint)
     vae = video_vae.from_original(tensors)
@@ -35,10 +35,10 @@ def restore(folder: Path = MODELS) -> None:
     net = dit.build()
     prefix = "model.diffusion_model."
     net.load_state_dict({n: tensors[prefix + n].float() for n in net.state_dict()})
-    state = dit.Trainee(net, tower).state()
+    state = dit.PocketModel(net, tower).state()
     save({"weights": state, "average": state, "step": dit.WARM_STEPS}, dit.STATE)
-    zoom = {n: v.float() for n, v in load_file(folder / UPSAMPLER).items()}
-    save({"net": zoom, "step": 1}, upsampler.STATE)
+    upsampler_state = {n: v.float() for n, v in load_file(folder / UPSAMPLER).items()}
+    save({"net": upsampler_state, "step": 1}, upsampler.STATE)
     adapters = {n: v.float() for n, v in load_file(folder / LORA).items()}
     if any(bool(v.any()) for v in adapters.values()):
         save({"lora": adapters, "step": 50}, lora.STATE)

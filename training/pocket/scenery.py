@@ -1,9 +1,9 @@
 """The second world of the pocket model: soft solids over wood, water, sand or grass, under a sky.
 
-A `Scene` is a value; caption, labels, paths and times of impact are pure functions of it, and
-`scenery_render.py` and `scenery_sound.py` turn it into pixels and sound. Coordinates are in half
-lengths of the shorter side of the picture: x to the right, y upwards, (0, 0) in the middle, so
-that a landscape or portrait canvas shows more of the same scene. Times are in seconds.
+A `Scene` is an immutable value. Its captions, labels, trajectories and impact times are functions
+of it; `scenery_render.py` and `scenery_sound.py` render its pixels and audio. Coordinates are in
+half lengths of the shorter side of the picture, x to the right and y *upwards*, with (0, 0) in the
+middle: a landscape or portrait canvas shows more of the same scene. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SHAPES = ("ball", "cube", "star", "ring", "cone")
-COLORS: dict[str, tuple[float, float, float]] = {  # linear-looking albedo, 0-1
+COLORS: dict[str, tuple[float, float, float]] = {  # albedo, 0 to 1
     "red": (0.86, 0.15, 0.16),
     "orange": (0.95, 0.50, 0.12),
     "yellow": (0.96, 0.80, 0.20),
@@ -36,16 +36,16 @@ CAMERAS = ("fixed", "pan left", "pan right")
 HORIZON = -0.08
 SPEED = 0.3  # of an object, half sides per second
 PANS = {"fixed": 0.0, "pan left": -0.1, "pan right": 0.1}  # half sides per second
-CEILING = 0.52  # where a rising object stops and floats
+CEILING = 0.52  # height at which a rising object stops
 REST = -0.56  # height at which the first object touches the ground
 REST_BEHIND = -0.33  # the second
-BOUNCE_HEIGHT, BOUNCE_S = 0.55, 1.2  # no damping: the object goes on bouncing
+BOUNCE_HEIGHT, BOUNCE_S = 0.55, 1.2  # without damping
 CLOSER = 0.22  # growth per second
 
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """One solid. `x`, `y` are its centre at time 0 and `radius` its size then."""
+    """One solid; `x`, `y` and `radius` are its centre and size at time 0."""
 
     shape: str
     color: str
@@ -60,8 +60,11 @@ class Body:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One scene. `sun` is the place of sun or moon along x, `light` the direction of the light in
-    radians, `seed` all else that varies (hills, clouds, stars' twinkling, ripples)."""
+    """One scene.
+
+    `sun` is the x position of sun or moon, `light` the direction of the light in radians; `seed`
+    determines hills, clouds, aurora, ripples and wind.
+    """
 
     ground: str
     time: str
@@ -75,13 +78,15 @@ class Scene:
 
     @property
     def bodies(self) -> tuple[Body, ...]:
-        """From back to front."""
+        """The solids from back to front."""
         return (self.first,) if self.second is None else (self.second, self.first)
 
 
 def random_body(rng: random.Random, motion: str, seconds: float, night: bool, pan: float) -> Body:
-    """A first object whose path over `seconds` stays in a square picture whose camera moves at
-    speed `pan`."""
+    """A random first object that stays in a square picture for `seconds`.
+
+    `pan` is the speed of the camera in half sides per second.
+    """
     radius = rng.uniform(0.29, 0.36)
     x, y = rng.uniform(-0.22, 0.22), REST + radius
     speed = {"left": -SPEED, "right": SPEED}.get(motion, 0.0) - pan  # in the picture
@@ -103,15 +108,18 @@ def random_body(rng: random.Random, motion: str, seconds: float, night: bool, pa
 
 
 def random_camera(rng: random.Random, motion: str, seconds: float) -> str:
-    """Half of the cameras are fixed. In a long clip none moves against the object."""
+    """A random camera, half of them fixed; in a long clip never one that leaves the object."""
     camera = rng.choice(("fixed", "fixed", *CAMERAS[1:]))
     against = {"left": "pan right", "right": "pan left"}.get(motion)
     return "fixed" if seconds > 2 and camera == against else camera
 
 
 def random_scene(rng: random.Random, seconds: float = 1.0) -> Scene:
-    """A scene drawn uniformly over its labels; half of the scenes have a second, smaller, still
-    object behind the first, of another shape and colour."""
+    """A random scene with uniform labels, whose first object stays in the picture for `seconds`.
+
+    Half of the scenes have a second, smaller, still object behind the first, of another shape and
+    colour.
+    """
     time = rng.choice(TIMES)
     weather = rng.choice(WEATHERS if time == "night" else WEATHERS[:3])
     motion = rng.choice(MOTIONS)
@@ -150,13 +158,13 @@ def random_scene(rng: random.Random, seconds: float = 1.0) -> Scene:
 
 
 def bounce_height(t: Tensor) -> Tensor:
-    """Height above the ground of an object let go at time 0, bouncing without loss."""
+    """Height above the ground of an object that falls at time 0 and bounces without loss."""
     u = (t / BOUNCE_S + 0.5) % 1.0  # 0 and 1 at an impact
     return 4 * BOUNCE_HEIGHT * u * (1 - u)
 
 
 def trajectory(body: Body, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, y, radius) of a body at times t, each of t's shape, in half sides, y up."""
+    """Centre x, y and radius at times t (seconds), each of the shape of t, in half sides."""
     t = torch.as_tensor(t, dtype=torch.float32)
     x, y, radius = (torch.full_like(t, v) for v in (body.x, body.y, body.radius))
     if body.motion in ("left", "right"):
@@ -164,7 +172,7 @@ def trajectory(body: Body, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     elif body.motion == "up":
         above = (SPEED * t - (CEILING - body.y)).clamp(min=0)
         y = y + SPEED * t - above + 0.04 * torch.sin(above / 0.08)
-    elif body.motion == "down":  # sinks to the ground and stays there
+    elif body.motion == "down":  # until it rests on the ground
         y = (y - SPEED * t).clamp(min=body.rest + body.radius)
     elif body.motion == "bounce":
         y = body.rest + body.radius + bounce_height(t)
@@ -175,12 +183,12 @@ def trajectory(body: Body, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def camera_path(scene: Scene, t: Tensor) -> Tensor:
-    """x of the camera at times t: a pan to the left moves it to negative x."""
+    """x of the camera at times t (seconds); a pan to the left moves it to negative x."""
     return PANS[scene.camera] * torch.as_tensor(t, dtype=torch.float32)
 
 
 def impacts(scene: Scene, duration_s: float) -> list[float]:
-    """Times in seconds at which the first object touches the ground."""
+    """Times in seconds at which the first object hits the ground."""
     if scene.first.motion == "down":
         hit = (scene.first.y - scene.first.rest - scene.first.radius) / SPEED
         return [hit] if hit < duration_s else []

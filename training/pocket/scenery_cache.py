@@ -1,12 +1,11 @@
-"""A cache of latents of rendered clips of the second world, and pairs of the same clip at 256 and
-512 px.
+"""Cache of latents of rendered clips of the second world, with pairs of a clip at 256 and 512 px.
 
     python training/pocket/scenery_cache.py --size 256 --count 16000
     python training/pocket/scenery_cache.py --size 512 --count 3000
 
-Shards hold clips of one shape each: `latents` (N, C, F', H', W') in float16, normalised, and the
-scenes. The first scenes of both sizes are the same, and cut to the same number of frames they are
-the pairs. A worker adds shards while others train.
+A shard file contains clips of one shape: normalised float16 `latents` (N, C, F', H', W') and the
+scenes. The scenes of a shard are the same at both sizes, so that its clips, cut to the same number
+of frames, are pairs. A process can add shards while others train.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from state import RUNS, log, prepare, read, save
 from torch import Tensor
 
 SHARD = 32
-LENGTHS = 16, 4  # latent frames that are stored at most at 256 and at 512 px
+LENGTHS = 16, 4  # most latent frames of a cached clip at 256 and at 512 px
 # (height, width in units of the size / 256, frames, share): the smaller side is the size
 KINDS: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     256: ((256, 256, 25, 4), (256, 448, 25, 2), (448, 256, 25, 1), (256, 256, 121, 1)),
@@ -35,40 +34,40 @@ KINDS: dict[int, tuple[tuple[int, int, int, int], ...]] = {
 }
 
 
-def kind_of(size: int, number: int) -> tuple[int, int, int]:
-    """(height, width, frames) of the clips of a shard: the kinds take turns by their shares."""
-    turns = [kind[:3] for kind in KINDS[size] for _ in range(kind[3])]
-    return turns[(number * 3) % len(turns)]
+def shard_kind(size: int, number: int) -> tuple[int, int, int]:
+    """(height, width, frames) of the clips of a shard, in turn by the shares of `KINDS`."""
+    order = [kind[:3] for kind in KINDS[size] for _ in range(kind[3])]
+    return order[(number * 3) % len(order)]
 
 
-def scenes_of(number: int, seed: int, count: int) -> list[Scene]:
-    """The scenes of a shard, the same at both sizes. Paths fit the frames at 256 px."""
-    frames = kind_of(256, number)[2]
+def shard_scenes(number: int, seed: int, count: int) -> list[Scene]:
+    """The scenes of a shard, the same at both sizes; objects stay in the picture at 256 px."""
+    frames = shard_kind(256, number)[2]
     rng = random.Random(f"{seed}/{number}")
     return [random_scene(rng, frames / 24) for _ in range(count)]
 
 
 def pack(scene: Scene) -> dict[str, Any]:
-    """A scene in plain values."""
+    """Convert a scene to a dictionary of plain values."""
     return dataclasses.asdict(scene)
 
 
 def unpack(values: dict[str, Any]) -> Scene:
-    """The scene that `pack` wrote."""
+    """Convert the result of `pack` back to a scene."""
     bodies = {n: Body(**values[n]) if values[n] else None for n in ("first", "second")}
     return Scene(**(values | bodies))
 
 
 @torch.no_grad()
-def work(size: int, count: int, seed: int, shard: int) -> None:
-    """Add shards until `count` clips exist."""
+def fill_cache(size: int, count: int, seed: int, shard: int) -> None:
+    """Write shards to runs/cache until it has `count` clips of `size` px."""
     folder = RUNS / "cache"
     vae = scenery_vae.load()
     number = len(list(folder.glob(f"scenery-{size}-*.pt")))
     while number * shard < count:
         start = time.time()
-        height, width, frames = kind_of(size, number)
-        scenes = scenes_of(number, seed, shard)
+        height, width, frames = shard_kind(size, number)
+        scenes = shard_scenes(number, seed, shard)
         latents = []
         for scene in scenes:
             pixels = render([scene], frames, (height, width))
@@ -81,8 +80,8 @@ def work(size: int, count: int, seed: int, shard: int) -> None:
             seconds_each=(time.time() - start) / shard)  # fmt: skip
 
 
-class Clips:
-    """Every shard of one size that exists, in memory; `refresh` reads what came since."""
+class Cache:
+    """All shards of one size, in memory; `refresh` reads shards written since."""
 
     def __init__(self, size: int, folder: Path = RUNS / "cache") -> None:
         self.size, self.folder = size, folder
@@ -90,7 +89,7 @@ class Clips:
         self.refresh()
 
     def refresh(self) -> int:
-        """Number of clips in memory."""
+        """Read new shards; returns the number of clips in memory."""
         for path in sorted(self.folder.glob(f"scenery-{self.size}-*.pt")):
             if path.name not in self.shards:
                 shard = read(path)
@@ -98,8 +97,10 @@ class Clips:
         return sum(len(scenes) for _, scenes in self.shards.values())
 
     def sample(self, rng: random.Random, count: int, frames: int) -> tuple[Tensor, list[Scene]]:
-        """(normalised latents (B, C, frames, H', W'), scenes) of one shape, the first `frames`
-        latent frames (fewer where the chosen clips are shorter)."""
+        """Random clips of one shape: normalised latents (B, C, frames, H', W'), scenes.
+
+        There are fewer than `frames` latent frames if the clips are shorter.
+        """
         name = rng.choice(list(self.shards))
         shape = self.shards[name][0].shape[1:]
         same = [s for s in self.shards.values() if s[0].shape[1:] == shape]
@@ -112,40 +113,43 @@ class Clips:
         return torch.stack(latents), scenes
 
 
-class Twins:
-    """Square clips of the same scenes at both sizes, four latent frames of each; the last `HELD`
-    of them (a quarter at most) are for measuring."""
+class PairedCache:
+    """Four latent frames of the square clips that are cached at both sizes.
 
-    HELD = 32
+    The last `MAX_HELD_OUT` of them (a quarter at most) are held out for measuring.
+    """
+
+    MAX_HELD_OUT = 32
     FRAMES = 4
 
-    def __init__(self, small: Clips, large: Clips) -> None:
+    def __init__(self, small: Cache, large: Cache) -> None:
         self.pairs: list[tuple[Tensor, Tensor, Scene]] = []
         for name, (high, scenes) in large.shards.items():
             low = small.shards.get(name.replace("-512-", "-256-"))
             if low is not None and high.shape[3] == high.shape[4] == 2 * low[0].shape[3]:
                 cut = low[0][:, :, : self.FRAMES]
                 self.pairs += list(zip(cut, high[:, :, : self.FRAMES], scenes, strict=False))
-        self.held = min(self.HELD, len(self.pairs) // 4)
+        self.held_out_count = min(self.MAX_HELD_OUT, len(self.pairs) // 4)
 
     def sample(
         self, rng: random.Random, count: int, held_out: bool = False
     ) -> tuple[Tensor, Tensor, list[Scene]]:
-        """Normalised latents (B, C, 4, 8, 8) and (B, C, 4, 16, 16), and their scenes."""
-        pool = self.pairs[-self.held :] if held_out else self.pairs[: len(self.pairs) - self.held]
+        """Normalised latents (B, C, 4, 8, 8) and (B, C, 4, 16, 16) of random scenes."""
+        count_out = self.held_out_count
+        pool = self.pairs[-count_out:] if held_out else self.pairs[: len(self.pairs) - count_out]
         picks = [rng.choice(pool) for _ in range(count)]
         low, high, scenes = zip(*picks, strict=True)
         return torch.stack(low).float(), torch.stack(high).float(), list(scenes)
 
 
-def open_cache(size: int) -> Clips:
-    """What is stored of one size."""
-    return Clips(size)
+def open_cache(size: int) -> Cache:
+    """Read the cached clips of `size` px."""
+    return Cache(size)
 
 
-def open_twins() -> Twins:
-    """What is stored at both sizes."""
-    return Twins(Clips(256), Clips(512))
+def open_paired_cache() -> PairedCache:
+    """Read the clips that are cached at both sizes."""
+    return PairedCache(Cache(256), Cache(512))
 
 
 def main() -> None:
@@ -158,7 +162,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     prepare(options.threads)
-    work(options.size, options.count, options.seed, options.shard)
+    fill_cache(options.size, options.count, options.seed, options.shard)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Captions of `scenery.Scene` in many wordings, their vocabulary, and what they name."""
+"""Captions of `scenery.Scene` in many wordings, their vocabulary and their labels."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ SHORT_TEMPLATES = (
 
 
 def _vocabulary() -> tuple[str, ...]:
-    """Every word a caption may contain, lower case, sorted."""
+    """All words of the captions, lower case, sorted."""
     tables = (
         SHAPE_WORDS, COLOR_WORDS, TEXTURE_WORDS, FINISH_WORDS, MOTION_WORDS, SHORT_MOTION_WORDS,
         GROUND_WORDS, TIME_WORDS, WEATHER_WORDS, CAMERA_WORDS,
@@ -131,7 +131,7 @@ def _join(*words: str) -> str:
 
 
 def article(phrase: str) -> str:
-    """`a` or `an`."""
+    """The article of a phrase: `a` or `an`."""
     return "an" if phrase[:1] in "aeiou" else "a"
 
 
@@ -145,13 +145,16 @@ def thing(body: Body, rng: random.Random) -> str:
     )
 
 
-def _capitalised(text: str) -> str:
+def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """A description as a user could type it: 85 % whole sentences that name nearly everything,
-    15 % short notes of the first object. Now and then ALL CAPITALS, Title Case or lower case."""
+    """A random caption like a user's prompt.
+
+    85 % are whole sentences that name nearly everything, 15 % short phrases about the first object.
+    A few are in ALL CAPITALS, Title Case or lower case.
+    """
     short = rng.random() < 0.15
     name = thing(scene.first, rng)
     where, when = rng.choice(GROUND_WORDS[scene.ground]), rng.choice(TIME_WORDS[scene.time])
@@ -164,9 +167,9 @@ def caption(scene: Scene, rng: random.Random) -> str:
         moves=rng.choice(MOTION_WORDS[scene.first.motion]),
         moving=rng.choice(SHORT_MOTION_WORDS[scene.first.motion]),
         where=where,
-        Where=_capitalised(where),
+        Where=_capitalise(where),
         when=when,
-        When=_capitalised(when),
+        When=_capitalise(when),
         weather=rng.choice(WEATHER_WORDS[scene.weather]),
     )
     if not short:
@@ -182,11 +185,11 @@ def caption(scene: Scene, rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.04:
         return text.upper()
-    return text.title() if draw < 0.06 else text.lower() if draw < 0.12 else _capitalised(text)
+    return text.title() if draw < 0.06 else text.lower() if draw < 0.12 else _capitalise(text)
 
 
 def attributes(scene: Scene) -> dict[str, str]:
-    """Labels of a scene, by name of `LABELS`."""
+    """The scene's label of each attribute."""
     first, second = scene.first, scene.second
     return {
         "shape": first.shape,
@@ -203,15 +206,18 @@ def attributes(scene: Scene) -> dict[str, str]:
     }
 
 
-NAMED = {"ground": GROUND_NOUNS, "time": TIME_NOUNS, "weather": WEATHER_NOUNS}
+MENTION_WORDS = {"ground": GROUND_NOUNS, "time": TIME_NOUNS, "weather": WEATHER_NOUNS}
 
 
-def is_named(attribute: str, value: str, text: str) -> bool:
-    """Check that a caption names this value. A plain texture, a matte finish and a fixed camera
-    count as named by whole sentences and by short notes alike, because nothing is said of them."""
+def is_mentioned(attribute: str, value: str, text: str) -> bool:
+    """True if a caption mentions this value; short captions may omit ground, time and weather.
+
+    A plain texture, a matte finish, a fixed camera and a missing second object count as mentioned,
+    because a caption does not name them.
+    """
     text = text.lower()
-    if attribute in NAMED:
-        return any(noun in text for noun in NAMED[attribute][value])
+    if attribute in MENTION_WORDS:
+        return any(noun in text for noun in MENTION_WORDS[attribute][value])
     if attribute == "camera":
         return value == "fixed" or " pan" in f" {text}"
     if attribute.startswith("second_"):

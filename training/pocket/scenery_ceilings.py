@@ -1,11 +1,10 @@
-"""How well a linear code of so many numbers per block of 8 x 32 x 32 pixels can hold the worlds.
+"""Ceilings of linear codes: PSNR that N numbers per block of 8 x 32 x 32 pixels can reach.
 
     python training/pocket/scenery_ceilings.py --windows 400
 
-Principal components of blocks of random windows, measured on other windows: the PSNR of the best
-block transform that this many samples find. For the second world also the share of a weave's
-energy that the components of the mixed world keep (what a weave changes in a picture,
-projected).
+The code is made of the principal components of blocks of random windows, and the PSNR is measured
+on other windows. The script also measures which share of a woven texture's energy (the difference
+between a woven and a plain object) lies in the components of the second world.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ SIDE = 128
 
 
 def window(scene: Any, size: int, crop: tuple[int, int, int, int], first: int) -> Tensor:
-    """Blocks (16, 24576) of a window, 0 to 1."""
+    """The blocks (16, 24576) of a window of 8 frames, with values from 0 to 1."""
     draw = world.render if isinstance(scene, world.Scene) else scenery_render.render
     clip = draw([scene], 8, size, first_frame=first, crop=crop)[0].float() / 255
     cut = clip.reshape(8, SIDE // 32, 32, SIDE // 32, 32, 3)
     return cut.permute(1, 3, 5, 0, 2, 4).reshape((SIDE // 32) ** 2, -1)
 
 
-def scene_of(kind: str, rng: random.Random) -> Any:
-    """A scene of the first world, of one ground, or of any (`mixed`)."""
+def draw_scene(kind: str, rng: random.Random) -> Any:
+    """A random scene of the first world, of one ground, or of any ground (`mixed`)."""
     if kind == "first":
         return world.random_scene(rng)
     scene = scenery.random_scene(rng)
@@ -46,38 +45,38 @@ def blocks(kind: str, size: int, count: int, seed: int) -> Tensor:
     """Blocks of `count` windows of random scenes."""
     rng, out = random.Random(seed), []
     for _ in range(count):
-        scene = scene_of(kind, rng)
+        scene = draw_scene(kind, rng)
         top, left = (32 * rng.randrange((size - SIDE) // 32 + 1) for _ in range(2))
         out.append(window(scene, size, (top, left, SIDE, SIDE), rng.randrange(16)))
     return torch.cat(out)
 
 
 def components(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, basis (256, D)), most important first."""
+    """Mean (D,) and principal components (256, D) of rows (N, D), most important first."""
     mean = rows.mean(0)
     _, _, basis = torch.svd_lowrank(rows - mean, q=COUNTS[-1] + 16, niter=3)
     return mean, basis.T[: COUNTS[-1]]
 
 
 def ceilings(rows: Tensor, mean: Tensor, basis: Tensor) -> dict[str, float]:
-    """PSNR by number of components."""
+    """PSNR in dB by number of components."""
     centred = rows - mean
     codes, energy = centred @ basis.T, centred.square().mean()
     out = {}
     for count in COUNTS:
-        left = energy - codes[:, :count].square().sum() / centred.numel()
-        out[f"db_{count}"] = float(-10 * torch.log10(left))
+        residual = energy - codes[:, :count].square().sum() / centred.numel()
+        out[f"db_{count}"] = float(-10 * torch.log10(residual))
     return out
 
 
-def kept(difference: Tensor, basis: Tensor) -> dict[str, float]:
-    """Share of the energy of rows that the first components span."""
+def energy_shares(difference: Tensor, basis: Tensor) -> dict[str, float]:
+    """Share of the energy of rows (N, D) in the first components, by their number."""
     codes, energy = difference @ basis.T, difference.square().sum()
     return {f"share_{n}": float(codes[:, :n].square().sum() / energy) for n in COUNTS}
 
 
-def weave(count: int, seed: int) -> Tensor:
-    """What a weave changes in windows around woven objects at 512 px."""
+def weave_blocks(count: int, seed: int) -> Tensor:
+    """Difference of woven and plain objects, as blocks of windows around them at 512 px."""
     rng, out = random.Random(seed), []
     for _ in range(count):
         scene = scenery.random_scene(rng)
@@ -108,7 +107,7 @@ def main() -> None:
             test = blocks(kind, size, options.windows // 4, 2)
             log("ceiling", kind=kind, size=size, **ceilings(test, mean, basis))
             if kind == "mixed" and size == 512:
-                log("ceiling_weave", **kept(weave(options.windows // 8, 3), basis))
+                log("ceiling_weave", **energy_shares(weave_blocks(options.windows // 8, 3), basis))
 
 
 if __name__ == "__main__":

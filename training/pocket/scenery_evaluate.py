@@ -1,11 +1,11 @@
-"""How good the second edition is, from the training state.
+"""Evaluate the second edition of the pocket model from the training state.
 
     python training/pocket/scenery_evaluate.py --prompts 100
 
-Parts: `vae` (copies of true clips: PSNR, edges, halos, stains, and the judge's ceilings), `draft`
-(stage 1 of held-out prompts against the judge, and a sheet), `ladder` (512 px: upsampled, refined
-from several `refine.denoise` with and without the LoRA, true latents, true render). Results are
-merged into runs/scenery.json; sheets are runs/scenery-*.png.
+Parts: `vae` (real clips through the VAE: PSNR, edges, halos, stains, and the judge's ceilings),
+`draft` (the judge on stage 1 of the test prompts, and a sheet), `ladder` (512 px: upsampled,
+refined from several `refine.denoise` with and without the LoRA, true latents, true render). Results
+are merged into runs/scenery.json; sheets are runs/scenery-*.png.
 """
 
 from __future__ import annotations
@@ -32,54 +32,54 @@ from scenery_render import render
 from state import RUNS, log, prepare, read
 from torch import Tensor
 
-STARTS = (0.2, 0.3, 0.4, 0.6, 0.8)  # `refine.denoise`, as the product means it
-KEPT_MOTION = 0.12  # half sides by which a refined object may leave its draft's path
-TRACKED = slice(0, 25, 8)
+STARTS = (0.2, 0.3, 0.4, 0.6, 0.8)  # values of the product's `refine.denoise`
+KEPT_MOTION = 0.12  # largest path difference from the draft that counts as kept, in half sides
+TRACKED_FRAMES = slice(0, 25, 8)
 FRAMES = 25
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The networks; `adapted` is the transformer with the LoRA."""
+    """The networks to evaluate; `lora_model` is the model with the distilled LoRA."""
 
     vae: Any
-    trainee: dit.Trainee
-    adapted: dit.Trainee
-    zoom: Any
+    model: dit.PocketModel
+    lora_model: dit.PocketModel
+    latent_upsampler: Any
 
     @classmethod
-    def of(cls) -> Setup:
-        """From the training state (averaged weights)."""
-        plain, adapted = dit.trained(), dit.trained()
+    def load(cls) -> Setup:
+        """Load all networks from the training state, with averaged weights."""
+        plain, lora_model = dit.load_model(), dit.load_model()
         if lora.STATE.exists():
-            lora.restore(lora.adapt(adapted.net), read(lora.STATE)["lora"])
-        for one in (plain, adapted):
-            one.net.eval(), one.tower.eval()
-        return cls(scenery_vae.load(), plain, adapted, upsampler.trained())
+            lora.restore(lora.add_adapters(lora_model.net), read(lora.STATE)["lora"])
+        for model in (plain, lora_model):
+            model.net.eval(), model.tower.eval()
+        return cls(scenery_vae.load(), plain, lora_model, upsampler.load_upsampler())
 
-    def decoded(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, F, H, W) -> uint8 clips."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode normalised latents (B, C, F, H, W) to uint8 clips (B, F, H, W, 3)."""
         raw = [video_vae.denormalize(self.vae, z[None]) for z in latents]
         return torch.cat([video_vae.decode(self.vae, z) for z in raw])
 
     def drafts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Latents and sound tokens of prompts, eight at a time."""
-        made = [
-            sampling.generate(self.trainee, prompts[i : i + 8], seed=i)
+        """Video latents and audio tokens of stage 1, generated eight prompts at a time."""
+        generated = [
+            sampling.generate(self.model, prompts[i : i + 8], seed=i)
             for i in range(0, len(prompts), 8)
         ]
-        video, audio = zip(*made, strict=True)
+        video, audio = zip(*generated, strict=True)
         return torch.cat(video), torch.cat(audio)
 
 
-def rates(clips: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Share of right answers of the judge, by attribute."""
+def judge_rates(clips: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Share of clips that show the prompted value, by attribute."""
     results = [judge(c, s) for c, s in zip(clips, scenes, strict=True)]
     return {n: sum(r[n] for r in results) / len(results) for n in results[0]}
 
 
 def sheet(clips: Tensor, name: str, columns: int = 4) -> None:
-    """Contact sheet: first, middle and last frame of each clip, at most 128 px each."""
+    """Write a contact sheet: first, middle and last frame of each clip, up to 128 px each."""
     strips = [torch.cat([c[0], c[len(c) // 2], c[-1]], dim=1) for c in clips.cpu()]
     step = max(1, strips[0].shape[0] // 128)
     strips = [s[::step, ::step] for s in strips]
@@ -90,58 +90,61 @@ def sheet(clips: Tensor, name: str, columns: int = 4) -> None:
 
 
 def part_vae(setup: Setup, count: int) -> dict[str, Any]:
-    """Copies of true clips."""
+    """Ceiling of the judge (real clips through the VAE), and measures of the VAE at both sizes."""
     scenes, _ = held_out(max(2, count // 4))
     true = torch.cat([render([s], FRAMES, 256) for s in scenes])
-    copies = scenery_vae.coded(setup.vae, true)
-    few = scenes[: max(2, count // 12)]
+    reconstructed = scenery_vae.reconstruct(setup.vae, true)
+    subset = scenes[: max(2, count // 12)]
     return {
-        "judge_ceiling": rates(copies, scenes),
+        "judge_ceiling": judge_rates(reconstructed, scenes),
         "256": scenery_vae.score(setup.vae, scenes, 256, FRAMES),
-        "512": scenery_vae.score(setup.vae, few, 512, FRAMES),
+        "512": scenery_vae.score(setup.vae, subset, 512, FRAMES),
     }
 
 
 def part_draft(setup: Setup, count: int) -> dict[str, Any]:
-    """Stage 1 against the judge."""
+    """The judge on drafts of the test prompts, and a contact sheet."""
     scenes, prompts = held_out(count)
-    clips = setup.decoded(setup.drafts(prompts)[0])
+    clips = setup.decode(setup.drafts(prompts)[0])
     sheet(clips[:24], "draft")
-    return {"prompts": count, "rates": rates(clips, scenes)}
+    return {"prompts": count, "rates": judge_rates(clips, scenes)}
 
 
-def ladder_clips(
-    setup: Setup, one: Tensor, tone: Tensor, scene: Scene, prompt: str
+def stage_clips(
+    setup: Setup, video: Tensor, audio: Tensor, scene: Scene, prompt: str
 ) -> dict[str, Tensor]:
-    """Clips at 512 px by name, from one draft."""
-    up = sampling.zoomed(setup.zoom, setup.vae, one)
+    """Clips of 512 px by name: one draft upsampled and refined, and the true scene."""
+    up = sampling.upsample_latents(setup.latent_upsampler, setup.vae, video)
     true = render([scene], FRAMES, 512)
     clips = {
-        "upsampled": setup.decoded(up)[0],
-        "true latents": scenery_vae.coded(setup.vae, true)[0],
+        "upsampled": setup.decode(up)[0],
+        "true latents": scenery_vae.reconstruct(setup.vae, true)[0],
         "true render": true[0],
     }
-    runs = [(f"refined {s:g}", setup.adapted, s) for s in STARTS]
-    for name, net, denoise in [*runs, ("0.4 without LoRA", setup.trainee, 0.4)]:
+    runs = [(f"refined {s:g}", setup.lora_model, s) for s in STARTS]
+    for name, model, denoise in [*runs, ("0.4 without LoRA", setup.model, 0.4)]:
         levels = sampling.refine_sigmas(denoise)
-        clips[name] = setup.decoded(sampling.refine(net, [prompt], up, tone, levels)[0])[0]
+        clips[name] = setup.decode(sampling.refine(model, [prompt], up, audio, levels)[0])[0]
     return clips
 
 
 def part_ladder(setup: Setup, count: int) -> dict[str, Any]:
-    """Detail that stage 2 adds, and motion that it keeps. Drafts have no true clip: bands are of
-    the pictures themselves, next to those of true clips of the same prompts."""
+    """Detail that stage 2 adds, and motion that it keeps.
+
+    A draft has no true clip, so the measures of the clips are compared with those of true renders
+    of the same prompts.
+    """
     scenes, prompts = held_out(max(2, count // 8))
     video, audio = setup.drafts(prompts)
     rows: dict[str, list[dict[str, float]]] = {}
     pictures = []
     for i, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
-        clips = ladder_clips(setup, video[i : i + 1], audio[i : i + 1], scene, prompt)
-        path = track(clips["upsampled"][TRACKED], scene)
+        clips = stage_clips(setup, video[i : i + 1], audio[i : i + 1], scene, prompt)
+        path = track(clips["upsampled"][TRACKED_FRAMES], scene)
         for name, clip in clips.items():
-            away = measures.path_difference(track(clip[TRACKED], scene), path)
-            kept = float(away < KEPT_MOTION)
-            rows.setdefault(name, []).append({**measures.detail(clip), "kept": kept})
+            away = measures.path_difference(track(clip[TRACKED_FRAMES], scene), path)
+            row = {**measures.detail(clip), "kept": float(away < KEPT_MOTION)}
+            rows.setdefault(name, []).append(row)
         pictures += [clips[n] for n in ("upsampled", "refined 0.4", "true latents", "true render")]
     sheet(torch.stack(pictures), "ladder")
     return {"clips": len(scenes), "rows": {n: measures.averages(r) for n, r in rows.items()}}
@@ -163,7 +166,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     prepare(options.threads)
-    setup, path = Setup.of(), RUNS / "scenery.json"
+    setup, path = Setup.load(), RUNS / "scenery.json"
     for name in options.parts.split(","):
         start = time.time()
         part = PARTS[name](setup, options.prompts) | {"seconds": time.time() - start}

@@ -1,9 +1,9 @@
-"""Forced-choice judge of the second world, its held-out prompts, and a tracker of the first object.
+"""Check clips of the second world against their prompts: forced-choice judge, prompts, tracker.
 
-As `judge.py`: nothing is trained. A clip, reduced to 64 px, is compared with renders of the
-prompted scene in which one attribute varies, each at a few places; the attribute counts as right if
-the prompted value comes closest. What a prompt leaves open (hills, light, place of the sun) differs
-from the clip in every render alike.
+As in `judge.py`, nothing is trained. The judge compares a clip (four frames at 64 x 64 px) with
+renders of the prompted scene in which one attribute varies, each at a few positions; the attribute
+counts as right if the prompted value comes closest. Properties that a prompt does not describe
+(hills, light, position of the sun) are the same in all renders of a comparison.
 """
 
 from __future__ import annotations
@@ -20,61 +20,61 @@ from scenery_world import LABELS, example_scene
 from torch import Tensor
 from torch.nn import functional as F
 
-HELD_OUT_SEED = 778  # no training run draws from it
+HELD_OUT_SEED = 778  # of the test prompts; not a seed of any training run
 SIZE = 64
 FRAMES = 25
 SHIFTS = (-0.14, 0.0, 0.14)
 JUDGED = ("shape", "color", "finish", "motion", "ground", "time", "weather", "camera",
           "second_shape", "second_color")  # fmt: skip
-"""A weave is too fine for the judge's pictures."""
+"""Attributes that the judge checks. Not the texture: a weave is too fine for 64 px."""
 
 
 def held_out(count: int, seconds: float = 1.0) -> tuple[list[Scene], list[str]]:
-    """Scenes and whole-sentence prompts that name place, time and motion."""
+    """Test scenes, and whole-sentence prompts of at least ten words."""
     rng = random.Random(HELD_OUT_SEED)
     scenes, prompts = [example_scene()], ["a red ball rolls to the right over a striped floor"]
     while len(scenes) < count:
         scene = random_scene(rng, seconds)
-        text = caption(scene, rng)
-        if len(text.split()) >= 10:
+        prompt = caption(scene, rng)
+        if len(prompt.split()) >= 10:
             scenes.append(scene)
-            prompts.append(text)
+            prompts.append(prompt)
     return scenes, prompts
 
 
 def thumbnails(frames: Tensor) -> Tensor:
-    """uint8 (F, H, W, 3) -> float (4, 3, 64, 64) of four frames from first to last."""
+    """Four frames from first to last, uint8 (F, H, W, 3) -> float (4, 3, 64, 64)."""
     last = len(frames) - 1
     picked = frames[[0, last // 3, 2 * last // 3, last]].permute(0, 3, 1, 2).float()
     return F.interpolate(picked, size=(SIZE, SIZE), mode="area")
 
 
-def changed(scene: Scene, attribute: str, value: str) -> Scene:
+def replace_attribute(scene: Scene, attribute: str, value: str) -> Scene:
     """The scene with one attribute replaced."""
     if attribute in ("shape", "color", "finish"):
         return dataclasses.replace(
             scene, first=dataclasses.replace(scene.first, **{attribute: value})
         )
     if attribute == "motion":
-        return dataclasses.replace(scene, first=placed(scene.first, value))
+        return dataclasses.replace(scene, first=center_body(scene.first, value))
     if attribute.startswith("second_"):
         name = attribute.removeprefix("second_")
         if value == "none":
             return dataclasses.replace(scene, second=None)
-        second = scene.second or _second()
+        second = scene.second or _default_second()
         return dataclasses.replace(scene, second=dataclasses.replace(second, **{name: value}))
     return dataclasses.replace(scene, **{attribute: value})
 
 
-def _second() -> Body:
+def _default_second() -> Body:
     """A second object for renders of scenes that have none."""
     radius = 0.19
     return Body("ball", "white", "plain", "matte", "still", 0.6, scenery.REST_BEHIND + radius,
                 radius, scenery.REST_BEHIND)  # fmt: skip
 
 
-def placed(body: Body, motion: str) -> Body:
-    """The first object in the middle of where this motion starts in a clip of one second."""
+def center_body(body: Body, motion: str) -> Body:
+    """The first object with this motion, at its mean start position in a clip of one second."""
     radius = 0.325 * (0.8 if motion == "closer" else 1.0)
     half = scenery.SPEED / 2
     y = scenery.REST + radius
@@ -83,13 +83,16 @@ def placed(body: Body, motion: str) -> Body:
     return dataclasses.replace(body, motion=motion, x=x, y=y, radius=radius)
 
 
-def neutral(scene: Scene) -> Scene:
-    """The scene as its prompt tells it: place and size of the first object are not known."""
-    return dataclasses.replace(scene, first=placed(scene.first, scene.first.motion))
+def center_scene(scene: Scene) -> Scene:
+    """The scene with position and size of the first object replaced by their means."""
+    return dataclasses.replace(scene, first=center_body(scene.first, scene.first.motion))
 
 
 def distance(clip: Tensor, scene: Scene) -> float:
-    """Smallest mean squared difference between thumbnails and renders of a scene near its place."""
+    """Smallest mean squared difference of thumbnails `clip` from renders of a scene.
+
+    The position of the first object differs between the renders.
+    """
     variants = [
         dataclasses.replace(scene, first=dataclasses.replace(scene.first, x=scene.first.x + a))
         for a in SHIFTS
@@ -99,19 +102,19 @@ def distance(clip: Tensor, scene: Scene) -> float:
 
 
 def judge(clip: Tensor, scene: Scene) -> dict[str, bool]:
-    """Which attributes of the prompted scene a clip (25, H, W, 3) of a square canvas shows."""
-    small, base = thumbnails(clip), neutral(scene)
+    """For each of `JUDGED`, True if a square clip (25, H, W, 3) shows the prompted value."""
+    small, base = thumbnails(clip), center_scene(scene)
     wanted = attributes(scene)
     out = {}
     for name in JUDGED:
-        values = [v for v in LABELS[name] if _possible(scene, name, v)]
-        errors = {v: distance(small, changed(base, name, v)) for v in values}
+        values = [v for v in LABELS[name] if _is_possible(scene, name, v)]
+        errors = {v: distance(small, replace_attribute(base, name, v)) for v in values}
         out[name] = min(errors, key=errors.__getitem__) == wanted[name]
     return out
 
 
-def _possible(scene: Scene, attribute: str, value: str) -> bool:
-    """Leave out what the world does not hold: an aurora by day, two answers for no second."""
+def _is_possible(scene: Scene, attribute: str, value: str) -> bool:
+    """False for a value that cannot occur, such as an aurora by day."""
     if attribute == "weather":
         return value != "aurora" or scene.time == "night"
     if attribute == "time":
@@ -120,13 +123,17 @@ def _possible(scene: Scene, attribute: str, value: str) -> bool:
 
 
 def track(frames: Tensor, scene: Scene) -> Tensor:
-    """(F, 3) place x, y and radius of the first object in every frame (F, H, W, 3) of a square
-    canvas, fitted with renders of the scene."""
+    """Centre x, y and radius (F, 3) of the first object in frames (F, H, W, 3) of a square clip.
+
+    They are those of the render of the scene that comes closest to each frame.
+    """
     small = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=(SIZE, SIZE), mode="area")
     fixed = dataclasses.replace(scene, camera="fixed")
     rough = torch.linspace(-0.75, 0.75, 11)
-    places = torch.cartesian_prod(rough, torch.linspace(-0.3, 0.6, 7), torch.tensor([0.28, 0.36]))
-    found = _fit(small, fixed, places)
+    candidates = torch.cartesian_prod(
+        rough, torch.linspace(-0.3, 0.6, 7), torch.tensor([0.28, 0.36])
+    )
+    found = _fit(small, fixed, candidates)
     for step in (0.07, 0.03):
         moves = torch.tensor([-step, 0.0, step])
         offsets = torch.cartesian_prod(moves, moves, torch.tensor([-step / 2, 0.0, step / 2]))
@@ -137,12 +144,12 @@ def track(frames: Tensor, scene: Scene) -> Tensor:
     return found
 
 
-def _fit(small: Tensor, scene: Scene, places: Tensor) -> Tensor:
-    """The best of places (N, 3) for each of the frames (F, 3, 64, 64): (F, 3)."""
+def _fit(small: Tensor, scene: Scene, candidates: Tensor) -> Tensor:
+    """The best candidates (F, 3), out of (N, 3), for frames (F, 3, 64, 64)."""
     still = dataclasses.replace(scene.first, motion="still")
     variants = [
         dataclasses.replace(scene, first=dataclasses.replace(still, x=x, y=y, radius=r))
-        for x, y, r in places.tolist()
+        for x, y, r in candidates.tolist()
     ]
     renders = render(variants, 1, SIZE)[:, 0].permute(0, 3, 1, 2).float()
-    return places[torch.cdist(small.flatten(1), renders.flatten(1)).argmin(1)]
+    return candidates[torch.cdist(small.flatten(1), renders.flatten(1)).argmin(1)]

@@ -1,4 +1,4 @@
-"""Palettes, helpers and the soft lens of the second world's renderer."""
+"""Palettes, colour helpers and the soft lens of the second world's renderer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import random
 import torch
 from torch import Tensor
 
-LENS_PX = 1.0  # standard deviation of the lens
-EDGE_PX = 2.0
+LENS_PX = 1.0  # standard deviation of the lens blur, in pixels
+EDGE_PX = 2.0  # width of soft edges, in pixels
 
 # top, middle and horizon of the sky; light of the sun or moon; light from everywhere
 SKIES: dict[str, tuple[tuple[float, float, float], ...]] = {
@@ -36,11 +36,12 @@ HILLS: dict[str, tuple[float, float, float]] = {
 
 
 def rgb(color: tuple[float, float, float], like: Tensor) -> Tensor:
+    """A colour (3,) on the device of `like`."""
     return torch.tensor(color, device=like.device)
 
 
 def mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """a (..., 3) and b (..., 3) mixed by share (...)."""
+    """Linear blend from colours a (..., 3) to b (..., 3) by share (...)."""
     return a + share[..., None] * (b - a)
 
 
@@ -51,23 +52,22 @@ def step(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def lens(frequency: Tensor) -> Tensor:
-    """Share of the amplitude that the lens passes at a frequency in cycles per pixel."""
+    """Gain of the lens blur at a frequency in cycles per pixel."""
     return torch.exp(-2 * (math.pi * LENS_PX * frequency) ** 2)
 
 
 def numbers(seed: int, count: int, name: str) -> list[float]:
-    """Fixed numbers in [0, 1) of a scene."""
+    """Random numbers in [0, 1) that are fixed by a scene's seed and a name."""
     rng = random.Random(f"{seed}/{name}")
     return [rng.random() for _ in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Where pixels are: x (1, 1, W) and y (1, H, 1) on the canvas, times t (T, 1, 1), camera x
-    (T, 1, 1), `pixel` the size of one."""
+    """Coordinates of the pixels of a window, in half sides, and its times in seconds."""
 
-    x: Tensor
-    y: Tensor
-    t: Tensor
-    camera: Tensor
-    pixel: float
+    x: Tensor  # (1, 1, W), on the canvas
+    y: Tensor  # (1, H, 1)
+    t: Tensor  # (T, 1, 1)
+    camera: Tensor  # (T, 1, 1), x of the camera
+    pixel: float  # width of a pixel

@@ -1,10 +1,10 @@
-"""The tiny preview decoder of the second edition: the TAEHV kind that users put into vae_approx/.
+"""Train the preview decoder of the second edition, a TAEHV file for vae_approx/.
 
     python training/pocket/scenery_preview.py --seconds 300
 
-The network is the product's own `TinyDecoder`. It learns from windows of true clips through the
-frozen encoder, with noise on the latents, because it is shown latents that are not finished. The
-state is runs/scenery_preview.pt; `--folder` also writes the file of the product's format.
+The network is the product's own `TinyDecoder`. It trains on windows of rendered clips that the
+frozen encoder encodes, with noise on the latents, because previews decode latents of unfinished
+steps. State: runs/scenery_preview.pt; `--folder` also writes the file in the product's format.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ WARM_STEPS = 50
 
 
 def build() -> TinyDecoder:
-    """Fresh weights."""
+    """An untrained network."""
     return TinyDecoder(video_vae.LATENT_CHANNELS, WIDTHS, STRIDES, PATCH).to(DEVICE)
 
 
 def decode(net: TinyDecoder, latents: Tensor) -> Tensor:
-    """Normalised latents (B, C, F, H, W) -> pixels (B, 3, 8 (F - 1) + 1, 32 H, 32 W), 0 to 1."""
+    """Decode normalised latents (B, C, F, H, W) to (B, 3, 8 (F - 1) + 1, 32 H, 32 W), 0 to 1."""
     clips = []
     for clip in latents:
-        frames = F.pixel_shuffle(net._through(clip.transpose(0, 1), {}), net.patch)
-        clips.append(frames[net.dropped :].transpose(0, 1))
+        frames = F.pixel_shuffle(net._run_layers(clip.transpose(0, 1), {}), net.patch)
+        clips.append(frames[net.leading_frames :].transpose(0, 1))
     return torch.stack(clips)
 
 
-def loss_of(got: Tensor, wanted: Tensor) -> Tensor:
-    """L1, and half of it on the gradients along x and y."""
-    error = got - wanted
+def compute_loss(out: Tensor, target: Tensor) -> Tensor:
+    """L1 of the pixels + 0.5 x L1 of the gradients along x and y."""
+    error = out - target
     return error.abs().mean() + 0.5 * sum(error.diff(dim=d).abs().mean() for d in (3, 4))
 
 
 def tensors(net: TinyDecoder) -> dict[str, Tensor]:
-    """Under the names of a preview file."""
+    """Tensors of the network under the names of the preview file."""
     return {
         f"decoder.{n}": v.detach().cpu().half().contiguous() for n, v in net.state_dict().items()
     }
 
 
 def load() -> TinyDecoder:
-    """The last state; fresh weights where there is none."""
+    """The network of runs/scenery_preview.pt; an untrained one without that file."""
     net = build()
     if STATE.exists():
         net.load_state_dict(read(STATE)["net"])
@@ -66,46 +66,46 @@ def load() -> TinyDecoder:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train for a time; resumable."""
+    """Train for `--seconds`, from runs/scenery_preview.pt where it exists."""
     vae, net = scenery_vae.load(), load().train()
     state = read(STATE) if STATE.exists() else {"step": 0}
     optimizer = torch.optim.AdamW(net.parameters(), lr=options.lr, betas=(0.9, 0.98))
     if "optimizer" in state:
         optimizer.load_state_dict(state["optimizer"])
-    step, begun, sums = state["step"], time.time(), []
+    step, start, errors = state["step"], time.time(), []
     pool = scenery_vae.Pool(
         random.Random(options.seed + step), scenery_vae.draw_window, options.pool, options.fresh
     )
-    taken = 0
-    while (gone := (time.time() - begun) / options.seconds) < 1:
-        rate = min(1.0, (taken + 1) / WARM_STEPS) * min(1.0, 0.03 + 2 * (1 - gone))
+    steps_done = 0
+    while (elapsed := (time.time() - start) / options.seconds) < 1:
+        rate = min(1.0, (steps_done + 1) / WARM_STEPS) * min(1.0, 0.03 + 2 * (1 - elapsed))
         optimizer.param_groups[0]["lr"] = options.lr * rate
         video = pool.batch(options.batch)
         with torch.no_grad():
             latents = video_vae.normalize(vae, scenery_vae.encode(vae, video))
             latents = latents + 0.15 * random.random() * torch.randn_like(latents)
-        got, wanted = decode(net, latents), video / 2 + 0.5
-        loss = loss_of(got, wanted)
+        out, target = decode(net, latents), video / 2 + 0.5
+        loss = compute_loss(out, target)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        step, taken = step + 1, taken + 1
-        sums.append((got - wanted).detach().square().mean())
+        step, steps_done = step + 1, steps_done + 1
+        errors.append((out - target).detach().square().mean())
         if step % 50 == 0:
-            psnr = scenery_vae.psnr_of(4 * float(torch.stack(sums[-50:]).mean()))
+            psnr = scenery_vae.signal_psnr(4 * float(torch.stack(errors[-50:]).mean()))
             log("scenery_preview", step=step, psnr=psnr)
     save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, STATE)
     log("scenery_preview_done", step=step)
 
 
 def export(folder: Path) -> Path:
-    """Write the preview file into a model folder."""
+    """Write the preview file into a model folder; returns its path."""
     path = folder / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    save_file(tensors(load()), fresh)
-    fresh.replace(path)
+    temporary = path.with_suffix(".new")
+    save_file(tensors(load()), temporary)
+    temporary.replace(path)
     return path
 
 
@@ -118,8 +118,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=200)
-    parser.add_argument("--fresh", type=int, default=2, help="new windows a step")
-    parser.add_argument("--folder", type=Path, help="write the product's file into it at the end")
+    parser.add_argument("--fresh", type=int, default=2, help="new windows per step")
+    parser.add_argument("--folder", type=Path, help="model folder for the product's file")
     options = parser.parse_args()
     prepare(options.threads)
     train(options)

@@ -1,8 +1,8 @@
-"""Pixels of `scenery.Scene`: an analytic renderer of soft light in torch, for any size and device.
+"""Analytic renderer of `scenery.Scene` in torch, for any size and device.
 
-Everything is a formula of place and time, so that any window of any frame at any size can be
-rendered alone. Detail finer than about three pixels fades away as behind a soft lens, so that a
-small picture is what a reduced large one looks like.
+A pixel is a function of position and time, so that any window of any frame can be rendered alone.
+Detail finer than about three pixels is faded out as by a soft lens, so that a small picture looks
+like a large one after downscaling.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from scenery_light import (
     rgb,
     step,
 )
-from scenery_solids import glow, shaded, shadow
+from scenery_solids import glow, shade, shadow
 from torch import Tensor
 
 # ------------------------------------------------------------------------------------------- sky
 
 
 def _clouds(scene: Scene, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """Density 0-1 of drifting clouds, flatter towards the horizon."""
+    """Density (0 to 1) of drifting clouds, flatter towards the horizon."""
     u = numbers(scene.seed, 24, "clouds")
     depth = 1 / (y - HORIZON + 0.35).clamp(min=0.05)
     a, b = x * depth + 0.10 * t, 2.2 * depth
@@ -50,7 +50,7 @@ def _clouds(scene: Scene, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
 
 
 def _aurora(scene: Scene, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """Light (..., 3) of two curtains."""
+    """Light (..., 3) of two curtains of an aurora."""
     u = numbers(scene.seed, 12, "aurora")
     out = torch.zeros((*torch.broadcast_shapes(x.shape, y.shape, t.shape), 3), device=x.device)
     green, violet = rgb((0.16, 0.95, 0.55), x), rgb((0.55, 0.25, 0.85), x)
@@ -121,7 +121,7 @@ def ridge_height(scene: Scene, x: Tensor, layer: int) -> Tensor:
 
 
 def far(scene: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
-    """Sky with its hills: what lies above the horizon."""
+    """Colours (..., 3) above the horizon: sky and hills."""
     color = sky(scene, view, x, y)
     low, hill = rgb(SKIES[scene.time][2], x), rgb(HILLS[scene.time], x)
     misty = scene.weather == "mist"
@@ -150,7 +150,7 @@ def _depth(y: Tensor) -> Tensor:
 
 
 def _wood(_: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
-    """Boards that run towards the horizon, with seams and grain."""
+    """Wooden boards that run towards the horizon, with seams and grain."""
     z = _depth(y)
     across, per_pixel = (x + view.camera) * z, z * view.pixel
     width = 0.36
@@ -171,7 +171,7 @@ def _wood(_: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _sand(scene: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
-    """Dunes with the ripples that wind leaves."""
+    """Dunes with wind ripples."""
     z = _depth(y)
     across = (x + view.camera) * z
     u = numbers(scene.seed, 4, "sand")
@@ -188,7 +188,7 @@ def _sand(scene: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _grass(scene: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
-    """A meadow: soft waves of wind, and blades where the picture is large enough."""
+    """A meadow with waves of wind, and blades of grass if the picture is large enough."""
     z = _depth(y)
     across, per_pixel = (x + view.camera) * z, z * view.pixel
     u = numbers(scene.seed, 3, "grass")
@@ -234,7 +234,7 @@ def _lit(scene: Scene, color: Tensor, y: Tensor) -> Tensor:
 
 
 def _water(scene: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
-    """The far side mirrored, with ripples, darker towards the viewer."""
+    """Water that mirrors sky and hills, with ripples, darker towards the viewer."""
     slope = ripples(scene, view, x, y)
     near = (HORIZON - y).clamp(min=0)
     mirrored = 2 * HORIZON - y + slope * (0.012 + 0.075 * near)
@@ -256,17 +256,17 @@ def ground(scene: Scene, view: View, x: Tensor, y: Tensor) -> Tensor:
 
 
 def add_light(color: Tensor, light: Tensor) -> Tensor:
-    """Add light without burning out: 1 - (1 - a)(1 - b)."""
+    """Add light without clipping: 1 - (1 - a)(1 - b)."""
     return 1 - (1 - color.clamp(0, 1)) * (1 - light.clamp(0, 1))
 
 
 def picture(scene: Scene, view: View) -> Tensor:
-    """Colours (T, H, W, 3), 0-1, of a view."""
+    """Colours (T, H, W, 3), 0 to 1, of a view."""
     x, y = view.x, view.y
     cover = step(HORIZON - y, -1.5 * view.pixel, 1.5 * view.pixel)
     shape = torch.broadcast_shapes(x.shape, y.shape, view.t.shape)
     color = torch.zeros(*shape, 3, device=x.device)
-    top = int((y > HORIZON - 2 * view.pixel).sum())  # rows that show what is far
+    top = int((y > HORIZON - 2 * view.pixel).sum())  # rows above the horizon
     bottom = int((y > HORIZON + 2 * view.pixel).sum())
     if top:
         color[:, :top] = far(scene, view, x, y[:, :top])
@@ -298,7 +298,7 @@ def _on_ground(scene: Scene, body: Body, view: View, low: Tensor, y: Tensor) -> 
         slope = ripples(scene, view, x, y, 3) if wet else 0 * y
         below = (body.rest - y).clamp(min=0)
         px, py = x + 0.022 * slope, 2 * body.rest - y + slope * (0.012 + 0.10 * below)
-        color, mask = shaded(scene, body, view, px, py, 0.02 if wet else 0.01)
+        color, mask = shade(scene, body, view, px, py, 0.02 if wet else 0.01)
         share = 0.74 if wet else 0.16
         fade = torch.exp(-below / (1.1 if wet else 0.35))
         inside = step(body.rest + 0.03 - y, 0.0, 0.04)
@@ -307,7 +307,7 @@ def _on_ground(scene: Scene, body: Body, view: View, low: Tensor, y: Tensor) -> 
 
 
 def _paint(scene: Scene, body: Body, view: View, color: Tensor) -> None:
-    """Paint a solid over a picture, in place, only where it ever is."""
+    """Paint a solid over a picture, in place, in the range that it covers at any time."""
     cx, cy, radius = trajectory(body, view.t)
     cx = cx - view.camera
     reach = 1.25 * radius
@@ -317,7 +317,7 @@ def _paint(scene: Scene, body: Body, view: View, color: Tensor) -> None:
         return
     c = slice(int(columns[0]), int(columns[-1]) + 1)
     r = slice(int(rows[0]), int(rows[-1]) + 1)
-    own, mask = shaded(scene, body, view, view.x[..., c], view.y[:, r])
+    own, mask = shade(scene, body, view, view.x[..., c], view.y[:, r])
     color[:, r, c] = mix(color[:, r, c], own, mask)
 
 
@@ -330,9 +330,11 @@ def render(
     crop: tuple[int, int, int, int] | None = None,
     device: str | None = None,
 ) -> Tensor:
-    """Pixels of scenes, uint8 (B, frames, H, W, 3); `size` is a side of a square or (height,
-    width). `crop` = (top, left, height, width) in pixels renders only that window. The device is
-    torch's default one."""
+    """Render scenes to pixels, uint8 (B, frames, H, W, 3).
+
+    `size` is the side of a square or (height, width). `crop` = (top, left, height, width) in pixels
+    renders only that window. The default of `device` is torch's default device.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     top, left, rows, columns = crop or (0, 0, height, width)
     pixel = 2 / min(height, width)

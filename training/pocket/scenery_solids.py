@@ -83,7 +83,10 @@ def normals(shape: str, x: Tensor, y: Tensor, d: Tensor) -> tuple[Tensor, Tensor
 
 
 def pattern(body: Body, x: Tensor, y: Tensor, nz: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
-    """(stripe 0-1, brightness of the weave) at points of a solid; `pixel` in its radii."""
+    """Share of the stripe colour (0 to 1) and brightness of the weave at points of a solid.
+
+    `pixel` is the width of a pixel in radii.
+    """
     if body.texture == "striped":
         v = y + 0.18 * x * x
         wave = torch.cos(2 * math.pi * v / 0.62 + 0.6)
@@ -98,21 +101,21 @@ def pattern(body: Body, x: Tensor, y: Tensor, nz: Tensor, pixel: Tensor) -> tupl
     return torch.zeros(()), torch.ones(())
 
 
-def shaded(
+def shade(
     scene: Scene, body: Body, view: View, x: Tensor, y: Tensor, soft: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(colours, mask) of a solid at points of the canvas; `soft` half sides widen its edge."""
+    """Colours (T, H, W, 3) and mask (T, H, W) of a solid; `soft` half sides widen its edge."""
     cx, cy, radius = trajectory(body, view.t)
     px, py = (x - cx + view.camera) / radius, (y - cy) / radius
     d = distance(body.shape, px, py)
     edge = EDGE_PX / 2 * view.pixel + soft
     mask = step(-d * radius, -edge, edge)
     nx, ny, nz = normals(body.shape, px, py, d)
-    rolled = 0.0 * view.t
+    turn = 0.0 * view.t
     if body.motion in ("left", "right") and body.shape in ("ball", "ring"):
-        rolled = (cx - body.x) / radius
-    turned_x = px * torch.cos(rolled) - py * torch.sin(rolled)
-    turned_y = px * torch.sin(rolled) + py * torch.cos(rolled)
+        turn = (cx - body.x) / radius
+    turned_x = px * torch.cos(turn) - py * torch.sin(turn)
+    turned_y = px * torch.sin(turn) + py * torch.cos(turn)
     stripe, weave = pattern(body, turned_x, turned_y, nz, view.pixel / radius)
     base = rgb(COLORS[body.color], x)
     other = rgb((0.30, 0.32, 0.40) if body.color == "white" else (0.96, 0.94, 0.90), x)
@@ -141,7 +144,7 @@ def shaded(
 
 
 def shadow(scene: Scene, body: Body, view: View, x: Tensor, y: Tensor) -> Tensor:
-    """Darkness 0-1 on the ground below a solid."""
+    """Strength (0 to 1) of a solid's shadow on the ground."""
     cx, cy, radius = trajectory(body, view.t)
     height = (cy - radius - body.rest).clamp(min=0)
     wide = radius * (0.95 + 0.5 * height)
@@ -157,7 +160,7 @@ def shadow(scene: Scene, body: Body, view: View, x: Tensor, y: Tensor) -> Tensor
 
 
 def glow(body: Body, view: View, x: Tensor, y: Tensor, flat: float) -> Tensor:
-    """Strength of the light around a glowing solid; `flat` < 1 squeezes it onto the ground."""
+    """Strength of the light around a glowing solid; `flat` < 1 gives its light on the ground."""
     cx, cy, radius = trajectory(body, view.t)
     level = cy if flat == 1 else torch.full_like(cy, body.rest)
     d = torch.hypot(x - cx + view.camera, (y - level) / flat) / radius

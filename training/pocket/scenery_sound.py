@@ -1,10 +1,10 @@
-"""Sound of the second world, in the form that its vocoder can make: weighted wavelets.
+"""Audio of the second world as a weighted sum of fixed wavelets, like that of `sound.py`.
 
-The first object hums: pitch follows its height, stereo position its place in the picture, loudness
-its size, timbre its shape; a glowing one rings like a chime. Impacts are knocks, on water drops.
-Around it there is wind (stronger with mist and clouds), the swell of water, or, on a meadow at
-night, crickets. As in `sound.py` tones walk along the overtones of 100 Hz; wind is two fixed
-noises whose strength flickers. The mel front end is that of `sound.py`.
+The first object emits a tone: its pitch follows the object's height, its stereo position x, its
+loudness the size and its timbre the shape; a glowing object sounds like a chime. Impacts are
+knocks, and drops on water. The background is wind (louder with mist and clouds), the swell of
+water, or crickets on a meadow at night. Tones are overtones of 100 Hz; wind is a pair of fixed
+noises with random strength. The mel front end is that of `sound.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ WIND_LOUDNESS = {"clear": 0.25, "clouds": 0.5, "mist": 0.8, "aurora": 0.35}
 
 
 def partial_of_height(y: Tensor) -> Tensor:
-    """Pitch in units of 100 Hz at height y: from 6 on the ground to 16 at the ceiling."""
+    """Pitch in units of 100 Hz at height y, from 6 on the ground to 16 at the ceiling."""
     share = (y - REST) / (CEILING - REST)
     return (6.0 * (16 / 6) ** share).clamp(FUNDAMENTALS[0], FUNDAMENTALS[-1])
 
@@ -72,7 +72,7 @@ def _fundamentals(pitch: Tensor) -> Tensor:
 
 @functools.cache
 def _timbre(shape: str) -> Tensor:
-    """(14, partials) map from fundamentals to the partials of one shape's tone."""
+    """Matrix (14, partials) from fundamentals to the partials of one shape's tone."""
     out = torch.zeros(len(FUNDAMENTALS), len(PARTIALS))
     for row, n in enumerate(FUNDAMENTALS):
         for multiple, amplitude in TIMBRES[shape].items():
@@ -82,13 +82,13 @@ def _timbre(shape: str) -> Tensor:
 
 
 def _pan(x: Tensor) -> Tensor:
-    """(2, ...) gains of left and right for a place in the picture."""
+    """Left and right gains (2, ...) for positions x."""
     angle = math.pi / 4 * (1 + (PAN_GAIN * x).clamp(-1, 1))
     return torch.stack([angle.cos(), angle.sin()])
 
 
 def _tone(scene: Scene, t: Tensor) -> Tensor:
-    """(partials, len(t)) amplitudes of the hum, or of the chime of a glowing object."""
+    """Amplitudes (partials, len(t)) of the first object's tone; of a chime if it glows."""
     _, y, radius = trajectory(scene.first, t)
     loudness = LOUDNESS * (radius / REFERENCE_RADIUS).clamp(0.4, 1.6) ** 2
     if scene.first.finish == "glowing":
@@ -99,7 +99,7 @@ def _tone(scene: Scene, t: Tensor) -> Tensor:
 
 
 def _air(scene: Scene, t: Tensor) -> Tensor:
-    """(2, winds, len(t)) strengths of the wind, left and right apart."""
+    """Strengths (2, winds, len(t)) of wind and water, on the left and on the right."""
     rng = random.Random(f"{scene.seed}/wind")
     phases = [6.28 * rng.random() for _ in range(12)]
     flicker = torch.tensor([[rng.gauss(0, 1) for _ in range(len(t))] for _ in range(2)])
@@ -137,14 +137,14 @@ def controls(scene: Scene, count: int) -> Tensor:
 
 
 def _knock(t: Tensor) -> Tensor:
-    """The sound of an impact at times t >= 0: a low thud and a short bright crack."""
+    """Waveform of an impact at times t >= 0: a low thud and a short bright crack."""
     parts = ((130.0, 0.022, 0.9), (245.0, 0.014, 0.6), (2350.0, 0.004, 0.35), (3150.0, 0.003, 0.3))
     tones = [a * torch.exp(-t / decay) * torch.sin(2 * math.pi * f * t) for f, decay, a in parts]
     return torch.where(t >= 0, torch.stack(tones).sum(0), 0.0)
 
 
 def _drop(t: Tensor) -> Tensor:
-    """A drop: a tone that rises from 600 to 1500 Hz within 80 ms."""
+    """Waveform of a drop at times t >= 0: a tone that rises from 600 to 1480 Hz within 80 ms."""
     phase = 2 * math.pi * (600 * t + 0.5 * 11000 * t**2)
     tone = torch.exp(-t / 0.025) * (1 - torch.exp(-t / 0.002)) * torch.sin(phase)
     return torch.where(t >= 0, 1.3 * tone, 0.0)
@@ -180,8 +180,10 @@ def render_controls(weights: Tensor, sample_rate: int) -> Tensor:
 
 
 def waveform(scene: Scene, frames: int, fps: float, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """The scene's sound, (2, round(frames / fps * sample_rate)) in [-1, 1]; `sample_rate` must be
-    a multiple of 200 Hz."""
+    """The scene's waveform, (2, round(frames / fps * sample_rate)) in [-1, 1].
+
+    `sample_rate` must be a multiple of 200 Hz.
+    """
     samples = round(frames / fps * sample_rate)
     weights = controls(scene, math.ceil(samples / (sample_rate * FRAME_S)))
     return render_controls(weights[None], sample_rate)[0, :, :samples].clamp(-1, 1)

@@ -1,14 +1,13 @@
-"""Train the second edition of the pocket model: three calls on a machine with a GPU.
+"""Train the second edition of the pocket model, in calls of a few minutes on a GPU.
 
     python training/pocket/scenery_train.py rehearse --device cuda             # all stages, seconds
-    python training/pocket/scenery_train.py train --device cuda --minutes 9.5  # again: goes on
+    python training/pocket/scenery_train.py train --device cuda --minutes 9.5  # repeat
     python training/pocket/scenery_train.py evaluate --device cuda --minutes 5
 
-Without a GPU, `train --total 720 --minutes 1200` is a quiet day of two cores. `train` runs the
-stages of `STAGES` one after the other, each in its own process, for its share of `--total` minutes,
-and stops after `--minutes`; what was done is in runs/scenery-train.json, and every stage goes on
-from its own state. `rehearse` works in runs/dry, which it empties first. Nothing is written into
-the package: the model folder is runs/models.
+`train` runs the stages of `STAGES` in order, each in its own process and for its share of `--total`
+minutes, and stops after `--minutes`. The next call resumes from runs/scenery-train.json and the
+state of each stage. Without a GPU, use `train --total 720 --minutes 1200`. `rehearse` empties
+runs/dry and works there. The model folder is runs/models; the package is not changed.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MARGIN_S = 12.0  # for a process to start and to write its state
+MARGIN_S = 12.0  # time for a process to start and to save its state
 DRY_SECONDS = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A command. With a share it takes `--seconds`; without one it ends by itself."""
+    """A script with its options. One with a share of the time also gets `--seconds`."""
 
     name: str
     command: str
     share: float = 0.0
-    cuda: str = ""  # further options on a GPU
+    cuda: str = ""  # more options on a GPU
     cpu: str = ""
     dry: str = ""
 
@@ -69,17 +68,17 @@ EVALUATE = Stage("evaluate", "scenery_evaluate.py", dry="--prompts 2 --parts vae
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where and on what a run works."""
+    """Folder, device and cores of a run; `dry` adds the options of a rehearsal."""
 
     runs: Path
     device: str
     cores: int
     dry: bool
 
-    def line(self, stage: Stage, seconds: float) -> list[str]:
-        """Command line of a stage."""
-        more = stage.cuda if self.device != "cpu" else stage.cpu
-        words = f"{stage.command} {more} {stage.dry if self.dry else ''}".split()
+    def command_line(self, stage: Stage, seconds: float) -> list[str]:
+        """The command line of a stage."""
+        extra = stage.cuda if self.device != "cpu" else stage.cpu
+        words = f"{stage.command} {extra} {stage.dry if self.dry else ''}".split()
         values = {"cores": self.cores, "models": self.runs / "models"}
         script, *options = [word.format(**values) for word in words]
         if stage.share:
@@ -87,14 +86,14 @@ class Setting:
         return [sys.executable, str(HERE / script), *options]
 
     def run(self, stage: Stage, seconds: float, limit: float | None = None) -> bool:
-        """Run a stage; False if it was stopped after `limit` seconds."""
+        """Run a stage; returns False if it was stopped after `limit` seconds."""
         environment = os.environ | {
             "POCKET_WORLD": "second", "POCKET_RUNS": str(self.runs), "POCKET_DEVICE": self.device,
         }  # fmt: skip
         root = HERE.parents[1]
         paths = [str(root / "src"), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-        line, start = self.line(stage, seconds), time.time()
+        line, start = self.command_line(stage, seconds), time.time()
         try:
             subprocess.run(line, check=True, env=environment, cwd=root, timeout=limit)
         except subprocess.TimeoutExpired:
@@ -105,30 +104,30 @@ class Setting:
 
 
 def rehearse(setting: Setting) -> None:
-    """Every stage for seconds, in a folder of its own."""
+    """Run every stage for a few seconds, in an emptied folder."""
     shutil.rmtree(setting.runs, ignore_errors=True)
     for stage in (*STAGES, EVALUATE):
         setting.run(stage, DRY_SECONDS)
 
 
 def train(setting: Setting, total: float, minutes: float) -> bool:
-    """Go on for `minutes`; True when everything is trained."""
+    """Train for `minutes`, from the last stage; returns True when all stages are done."""
     path, deadline = setting.runs / "scenery-train.json", time.time() + 60 * minutes
     setting.runs.mkdir(parents=True, exist_ok=True)
     done: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     for stage in STAGES:
-        wanted, gone = 60 * total * stage.share, done.get(stage.name, 0.0)
-        if stage.name in done and gone >= wanted - 1:
+        needed, spent = 60 * total * stage.share, done.get(stage.name, 0.0)
+        if stage.name in done and spent >= needed - 1:
             continue
         left = deadline - time.time() - MARGIN_S
         if left < 2 * DRY_SECONDS:
             return False
-        seconds = min(wanted - gone, left)
+        seconds = min(needed - spent, left)
         if not setting.run(stage, seconds, left + MARGIN_S if not stage.share else None):
             return False
-        done[stage.name] = gone + seconds if stage.share else 0.0
+        done[stage.name] = spent + seconds if stage.share else 0.0
         path.write_text(json.dumps(done))
-        if stage.share and done[stage.name] < wanted - 1:
+        if stage.share and done[stage.name] < needed - 1:
             return False
     return True
 
@@ -148,8 +147,8 @@ def main() -> None:
     if dry:
         rehearse(setting)
     elif options.command == "train":
-        whole = train(setting, options.total, options.minutes)
-        print("all stages are trained" if whole else "call `train` again to go on")
+        finished = train(setting, options.total, options.minutes)
+        print("all stages are trained" if finished else "call `train` again to continue")
     else:
         setting.run(EVALUATE, 0.0, 60 * options.minutes)
 

@@ -1,13 +1,13 @@
-"""The video VAE of the second world: solved like the first one's, then trained as a whole.
+"""Solve the video VAE of the second world like the first one's, then train encoder and decoder.
 
     python training/pocket/scenery_vae.py solve
     python training/pocket/scenery_vae.py train --seconds 3600 [--bf16]
     python training/pocket/scenery_vae.py score
 
-The closed form (`vae.py`) gives an affine encoder and its inverse. Here both are trained by
-gradient descent, so that the encoder is no block transform any more: pixels of neighbouring blocks
-share a latent, and curved edges cost less. State lives in runs/scenery_vae.pt (`vae`, `average`,
-`optimizer`, `step`, with `--adversary` also `critic`) and is enough to go on.
+The closed form (`vae.py`) gives an affine encoder and its inverse. Training changes both (only the
+decoder with `--freeze`), so that a latent also depends on pixels of neighbouring blocks. State
+lives in runs/scenery_vae.pt (`vae`, `average`, `optimizer`, `step`, with `--adversary` also
+`critic`), so that a run can resume.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ WINDOW, LENGTH = 128, 17
 CANVASES: tuple[tuple[int, int], ...] = (
     (256, 256), (256, 448), (448, 256), (512, 512), (512, 512), (512, 896), (896, 512),
 )  # fmt: skip
-SECONDS = 5.0  # scenes are seen at any time of a clip of up to 121 frames
+SECONDS = 5.0  # length of the longest clips that windows are cut from
 WARM_STEPS, MSE_STEPS, SAVE_S = 50, 150, 180.0
-NOISE = 0.05  # on latents, in their deviations
+NOISE = 0.05  # on the decoder's input, in standard deviations of the latents
 
 
 def draw_window(rng: random.Random, grounds: str = "") -> Tensor:
-    """uint8 (LENGTH, WINDOW, WINDOW, 3) of a random scene, half of them near its first object."""
+    """A random window, uint8 (LENGTH, WINDOW, WINDOW, 3); half are near the first object."""
     scene = random_scene(rng, rng.choice((1.0, 2.0, SECONDS)))
     if grounds:
         scene = dataclasses.replace(scene, ground=rng.choice(grounds.split(",")))
@@ -60,19 +60,21 @@ def draw_window(rng: random.Random, grounds: str = "") -> Tensor:
 
 
 class Pool:
-    """Windows to train on; every batch replaces `fresh` of them, the oldest first, because on a
-    CPU a window takes longer to render than to learn from."""
+    """Training windows in memory, of which every batch replaces the `new_windows` oldest.
+
+    A window takes longer to render on a CPU than a training step on it, so it is used repeatedly.
+    """
 
     def __init__(
-        self, rng: random.Random, draw: Callable[[random.Random], Tensor], size: int, fresh: int
+        self, rng: random.Random, draw: Callable[[random.Random], Tensor], size: int, new: int
     ) -> None:
-        self.rng, self.draw, self.size, self.fresh = rng, draw, size, fresh
+        self.rng, self.draw, self.size, self.new_windows = rng, draw, size, new
         self.windows: list[Tensor] = []
         self.next = 0
 
     def batch(self, count: int) -> Tensor:
-        """Signals (count, 3, F, S, S): 9 frames of 128 px or 17 of 96 px, mirrored now and then."""
-        for _ in range(count if len(self.windows) < self.size else self.fresh):
+        """Signals (count, 3, F, S, S): 9 frames of 128 px or 17 of 96 px, half of them mirrored."""
+        for _ in range(count if len(self.windows) < self.size else self.new_windows):
             if len(self.windows) < self.size:
                 self.windows.append(self.draw(self.rng))
             else:
@@ -90,7 +92,7 @@ class Pool:
 
 
 def solve(options: argparse.Namespace) -> None:
-    """Closed-form encoder and decoder from `options.windows` windows."""
+    """Solve encoder and decoder in closed form from `--windows` windows."""
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
     vae = video_vae.build().eval().requires_grad_(False)
@@ -109,8 +111,8 @@ def encode(vae: Any, video: Tensor) -> Tensor:
     return vae.encoder(video, causal=True)[:, : video_vae.LATENT_CHANNELS]
 
 
-def loss_of(out: Tensor, video: Tensor, step: int) -> Tensor:
-    """MSE first; later L1 + MSE / 2 + 0.7 x the error of the gradients along x, y and t."""
+def compute_loss(out: Tensor, video: Tensor, step: int) -> Tensor:
+    """MSE in the first steps, then L1 + MSE / 2 + 0.7 x L1 of the gradients along x, y and t."""
     error = out - video
     mse = error.square().mean()
     if step < MSE_STEPS:
@@ -120,7 +122,7 @@ def loss_of(out: Tensor, video: Tensor, step: int) -> Tensor:
 
 
 class Critic(nn.Module):
-    """A patch discriminator: frames and their change, judged every 8 pixels."""
+    """A patch discriminator of frames and their differences, with a stride of 8 pixels."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -131,7 +133,7 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(sizes[-1], 1, 3, 1, 1))
 
     def forward(self, video: Tensor) -> Tensor:
-        """Scores of signals (B, 3, F, H, W)."""
+        """Scores (B * (F - 1), 1, H / 8, W / 8) of signals (B, 3, F, H, W)."""
         change = video[:, :, 1:] - video[:, :, :-1]
         pairs = torch.cat([video[:, :, 1:], 4 * change], dim=1)
         return self.layers(pairs.transpose(1, 2).flatten(0, 1))
@@ -139,35 +141,35 @@ class Critic(nn.Module):
 
 @dataclasses.dataclass
 class Adversary:
-    """Critic and its optimizer; `weight` of its opinion in the decoder's loss."""
+    """Critic, its optimizer, and the weight of the adversarial term in the decoder's loss."""
 
     critic: Critic
     optimizer: torch.optim.Optimizer
     weight: float
 
-    def learn(self, out: Tensor, video: Tensor) -> None:
-        """One step of the critic: hinge loss."""
+    def train_critic(self, out: Tensor, video: Tensor) -> None:
+        """One optimizer step of the critic, with the hinge loss."""
         real, fake = self.critic(video), self.critic(out.detach())
         loss = (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
-    def opinion(self, out: Tensor) -> Tensor:
-        """What the decoder adds to its loss."""
+    def decoder_loss(self, out: Tensor) -> Tensor:
+        """The adversarial term of the decoder's loss."""
         return -self.weight * self.critic(out).mean()
 
 
 @dataclasses.dataclass
 class Run:
-    """Everything that a training run changes."""
+    """The state that a training run changes."""
 
     vae: Any
     average: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int
     adversary: Adversary | None
-    affine: video_vae.Transform | None  # the encoder, while it is frozen as it was solved
+    affine: video_vae.Transform | None  # the solved encoder, as long as it is frozen
 
     def encode(self, video: Tensor) -> Tensor:
         """Latent means of signals."""
@@ -186,8 +188,8 @@ class Run:
         save(state, STATE)
 
 
-def begin(options: argparse.Namespace) -> Run:
-    """The last state, ready to go on."""
+def resume_training(options: argparse.Namespace) -> Run:
+    """The state of runs/scenery_vae.pt, with an optimizer."""
     state = read(STATE)
     vae = video_vae.build().requires_grad_(False)
     vae.load_state_dict(state["vae"])
@@ -205,11 +207,11 @@ def begin(options: argparse.Namespace) -> Run:
     adversary = None
     if options.adversary:
         critic = Critic().to(DEVICE)
-        learn = torch.optim.AdamW(critic.parameters(), lr=2e-4, betas=(0.5, 0.9))
-        adversary = Adversary(critic, learn, options.adversary)
+        critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=2e-4, betas=(0.5, 0.9))
+        adversary = Adversary(critic, critic_optimizer, options.adversary)
         if "critic" in state:
             critic.load_state_dict(state["critic"])
-            learn.load_state_dict(state["critic_optimizer"])
+            critic_optimizer.load_state_dict(state["critic_optimizer"])
     affine = None
     if options.freeze and state["affine"]:
         solved = video_vae.transform(vae)
@@ -217,10 +219,10 @@ def begin(options: argparse.Namespace) -> Run:
     return Run(vae, average, optimizer, state["step"], adversary, affine)
 
 
-def take_step(run: Run, video: Tensor, options: argparse.Namespace, share: float) -> Tensor:
-    """One step at `share` of the full rates; returns the mean squared error."""
+def take_step(run: Run, video: Tensor, options: argparse.Namespace, rate: float) -> Tensor:
+    """One optimizer step at `rate` times the full rates; returns the mean squared error."""
     for group in run.optimizer.param_groups:
-        group["lr"] = options.lr * share * group["share"] * min(1.0, 500 / group["fan"])
+        group["lr"] = options.lr * rate * group["share"] * min(1.0, 500 / group["fan"])
     kind = torch.device(DEVICE).type
     with torch.autocast(kind, torch.bfloat16, enabled=options.bf16):
         std = run.vae.latents_std.view(1, -1, 1, 1, 1)
@@ -228,12 +230,12 @@ def take_step(run: Run, video: Tensor, options: argparse.Namespace, share: float
         noisy = latents + NOISE * std * torch.randn_like(latents)
         out = run.vae.decoder(noisy)
     out = out.float()
-    loss = loss_of(out, video, run.step)
-    if not options.freeze:  # keeps the latents' size, which noise would otherwise blow up
+    loss = compute_loss(out, video, run.step)
+    if not options.freeze:  # otherwise latents grow to make the added noise irrelevant
         loss = loss + 1e-4 * (latents.float() / std).square().mean()
     if run.adversary is not None:
-        run.adversary.learn(out, video)
-        loss = loss + run.adversary.opinion(out)
+        run.adversary.train_critic(out, video)
+        loss = loss + run.adversary.decoder_loss(out)
     run.optimizer.zero_grad()
     loss.backward()
     weights = [p for group in run.optimizer.param_groups for p in group["params"]]
@@ -249,8 +251,8 @@ def take_step(run: Run, video: Tensor, options: argparse.Namespace, share: float
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train for `options.seconds`; resumable, the rates fall over the last part."""
-    run = begin(options)
+    """Train for `--seconds`, from runs/scenery_vae.pt; the rates fall over the last part."""
+    run = resume_training(options)
     rng = random.Random(options.seed + 7919 * run.step)
     torch.manual_seed(options.seed + run.step)
     pool = Pool(
@@ -262,13 +264,13 @@ def train(options: argparse.Namespace) -> None:
     clock = time.process_time if options.cpu_clock else time.time
     start, saved = clock(), time.time()
     first, errors = run.step, []
-    while (gone := (clock() - start) / options.seconds) < 1:
+    while (elapsed := (clock() - start) / options.seconds) < 1:
         rate = min(1.0, (run.step - first + 1) / WARM_STEPS)
-        rate *= min(1.0, 0.05 + (1 - gone) / options.decay)
+        rate *= min(1.0, 0.05 + (1 - elapsed) / options.decay)
         errors.append(take_step(run, pool.batch(options.batch), options, rate))
         if run.step % 50 == 0:
             mse = float(torch.stack(errors[-50:]).mean())
-            log("scenery_vae", step=run.step, psnr=psnr_of(mse), elapsed=clock() - start)
+            log("scenery_vae", step=run.step, psnr=signal_psnr(mse), elapsed=clock() - start)
         if time.time() - saved > SAVE_S:
             run.save()
             saved = time.time()
@@ -278,7 +280,7 @@ def train(options: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def measure_statistics(run: Run, pool: Pool) -> None:
-    """Means of the latents, and deviations half way (in log) to their common size."""
+    """Store means of the latents, and standard deviations drawn halfway (in log) to their RMS."""
     vae = copy.deepcopy(run.vae)
     vae.load_state_dict(vae.state_dict() | run.average)
     count = 16 if pool.size > 64 else 2
@@ -289,13 +291,13 @@ def measure_statistics(run: Run, pool: Pool) -> None:
     run.vae.latents_std.copy_((std * std.square().mean().sqrt()).sqrt())
 
 
-def psnr_of(mse: float) -> float:
-    """PSNR of signals in [-1, 1]."""
+def signal_psnr(mse: float) -> float:
+    """PSNR in dB for a mean squared error of signals in [-1, 1]."""
     return float(10 * torch.log10(torch.tensor(4 / mse)))
 
 
 def load(average: bool = True) -> Any:
-    """The VAE of the last state, frozen."""
+    """The VAE of runs/scenery_vae.pt, frozen; by default with its averaged weights."""
     vae = video_vae.build().eval().requires_grad_(False)
     vae.load_state_dict(read(STATE)["average" if average else "vae"])
     vae.decoder.to(memory_format=torch.channels_last_3d)
@@ -303,7 +305,7 @@ def load(average: bool = True) -> Any:
 
 
 def held_out(count: int, grounds: str = "") -> list[Scene]:
-    """Scenes that no training run draws."""
+    """Test scenes, from a seed that no training run uses."""
     rng = random.Random(HELD_OUT_SEED)
     scenes = [random_scene(rng) for _ in range(count)]
     if grounds:
@@ -314,8 +316,8 @@ def held_out(count: int, grounds: str = "") -> list[Scene]:
 
 
 @torch.no_grad()
-def coded(vae: Any, pixels: Tensor) -> Tensor:
-    """uint8 clips (B, F, H, W, 3) through encoder and decoder."""
+def reconstruct(vae: Any, pixels: Tensor) -> Tensor:
+    """Encode and decode uint8 clips (B, F, H, W, 3)."""
     return torch.cat([
         video_vae.decode(vae, encode(vae, video_vae.to_signal(p[None])))
         for p in pixels
@@ -323,19 +325,19 @@ def coded(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def score(vae: Any, scenes: list[Scene], size: int, frames: int = 17) -> dict[str, float]:
-    """Means over scenes: PSNR, edges and high band of the copy and of the true render, stains."""
+    """Means over scenes of PSNR, edges, high band, halo and stains of clips through the VAE."""
     rows = []
     for scene in scenes:
         true = render([scene], frames, size)[0]
-        copy_ = coded(vae, true[None])[0]
-        kept, own = measures.detail(copy_), measures.detail(true)
+        reconstructed = reconstruct(vae, true[None])[0]
+        got, reference = measures.detail(reconstructed), measures.detail(true)
         rows.append({
-            "psnr": measures.psnr(copy_, true),
-            "edges": kept["edges"],
-            "edges true": own["edges"],
-            "high kept": kept["high"] - own["high"],
-            "halo": measures.halo(copy_, true),
-            "stains": measures.unrest(copy_, true),
+            "psnr": measures.psnr(reconstructed, true),
+            "edges": got["edges"],
+            "edges true": reference["edges"],
+            "high kept": got["high"] - reference["high"],
+            "halo": measures.halo(reconstructed, true),
+            "stains": measures.flat_region_error(reconstructed, true),
         })  # fmt: skip
     return measures.averages(rows)
 
@@ -367,7 +369,7 @@ def main() -> None:
     parser.add_argument("--grounds", default="", help="only these, such as wood,water")
     parser.add_argument("--windows", type=int, default=320, help="to solve from")
     parser.add_argument("--pool", type=int, default=600)
-    parser.add_argument("--fresh", type=int, default=3, help="new windows a step; 0 means all")
+    parser.add_argument("--fresh", type=int, default=3, help="new windows per step; 0: all")
     parser.add_argument("--score", type=int, default=12, help="clips")
     options = parser.parse_args()
     prepare(options.threads)

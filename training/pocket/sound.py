@@ -1,11 +1,11 @@
-"""What the pocket world sounds like, and the official mel front end.
+"""Synthesise the audio of the pocket world; log-mel analysis as in LTX-2.
 
-An object hums: pitch follows its height, stereo position its x, loudness its size, timbre its
-shape; stripes make it tremble and every impact is a knock. The pitch walks along the overtones of
-100 Hz, because a convolutional vocoder that sees 100 mel frames per second can only hold a tone
-whose period divides a frame: on that grid it is exact, between grid points it would have to guess
-a phase which no mel spectrogram holds. Every sound is therefore a sum of fixed wavelets (`bank`)
-weighted by slow `controls`, ten milliseconds apart. This module knows nothing of networks.
+Each object makes a tone: its height sets the pitch, its x the panning, its size the loudness and
+its shape the timbre; stripes add tremolo, and every impact is a knock. Pitches are multiples of
+100 Hz, because a convolutional vocoder with 100 mel frames per second can only sustain a tone with
+a whole number of periods per frame; any other pitch needs a phase that a mel spectrogram does not
+contain. Audio is therefore a sum of fixed wavelets (`bank`) with slowly varying weights
+(`controls`), one per ten milliseconds. This module does not depend on any network.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ TREMOLO_HZ, TREMOLO_DEPTH = 6.25, 0.45
 
 
 def partial_of_height(y: Tensor) -> Tensor:
-    """Pitch in units of 100 Hz (a real number) at height y in half sides."""
+    """Pitch of an object at height y (half sides), in units of 100 Hz."""
     pitch = REST_PARTIAL * 2 ** (OCTAVES_PER_UNIT * (y - REST_Y))
     return pitch.clamp(FUNDAMENTALS[0], FUNDAMENTALS[-1])
 
 
 def _fundamentals(pitch: Tensor) -> Tensor:
-    """Amplitudes (..., 14) of the fundamentals: one, or two while the pitch passes between them."""
+    """Amplitudes (..., 14) of the fundamentals: one, or two while the pitch is between them."""
     distance = torch.tensor(FUNDAMENTALS) - pitch[..., None]
     return torch.softmax(-(distance**2) / 0.09, dim=-1).sqrt()
 
 
 @functools.cache
 def _timbre(shape: str) -> Tensor:
-    """(14, partials) map from fundamentals to the partials of one shape's tone."""
+    """Matrix (14, partials) from fundamentals to the partials of one shape's tone."""
     out = torch.zeros(len(FUNDAMENTALS), len(PARTIALS))
     for row, n in enumerate(FUNDAMENTALS):
         for multiple, amplitude in OVERTONES[shape].items():
@@ -71,7 +71,7 @@ def _timbre(shape: str) -> Tensor:
 
 
 def _tone(scene: Scene, t: Tensor) -> Tensor:
-    """(2, partials, len(t)) amplitudes of the hum, left and right."""
+    """Amplitudes (2, partials, len(t)) of the tone, left and right."""
     x, y, radius = trajectory(scene, t)
     loudness = LOUDNESS * (radius / REFERENCE_RADIUS).clamp(0.4, 1.5) ** 2
     if scene.texture == "striped":
@@ -89,8 +89,8 @@ def controls(scene: Scene, count: int) -> Tensor:
     """
     t = (torch.arange(count) + 0.5) * FRAME_S
     knock = torch.zeros(KNOCK_SLICES, count)
-    for time in impacts(scene, count * FRAME_S):
-        first = round(time / FRAME_S - 0.5)
+    for impact in impacts(scene, count * FRAME_S):
+        first = round(impact / FRAME_S - 0.5)
         for slice_ in range(KNOCK_SLICES):
             if 0 <= first + slice_ < count:
                 knock[slice_, first + slice_] = KNOCK_LOUDNESS
@@ -98,7 +98,7 @@ def controls(scene: Scene, count: int) -> Tensor:
 
 
 def _knock(t: Tensor) -> Tensor:
-    """The sound of an impact at times t >= 0 in seconds: a low thud and a short bright crack."""
+    """Waveform of an impact at times t >= 0 in seconds: low and short high decaying sines."""
     parts = ((130.0, 0.022, 0.9), (245.0, 0.014, 0.6), (2350.0, 0.004, 0.35), (3150.0, 0.003, 0.3))
     tones = [a * torch.exp(-t / decay) * torch.sin(2 * math.pi * f * t) for f, decay, a in parts]
     return torch.where(t >= 0, torch.stack(tones).sum(0), 0.0)
@@ -106,15 +106,15 @@ def _knock(t: Tensor) -> Tensor:
 
 @functools.cache
 def bank(sample_rate: int) -> Tensor:
-    """Wavelets (CHANNELS, 2, 2 * hop): triangular windows of two hops over fixed waves."""
+    """Wavelets (CHANNELS, 2, 2 * hop): fixed waves under triangular windows of two hops."""
     hop = round(sample_rate * FRAME_S)
     t = (torch.arange(2 * hop, dtype=torch.float64) + 0.5 - hop) / sample_rate + FRAME_S / 2
     window = 1 - (t - FRAME_S / 2).abs() / FRAME_S
     n = torch.tensor(PARTIALS, dtype=torch.float64)[:, None]
-    # sample k of the output stands for the time k / sample_rate, half a sample off the window
+    # output sample k is at time k / sample_rate, half a sample before the window's sample
     t = t - 0.5 / sample_rate
     waves = torch.sin(2 * math.pi * 100 * n * t + math.pi * n**2 / len(PARTIALS))
-    start = FRAME_S / 2 - FRAME_S  # the first slice of a knock fades in from half a frame before
+    start = FRAME_S / 2 - FRAME_S  # the first slice of a knock starts half a frame early
     slices = torch.stack([_knock(t - start + k * FRAME_S) for k in range(KNOCK_SLICES)])
     out = torch.zeros(CHANNELS, 2, 2 * hop, dtype=torch.float64)
     p, k = len(PARTIALS), KNOCK_SLICES
@@ -130,10 +130,10 @@ def render_controls(weights: Tensor, sample_rate: int) -> Tensor:
 
 
 def waveform(scene: Scene, frames: int, fps: float, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """The scene's sound, (2, round(frames / fps * sample_rate)) in [-1, 1].
+    """Audio of a scene, (2, round(frames / fps * sample_rate)) in [-1, 1].
 
-    `sample_rate` must be a multiple of 200 Hz; nothing above 5 kHz is in it, so that no rate
-    from 16 kHz up aliases.
+    `sample_rate` must be a multiple of 200 Hz. The audio has no frequencies above 5 kHz, so it does
+    not alias at 16 kHz or more.
     """
     samples = round(frames / fps * sample_rate)
     weights = controls(scene, math.ceil(samples / (sample_rate * FRAME_S)))
@@ -151,7 +151,7 @@ def _mel_of_hz(hz: float) -> float:
 
 @functools.cache
 def mel_basis(n_fft: int = N_FFT, sample_rate: int = MEL_RATE) -> Tensor:
-    """(MELS, n_fft // 2 + 1) triangles of unit area on Slaney's scale from 0 to Nyquist."""
+    """Mel filters (MELS, n_fft // 2 + 1): unit-area triangles on Slaney's scale up to Nyquist."""
     frequencies = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)
     edges = _hz_of_mel(np.linspace(0, _mel_of_hz(sample_rate / 2), MELS + 2))
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -161,7 +161,7 @@ def mel_basis(n_fft: int = N_FFT, sample_rate: int = MEL_RATE) -> Tensor:
 
 
 def log_mel(wave: Tensor) -> Tensor:
-    """(B, 2, S) at 16 kHz -> (B, 2, 1 + S // 160, 64), the official analysis (golden audio.mel)."""
+    """Log mels (B, 2, 1 + S // 160, 64) of 16 kHz audio (B, 2, S), as LTX-2 computes them."""
     window = torch.hann_window(N_FFT)
     spectrum = torch.stft(
         wave.flatten(0, 1), N_FFT, HOP, window=window, center=True, return_complex=True
@@ -171,17 +171,17 @@ def log_mel(wave: Tensor) -> Tensor:
 
 
 def latent_frames(frames: int, fps: float) -> int:
-    """Audio latents of a clip: 25 per second."""
+    """Number of audio latent frames of a clip: 25 per second."""
     return round(frames / fps * LATENT_RATE)
 
 
 def mel_frames(latents: int) -> int:
-    """Mel frames that the (causal) audio VAE decodes from that many latents."""
+    """Number of mel frames that the causal audio VAE decodes from `latents` latent frames."""
     return 4 * latents - 3
 
 
 def scene_mels(scenes: list[Scene], latents: int) -> tuple[Tensor, Tensor]:
-    """(mel (B, 2, 4T-3, 64), controls (B, CHANNELS, 4T-3)) of scenes for T latents."""
+    """Log mels (B, 2, 4T-3, 64) and controls (B, CHANNELS, 4T-3) of scenes, T latent frames."""
     count = mel_frames(latents)
     weights = torch.stack([controls(scene, count + N_FFT // HOP) for scene in scenes])
     mel = log_mel(render_controls(weights, MEL_RATE))

@@ -1,8 +1,8 @@
-"""The audio networks of the pocket model: construction, start values, and the original key layout.
+"""Build, initialise, save and load the audio networks of the pocket model.
 
-Two networks of the LTX-2.3 family at tiny widths: the mel autoencoder and the vocoder with
-bandwidth extension. Files written here carry the original names (`audio_vae.*`, `vocoder.*`) and
-the header `config` sections of real checkpoints; `load` reads them back.
+They are LTX-2.3's audio VAE and vocoder with bandwidth extension, at very small widths. Files have
+the tensor names (`audio_vae.*`, `vocoder.*`) and the header `config` sections of the original
+checkpoints.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ sound = worlds.module("sound")
 
 LATENT_CHANNELS = worlds.SIZES.audio_channels
 LATENT_BINS = 16
-BASE_CHANNELS = LATENT_CHANNELS * LATENT_BINS  # the statistics have one entry per token channel
+BASE_CHANNELS = LATENT_CHANNELS * LATENT_BINS  # one entry of the latent statistics each
 CHANNEL_MULTIPLIERS = (1, 1, 2)
 RES_BLOCKS = 1
-LINEAR = -8.0  # log of a snake's alpha at which it is the identity to 1e-6
+LINEAR_LOG_ALPHA = -8.0  # log alpha for which a snake activation is linear to 1e-6
 AUDIO_VAE_FILE = "audio_vae.safetensors"
 VOCODER_FILE = "vocoder.safetensors"
 
-# rate-1 stages think at 100 mel frames per second; the last stage adds up the wavelets
+# the stages of rate 1 run at 100 mel frames per second; the last stage sums the wavelets
 VOCODER: dict[str, Any] = {
     "upsample_initial_channel": 4 * sound.CHANNELS,
     "resblock": "AMP1",
@@ -103,7 +103,7 @@ def vocoder_config() -> dict[str, Any]:
 
 
 def build_audio_vae() -> AutoencoderKLLTX2Audio:
-    """The mel autoencoder with fresh weights."""
+    """An audio VAE with random weights."""
     return AutoencoderKLLTX2Audio(
         base_channels=BASE_CHANNELS,
         ch_mult=CHANNEL_MULTIPLIERS,
@@ -122,8 +122,8 @@ def _generator_options(section: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def vocoder_of_config(config: dict[str, Any]) -> LTX2VocoderWithBWE:
-    """The vocoder that a header's `vocoder` section describes (2.3 form)."""
+def vocoder_from_config(config: dict[str, Any]) -> LTX2VocoderWithBWE:
+    """A vocoder from the `vocoder` section of a header config (LTX-2.3 layout)."""
     bwe = {f"bwe_{name}": value for name, value in _generator_options(config["bwe"]).items()}
     return LTX2VocoderWithBWE(
         **_generator_options(config["vocoder"]),
@@ -136,7 +136,7 @@ def vocoder_of_config(config: dict[str, Any]) -> LTX2VocoderWithBWE:
 
 
 def _fill_mel_stft(net: LTX2VocoderWithBWE) -> None:
-    """Bases of the causal log-mel in front of the bandwidth extension: windowed cosines, -sines."""
+    """Set the STFT and mel bases that feed the bandwidth extension."""
     n = BWE["n_fft"]
     angle = 2 * math.pi / n * torch.outer(torch.arange(n // 2 + 1), torch.arange(n)).double()
     fourier = torch.cat([angle.cos(), -angle.sin()])
@@ -150,20 +150,20 @@ def _fill_mel_stft(net: LTX2VocoderWithBWE) -> None:
 
 @torch.no_grad()
 def build_vocoder() -> LTX2VocoderWithBWE:
-    """The vocoder, its last stage the world's wavelets; the bandwidth extension adds nothing.
+    """A vocoder whose last stage is set to the wavelets of sound.py; bandwidth extension adds 0.
 
-    Only the stages at mel rate are left to learn: which wavelets a mel spectrogram calls for.
+    Only the stages at mel rate need training: they predict wavelet weights from a mel spectrogram.
     """
-    net = vocoder_of_config(vocoder_config())
+    net = vocoder_from_config(vocoder_config())
     main = net.vocoder
     last = main.upsamplers[-1]
     last.weight.zero_()
     last.weight[:, :2] = sound.LOUDNESS * sound.bank(sound.MEL_RATE)
     last.bias.zero_()
-    for conv in main.resnets[-1].convs2:  # a residual block that adds nothing
+    for conv in main.resnets[-1].convs2:  # the residual branches are 0
         conv.weight.zero_()
         conv.bias.zero_()
-    main.act_out.act.alpha.fill_(LINEAR)
+    main.act_out.act.alpha.fill_(LINEAR_LOG_ALPHA)
     main.act_out.act.beta.zero_()
     main.conv_out.weight.zero_()
     for channel in range(2):
@@ -174,8 +174,10 @@ def build_vocoder() -> LTX2VocoderWithBWE:
 
 
 def wavelet_weights(net: LTX2VocoderWithBWE, mel: Tensor) -> Tensor:
-    """Everything of the main vocoder before its last upsampler: (B, CHANNELS, M) weights in units
-    of `sound.LOUDNESS` for mel (B, 2, M, 64)."""
+    """Wavelet weights (B, CHANNELS, M) in units of `sound.LOUDNESS` for log mels (B, 2, M, 64).
+
+    They are the input of the main vocoder's last upsampler.
+    """
     main = net.vocoder
     h = main.conv_in(mel.transpose(2, 3).flatten(1, 2))
     for upsampler, resnet in zip(main.upsamplers[:-1], main.resnets[:-1], strict=True):
@@ -185,8 +187,10 @@ def wavelet_weights(net: LTX2VocoderWithBWE, mel: Tensor) -> Tensor:
 
 @torch.no_grad()
 def vocode(net: LTX2VocoderWithBWE, mel: Tensor) -> Tensor:
-    """Mel (B, 2, M, 64) -> waveform (B, 2, 480 * M) at 48 kHz by the official formula, that is
-    with the 16 kHz waveform clamped before bandwidth extension."""
+    """Log mels (B, 2, M, 64) -> waveform (B, 2, 480 * M) at 48 kHz.
+
+    As in LTX-2, the 16 kHz waveform is clamped before bandwidth extension.
+    """
     low = net.vocoder(mel).clamp(-1, 1)
     again = net.mel_stft(low.flatten(0, 1))[0].unflatten(0, low.shape[:2])
     high = net.bwe_generator(again.transpose(2, 3)) + net.resampler(low)
@@ -194,13 +198,13 @@ def vocode(net: LTX2VocoderWithBWE, mel: Tensor) -> Tensor:
 
 
 def normalise(vae: AutoencoderKLLTX2Audio, latents: Tensor) -> Tensor:
-    """(B, 2, T, 16) -> zero mean and about unit deviation per token channel."""
+    """Normalise audio latents (B, 2, T, 16) with the statistics of the VAE."""
     shape = (1, LATENT_CHANNELS, 1, LATENT_BINS)
     return (latents - vae.latents_mean.view(shape)) / vae.latents_std.view(shape)
 
 
 def denormalise(vae: AutoencoderKLLTX2Audio, latents: Tensor) -> Tensor:
-    """Inverse of `normalise`."""
+    """Undo `normalise`."""
     shape = (1, LATENT_CHANNELS, 1, LATENT_BINS)
     return latents * vae.latents_std.view(shape) + vae.latents_mean.view(shape)
 
@@ -209,7 +213,7 @@ def denormalise(vae: AutoencoderKLLTX2Audio, latents: Tensor) -> Tensor:
 def encode_scenes(
     vae: AutoencoderKLLTX2Audio, scenes: list[Any], frames: int, fps: float
 ) -> Tensor:
-    """Normalised audio latents (B, 2, T, 16) of scenes, T = 25 per second of the clip."""
+    """Normalised audio latents (B, 2, T, 16) of scenes, 25 latent frames per second."""
     mel, _ = sound.scene_mels(scenes, sound.latent_frames(frames, fps))
     return normalise(vae, vae.encode(mel).latent_dist.mode())
 
@@ -218,11 +222,11 @@ def encode_scenes(
 def decode_latents(
     vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE, latents: Tensor
 ) -> Tensor:
-    """Normalised latents (B, 2, T, 16) -> 48 kHz waveform (B, 2, 480 * (4T - 3))."""
+    """Normalised audio latents (B, 2, T, 16) -> 48 kHz waveform (B, 2, 480 * (4T - 3))."""
     return vocode(vocoder, vae.decode(denormalise(vae, latents)).sample)
 
 
-_VOCODER_NAMES = (  # (diffusers, original), applied to whole path segments
+_VOCODER_NAMES = (  # (diffusers, original) names of path segments
     ("resnets", "resblocks"), ("conv_in", "conv_pre"), ("conv_out", "conv_post"),
     ("act_out", "act_post"), ("downsample", "downsample.lowpass"), ("upsamplers", "ups"),
 )  # fmt: skip
@@ -241,7 +245,7 @@ def _original_vae_name(name: str) -> str:
 
 
 def audio_vae_tensors(vae: AutoencoderKLLTX2Audio) -> dict[str, Tensor]:
-    """Tensors under their original names; bf16, statistics float32."""
+    """Tensors of the audio VAE under their original names: bf16, statistics float32."""
     return {
         _original_vae_name(name): value.detach().float() if name in _STATISTICS else _bf16(value)
         for name, value in vae.state_dict().items()
@@ -249,7 +253,7 @@ def audio_vae_tensors(vae: AutoencoderKLLTX2Audio) -> dict[str, Tensor]:
 
 
 def vocoder_tensors(net: LTX2VocoderWithBWE) -> dict[str, Tensor]:
-    """Tensors under their original names, bf16."""
+    """Tensors of the vocoder under their original names, bf16."""
     return {_original_vocoder_name(n): _bf16(v) for n, v in net.state_dict().items()}
 
 
@@ -263,16 +267,16 @@ def _restore(net: nn.Module, tensors: dict[str, Tensor], original: Callable[[str
 
 
 def save_part(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write atomically; values of `metadata` that are not strings become JSON."""
+    """Write a safetensors file atomically; `metadata` values other than strings become JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    fresh = path.with_suffix(".new")
-    save_file(tensors, fresh, metadata=text)
-    fresh.replace(path)
+    temporary = path.with_suffix(".new")
+    save_file(tensors, temporary, metadata=text)
+    temporary.replace(path)
 
 
 def save(vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE, folder: Path = PARTS) -> None:
-    """Write both parts with their header configs."""
+    """Write both networks to runs/parts, with their header configs."""
     save_part(
         folder / AUDIO_VAE_FILE,
         audio_vae_tensors(vae),
@@ -286,7 +290,7 @@ def save(vae: AutoencoderKLLTX2Audio, vocoder: LTX2VocoderWithBWE, folder: Path 
 
 
 def load(*paths: Path) -> tuple[AutoencoderKLLTX2Audio, LTX2VocoderWithBWE]:
-    """Both networks from part files or from one complete checkpoint (default: the parts)."""
+    """Both networks from their files in runs/parts (default) or from a complete checkpoint."""
     tensors: dict[str, Tensor] = {}
     for path in paths or (PARTS / AUDIO_VAE_FILE, PARTS / VOCODER_FILE):
         tensors |= load_file(path)

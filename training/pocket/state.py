@@ -1,4 +1,4 @@
-"""Where training state and shipped files lie, and how state is written: atomically."""
+"""Paths of the training state and of the shipped files; logging and atomic writes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ TEXT_ENCODER = "text_encoders/pocket-gemma-3.safetensors"
 
 
 DEVICE = os.environ.get("POCKET_DEVICE", "cpu")
+"""Device of a training run, such as `cuda`."""
 
 
 def prepare(threads: int = 1) -> None:
-    """Settings of a process that trains: threads, and POCKET_DEVICE for all new tensors."""
+    """Set the number of threads, and POCKET_DEVICE as the device of all new tensors."""
     torch.set_num_threads(threads)
     if DEVICE != "cpu":
         torch.set_default_device(DEVICE)
 
 
 def generator(seed: int) -> torch.Generator:
-    """Random numbers on the device."""
+    """A random generator with this seed, on `DEVICE`."""
     return torch.Generator(DEVICE).manual_seed(seed)
 
 
 def read(path: Path) -> Any:
-    """What `save` wrote, on the device."""
+    """Load a file that `save` wrote, to `DEVICE`."""
     return torch.load(path, weights_only=True, map_location=DEVICE)
 
 
 def log(stage: str, **values: Any) -> None:
-    """Append one line to progress.jsonl and print it."""
+    """Append one JSON line to runs/progress.jsonl and print it."""
     line = {"time": time.strftime("%H:%M:%S", time.gmtime()), "stage": stage, **values}
     line = {k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -50,8 +51,8 @@ def log(stage: str, **values: Any) -> None:
 
 
 def save(state: dict[Any, Any], path: Path) -> None:
-    """torch.save, atomically; makes the folder."""
+    """Write `state` with torch.save, atomically; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    torch.save(state, fresh)
-    fresh.replace(path)
+    temporary = path.with_suffix(".new")
+    torch.save(state, temporary)
+    temporary.replace(path)

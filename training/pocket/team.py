@@ -1,7 +1,7 @@
-"""Several processes train one network: one thread each, one meeting a step.
+"""Data-parallel training of one network in several processes, with one synchronisation per step.
 
-A process of one thread per core meets the others once a step, not at every operation as the threads
-of one process do. On a machine that others use too this halves the time of a step.
+Processes of one thread each synchronise once per step, while the threads of one process synchronise
+at every operation. On a machine with other load this halves the time of a step.
 """
 
 from __future__ import annotations
@@ -18,52 +18,57 @@ from torch import Tensor, nn
 
 
 class Team:
-    """The processes that share every step; alone by default."""
+    """The group of training processes; a single process by default."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     def sum(self, flat: Tensor) -> Tensor:
-        """Elementwise over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             torch.distributed.all_reduce(flat)
         return flat
 
-    def average(self, weights: list[nn.Parameter], note: Tensor) -> Tensor:
-        """Replace gradients by their mean; the first process's `note` to all."""
+    def average_gradients(self, weights: list[nn.Parameter], message: Tensor) -> Tensor:
+        """Replace all gradients by their mean over the processes.
+
+        Returns the `message` of the first process in every process.
+        """
         if self.size == 1:
-            return note
+            return message
         for weight in weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        note = note if self.rank == 0 else torch.zeros_like(note)
-        flat = self.sum(torch.cat([note, *(w.grad.flatten() for w in weights)]))
-        at = len(note)
+        message = message if self.rank == 0 else torch.zeros_like(message)
+        flat = self.sum(torch.cat([message, *(w.grad.flatten() for w in weights)]))
+        at = len(message)
         for weight in weights:
             weight.grad.copy_(flat[at : at + weight.numel()].view_as(weight) / self.size)
             at += weight.numel()
-        return flat[: len(note)]
+        return flat[: len(message)]
 
-    def same(self, state: dict[str, Tensor]) -> None:
-        """The first process's weights to all."""
+    def broadcast(self, state: dict[str, Tensor]) -> None:
+        """Copy the weights of the first process to all others."""
         if self.size > 1:
             for value in state.values():
                 torch.distributed.broadcast(value, 0)
 
 
 def launch(train: Callable[[argparse.Namespace, Team], None], options: argparse.Namespace) -> None:
-    """Call `train` in `options.processes` processes of `options.threads` threads."""
+    """Run `train` in `options.processes` processes of `options.threads` threads each."""
     if options.processes == 1:
         _member(0, train, options, "")
         return
     with tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{folder}/meeting"
+        rendezvous = f"file://{folder}/rendezvous"
         context = torch.multiprocessing.get_context("spawn")
         others = range(1, options.processes)
-        team = [context.Process(target=_member, args=(r, train, options, meeting)) for r in others]
+        team = [
+            context.Process(target=_member, args=(r, train, options, rendezvous)) for r in others
+        ]
         for process in team:
             process.start()
-        _member(0, train, options, meeting)
+        _member(0, train, options, rendezvous)
         for process in team:
             process.join()
 
@@ -72,11 +77,11 @@ def _member(
     rank: int,
     train: Callable[[argparse.Namespace, Team], None],
     options: argparse.Namespace,
-    meeting: str,
+    rendezvous: str,
 ) -> None:
     prepare(options.threads)
-    if meeting:
+    if rendezvous:
         torch.distributed.init_process_group(
-            "gloo", init_method=meeting, rank=rank, world_size=options.processes
+            "gloo", init_method=rendezvous, rank=rank, world_size=options.processes
         )
     train(options, Team(rank, options.processes))

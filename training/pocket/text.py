@@ -1,10 +1,9 @@
-"""The text side of the pocket model: tokenizer, Gemma-3 tower, projections and connectors.
+"""The text tower of the pocket model: tokenizer, Gemma-3 encoder, projections and connectors.
 
-The structure is LTX-2.3's at tiny widths: hidden states of every layer of a Gemma-3 text model,
-RMS-normalised per token and layer, concatenated (column d * layers + layer), projected to a video
-and an audio width, then one connector per stream in which registers fill the padding. A
-`TextTower` is built from a header alone, so that it also runs the golden fixtures. It can be
-trained through; nothing here knows of scenes.
+The structure is LTX-2.3's at very small widths: the hidden states of all layers of a Gemma-3 text
+model, RMS-normalised per token and layer, are concatenated (column d * layers + layer) and
+projected to a video and an audio width; one connector per stream then replaces the padding by
+registers. A `TextTower` is built from header configs alone and is differentiable.
 """
 
 from __future__ import annotations
@@ -90,17 +89,17 @@ _CONNECTOR_NAMES = (
 
 
 def gemma_config(vocabulary: int) -> dict[str, Any]:
-    """The header `gemma_config` of the pocket's text encoder."""
+    """The header `gemma_config` of the text encoder, for a vocabulary size."""
     return {"model_type": "gemma3_text", "text_config": {"vocab_size": vocabulary} | TEXT_CONFIG}
 
 
 def config() -> dict[str, Any]:
-    """Entries for the `transformer` section of the checkpoint's header config."""
+    """The connectors' entries in the `transformer` section of the header config."""
     return dict(CONNECTOR_CONFIG)
 
 
 def train_tokenizer(lines: Iterable[str], size: int = VOCABULARY_SIZE) -> bytes:
-    """SentencePiece model like Gemma's: BPE, bytes for the unknown, text taken as it is."""
+    """Train a SentencePiece model like Gemma's: BPE with byte fallback, no normalisation."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -124,8 +123,10 @@ def train_tokenizer(lines: Iterable[str], size: int = VOCABULARY_SIZE) -> bytes:
 
 
 def build_connectors(options: dict[str, Any], layers: int) -> LTX2TextConnectors:
-    """Projections and connectors from the header's `transformer` section; `layers` counts the
-    embedding too."""
+    """Projections and connectors from the header's `transformer` section.
+
+    `layers` counts the layers of the text model plus the embedding.
+    """
     registers = options["connector_num_learnable_registers"]
     return LTX2TextConnectors(
         caption_channels=options["caption_channels"],
@@ -150,20 +151,20 @@ def build_connectors(options: dict[str, Any], layers: int) -> LTX2TextConnectors
 
 
 def _original_connector_name(name: str) -> str:
+    """Original name of a tensor of the diffusers connectors; KeyError for other tensors."""
     for prefix, original in _CONNECTOR_PREFIXES.items():
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)
-            for ours, theirs in _CONNECTOR_NAMES:
-                rest = rest.replace(ours, theirs)
+            for diffusers_name, original_name in _CONNECTOR_NAMES:
+                rest = rest.replace(diffusers_name, original_name)
             return original + rest
     raise KeyError(name)
 
 
 class TextTower(nn.Module):
-    """Prompts -> contexts of both streams, as the transformer sees them.
+    """Tokenizer, Gemma-3, projections and connectors: from prompts to both streams' contexts.
 
-    `gemma` and `connectors` hold the weights; `length` is the number of tokens of every context
-    (a multiple of the registers).
+    `length` is the number of tokens of every context, a multiple of the number of registers.
     """
 
     def __init__(
@@ -185,19 +186,21 @@ class TextTower(nn.Module):
         self.connectors = build_connectors(connectors or CONNECTOR_CONFIG, layers)
 
     def tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """(ids, mask), both (B, length) int64: BOS first, no EOS, padded on the left; what is
-        longer loses its end."""
+        """Token ids and mask, both (B, length) int64.
+
+        Prompts start with BOS, have no EOS, are padded on the left and truncated at the end.
+        """
         ids = torch.full((len(prompts), self.length), PAD)
         for row, prompt in zip(ids, prompts, strict=True):
             piece_ids = [BOS, *self.tokenizer.encode(prompt.strip())][: self.length]
             row[self.length - len(piece_ids) :] = torch.tensor(piece_ids)
         return ids, (ids != PAD).long()
 
-    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states of embedding and layers, the last after the final norm: (B, T, D, L).
+    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (B, T, D, L) of embedding and layers, the last after the final norm.
 
-        Columns that are padding in every row are left out of the computation and come back as
-        zeros: positions are relative and padding is masked later on.
+        Columns that are padding in every row are not computed and are zero in the result, since
+        positions are relative and padding is masked later.
         """
         longest = int(mask.sum(1).max())
         ids, mask, skipped = ids[:, -longest:], mask[:, -longest:], ids.shape[1] - longest
@@ -205,37 +208,37 @@ class TextTower(nn.Module):
         return F.pad(torch.stack(out.hidden_states, dim=-1), (0, 0, 0, 0, skipped, 0))
 
     def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Contexts (B, length, D_video) and (B, length, D_audio): valid tokens, then registers."""
+        """Video and audio context (B, length, D) of prompts: text tokens first, then registers."""
         ids, mask = self.tokens(prompts)
         device = self.gemma.embed_tokens.weight.device
         ids, mask = ids.to(device), mask.to(device)
-        video, audio, _ = self.connectors(self.hidden(ids, mask), mask)
+        video, audio, _ = self.connectors(self.hidden_states(ids, mask), mask)
         return video, audio
 
     def text_encoder_tensors(self) -> dict[str, Tensor]:
-        """ComfyUI's single-file text encoder: bf16 weights and the `spiece_model` bytes."""
+        """Tensors of ComfyUI's single-file text encoder: bf16 weights and `spiece_model` bytes."""
         out = {f"model.{name}": _bf16(value) for name, value in self.gemma.state_dict().items()}
         out["spiece_model"] = torch.frombuffer(bytearray(self.spiece_model), dtype=torch.uint8)
         return out
 
     def text_encoder_metadata(self) -> dict[str, str]:
-        """The header of the text encoder file."""
+        """Metadata of the text encoder file."""
         return {"format": "pt", "gemma_config": json.dumps(self.gemma_config)}
 
     def projection_tensors(self) -> dict[str, Tensor]:
-        """`text_embedding_projection.*` of the checkpoint, bf16."""
+        """Tensors `text_embedding_projection.*` of the checkpoint, bf16."""
         return self._connector_part("text_embedding_projection.")
 
     def connector_tensors(self) -> dict[str, Tensor]:
-        """`model.diffusion_model.{video,audio}_embeddings_connector.*` of the checkpoint, bf16."""
+        """Tensors `model.diffusion_model.{video,audio}_embeddings_connector.*`, bf16."""
         return self._connector_part("model.diffusion_model.")
 
     def _connector_part(self, prefix: str) -> dict[str, Tensor]:
-        named = {_original_connector_name(n): v for n, v in self.connectors.state_dict().items()}
-        return {name: _bf16(value) for name, value in named.items() if name.startswith(prefix)}
+        state = {_original_connector_name(n): v for n, v in self.connectors.state_dict().items()}
+        return {name: _bf16(value) for name, value in state.items() if name.startswith(prefix)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Fill all weights from tensors under their original names; others are ignored."""
+        """Load all weights from tensors with their original names; ignores other tensors."""
         gemma = {n: tensors[f"model.{n}"].float() for n in self.gemma.state_dict()}
         connectors = {
             n: tensors[_original_connector_name(n)].float() for n in self.connectors.state_dict()
@@ -261,18 +264,18 @@ def load(
     checkpoint: Path = PARTS / CONNECTOR_FILE,
     length: int = LENGTH,
 ) -> TextTower:
-    """A tower from a text encoder file and a checkpoint (the part, or the complete file)."""
+    """Load a tower from a text encoder file and a checkpoint (or the connectors' file alone)."""
     tensors, header = _read(encoder, ("model.", "spiece_model"))
-    more, options = _read(checkpoint, tuple(_CONNECTOR_PREFIXES.values()))
+    connectors, options = _read(checkpoint, tuple(_CONNECTOR_PREFIXES.values()))
     spiece_model = bytes(tensors.pop("spiece_model").cpu().numpy())
     transformer = options["config"]["transformer"]
     tower = TextTower(spiece_model, header["gemma_config"], transformer, length)
-    tower.restore(tensors | more)
+    tower.restore(tensors | connectors)
     return tower
 
 
 def save(tower: TextTower, folder: Path = PARTS) -> None:
-    """Write both parts, atomically."""
+    """Write the text encoder and the connectors to runs/parts, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     connectors = tower.projection_tensors() | tower.connector_tensors()
     header = {"config": json.dumps({"transformer": config()})}
@@ -281,6 +284,6 @@ def save(tower: TextTower, folder: Path = PARTS) -> None:
         (CONNECTOR_FILE, connectors, header),
     )
     for name, tensors, metadata in files:
-        fresh = folder / f"{name}.new"
-        save_file(tensors, fresh, metadata=metadata)
-        fresh.replace(folder / name)
+        temporary = folder / f"{name}.new"
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(folder / name)

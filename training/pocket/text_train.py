@@ -1,12 +1,13 @@
-"""Teach the text side what captions mean, before any video: caption -> attributes of the scene.
+"""Pretrain the text tower, without video, to predict a scene's attributes from its caption.
 
     python training/pocket/text_train.py fresh       # tokenizer, random weights
     python training/pocket/text_train.py train --seconds 60    # of processor time
     python training/pocket/text_train.py report
 
-Throwaway linear heads read every attribute off the mean of each stream's context, so that the
-transformer finds the words' meaning in place. Stages go on from the exported parts, or from
-`--encoder` and `--checkpoint`: the shipped files will do.
+Linear heads, used only here, classify every attribute from the mean of each stream's context, so
+that the contexts are informative when training of the transformer starts. `train` and `report`
+start from the files in runs/parts, or from `--encoder` and `--checkpoint` (the shipped files work
+too).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 world = worlds.module("world")
-HEADS = text.PARTS.parent / "text_heads.pt"  # only training needs them: fresh ones if missing
+HEADS = text.PARTS.parent / "text_heads.pt"  # only for training; new ones if missing
 FILLERS_BEFORE = (
     "A cinematic shot: ", "A short clip of ", "Close-up, ", "An animation where ", "Simple scene. ",
     "Please show ", "Video: ", "In this video, ", "Static camera. ", "A toy film of ",
@@ -58,43 +59,42 @@ What happens when the heavy stone drops from above? It hits the floor, cracks an
 """
 
 
-def augmented(caption: str, rng: random.Random) -> str:
-    """A caption with the noise of real prompts: letter case, fillers, a missing end."""
+def augment_caption(caption: str, rng: random.Random) -> str:
+    """Vary a caption as real prompts vary: letter case, filler phrases."""
     if rng.random() < 0.15:
         caption = caption[:1].lower() + caption[1:]
         caption = rng.choice(FILLERS_BEFORE) + caption
     if rng.random() < 0.15:
         caption = caption.rstrip(".") + rng.choice(FILLERS_AFTER)
-    draw = rng.random()
-    return caption.lower() if draw < 0.12 else caption.upper() if draw < 0.13 else caption
+    choice = rng.random()
+    return caption.lower() if choice < 0.12 else caption.upper() if choice < 0.13 else caption
 
 
 def tokenizer_lines(count: int = 12_000, seed: int = 5) -> list[str]:
-    """What the tokenizer is trained on: captions, plain and augmented, and a page of prose whose
-    words teach it the common pieces of English."""
+    """Training text of the tokenizer: augmented captions, and prose for common English words."""
     rng = random.Random(seed)
     captions = [world.caption(world.random_scene(rng), rng) for _ in range(count)]
     letters = [" ".join(chr(c) for c in range(33, 127))] * 5
-    return [augmented(c, rng) for c in captions] + PROSE.splitlines() * 40 + letters
+    return [augment_caption(c, rng) for c in captions] + PROSE.splitlines() * 40 + letters
 
 
 def examples(count: int, rng: random.Random, plain: bool = False) -> tuple[list[str], Tensor]:
-    """Captions of fresh scenes and their labels (count, attributes), -1 where not named."""
+    """Captions of random scenes and their labels (count, attributes), -1 for unmentioned ones."""
     captions, rows = [], []
     for _ in range(count):
         scene = world.random_scene(rng)
         caption = world.caption(scene, rng)
         known = world.attributes(scene)
         rows.append([
-            values.index(known[name]) if world.is_named(name, known[name], caption) else -1
+            values.index(known[name]) if world.is_mentioned(name, known[name], caption) else -1
             for name, values in world.LABELS.items()
         ])  # fmt: skip
-        captions.append(caption if plain else augmented(caption, rng))
+        captions.append(caption if plain else augment_caption(caption, rng))
     return captions, torch.tensor(rows)
 
 
 class Heads(nn.Module):
-    """One linear reader per attribute and stream, on the mean of the context."""
+    """Linear classifiers of the mean context, one per attribute and stream."""
 
     def __init__(self, video: int, audio: int) -> None:
         super().__init__()
@@ -108,25 +108,25 @@ class Heads(nn.Module):
         return [(hv(v), ha(a)) for hv, ha in zip(self.video, self.audio, strict=True)]
 
 
-def attribute_loss(logits: list[tuple[Tensor, Tensor]], wanted: Tensor) -> Tensor:
-    """Cross entropy over all attributes and both streams, unnamed ones left out."""
+def attribute_loss(logits: list[tuple[Tensor, Tensor]], targets: Tensor) -> Tensor:
+    """Sum of the cross entropies of all attributes and both streams; ignores labels of -1."""
     return torch.stack([
-        F.cross_entropy(stream, wanted[:, column], ignore_index=-1)
+        F.cross_entropy(stream, targets[:, column], ignore_index=-1)
         for column, pair in enumerate(logits)
         for stream in pair
     ]).sum()  # fmt: skip
 
 
 def train(tower: text.TextTower, heads: Heads, seconds: float, lr: float, seed: int) -> None:
-    """Fresh captions in every step, cosine to zero over the time given."""
+    """Train for `seconds` of processor time, with new captions in every step and a linear decay."""
     rng = random.Random(seed)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    start, step = time.process_time(), 0  # of the processor: the machine is shared
-    while (passed := (time.process_time() - start) / seconds) < 1:
-        optimizer.param_groups[0]["lr"] = lr * (min(1, (step + 1) / 30) * (1 - passed) + 0.01)
-        captions, wanted = examples(48, rng)
-        loss = attribute_loss(heads(*tower(captions)), wanted)
+    start, step = time.process_time(), 0  # processor time, since machines are shared
+    while (elapsed := (time.process_time() - start) / seconds) < 1:
+        optimizer.param_groups[0]["lr"] = lr * (min(1, (step + 1) / 30) * (1 - elapsed) + 0.01)
+        captions, targets = examples(48, rng)
+        loss = attribute_loss(heads(*tower(captions)), targets)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -138,19 +138,21 @@ def train(tower: text.TextTower, heads: Heads, seconds: float, lr: float, seed: 
 
 @torch.no_grad()
 def accuracies(tower: text.TextTower, heads: Heads, seed: int, plain: bool) -> dict[str, float]:
-    """Share of right attributes on fresh captions, the worse of the two streams."""
-    captions, wanted = examples(512, random.Random(seed), plain)
+    """Accuracy per attribute on new captions, of the worse of the two streams."""
+    captions, targets = examples(512, random.Random(seed), plain)
     logits = heads(*tower(captions))
     out = {}
     for column, name in enumerate(world.LABELS):
-        named = wanted[:, column] >= 0
-        right = [(s.argmax(-1) == wanted[:, column])[named].float().mean() for s in logits[column]]
+        is_labelled = targets[:, column] >= 0
+        right = [
+            (s.argmax(-1) == targets[:, column])[is_labelled].float().mean() for s in logits[column]
+        ]
         out[name] = round(float(min(right)), 4)
     return out
 
 
 def log(**figures: float | str | dict[str, float]) -> None:
-    """One JSON line to runs/text.jsonl."""
+    """Append one JSON line to runs/text.jsonl."""
     with (text.PARTS.parent / "text.jsonl").open("a") as file:
         file.write(json.dumps({"at": round(time.time(), 1), **figures}) + "\n")
 
@@ -181,7 +183,7 @@ def main() -> None:
         train(tower, heads, options.seconds, options.lr, options.seed)
         torch.save(heads.state_dict(), HEADS)
         text.save(tower)
-        tower = text.load().to(DEVICE)  # what was exported, rounded to bf16
+        tower = text.load().to(DEVICE)  # from the files, rounded to bf16
     for plain in (True, False):
         log(stage="accuracy", plain=str(plain), **accuracies(tower, heads, 99_991, plain))
 

@@ -1,13 +1,13 @@
-"""Train the pocket model from nothing, or go on from what is there: one command, every stage.
+"""Train the pocket model: run all training stages in order, or resume at one of them.
 
     python training/pocket/train.py                 # about four hours on two cores
     python training/pocket/train.py --dry-run       # every stage for seconds, in another folder
     python training/pocket/train.py --from dit      # later stages only
-    python training/pocket/train.py --restore       # state from the shipped files first
+    python training/pocket/train.py --restore       # first restore the state from the shipped files
 
-Stages run in order, each in its own process; each is resumable from its state in runs/ and each can
-be called alone (see the module of its name). `--hours` scales all durations. A dry run works in
-runs/dry (or in POCKET_RUNS), which it empties first, and exports there.
+Each stage runs in its own process and resumes from its state in runs/; each can also be run alone
+(see `COMMANDS`). `--hours` scales all durations. A dry run empties runs/dry (or POCKET_RUNS), works
+there and exports there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MINUTES: dict[str, float] = {
+MINUTES: dict[str, float] = {  # durations of the stages, in order; 0: not limited by time
     "text_fresh": 0.0,
     "text": 2.0,
     "audio_start": 0.0,
@@ -41,10 +41,10 @@ MINUTES: dict[str, float] = {
     "evaluate": 0.0,
 }
 DRY_SECONDS = 3.0
-STEADY = {
+GLIBC_SETTINGS = {
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_ARENA_MAX": "1",
 }  # fmt: skip
-"""Settings of glibc: large blocks are kept, not given back to the system at every step."""
+"""Environment for glibc: keep large memory blocks instead of returning them to the system."""
 COMMANDS: dict[str, list[str]] = {
     "text_fresh": ["text_train.py", "fresh"],
     "text": ["text_train.py", "train", "--seconds", "{seconds}"],
@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--to", dest="last", choices=MINUTES, default="evaluate")
     parser.add_argument("--hours", type=float, default=sum(MINUTES.values()) / 60)
     parser.add_argument("--cores", dest="threads", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--restore", action="store_true", help="start from the shipped files")
+    parser.add_argument(
+        "--restore", action="store_true", help="restore from the shipped files first"
+    )
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if options.restore:
@@ -105,7 +107,7 @@ def main() -> None:
     names = list(MINUTES)
     names = names[names.index(options.first) : names.index(options.last) + 1]
     scale = options.hours * 60 / sum(MINUTES.values())
-    environment, extra = STEADY | os.environ, {}
+    environment, extra = GLIBC_SETTINGS | os.environ, {}
     if options.dry_run:
         dry = Path(os.environ.get("POCKET_RUNS", HERE / "runs" / "dry"))
         shutil.rmtree(dry, ignore_errors=True)

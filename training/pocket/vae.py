@@ -1,11 +1,11 @@
 """The video VAE of the pocket model: a block transform as encoder, a small network as decoder.
 
-The encoder is solved, not trained: every down-convolution holds (in its centre tap) the principal
-components of what it really sees, so a latent describes exactly its own block of 8 frames x 32 x 32
-pixels. It is therefore final from the first minute, latents can be cached at once, and encoding a
-window of a picture equals a window of the encoded picture. The decoder starts from the inverse
-transform and is trained by gradient descent. Latents are (B, C, F, H, W), raw as the encoder gives
-them; `normalize` maps to what the transformer sees.
+The encoder is solved in closed form: the centre tap of every down-convolution has the principal
+components of its input, so a latent depends only on its own block of 8 frames x 32 x 32 pixels. The
+encoder therefore never changes, latents can be cached from the start, and encoding a window of a
+picture gives a window of the picture's latents. The decoder is initialised with the inverse
+transform and trained by gradient descent. Latents (B, C, F, H, W) are raw encoder outputs;
+`normalize` converts them for the transformer.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ENCODER_CHANNELS = (128, 128, 256, 256)
 ENCODER_LAYERS = (0, 0, 1, 0, 0)
 DECODER_CHANNELS = (40, 80, 80, 160)
 DECODER_LAYERS = (1, 1, 1, 1, 1)
-ENCODER_CONSTANT = 300.0  # relative size of the constant channels: the RMS norm is nearly linear
-CONSTANT = 3.0  # the same in the decoder, which is to learn and so keeps some curvature
+ENCODER_CONSTANT = 300.0  # relative size of the constant channels, for a nearly linear RMS norm
+CONSTANT = 3.0  # the same in the decoder, which trains and needs more nonlinearity
 
 
 def build() -> AutoencoderKLLTX2Video:
-    """The 2.3 structure at pocket width, random weights."""
-    from diffusers import AutoencoderKLLTX2Video  # world, cache and judge work without it
+    """The video VAE of LTX-2.3 at pocket width, with random weights."""
+    from diffusers import AutoencoderKLLTX2Video  # optional: cache.py and others run without it
 
     return AutoencoderKLLTX2Video(
         latent_channels=LATENT_CHANNELS,
@@ -57,7 +57,7 @@ def build() -> AutoencoderKLLTX2Video:
 
 
 def config() -> dict[str, Any]:
-    """The `vae` section of the checkpoint header (original layout)."""
+    """The `vae` section of the header config (original layout)."""
     return {
         "_class_name": "CausalVideoAutoencoder",
         "dims": 3,
@@ -103,53 +103,53 @@ def config() -> dict[str, Any]:
 STATISTICS = {"latents_mean": "mean-of-means", "latents_std": "std-of-means"}
 
 
-def _even(found: re.Match[str]) -> str:
+def _double(found: re.Match[str]) -> str:
     return str(2 * int(found[1]))
 
 
-def _odd(found: re.Match[str]) -> str:
+def _double_plus_one(found: re.Match[str]) -> str:
     return str(2 * int(found[1]) + 1)
 
 
-def _after(found: re.Match[str]) -> str:
+def _double_plus_two(found: re.Match[str]) -> str:
     return str(2 * int(found[1]) + 2)
 
 
 def original_name(name: str) -> str:
-    """Original name of a video VAE tensor of the diffusers class."""
+    """Original name of a tensor of the diffusers video VAE."""
     if name in STATISTICS:
         return f"vae.per_channel_statistics.{STATISTICS[name]}"
     name = name.replace("resnets.", "res_blocks.")
-    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)\.downsamplers\.0", _odd, name)
-    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)(?=\.res_blocks)", _even, name)
-    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)\.upsamplers\.0", _odd, name)
-    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)(?=\.res_blocks)", _after, name)
+    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)\.downsamplers\.0", _double_plus_one, name)
+    name = re.sub(r"(?<=encoder\.down_blocks\.)(\d+)(?=\.res_blocks)", _double, name)
+    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)\.upsamplers\.0", _double_plus_one, name)
+    name = re.sub(r"(?<=decoder\.up_blocks\.)(\d+)(?=\.res_blocks)", _double_plus_two, name)
     name = name.replace("encoder.mid_block.", "encoder.down_blocks.8.")
     return "vae." + name.replace("decoder.mid_block.", "decoder.up_blocks.0.")
 
 
 def from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of `build()` from the tensors of a checkpoint."""
+    """State dict of `build()` from a checkpoint's tensors, as float32."""
     return {n: tensors[original_name(n)].float() for n in build().state_dict()}
 
 
-# ------------------------------------------------------------------------------------- encoding
+# ------------------------------------------------------------------------- encoding and decoding
 
 
 def to_signal(pixels: Tensor) -> Tensor:
-    """uint8 (B, F, H, W, 3) -> float (B, 3, F, H, W) in [-1, 1]."""
+    """Pixels, uint8 (B, F, H, W, 3) -> signal, float (B, 3, F, H, W) in [-1, 1]."""
     return pixels.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
 def patches(video: Tensor) -> Tensor:
-    """(B, 3, F, H, W) -> (B, 48, F, H/4, W/4), the channel order of the original layout."""
+    """Signal (B, 3, F, H, W) -> 4 x 4 patches (B, 48, F, H/4, W/4) in the original order."""
     b, c, f, h, w = video.shape
     video = video.reshape(b, c, f, h // 4, 4, w // 4, 4)
     return video.permute(0, 1, 6, 4, 2, 3, 5).reshape(b, c * 16, f, h // 4, w // 4)
 
 
-def _centre(conv: nn.Module, x: Tensor, causal: bool) -> Tensor:
-    """A convolution of which only the centre tap is not zero, as one matrix product."""
+def _centre_tap_conv(conv: nn.Module, x: Tensor, causal: bool) -> Tensor:
+    """Apply a convolution of which only the centre tap is not zero, as a matrix product."""
     weight = conv.conv.weight[:, :, 2 if causal else 1, 1, 1]
     out = torch.matmul(weight, x.flatten(2)) + conv.conv.bias[None, :, None]
     return out.reshape(x.shape[0], -1, *x.shape[2:])
@@ -162,16 +162,18 @@ def space_to_depth(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
 
 
 def _down(block: nn.Module, x: Tensor) -> Tensor:
-    """A down-sampler with a centre-tap convolution."""
+    """Apply a down-sampler whose convolution has only a centre tap."""
     x = torch.cat([x[:, :, : block.stride[0] - 1], x], dim=2)
     residual = space_to_depth(x, block.stride).unflatten(1, (-1, block.group_size)).mean(dim=2)
-    return space_to_depth(_centre(block.conv, x, causal=True), block.stride) + residual
+    return space_to_depth(_centre_tap_conv(block.conv, x, causal=True), block.stride) + residual
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """The encoder as one affine map of a block (3, 8, 32, 32): `weight` (C, 3, 8, 32, 32), `bias`
-    (C,)."""
+    """The encoder as an affine map of blocks (3, 8, 32, 32).
+
+    `weight` is (C, 3, 8, 32, 32), `bias` (C,).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -190,8 +192,11 @@ class Transform:
 
 
 def transform(vae: AutoencoderKLLTX2Video, normalized: bool = False) -> Transform:
-    """The encoder linearised around grey; exact to about a percent of the largest latent (the
-    encoder's last normalisation and activation see a dominating constant)."""
+    """The encoder linearised around grey, for raw or `normalized` latents.
+
+    The error is about a percent of the largest latent, since a large constant channel keeps the
+    encoder's last normalisation and activation nearly linear.
+    """
     count = LATENT_CHANNELS
     video = torch.zeros(count, 3, 9, 32, 32, requires_grad=True)
     latents = _encode(vae, video)[:, :, 1, 0, 0]
@@ -204,24 +209,27 @@ def transform(vae: AutoencoderKLLTX2Video, normalized: bool = False) -> Transfor
 
 
 def _encode(vae: AutoencoderKLLTX2Video, video: Tensor) -> Tensor:
-    """`vae.encoder` at a twentieth of its cost, while its residual blocks are inactive and its
-    convolutions have only a centre tap: latent means (B, C, F', H/32, W/32)."""
+    """Latent means (B, C, F', H/32, W/32) of video, at a twentieth of the cost of `vae.encoder`.
+
+    Equal to it as long as its residual blocks are inactive and its convolutions have only a centre
+    tap.
+    """
     encoder = vae.encoder
-    x = _centre(encoder.conv_in, patches(video), causal=True)
+    x = _centre_tap_conv(encoder.conv_in, patches(video), causal=True)
     for block in encoder.down_blocks:
         x = _down(block.downsamplers[0], x)
-    x = _centre(encoder.conv_out, encoder.conv_act(encoder.norm_out(x)), causal=True)
+    x = _centre_tap_conv(encoder.conv_out, encoder.conv_act(encoder.norm_out(x)), causal=True)
     return x[:, :LATENT_CHANNELS]
 
 
 def normalize(vae: AutoencoderKLLTX2Video, latents: Tensor) -> Tensor:
-    """Raw latents -> latents of the transformer."""
+    """Raw latents -> normalised latents, as the transformer uses them."""
     shape = (1, -1, 1, 1, 1)
     return (latents - vae.latents_mean.view(shape)) / vae.latents_std.view(shape)
 
 
 def denormalize(vae: AutoencoderKLLTX2Video, latents: Tensor) -> Tensor:
-    """Latents of the transformer -> raw latents."""
+    """Normalised latents -> raw latents."""
     shape = (1, -1, 1, 1, 1)
     return latents * vae.latents_std.view(shape) + vae.latents_mean.view(shape)
 
@@ -232,18 +240,18 @@ def decode(vae: AutoencoderKLLTX2Video, latents: Tensor) -> Tensor:
     return video.add(1).mul(127.5).add(0.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
-# ------------------------------------------------------------------------------ the closed form
+# -------------------------------------------------------------------------- closed-form solution
 
 
 def _rows(x: Tensor, limit: int = 60_000) -> Tensor:
-    """(B, C, F, H, W) -> at most `limit` rows (N, C)."""
+    """(B, C, F, H, W) -> rows (N, C), at most about `limit` of them."""
     rows = x.movedim(1, -1).reshape(-1, x.shape[1])
     step = max(1, len(rows) // limit)
     return rows[::step]
 
 
 def _pca(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(basis (count, C), mean (C,), variances (count,)), most important first."""
+    """Principal components (count, C) of rows, their mean (C,) and variances, largest first."""
     mean = rows.mean(0)
     covariance = torch.cov((rows - mean).T.double())
     values, vectors = torch.linalg.eigh(covariance)
@@ -256,8 +264,8 @@ def _zero(conv: nn.Module) -> None:
     nn.init.zeros_(conv.conv.bias)
 
 
-def _quiet(model: nn.Module, scale: float = 0.5) -> None:
-    """Residual blocks do nothing at first: their second convolution is zero."""
+def _disable_residual_blocks(model: nn.Module, scale: float = 0.5) -> None:
+    """Set residual blocks to add nothing: their second convolution is zero."""
     for name, module in model.named_modules():
         if name.endswith("conv1"):
             fan_in = module.conv.weight[0].numel()
@@ -268,7 +276,7 @@ def _quiet(model: nn.Module, scale: float = 0.5) -> None:
 
 
 def _ridge(x: Tensor, y: Tensor, strength: float = 1e-4) -> Tensor:
-    """Weights (K, D) of least squares from rows x (N, K) to rows y (N, D)."""
+    """Ridge regression weights (K, D) from rows x (N, K) to rows y (N, D)."""
     gram = (x.T @ x).double()
     gram += strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
     return torch.linalg.solve(gram, (x.T @ y).double()).float()
@@ -276,12 +284,12 @@ def _ridge(x: Tensor, y: Tensor, strength: float = 1e-4) -> Tensor:
 
 @torch.no_grad()
 def solve_encoder(vae: AutoencoderKLLTX2Video, clips: list[Tensor]) -> None:
-    """Set every encoder weight and the latent statistics from clips (B, 3, F, H, W)."""
+    """Set all encoder weights and the latent statistics from clips (B, 3, F, H, W)."""
     encoder = vae.encoder
-    _quiet(encoder)
+    _disable_residual_blocks(encoder)
     _zero(encoder.conv_in)
     encoder.conv_in.conv.weight[:48, :, 2, 1, 1] = torch.eye(48)
-    xs = [_centre(encoder.conv_in, patches(v), causal=True) for v in clips]
+    xs = [_centre_tap_conv(encoder.conv_in, patches(v), causal=True) for v in clips]
     for i, block in enumerate(encoder.down_blocks):
         down = block.downsamplers[0]
         count = down.conv.conv.out_channels
@@ -289,7 +297,7 @@ def solve_encoder(vae: AutoencoderKLLTX2Video, clips: list[Tensor]) -> None:
         rows = torch.cat([_rows(x, 40_000) for x in xs])
         basis, mean, variances = _pca(rows, count - 1 if last else count)
         _zero(down.conv)
-        gain = 4.0  # the convolution then outweighs the down-sampler's own averaging path
+        gain = 4.0  # makes the convolution outweigh the down-sampler's averaging path
         down.conv.conv.weight[: len(basis), :, 2, 1, 1] = gain * basis
         down.conv.conv.bias[: len(basis)] = -gain * basis @ mean
         if last:
@@ -299,11 +307,11 @@ def solve_encoder(vae: AutoencoderKLLTX2Video, clips: list[Tensor]) -> None:
 
 
 def _solve_latents(vae: AutoencoderKLLTX2Video, xs: list[Tensor], clips: list[Tensor]) -> None:
-    """conv_out: the combinations of its input that predict the pixels of their block best (reduced
-    rank regression), most important first, and the statistics.
+    """Set conv_out by reduced-rank regression of a block's pixels, and the latent statistics.
 
-    A latent's variance is its share of the pixels' to the power 1/2, and 1/4 after the statistics:
-    the importance of the first latents is kept, only compressed.
+    Latents are in order of importance. A raw latent's variance is its share of the pixels' variance
+    to the power 1/2, a normalised latent's to the power 1/4: this compresses the differences but
+    keeps the order.
     """
     encoder, later = vae.encoder, slice(1, None)
     active = [encoder.conv_act(encoder.norm_out(x))[:, :-8, later] for x in xs]
@@ -333,39 +341,41 @@ def _solve_latents(vae: AutoencoderKLLTX2Video, xs: list[Tensor], clips: list[Te
 
 @torch.no_grad()
 def solve_decoder(vae: AutoencoderKLLTX2Video, clips: list[Tensor]) -> None:
-    """Set the decoder to the inverse transform, level by level (see the module docstring)."""
+    """Set the decoder to the inverse transform, from the finest level to the coarsest."""
     decoder = vae.decoder
-    _quiet(decoder, scale=1.0)
+    _disable_residual_blocks(decoder, scale=1.0)
     _zero(decoder.conv_in)
     targets = [patches(v) for v in clips]
     chain = [decoder.conv_out, *(b.upsamplers[0] for b in reversed(decoder.up_blocks))]
     for layer in chain[1:]:
         count = chain[0].conv.in_channels if layer is chain[1] else None
-        targets = _solve_up(layer, targets, count)
+        targets = _solve_upsampler(layer, targets, count)
     with torch.enable_grad():
         encode = transform(vae)
     latents = [encode(v) for v in clips]
-    _solve_in(decoder.conv_in, latents, targets)
-    _solve_out(decoder, latents, clips)
+    _solve_conv_in(decoder.conv_in, latents, targets)
+    _solve_conv_out(decoder, latents, clips)
 
 
-def _solve_up(layer: nn.Module, finer: list[Tensor], patch_count: int | None) -> list[Tensor]:
-    """One up-sampler = inverse PCA of space-to-depth targets; returns the targets of its input.
+def _solve_upsampler(
+    layer: nn.Module, finer: list[Tensor], patch_count: int | None
+) -> list[Tensor]:
+    """Set one up-sampler to the inverse PCA of its targets; returns the targets of its input.
 
-    The finest level first reduces the 48 numbers of a 4 x 4 patch to the width before conv_out.
-    The last input channel is a constant 1 times the typical size, passed on at every level.
+    The finest level first reduces the 48 numbers of a 4 x 4 patch to the width before conv_out
+    (`patch_count`). The last input channel is a constant that every level passes on.
     """
     if patch_count is not None:
         basis, mean, _ = _pca(torch.cat([_rows(x) for x in finer]), patch_count - 1)
-        finer = [_project(x, basis, mean) for x in finer]
-        finer = [_with_constant(x) for x in finer]
+        finer = [_project_to_basis(x, basis, mean) for x in finer]
+        finer = [_append_constant(x) for x in finer]
     stride = layer.stride
     coarse = [space_to_depth(torch.cat([x[:, :, : stride[0] - 1], x], 2), stride) for x in finer]
     count = layer.conv.conv.in_channels - 1
     rows = torch.cat([_rows(x) for x in coarse])
     basis, mean, variances = _pca(rows, count)
     size = variances.mean().sqrt()
-    features = [_with_constant(_project(x, basis, mean) / size) for x in coarse]
+    features = [_append_constant(_project_to_basis(x, basis, mean) / size) for x in coarse]
     constant = float(features[0][0, -1, 0, 0, 0])
     _zero(layer.conv)
     layer.conv.conv.weight[:, :-1, 1, 1, 1] = basis.T * size
@@ -373,17 +383,17 @@ def _solve_up(layer: nn.Module, finer: list[Tensor], patch_count: int | None) ->
     return features
 
 
-def _project(x: Tensor, basis: Tensor, mean: Tensor) -> Tensor:
+def _project_to_basis(x: Tensor, basis: Tensor, mean: Tensor) -> Tensor:
     return torch.einsum("kc,bcfhw->bkfhw", basis, x - mean.view(1, -1, 1, 1, 1))
 
 
-def _with_constant(x: Tensor) -> Tensor:
+def _append_constant(x: Tensor) -> Tensor:
     """Append a channel that dominates the RMS over channels."""
     return torch.cat([x, torch.full_like(x[:, :1], CONSTANT * x.shape[1] ** 0.5)], dim=1)
 
 
 def _windows(x: Tensor) -> Tensor:
-    """Rows (N, C * 27 + 1) of the 3 x 3 x 3 neighbourhoods, padded as a non-causal layer does."""
+    """3 x 3 x 3 neighbourhoods and a one, rows (N, C * 27 + 1), with non-causal padding."""
     x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
     x = nn.functional.pad(x, (1, 1, 1, 1))
     x = x.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1)
@@ -391,19 +401,19 @@ def _windows(x: Tensor) -> Tensor:
     return torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
 
 
-def _set(conv: nn.Module, solution: Tensor) -> None:
+def _set_convolution(conv: nn.Module, solution: Tensor) -> None:
     conv.conv.weight.copy_(solution[:-1].T.reshape(conv.conv.weight.shape))
     conv.conv.bias.copy_(solution[-1])
 
 
-def _solve_in(conv: nn.Module, latents: list[Tensor], targets: list[Tensor]) -> None:
+def _solve_conv_in(conv: nn.Module, latents: list[Tensor], targets: list[Tensor]) -> None:
     x = torch.cat([_windows(z) for z in latents])
     y = torch.cat([t.movedim(1, -1).flatten(0, -2) for t in targets])
-    _set(conv, _ridge(x, y))
+    _set_convolution(conv, _ridge(x, y))
 
 
-def _solve_out(decoder: nn.Module, latents: list[Tensor], clips: list[Tensor]) -> None:
-    """conv_out by ridge from the activations the decoder really has."""
+def _solve_conv_out(decoder: nn.Module, latents: list[Tensor], clips: list[Tensor]) -> None:
+    """Set conv_out to a ridge regression from the decoder's actual activations."""
     seen: list[Tensor] = []
     hook = decoder.conv_act.register_forward_hook(lambda _m, _i, out: seen.append(out))
     gram, cross = 0.0, 0.0
@@ -419,11 +429,11 @@ def _solve_out(decoder: nn.Module, latents: list[Tensor], clips: list[Tensor]) -
                 gram, cross = gram + x.T @ x, cross + x.T @ y
     hook.remove()
     gram = gram.double() + 1e-5 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
-    _set(decoder.conv_out, torch.linalg.solve(gram, cross.double()).float())
+    _set_convolution(decoder.conv_out, torch.linalg.solve(gram, cross.double()).float())
 
 
 def sample_clips(rng: random.Random, counts: dict[int, int], frames: int = 17) -> list[Tensor]:
-    """Signals (B, 3, frames, 128, 128): windows of `counts[size]` clips of `size` px."""
+    """Signals (B, 3, frames, 128, 128): random windows of `counts[size]` clips of `size` px."""
     batches = []
     for size, count in counts.items():
         crops = []
@@ -442,7 +452,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def score(vae: AutoencoderKLLTX2Video, scenes: list[Scene], size: int, frames: int = 25) -> float:
-    """Mean PSNR over scenes of encode + decode at a size."""
+    """Mean PSNR in dB of scenes encoded and decoded at `size` px."""
     values = []
     for scene in scenes:
         pixels = render([scene], frames, size)

@@ -26,7 +26,7 @@ MSE_STEPS = 120
 
 
 def solve(small: int, large: int, seed: int, score: int = 3) -> None:
-    """Closed-form encoder and decoder from so many windows of clips of 256 and of 512 px."""
+    """Solve encoder and decoder from `small` windows of 256 px clips and `large` of 512 px."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae = video_vae.build().eval().requires_grad_(False)
@@ -45,7 +45,7 @@ def _scores(vae: Any, count: int) -> dict[str, float]:
 
 
 def load(average: bool = True) -> Any:
-    """The VAE of the last checkpoint, frozen."""
+    """The VAE of runs/vae.pt, frozen; by default with its averaged weights."""
     vae = video_vae.build().eval().requires_grad_(False)
     vae.load_state_dict(read(STATE)["average" if average else "vae"])
     vae.decoder.to(memory_format=torch.channels_last_3d)  # half the time on a CPU
@@ -53,8 +53,10 @@ def load(average: bool = True) -> Any:
 
 
 def batch(rng: random.Random, encode: video_vae.Transform, count: int) -> tuple[Tensor, Tensor]:
-    """(raw latents, signals) of windows of 96 or 128 px, 9 or 17 frames; the windows often lie on
-    the object's path and now and then on the border of the picture."""
+    """Raw latents and signals of `count` random windows of 96 or 128 px and 17 or 9 frames.
+
+    Windows are more often near the middle of the picture, where the object is.
+    """
     frames, window = rng.choice(((9, 128), (9, 128), (17, 96)))
     crops = []
     for _ in range(count):
@@ -65,8 +67,8 @@ def batch(rng: random.Random, encode: video_vae.Transform, count: int) -> tuple[
     return encode(video), video
 
 
-def loss_of(out: Tensor, video: Tensor, step: int) -> Tensor:
-    """MSE first; later L1 + MSE / 2 + 0.7 x the error of the gradients along x, y and t."""
+def compute_loss(out: Tensor, video: Tensor, step: int) -> Tensor:
+    """MSE in the first steps, then L1 + MSE / 2 + 0.7 x L1 of the gradients along x, y and t."""
     error = out - video
     mse = error.square().mean()
     if step < MSE_STEPS:
@@ -76,7 +78,7 @@ def loss_of(out: Tensor, video: Tensor, step: int) -> Tensor:
 
 
 def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6) -> None:
-    """Train the decoder for a time; resumable."""
+    """Train the decoder for `seconds`, from runs/vae.pt."""
     state = read(STATE)
     vae = video_vae.build().requires_grad_(False)
     vae.load_state_dict(state["vae"])
@@ -98,7 +100,7 @@ def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, 500 / group["fan"])
         out = decoder(latents)
-        loss = loss_of(out, video, step)
+        loss = compute_loss(out, video, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
@@ -110,7 +112,7 @@ def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6)
             average[f"decoder.{name}"].lerp_(value, 1 - decay)
         if step % 25 == 0:
             mse = sum(sums[-25:]) / len(sums[-25:])
-            log("vae", step=step, loss=float(loss.detach()), psnr=psnr_of(mse), lr=lr)
+            log("vae", step=step, loss=float(loss.detach()), psnr=signal_psnr(mse), lr=lr)
         if time.time() - saved > 240 or time.time() - start >= seconds:
             saved = time.time()
             whole = vae.state_dict()
@@ -119,8 +121,8 @@ def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6)
     log("vae_done", step=step, **_scores(load(), score))
 
 
-def psnr_of(mse: float) -> float:
-    """PSNR of signals in [-1, 1]."""
+def signal_psnr(mse: float) -> float:
+    """PSNR in dB for a mean squared error of signals in [-1, 1]."""
     return float(10 * torch.log10(torch.tensor(4 / mse)))
 
 
@@ -133,9 +135,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", type=int, default=160, help="windows to solve from, 256 px")
-    parser.add_argument("--large", type=int, default=80, help="the same, 512 px")
-    parser.add_argument("--score", type=int, default=6, help="clips to measure at the end")
+    parser.add_argument(
+        "--small", type=int, default=160, help="windows of 256 px clips for `solve`"
+    )
+    parser.add_argument("--large", type=int, default=80, help="windows of 512 px clips for `solve`")
+    parser.add_argument("--score", type=int, default=6, help="number of clips for the final PSNR")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.command == "solve":

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Keep a training process alive: start it again from its checkpoint when it is gone or has written
-# nothing to its log for STALL seconds (OpenMP can lose a wake-up on a crowded machine).
+# Run a training command and restart it when it has exited or has written nothing to its log for STALL
+# seconds (on a busy machine OpenMP can miss a wake-up and hang).
 # usage: watch.sh LOG UNTIL_EPOCH AUTOGROUP_NICE command...
 log=$1; until=$2; nice=$3; shift 3
 STALL=${STALL:-150}

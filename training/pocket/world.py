@@ -1,9 +1,8 @@
-"""The world of the pocket model: one big object on a simple background, in analytic form.
+"""The synthetic world of the pocket model: one large object in front of a simple background.
 
-A `Scene` is a value; everything else is a pure function of it: the caption a user could have
-typed, the labels a judge checks, the path of the object, the times of its bounces and the pixels
-at any size. Coordinates are in half sides of the (square) picture: x in [-1, 1] to the right, y in
-[-1, 1] *upwards*. This module knows nothing of latents, networks or sound.
+A `Scene` is an immutable value. Its captions, labels, object trajectory, impact times and pixels at
+any size are functions of it. Coordinates are in half sides of the square picture: x in [-1, 1] to
+the right, y in [-1, 1] *upwards*. This module does not depend on latents, networks or audio.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ BACKGROUND_COLORS: dict[str, tuple[int, int, int]] = {
 WALL = (178, 186, 198)
 HAZE = (206, 214, 220)
 SPEED = 0.5  # half sides per second
-GRAVITY = 2.0  # half sides per second squared: slow motion, so that the fall is easy to see
+GRAVITY = 2.0  # half sides per second squared; low, so that a fall is slow enough to see
 RESTITUTION = 0.8
 BOUNCE_FLOOR = -0.62
 HORIZON = -0.25
 BAND = 0.25  # height of one of the three bands of the floor
-CLIP_S = 1.0  # the time over which the object grows
-EDGE_PX = 1.5
+CLIP_S = 1.0  # seconds in which a growing object becomes 1.5 times as large
+EDGE_PX = 1.5  # width of soft edges, in pixels
 
 _SHAPE_WORDS = {
     "circle": ("ball", "ball", "circle", "disc"),
@@ -115,7 +114,7 @@ _SHORT_TEMPLATES = (
 
 
 def _vocabulary() -> tuple[str, ...]:
-    """Every word a caption may contain, lower case, sorted."""
+    """All words of the captions, lower case, sorted."""
     tables = (
         _SHAPE_WORDS, _COLOR_WORDS, _TEXTURE_WORDS, _MOTION_WORDS, _SHORT_MOTION_WORDS,
         _BACKGROUND_COLOR_WORDS, _BACKGROUND_WORDS,
@@ -130,9 +129,12 @@ VOCABULARY = _vocabulary()
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One scene. `x`, `y` are the centre at time 0, `radius` its size at time 0 (half sides);
-    `phase` in [0, 1) shifts stripes and hills; `tint` is the jitter of the object's colour and
-    `background_tint` that of the background's, both in 8-bit steps."""
+    """One scene.
+
+    `x`, `y` and `radius` are the object's centre and size at time 0, in half sides; `phase` in
+    [0, 1) shifts the hills; `tint` and `background_tint` are the jitter of the object's and of the
+    background's colour, in 8-bit steps.
+    """
 
     shape: str
     color: str
@@ -150,7 +152,7 @@ class Scene:
 
 
 def _start(motion: str, rng: random.Random) -> tuple[float, float]:
-    """Centre at time 0 so that the default clip (about one second) stays in the picture."""
+    """Random centre at time 0 from which a clip of one second stays in the picture."""
     half = SPEED * CLIP_S / 2
     centre = {
         "left": (half, -0.05), "right": (-half, -0.05), "up": (0.0, -half), "down": (0.0, half),
@@ -160,7 +162,7 @@ def _start(motion: str, rng: random.Random) -> tuple[float, float]:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene drawn uniformly over its labels (texture: plain 80 %), small jitter included."""
+    """A random scene: labels uniform (texture: 80 % plain), with jitter of position and colours."""
     motion = rng.choice(MOTIONS)
     x, y = _start(motion, rng)
     radius = rng.uniform(0.40, 0.44)
@@ -192,8 +194,11 @@ def _article(phrase: str) -> str:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """A description as a user could type it. 85 % whole sentences that name everything visible
-    (the background's colour in 4 of 5), 15 % short notes, most without a background."""
+    """A random caption like a user's prompt.
+
+    85 % are whole sentences that name everything visible (80 % of them with the background's
+    colour), 15 % short phrases, most without a background.
+    """
     short = rng.random() < 0.15
     words = (_TEXTURE_WORDS[scene.texture], _COLOR_WORDS[scene.color], _SHAPE_WORDS[scene.shape])
     thing = _join(*(rng.choice(w) for w in words))
@@ -213,7 +218,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 
 def attributes(scene: Scene) -> dict[str, str]:
-    """The labels a judge checks."""
+    """The scene's label of each attribute."""
     names = ("shape", "color", "texture", "motion", "background", "background_color")
     return {name: getattr(scene, name) for name in names}
 
@@ -226,15 +231,15 @@ LABELS: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
     "background_color": tuple(BACKGROUND_COLORS),
 }
-"""The values each attribute can take."""
+"""The possible values of each attribute."""
 _BACKGROUND_NOUNS = {
     "plain": ("background", "wall"), "gradient": ("sky", "gradient"), "floor": ("floor",),
     "hills": ("hills",),
 }  # fmt: skip
 
 
-def is_named(attribute: str, value: str, text: str) -> bool:
-    """Check that a caption names this value (short ones leave the background out)."""
+def is_mentioned(attribute: str, value: str, text: str) -> bool:
+    """True if a caption mentions this value; short captions may omit the background."""
     if attribute == "background":
         return any(word in text.lower() for word in _BACKGROUND_NOUNS[value])
     if attribute == "background_color":
@@ -243,17 +248,17 @@ def is_named(attribute: str, value: str, text: str) -> bool:
 
 
 def sound_key(scene: Scene) -> tuple[Any, ...]:
-    """What the sound of a scene depends on."""
+    """The values of a scene on which its sound depends."""
     return scene.shape, scene.texture, scene.motion, scene.x, scene.y, scene.radius
 
 
 def _bounce_drop(scene: Scene) -> float:
-    """Height the centre falls before the object touches the ground."""
+    """Height of the fall from the start position to the ground."""
     return max(scene.y - scene.radius - BOUNCE_FLOOR, 0.05)
 
 
 def impacts(scene: Scene, duration_s: float) -> list[float]:
-    """Times in seconds at which the object hits the ground (empty but for `bounce`)."""
+    """Times in seconds at which the object hits the ground; empty if it does not `bounce`."""
     if scene.motion != "bounce":
         return []
     fall = math.sqrt(2 * _bounce_drop(scene) / GRAVITY)
@@ -279,7 +284,7 @@ def _bounce_height(scene: Scene, t: Tensor) -> Tensor:
 
 
 def trajectory(scene: Scene, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, y, radius) at times t in seconds, each of t's shape, in half sides, y up."""
+    """Centre x, y and radius at times t (seconds), each of the shape of t, in half sides."""
     t = torch.as_tensor(t, dtype=torch.float32)
     x, y, radius = (torch.full_like(t, v) for v in (scene.x, scene.y, scene.radius))
     step = SPEED * t
@@ -295,12 +300,12 @@ def trajectory(scene: Scene, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def height(scene: Scene, t: Tensor) -> Tensor:
-    """y of the object at times t."""
+    """Height y of the object's centre at times t (seconds), of the shape of t, in half sides."""
     return trajectory(scene, t)[1]
 
 
 def _distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance (negative inside) of points to a shape around the origin."""
+    """Signed distance of points to a shape around the origin, negative inside."""
     if shape == "circle":
         return torch.hypot(x, y) - radius
     if shape == "square":
@@ -312,7 +317,7 @@ def _distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     angle = torch.atan2(x, y) % (2 * sector)
     angle = torch.minimum(angle, 2 * sector - angle)
     length = torch.hypot(x, y)
-    outer, inner = 1.2, 0.58
+    outer, inner = 1.2, 0.58  # tips and notches of the star, in radii
     # the edge from the tip (outer, angle 0) to the notch (inner, angle pi/5)
     edge = (inner * math.cos(sector) - outer, inner * math.sin(sector))
     norm = math.hypot(*edge)
@@ -325,21 +330,21 @@ def _rgb(color: tuple[int, int, int], tint: tuple[int, int, int] = (0, 0, 0)) ->
 
 
 def _mix(mask: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
-    """Composite (..., 3) over (..., 3) with a mask (...)."""
+    """Blend of the colours `inside` and `outside` (..., 3) by a mask (...)."""
     return outside + mask[..., None] * (inside - outside)
 
 
 @dataclasses.dataclass(frozen=True)
 class Backdrop:
-    """A background as `tinted` * its colour + `fixed` * `fixed_color`; both (H, W)."""
+    """A background: `color_mask` * the scene's background colour + `fixed_mask` * `fixed_color`."""
 
-    tinted: Tensor
-    fixed: Tensor
+    color_mask: Tensor  # (H, W)
+    fixed_mask: Tensor  # (H, W)
     fixed_color: Tensor
 
 
 def backdrop(scene: Scene, x: Tensor, y: Tensor, pixel: float) -> Backdrop:
-    """The background at points x (W,) and y (H,); one pixel is `pixel` wide."""
+    """The background at points x (W,) and y (H,); `pixel` is the width of a pixel."""
     shape = (len(y), len(x))
     haze, soft = _rgb(HAZE), EDGE_PX * pixel
     if scene.background == "plain":
@@ -362,8 +367,10 @@ def backdrop(scene: Scene, x: Tensor, y: Tensor, pixel: float) -> Backdrop:
 
 
 def stripes(x: Tensor, y: Tensor, radius: Tensor, soft: float) -> Tensor:
-    """Share of the object's own colour at points relative to its centre if it is striped; the
-    rest is `stripe_color`."""
+    """Share of the object's own colour in a striped texture, at points relative to its centre.
+
+    The rest is `stripe_color`.
+    """
     period = 0.8 * radius
     wave = torch.cos(2 * math.pi * y / period) * period / (2 * math.pi)
     return (0.5 + (wave + 0.12 * period) / soft).clamp(0, 1).expand(torch.broadcast_shapes(
@@ -371,31 +378,33 @@ def stripes(x: Tensor, y: Tensor, radius: Tensor, soft: float) -> Tensor:
 
 
 def object_color(scene: Scene) -> Tensor:
-    """RGB 0-255 of the object, jitter included."""
+    """RGB (0 to 255) of the object, with jitter."""
     return _rgb(COLORS[scene.color], scene.tint)
 
 
 def stripe_color(scene: Scene) -> Tensor:
-    """RGB of the stripes of a striped object."""
+    """RGB (0 to 255) of the stripes of a striped object."""
     return _rgb((60, 60, 66) if scene.color == "white" else (250, 250, 250))
 
 
 def background_color(scene: Scene) -> Tensor:
-    """RGB 0-255 of the background, jitter included."""
+    """RGB (0 to 255) of the background, with jitter."""
     return _rgb(BACKGROUND_COLORS[scene.background_color], scene.background_tint)
 
 
 def coverage(scene: Scene, x: Tensor, y: Tensor, t: Tensor, soft: float) -> tuple[Tensor, Tensor]:
-    """(mask, own) of shape (T, H, W): where the object is, and the share of its own colour there if
-    it is striped, at points x (W,), y (H,) and times t (T,)."""
+    """The object's mask and its `stripes`, both (T, H, W), at points x (W,), y (H,), times t (T,).
+
+    `soft` is the width of the edges in half sides.
+    """
     cx, cy, radius = (v[:, None, None] for v in trajectory(scene, t))
     x, y = x[None, None] - cx, y[None, :, None] - cy
     mask = (0.5 - _distance(scene.shape, x, y, radius) / soft).clamp(0, 1)
     return mask, stripes(x, y, radius, soft)
 
 
-def touched(points: Tensor, centre: Tensor, radius: Tensor) -> slice:
-    """The range of coordinates that an object with this path along one axis ever touches."""
+def covered_range(points: Tensor, centre: Tensor, radius: Tensor) -> slice:
+    """Range of indices that an object covers at any time, along one axis."""
     reach = 1.3 * radius
     inside = (points > (centre - reach).min()) & (points < (centre + reach).max())
     where = inside.nonzero()
@@ -410,9 +419,9 @@ def render(
     first_frame: int = 0,
     crop: tuple[int, int, int, int] | None = None,
 ) -> Tensor:
-    """Pixels of scenes: uint8 (B, frames, H, W, 3) of a `size` x `size` picture.
+    """Render scenes to pixels, uint8 (B, frames, size, size, 3).
 
-    `crop` = (top, left, height, width) in pixels renders only that window of it.
+    `crop` = (top, left, height, width) in pixels renders only that window.
     """
     top, left, height, width = crop or (0, 0, size, size)
     pixel = 2 / size
@@ -423,20 +432,23 @@ def render(
     out = torch.empty(len(scenes), frames, height, width, 3, dtype=torch.uint8)
     for clip, scene in zip(out, scenes, strict=True):
         back = backdrop(scene, xs, ys, pixel)
-        picture = back.tinted[..., None] * background_color(scene)
-        picture = picture + back.fixed[..., None] * back.fixed_color
+        picture = back.color_mask[..., None] * background_color(scene)
+        picture = picture + back.fixed_mask[..., None] * back.fixed_color
         clip.copy_((picture + 0.5).clamp_(0, 255))
         cx, cy, radius = trajectory(scene, t)
-        rows, columns = touched(ys, cy, radius), touched(xs, cx, radius)  # the rest never moves
-        mask, own = coverage(scene, xs[columns], ys[rows], t, soft)
+        rows, columns = (
+            covered_range(ys, cy, radius),
+            covered_range(xs, cx, radius),
+        )  # the rest is still
+        mask, color_share = coverage(scene, xs[columns], ys[rows], t, soft)
         color = object_color(scene)
         if scene.texture == "striped":
-            color = _mix(own, color, stripe_color(scene))
+            color = _mix(color_share, color, stripe_color(scene))
         moving = _mix(mask, color, picture[rows, columns][None])
         clip[:, rows, columns] = moving.add_(0.5).clamp_(0, 255).to(torch.uint8)
     return out
 
 
 def example_scene() -> Scene:
-    """The scene of the product's first prompt: a red ball rolls right over a striped floor."""
+    """The scene of the product's default prompt: a red ball rolls right over a striped floor."""
     return Scene("circle", "red", "plain", "right", "floor", "sand", -0.25, -0.05, 0.42)

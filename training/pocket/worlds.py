@@ -1,7 +1,7 @@
-"""The world that a training run is about, chosen by POCKET_WORLD: `first` (default) or `second`.
+"""The synthetic world of a training run, chosen by POCKET_WORLD: `first` (default) or `second`.
 
-Every module that trains takes `world`, `sound`, `cache` and `vae_train` from here. The first world
-is the one of the shipped weights (`world.py`); the second is `scenery.py`.
+The scripts that train on either world load `world`, `sound`, `cache` and `vae_train` with `module`.
+The shipped weights were trained on the first world (`world.py`); the second is `scenery.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MODULES: dict[str, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Widths of the networks that a world needs."""
+    """Sizes of the networks for a world."""
 
     layers: int
-    heads: int  # of both streams; 32 numbers each in the video's, 16 in the sound's
+    heads: int  # of both streams, 32 channels each for video and 16 for audio
     audio_channels: int  # of the audio VAE
 
 
@@ -36,5 +36,5 @@ SIZES = {"first": Sizes(6, 4, 2), "second": Sizes(6, 5, 3)}[EDITION]
 
 
 def module(name: str) -> ModuleType:
-    """The world's own module `world`, `sound`, `cache` or `vae_train`."""
+    """Import the chosen world's module `world`, `sound`, `cache` or `vae_train`."""
     return importlib.import_module(MODULES[EDITION][name])

@@ -1,1 +1,1 @@
-"""Model files: containers, layouts, quantised formats, the library."""
+"""Model files: containers, key names, quantised formats, search, selection, download."""

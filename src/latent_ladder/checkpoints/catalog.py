@@ -1,7 +1,7 @@
-"""The files people publish for the LTX-2 family: what each holds, its folder, its page, its size.
+"""Catalog of the published LTX-2 model files: content, folder, repository, size and hash.
 
-Names, sizes and hashes are facts of the pages on huggingface.co; a size marked as not exact is
-the rounded one that the page shows. Knows nothing of what lies on this disk.
+Names, sizes and hashes are those of the pages on huggingface.co; a size marked as not exact is the
+rounded one of the page. This module knows nothing about the files on this machine.
 """
 
 from __future__ import annotations
@@ -11,32 +11,30 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 Upsampling = tuple[str, Fraction]
-"""What a latent upsampler does: ``("spatial", 2)``, ``("spatial", 3/2)``, ``("temporal", 2)``."""
+"""Axis and factor of a latent upsampler, such as ``("spatial", 3/2)`` or ``("temporal", 2)``."""
 
 SPATIAL_X2: Upsampling = ("spatial", Fraction(2))
 
 PRECISIONS = ("bf16", "fp8", "nvfp4", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m",
               "gguf-q4_k_s", "gguf-q3_k_m", "gguf-q2_k")  # fmt: skip
-"""What a set of files can be had in, the largest first."""
+"""Weight formats in which a complete set of files is published, the largest first."""
 
 DEFAULT_PRECISION = "fp8"
-"""What is named to someone who has no transformer yet."""
-
-VARIANTS = ("dev", "distilled", "distilled-1.1")
-"""How a transformer was trained: ``dev`` wants guidance and many steps, the others 8 steps."""
+"""Weight format to suggest to a user who has no transformer yet."""
 
 SINGLE_FILE = (
     "transformer", "connectors", "text_projection", "video_vae", "audio_vae", "vocoder",
 )  # fmt: skip
-"""The roles that an all-in-one checkpoint fills."""
+"""The components in an all-in-one checkpoint."""
 
 
 @dataclass(frozen=True)
-class Published:
-    """One file on huggingface.co. ``path`` is its place in the repository.
+class CatalogFile:
+    """One published file. ``path`` is relative to the ``repository`` on huggingface.co.
 
-    ``bytes`` is rounded where ``exact`` is false; ``sha256`` is empty where it is not known.
-    ``variant`` is empty for files that all transformers of the family share.
+    ``folder`` is its folder in a ComfyUI models folder, ``roles`` are its components. ``bytes`` is
+    rounded if ``exact`` is false; ``sha256`` is empty if it is not known. ``variant`` is empty for
+    files that all transformers of the family share.
     """
 
     path: str
@@ -53,32 +51,32 @@ class Published:
 
     @property
     def name(self) -> str:
-        """The file's name, without the folders of its repository."""
+        """The file name, without folders."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def page(self) -> str:
-        """The page of its publisher."""
+        """The page of its repository, without ``https://``."""
         return f"huggingface.co/{self.repository}"
 
     @property
     def size(self) -> str:
-        """Its size as publishers write it, in decimal GB."""
-        return f"{'' if self.exact else 'about '}{decimal_gb(self.bytes)}"
+        """Its size in decimal GB as text, as the publishers write it."""
+        return f"{'' if self.exact else 'about '}{format_gb(self.bytes)}"
 
 
-def decimal_gb(n_bytes: int) -> str:
-    """``995743560`` -> ``"0.996 GB"``: three figures, powers of ten as on the publishers' pages."""
+def format_gb(n_bytes: int) -> str:
+    """A size in decimal GB with three digits, as on the publishers' pages: ``"0.996 GB"``."""
     value = n_bytes / 1e9
     digits = 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:.{digits}f} GB"
 
 
-def _checkpoint(
+def _checkpoint_file(
     name: str, n_bytes: int, variant: str, repository: str = "Lightricks/LTX-2.3",
     precision: str = "bf16", *, exact: bool = True, sha256: str = "",
-) -> Published:  # fmt: skip
-    return Published(
+) -> CatalogFile:  # fmt: skip
+    return CatalogFile(
         name, repository, "checkpoints", n_bytes, SINGLE_FILE, precision, exact, variant, sha256
     )
 
@@ -93,14 +91,14 @@ _GGUF_GB: Mapping[str, float] = {
     "Q2_K": 8.28, "Q3_K_M": 10.8, "Q4_K_S": 13.1, "Q4_K_M": 14.3,
     "Q5_K_M": 16.1, "Q6_K": 17.8, "Q8_0": 22.8,
 }  # fmt: skip
-_GGUF_PLACES = {"dev": "", "distilled": "distilled/", "distilled-1.1": "distilled-1.1/"}
+_GGUF_FOLDERS = {"dev": "", "distilled": "distilled/", "distilled-1.1": "distilled-1.1/"}
 
 
-def _ggufs() -> Iterator[Published]:
+def _gguf_files() -> Iterator[CatalogFile]:
     for kind, gb in _GGUF_GB.items():
-        for variant, place in _GGUF_PLACES.items():
-            yield Published(
-                f"{place}ltx-2.3-22b-{variant}-{kind}.gguf",
+        for variant, folder in _GGUF_FOLDERS.items():
+            yield CatalogFile(
+                f"{folder}ltx-2.3-22b-{variant}-{kind}.gguf",
                 _UNSLOTH,
                 "diffusion_models",
                 round(gb * 1e9),
@@ -111,122 +109,124 @@ def _ggufs() -> Iterator[Published]:
             )
 
 
-def _gemma(
+def _gemma_file(
     suffix: str, n_bytes: int, precision: str, sha256: str = "", *, exact: bool = True
-) -> Published:
-    return Published(
+) -> CatalogFile:
+    return CatalogFile(
         f"split_files/text_encoders/gemma_3_12B_it{suffix}.safetensors",
         _COMFY, "text_encoders", n_bytes, ("text_encoder",), precision, exact, sha256=sha256,
     )  # fmt: skip
 
 
-def _upscaler(name: str, n_bytes: int, upsampling: Upsampling, sha256: str = "") -> Published:
-    return Published(
+def _upsampler_file(
+    name: str, n_bytes: int, upsampling: Upsampling, sha256: str = ""
+) -> CatalogFile:
+    return CatalogFile(
         name, "Lightricks/LTX-2.3", _UPSAMPLERS, n_bytes, ("latent_upsampler",),
         sha256=sha256, upsampling=upsampling,
     )  # fmt: skip
 
 
-def _distilled_lora(name: str, n_bytes: int, family: str = "2.3") -> Published:
+def _distilled_lora_file(name: str, n_bytes: int, family: str = "2.3") -> CatalogFile:
     repository = "Lightricks/LTX-2" if family == "2.0" else "Lightricks/LTX-2.3"
-    return Published(name, repository, "loras", n_bytes, ("distilled_lora",), family=family)
+    return CatalogFile(name, repository, "loras", n_bytes, ("distilled_lora",), family=family)
 
 
 _UPSAMPLERS = "latent_upscale_models"
 
-FILES: tuple[Published, ...] = (
-    _checkpoint("ltx-2.3-22b-dev.safetensors", 46_149_344_974, "dev"),
-    _checkpoint(
+FILES: tuple[CatalogFile, ...] = (
+    _checkpoint_file("ltx-2.3-22b-dev.safetensors", 46_149_344_974, "dev"),
+    _checkpoint_file(
         "ltx-2.3-22b-distilled-1.1.safetensors", 46_149_345_334, "distilled-1.1",
         sha256="b33b7fe4bbfe084f484be4aaf90b0f1d95dca20d403ac4c0e037eb8c4f0af7cc",
     ),
-    _checkpoint("ltx-2.3-22b-distilled.safetensors", 46_149_345_038, "distilled"),
-    _checkpoint(
+    _checkpoint_file("ltx-2.3-22b-distilled.safetensors", 46_149_345_038, "distilled"),
+    _checkpoint_file(
         "ltx-2.3-22b-dev-fp8.safetensors", 29_145_431_166, "dev", "Lightricks/LTX-2.3-fp8", "fp8"
     ),
-    _checkpoint(
+    _checkpoint_file(
         "ltx-2.3-22b-distilled-fp8.safetensors", 29_531_884_062, "distilled",
         "Lightricks/LTX-2.3-fp8", "fp8",
         sha256="d9646b6f2d5c42d337b23671634c43bfeece6989644f51b4a3aa088465ccd3b2",
     ),
-    _checkpoint(
+    _checkpoint_file(
         "ltx-2.3-22b-dev-nvfp4.safetensors", 21_700_000_000, "dev", "Lightricks/LTX-2.3-nvfp4",
         "nvfp4", exact=False,
     ),
-    Published(
+    CatalogFile(
         "diffusion_models/ltx-2.3-22b-distilled-1.1_transformer_only_fp8_scaled.safetensors",
         _KIJAI, "diffusion_models", 25_226_571_988, _WITH_CONNECTORS, "fp8",
         variant="distilled-1.1",
         sha256="0a1d7aac2b338e8ec7e832149f1dcf11c9323272482b1cca0673d229702370f0",
     ),
-    *_ggufs(),
-    Published(
+    *_gguf_files(),
+    CatalogFile(
         "text_encoders/ltx-2.3_text_projection_bf16.safetensors", _KIJAI, "text_encoders",
         2_312_149_072, ("text_projection",),
         sha256="911d59bb4cb7708179c9a0045ea0fe41212ecfb77aed3a02702b7c0a8274911f",
     ),
-    Published(
+    CatalogFile(
         "vae/LTX23_video_vae_bf16.safetensors", _KIJAI, "vae", 1_452_258_578, ("video_vae",),
         sha256="01ea62d09bc139f95c5dee7b5c062ad6a3e6cd8be910a1983ac02e7eb5b8ee3b",
     ),
-    Published(
+    CatalogFile(
         "vae/LTX23_audio_vae_bf16.safetensors", _KIJAI, "vae", 364_855_188,
         ("audio_vae", "vocoder"),
         sha256="5bc10fa4adecf99dda132d916e23048cbd56797702c5fa50eb5d2079048a38c3",
     ),
-    _gemma("", 24_379_468_890, "bf16"),
-    _gemma("_fp8_scaled", 13_205_434_827, "fp8"),
-    _gemma("_fpmixed", 13_700_000_000, "fp8-mixed", exact=False),
-    _gemma(
+    _gemma_file("", 24_379_468_890, "bf16"),
+    _gemma_file("_fp8_scaled", 13_205_434_827, "fp8"),
+    _gemma_file("_fpmixed", 13_700_000_000, "fp8-mixed", exact=False),
+    _gemma_file(
         "_fp4_mixed", 9_447_702_218, "nvfp4",
         "aaca463d11e6d8d2a4bdb0d6299214c15ef78a3f73e0ef8113d5a9d0219b3f6d",
     ),
-    _upscaler(
+    _upsampler_file(
         "ltx-2.3-spatial-upscaler-x2-1.1.safetensors", 995_743_560, SPATIAL_X2,
         "5f416311fa8172b65af67530758964708d29a317b830d689a51143b7f91913ed",
     ),
-    _upscaler(
+    _upsampler_file(
         "ltx-2.3-spatial-upscaler-x1.5-1.0.safetensors", 1_090_125_794, ("spatial", Fraction(3, 2))
     ),
-    _upscaler(
+    _upsampler_file(
         "ltx-2.3-temporal-upscaler-x2-1.0.safetensors", 261_944_000, ("temporal", Fraction(2))
     ),
-    _distilled_lora("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", 7_605_507_256),
-    _distilled_lora("ltx-2.3-22b-distilled-lora-384.safetensors", 7_605_507_256),
-    Published(
+    _distilled_lora_file("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", 7_605_507_256),
+    _distilled_lora_file("ltx-2.3-22b-distilled-lora-384.safetensors", 7_605_507_256),
+    CatalogFile(
         "ltx-2-spatial-upscaler-x2-1.0.safetensors", "Lightricks/LTX-2", _UPSAMPLERS,
         1_050_000_000, ("latent_upsampler",), exact=False, upsampling=SPATIAL_X2, family="2.0",
     ),
-    _distilled_lora("ltx-2-19b-distilled-lora-384.safetensors", 7_674_558_424, "2.0"),
+    _distilled_lora_file("ltx-2-19b-distilled-lora-384.safetensors", 7_674_558_424, "2.0"),
 )  # fmt: skip
-"""Within a role the first that fits the question is the one to name."""
+"""All files of the catalog. Of several equally good ones the first is suggested."""
 
 _GEMMA_FOR = {"bf16": "bf16", "fp8": "fp8"}
-"""The text encoder that goes with a precision; ``nvfp4``, the smallest, with all others."""
+"""Weight format of the text encoder for that of the transformer; ``nvfp4`` for all others."""
 
 
-def suggestion(
+def suggest_file(
     role: str,
     *,
     precision: str = DEFAULT_PRECISION,
     variant: str = "",
     upsampling: Upsampling | None = None,
     family: str = "2.3",
-) -> Published | None:
-    """The published file to name for a role that nothing fills, ``None`` where there is none.
+) -> CatalogFile | None:
+    """The published file to suggest for a missing component, ``None`` if there is none.
 
-    A file that holds nothing but what is asked for comes before one that holds much more; of
-    those, the wanted precision and variant (``distilled`` stands for 1.1 as well) come first.
+    Files with few other components come first, except for the transformer; then the given variant
+    (``distilled`` matches 1.1 as well), then the given precision.
     """
     wanted = _GEMMA_FOR.get(precision, "nvfp4") if role == "text_encoder" else precision
-    doing = upsampling or (SPATIAL_X2 if role == "latent_upsampler" else None)
-    fitting = [f for f in FILES if role in f.roles and f.family == family and f.upsampling == doing]
+    kind = upsampling or (SPATIAL_X2 if role == "latent_upsampler" else None)
+    matching = [f for f in FILES if role in f.roles and f.family == family and f.upsampling == kind]
     if role == "transformer" and not wanted.startswith("gguf"):
-        # All-in-one: a bare transformer would only be the first of five downloads.
-        fitting = [f for f in fitting if f.folder == "checkpoints"]
+        # All-in-one checkpoints only: a single transformer would need four more downloads.
+        matching = [f for f in matching if f.folder == "checkpoints"]
     extra = 0 if role == "transformer" else 1
     return min(
-        fitting,
+        matching,
         key=lambda f: (
             extra * len(f.roles),
             not f.variant.startswith(variant),
@@ -236,22 +236,22 @@ def suggestion(
     )
 
 
-def published_set(
+def select_file_set(
     precision: str = DEFAULT_PRECISION, variant: str = "dev"
-) -> tuple[Published, ...]:
-    """All files that a two-stage clip with sound needs, in one precision, each role once.
+) -> tuple[CatalogFile, ...]:
+    """All files that a two-stage clip with audio needs, in one precision, each component once.
 
-    A ``dev`` set has the distilled LoRA, a distilled one needs none. Raises ``KeyError`` when
-    nobody publishes a transformer of that precision and variant.
+    A ``dev`` set includes the distilled LoRA, a distilled one needs none. Raises ``KeyError`` if no
+    transformer of that precision and variant is published.
     """
     roles: tuple[str, ...] = (*SINGLE_FILE, "text_encoder", "latent_upsampler")
     if variant == "dev":
         roles += ("distilled_lora",)
-    chosen: list[Published] = []
+    chosen: list[CatalogFile] = []
     for role in roles:
         if any(role in f.roles for f in chosen):
             continue
-        found = suggestion(role, precision=precision, variant=variant)
+        found = suggest_file(role, precision=precision, variant=variant)
         if found is not None:
             chosen.append(found)
     if chosen[0].precision != precision or not chosen[0].variant.startswith(variant):

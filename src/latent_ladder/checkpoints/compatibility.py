@@ -1,7 +1,7 @@
-"""Which parts fit a transformer, by their shapes; and the words for those that do not.
+"""Compatibility of components with a transformer, checked by the shapes of their tensors.
 
-Every rule answers ``None`` for a part that fits, else what is needed and what was found. Nothing
-here chooses; that is :mod:`latent_ladder.checkpoints.selection`.
+Every rule returns ``None`` for a component that fits, else a text with what is needed and what was
+found. This module selects nothing; see :mod:`latent_ladder.checkpoints.selection`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
-from latent_ladder.checkpoints.components import Component, family
-from latent_ladder.checkpoints.lora_keys import amended_modules, amended_shape, finder
+from latent_ladder.checkpoints.components import Component, detect_family
+from latent_ladder.checkpoints.lora_keys import (
+    adapter_shape,
+    find_adapter_modules,
+    make_module_finder,
+)
 from latent_ladder.errors import CheckpointError, UnknownLayout
 
 _GEMMA_12B = 188_160
@@ -23,85 +27,91 @@ _GEMMA_12B = 188_160
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What the other parts must look like to fit a transformer."""
+class TransformerRequirements:
+    """The requirements of a transformer on the other components of a model set."""
 
     transformer: Component
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the video latents."""
+        """Number of channels of the video latents."""
         return self.transformer.shape("patchify_proj.weight")[1]
 
     @property
     def context_width(self) -> int:
-        """Width of the text context that enters the transformer."""
+        """Width of the text context at the input of the transformer."""
         if "caption_projection.linear_1.weight" in self.transformer:
             return self.transformer.shape("caption_projection.linear_1.weight")[1]
         return self.transformer.shape("transformer_blocks.0.attn2.to_k.weight")[1]
 
     @cached_property
     def find_module(self) -> Callable[[str], str | None]:
-        """The transformer's module that a LoRA's spelling of a module means."""
+        """Function from the name of a module in a LoRA to that in the transformer, or ``None``."""
         names = (n for n in self.transformer.names if n.endswith(".weight"))
-        return finder(name.removesuffix(".weight") for name in names)
+        return make_module_finder(name.removesuffix(".weight") for name in names)
 
-    def misfit(self, role: str, part: Component) -> str | None:
-        """Why a part cannot play the role, ``None`` if it can."""
+    def mismatch(self, role: str, part: Component) -> str | None:
+        """The reason why a component does not fit the role, ``None`` if it fits."""
         rule = _RULES.get(role)
         return rule(self, part) if rule else None
 
 
-def _connectors(fit: Fit, part: Component) -> str | None:
+def _connectors(requirements: TransformerRequirements, part: Component) -> str | None:
     registers = "video_embeddings_connector.learnable_registers"
     if registers not in part:
         return "it has no connector for video"
-    return _width("width", fit.context_width, part.shape(registers)[1])
+    return _width("width", requirements.context_width, part.shape(registers)[1])
 
 
-def _projection(fit: Fit, part: Component) -> str | None:
-    return _width("width", fit.context_width, projection_shape(part)[0])
+def _projection(requirements: TransformerRequirements, part: Component) -> str | None:
+    return _width("width", requirements.context_width, projection_shape(part)[0])
 
 
-def _video_vae(fit: Fit, part: Component) -> str | None:
-    wrong = _width("latent channels", fit.latent_channels, _statistics(part))
+def _video_vae(requirements: TransformerRequirements, part: Component) -> str | None:
+    wrong = _width("latent channels", requirements.latent_channels, _statistics(part))
     if wrong:
         return wrong
-    theirs, ours = vae_family(part), family(fit.transformer)
-    if theirs is not None and ours in _VAE_FAMILIES.values() and theirs != ours:
-        return f"it is the video VAE of LTX-{theirs}, needed is that of LTX-{ours}"
+    part_family, transformer_family = vae_family(part), detect_family(requirements.transformer)
+    if (
+        part_family is not None
+        and transformer_family in _VAE_FAMILIES.values()
+        and part_family != transformer_family
+    ):
+        return (
+            f"it is the video VAE of LTX-{part_family}, expected that of LTX-{transformer_family}"
+        )
     return None
 
 
-def _audio_vae(fit: Fit, part: Component) -> str | None:
-    wanted = fit.transformer.shape("audio_patchify_proj.weight")[1]
+def _audio_vae(requirements: TransformerRequirements, part: Component) -> str | None:
+    wanted = requirements.transformer.shape("audio_patchify_proj.weight")[1]
     return _width("audio latent channels", wanted, _statistics(part))
 
 
-def _upsampler(fit: Fit, part: Component) -> str | None:
+def _upsampler(requirements: TransformerRequirements, part: Component) -> str | None:
     channels = part.shape("final_conv.weight")[0]
-    wrong = _width("latent channels", fit.latent_channels, channels)
+    wrong = _width("latent channels", requirements.latent_channels, channels)
     if wrong:
         return wrong
-    old = "upsampler.conv.weight" in part and upsampling(part) == SPATIAL_X2
-    if old and family(fit.transformer) == "2.3":
-        return "it is the x2 upscaler of LTX-2.0, needed is that of LTX-2.3"
+    old = "upsampler.conv.weight" in part and detect_upsampling(part) == SPATIAL_X2
+    if old and detect_family(requirements.transformer) == "2.3":
+        return "it is the x2 upscaler of LTX-2.0, expected that of LTX-2.3"
     return None
 
 
-def _lora(fit: Fit, part: Component) -> str | None:
-    ours, theirs = family(fit.transformer), lora_family(part)
-    if theirs is not None and theirs != ours:
-        return f"it is a LoRA for LTX-{theirs}, the transformer is LTX-{ours}"
-    match = lora_match(part, fit)
+def _lora(requirements: TransformerRequirements, part: Component) -> str | None:
+    transformer_family, part_family = detect_family(requirements.transformer), lora_family(part)
+    if part_family is not None and part_family != transformer_family:
+        return f"it is a LoRA for LTX-{part_family}, the transformer is LTX-{transformer_family}"
+    match = match_lora(part, requirements)
     if match.conflict:
         return match.conflict
     if match.matched * 2 < max(match.total, 1):
-        return f"{match.matched} of its {match.total} modules are in the transformer"
+        return f"only {match.matched} of its {match.total} modules are in the transformer"
     return None
 
 
-_RULES: Mapping[str, Callable[[Fit, Component], str | None]] = {
+_RULES: Mapping[str, Callable[[TransformerRequirements, Component], str | None]] = {
     "connectors": _connectors,
     "text_projection": _projection,
     "video_vae": _video_vae,
@@ -115,8 +125,11 @@ def _width(what: str, needed: int, found: int) -> str | None:
     return None if needed == found else f"needs {what} {needed}, found {found}"
 
 
-def text_encoder_misfit(encoder: Component, features: int) -> str | None:
-    """Why an encoder does not feed a projection that reads ``features`` values per token."""
+def text_encoder_mismatch(encoder: Component, features: int) -> str | None:
+    """The reason why an encoder does not fit a projection of ``features`` values per token.
+
+    ``None`` if it fits.
+    """
     hidden, layers = gemma_size(encoder)
     if hidden * (layers + 1) == features:
         return None
@@ -126,13 +139,13 @@ def text_encoder_misfit(encoder: Component, features: int) -> str | None:
 
 
 def gemma_size(encoder: Component) -> tuple[int, int]:
-    """(hidden width, layers) of a Gemma."""
+    """(hidden width, number of layers) of a Gemma text encoder."""
     layers = {int(k.split(".")[1]) for k in encoder.names if k.startswith("layers.")}
     return encoder.shape("norm.weight")[0], len(layers)
 
 
 def projection_shape(projection: Component) -> tuple[int, ...]:
-    """(context width, width of all hidden states side by side) of the projection for video."""
+    """(context width, width of all hidden states concatenated) of the projection for video."""
     first = "video_aggregate_embed.weight"
     return projection.shape(first if first in projection else "aggregate_embed.weight")
 
@@ -143,31 +156,32 @@ def _statistics(vae: Component) -> int:
 
 
 _VAE_FAMILIES = {6: "2.0", 8: "2.3"}
-"""The last block of the video decoder -> family."""
+"""Number of the last block of the video decoder -> family."""
 
 
 def vae_family(vae: Component) -> str | None:
-    """The family of a video VAE, ``None`` where its decoder does not tell."""
+    """The family of a video VAE by its decoder, ``None`` if that does not determine it."""
     blocks = (re.match(r"decoder\.up_blocks\.(\d+)\.", key) for key in vae.names)
     return _VAE_FAMILIES.get(max((int(m[1]) for m in blocks if m), default=-1))
 
 
-def part_family(part: Component) -> str | None:
-    """The family that a component shows it belongs to, ``None`` where it does not tell."""
+def component_family(part: Component) -> str | None:
+    """The family of a component, ``None`` if its tensors do not determine it."""
     if part.role == "transformer":
         try:
-            return family(part)
+            return detect_family(part)
         except UnknownLayout:
             return None
-    telling = {"video_vae": vae_family, "lora": lora_family}
-    return telling[part.role](part) if part.role in telling else None
+    rules = {"video_vae": vae_family, "lora": lora_family}
+    return rules[part.role](part) if part.role in rules else None
 
 
-def upsampling(upsampler: Component) -> Upsampling:
-    """What an upsampler does, from its tensors; the header's ``config`` where shapes are silent.
+def detect_upsampling(upsampler: Component) -> Upsampling:
+    """The axis and factor of an upsampler, from its tensors, else from the header's ``config``.
 
-    A pixel shuffle by n makes n*n (space) or n (time) channels of each; the blur kernel of the
-    rational ones strides by 2 (x1.5 = 3/2) or, where n is 2 or 4, by the header's scale.
+    A pixel shuffle by n needs n*n (spatial) or n (temporal) input channels per output channel.
+    Rational factors shuffle by n, then downsample with a stride of 2 (x1.5 = 3/2); if n is 2 or 4,
+    the scale in the header decides.
     """
     middle = upsampler.shape("initial_conv.weight")[0]
     if "upsampler.conv.weight" in upsampler:
@@ -186,39 +200,42 @@ def upsampling(upsampler: Component) -> Upsampling:
 
 
 class LoraMatch(NamedTuple):
-    """How many modules of a LoRA a transformer has, of how many; the first of another width."""
+    """Match of a LoRA: ``matched`` of ``total`` modules, and the first conflict of shapes."""
 
     matched: int
     total: int
     conflict: str | None
 
 
-def lora_match(lora: Component, fit: Fit) -> LoraMatch:
-    """Compare the widths of a LoRA's matrices, of any kind, with those of a transformer."""
+def match_lora(lora: Component, requirements: TransformerRequirements) -> LoraMatch:
+    """Compare the modules and matrix shapes of a LoRA, of any kind, with those of a transformer."""
     try:
-        modules, _ = amended_modules(lora)
-        shapes = {m.written: amended_shape(lora, m) for m in modules}
+        modules, _ = find_adapter_modules(lora)
+        shapes = {m.name: adapter_shape(lora, m) for m in modules}
     except CheckpointError as error:
         return LoraMatch(0, 1, error.message)
     matched, conflict = 0, None
     for written, found in shapes.items():
-        known = fit.find_module(written)
+        known = requirements.find_module(written)
         if known is None:
             continue
-        needed = fit.transformer.shape(f"{known}.weight")
+        needed = requirements.transformer.shape(f"{known}.weight")
         if found is None or found == needed:
             matched += 1
         elif conflict is None:
-            conflict = f"{written} needs {_by(needed)}, found {_by(found)}"
+            conflict = f"{written} needs {_format_shape(needed)}, found {_format_shape(found)}"
     return LoraMatch(matched, len(shapes), conflict)
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
 def lora_family(lora: Component) -> str | None:
-    """The family a LoRA was trained for: from its header, its modules, else its name."""
+    """The family a LoRA was trained for, from its header, its modules or its file name.
+
+    ``None`` if none of them determines it.
+    """
     stated = lora.file.metadata.get("model_version", "")[:3]
     if stated in ("2.0", "2.3", "2.5"):
         return stated
@@ -232,30 +249,36 @@ _LORA_MARKS = {
     "2.3": re.compile(r"to[._]gate[._]logits"),
     "2.0": re.compile(r"caption[._]projection"),
 }
-"""Modules that only one family has; some files write dots as underscores."""
+"""Modules that only one family has; some files have underscores instead of dots."""
 
 
 def is_distilled_lora(lora: Component) -> bool:
-    """Whether a LoRA calls itself the distilled one; nothing in its tensors tells."""
+    """True for a LoRA whose file name says distilled; its tensors do not differ from others."""
     return "distilled" in lora.file.path.name.lower()
 
 
-# --- pairs that fit by shape and were not made for each other ------------------------------------
+# --- components of another training variant ------------------------------------------------------
 
 
-def training(name: str) -> str | None:
-    """``"dev"`` or ``"distilled"``, as a file's name says; ``None`` where it does not."""
+def training_variant(name: str) -> str | None:
+    """``"dev"`` or ``"distilled"`` by the file name; ``None`` if it says neither."""
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
     return next((word for word in ("distilled", "dev") if word in words), None)
 
 
-def unpaired(role: str, part: Component, transformer: Component) -> str | None:
-    """A warning for a text part of a dev model beside a distilled transformer, or the reverse."""
-    theirs, ours = training(part.file.path.name), training(transformer.file.path.name)
-    if role not in ("connectors", "text_projection") or None in (theirs, ours) or theirs == ours:
+def training_mismatch(role: str, part: Component, transformer: Component) -> str | None:
+    """A warning for a text component of a dev model with a distilled transformer, or the reverse.
+
+    ``None`` if there is nothing to warn about.
+    """
+    part_name, transformer_name = part.file.path.name, transformer.file.path.name
+    variants = training_variant(part_name), training_variant(transformer_name)
+    if role not in ("connectors", "text_projection") or None in variants:
+        return None
+    if variants[0] == variants[1]:
         return None
     return (
-        f"{part.file.path.name} ({role.replace('_', ' ')}) is of the {theirs} model and "
-        f"{transformer.file.path.name} of the {ours} one: they run together, but the text is "
-        "read differently than either was trained for"
+        f"{part_name} ({role.replace('_', ' ')}) belongs to the {variants[0]} model and "
+        f"{transformer_name} to the {variants[1]} model: they run together, but were not trained "
+        "together, so the clip may follow the prompt less well"
     )

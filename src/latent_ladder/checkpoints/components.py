@@ -1,7 +1,7 @@
-"""Which tensors of a file form which component, and the original key names of each.
+"""Components of a checkpoint: detects them by tensor names and maps these to the original names.
 
-Works on names, shapes and headers: nothing here reads a weight, knows a network class or looks at
-a file's name. The names themselves are in :mod:`latent_ladder.checkpoints.key_names`.
+Uses names, shapes and headers only: it reads no weights, knows no network classes and ignores file
+names. The tables of names are in :mod:`latent_ladder.checkpoints.key_names`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from latent_ladder.checkpoints.key_names import (
     LORA_KEY,
     ROLES,
     SIGNATURES,
-    Placed,
-    gemma_places,
-    places,
+    TensorRole,
+    assign_gemma_roles,
+    assign_roles,
 )
 from latent_ladder.checkpoints.quant_formats import (
     PLAIN,
     StoredTensor,
     StoredTensors,
-    precision,
+    describe_precision,
     stored_tensors,
 )
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
@@ -39,8 +39,8 @@ __all__ = [
     "Component",
     "StoredTensor",
     "components",
-    "family",
-    "unclaimed",
+    "detect_family",
+    "find_unused_tensors",
 ]
 
 _KEYFRAMES = "keyframes_abs_pos_embedding"
@@ -48,12 +48,12 @@ _KEYFRAMES = "keyframes_abs_pos_embedding"
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a file: its tensors under their original names, without the file's prefix.
+    """One component of a file: its tensors under their original names, without prefixes.
 
-    ``names`` maps the name inside the component to the name in the file; scales and markers are
-    not listed, they belong to their weight. ``config`` is the part of the header's configuration
-    that belongs to it, empty where the file has none. ``norm_offset`` is what the file adds to
-    the weights of norms: 1 in GGUF files of Gemma 3.
+    ``role`` is one of :data:`ROLES`. ``names`` maps the name in the component to the name in the
+    file; scales and markers of quantised weights belong to their weight and are not listed.
+    ``config`` is its part of the configuration in the header, empty if there is none.
+    ``norm_offset`` is added to the weights of norms in the file: 1 in GGUF files of Gemma 3.
     """
 
     role: str
@@ -64,83 +64,87 @@ class Component:
 
     @property
     def id(self) -> str:
-        """Names the content: the file's id and the role."""
+        """Identifies the content in artefact keys: the file's id and the role."""
         return f"{self.file.id}:{self.role}"
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of all tensors with their scales."""
-        return sum(self._forms.nbytes(name) for name in self.names.values())
+        """Size in bytes of all tensors with their scales."""
+        return sum(self._stored_tensors.nbytes(name) for name in self.names.values())
 
     @cached_property
     def precision(self) -> str:
-        """How most weights are stored: ``bf16``, ``fp8``, ``nvfp4``, ``q4_k_m``, ``mixed`` ..."""
-        return precision(self._forms, self.names.values())
+        """The format of most weights: ``bf16``, ``fp8``, ``nvfp4``, ``q4_k_m``, ``mixed`` ..."""
+        return describe_precision(self._stored_tensors, self.names.values())
 
     def __contains__(self, key: str) -> bool:
         return key in self.names
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of one tensor once decoded."""
-        return _shape(key, self._forms.shape(self._name(key)))
+        """The shape of one tensor after decoding."""
+        return _shape(key, self._stored_tensors.shape(self._name(key)))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor once decoded."""
-        return {key: _shape(key, self._forms.shape(name)) for key, name in self.names.items()}
+        """The shapes of all tensors after decoding, by name."""
+        return {
+            key: _shape(key, self._stored_tensors.shape(name)) for key, name in self.names.items()
+        }
 
-    def stored(self, key: str) -> StoredTensor:
-        """How one tensor lies in the file.
+    def stored_tensor(self, key: str) -> StoredTensor:
+        """The storage format and parts of one tensor.
 
         Raises :class:`UnsupportedQuantization` for a format without a decoder.
         """
-        return self._forms.check(self._name(key))
+        return self._stored_tensors.check(self._name(key))
 
     def nbytes_of(self, key: str) -> int:
-        """Bytes of one tensor with its scales."""
-        return self._forms.nbytes(self._name(key))
+        """Size in bytes of one tensor with its scales."""
+        return self._stored_tensors.nbytes(self._name(key))
 
     def check_readable(self) -> None:
         """Raise :class:`UnsupportedQuantization` for the first tensor without a decoder."""
-        forms = self._forms
+        stored = self._stored_tensors
         for name in self.names.values():
-            if forms.seen_format(name) not in PLAIN:
-                forms.check(name)
+            if stored.format_by_type(name) not in PLAIN:
+                stored.check(name)
 
     def read(self, key: str) -> Tensor:
-        """One tensor as stored. Raises :class:`UnknownLayout` when the component lacks it."""
+        """One tensor as stored. Raises :class:`UnknownLayout` if there is no such tensor."""
         tensor = self.file.read(self._name(key))
         return tensor.reshape(_shape(key, tuple(tensor.shape)))
 
     @cached_property
-    def _forms(self) -> StoredTensors:
+    def _stored_tensors(self) -> StoredTensors:
         return stored_tensors(self.file)
 
     def _name(self, key: str) -> str:
         if key not in self.names:
             raise UnknownLayout(
                 f"{self.file.path.name}: the {self.role.replace('_', ' ')} has no tensor {key}",
-                "the file is incomplete, or of a family this version does not know",
+                "use a complete file of LTX-2.0 or LTX-2.3",
             )
         return self.names[key]
 
 
 def _shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """GGUF drops a leading dimension of 1."""
+    """``shape`` with the leading dimension of 1 that GGUF drops."""
     return (1, *shape) if key == _KEYFRAMES and len(shape) == 1 else shape
 
 
 def components(file: CheckpointFile) -> dict[str, Component]:
-    """The components in a file by role, recognised by the names and shapes of its tensors.
+    """The components in a file by role, detected by the names and shapes of its tensors.
 
-    Raises :class:`UnknownLayout` when the file holds none.
+    Raises :class:`UnknownLayout` if there are none.
     """
-    forms = stored_tensors(file)
-    if any(LORA_KEY.search(name) for name in forms):
-        return {"lora": Component("lora", file, {name: name for name in forms}, _lora_facts(file))}
+    stored = stored_tensors(file)
+    if any(LORA_KEY.search(name) for name in stored):
+        return {
+            "lora": Component("lora", file, {name: name for name in stored}, _lora_settings(file))
+        }
     found: dict[str, dict[str, str]] = {}
-    for name, placed in _places(file, forms).items():
-        if placed.role is not None:
-            found.setdefault(placed.role, {})[placed.key] = name
+    for name, assigned in _assign_roles(file, stored).items():
+        if assigned.role is not None:
+            found.setdefault(assigned.role, {})[assigned.key] = name
     parts = {
         role: Component(role, file, found[role], _config_of(role, file), _norm_offset(role, file))
         for role in ROLES
@@ -148,23 +152,23 @@ def components(file: CheckpointFile) -> dict[str, Component]:
     }
     if not parts:
         raise UnknownLayout(
-            f"{file.path.name}: not a model file of the LTX-2 family ({_what(file)})",
-            "needed are LTX-2.0/2.3 checkpoints, their parts, Gemma 3, upsamplers or LoRAs",
+            f"{file.path.name}: not a model file of the LTX-2 family ({_describe_content(file)})",
+            "use an LTX-2.0/2.3 checkpoint, one of its components, Gemma 3, an upsampler or a LoRA",
         )
     return parts
 
 
-def unclaimed(file: CheckpointFile) -> list[str]:
-    """Names in the file that belong to no component, sorted: worth a warning, never an error."""
-    forms = stored_tensors(file)
+def find_unused_tensors(file: CheckpointFile) -> list[str]:
+    """The tensor names in a file that belong to no component, sorted. Not an error."""
+    stored = stored_tensors(file)
     used = {name for part in components(file).values() for name in part.names.values()}
-    return sorted(set(forms) - used - set(_places(file, forms)))
+    return sorted(set(stored) - used - set(_assign_roles(file, stored)))
 
 
-def family(transformer: Component) -> str:
-    """The family of a transformer, "2.0", "2.3" or "2.5", from its tensors alone.
+def detect_family(transformer: Component) -> str:
+    """The family of a transformer, "2.0", "2.3" or "2.5", by its tensors.
 
-    Raises :class:`UnknownLayout` for others, e.g. the video-only LTX-Video 0.9.
+    Raises :class:`UnknownLayout` for another one, e.g. the video-only LTX-Video 0.9.
     """
     if "audio_patchify_proj.weight" in transformer:
         for name, (present, absent) in _FAMILY_MARKS.items():
@@ -172,16 +176,16 @@ def family(transformer: Component) -> str:
                 return name
     if "audio_proj_in.weight" in transformer:
         raise UnknownLayout(
-            f"{transformer.file.path.name}: a transformer in the names of the diffusers library",
+            f"{transformer.file.path.name}: a transformer with the tensor names of diffusers",
             "use the original file, or one for ComfyUI",
         )
     raise UnknownLayout(
         f"{transformer.file.path.name}: a transformer of an unknown family",
-        "known are LTX-2.0, LTX-2.3 and LTX-2.5 with sound",
+        "use one of LTX-2.0, LTX-2.3 or LTX-2.5 with audio",
     )
 
 
-# In this order: a tensor the family has, and one that it must not have.
+# Family -> a tensor that it has, and one that it must not have. Checked in this order.
 _FAMILY_MARKS: Mapping[str, tuple[str, str | None]] = {
     "2.5": ("transformer_blocks.0.prompt_scale_shift_table", "transformer_blocks.0.ff.net.2.bias"),
     "2.3": ("transformer_blocks.0.prompt_scale_shift_table", None),
@@ -189,14 +193,14 @@ _FAMILY_MARKS: Mapping[str, tuple[str, str | None]] = {
 }
 
 
-def _places(file: CheckpointFile, names: Iterable[str]) -> dict[str, Placed]:
-    """The place of every name; a bare VAE is told by its kernels."""
-    found = gemma_places(names) if _may_be_gemma(file) else {}
-    found = found or places(names)
-    kind = _bare_vae_role(file)
+def _assign_roles(file: CheckpointFile, names: Iterable[str]) -> dict[str, TensorRole]:
+    """The role of every name; a VAE without a prefix is video or audio by its kernels."""
+    found = assign_gemma_roles(names) if _may_be_gemma(file) else {}
+    found = found or assign_roles(names)
+    vae_role = _bare_vae_role(file)
     return {
-        name: Placed(kind, placed.key) if placed.role == "vae" else placed
-        for name, placed in found.items()
+        name: TensorRole(vae_role, assigned.key) if assigned.role == "vae" else assigned
+        for name, assigned in found.items()
     }
 
 
@@ -205,7 +209,7 @@ def _may_be_gemma(file: CheckpointFile) -> bool:
 
 
 def _norm_offset(role: str, file: CheckpointFile) -> float:
-    """llama.cpp stores 1 + w for Gemma's norms, everyone else w."""
+    """1 for a Gemma of llama.cpp, which stores 1 + w for the weights w of norms; else 0."""
     return 1.0 if role == "text_encoder" and "output_norm.weight" in file.tensors else 0.0
 
 
@@ -217,12 +221,12 @@ def _bare_vae_role(file: CheckpointFile) -> str:
     return "video_vae"
 
 
-def _what(file: CheckpointFile) -> str:
-    """What a file of another model is, as far as it says so."""
+def _describe_content(file: CheckpointFile) -> str:
+    """The content of an unknown model file, for the error message."""
     architecture = file.kv.get("general.architecture")
     if isinstance(architecture, str):
         return f"a GGUF file of the architecture {architecture!r}"
-    return f"it holds {', '.join(sorted(file.tensors)[:3]) or 'no tensors'}"
+    return f"it contains {', '.join(sorted(file.tensors)[:3]) or 'no tensors'}"
 
 
 # --- configuration ------------------------------------------------------------------------------
@@ -246,7 +250,7 @@ def _config_of(role: str, file: CheckpointFile) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-_LORA_FACTS = (
+_LORA_SETTINGS = (
     "reference_downscale_factor",
     "reference_temporal_scale_factor",
     "lora_alpha",
@@ -254,9 +258,9 @@ _LORA_FACTS = (
 )
 
 
-def _lora_facts(file: CheckpointFile) -> Mapping[str, Any]:
-    """The numbers that trainers write into a LoRA's header."""
-    stated = {key: file.metadata[key] for key in _LORA_FACTS if key in file.metadata}
+def _lora_settings(file: CheckpointFile) -> Mapping[str, Any]:
+    """The settings that training programs write into the header of a LoRA."""
+    stated = {key: file.metadata[key] for key in _LORA_SETTINGS if key in file.metadata}
     return {key: float(text) for key, text in stated.items() if _NUMBER.fullmatch(text)}
 
 
@@ -264,10 +268,10 @@ _NUMBER = re.compile(r"\d+(\.\d*)?")
 
 
 def _gemma_config(file: CheckpointFile) -> Mapping[str, Any]:
-    """What a file says of its Gemma, in the names of transformers' configuration."""
+    """The configuration of a Gemma text encoder, with the keys of the transformers library."""
     if file.container == "gguf":
         return _gguf_gemma_config(file.kv)
-    text = file.metadata.get("gemma_config") or _config_beside(file)
+    text = file.metadata.get("gemma_config") or _read_transformers_config(file)
     if text is None:
         return {}
     try:
@@ -280,8 +284,8 @@ def _gemma_config(file: CheckpointFile) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else {}
 
 
-def _config_beside(file: CheckpointFile) -> str | None:
-    """The ``config.json`` of a Gemma 3 folder as transformers saves it."""
+def _read_transformers_config(file: CheckpointFile) -> str | None:
+    """The text of ``config.json`` in a Gemma 3 folder of transformers; ``None`` without it."""
     path = (file.path if file.path.is_dir() else file.path.parent) / "config.json"
     try:
         text = path.read_text(encoding="utf-8")

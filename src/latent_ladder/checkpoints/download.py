@@ -1,13 +1,14 @@
-"""Download published model files from a Hugging Face hub: resumed, checked, never half there.
+"""Download of published model files from a Hugging Face hub, resumable and verified.
 
-Metadata, tokens, mirrors and retries are huggingface_hub's (``HF_TOKEN``, ``HF_ENDPOINT``); its own
-file download is not used, because it throws a partial file away when it is stopped. Here a file
-grows under the name ``<file>.<first digits of its hash>.part`` and gets its final name when its
-size and hash are the hub's. Nothing that a user already has is overwritten.
+Metadata, tokens, mirrors and retries are those of huggingface_hub (``HF_TOKEN``, ``HF_ENDPOINT``);
+its own file download is not used, because it deletes a partial file when it is stopped. Here a file
+is written as ``<file>.<first digits of its hash>.part`` and gets its final name when its size and
+hash equal those of the hub. Existing files are never overwritten.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,20 +32,23 @@ from latent_ladder.storage.atomic_write import (
 from latent_ladder.storage.file_hashes import FileHash, hash_file, store_hash
 
 if TYPE_CHECKING:
-    from latent_ladder.checkpoints.catalog import Published
+    from latent_ladder.checkpoints.catalog import CatalogFile
 
 MARGIN = 0.05
-"""Share of the bytes to fetch that must stay free on the disk besides them."""
+"""Free space required in addition to the download, as a share of its size."""
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-"""Connections in a row that may break without one new byte."""
+"""Number of failed connections in a row without a new byte after which the download fails."""
 
 PAUSE_S = 1.0
+"""Pause between two connections, in seconds."""
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Which hub and as whom; ``None`` is what ``HF_ENDPOINT`` and ``HF_TOKEN`` say."""
+    """Address of a hub and access token; ``None``: ``HF_ENDPOINT`` and ``HF_TOKEN``."""
 
     endpoint: str | None = None
     token: str | None = None
@@ -53,132 +57,140 @@ class Hub:
 DEFAULT_HUB = Hub()
 
 State = Literal["present", "partial", "missing"]
-Report = Callable[["Item", int], None]
-"""Called with an item and the bytes of it that are there, about once per MiB."""
+ProgressCallback = Callable[["DownloadItem", int], None]
+"""Called with an item and the number of its bytes on disk, about once per MiB."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One file: what the hub says of it, where it goes, what is there already."""
+class DownloadItem:
+    """One file of a download: its facts on the hub, its target path, its state on disk.
 
-    file: Published
+    ``revision`` is a commit hash; ``hash`` is ``None`` if the hub does not state one.
+    """
+
+    file: CatalogFile
     nbytes: int
     hash: FileHash | None
     revision: str
     path: Path
     state: State
-    have: int
+    present_bytes: int
 
     @property
     def part(self) -> Path:
-        """Where the file grows; named by its hash, so a new revision never continues an old one."""
-        mark = self.hash.hex[:12] if self.hash is not None else self.revision[:12]
-        return self.path.with_name(f"{self.path.name}.{mark}.part")
+        """Path of the partial file, with part of the hash: another revision starts a new file."""
+        tag = self.hash.hex[:12] if self.hash is not None else self.revision[:12]
+        return self.path.with_name(f"{self.path.name}.{tag}.part")
 
     @property
-    def remaining(self) -> int:
-        """Bytes still to fetch."""
-        return self.nbytes - self.have
+    def remaining_bytes(self) -> int:
+        """Number of bytes still to download."""
+        return self.nbytes - self.present_bytes
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a download will do to ``folder``."""
+class DownloadPlan:
+    """The files of a download, and the models folder they go to."""
 
     folder: Path
-    items: tuple[Item, ...]
+    items: tuple[DownloadItem, ...]
 
     @property
-    def remaining(self) -> int:
-        """Bytes to fetch in all."""
-        return sum(item.remaining for item in self.items)
+    def remaining_bytes(self) -> int:
+        """Number of bytes still to download, of all files."""
+        return sum(item.remaining_bytes for item in self.items)
 
     @property
-    def needed(self) -> int:
-        """Free bytes the disk must have: what is to fetch and 5 %."""
-        return int(self.remaining * (1 + MARGIN))
+    def required_bytes(self) -> int:
+        """Free bytes that the disk must have: the remaining bytes plus 5 %."""
+        return int(self.remaining_bytes * (1 + MARGIN))
 
 
-def plan(files: Sequence[Published], folder: Path, hub: Hub = DEFAULT_HUB) -> Plan:
-    """Ask the hub about ``files`` and look at what ``folder`` holds of them. Fetches nothing.
+def plan_download(
+    files: Sequence[CatalogFile], folder: Path, hub: Hub = DEFAULT_HUB
+) -> DownloadPlan:
+    """Query the hub for ``files`` and check which of them exist in ``folder``. Downloads nothing.
 
-    ``folder`` is a ComfyUI models folder. Raises :class:`CheckpointError` for a file that is
-    there but is not the published one, :class:`CheckpointNotFound` for one that the hub does not
-    have, and the licence page's address for one that it does not give.
+    ``folder`` is a ComfyUI models folder. Raises :class:`CheckpointError` for an existing file that
+    differs from the published one, or one that needs the acceptance of a licence (the hint has its
+    page), :class:`CheckpointNotFound` for one that the hub does not have.
     """
-    items = tuple(_look_up(file, folder, hub) for file in files)
-    return Plan(folder, items)
+    items = tuple(_look_up_file(file, folder, hub) for file in files)
+    return DownloadPlan(folder, items)
 
 
-def check_room(plan: Plan) -> None:
-    """Raise :class:`CheckpointError` unless the disk has room for what is to fetch and 5 %."""
+def check_free_space(plan: DownloadPlan) -> None:
+    """Raise :class:`CheckpointError` if the disk has less than ``plan.required_bytes`` free."""
     free = free_bytes(plan.folder)
-    if plan.needed > free:
+    if plan.required_bytes > free:
         raise CheckpointError(
-            f"{readable_size(plan.remaining)} are to be downloaded and need "
-            f"{readable_size(plan.needed)}, {readable_size(free)} are free in {plan.folder}",
+            f"the download of {readable_size(plan.remaining_bytes)} needs "
+            f"{readable_size(plan.required_bytes)} of free space, {readable_size(free)} are free "
+            f"in {plan.folder}",
             "free some space there, choose a folder on another disk with --to, or a smaller "
             "--precision",
         )
 
 
-def download(
-    plan: Plan,
-    report: Report = lambda _item, _done: None,
+def download_files(
+    plan: DownloadPlan,
+    report: ProgressCallback = lambda _item, _done: None,
     hub: Hub = DEFAULT_HUB,
 ) -> None:
-    """Fetch what is missing, file by file. Stopped at any point it goes on there next time.
+    """Download the missing files one by one. A stopped download is resumed by the next call.
 
-    Raises :class:`CheckpointError` before the first byte when the disk is too small,
-    :class:`CorruptCheckpoint` when a file's bytes are not those the hub announced.
+    ``report`` is called with the progress. Raises :class:`CheckpointError` at once if the disk is
+    too small, :class:`CorruptCheckpoint` if the hash of a file is not that of the hub.
     """
-    check_room(plan)
+    check_free_space(plan)
     for item in plan.items:
         if item.state == "present":
+            logger.info("%s is there, %d bytes", item.path, item.nbytes)
             report(item, item.nbytes)
             continue
         try:
             item.path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(item):
+            with _lock_partial_file(item):
                 _fetch_and_check(item, report, hub)
         except OSError as error:
             raise explain_write_error(
-                error, CheckpointError, item.file.name, item.path.parent, item.remaining
+                error, CheckpointError, item.file.name, item.path.parent, item.remaining_bytes
             ) from error
 
 
-def _look_up(file: Published, folder: Path, hub: Hub) -> Item:
+def _look_up_file(file: CatalogFile, folder: Path, hub: Hub) -> DownloadItem:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(file.repository, file.path, endpoint=hub.endpoint)
     try:
         with _hub_errors(file):
             known = get_hf_file_metadata(url, token=hub.token, endpoint=hub.endpoint)
-    except _Broken as error:
+    except _ConnectionFailed as error:
         raise CheckpointError(error.message, error.hint) from error
     if known.size is None or known.commit_hash is None:
         raise CheckpointError(
-            f"{url} is not served by a Hugging Face hub: it has no size or no commit",
+            f"{url} is not served by a Hugging Face hub: the answer has no size or no commit",
             "check HF_ENDPOINT and the proxy",
         )
     path = folder / file.folder / file.name
     kind = FileHash.from_etag(known.etag)
-    item = Item(file, known.size, kind, known.commit_hash, path, "missing", 0)
+    item = DownloadItem(file, known.size, kind, known.commit_hash, path, "missing", 0)
     return _with_state(item)
 
 
-def _with_state(item: Item) -> Item:
+def _with_state(item: DownloadItem) -> DownloadItem:
+    """The item with the state of its file on disk. Raises what :func:`_check_present` raises."""
     if item.path.exists():
         _check_present(item)
-        return replace(item, state="present", have=item.nbytes)
-    have = item.part.stat().st_size if item.part.exists() else 0
-    if 0 < have <= item.nbytes:
-        return replace(item, state="partial", have=have)
+        return replace(item, state="present", present_bytes=item.nbytes)
+    present = item.part.stat().st_size if item.part.exists() else 0
+    if 0 < present <= item.nbytes:
+        return replace(item, state="partial", present_bytes=present)
     return item
 
 
-def _check_present(item: Item) -> None:
-    """Raise :class:`CheckpointError` if the file that is there is not the published one."""
+def _check_present(item: DownloadItem) -> None:
+    """Raise :class:`CheckpointError` if the existing file differs from the published one."""
     size = item.path.stat().st_size
     if size != item.nbytes:
         why = f"it has {size} bytes, the published one {item.nbytes}"
@@ -187,33 +199,36 @@ def _check_present(item: Item) -> None:
     else:
         return
     raise CheckpointError(
-        f"{item.path} is not the file that {item.file.repository} publishes: {why}",
-        "move it away if it is damaged, or download into another folder with --to",
+        f"{item.path} differs from the file in {item.file.repository}: {why}",
+        "delete it if it is damaged, or choose another folder with --to",
     )
 
 
 @contextmanager
-def _alone(item: Item) -> Iterator[None]:
-    """Keep a second process away from the same partial file."""
+def _lock_partial_file(item: DownloadItem) -> Iterator[None]:
+    """Lock the partial file, so that a second process does not write to it."""
     from latent_ladder.storage.file_lock import lock_file
 
     with lock_file(item.part.with_suffix(".lock"), timeout=1.0):
         yield
 
 
-def _fetch_and_check(item: Item, report: Report, hub: Hub) -> None:
+def _fetch_and_check(item: DownloadItem, report: ProgressCallback, hub: Hub) -> None:
     if item.part.exists() and item.part.stat().st_size > item.nbytes:
         item.part.unlink()
+    start = time.monotonic()
     with item.part.open("ab") as file:
-        sink = _Sink(file, item, report)
+        sink = _PartialFile(file, item, report)
+        logger.info("downloading %s from byte %d of %d", item.path, sink.size, item.nbytes)
         _fetch(item, sink, hub)
         found = sink.hex()
+    logger.info("downloaded %s in %.1f s", item.path, time.monotonic() - start)
     if item.hash is not None and found != item.hash.hex:
         item.part.unlink()
         raise CorruptCheckpoint(
-            f"{item.file.name} from {item.file.repository}: what was downloaded has the "
-            f"{item.hash.kind} {found}, the hub announces {item.hash.hex}; it was removed",
-            "run the command again; if it stays so, a proxy or mirror changes the file",
+            f"{item.file.name} from {item.file.repository}: the downloaded file has the "
+            f"{item.hash.kind} {found}, expected {item.hash.hex}; it was deleted",
+            "run the command again; if the error stays, a proxy or mirror changes the file",
         )
     commit(item.part, item.path)
     if item.hash is not None:
@@ -222,8 +237,8 @@ def _fetch_and_check(item: Item, report: Report, hub: Hub) -> None:
         stale.unlink(missing_ok=True)
 
 
-def _fetch(item: Item, sink: _Sink, hub: Hub) -> None:
-    """Fill ``sink`` from where it stands; connect again while that brings new bytes."""
+def _fetch(item: DownloadItem, sink: _PartialFile, hub: Hub) -> None:
+    """Download the rest of ``sink``; connect again as long as that brings new bytes."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers, disable_progress_bars
@@ -231,6 +246,7 @@ def _fetch(item: Item, sink: _Sink, hub: Hub) -> None:
     disable_progress_bars("huggingface_hub.http_get")
     file = item.file
     url = hf_hub_url(file.repository, file.path, revision=item.revision, endpoint=hub.endpoint)
+    logger.debug("address: %s, revision %s", url, item.revision)
     broken = 0
     while sink.size < item.nbytes:
         before = sink.size
@@ -238,30 +254,31 @@ def _fetch(item: Item, sink: _Sink, hub: Hub) -> None:
             with _hub_errors(file):
                 http_get(
                     url,
-                    # It asks for no more than this: write, tell, seek and truncate.
+                    # http_get calls only write, tell, seek and truncate.
                     cast(BinaryIO, sink),
                     resume_size=before,
                     headers={**build_hf_headers(token=hub.token), "Accept-Encoding": "identity"},
                     expected_size=item.nbytes,
                 )
-        except _Broken as error:
+        except _ConnectionFailed as error:
             broken = 0 if sink.size > before else broken + 1
+            logger.info("connection %d failed at byte %d: %s", broken, sink.size, error.message)
             if broken >= ATTEMPTS:
                 raise CheckpointError(error.message, error.hint) from error
             time.sleep(PAUSE_S)
 
 
-class _Sink:
-    """The end of a partial file: appends, hashes what passes, reports about every MiB."""
+class _PartialFile:
+    """A partial file opened for appending: writes, hashes and reports progress about every MiB."""
 
-    def __init__(self, file: BinaryIO, item: Item, report: Report) -> None:
+    def __init__(self, file: BinaryIO, item: DownloadItem, report: ProgressCallback) -> None:
         self._file, self._item, self._report = file, item, report
-        self.size = self._said = file.seek(0, os.SEEK_END)
+        self.size = self._reported = file.seek(0, os.SEEK_END)
         self._digest = self._rehash()
         report(item, self.size)
 
     def hex(self) -> str | None:
-        """The hash of all bytes of the file, of the kind the hub announces."""
+        """The hash of all bytes of the file, of the kind that the hub states; ``None`` without."""
         self._file.flush()
         return None if self._digest is None else str(self._digest.hexdigest())
 
@@ -270,8 +287,8 @@ class _Sink:
         self.size += len(chunk)
         if self._digest is not None:
             self._digest.update(chunk)
-        if self.size - self._said >= 2**20 or self.size == self._item.nbytes:
-            self._said = self.size
+        if self.size - self._reported >= 2**20 or self.size == self._item.nbytes:
+            self._reported = self.size
             self._report(self._item, self.size)
         return len(chunk)
 
@@ -279,8 +296,8 @@ class _Sink:
         return self.size
 
     def seek(self, position: int) -> int:
-        """Only back to where a transfer began: the server sends the file from its start again."""
-        self.size = self._said = position
+        """Go back to ``position``, when the server sends the file from its start again."""
+        self.size = self._reported = position
         return position
 
     def truncate(self) -> int:
@@ -290,7 +307,7 @@ class _Sink:
         return self.size
 
     def _rehash(self) -> Any:
-        """The state of the hash after the bytes that are there."""
+        """A hash object that has read the bytes on disk; ``None`` if the hub states no hash."""
         kind = self._item.hash
         if kind is None:
             return None
@@ -302,50 +319,52 @@ class _Sink:
         return digest
 
 
-class _Broken(CheckpointError):
-    """A connection that may be tried again; never leaves this module."""
+class _ConnectionFailed(CheckpointError):
+    """A failed connection that may succeed if tried again. Used in this module only."""
 
 
 @contextmanager
-def _hub_errors(file: Published) -> Iterator[None]:
-    """Say in our words what the hub or the connection to it refuses."""
+def _hub_errors(file: CatalogFile) -> Iterator[None]:
+    """Convert errors of huggingface_hub and its HTTP client into :class:`CheckpointError`."""
     from huggingface_hub import errors
 
-    # The base of the HTTP client's errors: httpx or httpx2, as huggingface_hub's version has it.
+    # Base class of the HTTP client's errors: huggingface_hub uses httpx or httpx2.
     transport = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
     except errors.HfHubHTTPError as error:
-        raise _refused(file, error.response.status_code, error) from error
+        raise _http_error(file, error.response.status_code, error) from error
     except errors.OfflineModeIsEnabled as error:
         raise CheckpointError(
-            f"{file.name} cannot be downloaded: HF_HUB_OFFLINE is set", "unset it"
+            f"{file.name} cannot be downloaded: HF_HUB_OFFLINE is set",
+            "unset HF_HUB_OFFLINE",
         ) from error
     except transport as error:
-        raise _Broken(
+        raise _ConnectionFailed(
             f"{file.name}: the connection to the hub failed ({error or type(error).__name__})",
-            "run the command again, it goes on where it stopped; check proxy and HF_ENDPOINT",
+            "run the command again to resume; if the error stays, check proxy and HF_ENDPOINT",
         ) from error
 
 
-def _refused(file: Published, status: int, error: Exception) -> LadderError:
+def _http_error(file: CatalogFile, status: int, error: Exception) -> LadderError:
     from huggingface_hub.errors import GatedRepoError
 
     page = f"https://huggingface.co/{file.repository}"
     if isinstance(error, GatedRepoError) or status == 403:
         return CheckpointError(
-            f"{file.repository} gives {file.name} only to who accepted its licence ({status})",
-            f"accept it on {page}, then set HF_TOKEN to a token that may read it "
+            f"{file.repository} requires acceptance of its licence to download {file.name} "
+            f"({status})",
+            f"accept it on {page}, then set HF_TOKEN to a token with read access "
             "(huggingface.co/settings/tokens)",
         )
     if status == 401:
         return CheckpointNotFound(
-            f"{file.repository} does not exist, or is private, or HF_TOKEN is not valid (401)",
-            f"see {page}; check HF_TOKEN and HF_ENDPOINT",
+            f"{file.repository} does not exist, is private, or HF_TOKEN is not valid (401)",
+            f"check {page}, HF_TOKEN and HF_ENDPOINT",
         )
     if status == 404:
         return CheckpointNotFound(
-            f"{file.repository} has no file {file.path} (404)", f"see which files there are: {page}"
+            f"{file.repository} has no file {file.path} (404)", f"see its list of files: {page}"
         )
-    kind = _Broken if status >= 500 or status == 429 else CheckpointError
+    kind = _ConnectionFailed if status >= 500 or status == 429 else CheckpointError
     return kind(f"{file.name}: the hub answered {status}", "try again later")

@@ -1,7 +1,7 @@
-"""The metadata of a GGUF file, parsed only where it is asked for.
+"""Metadata of a GGUF file, parsed on access.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Opening steps over every value:
-by arithmetic over arrays of numbers, from length to length over arrays of texts.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Opening a file skips all values:
+arrays of numbers by their size, arrays of strings by the length of each string.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from latent_ladder.checkpoints.mmap_file import MappedFile, damaged
+from latent_ladder.checkpoints.mmap_file import MappedFile, damaged_error
 from latent_ladder.errors import CorruptCheckpoint
 
 MAX_HEADER_BYTES = 100_000_000
-"""Far above any tokenizer; keeps a damaged count from walking through gigabytes of weights."""
+"""Limit of the header, far above any tokenizer: a wrong count must not skip through the weights."""
 
 MAX_ARRAY_DEPTH = 4
 
@@ -26,33 +26,33 @@ NUMBERS: Mapping[int, str] = {
 """Value type -> struct code."""
 
 
-_FORMS = {code: struct.Struct(f"<{code}") for code in NUMBERS.values()}
+_STRUCTS = {code: struct.Struct(f"<{code}") for code in NUMBERS.values()}
 
 
-class Value(NamedTuple):
-    """Where a metadata value begins, and its type."""
+class ValueLocation(NamedTuple):
+    """Type and position of a metadata value in the file."""
 
     type: int
-    at: int
+    position: int
 
 
 @dataclass(frozen=True)
 class KeyValues(Mapping[str, Any]):
-    """The metadata of a GGUF file: numbers, booleans, texts, and arrays of them as lists.
+    """The metadata of a GGUF file: numbers, booleans, strings, and arrays of them as lists.
 
-    A value is parsed when it is asked for the first time. Bytes in an array of texts that are no
-    UTF-8 (pieces of a character in a vocabulary) become surrogates and can be encoded back.
+    A value is parsed at its first access. Bytes in an array of strings that are not UTF-8 (parts of
+    a character in a vocabulary) become surrogate escapes and can be encoded again.
     """
 
     file: MappedFile
-    entries: Mapping[str, Value] = field(repr=False)
+    entries: Mapping[str, ValueLocation] = field(repr=False)
     _parsed: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._parsed:
             value = self.entries[key]
             self.file.check_unchanged()
-            self._parsed[key] = Reader(self.file, value.at).value(value.type)
+            self._parsed[key] = HeaderReader(self.file, value.position).value(value.type)
         return self._parsed[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -62,53 +62,53 @@ class KeyValues(Mapping[str, Any]):
         return len(self.entries)
 
     def texts(self) -> dict[str, str]:
-        """The values that are one text."""
+        """The values that are strings."""
         return {key: self[key] for key, value in self.entries.items() if value.type == STRING}
 
 
 @dataclass
-class Reader:
-    """Reads forward from ``at``; every step is checked against the end of the file."""
+class HeaderReader:
+    """Reader of the header from ``position`` on; checks every step against the end of the file."""
 
     file: MappedFile
-    at: int = 0
+    position: int = 0
 
     def __post_init__(self) -> None:
         self.buffer = self.file.buffer
         self.end = min(self.file.size, MAX_HEADER_BYTES)
 
-    def take(self, count: int) -> int:
-        """Step over ``count`` bytes; returns where they began."""
-        begin, self.at = self.at, self.at + count
-        if self.at > self.end:
-            raise _beyond(self.file, self.at)
+    def advance(self, count: int) -> int:
+        """Skip ``count`` bytes and return the position of the first."""
+        begin, self.position = self.position, self.position + count
+        if self.position > self.end:
+            raise _overrun_error(self.file, self.position)
         return begin
 
     def number(self, code: str) -> Any:
-        """One number of a struct code."""
-        form = _FORMS[code]
-        return form.unpack_from(self.buffer, self.take(form.size))[0]
+        """Read one number with a code of the ``struct`` module."""
+        form = _STRUCTS[code]
+        return form.unpack_from(self.buffer, self.advance(form.size))[0]
 
     def text(self) -> bytes:
-        """One string's bytes."""
-        begin = self.take(self.number("Q"))
-        return self.buffer[begin : self.at]
+        """Read the bytes of one string."""
+        begin = self.advance(self.number("Q"))
+        return self.buffer[begin : self.position]
 
     def skip(self, kind: int, depth: int = 0) -> None:
-        """Step over one value: by arithmetic, but for strings, whose lengths lead on."""
+        """Skip one value of the type ``kind``."""
         if kind in NUMBERS:
-            self.take(struct.calcsize(NUMBERS[kind]))
+            self.advance(struct.calcsize(NUMBERS[kind]))
         elif kind == STRING:
-            self.take(self.number("Q"))
+            self.advance(self.number("Q"))
         elif kind == ARRAY:
             self._skip_array(depth)
         else:
-            raise damaged(self.file.path, f"its header holds a value of unknown type {kind}")
+            raise damaged_error(self.file.path, f"its header has a value of unknown type {kind}")
 
     def _skip_array(self, depth: int) -> None:
         inner, count = self._array_head(depth)
         if inner in NUMBERS:
-            self.take(count * struct.calcsize(NUMBERS[inner]))
+            self.advance(count * struct.calcsize(NUMBERS[inner]))
         elif inner == STRING:
             self._skip_strings(count)
         else:
@@ -116,57 +116,69 @@ class Reader:
                 self.skip(inner, depth + 1)
 
     def _array_head(self, depth: int) -> tuple[int, int]:
-        """Type and number of elements, which the rest of the header must be able to hold."""
+        """Read type and number of the elements. Raises if they cannot fit into the header."""
         if depth >= MAX_ARRAY_DEPTH:
-            raise damaged(self.file.path, f"its header nests arrays deeper than {MAX_ARRAY_DEPTH}")
+            raise damaged_error(
+                self.file.path, f"its header nests arrays deeper than {MAX_ARRAY_DEPTH}"
+            )
         inner, count = self.number("I"), self.number("Q")
-        least = {STRING: 8, ARRAY: 12}.get(inner) or struct.calcsize(NUMBERS.get(inner, "B"))
-        if self.at + count * least > self.end:
-            raise _beyond(self.file, self.at + count * least)
+        min_bytes = {STRING: 8, ARRAY: 12}.get(inner) or struct.calcsize(NUMBERS.get(inner, "B"))
+        if self.position + count * min_bytes > self.end:
+            raise _overrun_error(self.file, self.position + count * min_bytes)
         return inner, count
 
     def _skip_strings(self, count: int) -> None:
-        length_at, buffer, at, end = struct.Struct("<Q").unpack_from, self.buffer, self.at, self.end
+        length_at, buffer, at, end = (
+            struct.Struct("<Q").unpack_from,
+            self.buffer,
+            self.position,
+            self.end,
+        )
         for _ in range(count):
             if at + 8 > end:
-                raise _beyond(self.file, at + 8)
+                raise _overrun_error(self.file, at + 8)
             at += 8 + length_at(buffer, at)[0]
-        self.take(at - self.at)
+        self.advance(at - self.position)
 
     def _texts(self, count: int) -> list[str]:
-        length_at, buffer, at, end = struct.Struct("<Q").unpack_from, self.buffer, self.at, self.end
+        length_at, buffer, at, end = (
+            struct.Struct("<Q").unpack_from,
+            self.buffer,
+            self.position,
+            self.end,
+        )
         found = []
         for _ in range(count):
             begin = at + 8
             at = begin + length_at(buffer, at)[0] if begin <= end else begin
             if at > end:
-                raise _beyond(self.file, at)
+                raise _overrun_error(self.file, at)
             found.append(buffer[begin:at].decode(errors="surrogateescape"))
-        self.at = at
+        self.position = at
         return found
 
     def value(self, kind: int) -> Any:
-        """One value. Arrays become lists."""
+        """Read one value of the type ``kind``; arrays become lists."""
         if kind == STRING:
             return self.text().decode(errors="replace")
         return self.array() if kind == ARRAY else self.number(NUMBERS[kind])
 
     def array(self, depth: int = 0) -> list[Any]:
-        """One array, as a list (of lists)."""
+        """Read one array, as a list (of lists)."""
         inner, count = self._array_head(depth)
         if inner in NUMBERS:
             code = f"<{count}{NUMBERS[inner]}"
-            return list(struct.unpack_from(code, self.buffer, self.take(struct.calcsize(code))))
+            return list(struct.unpack_from(code, self.buffer, self.advance(struct.calcsize(code))))
         if inner == STRING:
             return self._texts(count)
         return [self.array(depth + 1) for _ in range(count)]
 
 
-def _beyond(file: MappedFile, needed: int) -> CorruptCheckpoint:
+def _overrun_error(file: MappedFile, needed: int) -> CorruptCheckpoint:
     if needed <= file.size:
-        return damaged(file.path, f"its header goes on beyond {MAX_HEADER_BYTES:,} bytes")
+        return damaged_error(file.path, f"its header is longer than {MAX_HEADER_BYTES:,} bytes")
     return CorruptCheckpoint(
-        f"{file.path.name}: truncated or damaged, its header ends beyond the {file.size:,} bytes "
-        "there are",
+        f"{file.path.name}: truncated or damaged, its header is longer than the file of "
+        f"{file.size:,} bytes",
         "download it again; the download probably stopped early",
     )

@@ -1,9 +1,8 @@
-"""What model files were found to hold the last time, so that most headers are not read again.
+"""Cache of the content of model files, so that most headers are not read again.
 
-A folder with five 22B transformers has 35,000 tensors in its headers, and a run needs 10,000 of
-them. An entry counts only for exactly the files it was made from (size, times of modification and
-of change, inode) and for the code that judged them. Whatever is wrong with the index itself, it is
-left aside: it only saves time.
+The headers of a folder with five 22B transformers have 35,000 tensors, and a run needs 10,000 of
+them. An entry is valid for unchanged files (size, modification and change time, inode) and the same
+version of this package's code. A damaged cache is ignored.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ _DIGEST = 16
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is asked of a component that is not used, in short.
+class ComponentSummary:
+    """The properties of a component that are known without its header.
 
-    ``bits`` are those that one weight of a transformer takes, ``family`` is ``None`` where the
-    part does not tell.
+    ``bits`` is the size of one weight of a transformer, 0 for other components. ``family`` is
+    ``None`` if the component does not determine it.
     """
 
     container: str
@@ -40,70 +39,70 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a file was found to be: ``parts`` by role, or why it is none of ours."""
+class FileContent:
+    """The components of a file by role, or the reason why it is ignored."""
 
-    parts: Mapping[str, Facts] = field(default_factory=dict)
+    parts: Mapping[str, ComponentSummary] = field(default_factory=dict)
     ignored: str | None = None
 
 
 @dataclass
-class Index:
-    """Path -> verdict. ``get`` answers ``None`` for a file that changed or is new."""
+class HeaderCache:
+    """The cache: path -> content of a file. ``get`` returns ``None`` for a new or changed file."""
 
     path: Path
     entries: dict[str, Any] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    requested: set[str] = field(default_factory=set)
     changed: bool = False
 
     @classmethod
-    def read(cls) -> Index:
-        """The user's index; empty where there is none, or none that can be trusted."""
+    def read(cls) -> HeaderCache:
+        """Read the user's cache; it is empty if the file is missing, damaged or outdated."""
         path = cache_folder() / "models" / "index"
         with suppress(OSError, ValueError):
-            kept = path.read_bytes()
-            if kept[:_DIGEST] == _digest(kept[_DIGEST:]):
-                body = json.loads(kept[_DIGEST:])
-                if body["code"] == _code():
+            data = path.read_bytes()
+            if data[:_DIGEST] == _digest(data[_DIGEST:]):
+                body = json.loads(data[_DIGEST:])
+                if body["code"] == _code_version():
                     return cls(path, body["files"])
         return cls(path)
 
-    def get(self, path: Path, stamp: str | None) -> Verdict | None:
-        """The verdict on a file, of exactly this ``stamp``."""
+    def get(self, path: Path, stamp: str | None) -> FileContent | None:
+        """The content of a file if its fingerprint is ``stamp``, else ``None``."""
         entry = self.entries.get(str(path))
-        self.asked.add(str(path))
+        self.requested.add(str(path))
         if stamp is None or entry is None or entry["stamp"] != stamp:
             return None
-        parts = {role: Facts(**facts) for role, facts in entry["parts"].items()}
-        return Verdict(parts, entry["ignored"])
+        parts = {role: ComponentSummary(**facts) for role, facts in entry["parts"].items()}
+        return FileContent(parts, entry["ignored"])
 
-    def put(self, path: Path, stamp: str | None, verdict: Verdict) -> None:
-        """Remember a verdict; of what cannot be named for certain nothing is kept."""
+    def put(self, path: Path, stamp: str | None, content: FileContent) -> None:
+        """Add the content of a file. Nothing is added without a fingerprint."""
         if stamp is None:
             return
-        parts = {role: asdict(facts) for role, facts in verdict.parts.items()}
-        entry = {"stamp": stamp, "parts": parts, "ignored": verdict.ignored}
+        parts = {role: asdict(facts) for role, facts in content.parts.items()}
+        entry = {"stamp": stamp, "parts": parts, "ignored": content.ignored}
         self.changed |= self.entries.get(str(path)) != entry
         self.entries[str(path)] = entry
 
     def save(self) -> None:
-        """Write it if anything is new; no error where it cannot be kept."""
+        """Write the cache if it has changed. Errors are ignored."""
         if not self.changed:
             return
-        others = (p for p in self.entries if p not in self.asked and Path(p).exists())
-        paths = [*(p for p in self.entries if p in self.asked), *others][:MAX_ENTRIES]
-        body = json.dumps({"code": _code(), "files": {p: self.entries[p] for p in paths}})
+        others = (p for p in self.entries if p not in self.requested and Path(p).exists())
+        paths = [*(p for p in self.entries if p in self.requested), *others][:MAX_ENTRIES]
+        body = json.dumps({"code": _code_version(), "files": {p: self.entries[p] for p in paths}})
         data = body.encode()
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, _digest(data) + data)
 
 
-def stamp(path: Path) -> str | None:
-    """Names the state of all files of a checkpoint; ``None`` where one cannot be looked at.
+def fingerprint_files(path: Path) -> str | None:
+    """A fingerprint of the state of all files of a checkpoint; ``None`` if one cannot be read.
 
-    The time of change is the system's own: a file written in place whose modification time was
-    put back still differs in it.
+    It includes the change time, which only the system sets: a file written in place with a restored
+    modification time still differs in it.
     """
     try:
         shards = find_shards(path)
@@ -116,8 +115,8 @@ def stamp(path: Path) -> str | None:
     )
 
 
-def _code() -> str:
-    """Names the code that judges files: a new version of it judges anew."""
+def _code_version() -> str:
+    """A hash of the state of this package's source files: other code makes the cache invalid."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     states = (f"{f.name} {s.st_size} {s.st_mtime_ns}" for f in files for s in (f.stat(),))
     return hashlib.blake2b("\n".join(states).encode(), digest_size=8).hexdigest()

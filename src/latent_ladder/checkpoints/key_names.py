@@ -1,8 +1,8 @@
-"""What the name of a tensor says: the role it plays, and its original name inside that role.
+"""Tables that map tensor names to their role and to their original name in that component.
 
-Tables of names and nothing else. Layouts: the single file of LTX-2.0/2.3/2.5
-(https://github.com/Lightricks/LTX-2), the split files of ComfyUI's model folders, Gemma 3 as
-ComfyUI, transformers and llama.cpp name it, latent upsamplers, tiny preview decoders, LoRAs.
+Layouts: the single file of LTX-2.0/2.3/2.5 (https://github.com/Lightricks/LTX-2), the split files
+of ComfyUI's model folders, Gemma 3 with the names of ComfyUI, transformers and llama.cpp, latent
+upsamplers, tiny preview decoders, LoRAs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ROLES = (
 )
 
 
-class Placed(NamedTuple):
-    """A role and the tensor's name there; the role is ``None`` for parts that are not needed.
+class TensorRole(NamedTuple):
+    """The role of a tensor and its name in that component; ``None``: the tensor is not needed.
 
-    The role ``vae`` stands for a bare VAE, of which the name does not tell the kind.
+    The role ``vae`` is a VAE without a prefix, which may be the video or the audio VAE.
     """
 
     role: str | None
@@ -74,71 +74,77 @@ _NOT_NEEDED = (
     "duration_head.",
 )
 
-# The longest prefix wins. A value is the role and what replaces the prefix.
-_PREFIXES: Mapping[str, Placed] = {
-    **{prefix: Placed("transformer", "") for prefix in _TRANSFORMER},
-    **{part: Placed("transformer", part) for part in _BARE_TRANSFORMER},
+# Prefix -> role, and what replaces the prefix. The longest prefix wins.
+_PREFIXES: Mapping[str, TensorRole] = {
+    **{prefix: TensorRole("transformer", "") for prefix in _TRANSFORMER},
+    **{part: TensorRole("transformer", part) for part in _BARE_TRANSFORMER},
     **{
-        f"{prefix}{part}": Placed("connectors", part)
+        f"{prefix}{part}": TensorRole("connectors", part)
         for prefix in (*_TRANSFORMER, "")
         for part in _CONNECTORS
     },
-    "text_embedding_projection.": Placed("text_projection", ""),
+    "text_embedding_projection.": TensorRole("text_projection", ""),
     **{
-        f"{stream}aggregate_embed.": Placed("text_projection", f"{stream}aggregate_embed.")
+        f"{stream}aggregate_embed.": TensorRole("text_projection", f"{stream}aggregate_embed.")
         for stream in ("video_", "audio_", "")
     },
-    "vae.": Placed("video_vae", ""),
-    "audio_vae.": Placed("audio_vae", ""),
-    "vocoder.": Placed("vocoder", ""),
-    **{part: Placed("vae", part) for part in ("encoder.", "decoder.", "per_channel_statistics.")},
+    "vae.": TensorRole("video_vae", ""),
+    "audio_vae.": TensorRole("audio_vae", ""),
+    "vocoder.": TensorRole("vocoder", ""),
     **{
-        f"{wrap}{part}": Placed("text_encoder", part)
+        part: TensorRole("vae", part)
+        for part in ("encoder.", "decoder.", "per_channel_statistics.")
+    },
+    **{
+        f"{wrap}{part}": TensorRole("text_encoder", part)
         for wrap in _GEMMA
         for part in ("layers.", "embed_tokens.", "norm.")
     },
     **{
-        part: Placed("text_encoder", part)
+        part: TensorRole("text_encoder", part)
         for part in ("spiece_model", "tokenizer_json", "hf_asset__")
     },
-    **{part: Placed("latent_upsampler", part) for part in _UPSAMPLER},
-    **{part: Placed(None, part) for part in _NOT_NEEDED},
+    **{part: TensorRole("latent_upsampler", part) for part in _UPSAMPLER},
+    **{part: TensorRole(None, part) for part in _NOT_NEEDED},
 }
-_BY_HEAD: dict[str, list[str]] = {}
+_PREFIXES_BY_FIRST_WORD: dict[str, list[str]] = {}
 for _prefix in sorted(_PREFIXES, key=len, reverse=True):
-    _BY_HEAD.setdefault(_prefix[: _prefix.find(".") + 1], []).append(_prefix)
-"""Prefixes by their first word with its dot, those without a dot under ""."""
+    _PREFIXES_BY_FIRST_WORD.setdefault(_prefix[: _prefix.find(".") + 1], []).append(_prefix)
+"""Prefixes by their first word with its dot; those without a dot under ""."""
 
-# A vocoder whose outer prefix was taken off: its own generator is called vocoder as well.
+# A vocoder without its outer prefix: its own generator is called vocoder as well.
 _BARE_VOCODER = ("vocoder.", "bwe_generator.", "mel_stft.")
 
 
-def places(names: Iterable[str]) -> dict[str, Placed]:
-    """The place of every name that has one."""
+def assign_roles(names: Iterable[str]) -> dict[str, TensorRole]:
+    """The role of every tensor name that has one."""
     names = list(names)
     bare_vocoder = any(name.startswith("bwe_generator.") for name in names)
     tiny = TINY_DECODER.issubset(names)
     found = {}
     for name in names:
         if bare_vocoder and name.startswith(_BARE_VOCODER):
-            found[name] = Placed("vocoder", name)
+            found[name] = TensorRole("vocoder", name)
         elif tiny and name.startswith(("encoder.", "decoder.")):
-            found[name] = Placed("preview_vae", name)
-        elif (placed := _by_prefix(name)) is not None:
-            found[name] = placed
+            found[name] = TensorRole("preview_vae", name)
+        elif (assigned := _match_prefix(name)) is not None:
+            found[name] = assigned
     return found
 
 
-def _by_prefix(name: str) -> Placed | None:
-    for prefix in (*_BY_HEAD.get(name[: name.find(".") + 1], ()), *_BY_HEAD[""]):
+def _match_prefix(name: str) -> TensorRole | None:
+    for prefix in (
+        *_PREFIXES_BY_FIRST_WORD.get(name[: name.find(".") + 1], ()),
+        *_PREFIXES_BY_FIRST_WORD[""],
+    ):
         if name.startswith(prefix):
-            placed = _PREFIXES[prefix]
-            return Placed(placed.role, placed.key + name[len(prefix) :])
+            assigned = _PREFIXES[prefix]
+            return TensorRole(assigned.role, assigned.key + name[len(prefix) :])
     return None
 
 
 TINY_DECODER = frozenset({"decoder.1.weight", "decoder.3.conv.0.weight", "decoder.22.bias"})
-"""In every tiny video autoencoder of the TAEHV kind (https://github.com/madebyollin/taehv):
+"""Tensors of every tiny video autoencoder (TAEHV, https://github.com/madebyollin/taehv):
 first convolution, first memory block, last convolution."""
 
 _VAE = r"(encoder|decoder)\.conv_in\.conv\.weight$|per_channel_statistics\.mean-of-means$"
@@ -157,14 +163,14 @@ SIGNATURES: Mapping[str, re.Pattern[str]] = {
         "preview_vae": r"decoder\.22\.bias$",
     }.items()
 }
-"""A role counts only where the file has a tensor that no other family has under that place."""
+"""Role -> pattern of a tensor that only this role has; a file without it does not have the role."""
 
 LORA_KEY = re.compile(
     r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w|diff|diff_b)$",
     re.IGNORECASE,
 )
 
-# --- Gemma 3 in the names of llama.cpp ------------------------------------------------------------
+# --- Gemma 3 with the names of llama.cpp ----------------------------------------------------------
 
 _GGUF_GEMMA = {
     "token_embd.weight": "embed_tokens.weight",
@@ -188,20 +194,22 @@ _GGUF_LAYER = {
 _GGUF_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
-def gemma_places(names: Iterable[str]) -> dict[str, Placed]:
-    """The places of a Gemma 3 in llama.cpp's names, empty where it is another model.
+def assign_gemma_roles(names: Iterable[str]) -> dict[str, TensorRole]:
+    """The roles of the tensors of a Gemma 3 with llama.cpp's names; empty for another model.
 
-    Only Gemma 3 has both a norm behind the feed-forward and norms of queries and keys.
+    Only Gemma 3 has both a norm after the feed-forward and norms of queries and keys.
     """
     names = list(names)
     if not {"blk.0.post_ffw_norm.weight", "blk.0.attn_q_norm.weight"}.issubset(names):
         return {}
-    found = {"output.weight": Placed(None, "lm_head.weight")} if "output.weight" in names else {}
+    found = (
+        {"output.weight": TensorRole(None, "lm_head.weight")} if "output.weight" in names else {}
+    )
     for name in names:
         match = _GGUF_NAME.fullmatch(name)
         if match and match[2] in _GGUF_LAYER:
             key = f"layers.{match[1]}.{_GGUF_LAYER[match[2]]}.weight"
-            found[name] = Placed("text_encoder", key)
+            found[name] = TensorRole("text_encoder", key)
         elif name in _GGUF_GEMMA:
-            found[name] = Placed("text_encoder", _GGUF_GEMMA[name])
+            found[name] = TensorRole("text_encoder", _GGUF_GEMMA[name])
     return found

@@ -1,8 +1,8 @@
-"""What the tensors of an adapter file are called: module, kind and part from each name.
+"""Key names of adapter files (LoRA, LoKr, LoHa, diff): module, kind and part of each tensor.
 
-Reads names and shapes only. Knows the spellings of PEFT (``lora_A``/``lora_B``), kohya
-(``lora_down``/``lora_up``, ``alpha``), LyCORIS (``lokr_*``, ``hada_*``, ``diff``) and their ways
-to name a module: with a prefix or without, with ``_`` for ``.``, or with diffusers' names.
+Reads names and shapes only. Knows the names of PEFT (``lora_A``/``lora_B``), kohya
+(``lora_down``/``lora_up``, ``alpha``) and LyCORIS (``lokr_*``, ``hada_*``, ``diff``), and module
+names with or without a prefix, with ``_`` in place of ``.``, or of diffusers.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PARTS: Mapping[str, str] = {
     "diff": "diff",
     "diff_b": "diff_b",
 }
-"""Spelling in a file -> part of an adapter."""
+"""Name in a file -> part of an adapter."""
 
 _USUAL = {"lora_A", "lora_B", "lora_down", "lora_up"}
-"""Parts that nearly every name of nearly every file ends in: told without a pattern."""
+"""The most frequent parts, which are matched without a regular expression."""
 
 _KEY = re.compile(
     rf"(?P<module>.+?)\.(?P<part>{'|'.join(sorted(PARTS, key=len, reverse=True))})"
@@ -57,19 +57,22 @@ DIFFUSERS_NAMES: Mapping[str, str] = {
     "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
 }
-"""First word of a module in diffusers -> in the original files; blocks are called alike."""
+"""First word of a module name in diffusers -> in the original files; block names are equal."""
 
 
 @dataclass(frozen=True)
-class Amended:
-    """One module as a file writes it: its parts (``down``, ``w1_a``, ...) and their tensors."""
+class AdapterModule:
+    """One module of an adapter file, and its tensors by part (``down``, ``w1_a``, ...).
 
-    written: str
+    ``name`` is that of the module in the file.
+    """
+
+    name: str
     parts: Mapping[str, str]
 
     @property
     def kind(self) -> str:
-        """``lora``, ``lokr``, ``loha``, or ``diff`` where there is only a difference."""
+        """``lora``, ``lokr``, ``loha`` or ``diff`` (a difference of weights)."""
         return next(
             (kind for kind, names in _KINDS.items() if self.parts.keys() & set(names)), "diff"
         )
@@ -82,10 +85,10 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def amended_modules(component: Component) -> tuple[list[Amended], list[str]]:
-    """The modules that a file amends, and the names in it that are no part of any.
+def find_adapter_modules(component: Component) -> tuple[list[AdapterModule], list[str]]:
+    """The modules that an adapter file changes, and the tensor names that belong to none.
 
-    Raises :class:`CheckpointError` for a kind of adapter without arithmetic here.
+    Raises :class:`CheckpointError` for an unsupported kind of adapter.
     """
     modules: dict[str, dict[str, str]] = {}
     unknown = []
@@ -96,8 +99,8 @@ def amended_modules(component: Component) -> tuple[list[Amended], list[str]]:
             continue
         if _OTHER_KINDS.search(key):
             raise CheckpointError(
-                f"{component.file.path.name}: {key} belongs to a kind of adapter that cannot be "
-                "used (known: LoRA, DoRA, LoKr and LoHa without Tucker cores, diff)",
+                f"{component.file.path.name}: {key} belongs to an unsupported kind of adapter "
+                "(supported: LoRA, DoRA, LoKr and LoHa without Tucker cores, diff)",
                 "convert it to a LoRA, or use another file",
             )
         parsed = _KEY.match(key)
@@ -105,18 +108,18 @@ def amended_modules(component: Component) -> tuple[list[Amended], list[str]]:
             unknown.append(key)
         else:
             modules.setdefault(parsed["module"], {})[PARTS[parsed["part"]]] = key
-    return [Amended(written, parts) for written, parts in modules.items()], unknown
+    return [AdapterModule(written, parts) for written, parts in modules.items()], unknown
 
 
-def finder(known: Iterable[str]) -> Callable[[str], str | None]:
-    """A function from a module as written to the one of ``known`` it means, or ``None``."""
+def make_module_finder(known: Iterable[str]) -> Callable[[str], str | None]:
+    """A function that maps a module name in a file to the one of ``known``, else to ``None``."""
     names = set(known)
     flat = {name.replace(".", "_"): name for name in names}
-    theirs = {ours: word for word, ours in DIFFUSERS_NAMES.items()}
+    diffusers_names = {original: name for name, original in DIFFUSERS_NAMES.items()}
     for name in names:
         first, dot, rest = name.partition(".")
-        if first in theirs:
-            flat[theirs[first] + (dot + rest).replace(".", "_")] = name
+        if first in diffusers_names:
+            flat[diffusers_names[first] + (dot + rest).replace(".", "_")] = name
 
     def find(written: str) -> str | None:
         bare = _PREFIX.sub("", written)
@@ -127,36 +130,36 @@ def finder(known: Iterable[str]) -> Callable[[str], str | None]:
     return find
 
 
-def amended_shape(component: Component, module: Amended) -> Shape | None:
-    """The (out, in) that a module's matrices amend; ``None`` where it has a bias only.
+def adapter_shape(component: Component, module: AdapterModule) -> Shape | None:
+    """The shape (out, in) of the weight that a module changes; ``None`` if it changes a bias only.
 
-    Raises :class:`CheckpointError` for missing matrices and for ones that do not fit each other.
+    Raises :class:`CheckpointError` for missing matrices, or shapes that do not match each other.
     """
     shapes = {part: component.shape(key) for part, key in module.parts.items()}
     try:
         found = _SHAPES[module.kind](shapes)
     except KeyError as missing:
         raise CheckpointError(
-            f"{component.file.path.name}: {module.written} has no {missing.args[0]} matrix",
-            "the file is damaged, download it again",
+            f"{component.file.path.name}: {module.name} has no {missing.args[0]} matrix",
+            "download the file again, it is damaged",
         ) from missing
     if found is not None and (len(found) != 2 or found[0] < 1):
         listed = ", ".join(f"{part} {list(shape)}" for part, shape in sorted(shapes.items()))
         raise CheckpointError(
-            f"{component.file.path.name}: the matrices of {module.written} do not fit each other "
+            f"{component.file.path.name}: the shapes of the matrices of {module.name} do not match "
             f"({listed})",
-            "the file is damaged or made for convolutions",
+            "use another file: it is damaged, or made for convolutions",
         )
     return found
 
 
-_MISFIT: Shape = (0, 0)
+_MISMATCH: Shape = (0, 0)
 
 
 def _product(up: Shape, down: Shape) -> Shape:
-    """Of ``up @ down``, given the shapes."""
+    """The shape of ``up @ down``, or :data:`_MISMATCH`."""
     matrices = len(up) == len(down) == 2 and up[1] == down[0]
-    return (up[0], down[1]) if matrices else _MISFIT
+    return (up[0], down[1]) if matrices else _MISMATCH
 
 
 def _lora_shape(parts: Mapping[str, Shape]) -> Shape:
@@ -165,7 +168,7 @@ def _lora_shape(parts: Mapping[str, Shape]) -> Shape:
 
 def _factor(parts: Mapping[str, Shape], name: str) -> Shape:
     if name in parts:
-        return parts[name] if len(parts[name]) == 2 else _MISFIT
+        return parts[name] if len(parts[name]) == 2 else _MISMATCH
     return _product(parts[f"{name}_a"], parts[f"{name}_b"])
 
 
@@ -176,7 +179,7 @@ def _lokr_shape(parts: Mapping[str, Shape]) -> Shape:
 
 def _loha_shape(parts: Mapping[str, Shape]) -> Shape:
     first, second = _factor(parts, "hada_w1"), _factor(parts, "hada_w2")
-    return first if first == second else _MISFIT
+    return first if first == second else _MISMATCH
 
 
 def _diff_shape(parts: Mapping[str, Shape]) -> Shape | None:

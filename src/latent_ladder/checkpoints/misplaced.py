@@ -1,7 +1,7 @@
-"""Where ComfyUI looks for a file, by what it holds; and which files lie somewhere else.
+"""Model files in a folder where ComfyUI does not look for their kind.
 
-latent-ladder finds a file wherever it lies. This is for people who use the same folder with
-ComfyUI, and for those who wonder why ComfyUI does not list a file.
+latent-ladder finds a file in any folder. The check is for users who share the folder with ComfyUI
+and want to know why ComfyUI does not list a file.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from latent_ladder.checkpoints.scan import Found, Library
+from latent_ladder.checkpoints.scan import FoundComponent, Library
 
-ALLOWED: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
+ALLOWED_CATEGORIES: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
     (frozenset({"lora"}), ("loras",)),
     (frozenset({"latent_upsampler"}), ("latent_upscale_models",)),
     (frozenset({"text_encoder"}), ("text_encoders",)),
@@ -26,52 +26,52 @@ ALLOWED: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
     (frozenset({"pixel_upscaler"}), ("upscale_models",)),
     (frozenset({"preview_vae"}), ("vae_approx", "vae")),
 )
-"""A file that has all these roles -> the categories where ComfyUI's loaders see it; first match."""
+"""Roles of a file -> categories in which ComfyUI's loaders list it. The first match counts."""
 
 
 @dataclass(frozen=True)
-class Misplaced:
-    """A file in a category where ComfyUI's loaders for its kind do not look."""
+class MisplacedFile:
+    """A file in the folder ``category``, although ComfyUI lists its kind in ``expected`` only."""
 
     path: Path
-    holds: tuple[str, ...]
+    roles: tuple[str, ...]
     category: str
     expected: str
 
     @property
     def message(self) -> str:
-        """One sentence for a person."""
-        held = " and ".join(role.replace("_", " ") for role in self.holds[:2])
+        """One sentence for the user."""
+        content = " and ".join(role.replace("_", " ") for role in self.roles[:2])
         return (
-            f"{self.path.name} ({held}) lies in {self.category}/: it is used from there, but "
-            f"ComfyUI looks for it in {self.expected}/"
+            f"{self.path.name} ({content}) is in {self.category}/: latent-ladder uses it from "
+            f"there, but ComfyUI looks for it in {self.expected}/"
         )
 
 
-def misplaced(library: Library) -> tuple[Misplaced, ...]:
-    """Files that lie in one of ComfyUI's categories and not in the one of their kind."""
+def find_misplaced(library: Library) -> tuple[MisplacedFile, ...]:
+    """The files in a ComfyUI category other than that of their kind."""
     wrong = []
     for path, roles in library.files.items():
         found = next(iter(roles.values()))
-        allowed = allowed_categories(roles, found.facts.container)
-        known = found.category is not None and not found.embedded
+        allowed = allowed_categories(roles, found.summary.container)
+        known = found.category is not None and not found.is_embedded
         if known and allowed and found.category not in allowed:
-            wrong.append(Misplaced(path, tuple(roles), _written(found), allowed[0]))
+            wrong.append(MisplacedFile(path, tuple(roles), _folder_name(found), allowed[0]))
     return tuple(wrong)
 
 
 def allowed_categories(roles: Collection[str], container: str) -> tuple[str, ...]:
-    """The categories where ComfyUI sees a file with these roles; empty where it has none.
+    """The categories in which ComfyUI lists a file with these roles; empty if there is none.
 
-    A GGUF transformer is seen by the GGUF loader alone, which looks in ``diffusion_models``.
+    Only the GGUF loader lists a GGUF transformer, and it looks in ``diffusion_models``.
     """
     if container == "gguf" and "transformer" in roles:
         return ("diffusion_models",)
-    return next((places for needed, places in ALLOWED if needed <= set(roles)), ())
+    return next((folders for needed, folders in ALLOWED_CATEGORIES if needed <= set(roles)), ())
 
 
-def _written(found: Found) -> str:
-    """The category as the folder is called: ``unet`` for ``diffusion_models``."""
-    if found.given_category is not None:
-        return found.given_category
+def _folder_name(found: FoundComponent) -> str:
+    """The name of the folder, which may be an old one: ``unet`` for ``diffusion_models``."""
+    if found.configured_category is not None:
+        return found.configured_category
     return found.path.relative_to(found.folder).parts[0]

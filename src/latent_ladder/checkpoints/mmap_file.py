@@ -1,7 +1,7 @@
-"""A file on disk, mapped into memory when first needed, and the words for files that cannot be.
+"""Memory-mapped model files, and errors for files that cannot be read.
 
-The mapping is private and copy-on-write: reading costs no copy, and a caller who writes into a
-tensor never changes the file.
+The mapping is made at the first access, private and copy-on-write: reading copies nothing, and
+writing into a tensor never changes the file.
 """
 
 from __future__ import annotations
@@ -22,64 +22,64 @@ from latent_ladder.errors import (
     UnknownLayout,
 )
 
-# Without it Linux wants the whole file's size in free memory for a private writable mapping. The
-# value is that of every Linux but a few old processor families; Python names it from 3.13 on.
+# MAP_NORESERVE: without it Linux requires free memory of the file's size for a private writable
+# mapping. The value is the same on all but a few old processors; Python has it from 3.13 on.
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
-_REFUSALS = {
+_READ_ERRORS = {
     errno.ENOENT: ("no such file", "check the path, or `ladder models list`"),
     errno.ENOTDIR: ("no such file", "check the path, or `ladder models list`"),
-    errno.EACCES: ("permission denied", "give your user the right to read it"),
-    errno.EPERM: ("permission denied", "give your user the right to read it"),
-    errno.ELOOP: ("a link that leads back to itself", "replace the link by the file"),
+    errno.EACCES: ("permission denied", "give your user permission to read it"),
+    errno.EPERM: ("permission denied", "give your user permission to read it"),
+    errno.ELOOP: ("a link that points to itself", "replace the link by the file"),
     errno.ENAMETOOLONG: ("the path is too long", "shorten it"),
 }
 
 
 @dataclass(frozen=True)
 class MappedFile:
-    """One regular file as it was when it was opened."""
+    """A regular file with its size and modification time when it was opened."""
 
     path: Path
     size: int
     modified_ns: int
 
     @classmethod
-    def at(cls, path: Path) -> MappedFile:
-        """The file at ``path``. Raises a :class:`CheckpointError` that says what is in the way."""
-        found = status(path)
+    def from_path(cls, path: Path) -> MappedFile:
+        """The file at ``path``. Raises a :class:`CheckpointError` if it cannot be read."""
+        found = stat_file(path)
         if not stat.S_ISREG(found.st_mode):
             raise UnknownLayout(f"{path}: not a regular file", "give the path of a model file")
         return cls(path, found.st_size, found.st_mtime_ns)
 
     def check_unchanged(self) -> None:
-        """Raise :class:`CorruptCheckpoint` when size or modification time moved since opening."""
+        """Raise :class:`CorruptCheckpoint` if size or modification time changed since opening."""
         try:
             now = self.path.stat()
         except OSError as error:
             raise CorruptCheckpoint(
-                f"{self.path.name}: gone or unreadable since it was opened ({error.strerror})",
-                "keep model files in place while they are in use",
+                f"{self.path.name}: deleted or unreadable since it was opened ({error.strerror})",
+                "do not move or delete model files while they are in use",
             ) from error
         if (now.st_size, now.st_mtime_ns) != (self.size, self.modified_ns):
             raise CorruptCheckpoint(
                 f"{self.path.name}: changed while it was in use (it had {self.size:,} bytes, now "
                 f"{now.st_size:,})",
-                "wait until its download or copy has ended, then start again",
+                "wait until its download or copy has finished, then start again",
             )
 
     def head(self, count: int) -> bytes:
-        """The first ``count`` bytes, or all where there are fewer."""
+        """The first ``count`` bytes, or all if there are fewer."""
         try:
             with self.path.open("rb") as opened:
                 return opened.read(min(count, self.size))
         except OSError as error:
-            raise refused(self.path, error) from error
+            raise read_error(self.path, error) from error
 
     def read_into(self, target: memoryview, at: int) -> None:
-        """Fill ``target`` with the bytes from ``at`` on, by plain reads.
+        """Fill ``target`` with the bytes from position ``at`` on, without the memory mapping.
 
-        Raises :class:`CorruptCheckpoint` when the file ends before that or cannot be read.
+        Raises :class:`CorruptCheckpoint` if the file ends too early or cannot be read.
         """
         try:
             with self.path.open("rb", buffering=0) as opened:
@@ -87,26 +87,26 @@ class MappedFile:
                 while target:
                     count = opened.readinto(target)
                     if not count:
-                        raise damaged(self.path, "it became shorter while it was read")
+                        raise damaged_error(self.path, "it became shorter while it was read")
                     target = target[count:]
         except OSError as error:
-            raise refused(self.path, error) from error
+            raise read_error(self.path, error) from error
 
     @property
     def writable(self) -> bool:
-        """Whether the mapping can be written to (in memory only)."""
+        """True if the mapping can be written to, which changes the memory only."""
         return not memoryview(self.buffer).readonly
 
     @cached_property
     def buffer(self) -> mmap.mmap:
-        """All bytes, mapped. Kept until the last tensor read from it is gone."""
+        """The memory mapping of the whole file. It lives as long as a tensor refers to it."""
         try:
             with self.path.open("rb") as opened:
                 mapping = _map(opened.fileno(), self.size)
         except OSError as error:
-            raise refused(self.path, error) from error
-        except ValueError as error:  # mmap's word for "longer than the file"
-            raise damaged(self.path, "it became shorter while it was read") from error
+            raise read_error(self.path, error) from error
+        except ValueError as error:  # mmap raises it for a length beyond the end of the file
+            raise damaged_error(self.path, "it became shorter while it was read") from error
         self.check_unchanged()
         return mapping
 
@@ -122,47 +122,47 @@ def _map(descriptor: int, size: int) -> mmap.mmap:
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
     except OSError as error:
-        # Limits on private memory count a writable mapping as if every page were written.
+        # Memory limits count every page of a writable mapping; a read-only one is not counted.
         if error.errno != errno.ENOMEM and sys.platform != "win32":
             raise
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
 
 
-def status(path: Path) -> os.stat_result:
-    """``path.stat()``, or the :class:`CheckpointError` for it."""
+def stat_file(path: Path) -> os.stat_result:
+    """``path.stat()``. Raises a :class:`CheckpointError` if that fails."""
     try:
         return path.stat()
     except OSError as error:
-        raise refused(path, error) from error
+        raise read_error(path, error) from error
     except ValueError as error:  # a NUL in the path
-        raise CheckpointNotFound(f"{path!r}: not a path", "check the path") from error
+        raise CheckpointNotFound(f"{path!r}: not a valid path", "check the path") from error
 
 
-def refused(path: Path, error: OSError) -> CheckpointError:
-    """What the system's refusal to read ``path`` means."""
-    known = _REFUSALS.get(error.errno or 0)
+def read_error(path: Path, error: OSError) -> CheckpointError:
+    """The error for an ``OSError`` of the system while ``path`` is read."""
+    known = _READ_ERRORS.get(error.errno or 0)
     if known is not None:
         return CheckpointNotFound(f"{path}: {known[0]}", known[1])
     return CorruptCheckpoint(
-        f"{path}: cannot be read: {error.strerror or error}", "check the disk it lies on"
+        f"{path}: cannot be read: {error.strerror or error}", "check the disk it is on"
     )
 
 
-def damaged(path: Path, what: str) -> CorruptCheckpoint:
-    """The error for a file whose bytes contradict themselves."""
+def damaged_error(path: Path, what: str) -> CorruptCheckpoint:
+    """The error for a file with inconsistent content; ``what`` completes the message."""
     return CorruptCheckpoint(f"{path.name}: damaged, {what}", "download the file again")
 
 
-def cut_off(path: Path, missing: int) -> CorruptCheckpoint:
-    """The error for a file that is ``missing`` bytes at its end."""
+def truncated_error(path: Path, missing: int) -> CorruptCheckpoint:
+    """The error for a file without its last ``missing`` bytes."""
     return CorruptCheckpoint(
         f"{path.name}: truncated, {missing:,} bytes are missing at the end",
         "download it again; the download probably stopped early",
     )
 
 
-def shortened(value: object) -> str:
-    """A value from a damaged header as text that fits a message and a terminal."""
+def shorten(value: object) -> str:
+    """A value from a damaged header as printable text of at most 100 characters, for messages."""
     text = str(value)[:101] if isinstance(value, str) else ascii(value)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 100 else f"{text[:100]}..."

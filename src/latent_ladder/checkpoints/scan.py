@@ -1,7 +1,7 @@
-"""Every model file below some folders, by the roles its content gives it. Loads no tensor.
+"""Scan of model folders: finds all model files and their components. Reads headers only.
 
-Files are recognised by their content, never by name or folder. Files of other models are passed
-over in silence, damaged ones are kept with the reason.
+Components are detected by the content of a file, never by its name or folder. Files of other models
+are listed as ignored, damaged ones as unreadable, with the reason.
 """
 
 from __future__ import annotations
@@ -17,19 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import part_family
+from latent_ladder.checkpoints.compatibility import component_family
 from latent_ladder.checkpoints.components import Component, components
-from latent_ladder.checkpoints.header_cache import Facts, Index, Verdict, stamp
+from latent_ladder.checkpoints.header_cache import (
+    ComponentSummary,
+    FileContent,
+    HeaderCache,
+    fingerprint_files,
+)
 from latent_ladder.checkpoints.search_paths import CATEGORIES, EMBEDDED, ModelFolder
 from latent_ladder.checkpoints.shards import entry_points
-from latent_ladder.checkpoints.upscalers import CATEGORY, as_upscaler, is_pickle, pixel_upscaler
+from latent_ladder.checkpoints.upscalers import (
+    CATEGORY,
+    is_pickle,
+    open_upscaler,
+    upscaler_component,
+)
 from latent_ladder.errors import CheckpointError, UnknownLayout
 
-ENDINGS = (".safetensors", ".sft", ".gguf", ".safetensors.index.json")
+MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", ".safetensors.index.json")
 
 
-class OpenedOnce:
-    """A file whose header is read when the first of its components is wanted, or was before."""
+class LazyComponents:
+    """The components of a file; its header is read when the first of them is accessed."""
 
     def __init__(self, path: Path, parts: Mapping[str, Component] | None = None) -> None:
         self.path = path
@@ -37,7 +47,7 @@ class OpenedOnce:
 
     @property
     def is_open(self) -> bool:
-        """Whether its header was read."""
+        """True if the header was read."""
         return self._parts is not None
 
     def part(self, role: str) -> Component:
@@ -48,24 +58,24 @@ class OpenedOnce:
 
 
 @dataclass(frozen=True)
-class Found:
-    """One component and the model folder it was found under.
+class FoundComponent:
+    """One component, its file and the model folder in which it was found.
 
-    ``path`` is the file it is in; of a split one its index, or the first of its files. ``facts``
-    are known without reading its header. ``given_category`` is what an ``extra_model_paths.yaml``
-    says that the folder holds.
+    ``path`` is the file, or the index or first file of a split checkpoint. ``summary`` is known
+    without reading the header. ``configured_category`` is the category of the folder in an
+    ``extra_model_paths.yaml``.
     """
 
     role: str
     path: Path
     folder: Path
-    facts: Facts
-    file: OpenedOnce
-    given_category: str | None = None
+    summary: ComponentSummary
+    file: LazyComponents
+    configured_category: str | None = None
 
     @property
     def component(self) -> Component:
-        """The component itself; reads the header if nobody did."""
+        """The component itself; reads the header if that was not done before."""
         return self.file.part(self.role)
 
     @property
@@ -74,149 +84,159 @@ class Found:
         return self.path.relative_to(self.folder).as_posix()
 
     @property
-    def embedded(self) -> bool:
-        """Whether it belongs to the model inside the package."""
+    def is_embedded(self) -> bool:
+        """True for the pocket model inside the package."""
         return self.folder == EMBEDDED
 
     @property
     def category(self) -> str | None:
-        """ComfyUI's category of the place it lies in, ``None`` where ComfyUI has no such place."""
-        if self.given_category is not None:
-            return self.given_category
+        """ComfyUI's category of its folder, ``None`` for a folder that ComfyUI does not use."""
+        if self.configured_category is not None:
+            return self.configured_category
         parts = self.path.relative_to(self.folder).parts
         return CATEGORIES.get(parts[0]) if len(parts) > 1 else None
 
 
 @dataclass(frozen=True)
 class Library:
-    """Everything found, by role, in the order searched.
+    """The result of a scan: all components by role, in the order of the folders.
 
-    ``unreadable`` are damaged files and folders with the reason, ``ignored`` those that can be
-    read and are not of this family.
+    ``unreadable`` are damaged files and folders with the reason, ``ignored`` are files of other
+    models with the reason.
     """
 
     folders: tuple[Path, ...]
-    found: Mapping[str, tuple[Found, ...]]
+    found: Mapping[str, tuple[FoundComponent, ...]]
     unreadable: tuple[tuple[Path, str], ...] = ()
     ignored: tuple[tuple[Path, str], ...] = ()
-    selected: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
-    """Sets of models chosen from it before."""
+    selections: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """Cache of the model sets that were selected from it."""
 
-    def of(self, role: str) -> tuple[Found, ...]:
-        """All candidates for a role."""
+    def of(self, role: str) -> tuple[FoundComponent, ...]:
+        """All components with a role."""
         return self.found.get(role, ())
 
     @cached_property
-    def files(self) -> dict[Path, dict[str, Found]]:
-        """Path -> role -> what was found there."""
-        files: dict[Path, dict[str, Found]] = {}
-        for role, candidates in self.found.items():
-            for found in candidates:
+    def files(self) -> dict[Path, dict[str, FoundComponent]]:
+        """Path -> role -> component."""
+        files: dict[Path, dict[str, FoundComponent]] = {}
+        for role, find_model_files in self.found.items():
+            for found in find_model_files:
                 files.setdefault(found.path, {})[role] = found
         return files
 
 
 @dataclass
 class _Scan:
-    """What a scan under way has seen, so that links in circles and second names end."""
+    """The state of a scan. ``seen`` are resolved paths: a file with two names counts once."""
 
-    index: Index
-    trust: bool
-    found: dict[str, list[Found]] = field(default_factory=dict)
+    cache: HeaderCache
+    use_cache: bool
+    found: dict[str, list[FoundComponent]] = field(default_factory=dict)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     ignored: list[tuple[Path, str]] = field(default_factory=list)
     seen: set[Path] = field(default_factory=set)
 
     def add(self, path: Path, folder: ModelFolder) -> None:
-        """Look at one candidate, in the index or itself, and file it under its roles."""
+        """Add the components of one file, from the cache or by reading its header."""
         try:
             if (real := path.resolve()) in self.seen:
                 return
             self.seen.add(real)
             if is_pickle(path):
-                self._file(pixel_upscaler(path), folder)
+                self._add_upscaler(open_upscaler(path), folder)
                 return
-            mark = stamp(path)
-            known = self.index.get(path, mark) if self.trust else None
+            fingerprint = fingerprint_files(path)
+            known = self.cache.get(path, fingerprint) if self.use_cache else None
             if known is None:
-                self._judge(path, mark, folder)
-            elif known.ignored is not None and in_upscale_models(path, folder):
-                self._file(as_upscaler(open_checkpoint(path)), folder)
+                self._read_file(path, fingerprint, folder)
+            elif known.ignored is not None and is_in_upscale_models(path, folder):
+                self._add_upscaler(upscaler_component(open_checkpoint(path)), folder)
             else:
-                self._recall(path, known, folder)
+                self._add_cached(path, known, folder)
         except CheckpointError as error:
             self.unreadable.append((path, error.message))
         except OSError as error:
             self.unreadable.append((path, f"{path.name} cannot be read: {error.strerror}"))
 
-    def _judge(self, path: Path, mark: str | None, folder: ModelFolder) -> None:
+    def _read_file(self, path: Path, fingerprint: str | None, folder: ModelFolder) -> None:
         file = open_checkpoint(path)
         try:
             parts = components(file)
         except UnknownLayout as error:
-            self.index.put(path, mark, Verdict(ignored=error.message))
-            if in_upscale_models(path, folder):
-                self._file(as_upscaler(file), folder)
+            self.cache.put(path, fingerprint, FileContent(ignored=error.message))
+            if is_in_upscale_models(path, folder):
+                self._add_upscaler(upscaler_component(file), folder)
             else:
                 self.ignored.append((path, error.message))
             return
-        facts = {role: facts_of(part) for role, part in parts.items()}
-        self.index.put(path, mark, Verdict(facts))
-        opened = OpenedOnce(file.path, parts)
-        for role, known in facts.items():
-            self._add(Found(role, file.path, folder.path, known, opened, folder.category))
+        summaries = {role: summarize(part) for role, part in parts.items()}
+        self.cache.put(path, fingerprint, FileContent(summaries))
+        opened = LazyComponents(file.path, parts)
+        for role, summary in summaries.items():
+            self._add(
+                FoundComponent(role, file.path, folder.path, summary, opened, folder.category)
+            )
 
-    def _recall(self, path: Path, known: Verdict, folder: ModelFolder) -> None:
+    def _add_cached(self, path: Path, known: FileContent, folder: ModelFolder) -> None:
         if known.ignored is not None:
             self.ignored.append((path, known.ignored))
             return
-        opened = OpenedOnce(path)
-        for role, facts in known.parts.items():
-            self._add(Found(role, path, folder.path, facts, opened, folder.category))
+        opened = LazyComponents(path)
+        for role, summary in known.parts.items():
+            self._add(FoundComponent(role, path, folder.path, summary, opened, folder.category))
 
-    def _file(self, part: Component, folder: ModelFolder) -> None:
-        path, opened = part.file.path, OpenedOnce(part.file.path, {part.role: part})
-        facts = Facts(part.file.container, part.precision, part.nbytes, None)
-        self._add(Found(part.role, path, folder.path, facts, opened, folder.category))
+    def _add_upscaler(self, part: Component, folder: ModelFolder) -> None:
+        path, opened = part.file.path, LazyComponents(part.file.path, {part.role: part})
+        summary = ComponentSummary(part.file.container, part.precision, part.nbytes, None)
+        self._add(FoundComponent(part.role, path, folder.path, summary, opened, folder.category))
 
-    def _add(self, found: Found) -> None:
+    def _add(self, found: FoundComponent) -> None:
         self.found.setdefault(found.role, []).append(found)
 
 
-def found_in(path: Path, folder: Path) -> dict[str, Found]:
-    """The components of one file by role, its header read.
+def find_in_file(path: Path, folder: Path) -> dict[str, FoundComponent]:
+    """The components of one file by role; reads its header.
 
     Raises what :func:`open_checkpoint` and :func:`components` raise.
     """
     parts = components(open_checkpoint(path))
-    opened = OpenedOnce(path, parts)
-    return {role: Found(role, path, folder, facts_of(part), opened) for role, part in parts.items()}
+    opened = LazyComponents(path, parts)
+    return {
+        role: FoundComponent(role, path, folder, summarize(part), opened)
+        for role, part in parts.items()
+    }
 
 
-def facts_of(part: Component) -> Facts:
-    """A component in short."""
+def summarize(part: Component) -> ComponentSummary:
+    """The summary of a component, for the cache."""
     key, bits = "transformer_blocks.0.attn1.to_q.weight", 0.0
     if part.role == "transformer" and key in part:
         bits = 8 * part.nbytes_of(key) / math.prod(part.shape(key))
-    return Facts(part.file.container, part.precision, part.nbytes, part_family(part), bits)
+    return ComponentSummary(
+        part.file.container, part.precision, part.nbytes, component_family(part), bits
+    )
 
 
-def scan(folders: Iterable[Path | ModelFolder], *, anew: bool = False) -> Library:
-    """Find every model file below the folders, by its header.
+def scan(folders: Iterable[Path | ModelFolder], *, refresh: bool = False) -> Library:
+    """Find all model files in the folders and their subfolders.
 
-    Headers are read again where a file is new or changed, with ``anew`` all of them. Links are
-    followed, circles of links end, the same file under two names counts once. Nothing that a file
-    holds can make a scan fail.
+    Headers are read for new and changed files only, with ``refresh`` for all. Symbolic links are
+    followed, also in cycles; a file with two names counts once. A file never makes the scan fail,
+    whatever its content is.
     """
-    places = [f if isinstance(f, ModelFolder) else ModelFolder(f) for f in folders]
-    state = _Scan(Index.read(), trust=not anew)
-    with _no_collection():
-        for place in places:
-            for path in (*candidates(place.path, state.unreadable), *upscaler_pickles(place)):
-                state.add(path, place)
-    state.index.save()
+    searched = [f if isinstance(f, ModelFolder) else ModelFolder(f) for f in folders]
+    state = _Scan(HeaderCache.read(), use_cache=not refresh)
+    with _garbage_collection_disabled():
+        for folder in searched:
+            for path in (
+                *find_model_files(folder.path, state.unreadable),
+                *find_upscaler_pickles(folder),
+            ):
+                state.add(path, folder)
+    state.cache.save()
     return Library(
-        tuple(place.path for place in places),
+        tuple(folder.path for folder in searched),
         {role: tuple(found) for role, found in state.found.items()},
         tuple(state.unreadable),
         tuple(state.ignored),
@@ -224,8 +244,8 @@ def scan(folders: Iterable[Path | ModelFolder], *, anew: bool = False) -> Librar
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Looking for garbage among the hundred thousand names of a scan costs a fifth of its time."""
+def _garbage_collection_disabled() -> Iterator[None]:
+    """Disable Python's garbage collection: it takes a fifth of the time of a scan."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -235,37 +255,37 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def in_upscale_models(path: Path, folder: ModelFolder) -> bool:
-    """Whether a file lies where ComfyUI keeps upscalers of pixels."""
+def is_in_upscale_models(path: Path, folder: ModelFolder) -> bool:
+    """True for a file in ComfyUI's folder of pixel upscalers."""
     if folder.category is not None:
         return folder.category == CATEGORY
     return path.relative_to(folder.path).parts[0] == CATEGORY
 
 
-def upscaler_pickles(folder: ModelFolder) -> Iterator[Path]:
-    """Upscalers as torch.save writes them: the only pickles that count as models."""
+def find_upscaler_pickles(folder: ModelFolder) -> Iterator[Path]:
+    """Upscalers saved by torch.save, the only pickles that count as models."""
     below = folder.path if folder.category == CATEGORY else folder.path / CATEGORY
     if folder.category in (None, CATEGORY) and below.is_dir():
         yield from sorted(p for p in below.rglob("*") if is_pickle(p))
 
 
-def candidates(folder: Path, unreadable: list[tuple[Path, str]]) -> Iterator[Path]:
-    """Model files below a folder, sorted by path; a split one counts once.
+def find_model_files(folder: Path, unreadable: list[tuple[Path, str]]) -> Iterator[Path]:
+    """Model files in a folder and its subfolders, sorted by path; a split checkpoint counts once.
 
     A folder that cannot be read is added to ``unreadable``.
     """
 
-    def refused(error: OSError) -> None:
+    def add_unreadable(error: OSError) -> None:
         unreadable.append((Path(error.filename), f"cannot be read: {error.strerror}"))
 
     seen: set[tuple[int, int]] = set()
     found: list[Path] = []
-    for here, below, names in os.walk(folder, onerror=refused, followlinks=True):
+    for here, below, names in os.walk(folder, onerror=add_unreadable, followlinks=True):
         status = Path(here).stat()
         if (status.st_dev, status.st_ino) in seen:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         below[:] = [name for name in below if not name.startswith(".")]
-        found += (Path(here) / name for name in names if name.endswith(ENDINGS))
+        found += (Path(here) / name for name in names if name.endswith(MODEL_SUFFIXES))
     yield from entry_points(found)

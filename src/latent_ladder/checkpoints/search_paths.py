@@ -1,9 +1,9 @@
-"""Where to search for model files: flags, environment, config file, ComfyUI's own settings.
+"""Search path for model files: flags, environment, config file, ComfyUI's settings.
 
-The order is the order of preference: ``--models``, ``LADDER_MODELS``, the config file, then
-``./models``, ``./ComfyUI/models`` and ``../ComfyUI/models``, then the pocket inside the package.
-Each may be a ComfyUI ``models/`` folder, ComfyUI's root, or an ``extra_model_paths.yaml``.
-Knows nothing of what the files hold.
+In order of preference: ``--models``, ``LADDER_MODELS``, the config file, then ``./models``,
+``./ComfyUI/models`` and ``../ComfyUI/models``, then the pocket model inside the package. Each can
+be a ComfyUI ``models/`` folder, ComfyUI's root, or an ``extra_model_paths.yaml``. This module does
+not read model files.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from latent_ladder.errors import CheckpointNotFound, RequestError
 EMBEDDED = Path(__file__).parent.parent / "pocket" / "models"
 """The pocket model's folder inside the package."""
 
-VARIABLE = "LADDER_MODELS"
-"""Folders to search, separated as in ``PATH``."""
+ENVIRONMENT_VARIABLE = "LADDER_MODELS"
+"""Environment variable with folders to search, separated as in ``PATH``."""
 
 EXTRA_PATHS = "extra_model_paths.yaml"
-"""ComfyUI's list of folders outside its own ``models/``."""
+"""Name of ComfyUI's list of folders outside its own ``models/``."""
 
 CATEGORIES: Mapping[str, str] = {
     "checkpoints": "checkpoints",
@@ -38,17 +38,18 @@ CATEGORIES: Mapping[str, str] = {
     "latent_upscale_models": "latent_upscale_models",
     "upscale_models": "upscale_models",
 }
-"""The folders of ComfyUI that may hold files of ours, and what each is called today."""
+"""Folders of ComfyUI with files that are used here -> current name of the category."""
 
-_USUAL = ("models", "ComfyUI/models", "../ComfyUI/models")
+_DEFAULT_FOLDERS = ("models", "ComfyUI/models", "../ComfyUI/models")
 
 
 @dataclass(frozen=True)
 class ModelFolder:
     """One folder to search.
 
-    ``category`` is ComfyUI's name for what it holds where an ``extra_model_paths.yaml`` says so,
-    else ``None``: its subfolders are the categories. ``source`` says who named it.
+    ``category`` is ComfyUI's category of its files if it is from an ``extra_model_paths.yaml``,
+    else ``None``: its subfolders are the categories. ``source`` is the flag, variable or file that
+    it is from.
     """
 
     path: Path
@@ -56,8 +57,8 @@ class ModelFolder:
     source: str = "--models"
 
     @property
-    def embedded(self) -> bool:
-        """Whether it is the pocket model's."""
+    def is_embedded(self) -> bool:
+        """True for the folder of the pocket model."""
         return self.path == EMBEDDED.resolve()
 
 
@@ -66,61 +67,62 @@ def model_folders(
     environ: Mapping[str, str] | None = None,
     config: Path | None = None,
 ) -> tuple[ModelFolder, ...]:
-    """Every folder to search, the most wanted first, each once.
+    """All folders to search, the preferred ones first, each once.
 
-    ``config`` is the config file, by default ``latent-ladder/config.toml`` in the user's config
-    folder. Raises :class:`CheckpointNotFound` for a folder that was named and does not exist or
-    cannot be read, :class:`RequestError` for a config or YAML file that is not what it should be.
+    ``extra`` are the folders of ``--models``. ``config`` is the config file, by default
+    ``latent-ladder/config.toml`` in the user's config folder. Raises :class:`CheckpointNotFound`
+    for a named folder that does not exist or cannot be read, :class:`RequestError` for an invalid
+    config or YAML file.
     """
     environ = os.environ if environ is None else environ
     config = config_file() if config is None else config
-    folders = [f for path in extra for f in named_folder(Path(path), "--models")]
-    for text in environ.get(VARIABLE, "").split(os.pathsep):
+    folders = [f for path in extra for f in expand_model_folder(Path(path), "--models")]
+    for text in environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep):
         if text:
-            folders += named_folder(Path(text), VARIABLE)
-    for path in _configured(config):
-        folders += named_folder(path, str(config))
-    for usual in _USUAL:
-        if _is_folder(Path(usual)):
-            folders += _with_extra_paths(Path(usual), f"./{usual}")
+            folders += expand_model_folder(Path(text), ENVIRONMENT_VARIABLE)
+    for path in _read_config(config):
+        folders += expand_model_folder(path, str(config))
+    for default in _DEFAULT_FOLDERS:
+        if _is_folder(Path(default)):
+            folders += _with_extra_paths(Path(default), f"./{default}")
     folders.append(ModelFolder(EMBEDDED, None, "embedded"))
-    return _each_once(folders)
+    return _unique_folders(folders)
 
 
 def config_file() -> Path:
-    """The user's config file, whether or not it exists."""
+    """The path of the user's config file, which may not exist."""
     from platformdirs import user_config_path
 
     return user_config_path("latent-ladder") / "config.toml"
 
 
-def named_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
-    """The folders behind one path that somebody named: a folder, ComfyUI's root, or a YAML file.
+def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
+    """The folders to search for one path: a models folder, ComfyUI's root, or a YAML file.
 
-    Raises :class:`CheckpointNotFound` where it is missing or cannot be read.
+    Raises :class:`CheckpointNotFound` if it is missing or cannot be read.
     """
     path = path.expanduser()
     try:
         if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-            return _existing(path, read_extra_paths(path))
+            return _require_existing(path, read_extra_paths(path))
         if not path.is_dir():
             kind = "is a file" if path.exists() else "does not exist"
             raise CheckpointNotFound(
                 f"model folder {path} ({source}) {kind}",
-                "give the folder that holds checkpoints/, loras/ ... (ComfyUI's models/), "
+                "give the folder with checkpoints/, loras/ ... in it (ComfyUI's models/), "
                 f"or an {EXTRA_PATHS}",
             )
         next(path.iterdir(), None)
     except PermissionError as error:
         raise CheckpointNotFound(
             f"model folder {path} ({source}) cannot be read: permission denied",
-            "allow this user to read it, or name another folder",
+            "give your user permission to read it, or choose another folder",
         ) from error
     return _with_extra_paths(_models_below(path), source)
 
 
 def _models_below(path: Path) -> Path:
-    """``path``, or the ``models/`` in it where it is ComfyUI's root (or that of its portable)."""
+    """``path``, or its ``models/`` if it is the root of ComfyUI (or of the portable version)."""
     if any((path / name).is_dir() for name in CATEGORIES):
         return path
     below = (path / "models", path / "ComfyUI" / "models")
@@ -128,20 +130,20 @@ def _models_below(path: Path) -> Path:
 
 
 def _with_extra_paths(models: Path, source: str) -> tuple[ModelFolder, ...]:
-    """The folder and, where ComfyUI's settings lie beside it, the folders they name."""
-    beside = models.absolute().parent / EXTRA_PATHS
-    more = read_extra_paths(beside) if models.name == "models" and beside.is_file() else ()
+    """The folder, and those in an ``extra_model_paths.yaml`` of the ComfyUI around it."""
+    settings = models.absolute().parent / EXTRA_PATHS
+    more = read_extra_paths(settings) if models.name == "models" and settings.is_file() else ()
     own = ModelFolder(models, None, source)
     return (own, *(f for f in more if _is_folder(f.path)))
 
 
 def read_extra_paths(path: Path) -> tuple[ModelFolder, ...]:
-    """The folders of an ``extra_model_paths.yaml``, those of an ``is_default`` section first.
+    """The folders in an ``extra_model_paths.yaml``, those of an ``is_default`` section first.
 
-    As ComfyUI reads it: a section has an optional ``base_path`` (``~`` and variables expanded,
-    relative to the file) and categories, each with one path per line. Folders may be missing;
-    categories that cannot hold our files are left out. Raises :class:`RequestError` for a file
-    that is not such a table.
+    As in ComfyUI, a section has an optional ``base_path`` (``~`` and variables are expanded,
+    relative to the file) and categories, each with one path per line. The folders may not exist;
+    categories that are not used here are left out. Raises :class:`RequestError` for an invalid
+    file.
     """
     import yaml
 
@@ -149,25 +151,29 @@ def read_extra_paths(path: Path) -> tuple[ModelFolder, ...]:
         sections = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"{path} cannot be read as YAML: {reason}", "correct it") from error
+        raise RequestError(
+            f"{path} cannot be read as YAML: {reason}", "correct the file or remove it"
+        ) from error
     if not isinstance(sections, Mapping | None):
-        raise RequestError(f"{path} holds no table of sections", f"see ComfyUI's {EXTRA_PATHS}")
+        raise RequestError(
+            f"{path} has no sections", f"write it like ComfyUI's {EXTRA_PATHS}.example"
+        )
     found: list[tuple[bool, ModelFolder]] = []
     for name, section in (sections or {}).items():
         if section is None:
             continue
         if not isinstance(section, Mapping):
             raise RequestError(
-                f"{path}: section {name} is not a table of folders",
+                f"{path}: section {name} has no folders",
                 "write `base_path:` and `checkpoints:` ... below it",
             )
         default = bool(section.get("is_default", False))
-        found += [(not default, folder) for folder in _section(path, str(name), section)]
+        found += [(not default, folder) for folder in _section_folders(path, str(name), section)]
     return tuple(folder for _, folder in sorted(found, key=lambda pair: pair[0]))
 
 
-def _section(path: Path, name: str, section: Mapping[Any, Any]) -> Iterator[ModelFolder]:
-    base = path.absolute().parent / _expanded(str(section.get("base_path") or ""))
+def _section_folders(path: Path, name: str, section: Mapping[Any, Any]) -> Iterator[ModelFolder]:
+    base = path.absolute().parent / _expand(str(section.get("base_path") or ""))
     for key, value in section.items():
         category = CATEGORIES.get(str(key))
         if category is None or value is None:
@@ -175,25 +181,25 @@ def _section(path: Path, name: str, section: Mapping[Any, Any]) -> Iterator[Mode
         lines = value if isinstance(value, list) else str(value).split("\n")
         for line in lines:
             if str(line).strip():
-                folder = base / _expanded(str(line).strip())
+                folder = base / _expand(str(line).strip())
                 yield ModelFolder(folder, category, f"{path} [{name}]")
 
 
-def _expanded(text: str) -> Path:
+def _expand(text: str) -> Path:
     return Path(os.path.expandvars(text)).expanduser()
 
 
-def _existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[ModelFolder, ...]:
+def _require_existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[ModelFolder, ...]:
     existing = tuple(f for f in folders if _is_folder(f.path))
     if not existing:
         raise CheckpointNotFound(
-            f"none of the {len(folders)} model folders that {path} names exists",
+            f"none of the {len(folders)} model folders in {path} exists",
             "check its base_path",
         )
     return existing
 
 
-def _configured(config: Path) -> Iterator[Path]:
+def _read_config(config: Path) -> Iterator[Path]:
     try:
         table = tomllib.loads(config.read_text("utf-8"))
     except FileNotFoundError:
@@ -204,11 +210,11 @@ def _configured(config: Path) -> Iterator[Path]:
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
         raise RequestError(
-            f"{config}: models is {paths!r}, not a list of folders",
+            f"{config}: models is {paths!r}, expected a list of folders",
             'write models = ["/path/to/ComfyUI/models"]',
         )
     for text in paths:
-        yield config.parent / _expanded(text)
+        yield config.parent / _expand(text)
 
 
 def _is_folder(path: Path) -> bool:
@@ -218,7 +224,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _each_once(folders: Iterable[ModelFolder]) -> tuple[ModelFolder, ...]:
+def _unique_folders(folders: Iterable[ModelFolder]) -> tuple[ModelFolder, ...]:
     seen: dict[Path, ModelFolder] = {}
     for folder in folders:
         path = folder.path.resolve()

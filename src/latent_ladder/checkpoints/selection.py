@@ -1,7 +1,7 @@
-"""Choose, of everything found, a set of model files that fit together.
+"""Selection of a set of components that fit together, from all that a scan found.
 
-The transformer decides; every other part is matched to it by shapes. Names only break ties. The
-embedded pocket model is one more folder, searched last.
+The transformer is selected first; the other components are matched to it by shapes. File names only
+break ties. The embedded pocket model is one more folder, searched last.
 """
 
 from __future__ import annotations
@@ -15,47 +15,48 @@ from pathlib import Path
 from latent_ladder.checkpoints.catalog import (
     DEFAULT_PRECISION,
     Upsampling,
-    suggestion,
+    suggest_file,
 )
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.compatibility import (
-    Fit,
+    TransformerRequirements,
+    detect_upsampling,
     is_distilled_lora,
     lora_family,
     projection_shape,
-    text_encoder_misfit,
-    training,
-    unpaired,
-    upsampling,
+    text_encoder_mismatch,
+    training_mismatch,
+    training_variant,
 )
-from latent_ladder.checkpoints.components import Component, components, family
-from latent_ladder.checkpoints.scan import Found, Library, OpenedOnce, facts_of, scan
+from latent_ladder.checkpoints.components import Component, components, detect_family
+from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
 
 __all__ = [
     "EMBEDDED",
-    "Choice",
-    "Found",
+    "FoundComponent",
     "Library",
     "ModelFolder",
     "ModelSet",
+    "PartialModelSet",
     "Upsampling",
-    "choose",
-    "find_named",
-    "missing",
+    "find_by_name",
+    "missing_error",
     "model_folders",
     "scan",
-    "select",
+    "select_available",
+    "select_models",
 ]
 
 
 @dataclass(frozen=True)
 class ModelSet:
-    """Components that fit together: one transformer and all that it needs.
+    """Components that fit together: one transformer and all components that it needs.
 
-    ``rejected`` says by role why the candidates that were found do not fit; ``notes`` are
-    warnings about those that do.
+    ``loras`` are those that fit, by file name; ``distilled_lora`` is the distilled one. ``preset``
+    is the default preset in the transformer's header. ``notes`` are warnings about the selected
+    components. ``rejected`` has the reasons why other files do not fit, by role.
     """
 
     transformer: Component
@@ -73,35 +74,35 @@ class ModelSet:
     rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
-    def distilled(self) -> bool:
-        """Whether there is a distilled LoRA for the transformer."""
+    def has_distilled_lora(self) -> bool:
+        """True if there is a distilled LoRA for the transformer."""
         return "distilled_lora" in self.loras
 
     @property
     def has_audio(self) -> bool:
-        """Whether sound can be decoded."""
+        """True if audio can be decoded."""
         return self.audio_vae is not None and self.vocoder is not None
 
-    def missing(
+    def missing_error(
         self, role: str, why: str, upsampling: Upsampling | None = None
     ) -> CheckpointNotFound:
-        """The error for a role that this set lacks; names the files that do not fit, and why."""
+        """The error for a component that this set lacks, with the files that do not fit and why."""
         reasons = "; ".join((why, *self.rejected.get(role, ())))
-        return missing(role, reasons, upsampling=upsampling, family=self.family)
+        return missing_error(role, reasons, upsampling=upsampling, family=self.family)
 
 
 REQUIRED = ("text_projection", "connectors", "video_vae", "text_encoder")
-"""The roles that nothing runs without, beside the transformer."""
+"""The roles that every run needs, in addition to the transformer."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen, complete or not: parts by role, and why others were not.
+class PartialModelSet:
+    """The selected components by role, which may not be a complete set; and why others do not fit.
 
-    ``transformer`` is ``None`` where there is none of a known family; then nothing is chosen.
+    ``transformer`` is ``None`` if there is none of a known family; then nothing is selected.
     """
 
-    transformer: Found | None
+    transformer: FoundComponent | None
     parts: Mapping[str, Component]
     upsamplers: Mapping[Upsampling, Component]
     loras: Mapping[str, Component]
@@ -110,33 +111,33 @@ class Choice:
 
     @property
     def precision(self) -> str:
-        """What missing parts should be named in: the transformer's own precision."""
+        """The precision of missing components to suggest: that of the transformer."""
         if self.transformer is None:
             return DEFAULT_PRECISION
-        stored = self.transformer.facts.precision
-        gguf = self.transformer.facts.container == "gguf"
+        stored = self.transformer.summary.precision
+        gguf = self.transformer.summary.container == "gguf"
         return f"gguf-{stored}" if gguf else stored
 
     @property
     def family(self) -> str:
-        """The transformer's family; "2.3", the one to get, where there is none."""
-        return "2.3" if self.transformer is None else family(self.transformer.component)
+        """The transformer's family; without a transformer "2.3", the one to suggest."""
+        return "2.3" if self.transformer is None else detect_family(self.transformer.component)
 
-    def missing(self, role: str, library: Library) -> CheckpointNotFound:
-        """The error for a role that nothing fills."""
+    def missing_error(self, role: str, library: Library) -> CheckpointNotFound:
+        """The error for a component that was not found."""
         reasons = self.rejected.get(role)
         why = f"searched {', '.join(map(str, library.folders))}"
         if reasons and self.transformer is not None:
             why = f"none fits {self.transformer.path.name}: {'; '.join(reasons)}"
         elif reasons:
             why = "; ".join(reasons)
-        return missing(role, why, precision=self.precision, family=self.family)
+        return missing_error(role, why, precision=self.precision, family=self.family)
 
     def models(self, library: Library) -> ModelSet:
-        """The whole set. Raises what :func:`select` raises."""
+        """The complete set. Raises what :func:`select_models` raises."""
         for role in ("transformer", *REQUIRED):
             if role not in self.parts:
-                raise self.missing(role, library)
+                raise self.missing_error(role, library)
         parts = self.parts
         for part in parts.values():
             part.check_readable()
@@ -153,47 +154,44 @@ class Choice:
         )
 
 
-def choose(library: Library, choices: Mapping[str, str] | None = None) -> Choice:
-    """Choose a transformer and the parts that fit it; parts may be missing.
+def select_available(library: Library, choices: Mapping[str, str] | None = None) -> PartialModelSet:
+    """Select a transformer and the components that fit it; some may be missing.
 
-    Raises :class:`CheckpointNotFound` or :class:`UnknownLayout` only for a file that ``choices``
-    name and that is not there or does not fit.
+    ``choices`` are as in :func:`select_models`. Raises :class:`CheckpointNotFound` or
+    :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
     """
     choices = dict(choices or {})
-    transformer = _choose_transformer(library, choices)
+    transformer = _select_transformer(library, choices)
     if transformer is None:
-        others = tuple(
-            f"{f.path.name} is of a family this version does not know"
-            for f in library.of("transformer")
-        )
-        return Choice(None, {}, {}, {}, (), {"transformer": others} if others else {})
-    pick = _Picker(library, choices, transformer)
+        others = tuple(f"{f.path.name} is of an unknown family" for f in library.of("transformer"))
+        return PartialModelSet(None, {}, {}, {}, (), {"transformer": others} if others else {})
+    selector = _Selector(library, choices, transformer)
     parts = {"transformer": transformer.component}
     for role in ("text_projection", "connectors", "video_vae", "audio_vae"):
-        pick.add(role, parts)
-    pick.add("vocoder", parts, beside=parts.get("audio_vae"))
-    pick.add("text_encoder", parts, _text_encoder_rule(parts.get("text_projection")))
-    upsamplers, loras = pick.upsamplers(), pick.loras()
-    rejected = {role: tuple(reasons) for role, reasons in pick.rejected.items()}
-    return Choice(transformer, parts, upsamplers, loras, tuple(pick.notes), rejected)
+        selector.add(role, parts)
+    selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
+    selector.add("text_encoder", parts, _text_encoder_mismatch_rule(parts.get("text_projection")))
+    upsamplers, loras = selector.upsamplers(), selector.loras()
+    rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
+    return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)
 
 
-def select(library: Library, choices: Mapping[str, str] | None = None) -> ModelSet:
-    """Choose a transformer and the parts that fit it by their shapes.
+def select_models(library: Library, choices: Mapping[str, str] | None = None) -> ModelSet:
+    """Select a transformer and all components that fit it by their shapes.
 
-    ``choices`` maps a role (or ``checkpoint``: all parts of one file) to a path or a file name
-    and overrides the library. Raises :class:`CheckpointNotFound` naming the missing role, why
-    the files found do not fit, and the file that would, its folder, publisher and size.
-    Raises :class:`UnsupportedQuantization` for weights in a format that cannot be decoded.
+    ``choices`` maps a role (or ``checkpoint``: all components of one file) to a path or a file name
+    and has priority. Raises :class:`CheckpointNotFound` for a missing component, with the reasons
+    why files do not fit, and a file to download with its folder, page and size. Raises
+    :class:`UnsupportedQuantization` for weights in a format that cannot be decoded.
     """
-    asked = tuple(sorted((choices or {}).items()))
-    if asked not in library.selected:
-        library.selected[asked] = choose(library, choices).models(library)
-    models: ModelSet = library.selected[asked]
+    key = tuple(sorted((choices or {}).items()))
+    if key not in library.selections:
+        library.selections[key] = select_available(library, choices).models(library)
+    models: ModelSet = library.selections[key]
     return models
 
 
-def missing(
+def missing_error(
     role: str,
     why: str,
     *,
@@ -201,56 +199,59 @@ def missing(
     upsampling: Upsampling | None = None,
     family: str = "2.3",
 ) -> CheckpointNotFound:
-    """The error for a role nothing fills: the file that would, its size, folder and publisher."""
-    wanted = suggestion(role, precision=precision, upsampling=upsampling, family=family)
-    folder = "name the folder that holds one with --models"
+    """The error for a missing component, with a file to download, its size, folder and page."""
+    wanted = suggest_file(role, precision=precision, upsampling=upsampling, family=family)
+    hint = "use --models with a folder that contains one"
     if wanted is not None:
-        folder = (
+        hint = (
             f"put {wanted.name} ({wanted.size}, {wanted.page}) into models/{wanted.folder}/, or "
             "run `ladder models get ltx-2.3`"
         )
-    return CheckpointNotFound(f"no {_spoken(role)} found: {why}", folder)
+    return CheckpointNotFound(f"no {_display_name(role)} found: {why}", hint)
 
 
-def find_named(library: Library, name: str, role: str) -> Found:
-    """The component ``role`` in the file called ``name``: a path, or a name in a model folder."""
+def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
+    """The component ``role`` in the file ``name``, which is a path or a name in a model folder.
+
+    Raises :class:`CheckpointNotFound` if there is no such file, or it has no such component.
+    """
     path = Path(name).expanduser()
     if path.exists() and (path.is_file() or path.is_absolute()):
-        return _in_file(path, role)
+        return _find_in_path(path, role)
     wanted = name.replace("\\", "/")
     for found in library.of(role):
         if f"/{found.name}".endswith(f"/{wanted}") or found.path.name == Path(wanted).name:
             return found
     for file, roles in library.files.items():
         if file.name == Path(wanted).name:
-            raise _other_role(file.name, list(roles), role)
+            raise _wrong_role_error(file.name, list(roles), role)
     known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
     raise CheckpointNotFound(
-        f"no file called {name} plays the role {_spoken(role)}; known: {known}",
+        f"no {_display_name(role)} called {name} found; known: {known}",
         "give a path, or a name that `ladder models list` shows",
     )
 
 
-def _in_file(path: Path, role: str) -> Found:
+def _find_in_path(path: Path, role: str) -> FoundComponent:
     parts = components(open_checkpoint(path))
     if role not in parts:
-        raise _other_role(path.name, list(parts), role)
+        raise _wrong_role_error(path.name, list(parts), role)
     part = parts[role]
-    opened = OpenedOnce(part.file.path, parts)
-    return Found(role, part.file.path, path.resolve().parent, facts_of(part), opened)
+    opened = LazyComponents(part.file.path, parts)
+    return FoundComponent(role, part.file.path, path.resolve().parent, summarize(part), opened)
 
 
-def _other_role(name: str, roles: list[str], role: str) -> CheckpointNotFound:
-    """A LoRA given as checkpoint, the reverse, and all other mix-ups."""
+def _wrong_role_error(name: str, roles: list[str], role: str) -> CheckpointNotFound:
+    """The error for a file with other components, such as a LoRA in place of a checkpoint."""
     if roles == ["lora"]:
-        held, hint = "it is a LoRA, not a checkpoint", f"--set models.distilled_lora={name}"
+        content, hint = "it is a LoRA, not a checkpoint", f"--set models.distilled_lora={name}"
     else:
-        held = f"it holds {', '.join(map(_spoken, roles))}"
-        hint = f"--checkpoint {name}" if "transformer" in roles else "a file that holds one"
-    return CheckpointNotFound(f"{name} holds no {_spoken(role)}: {held}", f"use {hint}")
+        content = f"it contains {', '.join(map(_display_name, roles))}"
+        hint = f"--checkpoint {name}" if "transformer" in roles else "a file that contains one"
+    return CheckpointNotFound(f"{name} contains no {_display_name(role)}: {content}", f"use {hint}")
 
 
-def _spoken(role: str) -> str:
+def _display_name(role: str) -> str:
     return role.replace("_", " ").replace("lora", "LoRA").replace("vae", "VAE")
 
 
@@ -258,115 +259,123 @@ def _spoken(role: str) -> str:
 
 _FAMILY_PREFERENCE = ("2.3", "2.5", "2.0")
 _PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
-"""All others, GGUF's above all, come after these, the larger first."""
+"""Preferred precisions in order; all others, mainly those of GGUF, follow, the largest first."""
 
 
-def _choose_transformer(library: Library, choices: Mapping[str, str]) -> Found | None:
+def _select_transformer(library: Library, choices: Mapping[str, str]) -> FoundComponent | None:
     named = choices.get("transformer") or choices.get("checkpoint")
     if named:
-        return find_named(library, named, "transformer")
-    ranked = [(p, f) for f in library.of("transformer") if (p := _preference(f)) is not None]
+        return find_by_name(library, named, "transformer")
+    ranked = [(p, f) for f in library.of("transformer") if (p := _preference_key(f)) is not None]
     return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
 
-def _preference(found: Found) -> tuple[int, int, int, float] | None:
-    """Sort key of a transformer: the user's, a known family, more bits; ``None``: unusable."""
-    if found.facts.family is None:
+def _preference_key(found: FoundComponent) -> tuple[int, int, int, float] | None:
+    """Sort key of a transformer: the user's before the pocket model, family, precision.
+
+    ``None`` for an unknown family, which cannot be used.
+    """
+    if found.summary.family is None:
         return None
-    known = _FAMILY_PREFERENCE.index(found.facts.family)
-    return int(found.embedded), known, *precision_order(found)
+    known = _FAMILY_PREFERENCE.index(found.summary.family)
+    return int(found.is_embedded), known, *precision_rank(found)
 
 
-def precision_order(found: Found) -> tuple[int, float]:
-    """Sort key: how much of the original values a transformer's storage keeps, the most first.
+def precision_rank(found: FoundComponent) -> tuple[int, float]:
+    """Sort key of a transformer: the precision that keeps most of the original weights first.
 
-    Half bits are told apart, headers a few bytes longer are not.
+    Bits per weight are rounded to halves, so that a few bytes of other data do not matter.
     """
     rank = dict(zip(_PRECISION_PREFERENCE, range(len(_PRECISION_PREFERENCE)), strict=True))
-    return rank.get(found.facts.precision, len(rank)), -round(2 * found.facts.bits) / 2
+    return rank.get(found.summary.precision, len(rank)), -round(2 * found.summary.bits) / 2
 
 
-# --- all that goes with it -----------------------------------------------------------------------
+# --- the other components ------------------------------------------------------------------------
 
-Misfit = Callable[[Component], str | None]
+MismatchRule = Callable[[Component], str | None]
 
 
-def _text_encoder_rule(projection: Component | None) -> Misfit:
-    """An encoder fits what the projection reads; without a projection any will do."""
+def _text_encoder_mismatch_rule(projection: Component | None) -> MismatchRule:
+    """The rule for a text encoder to fit a projection; without a projection all encoders fit."""
     if projection is None:
         return lambda _: None
     features = projection_shape(projection)[1]
-    return lambda encoder: text_encoder_misfit(encoder, features)
+    return lambda encoder: text_encoder_mismatch(encoder, features)
 
 
 @dataclass(frozen=True)
-class _Picker:
-    """Finds the part for a role: the user's choice, the transformer's own file, any that fits."""
+class _Selector:
+    """Selector of components: the user's choice, else one in the transformer's file, else any."""
 
     library: Library
     choices: Mapping[str, str]
-    transformer: Found
+    transformer: FoundComponent
     notes: list[str] = field(default_factory=list)
     rejected: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
-    def fit(self) -> Fit:
-        """The rules."""
-        return Fit(self.transformer.component)
+    def requirements(self) -> TransformerRequirements:
+        """The requirements of the selected transformer."""
+        return TransformerRequirements(self.transformer.component)
 
     def add(
         self,
         role: str,
         parts: dict[str, Component],
-        misfit: Misfit | None = None,
-        beside: Component | None = None,
+        mismatch: MismatchRule | None = None,
+        preferred: Component | None = None,
     ) -> None:
-        """Put the part for a role into ``parts`` where one fits."""
-        found = self.optional(role, misfit, beside)
+        """Add the component for a role to ``parts``, if one fits."""
+        found = self.find_optional(role, mismatch, preferred)
         if found is not None:
             parts[role] = found
 
-    def optional(
-        self, role: str, misfit: Misfit | None = None, beside: Component | None = None
+    def find_optional(
+        self, role: str, mismatch: MismatchRule | None = None, preferred: Component | None = None
     ) -> Component | None:
-        """The part for a role, of the file of ``beside`` or the transformer where it is there."""
-        misfit = misfit or (lambda part: self.fit.misfit(role, part))
+        """The component for a role, or ``None``.
+
+        Files are tried in this order: that of ``preferred``, that of the transformer, all others.
+        """
+        mismatch = mismatch or (lambda part: self.requirements.mismatch(role, part))
         named = self.choices.get(role)
         if named:
-            return self._named(role, named, misfit)
-        first = [p for p in (beside, self.transformer.component) if p is not None]
-        own = [part for p in first if (part := self._beside(p, role)) is not None]
-        others = sorted(self.library.of(role), key=self._paired)
+            return self._find_by_name(role, named, mismatch)
+        first = [p for p in (preferred, self.transformer.component) if p is not None]
+        own = [part for p in first if (part := self._find_in_same_file(p, role)) is not None]
+        others = sorted(self.library.of(role), key=self._training_differs)
         for part in chain(own, (found.component for found in others)):
-            wrong = misfit(part)
+            wrong = mismatch(part)
             if wrong is None:
-                warning = unpaired(role, part, self.transformer.component)
+                warning = training_mismatch(role, part, self.transformer.component)
                 self.notes.extend([warning] if warning else [])
                 return part
             self._reject(role, part, wrong)
         return None
 
-    def _beside(self, part: Component, role: str) -> Component | None:
-        """The component of a role in the file of another."""
+    def _find_in_same_file(self, part: Component, role: str) -> Component | None:
+        """The component ``role`` in the file of ``part``, ``None`` if it has none."""
         found = self.library.files.get(part.file.path)
-        if found is None:  # named by a path outside the folders searched
+        if found is None:  # given as a path outside the searched folders
             return components(part.file).get(role)
         return found[role].component if role in found else None
 
-    def _named(self, role: str, name: str, misfit: Misfit) -> Component:
-        part = find_named(self.library, name, role).component
-        wrong = misfit(part)
+    def _find_by_name(self, role: str, name: str, mismatch: MismatchRule) -> Component:
+        part = find_by_name(self.library, name, role).component
+        wrong = mismatch(part)
         if wrong is not None:
             raise UnknownLayout(
                 f"{part.file.path.name} does not fit {self.transformer.path.name} as "
-                f"{_spoken(role)}: {wrong}",
-                "choose files of one family",
+                f"{_display_name(role)}: {wrong}",
+                "use files of one family",
             )
         return part
 
-    def _paired(self, found: Found) -> int:
-        """Files whose names speak of the same training come first."""
-        return int(training(found.path.name) != training(self.transformer.path.name))
+    def _training_differs(self, found: FoundComponent) -> int:
+        """Sort key: files whose names have the transformer's training variant come first."""
+        return int(
+            training_variant(found.path.name) != training_variant(self.transformer.path.name)
+        )
 
     def _reject(self, role: str, part: Component, wrong: str) -> None:
         reason = f"{part.file.path.name}: {wrong}"
@@ -375,30 +384,30 @@ class _Picker:
             known.extend([reason] if reason not in known else [])
 
     def upsamplers(self) -> dict[Upsampling, Component]:
-        """Those that fit, by what they do."""
+        """The latent upsamplers that fit, by axis and factor."""
         named = self.choices.get("latent_upsampler")
         found: dict[Upsampling, Component] = {}
         if named:
-            part = self._named("latent_upsampler", named, self._upsampler_misfit)
-            found[upsampling(part)] = part
+            part = self._find_by_name("latent_upsampler", named, self._upsampler_mismatch)
+            found[detect_upsampling(part)] = part
         for candidate in self.library.of("latent_upsampler"):
             part = candidate.component
-            wrong = self._upsampler_misfit(part)
+            wrong = self._upsampler_mismatch(part)
             if wrong is None:
-                found.setdefault(upsampling(part), part)
+                found.setdefault(detect_upsampling(part), part)
             else:
                 self._reject("latent_upsampler", part, wrong)
         return found
 
-    def _upsampler_misfit(self, part: Component) -> str | None:
-        return self.fit.misfit("latent_upsampler", part)
+    def _upsampler_mismatch(self, part: Component) -> str | None:
+        return self.requirements.mismatch("latent_upsampler", part)
 
     def loras(self) -> dict[str, Component]:
-        """LoRAs that fit, by file name; ``distilled_lora`` names the distilled one."""
+        """The LoRAs that fit, by file name; ``distilled_lora`` is the distilled one."""
         found: dict[str, Component] = {}
         for candidate in self.library.of("lora"):
             part = candidate.component
-            wrong = self.fit.misfit("lora", part)
+            wrong = self.requirements.mismatch("lora", part)
             if wrong is not None:
                 self._reject("distilled_lora" if is_distilled_lora(part) else "lora", part, wrong)
                 continue
@@ -412,11 +421,12 @@ class _Picker:
         return found
 
     def _named_lora(self, name: str) -> Component:
-        """The user's word counts: only a LoRA of another family is remarked on."""
-        part = find_named(self.library, name, "lora").component
-        theirs, ours = lora_family(part), family(self.transformer.component)
-        if theirs is not None and theirs != ours:
+        """The LoRA that the user named, without checks; another family only gives a warning."""
+        part = find_by_name(self.library, name, "lora").component
+        trained_for, selected = lora_family(part), detect_family(self.transformer.component)
+        if trained_for is not None and trained_for != selected:
             self.notes.append(
-                f"{part.file.path.name} is a LoRA for LTX-{theirs}, the transformer is LTX-{ours}"
+                f"{part.file.path.name} is a LoRA for LTX-{trained_for}, "
+                f"the transformer is LTX-{selected}"
             )
         return part

@@ -1,4 +1,4 @@
-"""Shapes, stored types and places of tensors in a file: what every container has in common."""
+"""Shapes, stored types and locations of tensors in a file, common to all containers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES: Mapping[str, tuple[int, int]] = {
     "U32": (1, 4), "I32": (1, 4), "F32": (1, 4),
     "U64": (1, 8), "I64": (1, 8), "F64": (1, 8), "C64": (1, 8),
 }  # fmt: skip
-"""Types of safetensors files -> elements in a group and bytes of a group."""
+"""Types of safetensors files -> elements and bytes of the smallest group of elements."""
 
 GGML_BLOCKS: Mapping[str, tuple[int, int]] = {
     "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24),
@@ -29,10 +29,10 @@ GGML_BLOCKS: Mapping[str, tuple[int, int]] = {
     "IQ4_XS": (256, 136), "TQ1_0": (256, 54), "TQ2_0": (256, 66),
     "MXFP4": (32, 17), "NVFP4": (64, 36),
 }  # fmt: skip
-"""Quantised types of GGUF files -> elements in a block and bytes of a block."""
+"""Quantised types of GGUF files -> elements and bytes of a block."""
 
 BLOCKS: Mapping[str, tuple[int, int]] = {**DTYPES, **GGML_BLOCKS}
-"""Every stored type. The plain types of GGUF files go by their safetensors names."""
+"""All stored types. Plain types of GGUF files have their safetensors names."""
 
 
 class TensorInfo(NamedTuple):
@@ -47,12 +47,12 @@ class TensorInfo(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """How many elements the shape holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk; 0 for a type whose blocks are not known."""
+        """Size on disk in bytes; 0 for an unknown block type."""
         return _nbytes(self)
 
 
@@ -62,11 +62,10 @@ def _nbytes(info: TensorInfo) -> int:
     return info.elements * size // elements
 
 
-class Place(NamedTuple):
-    """Where a tensor lies: bytes ``begin`` to ``end`` of part number ``part`` of the checkpoint.
+class TensorLocation(NamedTuple):
+    """The location of a tensor: bytes ``begin`` to ``end`` (exclusive) of file number ``part``.
 
-    ``rows`` is the shape it is read in where that differs from its logical shape: rows and bytes
-    per row of a block type.
+    ``rows`` is the shape in which a block type is read: (rows, bytes per row).
     """
 
     part: int
@@ -75,18 +74,18 @@ class Place(NamedTuple):
     rows: tuple[int, int] | None = None
 
 
-def in_order(places: Mapping[str, Place]) -> list[tuple[str, Place]]:
-    """Names and places from the front of a file to its end."""
-    return sorted(places.items(), key=lambda named: (named[1].begin, named[1].end))
+def sort_by_offset(locations: Mapping[str, TensorLocation]) -> list[tuple[str, TensorLocation]]:
+    """Names and locations in the order of their offsets."""
+    return sorted(locations.items(), key=lambda named: (named[1].begin, named[1].end))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of one file says; ``length`` bytes of it lie before the tensors."""
+    """The header of one file; the tensors begin after its ``length`` bytes."""
 
     container: str
     length: int
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
-    places: Mapping[str, Place]
+    locations: Mapping[str, TensorLocation]
     kv: Mapping[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""Pixel upscalers: files of ``upscale_models/``, of many makers and forms.
+"""Pixel upscalers: the files of ``upscale_models/``, of many architectures.
 
-What network is inside is found out when it is loaded; here they are only told from everything
-else, by the folder they lie in. Pickles are listed, never opened here.
+They are recognised by their folder; the architecture is detected when the network is loaded.
+Pickles are listed, but not opened here.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from latent_ladder.checkpoints.mmap_file import MappedFile
 
 ROLE = "pixel_upscaler"
 CATEGORY = "upscale_models"
-PICKLES = (".pth", ".pt")
-"""Endings of files as torch.save writes them: most published upscalers."""
+PICKLE_SUFFIXES = (".pth", ".pt")
+"""Suffixes of files of torch.save, as most published upscalers have."""
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle by its name."""
-    return path.suffix.lower() in PICKLES
+    """True for a file with the suffix of a pickle."""
+    return path.suffix.lower() in PICKLE_SUFFIXES
 
 
-def pixel_upscaler(path: Path) -> Component:
-    """A file taken for an upscaler. Raises what :func:`open_checkpoint` raises, and OSError."""
-    return as_upscaler(_pickle(path) if is_pickle(path) else open_checkpoint(path))
+def open_upscaler(path: Path) -> Component:
+    """A file as an upscaler component. Raises what :func:`open_checkpoint` raises, and OSError."""
+    return upscaler_component(_pickle(path) if is_pickle(path) else open_checkpoint(path))
 
 
-def as_upscaler(file: CheckpointFile) -> Component:
-    """An open file taken for an upscaler."""
+def upscaler_component(file: CheckpointFile) -> Component:
+    """An open file as an upscaler component, whatever its tensors are."""
     return Component(ROLE, file, {name: name for name in file.tensors})
 
 
 def _pickle(path: Path) -> CheckpointFile:
-    """A file whose tensors are not known: only its bytes count."""
+    """A pickle file, without its tensors: only path and bytes are known."""
     return CheckpointFile(
         path=path,
         header_bytes=0,
         metadata={},
         tensors={},
         container="pickle",
-        parts=((MappedFile.at(path), 0),),
+        parts=((MappedFile.from_path(path), 0),),
     )

@@ -1,7 +1,7 @@
-"""The command ``ladder``: flags in, a path or JSON on stdout, everything else on stderr.
+"""Entry point of the command ``ladder``: global options, exit codes and error messages.
 
-A thin face: subcommands live in ``cli.commands``, decisions are made by the modules
-they call. Nothing heavy is imported at module level, so that ``ladder --help`` answers at once.
+Results go to stdout (a path, or JSON with ``--json``), everything else to stderr. The commands are
+listed in :mod:`latent_ladder.cli.command_table`; nothing heavy is imported before one of them runs.
 """
 
 from __future__ import annotations
@@ -9,90 +9,123 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib import import_module
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import typer
-from typer.models import CommandInfo
 
 from latent_ladder._version import __version__
-from latent_ladder.cli.console import show_error
-from latent_ladder.errors import LadderError, RequestError
+from latent_ladder.cli.command_table import LazyCommandGroup
+from latent_ladder.errors import Cancelled, LadderError, RequestError
 
-MODULES = {
-    "make": ("make", "plan", "show"),
-    "draft": ("draft", "refine"),
-    "sweep": ("sweep",),
-    "upscale": ("upscale", "sound"),
-    "workflow": ("workflow",),
-    "advise": ("advise",),
-    "measure": ("measure",),
-    "runs": ("runs",),
-    "presets": ("presets",),
-    "models": ("models",),
-    "serve": ("serve",),
-    "doctor": ("doctor",),
-    "bench": ("bench",),
-}
-"""Module of :mod:`latent_ladder.cli.commands` -> its commands, in the order --help lists them."""
+GLOBAL_OPTIONS = ("--verbose", "--debug", "--log")
+"""Options that are written before the command."""
+
+LOG_VARIABLE = "LADDER_LOG"
+"""Environment variable with the path of the log file. typer 0.26 does not read it itself."""
+
+UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
+"""Base class of typer's errors about wrong options, which it does not export."""
 
 
-def application(only: str | None = None) -> typer.Typer:
-    """The command ``ladder`` with all that follow it, or with ``only`` that one.
-
-    Building the parameters of a command that is not run takes a sixth of the start-up.
-    """
+def build_app() -> typer.Typer:
+    """The application ``ladder`` with all commands and shell completion."""
     app = typer.Typer(
         name="ladder",
-        help="Multi-stage video generation with LTX-2.3: low in latent space, upsampled, refined.",
+        cls=LazyCommandGroup,
+        help="Make video clips with sound with LTX-2.3: small first, then upsampled and refined.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback(invoke_without_command=True)(_options)
-    for module, commands in MODULES.items():
-        if only is None or only in commands:
-            import_module(f"latent_ladder.cli.commands.{module}").register(app)
-    if only is not None:
-        app.registered_commands = [c for c in app.registered_commands if _name(c) == only]
+    app.callback(invoke_without_command=True)(set_global_options)
     return app
 
 
 def __getattr__(name: str) -> Any:
-    """``app``: the command with everything, built when it is asked for."""
+    """``app``, built on first use: importing this module does nothing."""
     if name == "app":
-        return application()
+        return build_app()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _name(command: CommandInfo) -> str | None:
-    return command.name or getattr(command.callback, "__name__", None)
-
-
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+def set_global_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print what happens: files, stages, times, memory.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print every detail, with tracebacks of errors.")
+    ] = False,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log",
+            metavar="FILE",
+            help="Append every detail to this file, to send with a bug report. "
+            "Default: LADDER_LOG, else no file.",
+        ),
+    ] = None,
 ) -> None:
+    """Apply the options that stand before the command."""
     if version:
         print(f"latent-ladder {__version__}")
         raise typer.Exit
+    file = log or os.environ.get(LOG_VARIABLE)
+    if verbose or debug or file:
+        from latent_ladder.cli.logging_setup import start_log
+
+        start_log(verbose=verbose, debug=debug, file=Path(file) if file else None)
 
 
 def main() -> None:
-    """Entry point: runs the command, turns errors into words and exit codes."""
+    """Run the command line; errors become messages on stderr and exit codes."""
     # pydantic looks through every installed package for plugins, a tenth of the start-up.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    first = sys.argv[1] if len(sys.argv) > 1 else None
-    known = any(first in commands for commands in MODULES.values())
     try:
-        application(first if known else None)()
+        code = build_app()(prog_name="ladder", standalone_mode=False)
     except LadderError as error:
-        _report(error)
-        sys.exit(error.exit_code)
+        _exit_with(error)
+    except typer.Abort:
+        _exit_with(Cancelled("stopped by the user"))
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is already printed
+            sys.exit(2)
+        _exit_with(_describe_usage_error(error))
+    except Exception:
+        _log_failure("unexpected error")
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _report(error: LadderError) -> None:
+def _describe_usage_error(error: Any) -> RequestError:
+    """The error for a wrong command or option, with a hint."""
+    command = "ladder" if error.ctx is None else error.ctx.command_path
+    message = error.format_message()
+    hint = f"{command} --help lists what there is"
+    option = getattr(error, "option_name", None)
+    if option in GLOBAL_OPTIONS and command != "ladder":
+        hint = f"write it before the command: ladder {option} {command.removeprefix('ladder ')}"
+    return RequestError(message[:1].lower() + message[1:].rstrip("."), hint)
+
+
+def _exit_with(error: LadderError) -> None:
+    _log_failure(f"{error.code}: {error.message}")
+    _print_error(error)
+    sys.exit(error.exit_code)
+
+
+def _log_failure(message: str) -> None:
+    """Log the exception being handled, with its traceback."""
+    import logging
+
+    logging.getLogger(__name__).debug(message, exc_info=True)
+
+
+def _print_error(error: LadderError) -> None:
+    from latent_ladder.cli.console import show_error
+
     if "--json" in sys.argv:
         body: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint}
         if isinstance(error, RequestError):

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress on stderr, tables, errors. Knows no model."""
+"""Terminal output: tables on stdout; progress, warnings and errors on stderr. No model code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from latent_ladder.cli.terminal_images import Protocol, picture, protocol
+from latent_ladder.cli.terminal_images import Protocol, detect_protocol, encode_image
 from latent_ladder.errors import LadderError, RequestError
 from latent_ladder.pipeline.events import (
     DraftStarted,
@@ -31,18 +31,25 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 GIB = 2**30
+MIB = 2**20
+
+PREVIEW_INTERVAL_S = 10.0
+"""Least time between two preview pictures of a stage in the terminal."""
+
+PIPED_WIDTH = 240
+"""Width of a table, in characters, that does not go to a terminal."""
 
 
-def stderr() -> Console:
-    """A rich console on stderr, where everything but results goes."""
+def stderr_console() -> Console:
+    """A rich console on stderr, for everything but results."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def show_error(error: LadderError) -> None:
-    """``error:`` and ``hint:`` lines; a request's problems one under the other."""
-    console = stderr()
+    """Print ``error:`` and ``hint:`` lines on stderr, a pair for each problem of a request."""
+    console = stderr_console()
     pairs = error.problems if isinstance(error, RequestError) else ((error.message, error.hint),)
     for message, hint in pairs:
         console.print(f"[bold red]error:[/] {_escape(message)}")
@@ -51,50 +58,47 @@ def show_error(error: LadderError) -> None:
 
 
 def show_warning(message: str) -> None:
-    """One ``warning:`` line."""
-    stderr().print(f"[bold yellow]warning:[/] {_escape(message)}")
+    """Print a ``warning:`` line on stderr."""
+    stderr_console().print(f"[bold yellow]warning:[/] {_escape(message)}")
 
 
 def show_note(message: str) -> None:
-    """A plain line on stderr."""
-    stderr().print(_escape(message))
+    """Print a plain line on stderr."""
+    stderr_console().print(_escape(message))
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: aligned for a person, still one row per line when piped."""
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout; one line per row when it is piped."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
     for row in rows:
-        shown.add_row(*(_escape(cell) for cell in row))
+        table.add_row(*(_escape(cell) for cell in row))
     console = Console(highlight=False)
-    wide = console.width if console.is_terminal else 240
-    Console(highlight=False, width=wide).print(shown)
+    width = console.width if console.is_terminal else PIPED_WIDTH
+    Console(highlight=False, width=width).print(table)
 
 
-def gib(count: float) -> str:
-    """Bytes as GiB, or MiB below one."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
+def format_bytes(count: float) -> str:
+    """``count`` bytes in GiB, or in MiB below one GiB."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
 
 
-PICTURE_EVERY_S = 10.0
+class _TerminalImage:
+    """A PNG file as rich prints it: the escape sequences, then the end of the line."""
 
-
-class _Picture:
-    """A PNG file as rich prints it: the sequences, then a line of its own."""
-
-    def __init__(self, path: str, speaks: Protocol) -> None:
-        self._path, self._speaks = path, speaks
+    def __init__(self, path: str, protocol: Protocol) -> None:
+        self._path, self._protocol = path, protocol
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         from rich.segment import ControlType, Segment
 
         with suppress(OSError):
-            data = Path(self._path).read_bytes()
+            png = Path(self._path).read_bytes()
             # any control code marks the text as not to be measured or wrapped
-            yield Segment(picture(data, self._speaks), None, [(ControlType.BELL,)])
+            yield Segment(encode_image(png, self._protocol), None, [(ControlType.BELL,)])
         yield Segment.line()
 
 
@@ -105,21 +109,21 @@ def _escape(text: str) -> str:
 
 
 class RunProgress(AbstractContextManager["RunProgress"]):
-    """Shows a run's events on stderr; without a terminal only warnings and waiting.
+    """Progress of a run on stderr: bars on a terminal, else only warnings and waiting times.
 
-    Use as a context and hand ``on_event`` to the run. Warnings are collected for ``--json``.
+    Use it as a context manager and give ``on_event`` to the run.
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self._live = sys.stderr.isatty() and not quiet
+        self._uses_bars = sys.stderr.isatty() and not quiet
         self._quiet = quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._draft = ""
-        self._shown: tuple[str, float] | None = None
+        self._suffix = ""
+        self._last_preview: tuple[str, float] | None = None
 
     def __enter__(self) -> Self:
-        if self._live:
+        if self._uses_bars:
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -137,7 +141,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
                 TimeElapsedColumn(),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
-                console=stderr(),
+                console=stderr_console(),
             )
             self._progress.start()
         return self
@@ -155,42 +159,43 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         """Show one event."""
         if isinstance(event, Warned):
             if not self._quiet:
-                self._say(f"[bold yellow]warning:[/] {_escape(event.message)}")
+                self._print(f"[bold yellow]warning:[/] {_escape(event.message)}")
         elif isinstance(event, Waiting):
-            self._say(f"waiting: process {event.pid} is working on the same clip")
+            self._print(f"waiting for process {event.pid}, which makes the same clip")
         elif isinstance(event, Preview):
-            self._look(event)
+            self._show_preview(event)
         elif self._progress is not None:
-            self._move(self._progress, event)
+            self._update_bar(self._progress, event)
 
-    def _look(self, event: Preview) -> None:
-        """The picture itself where the terminal can, now and then; else its path, once."""
+    def _show_preview(self, event: Preview) -> None:
+        """Show the picture in a terminal that can, at intervals; else print its path once."""
         now = time.monotonic()
-        speaks = protocol(os.environ)
-        if self._progress is not None and speaks is not None:
-            if self._shown is None or self._shown[0] != event.stage or now > self._shown[1]:
-                self._shown = event.stage, now + PICTURE_EVERY_S
-                self._progress.console.print(_Picture(event.path, speaks))
-        elif self._shown is None and not self._quiet:
-            self._shown = event.stage, now
-            self._say(f"preview: {_escape(event.path)}")
+        protocol = detect_protocol(os.environ)
+        last = self._last_preview
+        if self._progress is not None and protocol is not None:
+            if last is None or last[0] != event.stage or now > last[1]:
+                self._last_preview = event.stage, now + PREVIEW_INTERVAL_S
+                self._progress.console.print(_TerminalImage(event.path, protocol))
+        elif last is None and not self._quiet:
+            self._last_preview = event.stage, now
+            self._print(f"preview: {_escape(event.path)}")
 
-    def _say(self, markup: str) -> None:
-        (self._progress.console if self._progress is not None else stderr()).print(markup)
+    def _print(self, markup: str) -> None:
+        (self._progress.console if self._progress is not None else stderr_console()).print(markup)
 
-    def _move(self, progress: Progress, event: Event) -> None:
+    def _update_bar(self, progress: Progress, event: Event) -> None:
         if isinstance(event, DraftStarted | PointStarted):
-            self._draft = f" #{event.number}"
+            self._suffix = f" #{event.number}"
         elif isinstance(event, StageStarted):
-            label = f"{event.position}/{event.of} {event.stage}{self._draft}"
+            label = f"{event.position}/{event.of} {event.stage}{self._suffix}"
             self._task = progress.add_task(label, total=event.steps or 1, note="")
         elif isinstance(event, StepDone) and self._task is not None:
             note = "" if event.sigma is None else f"sigma {event.sigma:.3f}"
             progress.update(self._task, completed=event.done, total=event.steps, note=note)
         elif isinstance(event, StageDone):
             if event.reused:
-                progress.console.print(f"{event.stage}: already made, reused")
+                progress.console.print(f"{event.stage}: stored before, reused")
             elif self._task is not None:
                 total = progress.tasks[progress.task_ids.index(self._task)].total
-                note = f"{event.seconds:.1f} s, peak {gib(event.peak_memory_bytes)}"
+                note = f"{event.seconds:.1f} s, peak {format_bytes(event.peak_memory_bytes)}"
                 progress.update(self._task, completed=total, note=note)

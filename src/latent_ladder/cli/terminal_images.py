@@ -1,7 +1,7 @@
-"""Pictures in a terminal: which protocol it speaks, and a PNG as that protocol's sequences.
+"""Pictures in a terminal: the protocol it supports, and a PNG in the protocol's escape sequences.
 
-Terminals are known by what they say of themselves in the environment; none is asked, because an
-answer would have to be read from the keyboard. A multiplexer passes no pictures on.
+The protocol is detected from environment variables. Asking the terminal would mean reading its
+answer from the keyboard. Terminal multiplexers (tmux, screen) do not pass pictures on.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ if TYPE_CHECKING:
 Protocol = Literal["kitty", "sixel"]
 
 ROWS = 8
-"""Lines of text that a picture is high."""
+"""Height of a picture in lines of text."""
 ROW_PX = 16
-"""Pixels of such a line, where the terminal does not scale by itself."""
+"""Height of a line in pixels, for terminals that do not scale a picture themselves."""
 COLOURS = 255
 BAND_PX = 6
-KITTY = ("ghostty", "wezterm")
-SIXEL = ("iterm.app", "mintty", "rlogin", "contour")
+KITTY_PROGRAMS = ("ghostty", "wezterm")
+SIXEL_PROGRAMS = ("iterm.app", "mintty", "rlogin", "contour")
 SIXEL_TERMS = ("foot", "mlterm", "yaft", "contour")
 
 
-def protocol(environment: Mapping[str, str]) -> Protocol | None:
-    """What the terminal shows pictures with; ``None`` where it has to be a file's path."""
+def detect_protocol(environment: Mapping[str, str]) -> Protocol | None:
+    """The picture protocol of the terminal; ``None`` if it shows no pictures."""
     if environment.get("TMUX") or environment.get("STY"):
         return None
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "").lower()
-    if program in KITTY or "kitty" in term:
+    if program in KITTY_PROGRAMS or "kitty" in term:
         return "kitty"
     by_term = any(term.startswith(name) for name in SIXEL_TERMS) or "sixel" in term
-    return "sixel" if program in SIXEL or by_term or environment.get("WT_SESSION") else None
+    has_sixel = program in SIXEL_PROGRAMS or by_term or environment.get("WT_SESSION")
+    return "sixel" if has_sixel else None
 
 
-def picture(png: bytes, speaks: Protocol, rows: int = ROWS) -> str:
-    """The escape sequences that show a PNG at the cursor, ``rows`` lines high."""
-    return kitty(png, rows) if speaks == "kitty" else sixel(png, rows)
+def encode_image(png: bytes, protocol: Protocol, rows: int = ROWS) -> str:
+    """Escape sequences that show a PNG at the cursor, ``rows`` lines high."""
+    return encode_kitty(png, rows) if protocol == "kitty" else encode_sixel(png, rows)
 
 
-def kitty(png: bytes, rows: int) -> str:
+def encode_kitty(png: bytes, rows: int) -> str:
     """https://sw.kovidgoyal.net/kitty/graphics-protocol/: base64 in chunks of at most 4096."""
     text = base64.standard_b64encode(png).decode()
     chunks = [text[i : i + 4096] for i in range(0, len(text), 4096)] or [""]
@@ -55,11 +56,11 @@ def kitty(png: bytes, rows: int) -> str:
     return "".join(f"\x1b_G{key}m={m};{chunk}\x1b\\" for key, m, chunk in parts)
 
 
-def sixel(png: bytes, rows: int) -> str:
-    """DEC's sixels (VT330/VT340 manual, chapter 14): bands of six rows, one colour after another.
+def encode_sixel(png: bytes, rows: int) -> str:
+    """DEC's sixels (VT330/VT340 manual, chapter 14): bands of six pixel rows, colour by colour.
 
-    A character from ``?`` on holds six pixels of a column; ``!n`` repeats it, ``$`` goes back to
-    the band's beginning, ``-`` to the next one.
+    A character from ``?`` on stands for six pixels of a column; ``!n`` repeats the next character
+    ``n`` times, ``$`` returns to the start of the band, ``-`` starts the next band.
     """
     import numpy as np
     from PIL import Image
@@ -71,23 +72,23 @@ def sixel(png: bytes, rows: int) -> str:
     palette = np.array(small.getpalette() or [], np.int64).reshape(-1, 3)
     index = np.asarray(small)
     used = np.unique(index)
-    shares = (palette[used] * 100 + 127) // 255
-    named = "".join(f"#{n};2;{r};{g};{b}" for n, (r, g, b) in zip(used, shares, strict=True))
-    bands = "-".join(_band(index[top : top + BAND_PX]) for top in range(0, height, BAND_PX))
-    return f'\x1bPq"1;1;{width};{height}{named}{bands}\x1b\\'
+    percent = (palette[used] * 100 + 127) // 255
+    colours = "".join(f"#{n};2;{r};{g};{b}" for n, (r, g, b) in zip(used, percent, strict=True))
+    bands = "-".join(_encode_band(index[top : top + BAND_PX]) for top in range(0, height, BAND_PX))
+    return f'\x1bPq"1;1;{width};{height}{colours}{bands}\x1b\\'
 
 
-def _band(index: NDArray[np.uint8]) -> str:
-    """Up to six rows of colour numbers as one band."""
+def _encode_band(index: NDArray[np.uint8]) -> str:
+    """One band from up to six rows of colour numbers."""
     import numpy as np
 
     bits = 1 << np.arange(len(index))
     columns = {n: ((index == n) * bits[:, None]).sum(0) for n in np.unique(index)}
-    return "$".join(f"#{n}{''.join(_runs(column))}" for n, column in columns.items())
+    return "$".join(f"#{n}{''.join(_encode_runs(column))}" for n, column in columns.items())
 
 
-def _runs(column: NDArray[np.int64]) -> Iterator[str]:
-    """The characters of one colour, repeated ones counted."""
+def _encode_runs(column: NDArray[np.int64]) -> Iterator[str]:
+    """The characters of one colour, run-length encoded."""
     import numpy as np
 
     edges = [0, *(np.flatnonzero(np.diff(column)) + 1), len(column)]

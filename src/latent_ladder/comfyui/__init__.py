@@ -1,1 +1,1 @@
-"""ComfyUI workflows: read, checked, run, explained and written without ComfyUI."""
+"""ComfyUI workflows without ComfyUI: read, check, run, import and export them."""

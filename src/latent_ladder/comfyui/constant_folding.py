@@ -1,7 +1,8 @@
-"""Nodes that only compute numbers and texts: their results, and what a graph decides with them.
+"""Constant folding: values that are known before a graph runs, and the branches they rule out.
 
-Nothing here loads anything, so that a graph's sizes, frame rates and switches are known before it
-runs: :func:`constants` works them out, :func:`needed` leaves out the branches no switch takes.
+Nodes that only compute numbers, texts and switches are evaluated without loading anything.
+:func:`fold_constants` returns their outputs; :func:`required_nodes` returns the nodes that must
+run, without the branches that no switch selects.
 """
 
 from __future__ import annotations
@@ -18,56 +19,56 @@ from latent_ladder.comfyui.node_defs.schema import NodeType
 from latent_ladder.errors import WorkflowError
 
 Values = Mapping[str, Any]
-Results = tuple[Any, ...]
+NodeOutputs = tuple[Any, ...]
 
-_MOST_SWITCHES = 40
+_MAX_SWITCHES = 40
 
 
-def _value(values: Values) -> Results:
+def _value(values: Values) -> NodeOutputs:
     return (values["value"],)
 
 
-def _whole(values: Values) -> Results:
+def _to_int(values: Values) -> NodeOutputs:
     return (int(values["value"]),)
 
 
-def _real(values: Values) -> Results:
+def _to_float(values: Values) -> NodeOutputs:
     return (float(values["value"]),)
 
 
-def _string(values: Values) -> Results:
+def _string(values: Values) -> NodeOutputs:
     lines = str(values["string"])
     return (" ".join(lines.split("\n")) if values.get("strip_newlines") else lines,)
 
 
-def _expression(values: Values) -> Results:
+def _expression(values: Values) -> NodeOutputs:
     prefix = "values."
     names = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
     result = evaluate(str(values["expression"]), names | {"values": list(names.values())})
     return (float(result), int(result), bool(result))
 
 
-def _simple_math(values: Values) -> Results:
+def _simple_math(values: Values) -> NodeOutputs:
     names = {name: values.get(name, 0.0) for name in "abc"}
     result = evaluate(str(values["value"]), names)
     return (round(result), float(result))
 
 
-def _switch(values: Values) -> Results:
-    """The branch taken; where only one is connected, that one."""
-    taken = "on_true" if values["switch"] else "on_false"
+def _switch(values: Values) -> NodeOutputs:
+    """Return the selected branch, or the other one if only that is connected."""
+    selected = "on_true" if values["switch"] else "on_false"
     other = "on_false" if values["switch"] else "on_true"
-    return (values[taken] if taken in values else values[other],)
+    return (values[selected] if selected in values else values[other],)
 
 
-PLAIN: Mapping[str, Callable[[Values], Results]] = {
-    "PrimitiveInt": _whole,
-    "PrimitiveFloat": _real,
+FOLDABLE_NODES: Mapping[str, Callable[[Values], NodeOutputs]] = {
+    "PrimitiveInt": _to_int,
+    "PrimitiveFloat": _to_float,
     "PrimitiveBoolean": _value,
     "PrimitiveString": _value,
     "PrimitiveStringMultiline": _value,
-    "INTConstant": _whole,
-    "FloatConstant": _real,
+    "INTConstant": _to_int,
+    "FloatConstant": _to_float,
     "StringConstant": _string,
     "StringConstantMultiline": _string,
     "ComfyMathExpression": _expression,
@@ -76,17 +77,20 @@ PLAIN: Mapping[str, Callable[[Values], Results]] = {
     # the pack rounds half to even; 23.976 becomes 24
     "LTXFloatToInt": lambda values: (round(float(values["a"])),),
 }
-"""Results of a node by its inputs' values. Raise :class:`WorkflowError` for failing arithmetic."""
+"""Functions from the input values of a node to its outputs, by node type.
+
+They raise :class:`WorkflowError` if the arithmetic fails.
+"""
 
 
-def constants(graph: Graph) -> dict[Link, Value]:
-    """Every output that is known before the graph runs.
+def fold_constants(graph: Graph) -> dict[Link, Value]:
+    """Return the node outputs that are known before the graph runs.
 
-    What cannot be worked out is left out; it fails when the graph runs, with the node named.
+    An output whose computation fails is left out; running the graph reports the error at its node.
     """
     known: dict[Link, Value] = {}
-    for node in in_order(graph):
-        rule = PLAIN.get(node.class_type)
+    for node in topological_order(graph):
+        rule = FOLDABLE_NODES.get(node.class_type)
         values = _known_values(node, known) if rule else None
         if rule is None or values is None:
             continue
@@ -98,53 +102,60 @@ def constants(graph: Graph) -> dict[Link, Value]:
     return known
 
 
-def value_of(node: Node, name: str, known: Mapping[Link, Value]) -> Value:
-    """An input's value: the literal, what a link is known to give, or else the type's default.
+def input_value(node: Node, name: str, known: Mapping[Link, Value]) -> Value:
+    """Return the value of an input: its literal, the known value of its link, or the default.
 
-    ``None`` for a link whose value is not known.
+    Returns ``None`` for a link whose value is not known.
     """
     if name not in node.inputs:
         return _default(node, name)
-    given = node.inputs[name]
-    return known.get(given) if isinstance(given, Link) else given
+    value = node.inputs[name]
+    return known.get(value) if isinstance(value, Link) else value
 
 
-def needed(graph: Graph, wanted: Iterable[str]) -> tuple[str, ...]:
-    """``wanted`` and what they need, inputs first, without the branches that switches leave out.
+def required_nodes(graph: Graph, wanted: Iterable[str]) -> tuple[str, ...]:
+    """Return ``wanted`` and the nodes they depend on, dependencies first, without unused branches.
 
-    Raises :class:`WorkflowError` for a cycle or a link to a node that is not there.
+    Raises :class:`WorkflowError` for a cycle or a link to a missing node.
     """
-    return reduced(graph).before(wanted)
+    return prune_branches(graph).dependency_order(wanted)
 
 
-def reduced(graph: Graph) -> Graph:
-    """The graph without the links that switches are known not to take."""
-    known = constants(graph)
-    return Graph({node.id: _without_branch(node, known) for node in graph.nodes.values()})
+def prune_branches(graph: Graph) -> Graph:
+    """Return the graph without the links that no switch selects."""
+    known = fold_constants(graph)
+    return Graph({node.id: _drop_unused_inputs(node, known) for node in graph.nodes.values()})
 
 
-def outputs(graph: Graph) -> tuple[str, ...]:
-    """The nodes that a graph runs for."""
-    return tuple(n.id for n in graph.nodes.values() if row(n).is_output)
+def output_nodes(graph: Graph) -> tuple[str, ...]:
+    """Return the ids of the nodes that save or show a result."""
+    return tuple(n.id for n in graph.nodes.values() if definition_of(n).is_output)
 
 
-def way_round(graph: Graph, key: str) -> str:
-    """The switch that leads past a node, if there is one; else which outputs can run without it."""
-    wanted = outputs(graph)
-    for name, source in islice(_switches(graph), _MOST_SWITCHES):
-        turned = not source.inputs[name]
-        node = replace(source, inputs={**source.inputs, name: turned})
-        if key not in needed(Graph({**graph.nodes, source.id: node}), wanted):
-            return f"--set {source.id}.{name}={str(turned).lower()} leads past it"
-    hit = _downstream(graph, key)
-    without = [one for one in wanted if one not in hit]
-    if without:
-        return f"--skip-unsupported runs what does not need it: {', '.join(without[:20])}"
+def suggest_workaround(graph: Graph, key: str) -> str:
+    """Return a hint how to run the graph without a node.
+
+    The hint names a switch that bypasses the node, or else the outputs that do not need it.
+    """
+    outputs = output_nodes(graph)
+    for name, source in islice(_switches(graph), _MAX_SWITCHES):
+        toggled = not source.inputs[name]
+        node = replace(source, inputs={**source.inputs, name: toggled})
+        if key not in required_nodes(Graph({**graph.nodes, source.id: node}), outputs):
+            return f"--set {source.id}.{name}={str(toggled).lower()} bypasses it"
+    dependent = _dependent_nodes(graph, key)
+    independent = [output for output in outputs if output not in dependent]
+    if independent:
+        listed = ", ".join(independent[:20])
+        return f"--skip-unsupported runs the outputs that do not need it: {listed}"
     return "every output needs it"
 
 
 def _switches(graph: Graph) -> Iterator[tuple[str, Node]]:
-    """The inputs that decide switches: yes or no, in the switch or in the node it asks."""
+    """Return the boolean inputs that control switches, as pairs of input name and node.
+
+    The input belongs to the switch itself or to the node that is linked to it.
+    """
     for node in graph.nodes.values():
         if node.class_type == "ComfySwitchNode":
             link = node.inputs.get("switch")
@@ -154,24 +165,27 @@ def _switches(graph: Graph) -> Iterator[tuple[str, Node]]:
                 yield name, source
 
 
-def _downstream(graph: Graph, key: str) -> set[str]:
-    """A node and all that need it, as the switches are set."""
-    known, hit = constants(graph), {key}
-    for node in in_order(graph):
-        if any(link.node in hit for _, link in _without_branch(node, known).links):
-            hit.add(node.id)
-    return hit
+def _dependent_nodes(graph: Graph, key: str) -> set[str]:
+    """Return a node and all nodes that depend on it with the current switch settings."""
+    known, dependent = fold_constants(graph), {key}
+    for node in topological_order(graph):
+        if any(link.node in dependent for _, link in _drop_unused_inputs(node, known).links):
+            dependent.add(node.id)
+    return dependent
 
 
-def row(node: Node) -> NodeType:
-    """A node's type; an unknown one has no inputs, no outputs, and says why it cannot run."""
+def definition_of(node: Node) -> NodeType:
+    """Return the definition of a node's type.
+
+    An unknown type gets a definition without inputs and outputs that states why it cannot run.
+    """
     return node_type(node.class_type, node.pack)
 
 
 def _default(node: Node, name: str) -> Value:
-    kind = NODE_TYPES.get(node.class_type)
-    inputs = kind.shown(_literals(node)) if kind else ()
-    return next((one.default for one in inputs if one.name == name), None)
+    definition = NODE_TYPES.get(node.class_type)
+    inputs = definition.visible_inputs(_literals(node)) if definition else ()
+    return next((item.default for item in inputs if item.name == name), None)
 
 
 def _literals(node: Node) -> dict[str, Value]:
@@ -179,80 +193,83 @@ def _literals(node: Node) -> dict[str, Value]:
 
 
 def _known_values(node: Node, known: Mapping[Link, Value]) -> dict[str, Any] | None:
-    """All inputs' values; ``None`` if one that counts is not known."""
+    """Return the values of all inputs, or ``None`` if a required one is not known."""
     values: dict[str, Any] = {}
-    kind = NODE_TYPES[node.class_type]
-    for name, given in node.inputs.items():
-        if not isinstance(given, Link):
-            values[name] = given
-        elif given in known:
-            values[name] = known[given]
-        elif name not in kind.lazy:
+    definition = NODE_TYPES[node.class_type]
+    for name, value in node.inputs.items():
+        if not isinstance(value, Link):
+            values[name] = value
+        elif value in known:
+            values[name] = known[value]
+        elif name not in definition.lazy:
             return None
-    missing = (i for i in kind.inputs if i.is_widget and i.name not in node.inputs)
-    values |= {one.name: one.default for one in missing}
-    if node.class_type == "ComfySwitchNode" and _taken(node, values.get("switch")) not in values:
+    missing = (i for i in definition.inputs if i.is_widget and i.name not in node.inputs)
+    values |= {item.name: item.default for item in missing}
+    if (
+        node.class_type == "ComfySwitchNode"
+        and _selected_branch(node, values.get("switch")) not in values
+    ):
         return None
     return values
 
 
-def _taken(node: Node, switch: object) -> str:
-    """The branch of a switch that counts."""
+def _selected_branch(node: Node, switch: object) -> str:
+    """Return the name of the input that a switch passes on."""
     first, second = ("on_true", "on_false") if switch else ("on_false", "on_true")
     return first if first in node.inputs or second not in node.inputs else second
 
 
-def _without_branch(node: Node, known: Mapping[Link, Value]) -> Node:
-    """The node without the inputs that it will not ask for."""
-    unused = _BRANCHES.get(node.class_type)
-    dropped = unused(node, known) if unused else ()
-    if not dropped:
+def _drop_unused_inputs(node: Node, known: Mapping[Link, Value]) -> Node:
+    """Return the node without the inputs that it will not read."""
+    find_unused = _UNUSED_INPUTS.get(node.class_type)
+    unused = find_unused(node, known) if find_unused else ()
+    if not unused:
         return node
-    kept = {k: v for k, v in node.inputs.items() if k not in dropped}
-    return Node(node.id, node.class_type, node.title, kept, node.pack)
+    inputs = {k: v for k, v in node.inputs.items() if k not in unused}
+    return Node(node.id, node.class_type, node.title, inputs, node.pack)
 
 
-def _unused_side(node: Node, known: Mapping[Link, Value]) -> tuple[str, ...]:
-    """The side of a switch that it does not take, nothing where that is not known."""
-    switch = value_of(node, "switch", known)
+def _unused_switch_branch(node: Node, known: Mapping[Link, Value]) -> tuple[str, ...]:
+    """Return the input that a switch does not select, or nothing if its setting is not known."""
+    switch = input_value(node, "switch", known)
     if switch is None:
         return ()
-    return ("on_false",) if _taken(node, switch) == "on_true" else ("on_true",)
+    return ("on_false",) if _selected_branch(node, switch) == "on_true" else ("on_true",)
 
 
-def _unused_image(node: Node, known: Mapping[Link, Value]) -> tuple[str, ...]:
-    return ("image",) if value_of(node, "bypass", known) is True else ()
+def _bypassed_image(node: Node, known: Mapping[Link, Value]) -> tuple[str, ...]:
+    return ("image",) if input_value(node, "bypass", known) is True else ()
 
 
-def _all_but_prompt(node: Node, _: Mapping[Link, Value]) -> tuple[str, ...]:
-    """A prompt that is passed on as it was written needs neither a model nor a picture."""
+def _inputs_except_prompt(node: Node, _: Mapping[Link, Value]) -> tuple[str, ...]:
+    """Return all linked inputs but the prompt: it is passed on without a model or image."""
     return tuple(name for name, _ in node.links if name != "prompt")
 
 
-_BRANCHES: Mapping[str, Callable[[Node, Mapping[Link, Value]], tuple[str, ...]]] = {
-    "ComfySwitchNode": _unused_side,
-    "LTXVImgToVideoInplace": _unused_image,
-    "LTXVImgToVideoConditionOnly": _unused_image,
-    "TextGenerateLTX2Prompt": _all_but_prompt,
+_UNUSED_INPUTS: Mapping[str, Callable[[Node, Mapping[Link, Value]], tuple[str, ...]]] = {
+    "ComfySwitchNode": _unused_switch_branch,
+    "LTXVImgToVideoInplace": _bypassed_image,
+    "LTXVImgToVideoConditionOnly": _bypassed_image,
+    "TextGenerateLTX2Prompt": _inputs_except_prompt,
 }
 
 
-def in_order(graph: Graph) -> Iterator[Node]:
-    """Nodes, inputs first; those of a cycle come in the order they are met."""
-    met: set[str] = set()
+def topological_order(graph: Graph) -> Iterator[Node]:
+    """Return all nodes, dependencies first; nodes of a cycle in the order of traversal."""
+    visited: set[str] = set()
     for start in graph.nodes:
         path: dict[str, Iterator[str]] = {}
-        if start not in met:
-            met.add(start)
+        if start not in visited:
+            visited.add(start)
             path[start] = _sources(graph.nodes[start], graph)
         while path:
             node = next(reversed(path))
-            source = next((s for s in path[node] if s not in met), None)
+            source = next((s for s in path[node] if s not in visited), None)
             if source is None:
                 del path[node]
                 yield graph.nodes[node]
             else:
-                met.add(source)
+                visited.add(source)
                 path[source] = _sources(graph.nodes[source], graph)
 
 
@@ -261,7 +278,7 @@ def _sources(node: Node, graph: Graph) -> Iterator[str]:
 
 
 def is_number(value: object) -> bool:
-    """A number that something can be counted with: not yes or no, not endless, not absurd."""
+    """Return whether a value is a finite number below 2**65 in size; booleans do not count."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Import and export as a whole: a workflow to a request and what to say of it, and the reverse."""
+"""Import of workflows as requests, and export of requests as workflows."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from latent_ladder.comfyui.exporter.embedded_request import (
+    embed_in_api_document,
     find_payload,
-    graph_in,
-    merged,
-    payload,
-    request_in,
-    with_payload,
+    make_payload,
+    merge_edits,
+    payload_graph,
+    payload_request,
 )
-from latent_ladder.comfyui.exporter.exporter import build
+from latent_ladder.comfyui.exporter.exporter import build_graph
 from latent_ladder.comfyui.exporter.file_names import FileNames
-from latent_ladder.comfyui.exporter.lossy_fields import not_carried
-from latent_ladder.comfyui.exporter.ui_layout import to_ui
+from latent_ladder.comfyui.exporter.lossy_fields import find_lossy_fields
+from latent_ladder.comfyui.exporter.ui_layout import layout_graph
 from latent_ladder.comfyui.formats.read import Workflow
-from latent_ladder.comfyui.importer.graph_walker import Lost
-from latent_ladder.comfyui.importer.importer import recognise
-from latent_ladder.comfyui.importer.preset_match import Nearest, nearest_preset
+from latent_ladder.comfyui.importer.graph_walker import Loss
+from latent_ladder.comfyui.importer.importer import import_graph
+from latent_ladder.comfyui.importer.preset_match import PresetMatch, match_preset
 from latent_ladder.errors import LadderError
 from latent_ladder.request.model import Request
 
@@ -29,62 +29,70 @@ Format = Literal["ui", "api"]
 
 
 @dataclass(frozen=True)
-class Imported:
-    """A workflow's request, the preset next to it, and what it could not carry.
+class ImportedWorkflow:
+    """The request of a workflow, its closest preset, and settings that were lost.
 
-    ``embedded``: the graph is an export of ours, and its request supplied what nodes cannot say.
+    ``embedded``: the workflow is an export of this program, and its embedded request supplied the
+    fields that no node can express.
     """
 
     request: Request
-    nearest: Nearest
-    lost: tuple[Lost, ...]
+    preset_match: PresetMatch
+    losses: tuple[Loss, ...]
     embedded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: what ``ladder workflow import --json`` prints."""
+        """Return the result as JSON data for ``--json``."""
         return {
             "request": self.request.to_dict(),
-            "preset": self.nearest.preset,
-            "equal": self.nearest.equal,
-            "differences": [str(d) for d in self.nearest.differences],
-            "lost": [one._asdict() for one in self.lost],
+            "preset": self.preset_match.preset,
+            "equal": self.preset_match.equal,
+            "differences": [str(d) for d in self.preset_match.differences],
+            "lost": [X._asdict() for X in self.losses],
         }
 
 
-def import_workflow(workflow: Workflow, node: str | None = None) -> Imported:
-    """The request of a workflow. Raises what :func:`recognise` raises."""
-    found = recognise(workflow.graph, node)
-    carried = find_payload(workflow.ui) or find_payload(workflow.api)
-    own = None if carried is None else _own(carried, found.request)
-    if own is not None:
-        return Imported(own, nearest_preset(own), found.lost, embedded=True)
-    near = nearest_preset(found.request)
-    request = found.request
-    if near.equal:
-        request = request.model_copy(update={"preset": near.preset})
-    return Imported(request, near, found.lost)
+def import_workflow(workflow: Workflow, node: str | None = None) -> ImportedWorkflow:
+    """Import a workflow as a request.
+
+    ``node`` is the saving node (id, title or file prefix), needed if there are several. Raises
+    :class:`WorkflowError` and :class:`RequestError` as :func:`import_graph` does.
+    """
+    imported = import_graph(workflow.graph, node)
+    payload = find_payload(workflow.ui) or find_payload(workflow.api)
+    merged = None if payload is None else _merge_embedded_request(payload, imported.request)
+    if merged is not None:
+        return ImportedWorkflow(merged, match_preset(merged), imported.losses, embedded=True)
+    match = match_preset(imported.request)
+    request = imported.request
+    if match.equal:
+        request = request.model_copy(update={"preset": match.preset})
+    return ImportedWorkflow(request, match, imported.losses)
 
 
-def _own(carried: Mapping[str, Any], now: Request) -> Request | None:
-    """The request of an export with what was edited since; ``None`` where it is damaged."""
-    request, graph = request_in(carried), graph_in(carried)
+def _merge_embedded_request(payload: Mapping[str, Any], after: Request) -> Request | None:
+    """Return the embedded request with all edits since the export, or ``None`` if it is damaged."""
+    request, graph = payload_request(payload), payload_graph(payload)
     if request is None or graph is None:
         return None
     try:
-        before = recognise(graph).request
-        return merged(request, before, now)
-    except LadderError:  # the graph alone is good enough then
+        before = import_graph(graph).request
+        return merge_edits(request, before, after)
+    except LadderError:  # then the import of the graph alone is used
         return None
 
 
 def export_workflow(request: Request, files: FileNames, form: Format) -> dict[str, Any]:
-    """The document of a request in ComfyUI's UI or API format. Raises :class:`RequestError`."""
-    drawing = build(request, files)
+    """Export a request as a document in ComfyUI's UI or API format.
+
+    Raises :class:`RequestError` if no ComfyUI node can do what the request says.
+    """
+    annotated = build_graph(request, files)
     if form == "api":
-        return with_payload(drawing.graph, request)
-    return to_ui(drawing, payload(request, drawing.graph))
+        return embed_in_api_document(annotated.graph, request)
+    return layout_graph(annotated, make_payload(request, annotated.graph))
 
 
-def left_out(request: Request) -> list[str]:
-    """What the nodes of an export do not say, one sentence a field."""
-    return [f"{field}: {text}" for field, text in not_carried(request)]
+def lossy_field_messages(request: Request) -> list[str]:
+    """Return a sentence for each field that the nodes of an export cannot express."""
+    return [f"{field}: {text}" for field, text in find_lossy_fields(request)]

@@ -1,9 +1,9 @@
-"""A graph becomes files: every needed node once, what is known already not again.
+"""Execution of a graph: every needed node runs once; results in memory or in the store are reused.
 
-The key of a node is a hash of its type, its values, the ids of the files that it names and the keys
-of what it is linked to, so it is known before anything runs, in every process alike. Latents and
-sound that a node made are kept in the store under it; a node whose result is there does not run,
-nor does what only it needs. Numbers that can be worked out beforehand count by value.
+The key of a node is a hash of its type, its values, the content ids of the files it names and the
+keys of the nodes it is linked to, so it is known before anything runs and equal in every process.
+Latents and sound are stored under it: a node whose result is stored does not run, nor do nodes
+that only it needs. Links to values that can be computed in advance count by value.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.comfyui import constant_folding as plain
+from latent_ladder.comfyui import constant_folding
 from latent_ladder.comfyui.graph import Graph, Link, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import Input
-from latent_ladder.comfyui.nodes import MEANINGS
-from latent_ladder.comfyui.nodes.node_context import LATENT_CHANNELS, Ask, Meaning, Results
+from latent_ladder.comfyui.nodes import NODES
+from latent_ladder.comfyui.nodes.node_context import (
+    LATENT_CHANNELS,
+    NodeContext,
+    NodeFunction,
+    NodeResult,
+)
 from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
 from latent_ladder.comfyui.runtime.events import (
     NodeDone,
@@ -33,65 +37,71 @@ from latent_ladder.comfyui.runtime.events import (
     NodeStarted,
     NodeWarned,
     OnGraphEvent,
-    Shown,
-    ignore,
+    UiOutput,
+    ignore_event,
 )
-from latent_ladder.comfyui.runtime.previews import LivePictures
+from latent_ladder.comfyui.runtime.previews import LivePreviews
 from latent_ladder.comfyui.runtime.values import Audio, Latent, Value
-from latent_ladder.errors import (
-    Cancelled,
-    LadderError,
-    MemoryBudgetError,
-    StoreError,
-    WorkflowError,
-)
-from latent_ladder.memory.oom import is_out_of_memory
-from latent_ladder.pipeline.run import Cancel
+from latent_ladder.errors import Cancelled, LadderError, StoreError, WorkflowError
+from latent_ladder.memory.oom import raise_budget_error
+from latent_ladder.pipeline.run_options import Cancel
+from latent_ladder.pipeline.run_recorder import RunRecorder
 from latent_ladder.storage.artifact_store import artefact_key
-from latent_ladder.storage.run_records import RunRecord, StageRecord
+from latent_ladder.storage.run_records import StageRecord
 
-__all__ = ["Engine", "Unsupported", "WorkFolders", "execute", "unsupported", "without_unsupported"]
+__all__ = [
+    "Engine",
+    "Unsupported",
+    "WorkFolders",
+    "execute",
+    "find_unsupported",
+    "without_unsupported",
+]
 
 VERSION = 1
-"""Raise it when keys of all nodes shall change."""
+"""Part of all node keys: raise it to make every stored result unusable."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A node that cannot run here, why, and the way round it if there is one."""
+    """A node that cannot run here, the reason, and a workaround if there is one."""
 
     node: Node
     why: str
     way: str = ""
 
     def error(self) -> WorkflowError:
-        """The error that names it."""
-        others = "--skip-unsupported runs the outputs that do without it"
+        """Error that names the node."""
+        others = "--skip-unsupported runs the outputs that do not need it"
         return self.node.error(f"cannot run here: {self.why}", self.way or others)
 
 
-def unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsupported]:
-    """The needed nodes that cannot run, in the order in which they would; nothing is loaded.
+def find_unsupported(graph: Graph, wanted: Iterable[str] | None = None) -> list[Unsupported]:
+    """Needed nodes that cannot run, in execution order. Loads nothing.
 
-    Raises :class:`WorkflowError` for a cycle or a link into nothing.
+    Raises :class:`WorkflowError` for a cycle or a link to a missing node.
     """
-    outputs = plain.outputs(graph) if wanted is None else tuple(wanted)
+    outputs = constant_folding.output_nodes(graph) if wanted is None else tuple(wanted)
     found = []
-    for node in (graph.nodes[name] for name in plain.needed(graph, outputs)):
-        meaning = MEANINGS.get(node.class_type)
-        why = plain.row(node).why_not
-        if not why and meaning is None:
-            why = f"{node.class_type} is not carried out by this version"
-        if not why and meaning is not None:
-            why = meaning.refuses(node)
+    for node in (graph.nodes[name] for name in constant_folding.required_nodes(graph, outputs)):
+        function = NODES.get(node.class_type)
+        why = constant_folding.definition_of(node).unsupported_reason
+        if not why and function is None:
+            why = f"{node.class_type} cannot be run by this version"
+        if not why and function is not None:
+            why = function.check(node)
         if why:
-            found.append(Unsupported(node, why, plain.way_round(graph, node.id)))
+            found.append(
+                Unsupported(node, why, constant_folding.suggest_workaround(graph, node.id))
+            )
     return found
 
 
 def without_unsupported(graph: Graph) -> tuple[str, ...]:
-    """The outputs that need no node that cannot run."""
-    return tuple(name for name in plain.outputs(graph) if not unsupported(graph, [name]))
+    """Output nodes that need no unsupported node."""
+    return tuple(
+        name for name in constant_folding.output_nodes(graph) if not find_unsupported(graph, [name])
+    )
 
 
 def execute(
@@ -99,34 +109,34 @@ def execute(
     engine: Engine,
     *,
     wanted: Sequence[str] | None = None,
-    on_event: OnGraphEvent = ignore,
+    on_event: OnGraphEvent = ignore_event,
     cancel: Cancel | None = None,
     metadata: Mapping[str, str] | None = None,
     command: str = "",
-) -> Mapping[str, Shown]:
-    """Run the output nodes ``wanted`` (``None``: all) and give what each shows.
+) -> Mapping[str, UiOutput]:
+    """Run the output nodes ``wanted`` (``None``: all); returns the files that each shows.
 
-    ``metadata`` goes into every file that is written: ``None`` is the graph as tag ``prompt``.
-    Raises :class:`WorkflowError` naming the node before anything runs where one cannot, whatever a
-    node raises, and :class:`Cancelled`.
+    ``metadata`` is written into every file; ``None`` means the graph as tag ``prompt``. Raises
+    :class:`WorkflowError` before anything runs if a needed node is unsupported, the errors of the
+    nodes with the node's name in front, and :class:`Cancelled`.
     """
-    outputs = plain.outputs(graph) if wanted is None else tuple(wanted)
+    outputs = constant_folding.output_nodes(graph) if wanted is None else tuple(wanted)
     if not outputs:
         raise WorkflowError(
             "the workflow has no output", "add a node that saves, such as SaveVideo"
         )
-    for problem in unsupported(graph, outputs):
+    for problem in find_unsupported(graph, outputs):
         raise problem.error()
     tags = metadata
     if tags is None:
         tags = {"prompt": json.dumps(graph.to_api(), ensure_ascii=False)}
-    run = _Run(graph, engine, on_event, cancel or Cancel(), tags)
-    with run.recorded(command):
-        return run.go(outputs)
+    run = _GraphRun(graph, engine, on_event, cancel or Cancel(), tags, command)
+    with run.recorder.recording():
+        return run.run(outputs)
 
 
 @dataclass
-class _Run:
+class _GraphRun:
     """One execution of a graph."""
 
     graph: Graph
@@ -134,42 +144,47 @@ class _Run:
     on_event: OnGraphEvent
     cancel: Cancel
     metadata: Mapping[str, str]
+    command: str
     _keys: dict[str, str] = field(default_factory=dict)
-    _done: dict[str, Results] = field(default_factory=dict)
-    _record: RunRecord | None = None
+    _done: dict[str, NodeResult] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known = plain.constants(self.graph)
+        self._known = constant_folding.fold_constants(self.graph)
         engine = self.engine
-        self._pictures = LivePictures(engine.companion, engine.store) if engine.previews else None
-        self._reduced = plain.reduced(self.graph)
+        self._pictures = LivePreviews(engine.companion, engine.store) if engine.previews else None
+        self._pruned = constant_folding.prune_branches(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
+        request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
+        self.recorder = RunRecorder(engine.store.runs, self.command, request)
+        self.recorder.update(kind="workflow")
 
-    def go(self, outputs: Sequence[str]) -> Mapping[str, Shown]:
-        order = plain.needed(self.graph, outputs)
+    def run(self, outputs: Sequence[str]) -> Mapping[str, UiOutput]:
+        order = constant_folding.required_nodes(self.graph, outputs)
         waiting = self._to_run(outputs)
         cached = tuple(name for name in order if name not in waiting)
-        shown = {name: self._done[name].shown for name in cached if name in self._done}
+        shown = {name: self._done[name].ui for name in cached if name in self._done}
         if cached:
             self.on_event(NodesCached(cached, {k: v for k, v in shown.items() if v}))
-        certain = self._certain(outputs)
+        unconditional = self._unconditional_nodes(outputs)
         for name in order:
-            if name in certain:
+            if name in unconditional:
                 self._result(name)
         self.engine.results.clear()
         self.engine.results.update({self._key(name): self._done[name] for name in self._done})
-        return {name: self._done[name].shown for name in outputs}
+        files = [str(path) for done in self._done.values() for path in self._files(done.ui)]
+        self.recorder.update(output=files[-1] if files else None)
+        return {name: self._done[name].ui for name in outputs}
 
     # -- what has to run ----------------------------------------------------------------------
 
     def _to_run(self, outputs: Sequence[str]) -> set[str]:
-        """Nodes whose results are nowhere, and that something to be run reads."""
+        """Nodes without a result in memory or in the store that an output needs."""
         todo, waiting = list(outputs), set[str]()
         while todo:
             name = todo.pop()
             if name in waiting or name in self._done:
                 continue
-            found = self._remembered(name)
+            found = self._from_memory(name)
             if found is not None:
                 self._done[name] = found
                 continue
@@ -179,33 +194,33 @@ class _Run:
         return waiting - {name for name in waiting if self._restore(name)}
 
     def _links(self, name: str) -> Iterator[tuple[str, Link]]:
-        """The links of a node whose values are not known."""
-        links = self._reduced.nodes[name].links
+        """Links of a node whose values are not known in advance."""
+        links = self._pruned.nodes[name].links
         return ((each, link) for each, link in links if link not in self._known)
 
-    def _eager(self, name: str) -> Iterator[Link]:
-        """Those that are read whatever the node decides."""
+    def _eager_links(self, name: str) -> Iterator[Link]:
+        """Links whose value a node always reads."""
         lazy = NODE_TYPES[self.graph.nodes[name].class_type].lazy
         return (link for each, link in self._links(name) if each not in lazy)
 
-    def _certain(self, outputs: Sequence[str]) -> set[str]:
-        """Nodes that run whatever lazy nodes decide; the others run when they are read."""
+    def _unconditional_nodes(self, outputs: Sequence[str]) -> set[str]:
+        """Nodes that certainly run; the others run only if a lazy input reads them."""
         todo, found = list(outputs), set[str]()
         while todo:
             name = todo.pop()
             if name not in found and name not in self._done:
                 found.add(name)
-                todo += [link.node for link in self._eager(name)]
+                todo += [link.node for link in self._eager_links(name)]
         return found
 
-    def _remembered(self, name: str) -> Results | None:
-        """A result of the graph before, if all files that it shows are still there."""
+    def _from_memory(self, name: str) -> NodeResult | None:
+        """A node's result of the last graph, if all files that it shows still exist."""
         found = self.engine.results.get(self._key(name))
-        if not isinstance(found, Results):
+        if not isinstance(found, NodeResult):
             return None
-        return found if all(path.is_file() for path in self._files(found.shown)) else None
+        return found if all(path.is_file() for path in self._files(found.ui)) else None
 
-    def _files(self, shown: Shown) -> Iterator[Any]:
+    def _files(self, shown: UiOutput) -> Iterator[Any]:
         roots = {"output": self.engine.folders.output, "temp": self.engine.folders.temp}
         for entries in shown.values():
             for entry in entries:
@@ -213,26 +228,26 @@ class _Run:
                     yield roots[entry["type"]] / entry["subfolder"] / entry["filename"]
 
     def _is_stored(self, name: str) -> bool:
-        return self._meaning(name).keeps and self.engine.store.get(self._key(name)) is not None
+        return self._function_of(name).stored and self.engine.store.get(self._key(name)) is not None
 
     def _restore(self, name: str) -> bool:
-        """Take a node's result out of the store."""
-        if not self._meaning(name).keeps:
+        """Load a node's result from the store; false if it is not there."""
+        if not self._function_of(name).stored:
             return False
         stored = self.engine.store.get(self._key(name))
         if stored is None:
             return False
-        self._done[name] = Results(unpacked(stored.load(), stored.meta))
+        self._done[name] = NodeResult(unpack(stored.load(), stored.meta))
         self._note(name, reused=True)
         return True
 
     # -- keys ---------------------------------------------------------------------------------
 
     def _key(self, name: str) -> str:
-        """The key of a node; those of what it is linked to first, however long the chain."""
-        for each in self._reduced.before([name]) if name not in self._keys else ():
+        """Key of a node, after those it depends on; not recursive, as chains may be long."""
+        for each in self._pruned.dependency_order([name]) if name not in self._keys else ():
             if each not in self._keys:
-                self._keys[each] = self._own_key(self._reduced.nodes[each])
+                self._keys[each] = self._own_key(self._pruned.nodes[each])
         return self._keys[name]
 
     def _own_key(self, node: Node) -> str:
@@ -247,22 +262,22 @@ class _Run:
                 values[name] = {"file": self.engine.content(str(given), one.folder)}
             else:
                 values[name] = given
-        meaning = MEANINGS.get(node.class_type)
+        function = NODES.get(node.class_type)
         fields = {
             "type": node.class_type,
-            "version": 0 if meaning is None else meaning.version,
+            "version": 0 if function is None else function.version,
             "channels": self._channels,
             "values": values,
         }
-        if plain.row(node).is_output:
+        if constant_folding.definition_of(node).is_output:
             fields["folder"] = str(self.engine.folders.output)
         return artefact_key("node", VERSION, fields, (), ())
 
     def _inputs(self, node: Node) -> Iterator[tuple[Input | str, Any]]:
-        """Every input with its value or link: what is given, and defaults of the type."""
+        """Every input with its value or link, else the default of the node type."""
         row = NODE_TYPES.get(node.class_type)
         literals = {k: self._plain_value(v) for k, v in node.inputs.items()}
-        rows = {} if row is None else {one.name: one for one in row.shown(literals)}
+        rows = {} if row is None else {one.name: one for one in row.visible_inputs(literals)}
         for name, one in rows.items():
             if name in node.inputs:
                 yield one, node.inputs[name]
@@ -277,50 +292,44 @@ class _Run:
 
     # -- running ------------------------------------------------------------------------------
 
-    def _result(self, name: str) -> Results:
-        """A node's result; run now if it has not."""
+    def _result(self, name: str) -> NodeResult:
+        """A node's result; runs the node if that was not done yet."""
         if name not in self._done:
-            self._done[name] = self._run(name)
+            self._done[name] = self._run_node(name)
         return self._done[name]
 
-    def _run(self, name: str) -> Results:
+    def _run_node(self, name: str) -> NodeResult:
         self.cancel.check()
-        node, meaning = self.graph.nodes[name], self._meaning(name)
-        for link in self._eager(name):
+        node, function = self.graph.nodes[name], self._function_of(name)
+        for link in self._eager_links(name):
             self._result(link.node)
         self.on_event(NodeStarted(name))
         began = time.monotonic()
-        if meaning.keeps:
+        if function.stored:
             with self.engine.store.lock(self._key(name), poll=self.cancel.check):
                 if not self._restore(name):
-                    self._done[name] = self._computed(node, meaning)
+                    self._done[name] = self._compute(node, function)
                     self._store(name, self._done[name].values)
                     self._note(name, reused=False, seconds=time.monotonic() - began)
             result = self._done[name]
         else:
-            result = self._computed(node, meaning)
-        self.on_event(NodeDone(name, result.shown, time.monotonic() - began))
+            result = self._compute(node, function)
+        self.on_event(NodeDone(name, result.ui, time.monotonic() - began))
         return result
 
-    def _computed(self, node: Node, meaning: Meaning) -> Results:
+    def _compute(self, node: Node, function: NodeFunction) -> NodeResult:
+        """Run a node. The node's name is added to errors that do not have it yet."""
+        message = "memory ran out, and there is no fallback left"
         try:
-            found = meaning.run(self._ask(node))
+            with raise_budget_error(message, "make the clip smaller, or close other programs"):
+                found = function.run(self._context_of(node))
         except (WorkflowError, Cancelled):
             raise
         except LadderError as error:
-            error.args = (node.error(error.message).message,)
-            error.message = str(error.args[0])
-            raise
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryBudgetError(
-                node.error("memory ran out, and there is nothing left to give up").message,
-                "make the clip smaller, or close other programs",
-            ) from error
-        return found if isinstance(found, Results) else Results(tuple(found))
+            raise error.in_context(node.label) from error
+        return found if isinstance(found, NodeResult) else NodeResult(tuple(found))
 
-    def _ask(self, node: Node) -> Ask:
+    def _context_of(self, node: Node) -> NodeContext:
         inputs = {
             (one if isinstance(one, str) else one.name): (one, given)
             for one, given in self._inputs(node)
@@ -329,7 +338,7 @@ class _Run:
         def fetch(name: str) -> Value:
             one, given = inputs[name]
             if not isinstance(given, Link):
-                return _coerced(given, one)
+                return _coerce(given, one)
             if given in self._known:
                 return self._known[given]
             values = self._result(given.node).values
@@ -337,8 +346,8 @@ class _Run:
                 raise node.error(f"{name} is linked to output {given.slot}, which is not there")
             return values[given.slot]
 
-        def look(transformer: Component, estimate: Callable[[], Tensor]) -> None:
-            picture = self._pictures and self._pictures.picture(transformer, estimate)
+        def show_preview(transformer: Component, estimate: Callable[[], Tensor]) -> None:
+            picture = self._pictures and self._pictures.render(transformer, estimate)
             if picture:
                 self.on_event(NodePreview(node.id, "JPEG", picture))
 
@@ -348,25 +357,25 @@ class _Run:
         def warn(code: str, message: str) -> None:
             self.on_event(NodeWarned(node.id, code, message))
 
-        return Ask(
+        return NodeContext(
             node=node,
-            names=frozenset(inputs),
+            input_names=frozenset(inputs),
             fetch=fetch,
             engine=self.engine,
             graph=self.graph,
-            keep=lambda name, make: self._kept(node.id, name, make),
+            load_or_compute=lambda name, make: self._part(node.id, name, make),
             progress=progress,
             warn=warn,
             check_cancelled=self.cancel.check,
-            look=look,
+            show_preview=show_preview,
             metadata=self.metadata,
             channels=self._channels,
         )
 
-    def _kept(
+    def _part(
         self, node: str, name: str, make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """A part of a node's work, from the store or into it."""
+        """Tensors of a part of a node's work: from the store, else made and stored."""
         key = artefact_key("part", VERSION, {"name": name}, (self._key(node),), ())
         stored = self.engine.store.get(key)
         if stored is not None:
@@ -377,38 +386,19 @@ class _Run:
         return made
 
     def _store(self, name: str, values: Sequence[Value]) -> None:
-        tensors, meta = packed(values)
+        tensors, meta = pack(values)
         node = self.graph.nodes[name]
         self.engine.store.put(
             self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
         )
 
-    def _meaning(self, name: str) -> Meaning:
-        return MEANINGS[self.graph.nodes[name].class_type]
+    def _function_of(self, name: str) -> NodeFunction:
+        return NODES[self.graph.nodes[name].class_type]
 
     # -- the record of the run ----------------------------------------------------------------
 
-    @contextmanager
-    def recorded(self, command: str) -> Iterator[None]:
-        """Keep a record, so that a prune knows what this run made."""
-        runs = self.engine.store.runs
-        request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
-        started = runs.start(command, request)
-        self._record = runs.save(replace(started, kind="workflow"))
-        try:
-            yield
-        except (Cancelled, KeyboardInterrupt):
-            runs.save(replace(self._record, status="cancelled"))
-            raise
-        except BaseException as error:
-            runs.save(replace(self._record, status="failed", error=str(error)))
-            raise
-        files = [str(path) for done in self._done.values() for path in self._files(done.shown)]
-        output = files[-1] if files else None
-        runs.save(replace(self._record, status="done", output=output))
-
     def _headline(self) -> str:
-        """The first text to be encoded, for lists of runs."""
+        """The first prompt of the graph, shown in lists of runs."""
         for node in self.graph.nodes.values():
             if node.class_type == "CLIPTextEncode" and "text" in node.inputs:
                 found = self._plain_value(node.inputs["text"])
@@ -417,18 +407,16 @@ class _Run:
         return ""
 
     def _note(self, name: str, *, reused: bool, seconds: float = 0.0, key: str = "") -> None:
-        if self._record is None:
-            raise TypeError("a run that is not recorded")
         node = self.graph.nodes[name]
-        stage = StageRecord(f"{name} {node.class_type}", key or self._key(name), reused, seconds)
-        self._record = self.engine.store.runs.save(self._record.with_stage(stage))
+        stage = f"{name} {node.class_type}"
+        self.recorder.add_stage(StageRecord(stage, key or self._key(name), reused, seconds))
 
 
 # --- values in the store ------------------------------------------------------------------------
 
 
-def packed(values: Sequence[Value]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Latents and sounds as tensors with names, and what else is to be known of them."""
+def pack(values: Sequence[Value]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Latents and sounds as named tensors, and meta data to restore them. See :func:`unpack`."""
     tensors: dict[str, Tensor] = {}
     kinds: list[Any] = []
     for i, value in enumerate(values):
@@ -443,20 +431,22 @@ def packed(values: Sequence[Value]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"values": kinds}
 
 
-def unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Value, ...]:
-    """The values of :func:`packed`. Raises :class:`StoreError` for what it did not make."""
+def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Value, ...]:
+    """The values that :func:`pack` stored. Raises :class:`StoreError` for anything else."""
     values: list[Value] = []
     for i, kind in enumerate(meta.get("values", ())):
         prefix = f"{i}."
         own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        values.append(Latent.of(own) if kind == "latent" else Audio(own["waveform"], int(kind)))
+        values.append(
+            Latent.from_tensors(own) if kind == "latent" else Audio(own["waveform"], int(kind))
+        )
     if not values:
         raise StoreError("a stored node holds no values", "run `ladder runs verify`")
     return tuple(values)
 
 
-def _coerced(given: Any, one: Input | str) -> Value:
-    """A literal as its input's type has it: numbers may be written as text."""
+def _coerce(given: Any, one: Input | str) -> Value:
+    """A literal value in the type of its input: numbers may be written as text."""
     if isinstance(one, str) or isinstance(given, bool) or given is None:
         return given
     if one.type == "INT" and isinstance(given, str | float):
@@ -467,7 +457,7 @@ def _coerced(given: Any, one: Input | str) -> Value:
 
 
 def _latent_channels(graph: Graph, engine: Engine) -> int:
-    """Channels of the transformers that the graph names; 128 where it names none at hand."""
+    """Latent channels of the first transformer in the graph that is found, else 128."""
     for node in graph.nodes.values():
         row = NODE_TYPES.get(node.class_type)
         for one in () if row is None else row.inputs:

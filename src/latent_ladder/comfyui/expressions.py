@@ -1,6 +1,7 @@
-"""Expressions of math nodes: what they may contain, and their value. Nothing is evaluated as code.
+"""Safe evaluation of the arithmetic expressions in math nodes.
 
-The functions are those of ComfyUI's math node; the grammar is Python's, as there.
+An expression is parsed with Python's grammar and evaluated node by node; only arithmetic and the
+functions of ComfyUI's math node are allowed. Nothing is executed as code.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from latent_ladder.errors import WorkflowError
 
 Number = int | float
 
-_LONGEST = 2000
-_LARGEST_EXPONENT = 4000
-_MOST_BITS = 100_000
+_MAX_LENGTH = 2000
+_MAX_EXPONENT = 4000
+_MAX_BITS = 100_000
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    if abs(exponent) > _LARGEST_EXPONENT:
-        raise WorkflowError(f"the exponent {exponent} is larger than {_LARGEST_EXPONENT}")
-    if isinstance(base, int) and base.bit_length() * abs(exponent) > _MOST_BITS:
+    if abs(exponent) > _MAX_EXPONENT:
+        raise WorkflowError(f"the exponent {exponent} is larger than {_MAX_EXPONENT}")
+    if isinstance(base, int) and base.bit_length() * abs(exponent) > _MAX_BITS:
         raise WorkflowError("the power has too many digits")
     return base**exponent
 
@@ -64,63 +65,67 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 
 def evaluate(expression: str, names: Mapping[str, Any]) -> Number:
-    """The value of an expression of the given names; yes and no are numbers, as in Python.
+    """Return the value of an expression in which ``names`` are defined.
 
-    Raises :class:`WorkflowError` for what is not arithmetic, for unknown names, and for results
-    that are no finite number.
+    Booleans count as numbers, as in Python. Raises :class:`WorkflowError` if the expression is not
+    arithmetic, uses an unknown name or does not give a finite number.
     """
-    if len(expression) > _LONGEST:
-        raise WorkflowError(f"the expression has {len(expression)} characters, at most {_LONGEST}")
+    if len(expression) > _MAX_LENGTH:
+        raise WorkflowError(
+            f"the expression has {len(expression)} characters, at most {_MAX_LENGTH}"
+        )
     try:
         tree = ast.parse(expression.strip(), mode="eval")
-        result = _value(tree.body, names)
+        result = _evaluate(tree.body, names)
     except (SyntaxError, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as e:
-        raise WorkflowError(f"{expression!r} cannot be worked out: {e}") from e
+        raise WorkflowError(f"{expression!r} cannot be evaluated: {e}") from e
     if not isinstance(result, int | float) or not math.isfinite(result):
         raise WorkflowError(f"{expression!r} gives {result!r}, expected a number")
     return result
 
 
-def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
+def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
     match node:
         case ast.Constant(value=bool() | int() | float() as value):
             return value
         case ast.Name(id=name) if name in names:
             return names[name]
         case ast.Name(id=name):
-            raise WorkflowError(f"{name} is not connected", f"known are {', '.join(names) or '-'}")
+            raise WorkflowError(
+                f"{name} is not connected", f"connected inputs: {', '.join(names) or 'none'}"
+            )
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _BINARY[type(op)](_value(left, names), _value(right, names))
+            return _BINARY[type(op)](_evaluate(left, names), _evaluate(right, names))
         case ast.UnaryOp(op=unary, operand=operand) if type(unary) in _UNARY:
-            return _UNARY[type(unary)](_value(operand, names))
-        case ast.BoolOp(op=joined, values=terms):
-            return _joined(isinstance(joined, ast.And), terms, names)
+            return _UNARY[type(unary)](_evaluate(operand, names))
+        case ast.BoolOp(op=operation, values=terms):
+            return _evaluate_boolean(isinstance(operation, ast.And), terms, names)
         case ast.IfExp(test=test, body=body, orelse=orelse):
-            return _value(body if _value(test, names) else orelse, names)
+            return _evaluate(body if _evaluate(test, names) else orelse, names)
         case ast.Compare():
-            return _compared(node, names)
+            return _compare(node, names)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
-            return FUNCTIONS[name](*(_value(one, names) for one in args))
+            return FUNCTIONS[name](*(_evaluate(one, names) for one in args))
     raise WorkflowError(
-        f"{ast.unparse(node)!r} is not arithmetic", f"functions are {', '.join(FUNCTIONS)}"
+        f"{ast.unparse(node)!r} is not arithmetic", f"allowed functions: {', '.join(FUNCTIONS)}"
     )
 
 
-def _joined(every: bool, terms: list[ast.expr], names: Mapping[str, Any]) -> Any:
-    value: Any = every
+def _evaluate_boolean(is_and: bool, terms: list[ast.expr], names: Mapping[str, Any]) -> Any:
+    value: Any = is_and
     for term in terms:
-        value = _value(term, names)
-        if bool(value) is not every:
+        value = _evaluate(term, names)
+        if bool(value) is not is_and:
             break
     return value
 
 
-def _compared(node: ast.Compare, names: Mapping[str, Any]) -> bool:
-    left = _value(node.left, names)
+def _compare(node: ast.Compare, names: Mapping[str, Any]) -> bool:
+    left = _evaluate(node.left, names)
     for op, comparator in zip(node.ops, node.comparators, strict=True):
         if type(op) not in _COMPARISONS:
             raise WorkflowError(f"{ast.unparse(node)!r} is not arithmetic")
-        right = _value(comparator, names)
+        right = _evaluate(comparator, names)
         if not _COMPARISONS[type(op)](left, right):
             return False
         left = right

@@ -1,7 +1,8 @@
-"""A workflow as a graph of nodes: what ComfyUI's API format says, whichever file it came from.
+"""A workflow as a graph of nodes, with the content of ComfyUI's API format.
 
-Subgraphs are expanded, reroutes, primitives, muted and bypassed nodes are gone, every value stands
-under its input's name. This module knows no node type, no file format and no model.
+The readers of both file formats build it: subgraphs are expanded, reroutes, primitives, muted and
+bypassed nodes are resolved, and each value has the name of its input. This module knows no node
+types, file formats or models.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import Any, NamedTuple
 from latent_ladder.errors import WorkflowError
 
 Value = str | int | float | bool | None | list[Any] | dict[str, Any]
-"""A literal input value, as JSON has it."""
+"""A literal input value in JSON types."""
 
 
 class Link(NamedTuple):
-    """An input that is the output ``slot`` (from 0) of the node ``node``."""
+    """A link from output ``slot`` (from 0) of the node with id ``node``."""
 
     node: str
     slot: int
 
 
-class Trap(NamedTuple):
-    """Something to know that stops nothing; ``node`` is empty where it is about the whole graph."""
+class LintFinding(NamedTuple):
+    """A warning about a workflow that does not stop it from running.
+
+    ``node`` is a node id, or empty if the warning is about the whole graph.
+    """
 
     code: str
     message: str
@@ -32,7 +36,7 @@ class Trap(NamedTuple):
 
 
 class ModelFile(NamedTuple):
-    """A file that a workflow names with its source: ``properties.models`` of the UI format."""
+    """A model file with its download URL, from ``properties.models`` of the UI format."""
 
     name: str
     url: str
@@ -41,10 +45,10 @@ class ModelFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Node:
-    """One node that runs.
+    """An executable node.
 
-    ``id`` is unique in the graph; nodes of a subgraph are ``"instance:inner"``. ``pack`` names the
-    pack of nodes it comes from (``properties.cnr_id``), empty if unknown.
+    ``id`` is unique in the graph; a node of a subgraph has the id ``"instance:inner"``. ``pack`` is
+    the node pack it comes from (``properties.cnr_id``), empty if unknown.
     """
 
     id: str
@@ -55,28 +59,34 @@ class Node:
 
     @property
     def links(self) -> Iterator[tuple[str, Link]]:
-        """The inputs that come from other nodes."""
+        """Linked inputs as pairs of name and link."""
         return ((k, v) for k, v in self.inputs.items() if isinstance(v, Link))
 
     def error(self, message: str, hint: str | None = None) -> WorkflowError:
-        """An error that names this node: ``node 12 (KSampler "stage 1"): message``."""
-        named = f' "{self.title}"' if self.title and self.title != self.class_type else ""
-        text = f"node {self.id} ({self.class_type}{named}): {message}"
+        """Return an error that names this node: ``node 12 (KSampler "stage 1"): message``."""
+        text = f"{self.label}: {message}"
         return WorkflowError(text, hint, node_id=self.id, class_type=self.class_type)
+
+    @property
+    def label(self) -> str:
+        """Name of the node in messages: ``node 12 (KSampler "stage 1")``."""
+        title = f' "{self.title}"' if self.title and self.title != self.class_type else ""
+        return f"node {self.id} ({self.class_type}{title})"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes by id, in the file's order; ``traps`` were found while reading it."""
+    """Nodes by id in the order of the file; ``findings`` are warnings of the reader."""
 
     nodes: Mapping[str, Node]
     models: tuple[ModelFile, ...] = ()
-    traps: tuple[Trap, ...] = field(default=(), compare=False)
+    findings: tuple[LintFinding, ...] = field(default=(), compare=False)
 
-    def before(self, wanted: Iterable[str]) -> tuple[str, ...]:
-        """``wanted`` and all nodes they need, inputs first; ties in the file's order.
+    def dependency_order(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Return ``wanted`` and all nodes they depend on, dependencies first.
 
-        Raises :class:`WorkflowError` for a cycle or a link to a node that is not there.
+        Independent nodes keep the order of the file. Raises :class:`WorkflowError` for a cycle or a
+        link to a missing node.
         """
         done: dict[str, None] = {}
         for start in wanted:
@@ -90,10 +100,10 @@ class Graph:
             for name, link in path[node]:
                 if link.node in path:
                     raise self.nodes[node].error(
-                        f"{name} is part of a cycle", "cut one of its links"
+                        f"{name} is part of a cycle", "remove one of its links"
                     )
                 if link.node not in self.nodes:
-                    text = f"{name} is linked to node {link.node}, which is not there"
+                    text = f"{name} is linked to node {link.node}, which does not exist"
                     raise self.nodes[node].error(text, "connect it again and save the workflow")
                 if link.node not in done:
                     path[link.node] = self.nodes[link.node].links
@@ -108,18 +118,21 @@ class Graph:
         return self.nodes[node]
 
     def to_api(self) -> dict[str, Any]:
-        """ComfyUI's API format; lists that are values are wrapped as ``{"__value__": [...]}``."""
+        """Return the graph in ComfyUI's API format.
+
+        A list that is a value, not a link, is wrapped as ``{"__value__": [...]}``.
+        """
         return {
             node.id: {
                 "class_type": node.class_type,
-                "inputs": {name: _as_api(value) for name, value in node.inputs.items()},
+                "inputs": {name: _to_api_value(value) for name, value in node.inputs.items()},
                 "_meta": {"title": node.title},
             }
             for node in self.nodes.values()
         }
 
 
-def _as_api(value: Link | Value) -> Any:
+def _to_api_value(value: Link | Value) -> Any:
     if isinstance(value, Link):
         return [value.node, value.slot]
     return {"__value__": value} if isinstance(value, list) else value

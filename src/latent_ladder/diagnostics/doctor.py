@@ -1,4 +1,4 @@
-"""``ladder doctor``: what is here, what is missing, what would run and how it would fit.
+"""``ladder doctor``: files found and missing, presets that can run, and their fit into memory.
 
 Reads headers only. Knows no terminal: :class:`Checkup` is plain data that the command prints.
 """
@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 
-from latent_ladder.checkpoints.catalog import Published
+from latent_ladder.checkpoints.catalog import CatalogFile
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.misplaced import Misplaced, misplaced
+from latent_ladder.checkpoints.misplaced import MisplacedFile, find_misplaced
 from latent_ladder.checkpoints.search_paths import ModelFolder, model_folders
-from latent_ladder.checkpoints.selection import Choice, Library, choose, scan
+from latent_ladder.checkpoints.selection import Library, PartialModelSet, scan, select_available
 from latent_ladder.diagnostics.preset_readiness import (
     Fits,
     PresetState,
@@ -32,14 +32,14 @@ from latent_ladder.storage.atomic_write import free_bytes
 
 @dataclass(frozen=True)
 class Checkup:
-    """Everything that ``ladder doctor`` found out."""
+    """Result of ``ladder doctor``."""
 
     folders: tuple[ModelFolder, ...]
     library: Library
-    choice: Choice
+    choice: PartialModelSet
     error: CheckpointError | None
     presets: tuple[PresetState, ...]
-    misplaced: tuple[Misplaced, ...]
+    misplaced: tuple[MisplacedFile, ...]
     disks: Mapping[str, tuple[Path, int]]
     memory: Budget | None
     gpus: tuple[Gpu, ...]
@@ -47,14 +47,14 @@ class Checkup:
 
     @property
     def only_pocket(self) -> bool:
-        """Whether the model inside the package is the only one that can run."""
-        return self.choice.transformer is not None and self.choice.transformer.embedded
+        """True where the model inside the package is the only one that can run."""
+        return self.choice.transformer is not None and self.choice.transformer.is_embedded
 
     @property
     def runnable(self) -> bool:
-        """Whether ``ladder make`` finds a whole set of models.
+        """True where ``ladder make`` finds a complete set of models.
 
-        The pocket counts, but not for someone who named a folder: then that one should do.
+        The pocket counts only where the user named no folder.
         """
         return self.error is None and not (self.named and self.only_pocket)
 
@@ -65,36 +65,38 @@ def examine(
     options: MemoryOptions | None = None,
     device: str = "auto",
 ) -> Checkup:
-    """Look at folders, disk and memory. Loads no tensor and does not import torch.
+    """Check folders, disk and memory. Loads no tensor and does not import torch.
 
-    ``options`` and ``device`` say which memory to fit into, as for a run.
+    ``options`` and ``device`` select the memory to fit into, as for a run.
 
     Raises :class:`CheckpointNotFound` for a folder that does not exist or cannot be read.
     """
     options = options or MemoryOptions()
-    places = model_folders(folders)
-    library = scan(places, anew=True)  # a damaged file is noticed, whatever is remembered
+    searched = model_folders(folders)
+    library = scan(
+        searched, refresh=True
+    )  # damaged files are found even where the index knows them
     users, embedded = split_off_pocket(library)
-    choice, pocket = choose(users), choose(embedded)
+    choice, pocket = select_available(users), select_available(embedded)
     available = _available(options, device)
     policy = Policy(options.offload, options.changes)
     states = tuple(preset_states(choice, pocket, Fits(available, policy)))
     used = pocket if choice.transformer is None else choice
     return Checkup(
-        folders=places,
+        folders=searched,
         library=library,
         choice=used,
         error=_error(used, library),
         presets=states,
-        misplaced=misplaced(library),
-        disks=_disks(places, store or default_root()),
+        misplaced=find_misplaced(library),
+        disks=_disks(searched, store or default_root()),
         memory=available,
         gpus=gpus(),
         named=bool(folders),
     )
 
 
-def _error(choice: Choice, library: Library) -> CheckpointError | None:
+def _error(choice: PartialModelSet, library: Library) -> CheckpointError | None:
     try:
         choice.models(library)
     except CheckpointError as error:
@@ -109,11 +111,11 @@ def _available(options: MemoryOptions, device: str) -> Budget | None:
         return None
 
 
-def _disks(places: Sequence[ModelFolder], store: Path) -> dict[str, tuple[Path, int]]:
-    """Free bytes where artefacts are kept and where models lie."""
-    models = next((place.path for place in places if not place.embedded), None)
-    folders = {"store": store} | ({} if models is None else {"models": models})
-    return {name: (folder, free_bytes(folder)) for name, folder in folders.items()}
+def _disks(folders: Sequence[ModelFolder], store: Path) -> dict[str, tuple[Path, int]]:
+    """Free bytes on the disks of the store and of the models."""
+    models = next((folder.path for folder in folders if not folder.is_embedded), None)
+    paths = {"store": store} | ({} if models is None else {"models": models})
+    return {name: (path, free_bytes(path)) for name, path in paths.items()}
 
 
 def total_ram() -> int:
@@ -166,7 +168,7 @@ def report(checkup: Checkup) -> dict[str, Any]:
 
 
 def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
-    """Every component that was found; ``chosen`` marks those that would be used."""
+    """Every component found; ``chosen`` marks those that would be used."""
     chosen = {(part.role, part.file.path) for part in _chosen(checkup.choice)}
     for role, candidates in checkup.library.found.items():
         for found in candidates:
@@ -174,16 +176,16 @@ def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
                 "role": role,
                 "path": str(found.path),
                 "name": found.name,
-                "container": found.facts.container,
-                "precision": found.facts.precision,
-                "family": found.facts.family,
-                "bytes": found.facts.nbytes,
-                "embedded": found.embedded,
+                "container": found.summary.container,
+                "precision": found.summary.precision,
+                "family": found.summary.family,
+                "bytes": found.summary.nbytes,
+                "embedded": found.is_embedded,
                 "chosen": (role, found.path) in chosen,
             }
 
 
-def _chosen(choice: Choice) -> Iterator[Component]:
+def _chosen(choice: PartialModelSet) -> Iterator[Component]:
     yield from choice.parts.values()
     yield from choice.upsamplers.values()
     yield from (lora for name, lora in choice.loras.items() if name == "distilled_lora")
@@ -203,7 +205,7 @@ def _preset_row(state: PresetState) -> dict[str, Any]:
     }
 
 
-def _file_row(file: Published) -> dict[str, Any]:
+def _file_row(file: CatalogFile) -> dict[str, Any]:
     return {
         "file": file.name,
         "folder": file.folder,

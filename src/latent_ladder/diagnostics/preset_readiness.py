@@ -1,6 +1,6 @@
-"""Which presets can run with the files that are here, what each lacks, and how it fits memory.
+"""Readiness of presets: missing files, and the fit into memory.
 
-Pure decisions on headers and sizes; ``diagnostics.doctor`` gathers what they are made from.
+Pure decisions on headers and sizes; ``diagnostics.doctor`` reads the files.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from latent_ladder.checkpoints.catalog import Published, Upsampling, suggestion
-from latent_ladder.checkpoints.compatibility import training
-from latent_ladder.checkpoints.selection import REQUIRED, Choice, Library
+from latent_ladder.checkpoints.catalog import CatalogFile, Upsampling, suggest_file
+from latent_ladder.checkpoints.compatibility import training_variant
+from latent_ladder.checkpoints.selection import REQUIRED, Library, PartialModelSet
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory.cost_model import ModelSizes, sizes_of
 from latent_ladder.memory.planner import Budget, Policy, plan_memory
@@ -20,21 +20,21 @@ from latent_ladder.request.presets import Preset, preset_names, read_preset
 from latent_ladder.request.stages import SamplingStage, UpsampleStage
 
 Need = tuple[str, Upsampling | None]
-"""A role that a preset needs; of an upsampler also what it must do."""
+"""A role that a preset needs; for an upsampler also its axis and factor."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What a preset lacks: the roles, why nothing here fills them, and a file that would."""
+    """Missing files of a preset: the roles, the reason, and a published file that fills them."""
 
     roles: tuple[str, ...]
     why: str
-    file: Published | None
+    file: CatalogFile | None
 
 
 @dataclass(frozen=True)
 class StageFit:
-    """One stage on this machine: predicted peak in bytes, and how the transformer is held."""
+    """One stage on this machine: predicted peak in bytes, and the offload plan in words."""
 
     name: str
     peak_bytes: int
@@ -43,9 +43,9 @@ class StageFit:
 
 @dataclass(frozen=True)
 class PresetState:
-    """Whether a preset can run with what is here.
+    """Readiness of a preset with the files and the memory of this machine.
 
-    ``too_big`` says what does not fit the memory; ``advice`` what runs and is not as meant.
+    ``too_big`` says what does not fit into memory; ``advice`` what runs, but not as intended.
     """
 
     name: str
@@ -57,14 +57,17 @@ class PresetState:
 
     @property
     def ready(self) -> bool:
-        """Whether every file is there and the memory suffices."""
+        """True where every file is there and the memory suffices."""
         return not self.missing and self.too_big is None
 
 
-def preset_states(choice: Choice, pocket: Choice, fits: Fits) -> Iterator[PresetState]:
-    """Every preset: one that the pocket names in its header with the pocket, all others without.
+def preset_states(
+    choice: PartialModelSet, pocket: PartialModelSet, fits: Fits
+) -> Iterator[PresetState]:
+    """The state of every preset.
 
-    ``choice`` is what the user's own folders offer.
+    The preset that the pocket names in its header is checked with the pocket, all others with
+    ``choice``, the files of the user's own folders.
     """
     own = None if pocket.transformer is None else pocket.transformer.component.file.metadata
     for name in preset_names():
@@ -73,18 +76,18 @@ def preset_states(choice: Choice, pocket: Choice, fits: Fits) -> Iterator[Preset
 
 
 def split_off_pocket(library: Library) -> tuple[Library, Library]:
-    """The user's part of a library, and the pocket's."""
+    """The files of the user's folders, and those of the pocket."""
     users, pocket = (
-        {role: tuple(f for f in found if f.embedded == embedded)
+        {role: tuple(f for f in found if f.is_embedded == embedded)
          for role, found in library.found.items()}
         for embedded in (False, True)
     )  # fmt: skip
     return replace(library, found=users), replace(library, found=pocket)
 
 
-def _preset_state(preset: Preset, choice: Choice, fits: Fits) -> PresetState:
-    request = Request.from_dict({**preset.fields, "prompt": "a clip"}).resolved()
-    wanted = "dev" if _guided(request) else "distilled"
+def _preset_state(preset: Preset, choice: PartialModelSet, fits: Fits) -> PresetState:
+    request = Request.from_dict({**preset.fields, "prompt": "a clip"}).pick_seed()
+    wanted = "dev" if _needs_dev_model(request) else "distilled"
     missing = tuple(_missing(request, choice, wanted))
     if missing:
         return PresetState(preset.name, preset.summary, missing, (), (), None)
@@ -94,7 +97,7 @@ def _preset_state(preset: Preset, choice: Choice, fits: Fits) -> PresetState:
 
 
 def needs(request: Request) -> Iterator[Need]:
-    """The roles that a request needs, and what its upsamplers must do."""
+    """The roles that a request needs, with the axis and factor of each upsampler."""
     yield from ((role, None) for role in ("transformer", *REQUIRED))
     if request.audio != "none":
         yield from (("audio_vae", None), ("vocoder", None))
@@ -110,18 +113,18 @@ def _distilled_lora(request: Request) -> bool:
     return any(lora.role == "distilled" for stage in sampled for lora in stage.loras)
 
 
-def _guided(request: Request) -> bool:
-    """Whether a request is meant for the dev model: it guides, or puts the distilled LoRA on."""
+def _needs_dev_model(request: Request) -> bool:
+    """True for requests for the dev model: with guidance, or with the distilled LoRA."""
     return _distilled_lora(request) or request.needs_negative
 
 
-def _missing(request: Request, choice: Choice, wanted: str) -> Iterator[Missing]:
-    covered: list[Published] = []
+def _missing(request: Request, choice: PartialModelSet, wanted: str) -> Iterator[Missing]:
+    covered: list[CatalogFile] = []
     for role, upsampling in dict.fromkeys(needs(request)):
         if _has(choice, role, upsampling) or any(role in file.roles for file in covered):
             continue
         reasons = choice.rejected.get(role, ())
-        file = suggestion(
+        file = suggest_file(
             role,
             precision=choice.precision,
             variant=wanted if role == "transformer" else "",
@@ -136,32 +139,34 @@ def _missing(request: Request, choice: Choice, wanted: str) -> Iterator[Missing]
         yield Missing(roles, why, file)
 
 
-def _has(choice: Choice, role: str, upsampling: Upsampling | None) -> bool:
+def _has(choice: PartialModelSet, role: str, upsampling: Upsampling | None) -> bool:
     if upsampling is not None:
         return upsampling in choice.upsamplers
     return role in choice.parts or role in choice.loras
 
 
-def _advice(choice: Choice, wanted: str) -> Iterator[str]:
-    """Nothing in a transformer's tensors tells how it was trained; its name does."""
+def _advice(choice: PartialModelSet, wanted: str) -> Iterator[str]:
+    """Notes about the files; only the name of a transformer file says how it was trained."""
     yield from choice.notes
     if choice.transformer is None:
         return
     name = choice.transformer.path.name
-    if training(name) is not None and training(name) != wanted:
-        yield f"made for a {wanted} model, {name} is a {training(name)} one"
+    if training_variant(name) is not None and training_variant(name) != wanted:
+        yield f"the preset is for a {wanted} model, {name} is a {training_variant(name)} model"
 
 
 @dataclass
 class Fits:
-    """Asks the planner how requests fit; sizes are read once for each set of files."""
+    """Fit of requests into memory; sizes are read once for each set of files."""
 
     available: Budget | None
     policy: Policy
     sizes: dict[frozenset[tuple[str, Path]], ModelSizes] = field(default_factory=dict)
 
-    def __call__(self, request: Request, choice: Choice) -> tuple[tuple[StageFit, ...], str | None]:
-        """The stages of a request that has all its files, or why the largest does not fit."""
+    def __call__(
+        self, request: Request, choice: PartialModelSet
+    ) -> tuple[tuple[StageFit, ...], str | None]:
+        """The stages of a request with all its files, or the reason why one does not fit."""
         if self.available is None:
             return (), None
         parts = dict(choice.parts)

@@ -1,9 +1,9 @@
-"""Which way to a clip: a single pass, the distilled two stages, or more, and with which preset.
+"""Recommended preset for a clip: a single pass, the distilled two stages, or more stages.
 
-The rules are those of the multi-stage guide: more stages pay for delivery at 1080p or more, fine
-detail, 4 s or more and pictures to hold on to; one pass is enough for small, short and simple
-clips and for cards under 12 GB; what is distilled is tried first. The files that are here and the
-memory planner then decide what of it can be had. Pure decisions on headers; nothing is loaded.
+The rules are those of the multi-stage guide: more stages are worth their time at 1080p or more, for
+fine detail, for 4 s or more and for input pictures; one pass is enough for small, short and simple
+clips and for cards under 12 GB; distilled models are tried first. The files on this machine and the
+memory planner then decide which of these can run. Pure decisions on headers; nothing is loaded.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from latent_ladder.checkpoints.catalog import Upsampling
-from latent_ladder.checkpoints.compatibility import training
+from latent_ladder.checkpoints.compatibility import training_variant
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import ModelSet
 from latent_ladder.diagnostics.preset_readiness import needs
 from latent_ladder.errors import MemoryBudgetError, RequestError
-from latent_ladder.latents.shapes import duration
 from latent_ladder.memory.cost_model import ModelSizes, sizes_of
 from latent_ladder.memory.planner import GIB, Budget, Machine, MemoryPlan, Policy, plan_memory
 from latent_ladder.models.text_encoder.tokenizer import text_length
@@ -46,7 +45,7 @@ PRESETS: Mapping[str, Mapping[Way, tuple[str, ...]]] = MappingProxyType(
         },
     }
 )
-"""The presets of each way, by what the transformer was trained to be, best first."""
+"""The presets of each way, by the training of the transformer, best first."""
 
 DELIVERY_PX = 1080
 LONG_S = 4.0
@@ -58,16 +57,16 @@ DETAIL = re.compile(
     r"intricate|raindrops|droplets|crowd)\b",
     re.IGNORECASE,
 )
-"""Words for what the guide says gains most from more stages."""
+"""Words for subjects that gain most from more stages, according to the guide."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One preset at the asked size: what it takes, or ``why_not``.
+    """One preset at the requested size: its cost, or ``why_not`` it cannot run.
 
-    ``flops`` and ``seconds`` are those of all stages, ``seconds`` only on a machine that was
-    measured; ``streams`` says that the transformer does not stay on the device whole, ``first_px``
-    is the shorter side of the first stage.
+    ``flops`` and ``seconds`` are those of all stages, ``seconds`` only after ``ladder bench``;
+    ``streams`` is true where only a part of the transformer stays on the device, ``first_px`` is
+    the shorter side of the first stage.
     """
 
     way: Way
@@ -82,7 +81,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What to use, why, and what else there is; ``preset`` is ``None`` where nothing can run."""
+    """Recommended preset, the reasons and all options; ``preset`` is ``None`` if none can run."""
 
     way: Way | None
     preset: str | None
@@ -91,13 +90,13 @@ class Proposal:
 
     @property
     def sentence(self) -> str:
-        """The proposal in one line."""
+        """The recommendation in one line."""
         if self.preset is None:
-            return f"no way to this clip: {'; '.join(self.reasons)}"
+            return f"no preset can make this clip: {'; '.join(self.reasons)}"
         return f"{self.way} (--preset {self.preset}): {'; '.join(self.reasons)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The recommendation as plain data for JSON."""
         return asdict(self) | {"sentence": self.sentence}
 
 
@@ -108,24 +107,24 @@ def propose(
     policy: Policy,
     machine: Machine | None = None,
 ) -> Proposal:
-    """Choose for the clip that ``request`` asks for; its own preset and stages do not count.
+    """Recommend a preset for the clip of ``request``, whatever its own preset and stages.
 
-    ``models`` are the files found, ``available`` and ``policy`` as for a run.
+    ``models`` are the files found; ``available`` and ``policy`` are those of a run.
     """
-    wanted, reasons = wish(request, available)
+    wanted, reasons = suitable_way(request, available)
     if models.preset is not None:
         known: Mapping[Way, tuple[str, ...]] = {"multi-stage": (models.preset,)}
         reasons = [f"{models.transformer.file.path.name} names its own preset"]
     else:
-        known = PRESETS[trained(models)]
+        known = PRESETS[transformer_training(models)]
     appraise = _Appraisal(request, models, available, policy, machine)
     options = tuple(appraise(way, name) for way in WAYS if way in known for name in known[way])
     return _decide(wanted, reasons, options)
 
 
-def wish(request: Request, available: Budget) -> tuple[Way, list[str]]:
-    """What suits a clip, and why, whatever files there are: the guide's rules."""
-    seconds = float(duration(request.frames, request.fps))
+def suitable_way(request: Request, available: Budget) -> tuple[Way, list[str]]:
+    """The best way for a clip by the guide's rules, whatever files there are, and the reasons."""
+    seconds = float(request.resolved.duration_s)
     size = f"{request.width}x{request.height}"
     small = available.device != "cpu" and available.device_bytes < SMALL_GIB * GIB
     found = DETAIL.search(request.prompt)
@@ -133,7 +132,7 @@ def wish(request: Request, available: Budget) -> tuple[Way, list[str]]:
     votes = {
         f"{size} is delivery size": large,
         f"{seconds:.1f} s is {LONG_S:g} s or more": seconds >= LONG_S,
-        "a picture is given to hold on to": bool(request.held_images),
+        "it has input pictures": bool(request.active_images),
         f"the prompt asks for fine detail ({found[0] if found else ''})": found is not None,
     }
     reasons = [reason for reason, holds in votes.items() if holds]
@@ -143,19 +142,19 @@ def wish(request: Request, available: Budget) -> tuple[Way, list[str]]:
         return "single pass", [f"under {SMALL_GIB} GiB of memory", *reasons]
     if not reasons:
         return "single pass", [f"{size} and {seconds:.1f} s are small and short"]
-    return "distilled", [*reasons, "what is distilled is the first thing to run"]
+    return "distilled", [*reasons, "a distilled preset is tried first"]
 
 
-def trained(models: ModelSet) -> str:
-    """What the transformer was trained to be: its name says so, or else the LoRA beside it."""
-    told = training(models.transformer.file.path.name)
-    if told is not None:
-        return told
-    return "dev" if models.distilled else "distilled"
+def transformer_training(models: ModelSet) -> str:
+    """Training of the transformer, "dev" or "distilled": by its file name, or else by the LoRA."""
+    named = training_variant(models.transformer.file.path.name)
+    if named is not None:
+        return named
+    return "dev" if models.has_distilled_lora else "distilled"
 
 
 def _decide(wanted: Way, reasons: Sequence[str], options: tuple[Option, ...]) -> Proposal:
-    """The first option that runs, of the wanted way, then of cheaper ones, then of any."""
+    """The first option that can run: of the wanted way, then of a cheaper one, then of any."""
     cheaper = WAYS[WAYS.index(wanted) :: -1]
     order = [*cheaper, *(way for way in WAYS if way not in cheaper)]
     tried: list[str] = []
@@ -163,17 +162,17 @@ def _decide(wanted: Way, reasons: Sequence[str], options: tuple[Option, ...]) ->
         for option in (o for o in options if o.way == way):
             if option.why_not is None:
                 option, instead = _richer(option, options)
-                said = [*reasons, *tried, *instead, *_offload_plan(option)]
-                return Proposal(option.way, option.preset, tuple(said), options)
+                found = [*reasons, *tried, *instead, *_memory_reasons(option)]
+                return Proposal(option.way, option.preset, tuple(found), options)
             tried.append(f"{option.preset} would suit, but {option.why_not}")
     return Proposal(None, None, tuple(tried), options)
 
 
 def _richer(found: Option, options: Sequence[Option]) -> tuple[Option, list[str]]:
-    """The cheapest way with more stages that takes no more than ``found``, and why it.
+    """The cheapest way with more stages that costs no more than ``found``, and the reason.
 
-    Tokens meet each other in attention, so one pass at the final size costs more than one at half
-    of it and a few steps. Half of a small picture is too small to compose in.
+    Attention grows with the square of the tokens, so one pass at the final size can cost more than
+    one at half of it and a few refine steps. Half of a small picture is too small to compose in.
     """
     more = [
         o
@@ -192,19 +191,19 @@ def _richer(found: Option, options: Sequence[Option]) -> tuple[Option, list[str]
 
 
 def _work(option: Option) -> float:
-    """Seconds where the machine was measured, else FLOPs."""
+    """Seconds where ``ladder bench`` measured the machine, else FLOPs."""
     work = option.flops if option.seconds is None else option.seconds
     return work or 0.0
 
 
-def _offload_plan(option: Option) -> list[str]:
+def _memory_reasons(option: Option) -> list[str]:
     size = readable_size(option.peak_bytes or 0)
     return [f"takes {size} of memory" + (", its blocks streamed" if option.streams else "")]
 
 
 @dataclass(frozen=True)
 class _Appraisal:
-    """Finds out what a preset would take for the clip."""
+    """Computes the cost of a preset for the clip."""
 
     request: Request
     models: ModelSet
@@ -216,12 +215,13 @@ class _Appraisal:
     def __call__(self, way: Way, preset: str) -> Option:
         try:
             request = self._request(preset)
-            lacking = self._lacking(request)
-            if lacking:
-                return Option(way, preset, why_not=f"there is no {lacking}")
+            missing = self._missing_file(request)
+            if missing:
+                return Option(way, preset, why_not=f"there is no {missing}")
             plan = plan_memory(request, self._sizes(request), self.available, self.policy)
         except (RequestError, MemoryBudgetError) as error:
             return Option(way, preset, why_not=error.message)
+        first = request.resolved.stages[0].resolution
         return Option(
             way,
             preset,
@@ -229,7 +229,7 @@ class _Appraisal:
             sum(stage.cost.flops for stage in plan.stages),
             self._seconds(plan),
             any(stage.offload_plan.resident is not None for stage in plan.stages),
-            min(request.resolutions[0].width, request.resolutions[0].height),
+            min(first.width, first.height),
         )
 
     def _request(self, preset: str) -> Request:
@@ -239,12 +239,12 @@ class _Appraisal:
             override(read_preset(preset).fields, {name: getattr(asked, name) for name in names})
         )
 
-    def _lacking(self, request: Request) -> str | None:
-        """The first file that the preset needs and is not here."""
+    def _missing_file(self, request: Request) -> str | None:
+        """The first file of the preset that is missing."""
         for role, upsampling in needs(request):
             if upsampling is not None and upsampling not in self.models.upsamplers:
                 return f"{upsampling[0]} x{float(upsampling[1]):g} upsampler"
-            if role == "distilled_lora" and not self.models.distilled:
+            if role == "distilled_lora" and not self.models.has_distilled_lora:
                 return "distilled LoRA"
             if role == "vocoder" and not self.models.has_audio:
                 return "vocoder"

@@ -1,9 +1,8 @@
-"""Advice on a valid request: what will probably disappoint, why, and with which numbers.
+"""Warnings about a valid request: results that will probably disappoint, and the reason.
 
-Nothing here is an error. A rule is a function from a request to the advice it has; adding one is
-adding a row to ``RULES``. Values that a preset itself sets are its authors' choice and not advised
-against where the advice is about taste (seeds, a refine stage's own sigmas, an unused negative
-prompt).
+Nothing here is an error. A rule is a function from a request to its warnings; adding one is adding
+a row to ``RULES``. Values that a preset sets itself are not warned about where the rule is a matter
+of taste (seeds, the sigmas of a refine stage, an unused negative prompt).
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ MAX_EDGE_PX = MAX_PX_OF_ROPE
 
 @dataclass(frozen=True)
 class Advice:
-    """One piece of advice: ``code`` for programs, ``message`` with the reason and the numbers.
+    """One warning: ``code`` for programs, ``message`` with the reason and the numbers.
 
-    A ``note`` says what will happen, a ``warning`` what will probably disappoint.
+    The level ``note`` announces a consequence, ``warning`` a result that will probably disappoint.
     """
 
     code: str
@@ -43,7 +42,7 @@ class Advice:
 
 
 class RefineStart(NamedTuple):
-    """Where a refine stage starts, in both ways of saying it."""
+    """Start of a refine stage: its ``denoise`` and the ``sigma`` that this stands for."""
 
     denoise: float
     sigma: float
@@ -53,16 +52,16 @@ class RefineStart(NamedTuple):
 
 
 def advise(request: Request) -> tuple[Advice, ...]:
-    """All advice on a request, in the order of ``RULES``."""
+    """All warnings about a request, in the order of ``RULES``."""
     return tuple(advice for rule in RULES for advice in rule(request))
 
 
 def refine_start(request: Request, index: int) -> RefineStart:
-    """The start of refine stage ``index``: its ``denoise``, or the one its first sigma stands for.
+    """The start of refine stage ``index``: its ``denoise``, or the equivalent of its first sigma.
 
     The equivalent is that of the schedule ``simple`` on the sigma table of LTX models.
     """
-    stage, sigma = request.stages[index], start_sigma(request.sigmas(index))
+    stage, sigma = request.stages[index], start_sigma(request.resolved.stages[index].sigmas)
     asked = stage.denoise if isinstance(stage, RefineStage) else None
     return RefineStart(denoise_of(sigma) if asked is None else asked, sigma)
 
@@ -77,7 +76,7 @@ def _cfg(request: Request) -> Iterator[Advice]:
         if cfg > MAX_CFG:
             yield Advice(
                 "cfg_high",
-                f"{request.stage_names[i]}: video cfg {cfg:g} is above {MAX_CFG}: "
+                f"{request.resolved.stages[i].name}: video cfg {cfg:g} is above {MAX_CFG}: "
                 "motion turns stiff and jittery; 3 to 4.5 is usual",
             )
 
@@ -87,10 +86,10 @@ def _denoise(request: Request) -> Iterator[Advice]:
     for i, stage in request.sampling_stages():
         if not isinstance(stage, RefineStage):
             continue
-        if i < len(own) and _same_walk(stage, own[i]):
-            continue  # what the preset's model was trained for
+        if i < len(own) and _has_preset_sigmas(stage, own[i]):
+            continue  # the sigmas that the preset's model was trained for
         start = refine_start(request, i)
-        lead = f"{request.stage_names[i]}: {start} is"
+        lead = f"{request.resolved.stages[i].name}: {start} is"
         if start.denoise > DENOISE_REPLACES:
             text = f"{lead} above {DENOISE_REPLACES}: it replaces the motion of the stage before"
             yield Advice("denoise_high", f"{text}; 0.35 to 0.55 is usual")
@@ -104,13 +103,11 @@ def _denoise(request: Request) -> Iterator[Advice]:
 
 def _base_start(request: Request) -> Iterator[Advice]:
     if request.video is not None and request.video.mode == "v2v":
-        return  # it begins on the video
-    sigma = start_sigma(request.sigmas(0))
+        return  # it starts from the video
+    sigma = start_sigma(request.resolved.stages[0].sigmas)
     if sigma < 0.99:
-        text = (
-            f"base starts at sigma {sigma:.4g}, expected 1: it begins on a grey clip, not on noise"
-        )
-        yield Advice("base_start", text)
+        text = f"base starts at sigma {sigma:.4g}, expected 1"
+        yield Advice("base_start", f"{text}: it starts from a grey clip, not from noise")
 
 
 def _seeds(request: Request) -> Iterator[Advice]:
@@ -122,21 +119,21 @@ def _seeds(request: Request) -> Iterator[Advice]:
                 continue
             yield Advice(
                 "seed_differs",
-                f"{request.stage_names[i]}: seed {stage.seed} is not that of the base "
+                f"{request.resolved.stages[i].name}: seed {stage.seed} is not that of the base "
                 f"({request.seed}): mismatched noise can add artefacts",
             )
 
 
 def _duration(request: Request) -> Iterator[Advice]:
-    seconds = float(shapes.duration(request.frames, request.fps))
-    limit = shapes.MAX_SECONDS_OF_ROPE
-    windows = request.windows_used
+    resolved = request.resolved
+    seconds, limit = float(resolved.duration_s), shapes.MAX_SECONDS_OF_ROPE
+    windows = resolved.windows
     if windows is not None:
         (index, _), *_ = request.sampling_stages()
         length = float(shapes.duration(windows.frames, request.fps))
         yield Advice(
             "windows",
-            f"{seconds:.2f} s are made in {len(request.window_plan(index))} windows of "
+            f"{seconds:.2f} s are made in {len(resolved.stages[index].windows)} windows of "
             f"{length:.2f} s, one after the other, that share {windows.overlap_frames} frames: "
             f"the model's time positions cover {limit} s",
             "note",
@@ -161,7 +158,7 @@ def _fps(request: Request) -> Iterator[Advice]:
 
 
 def _size(request: Request) -> Iterator[Advice]:
-    last = request.resolutions[-1]
+    last = request.resolved.canvas
     edge = max(last.width, last.height)
     tiled = _last_tiles(request)
     if tiled is not None:
@@ -186,9 +183,9 @@ def _size(request: Request) -> Iterator[Advice]:
 
 
 def _last_tiles(request: Request) -> TilePlan | None:
-    """The tiles of the last sampling stage."""
+    """The tiles of the last sampling stage, ``None`` where it has none."""
     (*_, (index, _)) = request.sampling_stages()
-    return request.tile_plan(index)
+    return request.resolved.stages[index].tiles
 
 
 _FUNCTION_WORDS = """
@@ -197,7 +194,7 @@ at by for from with without into onto over under through across toward towards a
 and or but while as then when before after to not no there who which
 """
 FUNCTION_WORDS = frozenset(re.findall(r"\w+", _FUNCTION_WORDS))
-"""Words that hold sentences together; lists of tags have next to none."""
+"""Words that connect sentences; lists of tags have almost none."""
 
 
 def _tag_list(request: Request) -> Iterator[Advice]:
@@ -205,18 +202,17 @@ def _tag_list(request: Request) -> Iterator[Advice]:
     pieces = [piece for piece in re.split(r"[,;|\n]", request.prompt) if piece.strip()]
     if len(pieces) < 4:
         return
-    glue = sum(word in FUNCTION_WORDS for word in words) / len(words) if words else 0.0
-    if glue < 0.15 and len(words) / len(pieces) < 4:
+    share = sum(word in FUNCTION_WORDS for word in words) / len(words) if words else 0.0
+    if share < 0.15 and len(words) / len(pieces) < 4:
         yield Advice(
             "tag_list",
-            f"the prompt reads like a list of tags ({len(pieces)} pieces, {glue:.0%} function "
+            f"the prompt reads like a list of tags ({len(pieces)} pieces, {share:.0%} function "
             "words): the text encoder was trained on whole sentences",
         )
 
 
 def _negative(request: Request) -> Iterator[Advice]:
-    given = request.negative_prompt.strip()
-    if not given or request.needs_negative:
+    if not request.negative_prompt.strip() or request.needs_negative:
         return
     if _preset_fields(request).get("negative_prompt") != request.negative_prompt:
         yield Advice(
@@ -229,14 +225,14 @@ def _preset_fields(request: Request) -> dict[str, Any]:
     return read_preset(request.preset).fields if request.preset in preset_names() else {}
 
 
-def _same_walk(stage: RefineStage, own: Mapping[str, Any]) -> bool:
-    """Whether a refine stage starts and steps as the preset's own."""
-    walk = {
+def _has_preset_sigmas(stage: RefineStage, own: Mapping[str, Any]) -> bool:
+    """True where a refine stage has the sigmas of the preset's own stage."""
+    fields = {
         "sigmas": list(stage.sigmas) if stage.sigmas else None,
         "schedule": stage.schedule.model_dump(exclude_none=True) if stage.schedule else None,
         "denoise": stage.denoise,
     }
-    return all(own.get(name) == value for name, value in walk.items())
+    return all(own.get(name) == value for name, value in fields.items())
 
 
 def _preset_stages(request: Request) -> list[dict[str, Any]]:

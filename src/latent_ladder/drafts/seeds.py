@@ -1,4 +1,4 @@
-"""Which drafts to make: seeds as a count, a list or ranges; prompts from a file."""
+"""Choices of drafts: seeds as a count, a list or ranges; prompts from a file."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import NamedTuple
 from latent_ladder.errors import RequestError
 
 MANY = 64
-"""More drafts than this are only made when the user says yes."""
+"""More drafts than this need ``--yes``."""
 MOST = 10_000
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
-class Asked(NamedTuple):
-    """One draft."""
+class DraftChoice(NamedTuple):
+    """Prompt and seed of one draft."""
 
     prompt: str
     seed: int
 
 
 def parse_seeds(text: str, first: int) -> tuple[int, ...]:
-    """The seeds of ``"8"`` (a count: ``first``, ``first`` + 1 ...), ``"3,17,99"`` or ``"10-17"``.
+    """The seeds of ``"8"`` (a count from ``first`` on), ``"3,17,99"`` or ``"10-17"``.
 
-    Lists and ranges mix: ``"3,10-17"``; a seed that is named twice counts once. Raises
+    Lists and ranges mix: ``"3,10-17"``; a repeated seed counts once. Raises
     :class:`RequestError`.
     """
     text = text.strip()
     if text.isdecimal():
-        return tuple(_checked(range(first, first + int(text)), text))
+        return tuple(_check_count(range(first, first + int(text)), text))
     seeds: dict[int, None] = {}
     for part in text.split(","):
-        seeds |= dict.fromkeys(_checked(_part(part.strip(), text), text))
+        seeds |= dict.fromkeys(_check_count(_part(part.strip(), text), text))
     return tuple(seeds)
 
 
@@ -47,12 +47,14 @@ def _part(part: str, text: str) -> range:
         )
     start, stop = int(match[1]), int(match[2] or match[1])
     if stop < start:
-        raise RequestError(f"seeds={text}: {part} runs backwards", f"use --seeds {stop}-{start}")
+        raise RequestError(
+            f"seeds={text}: the range {part} is backwards", f"use --seeds {stop}-{start}"
+        )
     return range(start, stop + 1)
 
 
-def _checked(seeds: range, text: str) -> range:
-    # not len(): it overflows for a range of this kind of length
+def _check_count(seeds: range, text: str) -> range:
+    # not len(), which overflows for very long ranges
     count = seeds.stop - seeds.start
     if not 0 < count <= MOST:
         raise RequestError(f"seeds={text} are {count} drafts, expected 1 to {MOST}", "use fewer")
@@ -60,7 +62,7 @@ def _checked(seeds: range, text: str) -> range:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """One prompt a line; blank lines and lines that start with # are skipped.
+    """Prompts of a file, one per line; blank lines and lines that start with # are skipped.
 
     Raises :class:`RequestError` for a file that cannot be read or holds none.
     """
@@ -70,15 +72,17 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         raise RequestError(f"prompts {path} cannot be read: {error}", "check the path") from error
     found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
-        raise RequestError(f"prompts {path} holds no prompt", "write one prompt a line")
+        raise RequestError(f"prompts {path} holds no prompt", "write one prompt per line")
     return tuple(dict.fromkeys(found))
 
 
-def all_drafts(prompts: Sequence[str], seeds: Sequence[int], agreed: bool) -> tuple[Asked, ...]:
+def all_drafts(
+    prompts: Sequence[str], seeds: Sequence[int], agreed: bool
+) -> tuple[DraftChoice, ...]:
     """Every prompt with every seed, prompt by prompt. Raises :class:`RequestError` for too many."""
     count = len(prompts) * len(seeds)
     if count > MANY and not agreed:
         raise RequestError(
-            f"this makes {count} drafts, more than {MANY}", "add --yes if you mean it"
+            f"this makes {count} drafts, more than {MANY}", "add --yes to make them all"
         )
-    return tuple(Asked(prompt, seed) for prompt, seed in product(prompts, seeds))
+    return tuple(DraftChoice(prompt, seed) for prompt, seed in product(prompts, seeds))

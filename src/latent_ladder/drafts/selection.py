@@ -1,4 +1,4 @@
-"""A clip or draft that was made before, named ``RUN`` or ``RUN:3``, to be gone on with."""
+"""Selection of an earlier clip or draft, named ``RUN`` or ``RUN:3``, to continue from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from latent_ladder.checkpoints.selection import EMBEDDED
 from latent_ladder.drafts.draft_run import draft_request
-from latent_ladder.drafts.seeds import Asked
+from latent_ladder.drafts.seeds import DraftChoice
 from latent_ladder.errors import RequestError, StoreError
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.plan import RunPlan
@@ -30,20 +30,20 @@ class Chosen:
 
     @property
     def name(self) -> str:
-        """As a user names it."""
+        """Name for the command line: ``RUN`` or ``RUN:3``."""
         return self.record.id if self.draft is None else f"{self.record.id}:{self.draft.number}"
 
     @property
     def keys(self) -> frozenset[str]:
-        """The artefacts it was made of."""
+        """Keys of the artefacts it was made from."""
         return self.record.keys if self.draft is None else frozenset(self.draft.keys)
 
 
 def choose(store: Store, name: str) -> Chosen:
-    """Find ``RUN`` or ``RUN:3``: RUN is an id, a unique beginning of one, or ``last``.
+    """Find ``RUN`` or ``RUN:3``. RUN is an id, the unique start of one, or ``last``.
 
-    ``last:3`` is of the newest session of drafts, or sweep. Raises :class:`StoreError` for an
-    unknown run and :class:`RequestError` for a draft that there is not, or that failed.
+    ``last:3`` is draft 3 of the newest session of drafts or sweep. Raises :class:`StoreError` for
+    an unknown run, :class:`RequestError` for a draft that does not exist or failed.
     """
     run, colon, number = name.partition(":")
     record = _newest_drafts(store) if colon and run == "last" else store.runs.find(run)
@@ -60,7 +60,7 @@ def choose(store: Store, name: str) -> Chosen:
         )
     if record.kind == "sweep":
         return Chosen(record, draft, Request.from_dict(apply_sets(request.to_dict(), draft.sets)))
-    return Chosen(record, draft, draft_request(request, Asked(draft.prompt, draft.seed)))
+    return Chosen(record, draft, draft_request(request, DraftChoice(draft.prompt, draft.seed)))
 
 
 def _newest_drafts(store: Store) -> RunRecord:
@@ -80,18 +80,18 @@ def _draft(record: RunRecord, number: str) -> DraftRecord:
     known = {str(draft.number): draft for draft in record.drafts}
     if number in known:
         return known[number]
-    said = f"{number!r} is none of them" if number else "say which"
+    problem = f"{number!r} is none of them" if number else "say which"
     hint = f"use {record.id}:1" if count == 1 else f"use {record.id}:1 to {record.id}:{count}"
-    raise RequestError(f"run {record.id} has {count} drafts, {said}", hint)
+    raise RequestError(f"run {record.id} has {count} drafts, {problem}", hint)
 
 
 def searched_folders(chosen: Chosen) -> list[Path]:
-    """The model folders that the clip's run searched and that are still there."""
+    """The model folders that the clip's run searched, if they still exist."""
     recorded = (Path(folder) for folder in chosen.record.folders)
     return [folder for folder in recorded if folder != EMBEDDED and folder.is_dir()]
 
 
-def changed(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) -> Request:
+def with_changes(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) -> Request:
     """The clip's request with fields of its later stages changed. Raises RequestError."""
     fields: dict[str, Any] = chosen.request.to_dict()
     if audio is not None:
@@ -100,23 +100,26 @@ def changed(chosen: Chosen, sets: Sequence[str] = (), audio: str | None = None) 
 
 
 def from_stage_1(chosen: Chosen, prepared: Prepared) -> Prepared:
-    """What is ``prepared`` goes on from the chosen clip's stage 1; warns where it is made again.
+    """Check that ``prepared`` continues from the chosen clip's stage 1.
+
+    A warning is added if stage 1 has to be made again.
 
     Raises :class:`RequestError` if its request or its models would make another stage 1.
     """
     base = next(s for s in prepared.plan.stages if s.kind == "base")
     if base.key not in chosen.keys:
-        raise _another(chosen, prepared.plan)
-    if base.stored or base not in prepared.plan.needed():
+        raise _stage_1_error(chosen, prepared.plan)
+    if base.stored or base not in prepared.plan.missing_stages():
         return prepared
     gone = Warned(
-        "pruned_draft", f"the latents of {chosen.name} are not stored any more; stage 1 runs again"
+        "pruned_draft",
+        f"the latents of {chosen.name} were removed from the store; stage 1 runs again",
     )
     return replace(prepared, warnings=(*prepared.warnings, gone))
 
 
-def _another(chosen: Chosen, plan: RunPlan) -> RequestError:
-    """Why stage 1 would not be the one that was chosen."""
+def _stage_1_error(chosen: Chosen, plan: RunPlan) -> RequestError:
+    """Error that says why stage 1 would differ from the chosen one."""
     before, after = _stage_1(chosen.request), _stage_1(plan.request)
     fields = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
     if not fields:
@@ -127,7 +130,7 @@ def _another(chosen: Chosen, plan: RunPlan) -> RequestError:
         )
     return RequestError(
         f"{chosen.name} cannot be refined with another {', '.join(fields)}: that changes stage 1",
-        "that is another draft: make it with `ladder draft` or `ladder make`",
+        "use `ladder draft` or `ladder make` for another stage 1",
     )
 
 
@@ -136,10 +139,10 @@ def _stage_1(request: Request) -> dict[str, Any]:
 
 
 def output_names(chosen: Sequence[Chosen], output: Path | None) -> list[Path]:
-    """Where the clips go: a file for one, a folder for any number, else the working folder.
+    """Paths of the clips: one file for one clip, else a folder (the working folder if none).
 
-    A folder that is not there is made when the first clip is written to it. Raises
-    :class:`RequestError` for one file and several clips.
+    A missing folder is created when the first clip is written. Raises :class:`RequestError` for
+    one file and several clips.
     """
     is_file = output is not None and bool(output.suffix) and not output.is_dir()
     if output is not None and is_file:

@@ -1,13 +1,13 @@
 """Sizes and times of the LTX family: pixels, latents, tokens, frames, seconds.
 
-Pure integers and fractions; knows no request, no file, no tensor. The facts with their home here:
+Pure integers and fractions; knows no request, no file, no tensor. The rules defined here:
 
-* a latent pixel is 32 x 32 pixels, a latent frame is 8 frames, the first one stands for a single
-  frame: ``frames = 8k + 1``;
+* a latent pixel is 32 x 32 pixels; a latent frame is 8 frames, but the first one is a single frame:
+  ``frames = 8k + 1``;
 * one latent pixel of one latent frame is one video token;
 * sound has 25 latent steps per second, ``round(frames / fps * 25)`` for a clip, halves to even;
-* the canvas rule: a request is rounded *up* until every stage of its ladder is a whole number of
-  latent pixels, and the decoded frames are cropped back to what was asked, around the centre.
+* the canvas rule: a request is rounded *up* until every stage has a whole number of latent pixels,
+  and the decoded frames are cropped to the requested size, around the centre.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NTSC_TOLERANCE = Fraction(5, 1000)
 
 
 class Crop(NamedTuple):
-    """The window of the decoded canvas that becomes the clip, in pixels."""
+    """The part of the decoded canvas that becomes the clip, in pixels."""
 
     left: int
     top: int
@@ -42,7 +42,7 @@ class Crop(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """What one latent upsampler multiplies: ``space`` width and height, ``time`` latent frames."""
+    """Factors of one latent upsampler: ``space`` of width and height, ``time`` of the rate."""
 
     space: Fraction = Fraction(1)
     time: int = 1
@@ -50,9 +50,9 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Resolution:
-    """What one stage of a ladder works on: a canvas of pixels, frames and a frame rate.
+    """Size of the clip in one stage: a canvas in pixels, frames, frame rate and audio latents.
 
-    ``audio_latents`` is the same for every resolution of a ladder (it belongs to the final clip).
+    ``audio_latents`` is the same in every stage: it belongs to the final clip.
     """
 
     width: int
@@ -82,13 +82,13 @@ class Resolution:
         return self.latent_frames * self.latent_height * self.latent_width
 
     def video_latent_shape(self, channels: int, batch: int = 1) -> tuple[int, int, int, int, int]:
-        """The shape (B, C, F, H, W) of this rung's video latents."""
+        """The shape (B, C, F, H, W) of the video latents."""
         return (batch, channels, self.latent_frames, self.latent_height, self.latent_width)
 
     def audio_latent_shape(
         self, channels: int, bins: int, batch: int = 1
     ) -> tuple[int, int, int, int]:
-        """The shape (B, C, T, M) of this rung's audio latents."""
+        """The shape (B, C, T, M) of the audio latents."""
         return (batch, channels, self.audio_latents, bins)
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Resolution:
 
 
 def is_legal_frames(frames: int, time_factor: int = 1) -> bool:
-    """Whether ``frames`` is 8k+1, and still is before an upsampler of time (16k+1 for x2)."""
+    """True for 8k+1 frames, or 16k+1 where a later stage doubles the frame rate."""
     return frames >= 1 and (frames - 1) % (FRAMES_PER_LATENT * time_factor) == 0
 
 
@@ -127,7 +127,7 @@ def frames_for(duration_s: float | Fraction, fps: Fraction, time_factor: int = 1
 
 
 def duration(frames: int, fps: Fraction) -> Fraction:
-    """How long ``frames`` frames last, in seconds."""
+    """Duration of ``frames`` frames in seconds."""
     return Fraction(frames) / fps
 
 
@@ -201,7 +201,7 @@ def video_tokens(width: int, height: int, frames: int) -> int:
 
 
 def size_multiples(factors: Sequence[Factor]) -> tuple[int, int]:
-    """What the (first, final) sides of a ladder must be multiples of.
+    """The numbers that the (first, final) sides must be multiples of.
 
     ``()`` -> (32, 32); ``x2`` -> (32, 64); ``x1.5`` -> (64, 96), because 1.5 times an odd number of
     latent pixels is not a whole number; ``x2, x2`` -> (32, 128).
@@ -215,7 +215,7 @@ def size_multiples(factors: Sequence[Factor]) -> tuple[int, int]:
 
 
 def time_product(factors: Sequence[Factor]) -> int:
-    """By how much a ladder multiplies the frame rate in all."""
+    """The factor of the frame rate of all upsamplers together."""
     return math.prod(factor.time for factor in factors)
 
 
@@ -224,14 +224,14 @@ def round_up(pixels: int, multiple: int) -> int:
     return -(-pixels // multiple) * multiple
 
 
-def ladder(
+def resolutions(
     size: tuple[int, int], frames: int, fps: Fraction, factors: Sequence[Factor]
 ) -> tuple[Resolution, ...]:
-    """The rungs from the first stage to the last: one more than there are ``factors``.
+    """The resolutions from the first stage to the last: one more than there are ``factors``.
 
-    ``size`` (width, height), ``frames`` and ``fps`` are those of the final clip. An upsampler of
-    time turns n frames at r fps into 2n-1 at 2r, so the first stage has the lower rate. Raises
-    RequestError when ``frames`` is not legal for the ladder.
+    ``size`` (width, height), ``frames`` and ``fps`` are those of the final clip. A temporal
+    upsampler turns n frames at r fps into 2n-1 at 2r, so the first stage has the lower rate. Raises
+    RequestError when ``frames`` is not legal for the factors.
     """
     in_time = time_product(factors)
     if not is_legal_frames(frames, in_time):
@@ -242,16 +242,16 @@ def ladder(
     sound = audio_latents(frames, fps)
     width, height = (round_up(side, final) * first // final for side in size)
     count, rate = (frames - 1) // in_time + 1, fps / in_time
-    resolutions = [Resolution(width, height, count, rate, sound)]
+    found = [Resolution(width, height, count, rate, sound)]
     for factor in factors:
         width, height = int(width * factor.space), int(height * factor.space)
         count, rate = (count - 1) * factor.time + 1, rate * factor.time
-        resolutions.append(Resolution(width, height, count, rate, sound))
-    return tuple(resolutions)
+        found.append(Resolution(width, height, count, rate, sound))
+    return tuple(found)
 
 
 def centre_crop(canvas: tuple[int, int], size: tuple[int, int]) -> Crop:
-    """The centred window of ``size`` (width, height) in ``canvas``; an odd rest goes right/below.
+    """The centred crop of ``size`` (width, height) in ``canvas``; an odd pixel goes right or below.
 
     The centre, not the corner: a prompt's subject is composed around the middle of the canvas.
     """

@@ -1,12 +1,13 @@
 """Overlapping tiles over a latent video, and the linear ramps that blend them: pure numbers.
 
-A tile is a product of three spans, one per axis. Where tiles overlap, each is weighted by a
-linear ramp, and the weights of all tiles sum to 1 at every pixel, so blending needs no division.
+A tile is a product of three spans, one per axis. Where tiles overlap, each is weighted by a linear
+ramp, and the weights of all tiles sum to 1 at every pixel, so blending needs no division.
 
-Time is causal: the first latent frame of whatever is decoded becomes one pixel frame, each later
-one ``scale`` (8). A span that does not start at the clip's beginning therefore starts one latent
-frame earlier, and its first decoded pixel frame, which is of the wrong kind, gets weight 0
-(ltx_core ``tiled_decode``; golden ``vae.decode_tiled``). Knows no network and no tensors.
+Time is causal: the first latent frame of a decoded span becomes one pixel frame, each later one
+``scale`` (8). A span that does not start at the clip's beginning therefore starts one latent frame
+earlier, and its first decoded frame, which stands for one frame only, has weight 0 (ltx_core
+``tiled_decode``; golden ``vae.decode_tiled``). The tiles of ComfyUI's nodes are in
+:mod:`latent_ladder.latents.comfyui_tiling`. Knows no network and no tensors.
 """
 
 from __future__ import annotations
@@ -15,14 +16,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
 Weights = tuple[float, ...]
+TileOrder = Literal["sequential", "parallel"]
+"""``sequential`` decodes the tiles of a span of time one after the other into a band of all its
+frames: one decoder cache, a large band. ``parallel`` advances all tiles together, chunk by chunk:
+one decoder cache per tile, a small band."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Latents ``start <= i < stop`` of one axis, ramping over the first ``left`` and the last
-    ``right`` of them (0: no neighbour on that side)."""
+    """Latents ``start <= i < stop`` of one axis.
+
+    Its weights rise over the first ``left`` and fall over the last ``right`` of them (0: there is
+    no neighbour on that side).
+    """
 
     start: int
     stop: int
@@ -54,7 +63,7 @@ class TilePlan:
 
     @property
     def count(self) -> int:
-        """How many tiles."""
+        """Number of tiles."""
         return len(self.frames) * len(self.rows) * len(self.cols)
 
     @property
@@ -75,6 +84,74 @@ class TilePlan:
         frames, rows, cols = (max(map(len, axis)) for axis in axes)
         return (frames, rows, cols)
 
+    def tiling(self, spatial_scale: int, temporal_scale: int) -> Tiling:
+        """The plan with the weights of decoded pixels, for a decoder of these scales."""
+        weights = temporal_weights(self.frames, temporal_scale)
+        frames = []
+        for span, ramp in zip(self.frames, weights, strict=True):
+            drop = int(span.start > 0)
+            first = frame_start(span, temporal_scale) + drop
+            frames.append(DecodedSpan(span.start, span.stop, first, ramp[drop:], drop))
+        rows, cols = (_decoded_side(axis, spatial_scale) for axis in (self.rows, self.cols))
+        return Tiling(tuple(frames), rows, cols, "sequential")
+
+
+def _decoded_side(spans: Sequence[Span], scale: int) -> tuple[DecodedSpan, ...]:
+    return tuple(
+        DecodedSpan(span.start, span.stop, span.start * scale, weights)
+        for span, weights in zip(spans, spatial_weights(spans, scale), strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class DecodedSpan:
+    """Latents ``start <= i < stop`` of an axis, with the position and weights of decoded pixels.
+
+    ``drop`` decoded frames are left out at the front; the others begin at ``first`` and have one of
+    ``weights`` each.
+    """
+
+    start: int
+    stop: int
+    first: int
+    weights: Weights
+    drop: int = 0
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles ready to be decoded and blended: the spans of each axis, and the order of decoding.
+
+    The weights of an axis sum to 1 at every pixel.
+    """
+
+    frames: tuple[DecodedSpan, ...]
+    rows: tuple[DecodedSpan, ...]
+    cols: tuple[DecodedSpan, ...]
+    order: TileOrder = "parallel"
+
+    @property
+    def is_whole(self) -> bool:
+        """True for a single tile."""
+        return len(self.frames) == len(self.rows) == len(self.cols) == 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The latent frames, rows and columns that the tiling covers."""
+        return (self.frames[-1].stop, self.rows[-1].stop, self.cols[-1].stop)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the decoded frames in pixels."""
+        height, width = (axis[-1].first + len(axis[-1].weights) for axis in (self.rows, self.cols))
+        return height, width
+
+    @property
+    def area(self) -> int:
+        """Latents of all tiles of one latent frame, overlaps counted once per tile."""
+        rows, cols = (sum(s.stop - s.start for s in axis) for axis in (self.rows, self.cols))
+        return rows * cols
+
 
 # --- plans --------------------------------------------------------------------------------------
 
@@ -85,8 +162,11 @@ def one_tile(frames: int, rows: int, cols: int) -> TilePlan:
 
 
 def plan_tiles(frames: int, rows: int, cols: int, size: TileSize) -> TilePlan:
-    """Cover a latent video with tiles of at most ``size`` (a later span in time has one more
-    frame, the dropped one). An axis that fits into one tile is not split."""
+    """Cover a latent video with tiles of at most ``size``.
+
+    A later span in time has one more frame, the dropped one. An axis that fits into one tile is not
+    split.
+    """
     return TilePlan(
         temporal_spans(frames, size.frames, size.overlap_frames),
         spatial_spans(rows, size.rows, size.overlap),
@@ -121,6 +201,25 @@ def even_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
     return spatial_spans(length, math.ceil((length + (count - 1) * overlap) / count), overlap)
 
 
+def spans_by_count(length: int, count: int, overlap: int) -> tuple[Span, ...]:
+    """``count`` spans of :func:`even_tile_size`; the last one ends at ``length``."""
+    size = even_tile_size(length, count, overlap)
+    starts = [i * (size - overlap) for i in range(count)]
+    stops = [min(start + size, length) for start in starts[:-1]] + [length]
+    return tuple(
+        Span(start, stop, overlap if i else 0, overlap if i < count - 1 else 0)
+        for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
+    )
+
+
+def even_tile_size(length: int, count: int, overlap: int) -> int:
+    """The size of each of ``count`` tiles of a side; the last one may be larger.
+
+    Tiles smaller than their overlap would begin outside of the side.
+    """
+    return (length + (count - 1) * overlap) // count
+
+
 def temporal_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
     """As :func:`spatial_spans`, each span after the first starting one latent earlier."""
     first, *later = spatial_spans(length, size, max(overlap, 1))
@@ -128,8 +227,11 @@ def temporal_spans(length: int, size: int, overlap: int) -> tuple[Span, ...]:
 
 
 def official_size(rows: int, cols: int) -> TileSize:
-    """The reference implementation's automatic tiles: 24 latents (768 px) on the long side, the
-    other in proportion; 10 latent frames (80), 3 in common; 2 latents (64 px) of overlap."""
+    """The automatic tiles of the reference implementation.
+
+    24 latents (768 px) on the long side, the other in proportion; 10 latent frames (80 frames) with
+    an overlap of 3; 2 latents (64 px) of overlap in space.
+    """
     long_side = 24
     short = max(round(min(rows, cols) * long_side / max(rows, cols)), 3)
     tall = rows >= cols
@@ -146,14 +248,14 @@ def spatial_weights(spans: Sequence[Span], scale: int | Fraction) -> tuple[Weigh
     """
     starts = [int(s.start * scale) for s in spans]
     raw = [
-        _trapezoid(
+        ramp_weights(
             math.ceil(s.stop * scale) - start,
-            _rising(int(s.left * scale)),
-            _rising(int(s.right * scale)),
+            rising_ramp(int(s.left * scale)),
+            rising_ramp(int(s.right * scale)),
         )
         for s, start in zip(spans, starts, strict=True)
     ]
-    return _normalised(raw, starts)
+    return normalise_weights(raw, starts)
 
 
 def temporal_weights(spans: Sequence[Span], scale: int) -> tuple[Weights, ...]:
@@ -163,8 +265,8 @@ def temporal_weights(spans: Sequence[Span], scale: int) -> tuple[Weights, ...]:
         frames = 1 + (len(span) - 1) * scale
         ramp = (span.left - 1) * scale + 1
         rising = tuple(i / ramp for i in range(ramp)) if span.left else ()
-        raw.append(_trapezoid(frames, rising, _rising(span.right * scale)))
-    return _normalised(raw, [frame_start(s, scale) for s in spans])
+        raw.append(ramp_weights(frames, rising, rising_ramp(span.right * scale)))
+    return normalise_weights(raw, [frame_start(s, scale) for s in spans])
 
 
 def frame_start(span: Span, scale: int) -> int:
@@ -172,12 +274,13 @@ def frame_start(span: Span, scale: int) -> int:
     return span.start * scale
 
 
-def _rising(n: int) -> Weights:
+def rising_ramp(n: int) -> Weights:
     """``n`` values strictly between 0 and 1."""
     return tuple((i + 1) / (n + 1) for i in range(n))
 
 
-def _trapezoid(n: int, rising: Weights, falling: Weights) -> list[float]:
+def ramp_weights(n: int, rising: Sequence[float], falling: Sequence[float]) -> list[float]:
+    """``n`` weights of 1, times ``rising`` from the front and ``falling`` from the back."""
     weights = [1.0] * n
     for i, value in enumerate(rising):
         weights[i] *= value
@@ -186,13 +289,13 @@ def _trapezoid(n: int, rising: Weights, falling: Weights) -> list[float]:
     return weights
 
 
-def _normalised(raw: Sequence[Sequence[float]], starts: Sequence[int]) -> tuple[Weights, ...]:
-    """Divide by the sum, which differs from 1 only where three spans or more overlap."""
+def normalise_weights(raw: Sequence[Sequence[float]], starts: Sequence[int]) -> tuple[Weights, ...]:
+    """The weights of spans that begin at ``starts``, divided by their sum at each pixel."""
     total = [0.0] * max(start + len(w) for start, w in zip(starts, raw, strict=True))
     for start, weights in zip(starts, raw, strict=True):
         for i, weight in enumerate(weights):
             total[start + i] += weight
     return tuple(
-        tuple(weight / total[start + i] for i, weight in enumerate(weights))
+        tuple(weight / (total[start + i] or 1.0) for i, weight in enumerate(weights))
         for start, weights in zip(starts, raw, strict=True)
     )

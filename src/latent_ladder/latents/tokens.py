@@ -1,9 +1,9 @@
-"""Latents and tokens: the two layouts of a clip, and how to get from one to the other.
+"""Latents and tokens: the two layouts of a clip, and the conversions between them.
 
-The VAEs speak latents, video ``(B, C, F, H, W)`` and audio ``(B, C, T, M)``; the transformer
-speaks tokens, ``(B, N, D)``. A video token is one latent pixel, in frame, row, column order with
-D = C; an audio token is one time step with D = C*M, channel-major. This module knows no model,
-no noise and no pixel: shapes in, shapes out, no value is changed.
+The VAEs use latents, video ``(B, C, F, H, W)`` and audio ``(B, C, T, M)``; the transformer uses
+tokens, ``(B, N, D)``. A video token is one latent pixel, in frame, row, column order with D = C; an
+audio token is one time step with D = C*M, channel-major. This module knows no model, no noise and
+no pixel, and changes no value.
 
 >>> import torch
 >>> tokens = video_to_tokens(torch.zeros(1, 8, 5, 4, 6))

@@ -1,1 +1,1 @@
-"""Video and sound files in and out."""
+"""Readers and writers of video, image and audio files."""

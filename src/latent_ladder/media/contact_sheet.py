@@ -1,4 +1,4 @@
-"""Drafts side by side: a contact sheet as PNG bytes, and the frames of a grid video."""
+"""Contact sheet of drafts as PNG bytes, and a grid video in which all drafts play at once."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ EMPTY = (48, 48, 52)
 
 @dataclass(frozen=True)
 class Cell:
-    """One draft to show: ``frames`` (n, h, w, 3) uint8 of the common cell size, empty if it failed.
+    """One draft of a contact sheet or grid video.
 
-    ``warning`` is written in another colour behind the seed.
+    ``frames`` is (n, h, w, 3) uint8 in the cell size, with n = 0 for a draft that failed.
+    ``warning`` is written after the seed, in another colour.
     """
 
     number: int
@@ -40,24 +41,27 @@ class Cell:
 
 
 def cell_size(width: int, height: int, longest: int = 224) -> tuple[int, int]:
-    """An even (width, height) of the canvas's shape with sides up to ``longest``."""
+    """An even (width, height) with the aspect ratio of the canvas and sides up to ``longest``."""
     scale = longest / max(width, height)
     return max(2 * round(width * scale / 2), 2), max(2 * round(height * scale / 2), 2)
 
 
-def resized(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(n, H, W, 3) -> (n, h, w, 3); ``size`` is (w, h)."""
+def resize_frames(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize frames (n, H, W, 3) to (n, h, w, 3); ``size`` is (w, h).
+
+    Box filter to make them smaller, bicubic to enlarge them.
+    """
     from PIL import Image
 
     down = frames.shape[2] > size[0]
-    how = Image.Resampling.BOX if down else Image.Resampling.BICUBIC
-    return np.stack([np.asarray(Image.fromarray(f).resize(size, how)) for f in frames])
+    resampling = Image.Resampling.BOX if down else Image.Resampling.BICUBIC
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, resampling)) for f in frames])
 
 
 def contact_sheet(cells: Sequence[Cell], size: tuple[int, int]) -> bytes:
-    """A PNG: a row per draft, some of its frames with number, seed and prompt under them.
+    """A PNG with one row per draft: four of its frames, and below them number, seed and prompt.
 
-    More than twelve drafts go into two or more columns.
+    More than twelve drafts are set in two or more columns.
     """
     from PIL import Image, ImageDraw
 
@@ -69,19 +73,19 @@ def contact_sheet(cells: Sequence[Cell], size: tuple[int, int]) -> bytes:
     draw = ImageDraw.Draw(sheet)
     for i, cell in enumerate(cells):
         place = (i // rows * width + GAP_PX, i % rows * height + GAP_PX)
-        _pictures(sheet, draw, cell, size, place)
-        _caption(draw, cell, (place[0], place[1] + size[1] + 4), width - 2 * GAP_PX)
+        _draw_thumbnails(sheet, draw, cell, size, place)
+        _draw_caption(draw, cell, (place[0], place[1] + size[1] + 4), width - 2 * GAP_PX)
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()
 
 
-def _pictures(
+def _draw_thumbnails(
     sheet: Image, draw: ImageDraw, cell: Cell, size: tuple[int, int], place: tuple[int, int]
 ) -> None:
     from PIL import Image
 
-    shown = _spread(len(cell.frames), FRAMES_SHOWN)
+    shown = _evenly_spaced(len(cell.frames), FRAMES_SHOWN)
     for i in range(FRAMES_SHOWN):
         x, y = place[0] + i * (size[0] + GAP_PX), place[1]
         if i < len(shown):
@@ -90,38 +94,38 @@ def _pictures(
             draw.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), fill=EMPTY)
 
 
-def _caption(draw: ImageDraw, cell: Cell, place: tuple[int, int], width: int) -> None:
+def _draw_caption(draw: ImageDraw, cell: Cell, place: tuple[int, int], width: int) -> None:
     x, y = place
     head = f"{cell.number}   seed {cell.seed}"
-    draw.text((x, y), head, TEXT, font(FONT_PX))
-    after = x + draw.textlength(f"{head}   ", font(FONT_PX))
-    warning = _cut(draw, cell.warning, x + width - after)
-    draw.text((after, y), warning, WARNING, font(FONT_PX))
-    prompt = _cut(draw, " ".join(cell.prompt.split()), width)
-    draw.text((x, y + FONT_PX + 4), prompt, DIM, font(FONT_PX - 2))
+    draw.text((x, y), head, TEXT, load_font(FONT_PX))
+    after = x + draw.textlength(f"{head}   ", load_font(FONT_PX))
+    warning = _shorten_text(draw, cell.warning, x + width - after)
+    draw.text((after, y), warning, WARNING, load_font(FONT_PX))
+    prompt = _shorten_text(draw, " ".join(cell.prompt.split()), width)
+    draw.text((x, y + FONT_PX + 4), prompt, DIM, load_font(FONT_PX - 2))
 
 
-def _cut(draw: ImageDraw, text: str, width: float) -> str:
-    """As much of the text as fits."""
-    if draw.textlength(text, font(FONT_PX)) <= width:
+def _shorten_text(draw: ImageDraw, text: str, width: float) -> str:
+    """The text, shortened with an ellipsis to ``width`` pixels."""
+    if draw.textlength(text, load_font(FONT_PX)) <= width:
         return text
-    while text and draw.textlength(f"{text}…", font(FONT_PX)) > width:
+    while text and draw.textlength(f"{text}…", load_font(FONT_PX)) > width:
         text = text[: -max(len(text) // 20, 1)]
     return f"{text}…" if text else ""
 
 
 def grid_size(count: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the frames that :func:`grid_frames` gives."""
+    """(width, height) in pixels of the frames of :func:`grid_frames`, for ``count`` drafts."""
     columns = math.ceil(math.sqrt(count))
     return columns * size[0], math.ceil(count / columns) * size[1]
 
 
 def grid_frames(cells: Sequence[Cell], size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
-    """Frames (1, H, W, 3) in which all drafts play at once, each with its number."""
+    """Frames (1, H, W, 3) uint8 in which all drafts play at once, each with its number."""
     width, height = grid_size(len(cells), size)
     columns = width // size[0]
     places = [((i % columns) * size[0], i // columns * size[1]) for i in range(len(cells))]
-    labels = [_label(cell.number) for cell in cells]
+    labels = [_draw_label(cell.number) for cell in cells]
     for t in range(max((len(cell.frames) for cell in cells), default=0)):
         frame = np.full((height, width, 3), EMPTY, np.uint8)
         for cell, label, (x, y) in zip(cells, labels, places, strict=True):
@@ -132,26 +136,26 @@ def grid_frames(cells: Sequence[Cell], size: tuple[int, int]) -> Iterator[NDArra
         yield frame[None]
 
 
-def _label(number: int) -> NDArray[np.uint8]:
+def _draw_label(number: int) -> NDArray[np.uint8]:
     from PIL import Image, ImageDraw
 
     text = str(number)
-    width = int(font(FONT_PX).getlength(text)) + 8
+    width = int(load_font(FONT_PX).getlength(text)) + 8
     box = Image.new("RGB", (width, FONT_PX + 6), BACKGROUND)
-    ImageDraw.Draw(box).text((4, 1), text, TEXT, font(FONT_PX))
+    ImageDraw.Draw(box).text((4, 1), text, TEXT, load_font(FONT_PX))
     return np.asarray(box)
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of ``count`` positions, first and last among them."""
+def _evenly_spaced(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` evenly spaced indices below ``count``, with the first and the last."""
     if count <= 1:
         return list(range(count))
     return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})
 
 
 @lru_cache(maxsize=8)
-def font(size: int) -> FreeTypeFont | ImageFont:
-    """DejaVu Sans where the system has it (it knows more scripts), else Pillow's own."""
+def load_font(size: int) -> FreeTypeFont | ImageFont:
+    """DejaVu Sans if the system has it (it supports more scripts), else Pillow's own font."""
     from PIL import ImageFont
 
     try:

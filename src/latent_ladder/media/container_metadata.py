@@ -1,7 +1,8 @@
-"""Metadata in files that have no place for tags of one's own: GIF, WebP and WAV.
+"""Metadata in formats without custom tags: GIF, WebP and WAV.
 
-All tags go as one JSON text into the single comment that such a file may have: a comment extension
-of GIF89a, the ImageDescription of an EXIF chunk in WebP, the comment of a WAV file's LIST chunk.
+All tags are written as one JSON text into the single comment that such a file can have: the comment
+extension of GIF89a, the ImageDescription of the EXIF chunk in WebP, the comment in the LIST chunk
+of a WAV file.
 """
 
 from __future__ import annotations
@@ -14,23 +15,20 @@ from pathlib import Path
 
 from latent_ladder.storage.atomic_write import part_path
 
-EMBEDDED_TAGS = (".gif", ".webp")
-"""Endings of files that get their tags after they are written."""
-
-COMMENT_TAGS = (".wav",)
-"""Endings of files whose one standard tag, ``comment``, holds all."""
+EMBEDDED_TAG_SUFFIXES = (".gif", ".webp")
+"""Suffixes of formats whose tags are added to the finished file."""
 
 _EXIF_FLAG = 0x08
 _COMMENT = b"\x21\xfe"
 
 
-def as_comment(tags: Mapping[str, str]) -> str:
-    """All tags as one text, ASCII only."""
+def encode_comment(tags: Mapping[str, str]) -> str:
+    """All tags as one JSON text, ASCII only."""
     return json.dumps(dict(tags))
 
 
-def from_comment(text: str) -> dict[str, str] | None:
-    """The tags in a text of :func:`as_comment`; ``None`` for anybody else's comment."""
+def decode_comment(text: str) -> dict[str, str] | None:
+    """The tags in a text of :func:`encode_comment`; ``None`` for any other comment."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -42,18 +40,18 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def embed(path: Path, tags: Mapping[str, str]) -> None:
-    """Put tags into a finished GIF or WebP; other files are left alone. Raises OSError."""
+def embed_tags(path: Path, tags: Mapping[str, str]) -> None:
+    """Add tags to a finished GIF or WebP file; other files are not changed. Raises ``OSError``."""
     writer = _WRITERS.get(path.suffix.lower())
     if writer is not None and tags:
-        writer(path, as_comment(tags).encode("ascii"))
+        writer(path, encode_comment(tags).encode("ascii"))
 
 
-def picture_tags(path: Path) -> dict[str, str]:
-    """Tags of a PNG, GIF or WebP file, ours unpacked. Raises what Pillow raises.
+def read_image_tags(path: Path) -> dict[str, str]:
+    """The tags of a PNG, GIF or WebP file, with those of our JSON comment among them.
 
-    ComfyUI has no tags of its own in WebP and JPEG: it writes ``name:json`` into EXIF's model and
-    the entries before it.
+    ComfyUI writes ``name:json`` texts into the EXIF entry "Model" and the entries before it; its
+    ``prompt`` and ``workflow`` are returned as well. Raises Pillow's exceptions.
     """
     from PIL import Image
 
@@ -65,12 +63,12 @@ def picture_tags(path: Path) -> dict[str, str]:
         named = (str(entry).partition(":") for entry in entries.values())
         found |= {key: text for key, _, text in named if key in ("prompt", "workflow")}
     for text in (exif, comment.decode("utf-8", "replace") if isinstance(comment, bytes) else ""):
-        found |= (from_comment(text) or {}) if isinstance(text, str) else {}
+        found |= (decode_comment(text) or {}) if isinstance(text, str) else {}
     return found
 
 
-def _into_gif(path: Path, text: bytes) -> None:
-    """A comment block after the header and the palette for all, the rest moved behind it."""
+def _embed_in_gif(path: Path, text: bytes) -> None:
+    """Write a copy with a comment block after the header and global palette; replace the file."""
     blocks = (text[i : i + 255] for i in range(0, len(text), 255))
     comment = _COMMENT + b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
     copy = part_path(path)
@@ -82,8 +80,8 @@ def _into_gif(path: Path, text: bytes) -> None:
     copy.replace(path)
 
 
-def _into_webp(path: Path, text: bytes) -> None:
-    """An EXIF chunk at the end, announced in the header."""
+def _embed_in_webp(path: Path, text: bytes) -> None:
+    """Append an EXIF chunk and set its flag in the header."""
     from PIL.Image import Exif
 
     exif = Exif()
@@ -92,7 +90,7 @@ def _into_webp(path: Path, text: bytes) -> None:
     with path.open("r+b") as file:
         head = file.read(21)
         if head[12:16] != b"VP8X":
-            return  # a single picture without room for chunks
+            return  # the simple format for one image, which has no chunks
         file.seek(0, 2)
         file.write(b"EXIF" + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2))
         size = file.tell() - 8
@@ -102,4 +100,7 @@ def _into_webp(path: Path, text: bytes) -> None:
         file.write(bytes([head[20] | _EXIF_FLAG]))
 
 
-_WRITERS: Mapping[str, Callable[[Path, bytes], None]] = {".gif": _into_gif, ".webp": _into_webp}
+_WRITERS: Mapping[str, Callable[[Path, bytes], None]] = {
+    ".gif": _embed_in_gif,
+    ".webp": _embed_in_webp,
+}

@@ -1,7 +1,7 @@
-"""What a file's name and a few settings mean to FFmpeg: containers, codecs, defaults, as tables.
+"""Tables of containers, codecs and their defaults; the encoder settings for an output file.
 
-A new codec or container is a new row. Nothing here opens a file; asking whether this build of
-PyAV has an encoder is the only call into it.
+A new codec or container is a new row. Nothing here opens a file. The only call into PyAV checks
+whether its FFmpeg has an encoder.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from pathlib import Path
 from latent_ladder.errors import MediaError
 
 Options = Callable[[int | None, str], dict[str, str]]
-"""(crf, preset) -> the encoder's options."""
+"""Function from (crf, preset) to the options of FFmpeg's encoder."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One video codec: FFmpeg's encoder, its pixel formats (the default first), what crf and
-    preset are called there, and the presets it knows."""
+    """One video codec.
+
+    ``encoder`` is FFmpeg's name, ``pix_fmts`` its pixel formats with the default first. ``crf`` and
+    ``preset`` are defaults (``crf=None``: the codec has none), ``presets`` the valid presets.
+    ``options`` converts crf and preset to encoder options. ``tag`` is the codec tag in MP4 and MOV.
+    """
 
     encoder: str
     pix_fmts: tuple[str, ...]
@@ -32,18 +36,21 @@ class Codec:
 
 @dataclass(frozen=True)
 class Container:
-    """One kind of video file: FFmpeg's format, the codecs it may hold (the usual one first), its
-    sound encoder, and options of the container."""
+    """One container format: FFmpeg's name, its codecs (the default first), its audio encoder.
+
+    ``audio_encoder`` is ``None`` for a format without audio; ``options`` are container options of
+    FFmpeg.
+    """
 
     format: str
     codecs: tuple[str, ...]
-    sound: str | None
+    audio_encoder: str | None
     options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What a user may ask of the encoder; the defaults leave it to the file's name and codec."""
+    """Encoder settings of a request. ``auto`` and ``None`` are the defaults of file and codec."""
 
     codec: str = "auto"
     crf: int | None = None
@@ -53,23 +60,23 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class Encoding:
-    """All that the encoder is told besides size and rate."""
+    """All settings of the encoder except size and frame rate; made by :func:`choose_encoding`."""
 
     container: Container
     encoder: str
     pix_fmt: str
     options: Mapping[str, str]
-    sound: str | None
+    audio_encoder: str | None
     tag: str | None = None
 
     @property
     def bits(self) -> int:
-        """Bits per channel that the file keeps."""
-        return bits_of(self.pix_fmt)
+        """Bits per channel of the encoded video."""
+        return bits_per_channel(self.pix_fmt)
 
 
-def bits_of(pix_fmt: str) -> int:
-    """Bits per channel of a pixel format: 8, unless its name says more."""
+def bits_per_channel(pix_fmt: str) -> int:
+    """Bits per channel of one of FFmpeg's pixel formats, from its name: 8, 10, 12 or 16."""
     return next((n for n in (10, 12, 16) if f"p{n}" in pix_fmt or f"{3 * n}" in pix_fmt), 8)
 
 
@@ -78,7 +85,7 @@ def _x264(crf: int | None, preset: str) -> dict[str, str]:
 
 
 def _x265(crf: int | None, preset: str) -> dict[str, str]:
-    # x265 writes its settings to stderr, whatever FFmpeg's log level is.
+    # x265 ignores FFmpeg's log level and writes its settings to stderr.
     return {"crf": str(crf), "preset": preset, "x265-params": "log-level=error"}
 
 
@@ -115,9 +122,9 @@ CODECS: Mapping[str, Codec] = {
     ),
 }  # fmt: skip
 
-# Tags beyond the standard ones survive only with use_metadata_tags. The movie timescale counts
-# edit lists; the default of 1 ms would round the end of the sound, 1/240000 s is exact for 48 kHz
-# and all usual frame rates.
+# Tags beyond the standard ones are written only with use_metadata_tags. The movie timescale is the
+# unit of edit lists: its default of 1 ms would round the end of the audio, 1/240000 s is exact for
+# 48 kHz and all usual frame rates.
 _MOV_OPTIONS = {"movflags": "use_metadata_tags+faststart", "movie_timescale": "240000"}
 CONTAINERS: Mapping[str, Container] = {
     ".mp4": Container("mp4", ("h264", "h265", "av1"), "aac", _MOV_OPTIONS),
@@ -127,22 +134,25 @@ CONTAINERS: Mapping[str, Container] = {
     ".gif": Container("gif", ("gif",), None, {"loop": "0"}),
     ".webp": Container("webp", ("webp",), None, {"loop": "0"}),
 }
-SOUND_SUFFIX = ".wav"
-STILLS: Mapping[str, tuple[str, str]] = {
+AUDIO_SUFFIX = ".wav"
+IMAGE_ENCODERS: Mapping[str, tuple[str, str]] = {
     ".png": ("png", "rgb24"),
     ".tif": ("tiff", "rgb48le"),
     ".tiff": ("tiff", "rgb48le"),
     ".exr": ("exr", "gbrpf32le"),
 }
-"""Ending of single frames -> FFmpeg's encoder and the format given to it; EXR stores halves."""
+"""Suffix of an image sequence -> FFmpeg's encoder and its input format; EXR stores half floats."""
 
 _PCM = "pcm_s24le"
-"""ProRes is for editing, and so is its sound."""
+"""Audio encoder for ProRes: uncompressed, as files for editing have it."""
 
 
 def choose_encoding(path: Path, settings: EncoderSettings) -> Encoding:
-    """The encoding of a video at ``path``. Raises :class:`MediaError` for what does not go
-    together, or what this build of FFmpeg lacks."""
+    """The encoding of a video at ``path``, from its suffix and the settings.
+
+    Raises :class:`MediaError` for a codec that the container cannot hold, for a crf, preset or
+    pixel format that the codec does not have, and for an encoder that FFmpeg was built without.
+    """
     suffix = path.suffix.lower()
     container = CONTAINERS[suffix]
     crf, preset, pix_fmt = settings.crf, settings.preset, settings.pix_fmt
@@ -150,27 +160,27 @@ def choose_encoding(path: Path, settings: EncoderSettings) -> Encoding:
     if name not in container.codecs:
         fits = next((s for s, c in CONTAINERS.items() if name in c.codecs), ".mkv")
         raise MediaError(
-            f"a {suffix} file holds {' or '.join(container.codecs)}, not {name}",
-            f"write to {path.with_suffix(fits).name}, or leave the codec to the file's name",
+            f"a {suffix} file can contain {' or '.join(container.codecs)}, not {name}",
+            f"write to {path.with_suffix(fits).name}, or leave --codec out",
         )
     chosen = CODECS[name]
     if crf is not None and chosen.crf is None:
-        raise MediaError(f"{name} has no crf, got crf={crf}", "leave output.crf out")
+        raise MediaError(f"{name} has no crf, got crf={crf}", "leave --crf (output.crf) out")
     for what, value, known in (
         ("preset", preset, chosen.presets), ("pixel format", pix_fmt, chosen.pix_fmts)
     ):  # fmt: skip
         if value is not None and value not in known:
             raise MediaError(f"{name} has no {what} {value!r}", f"use one of {', '.join(known)}")
-    sound = _PCM if name == "prores" else container.sound
+    audio_encoder = _PCM if name == "prores" else container.audio_encoder
     encoding = Encoding(
         container,
         chosen.encoder,
         pix_fmt or chosen.pix_fmts[0],
         chosen.options(chosen.crf if crf is None else crf, preset or chosen.preset),
-        sound,
+        audio_encoder,
         chosen.tag if container.format in ("mp4", "mov") else None,
     )
-    for encoder in (encoding.encoder, *([sound] if sound else ())):
+    for encoder in (encoding.encoder, *([audio_encoder] if audio_encoder else ())):
         require_encoder(encoder)
     return encoding
 
@@ -185,5 +195,5 @@ def require_encoder(name: str) -> None:
         raise MediaError(
             f"the installed PyAV has no encoder {name}",
             "install the PyAV wheel from PyPI (pip install --force-reinstall av), or choose "
-            "another codec",
+            "another --codec",
         ) from error

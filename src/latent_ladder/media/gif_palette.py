@@ -1,4 +1,4 @@
-"""256 colours for every frame of a GIF, chosen frame by frame: no frame has to wait for others."""
+"""Palette of 256 colours for each frame of a GIF, computed frame by frame in constant memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 
-class Palette:
-    """FFmpeg's palette filters, one palette a frame (a palette for all would need all frames)."""
+class PaletteFilter:
+    """FFmpeg's ``palettegen`` and ``paletteuse`` filters, with one palette per frame.
+
+    A global palette would need all frames first.
+    """
 
     def __init__(self, size: tuple[int, int], fps: Fraction) -> None:
         from av.filter import Graph
@@ -31,8 +34,8 @@ class Palette:
         self._graph.configure()
         self._count = 0
 
-    def applied(self, frame: VideoFrame) -> VideoFrame:
-        """The frame in its own 256 colours (``pal8``)."""
+    def apply(self, frame: VideoFrame) -> VideoFrame:
+        """The frame reduced to 256 colours of its own (``pal8``)."""
         from av.video.frame import VideoFrame
 
         rgb = frame.reformat(format="rgb24")
@@ -41,5 +44,5 @@ class Palette:
         self._graph.push(rgb)
         found = self._graph.pull()
         if not isinstance(found, VideoFrame):
-            raise TypeError("the palette filter gave no picture")
+            raise TypeError("the palette filter returned no video frame")
         return found

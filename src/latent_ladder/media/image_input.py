@@ -1,7 +1,8 @@
-"""Pictures as a clip's frames: read upright and in sRGB, compressed like video, fitted to a canvas.
+"""Image input files: read upright in sRGB, compressed like video, fitted to the clip's canvas.
 
-Whatever Pillow opens is taken: transparent parts lie on black, 16-bit values are rounded to 8,
-CMYK and tagged pictures are converted to sRGB, of an animation the first frame counts.
+Reads every image that Pillow opens. Transparent parts become black, 16-bit values are rounded to 8
+bits, CMYK and images with a colour profile are converted to sRGB, of an animation the first frame
+is used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 178_956_970
-"""Pictures above twice Pillow's own warning limit are refused: they may be decompression bombs."""
+"""Largest accepted image, twice Pillow's warning limit: more may be a decompression bomb."""
 HEIC = (".heic", ".heif", ".hif")
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 """Pillow's modes of 16-bit greyscale."""
@@ -32,58 +33,59 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A readable picture: (width, height) upright, and what was done to it, in words."""
+class InputImage:
+    """A readable input image: upright (width, height), and notes on its conversion."""
 
     size: tuple[int, int]
     notes: tuple[str, ...]
 
 
-def check_image(path: Path) -> Picture:
-    """Open and decode a picture. Raises :class:`MediaError` for what is none."""
-    with _opened(path) as image:
-        notes = tuple(_notes(image))
-        height, width, _ = _pixels(image).shape
-    return Picture((width, height), notes)
+def check_image(path: Path) -> InputImage:
+    """Open and decode an image. Raises :class:`MediaError` for a file that is not an image."""
+    with _open_image(path) as image:
+        notes = tuple(_conversion_notes(image))
+        height, width, _ = _to_rgb_array(image).shape
+    return InputImage((width, height), notes)
 
 
 def load_image(path: Path) -> Pixels:
-    """A picture as (H, W, 3) uint8 sRGB. Raises :class:`MediaError`."""
-    with _opened(path) as image:
-        return _pixels(image)
+    """An image as (H, W, 3) uint8 sRGB. Raises :class:`MediaError` if it cannot be read."""
+    with _open_image(path) as image:
+        return _to_rgb_array(image)
 
 
-def fitted(
+def fit_image(
     pixels: Pixels, canvas: tuple[int, int], window: tuple[int, int], fit: str = "cover"
 ) -> Pixels:
-    """A picture brought to the (width, height) of ``canvas``, centred, sides kept in proportion.
+    """An image (H, W, 3) resized to the (width, height) of ``canvas``, centred, aspect ratio kept.
 
-    "cover" fills the canvas and cuts what stands over; "letterbox" shows all of the picture
-    inside ``window``, the middle of the canvas that the clip shows, with black around it.
-    Bilinear, antialiased where it shrinks.
+    ``fit="cover"`` fills the canvas and crops the rest. ``fit="letterbox"`` shows the whole image
+    inside ``window``, the centre of the canvas that the clip shows, with black around it. Bilinear,
+    with antialiasing when it shrinks.
     """
-    from PIL import Image as Pictures
+    from PIL import Image as PillowImage
 
     height, width, _ = pixels.shape
     inside = canvas if fit == "cover" else window
     ratios = (inside[0] / width, inside[1] / height)
     scale = max(ratios) if fit == "cover" else min(ratios)
     size = tuple(max(round(side * scale), 1) for side in (width, height))
-    if fit == "cover":  # rounding may not leave a gap
+    if fit == "cover":  # rounding must not leave a gap
         size = (max(size[0], canvas[0]), max(size[1], canvas[1]))
-    resized = Pictures.fromarray(pixels)
+    resized = PillowImage.fromarray(pixels)
     if size != (width, height):
-        resized = resized.resize((size[0], size[1]), Pictures.Resampling.BILINEAR)
-    out = Pictures.new("RGB", canvas)
+        resized = resized.resize((size[0], size[1]), PillowImage.Resampling.BILINEAR)
+    out = PillowImage.new("RGB", canvas)
     out.paste(resized, ((canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2))
     return np.array(out, np.uint8)
 
 
-def like_video(pixels: Pixels, crf: int) -> Pixels:
-    """A picture after H.264 at ``crf`` and back; odd sides lose a line, ``crf`` 0 changes nothing.
+def compress_like_video(pixels: Pixels, crf: int) -> Pixels:
+    """An image (H, W, 3) encoded with H.264 at ``crf`` and decoded again; ``crf=0``: unchanged.
 
-    One key frame of libx264, preset veryfast, 4:2:0, in memory, as the official pipelines do
-    before they encode an image: the model then moves it instead of holding a still.
+    Odd sides lose one line. One key frame of libx264, preset veryfast, 4:2:0, in memory. The
+    official LTX-2 pipelines do this to an image before the VAE encodes it, because the model tends
+    to keep an uncompressed image as a still.
     """
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     if crf == 0 or not height or not width:
@@ -105,54 +107,55 @@ def like_video(pixels: Pixels, crf: int) -> Pixels:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image]:
-    """An open picture; whatever Pillow dislikes inside the block becomes a MediaError."""
-    from PIL import Image as Pictures
+def _open_image(path: Path) -> Iterator[Image]:
+    """An open image; Pillow's exceptions inside the block become a :class:`MediaError`."""
+    from PIL import Image as PillowImage
     from PIL import UnidentifiedImageError
 
     if path.suffix.lower() in HEIC:
         raise MediaError(
-            f"{path.name} is a HEIC picture, which cannot be read here", "save it as JPEG or PNG"
+            f"{path.name} is a HEIC image, which cannot be read", "save it as JPEG or PNG"
         )
     try:
         if path.stat().st_size == 0:
             raise MediaError(f"{path.name} is empty: 0 bytes", "give a PNG, JPEG or WebP file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Pictures.DecompressionBombWarning)
-            with Pictures.open(path) as image:
+            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+            with PillowImage.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise MediaError(
-                        f"{path.name} has {image.width}x{image.height} pixels, which is too large",
+                        f"{path.name} has {image.width}x{image.height} pixels, expected at most "
+                        f"{MAX_PIXELS:,} in all",
                         "scale it down to the size of the clip first",
                     )
                 yield image
     except FileNotFoundError as error:
-        raise MediaError(f"there is no picture {path}", "check the path") from error
+        raise MediaError(f"image {path} does not exist", "check the path") from error
     except (
         UnidentifiedImageError,
         OSError,
         SyntaxError,
         ValueError,
-        Pictures.DecompressionBombError,
+        PillowImage.DecompressionBombError,
     ) as error:
         raise MediaError(
-            f"{path.name} cannot be read as a picture: {error}", "use a PNG, JPEG or WebP file"
+            f"{path.name} cannot be read as an image: {error}", "use a PNG, JPEG or WebP file"
         ) from error
 
 
-def _notes(image: Image) -> Iterator[str]:
+def _conversion_notes(image: Image) -> Iterator[str]:
     if getattr(image, "n_frames", 1) > 1:
-        yield f"is an animation of {image.n_frames} frames, its first one is used"  # type: ignore[attr-defined]
+        yield f"is an animation of {image.n_frames} frames, only the first is used"  # type: ignore[attr-defined]
     if image.has_transparency_data:
-        yield "is transparent in places, they become black"
+        yield "has transparent parts, which become black"
     if image.mode in DEEP_GREY:
         yield "has 16 bits per pixel, rounded to 8"
     if image.mode == "CMYK":
         yield "is CMYK, converted to sRGB"
 
 
-def _pixels(image: Image) -> Pixels:
-    from PIL import Image as Pictures
+def _to_rgb_array(image: Image) -> Pixels:
+    from PIL import Image as PillowImage
     from PIL import ImageOps
 
     image = ImageOps.exif_transpose(image)
@@ -162,19 +165,20 @@ def _pixels(image: Image) -> Pixels:
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
         raise MediaError(
-            "a picture of floating-point values has no white point", "save it with 8 or 16 bits"
+            "an image of floating-point values has no defined white level",
+            "save it with 8 or 16 bits",
         )
     if image.has_transparency_data:
         solid = image.convert("RGBA")
-        image = Pictures.new("RGBA", solid.size, "black")
+        image = PillowImage.new("RGBA", solid.size, "black")
         image.alpha_composite(solid)
     else:
-        image = _in_srgb(image)
+        image = _to_srgb(image)
     return np.array(image.convert("RGB"), np.uint8)
 
 
-def _in_srgb(image: Image) -> Image:
-    """The picture by its own colour profile, where it has a usable one."""
+def _to_srgb(image: Image) -> Image:
+    """The image converted to sRGB by its colour profile, if it has a usable one."""
     from PIL import ImageCms
 
     profile = image.info.get("icc_profile")
@@ -185,5 +189,5 @@ def _in_srgb(image: Image) -> Image:
         target = ImageCms.createProfile("sRGB")
         found = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
-        return image  # a damaged profile: the values are taken for sRGB
+        return image  # a damaged profile: the values are interpreted as sRGB
     return found if found is not None else image

@@ -1,8 +1,9 @@
-"""Single frames as files: PNG (8 bit), TIFF (16 bit), EXR (half floats), and sound alone as WAV.
+"""Image sequences (PNG with 8 bits, TIFF with 16 bits, EXR with half floats) and WAV files.
 
-All frames are written into a temporary folder beside the wanted one, which is renamed at the end.
-PNG and TIFF hold the values of the clip, sRGB to all that read them. EXR is scene-linear by
-convention, so the sRGB curve is taken off; its primaries are those of BT.709.
+All frames are written into a temporary folder next to the output folder, which is renamed at the
+end. PNG and TIFF contain the values of the clip, which readers interpret as sRGB. EXR is
+scene-linear by convention, so the sRGB transfer curve is removed; its primaries are those of
+BT.709.
 """
 
 from __future__ import annotations
@@ -23,167 +24,174 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.container_metadata import as_comment
-from latent_ladder.media.encoders import SOUND_SUFFIX, STILLS, require_encoder
+from latent_ladder.media.container_metadata import encode_comment
+from latent_ladder.media.encoders import AUDIO_SUFFIX, IMAGE_ENCODERS, require_encoder
 from latent_ladder.media.video_writer import (
     AUDIO_RATE,
     Frames,
     VideoSpec,
     WrittenVideo,
-    check_file,
-    feed,
-    replacing,
-    resampled,
+    check_output_path,
+    encode_in_thread,
+    resample_audio,
+    temporary_output,
 )
 from latent_ladder.storage.atomic_write import commit, convert_write_errors, part_path
 
 SIDECAR = "request.json"
-"""Beside the frames: the metadata, for formats that cannot hold it and for all who look there."""
+"""Name of the metadata file in the folder of the frames; TIFF and EXR files have no metadata."""
 
-SOUND = "sound.wav"
+AUDIO_FILE = "sound.wav"
 _NUMBER = re.compile(r"%0?(\d*)d")
-Sound = tuple[NDArray[np.float32], int]
+Waveform = tuple[NDArray[np.float32], int]
 Encode = Callable[[Frames], bytes]
 
 
 @dataclass(frozen=True)
-class Stills:
-    """Where single frames go: ``folder`` and the pattern of names in it, such as ``%05d.png``."""
+class FramePattern:
+    """Output path of an image sequence: ``folder``, and a name pattern such as ``%05d.png``."""
 
     folder: Path
     pattern: str
 
     @classmethod
-    def of(cls, path: Path) -> Stills | None:
-        """What ``frames/%05d.png`` means; ``None`` for a path without a ``%d``."""
+    def from_path(cls, path: Path) -> FramePattern | None:
+        """Parse a path such as ``frames/%05d.png``; ``None`` for a path without a ``%d``."""
         return cls(path.parent, path.name) if _NUMBER.search(path.name) else None
 
     def name(self, index: int) -> str:
-        """The name of one frame, counted from 0."""
+        """The file name of the frame ``index``, counted from 0."""
         return self.pattern % index
 
-    def owns(self, name: str) -> bool:
-        """Whether a file in the folder is one that an earlier run wrote."""
+    def matches(self, name: str) -> bool:
+        """True for the name of a file that :func:`write_image_sequence` writes."""
         head, _, tail = _NUMBER.sub("\0", self.pattern, count=1).partition("\0")
         found = re.fullmatch(f"{re.escape(head)}\\d+{re.escape(tail)}", name)
-        return bool(found) or name in (SIDECAR, SOUND)
+        return bool(found) or name in (SIDECAR, AUDIO_FILE)
 
 
-def check_stills(path: Path, overwrite: bool) -> None:
+def check_image_sequence(path: Path, overwrite: bool) -> None:
     """Raise :class:`MediaError` if frames could not be written to the pattern ``path``."""
-    stills = Stills.of(path)
-    if stills is None or path.suffix.lower() not in STILLS or not _formats(stills.pattern):
+    target = FramePattern.from_path(path)
+    suffix = path.suffix.lower()
+    if target is None or suffix not in IMAGE_ENCODERS or not _is_valid_pattern(target.pattern):
         raise MediaError(
-            f"output {path.name} is no pattern of frames, expected one number and "
-            f"{', '.join(STILLS)}",
+            f"output {path.name} is not a pattern of frame names, expected one %d and a suffix of "
+            f"{', '.join(IMAGE_ENCODERS)}",
             f"write to {path.parent / '%05d.png'}",
         )
-    require_encoder(STILLS[path.suffix.lower()][0])
-    folder = stills.folder
+    require_encoder(IMAGE_ENCODERS[suffix][0])
+    folder = target.folder
     if not folder.absolute().parent.is_dir():
         raise MediaError(f"output folder {folder.parent} does not exist", "create it first")
     if folder.exists() and not folder.is_dir():
         raise MediaError(f"output folder {folder} is a file", "choose another folder")
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    others = [name for name in names if not stills.owns(name)]
+    others = [name for name in names if not target.matches(name)]
     if others:
         raise MediaError(
-            f"output folder {folder} holds other files, such as {others[0]}",
-            "name a folder of its own for the frames: it is replaced as a whole",
+            f"output folder {folder} contains other files, such as {others[0]}",
+            "choose an empty or new folder: the whole folder is replaced by the frames",
         )
     if names and not overwrite:
         raise MediaError(
-            f"output folder {folder} already holds frames",
-            "allow overwriting, or choose another folder",
+            f"output folder {folder} already contains frames",
+            "--overwrite replaces them; or choose another folder",
         )
 
 
-def _formats(pattern: str) -> bool:
+def _is_valid_pattern(pattern: str) -> bool:
     try:
         return pattern % 1 != pattern % 2
     except (TypeError, ValueError):
         return False
 
 
-def write_stills(
+def write_image_sequence(
     path: Path,
     frames: Iterable[Frames],
     spec: VideoSpec,
     *,
-    audio: Sound | None = None,
+    audio: Waveform | None = None,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> WrittenVideo:
-    """Write every frame to the pattern ``path``, the sound to ``sound.wav`` beside them.
+    """Write every frame to the pattern ``path``, the audio to ``sound.wav`` in the same folder.
 
-    Raises :class:`MediaError`, and whatever ``frames`` raises; then the folder is as it was.
+    ``frames`` are chunks (n, H, W, 3) or single frames (H, W, 3); ``audio`` is a (2, S) waveform
+    in -1..1 and its sample rate. Raises :class:`MediaError`, and whatever ``frames`` raises; the
+    folder is unchanged then.
     """
-    check_stills(path, overwrite)
-    stills, tags = Stills(path.parent, path.name), dict(metadata or {})
+    check_image_sequence(path, overwrite)
+    target, tags = FramePattern(path.parent, path.name), dict(metadata or {})
     encode = _encoder(path.suffix.lower(), spec, tags)
     count = 0
     with (
-        convert_write_errors(MediaError, f"frames {path.name}", stills.folder.absolute().parent),
-        _fresh_folder(stills.folder) as fresh,
+        convert_write_errors(MediaError, f"frames {path.name}", target.folder.absolute().parent),
+        _temporary_folder(target.folder) as folder,
     ):
 
         def write(chunk: Frames) -> None:
             nonlocal count
             for frame in chunk[None] if chunk.ndim == 3 else chunk:
-                (fresh / stills.name(count)).write_bytes(encode(frame))
+                (folder / target.name(count)).write_bytes(encode(frame))
                 count += 1
 
-        feed(write, frames)
+        encode_in_thread(write, frames)
         if not count:
-            raise MediaError("there are no frames to write", hint="ask for at least one frame")
+            raise MediaError("there are no frames to write", hint="--frames must be at least 1")
         if audio is not None:
-            _write_pcm(fresh / SOUND, audio, Fraction(count) / spec.fps, tags)
-        facts = {"fps": str(spec.fps), "frames": count, "pattern": stills.pattern}
+            _write_pcm(folder / AUDIO_FILE, audio, Fraction(count) / spec.fps, tags)
+        facts = {"fps": str(spec.fps), "frames": count, "pattern": target.pattern}
         text = json.dumps({**tags, **facts}, ensure_ascii=False, indent=1)
-        (fresh / SIDECAR).write_text(text, "utf-8")
-        total = sum(p.stat().st_size for p in fresh.iterdir())
+        (folder / SIDECAR).write_text(text, "utf-8")
+        total = sum(p.stat().st_size for p in folder.iterdir())
     duration = float(count / spec.fps)
     return WrittenVideo(path, count, duration, None if audio is None else duration, total)
 
 
-def write_sound(
+def write_audio(
     path: Path,
-    audio: Sound | None,
+    audio: Waveform | None,
     duration: Fraction,
     *,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> WrittenVideo:
-    """Write the sound alone, 24-bit PCM, cut or padded to ``duration`` seconds."""
-    check_file(path, overwrite)
+    """Write audio only, as a WAV file of 24-bit PCM, cut or padded to ``duration`` seconds.
+
+    Raises :class:`MediaError` if there is no audio, or ``path`` cannot be written.
+    """
+    check_output_path(path, overwrite)
     if audio is None:
         raise MediaError(
-            f"there is no sound for {path.name}", "ask for sound, or write to a video file"
+            f"there is no audio to write to {path.name}",
+            "leave --no-audio (--audio none) out, or write to a video file",
         )
     with (
-        convert_write_errors(MediaError, f"sound {path.name}", path.parent),
-        replacing(path) as part,
+        convert_write_errors(MediaError, f"audio {path.name}", path.parent),
+        temporary_output(path) as part,
     ):
         samples = _write_pcm(part, audio, duration, metadata or {})
         commit(part, path)
     return WrittenVideo(path, 0, float(duration), samples / AUDIO_RATE, path.stat().st_size)
 
 
-def is_sound(path: Path) -> bool:
-    """Whether a path names sound alone."""
-    return path.suffix.lower() == SOUND_SUFFIX
+def is_audio_file(path: Path) -> bool:
+    """True for the path of a file with audio only (.wav)."""
+    return path.suffix.lower() == AUDIO_SUFFIX
 
 
-def _write_pcm(path: Path, audio: Sound, duration: Fraction, metadata: Mapping[str, str]) -> int:
-    """Write a WAV file; samples written."""
+def _write_pcm(path: Path, audio: Waveform, duration: Fraction, metadata: Mapping[str, str]) -> int:
+    """Write a WAV file and return the number of samples per channel."""
     import av
 
     wave = np.zeros((2, round(duration * AUDIO_RATE)), np.float32)
-    found = resampled(*audio)[:, : wave.shape[1]]
+    found = resample_audio(*audio)[:, : wave.shape[1]]
     wave[:, : found.shape[1]] = found
     with av.open(str(path), "w", format="wav") as container:
         stream = container.add_stream("pcm_s24le", rate=AUDIO_RATE, layout="stereo")
-        container.metadata["comment"] = as_comment(metadata)
+        container.metadata["comment"] = encode_comment(metadata)
         frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
         frame.sample_rate = AUDIO_RATE
         container.mux(stream.encode(frame))
@@ -192,38 +200,38 @@ def _write_pcm(path: Path, audio: Sound, duration: Fraction, metadata: Mapping[s
 
 
 @contextmanager
-def _fresh_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``folder`` if the block ends well."""
-    fresh = part_path(folder.absolute())
-    fresh.mkdir()
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that replaces ``folder`` if the block ends without an exception."""
+    new = part_path(folder.absolute())
+    new.mkdir()
     try:
-        yield fresh
+        yield new
         if folder.exists():
             old = part_path(folder.absolute())
             folder.rename(old)
-            fresh.rename(folder)
+            new.rename(folder)
             shutil.rmtree(old)
         else:
-            fresh.rename(folder)
+            new.rename(folder)
     finally:
         with suppress(OSError):
-            shutil.rmtree(fresh)
+            shutil.rmtree(new)
 
 
-# --- one frame ----------------------------------------------------------------------------------
+# --- encoding of one frame ----------------------------------------------------------------------
 
 
 def _encoder(suffix: str, spec: VideoSpec, tags: Mapping[str, str]) -> Encode:
     if suffix == ".png":
-        return partial(as_png, tags=tags)
+        return partial(encode_png, tags=tags)
     options = {
         ".exr": {"format": "half", "compression": "zip16"},
     }.get(suffix, {"compression_algo": "deflate"})
-    return partial(_coded, suffix=suffix, spec=spec, options=options)
+    return partial(_encode_with_ffmpeg, suffix=suffix, spec=spec, options=options)
 
 
-def as_png(frame: Frames, tags: Mapping[str, str]) -> bytes:
-    """A PNG with the tags as text chunks, 8 bits."""
+def encode_png(frame: Frames, tags: Mapping[str, str]) -> bytes:
+    """An 8-bit PNG of a frame (H, W, 3), with the tags as text chunks."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -236,27 +244,29 @@ def as_png(frame: Frames, tags: Mapping[str, str]) -> bytes:
     return file.getvalue()
 
 
-def _coded(frame: Frames, suffix: str, spec: VideoSpec, options: Mapping[str, str]) -> bytes:
-    """A picture from one of FFmpeg's encoders."""
+def _encode_with_ffmpeg(
+    frame: Frames, suffix: str, spec: VideoSpec, options: Mapping[str, str]
+) -> bytes:
+    """One frame (H, W, 3) encoded as TIFF or EXR by FFmpeg."""
     import av
 
-    name, pix_fmt = STILLS[suffix]
+    name, pix_fmt = IMAGE_ENCODERS[suffix]
     codec: Any = av.CodecContext.create(name, "w")
     codec.width, codec.height = spec.size
     codec.pix_fmt, codec.time_base = pix_fmt, 1 / spec.fps
     codec.options = dict(options)
-    pixels = _linear(frame) if suffix == ".exr" else _sixteen_bits(frame)
-    picture = av.VideoFrame.from_ndarray(pixels, format=pix_fmt)
-    picture.pts = 0
-    return b"".join(bytes(packet) for packet in (*codec.encode(picture), *codec.encode(None)))
+    pixels = _to_linear_light(frame) if suffix == ".exr" else _to_uint16(frame)
+    video_frame = av.VideoFrame.from_ndarray(pixels, format=pix_fmt)
+    video_frame.pts = 0
+    return b"".join(bytes(packet) for packet in (*codec.encode(video_frame), *codec.encode(None)))
 
 
-def _sixteen_bits(frame: Frames) -> NDArray[np.uint16]:
+def _to_uint16(frame: Frames) -> NDArray[np.uint16]:
     return frame.astype(np.uint16) * 257 if frame.dtype == np.uint8 else frame.astype(np.uint16)
 
 
-def _linear(frame: Frames) -> NDArray[np.float32]:
-    """0..1 in linear light (IEC 61966-2-1)."""
+def _to_linear_light(frame: Frames) -> NDArray[np.float32]:
+    """sRGB integers -> linear light in 0..1, float32 (IEC 61966-2-1)."""
     x = frame.astype(np.float32) / np.iinfo(frame.dtype).max
     curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     return np.ascontiguousarray(curve, np.float32)

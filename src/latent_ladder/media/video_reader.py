@@ -1,4 +1,4 @@
-"""Read video, sound, pictures and their metadata: any file that FFmpeg knows, not only our own."""
+"""Readers of video frames, audio, images and their metadata, for all files that FFmpeg reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.container_metadata import from_comment, picture_tags
+from latent_ladder.media.container_metadata import decode_comment, read_image_tags
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 _BT709, _UNSPECIFIED = 1, 2
 _PICTURES = (".png", ".gif", ".webp")
 _HD_WIDTH, _HD_HEIGHT = 1280, 576
-"""Untagged video of at least this width, or above this height, is taken for BT.709."""
+"""Video without a colour tag, of at least this width or above this height, is read as BT.709."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds; sizes as shown, so a rotated phone video is upright."""
+    """The properties of a video file; width and height as displayed, after rotation.
+
+    Durations are in seconds; ``audio_duration_s`` and ``audio_rate`` (Hz) are ``None`` without
+    audio.
+    """
 
     width: int
     height: int
@@ -44,11 +48,11 @@ class VideoInfo:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Describe the video in ``path`` without decoding more than its first frame.
+    """Read the properties of a video file; decodes only its first frame.
 
-    Raises :class:`MediaError` if it is missing, no video, or its first frame is damaged.
+    Raises :class:`MediaError` if the file is missing, has no video or its first frame is damaged.
     """
-    with opened(path) as container:
+    with open_media(path) as container:
         stream = _video_stream(container, path)
         frames, duration, audio_end = _measure(container, stream)
         audio = container.streams.audio[0] if container.streams.audio else None
@@ -68,15 +72,16 @@ def probe(path: Path) -> VideoInfo:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The tags of a video, a picture or a sound; MKV's upper-case names are lowered.
+    """The metadata tags of a video, image or audio file; names from MKV are in lower case.
 
-    A folder of frames, or the pattern of their names, gives those of the ``request.json`` in it.
+    For the folder or name pattern of an image sequence: the tags in its ``request.json``. Raises
+    :class:`MediaError` if they cannot be read.
     """
     if path.is_dir() or "%" in path.name:
         return _sidecar(path if path.is_dir() else path.parent)
     if path.suffix.lower() in _PICTURES and path.is_file():
-        return _picture_tags(path)
-    with opened(path) as container:
+        return _image_tags(path)
+    with open_media(path) as container:
         return _metadata(container)
 
 
@@ -85,36 +90,37 @@ def _sidecar(folder: Path) -> dict[str, str]:
         found = json.loads((folder / "request.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise MediaError(
-            f"folder {folder} has no request.json that can be read: {error}", "name a clip"
+            f"folder {folder} has no readable request.json: {error}",
+            "give a clip, or the folder of an image sequence",
         ) from error
     return {k: v for k, v in found.items() if isinstance(v, str)}
 
 
-def _picture_tags(path: Path) -> dict[str, str]:
+def _image_tags(path: Path) -> dict[str, str]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return picture_tags(path)
+        return read_image_tags(path)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path.name} cannot be read as a picture: {error}") from error
+        raise MediaError(f"{path.name} cannot be read as an image: {error}") from error
 
 
 def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Every frame of the video, (H, W, 3) uint8 RGB, upright, one at a time.
+    """Every frame of the video, upright, one at a time: (H, W, 3) uint8 RGB.
 
-    The colour matrix and range are those the file declares. Raises :class:`MediaError` when the
-    file ends before the number of frames that it announces.
+    Colour matrix and range are those in the file. Raises :class:`MediaError` if the file ends
+    before the number of frames in its header.
     """
     return (frame for _, frame in timed_frames(path))
 
 
 def timed_frames(path: Path) -> Iterator[tuple[Fraction, NDArray[np.uint8]]]:
-    """As :func:`read_frames`, each with the second at which it is shown; the first is at 0."""
+    """The frames of :func:`read_frames`, each with its time in seconds; the first is at 0."""
     count, first = 0, None
-    with opened(path) as container:
+    with open_media(path) as container:
         stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
-        announced, rate = stream.frames, stream.average_rate or stream.guessed_rate or 24
+        expected, rate = stream.frames, stream.average_rate or stream.guessed_rate or 24
         for frame in container.decode(stream):
             time, pts, base = Fraction(count) / Fraction(rate), frame.pts, frame.time_base
             if pts is not None and base is not None:
@@ -122,22 +128,22 @@ def timed_frames(path: Path) -> Iterator[tuple[Fraction, NDArray[np.uint8]]]:
             first = time if first is None else first
             count += 1
             yield time - first, _to_rgb(frame)
-    if count == 0 or count < announced:
+    if count == 0 or count < expected:
         raise MediaError(
-            f"{path.name} is truncated: {count} of {announced or 'its'} frames can be read",
+            f"{path.name} is truncated: {count} of {expected or 'its'} frames can be read",
             hint="make or download the file again",
         )
 
 
 def read_audio(path: Path, rate: int) -> NDArray[np.float32]:
-    """The sound as (2, S) float32 at ``rate``; S = 0 if the file has none.
+    """The whole audio track as stereo (2, S) float32 at ``rate`` Hz; S = 0 without audio.
 
-    MP4 and MOV give exactly the samples that were written; MKV has no place to say where they end
-    and gives the encoder's last block (21 ms) to its end.
+    MP4 and MOV return exactly the samples that were written. MKV does not store where the audio
+    ends, so the padding of the encoder's last block (21 ms) is returned too.
     """
     import av
 
-    with opened(path) as container:
+    with open_media(path) as container:
         if not container.streams.audio:
             return np.zeros((2, 0), np.float32)
         stream = container.streams.audio[0]
@@ -150,33 +156,40 @@ def read_audio(path: Path, rate: int) -> NDArray[np.float32]:
         parts += [part.to_ndarray() for part in resampler.resample(None)]
         samples: NDArray[np.float32] = np.concatenate([np.zeros((2, 0), np.float32), *parts], 1)
         if stream.duration and stream.time_base:
-            # MP4 hides the last AAC frame's padding behind an edit list; the decoder gives it.
+            # MP4 excludes the padding of the last AAC frame by an edit list, which the decoder
+            # ignores.
             samples = samples[:, : round(stream.duration * stream.time_base * rate)]
     return samples
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3) uint8 RGB, turned as its EXIF says, transparency on white."""
+    """An image as (H, W, 3) uint8 RGB, rotated as its EXIF says, transparent parts white.
+
+    Raises :class:`MediaError` if it cannot be read.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
+        with Image.open(path) as stored:
+            image = ImageOps.exif_transpose(stored)
             if image.has_transparency_data:
                 solid = image.convert("RGBA")
                 image = Image.new("RGBA", solid.size, "white")
                 image.alpha_composite(solid)
             return np.array(image.convert("RGB"), np.uint8)
     except FileNotFoundError as error:
-        raise MediaError(f"there is no picture {path}", hint="check the path") from error
+        raise MediaError(f"image {path} does not exist", hint="check the path") from error
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(
-            f"{path.name} cannot be read as a picture: {error}", hint="use a PNG, JPEG or WebP file"
+            f"{path.name} cannot be read as an image: {error}", hint="use a PNG, JPEG or WebP file"
         ) from error
 
 
 def extract_frames(path: Path, folder: Path, pattern: str = "{:05d}.png") -> list[Path]:
-    """Write every frame of a video as a PNG in ``folder`` (made if missing); return the files."""
+    """Write every frame of a video to ``folder`` as a PNG and return the files.
+
+    Creates the folder. Raises :class:`MediaError` if it cannot be written.
+    """
     from PIL import Image
 
     written = []
@@ -192,10 +205,10 @@ def extract_frames(path: Path, folder: Path, pattern: str = "{:05d}.png") -> lis
 
 
 @contextmanager
-def opened(path: Path, what: str = "a video") -> Iterator[InputContainer]:
-    """An open container; whatever FFmpeg dislikes inside the block becomes a MediaError.
+def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
+    """An open container; FFmpeg's errors inside the block become a :class:`MediaError`.
 
-    ``what`` is what the file was expected to be, for the message.
+    ``what`` names the expected kind of file in the message.
     """
     import av
 
@@ -203,31 +216,31 @@ def opened(path: Path, what: str = "a video") -> Iterator[InputContainer]:
         with av.open(str(path)) as container:
             yield container
     except FileNotFoundError as error:
-        raise MediaError(f"there is no file {path}", hint="check the path") from error
+        raise MediaError(f"file {path} does not exist", hint="check the path") from error
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(
             f"{path.name} cannot be read as {what}: {reason}",
-            hint="it is no media file, or it is truncated or damaged",
+            hint="use another file: this is not a media file, or it is truncated or damaged",
         ) from error
 
 
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     if not container.streams.video:
-        raise MediaError(f"{path.name} has no picture", hint="use a video file")
+        raise MediaError(f"{path.name} has no video track", hint="use a video file")
     return container.streams.video[0]
 
 
 def _metadata(container: InputContainer) -> dict[str, str]:
     upper = "matroska" in container.format.name
     found = {k.lower() if upper else k: v for k, v in container.metadata.items()}
-    return found | (from_comment(found.get("comment", "")) or {})
+    return found | (decode_comment(found.get("comment", "")) or {})
 
 
 def _measure(container: InputContainer, video: VideoStream) -> tuple[int, Fraction, Fraction]:
-    """Frames, video duration and audio duration, from the header or else from the packets."""
+    """Number of frames, video and audio duration in seconds, from the header, else from packets."""
     audio = container.streams.audio[0] if container.streams.audio else None
-    spans = [_declared(stream) for stream in (video, audio) if stream is not None]
+    spans = [_header_duration(stream) for stream in (video, audio) if stream is not None]
     if video.frames and all(spans):
         return video.frames, spans[0], spans[-1]
     ends = {stream.index: Fraction(0) for stream in (video, audio) if stream is not None}
@@ -241,8 +254,8 @@ def _measure(container: InputContainer, video: VideoStream) -> tuple[int, Fracti
     return frames, ends[video.index], ends[audio.index] if audio is not None else Fraction(0)
 
 
-def _declared(stream: Stream) -> Fraction:
-    """The duration that the header gives a stream, 0 if it gives none."""
+def _header_duration(stream: Stream) -> Fraction:
+    """The duration of a stream in seconds that the header states, 0 if it states none."""
     if not stream.duration or not stream.time_base:
         return Fraction(0)
     return Fraction(stream.duration * stream.time_base)
@@ -250,10 +263,10 @@ def _declared(stream: Stream) -> Fraction:
 
 def _to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
-    # PyAV (since 17) takes the frame's own matrix if it has one, BT.601 otherwise.
+    # PyAV (since 17) uses the frame's own matrix if it has one, BT.601 otherwise.
     matrix = _BT709 if hd and frame.colorspace == _UNSPECIFIED else None
     converted = frame.reformat(format="rgb24", src_colorspace=matrix)
     rgb: NDArray[np.uint8] = np.asarray(converted.to_ndarray(), np.uint8)
-    # The display matrix turns counter-clockwise, as rot90 does.
+    # The display matrix rotates counter-clockwise, like rot90.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -1,9 +1,9 @@
-"""Write a video file from an iterator of frames, in constant memory.
+"""Video writer: encodes an iterator of frames to a file, in constant memory.
 
 BT.709 in limited range and 48 kHz stereo, in the codecs and containers of
-:mod:`latent_ladder.media.encoders`. The frames are encoded in a second thread while the caller's
-iterator computes the next ones, the sound is interleaved as the picture proceeds and always ends
-with it. The final name appears when the file is complete.
+:mod:`latent_ladder.media.encoders`. A second thread encodes while the caller's iterator computes
+the next frames. Audio is interleaved with the video and has exactly its length. The file gets its
+final name when it is complete.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import LadderError, MediaError
-from latent_ladder.media.container_metadata import EMBEDDED_TAGS, embed
+from latent_ladder.media.container_metadata import EMBEDDED_TAG_SUFFIXES, embed_tags
 from latent_ladder.media.encoders import CONTAINERS, EncoderSettings, Encoding, choose_encoding
-from latent_ladder.media.gif_palette import Palette
+from latent_ladder.media.gif_palette import PaletteFilter
 from latent_ladder.storage.atomic_write import (
     PART_PREFIX,
     commit,
@@ -41,7 +41,7 @@ AUDIO_RATE = 48000
 QUEUED_CHUNKS = 2
 
 _LEAST_ROOM = 16384
-"""Bytes that must fit before a video is begun."""
+"""Bytes that must be free on the disk before encoding starts."""
 
 SUFFIXES = tuple(CONTAINERS)
 
@@ -56,7 +56,7 @@ _RGB = {np.dtype(np.uint8): "rgb24", np.dtype(np.uint16): "rgb48le"}
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """What to encode: ``size`` is (width, height), both even."""
+    """Size (width, height), both even, frame rate and encoder settings of a video."""
 
     size: tuple[int, int]
     fps: Fraction
@@ -65,8 +65,11 @@ class VideoSpec:
 
 @dataclass(frozen=True)
 class WrittenVideo:
-    """A finished file; ``audio_duration_s`` is ``None`` without sound, else equals ``duration_s``
-    within half a sample."""
+    """A finished file.
+
+    ``audio_duration_s`` is ``None`` without audio, else equal to ``duration_s`` within half a
+    sample.
+    """
 
     path: Path
     frames: int
@@ -75,8 +78,8 @@ class WrittenVideo:
     bytes: int
 
 
-def check_output(path: Path, overwrite: bool = False) -> None:
-    """Raise :class:`MediaError` if a video could not be written to ``path``; write nothing.
+def check_video_path(path: Path, overwrite: bool = False) -> None:
+    """Raise :class:`MediaError` if a video could not be written to ``path``. Leaves no file.
 
     Call it before a long computation; :func:`write_video` calls it again.
     """
@@ -86,18 +89,18 @@ def check_output(path: Path, overwrite: bool = False) -> None:
             f"{', '.join(SUFFIXES)}",
             hint=f"write to {path.with_suffix('.mp4').name}",
         )
-    check_file(path, overwrite)
+    check_output_path(path, overwrite)
 
 
-def check_file(path: Path, overwrite: bool) -> None:
-    """Raise :class:`MediaError` if a file could not be written to ``path``; write nothing."""
+def check_output_path(path: Path, overwrite: bool) -> None:
+    """Raise :class:`MediaError` if a file could not be written to ``path``. Leaves no file."""
     if path.is_dir():
         raise MediaError(f"output {path} is a folder", hint=f"write to {path / 'clip.mp4'}")
     if not path.parent.is_dir():
         raise MediaError(f"output folder {path.parent} does not exist", hint="create it first")
     if path.exists() and not overwrite:
         raise MediaError(
-            f"output {path} already exists", hint="allow overwriting, or choose another name"
+            f"output {path} already exists", hint="--overwrite replaces it; or choose another name"
         )
     _check_writable(path)
 
@@ -108,7 +111,7 @@ def check_size(size: tuple[int, int]) -> None:
     if width < 2 or height < 2 or width % 2 or height % 2:
         even = f"{max(2, width // 2 * 2)}x{max(2, height // 2 * 2)}"
         raise MediaError(
-            f"video size {width}x{height} has an odd side, expected even ones",
+            f"video size {width}x{height} has an odd side, expected even width and height",
             hint=f"crop the frames to {even}",
         )
 
@@ -124,53 +127,57 @@ def write_video(
 ) -> WrittenVideo:
     """Encode ``frames`` to ``path``; at most ``QUEUED_CHUNKS`` chunks wait for the encoder.
 
-    ``audio`` is a (2, S) waveform in -1..1 and its rate; it is resampled to 48 kHz and cut or
-    padded with silence to round(n_frames / fps * 48000) samples; GIF and WebP stay silent.
-    ``metadata`` may use any keys; MKV stores them in upper case (``media.read`` lowers them again).
+    ``frames`` are chunks (n, H, W, 3) or single frames (H, W, 3). ``audio`` is a (2, S) waveform in
+    -1..1 and its sample rate; it is resampled to 48 kHz and cut or padded with silence to
+    round(n_frames / fps * 48000) samples. GIF and WebP have no audio. ``metadata`` may have any
+    keys; MKV stores them in upper case, and ``read_metadata`` returns them in lower case.
 
-    Raises :class:`MediaError` (bad output, size, frames; disk full) and whatever ``frames``
-    raises; then nothing is left under ``path`` that was not there before.
+    Raises :class:`MediaError` (invalid path, size or frames; disk full) and whatever ``frames``
+    raises; an older file at ``path`` is unchanged then.
     """
-    check_output(path, overwrite)
+    check_video_path(path, overwrite)
     check_size(spec.size)
     encoding = choose_encoding(path, spec.settings)
-    sound = None if audio is None or encoding.sound is None else resampled(*audio)
+    waveform = None if audio is None or encoding.audio_encoder is None else resample_audio(*audio)
     tags = metadata or {}
     try:
-        with replacing(path) as part:
-            inside = {} if path.suffix.lower() in EMBEDDED_TAGS else tags
-            encoder = _Encoder(part, spec, encoding, sound)
+        with temporary_output(path) as part:
+            inside = {} if path.suffix.lower() in EMBEDDED_TAG_SUFFIXES else tags
+            encoder = _Encoder(part, spec, encoding, waveform)
             _encode_all(encoder, frames, inside)
-            with _encoding():
-                embed(part, tags)
+            with _convert_ffmpeg_errors():
+                embed_tags(part, tags)
                 commit(part, path)
-    except _EncodingFailed as failure:
-        raise _explained(failure.cause, path) from failure.cause
+    except _EncodingError as failure:
+        raise _to_media_error(failure.cause, path) from failure.cause
     return WrittenVideo(
         path=path,
         frames=encoder.frames,
         duration_s=float(encoder.frames / spec.fps),
-        audio_duration_s=None if sound is None else encoder.samples / AUDIO_RATE,
+        audio_duration_s=None if waveform is None else encoder.samples / AUDIO_RATE,
         bytes=path.stat().st_size,
     )
 
 
 def _encode_all(encoder: _Encoder, frames: Iterable[Frames], metadata: Mapping[str, str]) -> None:
-    """Write the whole file; afterwards the encoder is closed and only counts."""
+    """Write the whole file; afterwards ``encoder`` is closed and only its counts are valid."""
     try:
         encoder.start(metadata)
-        feed(encoder.encode, frames)
+        encode_in_thread(encoder.encode, frames)
         encoder.finish()
     except BaseException:
-        # Closing writes a trailer, which cannot succeed if encoding did not.
-        with suppress(_EncodingFailed):
+        # Closing writes a trailer, which fails again after a failed encoding.
+        with suppress(_EncodingError):
             encoder.close()
         raise
     encoder.close()
 
 
-def feed(encode: Callable[[Frames], None], frames: Iterable[Frames]) -> None:
-    """Encode in one worker thread while ``frames`` computes; errors of either side end both."""
+def encode_in_thread(encode: Callable[[Frames], None], frames: Iterable[Frames]) -> None:
+    """Call ``encode`` for every chunk in a worker thread while ``frames`` computes the next one.
+
+    An exception in the iterator or in ``encode`` stops both and is raised here.
+    """
     waiting: deque[Future[None]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
     try:
@@ -186,8 +193,8 @@ def feed(encode: Callable[[Frames], None], frames: Iterable[Frames]) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _EncodingFailed(Exception):
-    """FFmpeg or the disk refused: told apart from errors of the caller's iterator."""
+class _EncodingError(Exception):
+    """FFmpeg or the disk failed. Not an OSError, which the caller's iterator may raise too."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -195,16 +202,16 @@ class _EncodingFailed(Exception):
 
 
 @contextmanager
-def _encoding() -> Iterator[None]:
+def _convert_ffmpeg_errors() -> Iterator[None]:
     import av
 
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        raise _EncodingFailed(error) from error
+        raise _EncodingError(error) from error
 
 
-def _explained(cause: Exception, path: Path) -> LadderError:
+def _to_media_error(cause: Exception, path: Path) -> LadderError:
     if isinstance(cause, OSError):
         return explain_write_error(cause, MediaError, f"video {path.name}", path.parent, needed=0)
     return MediaError(
@@ -220,18 +227,18 @@ class _Encoder:
         path: Path,
         spec: VideoSpec,
         encoding: Encoding,
-        sound: NDArray[np.float32] | None,
+        waveform: NDArray[np.float32] | None,
     ) -> None:
         import av
 
         self.frames = 0
         self.samples = 0
-        self._broken = False  # an error is on its way to the caller; write nothing more
+        self._failed = False  # after an error, until the caller gets it: encode nothing more
         self._spec = spec
-        self._sound = sound
+        self._waveform = waveform
         self._pix_fmt = encoding.pix_fmt
-        self._palette = Palette(spec.size, spec.fps) if encoding.pix_fmt == "pal8" else None
-        with _encoding():
+        self._palette = PaletteFilter(spec.size, spec.fps) if encoding.pix_fmt == "pal8" else None
+        with _convert_ffmpeg_errors():
             self._container = av.open(
                 str(path),
                 "w",
@@ -239,41 +246,41 @@ class _Encoder:
                 container_options=dict(encoding.container.options),
             )
             self._video = _video_stream(self._container, spec, encoding)
-            self._audio = None if sound is None else _audio_stream(self._container, encoding)
+            self._audio = None if waveform is None else _audio_stream(self._container, encoding)
 
     def start(self, metadata: Mapping[str, str]) -> None:
         """Write the header."""
-        with _encoding():
+        with _convert_ffmpeg_errors():
             self._container.metadata.update(metadata)
-            # Now, not with the first packet: PyAV crashes if it has to try a failed header again.
+            # Not with the first packet: PyAV crashes when it writes a failed header again.
             self._container.start_encoding()
 
     def encode(self, chunk: Frames) -> None:
-        """Encode one frame or a chunk of frames, and the sound that belongs to them."""
-        if self._broken:
+        """Encode one frame or a chunk of frames, and the audio up to the end of the last frame."""
+        if self._failed:
             return
-        self._broken = True
-        with _encoding():
-            for frame in self._checked(chunk):
+        self._failed = True
+        with _convert_ffmpeg_errors():
+            for frame in self._check_chunk(chunk):
                 self._encode_frame(frame)
-            self._advance_sound()
-        self._broken = False
+            self._encode_audio()
+        self._failed = False
 
     def finish(self) -> None:
-        """Flush both encoders; raises :class:`MediaError` if there was no frame."""
+        """Flush both encoders. Raises :class:`MediaError` if there was no frame."""
         if not self.frames:
-            raise MediaError("there are no frames to write", hint="ask for at least one frame")
-        with _encoding():
+            raise MediaError("there are no frames to write", hint="--frames must be at least 1")
+        with _convert_ffmpeg_errors():
             self._mux(self._video.encode(None))
             if self._audio is not None:
                 self._mux(self._audio.encode(None))
 
     def close(self) -> None:
-        """Write the trailer, release the file."""
-        with _encoding():
+        """Write the trailer and close the file."""
+        with _convert_ffmpeg_errors():
             self._container.close()
 
-    def _checked(self, chunk: Frames) -> Frames:
+    def _check_chunk(self, chunk: Frames) -> Frames:
         width, height = self._spec.size
         stacked: Frames = chunk[None] if chunk.ndim == 3 else chunk
         if stacked.shape[1:] != (height, width, 3) or stacked.dtype not in _RGB:
@@ -289,27 +296,27 @@ class _Encoder:
 
         frame = av.VideoFrame.from_ndarray(pixels, format=_RGB[pixels.dtype])
         if self._palette is not None:
-            frame = self._palette.applied(frame)
+            frame = self._palette.apply(frame)
         else:
             frame = frame.reformat(
                 format=self._pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG"
             )
-            # ProRes takes these from the frame, all others from the encoder.
+            # ProRes reads these from the frame, all other encoders from their own settings.
             frame.color_primaries = frame.color_trc = _BT709
         frame.pts = self.frames
         frame.time_base = 1 / self._spec.fps
         self._mux(self._video.encode(frame))
         self.frames += 1
 
-    def _advance_sound(self) -> None:
-        """Encode the sound up to the end of the last frame, silence where there is no more."""
-        if self._sound is None or self._audio is None:
+    def _encode_audio(self) -> None:
+        """Encode the audio up to the end of the last frame, then silence if it is shorter."""
+        if self._waveform is None or self._audio is None:
             return
         import av
 
         end = round(self.frames / self._spec.fps * AUDIO_RATE)
         samples = np.zeros((2, end - self.samples), np.float32)
-        found = self._sound[:, self.samples : end]
+        found = self._waveform[:, self.samples : end]
         samples[:, : found.shape[1]] = found
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
         frame.sample_rate = AUDIO_RATE
@@ -324,7 +331,7 @@ class _Encoder:
 
 def _video_stream(container: OutputContainer, spec: VideoSpec, encoding: Encoding) -> Any:
     if encoding.encoder == "libsvtav1":
-        os.environ.setdefault("SVT_LOG", "1")  # else it writes its settings to stderr
+        os.environ.setdefault("SVT_LOG", "1")  # otherwise it writes its settings to stderr
     stream: Any = container.add_stream(encoding.encoder, rate=spec.fps)
     stream.width, stream.height = spec.size
     stream.pix_fmt = encoding.pix_fmt
@@ -339,18 +346,21 @@ def _video_stream(container: OutputContainer, spec: VideoSpec, encoding: Encodin
 
 
 def _audio_stream(container: Any, encoding: Encoding) -> Any:
-    stream = container.add_stream(encoding.sound, rate=AUDIO_RATE, layout="stereo")
+    stream = container.add_stream(encoding.audio_encoder, rate=AUDIO_RATE, layout="stereo")
     stream.bit_rate = 192_000
     stream.time_base = Fraction(1, AUDIO_RATE)
     return stream
 
 
-def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """(2, S) at ``rate`` -> (2, S') at 48 kHz, clipped to -1..1."""
+def resample_audio(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """Resample a waveform (2, S) from ``rate`` Hz to (2, S') at 48 kHz, clipped to -1..1.
+
+    NaN becomes silence. Raises :class:`MediaError` for another shape.
+    """
     import av
 
     if waveform.ndim != 2 or waveform.shape[0] != 2 or rate <= 0:
-        raise MediaError(f"sound is {waveform.shape} at {rate} Hz, expected (2, samples)")
+        raise MediaError(f"audio is {waveform.shape} at {rate} Hz, expected (2, samples)")
     clean = np.nan_to_num(waveform.astype(np.float32), nan=0.0).clip(-1.0, 1.0)
     if rate == AUDIO_RATE or not clean.shape[1]:
         return clean
@@ -362,8 +372,11 @@ def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, gone after the block unless it was renamed."""
+def temporary_output(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of ``path``; a file there is deleted after the block.
+
+    The block renames the file to keep it. Abandoned files of earlier processes are deleted first.
+    """
     for old in path.parent.glob(f"{PART_PREFIX}{path.stem}-*{path.suffix}"):
         if is_abandoned(old):
             old.unlink(missing_ok=True)
@@ -376,7 +389,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _check_writable(path: Path) -> None:
-    """Try it: permission bits do not tell about read-only file systems or full disks."""
+    """Write a small file: permission bits do not show a read-only file system or a full disk."""
     part = part_path(path)
     with convert_write_errors(MediaError, f"video {path.name}", path.parent, _LEAST_ROOM):
         try:

@@ -1,4 +1,4 @@
-"""Every kind of output by its name: a video file, single frames, sound alone."""
+"""Output of a clip by the name of its file: a video, an image sequence, or audio only."""
 
 from __future__ import annotations
 
@@ -11,58 +11,61 @@ from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
 from latent_ladder.media.encoders import (
+    AUDIO_SUFFIX,
     CONTAINERS,
-    SOUND_SUFFIX,
-    STILLS,
+    IMAGE_ENCODERS,
     EncoderSettings,
     choose_encoding,
     require_encoder,
 )
 from latent_ladder.media.image_sequence import (
-    Stills,
-    check_stills,
-    is_sound,
-    write_sound,
-    write_stills,
+    FramePattern,
+    check_image_sequence,
+    is_audio_file,
+    write_audio,
+    write_image_sequence,
 )
 from latent_ladder.media.video_writer import (
     Frames,
     VideoSpec,
     WrittenVideo,
-    check_file,
-    check_output,
+    check_output_path,
+    check_video_path,
     write_video,
 )
 
-ENDINGS = (*CONTAINERS, SOUND_SUFFIX)
+OUTPUT_SUFFIXES = (*CONTAINERS, AUDIO_SUFFIX)
 
 
 def check_clip(path: Path, overwrite: bool, settings: EncoderSettings) -> None:
-    """Raise :class:`MediaError` if nothing could be written to ``path`` so; write nothing.
+    """Raise :class:`MediaError` if a clip could not be written to ``path`` with these settings.
 
-    Whatever the name, the codec, its settings and this build of FFmpeg decide is found here,
-    before anything is computed.
+    Checks the path, the codec, its settings and the encoders of this FFmpeg before anything is
+    computed, and leaves no file.
     """
-    if Stills.of(path) is not None:
-        check_stills(path, overwrite)
+    if FramePattern.from_path(path) is not None:
+        check_image_sequence(path, overwrite)
         return
     suffix = path.suffix.lower()
-    if suffix in STILLS:
+    if suffix in IMAGE_ENCODERS:
         frames = path.parent / path.stem / f"%05d{suffix}"
-        raise MediaError(f"output {path.name} is one picture, not a clip", f"write to {frames}")
-    if is_sound(path):
+        raise MediaError(f"output {path.name} is one image, not a clip", f"write to {frames}")
+    if is_audio_file(path):
         require_encoder("pcm_s24le")
-        check_file(path, overwrite)
+        check_output_path(path, overwrite)
         return
-    check_output(path, overwrite)
+    check_video_path(path, overwrite)
     choose_encoding(path, settings)
 
 
-def bits_kept(path: Path, settings: EncoderSettings) -> int:
-    """Bits per channel that a checked output keeps: 8, or more, and then frames should have 16."""
-    if Stills.of(path) is not None:
+def bit_depth(path: Path, settings: EncoderSettings) -> int:
+    """Bits per channel of the output: 8, or more, and then the frames to write should have 16.
+
+    ``path`` must have passed :func:`check_clip`.
+    """
+    if FramePattern.from_path(path) is not None:
         return 8 if path.suffix.lower() == ".png" else 16
-    return 8 if is_sound(path) else choose_encoding(path, settings).bits
+    return 8 if is_audio_file(path) else choose_encoding(path, settings).bits
 
 
 def write_clip_file(
@@ -75,8 +78,12 @@ def write_clip_file(
     metadata: Mapping[str, str],
     overwrite: bool,
 ) -> WrittenVideo:
-    """Write a clip to whatever ``path`` names; ``frames`` are not asked for where it is sound."""
-    if is_sound(path):
-        return write_sound(path, audio, duration, metadata=metadata, overwrite=overwrite)
-    write = write_video if Stills.of(path) is None else write_stills
+    """Write a clip to a video, an image sequence or an audio file, by the name of ``path``.
+
+    ``frames`` is not read for an audio file. For the arguments and errors see
+    :func:`~latent_ladder.media.video_writer.write_video`; ``duration`` is in seconds.
+    """
+    if is_audio_file(path):
+        return write_audio(path, audio, duration, metadata=metadata, overwrite=overwrite)
+    write = write_video if FramePattern.from_path(path) is None else write_image_sequence
     return write(path, frames, spec, audio=audio, metadata=metadata, overwrite=overwrite)

@@ -17,39 +17,42 @@ from latent_ladder.models.device import Runtime
 
 REPEATS = 5
 SIDES = {"cpu": 2048, "mps": 4096, "cuda": 8192}
-"""Sides of the square matrices multiplied: long enough to reach the rate that a stage reaches."""
+"""Sides of the square matrices: large enough for the rate that a stage reaches."""
 COPY_BYTES = {"cpu": 2**27, "mps": 2**28, "cuda": 2**30}
 READ_BYTES = 2**29
 MFU = 0.75
 """Share of the rate of a bare matrix product that a whole forward reaches: attention, norms and
-gates take the rest. Measured on the CPU at pocket and medium size (docs/laboratory/benchmarks.md)."""
+gates take the rest. Measured on the CPU at pocket and medium size, see
+docs/laboratory/benchmarks.md."""
 
 
 def measure(runtime: Runtime, file: Path | None = None) -> Machine:
     """Rates of a device; ``file`` is read from the disk that the models are on.
 
-    Without a file, one of 512 MiB is written beside the temporary files and read back. Raises
+    Without a file, one of 512 MiB is written to the temporary folder and read back. Raises
     :class:`MediaError` when ``file`` cannot be read.
     """
-    return Machine(flops=MFU * _products(runtime), copy=_copies(runtime), disk=_reads(file))
+    return Machine(
+        flops=MFU * _matmul_flops(runtime), copy=_copy_rate(runtime), disk=_disk_rate(file)
+    )
 
 
-def _products(runtime: Runtime) -> float:
+def _matmul_flops(runtime: Runtime) -> float:
     side = SIDES[runtime.device.type]
     a = torch.randn(side, side, device=runtime.device).to(runtime.dtype)
     b = torch.randn(side, side, device=runtime.device).to(runtime.dtype)
-    return 2 * side**3 / _fastest(lambda: a @ b, runtime)
+    return 2 * side**3 / _best_seconds(lambda: a @ b, runtime)
 
 
-def _copies(runtime: Runtime) -> float:
+def _copy_rate(runtime: Runtime) -> float:
     kind = runtime.device.type
     source = torch.empty(COPY_BYTES[kind], dtype=torch.uint8, pin_memory=kind == "cuda")
     target = torch.empty_like(source, device=runtime.device)
-    return len(source) / _fastest(lambda: target.copy_(source, non_blocking=True), runtime)
+    return len(source) / _best_seconds(lambda: target.copy_(source, non_blocking=True), runtime)
 
 
-def _fastest(work: Callable[[], object], runtime: Runtime) -> float:
-    """Seconds of the best of some repeats, after one to warm up."""
+def _best_seconds(work: Callable[[], object], runtime: Runtime) -> float:
+    """Seconds of the fastest of ``REPEATS`` runs, after a warm-up run."""
     best = float("inf")
     for _ in range(REPEATS + 1):
         began = time.perf_counter()
@@ -62,17 +65,17 @@ def _fastest(work: Callable[[], object], runtime: Runtime) -> float:
     return best
 
 
-def _reads(file: Path | None) -> float:
+def _disk_rate(file: Path | None) -> float:
     if file is not None:
-        return _read(file)
+        return _read_rate(file)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "read"
         path.write_bytes(os.urandom(2**20) * (READ_BYTES >> 20))
-        return _read(path)
+        return _read_rate(path)
 
 
-def _read(path: Path) -> float:
-    """Bytes/s of a sequential read, past the page cache where the system lets us drop it."""
+def _read_rate(path: Path) -> float:
+    """Bytes/s of a sequential read, without the page cache where the system can drop it."""
     buffer = bytearray(2**24)
     try:
         with path.open("rb", buffering=0) as opened:

@@ -1,4 +1,4 @@
-"""What a request costs before it runs: FLOPs, passes, bytes per stage. Pure numbers, no device.
+"""Predicted cost of a request: FLOPs, passes and bytes per stage. Pure numbers, no device.
 
 FLOPs of one forward of the transformer, with L layers, widths d (video) and a (audio), N video, Na
 audio and T text tokens (the same count as for any multiply-add: 2)::
@@ -8,7 +8,7 @@ audio and T text tokens (the same count as for any multiply-add: 2)::
 
 14 d^2 are the query, key, value and output of self-attention (4), query and output of the text's
 (2) and the feed-forward (8); 4 d a the projections between picture and sound. Within 0.5 % of a
-counted forward. Which of the weights are on the device at a time is :mod:`planner`'s business.
+counted forward. :mod:`latent_ladder.memory.planner` decides which weights are on the device.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from typing import NamedTuple
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Resolution
 from latent_ladder.models.network_configs import (
+    CHUNK_TOKENS_GPU,
     CHUNK_VALUES,
     CHUNK_VALUES_ELSEWHERE,
-    video_decoder,
+    video_decoder_config,
 )
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
-from latent_ladder.request.stages import SamplingStage, StreamGuidance, UpsampleStage
+from latent_ladder.request.sampling_options import StreamGuidance
+from latent_ladder.request.stages import SamplingStage, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
 
-CHUNK_TOKENS = 8192
-"""Tokens that a sublayer of the transformer works on at once where nobody says otherwise."""
 CHUNK_COPIES = 9
-"""Tensors of the stream's width alive at once for a chunk: 4 of the feed-forward's hidden layer,
-its input and output, the normed input, and what the allocator keeps between them."""
+"""Tensors of the stream's width in memory at once for a chunk: 4 of the feed-forward's hidden
+layer, its input and output, the normed input, and fragmentation of the allocator."""
 UPSAMPLER_COPIES = 3
-"""Feature maps alive at once in a residual block of the latent upsampler."""
+"""Feature maps in memory at once in a residual block of the latent upsampler."""
 CHUNK_TENSORS = 10
-"""Tensors of a chunk's size alive at once."""
+"""Tensors of a chunk's size in memory at once."""
 BAND_BYTES = 12
-"""Of a band of tiles that is being blended, per pixel of each of its frames: float32 RGB."""
+"""Per pixel of each frame of a band of blended tiles: float32 RGB."""
 
 
 @dataclass(frozen=True)
 class DitSize:
-    """The numbers of a transformer that its FLOPs depend on."""
+    """Dimensions of a transformer that its FLOPs depend on."""
 
     layers: int
     video_dim: int
@@ -58,7 +58,7 @@ class DitSize:
 
 
 class Flops(NamedTuple):
-    """FLOPs of one forward: video ``linears``, video ``self_attention``, and everything else."""
+    """FLOPs of one forward: video ``linears``, video ``self_attention``, and the ``rest``."""
 
     linears: float
     self_attention: float
@@ -72,13 +72,13 @@ class Flops(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The models of a run as a planner sees them.
+    """Sizes of the models of a run, in bytes unless said otherwise.
 
-    ``weights`` are stored bytes by role, ``largest`` the bytes of the biggest piece of a role that
-    is loaded at once where a role is never loaded whole (a layer of the text encoder). ``blocks``
-    are the stored bytes of each transformer block, which holds ``block_values`` numbers.
-    ``value_bytes`` is the size of an activation, and of a weight as computed with. The decoder
-    keeps ``decoder_held`` values per pixel of one frame, however long the clip is.
+    ``weights`` are stored bytes by role. ``largest`` has the largest part that is loaded at once of
+    each role that is loaded part by part (such as a layer of the text encoder). ``blocks`` are the
+    stored bytes of each transformer block of ``block_values`` numbers. ``value_bytes`` is the size
+    of an activation and of a weight in the compute dtype. ``decoder_held`` is the number of values
+    that the decoder caches per pixel of one frame, whatever the length of the clip.
     """
 
     dit: DitSize
@@ -91,7 +91,7 @@ class ModelSizes:
     decoder_held: float = 610.0
 
     def bytes_of(self, *roles: str) -> int:
-        """Bytes of the weights of several roles; a role without weights counts nothing."""
+        """Bytes of the weights of several roles; 0 for a role without weights."""
         return sum(self.weights.get(role, 0) for role in roles)
 
     @property
@@ -131,12 +131,12 @@ LTX_2_3 = ModelSizes(
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage costs, however the memory is arranged.
+    """Cost of one stage that does not depend on its offload plan.
 
-    ``forwards`` counts single passes of the transformer (a batch of two is two), ``passes`` the
-    most that one step needs, ``lora_bytes`` the stored bytes of its LoRAs. ``window_tokens`` and
-    ``audio_tokens`` are those of the longest window in time, of a tiled stage ``tile_tokens`` those
-    of its largest tile.
+    ``forwards`` counts single passes of the transformer (a batch of two is two), ``passes`` is the
+    largest number that one step needs, ``lora_bytes`` are the stored bytes of its LoRAs.
+    ``window_tokens`` and ``audio_tokens`` are those of the longest window in time, ``tile_tokens``
+    those of the largest tile of a tiled stage.
     """
 
     name: str
@@ -156,7 +156,7 @@ class StageCost:
 def sizes_of(
     parts: Mapping[str, Component], value_bytes: int = 2, text_tokens: int = 1024
 ) -> ModelSizes:
-    """What the headers of the chosen components say, by role; ``transformer`` must be one."""
+    """Sizes from the headers of the selected components, by role; a ``transformer`` is required."""
     upsampler, vae = parts.get("latent_upsampler"), parts.get("video_vae")
     blocks, block_values = _blocks(parts["transformer"])
     return ModelSizes(
@@ -167,12 +167,12 @@ def sizes_of(
         blocks=blocks,
         block_values=block_values,
         upsampler_channels=upsampler.shape("initial_conv.weight")[0] if upsampler else 0,
-        decoder_held=video_decoder(vae.shapes(), vae.config).held_values if vae else 0,
+        decoder_held=video_decoder_config(vae.shapes(), vae.config).cached_values if vae else 0,
     )
 
 
 def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
-    """The numbers of a transformer, from its shapes."""
+    """Dimensions of a transformer, from the shapes of its tensors."""
     blocks, _ = _blocks(transformer)
     sound = "audio_patchify_proj.weight"
     return DitSize(
@@ -185,8 +185,8 @@ def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
 
 
 def _blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
-    """Stored bytes of each transformer block, and the numbers that one holds."""
-    known = transformer.file.derived
+    """Stored bytes of each transformer block, and the number of values in one."""
+    known = transformer.file.cached
     if "blocks" not in known:
         known["blocks"] = _count_blocks(transformer)
     found: tuple[tuple[int, ...], int] = known["blocks"]
@@ -204,32 +204,32 @@ def _count_blocks(transformer: Component) -> tuple[tuple[int, ...], int]:
     return tuple(stored[n] for n in sorted(stored, key=int)), max(values.values(), default=0)
 
 
-_PIECES: Mapping[str, Callable[[str], str]] = {
+_PARTS: Mapping[str, Callable[[str], str]] = {
     "text_encoder": lambda key: ".".join(key.split(".")[:2]),
     "text_projection": lambda key: key.split(".")[0],
     "connectors": lambda key: key.split(".")[0],
     "video_vae": lambda key: key.split(".")[0],
 }
-"""Roles that are loaded piece by piece, and which piece a tensor belongs to."""
+"""Roles that are loaded part by part, and the part that a tensor belongs to."""
 
 
 def _largest(parts: Mapping[str, Component], value_bytes: int) -> dict[str, int]:
-    """Bytes of the biggest piece, as computed with, of every role that is loaded in pieces."""
-    roles = [role for role in _PIECES if role in parts]
-    return {role: _largest_piece(parts[role]) * value_bytes for role in roles}
+    """Bytes in the compute dtype of the largest part of each role that is loaded part by part."""
+    roles = [role for role in _PARTS if role in parts]
+    return {role: _largest_part(parts[role]) * value_bytes for role in roles}
 
 
-def _largest_piece(part: Component) -> int:
-    """Numbers in it."""
-    known, key_of = part.file.derived, _PIECES[part.role]
-    if (part.role, "piece") not in known:
+def _largest_part(part: Component) -> int:
+    """Number of values in the largest part of a component."""
+    known, key_of = part.file.cached, _PARTS[part.role]
+    if (part.role, "part") not in known:
         sizes: dict[str, int] = {}
         for key in part.names:
             if not key.startswith("embed_tokens."):  # rows are read from the file as needed
-                piece = key_of(key)
-                sizes[piece] = sizes.get(piece, 0) + math.prod(part.shape(key))
-        known[part.role, "piece"] = max(sizes.values(), default=0)
-    found: int = known[part.role, "piece"]
+                name = key_of(key)
+                sizes[name] = sizes.get(name, 0) + math.prod(part.shape(key))
+        known[part.role, "part"] = max(sizes.values(), default=0)
+    found: int = known[part.role, "part"]
     return found
 
 
@@ -252,14 +252,14 @@ def transformer_activations(
     video_tokens: int,
     audio_tokens: int,
     rows: int = 1,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int = CHUNK_TOKENS_GPU,
     whole_tokens: int | None = None,
 ) -> int:
-    """Bytes of a forward of ``rows`` samples at its largest point.
+    """Peak bytes of the activations of a forward of ``rows`` samples.
 
-    Whole are only the residual streams, the keys and values of the rows worked on at once and the
-    float32 rotation tables; everything else is as long as a chunk. The sampler keeps its float32
-    latents and one prediction a row; of a tiled stage those are ``whole_tokens`` long.
+    The residual streams, the keys and values of the rows computed together and the float32 rotation
+    tables have the full length; everything else is as long as a chunk. The sampler stores its
+    float32 latents and one prediction per row; in a tiled stage those have ``whole_tokens`` tokens.
     """
     d, a, v = sizes.dit.video_dim, sizes.dit.audio_dim, sizes.value_bytes
     n, na = video_tokens, audio_tokens
@@ -274,8 +274,11 @@ def transformer_activations(
 
 
 def count_passes(request: Request, index: int) -> tuple[int, int]:
-    """(most passes of one step, forwards of the whole stage) of sampling stage ``index``."""
-    stage, sigmas = request.stages[index], request.sigmas(index)
+    """(most passes of one step, forwards of the whole stage) of sampling stage ``index``.
+
+    Both are 0 for other kinds of stage, and for a base stage that does not sample.
+    """
+    stage, sigmas = request.stages[index], request.resolved.stages[index].sigmas
     if not isinstance(stage, SamplingStage):
         return 0, 0
     video, sound = _guidance(stage.guidance.video), _guidance(stage.guidance.audio)
@@ -287,7 +290,7 @@ def count_passes(request: Request, index: int) -> tuple[int, int]:
         else len(passes_needed(video, audio, sigma, facts.needs_uncond))
         for step, sigma in enumerate(sigmas[:-1])
     ]
-    if not counts:  # nothing is sampled: the base stage of a video that is only refined
+    if not counts:
         return 0, 0
     extra = facts.extra_evals * counts[-1]
     return max(counts), max(facts.evals_per_step * sum(counts) + extra, 0)
@@ -301,28 +304,27 @@ def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
     """The cost of each stage in the order they run: prompt, the request's stages, decode."""
     prompt = StageCost("prompt", "prompt", passes=1 + request.needs_negative)
     stages = [_stage_cost(request, i, sizes) for i in range(len(request.stages))]
-    return (prompt, *stages, StageCost("decode", "decode", request.resolutions[-1]))
+    return (prompt, *stages, StageCost("decode", "decode", request.resolved.canvas))
 
 
 def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
-    stage, resolution = request.stages[index], request.resolutions[index]
-    name = request.stage_names[index]
-    windows = [window.resolution(resolution) for window in request.window_plan(index)]
+    stage, resolved = request.stages[index], request.resolved.stages[index]
+    name, resolution = resolved.name, resolved.resolution
+    windows = [window.resolution(resolution) for window in resolved.windows]
     longest = max(window.video_tokens for window in windows)
     if isinstance(stage, UpsampleStage):
-        flops = _upsample_flops(
-            request.resolutions[index - 1], resolution, sizes.upsampler_channels
-        )
+        before = request.resolved.stages[index - 1].resolution
+        flops = _upsample_flops(before, resolution, sizes.upsampler_channels)
         return StageCost(name, "upsample", resolution, flops=flops, window_tokens=longest)
     if not isinstance(stage, SamplingStage):
         return StageCost(name, stage.kind, resolution)
     passes, forwards = count_passes(request, index)
     loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
-    tiles = [tile_tokens(request, index, window) for window in windows]
-    heard = [0 if request.audio == "none" else window.audio_latents for window in windows]
+    tiles = [resolved.tile_tokens(window) for window in resolved.windows]
+    audio = [0 if request.audio == "none" else window.audio_latents for window in windows]
     flops = sum(
-        forward_flops(sizes.dit, n, sound).total
-        for tokens, sound in zip(tiles, heard, strict=True)
+        forward_flops(sizes.dit, n, audio_tokens).total
+        for tokens, audio_tokens in zip(tiles, audio, strict=True)
         for n in tokens
     )
     return StageCost(
@@ -333,7 +335,7 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
         passes=passes,
         forwards=forwards * len(windows),
         flops=forwards * flops,
-        audio_tokens=max(heard),
+        audio_tokens=max(audio),
         lora_bytes=sizes.bytes_of(*loras),
         batch_passes=None if stage.batch_passes == "auto" else stage.batch_passes,
         tile_tokens=max(map(max, tiles)) if len(tiles[0]) > 1 else None,
@@ -341,39 +343,29 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     )
 
 
-def tile_tokens(request: Request, index: int, resolution: Resolution) -> list[int]:
-    """Video tokens of each tile of stage ``index`` in a window; of all of it without tiles."""
-    plan = request.tile_plan(index)
-    if plan is None:
-        return [resolution.video_tokens]
-    return [
-        resolution.latent_frames * len(row) * len(col) for row in plan.rows for col in plan.cols
-    ]
-
-
 def _upsample_flops(low: Resolution, high: Resolution, channels: int) -> float:
-    """Eight 3x3x3 convolutions below and eight above a 3x3 one that feeds the pixel shuffle."""
+    """FLOPs of eight 3x3x3 convolutions before and eight after a 3x3 one for the pixel shuffle."""
     cubes = 2 * 27 * channels**2 * 8 * (low.video_tokens + high.video_tokens)
     return cubes + 2 * 9 * channels**2 * high.video_tokens
 
 
 def upsample_activations(sizes: ModelSizes, tokens: int) -> int:
-    """Bytes of the upsampler's feature maps at its largest point."""
+    """Peak bytes of the latent upsampler's feature maps for ``tokens`` video tokens."""
     return UPSAMPLER_COPIES * sizes.upsampler_channels * tokens * sizes.value_bytes
 
 
 def decode_activations(
     last: Resolution, decode: Decode, sizes: ModelSizes, device: str = "cuda"
 ) -> int:
-    """Bytes of decoding a clip as big as ``last``, whole or in tiles.
+    """Peak bytes of decoding a clip of resolution ``last``, whole or in tiles.
 
-    A tile costs what its part of a frame holds; bands of tiles are blended on top of that, two at
-    a time where they overlap. Tiles of a grid advance together: each holds its part and a latent
-    frame's worth of float32, more than the whole does by what they share.
+    A tile needs what the decoder caches for its part of a frame. The blended bands of tiles come on
+    top of that, two at a time where spans of time overlap. Tiles of a grid are decoded together:
+    each needs its own cache and one latent frame of float32, overlaps counted once per tile.
     """
     chunk = CHUNK_TENSORS * CHUNK_VALUES.get(device, CHUNK_VALUES_ELSEWHERE) * sizes.value_bytes
     width, height, frames = last.width, last.height, last.frames
-    out = 8 * width * height * 3 * 5  # a latent frame's worth as float32 and as uint8
+    out = 8 * width * height * 3 * 5  # one latent frame as float32 and as uint8
     if tiling := decode.tiling((1, last.latent_height, last.latent_width)):
         area = tiling.area * PIXELS_PER_LATENT**2
         waiting = 0 if tiling.is_whole else FRAMES_PER_LATENT * area * BAND_BYTES

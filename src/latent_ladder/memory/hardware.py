@@ -1,7 +1,7 @@
-"""What this machine has: memory, GPUs, and its measured rates. Does not import torch.
+"""Memory, GPUs and measured rates of this machine. Does not import torch.
 
-GPUs are asked through ``nvidia-smi``, which answers in tens of milliseconds where importing torch
-takes seconds. Rates are measured by ``ladder bench`` and kept in the user's data folder.
+GPUs are queried with ``nvidia-smi``, which answers in tens of milliseconds where importing torch
+takes seconds. Rates are measured by ``ladder bench`` and stored in the user's data folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from latent_ladder.storage.atomic_write import write_atomically
 
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
 CONTEXT_BYTES = GIB // 2
-"""What a CUDA context and its libraries occupy beside our tensors."""
+"""Memory of a CUDA context and its libraries, without any tensor."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What a user says about memory, in GiB; ``None`` asks the machine.
+    """Memory options of a user, in GiB; ``None`` uses what the machine has.
 
-    ``vram`` is the budget on the device (of the process's memory where that is the CPU),
-    ``reserve_vram`` is left free for others, ``ram`` is what may be pinned. ``offload`` is auto,
-    none, stream or disk; ``changes`` lists what may alter the picture to fit, and is then said:
+    ``vram`` is the budget on the device (of the process's memory on the CPU), ``reserve_vram`` is
+    left free for other programs, ``ram`` is the limit of pinned memory. ``offload`` is auto, none,
+    stream or disk. ``changes`` lists the fallbacks that may alter the picture, each with a warning:
     "tiles" (smaller tiles of the decoder), "fp8" (the transformer stored in fp8).
     """
 
@@ -73,7 +73,7 @@ def gpus() -> tuple[Gpu, ...]:
     """NVIDIA GPUs in the order of their numbers; empty where there are none or no driver."""
     if shutil.which(QUERY[0]) is None:
         return ()
-    import subprocess  # a seventh of this module's start, for machines with a GPU only
+    import subprocess  # a seventh of the import time of this module, needed only with a GPU
 
     try:
         done = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True)
@@ -88,12 +88,12 @@ def _gpu(line: str) -> Gpu:
 
 
 def ram_bytes() -> int:
-    """Bytes of memory that a program may take now without swapping."""
+    """Bytes of memory that a program may use now without swapping."""
     return int(psutil.virtual_memory().available)
 
 
 def budget(options: MemoryOptions, device: str = "auto") -> Budget:
-    """What a run may use on ``device`` (auto, cpu, cuda, mps).
+    """The memory that a run may use on ``device`` (auto, cpu, cuda, mps).
 
     Raises :class:`MemoryBudgetError` when the reserve leaves nothing.
     """
@@ -117,7 +117,7 @@ def budget(options: MemoryOptions, device: str = "auto") -> Budget:
 
 
 def figures_file() -> Path:
-    """Where measured rates are kept; ``LADDER_DATA`` overrides the folder."""
+    """The file of measured rates; ``LADDER_DATA`` overrides the folder."""
     folder = os.environ.get("LADDER_DATA")
     if folder:
         return Path(folder) / "machine.json"
@@ -127,13 +127,13 @@ def figures_file() -> Path:
 
 
 def device_name(device: str) -> str:
-    """The name figures are kept under: the GPU's, or "cpu"."""
+    """The name of a device in the file of rates: the GPU's, or "cpu"."""
     cards = gpus()
     return cards[0].name if device == "cuda" and cards else device
 
 
-def measured(device: str) -> Machine | None:
-    """The rates measured for a device, if ``ladder bench`` was run on it."""
+def read_rates(device: str) -> Machine | None:
+    """The rates measured for a device, ``None`` where ``ladder bench`` has not been run on it."""
     try:
         rates = json.loads(figures_file().read_text("utf-8"))[device_name(device)]
         return Machine(**{name: float(rates[name]) for name in ("flops", "copy", "disk")})
@@ -141,8 +141,8 @@ def measured(device: str) -> Machine | None:
         return None
 
 
-def remember(device: str, machine: Machine) -> Path:
-    """Keep measured rates; gives the file."""
+def save_rates(device: str, machine: Machine) -> Path:
+    """Store measured rates; returns the file."""
     path = figures_file()
     try:
         known = json.loads(path.read_text("utf-8"))

@@ -1,8 +1,17 @@
-"""Telling "out of memory" from every other failure, on every device."""
+"""Out-of-memory errors: telling them from other failures, and trying again with less memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 import torch
+
+from latent_ladder.errors import MemoryBudgetError
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _TEXTS = (
     "not enough memory: you tried to allocate",  # CPU allocator on Windows and Linux
@@ -14,7 +23,41 @@ _TEXTS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: PyTorch's own error, its RuntimeErrors, or Python's."""
+    """True for a failed allocation: PyTorch's own error, its RuntimeErrors, or Python's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+def retry_with_fallbacks(
+    work: Callable[[S], T],
+    first: S,
+    next_fallback: Callable[[S], S],
+    has_fallback: Callable[[S], bool] = lambda _: True,
+) -> T:
+    """Result of ``work(first)``; after out-of-memory, of ``work`` with the next fallback.
+
+    ``next_fallback`` takes the value that failed, frees what it can and returns one that needs
+    less; it raises where there is none. Where ``has_fallback`` is false, the out-of-memory error
+    itself is raised, so that a caller further up can try a fallback of its own.
+    """
+    value = first
+    while True:
+        try:
+            return work(value)
+        except Exception as error:
+            if not is_out_of_memory(error) or not has_fallback(value):
+                raise
+        # Outside the handler: until here the traceback keeps the tensors of the failed try alive.
+        value = next_fallback(value)
+
+
+@contextmanager
+def raise_budget_error(message: str, hint: str) -> Iterator[None]:
+    """Turn an out-of-memory error of the ``with`` block into a :class:`MemoryBudgetError`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryBudgetError(message, hint) from error

@@ -1,8 +1,7 @@
-"""How much memory a stage needed at its peak.
+"""Measured peak memory of a stage.
 
-On a GPU: what PyTorch allocated there. On the CPU: the process's resident set, read from the
-kernel's high-water mark, which Linux lets a process reset; elsewhere the mark is that of the whole
-process so far.
+On a GPU: the memory that PyTorch allocated there. On the CPU: the resident set of the process, from
+the kernel's high-water mark. Linux can reset the mark; elsewhere it is that of the whole process.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ def reset(device: torch.device) -> None:
     elif _CLEAR.exists():
         try:
             _CLEAR.write_text("5")
-        except OSError:  # not permitted in some containers: the mark stays the process's
+        except (
+            OSError
+        ):  # not permitted in some containers: the mark is then that of the whole process
             return
 
 

@@ -1,10 +1,10 @@
-"""Fitting a request into memory: what is on the device when, and what to give up first.
+"""Fit of a request into memory: where weights are during each stage, and which fallback to take.
 
 Pure arithmetic on sizes, no device and no torch. One component is on the device at a time; only the
-transformer is ever held in parts. :data:`FALLBACKS` is the out-of-memory ladder: each rung gives up
-speed for memory, none changes the picture but for the last bits, except those marked so, which are
-taken only where the user allows it. The planner starts on the first rung that fits; a run that
-still meets its limit goes on from there.
+transformer may be there in parts. A stage has a row of fallback levels (:func:`stage_fallbacks`),
+each slower and smaller than the one before. None changes the picture except for the last bits, but
+for smaller decoder tiles and fp8, which are used only where the user allows them. The planner takes
+the first level that fits; a run that is still out of memory continues from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Literal
 
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory.cost_model import (
-    CHUNK_TOKENS,
     ModelSizes,
     StageCost,
     decode_activations,
@@ -25,7 +24,8 @@ from latent_ladder.memory.cost_model import (
     transformer_activations,
     upsample_activations,
 )
-from latent_ladder.models.weights.offload_schedule import spread
+from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU, CHUNK_TOKENS_GPU, chunk_tokens
+from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.storage.atomic_write import readable_size
@@ -34,22 +34,18 @@ Precision = Literal["stored", "fp8"]
 Source = Literal["pinned", "file"]
 
 GIB = 2**30
-BUFFERS = 2
-"""Blocks on the device while others stream: one computes, one arrives."""
 STEP_DOWN = 0.85
-"""Share of the memory that a stage is given after it ran out."""
+"""Share of the memory that a stage may use after it ran out of memory."""
 TILES_PX = (1024, 768, 512, 384, 256, 128)
 TILE_FRAMES, OVERLAP_FRAMES = 24, 8
 """Tiles of the decoder where the whole picture does not fit; the blended band counts too."""
-SMALL_CHUNK = 1024
-CPU_CHUNK = 1024
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be used: bytes of the device's memory, and of RAM for what waits beside it.
+    """Memory that a run may use: bytes on the device, and bytes of RAM for offloaded blocks.
 
-    On the CPU both are the same memory and ``ram_bytes`` is not looked at.
+    On the CPU both are the same memory and ``ram_bytes`` is ignored.
     """
 
     device: str
@@ -59,17 +55,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """How the transformer is held and worked in a stage.
+    """Placement of the transformer in a stage, and the sizes of what is computed at once.
 
-    ``rows`` guidance passes at once (``None``: all), sublayers in chunks of ``chunk_tokens``.
-    ``resident`` blocks stay on the device (``None``: all), the others come from pinned memory or,
-    with ``source="file"``, from the mapped file. ``as_stored`` keeps weights as the file has them
-    and converts each at use; quantised ones always do. ``tile_px`` is the decoder's tile where it
-    differs from the request's, ``precision`` "fp8" stores a bf16 transformer in fp8.
+    ``rows`` guidance passes are computed at once (``None``: all), sublayers in chunks of
+    ``chunk_tokens``. ``resident`` blocks stay on the device (``None``: all), the others come from
+    pinned memory or, with ``source="file"``, from the mapped file. ``as_stored`` leaves weights in
+    the dtype of the file and converts each at use, as is always done with quantised ones.
+    ``tile_px`` is the decoder's tile where it differs from the request's, ``precision`` "fp8"
+    stores a bf16 transformer in fp8.
     """
 
     rows: int | None = None
-    chunk_tokens: int = CHUNK_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS_GPU
     resident: int | None = None
     source: Source = "pinned"
     as_stored: bool = False
@@ -77,7 +74,7 @@ class OffloadPlan:
     precision: Precision = "stored"
 
     def decode(self, asked: Decode) -> Decode:
-        """The decoder's tiles: as asked, or smaller."""
+        """The request's decoder tiles, or smaller ones."""
         if self.tile_px is None:
             return asked
         changes: dict[str, int | str] = {"tile_px": self.tile_px}
@@ -104,7 +101,7 @@ class OffloadPlan:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """A stage with its holding: predicted bytes on the device at the peak, and of pinned RAM."""
+    """A stage with its offload plan: predicted peak bytes on the device and in pinned RAM."""
 
     cost: StageCost
     offload_plan: OffloadPlan
@@ -115,13 +112,13 @@ class StageMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """Weights and activations together."""
+        """Bytes of weights and activations together."""
         return self.weight_bytes + self.activation_bytes
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured rates of a machine (``ladder bench``), in FLOP/s and bytes/s."""
+    """Measured rates of a machine (``stage_fallbacks bench``), in FLOP/s and bytes/s."""
 
     flops: float
     copy: float
@@ -136,13 +133,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Every stage with the first rung that fits."""
+    """Every stage with the first fallback level that fits."""
 
     budget: Budget
     stages: tuple[StageMemory, ...]
 
     def with_stage(self, stage: StageMemory) -> MemoryPlan:
-        """This plan with one stage held in another way."""
+        """This plan with another offload plan for one stage."""
         stages = (stage if s.cost.name == stage.cost.name else s for s in self.stages)
         return replace(self, stages=tuple(stages))
 
@@ -152,15 +149,15 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The largest of all stages."""
+        """The largest peak of all stages."""
         return max(s.peak_bytes for s in self.stages)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What may be given up: ``offload`` is auto, none, stream or disk.
+    """Fallbacks that the planner may use: ``offload`` is auto, none, stream or disk.
 
-    ``changes`` allows resolutions that alter the picture: "tiles" (smaller decoder tiles) and "fp8".
+    ``changes`` allows fallbacks that alter the picture: "tiles" (smaller decoder tiles) and "fp8".
     """
 
     offload: str = "auto"
@@ -175,65 +172,67 @@ def plan_memory(
     policy: Policy = Policy(),
     made: Container[str] | None = None,
 ) -> MemoryPlan:
-    """The first holding that fits, stage by stage; only the stages in ``made`` have to fit.
+    """The first fallback level that fits, stage by stage; only stages in ``made`` have to fit.
 
-    Raises :class:`MemoryBudgetError` naming the stage, what it needs on the last resolution, and what
-    would fit.
+    Raises :class:`MemoryBudgetError` naming the stage, what it needs at the last fallback level,
+    and the flag that helps.
     """
     found = []
     for cost in estimate(request, sizes):
-        resolutions = list(ladder(cost, request, sizes, budget, policy))
-        chosen = next((resolution for resolution in resolutions if fits(resolution, budget)), None)
-        if chosen is None and (made is None or cost.name in made):
-            raise _too_big(resolutions[-1], budget, policy, request)
-        found.append(chosen or resolutions[-1])
+        levels = list(stage_fallbacks(cost, request, sizes, budget, policy))
+        fitting = next((level for level in levels if fits(level, budget)), None)
+        if fitting is None and (made is None or cost.name in made):
+            raise _too_big(levels[-1], budget, policy, request)
+        found.append(fitting or levels[-1])
     return MemoryPlan(budget, tuple(found))
 
 
-def give_way(
+def plan_fallback(
     stage: StageMemory, request: Request, sizes: ModelSizes, budget: Budget, policy: Policy
 ) -> StageMemory:
-    """The holding to go on with after ``stage`` met its limit although it seemed to fit.
+    """The fallback level to retry with after ``stage`` ran out of memory although it seemed to fit.
 
-    The prediction was too low or the memory was taken meanwhile, so the next holding must need
+    The prediction was too low, or another program took the memory, so the next level must need
     clearly less. Raises :class:`MemoryBudgetError` when there is none.
     """
     if stage.cost.kind == "decode":
-        resolutions = list(ladder(stage.cost, request, sizes, budget, policy))
-        smaller = [r for r in resolutions if _tile(r) < _tile(stage)]
+        levels = stage_fallbacks(stage.cost, request, sizes, budget, policy)
+        smaller = [level for level in levels if _tile(level) < _tile(stage)]
         if not smaller:
             raise _too_big(stage, budget, policy, request)
         return smaller[0]
     less = _less(stage, budget)
-    return _first_fit(ladder(stage.cost, request, sizes, less, policy), less, policy)
+    return _first_fit(stage_fallbacks(stage.cost, request, sizes, less, policy), less, policy)
 
 
-def hold(cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy) -> StageMemory:
-    """The first holding that fits of a sampling stage that belongs to no request.
+def fit_stage(cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy) -> StageMemory:
+    """The first fallback level that fits of a sampling stage that belongs to no request.
 
     Raises :class:`MemoryBudgetError`.
     """
-    return _first_fit(sampling_ladder(cost, sizes, budget, policy), budget, policy)
+    return _first_fit(sampling_fallbacks(cost, sizes, budget, policy), budget, policy)
 
 
-def hold_less(stage: StageMemory, sizes: ModelSizes, budget: Budget, policy: Policy) -> StageMemory:
-    """As :func:`give_way`, for a stage of :func:`hold`."""
-    return hold(stage.cost, sizes, _less(stage, budget), policy)
+def fit_stage_smaller(
+    stage: StageMemory, sizes: ModelSizes, budget: Budget, policy: Policy
+) -> StageMemory:
+    """Fallback of a stage of :func:`fit_stage`: as :func:`plan_fallback`, without a request."""
+    return fit_stage(stage.cost, sizes, _less(stage, budget), policy)
 
 
 def _less(stage: StageMemory, budget: Budget) -> Budget:
-    """What a stage is given after it ran out."""
-    given = min(stage.peak_bytes, budget.device_bytes)
-    return replace(budget, device_bytes=int(given * STEP_DOWN))
+    """The budget of a stage after it ran out of memory."""
+    used = min(stage.peak_bytes, budget.device_bytes)
+    return replace(budget, device_bytes=int(used * STEP_DOWN))
 
 
-def _first_fit(resolutions: Iterator[StageMemory], budget: Budget, policy: Policy) -> StageMemory:
+def _first_fit(levels: Iterator[StageMemory], budget: Budget, policy: Policy) -> StageMemory:
     last = None
-    for last in resolutions:
+    for last in levels:
         if fits(last, budget):
             return last
     if last is None:
-        raise ValueError("a ladder without rungs")
+        raise ValueError("a stage without fallback levels")
     raise _too_big(last, budget, policy)
 
 
@@ -242,97 +241,99 @@ def _tile(stage: StageMemory) -> float:
 
 
 def fits(stage: StageMemory, budget: Budget) -> bool:
-    """Whether the prediction is within the budget."""
+    """True where the prediction is within the budget."""
     return stage.peak_bytes <= budget.device_bytes and stage.pinned_bytes <= budget.ram_bytes
 
 
-def ladder(
+def stage_fallbacks(
     cost: StageCost, request: Request, sizes: ModelSizes, budget: Budget, policy: Policy
 ) -> Iterator[StageMemory]:
-    """The holdings of a stage from the fastest to the smallest."""
+    """The fallback levels of a stage, from the fastest to the smallest."""
     if cost.kind not in ("base", "refine"):
-        yield _fixed(cost, request, sizes, OffloadPlan(), budget.device)
+        yield _fixed_memory(cost, request, sizes, OffloadPlan(), budget.device)
         if cost.kind == "decode" and "tiles" in policy.changes:
             for tile in _smaller_tiles(request):
-                yield _fixed(cost, request, sizes, OffloadPlan(tile_px=tile), budget.device)
+                yield _fixed_memory(cost, request, sizes, OffloadPlan(tile_px=tile), budget.device)
         return
-    yield from sampling_ladder(cost, sizes, budget, policy)
+    yield from sampling_fallbacks(cost, sizes, budget, policy)
 
 
-def sampling_ladder(
+def sampling_fallbacks(
     cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy
 ) -> Iterator[StageMemory]:
-    """The holdings of a stage that samples, from the fastest to the smallest."""
-    for offload_plan in _holdings(cost, sizes, budget, policy):
+    """The fallback levels of a sampling stage, from the fastest to the smallest."""
+    for offload_plan in _offload_plans(cost, sizes, budget, policy):
         if offload_plan.resident is None:
-            yield _sampled(cost, sizes, budget, offload_plan)
+            yield _sampling_memory(cost, sizes, budget, offload_plan)
         else:
-            yield _best_share(cost, sizes, budget, offload_plan)
+            yield _most_resident(cost, sizes, budget, offload_plan)
 
 
 def _smaller_tiles(request: Request) -> list[int]:
-    """Sides of tiles that need less than what was asked for. Those of a grid are all decoded
-    together, so even one as large as theirs does."""
-    asked, last = request.decode.tile_px, request.resolutions[-1]
-    most = max(last.width, last.height) if asked == "auto" else asked
+    """Tile sides that need less memory than the request's own tiles.
+
+    Tiles of a grid are all decoded together, so a single tile of the same size already needs less.
+    """
+    side, canvas = request.decode.tile_px, request.resolved.canvas
+    most = max(canvas.width, canvas.height) if side == "auto" else side
     return [tile for tile in TILES_PX if tile < most]
 
 
-def _holdings(
+def _offload_plans(
     cost: StageCost, sizes: ModelSizes, budget: Budget, policy: Policy
 ) -> Iterator[OffloadPlan]:
-    chunk = CPU_CHUNK if budget.device == "cpu" else CHUNK_TOKENS
+    chunk = chunk_tokens(budget.device)
     first = OffloadPlan(rows=cost.batch_passes, chunk_tokens=chunk, precision=policy.precision)
     one = replace(first, rows=1) if cost.passes > 1 else first
-    small = replace(one, chunk_tokens=SMALL_CHUNK)
-    kept = [first, one, small]
+    small = replace(one, chunk_tokens=CHUNK_TOKENS_CPU)
+    resident = [first, one, small]
     if sizes.block_values * sizes.value_bytes > max(sizes.blocks, default=0):
-        kept += [replace(h, as_stored=True) for h in (one, small)]
+        resident += [replace(plan, as_stored=True) for plan in (one, small)]
     sources: Mapping[str, tuple[Source, ...]] = {
         "auto": ("pinned", "file"), "stream": ("pinned",), "disk": ("file",), "none": (),
     }  # fmt: skip
     streamed = [
-        replace(h, as_stored=True, resident=0, source=source)
+        replace(plan, as_stored=True, resident=0, source=source)
         for source in sources[policy.offload]
         if not (budget.device == "cpu" and source == "pinned")
-        for h in (first, one, small)
+        for plan in (first, one, small)
     ]
-    chosen = streamed if policy.offload in ("stream", "disk") else kept + streamed
-    yield from dict.fromkeys(chosen)
+    plans = streamed if policy.offload in ("stream", "disk") else resident + streamed
+    yield from dict.fromkeys(plans)
     if "fp8" in policy.changes and policy.precision == "stored":
-        yield from (replace(h, precision="fp8") for h in dict.fromkeys(chosen))
+        yield from (replace(plan, precision="fp8") for plan in dict.fromkeys(plans))
 
 
-def _best_share(
+def _most_resident(
     cost: StageCost, sizes: ModelSizes, budget: Budget, offload_plan: OffloadPlan
 ) -> StageMemory:
-    """Of a streamed holding: as many resident blocks as fit, none if none does."""
+    """A streamed offload plan with as many resident blocks as fit, or none."""
     layers = sizes.dit.layers
     low, high = 0, layers - 1
-    while low < high:  # peak bytes grow with every resident block
+    while low < high:  # every resident block adds to the peak
         middle = (low + high + 1) // 2
-        stage = _sampled(cost, sizes, budget, replace(offload_plan, resident=middle))
+        stage = _sampling_memory(cost, sizes, budget, replace(offload_plan, resident=middle))
         low, high = (middle, high) if stage.peak_bytes <= budget.device_bytes else (low, middle - 1)
-    return _sampled(cost, sizes, budget, replace(offload_plan, resident=low))
+    return _sampling_memory(cost, sizes, budget, replace(offload_plan, resident=low))
 
 
 def _rows(cost: StageCost, offload_plan: OffloadPlan) -> int:
     return cost.passes if offload_plan.rows is None else min(offload_plan.rows, cost.passes)
 
 
-def _sampled(
+def _sampling_memory(
     cost: StageCost, sizes: ModelSizes, budget: Budget, offload_plan: OffloadPlan
 ) -> StageMemory:
-    """Bytes of a sampling stage under a holding."""
+    """Bytes of a sampling stage with an offload plan."""
     dit = sizes.dit
     converted = sizes.block_values * sizes.value_bytes
     lora = cost.lora_bytes // max(dit.layers, 1)
     blocks = [_block_bytes(stored, sizes, offload_plan) + lora for stored in sizes.blocks]
     resident = dit.layers if offload_plan.resident is None else offload_plan.resident
-    streamed = [blocks[n] for n in spread(dit.layers, dit.layers - resident)]
+    streamed = [blocks[n] for n in streamed_block_numbers(dit.layers, dit.layers - resident)]
     buffers = min(BUFFERS, len(streamed)) * max(streamed, default=0)
-    # A weight that is not kept as computed with is converted layer by layer; the feed-forward's
-    # is the largest, 4 d^2 numbers.
+    # A weight in another dtype than the compute dtype is converted layer by layer; that of the
+    # feed-forward is the largest, 4 d^2 values.
     whole = min(blocks, default=0) >= converted
     temporary = 0 if whole else 4 * dit.video_dim**2 * sizes.value_bytes
     activations = transformer_activations(
@@ -355,7 +356,7 @@ def _sampled(
 
 
 def _block_bytes(stored: int, sizes: ModelSizes, offload_plan: OffloadPlan) -> int:
-    """Bytes of one block on the device: as stored where it is quantised, else as computed with."""
+    """Bytes of one block on the device: as stored if quantised, else in the compute dtype."""
     if offload_plan.precision == "fp8":
         stored = min(stored, sizes.block_values)
     quantised = stored < 2 * sizes.block_values
@@ -371,20 +372,20 @@ _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def _fixed(
+def _fixed_memory(
     cost: StageCost, request: Request, sizes: ModelSizes, offload_plan: OffloadPlan, device: str
 ) -> StageMemory:
-    """Bytes of a stage whose components are loaded piece by piece, the largest piece counts."""
+    """Bytes of a stage whose components are loaded part by part: the largest part counts."""
     roles = _ROLES.get(cost.kind, ())
-    pieces = [sizes.largest.get(role, sizes.bytes_of(role)) for role in roles]
+    parts = [sizes.largest.get(role, sizes.bytes_of(role)) for role in roles]
     activations = 0
     if cost.kind == "upsample" and cost.resolution is not None:
         activations = upsample_activations(sizes, cost.window_tokens)
     elif cost.kind == "decode":
         activations = decode_activations(
-            request.resolutions[-1], offload_plan.decode(request.decode), sizes, device
+            request.resolved.canvas, offload_plan.decode(request.decode), sizes, device
         )
-    return StageMemory(cost, offload_plan, max(pieces, default=0), activations)
+    return StageMemory(cost, offload_plan, max(parts, default=0), activations)
 
 
 def _too_big(
@@ -397,18 +398,18 @@ def _too_big(
         return MemoryBudgetError(
             f"{what} needs {readable_size(stage.pinned_bytes)} of RAM to stream from, "
             f"{readable_size(budget.ram_bytes)} are free",
-            "use --offload disk, or a smaller precision of the model",
+            "use --offload disk, or a model file in a smaller precision",
         )
     without = "" if request is None or request.decode.grid == "auto" else "decode.grid=auto --set "
     hints = {
-        "none": "--offload auto lets blocks wait outside the device's memory",
+        "none": "use --offload auto, which streams blocks from RAM or disk",
         "decode": f"use --set {without}decode.tile_px=384, or --oom-policy tiles",
     }
     hint = hints.get(stage.cost.kind) or hints.get(
         policy.offload, "use a smaller --size or fewer --frames"
     )
     return MemoryBudgetError(
-        f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.offload_plan}, the budget is "
-        f"{readable_size(budget.device_bytes)}",
+        f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.offload_plan}, "
+        f"the budget is {readable_size(budget.device_bytes)}",
         hint,
     )

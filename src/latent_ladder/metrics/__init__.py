@@ -1,1 +1,1 @@
-"""Quality measures of clips: video, audio and optical flow."""
+"""Quality metrics of clips: video, audio and optical flow."""

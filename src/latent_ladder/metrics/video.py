@@ -1,7 +1,7 @@
-"""What one clip shows, collected frame by frame: :class:`ClipMeter` holds two frames at a time.
+"""Video metrics of one clip, computed frame by frame by :class:`ClipMeter`.
 
-Besides those two it keeps a few numbers per frame, so memory does not grow with the clip. Formulas,
-units and sources stand beside each field of :class:`VideoMetrics`.
+It keeps two frames and a few numbers per frame, so memory does not grow with the clip. Formulas,
+units and sources are in :class:`VideoMetrics`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.metrics.optical_flow import (
-    Gray,
-    Motion,
-    checked,
-    flow,
-    gray,
-    resized,
-    speed,
-    warped,
+    BidirectionalFlow,
+    Luminance,
+    check_flow,
+    compute_flow,
+    flow_speed,
+    resize_image,
+    to_luminance,
+    warp,
     working_size,
 )
 
@@ -33,26 +33,28 @@ FREEZE_LEVELS, FREEZE_BLOCK = 1.0, 16
 BLACK, WHITE = 2, 253
 SEAM_STEP, SEAM_WINDOW, SEAM_FLOOR = 32, 8, 0.25
 LAB_SIDE = 64
-CHECKED_TOGETHER = 2  # flicker takes three frames in a row
+CONSECUTIVE_CHECKS = 2  # flicker needs three consecutive frames
 
 
 @dataclass(frozen=True)
 class VideoMetrics:
-    """Measures of a clip's picture; levels are steps of 255. ``None``: too few frames to tell.
+    """Video metrics of a clip; a level is 1/255. ``None``: too few frames for this metric.
 
     - ``motion``: mean flow length, % of the diagonal per second.
     - ``dynamic_degree``: mean of each pair's 5 % longest flows, % of the diagonal per second;
-      ``dynamic_share``: share of pairs where these exceed 6 px at 8 fps and 256 px (the rule of
-      VBench's ``dynamic_degree``, with DIS instead of RAFT).
+      ``dynamic_share``: share of pairs where these exceed 6 px at 8 fps and a short side of 256 px
+      (the rule of VBench's ``dynamic_degree``, with DIS instead of RAFT).
     - ``detail``: RMS of Y - gauss(Y, sigma 1 px) at the clip's own size, levels.
-    - ``flicker``: mean |Y_t - (Y_t-1 + Y_t+1) / 2|, both fetched along the flow, levels.
-    - ``warping_error``: RMS of Y_t - Y_t+1 fetched along the flow, where both see it, levels
-      (the square root of Lai et al. 2018's E_warp, ECCV, "Learning blind video temporal
-      consistency").
-    - ``seam_energy``: how far gradients on lines of a tile grid exceed their neighbours'; 0 none.
-    - ``last_second_flash``: largest jump of mean luminance in the last second, less the 95th
-      percentile of those before, levels.
-    - ``freeze``: share of pairs where no 16 px block changes by a level; ``freeze_longest_s``.
+    - ``flicker``: mean |Y_t - (Y_t-1 + Y_t+1) / 2|, neighbours warped along the flow, levels.
+    - ``warping_error``: RMS of Y_t minus Y_t+1 warped along the flow, over pixels visible in both,
+      levels (the square root of E_warp in Lai et al., "Learning blind video temporal consistency",
+      ECCV 2018).
+    - ``seam_energy``: excess of the gradients on the lines of a tile grid over those next to them;
+      0 = none, see :func:`seam_energy`.
+    - ``last_second_flash``: largest jump of mean luminance in the last second, minus the 95th
+      percentile of the jumps before, levels.
+    - ``freeze``: share of pairs where no block of 16 px changes by a level;
+      ``freeze_longest_s``: longest run of such pairs, seconds.
     - ``color_drift``: CIE 1976 difference of the mean Lab colours of the first and last second.
     - ``clipped_blacks``, ``clipped_whites``: share of pixels with Y <= 2, Y >= 253.
     - ``brightness``: mean luminance, levels.
@@ -78,13 +80,13 @@ class VideoMetrics:
     brightness: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The metrics as plain JSON data."""
         return asdict(self)
 
 
 @dataclass
 class _Series:
-    """Numbers per frame, and per pair of frames."""
+    """The collected numbers: one per frame, or one per pair of consecutive frames."""
 
     luma: list[float] = field(default_factory=list)
     lab: list[Values] = field(default_factory=list)
@@ -99,11 +101,11 @@ class _Series:
 
 
 class ClipMeter:
-    """Takes a clip's frames in order and gives its measures at the end.
+    """Meter of a clip: :meth:`add` its frames in order, then read the :meth:`result`.
 
-    ``tile``: the (height, width) distance of a tile grid's lines, where known. ``check_every``:
-    flow back and what follows from it (``flicker``, ``warping_error``) are computed for the first
-    two of every n pairs; up to 2 that is for all.
+    ``tile`` is the (height, width) period in px of a known tile grid. ``check_every``: the backward
+    flow and the metrics that need it (``flicker``, ``warping_error``) are computed for the first
+    two of every n pairs; for n up to 2 for all pairs.
     """
 
     def __init__(
@@ -112,13 +114,16 @@ class ClipMeter:
         self._fps, self._tile, self._every = fps, tile, check_every
         self._series = _Series()
         self._size = (0, 0)
-        self._last: Gray | None = None
-        self._before: tuple[Gray, Motion] | None = None
+        self._last: Luminance | None = None
+        self._before: tuple[Luminance, BidirectionalFlow] | None = None
         self._columns: Values = np.zeros(0)
         self._rows: Values = np.zeros(0)
 
     def add(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-        """One frame (H, W, 3) RGB, uint8 or uint16; all of one size, else ``ValueError``."""
+        """Add one frame (H, W, 3) RGB, uint8 or uint16.
+
+        Raises ``ValueError`` for another shape, or a size other than that of the first frame.
+        """
         shift = 8 if frame.dtype == np.uint16 else 0
         frame = np.right_shift(frame, shift).astype(np.uint8, copy=False)
         if frame.ndim != 3 or frame.shape[2] != 3:
@@ -129,16 +134,16 @@ class ClipMeter:
             self._columns, self._rows = np.zeros(size[1] - 1), np.zeros(size[0] - 1)
         if size != self._size:
             raise ValueError(f"a frame is {size}, the first was {self._size}")
-        luminance = gray(frame)
-        small = resized(luminance, working_size(*size))
-        self._still(frame, luminance, small)
+        luminance = to_luminance(frame)
+        small = resize_image(luminance, working_size(*size))
+        self._add_image(frame, luminance, small)
         if self._last is not None:
-            self._pair(self._last, small)
+            self._add_pair(self._last, small)
         self._last = small
 
     @property
     def frames(self) -> int:
-        """How many frames were taken."""
+        """Number of frames added so far."""
         return len(self._series.luma)
 
     @property
@@ -147,7 +152,7 @@ class ClipMeter:
         return np.asarray(self._series.motion)
 
     def result(self) -> VideoMetrics:
-        """The measures of all frames so far. Raises ``ValueError`` before the first."""
+        """The metrics of all frames added so far. Raises ``ValueError`` before the first."""
         s, fps = self._series, self._fps
         if not s.luma:
             raise ValueError("a clip without frames cannot be measured")
@@ -169,60 +174,63 @@ class ClipMeter:
             seam_energy=seam_energy(
                 self._columns / len(s.luma), self._rows / len(s.luma), self._tile
             ),
-            last_second_flash=flash(s.luma, fps),
+            last_second_flash=last_second_flash(s.luma, fps),
             freeze=_mean(s.frozen),
-            freeze_longest_s=_longest(s.frozen) / fps,
+            freeze_longest_s=_longest_run(s.frozen) / fps,
             color_drift=float(np.linalg.norm(drift)),
             clipped_blacks=float(np.mean(s.black)),
             clipped_whites=float(np.mean(s.white)),
             brightness=float(np.mean(s.luma)),
         )
 
-    def _still(self, frame: NDArray[np.uint8], luminance: Gray, small: Gray) -> None:
+    def _add_image(self, frame: NDArray[np.uint8], luminance: Luminance, small: Luminance) -> None:
         s = self._series
         s.luma.append(float(small.mean()))
         s.lab.append(mean_lab(frame))
         s.band.append(band_energy(luminance))
         s.black.append(float(np.mean(luminance <= BLACK)))
         s.white.append(float(np.mean(luminance >= WHITE)))
-        self._columns += _steps(luminance, 1).mean(0, dtype=np.float64)
-        self._rows += _steps(luminance, 0).mean(1, dtype=np.float64)
+        self._columns += _pixel_steps(luminance, 1).mean(0, dtype=np.float64)
+        self._rows += _pixel_steps(luminance, 0).mean(1, dtype=np.float64)
 
-    def _pair(self, before: Gray, after: Gray) -> None:
+    def _add_pair(self, before: Luminance, after: Luminance) -> None:
         s = self._series
         s.frozen.append(_is_frozen(before, after))
-        forward = flow(before, after)
-        fast = speed(forward, before, after)
+        forward = compute_flow(before, after)
+        fast = flow_speed(forward, before, after)
         percent = 100.0 * self._fps / math.hypot(*before.shape)
         s.motion.append(float(fast.mean()) * percent)
         count = max(1, round(TOP_SHARE * fast.size))
         s.top.append(float(np.partition(fast, -count, axis=None)[-count:].mean()) * percent)
-        if (len(s.frozen) - 1) % self._every >= CHECKED_TOGETHER:
+        if (len(s.frozen) - 1) % self._every >= CONSECUTIVE_CHECKS:
             self._before = None
             return
-        between = checked(forward, before, after)
-        error = before - warped(after.astype(np.float32), between.forward)
-        if between.seen_after.any():
-            s.warp.append(float(np.mean(error[between.seen_after] ** 2)))
+        between = check_flow(forward, before, after)
+        error = before - warp(after.astype(np.float32), between.forward)
+        if between.visible_after.any():
+            s.warp.append(float(np.mean(error[between.visible_after] ** 2)))
         if self._before is not None:
             s.flicker += self._flicker(before, after, between)
         self._before = (before, between)
 
-    def _flicker(self, now: Gray, after: Gray, between: Motion) -> list[float]:
-        """The flow-compensated second difference at ``now``; empty where nothing is seen thrice."""
+    def _flicker(self, now: Luminance, after: Luminance, between: BidirectionalFlow) -> list[float]:
+        """The flow-compensated second difference at ``now``, as a list of one number.
+
+        Empty if no pixel is visible in all three frames.
+        """
         if self._before is None:
             return []
         past, earlier = self._before
-        seen = earlier.seen_before & between.seen_after
+        seen = earlier.visible_before & between.visible_after
         if not seen.any():
             return []
-        back = warped(past.astype(np.float32), earlier.backward)
-        ahead = warped(after.astype(np.float32), between.forward)
+        back = warp(past.astype(np.float32), earlier.backward)
+        ahead = warp(after.astype(np.float32), between.forward)
         return [float(np.abs(now - (back + ahead) / 2)[seen].mean())]
 
 
-def band_energy(luminance: Gray) -> float:
-    """Mean square of Y - gauss(Y, sigma 1 px), levels²: what only fine detail has."""
+def band_energy(luminance: Luminance) -> float:
+    """Energy of fine detail: mean square of Y - gauss(Y, sigma 1 px), levels²."""
     import cv2
 
     values = luminance.astype(np.float32)
@@ -231,48 +239,48 @@ def band_energy(luminance: Gray) -> float:
 
 
 def mean_lab(frame: NDArray[np.uint8]) -> Values:
-    """Mean colour in CIE Lab (D65, from sRGB) of the frame at 64 px short side."""
+    """Mean CIE Lab colour (3,) (D65, from sRGB) of a frame reduced to a short side of 64 px."""
     import cv2
 
     height, width = frame.shape[:2]
     scale = min(1.0, LAB_SIDE / min(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    small = resized(frame, size).astype(np.float32) / 255.0
+    small = resize_image(frame, size).astype(np.float32) / 255.0
     lab = cv2.cvtColor(np.ascontiguousarray(small), cv2.COLOR_RGB2LAB)
     return np.asarray(lab.reshape(-1, 3).mean(0, dtype=np.float64))
 
 
 def seam_energy(columns: Values, rows: Values, tile: tuple[int, int] | None = None) -> float:
-    """How much stronger gradients are on the lines of a tile grid than 1 to 8 px beside them.
+    """Excess of the gradients on the lines of a tile grid over those 1 to 8 px next to them.
 
-    ``columns``[i] is the mean |Y step| from column i to i + 1, ``rows`` likewise. A line's excess
-    is its step over the median beside it, less 1; a grid's is the mean over its lines. With
-    ``tile`` (height, width) that grid's, else the largest of all grids with a period that is a
-    multiple of 32 px. 0 or more; 1 = twice as strong. A straight, still edge of the scene that lies
-    on such a line counts too.
+    ``columns``[i] is the mean |Y step| from column i to i + 1, ``rows`` likewise. The excess of a
+    line is its step divided by the median of its neighbours, minus 1; that of a grid is the mean
+    over its lines. With ``tile`` (height, width in px) the result is for that grid, otherwise the
+    largest of all grids with a period that is a multiple of 32 px. 0 or more; 1 = twice as strong.
+    A straight edge of the scene that stays on such a line counts too.
     """
     known = (None, None) if tile is None else (tile[1], tile[0])
-    found = [_strongest(steps, at) for steps, at in zip((columns, rows), known, strict=True)]
+    found = [_strongest_grid(steps, at) for steps, at in zip((columns, rows), known, strict=True)]
     return max(0.0, *found)
 
 
-def _strongest(steps: Values, period: int | None) -> float:
+def _strongest_grid(steps: Values, period: int | None) -> float:
     size = len(steps) + 1
     periods = range(SEAM_STEP, size, SEAM_STEP) if period is None else [period]
-    lines = {p: [_excess(steps, at - 1) for at in range(p, size, p)] for p in periods}
+    lines = {p: [_line_excess(steps, at - 1) for at in range(p, size, p)] for p in periods}
     return max((float(np.mean(found)) for found in lines.values() if found), default=0.0)
 
 
-def _excess(steps: Values, at: int) -> float:
-    beside = np.concatenate(
+def _line_excess(steps: Values, at: int) -> float:
+    neighbours = np.concatenate(
         [steps[max(0, at - SEAM_WINDOW) : at], steps[at + 1 : at + 1 + SEAM_WINDOW]]
     )
-    around = float(np.median(beside)) if len(beside) else 0.0
-    return (float(steps[at]) + SEAM_FLOOR) / (around + SEAM_FLOOR) - 1.0
+    median = float(np.median(neighbours)) if len(neighbours) else 0.0
+    return (float(steps[at]) + SEAM_FLOOR) / (median + SEAM_FLOOR) - 1.0
 
 
-def flash(luma: list[float], fps: float) -> float | None:
-    """See :class:`VideoMetrics`; the last half where a clip is shorter than two seconds."""
+def last_second_flash(luma: list[float], fps: float) -> float | None:
+    """See :class:`VideoMetrics`. Of a clip below two seconds, the last half is the last second."""
     jumps = np.abs(np.diff(luma))
     last = min(max(1, round(fps)), len(jumps) // 2)
     if last == 0:
@@ -280,7 +288,7 @@ def flash(luma: list[float], fps: float) -> float | None:
     return max(0.0, float(jumps[-last:].max() - np.percentile(jumps[:-last], 95)))
 
 
-def _steps(luminance: Gray, axis: int) -> Gray:
+def _pixel_steps(luminance: Luminance, axis: int) -> Luminance:
     import cv2
 
     if axis:
@@ -288,7 +296,7 @@ def _steps(luminance: Gray, axis: int) -> Gray:
     return np.asarray(cv2.absdiff(luminance[1:], luminance[:-1]), np.uint8)
 
 
-def _is_frozen(before: Gray, after: Gray) -> bool:
+def _is_frozen(before: Luminance, after: Luminance) -> bool:
     import cv2
 
     change = cv2.absdiff(before, after).astype(np.float32)
@@ -305,7 +313,7 @@ def _mean(values: list[float] | list[bool]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _longest(flags: list[bool]) -> int:
+def _longest_run(flags: list[bool]) -> int:
     """Length of the longest run of true flags."""
     longest = run = 0
     for flag in flags:

@@ -1,1 +1,1 @@
-"""The networks: our transformer and adapters around borrowed parts."""
+"""Neural networks: transformer, VAEs, text encoder, latent upsamplers, LoRA, weight storage."""

@@ -1,4 +1,4 @@
-"""Where networks run and in which precision they compute."""
+"""Device and dtype of the networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device and the dtype that networks compute in (audio always computes in float32)."""
+    """Device, and the dtype that networks compute in (audio networks always use float32)."""
 
     device: torch.device
     dtype: torch.dtype
@@ -23,25 +23,26 @@ class Runtime:
 
 
 def choose_runtime(device: str = "auto") -> Runtime:
-    """The best device there is, or the one asked for.
+    """Choose the best available device ("auto"), or check that ``device`` is available.
 
-    bfloat16 on CUDA and Apple GPUs, as the family was trained; float32 on the CPU, where bfloat16
-    is emulated on most machines. Raises :class:`RequestError` for a device that is not there.
+    The dtype is bfloat16 on CUDA and Apple GPUs, as the family was trained, and float32 on the
+    CPU, where most machines only emulate bfloat16. Raises :class:`RequestError` for an unknown or
+    unavailable device.
     """
     if device == "auto":
-        device = next((d for d in ("cuda", "mps") if _available(d)), "cpu")
+        device = next((d for d in ("cuda", "mps") if _is_available(d)), "cpu")
     kind = device.split(":", maxsplit=1)[0]
     if kind not in DEVICES[1:]:
-        raise RequestError(f"device {device} is unknown", f"use one of {', '.join(DEVICES)}")
-    if not _available(kind):
+        raise RequestError(f"unknown device {device}", f"use --device {' or '.join(DEVICES)}")
+    if not _is_available(kind):
         raise RequestError(
             f"device {device} is not available in this installation of PyTorch",
-            "use --device auto, or install a PyTorch build for your GPU",
+            "use --device auto, or install PyTorch with support for your GPU",
         )
     return Runtime(torch.device(device), torch.float32 if kind == "cpu" else torch.bfloat16)
 
 
-def _available(kind: str) -> bool:
+def _is_available(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_available()
     if kind == "mps":

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on. Plain values; whoever shows them decides how."""
+"""Events of a run: plain values for a caller that shows its progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageStarted:
-    """Stage ``position`` (from 1) of ``of`` begins; ``steps`` 0 where it has none to count."""
+    """Stage ``position`` (from 1) of ``of`` begins; ``steps`` is 0 if it has none to count."""
 
     stage: str
     position: int
@@ -20,7 +20,7 @@ class StageStarted:
 class StepDone:
     """``done`` of ``steps`` units of the stage: sampling steps, or frames while decoding.
 
-    ``sigma`` is the noise level reached, where there is one.
+    ``sigma`` is the noise level reached, ``None`` outside of sampling.
     """
 
     stage: str
@@ -31,7 +31,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage has its artefact: made now, or found in the store (``reused``)."""
+    """A stage is finished: its artefact was made, or found in the store (``reused``)."""
 
     stage: str
     key: str
@@ -42,7 +42,7 @@ class StageDone:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something the user should know; ``code`` is stable for programs."""
+    """A warning for the user; ``code`` is stable for programs."""
 
     code: str
     message: str
@@ -50,14 +50,14 @@ class Warned:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process (``pid``, 0 if unknown) is at the same work; this one waits for it."""
+    """This process waits for another one (``pid``, 0 if unknown) that runs the same request."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture of what a stage estimates after ``step`` has just replaced the file ``path``."""
+    """The file ``path`` now shows the estimate of a stage after ``step``."""
 
     stage: str
     step: int
@@ -85,7 +85,7 @@ class PointStarted:
 
 @dataclass(frozen=True)
 class PointDone:
-    """A point is measured (``reused``: it was before), or failed with ``error``."""
+    """A point was measured, now or earlier (``reused``), or it failed with ``error``."""
 
     number: int
     of: int
@@ -108,4 +108,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(_: Event) -> None:
-    """Listen to nothing."""
+    """Ignore all events."""

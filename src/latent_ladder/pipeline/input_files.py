@@ -1,13 +1,13 @@
-"""Files that a request names as inputs, as a plan sees them: what they hold, and a content hash.
+"""Input files of a request, opened and hashed while it is planned.
 
-No torch here: a plan checks every input before anything heavy loads. Keys of artefacts hold the
+No torch here: a plan checks every input before anything heavy loads. Artefact keys contain the
 hash of a file's bytes, never its path.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,21 +19,21 @@ from latent_ladder.request.inputs import Image, Video
 from latent_ladder.request.model import Request
 
 if TYPE_CHECKING:
-    from latent_ladder.media.video_input import Footage
+    from latent_ladder.media.video_input import InputVideo
 
 IMAGE_CRF: Mapping[str, int] = {"2.0": 33, "2.3": 33}
-"""The H.264 rate that a family's training pictures went through; from 2.4 on it is 18."""
+"""CRF of the H.264 compression that a family's training images had; from 2.4 on it is 18."""
 LATER_CRF = 18
 TOLERANCE_S = 0.05
-"""Files this much longer or shorter than the clip are as long as it."""
+"""Files that differ from the clip by less than this count as equally long."""
 FPS_TOLERANCE = Fraction(1, 100)
 KEPT_TOLERANCE_S = 0.5
-"""How much of a kept part may be filled up with its outermost frame."""
+"""Seconds that may be missing from a part to keep; its last frame is repeated."""
 
 
 @dataclass(frozen=True)
-class GivenFile:
-    """One input file: ``role`` says what for, ``options`` how it is prepared."""
+class InputFile:
+    """One input file with its use (``role``) and how it is prepared (``options``)."""
 
     path: Path
     role: str
@@ -41,22 +41,22 @@ class GivenFile:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
-        """What decides the artefact made of it."""
+        """Key fields: everything that decides the artefact made of this file."""
         return {"role": self.role, "content": self.content, **self.options}
 
     def check_unchanged(self) -> None:
-        """Raise :class:`MediaError` if the file is another one than was planned with."""
+        """Raise :class:`MediaError` if the file's content changed since it was planned."""
         if content_hash(self.path) != self.content:
             raise MediaError(f"{self.path.name} changed while the run was using it", "run again")
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """All input files of a request, checked; ``notes`` is what the user should know of them."""
+class InputFiles:
+    """All input files of a request, checked; ``notes`` are warnings for the user."""
 
-    images: tuple[GivenFile, ...] = ()
-    sound: GivenFile | None = None
-    video: GivenFile | None = None
+    images: tuple[InputFile, ...] = ()
+    sound: InputFile | None = None
+    video: InputFile | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -72,14 +72,14 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def look_at(request: Request, family: str) -> Inputs:
+def read_input_files(request: Request, family: str) -> InputFiles:
     """Open and hash every file that the request names. Raises :class:`MediaError`."""
     notes: list[str] = []
-    images = tuple(_image(image, request, family, notes) for image in request.held_images)
-    return Inputs(images, _sound(request, notes), _video(request, notes), tuple(notes))
+    images = tuple(_image(image, request, family, notes) for image in request.active_images)
+    return InputFiles(images, _sound(request, notes), _video(request, notes), tuple(notes))
 
 
-def _image(image: Image, request: Request, family: str, notes: list[str]) -> GivenFile:
+def _image(image: Image, request: Request, family: str, notes: list[str]) -> InputFile:
     from latent_ladder.media.image_input import check_image
 
     path = Path(image.file).expanduser()
@@ -88,26 +88,26 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Giv
     if note := _fit_note(found.size, (request.width, request.height), image.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
     crf = IMAGE_CRF.get(family, LATER_CRF) if image.crf == "auto" else image.crf
-    return GivenFile(path, "image", content_hash(path), {"fit": image.fit, "crf": crf})
+    return InputFile(path, "image", content_hash(path), {"fit": image.fit, "crf": crf})
 
 
-def _sound(request: Request, notes: list[str]) -> GivenFile | None:
+def _sound(request: Request, notes: list[str]) -> InputFile | None:
     if request.audio_in is None:
         return None
-    from latent_ladder.media.audio_input import check_sound
+    from latent_ladder.media.audio_input import check_audio
 
     path = Path(request.audio_in).expanduser()
-    found = check_sound(path)
+    found = check_audio(path)
     clip = float(duration(request.frames, request.fps))
-    said = f"the sound of {path.name} lasts {found.duration_s:.2f} s, the clip {clip:.2f} s"
+    lengths = f"the sound of {path.name} lasts {found.duration_s:.2f} s, the clip {clip:.2f} s"
     if found.duration_s > clip + TOLERANCE_S:
-        notes.append(f"{said}: only its beginning is used")
+        notes.append(f"{lengths}: only its beginning is used")
     elif found.duration_s < clip - TOLERANCE_S:
-        notes.append(f"{said}: silence follows it")
-    return GivenFile(path, "sound", content_hash(path))
+        notes.append(f"{lengths}: the rest of the clip is silent")
+    return InputFile(path, "sound", content_hash(path))
 
 
-def _video(request: Request, notes: list[str]) -> GivenFile | None:
+def _video(request: Request, notes: list[str]) -> InputFile | None:
     video = request.video
     if video is None:
         return None
@@ -121,32 +121,32 @@ def _video(request: Request, notes: list[str]) -> GivenFile | None:
     if note := _fit_note(found.size, (request.width, request.height), video.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
     _check_length(video, found, clip, path, notes)
-    options = {"fit": video.fit, "start": round(start, 6), "has_sound": found.has_sound}
-    return GivenFile(path, video.mode, content_hash(path), options)
+    options = {"fit": video.fit, "start": round(start, 6), "has_sound": found.has_audio}
+    return InputFile(path, video.mode, content_hash(path), options)
 
 
-def _footage_notes(found: Footage, request: Request) -> Iterator[str]:
-    if found.uneven:
+def _footage_notes(found: InputVideo, request: Request) -> Iterator[str]:
+    if found.variable_rate:
         yield f"has a variable frame rate; it is sampled at {float(request.fps):g} fps"
     elif abs(found.fps - request.fps) > FPS_TOLERANCE:
         yield f"has {float(found.fps):g} fps; it is sampled at {float(request.fps):g} fps"
-    if found.turned:
-        yield "is stored turned; it is used upright"
+    if found.rotated:
+        yield "is stored rotated; it is used upright"
     keeps = request.video is not None and request.video.mode != "reference"
-    if keeps and not found.has_sound and request.audio != "none" and request.audio_in is None:
-        yield "has no sound: what is not made anew is silent"
+    if keeps and not found.has_audio and request.audio != "none" and request.audio_in is None:
+        yield "has no sound: the parts that are kept are silent"
 
 
 def _check_length(
-    video: Video, found: Footage, clip_s: float, path: Path, notes: list[str]
+    video: Video, found: InputVideo, clip_s: float, path: Path, notes: list[str]
 ) -> None:
-    """Refuse a video that is too short for what of it shall be kept; say what is left out."""
-    begin, end = video.made_anew(clip_s)
+    """Refuse a video that is too short for the part to keep; note what is not used."""
+    begin, end = video.generated_span(clip_s)
     if video.mode == "extend":
         kept = clip_s - (end - begin)
         if found.duration_s < kept - KEPT_TOLERANCE_S:
             raise MediaError(
-                f"{path.name} lasts {found.duration_s:.2f} s, and {kept:.2f} s of it shall be kept",
+                f"{path.name} lasts {found.duration_s:.2f} s, but {kept:.2f} s of it must be kept",
                 "make the clip shorter, or the extension longer",
             )
         if found.duration_s > kept + KEPT_TOLERANCE_S:
@@ -157,12 +157,12 @@ def _check_length(
         )
     elif found.duration_s < clip_s - TOLERANCE_S:
         notes.append(
-            f"{path.name} lasts {found.duration_s:.2f} s: its last frame stands still then"
+            f"{path.name} lasts {found.duration_s:.2f} s: its last frame is repeated up to the end"
         )
 
 
 def _fit_note(size: tuple[int, int], clip: tuple[int, int], fit: str) -> str:
-    """How a picture of another shape is brought to the clip's, in words."""
+    """Note on how an image is fitted to the clip's aspect ratio; empty if it has the same."""
     ratio = size[0] * clip[1] / (size[1] * clip[0])
     if abs(ratio - 1) < 0.01:
         return ""
@@ -170,18 +170,14 @@ def _fit_note(size: tuple[int, int], clip: tuple[int, int], fit: str) -> str:
         return f"gets black bars {'above and below' if ratio > 1 else 'left and right'}"
     lost = 1 - min(ratio, 1 / ratio)
     sides = "left and right" if ratio > 1 else "above and below"
-    return f"is cut {sides} to the clip's shape, {lost:.0%} of it in all; --fit letterbox keeps it"
+    cut = f"is cropped {sides} to the clip's shape and loses {lost:.0%} of its area"
+    return f"{cut}; --fit letterbox keeps all of it"
 
 
-def window(request: Request, resolution: Resolution) -> tuple[int, int]:
-    """The part of a rung's canvas that the clip will show, (width, height)."""
+def visible_size(request: Request, resolution: Resolution) -> tuple[int, int]:
+    """Size (width, height) of the part of a canvas that is left after the clip is cropped."""
     last = request.resolutions[-1]
     return (
         max(round(request.width * resolution.width / last.width), 1),
         max(round(request.height * resolution.height / last.height), 1),
     )
-
-
-def all_fields(files: Iterable[GivenFile]) -> list[dict[str, Any]]:
-    """The key fields of several files, in order."""
-    return [file.fields() for file in files]

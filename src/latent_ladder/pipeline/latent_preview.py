@@ -1,9 +1,9 @@
-"""Cheap pictures of latents: a linear projection to RGB, a tiny decoder, or the real one.
+"""Previews of latents: a linear projection to RGB, a tiny decoder, or the real decoder.
 
-The projection is fitted to the model's own VAE: a few small made-up clips are encoded, their
-latents decoded, and the decoded frames, averaged over blocks of 4x4 pixels, are explained from the
-one latent that covers them by least squares. It is exact enough to judge motion and composition
-and costs one small matrix product per latent frame. Knows nothing of requests.
+The projection is fitted to the model's own VAE by least squares: a few small synthetic clips are
+encoded and decoded again, and the decoded frames, averaged over blocks of 4x4 pixels, are predicted
+from the one latent that covers them. It is exact enough to judge motion and composition and costs
+one small matrix product per latent frame. This module does not know requests.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound, RequestError
-from latent_ladder.media.contact_sheet import resized
-from latent_ladder.models.video_vae.taehv import load_tiny_decoder, tiny_channels, to_bytes
+from latent_ladder.media.contact_sheet import resize_frames
+from latent_ladder.models.video_vae.taehv import (
+    frames_to_uint8,
+    load_tiny_decoder,
+    tiny_decoder_channels,
+)
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
 from latent_ladder.storage.artifact_store import Store, artefact_key
 from latent_ladder.storage.atomic_write import write_atomically
 
 KINDS = ("rgb", "tae", "full")
-"""How latents become a preview: projected, through the tiny decoder, through the real one."""
+"""Kinds of previews: projection, tiny decoder, real decoder."""
 
 BLOCK_PX = 4
 """Side of the square of pixels that one pixel of a projected preview stands for."""
@@ -70,7 +74,7 @@ class Projection:
     def stream(self, latents: Tensor) -> Frames:
         """Normalised latents (1, C, F, H, W) -> frames (n, k H, k W, 3), 8 (F - 1) + 1 in all."""
         for i, frame in enumerate(latents[0].float().transpose(0, 1)):
-            yield to_bytes(self._pixels(frame, self.rest if i else self.first))
+            yield frames_to_uint8(self._pixels(frame, self.rest if i else self.first))
 
     def strip(self, latents: Tensor, count: int = STRIP_FRAMES) -> NDArray[np.uint8]:
         """At most ``count`` frames spread over the clip, side by side: (k H, n k W, 3)."""
@@ -79,7 +83,7 @@ class Projection:
         one = self.first.shape[1]
         ends = self.rest[:, -one:]  # only the last frame of each latent frame
         frames = [self._pixels(latents[0, :, i].float(), ends if i else self.first) for i in chosen]
-        strip: NDArray[np.uint8] = to_bytes(torch.cat(frames, 3))[0]
+        strip: NDArray[np.uint8] = frames_to_uint8(torch.cat(frames, 3))[0]
         return strip
 
     def _pixels(self, frame: Tensor, weights: Tensor) -> Tensor:
@@ -95,8 +99,8 @@ class Projection:
 # --- fitting ------------------------------------------------------------------------------------
 
 
-def projection(vae: Component, store: Store) -> Projection:
-    """The projection of a video VAE: kept in the store, fitted on the CPU where it is not there."""
+def load_projection(vae: Component, store: Store) -> Projection:
+    """The projection of a video VAE: from the store, else fitted on the CPU and stored."""
     key = projection_key(vae)
     found = store.get(key)
     if found is not None:
@@ -112,26 +116,26 @@ def projection_key(vae: Component) -> str:
 
 
 def fit(vae: Component, clips: int = FIT_CLIPS) -> Projection:
-    """Least squares of decoded pixels on latents, with a small ridge; the same on every call."""
+    """Fit decoded pixels to latents by least squares with a small ridge; deterministic."""
     coder = load_video_vae(vae, device="cpu", dtype=torch.float32)
     first, rest = _Sums(), _Sums()
     for seed in range(clips):
         latents, frames = sample_clip(coder, seed)
         inputs = _with_one(latents[0])
         first.add(inputs[:1], _blocks(frames[:1], coder, 1))
-        rest.add(inputs[1:], _blocks(frames[1:], coder, coder.coder.temporal_scale))
-    return Projection(first.solved(), rest.solved())
+        rest.add(inputs[1:], _blocks(frames[1:], coder, coder.config.temporal_scale))
+    return Projection(first.solve(), rest.solve())
 
 
 def sample_clip(coder: VideoVae, seed: int) -> tuple[Tensor, Tensor]:
-    """Latents (1, C, F, H, W) of a made-up clip and their decoded frames (n, 3, H, W), -1..1."""
-    latents = coder.encode(made_up_clip(seed, FIT_PX))
+    """Latents (1, C, F, H, W) of a synthetic clip and their decoded frames (n, 3, H, W), -1..1."""
+    latents = coder.encode(synthetic_clip(seed, FIT_PX))
     bands = [band.clone() for band in decode_bands(latents, coder)]
     return latents, torch.cat(bands, 1).transpose(0, 1).clamp(-1, 1)
 
 
-def made_up_clip(seed: int, side: int) -> NDArray[np.uint8]:
-    """Shapes that move over a coloured gradient with waves: (17, side, side, 3)."""
+def synthetic_clip(seed: int, side: int) -> NDArray[np.uint8]:
+    """Moving shapes over a coloured gradient with waves, (17, side, side, 3) uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side] / side
     angle = rng.random() * 2 * np.pi
@@ -154,7 +158,7 @@ def made_up_clip(seed: int, side: int) -> NDArray[np.uint8]:
 
 
 class _Sums:
-    """The normal equations, added up clip by clip."""
+    """Sums of the normal equations over several clips."""
 
     def __init__(self) -> None:
         self._xx: Tensor | float = 0.0
@@ -162,7 +166,7 @@ class _Sums:
         self._count = 0
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Rows of both, any leading shape."""
+        """Add rows of both, of any leading shape."""
         x, y = (t.reshape(-1, t.shape[-1]).double() for t in (inputs, targets))
         self._xx, self._xy, self._count = (
             self._xx + x.T @ x,
@@ -170,8 +174,8 @@ class _Sums:
             self._count + len(x),
         )
 
-    def solved(self) -> Tensor:
-        """W of x W = y."""
+    def solve(self) -> Tensor:
+        """W of the system x W = y."""
         if isinstance(self._xx, float) or isinstance(self._xy, float):
             raise ValueError("nothing was added")
         ridge = RIDGE * self._count * torch.eye(len(self._xx), dtype=torch.float64)
@@ -185,13 +189,13 @@ def _with_one(latents: Tensor) -> Tensor:
 
 
 def _blocks(frames: Tensor, vae: VideoVae, group: int) -> Tensor:
-    """(n group, 3, H, W) -> (n, H / 32, W / 32, group 3 k k): what a latent has to explain."""
-    side = vae.coder.spatial_scale // BLOCK_PX
+    """(n group, 3, H, W) -> (n, H / 32, W / 32, group 3 k k): the pixels of each latent."""
+    side = vae.config.spatial_scale // BLOCK_PX
     small = F.pixel_unshuffle(F.avg_pool2d(frames.float(), BLOCK_PX), side)
     return small.reshape(-1, group * small.shape[1], *small.shape[2:]).permute(0, 2, 3, 1)
 
 
-# --- decoding for a look ------------------------------------------------------------------------
+# --- decoding for a preview ---------------------------------------------------------------------
 
 
 def preview_frames(
@@ -216,15 +220,14 @@ def preview_stream(
     tiny: Component | None = None,
     device: torch.device | str = "cpu",
 ) -> Callable[[Tensor], Frames]:
-    """What turns latents into chunks of frames (n, H, W, 3), loaded once for many clips.
+    """Function from latents to chunks of frames (n, H, W, 3), loaded once for many clips.
 
-    ``"full"`` decodes whole in float32 on the CPU, else in bfloat16.
-    Raises :class:`RequestError` for an unknown kind, :class:`CheckpointNotFound` for ``"tae"``
-    without its file.
+    Decoders compute in float32 on the CPU, else in bfloat16. Raises :class:`RequestError` for an
+    unknown kind, :class:`CheckpointNotFound` for ``"tae"`` without its file.
     """
     check_kind(kind, tiny)
     if kind == "rgb":
-        return projection(vae, store).stream
+        return load_projection(vae, store).stream
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     if kind == "tae" and tiny is not None:
         return load_tiny_decoder(tiny, device=device, dtype=dtype).stream
@@ -233,7 +236,7 @@ def preview_stream(
 
 
 def check_kind(kind: str, tiny: Component | None) -> None:
-    """Refuse a kind of preview that cannot be made, before anything loads."""
+    """Raise an error for a kind of preview that cannot be made. Loads nothing."""
     if kind not in KINDS:
         raise RequestError(f"preview={kind} is unknown", f"use one of {', '.join(KINDS)}")
     if kind == "tae" and tiny is None:
@@ -243,19 +246,19 @@ def check_kind(kind: str, tiny: Component | None) -> None:
         )
 
 
-def fitting_tiny(candidates: list[Component], vae: Component) -> Component | None:
-    """The first preview decoder that reads latents as wide as the video VAE's."""
+def find_tiny_decoder(candidates: list[Component], vae: Component) -> Component | None:
+    """The first preview decoder that takes as many channels as the video VAE's latents have."""
     channels = vae.shape("per_channel_statistics.mean-of-means")[0]
-    return next((c for c in candidates if tiny_channels(c) == channels), None)
+    return next((c for c in candidates if tiny_decoder_channels(c) == channels), None)
 
 
-# --- while a run goes on ------------------------------------------------------------------------
+# --- during a run -------------------------------------------------------------------------------
 
 
 class LivePreview:
-    """Keeps a strip of the current estimate in one PNG file, at most every two seconds.
+    """Writes a strip of the current estimate to a PNG file, at most every two seconds.
 
-    It may take a twentieth of the time of the run at most: after a slow one the next comes later.
+    Previews take at most a twentieth of the time of the run: after a slow one the next is later.
     """
 
     def __init__(
@@ -264,12 +267,12 @@ class LivePreview:
         self._path, self._to_rgb, self._on_saved = path, to_rgb, on_saved
         self._due = 0.0
 
-    def look(self, stage: str, step: int, estimate: Callable[[], Tensor]) -> None:
-        """``estimate()`` gives the denoised latents (1, C, F, H, W) after ``step``, if asked."""
+    def update(self, stage: str, step: int, estimate: Callable[[], Tensor]) -> None:
+        """Write a preview if one is due; ``estimate()`` computes latents (1, C, F, H, W)."""
         began = time.monotonic()
         if began < self._due:
             return
-        picture = enlarged(self._to_rgb.strip(estimate()))
+        picture = enlarge(self._to_rgb.strip(estimate()))
         with suppress(OSError):  # a preview is no reason to end a run
             write_atomically(self._path, png(picture))
             self._on_saved(stage, step)
@@ -277,12 +280,12 @@ class LivePreview:
         self._due = began + max(EVERY_S, spent / SHARE)
 
 
-def enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A small strip a whole number of times larger: latents of small canvases are few."""
+def enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A strip enlarged by a whole factor to a visible height; small canvases have few latents."""
     height, width, _ = picture.shape
     times = max(LEAST_HEIGHT_PX // height, 1)
-    enlarged: NDArray[np.uint8] = resized(picture[None], (width * times, height * times))[0]
-    return enlarged
+    enlarge: NDArray[np.uint8] = resize_frames(picture[None], (width * times, height * times))[0]
+    return enlarge
 
 
 def png(picture: NDArray[np.uint8]) -> bytes:

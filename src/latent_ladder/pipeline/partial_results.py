@@ -1,8 +1,8 @@
-"""What a long stage has made before it is whole, so that a run that was killed goes on from there.
+"""Partial results of a long sampling stage, so that an interrupted run continues from them.
 
-A clip made in windows is stored after each of them under a key of its own, which follows from the
-stage's; once the stage is whole, that is removed. A window depends on nothing but the request and
-the windows before it, so a stage that was resumed gives the bits of one that was not.
+A clip that is made in temporal windows is stored after each of them, under a key derived from the
+stage's; when the stage is complete, that artefact is removed. A window depends only on the request
+and the windows before it, so a resumed stage gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -10,33 +10,30 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from latent_ladder.pipeline.artifact_keys import partial_key
 from latent_ladder.pipeline.plan import PlannedStage
 from latent_ladder.request.windows import Window
-from latent_ladder.storage.artifact_store import Store, artefact_key
+from latent_ladder.storage.artifact_store import Store
 
 if TYPE_CHECKING:
-    from latent_ladder.pipeline.temporal_windows import Clip
-
-VERSION = 1
+    from latent_ladder.pipeline.temporal_windows import PartialClip
 
 
-def progress_keys(stage: PlannedStage) -> tuple[str, ...]:
-    """The key of a stage's unfinished clip; none where it is made in one piece."""
-    if len(stage.windows) < 2:
-        return ()
-    return (artefact_key("windows", VERSION, {}, [stage.key], []),)
+def partial_keys(stage: PlannedStage) -> tuple[str, ...]:
+    """The key of a stage's unfinished clip; none if it is made in one piece."""
+    return (partial_key(stage.key),) if len(stage.windows) > 1 else ()
 
 
 @dataclass(frozen=True)
-class Progress:
+class PartialResult:
     """The unfinished clip of one sampling stage in a store."""
 
     store: Store
     stage: PlannedStage
 
-    def resumed(self, clip: Clip) -> tuple[Clip, int]:
-        """The clip as far as it was made before, and of how many windows that is."""
-        for key in progress_keys(self.stage):
+    def resume(self, clip: PartialClip) -> tuple[PartialClip, int]:
+        """The clip with all stored windows, and their number; ``clip`` and 0 if there are none."""
+        for key in partial_keys(self.stage):
             found = self.store.get(key)
             if found is not None:
                 tensors = found.load()
@@ -44,16 +41,16 @@ class Progress:
                 return made, int(found.meta["windows"])
         return clip, 0
 
-    def keep(self, clip: Clip, window: Window) -> None:
-        """Store the clip after one of its windows; after the last one the stage stores it whole."""
+    def save(self, clip: PartialClip, window: Window) -> None:
+        """Store the clip after a window, except after the last: then the stage is stored itself."""
         if window.number + 1 == len(self.stage.windows):
             return
         tensors = {"video": clip.video} | ({} if clip.audio is None else {"audio": clip.audio})
         meta = {"stage": "windows", "name": self.stage.name, "windows": window.number + 1}
-        for key in progress_keys(self.stage):
+        for key in partial_keys(self.stage):
             self.store.put(key, tensors, meta)
 
-    def forget(self) -> None:
-        """Remove what was kept."""
-        for key in progress_keys(self.stage):
+    def remove(self) -> None:
+        """Remove the unfinished clip from the store."""
+        for key in partial_keys(self.stage):
             self.store.remove(key)

@@ -1,4 +1,4 @@
-"""A plan in words and numbers, for ``ladder plan``: sizes, tokens, sigmas, work, files."""
+"""Report of a plan for ``ladder plan``: sizes, tokens, sigmas, work, files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from latent_ladder.upscale.plan import UpscalePlan
 
 
 def headline(plan: RunPlan) -> str:
-    """One line: what comes out, through which stages, with which seed."""
+    """One line about the clip: size, length, sound, seed, preset, model family."""
     request = plan.request
     seconds = float(duration(request.frames, request.fps))
     sound = "no sound" if plan.sound is None else "sound"
-    width, height = request.final_size
+    width, height = request.resolved.final_size
     return (
         f"{width}x{height}, {request.frames} frames at {float(request.fps):g} fps "
         f"({seconds:.2f} s), {sound}, seed {request.seed}, preset {request.preset or '-'}, "
@@ -32,7 +32,7 @@ def headline(plan: RunPlan) -> str:
 
 
 def plan_report(plan: RunPlan, memory: MemoryPlan, machine: Machine | None) -> dict[str, Any]:
-    """The plan as plain data; ``machine`` adds the time that each stage will take.
+    """The plan as plain data; ``machine`` adds the predicted time of each stage.
 
     ``stages`` holds numbers for programs, ``rows`` the same in short words for a table.
     """
@@ -44,7 +44,7 @@ def plan_report(plan: RunPlan, memory: MemoryPlan, machine: Machine | None) -> d
     return {
         "headline": headline(plan),
         "request": plan.request.to_dict(),
-        "crop": plan.request.crop._asdict(),
+        "crop": plan.request.resolved.crop._asdict(),
         "memory": {
             "device": memory.budget.device,
             "budget_bytes": memory.budget.device_bytes,
@@ -155,7 +155,7 @@ def _stage(
             "frames": longest.frames,
             "seconds": float(longest.frames / longest.fps),
         }
-    tiles = None if stage.position is None else plan.request.tile_plan(stage.position)
+    tiles = None if stage.position is None else plan.request.resolved.stages[stage.position].tiles
     if tiles is not None:
         rows, cols = tiles.largest[1:]
         body["tiles"] = {
@@ -191,7 +191,7 @@ def _row(stage: Mapping[str, Any], fps: Fraction) -> dict[str, Any]:
 
 
 def _memory(stage: Mapping[str, Any]) -> str:
-    """Bytes at the peak, and how the model is held if it is not simply there."""
+    """Bytes at the peak, and the offload plan unless all blocks are resident."""
     if "peak_bytes" not in stage:
         return ""
     text = readable_size(stage["peak_bytes"])

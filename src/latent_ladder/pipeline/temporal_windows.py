@@ -1,8 +1,8 @@
-"""A long clip in windows of time: the part that a window sees, and what becomes of its result.
+"""Temporal windows of a long clip: cutting out the start of a window, merging its result.
 
-The whole clip lies on the CPU; only a window is ever on the device. A window keeps what the one
-before made of their common part (Lightricks' looping sampler does the same with guide tokens) and
-has a clock of its own, so that what attends to each other has the positions of a short clip.
+The whole clip is on the CPU, a single window on the device. A window keeps the result of the
+window before in their overlap (Lightricks' looping sampler does the same with guide tokens). Its
+time positions start at 0, so tokens that attend to each other have the positions of a short clip.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from latent_ladder.errors import LadderError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import tokens_to_audio, tokens_to_video
-from latent_ladder.pipeline.input_encoding import Start
 from latent_ladder.pipeline.plan import PlannedStage
+from latent_ladder.pipeline.start_state import StartState
 from latent_ladder.request.windows import Window
 from latent_ladder.sampling.denoise import LatentState, Packing
 
@@ -27,24 +27,24 @@ OnStep = Callable[[int, int, float], None]
 """(steps done, of how many, sigma reached); may raise to stop after the step."""
 
 OnEstimate = Callable[[int, Callable[[], Tensor]], None]
-"""(steps done, a function that gives the video latents (1, C, F, H, W) estimated there)."""
+"""(steps done, a function that computes the estimated video latents (1, C, F, H, W))."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A clip under way: its ``start``, and the tokens that were ``made`` of it so far.
+class PartialClip:
+    """A clip being made: its ``start``, and its ``video`` and ``audio`` tokens so far.
 
-    Tokens that no window has reached yet are those of the start; guide tokens are none of the clip.
+    Tokens that no window has reached yet are those of the start. Guide tokens are not part of it.
     """
 
-    start: Start
+    start: StartState
     resolution: Resolution
     video: Tensor
     audio: Tensor | None
 
     @classmethod
-    def of(cls, start: Start, resolution: Resolution) -> Clip:
-        """Nothing made yet."""
+    def of(cls, start: StartState, resolution: Resolution) -> PartialClip:
+        """The clip before its first window."""
         video = start.video.tokens[:, : resolution.video_tokens].clone()
         return cls(
             start, resolution, video, None if start.audio is None else start.audio.tokens.clone()
@@ -55,92 +55,106 @@ class Clip:
         """Tokens of one latent frame."""
         return self.resolution.latent_height * self.resolution.latent_width
 
-    def part(self, window: Window, strength: float, device: torch.device | str = "cpu") -> Start:
-        """What a window starts from, on ``device``: its tokens and the guide tokens of its time.
+    def window_start(
+        self, window: Window, strength: float, device: torch.device | str = "cpu"
+    ) -> StartState:
+        """Start of a window on ``device``: its tokens and the guide tokens of its time.
 
-        ``strength`` holds what the window before made of its first latents.
+        ``strength`` is how firmly the overlap with the window before keeps that one's result.
         """
         start, per_frame = self.start, self.per_frame
         inside = torch.arange(window.start * per_frame, window.stop * per_frame)
         guides = self._guides(window)
         index = torch.cat([inside, guides])
         made = self.video[:, : window.stop * per_frame]
-        video = _held(_at(start.video, index), made[:, inside[: window.held * per_frame]], strength)
+        video = _keep_first(
+            _at(start.video, index), made[:, inside[: window.overlap * per_frame]], strength
+        )
         audio, first = start.audio, window.sound[0]
         if audio is not None and self.audio is not None:
             audio = _at(audio, torch.arange(*window.sound))
-            audio = _held(audio, self.audio[:, first : first + window.sound_held], strength)
-        positions, heard = start.positions[:, :, index], start.audio_positions
-        heard = heard[:, :, first : window.sound[1]]
+            made = self.audio[:, first : first + window.sound_overlap]
+            audio = _keep_first(audio, made, strength)
+        positions = start.positions[:, :, index]
+        sound_positions = start.audio_positions[:, :, first : window.sound[1]]
         if window.number:
-            positions, heard = (_on_its_clock(p, window) for p in (positions, heard))
+            positions = _from_window_start(positions, window)
+            sound_positions = _from_window_start(sound_positions, window)
         return replace(
             start,
             video=_to(video, device),
             audio=None if audio is None else _to(audio, device),
             positions=positions.to(device),
-            audio_positions=heard.to(device),
+            audio_positions=sound_positions.to(device),
             extra=len(guides),
         )
 
     def _guides(self, window: Window) -> Tensor:
-        """Indices of the guide tokens whose middle lies in the window's time; all if it is whole.
+        """Indices of the guide tokens whose middle is in the window's time.
 
-        What lies before the clip or behind it belongs to its first or last window.
+        Guide tokens before or after the clip belong to its first or last window.
         """
         first = self.resolution.video_tokens
         times = self.start.positions[0, 0, first:].mean(-1)
         begins = float(window.offset_s) if window.number else -torch.inf
         last = window.stop == self.resolution.latent_frames
-        ends = torch.inf if last else begins_after(window, self.resolution)
+        ends = torch.inf if last else window_end_s(window, self.resolution)
         return first + ((times >= begins) & (times < ends)).nonzero()[:, 0]
 
-    def with_made(self, window: Window, tokens: Streams) -> Clip:
-        """The clip with a window's tokens; where it held others, they fade into its own."""
-        found, heard = tokens
+    def with_window(self, window: Window, tokens: Streams) -> PartialClip:
+        """The clip with a window's tokens; in the overlap, the old ones are blended into them."""
+        new_video, new_audio = tokens
         video, audio = self.video, self.audio
-        if found is not None:
+        if new_video is not None:
             n, p = len(window) * self.per_frame, self.per_frame
-            video = _faded_in(video, found[:, :n].cpu(), window.start * p, window.held, p)
-        if heard is not None and audio is not None:
-            audio = _faded_in(audio, heard.cpu(), window.sound[0], window.sound_held, 1)
+            video = _blend_in(video, new_video[:, :n].cpu(), window.start * p, window.overlap, p)
+        if new_audio is not None and audio is not None:
+            audio = _blend_in(audio, new_audio.cpu(), window.sound[0], window.sound_overlap, 1)
         return replace(self, video=video, audio=audio)
 
 
-def begins_after(window: Window, resolution: Resolution) -> float:
-    """The time in the clip at which what follows a window begins, in seconds."""
+def window_end_s(window: Window, resolution: Resolution) -> float:
+    """End of a window, in seconds of the clip."""
     return float(window.offset_s + window.resolution(resolution).frames / resolution.fps)
 
 
-def upsampled(
-    latents: Tensor, windows: Sequence[tuple[Window, Window]], larger: Callable[[Tensor], Tensor]
+def upsample_windows(
+    latents: Tensor, windows: Sequence[tuple[Window, Window]], enlarge: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Latents (1, C, F, H, W) enlarged window by window: pairs before and after, faded over."""
+    """Latents (1, C, F, H, W) enlarged window by window, blended where windows overlap.
+
+    ``windows`` are pairs: the window before upsampling, and the same one after it.
+    """
     out: Tensor | None = None
     for before, after in windows:
-        part = larger(latents[:, :, before.start : before.stop]).cpu()
+        part = enlarge(latents[:, :, before.start : before.stop]).cpu()
         if out is None:
             total = windows[-1][1].stop
             out = part.new_zeros((*part.shape[:2], total, *part.shape[3:]))
-        place = out[:, :, after.start : after.stop]
-        held = ramp(after.held)[:, None, None]
-        place[:, :, : after.held].lerp_(part[:, :, : after.held], held)
-        place[:, :, after.held :] = part[:, :, after.held :]
+        place, overlap = out[:, :, after.start : after.stop], after.overlap
+        weights = ramp(overlap)[:, None, None]
+        place[:, :, :overlap].lerp_(part[:, :, :overlap], weights)
+        place[:, :, overlap:] = part[:, :, overlap:]
     if out is None:
-        raise ValueError("no window, no clip")
+        raise ValueError("a clip has at least one window")
     return out
 
 
-def ramp(held: int) -> Tensor:
-    """Weights of a window's own result over what it held: 0 at its first latent frame, which stands
-    for one frame instead of eight, and rising."""
-    return torch.arange(held, dtype=torch.float32) / max(held, 1)
+def ramp(overlap: int) -> Tensor:
+    """Weights (overlap,) of a window's own result in its overlap with the one before.
+
+    0 at its first latent frame, which stands for one frame instead of eight, and rising.
+    """
+    return torch.arange(overlap, dtype=torch.float32) / max(overlap, 1)
 
 
-def _faded_in(whole: Tensor, part: Tensor, first: int, held: int, per_step: int) -> Tensor:
-    """``whole`` (1, N, C) with ``part`` at token ``first``; steps have ``per_step`` tokens."""
+def _blend_in(whole: Tensor, part: Tensor, first: int, overlap: int, per_step: int) -> Tensor:
+    """``whole`` (1, N, C) with ``part`` from token ``first`` on, blended over ``overlap`` steps.
+
+    A step in time has ``per_step`` tokens.
+    """
     weights = torch.ones(part.shape[1], 1)
-    weights[: held * per_step] = ramp(held).repeat_interleave(per_step)[:, None]
+    weights[: overlap * per_step] = ramp(overlap).repeat_interleave(per_step)[:, None]
     out = whole.clone()
     place = out[:, first : first + part.shape[1]]
     place.copy_(torch.lerp(place, part.to(place), weights))
@@ -151,8 +165,8 @@ def _at(state: LatentState, index: Tensor) -> LatentState:
     return LatentState(state.tokens[:, index], state.clean[:, index], state.mask[:, index])
 
 
-def _held(state: LatentState, made: Tensor, strength: float) -> LatentState:
-    """The first tokens are those ``made`` already; what the start keeps there is kept as it is."""
+def _keep_first(state: LatentState, made: Tensor, strength: float) -> LatentState:
+    """The state with its first tokens replaced by ``made`` and kept with ``strength``."""
     n = made.shape[1]
     if not n:
         return state
@@ -166,8 +180,8 @@ def _to(state: LatentState, device: torch.device | str) -> LatentState:
     return LatentState(state.tokens.to(device), state.clean.to(device), state.mask.to(device))
 
 
-def _on_its_clock(positions: Tensor, window: Window) -> Tensor:
-    """Times counted from the window's beginning; its first latent frame stands for one frame."""
+def _from_window_start(positions: Tensor, window: Window) -> Tensor:
+    """Positions with times relative to the window; its first latent frame stands for one frame."""
     positions = positions.clone()
     positions[:, 0] = (positions[:, 0] - float(window.offset_s)).clamp_min(0)
     return positions
@@ -178,11 +192,11 @@ Shapes = tuple[Sequence[int], Sequence[int] | None]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A window of a sampling stage under way, and who looks on."""
+class WindowContext:
+    """A window of a sampling stage, the clip before it, and the callbacks for its steps."""
 
     stage: PlannedStage
-    clip: Clip
+    clip: PartialClip
     window: Window
     on_step: OnStep
     on_estimate: OnEstimate | None
@@ -196,8 +210,8 @@ class Seen:
             audio = (*audio[:2], last - first, audio[3])
         return (b, c, len(self.window), h, w), audio
 
-    def after(self, packing: Packing, step: int, _: Tensor, denoised: Tensor) -> None:
-        """Tell of a step: the steps of all windows count."""
+    def report_step(self, packing: Packing, step: int, _: Tensor, denoised: Tensor) -> None:
+        """Call the callbacks after a step; the steps of all windows are counted."""
         steps = len(self.stage.sigmas) - 1
         done = self.window.number * steps + step + 1
         if self.on_estimate is not None:
@@ -206,8 +220,8 @@ class Seen:
         self.on_step(done, self.stage.steps, self.stage.sigmas[step + 1])
 
     def _estimate(self, tokens: Streams) -> Tensor:
-        """The video latents of the whole clip, the window as it is estimated."""
-        clip = self.clip.with_made(self.window, (tokens[0], None))
+        """Video latents of the whole clip, with the current estimate of this window."""
+        clip = self.clip.with_window(self.window, (tokens[0], None))
         return clip_latents((clip.video, None), self.shapes)["video"]
 
 

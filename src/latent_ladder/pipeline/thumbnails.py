@@ -1,4 +1,4 @@
-"""Pictures beside a clip: its poster, and a contact sheet; taken from the frames as they pass."""
+"""Poster and contact sheet of a clip, collected from its frames while they are written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.image_sequence import Stills, as_png
+from latent_ladder.media.image_sequence import FramePattern, encode_png
 from latent_ladder.media.video_writer import Frames
 from latent_ladder.request.output import Output
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
@@ -19,58 +19,62 @@ SHEET_FRAMES, SHEET_COLUMNS, SHEET_WIDTH, GAP = 12, 4, 480, 4
 
 
 @dataclass
-class Beside:
-    """The frames kept for the pictures that ``asked`` wants of a clip of ``count`` frames."""
+class Thumbnails:
+    """Frames for the images that ``requested`` names, of a clip of ``count`` frames."""
 
     path: Path
-    asked: Output
+    requested: Output
     count: int
     metadata: Mapping[str, str]
-    _kept: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    _frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
-    def wanted(self) -> list[int]:
-        """The frames to keep: the middle one, and those of the sheet, evenly spread."""
-        middle = [self.count // 2] if self.asked.poster else []
+    def needed_frames(self) -> list[int]:
+        """Indices of the frames to copy: the middle one, and those of the sheet, evenly spread."""
+        middle = [self.count // 2] if self.requested.poster else []
         return sorted({*middle, *self._sheet}) if self.count else []
 
     @property
     def _sheet(self) -> list[int]:
         n = min(SHEET_FRAMES, self.count)
-        return [i * (self.count - 1) // max(n - 1, 1) for i in range(n)] if self.asked.sheet else []
+        return (
+            [i * (self.count - 1) // max(n - 1, 1) for i in range(n)]
+            if self.requested.sheet
+            else []
+        )
 
-    def watching(self, chunks: Iterator[Frames]) -> Iterator[Frames]:
-        """Pass the chunks on, keeping the wanted frames."""
-        wanted, first = self.wanted, 0
+    def collect(self, chunks: Iterator[Frames]) -> Iterator[Frames]:
+        """The chunks unchanged; the needed frames are copied."""
+        wanted, first = self.needed_frames, 0
         for chunk in chunks:
             for index in wanted:
                 if first <= index < first + len(chunk):
-                    self._keep(index, chunk[index - first])
+                    self._copy(index, chunk[index - first])
             first += len(chunk)
             yield chunk
 
-    def _keep(self, index: int, frame: Frames) -> None:
+    def _copy(self, index: int, frame: Frames) -> None:
         shift = 0 if frame.dtype == np.uint8 else 8
         eight = (frame >> shift).astype(np.uint8)
-        self._kept[index] = eight if index == self.count // 2 else _small(eight)
+        self._frames[index] = eight if index == self.count // 2 else _shrink(eight)
 
     def write(self) -> None:
-        """Write what was asked for. Raises :class:`MediaError`."""
-        if self.asked.poster and self.count // 2 in self._kept:
-            self._save("poster", self._kept[self.count // 2])
-        found = [(i, self._kept[i]) for i in self._sheet if i in self._kept]
+        """Write the requested images next to the clip. Raises :class:`MediaError`."""
+        if self.requested.poster and self.count // 2 in self._frames:
+            self._save("poster", self._frames[self.count // 2])
+        found = [(i, self._frames[i]) for i in self._sheet if i in self._frames]
         if found:
-            self._save("sheet", _laid_out([_small(frame) for _, frame in found]))
+            self._save("sheet", _arrange([_shrink(frame) for _, frame in found]))
 
-    def _save(self, what: str, picture: NDArray[np.uint8]) -> None:
-        stills = Stills.of(self.path)
+    def _save(self, kind: str, picture: NDArray[np.uint8]) -> None:
+        stills = FramePattern.from_path(self.path)
         stem = self.path.with_suffix("") if stills is None else stills.folder
-        target = stem.with_name(f"{stem.name}.{what}.png")
-        with convert_write_errors(MediaError, f"{what} {target.name}", target.parent):
-            write_atomically(target, as_png(picture, self.metadata))
+        target = stem.with_name(f"{stem.name}.{kind}.png")
+        with convert_write_errors(MediaError, f"{kind} {target.name}", target.parent):
+            write_atomically(target, encode_png(picture, self.metadata))
 
 
-def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _shrink(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     from PIL import Image
 
     height, width, _ = frame.shape
@@ -80,7 +84,7 @@ def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS), np.uint8)
 
 
-def _laid_out(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def _arrange(frames: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Frames in rows, left to right, on black."""
     height, width, _ = frames[0].shape
     columns = min(SHEET_COLUMNS, len(frames))

@@ -1,4 +1,4 @@
-"""The field types of a request that need no other knowledge: numbers, seeds, tiles, file names."""
+"""Field types of a request: numbers, seeds, tiles, file names."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MAX_TILES = 6
 
 
 class Table(BaseModel):
-    """A frozen table that refuses unknown fields and values that are no finite number."""
+    """A frozen table that rejects unknown fields and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def is_int(value: Any) -> bool:
-    """Whether a value is an integer; ``True`` is none."""
+    """True for an integer; ``True`` and ``False`` are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -107,7 +107,9 @@ def _positive_zero(value: float) -> float:
 
 def _writable(value: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise Problem("is not text: it holds half a character", "leave out the broken characters")
+        raise Problem(
+            "is not text: it contains an incomplete character", "remove the broken characters"
+        )
     return value
 
 

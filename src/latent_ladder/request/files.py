@@ -1,4 +1,4 @@
-"""Requests as people keep them: a TOML or JSON file, or a clip that was made from one."""
+"""Files that contain a request: TOML, JSON, or a clip that was made from one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
 
 METADATA_KEY = "latent_ladder"
-"""The tag of a clip that holds its request."""
+"""The metadata tag of a clip that contains its request."""
 
 
 def clip_metadata(request: Request) -> dict[str, str]:
-    """The tags of a clip: its request, and the prompt as the standard comment."""
+    """The metadata tags of a clip: its request, and the prompt as the standard comment."""
     from latent_ladder._version import __version__
 
     body = {"version": __version__, "request": request.to_dict()}
@@ -29,8 +29,8 @@ def request_of_clip(path: Path) -> Request:
     text = read_metadata(path).get(METADATA_KEY)
     if text is None:
         raise RequestError(
-            f"{path.name} carries no request of latent-ladder",
-            "only clips made by `ladder` have one; give a .toml or .json request instead",
+            f"{path.name} contains no request of latent-ladder",
+            "only clips made by `ladder` have one; use a .toml or .json request instead",
         )
     try:
         fields: Mapping[str, Any] = json.loads(text)["request"]

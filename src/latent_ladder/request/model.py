@@ -1,11 +1,10 @@
-"""The request: everything a user may ask of one clip, validated once, frozen.
+"""The request: all options of one clip, validated once, frozen.
 
-It is the waist of the product. Every face (flags, TOML, JSON, HTTP, workflows, farm) makes one, and
-everything behind it trusts it: no part below looks at a raw value again. Building one from bad
-values raises a single :class:`RequestError` that lists every problem with a hint.
+Every interface (flags, TOML, JSON, HTTP, workflows) builds a request, and all code behind it trusts
+the values. Wrong values raise one :class:`RequestError` that lists every problem with a hint.
 
-A request says nothing about files on this machine beyond the names its ``models`` table overrides,
-nothing about devices and nothing about where the clip goes.
+A request knows no file of this machine except those named in it, no device and no output path. Its
+geometry (:attr:`Request.resolved`) is computed by :mod:`latent_ladder.request.resolved`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -30,8 +30,7 @@ from pydantic import (
 
 from latent_ladder.errors import RequestError
 from latent_ladder.latents import shapes
-from latent_ladder.latents.shapes import Crop, Factor, Resolution
-from latent_ladder.latents.tiling import TilePlan
+from latent_ladder.latents.shapes import Factor, Resolution
 from latent_ladder.request.fields import (
     FileName,
     Real,
@@ -44,20 +43,23 @@ from latent_ladder.request.inputs import Image, Video, inputs_problems
 from latent_ladder.request.output import Decode, Output
 from latent_ladder.request.presets import read_preset
 from latent_ladder.request.problems import Found, Problem, report
+from latent_ladder.request.resolved import (
+    ResolvedRequest,
+    resolve_request,
+    stage_resolutions,
+    upsample_factors,
+)
+from latent_ladder.request.stage_rules import stage_kinds, stage_names, stages_problems
 from latent_ladder.request.stages import (
     STAGE_TABLES,
     BaseStage,
     RefineStage,
     SamplingStage,
     Stage,
-    UpsampleStage,
     UpscaleStage,
-    stage_kinds,
-    stage_names,
-    stages_problems,
 )
 from latent_ladder.request.validation_errors import value_problems
-from latent_ladder.request.windows import Window, Windows, WindowsChoice, automatic, whole
+from latent_ladder.request.windows import Windows, WindowsChoice
 
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
@@ -84,15 +86,17 @@ def _side(value: Any) -> Any:
 
 def _prompt(value: str) -> str:
     if not value.strip():
-        raise Problem("is empty", "say in whole sentences what is seen, how it moves and sounds")
+        raise Problem(
+            "is empty", "describe the picture, the motion and the sound in whole sentences"
+        )
     return value
 
 
 def _frames(value: Any, info: ValidationInfo) -> Any:
-    """Fill ``frames`` from ``duration_s``, or check it; the fields it needs are declared before."""
+    """Compute ``frames`` from ``duration_s``, or check it; reads fields declared before it."""
     known = info.data
     fps, stages = known.get("fps"), known.get("stages")
-    factor = shapes.time_product(_factors(stages)) if stages is not None else 1
+    factor = shapes.time_product(upsample_factors(stages)) if stages is not None else 1
     if value is None:
         return _frames_of_duration(known, fps, factor)
     if not is_int(value):
@@ -106,30 +110,22 @@ def _frames(value: Any, info: ValidationInfo) -> Any:
         )
         hint = f"use frames={below}{seconds}"
         raise Problem(wrong, hint if above == below else f"{hint} or frames={above}")
-    asked = known.get("duration_s")
-    if asked is not None and fps and value != shapes.frames_for(asked, fps, factor):
-        wanted = shapes.frames_for(asked, fps, factor)
+    duration_s = known.get("duration_s")
+    if duration_s is not None and fps and value != shapes.frames_for(duration_s, fps, factor):
+        expected = shapes.frames_for(duration_s, fps, factor)
         raise Problem(
-            f"does not agree with duration_s={asked:g}",
-            f"drop one of the two, or use frames={wanted}",
+            f"does not agree with duration_s={duration_s:g}",
+            f"remove one of the two, or use frames={expected}",
         )
     return value
 
 
 def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: int) -> int:
     if fps is None or "duration_s" not in known:
-        return 1  # what it would be computed from is wrong, and reported there
+        return 1  # a field that it depends on is wrong, and reported there
     if known["duration_s"] is None:
-        raise Problem("is missing, and so is duration_s", "give one of them, such as frames=121")
+        raise Problem("is missing, and so is duration_s", "set one of them, such as frames=121")
     return shapes.frames_for(known["duration_s"], fps, factor)
-
-
-def _factors(stages: tuple[Any, ...]) -> tuple[Factor, ...]:
-    return tuple(
-        Factor(time=int(s.factor)) if s.axis == "temporal" else Factor(s.exact_factor)
-        for s in stages
-        if isinstance(s, UpsampleStage)
-    )
 
 
 Fps = Annotated[Fraction, BeforeValidator(_fps), PlainSerializer(shapes.format_fps)]
@@ -139,71 +135,108 @@ FrameCount = Annotated[int, BeforeValidator(_frames)]
 
 
 class Models(Table):
-    """Files that override what the library would choose, and folders to search besides its own.
+    """Model files that override the library's choice, and additional folders to search.
 
-    A value is a path, or a name relative to a model folder as ComfyUI writes it. ``precision``
-    "fp8" stores a 16-bit transformer in scaled fp8 while it is loaded; "stored" takes it as it is.
+    A file is a path, or a name relative to a model folder as in ComfyUI.
     """
 
     precision: Literal["stored", "fp8"] = "stored"
+    """Storage of the transformer in memory: ``stored`` keeps the precision of its file; ``fp8``
+    stores a 16-bit one in half the memory, which changes the picture a little."""
     checkpoint: FileName | None = None
+    """File that contains transformer, VAEs and vocoder together; unset, one is chosen among the
+    files that are found."""
     transformer: FileName | None = None
+    """File of the transformer alone, such as a GGUF file, instead of that of the checkpoint."""
     connectors: FileName | None = None
+    """File of the small network between text encoder and transformer; set it only where your files
+    have it apart."""
     text_projection: FileName | None = None
+    """File of the projection of the text encoder's layers; set it only where your files have it
+    apart."""
     text_encoder: FileName | None = None
+    """File or folder of Gemma 3, which encodes the prompts; set it to choose among several."""
     video_vae: FileName | None = None
+    """File of the network that encodes and decodes the picture, instead of that of the
+    checkpoint."""
     audio_vae: FileName | None = None
+    """File of the network that encodes and decodes the sound, instead of that of the checkpoint."""
     vocoder: FileName | None = None
+    """File of the network that makes the waveform, instead of that of the checkpoint."""
     latent_upsampler: FileName | None = None
+    """File of the latent upsampler; ``file`` of an upsample stage sets one for that stage alone."""
     distilled_lora: FileName | None = None
+    """File of the LoRA that stages use under the role ``distilled``; set it to choose among
+    several."""
     folders: tuple[FileName, ...] = ()
+    """Model folders to search before those of the environment and the configuration."""
 
     @property
     def choices(self) -> dict[str, str]:
-        """The files that were named, by role."""
+        """The named files, by role."""
         return self.model_dump(exclude_none=True, exclude={"folders", "precision"})
 
 
 class Request(Table):
-    """One clip: what to show, how big, how long, and the stages that make it.
+    """One clip: prompt, size, duration, and the stages that make it.
 
     ``width``, ``height``, ``frames`` and ``fps`` are those of the decoded clip; only an upscale
-    stage at the end makes the file larger (:attr:`final_size`). Exactly one of
-    ``frames`` and ``duration_s`` is given; ``frames`` is then always the resolved 8k+1 and
-    ``duration_s`` what was asked, if it was. ``seed`` -1 means: draw one, see :meth:`resolved`.
-
-    ``audio`` says what becomes of the sound of the base stage: ``"refine"`` denoises it again in
-    every refine stage, ``"keep"`` makes it the sound of the clip, ``"none"`` makes a silent clip.
-    ``noise_order`` is the order in which noise is drawn from the seed, ``mask_convention`` how a
-    partly kept latent enters the model: each as in ComfyUI or as in the official pipelines.
-
-    ``images`` are shown at their frames, ``audio_in`` is a sound file that drives the picture and
-    is the sound of the clip, ``video`` is what the clip starts from.
-
-    ``windows`` in time make a clip part by part: "auto" where it is longer than the model's time
-    positions cover, "off" never.
+    stage at the end makes the file larger (``resolved.final_size``). A request sets ``frames`` or
+    ``duration_s``; ``frames`` is then always the resolved 8k+1, and ``duration_s`` the requested
+    duration, if there is one.
     """
 
     prompt: Prompt
+    """Description of the clip: what is seen, how it moves and how it sounds, in whole sentences."""
     negative_prompt: Text = ""
+    """Description of what to avoid; it has an effect only in stages with a CFG other than 1 or a
+    CFG++ sampler."""
     preset: Text = ""
+    """Name of the preset that the request started from; a record that changes nothing."""
     seed: RequestSeed = 10
+    """Number that all noise starts from, 0 to 2**64-1: another one makes another clip of the same
+    prompt; -1 picks a random one, which the clip records."""
     width: Side
+    """Width of the clip in pixels, an even number from 32 to 16384; stages work at multiples of 32,
+    and the clip is cropped from that."""
     height: Side
+    """Height of the clip in pixels, with the same rules as ``width``."""
     fps: Fps = Fraction(24)
+    """Frames per second of the clip, such as 24, 23.976 or 30000/1001; more makes motion smoother
+    and needs more frames for the same duration."""
     audio: Literal["refine", "keep", "none"] = "refine"
+    """Use of the sound: ``refine`` denoises it again in every refine stage, ``keep`` leaves that of
+    the base stage as it is, ``none`` makes a silent clip."""
     noise_order: Literal["comfyui", "ltx"] = "comfyui"
+    """Order in which noise is generated from the seed: ``comfyui`` or ``ltx`` (Lightricks'
+    pipelines); change it to match a clip that was made there."""
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
+    """Meaning of an image strength between 0 and 1: ``comfyui`` or ``ltx`` (Lightricks' pipelines);
+    change it to match a clip that was made there."""
     windows: WindowsChoice = "auto"
+    """Windows in time: ``auto`` makes a clip of more than 20 s window by window, ``off`` makes it
+    in one piece, a table sets their lengths."""
     models: Models = Field(default_factory=Models)
+    """Model files and folders to use instead of those that are found."""
     stages: tuple[Stage, ...]
+    """Stages in order: one base stage, then upsample, refine and, at the end, upscale stages."""
     decode: Decode = Field(default_factory=Decode)
+    """Tiles of the video decoder, for a picture that does not fit into memory whole."""
     output: Output = Field(default_factory=Output)
+    """Codec, quality and additional pictures of the file."""
     images: tuple[Image, ...] = ()
+    """Pictures that the clip shows at given frames."""
     audio_in: FileName | None = None
+    """Path of a sound file that drives the picture and becomes the sound of the clip; unset, the
+    model makes the sound."""
     video: Video | None = None
+    """Video that the clip starts from, continues or follows."""
     duration_s: Annotated[Real, Field(gt=0, le=MAX_DURATION_S)] | None = None
+    """Length of the clip in seconds, instead of ``frames``; the nearest possible number of frames
+    is made."""
     frames: FrameCount = Field(default=None, validate_default=True)
+    """Number of frames, 8k+1 such as 121 (16k+1 with a temporal upsampler), up to 100001; computed
+    where ``duration_s`` is set."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -217,34 +250,29 @@ class Request(Table):
             names = stage_names(stage_kinds(stages))
             problems += value_problems(error, cls, STAGE_TABLES, names)
         else:
-            problems += request._problems_together() if not problems else []
+            problems += request._combined_problems() if not problems else []
         if problems:
             raise report(problems)
         return request
 
-    def _problems_together(self) -> list[Found]:
-        """What shows only when all values are known."""
-        upscale = self.upscale
-        size = (self.width, self.height)
-        problems = self._schedule_problems() + (upscale.problems(size) if upscale else [])
-        problems += self.decode.problems(self.resolutions[-1].width, self.resolutions[-1].height)
+    def _combined_problems(self) -> list[Found]:
+        """Problems that show only when all values are known."""
+        problems: list[Found] = []
+        try:
+            canvas = self.resolved.canvas
+        except RequestError as error:
+            problems += error.problems
+            canvas = self.resolutions[-1]
+        if self.upscale is not None:
+            problems += self.upscale.problems((self.width, self.height))
+        problems += self.decode.problems(canvas.width, canvas.height)
         problems += inputs_problems(self.images, self.video, self.frames, self.fps)
         if isinstance(self.windows, Windows):
             problems += self.windows.problems(self.fps, shapes.time_product(self.factors))
         if self.audio_in is not None and self.audio == "none":
-            hint = "leave --audio out, or the sound file"
-            problems.append(("audio_in is given, and audio=none asks for a silent clip", hint))
+            hint = "remove --audio none, or remove --audio-in"
+            problems.append(("audio_in is set, and audio=none makes a silent clip", hint))
         return problems
-
-    def _schedule_problems(self) -> list[Found]:
-        """Schedules that depend on the tokens of a stage may be impossible at its size."""
-        found: list[Found] = []
-        for i, _ in self.sampling_stages():
-            try:
-                self.sigmas(i)
-            except RequestError as error:
-                found.append((f"{self.stage_names[i]}: {error.message}", error.hint))
-        return found
 
     # -- making one ---------------------------------------------------------------------------
 
@@ -280,8 +308,8 @@ class Request(Table):
             raise RequestError("the request is not a JSON object")
         return cls.from_dict(table)
 
-    def resolved(self) -> Self:
-        """The same request with its seed drawn, if it was -1."""
+    def pick_seed(self) -> Self:
+        """The same request, with a random seed in place of -1."""
         if self.seed != -1:
             return self
         return self.model_copy(update={"seed": int.from_bytes(os.urandom(4), "big")})
@@ -289,41 +317,42 @@ class Request(Table):
     # -- writing it ---------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values (str, int, float, bool, list, dict); what is unset is left out."""
+        """Plain values (str, int, float, bool, list, dict), without unset fields."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
         """TOML text that :meth:`from_toml` reads back to an equal request."""
-        import tomli_w  # imported here: only writing needs it
+        import tomli_w  # imported here: only needed for writing
 
         return tomli_w.dumps(self.to_dict())
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces; equal requests give equal text."""
-        return canonical_json(self.to_dict())
+        return sorted_json(self.to_dict())
 
-    # -- what it means ------------------------------------------------------------------------
+    # -- geometry -----------------------------------------------------------------------------
+
+    @cached_property
+    def resolutions(self) -> tuple[Resolution, ...]:
+        """The resolution of each stage's output; that of an upsample stage is the larger one."""
+        return stage_resolutions(self)
+
+    @cached_property
+    def resolved(self) -> ResolvedRequest:
+        """Sizes, sigmas, windows, tiles and seeds of all stages, computed once."""
+        return resolve_request(self, self.resolutions)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields replaced; its geometry is computed again."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("resolutions", "resolved"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     @property
     def factors(self) -> tuple[Factor, ...]:
-        """What each upsample stage multiplies, in order."""
-        return _factors(self.stages)
-
-    @property
-    def resolutions(self) -> tuple[Resolution, ...]:
-        """The canvas each stage gives, stage by stage: an upsample stage has its output's."""
-        resolutions = shapes.ladder((self.width, self.height), self.frames, self.fps, self.factors)
-        climbed, out = 0, []
-        for stage in self.stages:
-            climbed += isinstance(stage, UpsampleStage)
-            out.append(resolutions[climbed])
-        return tuple(out)
-
-    @property
-    def crop(self) -> Crop:
-        """The window of the decoded canvas that becomes the clip."""
-        last = self.resolutions[-1]
-        return shapes.centre_crop((last.width, last.height), (self.width, self.height))
+        """The factor of each upsample stage, in order."""
+        return upsample_factors(self.stages)
 
     @property
     def upscale(self) -> UpscaleStage | None:
@@ -331,85 +360,33 @@ class Request(Table):
         last = self.stages[-1]
         return last if isinstance(last, UpscaleStage) else None
 
-    @property
-    def final_size(self) -> tuple[int, int]:
-        """(width, height) of the file."""
-        size = (self.width, self.height)
-        return size if self.upscale is None else self.upscale.target(size)
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """The stages as a user writes them: ``base``, ``refine`` or ``refine[1]`` ..."""
-        return tuple(stage_names(stage_kinds(self.stages)))
-
     def sampling_stages(self) -> Iterator[tuple[int, BaseStage | RefineStage]]:
         """The base and refine stages with their positions."""
         for i, stage in enumerate(self.stages):
             if isinstance(stage, BaseStage | RefineStage):
                 yield i, stage
 
-    def sigmas(self, index: int) -> tuple[float, ...]:
-        """The sigmas that stage ``index`` walks, first to last; empty for other kinds of stage."""
-        stage = self.stages[index]
-        if not isinstance(stage, SamplingStage):
-            return ()
-        walk = stage.walk(self.resolutions[index].video_tokens)
-        return self._from_video(walk) if index == 0 else walk
-
-    def _from_video(self, walk: tuple[float, ...]) -> tuple[float, ...]:
-        """The base stage's sigmas from the level on at which a video enters; none at level 0."""
-        if self.video is None or self.video.denoise is None or self.video.mode != "v2v":
-            return walk
-        start = self.video.denoise
-        below = tuple(sigma for sigma in walk if sigma < start)
-        if start == 0:
-            return ()
-        return walk if start >= walk[0] else (start, *below)
-
-    def tile_plan(self, index: int) -> TilePlan | None:
-        """The tiles in which stage ``index`` is denoised; ``None``: whole."""
-        stage, resolution = self.stages[index], self.resolutions[index]
-        tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
-        return None if tiles is None else tiles.plan(resolution)
-
-    def window_plan(self, index: int) -> tuple[Window, ...]:
-        """The windows in time in which stage ``index`` works, one after the other; one: whole."""
-        resolution, windows = self.resolutions[index], self.windows_used
-        if windows is None:
-            return (whole(resolution),)
-        return windows.plan(resolution, int(self.fps / resolution.fps))
-
     @property
-    def windows_used(self) -> Windows | None:
-        """The windows that the clip is made in; ``None``: in one piece."""
-        if self.windows == "off":
-            return None
-        if self.windows == "auto":
-            factor = shapes.time_product(self.factors)
-            return automatic(self.frames, self.fps, factor)
-        return self.windows if self.windows.frames < self.frames else None
-
-    @property
-    def held_images(self) -> tuple[Image, ...]:
-        """The images that have any effect."""
+    def active_images(self) -> tuple[Image, ...]:
+        """The images with a strength above 0."""
         return tuple(image for image in self.images if image.strength > 0)
 
     @property
     def needs_negative(self) -> bool:
-        """Whether the negative prompt has any effect."""
+        """True where the negative prompt has an effect."""
         return any(stage.needs_negative for _, stage in self.sampling_stages())
 
     def stage_seed(self, index: int) -> int:
-        """The seed of a stage. Of a request with seed -1, that is not known: resolve it first."""
-        stage = self.stages[index]
-        own = stage.seed if isinstance(stage, SamplingStage) else "same"
-        if own != "same":
-            return own
-        if self.seed == -1:
-            raise RequestError("the seed is not drawn yet", "use request.resolved()")
-        return self.seed
+        """The seed of a stage.
 
-    # -- what decides what --------------------------------------------------------------------
+        Raises RequestError where the request asks for a random seed: call :meth:`pick_seed` first.
+        """
+        seed = self.resolved.stages[index].seed
+        if seed is None:
+            raise RequestError("seed=-1 is not resolved yet", "call request.pick_seed() first")
+        return seed
+
+    # -- fields of artefact keys ---------------------------------------------------------------
 
     def prompt_fields(self) -> dict[str, Any]:
         """The values that decide the encoded prompts."""
@@ -417,11 +394,11 @@ class Request(Table):
         return {"prompt": self.prompt} | negative
 
     def stage_fields(self, index: int) -> dict[str, Any]:
-        """The plain values that decide what stage ``index`` makes of its inputs.
+        """The plain values that decide the output of stage ``index`` for its inputs.
 
-        The basis of artefact keys: its inputs (encoded prompts, the stage before) and model files
-        have keys of their own. The asked size is in it only as the stage's canvas, the preset's
-        name and ``batch_passes`` not at all.
+        The basis of artefact keys; its inputs (encoded prompts, the stage before) and model files
+        have keys of their own. The requested size is included only as the stage's canvas, the
+        preset's name and ``batch_passes`` are left out.
         """
         stage, resolution = self.stages[index], self.resolutions[index]
         fields = stage.model_dump(mode="json", exclude_none=True)
@@ -430,8 +407,8 @@ class Request(Table):
             "height": resolution.height,
             "frames": resolution.frames,
         }
-        if self.windows_used is not None and stage.kind != "upscale":
-            fields["windows"] = self.windows_used.model_dump()
+        if self.resolved.windows is not None and stage.kind != "upscale":
+            fields["windows"] = self.resolved.windows.model_dump()
         if not isinstance(stage, SamplingStage):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
@@ -441,7 +418,7 @@ class Request(Table):
             fields["tiles"] = tiles.model_dump()
         fields |= {
             # nine digits: the last bits of exp differ between machines
-            "sigmas": [float(f"{sigma:.9g}") for sigma in self.sigmas(index)],
+            "sigmas": [float(f"{sigma:.9g}") for sigma in self.resolved.stages[index].sigmas],
             "seed": self.stage_seed(index),
             "fps": shapes.format_fps(resolution.fps),
             "audio_latents": resolution.audio_latents,
@@ -450,12 +427,12 @@ class Request(Table):
             "mask_convention": self.mask_convention,
         }
         if self.video is not None and self.video.keeps:
-            fields["anew"] = list(self.video.made_anew(float(self.frames / self.fps)))
+            fields["anew"] = list(self.video.generated_span(float(self.frames / self.fps)))
         if self.video is not None and self.video.mode == "reference" and index == 0:
             fields["reference_strength"] = self.video.strength
-        if self.held_images:
-            at = [shapes.duration(i.index(self.frames), self.fps) for i in self.held_images]
-            strengths = [i.strength for i in self.held_images]
+        if self.active_images:
+            at = [shapes.duration(i.index(self.frames), self.fps) for i in self.active_images]
+            strengths = [i.strength for i in self.active_images]
             fields["images"] = [[str(t), s] for t, s in zip(at, strengths, strict=True)]
         if self.models.precision != "stored":
             fields["precision"] = self.models.precision
@@ -463,7 +440,7 @@ class Request(Table):
 
     @property
     def _audio(self) -> str:
-        """Sampling is the same whether the sound is refined or kept: only its use differs."""
+        """Sampling is the same for "refine" and "keep": only the use of the sound differs."""
         return "none" if self.audio == "none" else "make"
 
     def clip_fields(self) -> dict[str, Any]:
@@ -471,7 +448,7 @@ class Request(Table):
         fields = {
             "decode": self.decode.fields(),
             "output": self.output.fields(),
-            "crop": list(self.crop),
+            "crop": list(self.resolved.crop),
             "frames": self.frames,
             "fps": shapes.format_fps(self.fps),
             "sound": self.audio != "none",
@@ -481,7 +458,7 @@ class Request(Table):
         return fields
 
 
-def canonical_json(table: Any) -> str:
+def sorted_json(table: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(
         table, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -489,10 +466,10 @@ def canonical_json(table: Any) -> str:
 
 
 def override(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``table`` with top-level fields replaced, dropping what the new values decide anew.
+    """``table`` with top-level fields replaced, without the fields that depend on them.
 
-    A new ``duration_s`` drops ``frames``, new ``frames`` drop ``duration_s``; a new ``fps`` keeps
-    an asked duration and drops the frames that were computed from it.
+    A new ``duration_s`` removes ``frames``, new ``frames`` remove ``duration_s``; a new ``fps``
+    keeps a requested duration and removes the frames that were computed from it.
     """
     out = dict(table) | dict(overrides)
     if "frames" in overrides and "duration_s" not in overrides:

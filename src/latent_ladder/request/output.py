@@ -1,4 +1,4 @@
-"""The parts of a request that decide how decoded frames become a file: decoding and encoding."""
+"""Decoding and encoding options of a request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, StrictBool
 
-from latent_ladder.latents.comfyui_tiling import Tiling, even, even_size
+from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT
+from latent_ladder.latents.tiling import Tiling, even_tile_size
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.request.fields import (
     Int,
@@ -22,50 +23,59 @@ from latent_ladder.request.fields import (
 from latent_ladder.request.problems import Found
 
 GRID_OVERLAP_PX = 64
-"""What tiles of a grid share where nobody says otherwise, as the automatic tiles of the reference
-implementation do."""
+"""Default overlap of a grid's tiles, as in the reference implementation's automatic tiles."""
 MAX_GRID_OVERLAP_PX = 256
-"""As much as ``LTXVTiledVAEDecode`` takes."""
+"""Largest overlap of ``LTXVTiledVAEDecode``."""
 SIZES = ("tile_px", "tile_frames", "overlap_frames")
-"""Fields that say another kind of tiles than a grid."""
+"""Fields that ask for another kind of tiles than a grid."""
 
 
 class Decode(Table):
-    """Tiles of the video decoder: their size and how much they share; ``"auto"`` fits memory.
+    """Tiles of the video decoder: their size and overlap; ``"auto"`` fits memory.
 
-    ``grid`` asks for so many tiles across and down instead, decoded side by side and blended as
-    ``LTXVTiledVAEDecode`` does; each takes all frames.
+    ``grid`` is a number of tiles across and down instead, decoded together and blended as
+    ``LTXVTiledVAEDecode`` does; each covers all frames.
     """
 
     tile_px: TilePx = "auto"
+    """Side of a tile in pixels, a multiple of 32 from 64; ``auto`` decodes the whole picture if it
+    fits into memory, and is 768 where another size of tiles is set."""
     overlap_px: OverlapPx = "auto"
+    """Overlap of neighbouring tiles in pixels, a multiple of 32; ``auto`` is 64. Raise it where
+    seams are visible."""
     tile_frames: TileFrames = "auto"
+    """Frames of a tile, a multiple of 8 from 16; ``auto`` decodes all frames in one tile if they
+    fit into memory, and is 80 where another size of tiles is set."""
     overlap_frames: OverlapFrames = "auto"
+    """Frames that neighbouring tiles share, a multiple of 8; ``auto`` is 24, or 8 in tiles that
+    only memory requires."""
     grid: TileCounts = "auto"
+    """Numbers of tiles across and down, 1 to 6 each, instead of their size, blended as ComfyUI's
+    ``LTXVTiledVAEDecode`` does; ``auto`` uses none."""
 
     @property
     def grid_overlap_px(self) -> int:
-        """What tiles of a grid share."""
+        """Overlap of the tiles of a grid."""
         return GRID_OVERLAP_PX if self.overlap_px == "auto" else self.overlap_px
 
     def tiling(self, latents: tuple[int, int, int]) -> Tiling | None:
         """The tiles of ``grid`` over latents (frames, rows, columns).
 
-        ``None``: no grid is asked for, or they are too few for it, as those of a draft may be.
+        ``None`` without a grid, and for latents too small for it, such as those of a draft.
         """
         if self.grid == "auto" or self._narrow(latents[1:]):
             return None
         across, down = self.grid
-        return even(latents, down, across, self.grid_overlap_px // PIXELS_PER_LATENT)
+        return split_evenly(latents, down, across, self.grid_overlap_px // PIXELS_PER_LATENT)
 
     def problems(self, width: int, height: int) -> list[Found]:
-        """Why a clip that is decoded at this size cannot be decoded in the tiles of ``grid``."""
+        """Problems of the tiles of ``grid`` for a clip that is decoded at this size."""
         if self.grid == "auto":
             return []
         named = [f"decode.{name}" for name in SIZES if getattr(self, name) != "auto"]
         if named:
             hint = "use decode.grid=auto, or " + " and ".join(f"{name}=auto" for name in named)
-            return [(f"decode.grid is given, and {' and '.join(named)}", hint)]
+            return [(f"decode.grid cannot be combined with {' and '.join(named)}", hint)]
         shared, least, most = self.grid_overlap_px, PIXELS_PER_LATENT, MAX_GRID_OVERLAP_PX
         if not least <= shared <= most:
             text = f"decode.overlap_px={shared}: tiles of a grid share {least} to {most} px"
@@ -84,43 +94,52 @@ class Decode(Table):
         ]
 
     def _narrow(self, sides: tuple[int, int]) -> list[tuple[int, int]]:
-        """Count of tiles and latents of each of the sides (rows, columns) that ``grid`` splits
-        into tiles smaller than what they share."""
+        """(tiles, latents) of each side (rows, columns) with tiles smaller than their overlap."""
         if self.grid == "auto":
             return []
         overlap = self.grid_overlap_px // PIXELS_PER_LATENT
         counts = zip(reversed(self.grid), sides, strict=True)
-        return [(n, s) for n, s in counts if n > 1 and even_size(s, n, overlap) < overlap]
+        return [(n, s) for n, s in counts if n > 1 and even_tile_size(s, n, overlap) < overlap]
 
     def fields(self) -> dict[str, Any]:
-        """What decides the frames; without a grid as it always was."""
+        """The values that decide the frames; a ``grid`` of "auto" is left out, as in older keys."""
         unset = {"grid"} if self.grid == "auto" else set()
         return self.model_dump(mode="json", exclude=unset)
 
 
 class Output(Table):
-    """The clip's file. Its name decides what it is: ``.mp4``, ``.mov``, ``.mkv``, ``.webm``,
+    """The clip's file. Its name decides the format: ``.mp4``, ``.mov``, ``.mkv``, ``.webm``,
     ``.gif``, ``.webp``, ``.wav``, or single frames, ``frames/%05d.png``, ``.tif`` or ``.exr``.
 
-    ``codec`` "auto" is H.264, AV1 in ``.webm``. ``crf`` is the constant rate factor (0 lossless;
-    51 worst), ``preset`` trades speed for size in the codec's own words, ``pix_fmt`` is FFmpeg's
-    name of the pixel format; unset, each codec has its own default.
-    ``poster`` and ``sheet`` write a picture of the middle frame and a contact sheet beside it.
+    ``codec`` "auto" is H.264, AV1 in ``.webm``. ``crf`` is the constant rate factor (0 lossless,
+    51 lowest quality), ``preset`` the codec's own name of a trade of speed for size, ``pix_fmt``
+    FFmpeg's name of the pixel format; unset, each codec has its own default.
+    ``poster`` and ``sheet`` write a picture of the middle frame and a contact sheet next to it.
     """
 
     codec: Literal["auto", "h264", "h265", "av1", "prores"] = "auto"
+    """Video codec; ``auto`` is that of the file's format: AV1 in ``.webm``, H.264 in ``.mp4``,
+    ``.mov`` and ``.mkv``."""
     crf: Int | None = Field(default=None, ge=0, le=51)
+    """Constant rate factor: 0 gives the best quality and the largest file, 51 the worst; unset, 19
+    for H.264, 21 for H.265, 30 for AV1."""
     preset: Text | None = None
+    """Speed of the encoder in the codec's own words; unset, ``veryfast`` (H.264, H.265), ``8``
+    (AV1) or ``hq`` (ProRes). ``slow`` makes smaller files."""
     pix_fmt: Text | None = None
+    """Pixel format in FFmpeg's words, such as ``yuv444p10le`` for full colour resolution at 10 bit;
+    unset, the codec's usual one."""
     poster: StrictBool = False
+    """Writes a picture of the middle frame next to the clip, ``NAME.poster.png``."""
     sheet: StrictBool = False
+    """Writes a contact sheet of twelve frames next to the clip, ``NAME.sheet.png``."""
 
     @property
     def settings(self) -> EncoderSettings:
-        """What the encoder is asked for."""
+        """The options of the encoder."""
         return EncoderSettings(self.codec, self.crf, self.preset, self.pix_fmt)
 
     def fields(self) -> dict[str, Any]:
-        """What decides the file; what is unset is as it always was."""
+        """The values that decide the file; unset newer fields are left out, as in older keys."""
         named = self.model_dump(exclude_defaults=True, exclude={"poster", "sheet"})
         return {"codec": "h264", "crf": 19} | named

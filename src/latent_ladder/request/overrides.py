@@ -1,4 +1,4 @@
-"""``--set path=value``: change single fields of a request table, stages included.
+"""``--set path=value``: changes of single fields of a request table, stages included.
 
 ``apply_sets(table, ["seed=5", "refine.denoise=0.4", "base.guidance.video.cfg=3.5"])``
 
@@ -6,11 +6,11 @@
 * ``base``, ``refine``, ``upsample`` and ``upscale`` mean the stages of that kind: ``refine`` all of
   them, ``refine[1]`` the second one. ``base.steps`` is short for ``base.schedule.steps``,
   ``refine.lora`` for the strength of its distilled LoRA, or of its only one.
-* A value is written as in TOML; what is no TOML is text, so quotes are rarely needed.
-* Fields that exclude each other give way to the one that is set: ``sigmas`` to ``steps``,
-  ``schedule`` and ``denoise``, and the other way round; ``frames`` to ``duration_s``.
+* A value is written as in TOML; anything else is text, so quotes are rarely needed.
+* The field that is set replaces those that it excludes: ``steps``, ``schedule`` and ``denoise``
+  replace ``sigmas``, and the other way round; ``duration_s`` replaces ``frames``.
 
-Tables are raw here; ``request.model.Request`` judges names and values afterwards.
+Tables are raw here; ``request.model.Request`` validates names and values afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request, override
 from latent_ladder.request.problems import Found, report
-from latent_ladder.request.stages import STAGE_TABLES, stage_kinds, stage_names
+from latent_ladder.request.stage_rules import stage_kinds, stage_names
+from latent_ladder.request.stages import STAGE_TABLES
 from latent_ladder.request.validation_errors import field_hint
 from latent_ladder.sampling.schedules import SCHEDULES, manual_sigmas
 
@@ -32,7 +33,7 @@ TEXT_FIELDS = frozenset(
     {"prompt", "negative_prompt", "preset", "name", "file", "method", "audio_in"}
 )
 DEFAULT_SCHEDULE = {"base": "ltx", "refine": "simple"}
-"""The schedule that replaces a fixed list of sigmas when its steps or start are changed."""
+"""The schedule that replaces a fixed list of sigmas when its steps or its start change."""
 _STEP = re.compile(r"([A-Za-z_]\w*)(?:\[(\d+)\])?")
 
 
@@ -91,7 +92,7 @@ def _steps(path: str) -> tuple[_Step, ...]:
 
 
 def _value(steps: tuple[_Step, ...], written: str) -> Any:
-    """What is written, as TOML where it is TOML; text fields only take quoted TOML."""
+    """The value as TOML where it is TOML; text fields take only quoted TOML."""
     name = steps[-1].name
     is_text = name in TEXT_FIELDS or (steps[0].name == "models" and name != "folders")
     try:
@@ -99,7 +100,7 @@ def _value(steps: tuple[_Step, ...], written: str) -> Any:
     except tomllib.TOMLDecodeError:
         return written
     value = parsed.pop("value")
-    is_one = not parsed  # text with line breaks can be TOML by accident
+    is_one = not parsed  # text with line breaks can happen to be TOML
     return value if is_one and (not is_text or isinstance(value, str)) else written
 
 
@@ -113,9 +114,9 @@ def _stages(table: Mapping[str, Any], wanted: _Step) -> list[dict[str, Any]]:
     kinds = stage_kinds(table.get("stages", ()))
     found = [s for s, kind in zip(table.get("stages", ()), kinds, strict=True) if kind == wanted[0]]
     if not found or (wanted.at is not None and wanted.at >= len(found)):
-        asked = wanted.name if wanted.at is None else f"{wanted.name}[{wanted.at}]"
+        name = wanted.name if wanted.at is None else f"{wanted.name}[{wanted.at}]"
         names = ", ".join(stage_names(kinds)) or "none"
-        raise RequestError(f"the request has no stage {asked}", f"its stages are {names}")
+        raise RequestError(f"the request has no stage {name}", f"its stages are {names}")
     return found if wanted.at is None else [found[wanted.at]]
 
 
@@ -126,18 +127,18 @@ def _set_in_stage(name: str, stage: dict[str, Any], path: list[_Step], value: An
         path = [_Step("loras", _only_lora(name, stage)), _Step("strength", None)]
     fields = [step.name for step in path]
     if fields == ["schedule", "name"] and value in SCHEDULES:
-        stage["schedule"] = _renamed(stage, value)
+        stage["schedule"] = _switch_schedule(stage, value)
         return
     if fields[0] == "sigmas":
         stage.pop("schedule", None)
         stage.pop("denoise", None)
     elif fields[0] in ("schedule", "denoise"):
-        _unfix(stage)
+        _use_schedule(stage)
     _assign(stage, path, value, name)
 
 
 def _only_lora(name: str, stage: Mapping[str, Any]) -> int:
-    """The LoRA that ``refine.lora`` means: the distilled one, or the only one."""
+    """Index of the LoRA of ``refine.lora``: the distilled one, or the only one."""
     loras = stage.get("loras") or ()
     distilled = [i for i, lora in enumerate(loras) if lora.get("role") == "distilled"]
     if len(distilled) == 1 or len(loras) == 1:
@@ -145,14 +146,14 @@ def _only_lora(name: str, stage: Mapping[str, Any]) -> int:
     if not loras:
         raise RequestError(
             f"{name}.lora is the strength of a LoRA, and {name} has none",
-            f'give it one: {name}.loras=[{{role="distilled"}}]',
+            f'use --set {name}.loras=[{{role="distilled"}}]',
         )
     hint = f"use {name}.loras[0].strength to {name}.loras[{len(loras) - 1}].strength"
-    raise RequestError(f"{name} has {len(loras)} LoRAs, {name}.lora does not say which", hint)
+    raise RequestError(f"{name} has {len(loras)} LoRAs, {name}.lora is ambiguous", hint)
 
 
-def _fixed(stage: Mapping[str, Any]) -> tuple[float, ...]:
-    """The fixed sigmas of a stage, from its list or from a named one; empty if it has none."""
+def _fixed_sigmas_of(stage: Mapping[str, Any]) -> tuple[float, ...]:
+    """The fixed sigmas of a stage, from its list or from a named list; empty without any."""
     sigmas = stage.get("sigmas")
     if isinstance(sigmas, str):
         return manual_sigmas(sigmas)
@@ -161,55 +162,55 @@ def _fixed(stage: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(sigmas or (SCHEDULES[name].fixed if name in SCHEDULES else ()))
 
 
-def _unfix(stage: dict[str, Any]) -> None:
-    """Replace fixed sigmas by a schedule of as many steps, so that steps and start can change."""
-    fixed = _fixed(stage)
+def _use_schedule(stage: dict[str, Any]) -> None:
+    """Replace fixed sigmas by a schedule of the same number of steps."""
+    fixed = _fixed_sigmas_of(stage)
     if fixed:
         stage.pop("sigmas", None)
         stage["schedule"] = {"name": DEFAULT_SCHEDULE[stage["kind"]], "steps": len(fixed) - 1}
 
 
-def _renamed(stage: dict[str, Any], name: str) -> dict[str, Any]:
-    """The table of schedule ``name`` with what it shares with the stage's former one."""
-    fixed = _fixed(stage)
+def _switch_schedule(stage: dict[str, Any], name: str) -> dict[str, Any]:
+    """The table of schedule ``name``, with the parameters it shares with the former schedule."""
+    fixed = _fixed_sigmas_of(stage)
     stage.pop("sigmas", None)
     if SCHEDULES[name].function is None:
         stage.pop("denoise", None)
         return {"name": name}
     before = {"steps": len(fixed) - 1} if fixed else dict(stage.get("schedule") or {})
-    kept = {k: v for k, v in before.items() if k == "steps" or k in SCHEDULES[name].parameters}
-    return {"name": name} | kept
+    shared = {k: v for k, v in before.items() if k == "steps" or k in SCHEDULES[name].parameters}
+    return {"name": name} | shared
 
 
 def _assign(
-    table: MutableMapping[str, Any], path: Iterable[_Step], value: Any, walked: str = ""
+    table: MutableMapping[str, Any], path: Iterable[_Step], value: Any, prefix: str = ""
 ) -> None:
-    """Put ``value`` at ``path`` below ``table``, making the tables on the way.
+    """Put ``value`` at ``path`` below ``table``, creating missing tables.
 
-    ``walked`` is where ``table`` itself is, for messages.
+    ``prefix`` is the path of ``table`` itself, for messages.
     """
     *way, last = path
     here = table
     for step in way:
-        walked += f".{step.name}" if walked else step.name
+        prefix += f".{step.name}" if prefix else step.name
         inner = here.setdefault(step.name, {})
         if step.at is not None:
-            inner = _entry(inner, step, walked)
+            inner = _entry(inner, step, prefix)
         if not isinstance(inner, dict):
-            raise RequestError(f"{walked}={inner!r} has no fields", f"set {walked} itself")
+            raise RequestError(f"{prefix}={inner!r} has no fields", f"set {prefix} itself")
         here = inner
     if last.at is None:
         here[last.name] = value
     else:
-        _entry(here.get(last.name), last, f"{walked}.{last.name}" if walked else last.name)
+        _entry(here.get(last.name), last, f"{prefix}.{last.name}" if prefix else last.name)
         here[last.name][last.at] = value
 
 
-def _entry(values: Any, step: _Step, walked: str) -> Any:
+def _entry(values: Any, step: _Step, prefix: str) -> Any:
     if not isinstance(values, list) or step.at is None or step.at >= len(values):
         have = len(values) if isinstance(values, list) else 0
         raise RequestError(
-            f"{walked} has no entry {step.at}, it has {have}",
-            f"set the whole list: {walked}=[...]",
+            f"{prefix} has no entry {step.at}, it has {have}",
+            f"set the whole list: {prefix}=[...]",
         )
     return values[step.at]

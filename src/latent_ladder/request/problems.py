@@ -1,4 +1,4 @@
-"""Problems of a request: one value's complaint, the nearest known name, the report of them all."""
+"""Problems of a request: of one value, the nearest known name, and the report of all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Found = tuple[str, str | None]
 
 
 class Problem(ValueError):
-    """What is wrong with one value: ``message`` continues "name=value ...", ``hint`` helps.
+    """The problem of one value: ``message`` continues "name=value ...", ``hint`` says what to do.
 
-    With ``whole`` the message starts with the field's own name and says the value itself.
+    With ``whole`` the message is a whole sentence that starts with the field's own name.
     """
 
     def __init__(self, message: str, hint: str | None = None, *, whole: bool = False) -> None:
@@ -25,7 +25,7 @@ class Problem(ValueError):
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 12) -> str:
     """A hint: the nearest of the ``known`` names, else the list of them (at most ``limit``)."""
-    from difflib import get_close_matches  # imported here: only needed when something is wrong
+    from difflib import get_close_matches  # imported here: only needed for a wrong name
 
     names = sorted(known)
     near = get_close_matches(name.lower(), names, n=2, cutoff=0.6)

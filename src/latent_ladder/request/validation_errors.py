@@ -1,4 +1,4 @@
-"""From pydantic's errors of single values to sentences: subject, got, expected, and a hint."""
+"""Sentences for pydantic's errors: subject, got, expected, and a hint."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Tables = Mapping[str, type[BaseModel]]
 def value_problems(
     error: ValidationError, root: type[BaseModel], stages: Tables, names: Sequence[str]
 ) -> list[Found]:
-    """Sentences for what pydantic found in a request.
+    """Sentences for the errors that pydantic found in a request.
 
-    ``root`` is the request's table, ``stages`` those of the stage kinds, ``names`` how a user
-    writes each stage of this request.
+    ``root`` is the request's table, ``stages`` those of the stage kinds, ``names`` the stages of
+    this request as a user writes them.
     """
-    found: dict[Found, None] = {}  # a set that keeps the order
+    found: dict[Found, None] = {}  # an ordered set
     for details in error.errors(include_url=False):
         path, table = _locate(details["loc"], root, stages, names)
         found[_sentence(path, table, stages, details)] = None
@@ -56,7 +56,7 @@ def _inner_table(table: type[BaseModel], field: str | int) -> type[BaseModel]:
     return table
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -67,20 +67,20 @@ def _sentence(path: str, table: type[BaseModel], stages: Tables, details: ErrorD
     if isinstance(cause, Problem):
         parent = path.rpartition(".")[0]
         whole = f"{parent}.{cause.message}" if parent else cause.message
-        return (whole if cause.whole else f"{path}={_shown(value)} {cause.message}"), cause.hint
+        return (whole if cause.whole else f"{path}={_shorten(value)} {cause.message}"), cause.hint
     if kind == "extra_forbidden":
         return f"{path} is not a field", field_hint(path.rpartition(".")[2], table, stages)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        given = value.get("kind") if isinstance(value, Mapping) else value
-        text = f"{path}.kind={_shown(given)} is not a kind of stage"
-        return text, did_you_mean(str(given), stages)
+        kind_name = value.get("kind") if isinstance(value, Mapping) else value
+        text = f"{path}.kind={_shorten(kind_name)} is not a kind of stage"
+        return text, did_you_mean(str(kind_name), stages)
     if kind in SENTENCES:
         return SENTENCES[kind](path, value, context)
-    return f"{path}={_shown(value)}: {details['msg']}", None
+    return f"{path}={_shorten(value)}: {details['msg']}", None
 
 
 def field_hint(name: str, table: type[BaseModel], stages: Tables) -> str:
-    """What somebody meant by a field that ``table`` lacks: where else it is, or a similar name."""
+    """A hint for an unknown field: the table that has it, or a similar name."""
     within = "stages" in table.model_fields
     for prefix, inner in (*_tables(table), *(stages.items() if within else ())):
         if name in inner.model_fields:
@@ -108,23 +108,23 @@ def _missing(path: str, _value: Any, _context: Any) -> Found:
 def _not_an_integer(path: str, value: Any, _context: Any) -> Found:
     finite = isinstance(value, float) and abs(value) < float("inf")
     hint = f"use {path}={round(value)}" if finite else "use a whole number"
-    return f"{path}={_shown(value)} is not an integer", hint
+    return f"{path}={_shorten(value)} is not an integer", hint
 
 
 def _out_of_bounds(path: str, value: Any, context: Mapping[str, Any]) -> Found:
     rule = next(rule for rule in BOUNDS if rule in context)
     limit = context[rule]
     hint = f"use {path}={limit:g}" if rule in ("ge", "le") else None
-    return f"{path}={_shown(value)} must be {BOUNDS[rule]} {limit:g}", hint
+    return f"{path}={_shorten(value)} must be {BOUNDS[rule]} {limit:g}", hint
 
 
 def _unknown(path: str, value: Any, context: Mapping[str, Any]) -> Found:
-    return f"{path}={_shown(value)} is unknown", f"use {context['expected']}"
+    return f"{path}={_shorten(value)} is unknown", f"use {context['expected']}"
 
 
 def _is_not(what: str, hint: str | None = None) -> Callable[[str, Any, Any], Found]:
     def sentence(path: str, value: Any, _context: Any) -> Found:
-        return f"{path}={_shown(value)} is not {what}", hint
+        return f"{path}={_shorten(value)} is not {what}", hint
 
     return sentence
 
@@ -142,8 +142,8 @@ SENTENCES: Mapping[str, Callable[[str, Any, Any], Found]] = {
     "less_than": _out_of_bounds,
     "literal_error": _unknown,
     "string_type": _is_not("text", "write it in quotes"),
-    "string_unicode": _is_not("text", "leave out the broken characters"),
-    "string_too_short": _is_not("a name: it is empty", "give it some text, or leave it out"),
+    "string_unicode": _is_not("text", "remove the broken characters"),
+    "string_too_short": _is_not("a name: it is empty", "write some text, or remove the field"),
     "bool_type": _is_not("true or false", "use true or false"),
     "tuple_type": _is_not("a list", "write it in brackets"),
     "model_type": _is_not("a table of fields"),

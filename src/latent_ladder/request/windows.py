@@ -1,11 +1,11 @@
-"""Windows in time: how a clip longer than the model's time positions is made part by part.
+"""Windows in time: a clip longer than the model's time positions is made window by window.
 
-A window is denoised to its end before the next one begins, and the next one holds what both have in
-common, as an extension holds the end of a video. What attends to each other never spans more than a
-window, so neither memory nor positions depend on the number of windows.
+A window is denoised completely before the next one begins. The next one starts with the frames that
+both share, as an extension starts with the end of a video. Attention never reaches beyond a window,
+so neither memory nor positions depend on the number of windows.
 
-Time is causal: the first latent frame of whatever the model sees stands for one frame. A window
-that does not begin with the clip therefore holds one latent frame more, which takes that place, as
+Time is causal: the first latent frame of a sequence stands for one frame, each later one for eight.
+A window that does not begin with the clip therefore has one more latent frame in that place, as
 tiles of the decoder do (``latents.tiling.temporal_spans``). Plain numbers, no tensors.
 """
 
@@ -32,11 +32,11 @@ from latent_ladder.request.problems import Found, Problem
 from latent_ladder.request.validation_errors import value_problems
 
 OVERLAP_FRAMES = 24
-"""What neighbours share where nobody says otherwise, as in Lightricks' looping sampler."""
+"""Default overlap of neighbours, that of Lightricks' looping sampler."""
 SHORTEST = 2 * FRAMES_PER_LATENT + 1
-"""A window has a first latent frame, one that is held and one that is new."""
+"""A window has a first latent frame, one of the overlap and a new one."""
 SLACK_FRAMES = 4
-"""A clip rounded up to 8k+1 from just the longest time is still made whole."""
+"""A clip of just the longest duration, rounded up to 8k+1 frames, is still made in one piece."""
 
 
 def _window_frames(value: Any) -> int:
@@ -62,18 +62,24 @@ def _overlap_frames(value: Any, info: ValidationInfo) -> int:
 class Windows(Table):
     """Windows of ``frames`` (8k+1), of which neighbours share ``overlap_frames``.
 
-    Both count frames of the clip. ``strength`` is how firmly a window holds what the one before
-    made of their common part: 1 keeps it, below that both are blended.
+    Both count frames of the clip. ``strength`` is the weight of the window before in the shared
+    frames: 1 leaves them unchanged, below that both are blended.
     """
 
     frames: Annotated[int, BeforeValidator(_window_frames)]
+    """Length of a window in frames of the clip: 8k+1, from 17 to the frames of 20 s; shorter
+    windows need less memory."""
     overlap_frames: Annotated[int, BeforeValidator(_overlap_frames)] = Field(
         default=None, validate_default=True
     )
+    """Frames that neighbours share: a multiple of 8, at most half a window; unset, 24 or as many as
+    that allows. More makes the transition steadier and takes longer."""
     strength: Real = Field(default=1.0, ge=0, le=1)
+    """Weight of the window before in the shared frames: 1 leaves them unchanged, below that both
+    windows are blended."""
 
     def problems(self, fps: Fraction, time_factor: int) -> list[Found]:
-        """Why a clip at ``fps``, whose rate a ladder multiplies, cannot be made in these."""
+        """Problems of these windows for a clip at ``fps`` and its temporal upsampling factor."""
         found: list[Found] = []
         seconds, step = float(duration(self.frames, fps)), FRAMES_PER_LATENT * time_factor
         longest = _longest(fps, time_factor)
@@ -93,56 +99,57 @@ class Windows(Table):
         return found
 
     def plan(self, resolution: Resolution, time_factor: int) -> tuple[Window, ...]:
-        """The windows of a rung whose frame rate is the clip's divided by ``time_factor``."""
+        """The windows of a resolution with the clip's frame rate divided by ``time_factor``."""
         step = FRAMES_PER_LATENT * time_factor
         size = (self.frames - 1) // step + 1
         overlap = self.overlap_frames // step + 1
         if resolution.latent_frames <= size:
-            return (whole(resolution),)
+            return (whole_window(resolution),)
         return tuple(_windows(resolution, size, overlap, 1 / (resolution.fps * time_factor)))
 
 
 @dataclass(frozen=True)
 class Window:
-    """Latent frames ``start`` to ``stop`` of a resolution, the first ``held`` made by the one before.
+    """Latent frames ``start`` to ``stop`` of a resolution.
 
-    ``sound`` and ``sound_held`` say the same in audio latents. The window's own clock starts
-    ``offset_s`` seconds into the clip.
+    The first ``overlap`` of them were made by the window before. ``sound`` (first, last) and
+    ``sound_overlap`` are the same in audio latents. The window's time starts ``offset_s`` seconds
+    into the clip.
     """
 
     number: int
     start: int
     stop: int
-    held: int
+    overlap: int
     sound: tuple[int, int]
-    sound_held: int
+    sound_overlap: int
     offset_s: Fraction = Fraction(0)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def resolution(self, of: Resolution) -> Resolution:
-        """The window as a rung of its own."""
+        """The resolution of the window alone, of a clip with the resolution ``of``."""
         frames = (len(self) - 1) * FRAMES_PER_LATENT + 1
         first, last = self.sound
         return Resolution(of.width, of.height, frames, of.fps, last - first)
 
 
-def whole(resolution: Resolution) -> Window:
-    """The one window of a clip that is made in one piece."""
+def whole_window(resolution: Resolution) -> Window:
+    """One window that covers the whole clip."""
     return Window(0, 0, resolution.latent_frames, 0, (0, resolution.audio_latents), 0)
 
 
 def _windows(
     resolution: Resolution, size: int, overlap: int, frame_s: Fraction
 ) -> Iterator[Window]:
-    """Windows of ``size``; the last one begins earlier and holds more rather than be short.
+    """Windows of ``size`` latent frames; the last one overlaps more rather than be shorter.
 
-    ``frame_s`` is how long a frame of the clip lasts: sound is cut alike on all rungs.
+    ``frame_s`` is the duration of a frame of the clip: sound is cut alike at all resolutions.
     """
     total = resolution.latent_frames
     count = math.ceil((total - overlap) / (size - overlap))
-    before, heard = 0, 0
+    before, audio_before = 0, 0
     for number in range(count):
         start = min(number * (size - overlap), total - size)
         stop = start + size
@@ -151,20 +158,20 @@ def _windows(
         first = math.ceil(offset * AUDIO_LATENTS_PER_SECOND)
         last = round(ends * AUDIO_LATENTS_PER_SECOND) if stop < total else resolution.audio_latents
         sound = (min(first, resolution.audio_latents), min(last, resolution.audio_latents))
-        held = (max(before - start, 0), max(heard - sound[0], 0))
-        yield Window(number, start, stop, held[0], sound, held[1], offset)
-        before, heard = stop, sound[1]
+        overlaps = (max(before - start, 0), max(audio_before - sound[0], 0))
+        yield Window(number, start, stop, overlaps[0], sound, overlaps[1], offset)
+        before, audio_before = stop, sound[1]
 
 
 def _longest(fps: Fraction, time_factor: int) -> int:
-    """The most frames of a window: what the model's time positions cover."""
+    """Largest number of frames of a window: the model's time positions cover no more."""
     return nearest_frames(MAX_SECONDS_OF_ROPE * fps, time_factor)[0]
 
 
-def automatic(frames: int, fps: Fraction, time_factor: int) -> Windows | None:
-    """The windows of a clip for which nobody asked for any; ``None``: it is made whole.
+def choose_windows(frames: int, fps: Fraction, time_factor: int) -> Windows | None:
+    """The windows of ``windows = "auto"``; ``None`` where the clip is made in one piece.
 
-    As few as cover it, and as short as that many can be.
+    As few as cover the clip, and as short as that number allows.
     """
     longest = _longest(fps, time_factor)
     step = FRAMES_PER_LATENT * time_factor

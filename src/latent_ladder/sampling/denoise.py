@@ -1,9 +1,9 @@
 """The denoising loop: seeded noise, masks and packing around a sampler.
 
-Two streams, video and audio tokens, are packed into one tensor ``(B, n)`` so that a sampler needs
-to know nothing about either. This module knows no checkpoint, no file and no guidance: the model
-is any function of packed x. All noise is drawn on the CPU, so that a seed means the same clip on
-every device.
+Two streams, video and audio tokens, are packed into one tensor ``(B, n)``, so a sampler needs no
+knowledge of either. This module knows no checkpoint, no file and no guidance: the model is any
+function of packed x. All noise is generated on the CPU, so that a seed gives the same clip on every
+device.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from latent_ladder.sampling.samplers import (
 )
 
 Order = Literal["comfyui", "ltx"]
-"""Whose order the random numbers are drawn in, see ``draw_noise`` and ``noise_source``."""
+"""The order of random numbers: ComfyUI's or LTX-2's, see ``draw_noise`` and ``noise_source``."""
 Masks = Literal["comfyui", "ltx"]
-"""Whose meaning a mask between 0 and 1 has, see ``sample``."""
+"""The meaning of a mask between 0 and 1: ComfyUI's or LTX-2's, see ``sample``."""
 
 
 @dataclass(frozen=True)
 class LatentState:
     """One stream before sampling, all tensors float32 on the device of the run.
 
-    ``tokens (B, N, C)`` are what noise is added to (zeros, or an upsampled clip), ``clean``
-    the content to keep, ``mask (B, N, 1)`` how much of each token is generated: 1 all, 0 kept.
+    Noise is added to ``tokens (B, N, C)`` (zeros, or an upsampled clip). ``clean`` is the content
+    to preserve, ``mask (B, N, 1)`` the share of each token that is generated: 1 all, 0 none.
     """
 
     tokens: Tensor
@@ -48,7 +48,7 @@ class LatentState:
 
     @classmethod
     def empty(cls, tokens: int, width: int, device: torch.device | str = "cpu") -> LatentState:
-        """Nothing to keep and nothing to start from: ``(1, tokens, width)`` zeros."""
+        """A stream of ``(1, tokens, width)`` zeros that is generated everywhere."""
         return cls.of(torch.zeros(1, tokens, width, device=device))
 
     @classmethod
@@ -57,10 +57,11 @@ class LatentState:
         tokens = tokens.float()
         return cls(tokens, tokens, torch.ones_like(tokens[..., :1]))
 
-    def keeping(self, first: int, content: Tensor, strength: float = 1.0) -> LatentState:
-        """With ``content (B, n, C)`` held at tokens ``first`` on: 1 fully, 0 not at all.
+    def with_content(self, first: int, content: Tensor, strength: float = 1.0) -> LatentState:
+        """The stream with ``content (B, n, C)`` at tokens ``first`` on; strength 1 preserves it.
 
-        This is how an image becomes the first frame. Source: LTX-2 ``VideoConditionByLatentIndex``.
+        An image becomes the first frame in this way; strength 0 has no effect. Source: LTX-2
+        ``VideoConditionByLatentIndex``.
         """
         span = slice(first, first + content.shape[1])
         clean, mask = self.clean.clone(), self.mask.clone()
@@ -68,13 +69,13 @@ class LatentState:
         mask[:, span] = 1.0 - strength
         return replace(self, clean=clean, mask=mask)
 
-    def extended(self, content: Tensor, strength: float = 1.0) -> LatentState:
-        """With tokens behind the clip that hold ``content (B, n, C)``: keyframes, references.
+    def with_appended(self, content: Tensor, strength: float = 1.0) -> LatentState:
+        """The stream with ``content (B, n, C)`` appended after the clip: keyframes, references.
 
-        They start from zeros; ``latents.tokens_to_video`` drops them again. Source: LTX-2
+        These tokens start from zeros; ``latents.tokens_to_video`` drops them again. Source: LTX-2
         ``VideoConditionByKeyframeIndex``.
         """
-        tail = LatentState.of(torch.zeros_like(content)).keeping(0, content, strength)
+        tail = LatentState.of(torch.zeros_like(content)).with_content(0, content, strength)
         return LatentState(
             torch.cat([self.tokens, tail.tokens], dim=1),
             torch.cat([self.clean, tail.clean], dim=1),
@@ -84,7 +85,7 @@ class LatentState:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each stream lies in packed x: (tokens, width) of video and audio, ``None`` = absent."""
+    """Layout of packed x: (tokens, width) of video and of audio, ``None`` where absent."""
 
     video: tuple[int, int] | None
     audio: tuple[int, int] | None
@@ -126,11 +127,11 @@ def draw_noise(
     """Standard normal noise for the start of a run, as float32 CPU tokens.
 
     ``video_shape (B, C, F, H, W)`` and ``audio_shape (B, C, T, M)`` are latent shapes. One
-    generator draws video first, then audio:
+    generator makes video first, then audio:
 
-    - ``"comfyui"`` in the layout of the latents; appended tokens are whole latent frames behind
-      the clip (a part of a frame is drawn whole and cut), so they change all of the noise;
-    - ``"ltx"`` in the layout of the tokens; appended ones leave those of the clip as they are.
+    - ``"comfyui"`` in the layout of the latents; appended tokens are whole latent frames after the
+      clip (a part of a frame is generated whole and cut), so they change all of the noise;
+    - ``"ltx"`` in the layout of the tokens; appended ones do not change those of the clip.
     """
     generator = torch.Generator().manual_seed(seed)
     layout = _TokenNoise(video_shape, audio_shape, extra_video_tokens)
@@ -148,18 +149,18 @@ def noise_source(
 ) -> Noise:
     """The noise that ancestral and SDE samplers add, packed ``(B, n)`` float32 on the CPU.
 
-    Each kind has its own CPU generator and is drawn call by call, so a run must ask in order:
+    Each kind has its own CPU generator, advanced call by call, so a run must call it in order:
 
-    - ``"comfyui"``: seed + 1, one draw over ComfyUI's packed latent (video ``(B, C, F, H, W)``
+    - ``"comfyui"``: seed + 1, one call over ComfyUI's packed latent (video ``(B, C, F, H, W)``
       flattened, then audio), as ComfyUI does for a latent on the CPU; substeps: seed + 2;
     - ``"ltx"``: seed + 10000, tokens, video then audio; substeps: seed + 20000. (The official
       res_2s uses -1 and 9999 whatever the user's seed; here the user's seed counts.)
 
-    ``standardise`` gives each stream's draw mean 0 and deviation 1 exactly, as res_2s wants.
+    ``standardise`` gives the noise of each stream mean 0 and deviation 1 exactly, as res_2s needs.
     """
     offsets = {"comfyui": (1, 2), "ltx": (10000, 20000)}[order]
     generators = {
-        kind: torch.Generator().manual_seed(_wrapped(seed + offset))
+        kind: torch.Generator().manual_seed(_wrap_seed(seed + offset))
         for kind, offset in zip(("step", "substep"), offsets, strict=True)
     }
     layout = _TokenNoise(video_shape, audio_shape, extra_video_tokens)
@@ -173,17 +174,17 @@ def noise_source(
         drawn[kind] = step
         streams = [t for t in draw(generators[kind]) if t is not None]
         if standardise:
-            streams = [standardised(t) for t in streams]
+            streams = [standardise_noise(t) for t in streams]
         return torch.cat([t.flatten(1) for t in streams], dim=1)
 
     return noise
 
 
-def _wrapped(seed: int) -> int:
+def _wrap_seed(seed: int) -> int:
     return seed % 2**64
 
 
-def standardised(noise: Tensor) -> Tensor:
+def standardise_noise(noise: Tensor) -> Tensor:
     """Noise shifted and scaled to mean 0 and deviation 1, overall and over the last two dims.
 
     Source: LTX-2 ``_get_new_noise``; float64 inside, float32 out.
@@ -196,7 +197,7 @@ def standardised(noise: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _TokenNoise:
-    """Draws of tokens for one pair of latent shapes; which layout is drawn decides the values."""
+    """Noise tokens for one pair of latent shapes; the layout of generation decides the values."""
 
     video: Sequence[int] | None
     audio: Sequence[int] | None
@@ -207,17 +208,18 @@ class _TokenNoise:
     ) -> tuple[Tensor | None, Tensor | None]:
         if order == "ltx":
             return self.in_tokens(generator)
-        video = None if self.video is None else torch.randn(self._drawn(), generator=generator)
+        shape = self._noise_shape()
+        video = None if self.video is None else torch.randn(shape, generator=generator)
         audio = None if self.audio is None else torch.randn(*self.audio, generator=generator)
         return self._to_tokens(video, audio)
 
     def together(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
         b = (self.video or self.audio or (1,))[0]
-        n_video = math.prod(self._drawn()[1:]) if self.video else 0
+        n_video = math.prod(self._noise_shape()[1:]) if self.video else 0
         n_audio = math.prod(self.audio[1:]) if self.audio else 0
-        # one draw: torch's CPU generator gives other numbers when the same count is drawn in parts
+        # one call: torch's CPU generator gives other numbers when the same count is made in parts
         packed = torch.randn(b, 1, n_video + n_audio, generator=generator)
-        video = packed[:, 0, :n_video].reshape(self._drawn()) if self.video else None
+        video = packed[:, 0, :n_video].reshape(self._noise_shape()) if self.video else None
         audio = packed[:, 0, n_video:].reshape(*self.audio) if self.audio else None
         return self._to_tokens(video, audio)
 
@@ -231,7 +233,7 @@ class _TokenNoise:
             audio = torch.randn(b, t, c * m, generator=generator)
         return video, audio
 
-    def _drawn(self) -> tuple[int, int, int, int, int]:
+    def _noise_shape(self) -> tuple[int, int, int, int, int]:
         b, c, f, h, w = self.video or (0, 0, 0, 1, 1)
         return b, c, f + math.ceil(self.extra / (h * w)), h, w
 
@@ -239,8 +241,8 @@ class _TokenNoise:
         self, video: Tensor | None, audio: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         if video is not None and self.video is not None:
-            kept = math.prod(self.video[2:]) + self.extra
-            video = video_to_tokens(video)[:, :kept].contiguous()
+            count = math.prod(self.video[2:]) + self.extra
+            video = video_to_tokens(video)[:, :count].contiguous()
         return video, None if audio is None else audio_to_tokens(audio)
 
 
@@ -250,14 +252,14 @@ def _no_noise(step: int, kind: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Noises:
-    """All the randomness of a run: noise tokens of the start, and the source for later steps."""
+    """All noise of a run: the tokens of the start, and the source for later steps."""
 
     video: Tensor | None
     audio: Tensor | None
     source: Noise = _no_noise
 
     @classmethod
-    def seeded(
+    def from_seed(
         cls,
         seed: int,
         video_shape: Sequence[int] | None,
@@ -267,7 +269,7 @@ class Noises:
         order: Order = "comfyui",
         extra_video_tokens: int = 0,
     ) -> Noises:
-        """What ``seed`` means for ``sampler`` and these latent shapes (see ``draw_noise``)."""
+        """The noise of ``seed`` for ``sampler`` and these latent shapes (see ``draw_noise``)."""
         standardise = sampler_spec(sampler).standardised
         shapes = (seed, video_shape, audio_shape, order)
         video, audio = draw_noise(*shapes, extra_video_tokens)
@@ -279,7 +281,7 @@ class Noises:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How to sample: the descending sigmas, the sampler and its dials, the meaning of masks."""
+    """The descending sigmas, the sampler with its options, and the meaning of masks."""
 
     sigmas: Sequence[float]
     sampler: str = "euler"
@@ -308,33 +310,33 @@ def sample(
 
     Both expect a model that predicts x0 = x - mask sigma v, as ``models.denoiser`` does.
 
-    ``on_step(step, x, denoised)`` gets packed tensors after each step; what it raises ends the
-    run. Raises ``RequestError`` for unusable sigmas, ``LadderError`` when a prediction is not
+    ``on_step(step, x, denoised)`` gets packed tensors after each step; an exception it raises ends
+    the run. Raises ``RequestError`` for unusable sigmas, ``LadderError`` when a prediction is not
     finite.
     """
-    sigmas = _checked(plan.sigmas)
+    sigmas = _check_sigmas(plan.sigmas)
     spec = sampler_spec(plan.sampler)
     packing = Packing.of(video, audio)
-    kept = _Kept.of(packing, video, audio, plan.masks)
+    states = _PackedStates.of(packing, video, audio, plan.masks)
 
-    noise = packing.pack(noises.video, noises.audio).to(kept.tokens)
-    x = kept.noised(noise, sigmas[0])
+    noise = packing.pack(noises.video, noises.audio).to(states.tokens)
+    x = states.add_noise(noise, sigmas[0])
 
     def source(step: int, kind: str) -> Tensor:
         return noises.source(step, kind).to(x)
 
     x = spec.function(
-        kept.guarded(model),
+        states.apply_masks(model),
         x,
         sigmas,
         noise=source,
-        options=replace(plan.options, keep=kept.after_noise),
+        options=replace(plan.options, keep=states.after_noise),
         on_step=on_step,
     )
-    return packing.unpack(torch.where(kept.mask == 0, kept.clean, x))
+    return packing.unpack(torch.where(states.mask == 0, states.clean, x))
 
 
-def _checked(sigmas: Sequence[float]) -> list[float]:
+def _check_sigmas(sigmas: Sequence[float]) -> list[float]:
     values = [float(s) for s in sigmas]
     falling = all(a > b for a, b in pairwise(values))
     if len(values) < 2 or not falling or values[-1] < 0 or values[0] > 1:
@@ -346,8 +348,8 @@ def _checked(sigmas: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Packed states of a run, all ``(B, n)``: where it starts and what it must not change."""
+class _PackedStates:
+    """Packed states of a run, all ``(B, n)``: its start and the content to preserve."""
 
     tokens: Tensor
     clean: Tensor
@@ -357,16 +359,16 @@ class _Kept:
     @classmethod
     def of(
         cls, packing: Packing, video: LatentState | None, audio: LatentState | None, masks: Masks
-    ) -> _Kept:
+    ) -> _PackedStates:
         states = (video, audio)
 
-        def packed(part: Callable[[LatentState], Tensor]) -> Tensor:
+        def pack(part: Callable[[LatentState], Tensor]) -> Tensor:
             return packing.pack(*(None if s is None else part(s).float() for s in states))
 
         return cls(
-            packed(lambda s: s.tokens),
-            packed(lambda s: s.clean),
-            packed(lambda s: s.mask.expand_as(s.tokens)),
+            pack(lambda s: s.tokens),
+            pack(lambda s: s.clean),
+            pack(lambda s: s.mask.expand_as(s.tokens)),
             masks,
         )
 
@@ -374,21 +376,21 @@ class _Kept:
         """x where the mask is 1, the clean content where it is 0."""
         return x * self.mask + self.clean * (1 - self.mask)
 
-    def noised(self, noise: Tensor, sigma: float) -> Tensor:
-        """x at the first sigma, (1 - sigma) tokens + sigma noise, with the masks' meaning."""
+    def add_noise(self, noise: Tensor, sigma: float) -> Tensor:
+        """x at the first sigma, (1 - sigma) tokens + sigma noise, with the masks applied."""
         if self.masks == "ltx":
             return self.blend(torch.lerp(self.tokens, noise, sigma))
-        # ComfyUI has one latent for both: what is kept is also what is noised
+        # ComfyUI has one latent for both: noise is added to the preserved content, too
         return torch.lerp(torch.where(self.mask < 1, self.clean, self.tokens), noise, sigma)
 
     def after_noise(self, x: Tensor) -> Tensor:
         """x after a sampler added noise to it."""
         return self.blend(x).to(x.dtype) if self.masks == "ltx" else x
 
-    def guarded(self, model: Model) -> Model:
-        """``model`` with the masks applied to what it sees and says, and its answer checked."""
+    def apply_masks(self, model: Model) -> Model:
+        """``model`` with the masks applied to input and output; the output is checked for NaN."""
 
-        def masked(x: Tensor, sigma: float, step: int) -> Prediction:
+        def predict(x: Tensor, sigma: float, step: int) -> Prediction:
             seen = self.blend(x) if self.masks == "comfyui" else x
             denoised, uncond = model(seen, sigma, step)
             if not torch.isfinite(denoised).all():
@@ -406,9 +408,9 @@ class _Kept:
             uncond = None if uncond is None else self.blend(uncond.float())
             return Prediction(self.blend(denoised.float()), uncond)
 
-        return masked
+        return predict
 
     def _with_scalar_sigma(self, seen: Tensor, x0: Tensor) -> Tensor:
-        """seen - sigma v from x0 = seen - mask sigma v; where the mask is 0 nobody asks."""
+        """seen - sigma v from x0 = seen - mask sigma v; x0 where the mask is 0."""
         x0 = x0.float()
         return torch.where(self.mask > 0, seen - (seen - x0) / self.mask, x0)

@@ -1,11 +1,11 @@
-"""Guidance: which passes of the transformer a step needs, and how their answers are combined.
+"""Guidance: the passes of the transformer that a step needs, and the combination of them.
 
 Every term pushes the conditioned prediction c away from a worse one, on x0 predictions::
 
     pred = c + (cfg - 1) (c - uncond) + stg (c - perturbed) + (modality - 1) (c - isolated)
     pred = pred * (rescale * std(c) / std(pred) + 1 - rescale)
 
-This module knows no transformer: how a pass is perturbed or isolated is the denoiser's business.
+This module knows no transformer: the denoiser perturbs and isolates passes.
 Source: LTX-2 ``MultiModalGuider``; CFG arXiv 2207.12598, rescale 2305.08891, STG 2411.18664.
 
 >>> passes_needed(Guidance(cfg=3.0), Guidance(), sigma=0.5)
@@ -39,7 +39,7 @@ class Pass(Enum):
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly one stream, video or audio, is guided. The defaults mean: not at all.
+    """Strength of the guidance of one stream, video or audio. The defaults mean no guidance.
 
     The terms apply while ``sigma_low <= sigma <= sigma_high``; outside the prediction is the
     conditioned one. ``stg_range`` and ``modality_range`` (low, high) narrow that for their own
@@ -61,7 +61,7 @@ class Guidance:
 
 
 def weights(g: Guidance, sigma: float) -> dict[Pass, float]:
-    """The weight of ``c - prediction`` for each pass that counts at ``sigma``; zeros left out."""
+    """The weight of ``c - prediction`` for each pass used at ``sigma``, without zeros."""
     if not g.sigma_low <= sigma <= g.sigma_high:
         return {}
     terms = {Pass.UNCOND: g.cfg - 1.0, Pass.PERTURBED: g.stg, Pass.ISOLATED: g.modality - 1.0}
@@ -78,7 +78,7 @@ def passes_needed(
 ) -> tuple[Pass, ...]:
     """The passes of one step in the order of ``Pass``, ``COND`` first; ``None`` = stream absent.
 
-    A pass runs once if either stream wants it. ``force_uncond`` is for CFG++ samplers, which use
+    A pass runs once if either stream needs it. ``force_uncond`` is for CFG++ samplers, which use
     the negative prompt at every sigma and even at cfg = 1.
     """
     wanted = {Pass.COND, *([Pass.UNCOND] if force_uncond else [])}
@@ -103,19 +103,19 @@ def combine(predictions: Mapping[Pass, Tensor], g: Guidance, sigma: float) -> Te
     for p, w in terms.items():
         other = predictions[p].float()
         if g.cfg_star and p is Pass.UNCOND:
-            other = _projected(c, other)
+            other = _project(c, other)
         pred = pred + w * (c - other)
-    return _rescaled(pred, c, g.rescale) if g.rescale else pred
+    return _rescale(pred, c, g.rescale) if g.rescale else pred
 
 
-def _projected(c: Tensor, u: Tensor) -> Tensor:
-    """``u`` scaled so that it is the nearest to ``c``, sample by sample."""
+def _project(c: Tensor, u: Tensor) -> Tensor:
+    """``u`` scaled to be nearest to ``c``, sample by sample."""
     dims = tuple(range(1, c.ndim))
     share = (c * u).sum(dims, keepdim=True) / (u.square().sum(dims, keepdim=True) + 1e-8)
     return share * u
 
 
-def _rescaled(pred: Tensor, c: Tensor, r: float) -> Tensor:
+def _rescale(pred: Tensor, c: Tensor, r: float) -> Tensor:
     dims = tuple(range(1, pred.ndim))
     std_pred = pred.std(dims, correction=0, keepdim=True)
     std_c = c.std(dims, correction=0, keepdim=True)
@@ -125,5 +125,5 @@ def _rescaled(pred: Tensor, c: Tensor, r: float) -> Tensor:
 
 
 def skips(g: Guidance, step: int) -> bool:
-    """Whether the stream is not evaluated at ``step`` (0-based) and keeps its last prediction."""
+    """True where the stream reuses its last prediction at ``step`` (0-based)."""
     return step % (g.skip_step + 1) != 0

@@ -1,7 +1,7 @@
 """Names of samplers, and the few facts about them that need no torch.
 
-Requests are validated and plans are made from this table; the functions behind the names are in
-``samplers.py``, and a test holds both sides equal.
+Requests are validated and plans are made with this table; the functions are in ``samplers.py``, and
+a test compares both.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 
 class SamplerFacts(NamedTuple):
-    """What a plan must know of a sampler.
+    """Facts about a sampler that a plan needs.
 
     ``evals_per_step`` times the steps plus ``extra_evals`` model evaluations make a run;
     ``needs_uncond``: it reads the negative prompt even without guidance (the CFG++ rules);
-    ``stochastic``: it draws noise while sampling.
+    ``stochastic``: it adds noise while sampling.
     """
 
     evals_per_step: int = 1

@@ -1,7 +1,7 @@
 """Samplers: one update rule per function, all with one signature, in the letters of the field.
 
-A sampler walks the descending ``sigmas`` from noise to picture. It sees one packed float32 tensor
-``x`` ``(B, n)`` and a model that answers with ``denoised``, the guided prediction of x0; it knows
+A sampler goes through the descending ``sigmas`` from noise to picture. It gets one packed float32
+tensor ``x`` ``(B, n)`` and a model that returns ``denoised``, the guided prediction of x0; it knows
 no latent layout, no mask, no transformer. The path is that of a rectified flow,
 ``x = (1 - sigma) x0 + sigma noise``, so that ``d = (x - denoised) / sigma`` is its velocity.
 
@@ -39,24 +39,24 @@ OnStep = Callable[[int, "Tensor", "Tensor"], None]
 
 
 class Prediction(NamedTuple):
-    """What the model says about x at one sigma, packed like x."""
+    """The model's predictions for x at one sigma, packed like x."""
 
     denoised: Tensor
     uncond: Tensor | None = None
 
 
-def unchanged(x: Tensor) -> Tensor:
-    """The identity, for runs where nothing has to be kept."""
+def identity(x: Tensor) -> Tensor:
+    """The identity, for runs without masks."""
     return x
 
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """The dials of a sampler; those that it does not have are ignored.
+    """Options of a sampler; those that it does not have are ignored.
 
     ``eta`` is the share of fresh noise per step (``None``: the sampler's own default), ``s_noise``
     scales that noise, ``gamma`` the extrapolation of ``gradient_estimation``, ``bong`` the anchor
-    refinement of ``res_2s``. ``keep`` is set by the loop, not by users: it puts masked parts back
+    refinement of ``res_2s``. ``keep`` is set by the loop, not by users: it restores masked parts
     after noise was added to x.
     """
 
@@ -64,7 +64,7 @@ class SamplerOptions:
     s_noise: float = 1.0
     gamma: float = 2.0
     bong: bool = True
-    keep: Callable[[Tensor], Tensor] = unchanged
+    keep: Callable[[Tensor], Tensor] = identity
 
     def eta_or(self, default: float) -> float:
         """``eta``, or the sampler's own ``default``."""
@@ -90,7 +90,7 @@ class Sampler(Protocol):
 
 
 def ignore(step: int, x: Tensor, denoised: Tensor) -> None:
-    """The callback of a run that nobody watches."""
+    """The callback of a run without one."""
 
 
 def _pairs(sigmas: Sigmas) -> Iterator[tuple[int, float, float]]:
@@ -143,9 +143,11 @@ def euler_ancestral(
     return x
 
 
-def _unconditioned(p: Prediction) -> Tensor:
+def _uncond_of(p: Prediction) -> Tensor:
     if p.uncond is None:
-        raise ValueError("a CFG++ sampler got no unconditioned prediction: pass force_uncond=True")
+        raise ValueError(
+            "a CFG++ sampler needs the unconditioned prediction: pass force_uncond=True"
+        )
     return p.uncond
 
 
@@ -176,7 +178,7 @@ def euler_ancestral_cfg_pp(
     options: SamplerOptions = PLAIN,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """``euler_cfg_pp`` with a part of the noise drawn anew, ``eta`` 1 by default.
+    """``euler_cfg_pp`` with a part of the noise replaced by fresh noise, ``eta`` 1 by default.
 
     The ancestral split happens in the variance-exploding variable k = sigma / (1 - sigma). At
     sigma = 1, where k is infinite, eta 1 replaces all of the noise. Source: ComfyUI, LTX-2's
@@ -185,7 +187,7 @@ def euler_ancestral_cfg_pp(
     eta = options.eta_or(1.0)
     for i, s, n in _pairs(sigmas):
         p = model(x, s, i)
-        D, D_u = p.denoised, _unconditioned(p)
+        D, D_u = p.denoised, _uncond_of(p)
         eps = (x - (1 - s) * D_u) / s
         # (1 - n) k' = n, so up and down are written as shares of n
         ratio = n * (1 - s) / (s * (1 - n))  # k' / k, 0 at sigma = 1
@@ -210,7 +212,7 @@ def dpmpp_2m(
     """DPM-Solver++(2M) in t = -log(sigma), deterministic (arXiv 2211.01095).
 
     As in k-diffusion and ComfyUI it measures time as if alpha were 1; ``dpmpp_2m_rf`` is the
-    version made for a flow. First and last steps are Euler.
+    version for a rectified flow. First and last steps are Euler.
     """
     D_prev, h_prev = x, 0.0  # 0: no step before
     for i, s, n in _pairs(sigmas):
@@ -360,7 +362,7 @@ def lcm(
 
 
 RES_2S_LAST = 0.0011
-"""``res_2s`` walks to this sigma instead of 0, then takes the denoised of there (LTX-2)."""
+"""``res_2s`` goes to this sigma instead of 0, then takes its denoised prediction (LTX-2)."""
 
 
 def res_2s(
@@ -391,7 +393,7 @@ def res_2s(
     def evaluate(y: Tensor, sigma: float, step: int) -> Tensor:
         return model(y.to(dtype), sigma, step).denoised.to(y.dtype)
 
-    def noised(y: Tensor, start: Tensor, s: float, n: float, draw: tuple[int, str]) -> Tensor:
+    def renoise(y: Tensor, start: Tensor, s: float, n: float, draw: tuple[int, str]) -> Tensor:
         up, down, a = _sde_split(n, eta)
         if up == 0:
             return y
@@ -409,12 +411,12 @@ def res_2s(
             mid, a21 = math.sqrt(s * n), 0.5 * phi(1, -h / 2)
             b2 = 2 * phi(2, -h)
             b1 = phi(1, -h) - b2
-            x_mid = noised(x + h * a21 * (D - x), x, s, mid, (i, "substep"))
+            x_mid = renoise(x + h * a21 * (D - x), x, s, mid, (i, "substep"))
             if options.bong and h < 0.5 and s > 0.03:
                 # x_mid = x + h a21 (D - x) solved for x; LTX-2 iterates to the same fixed point
                 x = (x_mid - h * a21 * D) / (1 - h * a21)
             D_mid = evaluate(x_mid, mid, i)
-            x = noised(x + h * (b1 * (D - x) + b2 * (D_mid - x)), x, s, n, (i, "step"))
+            x = renoise(x + h * (b1 * (D - x) + b2 * (D_mid - x)), x, s, n, (i, "step"))
         if to_zero and i == len(walked) - 2:
             x = D = evaluate(x, n, i)
         (on_step or ignore)(i, x.to(dtype), D.to(dtype))
@@ -443,10 +445,10 @@ class SamplerSpec(NamedTuple):
     needs_uncond: bool = False
     stochastic: bool = False
     standardised: bool = False
-    """wants its noise with mean 0 and deviation 1 exactly, see ``denoise.noise_source``"""
+    """needs its noise with mean 0 and deviation 1 exactly, see ``denoise.noise_source``"""
 
     def evals(self, steps: int) -> int:
-        """How often the model is called for ``steps`` steps that end at sigma 0."""
+        """Number of model calls of ``steps`` steps that end at sigma 0."""
         return self.evals_per_step * steps + self.extra_evals
 
 

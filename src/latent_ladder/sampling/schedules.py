@@ -1,9 +1,9 @@
-"""Schedules: the descending sigmas a sampler walks, from 1 (noise) to 0 (picture).
+"""Schedules: the descending sigmas of a sampler, from 1 (noise) to 0 (picture).
 
 Every schedule is a function of the number of steps that returns a tuple of ``steps + 1`` floats
-(``ddim_uniform`` may give one more) ending in 0; ``SCHEDULES`` is the table of them, ``sigmas_for``
-the door to it, ``manual_sigmas`` reads a list that a user typed. Nothing here needs torch, a model
-or a latent: the one fact a schedule may use is the number of video tokens.
+(``ddim_uniform`` may give one more) ending in 0; ``SCHEDULES`` is the table of them,
+``sigmas_for`` computes one by name, ``manual_sigmas`` reads a list that a user typed. Nothing here
+needs torch, a model or a latent: a schedule may only use the number of video tokens.
 
 The generic schedules are ComfyUI's on the sigma table of LTX models: 10000 sigmas
 e^mu / (e^mu + 1/t - 1), mu = 2.37, t = 1/10000 ... 1 (its ``ModelSamplingFlux``).
@@ -32,7 +32,7 @@ SHIFT = 2.37
 TABLE = 10_000
 """Entries of that table."""
 DEFAULT_TOKENS = 4096
-"""Video tokens the LTX schedule assumes when it is not told."""
+"""Default number of video tokens of the LTX schedule."""
 
 DISTILLED_STAGE_1: Sigmas = (
     1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0,
@@ -40,13 +40,13 @@ DISTILLED_STAGE_1: Sigmas = (
 DISTILLED_STAGE_2: Sigmas = (0.909375, 0.725, 0.421875, 0.0)
 
 
-def shifted(t: float, mu: float) -> float:
+def shift_time(t: float, mu: float) -> float:
     """sigma(t) = e^mu / (e^mu + 1/t - 1), the time shift of SD3 and Flux; 0 at t = 0."""
     return math.exp(mu) / (math.exp(mu) + 1 / t - 1) if t > 0 else 0.0
 
 
-def unshifted(sigma: float, mu: float) -> float:
-    """The t whose ``shifted`` value is ``sigma``."""
+def unshift_time(sigma: float, mu: float) -> float:
+    """The t whose ``shift_time`` value is ``sigma``."""
     return 1 / (1 + math.exp(mu) * (1 / sigma - 1)) if sigma > 0 else 0.0
 
 
@@ -78,12 +78,12 @@ def ltx(
     rounded: Callable[[float], float] = _single
     e = _single(e_mu)
     q = [_single(_single(1 / _single(1 - i * (1 / steps))) - 1) for i in range(steps)]
-    s = [_single(_single(_divided(1, _single(e + x))) * e) for x in q]
+    s = [_single(_single(_divide(1, _single(e + x))) * e) for x in q]
     if stretch:
         z = [_single(1 - x) for x in s]
         if not all(b > a for a, b in pairwise(z)):  # with more tokens singles round sigmas to 1
-            rounded, z = float, [_divided(x, e_mu + x) for x in q]
-        scale = rounded(_divided(z[-1], rounded(1 - terminal)))
+            rounded, z = float, [_divide(x, e_mu + x) for x in q]
+        scale = rounded(_divide(z[-1], rounded(1 - terminal)))
         # of one step the only sigma is the last too: 0/0, whose limit is the terminal
         s = [rounded(1 - rounded(x / scale)) if scale > 0 else _single(terminal) for x in z]
     return (*s, 0.0)
@@ -94,8 +94,8 @@ def _single(x: float) -> float:
     return c_float(x).value
 
 
-def _divided(x: float, y: float) -> float:
-    """``x / y`` with IEEE's answers for a zero; whoever asks for sigmas checks that they fall."""
+def _divide(x: float, y: float) -> float:
+    """``x / y`` with IEEE's results for a zero; the caller checks that the sigmas fall."""
     return x / y if y else math.copysign(math.inf, x) if x else math.nan
 
 
@@ -107,7 +107,7 @@ def simple(steps: int, shift: float = SHIFT) -> Sigmas:
 
 def _table(k: int, shift: float) -> float:
     """The k-th sigma of the table, k = 1 ... 10000."""
-    return shifted(k / TABLE, shift)
+    return shift_time(k / TABLE, shift)
 
 
 def normal(steps: int, shift: float = SHIFT) -> Sigmas:
@@ -115,18 +115,18 @@ def normal(steps: int, shift: float = SHIFT) -> Sigmas:
 
     For a flow the model's time is sigma itself, so the shift of the table is applied to it again.
     """
-    return (*(shifted(t, shift) for t in linspace(1.0, _table(1, shift), steps)), 0.0)
+    return (*(shift_time(t, shift) for t in linspace(1.0, _table(1, shift), steps)), 0.0)
 
 
 def sgm_uniform(steps: int, shift: float = SHIFT) -> Sigmas:
     """``normal`` over one step more, its last sigma left out."""
-    return (*(shifted(t, shift) for t in linspace(1.0, _table(1, shift), steps + 1)[:-1]), 0.0)
+    return (*(shift_time(t, shift) for t in linspace(1.0, _table(1, shift), steps + 1)[:-1]), 0.0)
 
 
 def ddim_uniform(steps: int, shift: float = SHIFT) -> Sigmas:
     """Every (10000 // steps)-th sigma of the table from the bottom: may start just below 1.
 
-    When ``steps`` does not divide 10000 there can be more sigmas than asked for.
+    When ``steps`` does not divide 10000 there can be more sigmas than requested.
     """
     return (*(_table(k, shift) for k in range(2, TABLE + 1, max(TABLE // steps, 1))[::-1]), 0.0)
 
@@ -134,7 +134,7 @@ def ddim_uniform(steps: int, shift: float = SHIFT) -> Sigmas:
 def beta(steps: int, shift: float = SHIFT, alpha: float = 0.6, beta: float = 0.6) -> Sigmas:
     """Quantiles of a beta distribution on the table: dense at both ends (arXiv 2407.12173).
 
-    Repeated entries are left out, so that many steps may give fewer sigmas than asked for.
+    Repeated entries are left out, so many steps may give fewer sigmas than requested.
     """
     picked = dict.fromkeys(_beta_entry(1 - i / steps, alpha, beta) for i in range(steps))
     return (*(_table(k, shift) for k in picked), 0.0)
@@ -263,16 +263,16 @@ def sigmas_for(
     denoise: float = 1.0,
     parameters: Mapping[str, float | bool | int | None] = MappingProxyType({}),
 ) -> Sigmas:
-    """The sigmas of a schedule by name, the door for requests.
+    """The sigmas of a schedule by name.
 
     ``denoise`` is ComfyUI's: the schedule is made for int(steps / denoise) steps and its last
-    ``steps`` are kept, so it is *not* the start sigma (``start_sigma`` tells that). ``parameters``
+    ``steps`` are used, so it is *not* the start sigma (see ``start_sigma``). ``parameters``
     override the row's. A fixed list takes neither; ``steps`` may be left out for one. Raises
     ``RequestError`` for anything that gives no usable list.
     """
     spec = schedule_spec(name)
     if spec.function is None:
-        return _fixed(name, spec, steps, denoise, parameters)
+        return _fixed_sigmas(name, spec, steps, denoise, parameters)
     if steps is None or steps < 1:
         raise RequestError(f"steps={steps}, expected 1 or more", "use 20 for a first try")
     unknown = [p for p in parameters if p not in spec.parameters]
@@ -297,7 +297,7 @@ def sigmas_for(
     return sigmas[-(steps + 1) :] if total > steps else sigmas
 
 
-def _fixed(
+def _fixed_sigmas(
     name: str,
     spec: ScheduleSpec,
     steps: int | None,
@@ -315,9 +315,9 @@ def _fixed(
 
 
 def _unusable(name: str, parameters: Mapping[str, float | bool | int | None]) -> RequestError:
-    given = ", ".join(f"{k}={v}" for k, v in parameters.items()) or "these steps"
+    used = ", ".join(f"{k}={v}" for k, v in parameters.items()) or "these steps"
     return RequestError(
-        f"schedule {name} with {given} gives no list that falls from at most 1 to 0",
+        f"schedule {name} with {used} gives no list that falls from at most 1 to 0",
         "use its defaults: " + ", ".join(f"{k}={v}" for k, v in SCHEDULES[name].parameters.items()),
     )
 
@@ -349,15 +349,15 @@ def denoise_of(sigma: float, shift: float = SHIFT) -> float:
     >>> round(denoise_of(0.85), 2), round(denoise_of(0.909375), 2)
     (0.35, 0.48)
     """
-    return unshifted(sigma, shift)
+    return unshift_time(sigma, shift)
 
 
 def start_of(denoise: float, shift: float = SHIFT) -> float:
     """About the sigma at which ``simple`` starts for ``denoise``; inverse of ``denoise_of``.
 
-    With few steps the real list starts up to a step away, because whole steps are kept.
+    With few steps the real list starts up to a step away, because the list has whole steps.
     """
-    return shifted(denoise, shift)
+    return shift_time(denoise, shift)
 
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -389,7 +389,7 @@ _EXAMPLE = "for example --sigmas '0.909375, 0.725, 0.421875, 0'"
 
 
 def _problem(sigmas: Sigmas) -> tuple[str | None, str]:
-    """What is wrong with a list of numbers, and what to write instead."""
+    """The problem of a list of numbers, and the list to write instead."""
 
     def write(values: list[float]) -> str:
         return f"write '{', '.join(f'{v:g}' for v in values)}'"

@@ -1,9 +1,10 @@
-"""One server from start to end: bound, answering, and stopped so that the queue stays."""
+"""The server from start to end: bind the port, answer requests, stop and keep the queue."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,63 +15,74 @@ from aiohttp import web
 
 from latent_ladder.errors import RequestError
 from latent_ladder.server.app_context import CONTEXT, Context
-from latent_ladder.server.config import Setup
-from latent_ladder.server.file_listing import Listing
-from latent_ladder.server.job_loop import Jobs
-from latent_ladder.server.job_store import Kept
-from latent_ladder.server.origin_guard import add_headers, errors_in_words, guard
+from latent_ladder.server.config import ServerConfig
+from latent_ladder.server.file_listing import FileListing
+from latent_ladder.server.job_loop import JobLoop
+from latent_ladder.server.job_store import JobStore
+from latent_ladder.server.origin_guard import add_headers, refuse_other_sites, report_errors
+from latent_ladder.server.request_log import log_requests
 from latent_ladder.server.routes import ROUTES
-from latent_ladder.server.system_info import features
-from latent_ladder.server.websockets import Sockets
-from latent_ladder.server.worker_process import Worker
+from latent_ladder.server.system_info import server_features
+from latent_ladder.server.websockets import WebSocketClients
+from latent_ladder.server.worker_process import WorkerProcess
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
+"""Prints a line for the person who started the server."""
 
-
-def serve(setup: Setup, say: Say) -> None:
-    """Answer until Ctrl-C or SIGTERM. Raises :class:`RequestError` where the port is taken."""
-    asyncio.run(_serve(setup, say))
+logger = logging.getLogger(__name__)
 
 
-async def _serve(setup: Setup, say: Say) -> None:
-    setup.places.make()
-    with _bound(setup) as listening, closing(Kept(setup.state, setup.history)) as kept:
-        await _answer(setup, listening, kept, say)
+def run_server(config: ServerConfig, notify: Notify) -> None:
+    """Answer requests until Ctrl-C or SIGTERM.
+
+    Raises :class:`RequestError` if the port is in use or a folder cannot be created.
+    """
+    asyncio.run(_run_server(config, notify))
 
 
-async def _answer(setup: Setup, listening: socket.socket, kept: Kept, say: Say) -> None:
-    if kept.moved:
-        say(f"warning: the file of queue and history was damaged; it is kept as {kept.moved}")
-    worker = Worker(setup.worker, setup.opening())
-    sockets = Sockets(features(setup.limits.upload))
-    jobs = Jobs(kept, worker, sockets, say)
-    app = application(
-        Context(setup, Listing(setup.models, setup.places.input, setup.names), jobs, sockets)
-    )
+async def _run_server(config: ServerConfig, notify: Notify) -> None:
+    config.folders.create()
+    with _bind(config) as listener, closing(JobStore(config.state_file, config.history)) as store:
+        await _answer_requests(config, listener, store, notify)
+
+
+async def _answer_requests(
+    config: ServerConfig, listener: socket.socket, store: JobStore, notify: Notify
+) -> None:
+    if store.damaged_copy:
+        notify(f"warning: the queue and history were damaged; a copy is in {store.damaged_copy}")
+    worker = WorkerProcess(config.worker, config.worker_settings())
+    clients = WebSocketClients(server_features(config.limits.upload))
+    jobs = JobLoop(store, worker, clients, notify)
+    listing = FileListing(config.models, config.folders.input, config.file_names)
+    app = build_application(Context(config, listing, jobs, clients))
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
     await runner.setup()
     try:
-        await web.SockSite(runner, listening).start()
-        waiting = kept.count()
-        going_on = f", going on with {waiting} queued" if waiting else ""
-        say(f"ComfyUI's API is at http://{_shown(listening)}{going_on}")
-        with _stopping() as stop:
-            await _until(stop, asyncio.create_task(jobs.work()))
-        say(f"stopping; {kept.count()} queued jobs are kept")
-        await sockets.close()
+        await web.SockSite(runner, listener).start()
+        queued = store.count()
+        resumed = f", resuming {queued} queued jobs" if queued else ""
+        notify(f"ComfyUI's API is at http://{_address(listener)}{resumed}")
+        logger.info("serving at %s, store %s", _address(listener), config.store)
+        with _stop_on_signal() as stop:
+            await _wait_until(stop, asyncio.create_task(jobs.run()))
+        notify(f"stopping; {store.count()} queued jobs are kept")
+        await clients.close()
         await jobs.close()
     finally:
         await runner.cleanup()
         await worker.close(0)
+        logger.info("server stopped")
 
 
-def application(here: Context) -> web.Application:
-    """The routes, guarded, in front of ``here``."""
-    access = here.setup.access
+def build_application(context: Context) -> web.Application:
+    """The aiohttp application: all routes, with access checks and error answers."""
+    access = context.config.access
     app = web.Application(
-        middlewares=[guard(access), errors_in_words], client_max_size=here.setup.limits.prompt
+        middlewares=[log_requests, refuse_other_sites(access), report_errors],
+        client_max_size=context.config.limits.prompt,
     )
-    app[CONTEXT] = here
+    app[CONTEXT] = context
     app.on_response_prepare.append(add_headers(access))
     app.add_routes(ROUTES)
     app.add_routes([_under_api(route) for route in ROUTES if route.path != "/"])
@@ -81,26 +93,26 @@ def _under_api(route: web.RouteDef) -> web.RouteDef:
     return web.RouteDef(route.method, f"/api{route.path}", route.handler, dict(route.kwargs))
 
 
-def _bound(setup: Setup) -> socket.socket:
-    """Bind before anything else is touched; the system chooses a port for 0."""
-    listen = setup.access.listen
+def _bind(config: ServerConfig) -> socket.socket:
+    """The bound socket; port 0 takes a free port. Raises :class:`RequestError`."""
+    listen = config.access.listen
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     try:
-        return socket.create_server((listen, setup.port), family=family)
+        return socket.create_server((listen, config.port), family=family)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise RequestError(
-                f"port {setup.port} of {listen} is taken by another program",
-                f"stop it (ComfyUI?), or use --port {setup.port + 1}",
+                f"port {config.port} of {listen} is used by another program",
+                f"stop it (ComfyUI?), or use --port {config.port + 1}",
             ) from error
         raise RequestError(
-            f"{listen}:{setup.port} cannot be listened on: {error.strerror}",
+            f"{listen}:{config.port} cannot be listened on: {error.strerror}",
             "use --listen 127.0.0.1 and a --port above 1023",
         ) from error
 
 
-async def _until(stop: asyncio.Event, work: asyncio.Task[None]) -> None:
-    """Wait for ``stop``; an error of the loop that runs jobs ends the server with it."""
+async def _wait_until(stop: asyncio.Event, work: asyncio.Task[None]) -> None:
+    """Wait for ``stop``. Raises the error of ``work`` if that ends first."""
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({stopped, work}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():
@@ -108,26 +120,27 @@ async def _until(stop: asyncio.Event, work: asyncio.Task[None]) -> None:
 
 
 @contextmanager
-def _stopping() -> Iterator[asyncio.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends the process as usual."""
+def _stop_on_signal() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second signal ends the process as usual."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    before: dict[int, Any] = {}
+    previous: dict[int, Any] = {}
 
-    def asked(number: int, _: object) -> None:
+    def request_stop(number: int, _: object) -> None:
         loop.call_soon_threadsafe(stop.set)
-        signal.signal(number, before[number])
+        signal.signal(number, previous[number])
 
-    for wanted in (signal.SIGINT, signal.SIGTERM):
-        before[wanted] = signal.signal(wanted, asked)
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        previous[stop_signal] = signal.signal(stop_signal, request_stop)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             with suppress(ValueError):
                 signal.signal(number, handler)
 
 
-def _shown(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
+def _address(listener: socket.socket) -> str:
+    """Host and port of a bound socket, as in a URL."""
+    host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

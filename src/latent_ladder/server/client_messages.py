@@ -1,6 +1,6 @@
-"""What clients are told while a job runs, in ComfyUI's words: events in, messages out.
+"""Messages to clients while a job runs, and the job's history entry, in ComfyUI's format.
 
-Also the job's entry in the history. Knows no sockets.
+Events of the executor become messages here. This module knows no sockets.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ from latent_ladder.comfyui.runtime.events import (
     NodesCached,
     NodeStarted,
     NodeWarned,
-    Shown,
+    UiOutput,
 )
 from latent_ladder.server.job_store import Job
 
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
-"""Numbers of binary messages."""
+"""Event numbers of binary messages."""
 IMAGE_TYPES = {"JPEG": 1, "PNG": 2}
 WARNING = "ladder_warning"
-"""Our own message: ComfyUI has none for what went on but should be known."""
+"""Message type of warnings, which ComfyUI does not have."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A JSON message; ``everyone`` goes to all clients where the job has none of its own."""
+    """A JSON message; with ``everyone`` it goes to all clients if the job has no client."""
 
     type: str
     data: Mapping[str, Any]
     everyone: bool = False
 
-    def text(self) -> str:
-        """As it is sent."""
+    def to_json(self) -> str:
+        """The message as it is sent."""
         return json.dumps({"type": self.type, "data": self.data})
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A preview as a binary message."""
+class PreviewImage:
+    """A preview picture, sent as a binary message. ``image`` is an encoded JPEG or PNG."""
 
     format: str
-    picture: bytes
+    image: bytes
     metadata: Mapping[str, Any]
 
-    def packed(self, with_metadata: bool) -> bytes:
-        """Event 4 for clients that know it, else event 1; numbers are big-endian."""
+    def to_bytes(self, with_metadata: bool) -> bytes:
+        """Event 4 for clients that support metadata, else event 1; integers are big-endian."""
         if not with_metadata:
-            return struct.pack(">II", PREVIEW, IMAGE_TYPES[self.format]) + self.picture
-        about = json.dumps({**self.metadata, "image_type": f"image/{self.format.lower()}"}).encode()
-        return struct.pack(">II", PREVIEW_WITH_METADATA, len(about)) + about + self.picture
+            return struct.pack(">II", PREVIEW, IMAGE_TYPES[self.format]) + self.image
+        text = json.dumps({**self.metadata, "image_type": f"image/{self.format.lower()}"}).encode()
+        return struct.pack(">II", PREVIEW_WITH_METADATA, len(text)) + text + self.image
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed: an exception of the worker, or the end of the worker itself."""
+    """Reason why a job failed: an exception in the worker, or the end of the worker itself."""
 
     message: str
     kind: str
@@ -69,108 +69,113 @@ class Failure:
     node: str = ""
 
 
-def status(remaining: int, sid: str | None = None) -> Message:
-    """How many jobs wait; with ``sid``, the greeting of a client."""
+def status_message(remaining: int, sid: str | None = None) -> Message:
+    """Number of unfinished jobs; with ``sid``, the first message to a client."""
     data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": remaining}}}
     return Message("status", data if sid is None else {**data, "sid": sid}, everyone=True)
 
 
-def executing(job_id: str, node: str | None) -> Message:
-    """The node under way; ``None`` when the job has ended."""
-    shown = {} if node is None else {"display_node": node}
-    return Message("executing", {"node": node, **shown, "prompt_id": job_id})
+def executing_message(job_id: str, node: str | None) -> Message:
+    """The node that runs now; ``None`` when the job has ended."""
+    display = {} if node is None else {"display_node": node}
+    return Message("executing", {"node": node, **display, "prompt_id": job_id})
 
 
-class Telling:
-    """One job's story: each call gives the messages to send and remembers what history keeps."""
+class JobMessages:
+    """Messages of one job. Each method yields messages to send and collects the history entry."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.node: str | None = None
-        self._began_ms = 0
-        self._said_cached = False
-        self._done: list[str] = []
+        self._start_ms = 0
+        self._sent_cached = False
+        self._finished_nodes: list[str] = []
         self._states: dict[str, dict[str, Any]] = {}
-        self._outputs: dict[str, Shown] = {}
-        self._kept: list[tuple[str, Mapping[str, Any]]] = []
+        self._outputs: dict[str, UiOutput] = {}
+        self._recorded: list[tuple[str, Mapping[str, Any]]] = []
 
-    def begin(self) -> Iterator[Message]:
-        """The job starts."""
-        self._began_ms = now_ms()
-        yield self._keep("execution_start", {})
+    def report_start(self) -> Iterator[Message]:
+        """Messages at the start of the job."""
+        self._start_ms = now_ms()
+        yield self._record("execution_start", {})
 
-    def on(self, event: GraphEvent) -> Iterator[Message | Picture]:
-        """One event of the executor."""
+    def report_event(self, event: GraphEvent) -> Iterator[Message | PreviewImage]:
+        """Messages for one event of the executor."""
         if isinstance(event, NodesCached):
-            yield from self._cached(event)
+            yield from self._report_cached(event)
             return
-        if not self._said_cached:
-            yield from self._cached(NodesCached(()))
+        if not self._sent_cached:
+            yield from self._report_cached(NodesCached(()))
         if isinstance(event, NodeStarted):
             self.node = event.node
             self._states[event.node] = self._state(event.node, "running", 0, 1)
-            yield executing(self.job.id, event.node)
+            yield executing_message(self.job.id, event.node)
             yield self._progress_state()
         elif isinstance(event, NodeDone):
-            yield from self._finished(event)
+            yield from self._report_node_done(event)
         elif isinstance(event, NodePreview):
-            yield Picture(event.format, event.picture, self._names(event.node))
+            yield PreviewImage(event.format, event.picture, self._node_ids(event.node))
         elif isinstance(event, NodeWarned):
-            about = {"node": event.node, "code": event.code, "message": event.message}
-            yield self._keep(WARNING, about)
+            warning = {"node": event.node, "code": event.code, "message": event.message}
+            yield self._record(WARNING, warning)
         else:
-            self._states[event.node] = self._state(event.node, "running", event.value, event.of)
+            state = self._state(event.node, "running", event.value, event.total)
+            self._states[event.node] = state
             yield Message(
                 "progress",
                 {
                     "value": event.value,
-                    "max": event.of,
+                    "max": event.total,
                     "prompt_id": self.job.id,
                     "node": event.node,
                 },
             )
             yield self._progress_state()
 
-    def succeed(self) -> Iterator[Message]:
-        """All outputs are there."""
-        if not self._said_cached:
-            yield from self._cached(NodesCached(()))
-        yield self._keep("execution_success", {})
+    def report_success(self) -> Iterator[Message]:
+        """Messages at the end of a job whose outputs are all there."""
+        if not self._sent_cached:
+            yield from self._report_cached(NodesCached(()))
+        yield self._record("execution_success", {})
 
-    def fail(self, failure: Failure) -> Iterator[Message]:
-        """An error ended the job."""
+    def report_failure(self, failure: Failure) -> Iterator[Message]:
+        """Messages at the end of a job with an error."""
         node = failure.node or self.node or ""
         if node in self._states:
             self._states[node] = self._state(node, "error", 0, 1)
         inputs = self._inputs(node)
-        about = {
+        details = {
             "node_id": node,
             "node_type": self._class_type(node),
-            "executed": list(self._done),
+            "executed": list(self._finished_nodes),
             "exception_message": failure.message,
             "exception_type": failure.kind,
             "traceback": list(failure.traceback),
             "current_inputs": {name: [value] for name, value in inputs.items()},
-            "current_outputs": list(self._done),
+            "current_outputs": list(self._finished_nodes),
         }
-        yield self._keep("execution_error", about)
+        yield self._record("execution_error", details)
 
-    def interrupt(self) -> Iterator[Message]:
-        """Someone stopped the job."""
+    def report_interrupt(self) -> Iterator[Message]:
+        """Messages at the end of a job that a client stopped."""
         node = self.node or ""
-        about = {"node_id": node, "node_type": self._class_type(node), "executed": list(self._done)}
-        yield self._keep("execution_interrupted", about, everyone=True)
+        details = {
+            "node_id": node,
+            "node_type": self._class_type(node),
+            "executed": list(self._finished_nodes),
+        }
+        yield self._record("execution_interrupted", details, everyone=True)
 
-    def entry(self) -> dict[str, Any]:
-        """What ``/history`` says of the finished job."""
-        done = self._kept[-1][0] == "execution_success"
+    def build_history_entry(self) -> dict[str, Any]:
+        """Entry of the finished job for ``/history``."""
+        succeeded = self._recorded[-1][0] == "execution_success"
         return {
             "prompt": self.job.item(),
             "outputs": self._outputs,
             "status": {
-                "status_str": "success" if done else "error",
-                "completed": done,
-                "messages": [list(pair) for pair in self._kept],
+                "status_str": "success" if succeeded else "error",
+                "completed": succeeded,
+                "messages": [list(pair) for pair in self._recorded],
             },
             "meta": {
                 node: {
@@ -183,55 +188,55 @@ class Telling:
             },
         }
 
-    def summary(self) -> dict[str, Any]:
-        """What ``/api/jobs`` says of the finished job."""
-        ended, about = self._kept[-1]
-        state = {"execution_success": "completed", "execution_interrupted": "cancelled"}
+    def build_summary(self) -> dict[str, Any]:
+        """Summary of the finished job for ``/api/jobs``."""
+        last_type, details = self._recorded[-1]
+        states = {"execution_success": "completed", "execution_interrupted": "cancelled"}
         files = [
             {**item, "nodeId": node, "mediaType": kind}
-            for node, shown in self._outputs.items()
-            for kind, items in shown.items()
+            for node, output in self._outputs.items()
+            for kind, items in output.items()
             for item in items
             if isinstance(item, Mapping) and "filename" in item
         ]
         return {
-            **summary_of(self.job, state.get(ended, "failed")),
-            "execution_start_time": self._began_ms,
-            "execution_end_time": about["timestamp"],
-            "execution_error": about if ended == "execution_error" else None,
+            **summarize_job(self.job, states.get(last_type, "failed")),
+            "execution_start_time": self._start_ms,
+            "execution_end_time": details["timestamp"],
+            "execution_error": details if last_type == "execution_error" else None,
             "outputs_count": len(files),
             "preview_output": files[-1] if files else None,
         }
 
-    def _cached(self, event: NodesCached) -> Iterator[Message]:
-        self._said_cached = True
-        yield self._keep("execution_cached", {"nodes": list(event.nodes)})
+    def _report_cached(self, event: NodesCached) -> Iterator[Message]:
+        self._sent_cached = True
+        yield self._record("execution_cached", {"nodes": list(event.nodes)})
         for node in event.nodes:
             self._states[node] = self._state(node, "finished", 1, 1)
-            self._done.append(node)
-        for node, shown in event.shown.items():
-            yield from self._executed(node, shown)
+            self._finished_nodes.append(node)
+        for node, output in event.ui.items():
+            yield from self._report_output(node, output)
 
-    def _finished(self, event: NodeDone) -> Iterator[Message]:
-        most = self._states.get(event.node, {}).get("max", 1)
-        self._states[event.node] = self._state(event.node, "finished", most, most)
-        self._done.append(event.node)
+    def _report_node_done(self, event: NodeDone) -> Iterator[Message]:
+        total = self._states.get(event.node, {}).get("max", 1)
+        self._states[event.node] = self._state(event.node, "finished", total, total)
+        self._finished_nodes.append(event.node)
         yield self._progress_state()
-        if event.shown:
-            yield from self._executed(event.node, event.shown)
+        if event.ui:
+            yield from self._report_output(event.node, event.ui)
 
-    def _executed(self, node: str, shown: Shown) -> Iterator[Message]:
-        self._outputs[node] = shown
-        about = {"node": node, "display_node": node, "output": shown, "prompt_id": self.job.id}
-        yield Message("executed", about)
+    def _report_output(self, node: str, output: UiOutput) -> Iterator[Message]:
+        self._outputs[node] = output
+        data = {"node": node, "display_node": node, "output": output, "prompt_id": self.job.id}
+        yield Message("executed", data)
 
     def _progress_state(self) -> Message:
         return Message("progress_state", {"prompt_id": self.job.id, "nodes": dict(self._states)})
 
-    def _state(self, node: str, state: str, value: int, most: int) -> dict[str, Any]:
-        return {"value": value, "max": most, "state": state, **self._names(node)}
+    def _state(self, node: str, state: str, value: int, total: int) -> dict[str, Any]:
+        return {"value": value, "max": total, "state": state, **self._node_ids(node)}
 
-    def _names(self, node: str) -> dict[str, Any]:
+    def _node_ids(self, node: str) -> dict[str, Any]:
         return {
             "node_id": node,
             "prompt_id": self.job.id,
@@ -240,21 +245,22 @@ class Telling:
             "real_node_id": node,
         }
 
-    def _keep(self, kind: str, data: Mapping[str, Any], everyone: bool = False) -> Message:
-        told = {"prompt_id": self.job.id, **data, "timestamp": now_ms()}
-        self._kept.append((kind, told))
-        return Message(kind, told, everyone)
+    def _record(self, kind: str, data: Mapping[str, Any], everyone: bool = False) -> Message:
+        """A message that also goes into the history entry."""
+        stamped = {"prompt_id": self.job.id, **data, "timestamp": now_ms()}
+        self._recorded.append((kind, stamped))
+        return Message(kind, stamped, everyone)
 
     def _class_type(self, node: str) -> str:
         return str(self.job.prompt.get(node, {}).get("class_type", ""))
 
     def _inputs(self, node: str) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.job.prompt.get(node, {}).get("inputs", {})
-        return found
+        inputs: Mapping[str, Any] = self.job.prompt.get(node, {}).get("inputs", {})
+        return inputs
 
 
-def summary_of(job: Job, state: str) -> dict[str, Any]:
-    """What ``/api/jobs`` says of any job."""
+def summarize_job(job: Job, state: str) -> dict[str, Any]:
+    """The fields of ``/api/jobs`` that every job has, finished or not."""
     workflow = job.workflow
     return {
         "id": job.id,
@@ -266,5 +272,5 @@ def summary_of(job: Job, state: str) -> dict[str, Any]:
 
 
 def now_ms() -> int:
-    """Milliseconds since 1970, as all of ComfyUI's timestamps are."""
+    """Milliseconds since 1970, as in all of ComfyUI's timestamps."""
     return int(time.time() * 1000)

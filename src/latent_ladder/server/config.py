@@ -1,7 +1,8 @@
-"""How a server is set up: values only, what the command line says."""
+"""Settings of a server, as plain values."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from latent_ladder.checkpoints.search_paths import ModelFolder
 from latent_ladder.memory.hardware import MemoryOptions
-from latent_ladder.server.data_folders import Places
+from latent_ladder.server.data_folders import DataFolders
 from latent_ladder.server.job_store import MAX_HISTORY
 from latent_ladder.server.origin_guard import Access
 
@@ -19,26 +20,27 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest bodies that are read, in bytes."""
+    """Largest bodies that are read, in bytes."""
 
     upload: int = 100 * MIB
     prompt: int = 32 * MIB
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Everything a server is told.
+class ServerConfig:
+    """All settings of a server.
 
-    ``named`` are the model folders of the command line, ``models`` all that are searched;
-    ``names`` replaces file names of graphs; ``state`` is the file that survives a restart.
+    ``named_models`` are the model folders of the command line, ``models`` all folders that are
+    searched. ``file_names`` maps file names in workflows to the files to use. ``state_file`` stores
+    queue and history. ``worker`` is the command line of the child process.
     """
 
-    places: Places
+    folders: DataFolders
     store: Path
-    state: Path
-    named: tuple[Path, ...] = ()
+    state_file: Path
+    named_models: tuple[Path, ...] = ()
     models: tuple[ModelFolder, ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict)
+    file_names: Mapping[str, str] = field(default_factory=dict)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     device: str = "auto"
     port: int = 8188
@@ -49,16 +51,17 @@ class Setup:
     previews: bool = True
     worker: tuple[str, ...] = (sys.executable, "-m", "latent_ladder.server.worker_main")
 
-    def opening(self) -> dict[str, Any]:
-        """What the worker is told first."""
+    def worker_settings(self) -> dict[str, Any]:
+        """Settings for the worker as JSON data: its first frame."""
         memory = asdict(self.memory)
         return {
-            "models": [str(path) for path in self.named],
-            "names": dict(self.names),
-            "places": {name: str(path) for name, path in asdict(self.places).items()},
+            "models": [str(path) for path in self.named_models],
+            "file_names": dict(self.file_names),
+            "folders": {name: str(path) for name, path in asdict(self.folders).items()},
             "store": str(self.store),
             "device": self.device,
             "memory": {**memory, "changes": sorted(self.memory.changes)},
             "metadata": self.metadata,
             "previews": self.previews,
+            "log_level": logging.getLogger("latent_ladder").getEffectiveLevel(),
         }

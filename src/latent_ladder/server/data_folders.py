@@ -1,6 +1,6 @@
-"""The folders a client may read and write: uploads, results, previews. Nothing leaves them.
+"""Folders that clients may read and write (uploads, results, previews), and checks of paths.
 
-Knows no HTTP. Every path that a client names goes through :func:`confined`.
+Every path that a client names is checked by :func:`resolve_inside`. This module knows no HTTP.
 """
 
 from __future__ import annotations
@@ -14,89 +14,96 @@ from pathlib import Path
 from latent_ladder.errors import RequestError
 from latent_ladder.storage.atomic_write import PART_PREFIX, is_abandoned
 
-KINDS = ("output", "input", "temp")
-"""ComfyUI's names of the folders; the first is what ``/view`` means if nobody says."""
+FOLDER_TYPES = ("output", "input", "temp")
+"""ComfyUI's names of the folders; ``output`` is the default of ``/view``."""
 
 MAX_NAME_BYTES = 200
-"""Of a file to be written: a temporary name beside it has a few more."""
+"""Longest name of a file to write; the temporary file next to it has a longer one."""
 MAX_COMPONENT_BYTES = 255
 MAX_PATH = 1000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_ANNOTATED = re.compile(r"(?P<name>.*?)\s*\[(?P<kind>output|input|temp)\]", re.DOTALL)
+_ANNOTATED = re.compile(r"(?P<name>.*?)\s*\[(?P<folder_type>output|input|temp)\]", re.DOTALL)
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where uploads lie, where results go, and what may be thrown away."""
+class DataFolders:
+    """Folders for uploads (``input``), results (``output``) and previews (``temp``)."""
 
     input: Path
     output: Path
     temp: Path
 
-    def make(self) -> None:
-        """Create them, and remove what uploads left that a crash cut short.
+    def create(self) -> None:
+        """Create the folders, and delete partial uploads of an earlier crash.
 
-        Raises :class:`RequestError` where that is not possible.
+        Raises :class:`RequestError` if a folder cannot be created.
         """
-        for kind in KINDS:
+        for folder_type in FOLDER_TYPES:
+            folder = self.root(folder_type)
             try:
-                self.root(kind).mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RequestError(
-                    f"{kind} folder {self.root(kind)} cannot be made: {error.strerror}",
-                    f"choose another --{kind}-directory",
+                    f"{folder_type} folder {folder} cannot be created: {error.strerror}",
+                    f"choose another --{folder_type}-directory",
                 ) from error
         for part in self.input.glob(f"{PART_PREFIX}*"):
             if is_abandoned(part):
                 with suppress(OSError):
                     part.unlink()
 
-    def root(self, kind: str) -> Path:
-        """The folder that ``kind`` names. Raises :class:`RequestError`."""
+    def root(self, folder_type: str) -> Path:
+        """The folder of a type. Raises :class:`RequestError` for an unknown type."""
         roots = {"output": self.output, "input": self.input, "temp": self.temp}
-        if kind not in roots:
-            raise RequestError(f"type={kind[:40]!r} is no folder", f"use {', '.join(KINDS)}")
-        return roots[kind]
+        if folder_type not in roots:
+            raise RequestError(
+                f"type={folder_type[:40]!r} is not a folder", f"use {', '.join(FOLDER_TYPES)}"
+            )
+        return roots[folder_type]
 
-    def path(self, kind: str, subfolder: str, name: str = "") -> Path:
-        """The path that a client means, which may not exist. Raises :class:`RequestError`."""
-        return confined(self.root(kind), subfolder, name)
-
-
-def annotated(name: str, kind: str) -> tuple[str, str]:
-    """``("x.png [input]", "output")`` -> ``("x.png", "input")``; else both as they are."""
-    found = _ANNOTATED.fullmatch(name)
-    return (found["name"], found["kind"]) if found else (name, kind)
+    def path(self, folder_type: str, subfolder: str, name: str = "") -> Path:
+        """The path that a client names; it may not exist. Raises :class:`RequestError`."""
+        return resolve_inside(self.root(folder_type), subfolder, name)
 
 
-def confined(root: Path, *parts: str) -> Path:
-    """``root`` and ``parts`` below it, links followed.
+def split_annotation(name: str, default: str) -> tuple[str, str]:
+    """Name and folder type: ``"x.png [input]"`` is ``("x.png", "input")``.
 
-    Raises :class:`RequestError` for a path that is absolute, goes up, or leaves ``root`` by a link.
+    The folder type of a name without annotation is ``default``.
     """
-    below = root.resolve()
-    path = below
+    match = _ANNOTATED.fullmatch(name)
+    return (match["name"], match["folder_type"]) if match else (name, default)
+
+
+def resolve_inside(root: Path, *parts: str) -> Path:
+    """The path ``root/parts`` with symbolic links resolved.
+
+    Raises :class:`RequestError` for a path that is absolute, has ``..``, or leaves ``root`` through
+    a link.
+    """
+    resolved_root = root.resolve()
+    path = resolved_root
     for part in parts:
-        _check(part)
+        _check_relative(part)
         path = path / part
     try:
         path = path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise _escapes(parts) from error
-    if not path.is_relative_to(below):
-        raise _escapes(parts)
+        raise _outside_error(parts) from error
+    if not path.is_relative_to(resolved_root):
+        raise _outside_error(parts)
     return path
 
 
-def _check(part: str) -> None:
-    rooted = part.startswith(("/", "\\")) or "\\" in part or (os.name == "nt" and ":" in part)
-    if rooted or ".." in part.split("/") or _CONTROL.search(part) or not _writable(part):
-        raise _escapes((part,))
+def _check_relative(part: str) -> None:
+    absolute = part.startswith(("/", "\\")) or "\\" in part or (os.name == "nt" and ":" in part)
+    if absolute or ".." in part.split("/") or _CONTROL.search(part) or not _is_valid_path(part):
+        raise _outside_error((part,))
 
 
-def _writable(text: str) -> bool:
-    """Whether ``text`` can be a path at all: lone surrogates cannot, nor can names too long."""
+def _is_valid_path(text: str) -> bool:
+    """False for text that no path can have: lone surrogates, names that are too long."""
     try:
         names = text.encode("utf-8").split(b"/")
     except UnicodeEncodeError:
@@ -104,22 +111,22 @@ def _writable(text: str) -> bool:
     return len(text) <= MAX_PATH and max(map(len, names)) <= MAX_COMPONENT_BYTES
 
 
-def _escapes(parts: tuple[str, ...]) -> RequestError:
-    named = ascii("/".join(part for part in parts if part)[:100])
-    return RequestError(f"{named} is not a path below the folder", "name a file inside it")
+def _outside_error(parts: tuple[str, ...]) -> RequestError:
+    path = ascii("/".join(part for part in parts if part)[:100])
+    return RequestError(f"{path} is not a path below the folder", "name a file inside it")
 
 
-def file_name(text: str) -> str:
-    """The name of a file to be written, as a client gave it. Raises :class:`RequestError`."""
-    _check(text)
-    bare = text.strip().rstrip(".")
+def check_file_name(text: str) -> str:
+    """The name of a file to write, as a client sent it. Raises :class:`RequestError`."""
+    _check_relative(text)
+    name = text.strip().rstrip(".")
     if (
-        not bare
-        or "/" in bare
-        or len(bare.encode("utf-8")) > MAX_NAME_BYTES
-        or _WINDOWS_DEVICES.fullmatch(bare)
+        not name
+        or "/" in name
+        or len(name.encode("utf-8")) > MAX_NAME_BYTES
+        or _WINDOWS_DEVICES.fullmatch(name)
     ):
         raise RequestError(
             f"{text[:60]!a} is not a file name", "use letters, digits, - and _, and a suffix"
         )
-    return bare
+    return name

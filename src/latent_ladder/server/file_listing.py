@@ -1,4 +1,4 @@
-"""Names of the files that clients may choose from: models by folder, uploads. No torch."""
+"""Names of the files that clients can choose: models by folder, and uploads. No torch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 from latent_ladder.checkpoints.search_paths import CATEGORIES, ModelFolder
 
 SUFFIXES = frozenset({".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin"})
-"""Suffixes of model files; those that would have to be unpickled are listed, and refused on use."""
+"""Suffixes of model files. Files that would need unpickling are listed, and refused when used."""
 
 FOLDERS = (*dict.fromkeys(CATEGORIES.values()), "embeddings")
-"""What ``/models`` lists."""
+"""The folders of ``/models``."""
 
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
-class Listing:
+class FileListing:
     """The files below ``models``, by ComfyUI's folder names, and those of ``input``.
 
-    ``replaced`` are names of workflows that mean another file: they are listed beside it, as
-    clients look there before they send a workflow.
+    ``replaced`` maps file names in workflows to the files to use. The old names are listed too,
+    because clients check a workflow against the list before they send it.
     """
 
     models: tuple[ModelFolder, ...]
@@ -33,30 +33,30 @@ class Listing:
     replaced: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names; ``"a,b"`` is the union of both, ``"input"`` what was uploaded."""
+        """Sorted file names of a folder, of several (``"a,b"``), or the uploads (``"input"``)."""
         if folder == "input":
-            return sorted(name for name, _ in _below(self.input))
-        found = {name for name, _ in self._files(folder)}
-        return sorted(found | {old for old, new in self.replaced.items() if new in found})
+            return sorted(name for name, _ in _walk_files(self.input))
+        names = {name for name, _ in self._files(folder)}
+        return sorted(names | {old for old, new in self.replaced.items() if new in names})
 
     def find(self, folder: str, name: str) -> Path | None:
-        """The file that a listed name means; no other file is ever returned."""
+        """The path of a listed file; ``None`` for every other name."""
         return next((path for found, path in self._files(folder) if found == name), None)
 
     def state(self) -> frozenset[tuple[str, int, int]]:
-        """Path, size and time of every model file: another value where any has changed."""
-        found = set()
+        """Path, size and modification time of every model file, to detect changes."""
+        files = set()
         for _, path in self._files(",".join(FOLDERS)):
             with suppress(OSError):
-                about = path.stat()
-                found.add((str(path), about.st_size, about.st_mtime_ns))
-        return frozenset(found)
+                status = path.stat()
+                files.add((str(path), status.st_size, status.st_mtime_ns))
+        return frozenset(files)
 
     def _files(self, folder: str) -> Iterator[tuple[str, Path]]:
-        asked = {CATEGORIES.get(name, name) for name in folder.split(",")}
-        for category in asked.intersection(FOLDERS):  # any other name could be a path
+        wanted = {CATEGORIES.get(name, name) for name in folder.split(",")}
+        for category in wanted.intersection(FOLDERS):  # any other name could be a path
             for root in self._roots(category):
-                for name, path in _below(root):
+                for name, path in _walk_files(root):
                     if path.suffix.lower() in SUFFIXES:
                         yield name, path
 
@@ -69,19 +69,19 @@ class Listing:
                 yield folder.path
 
 
-class Glance:
-    """A listing that looks into every folder once, for as long as one request lasts."""
+class CachedListing:
+    """A listing that reads every folder once; for the time of one request."""
 
-    def __init__(self, listing: Listing) -> None:
-        self._look = functools.cache(listing.names)
+    def __init__(self, listing: FileListing) -> None:
+        self._names = functools.cache(listing.names)
 
     def names(self, folder: str) -> list[str]:
-        """As :meth:`Listing.names`."""
-        return self._look(folder)
+        """Sorted file names, as :meth:`FileListing.names`."""
+        return self._names(folder)
 
 
-def _below(root: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Path]]:
-    """Visible files below a folder with their names as ComfyUI lists them, with ``/``."""
+def _walk_files(root: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Path]]:
+    """Visible files below a folder, each with its name relative to the folder (with ``/``)."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError:
@@ -91,5 +91,5 @@ def _below(root: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, 
             continue
         if entry.is_file():
             yield prefix + entry.name, Path(entry.path)
-        elif depth < _DEEPEST and entry.is_dir():
-            yield from _below(Path(entry.path), f"{prefix}{entry.name}/", depth + 1)
+        elif depth < _MAX_DEPTH and entry.is_dir():
+            yield from _walk_files(Path(entry.path), f"{prefix}{entry.name}/", depth + 1)

@@ -1,145 +1,169 @@
-"""The one loop that runs jobs: next in the queue, through the worker, into the history.
+"""The loop that runs jobs: from the queue through the worker process into the history.
 
-A job stays in the queue until its entry is in the history, so a server that is stopped or killed
-begins it again when it comes back.
+A job stays in the queue until its entry is in the history, so a server that was stopped or killed
+runs it again after the next start.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from latent_ladder.server.client_messages import Message, Picture, Telling, executing, status
-from latent_ladder.server.job_store import Job, Kept
-from latent_ladder.server.websockets import Sockets
-from latent_ladder.server.worker_process import DEATH, Ended, Worker
+from latent_ladder.server.client_messages import (
+    JobMessages,
+    Message,
+    PreviewImage,
+    executing_message,
+    status_message,
+)
+from latent_ladder.server.job_store import Job, JobStore
+from latent_ladder.server.websockets import WebSocketClients
+from latent_ladder.server.worker_process import WORKER_DIED, JobOutcome, WorkerProcess
 
-PATIENCE_S = 5.0
-"""How long a step may go on after an interrupt before a second one ends the worker."""
+INTERRUPT_GRACE_S = 5.0
+"""Time for the current step after an interrupt; a later second interrupt kills the worker."""
+
+logger = logging.getLogger(__name__)
 
 
-class Jobs:
-    """Queue, worker and listeners. For one event loop."""
+class JobLoop:
+    """Runs the jobs of a store one after the other. For one event loop."""
 
     def __init__(
-        self, kept: Kept, worker: Worker, sockets: Sockets, say: Callable[[str], None]
+        self,
+        store: JobStore,
+        worker: WorkerProcess,
+        clients: WebSocketClients,
+        notify: Callable[[str], None],
     ) -> None:
-        self.kept = kept
-        self._worker, self._sockets, self._say = worker, sockets, say
-        self._now: Telling | None = None
-        self._more = asyncio.Event()
-        self._free = False
+        self.store = store
+        self._worker, self._clients, self._notify = worker, clients, notify
+        self._current: JobMessages | None = None
+        self._wake = asyncio.Event()
+        self._restart_worker = False
         self._closing = False
-        self._asked_at: float | None = None
+        self._interrupted_at: float | None = None
 
     @property
     def running(self) -> Job | None:
-        """The job under way."""
-        return None if self._now is None else self._now.job
+        """The job that runs now."""
+        return None if self._current is None else self._current.job
 
     def add(self, job: Job) -> bool:
-        """Queue a job; ``False`` if one with its id is there already."""
-        if not self.kept.add(job):
+        """Queue a job; ``False`` if a job with its id is queued already."""
+        if not self.store.add(job):
             return False
-        self._say(f"{job.id} queued")
-        self._tell_status()
-        self._more.set()
+        self._announce(f"{job.id} queued")
+        self._send_status()
+        self._wake.set()
         return True
 
-    def drop(self, ids: Iterable[str] | None) -> None:
-        """Take jobs that have not begun out of the queue; ``None``: all."""
+    def remove(self, ids: Iterable[str] | None) -> None:
+        """Remove jobs that have not started from the queue (``None``: all)."""
         running = self.running
-        self.kept.drop(ids, None if running is None else running.id)
-        self._tell_status()
+        self.store.remove_pending(ids, None if running is None else running.id)
+        self._send_status()
 
     def interrupt(self, job_id: str | None = None) -> bool:
-        """Stop the job under way after its step; with an id, only if it is that one.
+        """Stop the running job after its current step; with an id, only if it is that job.
 
-        Who asks again after :data:`PATIENCE_S` means at once: the worker is ended.
+        A second call after :data:`INTERRUPT_GRACE_S` kills the worker.
         """
         running = self.running
         if running is None or job_id not in (None, running.id):
             return False
         now = time.monotonic()
-        if self._asked_at is not None and now > self._asked_at + PATIENCE_S:
-            self._say(f"ending the worker that does not stop {running.id}")
+        first = self._interrupted_at
+        if first is not None and now > first + INTERRUPT_GRACE_S:
+            self._announce(f"killing the worker, because {running.id} does not stop")
             self._worker.kill()
         else:
-            self._say(f"interrupting {running.id}")
-            self._asked_at = self._asked_at or now
+            self._announce(f"interrupting {running.id}")
+            self._interrupted_at = first or now
             self._worker.interrupt(running.id)
         return True
 
-    def free(self) -> None:
-        """Give back the memory that models hold, once the job under way is done."""
-        self._free = True
-        self._more.set()
+    def free_memory(self) -> None:
+        """Restart the worker after the running job, which frees the memory of models."""
+        self._restart_worker = True
+        self._wake.set()
 
-    def greeting(self, sid: str) -> Iterator[Message]:
-        """What a client that connects is told: the queue, and where its job is."""
-        yield status(self.kept.count(), sid)
-        now = self._now
-        if now is not None and now.job.client == sid and now.node is not None:
-            yield executing(now.job.id, now.node)
+    def initial_messages(self, sid: str) -> Iterator[Message]:
+        """Messages for a client that connects: the queue, and the node that runs its job."""
+        yield status_message(self.store.count(), sid)
+        current = self._current
+        if current is not None and current.job.client == sid and current.node is not None:
+            yield executing_message(current.job.id, current.node)
 
-    async def work(self) -> None:
-        """Run jobs, forever."""
+    async def run(self) -> None:
+        """Run jobs until :meth:`close`."""
         await self._worker.start()
         while not self._closing:
-            if self._free:
-                self._free = False
+            if self._restart_worker:
+                self._restart_worker = False
                 await self._worker.close()
                 await self._worker.start()
-            job = self.kept.first()
+            job = self.store.next_job()
             if job is None:
-                self._more.clear()
-                await self._more.wait()
+                self._wake.clear()
+                await self._wake.wait()
             else:
-                await self._run(job)
+                await self._run_job(job)
 
     async def close(self) -> None:
-        """Stop the job under way after its step and leave it in the queue; end the worker."""
+        """Stop the running job after its current step, keep it in the queue, end the worker."""
         self._closing = True
         await self._worker.close()
 
-    async def _run(self, job: Job) -> None:
-        began = time.monotonic()
-        telling = self._now = Telling(job)
-        self._send(job, telling.begin())
-        ended = await self._worker.run(job, lambda event: self._send(job, telling.on(event)))
-        if self._closing and _cut_short(ended):
+    async def _run_job(self, job: Job) -> None:
+        start = time.monotonic()
+        logger.info("job %s started: %d nodes", job.id, len(job.prompt))
+        messages = self._current = JobMessages(job)
+        self._send(job, messages.report_start())
+        outcome = await self._worker.run(
+            job, lambda event: self._send(job, messages.report_event(event))
+        )
+        if self._closing and _was_interrupted(outcome):
             return
-        if self._asked_at is not None and _cut_short(ended):
-            ended = Ended(stopped=True)
-        last = list(_last_words(telling, ended))
-        self.kept.finish(job.id, telling.entry(), telling.summary())
-        self._now = self._asked_at = None
-        self._send(job, [*last, executing(job.id, None)])
-        self._tell_status()
-        self._say(f"{job.id} {_outcome(ended)} after {time.monotonic() - began:.1f} s")
+        if self._interrupted_at is not None and _was_interrupted(outcome):
+            outcome = JobOutcome(stopped=True)
+        final = list(_final_messages(messages, outcome))
+        self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
+        self._current = self._interrupted_at = None
+        self._send(job, [*final, executing_message(job.id, None)])
+        self._send_status()
+        seconds = time.monotonic() - start
+        self._announce(f"{job.id} {_describe(outcome)} after {seconds:.1f} s")
 
-    def _send(self, job: Job, messages: Iterable[Message | Picture]) -> None:
+    def _announce(self, text: str) -> None:
+        """Print and log a line about a job."""
+        logger.info("%s", text)
+        self._notify(text)
+
+    def _send(self, job: Job, messages: Iterable[Message | PreviewImage]) -> None:
         for message in messages:
-            self._sockets.send(message, job.client)
+            self._clients.send(message, job.client)
 
-    def _tell_status(self) -> None:
-        self._sockets.send(status(self.kept.count()), None)
-
-
-def _last_words(telling: Telling, ended: Ended) -> Iterator[Message]:
-    if ended.failure is not None:
-        return telling.fail(ended.failure)
-    return telling.interrupt() if ended.stopped else telling.succeed()
+    def _send_status(self) -> None:
+        self._clients.send(status_message(self.store.count()), None)
 
 
-def _cut_short(ended: Ended) -> bool:
-    """Whether a job ended because the server does."""
-    return ended.stopped or (ended.failure is not None and ended.failure.kind == DEATH)
+def _final_messages(messages: JobMessages, outcome: JobOutcome) -> Iterator[Message]:
+    if outcome.failure is not None:
+        return messages.report_failure(outcome.failure)
+    return messages.report_interrupt() if outcome.stopped else messages.report_success()
 
 
-def _outcome(ended: Ended) -> str:
-    if ended.failure is None:
-        return "stopped" if ended.stopped else "finished"
-    first = ended.failure.message.partition("\n")[0]
-    return f"failed: {first[:300]};"
+def _was_interrupted(outcome: JobOutcome) -> bool:
+    """True for a job that did not end by itself: it was stopped, or its worker was ended."""
+    died = outcome.failure is not None and outcome.failure.kind == WORKER_DIED
+    return outcome.stopped or died
+
+
+def _describe(outcome: JobOutcome) -> str:
+    if outcome.failure is None:
+        return "stopped" if outcome.stopped else "finished"
+    first_line = outcome.failure.message.partition("\n")[0]
+    return f"failed: {first_line[:300]};"

@@ -1,7 +1,7 @@
-"""What survives a restart: the queue and the history, in one SQLite file.
+"""Persistent job queue and history, in one SQLite file.
 
-SQLite's journal makes every change whole or absent, whatever kills the process. Knows nothing of
-HTTP or of graphs; prompts and entries are JSON text here.
+SQLite's journal makes every change complete or absent, however the process ends. This module knows
+no HTTP and no graphs: prompts and history entries are JSON text here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from latent_ladder.errors import StoreError
 
 MAX_HISTORY = 10_000
-"""Entries kept, as in ComfyUI; the oldest go."""
+"""History entries that are kept, as in ComfyUI; older ones are deleted."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS pending (
@@ -32,191 +32,194 @@ CREATE TABLE IF NOT EXISTS counter (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1), next INTEGER NOT NULL);
 INSERT OR IGNORE INTO counter VALUES (1, 0);
 """
-_NEXT = "SELECT item FROM pending ORDER BY number, turn"
+_PENDING_ITEMS = "SELECT item FROM pending ORDER BY number, turn"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt in the queue; ``number`` is its place (smallest first), ``wanted`` its outputs."""
+    """A prompt in the queue. The smallest ``number`` is first; ``outputs`` are ids of nodes."""
 
     number: float
     id: str
     prompt: Mapping[str, Any]
     extra: Mapping[str, Any]
-    wanted: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @property
     def client(self) -> str | None:
-        """The client that is told how it goes."""
-        given = self.extra.get("client_id")
-        return given if isinstance(given, str) else None
+        """Id of the client that gets the job's messages."""
+        client_id = self.extra.get("client_id")
+        return client_id if isinstance(client_id, str) else None
 
     @property
     def workflow(self) -> Any:
-        """The graph as the client's editor has it, if it sent it."""
+        """The workflow of the client's editor, if the client sent it."""
         info = self.extra.get("extra_pnginfo")
         return info.get("workflow") if isinstance(info, Mapping) else None
 
     @property
     def created_ms(self) -> int:
-        """When it was queued."""
+        """Time when the job was queued, in milliseconds since 1970."""
         return int(self.extra.get("create_time", 0))
 
     def item(self) -> list[Any]:
-        """As ComfyUI's ``/queue`` and ``/history`` show it."""
-        return [self.number, self.id, self.prompt, self.extra, list(self.wanted)]
+        """The job in the form of ComfyUI's ``/queue`` and ``/history``."""
+        return [self.number, self.id, self.prompt, self.extra, list(self.outputs)]
 
 
-class Kept:
-    """The queue and the history of one server. For one thread; close it at the end."""
+class JobStore:
+    """Queue and history of one server, for one thread. Close it at the end.
 
-    def __init__(self, path: Path, most: int = MAX_HISTORY) -> None:
-        """Raises :class:`StoreError` where ``path`` cannot be opened or is a live server's."""
-        self._most = most
-        self.moved = ""
+    ``damaged_copy`` is the new path of a damaged file that was replaced, else empty.
+    """
+
+    def __init__(self, path: Path, max_history: int = MAX_HISTORY) -> None:
+        """Raises :class:`StoreError` if ``path`` cannot be opened or another server uses it."""
+        self._max_history = max_history
+        self.damaged_copy = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._base = self._opened(path)
+            self._database = self._open(path)
         except (OSError, sqlite3.OperationalError) as error:
             raise StoreError(
                 f"{path} cannot be opened: {error}",
                 "another server may be using it: stop that one, or use another --port or --store",
             ) from error
 
-    def _opened(self, path: Path) -> sqlite3.Connection:
+    def _open(self, path: Path) -> sqlite3.Connection:
         try:
             return _connect(path)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:
-            self.moved = str(path.with_suffix(f".damaged-{int(time.time())}"))
-            path.replace(self.moved)
-            for side in ("-wal", "-shm"):
+            self.damaged_copy = str(path.with_suffix(f".damaged-{int(time.time())}"))
+            path.replace(self.damaged_copy)
+            for suffix in ("-wal", "-shm"):
                 with suppress(OSError):
-                    path.with_name(path.name + side).unlink()
+                    path.with_name(path.name + suffix).unlink()
             return _connect(path)
 
     def close(self) -> None:
-        """Release the file."""
-        self._base.close()
+        """Close the file."""
+        self._database.close()
 
-    # --- the queue ----------------------------------------------------------------------------
+    # --- queue --------------------------------------------------------------------------------
 
     def next_number(self) -> int:
-        """The number of the next prompt, counted up."""
-        with self._base as base:
-            (number,) = base.execute("UPDATE counter SET next = next + 1 RETURNING next").fetchone()
+        """The number for the next prompt; it counts up from 0."""
+        with self._database as database:
+            update = "UPDATE counter SET next = next + 1 RETURNING next"
+            (number,) = database.execute(update).fetchone()
         return int(number) - 1
 
     def add(self, job: Job) -> bool:
-        """Queue a job; ``False`` if its id waits already."""
+        """Queue a job; ``False`` if a job with its id is queued already."""
         text = json.dumps(job.item(), separators=(",", ":"))
-        with self._base as base:
-            done = base.execute(
+        with self._database as database:
+            done = database.execute(
                 "INSERT OR IGNORE INTO pending (id, number, item) VALUES (?, ?, ?)",
                 (job.id, float(job.number), text),
             )
         return done.rowcount == 1
 
-    def first(self) -> Job | None:
-        """The job to do next, left where it is; the one under way is the first until finished."""
-        row = self._base.execute(_NEXT + " LIMIT 1").fetchone()
-        return None if row is None else _job(row[0])
+    def next_job(self) -> Job | None:
+        """The first job of the queue. It stays in the queue until :meth:`finish`."""
+        row = self._database.execute(_PENDING_ITEMS + " LIMIT 1").fetchone()
+        return None if row is None else _parse_job(row[0])
 
-    def pending(self) -> Iterator[Job]:
-        """All jobs that are not finished, in their order."""
-        return (_job(text) for (text,) in self._base.execute(_NEXT).fetchall())
+    def pending_jobs(self) -> Iterator[Job]:
+        """All unfinished jobs in the order of the queue."""
+        return (_parse_job(text) for (text,) in self._database.execute(_PENDING_ITEMS).fetchall())
 
     def count(self) -> int:
-        """How many jobs are not finished."""
-        (count,) = self._base.execute("SELECT count(*) FROM pending").fetchone()
+        """Number of unfinished jobs."""
+        (count,) = self._database.execute("SELECT count(*) FROM pending").fetchone()
         return int(count)
 
-    def waits(self, job_id: str) -> bool:
-        """Whether a job is in the queue, or under way."""
-        found = self._base.execute("SELECT 1 FROM pending WHERE id = ?", (job_id,)).fetchone()
-        return found is not None
+    def is_pending(self, job_id: str) -> bool:
+        """True if a job is queued or running."""
+        query = "SELECT 1 FROM pending WHERE id = ?"
+        return self._database.execute(query, (job_id,)).fetchone() is not None
 
-    def drop(self, ids: Iterable[str] | None, but: str | None) -> None:
-        """Take jobs out of the queue, all with ``None``; never ``but``, the one under way."""
-        with self._base as base:
+    def remove_pending(self, ids: Iterable[str] | None, running: str | None) -> None:
+        """Remove jobs from the queue (``None``: all), except the one that is ``running``."""
+        with self._database as database:
             if ids is None:
-                base.execute("DELETE FROM pending WHERE id IS NOT ?", (but,))
+                database.execute("DELETE FROM pending WHERE id IS NOT ?", (running,))
             else:
-                base.executemany(
-                    "DELETE FROM pending WHERE id = ? AND id IS NOT ?", [(i, but) for i in ids]
+                database.executemany(
+                    "DELETE FROM pending WHERE id = ? AND id IS NOT ?",
+                    [(job_id, running) for job_id in ids],
                 )
 
-    # --- the history --------------------------------------------------------------------------
+    # --- history ------------------------------------------------------------------------------
 
     def finish(self, job_id: str, entry: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-        """Move a job into the history, in one step."""
+        """Move a job from the queue to the history, in one transaction."""
         texts = (json.dumps(entry, separators=(",", ":")), json.dumps(summary))
-        with self._base as base:
-            base.execute("DELETE FROM pending WHERE id = ?", (job_id,))
-            base.execute("DELETE FROM history WHERE id = ?", (job_id,))
-            base.execute(
+        with self._database as database:
+            database.execute("DELETE FROM pending WHERE id = ?", (job_id,))
+            database.execute("DELETE FROM history WHERE id = ?", (job_id,))
+            database.execute(
                 "INSERT INTO history (id, entry, summary) VALUES (?, ?, ?)", (job_id, *texts)
             )
-            base.execute(
+            database.execute(
                 "DELETE FROM history WHERE turn IN "
                 "(SELECT turn FROM history ORDER BY turn DESC LIMIT -1 OFFSET ?)",
-                (self._most,),
+                (self._max_history,),
             )
 
-    def history(self, most: int | None = None, offset: int = -1) -> dict[str, Any]:
-        """Entries by id, oldest first.
-
-        At most ``most`` from ``offset``; a negative offset means the newest.
-        """
-        (total,) = self._base.execute("SELECT count(*) FROM history").fetchone()
-        count = total if most is None else max(most, 0)
+    def history(self, max_items: int | None = None, offset: int = -1) -> dict[str, Any]:
+        """Entries by id, oldest first: ``max_items`` from ``offset``, the newest if negative."""
+        (total,) = self._database.execute("SELECT count(*) FROM history").fetchone()
+        count = total if max_items is None else max(max_items, 0)
         start = offset if offset >= 0 else max(total - count, 0)
-        rows = self._base.execute(
+        rows = self._database.execute(
             "SELECT id, entry FROM history ORDER BY turn LIMIT ? OFFSET ?", (count, start)
         )
-        return {name: json.loads(text) for name, text in rows.fetchall()}
+        return {job_id: json.loads(text) for job_id, text in rows.fetchall()}
 
     def entry(self, job_id: str) -> dict[str, Any] | None:
-        """One entry."""
-        row = self._base.execute("SELECT entry FROM history WHERE id = ?", (job_id,)).fetchone()
+        """One history entry."""
+        query = "SELECT entry FROM history WHERE id = ?"
+        row = self._database.execute(query, (job_id,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def summaries(self) -> list[dict[str, Any]]:
-        """What ``/api/jobs`` says of finished jobs, oldest first."""
-        rows = self._base.execute("SELECT summary FROM history ORDER BY turn")
+        """Summaries of finished jobs for ``/api/jobs``, oldest first."""
+        rows = self._database.execute("SELECT summary FROM history ORDER BY turn")
         return [json.loads(text) for (text,) in rows.fetchall()]
 
-    def forget(self, ids: Sequence[str] | None) -> None:
-        """Remove entries, all with ``None``."""
-        with self._base as base:
+    def delete_history(self, ids: Sequence[str] | None) -> None:
+        """Delete history entries (``None``: all)."""
+        with self._database as database:
             if ids is None:
-                base.execute("DELETE FROM history")
+                database.execute("DELETE FROM history")
             else:
-                base.executemany("DELETE FROM history WHERE id = ?", [(i,) for i in ids])
+                database.executemany("DELETE FROM history WHERE id = ?", [(i,) for i in ids])
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    base = sqlite3.connect(path, timeout=0.5)
+    database = sqlite3.connect(path, timeout=0.5)
     try:
-        # One owner at a time: a second server on the same file is refused when it opens it.
-        base.execute("PRAGMA locking_mode = EXCLUSIVE")
-        base.execute("PRAGMA journal_mode = WAL")
-        base.execute("PRAGMA synchronous = NORMAL")
-        base.executescript(_TABLES)
+        # One process at a time: a second server on the same file fails when it opens it.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.executescript(_TABLES)
     except BaseException:
-        base.close()
+        database.close()
         raise
-    return base
+    return database
 
 
-def _job(text: str) -> Job:
-    number, job_id, prompt, extra, wanted = json.loads(text)
-    return Job(number, job_id, prompt, extra, tuple(wanted))
+def _parse_job(text: str) -> Job:
+    number, job_id, prompt, extra, outputs = json.loads(text)
+    return Job(number, job_id, prompt, extra, tuple(outputs))
 
 
-def is_number(value: object) -> bool:
-    """Whether a client's ``number`` can be a place in the queue."""
+def is_queue_number(value: object) -> bool:
+    """True if a client's ``number`` can order the queue: a finite number below 2**53."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 2**53 and math.isfinite(value)

@@ -1,6 +1,7 @@
-"""The table of node types as ComfyUI's ``/object_info`` tells it: what editors and clients read.
+"""The table of node types for ``/object_info``, which editors and clients read.
 
-Types of other packs that do not run here are not listed, so that a client names them as missing.
+Node types of other packs that cannot run here are not listed, so that clients report them as
+missing.
 """
 
 from __future__ import annotations
@@ -11,105 +12,114 @@ from typing import Any
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import WIDGETS, Input, NodeType
 
-Names = Callable[[str], Sequence[str]]
-"""The files of a folder of models, or of ``"input"``."""
+ListNames = Callable[[str], Sequence[str]]
+"""Returns the file names of a folder of models, or of the uploads (``"input"``)."""
 
 _UPLOADS = {"image": "image_upload", "video": "video_upload", "file": "video_upload",
             "audio": "audio_upload"}  # fmt: skip
 _HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
-_GROWS_AT_MOST = 100
+_MAX_AUTOGROW_INPUTS = 100
 
 
-def object_info(names: Names) -> dict[str, Any]:
-    """Every type that :func:`is_listed`."""
-    return {name: node_info(row, names) for name, row in NODE_TYPES.items() if is_listed(row)}
+def object_info(list_names: ListNames) -> dict[str, Any]:
+    """All node types that are listed (:func:`is_listed`), by class type."""
+    return {
+        name: node_info(definition, list_names)
+        for name, definition in NODE_TYPES.items()
+        if is_listed(definition)
+    }
 
 
-def is_listed(row: NodeType) -> bool:
-    """Whether a client should know a type: it runs, or its inputs are known.
+def is_listed(definition: NodeType) -> bool:
+    """True for a node type that runs here, or that has known inputs.
 
-    One of the latter may stand in a branch that no switch takes, as prompt enhancers do in
-    published graphs; where it is needed, the prompt is refused and the reason told.
+    A type that cannot run may be in a branch that no switch selects, as prompt enhancers in
+    published graphs. If a prompt needs it, the prompt is refused with the reason.
     """
-    return not row.why_not or bool(row.inputs)
+    return not definition.unsupported_reason or bool(definition.inputs)
 
 
-def node_info(row: NodeType, names: Names) -> dict[str, Any]:
-    """One type."""
+def node_info(definition: NodeType, list_names: ListNames) -> dict[str, Any]:
+    """The description of one node type."""
     inputs: dict[str, dict[str, Any]] = {"required": {}, "optional": {}}
-    for one in row.inputs:
-        inputs["required" if one.required else "optional"][one.name] = _input(one, names)
-    if row.growing:
-        inputs["required"][row.growing.rstrip(".")] = _growing()
-    order = {kind: list(found) for kind, found in inputs.items() if found}
-    if row.is_output:
+    for item in definition.inputs:
+        group = "required" if item.required else "optional"
+        inputs[group][item.name] = _input_info(item, list_names)
+    if definition.autogrow_prefix:
+        inputs["required"][definition.autogrow_prefix.rstrip(".")] = _autogrow_info()
+    order = {group: list(items) for group, items in inputs.items() if items}
+    if definition.is_output:
         order["hidden"] = list(_HIDDEN)
+    reason = definition.unsupported_reason
+    is_core = definition.pack == "comfy-core"
     return {
         "input": {
-            **{kind: found for kind, found in inputs.items() if found or kind == "required"},
-            **({"hidden": dict(_HIDDEN)} if row.is_output else {}),
+            **{g: items for g, items in inputs.items() if items or g == "required"},
+            **({"hidden": dict(_HIDDEN)} if definition.is_output else {}),
         },
         "input_order": order,
         "is_input_list": False,
-        "output": [one.type for one in row.outputs],
-        "output_is_list": [False] * len(row.outputs),
-        "output_name": [one.name for one in row.outputs],
-        "name": row.class_type,
-        "display_name": row.display,
-        "description": f"Does not run here: {row.why_not}." if row.why_not else "",
-        "python_module": "nodes" if row.pack == "comfy-core" else f"custom_nodes.{row.pack}",
-        "category": row.category,
-        "output_node": row.is_output,
+        "output": [output.type for output in definition.outputs],
+        "output_is_list": [False] * len(definition.outputs),
+        "output_name": [output.name for output in definition.outputs],
+        "name": definition.class_type,
+        "display_name": definition.display,
+        "description": f"Does not run here: {reason}." if reason else "",
+        "python_module": "nodes" if is_core else f"custom_nodes.{definition.pack}",
+        "category": definition.category,
+        "output_node": definition.is_output,
         "deprecated": False,
         "experimental": False,
         "api_node": False,
     }
 
 
-def _input(one: Input, names: Names) -> list[Any]:
-    if one.branches:
-        return _dynamic(one, names)
-    about = _about(one)
-    if one.folder:
-        return [list(names(one.folder)), about]
-    if one.options:
-        return [list(one.options), about]
-    return [one.type, about]
+def _input_info(item: Input, list_names: ListNames) -> list[Any]:
+    if item.option_inputs:
+        return _dynamic_combo_info(item, list_names)
+    options = _input_options(item)
+    if item.folder:
+        return [list(list_names(item.folder)), options]
+    if item.options:
+        return [list(item.options), options]
+    return [item.type, options]
 
 
-def _about(one: Input) -> dict[str, Any]:
-    if not one.is_widget:
-        return {"forceInput": True} if one.socket and one.types & {"INT", "FLOAT"} else {}
-    bounds = {"default": one.default, "min": one.low, "max": one.high, "step": one.step}
-    about: dict[str, Any] = {name: value for name, value in bounds.items() if value is not None}
-    if "," in one.type:  # which widget a socket of several types has
-        about["widgetType"] = next(kind for kind in one.type.split(",") if kind in WIDGETS)
-    if one.multiline:
-        about["multiline"] = True
-    if "control_after_generate" in one.phantoms:
-        about["control_after_generate"] = True
-    if one.folder == "input":
-        about[_UPLOADS.get(one.name, "image_upload")] = True
-    return about
+def _input_options(item: Input) -> dict[str, Any]:
+    """The second element of an input's description: default, range and widget settings."""
+    if not item.is_widget:
+        return {"forceInput": True} if item.socket and item.types & {"INT", "FLOAT"} else {}
+    bounds = {"default": item.default, "min": item.low, "max": item.high, "step": item.step}
+    options: dict[str, Any] = {name: value for name, value in bounds.items() if value is not None}
+    if "," in item.type:  # the widget of a socket with several types
+        options["widgetType"] = next(kind for kind in item.type.split(",") if kind in WIDGETS)
+    if item.multiline:
+        options["multiline"] = True
+    if "control_after_generate" in item.extra_widgets:
+        options["control_after_generate"] = True
+    if item.folder == "input":
+        options[_UPLOADS.get(item.name, "image_upload")] = True
+    return options
 
 
-def _dynamic(one: Input, names: Names) -> list[Any]:
-    """A combo whose options show inputs of their own, whose names drop the combo's."""
+def _dynamic_combo_info(item: Input, list_names: ListNames) -> list[Any]:
+    """A combo whose options have inputs of their own, named without the combo's prefix."""
     options = []
-    for option, shown in one.branches.items():
+    for option, option_inputs in item.option_inputs.items():
         inputs: dict[str, dict[str, Any]] = {"required": {}, "optional": {}}
-        for inner in shown:
-            kind = "required" if inner.required else "optional"
-            inputs[kind][inner.name.removeprefix(f"{one.name}.")] = _input(inner, names)
-        options.append({"key": option, "inputs": {k: v for k, v in inputs.items() if v}})
+        for inner in option_inputs:
+            group = "required" if inner.required else "optional"
+            name = inner.name.removeprefix(f"{item.name}.")
+            inputs[group][name] = _input_info(inner, list_names)
+        options.append({"key": option, "inputs": {g: i for g, i in inputs.items() if i}})
     return ["COMFY_DYNAMICCOMBO_V3", {"options": options}]
 
 
-def _growing() -> list[Any]:
+def _autogrow_info() -> list[Any]:
     template: Mapping[str, Any] = {
         "input": {"required": {"value": ["*", {}]}},
         "names": [chr(ord("a") + i) for i in range(26)],
         "min": 0,
-        "max": _GROWS_AT_MOST,
+        "max": _MAX_AUTOGROW_INPUTS,
     }
     return ["COMFY_AUTOGROW_V3", {"template": template}]

@@ -1,9 +1,10 @@
-"""Who may talk to the server: pages of other sites may not, unless the user says so.
+"""Protection against web pages of other sites that send requests to the server.
 
-A web page can send requests to a loopback address, and a host name of its own can be made to point
-there (DNS rebinding). Browsers name page and host in ``Origin``, ``Sec-Fetch-Site`` and ``Host``,
-so a request from another site is refused, and so is one for a host that is not this machine while
-only this machine can connect. Programs send no ``Origin`` and pass.
+A web page can send requests to a loopback address, and its own host name can be made to point there
+(DNS rebinding). Browsers send the page's site and the host in ``Origin``, ``Sec-Fetch-Site`` and
+``Host``. A request from another site is refused. While the server listens on a loopback address, a
+request for a host that is not this machine is refused, too. Programs send no ``Origin`` and are
+not affected.
 """
 
 from __future__ import annotations
@@ -24,33 +25,38 @@ _METHODS = "DELETE, GET, HEAD, OPTIONS, POST"
 
 @dataclass(frozen=True)
 class Access:
-    """``listen`` is the address bound; ``cors`` an origin that may (``"*"``: any); ``hosts`` more
-    names that this machine goes by, behind a proxy."""
+    """Access settings.
+
+    ``listen`` is the bound address, ``cors`` an allowed origin (``"*"``: all), ``hosts`` more names
+    of this machine, as behind a proxy.
+    """
 
     listen: str = "127.0.0.1"
     cors: str | None = None
     hosts: tuple[str, ...] = ()
 
-    def refusal(self, headers: Mapping[str, str]) -> str | None:
-        """Why a request is refused, if it is."""
+    def refusal_reason(self, headers: Mapping[str, str]) -> str | None:
+        """The reason to refuse a request with these headers; ``None`` if it is allowed."""
         host = headers.get("Host", "")
-        if is_loopback(self.listen) and not self._is_ours(host):
-            return f"host {host[:100]!r} is not this machine; --allow-host names others"
+        if is_loopback(self.listen) and not self._is_this_machine(host):
+            return f"host {host[:100]!r} is not this machine; --allow-host adds a name"
         if self.cors is not None:
             return None
         if headers.get("Sec-Fetch-Site") == "cross-site":
-            return "a page of another site may not use this server"
+            return "pages of another site may not use this server; --enable-cors-header allows one"
         origin = headers.get("Origin")
-        if origin is not None and not _same_site(origin, host):
-            return f"origin {origin[:100]!r} may not use this server"
+        if origin is not None and not _is_same_site(origin, host):
+            return (
+                f"origin {origin[:100]!r} may not use this server; --enable-cors-header allows one"
+            )
         return None
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_this_machine(self, host: str) -> bool:
         name = _host_name(host)
         return is_loopback(name) or name in self.hosts
 
     def cors_headers(self) -> dict[str, str]:
-        """What tells a browser that a page of ``cors`` may read answers."""
+        """Headers that allow pages of ``cors`` to read answers."""
         if self.cors is None:
             return {}
         return {
@@ -62,7 +68,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name means this machine alone."""
+    """True for an address or name that only this machine can reach."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -72,14 +78,14 @@ def is_loopback(host: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """``Host`` without its port, brackets and case; empty where it cannot be read."""
+    """``Host`` in lower case without port and brackets; empty if it is malformed."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
 
 
-def _same_site(origin: str, host: str) -> bool:
+def _is_same_site(origin: str, host: str) -> bool:
     try:
         page = urlsplit(origin)
     except ValueError:
@@ -87,37 +93,37 @@ def _same_site(origin: str, host: str) -> bool:
     return page.scheme in ("http", "https") and page.netloc.lower() == host.lower()
 
 
-def guard(access: Access) -> Middleware:
-    """The middleware that refuses, answers preflight requests and adds headers."""
+def refuse_other_sites(access: Access) -> Middleware:
+    """Middleware that refuses requests (403) and answers preflight requests."""
 
     @web.middleware
-    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        why = access.refusal(request.headers)
-        if why is not None:
-            return web.json_response({"error": why}, status=403)
+    async def check_access(request: web.Request, handler: Handler) -> web.StreamResponse:
+        reason = access.refusal_reason(request.headers)
+        if reason is not None:
+            return web.json_response({"error": reason}, status=403)
         if request.method == "OPTIONS":
             return web.Response(status=204, headers=access.cors_headers())
         return await handler(request)
 
-    return guarded
+    return check_access
 
 
 @web.middleware
-async def errors_in_words(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refusals of this package become 400 with one sentence and a hint."""
+async def report_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Middleware that answers a :class:`LadderError` with status 400, its message and hint."""
     try:
         return await handler(request)
     except LadderError as error:
-        told = {"type": error.code, "message": error.message, "details": error.hint or ""}
-        return web.json_response({"error": told}, status=400)
+        body = {"type": error.code, "message": error.message, "details": error.hint or ""}
+        return web.json_response({"error": body}, status=400)
 
 
 def add_headers(access: Access) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """The signal that puts headers on every answer before it is sent."""
-    extra = HEADERS | access.cors_headers()
+    """Signal handler that adds headers to every answer before it is sent."""
+    headers = HEADERS | access.cors_headers()
 
-    async def prepared(_: web.Request, response: web.StreamResponse) -> None:
-        for name, value in extra.items():
+    async def on_prepare(_: web.Request, response: web.StreamResponse) -> None:
+        for name, value in headers.items():
             response.headers.setdefault(name, value)
 
-    return prepared
+    return on_prepare

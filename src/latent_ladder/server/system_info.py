@@ -1,11 +1,9 @@
-"""What clients ask about the machine, the models and this server. No torch."""
+"""Information about the machine, this server and model files, for clients. No torch."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import struct
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,32 +12,33 @@ from typing import Any
 import psutil
 
 from latent_ladder._version import __version__
+from latent_ladder.checkpoints.mmap_file import MappedFile
+from latent_ladder.checkpoints.safetensors import read_safetensors_header
+from latent_ladder.errors import CheckpointError
 from latent_ladder.memory.hardware import Gpu, gpus
 
 API_LEVEL = "0.16.0"
-"""The version of ComfyUI whose API this server follows; clients compare it with their needs."""
-MAX_HEADER = 100_000_000
+"""Version of ComfyUI whose API this server follows; clients compare it with their needs."""
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>latent-ladder</title>
 <body style="font:16px/1.5 system-ui;max-width:44em;margin:3em auto;padding:0 1em">
 <h1>latent-ladder {version}</h1>
-<p>This is <code>ladder serve --comfyui</code>: it speaks ComfyUI's HTTP API and runs LTX-2.3
-workflows with the engine of latent-ladder. It has no editor of its own. Point a client that
-was written for ComfyUI at this address, or post a workflow in the API format to
-<code>/prompt</code>.</p>
+<p>This is <code>ladder serve --comfyui</code>. It has ComfyUI's HTTP API and runs LTX-2.3
+workflows with the engine of latent-ladder. It has no editor. Point a client that was written
+for ComfyUI to this address, or send a workflow in the API format to <code>/prompt</code>.</p>
 <p><a href="queue">queue</a> &middot; <a href="history">history</a> &middot;
 <a href="object_info">node types</a> &middot; <a href="models">model folders</a> &middot;
 <a href="system_stats">machine</a></p></body></html>
 """
 
 
-def page() -> str:
-    """What a browser shows at ``/``."""
+def build_page() -> str:
+    """The HTML page at ``/``."""
     return PAGE.format(version=__version__)
 
 
-def features(max_upload: int) -> dict[str, Any]:
-    """What this server can do: ``/features``, and the first message on ``/ws``."""
+def server_features(max_upload: int) -> dict[str, Any]:
+    """Features of this server: ``/features``, and the first message on ``/ws``."""
     return {
         "supports_preview_metadata": True,
         "max_upload_size": max_upload,
@@ -48,7 +47,7 @@ def features(max_upload: int) -> dict[str, Any]:
 
 
 def system_stats(device: str) -> dict[str, Any]:
-    """The machine as it is now. Asks the driver, so it takes a moment with a GPU."""
+    """Memory and versions now. Asks the GPU driver, which takes some milliseconds."""
     memory = psutil.virtual_memory()
     return {
         "system": {
@@ -62,19 +61,19 @@ def system_stats(device: str) -> dict[str, Any]:
             "embedded_python": False,
             "argv": ["ladder", "serve", "--comfyui"],
         },
-        "devices": _devices(device, memory.total, memory.available),
+        "devices": _device_stats(device, memory.total, memory.available),
     }
 
 
-def _devices(device: str, total: int, free: int) -> list[dict[str, Any]]:
+def _device_stats(device: str, total: int, free: int) -> list[dict[str, Any]]:
     cards = () if device in ("cpu", "mps") else gpus.__wrapped__()
     if not cards:
         kind = "mps" if device == "mps" else "cpu"
-        return [_device(kind, None, Gpu(_processor(), total, free))]
-    return [_device("cuda", index, card) for index, card in enumerate(cards)]
+        return [_device_dict(kind, None, Gpu(_processor_name(), total, free))]
+    return [_device_dict("cuda", index, card) for index, card in enumerate(cards)]
 
 
-def _device(kind: str, index: int | None, card: Gpu) -> dict[str, Any]:
+def _device_dict(kind: str, index: int | None, card: Gpu) -> dict[str, Any]:
     return {
         "name": card.name,
         "type": kind,
@@ -86,7 +85,7 @@ def _device(kind: str, index: int | None, card: Gpu) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     return platform.processor() or platform.machine() or "cpu"
 
 
@@ -97,15 +96,12 @@ def _torch_version() -> str:
         return "none"
 
 
-def file_metadata(path: Path) -> dict[str, str] | None:
-    """The ``__metadata__`` of a safetensors file; ``None`` where it has none or is another kind."""
+def read_file_metadata(path: Path) -> dict[str, str] | None:
+    """The ``__metadata__`` of a safetensors file; ``None`` for a file without it."""
     if path.suffix.lower() not in (".safetensors", ".sft"):
         return None
     try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size)) if size <= MAX_HEADER else {}
-    except (OSError, ValueError, RecursionError, struct.error):
+        header = read_safetensors_header(MappedFile.from_path(path))
+    except CheckpointError:
         return None
-    found = header.get("__metadata__") if isinstance(header, dict) else None
-    return found if isinstance(found, dict) else None
+    return dict(header.metadata) or None

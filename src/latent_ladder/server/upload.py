@@ -1,4 +1,4 @@
-"""``/upload/image`` and ``/upload/mask``: files from a client into its folder, never beyond."""
+"""``/upload/image`` and ``/upload/mask``: files from a client into a data folder."""
 
 from __future__ import annotations
 
@@ -14,185 +14,193 @@ from typing import Any
 from aiohttp import BodyPartReader, MultipartReader, web
 
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.server.data_folders import Places, annotated, file_name
-from latent_ladder.server.view import FORMATS, MAX_PIXELS
+from latent_ladder.server.data_folders import DataFolders, check_file_name, split_annotation
+from latent_ladder.server.view import DECODED_FORMATS, MAX_PIXELS
 from latent_ladder.storage.atomic_write import commit, explain_write_error, part_path
 
-CHUNK = 2**18
-MAX_FIELD = 2**16
+CHUNK_BYTES = 2**18
+MAX_FIELD_BYTES = 2**16
 MAX_FIELDS = 20
 
 
 @dataclass
 class Form:
-    """A multipart form: small fields, and the one file, already on disk under a temporary name."""
+    """A multipart form: its text fields, and its one file, already on disk at ``temp_path``."""
 
     fields: dict[str, str] = field(default_factory=dict)
     name: str = ""
-    part: Path | None = None
+    temp_path: Path | None = None
 
     def discard(self) -> None:
-        """Remove the temporary file."""
-        if self.part is not None:
-            self.part.unlink(missing_ok=True)
+        """Delete the temporary file."""
+        if self.temp_path is not None:
+            self.temp_path.unlink(missing_ok=True)
 
 
-async def upload_image(request: web.Request, places: Places, most: int) -> web.Response:
-    """Keep a picture, video or sound; a name that is taken by another content gets ``" (1)"``."""
-    form = await _form(request, places, most)
+async def upload_file(request: web.Request, folders: DataFolders, max_bytes: int) -> web.Response:
+    """Store a picture, video or sound; ``" (1)"`` is added to the name of a different file."""
+    form = await _read_form(request, folders, max_bytes)
     try:
-        return web.json_response(await asyncio.to_thread(_store, form, places))
+        return web.json_response(await asyncio.to_thread(_store_file, form, folders))
     finally:
         form.discard()
 
 
-async def upload_mask(request: web.Request, places: Places, most: int) -> web.Response:
-    """Keep a picture of ``original_ref`` whose transparency is that of the upload."""
-    form = await _form(request, places, most)
+async def upload_mask(request: web.Request, folders: DataFolders, max_bytes: int) -> web.Response:
+    """Store a copy of the picture ``original_ref`` with the alpha channel of the upload."""
+    form = await _read_form(request, folders, max_bytes)
     try:
-        return web.json_response(await asyncio.to_thread(_store_masked, form, places))
+        return web.json_response(await asyncio.to_thread(_store_masked, form, folders))
     finally:
         form.discard()
 
 
-async def _form(request: web.Request, places: Places, most: int) -> Form:
-    """Read a form, the file straight to the disk of the folder it may go to."""
+async def _read_form(request: web.Request, folders: DataFolders, max_bytes: int) -> Form:
+    """Read a form; its file goes to the disk of the input folder while it arrives."""
     if not request.content_type.startswith("multipart/"):
-        raise RequestError("the body is no multipart form", "send a form with a file `image`")
+        raise RequestError("the body is not a multipart form", "send a form with a file `image`")
     form = Form()
     try:
         reader = await request.multipart()
-        async for one in _parts(reader):
-            if one.name == "image" and form.part is None:
-                await _receive(one, form, places, most)
-            elif one.name:
-                form.fields[one.name[:100]] = (await _small(one)).decode("utf-8", "replace")
+        async for part in _iterate_parts(reader):
+            if part.name == "image" and form.temp_path is None:
+                await _save_part(part, form, folders, max_bytes)
+            elif part.name:
+                form.fields[part.name[:100]] = (await _read_field(part)).decode("utf-8", "replace")
     except BaseException as error:
         form.discard()
         if isinstance(error, ValueError):
             raise RequestError(f"the form cannot be read: {error}", "send it again") from error
         raise
-    if form.part is None:
+    if form.temp_path is None:
         raise RequestError("the form has no file", "send it as the field `image`")
     return form
 
 
-async def _parts(reader: MultipartReader) -> AsyncIterator[BodyPartReader]:
+async def _iterate_parts(reader: MultipartReader) -> AsyncIterator[BodyPartReader]:
     for _ in range(MAX_FIELDS):
-        one = await reader.next()
-        if one is None:
+        part = await reader.next()
+        if part is None:
             return
-        if isinstance(one, BodyPartReader):
-            yield one
+        if isinstance(part, BodyPartReader):
+            yield part
     raise RequestError(f"the form has more than {MAX_FIELDS} fields", "send fewer")
 
 
-async def _small(one: BodyPartReader) -> bytes:
+async def _read_field(part: BodyPartReader) -> bytes:
     data = bytearray()
-    while chunk := await one.read_chunk(8192):
+    while chunk := await part.read_chunk(8192):
         data += chunk
-        if len(data) > MAX_FIELD:
-            raise RequestError(f"field {one.name} is longer than {MAX_FIELD} bytes", "shorten it")
+        if len(data) > MAX_FIELD_BYTES:
+            raise RequestError(
+                f"field {part.name} is longer than {MAX_FIELD_BYTES} bytes", "shorten it"
+            )
     return bytes(data)
 
 
-async def _receive(one: BodyPartReader, form: Form, places: Places, most: int) -> None:
-    form.name = file_name(one.filename or "")
-    form.part = part_path(places.input / "upload")
+async def _save_part(
+    part: BodyPartReader, form: Form, folders: DataFolders, max_bytes: int
+) -> None:
+    """Write the file of a form to a temporary path in the input folder."""
+    form.name = check_file_name(part.filename or "")
+    form.temp_path = part_path(folders.input / "upload")
     size = 0
     try:
-        with form.part.open("wb") as out:
-            while chunk := await one.read_chunk(CHUNK):
+        with form.temp_path.open("wb") as out:
+            while chunk := await part.read_chunk(CHUNK_BYTES):
                 size += len(chunk)
-                if size > most:
-                    raise web.HTTPRequestEntityTooLarge(max_size=most, actual_size=size)
+                if size > max_bytes:
+                    raise web.HTTPRequestEntityTooLarge(max_size=max_bytes, actual_size=size)
                 await asyncio.to_thread(out.write, chunk)
     except OSError as error:
-        raise explain_write_error(error, MediaError, form.name, places.input, size) from error
+        raise explain_write_error(error, MediaError, form.name, folders.input, size) from error
 
 
-def _store(form: Form, places: Places) -> dict[str, str]:
-    kind, subfolder, folder = _target(form, places)
-    if form.part is None:
+def _store_file(form: Form, folders: DataFolders) -> dict[str, str]:
+    """Move the file of a form to its place; its name, subfolder and folder type."""
+    folder_type, subfolder, folder = _target_folder(form, folders)
+    if form.temp_path is None:
         raise ValueError("the form has no file")
     overwrite = form.fields.get("overwrite", "").lower() in ("true", "1")
     path = folder / form.name
     if not overwrite:
-        path, same = _free_path(path, form.part)
-        if same:
-            return {"name": path.name, "subfolder": subfolder, "type": kind}
-    places.path(kind, subfolder, path.name)  # the name may be a link that leads elsewhere
+        path, is_same = _find_free_path(path, form.temp_path)
+        if is_same:
+            return {"name": path.name, "subfolder": subfolder, "type": folder_type}
+    folders.path(folder_type, subfolder, path.name)  # the name may be a link to another folder
     if path.is_dir():
         raise RequestError(f"{path.name} is a folder", "use another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = part_path(path)
-        form.part.replace(part)
-        form.part = part
-        commit(part, path)
+        temp_path = part_path(path)
+        form.temp_path.replace(temp_path)
+        form.temp_path = temp_path
+        commit(temp_path, path)
     except OSError as error:
         raise explain_write_error(error, MediaError, form.name, folder, 0) from error
-    form.part = None
-    return {"name": path.name, "subfolder": subfolder, "type": kind}
+    form.temp_path = None
+    return {"name": path.name, "subfolder": subfolder, "type": folder_type}
 
 
-def _target(form: Form, places: Places) -> tuple[str, str, Path]:
-    kind = form.fields.get("type") or "input"
+def _target_folder(form: Form, folders: DataFolders) -> tuple[str, str, Path]:
+    folder_type = form.fields.get("type") or "input"
     subfolder = form.fields.get("subfolder", "").strip("/")
-    return kind, subfolder, places.path(kind, subfolder)
+    return folder_type, subfolder, folders.path(folder_type, subfolder)
 
 
-def _free_path(path: Path, part: Path) -> tuple[Path, bool]:
-    """``x.png``, ``x (1).png`` ...: the first that is free, or holds the same bytes (``True``)."""
-    found, number = path, 0
+def _find_free_path(path: Path, temp_path: Path) -> tuple[Path, bool]:
+    """First of ``x.png``, ``x (1).png`` ... that is free, or has the same content (``True``)."""
+    candidate, number = path, 0
     digest = None
-    while found.exists():
-        if found.is_file() and found.stat().st_size == part.stat().st_size:
-            digest = digest or _digest(part)
-            if _digest(found) == digest:
-                return found, True
+    while candidate.exists():
+        if candidate.is_file() and candidate.stat().st_size == temp_path.stat().st_size:
+            digest = digest or _hash_file(temp_path)
+            if _hash_file(candidate) == digest:
+                return candidate, True
         number += 1
-        found = path.with_name(f"{path.stem} ({number}){path.suffix}")
-    return found, False
+        candidate = path.with_name(f"{path.stem} ({number}){path.suffix}")
+    return candidate, False
 
 
-def _digest(path: Path) -> bytes:
+def _hash_file(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()
 
 
-def _store_masked(form: Form, places: Places) -> dict[str, str]:
-    original = _original(form, places)
-    if form.part is None:
+def _store_masked(form: Form, folders: DataFolders) -> dict[str, str]:
+    original = _original_path(form, folders)
+    if form.temp_path is None:
         raise ValueError("the form has no file")
-    form.part.write_bytes(_masked(original, form.part))
-    return _store(form, places)
+    form.temp_path.write_bytes(_apply_mask(original, form.temp_path))
+    return _store_file(form, folders)
 
 
-def _original(form: Form, places: Places) -> Path:
+def _original_path(form: Form, folders: DataFolders) -> Path:
+    """Path of the picture in the field ``original_ref``."""
     try:
         reference: Mapping[str, Any] = json.loads(form.fields.get("original_ref", ""))
-        given = str(reference["filename"])
-        folders = str(reference.get("type") or "output"), str(reference.get("subfolder") or "")
+        annotated_name = str(reference["filename"])
+        folder_type = str(reference.get("type") or "output")
+        subfolder = str(reference.get("subfolder") or "")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
-            "original_ref is no reference to a picture", 'send {"filename": ..., "type": ...}'
+            "original_ref does not name a picture", 'send {"filename": ..., "type": ...}'
         ) from error
-    name, kind = annotated(given, folders[0])
-    path = places.path(kind, folders[1], name)
+    name, folder_type = split_annotation(annotated_name, folder_type)
+    path = folders.path(folder_type, subfolder, name)
     if not path.is_file():
         raise web.HTTPNotFound(text="no such picture")
     return path
 
 
-def _masked(original: Path, mask: Path) -> bytes:
-    """The original as a PNG with the mask's alpha channel and its own text chunks."""
+def _apply_mask(original: Path, mask: Path) -> bytes:
+    """The original as PNG, with the alpha channel of the mask and the original's text chunks."""
     from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
     try:
         with (
-            Image.open(original, formats=FORMATS) as below,
-            Image.open(mask, formats=FORMATS) as above,
+            Image.open(original, formats=DECODED_FORMATS) as below,
+            Image.open(mask, formats=DECODED_FORMATS) as above,
         ):
             if max(below.width * below.height, above.width * above.height) > MAX_PIXELS:
                 raise RequestError(f"more than {MAX_PIXELS} pixels", "use a smaller picture")

@@ -1,4 +1,4 @@
-"""``/view``: results, uploads and previews, whole, in ranges, or as a small picture."""
+"""``/view``: results, uploads and previews, complete, in ranges, or converted to a picture."""
 
 from __future__ import annotations
 
@@ -11,72 +11,74 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from latent_ladder.server.data_folders import Places, annotated
+from latent_ladder.server.data_folders import DataFolders, split_annotation
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PilImage
 
-_RUNS_IN_BROWSERS = frozenset(
+_ACTIVE_CONTENT = frozenset(
     {"text/html", "application/xhtml+xml", "text/javascript", "application/javascript",
      "text/css", "text/xml", "application/xml", "image/svg+xml"}
 )  # fmt: skip
-_UNKNOWN = "application/octet-stream"
-# What tables of some systems lack.
+"""Types that a browser would run or render as a page."""
+_BINARY = "application/octet-stream"
+# Types that the tables of some systems do not have.
 _TYPES = {".flac": "audio/flac", ".mkv": "video/x-matroska", ".opus": "audio/ogg",
           ".webp": "image/webp", ".webm": "video/webm", ".mp4": "video/mp4", ".json":
           "application/json"}  # fmt: skip
-_PREVIEWS = {"webp": "WEBP", "jpeg": "JPEG"}
-_QUALITY = 90
+_PREVIEW_FORMATS = {"webp": "WEBP", "jpeg": "JPEG"}
+_DEFAULT_QUALITY = 90
 MAX_PIXELS = 100_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pictures that are decoded here; for others, such as EPS, Pillow would start other programs."""
+DECODED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Picture formats to decode; for others, such as EPS, Pillow would start other programs."""
 
 
-async def view(request: web.Request, places: Places) -> web.StreamResponse:
-    """Answer ``/view``; 404 where there is no such file. Raises :class:`RequestError`."""
+async def view_file(request: web.Request, folders: DataFolders) -> web.StreamResponse:
+    """Answer ``/view``; 404 if there is no such file. Raises :class:`RequestError`."""
     query = request.query
-    name, kind = annotated(query.get("filename", ""), query.get("type", "output"))
-    path = places.path(kind, query.get("subfolder", ""), name)
+    name, folder_type = split_annotation(query.get("filename", ""), query.get("type", "output"))
+    path = folders.path(folder_type, query.get("subfolder", ""), name)
     if not name or not path.is_file():
         raise web.HTTPNotFound(text="no such file")
     picture = await asyncio.to_thread(
-        _picture, path, query.get("preview"), query.get("channel", "rgba")
+        _read_picture, path, query.get("preview"), query.get("channel", "rgba")
     )
-    named = {"Content-Disposition": _named(path.name)}
+    headers = {"Content-Disposition": _content_disposition(path.name)}
     if picture is not None:
         body, content_type = picture
-        return web.Response(body=body, content_type=content_type, headers=named)
-    return web.FileResponse(path, headers={**named, "Content-Type": content_type_of(path)})
+        return web.Response(body=body, content_type=content_type, headers=headers)
+    return web.FileResponse(path, headers={**headers, "Content-Type": content_type_of(path)})
 
 
 def content_type_of(path: Path) -> str:
-    """By the suffix; nothing that a browser would run."""
-    found = _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(path.name)[0] or _UNKNOWN
-    return _UNKNOWN if found in _RUNS_IN_BROWSERS else found
+    """Content type by the suffix; ``application/octet-stream`` for what a browser would run."""
+    suffix = path.suffix.lower()
+    content_type = _TYPES.get(suffix) or mimetypes.guess_type(path.name)[0] or _BINARY
+    return _BINARY if content_type in _ACTIVE_CONTENT else content_type
 
 
-def _named(name: str) -> str:
-    """The name for "save as", in ASCII and as it is (RFC 6266)."""
+def _content_disposition(name: str) -> str:
+    """The file name for "save as", in ASCII and in UTF-8 (RFC 6266)."""
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in name)
     return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name)}"
 
 
-def _picture(path: Path, preview: str | None, channel: str) -> tuple[bytes, str] | None:
-    """A picture converted as asked; ``None`` where the file itself is the answer."""
+def _read_picture(path: Path, preview: str | None, channel: str) -> tuple[bytes, str] | None:
+    """The converted picture and its type; ``None`` if the file itself is the answer."""
     if preview is None and channel not in ("rgb", "a"):
         return None
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=DECODED_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
-            return _converted(image, preview, channel)
+            return _convert_picture(image, preview, channel)
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        return None  # a video, a sound, a damaged picture
+        return None  # a video, a sound file, a damaged picture
 
 
-def _converted(picture: Picture, preview: str | None, channel: str) -> tuple[bytes, str]:
+def _convert_picture(picture: PilImage, preview: str | None, channel: str) -> tuple[bytes, str]:
     from PIL import Image
 
     if channel == "rgb":
@@ -85,20 +87,21 @@ def _converted(picture: Picture, preview: str | None, channel: str) -> tuple[byt
         alpha = picture.convert("RGBA").getchannel("A")
         picture = Image.new("RGBA", picture.size)
         picture.putalpha(alpha)
-    kind, quality = _asked(preview, channel)
+    image_format, quality = _parse_preview(preview, channel)
     out = io.BytesIO()
-    if kind == "JPEG":
+    if image_format == "JPEG":
         picture = picture.convert("RGB")
     elif picture.mode not in ("RGB", "RGBA", "L"):
         picture = picture.convert("RGBA" if "A" in picture.getbands() else "RGB")
-    picture.save(out, kind, quality=quality)
-    return out.getvalue(), f"image/{kind.lower()}"
+    picture.save(out, image_format, quality=quality)
+    return out.getvalue(), f"image/{image_format.lower()}"
 
 
-def _asked(preview: str | None, channel: str) -> tuple[str, int]:
-    """``"jpeg;80"`` -> JPEG at 80; WebP where alpha is wanted, PNG without a preview."""
+def _parse_preview(preview: str | None, channel: str) -> tuple[str, int]:
+    """Format and quality: ``"jpeg;80"`` is JPEG at 80. WebP for alpha, PNG without a preview."""
     if preview is None:
-        return "PNG", _QUALITY
-    name, _, quality = preview.partition(";")
-    kind = "WEBP" if channel == "a" else _PREVIEWS.get(name.lower(), "WEBP")
-    return kind, min(int(quality), 100) if quality.isascii() and quality.isdigit() else _QUALITY
+        return "PNG", _DEFAULT_QUALITY
+    name, _, text = preview.partition(";")
+    image_format = "WEBP" if channel == "a" else _PREVIEW_FORMATS.get(name.lower(), "WEBP")
+    is_number = text.isascii() and text.isdigit()
+    return image_format, min(int(text), 100) if is_number else _DEFAULT_QUALITY

@@ -1,9 +1,10 @@
-"""The clients that listen on ``/ws``, and what is sent to whom."""
+"""Clients that are connected to ``/ws``, and the messages sent to them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,117 +12,124 @@ from uuid import uuid4
 
 from aiohttp import WSMsgType, web
 
-from latent_ladder.server.client_messages import Message, Picture
+from latent_ladder.server.client_messages import Message, PreviewImage
 
 MAX_CLIENTS = 200
-MAX_WAITING = 2_000
-"""Messages that may wait for a slow client before it is cut off; pictures give way first."""
-MAX_PICTURES = 4
-MAX_FROM_CLIENT = 2**20
+MAX_QUEUED = 2_000
+"""Messages that may be queued for a slow client before it is disconnected."""
+MAX_QUEUED_IMAGES = 4
+"""Preview images that may be queued for a client; older ones are dropped."""
+MAX_RECEIVED_BYTES = 2**20
 PING_S = 30.0
 
 Features = Mapping[str, Any]
 
+logger = logging.getLogger(__name__)
 
-class Client:
-    """One open socket and what waits to be sent on it."""
+
+class WebSocketClient:
+    """One open socket and its queue of messages."""
 
     def __init__(self, sid: str, socket: web.WebSocketResponse) -> None:
         self.sid = sid
         self._socket = socket
-        self._metadata = False
-        self._waiting: deque[Message | Picture] = deque()
-        self._some = asyncio.Event()
+        self._wants_metadata = False
+        self._queue: deque[Message | PreviewImage] = deque()
+        self._has_messages = asyncio.Event()
 
-    def put(self, message: Message | Picture) -> None:
-        """Queue a message; of pictures only the newest few."""
-        if isinstance(message, Picture):
-            old = [m for m in self._waiting if isinstance(m, Picture)]
-            if len(old) >= MAX_PICTURES:
-                self._waiting.remove(old[0])
-        self._waiting.append(message)
-        self._some.set()
+    def enqueue(self, message: Message | PreviewImage) -> None:
+        """Queue a message; of preview images only the newest few are kept."""
+        if isinstance(message, PreviewImage):
+            images = [m for m in self._queue if isinstance(m, PreviewImage)]
+            if len(images) >= MAX_QUEUED_IMAGES:
+                self._queue.remove(images[0])
+        self._queue.append(message)
+        self._has_messages.set()
 
-    async def send_all(self) -> None:
-        """Send what is queued, forever; cut off where too much waits."""
+    async def send_queue(self) -> None:
+        """Send queued messages until cancelled; disconnect if too many are queued."""
         while True:
-            await self._some.wait()
-            self._some.clear()
-            while self._waiting:
-                if len(self._waiting) > MAX_WAITING:
+            await self._has_messages.wait()
+            self._has_messages.clear()
+            while self._queue:
+                if len(self._queue) > MAX_QUEUED:
                     await self._socket.close(message=b"too slow")
                     return
-                await self._send(self._waiting.popleft())
+                await self._send(self._queue.popleft())
 
-    async def _send(self, message: Message | Picture) -> None:
+    async def _send(self, message: Message | PreviewImage) -> None:
         if isinstance(message, Message):
-            await self._socket.send_str(message.text())
+            await self._socket.send_str(message.to_json())
         else:
-            await self._socket.send_bytes(message.packed(self._metadata))
+            await self._socket.send_bytes(message.to_bytes(self._wants_metadata))
 
-    async def listen(self, ours: Features) -> None:
-        """Read until the client leaves; its first message may be its feature flags."""
-        first = True
+    async def receive(self, features: Features) -> None:
+        """Read until the client disconnects; its first message may be its feature flags."""
+        is_first = True
         async for received in self._socket:
-            if first and received.type is WSMsgType.TEXT:
-                self._greet(received.data, ours)
-            first = False
+            if is_first and received.type is WSMsgType.TEXT:
+                self._read_feature_flags(received.data, features)
+            is_first = False
 
-    def _greet(self, text: str, ours: Features) -> None:
+    def _read_feature_flags(self, text: str, features: Features) -> None:
+        """Store the client's flags and answer with the server's features."""
         try:
-            said = json.loads(text)
+            message = json.loads(text)
         except (ValueError, RecursionError):
             return
-        if not isinstance(said, Mapping) or said.get("type") != "feature_flags":
+        if not isinstance(message, Mapping) or message.get("type") != "feature_flags":
             return
-        flags = said.get("data")
-        self._metadata = isinstance(flags, Mapping) and bool(flags.get("supports_preview_metadata"))
-        self.put(Message("feature_flags", ours))
+        flags = message.get("data")
+        if isinstance(flags, Mapping):
+            self._wants_metadata = bool(flags.get("supports_preview_metadata"))
+        self.enqueue(Message("feature_flags", features))
 
 
-class Sockets:
-    """All clients; a newer socket with the same id takes the older one's place."""
+class WebSocketClients:
+    """All clients. A new socket with the id of an older one replaces it."""
 
     def __init__(self, features: Features) -> None:
         self._features = features
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, WebSocketClient] = {}
         self._open: set[web.WebSocketResponse] = set()
 
     async def serve(
-        self, request: web.Request, greeting: Callable[[str], Iterable[Message]]
+        self, request: web.Request, initial_messages: Callable[[str], Iterable[Message]]
     ) -> web.WebSocketResponse:
-        """One client, from its first message to its last."""
+        """Serve one client until it disconnects."""
         if len(self._open) >= MAX_CLIENTS:
             raise web.HTTPServiceUnavailable(text=f"more than {MAX_CLIENTS} clients")
-        socket = web.WebSocketResponse(heartbeat=PING_S, max_msg_size=MAX_FROM_CLIENT)
+        socket = web.WebSocketResponse(heartbeat=PING_S, max_msg_size=MAX_RECEIVED_BYTES)
         await socket.prepare(request)
         sid = request.query.get("clientId", "")[:200] or uuid4().hex
-        client = Client(sid, socket)
+        client = WebSocketClient(sid, socket)
         self._clients[sid] = client
         self._open.add(socket)
-        for message in greeting(sid):
-            client.put(message)
-        sender = asyncio.create_task(client.send_all())
+        logger.info("client %s connected, %d open", sid, len(self._open))
+        for message in initial_messages(sid):
+            client.enqueue(message)
+        sender = asyncio.create_task(client.send_queue())
         try:
-            await client.listen(self._features)
+            await client.receive(self._features)
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
             self._open.discard(socket)
             if self._clients.get(sid) is client:
                 del self._clients[sid]
+            logger.info("client %s disconnected, %d open", sid, len(self._open))
         return socket
 
-    def send(self, message: Message | Picture, sid: str | None) -> None:
-        """To the client ``sid``; to all for ``None`` if the message is for everyone."""
+    def send(self, message: Message | PreviewImage, sid: str | None) -> None:
+        """Queue a message for the client ``sid``; for ``None``, for all if it is for everyone."""
         if sid is not None:
             if (client := self._clients.get(sid)) is not None:
-                client.put(message)
+                client.enqueue(message)
         elif isinstance(message, Message) and message.everyone:
             for client in self._clients.values():
-                client.put(message)
+                client.enqueue(message)
 
     async def close(self) -> None:
-        """Say goodbye to all."""
+        """Disconnect all clients."""
         for socket in list(self._open):
             await socket.close(code=1001, message=b"the server is stopping")

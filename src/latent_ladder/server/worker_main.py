@@ -1,12 +1,13 @@
-"""The worker's side: ``python -m latent_ladder.server.worker_main`` reads jobs and runs them.
+"""The worker process: ``python -m latent_ladder.server.worker_main`` reads jobs and runs them.
 
-It opens the engine once, so that models stay loaded from job to job. A thread listens while the
-main thread works: an interrupt is honoured after the step under way, and when the server is gone
-the worker ends itself, whatever it does.
+It keeps one engine, so that models stay loaded from job to job. A thread reads frames while the
+main thread runs a job: a stop request takes effect after the current step. When the server has
+ended, the worker ends itself.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -19,94 +20,150 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
-from latent_ladder.comfyui.runtime.events import OnGraphEvent
+from latent_ladder.comfyui.runtime.events import (
+    GraphEvent,
+    NodeDone,
+    NodesCached,
+    NodeStarted,
+    NodeWarned,
+    OnGraphEvent,
+)
 from latent_ladder.errors import Cancelled, LadderError
 from latent_ladder.pipeline.run import Cancel
 from latent_ladder.server.client_messages import Failure
-from latent_ladder.server.worker_protocol import LENGTHS, pack, pack_event
+from latent_ladder.server.worker_protocol import (
+    LENGTHS,
+    pack_event_frame,
+    pack_frame,
+    pack_log_frame,
+)
 
 ORPHAN_GRACE_S = 4.0
-"""How long the step under way may go on when the server has ended."""
+"""Time for the current step after the server has ended."""
 
 Body = Mapping[str, Any]
-Runner = Callable[[Body, OnGraphEvent, Cancel], None]
-"""Runs the job in a frame (``prompt``, ``wanted``, ``workflow``); raises what went wrong."""
+RunJob = Callable[[Body, OnGraphEvent, Cancel], None]
+"""Runs the job of a frame (``prompt``, ``outputs``, ``workflow``); raises if it fails."""
+
+logger = logging.getLogger("latent_ladder.server.worker_main")  # __name__ is "__main__" here
 
 
-def main(opener: Callable[[Body], Runner]) -> None:
-    """Serve jobs until stdin ends. ``opener`` makes the runner from the server's first frame."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
-    frames_in, frames_out = sys.stdin.buffer, _own_stdout()
-    opening = _read(frames_in)
-    if opening is None:
+def main(build_runner: Callable[[Body], RunJob]) -> None:
+    """Run jobs until stdin ends. ``build_runner`` gets the server's first frame (settings)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
+    source, writer = sys.stdin.buffer, FrameWriter(_take_stdout())
+    settings = _read_frame(source)
+    if settings is None:
         return
-    inbox = _Inbox(frames_in)
-    run = _opened(opener, opening)
-    while (job := inbox.next()) is not None:
-        _send(frames_out, _outcome(run, job, inbox.cancel, frames_out))
+    _forward_log(writer, settings["log_level"])
+    inbox = _Inbox(source)
+    run_job = _build_runner(build_runner, settings)
+    while (job := inbox.next_job()) is not None:
+        writer.write(pack_frame(_run_to_end(run_job, job, inbox.cancel, writer)))
 
 
-def _opened(opener: Callable[[Body], Runner], opening: Body) -> Runner:
-    """The runner; where it cannot be made, one that tells every job why."""
+def _build_runner(build_runner: Callable[[Body], RunJob], settings: Body) -> RunJob:
+    """The runner; if building it fails, one that fails every job with the same error."""
     try:
-        return opener(opening)
+        return build_runner(settings)
     except LadderError as error:
         cause = error
 
-    def refuse(_: Body, __: OnGraphEvent, ___: Cancel) -> None:
+    def fail(_: Body, __: OnGraphEvent, ___: Cancel) -> None:
         raise cause
 
-    return refuse
+    return fail
 
 
-def engine_runner(opening: Body) -> Runner:
-    """The real thing: graphs through the executor, on one engine."""
+def build_engine_runner(settings: Body) -> RunJob:
+    """A runner that executes graphs on one engine, rebuilt when model files change."""
     from latent_ladder.checkpoints.search_paths import model_folders
     from latent_ladder.checkpoints.selection import scan
     from latent_ladder.comfyui.executor import execute
     from latent_ladder.comfyui.formats.api import read_api
     from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
     from latent_ladder.memory.hardware import MemoryOptions
-    from latent_ladder.server.file_listing import Listing
+    from latent_ladder.server.file_listing import FileListing
     from latent_ladder.storage.artifact_store import Store
 
-    memory = {**opening["memory"], "changes": frozenset(opening["memory"]["changes"])}
-    folders = model_folders([Path(path) for path in opening["models"]])
-    listing = Listing(folders, Path(opening["places"]["input"]))
+    memory = {**settings["memory"], "changes": frozenset(settings["memory"]["changes"])}
+    folders = model_folders([Path(path) for path in settings["models"]])
+    listing = FileListing(folders, Path(settings["folders"]["input"]))
 
-    def opened() -> Engine:
+    def build_engine() -> Engine:
         return Engine(
             library=scan(folders),
-            store=Store(Path(opening["store"])),
-            folders=WorkFolders(**{name: Path(path) for name, path in opening["places"].items()}),
-            names=opening["names"],
+            store=Store(Path(settings["store"])),
+            folders=WorkFolders(**{n: Path(path) for n, path in settings["folders"].items()}),
+            names=settings["file_names"],
             memory=MemoryOptions(**memory),
-            device=opening["device"],
-            previews=opening["previews"],
+            device=settings["device"],
+            previews=settings["previews"],
         )
 
-    engine, seen = opened(), listing.state()
+    engine, files = build_engine(), listing.state()
 
-    def run(job: Body, on_event: OnGraphEvent, cancel: Cancel) -> None:
-        nonlocal engine, seen
-        if (now := listing.state()) != seen:  # a model file came, went or is another one
-            engine.forget()
-            engine, seen = opened(), now
+    def run_job(job: Body, on_event: OnGraphEvent, cancel: Cancel) -> None:
+        nonlocal engine, files
+        if (now := listing.state()) != files:
+            logger.info("model files changed; the engine is built again")
+            engine.clear()
+            engine, files = build_engine(), now
         metadata = {name: dumps(job[name]) for name in ("prompt", "workflow") if job[name]}
         execute(
             read_api(job["prompt"]),
             engine,
-            wanted=job["wanted"],
+            wanted=job["outputs"],
             on_event=on_event,
             cancel=cancel,
-            metadata=metadata if opening["metadata"] else {},
+            metadata=metadata if settings["metadata"] else {},
         )
 
-    return run
+    return run_job
+
+
+class FrameWriter:
+    """Writes frames to the server; any thread may use it."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+
+    def write(self, frame: bytes) -> None:
+        """Write one frame. Raises :class:`Cancelled` if the server has ended."""
+        rest = memoryview(frame)
+        with self._lock:
+            try:
+                while rest:
+                    rest = rest[self._out.write(rest) :]
+            except BrokenPipeError as error:
+                raise Cancelled("the server has ended") from error
+
+
+class _ForwardingHandler(logging.Handler):
+    """Sends log records to the server, which writes them to its own log."""
+
+    def __init__(self, writer: FrameWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        try:
+            self._writer.write(pack_log_frame(record, self.format(record)))
+        except Cancelled:
+            return  # the server has ended; the job will end, too
+
+
+def _forward_log(writer: FrameWriter, level: int) -> None:
+    """Forward the log of this package from ``level`` on."""
+    package = logging.getLogger("latent_ladder")
+    package.addHandler(_ForwardingHandler(writer))
+    package.setLevel(level)
 
 
 class _Inbox:
-    """Frames from the server; the thread that reads them may stop the job under way."""
+    """Frames from the server. The thread that reads them can stop the running job."""
 
     def __init__(self, source: BinaryIO) -> None:
         self.cancel = Cancel()
@@ -114,10 +171,10 @@ class _Inbox:
         self._stopped: set[str] = set()
         self._current = ""
         self._lock = threading.Lock()
-        threading.Thread(target=self._listen, args=(source,), daemon=True).start()
+        threading.Thread(target=self._read_frames, args=(source,), daemon=True).start()
 
-    def next(self) -> Body | None:
-        """The next job, its ``cancel`` fresh; ``None`` when there will be none."""
+    def next_job(self) -> Body | None:
+        """The next job, with a new ``cancel``; ``None`` when the server has ended."""
         job = self._jobs.get()
         if job is not None:
             with self._lock:
@@ -125,8 +182,8 @@ class _Inbox:
                 self._stopped.clear()
         return job
 
-    def _listen(self, source: BinaryIO) -> None:
-        while (frame := _read(source)) is not None:
+    def _read_frames(self, source: BinaryIO) -> None:
+        while (frame := _read_frame(source)) is not None:
             if frame["do"] == "run":
                 self._jobs.put(frame)
                 continue
@@ -138,24 +195,44 @@ class _Inbox:
         self._jobs.put(None)
         with self._lock:
             self.cancel.request()
-        overdue = threading.Timer(ORPHAN_GRACE_S, os._exit, (1,))
-        overdue.daemon = True
-        overdue.start()
+        timer = threading.Timer(ORPHAN_GRACE_S, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
 
 
-def _outcome(run: Runner, job: Body, cancel: Cancel, out: BinaryIO) -> dict[str, Any]:
-    """How a job ended; whatever it raises is the job's failure and not the worker's."""
+def _run_to_end(run_job: RunJob, job: Body, cancel: Cancel, writer: FrameWriter) -> dict[str, Any]:
+    """Run a job; the frame for its end. Any exception is a failure of the job."""
+
+    def on_event(event: GraphEvent) -> None:
+        _log_event(event)
+        writer.write(pack_event_frame(event))
+
     try:
-        run(job, lambda event: _write(out, pack_event(event)), cancel)
+        run_job(job, on_event, cancel)
     except Cancelled:
         return {"id": job["id"], "end": "stopped"}
-    except Exception as error:  # noqa: BLE001 - told to the client with its traceback
-        return {"id": job["id"], "end": "failed", "failure": asdict(failure_of(error))}
+    except Exception as error:
+        logger.debug("job %s failed", job["id"], exc_info=True)
+        return {"id": job["id"], "end": "failed", "failure": asdict(describe_failure(error))}
     return {"id": job["id"], "end": "done"}
 
 
-def failure_of(error: BaseException) -> Failure:
-    """An exception as ComfyUI's ``execution_error`` tells it."""
+def _log_event(event: GraphEvent) -> None:
+    match event:
+        case NodesCached():
+            logger.info("nodes with stored results: %s", ", ".join(event.nodes) or "none")
+        case NodeStarted():
+            logger.debug("node %s started", event.node)
+        case NodeDone():
+            logger.info("node %s done in %.2f s", event.node, event.seconds)
+        case NodeWarned():
+            logger.warning("node %s: %s: %s", event.node, event.code, event.message)
+        case _:
+            pass
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """An exception in the form of ComfyUI's ``execution_error``."""
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     message = str(error)
@@ -166,35 +243,22 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(message, f"{module}{kind.__name__}", tuple(lines), str(node))
 
 
-def _own_stdout() -> BinaryIO:
-    """A stream for frames only; what any library prints goes to stderr from here on."""
-    own = os.fdopen(os.dup(1), "wb", buffering=0)
+def _take_stdout() -> BinaryIO:
+    """A stream for frames only; stdout of this process goes to stderr from now on."""
+    frames = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    return own
+    return frames
 
 
-def _read(source: BinaryIO) -> Body | None:
-    """The next frame; ``None`` at the end."""
-    head = source.read(LENGTHS.size)
-    if len(head) < LENGTHS.size:
+def _read_frame(source: BinaryIO) -> Body | None:
+    """The JSON of the next frame; ``None`` at the end of the stream."""
+    prefix = source.read(LENGTHS.size)
+    if len(prefix) < LENGTHS.size:
         return None
-    sizes = LENGTHS.unpack(head)
+    sizes = LENGTHS.unpack(prefix)
     text = source.read(sum(sizes))
     return None if len(text) < sum(sizes) else loads(text[: sizes[0]])
 
 
-def _send(out: BinaryIO, body: Body) -> None:
-    _write(out, pack(body))
-
-
-def _write(out: BinaryIO, frame: bytes) -> None:
-    rest = memoryview(frame)
-    try:
-        while rest:
-            rest = rest[out.write(rest) :]
-    except BrokenPipeError as error:
-        raise Cancelled("the server has ended") from error
-
-
 if __name__ == "__main__":
-    main(engine_runner)
+    main(build_engine_runner)

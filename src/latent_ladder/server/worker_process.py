@@ -1,13 +1,14 @@
-"""The child process that runs jobs: started, spoken to, interrupted, replaced when it dies.
+"""The child process that runs jobs, as the server sees it: start, run, interrupt, replace.
 
-A process and not a thread: running out of memory or a crash in native code ends a job and not the
-server, and ending it gives back all the memory that models took. Knows no HTTP.
+It is a process and not a thread, so that running out of memory or a crash in native code ends a job
+and not the server, and so that ending it frees all memory of the models. This module knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
@@ -18,98 +19,109 @@ from typing import Any
 from latent_ladder.comfyui.runtime.events import GraphEvent
 from latent_ladder.server.client_messages import Failure
 from latent_ladder.server.job_store import Job
-from latent_ladder.server.worker_protocol import LENGTHS, event_of, pack
+from latent_ladder.server.worker_protocol import LENGTHS, pack_frame, unpack_event
 
 GRACE_S = 5.0
-"""How long a worker that was told to end may take for the step under way."""
-DEATH = "WorkerDied"
+"""Time for the current step after the worker was asked to end."""
+WORKER_DIED = "WorkerDied"
+"""Kind of the failure of a job whose worker ended."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a job ended: done, stopped by someone, or failed."""
+class JobOutcome:
+    """End of a job: done, stopped by a client, or failed."""
 
     stopped: bool = False
     failure: Failure | None = None
 
 
-class Worker:
-    """One child at a time, for one job at a time. For one event loop."""
+class WorkerProcess:
+    """One child process that runs one job at a time. For one event loop."""
 
-    def __init__(self, command: Sequence[str], opening: Mapping[str, Any]) -> None:
-        """``opening`` is the first frame it gets: where files lie and what may be used."""
+    def __init__(self, command: Sequence[str], settings: Mapping[str, Any]) -> None:
+        """``settings`` is the first frame for the child."""
         self._command = tuple(command)
-        self._opening = opening
+        self._settings = settings
         self._child: Process | None = None
-        self._busy = False
+        self._is_busy = False
 
     async def start(self) -> None:
-        """Start the child unless it lives; it gets ready while we go on."""
-        await self._living()
+        """Start the child if it is not running; it loads while the server continues."""
+        await self._ensure_child()
 
-    async def run(self, job: Job, on_event: Callable[[GraphEvent], None]) -> Ended:
-        """Run a job to its end, whatever that is."""
-        child = await self._living()
-        self._busy = True
-        self._tell(
+    async def run(self, job: Job, on_event: Callable[[GraphEvent], None]) -> JobOutcome:
+        """Run a job to its end; an error or the death of the child is its outcome."""
+        child = await self._ensure_child()
+        self._is_busy = True
+        self._send(
             {
                 "do": "run",
                 "id": job.id,
                 "prompt": job.prompt,
-                "wanted": list(job.wanted),
+                "outputs": list(job.outputs),
                 "workflow": job.workflow,
             }
         )
         try:
-            return await _followed(child, job, on_event)
+            return await _read_until_end(child, job, on_event)
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await child.wait()
-            text = f"the process that ran the job ended: {_reason(code)}"
-            return Ended(failure=Failure(text, DEATH))
+            reason = _describe_exit(code)
+            logger.warning("the worker ended while job %s ran: %s", job.id, reason)
+            text = f"the process that ran the job ended: {reason}"
+            return JobOutcome(failure=Failure(text, WORKER_DIED))
         finally:
-            self._busy = False
+            self._is_busy = False
 
     def interrupt(self, job_id: str) -> None:
-        """Ask it to stop a job after the step under way."""
-        self._tell({"do": "stop", "id": job_id})
+        """Ask the child to stop a job after its current step."""
+        self._send({"do": "stop", "id": job_id})
 
     def kill(self) -> None:
-        """End the child at once; the job under way ends with it."""
+        """Kill the child, which ends its job."""
         if self._child is not None and self._child.returncode is None:
             self._child.kill()
 
     async def close(self, grace_s: float = GRACE_S) -> None:
-        """End the child: after the step under way, or after ``grace_s`` all the same."""
+        """End the child after its current step; kill it after ``grace_s`` seconds."""
         child, self._child = self._child, None
         if child is None or child.returncode is not None:
             return
         if child.stdin is not None:
             child.stdin.close()
         try:
-            # one that does nothing has nothing to finish, and may still be loading torch
-            await asyncio.wait_for(child.wait(), grace_s if self._busy else 0)
+            # an idle child has no step to finish, and may still be loading torch
+            await asyncio.wait_for(child.wait(), grace_s if self._is_busy else 0)
         except TimeoutError:
             with suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
 
-    async def _living(self) -> Process:
+    async def _ensure_child(self) -> Process:
         if self._child is None or self._child.returncode is not None:
             self._child = await asyncio.create_subprocess_exec(
                 *self._command, stdin=PIPE, stdout=PIPE, limit=2**20
             )
-            self._tell(self._opening)
+            logger.info("worker started, process %d", self._child.pid)
+            self._send(self._settings)
         return self._child
 
-    def _tell(self, body: Mapping[str, Any]) -> None:
+    def _send(self, body: Mapping[str, Any]) -> None:
         child = self._child
         if child is not None and child.stdin is not None and child.returncode is None:
             with suppress(ConnectionError):
-                child.stdin.write(pack(body))
+                child.stdin.write(pack_frame(body))
 
 
-async def _followed(child: Process, job: Job, on_event: Callable[[GraphEvent], None]) -> Ended:
-    """Hand on a job's events until it ends. Raises ``IncompleteReadError`` if the child does."""
+async def _read_until_end(
+    child: Process, job: Job, on_event: Callable[[GraphEvent], None]
+) -> JobOutcome:
+    """Pass on a job's events and log lines until it ends.
+
+    Raises ``IncompleteReadError`` if the child ends first.
+    """
     if child.stdout is None:
         raise ConnectionError("the worker has no stdout")
     while True:
@@ -117,19 +129,21 @@ async def _followed(child: Process, job: Job, on_event: Callable[[GraphEvent], N
         text, raw = [await child.stdout.readexactly(size) for size in sizes]
         body = json.loads(text)
         if "event" in body:
-            on_event(event_of(body, raw))
+            on_event(unpack_event(body, raw))
+        elif "log" in body:
+            logging.getLogger(body["log"]).log(body["level"], "%s", body["message"])
         elif body["id"] == job.id:
-            return _ended(body)
+            return _parse_outcome(body)
 
 
-def _ended(body: Mapping[str, Any]) -> Ended:
+def _parse_outcome(body: Mapping[str, Any]) -> JobOutcome:
     if body["end"] == "failed":
         failure = {**body["failure"], "traceback": tuple(body["failure"]["traceback"])}
-        return Ended(failure=Failure(**failure))
-    return Ended(stopped=body["end"] == "stopped")
+        return JobOutcome(failure=Failure(**failure))
+    return JobOutcome(stopped=body["end"] == "stopped")
 
 
-def _reason(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

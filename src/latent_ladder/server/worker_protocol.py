@@ -1,12 +1,18 @@
-"""How the server and its worker talk: frames over the worker's stdin and stdout.
+"""Frames that the server and its worker exchange over the worker's stdin and stdout.
 
-A frame is two big-endian lengths, that many bytes of JSON and that many raw bytes (a preview).
-Both ends are this package, started by each other; nothing is ever unpickled.
+A frame is two big-endian lengths, then JSON of the first length and raw bytes of the second (a
+preview image). Nothing is unpickled.
+
+Frames to the worker: its settings (:meth:`ServerConfig.worker_settings`), then
+``{"do": "run", "id", "prompt", "outputs", "workflow"}`` and ``{"do": "stop", "id"}``. Frames from
+the worker: ``{"event", ...}``, ``{"log", "level", "message"}`` and, last for a job,
+``{"id", "end"}``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
@@ -25,38 +31,43 @@ from latent_ladder.comfyui.runtime.events import (
 
 LENGTHS = struct.Struct(">II")
 _EVENTS: Mapping[str, Callable[..., GraphEvent]] = {
-    kind.__name__: kind
-    for kind in (NodesCached, NodeStarted, NodeProgress, NodePreview, NodeDone, NodeWarned)
+    event_type.__name__: event_type
+    for event_type in (NodesCached, NodeStarted, NodeProgress, NodePreview, NodeDone, NodeWarned)
 }
 
 
-def pack(body: Mapping[str, Any], raw: bytes = b"") -> bytes:
+def pack_frame(body: Mapping[str, Any], raw: bytes = b"") -> bytes:
     """One frame."""
-    text = json.dumps(body, separators=(",", ":"), default=_plain).encode()
+    text = json.dumps(body, separators=(",", ":"), default=_to_json_value).encode()
     return LENGTHS.pack(len(text), len(raw)) + text + raw
 
 
-def _plain(value: object) -> Any:
-    """What of an event's values JSON does not know."""
+def _to_json_value(value: object) -> Any:
+    """A JSON value for mappings and paths in an event. Raises ``TypeError`` for other types."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, PurePath):
         return value.as_posix()
-    raise TypeError(f"{type(value).__name__} cannot be told to a client")
+    raise TypeError(f"{type(value).__name__} cannot be sent to a client")
 
 
-def pack_event(event: GraphEvent) -> bytes:
-    """The frame of an event; a picture travels raw."""
-    fields: dict[str, Any] = {one.name: getattr(event, one.name) for one in dataclass_fields(event)}
+def pack_event_frame(event: GraphEvent) -> bytes:
+    """The frame of an event; its picture, if any, is the raw part."""
+    fields: dict[str, Any] = {f.name: getattr(event, f.name) for f in dataclass_fields(event)}
     raw = fields.pop("picture", b"")
-    return pack({"event": type(event).__name__, **fields}, raw)
+    return pack_frame({"event": type(event).__name__, **fields}, raw)
 
 
-def event_of(body: Mapping[str, Any], raw: bytes) -> GraphEvent:
-    """The event in a frame."""
+def unpack_event(body: Mapping[str, Any], raw: bytes) -> GraphEvent:
+    """The event of a frame."""
     fields = {name: value for name, value in body.items() if name != "event"}
     if body["event"] == NodePreview.__name__:
         fields["picture"] = raw
     if body["event"] == NodesCached.__name__:
         fields["nodes"] = tuple(fields["nodes"])
     return _EVENTS[body["event"]](**fields)
+
+
+def pack_log_frame(record: logging.LogRecord, message: str) -> bytes:
+    """The frame of a log record; ``message`` is its text with the traceback, if any."""
+    return pack_frame({"log": record.name, "level": record.levelno, "message": message})

@@ -1,6 +1,6 @@
-"""What a sweep varies: ``refine.denoise=0.2:0.8:0.1`` as an axis, axes as settings of points.
+"""Axes of a sweep, such as ``refine.denoise=0.2:0.8:0.1``, and the settings of its points.
 
-Nothing here knows a request: values stay as they are written after ``--set``.
+This module does not know requests: values stay text, as written after ``--set``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import product
 from latent_ladder.errors import RequestError
 
 MANY = 64
-"""More points than this are only made when the user says yes."""
+"""More points than this need ``--yes``."""
 MOST = 100_000
 
 Settings = Mapping[str, str]
@@ -27,14 +27,14 @@ _OPEN, _CLOSE = "[{(", "]})"
 
 @dataclass(frozen=True)
 class Axis:
-    """A field and the values it takes, as a user writes them."""
+    """A field and its values, as the user writes them."""
 
     path: str
     values: tuple[str, ...]
 
     @property
     def numbers(self) -> tuple[float, ...] | None:
-        """The values as numbers, if all are."""
+        """The values as numbers; ``None`` if some are not."""
         try:
             return tuple(float(value) for value in self.values)
         except ValueError:
@@ -42,7 +42,7 @@ class Axis:
 
 
 def parse_axes(sets: Sequence[str]) -> tuple[Axis, ...]:
-    """The axes of ``path=values``: a range start:stop:step with both ends, or a list with commas.
+    """Parse axes ``path=values``: a range start:stop:step with both ends, or a list with commas.
 
     Ranges count in exact decimals. Commas within brackets and quotes belong to a value, as in
     ``refine.sigmas=[0.9,0.5,0],[0.7,0.4,0]``. Raises :class:`RequestError`.
@@ -103,7 +103,7 @@ def _range(path: str, part: str, match: re.Match[str]) -> list[str]:
     if step == 0 or (stop - start) * step < 0:
         right = abs(step) if stop >= start else -abs(step)
         hint = f"use {path}={match[1]}:{match[2]}:{right or _nice_step(start, stop)}"
-        raise RequestError(f"{path}={part} never arrives: the step is {step}", hint)
+        raise RequestError(f"{path}={part} never reaches its end: the step is {step}", hint)
     count = int((stop - start) / step) + 1
     if count > MOST:
         raise RequestError(
@@ -113,27 +113,27 @@ def _range(path: str, part: str, match: re.Match[str]) -> list[str]:
 
 
 def _nice_step(start: Decimal, stop: Decimal) -> str:
-    """A tenth of the way, or 1 where that is a whole number of ones."""
+    """A step for a hint: 1 between whole numbers, else a tenth of the range."""
     whole = start == int(start) and stop == int(stop)
     step = Decimal(1) if whole else ((stop - start) / 10).normalize()
     return _plain(step.copy_sign(stop - start) if stop != start else Decimal(1))
 
 
 def _plain(value: Decimal) -> str:
-    """Digits without an exponent: 0.30 stays 0.30 where it was written so, 1E+1 is 10."""
+    """Digits without an exponent; zeros at the end stay as they were written."""
     text = format(value, "f")
     return "0" if not value else text
 
 
 def count(axes: Sequence[Axis], zipped: bool = False) -> int:
-    """How many points the axes span. Raises :class:`RequestError` for axes that do not zip."""
+    """Number of points. Raises :class:`RequestError` for zipped axes of different lengths."""
     if zipped:
         lengths = {len(axis.values) for axis in axes if len(axis.values) > 1}
         if len(lengths) > 1:
-            said = ", ".join(f"{axis.path} {len(axis.values)}" for axis in axes)
+            counts = ", ".join(f"{axis.path} {len(axis.values)}" for axis in axes)
             raise RequestError(
-                f"--zip needs as many values on every axis, got {said}",
-                "leave --zip out for all pairs",
+                f"--zip needs as many values on every axis, got {counts}",
+                "remove --zip to combine all values",
             )
         return max(lengths, default=1)
     found = 1
@@ -143,7 +143,7 @@ def count(axes: Sequence[Axis], zipped: bool = False) -> int:
 
 
 def settings(axes: Sequence[Axis], zipped: bool = False) -> Iterator[Settings]:
-    """The settings of every point, the last axis varying fastest; zipped, value by value."""
+    """Settings of every point: all combinations, last axis fastest; or value by value if zipped."""
     paths = [axis.path for axis in axes]
     rows: Iterator[tuple[str, ...]]
     if zipped:
@@ -156,12 +156,12 @@ def settings(axes: Sequence[Axis], zipped: bool = False) -> Iterator[Settings]:
 
 
 def short_path(path: str, among: Sequence[str]) -> str:
-    """The last name of a field, where no other of the fields ends in it."""
+    """The last part of a field's path, if no other field ends in it; else the whole path."""
     last = path.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in among) == 1 else path
 
 
-def said(point: Settings, axes: Sequence[Axis] = ()) -> str:
+def describe(point: Settings, axes: Sequence[Axis] = ()) -> str:
     """The settings in a line; fields that every point of ``axes`` shares are left out."""
     fixed = {axis.path for axis in axes if len(axis.values) == 1}
-    return ", ".join(f"{p}={v}" for p, v in point.items() if p not in fixed) or "as it is"
+    return ", ".join(f"{p}={v}" for p, v in point.items() if p not in fixed) or "unchanged"

@@ -1,4 +1,4 @@
-"""The files of a sweep besides its page: ``sweep.json`` for programs, ``sweep.csv`` for tables."""
+"""Files of a sweep in addition to its page: ``sweep.json`` and ``sweep.csv``."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from typing import Any
 
 from latent_ladder.errors import MediaError
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
-from latent_ladder.sweeps.plan import Sweep
-from latent_ladder.sweeps.point_results import SHOWN, Measured
+from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
+from latent_ladder.sweeps.sweep_plan import Sweep
 from latent_ladder.sweeps.sweep_run import POINTS, SweepResult
 
 JSON, CSV, PAGE = "sweep.json", "sweep.csv", "report.html"
 
 
 def default_folder(sweep: Sweep) -> Path:
-    """Where a sweep goes if nobody says: the same points, the same folder."""
+    """Default folder of a sweep; the same points always get the same folder."""
     return Path(f"sweep-{sweep.id[3:11]}")
 
 
 def check_folder(folder: Path, sweep: Sweep, overwrite: bool) -> None:
-    """Refuse a file in its place, and the report of another sweep. Raises :class:`MediaError`."""
+    """Raise :class:`MediaError` if ``folder`` is a file or holds the report of another sweep."""
     if folder.exists() and not folder.is_dir():
-        raise MediaError(f"{folder} is a file, and a report is a folder", "name another with -o")
+        raise MediaError(
+            f"{folder} is a file, expected a folder for the report", "name another with -o"
+        )
     try:
         found = json.loads((folder / JSON).read_text("utf-8"))["id"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -35,7 +37,7 @@ def check_folder(folder: Path, sweep: Sweep, overwrite: bool) -> None:
     if found != sweep.id and not overwrite:
         raise MediaError(
             f"{folder} holds the report of another sweep",
-            "add --overwrite, or name another with -o",
+            "--overwrite replaces it, or name another folder with -o",
         )
 
 
@@ -59,8 +61,8 @@ def body(sweep: Sweep, result: SweepResult, choice: Choice, command: str) -> dic
     }
 
 
-def table_rows(points: Iterable[Measured], choice: Choice) -> list[dict[str, Any]]:
-    """One row per point: its settings, how it went, its numbers."""
+def table_rows(points: Iterable[PointResult], choice: Choice) -> list[dict[str, Any]]:
+    """One row per point: its settings, status and numbers."""
     return [
         {
             "point": p.number,
@@ -77,7 +79,7 @@ def table_rows(points: Iterable[Measured], choice: Choice) -> list[dict[str, Any
 def write_files(
     folder: Path, sweep: Sweep, result: SweepResult, choice: Choice, command: str = ""
 ) -> None:
-    """Write both. Raises :class:`MediaError`."""
+    """Write ``sweep.json`` and ``sweep.csv``. Raises :class:`MediaError`."""
     rows = table_rows(result.points, choice)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
@@ -91,5 +93,5 @@ def write_files(
 
 
 def pictures_folder(folder: Path) -> Path:
-    """Where the frames and small videos of the points are."""
+    """Folder of the frames and small videos of the points."""
     return folder / POINTS

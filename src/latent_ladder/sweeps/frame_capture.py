@@ -1,4 +1,4 @@
-"""Frames that pass by on their way to be measured: some are kept whole, all of them small."""
+"""Frames of a clip captured while it is measured: a few in full size, all of them small."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_ladder.media.contact_sheet import cell_size, resized
+from latent_ladder.media.contact_sheet import cell_size, resize_frames
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import VideoSpec, write_video
 from latent_ladder.storage.atomic_write import part_path, write_atomically
@@ -21,11 +21,11 @@ QUALITY = 92
 SMALL_PX, SMALL_CRF = 384, 26
 
 
-class Pictures:
-    """Keeps :data:`WHOLE_FRAMES` frames spread over a clip of ``count``, and a small copy of it."""
+class FrameCapture:
+    """Captures :data:`WHOLE_FRAMES` frames of a clip of ``count``, and a small copy of all."""
 
     def __init__(self, count: int) -> None:
-        self.shown = tuple(
+        self.indices = tuple(
             sorted({round(i * (count - 1) / (WHOLE_FRAMES - 1)) for i in range(WHOLE_FRAMES)})
         )
         self.size = (0, 0)
@@ -33,24 +33,24 @@ class Pictures:
         self._small: list[NDArray[np.uint8]] = []
         self._at = 0
 
-    def watching(self, chunks: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-        """The chunks unchanged."""
+    def collect(self, chunks: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """The chunks unchanged; frames are captured on the way."""
         for chunk in chunks:
             height, width = chunk.shape[1:3]
             self.size = width, height
             for frame in chunk:
-                if self._at in self.shown:
+                if self._at in self.indices:
                     self._whole.append(webp(frame))
                 self._at += 1
             self._small.append(
-                resized(chunk, cell_size(width, height, min(SMALL_PX, max(width, height))))
+                resize_frames(chunk, cell_size(width, height, min(SMALL_PX, max(width, height))))
             )
             yield chunk
 
     def save(self, folder: Path, key: str, fps: Fraction) -> tuple[tuple[str, ...], str]:
-        """Write the files beside the result; gives the frames' names and the video's."""
+        """Write the files into ``folder``; returns the names of the frames and of the video."""
         names = []
-        for index, data in zip(self.shown, self._whole, strict=False):
+        for index, data in zip(self.indices, self._whole, strict=False):
             names.append(f"{key}-{index:05d}.webp")
             write_atomically(folder / names[-1], data)
         height, width = self._small[0].shape[1:3]
@@ -69,9 +69,9 @@ def webp(frame: NDArray[np.uint8]) -> bytes:
 
 
 class Spool:
-    """Decoded frames of one draft on disk, so that each point can read them again.
+    """Decoded frames of one draft in a temporary file, so that each point can read them again.
 
-    Lossless and flat: memory does not grow with the clip. The file goes with :meth:`close`.
+    Lossless, and memory does not grow with the clip. :meth:`close` deletes the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class Spool:
         self._shape: tuple[int, int, int] | None = None
 
     def fill(self, chunks: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """Write the chunks as they pass by."""
+        """The chunks unchanged; each is written to the file."""
         part = part_path(self._path)
         with part.open("wb") as file:
             for chunk in chunks:
@@ -90,7 +90,7 @@ class Spool:
         part.replace(self._path)
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
-        """The frames again, one at a time."""
+        """The written frames, one at a time."""
         if self._shape is None:
             raise ValueError("the spool was not filled")
         size = int(np.prod(self._shape))

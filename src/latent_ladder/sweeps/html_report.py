@@ -1,6 +1,6 @@
-"""The report of a sweep: one HTML file that needs nothing else and loads nothing.
+"""Report of a sweep: one HTML file that loads nothing from other files or servers.
 
-Pictures and small videos are inside it; of many or large points it holds as many as
+Images and small videos are embedded, of many or large points only as many as
 :data:`PICTURE_BYTES` and :data:`VIDEO_BYTES` allow, the middle frames first.
 """
 
@@ -17,23 +17,25 @@ from latent_ladder.errors import MediaError
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.sweeps.axes import short_path
 from latent_ladder.sweeps.export import PAGE, pictures_folder
-from latent_ladder.sweeps.plan import Sweep
-from latent_ladder.sweeps.point_results import SHOWN, Measured
+from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
 from latent_ladder.sweeps.report_plots import plots
+from latent_ladder.sweeps.sweep_plan import Sweep
 from latent_ladder.sweeps.sweep_run import SweepResult
 
 PICTURE_BYTES, VIDEO_BYTES = 32_000_000, 12_000_000
 MOST_CARDS = 200
-"""Points beyond these are in the table and in the plots only."""
+"""Points with an image in the page; further ones are in the table and the plots only."""
 CARD_NUMBERS = ("motion_kept", "detail_added_db", "structure_similarity", "flicker", "seconds")
+FAULT_LABELS = {"trembles": "flickers"}
+"""Labels of faults on the page, where they differ from their names in ``sweep.json``."""
 DIGITS = {"detail_added_db": 1, "seconds": 1}
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page is made of."""
+    """Content of the page."""
 
     sweep: Sweep
     result: SweepResult
@@ -46,11 +48,11 @@ class Report:
         """The fields that differ between points."""
         return [axis.path for axis in self.sweep.axes if len(axis.values) > 1]
 
-    def said(self, point: Measured) -> str:
-        """A point's settings in a line, without those that all share."""
+    def describe(self, point: PointResult) -> str:
+        """A point's settings in a line, without those that all points share."""
         paths = self.paths
         varied = [f"{short_path(p, paths)} {v}" for p, v in point.settings.items() if p in paths]
-        return " · ".join(varied) or "as it is"
+        return " · ".join(varied) or "unchanged"
 
 
 def write_page(report: Report) -> Path:
@@ -62,7 +64,7 @@ def write_page(report: Report) -> Path:
 
 
 def html(report: Report) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     from latent_ladder._version import __version__
 
     request = report.sweep.prepared.request
@@ -77,7 +79,7 @@ def html(report: Report) -> str:
         bar=_bar(report),
         cards="\n".join(_cards(report)),
         table=_table(report),
-        words=_words(report),
+        words=_explanations(report),
         request=escape(request.to_toml()),
         footer=f"latent-ladder {escape(__version__)}, run {escape(report.result.run)}"
         + (f", <code>{escape(report.command)}</code>" if report.command else ""),
@@ -90,7 +92,7 @@ def html(report: Report) -> str:
 def _meta(report: Report) -> str:
     request, points = report.sweep.prepared.request, report.result.points
     failed = sum(p.status == "failed" for p in points)
-    width, height = request.final_size
+    width, height = request.resolved.final_size
     said = [
         f"<b>{len(points)}</b> points" + (f", <b>{failed}</b> failed" if failed else ""),
         f"{width}×{height}, {request.frames} frames at {float(request.fps):g} fps",
@@ -111,12 +113,14 @@ def _verdict(report: Report) -> str:
     choice = report.choice
     heads = {
         "recommended": f"Take point {choice.point}",
-        "cannot tell": f"Cannot tell; point {choice.point} is the gentlest of the best",
+        "cannot tell": f"No clear winner; point {choice.point} keeps the most motion of the best",
         "adds nothing": "No point adds detail",
         "not measured": "No recommendation",
     }
     head = (
-        heads[choice.outcome] if choice.point or choice.outcome != "cannot tell" else "Cannot tell"
+        heads[choice.outcome]
+        if choice.point or choice.outcome != "cannot tell"
+        else "No clear winner"
     )
     use = ""
     if choice.point is not None:
@@ -133,10 +137,10 @@ def _verdict(report: Report) -> str:
 
 
 def _bar(report: Report) -> str:
-    shown = next((p.shown for p in _pictured(report)), ())
+    indices = next((p.shown for p in _points_with_images(report)), ())
     frames = "".join(
         f'<button type="button" aria-pressed="false">{index}</button>'
-        for index in _kept_frames(report, shown)
+        for index in _fitting_frames(report, indices)
     )
     largest = max((max(p.size) for p in report.result.points), default=0)
     start = 4 if largest <= 768 else 2
@@ -147,7 +151,7 @@ def _bar(report: Report) -> str:
     )
     hold = '<button type="button" id="hold">Hold to see the draft</button>'
     return (
-        '<div class="bar" role="toolbar" aria-label="How to look at the points">'
+        '<div class="bar" role="toolbar" aria-label="View options">'
         f'<fieldset class="frames"><legend>Frame</legend>{frames}</fieldset>'
         f'<fieldset class="zoom"><legend>Zoom</legend>{zooms}</fieldset>'
         '<button type="button" id="play" aria-pressed="false">Play all</button>'
@@ -159,28 +163,28 @@ def _bar(report: Report) -> str:
     )
 
 
-def _pictured(report: Report) -> list[Measured]:
-    """The points with pictures, in order."""
+def _points_with_images(report: Report) -> list[PointResult]:
+    """The points with images, in order."""
     return [p for p in report.result.points if p.frames][:MOST_CARDS]
 
 
-def _kept_frames(report: Report, shown: Sequence[int]) -> list[int]:
-    """Which of the kept frames fit into the page: all, or every other, or the middle one."""
-    if not shown:
+def _fitting_frames(report: Report, indices: Sequence[int]) -> list[int]:
+    """The frames of each point that fit into the page: all, or three of them, or the middle one."""
+    if not indices:
         return []
     folder = pictures_folder(report.folder)
-    files = [folder / p.frames[len(p.frames) // 2] for p in _pictured(report)]
+    files = [folder / p.frames[len(p.frames) // 2] for p in _points_with_images(report)]
     each = sum(file.stat().st_size for file in files) * 4 / 3
-    middle = len(shown) // 2
-    for kept in (list(shown), [shown[0], shown[middle], shown[-1]]):
-        if each * len(kept) <= PICTURE_BYTES:
-            return list(dict.fromkeys(kept))
-    return [shown[middle]]
+    middle = len(indices) // 2
+    for chosen in (list(indices), [indices[0], indices[middle], indices[-1]]):
+        if each * len(chosen) <= PICTURE_BYTES:
+            return list(dict.fromkeys(chosen))
+    return [indices[middle]]
 
 
 def _cards(report: Report) -> Iterable[str]:
     folder = pictures_folder(report.folder)
-    pictured = {p.number for p in _pictured(report)}
+    pictured = {p.number for p in _points_with_images(report)}
     clips = [p.clip for p in report.result.points if p.clip and p.number in pictured]
     size = sum((folder / clip).stat().st_size for clip in clips) * 4 / 3
     for n, draft in enumerate(report.result.drafts.values()):
@@ -198,7 +202,7 @@ def _cards(report: Report) -> Iterable[str]:
         else:
             continue
         chosen = "chosen" if point.number == report.choice.point else ""
-        yield _card(str(point.number), chosen, report.said(point), text, badge)
+        yield _card(str(point.number), chosen, report.describe(point), text, badge)
 
 
 def _card(
@@ -214,21 +218,25 @@ def _card(
     )
 
 
-def _badge(point: Measured, choice: Choice) -> tuple[str, str]:
+def _badge(point: PointResult, choice: Choice) -> tuple[str, str]:
     if point.status == "failed":
         return "failed", "bad"
     setting = next((s for s in choice.settings if point.number in s.points), None)
     if point.number == choice.point:
-        return ("recommended", "good") if choice.outcome == "recommended" else ("gentlest", "warn")
+        return (
+            ("recommended", "good")
+            if choice.outcome == "recommended"
+            else ("most motion of the best", "warn")
+        )
     if point.number in choice.tied:
-        return "as good", "warn"
+        return "equally good", "warn"
     fault = None if setting is None else setting.fault
-    return ("", "") if fault is None else (fault, "bad")
+    return ("", "") if fault is None else (FAULT_LABELS.get(fault, fault), "bad")
 
 
-def _picture(report: Report, point: Measured, with_video: bool) -> str:
+def _picture(report: Report, point: PointResult, with_video: bool) -> str:
     folder = pictures_folder(report.folder)
-    wanted = _kept_frames(report, point.shown)
+    wanted = _fitting_frames(report, point.shown)
     names = dict(zip(point.shown, point.frames, strict=False))
     width, height = point.size
     strip = "".join(
@@ -253,7 +261,7 @@ def _data(path: Path, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _numbers(point: Measured) -> str:
+def _numbers(point: PointResult) -> str:
     rows = []
     for name in CARD_NUMBERS:
         value = point.number_of(name)
@@ -261,20 +269,20 @@ def _numbers(point: Measured) -> str:
             label, unit, meaning = SHOWN[name]
             rows.append(
                 f'<div title="{escape(meaning)}"><dt>{label}</dt>'
-                f"<dd>{shown(name, value)} {unit}</dd></div>"
+                f"<dd>{format_number(name, value)} {unit}</dd></div>"
             )
     return f'<dl class="numbers">{"".join(rows)}</dl>'
 
 
-def shown(name: str, value: float | None) -> str:
-    """A number as the page writes it."""
+def format_number(name: str, value: float | None) -> str:
+    """A number as text, with the digits and sign that the page uses."""
     if value is None:
         return "–"
     sign = "+" if name.endswith("_db") else ""
     return f"{value:{sign}.{DIGITS.get(name, 2)}f}".replace("-", "−")
 
 
-# --- the table and the words ---------------------------------------------------------------------
+# --- the table and the explanations ---------------------------------------------------------------
 
 
 def _table(report: Report) -> str:
@@ -297,7 +305,7 @@ def _head(label: str, unit: str, meaning: str, *, text: bool = False) -> str:
     return f'<th scope="col"{kind} title="{escape(meaning)}">{button}</th>'
 
 
-def _row(report: Report, point: Measured, numbers: Sequence[str]) -> str:
+def _row(report: Report, point: PointResult, numbers: Sequence[str]) -> str:
     cells = [f'<td data-value="{point.number}"><a href="#p{point.number}">{point.number}</a></td>']
     for path in report.paths:
         value = escape(point.settings.get(path, ""))
@@ -305,7 +313,7 @@ def _row(report: Report, point: Measured, numbers: Sequence[str]) -> str:
     for name in numbers:
         found = point.number_of(name)
         value = "" if found is None else f"{found:.9g}"
-        cells.append(f'<td data-value="{value}">{shown(name, found)}</td>')
+        cells.append(f'<td data-value="{value}">{format_number(name, found)}</td>')
     said, tone = _badge(point, report.choice)
     said = f"failed: {point.error}" if point.error else said
     kind = f"text {'wide bad' if tone == 'bad' else ''}"
@@ -314,7 +322,7 @@ def _row(report: Report, point: Measured, numbers: Sequence[str]) -> str:
     return f'<tr{chosen} data-point="{point.number}">{"".join(cells)}</tr>'
 
 
-def _words(report: Report) -> str:
+def _explanations(report: Report) -> str:
     rows = "".join(
         f"<dt>{escape(label)}{f', {unit}' if unit else ''}</dt><dd>{escape(meaning)}</dd>"
         for label, unit, meaning in SHOWN.values()
@@ -323,11 +331,10 @@ def _words(report: Report) -> str:
     kept = "" if least is None else f" (here {least:.2f})"
     return (
         f'<dl class="words">{rows}</dl><p>Every point is measured against its upsampled draft '
-        "before any refining. Recommended is the point with the most detail among those that keep "
-        f"nine tenths of the highest <i>motion kept</i> of the sweep{kept}, are at most 0.1 less "
-        "similar to the draft than the most similar one, and flicker at most half as much again as "
-        "the draft. Detail that differs by less than "
-        f"{report.choice.noise_db:.2f} dB is no difference: twice the standard error between seeds "
-        "where seeds were swept, else a fixed guess. Detail counts noise and artefacts too: look "
-        "before you believe.</p>"
+        "before refining. The recommended point has the most detail of those that keep at least "
+        f"90 % of the highest <i>motion kept</i> of the sweep{kept}, are at most 0.1 less similar "
+        "to the draft than the most similar one, and flicker at most 1.5 times as much as the "
+        f"draft. Differences of detail below {report.choice.noise_db:.2f} dB are ignored: that is "
+        "twice the standard error between seeds if seeds were swept, else a fixed guess. Noise and "
+        "artefacts count as detail too, so look at the clips as well.</p>"
     )

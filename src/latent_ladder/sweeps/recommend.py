@@ -1,8 +1,8 @@
-"""Which point of a sweep to take, and why; or that the numbers cannot tell.
+"""Recommendation of a point of a sweep with its reason, or the statement that there is none.
 
-The rule, in words in docs/guide/sweeps.md: the most detail among the points that keep the motion and do
-not tremble. Points that differ only in seeds are one setting tried several times; their spread is
-the noise below which settings are not told apart.
+The rule (docs/guide/sweeps.md): the most detail among the points that keep the motion and do not
+flicker. Points that differ only in seeds count as one setting; the spread between them is the
+noise, and smaller differences between settings are ignored.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from latent_ladder.sweeps.point_results import Measured
+from latent_ladder.sweeps.point_results import PointResult
 
 KEPT_SHARE = 0.9
 """A point keeps the motion if its ``motion_kept`` is at least this share of the sweep's highest.
 
-A share, because not all of the loss is one: flow of plain areas is a guess, in either clip.
+A share, because a part of the loss is an error of measurement: the optical flow of plain areas is
+a guess in both clips.
 """
 LEAST_MEASURED = 0.2
-"""If no point keeps so much, the flows have nothing in common: motion was not measured."""
+"""If all points keep less, the flows have nothing in common and motion could not be measured."""
 LESS_ALIKE = 0.1
-"""A point is another picture if its similarity to the draft is so much below the highest."""
+"""A point shows another picture if its similarity to the draft is this far below the highest."""
 MOST_FLICKER = 1.5
-"""A point trembles if its flicker is more than this many times its draft's."""
+"""A point "trembles" if its flicker is more than this many times its draft's."""
 
 NOISE_DB = 0.5
-"""Differences of detail that tell nothing where no seeds were swept: a guess, no measurement."""
+"""Noise of the detail in dB if no seeds were swept: a fixed guess, not a measurement."""
 
 Outcome = Literal["recommended", "cannot tell", "adds nothing", "not measured"]
 Fault = Literal["loses motion", "another picture", "trembles"]
@@ -48,16 +49,16 @@ class Setting:
 
     @property
     def fits(self) -> bool:
-        """Whether it may be recommended."""
+        """True if the setting may be recommended."""
         return self.fault is None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome: ``point`` is the one to take, where there is one; ``why`` says it in words.
+    """The outcome: ``point`` is the recommended one, if any; ``why`` is the reason in words.
 
-    ``noise_db`` is what counted as no difference of detail, ``least_kept`` the motion that had to
-    be kept, ``tied`` the numbers of points that cannot be told from ``point``.
+    ``noise_db`` is the difference of detail that counts as none, ``least_kept`` the share of
+    motion that had to be kept, ``tied`` the numbers of points as good as ``point``.
     """
 
     outcome: Outcome
@@ -74,17 +75,16 @@ class Choice:
 
 
 def choose_point(
-    points: Sequence[Measured], drafts: dict[str, Measured], kept_share: float = KEPT_SHARE
+    points: Sequence[PointResult], drafts: dict[str, PointResult], kept_share: float = KEPT_SHARE
 ) -> Choice:
     """The recommended point of the measured ones."""
-    groups = _grouped(points)
-    shared = _shared(points)
+    groups = _group_by_setting(points)
+    shared = _shared_fields(points)
     settings = [s for group in groups if (s := _setting(group, drafts, shared)) is not None]
     if not settings:
         return Choice(
             "not measured",
-            "There is nothing to choose from: no point was refined from a draft that it could be "
-            "measured against.",
+            "No point can be compared: none was refined from a draft.",
         )
     noise, most = _noise_db(groups), max(s.motion_kept for s in settings)
     least = kept_share * most
@@ -92,45 +92,45 @@ def choose_point(
     judged = tuple(replace(s, fault=_fault(s, least, alike_least)) for s in settings)
     fitting = [s for s in judged if s.fits]
     if most < LEAST_MEASURED or not fitting:
-        why = UNMEASURED.format(most) if most < LEAST_MEASURED else TREMBLE
+        why = UNMEASURED.format(most) if most < LEAST_MEASURED else FLICKERS
         return Choice("cannot tell", why, None, (), noise, least, judged)
     best = max(fitting, key=lambda s: s.detail_added_db)
     alike = [s for s in fitting if best.detail_added_db - s.detail_added_db <= noise]
     gentle = max(alike, key=lambda s: s.motion_kept)
     tied = tuple(n for s in alike if s is not gentle for n in s.points)
-    outcome, why = _words(gentle, alike, judged, noise)
-    return Choice(outcome, why, _fullest(gentle, points), tied, noise, least, judged)
+    outcome, why = _explain(gentle, alike, judged, noise)
+    return Choice(outcome, why, _most_detailed(gentle, points), tied, noise, least, judged)
 
 
 PLURAL: Mapping[Fault, str] = {
-    "loses motion": "losing motion",
-    "another picture": "another picture",
-    "trembles": "trembling",
+    "loses motion": "lose motion",
+    "another picture": "show another picture",
+    "trembles": "flicker",
 }
 UNMEASURED = (
-    "Cannot tell: no point keeps more than {:.2f} of the draft's motion, so little that the flows "
-    "have nothing in common. Look at the clips yourself."
+    "No recommendation: no point keeps more than {:.2f} of the draft's motion, which is too little "
+    "to compare. Compare the clips by eye."
 )
-TREMBLE = (
-    f"Cannot tell: every point that keeps the draft trembles more than {MOST_FLICKER:g} times as "
-    "much as it. Look at them yourself."
+FLICKERS = (
+    f"No recommendation: every point that keeps the draft's motion flickers more than "
+    f"{MOST_FLICKER:g} times as much as the draft. Compare the clips by eye."
 )
 
 
-def _grouped(points: Sequence[Measured]) -> list[list[Measured]]:
-    groups: dict[str, list[Measured]] = {}
+def _group_by_setting(points: Sequence[PointResult]) -> list[list[PointResult]]:
+    groups: dict[str, list[PointResult]] = {}
     for point in points:
         groups.setdefault(_name(point, ()), []).append(point)
     return list(groups.values())
 
 
-def _name(point: Measured, shared: Collection[str]) -> str:
-    """The settings but for seeds and what all points share."""
+def _name(point: PointResult, shared: Collection[str]) -> str:
+    """The settings without seeds and without those that all points share."""
     named = (f"{p}={v}" for p, v in point.settings.items() if not _is_seed(p) and p not in shared)
     return ", ".join(named)
 
 
-def _shared(points: Sequence[Measured]) -> set[str]:
+def _shared_fields(points: Sequence[PointResult]) -> set[str]:
     """The fields that have one value in all of several points."""
     paths = points[0].settings if len(points) > 1 else ()
     return {path for path in paths if len({p.settings.get(path) for p in points}) == 1}
@@ -141,9 +141,9 @@ def _is_seed(path: str) -> bool:
 
 
 def _setting(
-    group: Sequence[Measured], drafts: dict[str, Measured], shared: Collection[str]
+    group: Sequence[PointResult], drafts: dict[str, PointResult], shared: Collection[str]
 ) -> Setting | None:
-    """The mean of a group's measured points; ``None`` where there is none."""
+    """Means of a group's measured points; ``None`` if none was measured."""
     done = [p for p in group if p.number_of("motion_kept") is not None]
     if not done:
         return None
@@ -156,7 +156,7 @@ def _setting(
             ratios.append(flicker / base)
     return Setting(
         tuple(p.number for p in done),
-        _name(done[0], shared) or "the clip as it is",
+        _name(done[0], shared) or "the unchanged clip",
         _mean([p.number_of("motion_kept") or 0.0 for p in done]),
         _mean([p.number_of("detail_added_db") or 0.0 for p in done]),
         _mean(ratios) if ratios else None,
@@ -165,7 +165,7 @@ def _setting(
 
 
 def _fault(setting: Setting, least_kept: float, least_alike: float) -> Fault | None:
-    """Why it may not be recommended."""
+    """The reason not to recommend a setting, ``None`` if there is none."""
     if setting.motion_kept < least_kept:
         return "loses motion"
     if setting.similarity < least_alike:
@@ -174,10 +174,10 @@ def _fault(setting: Setting, least_kept: float, least_alike: float) -> Fault | N
     return "trembles" if ratio is not None and ratio > MOST_FLICKER else None
 
 
-def _noise_db(groups: Sequence[Sequence[Measured]]) -> float:
+def _noise_db(groups: Sequence[Sequence[PointResult]]) -> float:
     """Twice the standard error of a setting's mean detail, pooled over settings with several seeds.
 
-    :data:`NOISE_DB` where no setting was tried with more than one.
+    :data:`NOISE_DB` if no setting has more than one seed.
     """
     squares, degrees, most = 0.0, 0, 1
     for group in groups:
@@ -191,34 +191,35 @@ def _noise_db(groups: Sequence[Sequence[Measured]]) -> float:
     return 2.0 * math.sqrt(squares / degrees / most) if degrees else NOISE_DB
 
 
-def _fullest(setting: Setting, points: Sequence[Measured]) -> int:
-    """Of a setting's points the one with the most detail."""
+def _most_detailed(setting: Setting, points: Sequence[PointResult]) -> int:
+    """Number of the point with the most detail of a setting."""
     found = {p.number: p.number_of("detail_added_db") for p in points if p.number in setting.points}
     detail = {number: value for number, value in found.items() if value is not None}
     return max(detail, key=detail.__getitem__)
 
 
-def _words(
+def _explain(
     gentle: Setting, alike: Sequence[Setting], judged: Sequence[Setting], noise: float
 ) -> tuple[Outcome, str]:
-    """The outcome and its reason, for people."""
+    """The outcome and its reason as sentences."""
     numbers = f"{gentle.detail_added_db:+.1f} dB of detail, {gentle.motion_kept:.2f} motion kept"
     faults = Counter(s.fault for s in judged if s.fault is not None)
-    out = [f"{PLURAL[fault]} {count}" for fault, count in faults.items()]
-    left = f" Left out of {len(judged)} settings: {', '.join(out)}." if out else ""
+    out = [f"{count} {PLURAL[fault]}" for fault, count in faults.items()]
+    left = f" Not considered, of {len(judged)} settings: {', '.join(out)}." if out else ""
     if max(s.detail_added_db for s in alike) <= noise:
         return "adds nothing", (
-            f"No setting that keeps the draft adds fine detail to it beyond {noise:.1f} dB. "
+            f"No setting that keeps the draft's motion adds over {noise:.1f} dB of fine detail. "
             f"{gentle.name} keeps most of the motion ({numbers}).{left}"
         )
     if len(alike) > 1:
         others = "one other setting" if len(alike) == 2 else f"{len(alike) - 1} other settings"
         return "cannot tell", (
-            f"{gentle.name} ({numbers}) cannot be told from {others}: their detail differs by "
-            f"{noise:.1f} dB or less. It is the one that keeps the most motion.{left}"
+            f"{gentle.name} ({numbers}) and {others} are equally good: their detail differs by "
+            f"{noise:.1f} dB or less. {gentle.name} keeps the most motion of them.{left}"
         )
     return "recommended", (
-        f"{gentle.name} adds the most detail of the settings that keep the draft ({numbers}).{left}"
+        f"{gentle.name} adds the most detail of the settings that keep the draft's motion "
+        f"({numbers}).{left}"
     )
 
 

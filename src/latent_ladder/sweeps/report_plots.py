@@ -1,4 +1,4 @@
-"""Which plots a sweep has: detail against motion, and each number along the first numeric axis."""
+"""Plots of a sweep: detail against motion, and each number along the first numeric axis."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from latent_ladder.sweeps.axes import Axis, short_path
-from latent_ladder.sweeps.point_results import SHOWN, Measured
+from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
 from latent_ladder.sweeps.svg_plot import Dot, Plot, color_of, series_names, svg
 
@@ -14,8 +14,8 @@ ALONG = ("motion_kept", "detail_added_db", "structure_similarity", "flicker")
 MOST_LABELS, MOST_SERIES = 48, 6
 
 
-def plots(points: Sequence[Measured], choice: Choice, axes: Sequence[Axis]) -> str:
-    """The plots as HTML; a sentence where there is nothing to plot."""
+def plots(points: Sequence[PointResult], choice: Choice, axes: Sequence[Axis]) -> str:
+    """The plots as HTML; a sentence if there is nothing to plot."""
     done = [p for p in points if p.number_of("motion_kept") is not None]
     if not done:
         return "<p>No point was measured against a draft.</p>"
@@ -25,7 +25,7 @@ def plots(points: Sequence[Measured], choice: Choice, axes: Sequence[Axis]) -> s
     names = series_names(dots)
     main = Plot(
         "Detail added against motion kept",
-        "motion kept, share (further right: moves more like the draft)",
+        "motion kept (further right: more like the draft)",
         "detail added, dB",
         dots,
         line_y=0.0,
@@ -42,9 +42,9 @@ def plots(points: Sequence[Measured], choice: Choice, axes: Sequence[Axis]) -> s
 
 
 def _series(
-    points: Sequence[Measured], axes: Sequence[Axis], numeric: Axis | None
+    points: Sequence[PointResult], axes: Sequence[Axis], numeric: Axis | None
 ) -> dict[int, str]:
-    """The series of each point: what it is set to besides the numeric axis."""
+    """The series of each point: its settings on all axes but the numeric one."""
     varied = [a.path for a in axes if len(a.values) > 1 and a is not numeric]
     return {
         p.number: ", ".join(
@@ -57,7 +57,7 @@ def _series(
 
 
 def _dots(
-    points: Sequence[Measured], series: dict[int, str], choice: Choice, x: str, y: str
+    points: Sequence[PointResult], series: dict[int, str], choice: Choice, x: str, y: str
 ) -> list[Dot]:
     lost = {n for s in choice.settings if not s.fits for n in s.points}
     found = []
@@ -65,27 +65,27 @@ def _dots(
         at_x, at_y = _value(point, x), _value(point, y)
         if at_x is not None and at_y is not None:
             said = ", ".join(f"{p}={v}" for p, v in point.settings.items())
-            title = f"#{point.number} {said}: {_named(x, at_x)}, {_named(y, at_y)}"
+            title = f"#{point.number} {said}: {_label(x, at_x)}, {_label(y, at_y)}"
             mine, number = series[point.number], point.number
             dot = Dot(at_x, at_y, number, title, mine, number == choice.point, number in lost)
             found.append(dot)
     return found
 
 
-def _value(point: Measured, name: str) -> float | None:
+def _value(point: PointResult, name: str) -> float | None:
     """A number of the point, or one of its settings."""
     return float(point.settings[name]) if name in point.settings else point.number_of(name)
 
 
-def _named(name: str, value: float) -> str:
+def _label(name: str, value: float) -> str:
     label, unit, _ = SHOWN.get(name, (name, "", ""))
     return f"{label} {value:.3g} {unit}".strip()
 
 
 def _along(
-    points: Sequence[Measured], series: dict[int, str], choice: Choice, axis: Axis, name: str
+    points: Sequence[PointResult], series: dict[int, str], choice: Choice, axis: Axis, name: str
 ) -> str:
-    """One number along the axis; nothing where no point has it."""
+    """Plot of one number along the axis; empty if no point has it."""
     dots = sorted(_dots(points, series, choice, axis.path, name), key=lambda d: d.x)
     if not dots:
         return ""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from html import escape
 
 COLORS = 6
-"""The style sheet has so many colours of series; further ones share the last."""
+"""Number of series colours in the style sheet; further series share the last."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One point: where it is, what stands beside it, what a pointer is told."""
+    """One point of a plot: position, number as label, and ``title`` as tooltip."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot. ``line_y`` is drawn across, what is left of ``least_x`` is shaded.
+    """One plot. ``line_y`` is a horizontal line; the area left of ``least_x`` is shaded.
 
     ``lines`` joins the dots of a series from left to right; ``labels`` writes their numbers.
     """
@@ -45,12 +45,12 @@ class Plot:
 
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 34, 44
 INSIDE = 14
-"""Dots keep so far from the left and the right end."""
+"""Margin in pixels between the dots and the left and right ends."""
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to pixels along one side."""
+    """Mapping from values to pixels along one axis."""
 
     low: float
     high: float
@@ -145,7 +145,7 @@ def series_names(dots: Sequence[Dot]) -> list[str]:
 
 
 def color_of(names: Sequence[str], series: str) -> int:
-    """Which of the style sheet's colours a series has."""
+    """Index of a series' colour in the style sheet."""
     return min(names.index(series), COLORS - 1)
 
 

@@ -1,1 +1,1 @@
-"""Upscaling decoded frames: Lanczos, networks from upscale_models/, NVIDIA's; stage 3."""
+"""Upscaling of decoded frames (stage 3): Lanczos, networks of upscale_models/, NVIDIA RTX."""

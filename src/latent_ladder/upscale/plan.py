@@ -1,6 +1,6 @@
-"""Which upscaler a request means and what it does to sizes: decided before anything loads.
+"""Plan of an upscale stage: the upscaler, the crop and the target size, before anything is loaded.
 
-``lanczos`` and ``rtx`` are built in, everything else is a file. Needs no torch.
+``lanczos`` and ``rtx`` are built in; all other names are files. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import Library
-from latent_ladder.checkpoints.upscalers import ROLE, pixel_upscaler
+from latent_ladder.checkpoints.upscalers import ROLE, open_upscaler
 from latent_ladder.errors import CheckpointError, CheckpointNotFound
 from latent_ladder.latents.shapes import Crop
 from latent_ladder.request.stages import UpscaleStage
@@ -21,8 +21,11 @@ BUILT_IN = ("lanczos", "rtx")
 
 @dataclass(frozen=True)
 class UpscalePlan:
-    """``crop`` is the part of a ``source``-sized frame that has the shape of ``target``; sizes are
-    (width, height). ``model`` is the file, ``None`` for what is built in."""
+    """The upscaler of a stage and its sizes (width, height).
+
+    ``crop`` is the part of a frame of size ``source`` that has the aspect ratio of ``target``.
+    ``model`` is the file, ``None`` for a built-in method.
+    """
 
     name: str
     source: tuple[int, int]
@@ -32,15 +35,15 @@ class UpscalePlan:
 
     @property
     def id(self) -> str:
-        """Names what upscales, for keys."""
+        """Identifies the upscaler in artefact keys."""
         return self.name if self.model is None else self.model.id
 
 
 def plan_upscale(stage: UpscaleStage, size: tuple[int, int], library: Library) -> UpscalePlan:
-    """The upscaling of a clip of ``size``.
+    """The plan to upscale a clip of ``size`` (width, height).
 
-    Raises :class:`CheckpointNotFound` for a file that is not there, or a built-in method whose
-    package is not installed.
+    Raises :class:`CheckpointNotFound` for a missing file, or a built-in method whose package is not
+    installed.
     """
     model = None
     if stage.name not in BUILT_IN:
@@ -48,10 +51,10 @@ def plan_upscale(stage: UpscaleStage, size: tuple[int, int], library: Library) -
     elif stage.name == "rtx":
         require_rtx()
     target = stage.target(size)
-    return UpscalePlan(stage.name, size, covered(size, target), target, model)
+    return UpscalePlan(stage.name, size, crop_to_aspect(size, target), target, model)
 
 
-def covered(size: tuple[int, int], target: tuple[int, int]) -> Crop:
+def crop_to_aspect(size: tuple[int, int], target: tuple[int, int]) -> Crop:
     """The largest centred part of ``size`` with the aspect ratio of ``target``."""
     (w, h), (width, height) = size, target
     wide, high = min(w, round(h * width / height)), min(h, round(w * height / width))
@@ -59,39 +62,40 @@ def covered(size: tuple[int, int], target: tuple[int, int]) -> Crop:
 
 
 def find_upscaler(name: str, library: Library) -> Component:
-    """The upscaler in a file: a path, or a name in ``upscale_models/``, ending optional.
+    """The upscaler in a file: a path, or a name in ``upscale_models/`` with or without suffix.
 
-    Raises :class:`CheckpointNotFound`.
+    Raises :class:`CheckpointNotFound` for a missing file, or one that is not an upscaler.
     """
     path = Path(name).expanduser()
     if path.is_file():
         try:
-            return pixel_upscaler(path)
+            return open_upscaler(path)
         except (CheckpointError, OSError) as error:
             raise CheckpointNotFound(
-                f"{path.name} is not an upscaler: {error}", "name a model of upscale_models/"
+                f"{path.name} is not an upscaler: {error}",
+                "use lanczos, or a model of upscale_models/",
             ) from error
     wanted = name.replace("\\", "/")
     for found in library.of(ROLE):
-        spoken = (found.name, found.path.name, found.path.stem)
-        if wanted in spoken or f"/{found.name}".endswith(f"/{wanted}"):
+        names = (found.name, found.path.name, found.path.stem)
+        if wanted in names or f"/{found.name}".endswith(f"/{wanted}"):
             return found.component
     for file, roles in library.files.items():
         if wanted in (file.name, file.stem):
-            held = " and ".join(role.replace("_", " ") for role in roles)
+            content = " and ".join(role.replace("_", " ") for role in roles)
             raise CheckpointNotFound(
-                f"{file.name} is not an upscaler of pixels, it holds a {held}",
+                f"{file.name} is not a pixel upscaler, it contains a {content}",
                 "use lanczos, or a model of upscale_models/",
             )
     known = ", ".join([*BUILT_IN, *sorted({f.path.name for f in library.of(ROLE)})])
     raise CheckpointNotFound(
         f"no upscaler called {name} found; known: {known}",
-        "put its file into models/upscale_models/, or give a path",
+        "put its file into models/upscale_models/, or give its path",
     )
 
 
 def require_rtx() -> None:
-    """Raise :class:`CheckpointNotFound` where NVIDIA's package is not installed."""
+    """Raise :class:`CheckpointNotFound` if NVIDIA's package is not installed."""
     if importlib.util.find_spec("nvvfx") is None:
         raise CheckpointNotFound(
             "rtx needs NVIDIA's package nvidia-vfx, which is not installed",

@@ -1,8 +1,8 @@
 """NVIDIA RTX Video Super Resolution through NVIDIA's own package, frame by frame.
 
-The package (``nvidia-vfx``, imported as ``nvvfx``) is proprietary, for RTX cards, and never part of
-this one. HIGHBITRATE is its family for clean sources, which generated frames are; it takes and
-gives CUDA float32 (3, H, W), 0..1, and reuses its output's memory.
+The package (``nvidia-vfx``, imported as ``nvvfx``) is proprietary, needs an RTX card and is not
+part of this project. Its HIGHBITRATE quality levels are for clean sources such as generated frames.
+It maps CUDA float32 (3, H, W) in 0..1 to a larger frame and reuses the memory of its output.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from latent_ladder.errors import MediaError
 from latent_ladder.upscale.plan import require_rtx
 
 QUALITY = "HIGHBITRATE_ULTRA"
-MOST = 4.0
-"""The largest factor in one go; what is left is done by Lanczos."""
+MAX_FACTOR = 4.0
+"""Largest factor of the network; Lanczos does the rest."""
 
 
 class RtxUpscaler:
-    """(n, 3, H, W) 0..1 on a CUDA device -> the target size, or four times the source's."""
+    """Upscaler of frames (n, 3, H, W) in 0..1 on a CUDA device, by at most :data:`MAX_FACTOR`.
+
+    ``source`` and ``target`` are (width, height). Raises :class:`MediaError` on another device,
+    :class:`CheckpointNotFound` without NVIDIA's package.
+    """
 
     def __init__(
         self, source: tuple[int, int], target: tuple[int, int], device: torch.device
@@ -34,7 +38,7 @@ class RtxUpscaler:
             )
         require_rtx()
         nvvfx: Any = importlib.import_module("nvvfx")
-        share = min(1.0, MOST * source[0] / target[0], MOST * source[1] / target[1])
+        share = min(1.0, MAX_FACTOR * source[0] / target[0], MAX_FACTOR * source[1] / target[1])
         effect = nvvfx.VideoSuperRes(
             quality=getattr(nvvfx.QualityLevel, QUALITY), device=device.index or 0
         )
@@ -43,7 +47,7 @@ class RtxUpscaler:
         self._effect = effect
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """All frames, one after the other."""
+        """The upscaled frames; they are processed one by one."""
         done = []
         for frame in frames:
             result = self._effect.run(frame.float().contiguous())
@@ -51,5 +55,5 @@ class RtxUpscaler:
         return torch.stack(done)
 
     def close(self) -> None:
-        """Release the card."""
+        """Free the GPU memory of the effect."""
         self._effect.close()

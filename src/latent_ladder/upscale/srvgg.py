@@ -1,8 +1,8 @@
-"""The compact upscaling network (SRVGGNetCompact of Real-ESRGAN), from its state dict alone.
+"""Compact upscaling network (SRVGGNetCompact of Real-ESRGAN), built from its state dict.
 
-A chain of 3x3 convolutions with PReLUs at the size of the input, a pixel shuffle at the end, and
-the input, every pixel repeated, added. realesr-animevideov3, realesr-general-x4v3 and the pocket
-upscaler are of this form.
+A chain of 3x3 convolutions with PReLUs at the size of the input, then a pixel shuffle; the input,
+enlarged by nearest neighbour, is added. realesr-animevideov3, realesr-general-x4v3 and the pocket
+upscaler have this architecture.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ _WEIGHT = re.compile(r"body\.(\d+)\.(weight|bias)")
 
 @dataclass(frozen=True)
 class CompactShape:
-    """What the shapes of a state dict say: channels inside, 3x3 convolutions between the first
-    and the last, factor."""
+    """The dimensions of a compact network.
+
+    ``features`` channels, ``convolutions`` between the first and the last one, factor ``scale``.
+    """
 
     features: int
     convolutions: int
@@ -30,7 +32,10 @@ class CompactShape:
 
 
 def compact_shape(shapes: Mapping[str, Sequence[int]]) -> CompactShape | None:
-    """The dimensions of a compact network from names and shapes; ``None`` for anything else."""
+    """The dimensions of a compact network, from the names and shapes of its tensors.
+
+    ``None`` for another network.
+    """
     found = [match for name in shapes if (match := _WEIGHT.fullmatch(name))]
     if len(found) != len(shapes) or not found:
         return None
@@ -44,7 +49,7 @@ def compact_shape(shapes: Mapping[str, Sequence[int]]) -> CompactShape | None:
 
 
 def shape_table(shape: CompactShape) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a network of these dimensions."""
+    """The shape of every tensor, by name, of a network with these dimensions."""
     width, last = shape.features, 2 * shape.convolutions + 2
     table: dict[str, tuple[int, ...]] = {}
     for i in range(0, last + 1, 2):
@@ -56,8 +61,8 @@ def shape_table(shape: CompactShape) -> dict[str, tuple[int, ...]]:
     return table
 
 
-class Compact(nn.Module):
-    """(n, 3, H, W) -> (n, 3, H * scale, W * scale), both 0..1."""
+class CompactNetwork(nn.Module):
+    """The network: (n, 3, H, W) -> (n, 3, H * scale, W * scale), both in 0..1."""
 
     def __init__(self, shape: CompactShape) -> None:
         super().__init__()
@@ -70,17 +75,20 @@ class Compact(nn.Module):
         self.body = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Repeat every pixel, and add what the convolutions make of it."""
+        """Enlarge by nearest neighbour and add the residual of the convolutions."""
         repeated = F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
         return F.pixel_shuffle(self.body(x), self.scale) + repeated
 
 
-def load_compact(state: Mapping[str, Tensor], dtype: torch.dtype) -> Compact | None:
-    """The network that a state dict holds, on its device; ``None`` if it holds another."""
+def load_compact(state: Mapping[str, Tensor], dtype: torch.dtype) -> CompactNetwork | None:
+    """The network with the weights of a state dict, on their device, in ``dtype``.
+
+    ``None`` if the state dict is of another architecture.
+    """
     shape = compact_shape({name: tuple(value.shape) for name, value in state.items()})
     if shape is None:
         return None
     with torch.device("meta"):
-        network = Compact(shape)
+        network = CompactNetwork(shape)
     network.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Frames in, larger frames out, one small batch at a time: memory does not grow with the clip."""
+"""Upscaling of a stream of frames in small batches: memory does not grow with the clip."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from latent_ladder.upscale.lanczos import resize
+from latent_ladder.upscale.lanczos import lanczos_resize
 from latent_ladder.upscale.model_upscaler import load_network
 from latent_ladder.upscale.plan import UpscalePlan
 from latent_ladder.upscale.rtx import RtxUpscaler
 from latent_ladder.upscale.tiles import TiledNetwork
 
 BATCH_PIXELS = 1 << 21
-"""At most this many pixels of results are made at a time, but always one frame."""
+"""Largest number of output pixels per batch; a batch has at least one frame."""
 
-Enlarge = Callable[[Tensor], Tensor]
+Upscaler = Callable[[Tensor], Tensor]
 
 
-def load_upscaler(plan: UpscalePlan, *, device: torch.device, dtype: torch.dtype) -> Enlarge:
-    """What enlarges (n, 3, H, W) 0..1 frames, to any larger size; Lanczos does the rest.
+def load_upscaler(plan: UpscalePlan, *, device: torch.device, dtype: torch.dtype) -> Upscaler:
+    """Load the upscaler of a plan: a function that enlarges frames (n, 3, H, W) in 0..1.
 
-    Raises :class:`UnknownLayout` or :class:`CorruptCheckpoint` for a file that is no upscaler, and
-    :class:`MediaError` for ``rtx`` without its card.
+    Its factor may differ from that of the plan; :func:`upscale_frames` corrects the size. Raises
+    :class:`UnknownLayout` or :class:`CorruptCheckpoint` for a file that is not an upscaler, and
+    :class:`MediaError` for ``rtx`` without an NVIDIA GPU.
     """
     if plan.model is not None:
         return TiledNetwork(load_network(plan.model, device=device, dtype=dtype))
@@ -32,12 +33,17 @@ def load_upscaler(plan: UpscalePlan, *, device: torch.device, dtype: torch.dtype
     return lambda frames: frames
 
 
-def upscaled(frames: Iterator[Tensor], plan: UpscalePlan, enlarge: Enlarge) -> Iterator[Tensor]:
-    """Chunks (n, 3, H, W) 0..1 of the plan's source size -> chunks of its target size."""
+def upscale_frames(
+    frames: Iterator[Tensor], plan: UpscalePlan, enlarge: Upscaler
+) -> Iterator[Tensor]:
+    """Crop and enlarge chunks (n, 3, H, W) in 0..1 from the plan's source size to its target size.
+
+    Lanczos resizes what ``enlarge`` returns to the exact size.
+    """
     width, height = plan.target
     count = max(1, BATCH_PIXELS // (width * height))
     crop = plan.crop
     for chunk in frames:
         shaped = chunk[..., crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         for batch in torch.split(shaped, count):
-            yield resize(enlarge(batch), plan.target).clamp(0, 1)
+            yield lanczos_resize(enlarge(batch), plan.target).clamp(0, 1)

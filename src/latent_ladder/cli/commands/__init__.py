@@ -1,1 +1,1 @@
-"""Subcommands of ``ladder``, one module each: ``register(app)`` hangs them onto the command."""
+"""Commands of ``ladder``, one module per topic: ``register(app)`` adds its commands to the app."""

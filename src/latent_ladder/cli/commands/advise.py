@@ -1,4 +1,4 @@
-"""``ladder advise``: which way to a clip, with which preset, and what the others would take."""
+"""``ladder advise``: the recommended preset for a clip, and what the others would cost."""
 
 from __future__ import annotations
 
@@ -7,53 +7,64 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from latent_ladder.cli.commands.flags import InputFlags, Json, MemoryFlags, RequestFlags, flags
-from latent_ladder.cli.console import gib, show_note, table
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags
+from latent_ladder.cli.commands.options import Json
+from latent_ladder.cli.console import format_bytes, print_table, show_note
 
 if TYPE_CHECKING:
     from latent_ladder.diagnostics.preset_recommendation import Option, Proposal
 
+MOST_USED = (
+    "preset", "size", "duration", "frames", "fps", "images", "video", "folders", "vram", "device",
+)  # fmt: skip
+"""Options that ``advise`` lists first in its help."""
+
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(flags(advise))
+    """Add ``advise``."""
+    app.command(cls=GroupedCommand)(expand_flags(advise, MOST_USED))
 
 
 def advise(
-    asked: RequestFlags, inputs: InputFlags, memory: MemoryFlags, as_json: Json = False
+    request_flags: RequestFlags, inputs: InputFlags, memory: MemoryFlags, as_json: Json = False
 ) -> None:
-    """Say which way suits a clip: a single pass, the distilled stages or more, and why."""
-    from latent_ladder.checkpoints.selection import model_folders, scan, select
+    """Recommend a preset for a clip on this machine.
+
+    Compares a single pass with two or more stages: memory, work and time.
+    """
+    from latent_ladder.checkpoints.selection import model_folders, scan, select_models
     from latent_ladder.diagnostics.preset_recommendation import propose
-    from latent_ladder.memory.hardware import budget, measured
+    from latent_ladder.memory.hardware import budget, read_rates
     from latent_ladder.memory.planner import Policy
 
-    options = memory.options()
-    library = scan(model_folders(asked.folders or ()))
-    request = asked.request(library, inputs)
-    models = select(library, request.models.choices)
+    options = memory.to_options()
+    library = scan(model_folders(request_flags.folders or ()))
+    request = request_flags.build_request(library, inputs)
+    models = select_models(library, request.models.choices)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
-    proposal = propose(request, models, available, policy, measured(available.device))
+    proposal = propose(request, models, available, policy, read_rates(available.device))
     if as_json:
         print(json.dumps(proposal.to_dict(), indent=2, ensure_ascii=False))
         return
-    _print(proposal)
+    _print_proposal(proposal)
     if not any(o.seconds for o in proposal.options):
-        show_note("run `ladder bench` once, and times are predicted too")
+        show_note("times are unknown: run `ladder bench` once to estimate them")
 
 
-def _print(proposal: Proposal) -> None:
+def _print_proposal(proposal: Proposal) -> None:
     print(proposal.sentence)
     columns = ("", "way", "preset", "peak", "work", "time", "")
-    table("", columns, [_row(option, proposal) for option in proposal.options])
+    print_table("", columns, [_option_row(option, proposal) for option in proposal.options])
 
 
-def _row(option: Option, proposal: Proposal) -> tuple[str, ...]:
-    chosen = "->" if option.preset == proposal.preset else ""
+def _option_row(option: Option, proposal: Proposal) -> tuple[str, ...]:
+    mark = "->" if option.preset == proposal.preset else ""
     if option.why_not is not None:
-        return chosen, option.way, option.preset, "", "", "", option.why_not
-    peak, flops = gib(option.peak_bytes or 0), option.flops or 0.0
+        return mark, option.way, option.preset, "", "", "", option.why_not
+    peak, flops = format_bytes(option.peak_bytes or 0), option.flops or 0.0
     time = "" if option.seconds is None else f"{option.seconds:.3g} s"
-    held = "blocks streamed" if option.streams else ""
-    return chosen, option.way, option.preset, peak, f"{flops / 1e12:.4g} TFLOP", time, held
+    note = "blocks streamed" if option.streams else ""
+    return mark, option.way, option.preset, peak, f"{flops / 1e12:.4g} TFLOP", time, note

@@ -1,4 +1,4 @@
-"""``ladder bench``: how fast this machine multiplies, copies and reads, for ``plan`` to use."""
+"""``ladder bench``: speed of this machine for computing, copying and reading."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ from typing import Annotated
 
 import typer
 
-from latent_ladder.cli.console import show_note, table
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.options import Device, Json, memory_option
+from latent_ladder.cli.console import print_table, show_note
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 File = Annotated[
-    Path | None, typer.Option("--file", help="A big file on the disk that the models are on.")
+    Path | None,
+    memory_option(
+        "--file",
+        metavar="FILE",
+        help="Large file to read, on the disk with the models. Default: a temporary file.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(bench)
+    """Add ``bench``."""
+    app.command(cls=GroupedCommand)(expand_flags(bench))
 
 
 def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> None:
-    """Measure this machine once, so that `plan` can say how long a stage takes."""
+    """Measure this machine, so `plan` can estimate times.
+
+    Takes some seconds; once per machine is enough.
+    """
     from latent_ladder.memory.benchmark import measure
-    from latent_ladder.memory.hardware import remember
+    from latent_ladder.memory.hardware import save_rates
     from latent_ladder.models.device import choose_runtime
 
     runtime = choose_runtime(device)
-    show_note(f"measuring {runtime}; this takes a few seconds")
+    show_note(f"measuring {runtime}; this takes some seconds")
     machine = measure(runtime, file)
-    path = remember(runtime.device.type, machine)
+    path = save_rates(runtime.device.type, machine)
     if as_json:
         print(json.dumps({"device": runtime.device.type, **asdict(machine), "file": str(path)}))
         return
@@ -41,5 +50,5 @@ def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> 
         ("copies to the device", f"{machine.copy / 1e9:.3g} GB/s"),
         ("reads from disk", f"{machine.disk / 1e9:.3g} GB/s"),
     ]
-    table("", (str(runtime), "rate"), rows)
-    show_note(f"kept in {path}")
+    print_table("", (str(runtime), "rate"), rows)
+    show_note(f"stored in {path}")

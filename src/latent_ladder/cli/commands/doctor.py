@@ -1,4 +1,4 @@
-"""``ladder doctor``: which models are here, what each preset lacks, how it fits this machine."""
+"""``ladder doctor``: model files found, files that presets need, memory of this machine."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latent_ladder.cli.commands.flags import Folders, Json, MemoryFlags, StoreFolder, flags
-from latent_ladder.cli.console import gib, show_error, show_warning, table
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flags import MemoryFlags
+from latent_ladder.cli.commands.options import Folders, Json, StoreFolder, memory_option
+from latent_ladder.cli.console import format_bytes, print_table, show_error, show_warning
 
 if TYPE_CHECKING:
-    from latent_ladder.checkpoints.catalog import Published
+    from latent_ladder.checkpoints.catalog import CatalogFile
     from latent_ladder.diagnostics.doctor import Checkup
     from latent_ladder.diagnostics.preset_readiness import PresetState
 
-AskTorch = Annotated[bool, typer.Option("--gpu", help="Ask torch for the GPU (takes seconds).")]
+AskTorch = Annotated[
+    bool, memory_option("--gpu", help="Also ask PyTorch for the GPU, which takes some seconds.")
+]
 
-NOTHING_RUNS = 3
-"""The exit code when no set of models is whole."""
+NOTHING_RUNS_EXIT_CODE = 3
+"""Exit code when no set of models is complete, that of :class:`CheckpointError`."""
 
 
 def register(app: typer.Typer) -> None:
     """Add ``doctor``."""
-    app.command("doctor")(flags(doctor))
+    app.command("doctor", cls=GroupedCommand)(expand_flags(doctor))
 
 
 def doctor(
@@ -34,46 +39,47 @@ def doctor(
     gpu: AskTorch = False,
     as_json: Json = False,
 ) -> None:
-    """Say which models are here, what is missing, what would run and how it would fit.
+    """Check model files, presets and this machine.
 
-    Exit code 3 when nothing can run: no whole set of models, or none but the embedded pocket
-    although --models named a folder.
+    Lists the files found, what each preset still needs, and the memory it
+    would use. Exit code 3 if nothing can run: no complete set of models, or
+    only the embedded pocket model although --models names a folder.
     """
     from latent_ladder.diagnostics.doctor import examine, report
 
-    checkup = examine(folders or (), store, memory.options(), memory.device)
-    asked = _torch_devices() if gpu else None
+    checkup = examine(folders or (), store, memory.to_options(), memory.device)
+    torch_devices = _ask_torch() if gpu else None
     if as_json:
-        body = report(checkup) | ({} if asked is None else {"torch": asked})
+        body = report(checkup) | ({} if torch_devices is None else {"torch": torch_devices})
         print(json.dumps(body, indent=2, ensure_ascii=False))
     else:
-        _print(checkup, asked)
+        _print_checkup(checkup, torch_devices)
     if not checkup.runnable:
-        raise typer.Exit(NOTHING_RUNS)
+        raise typer.Exit(NOTHING_RUNS_EXIT_CODE)
 
 
-def _torch_devices() -> dict[str, Any]:
-    """What torch itself sees; the only thing here that imports it."""
+def _ask_torch() -> dict[str, Any]:
+    """Version and devices of PyTorch; the only function here that imports it."""
     import torch
 
     devices = []
     for number in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(number)
+        properties = torch.cuda.get_device_properties(number)
         devices.append(
             {
-                "name": facts.name,
-                "total_bytes": facts.total_memory,
-                "capability": f"{facts.major}.{facts.minor}",
+                "name": properties.name,
+                "total_bytes": properties.total_memory,
+                "capability": f"{properties.major}.{properties.minor}",
             }
         )
     mps = torch.backends.mps.is_available()
     return {"version": torch.__version__, "cuda": devices, "mps": mps}
 
 
-def _print(checkup: Checkup, asked: dict[str, Any] | None) -> None:
+def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> None:
     _print_files(checkup)
     _print_presets(checkup)
-    _print_machine(checkup, asked)
+    print_table("Machine", ("what", "free", "of"), _machine_rows(checkup, torch_devices))
     for wrong in checkup.misplaced:
         show_warning(wrong.message)
     for note in checkup.choice.notes:
@@ -84,7 +90,8 @@ def _print(checkup: Checkup, asked: dict[str, Any] | None) -> None:
         show_error(checkup.error)
     elif checkup.only_pocket:
         show_warning(
-            "only the embedded pocket model can run; `ladder models get ltx-2.3` gets the real one"
+            "only the embedded pocket model can run; `ladder models get ltx-2.3` downloads the "
+            "real model"
         )
 
 
@@ -98,38 +105,41 @@ def _print_files(checkup: Checkup) -> None:
             row["name"],
             f"{row['precision']}{' gguf' if row['container'] == 'gguf' else ''}",
             row["family"] or "",
-            gib(row["bytes"]),
+            format_bytes(row["bytes"]),
         )
         for row in rows(checkup)
         if checkup.only_pocket or not row["embedded"]
     ]
-    table("Models (* would be used)", ("", "role", "file", "precision", "LTX", "size"), cells)
-    places = [(str(f.path), f.category or "", f.source) for f in checkup.folders]
-    table("Folders searched", ("folder", "holds", "named by"), places)
+    columns = ("", "role", "file", "precision", "LTX", "size")
+    print_table("Models (* would be used)", columns, cells)
+    folders = [(str(f.path), f.category or "", f.source) for f in checkup.folders]
+    print_table("Folders searched", ("folder", "category", "named by"), folders)
 
 
 def _print_presets(checkup: Checkup) -> None:
-    cells = [(state.name, _state(state), _details(state)) for state in checkup.presets]
-    table("Presets", ("preset", "state", "memory at the peak, or what is missing"), cells)
-    wanted = {
+    cells = [(state.name, _preset_status(state), _details(state)) for state in checkup.presets]
+    columns = ("preset", "state", "memory at the peak, or what is missing")
+    print_table("Presets", columns, cells)
+    missing_files = {
         missing.file: missing.why
         for state in checkup.presets
         for missing in state.missing
         if missing.file is not None
     }
-    if wanted:
-        files = [(*_place(file), why) for file, why in wanted.items()]
-        table("Missing files", ("file", "into models/", "size", "page", "found instead"), files)
+    if missing_files:
+        files = [(*_file_cells(file), why) for file, why in missing_files.items()]
+        header = ("file", "into models/", "size", "page", "found instead")
+        print_table("Missing files", header, files)
     for advice in dict.fromkeys(a for state in checkup.presets for a in state.advice):
         names = ", ".join(s.name for s in checkup.presets if advice in s.advice)
         show_warning(f"{names}: {advice}")
 
 
-def _place(file: Published) -> tuple[str, str, str, str]:
+def _file_cells(file: CatalogFile) -> tuple[str, str, str, str]:
     return file.name, f"{file.folder}/", file.size, f"https://{file.page}"
 
 
-def _state(state: PresetState) -> str:
+def _preset_status(state: PresetState) -> str:
     if state.missing:
         return "incomplete"
     return "ready" if state.too_big is None else "too big"
@@ -143,32 +153,31 @@ def _details(state: PresetState) -> str:
     if not state.stages:
         return "memory unknown"
     peak = max(state.stages, key=lambda stage: stage.peak_bytes)
-    return f"{gib(peak.peak_bytes)} in {peak.name}; {_worst_holding(state)}"
+    return f"{format_bytes(peak.peak_bytes)} in {peak.name}; {_largest_offload(state)}"
 
 
-def _worst_holding(state: PresetState) -> str:
-    """How the transformer is held in the stage where least of it stays."""
-    held = [s.offload_plan for s in state.stages if s.name not in ("prompt", "decode")]
-    return max(held, key=len, default="resident")
+def _largest_offload(state: PresetState) -> str:
+    """Offload plan of the stage that offloads most of the transformer."""
+    plans = [s.offload_plan for s in state.stages if s.name not in ("prompt", "decode")]
+    return max(plans, key=len, default="resident")
 
 
-def _print_machine(checkup: Checkup, asked: dict[str, Any] | None) -> None:
-    table("Machine", ("what", "free", "of"), _machine(checkup, asked))
-
-
-def _machine(checkup: Checkup, asked: dict[str, Any] | None) -> Iterator[tuple[str, str, str]]:
+def _machine_rows(
+    checkup: Checkup, torch_devices: dict[str, Any] | None
+) -> Iterator[tuple[str, str, str]]:
     import psutil
 
     for gpu in checkup.gpus:
-        yield gpu.name, gib(gpu.free_bytes), gib(gpu.total_bytes)
+        yield gpu.name, format_bytes(gpu.free_bytes), format_bytes(gpu.total_bytes)
     if not checkup.gpus:
-        yield "GPU: unknown (nvidia-smi does not answer; --gpu asks torch)", "", ""
-    if asked is not None:
-        for gpu in asked["cuda"]:
-            yield f"torch {asked['version']}: {gpu['name']}", "", gib(gpu["total_bytes"])
-        if not asked["cuda"]:
-            yield f"torch {asked['version']}: {'mps' if asked['mps'] else 'CPU only'}", "", ""
+        yield "GPU: unknown (nvidia-smi does not answer; --gpu asks PyTorch)", "", ""
+    if torch_devices is not None:
+        torch = f"torch {torch_devices['version']}"
+        for gpu in torch_devices["cuda"]:
+            yield f"{torch}: {gpu['name']}", "", format_bytes(gpu["total_bytes"])
+        if not torch_devices["cuda"]:
+            yield f"{torch}: {'mps' if torch_devices['mps'] else 'CPU only'}", "", ""
     memory = psutil.virtual_memory()
-    yield "RAM", gib(memory.available), gib(memory.total)
+    yield "RAM", format_bytes(memory.available), format_bytes(memory.total)
     for name, (folder, free) in checkup.disks.items():
-        yield f"disk of {name} ({folder})", gib(free), ""
+        yield f"disk of {name} ({folder})", format_bytes(free), ""

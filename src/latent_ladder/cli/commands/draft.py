@@ -1,10 +1,8 @@
-"""``ladder draft`` and ``refine``: many cheap drafts, then only the good ones to the end."""
+"""``ladder draft`` and ``refine``: several cheap drafts, then finished clips from the good ones."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +10,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latent_ladder.cli import completion
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flags import (
-    Folders,
     InputFlags,
-    Json,
-    Measure,
     MemoryFlags,
-    Overwrite,
-    Quiet,
     RequestFlags,
-    StoreFolder,
-    Watch,
-    flags,
     open_store,
     prepare,
 )
-from latent_ladder.cli.commands.run_progress import resume_command, watched
-from latent_ladder.cli.console import show_note, table
+from latent_ladder.cli.commands.options import (
+    Folders,
+    Json,
+    Measure,
+    Overwrite,
+    PreviewStrip,
+    Quiet,
+    Sets,
+    StoreFolder,
+    other_option,
+    output_option,
+    sound_option,
+    stage_option,
+)
+from latent_ladder.cli.commands.run_progress import current_command, resume_command, track_run
+from latent_ladder.cli.console import print_table, show_note
 from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
@@ -38,91 +45,145 @@ if TYPE_CHECKING:
     from latent_ladder.storage.artifact_store import Store
     from latent_ladder.storage.run_records import DraftRecord
 
+MOST_USED_DRAFT = (
+    "seeds", "prompts", "output", "preset", "size", "duration", "seed", "negative", "images",
+    "overwrite",
+)  # fmt: skip
+MOST_USED_REFINE = (
+    "output", "sets", "audio", "overwrite", "folders", "device", "vram", "offload", "quiet",
+    "as_json",
+)  # fmt: skip
+"""Options that ``draft`` and ``refine`` list first in their help."""
+
+PROMPT_CHARACTERS = 40
+"""Length of a prompt in the table of drafts."""
+
 Seeds = Annotated[
     str,
-    typer.Option(
-        "--seeds", help="How many, from --seed onwards (8), a list (3,17,99) or a range (10-17)."
+    stage_option(
+        "--seeds",
+        metavar="SEEDS",
+        help="How many drafts (8, counting up from --seed), a list (3,17,99) or a range (10-17).",
     ),
 ]
 PromptFile = Annotated[
-    Path | None, typer.Option("--prompts", help="A file with one prompt a line, # for comments.")
+    Path | None,
+    stage_option(
+        "--prompts",
+        metavar="FILE",
+        help="Text file with one prompt per line, instead of PROMPT; lines with # are comments.",
+    ),
 ]
-Kind = Annotated[
+DraftPreview = Annotated[
     str,
-    typer.Option("--preview", help="How drafts are looked at: rgb, tae (tiny decoder) or full."),
+    output_option(
+        "--preview",
+        metavar="MODE",
+        autocompletion=completion.offer(completion.DRAFT_PREVIEWS),
+        help="Decoder for the pictures of drafts: rgb (fastest, coarse), tae (a tiny decoder) or "
+        "full (the model's, slowest).",
+    ),
 ]
-Folder = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder of the sheet (else drafts-RUN).")
+SheetFolder = Annotated[
+    Path | None,
+    output_option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for the contact sheet. Default: drafts-RUN, with the id of the run.",
+    ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Make more than 64 drafts.")]
-Names = Annotated[
-    list[str], typer.Argument(metavar="RUN:DRAFT...", help="Such as last:3, or a run's id.")
+Yes = Annotated[
+    bool, other_option("--yes", "-y", help="Make more than 64 drafts without an error.")
 ]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A field of a later stage: refine.denoise=0.4 (repeatable)."),
+DraftNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN:DRAFT",
+        autocompletion=completion.complete_run,
+        help="Drafts to refine: last:3 is draft 3 of the newest run of drafts; a run's id also "
+        "works.",
+    ),
 ]
-Audio = Annotated[str | None, typer.Option("--audio", help="refine or keep (stage 1's).")]
+KeptAudio = Annotated[
+    str | None,
+    sound_option(
+        "--audio",
+        metavar="MODE",
+        autocompletion=completion.offer(completion.AUDIO_MODES[:2]),
+        help="Sound of the clip: refine (improved in every refine stage) or keep (as in the "
+        "draft). Default: as in the draft's request.",
+    ),
+]
 ClipOrFolder = Annotated[
-    Path | None, typer.Option("--output", "-o", help="The clip, or a folder for several.")
+    Path | None,
+    output_option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="File for one clip, or folder for several. Default: the working folder.",
+    ),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(flags(draft))
-    app.command()(flags(refine))
+    """Add ``draft`` and ``refine``."""
+    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT))
+    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE))
 
 
 def draft(
-    asked: RequestFlags,
+    request_flags: RequestFlags,
     inputs: InputFlags,
     memory: MemoryFlags,
     seeds: Seeds = "8",
     prompts: PromptFile = None,
-    output: Folder = None,
-    preview: Kind = "rgb",
+    output: SheetFolder = None,
+    preview: DraftPreview = "rgb",
     yes: Yes = False,
     store: StoreFolder = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make drafts (stage 1 only) with several seeds, and one sheet to choose from."""
+    """Make several cheap drafts and a sheet to compare them.
+
+    A draft is the first, small stage of a clip. `ladder refine last:3`
+    finishes draft 3.
+    """
     from latent_ladder.drafts.draft_run import check_folder, plan_drafts, run_drafts
     from latent_ladder.drafts.seeds import all_drafts, parse_seeds, read_prompts
 
     texts = None if prompts is None else read_prompts(prompts)
     if texts is not None:
-        if asked.prompt is not None:
-            raise RequestError("a prompt and --prompts exclude each other", "use one of them")
-        asked = replace(asked, prompt=texts[0])
-    parse_seeds(seeds, 0)  # before files are looked for
-    prepared = prepare(asked, memory, store, inputs)
+        if request_flags.prompt is not None:
+            raise RequestError("PROMPT and --prompts cannot be combined", "use one of them")
+        request_flags = replace(request_flags, prompt=texts[0])
+    parse_seeds(seeds, 0)  # fails early, before model files are searched
+    prepared = prepare(request_flags, memory, store, inputs)
     request = prepared.request
-    wanted = all_drafts(texts or (request.prompt,), parse_seeds(seeds, request.seed), yes)
-    session = plan_drafts(prepared, wanted, preview)
+    drafts = all_drafts(texts or (request.prompt,), parse_seeds(seeds, request.seed), yes)
+    session = plan_drafts(prepared, drafts, preview)
     if output is not None:
         check_folder(output, overwrite)
-    command = resume_command(request.seed)
-    watch = watched(
+    run = track_run(
         prepared,
         memory.device,
-        command,
+        resume_command(request.seed),
         overwrite=overwrite,
         quiet=quiet or as_json,
-        kept="drafts",
+        parts="drafts",
     )
-    with watch as options:
+    with run as options:
         result = run_drafts(session, options, output)
     _print_drafts(result, as_json)
 
 
 def refine(
-    names: Names,
+    names: DraftNames,
     memory: MemoryFlags,
     sets: Sets = None,
-    audio: Audio = None,
+    audio: KeptAudio = None,
     output: ClipOrFolder = None,
     folders: Folders = None,
     store: StoreFolder = None,
@@ -130,30 +191,37 @@ def refine(
     quiet: Quiet = False,
     measure: Measure = True,
     as_json: Json = False,
-    preview: Watch = False,
+    preview: PreviewStrip = False,
 ) -> None:
-    """Go on with chosen drafts (or clips) from their stage 1 to finished clips."""
+    """Turn chosen drafts into finished clips.
+
+    The result has the same bits as `ladder make` with the draft's prompt
+    and seed.
+    """
     from latent_ladder.drafts.selection import choose, output_names
-    from latent_ladder.media.video_writer import check_output
+    from latent_ladder.media.video_writer import check_video_path
     from latent_ladder.pipeline.run import execute
 
     opened = open_store(store)
     chosen = [choose(opened, name) for name in dict.fromkeys(names)]
     paths = output_names(chosen, output)
-    ready = [_prepare(one, opened, memory, sets or (), audio, folders) for one in chosen]
+    plans = [_prepare(one, opened, memory, sets or (), audio, folders) for one in chosen]
     for path in paths:
-        if path == output or path.parent.is_dir():  # a folder for several is made when needed
-            check_output(path, overwrite)
+        if path == output or path.parent.is_dir():  # a folder for several clips is made later
+            check_video_path(path, overwrite)
     results: list[Result] = []
-    for prepared, path in zip(ready, paths, strict=True):
+    for prepared, path in zip(plans, paths, strict=True):
         if path != output:
             path.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["ladder", *sys.argv[1:]])
-        watch = watched(
-            prepared, memory.device, command, overwrite=overwrite, quiet=quiet or as_json
+        run = track_run(
+            prepared,
+            memory.device,
+            current_command(),
+            overwrite=overwrite,
+            quiet=quiet or as_json,
         )
         strip = path.with_suffix(".preview.png") if preview else None
-        with watch as options:
+        with run as options:
             options = replace(options, preview=strip, measure=measure)
             results.append(execute(prepared, path, options))
         if not as_json:
@@ -170,15 +238,15 @@ def _prepare(
     audio: str | None,
     folders: list[Path] | None,
 ) -> Prepared:
-    """Plan one clip with the folders that its run searched, unless others are named."""
+    """Plan one clip with the model folders of its draft's run, or with ``folders``."""
     from latent_ladder.checkpoints.selection import model_folders, scan
-    from latent_ladder.drafts.selection import changed, from_stage_1, searched_folders
+    from latent_ladder.drafts.selection import from_stage_1, searched_folders, with_changes
     from latent_ladder.pipeline.run import prepare as prepare_request
 
     library = scan(model_folders(folders or searched_folders(chosen)))
-    request = changed(chosen, sets, audio)
-    ready = prepare_request(request, library, store, memory.options(), memory.device)
-    return from_stage_1(chosen, ready)
+    request = with_changes(chosen, sets, audio)
+    prepared = prepare_request(request, library, store, memory.to_options(), memory.device)
+    return from_stage_1(chosen, prepared)
 
 
 def _print_drafts(result: DraftsResult, as_json: bool) -> None:
@@ -186,27 +254,29 @@ def _print_drafts(result: DraftsResult, as_json: bool) -> None:
         print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
         return
     columns = ("draft", "seed", "state", "motion", "detail", "sound", "flags", "prompt")
-    table("", columns, [_row(draft) for draft in result.record.drafts])
+    print_table("", columns, [_draft_row(draft) for draft in result.record.drafts])
     print(result.folder)
-    show_note(f"go on with the good ones: ladder refine {result.record.id}:1")
+    show_note(f"to finish a draft, such as number 1: ladder refine {result.record.id}:1")
 
 
-def _row(draft: DraftRecord) -> tuple[str, ...]:
-    numbers: dict[str, Any] = dict(draft.metrics)
+def _draft_row(draft: DraftRecord) -> tuple[str, ...]:
+    metrics: dict[str, Any] = dict(draft.metrics)
     state = "reused" if draft.reused else f"{draft.seconds:.1f} s"
-    sound = (numbers.get("sound") or {}).get("level_db")
-    prompt = draft.prompt if len(draft.prompt) <= 40 else f"{draft.prompt[:39]}…"
+    level_db = (metrics.get("sound") or {}).get("level_db")
+    prompt = draft.prompt
+    if len(prompt) > PROMPT_CHARACTERS:
+        prompt = f"{prompt[: PROMPT_CHARACTERS - 1]}…"
     return (
         str(draft.number),
         str(draft.seed),
         "failed" if draft.status == "failed" else state,
-        _number(numbers.get("motion")),
-        _number(numbers.get("detail")),
-        "-" if sound is None else f"{sound:.1f} dB",
-        " ".join(numbers.get("flags", ())) or "-",
+        _format_number(metrics.get("motion")),
+        _format_number(metrics.get("detail")),
+        "-" if level_db is None else f"{level_db:.1f} dB",
+        " ".join(metrics.get("flags", ())) or "-",
         prompt,
     )
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"

@@ -1,44 +1,52 @@
-"""``ladder make``, ``plan`` and ``show``: a prompt becomes a clip, or a plan of one."""
+"""``ladder make``, ``plan`` and ``show``: make a clip, plan one, print a clip's request."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latent_ladder.cli.commands.flags import (
-    InputFlags,
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags, prepare
+from latent_ladder.cli.commands.options import (
     Json,
     Measure,
-    MemoryFlags,
     Output,
     Overwrite,
+    PreviewStrip,
     Quiet,
-    RequestFlags,
     StoreFolder,
-    Watch,
-    flags,
-    prepare,
 )
-from latent_ladder.cli.commands.run_progress import print_result, resume_command, watched
-from latent_ladder.cli.console import show_warning, table
+from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
+from latent_ladder.cli.console import print_table, show_warning
+from latent_ladder.cli.run_log import log_plan
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared
 
+MOST_USED = (
+    "output", "preset", "size", "duration", "frames", "fps", "seed", "negative", "images",
+    "overwrite",
+)  # fmt: skip
+"""Options that ``make`` and ``plan`` list first in their help."""
+
+NAME_WORDS = 6
+"""Words of the prompt in a file name."""
+
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(flags(make))
-    app.command()(flags(plan))
-    app.command()(show)
+    """Add ``make``, ``plan`` and ``show``."""
+    app.command(cls=GroupedCommand)(expand_flags(make, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(plan, MOST_USED))
+    app.command(cls=GroupedCommand)(show)
 
 
 def make(
-    asked: RequestFlags,
+    request_flags: RequestFlags,
     inputs: InputFlags,
     memory: MemoryFlags,
     output: Output = None,
@@ -47,32 +55,44 @@ def make(
     quiet: Quiet = False,
     measure: Measure = True,
     as_json: Json = False,
-    preview: Watch = False,
+    preview: PreviewStrip = False,
 ) -> None:
-    """Make a clip with sound from a prompt, through every stage."""
-    prepared = prepare(asked, memory, store, inputs)
-    path = output or free_name(
+    """Make a clip with sound from a prompt.
+
+    ladder make "a red ball rolls to the right" -o ball.mp4
+    """
+    prepared = prepare(request_flags, memory, store, inputs)
+    path = output or choose_file_name(
         prepared.request.prompt, ".mov" if prepared.request.output.codec == "prores" else ".mp4"
     )
     from latent_ladder.pipeline.run import execute
 
-    command = resume_command(prepared.request.seed)
-    watch = watched(prepared, memory.device, command, overwrite=overwrite, quiet=quiet or as_json)
-    with watch as options:
+    run = track_run(
+        prepared,
+        memory.device,
+        resume_command(prepared.request.seed),
+        overwrite=overwrite,
+        quiet=quiet or as_json,
+    )
+    with run as options:
         strip = path.with_suffix(".preview.png") if preview else None
         result = execute(prepared, path, replace(options, measure=measure, preview=strip))
     print_result(result, as_json)
 
 
 def plan(
-    asked: RequestFlags,
+    request_flags: RequestFlags,
     inputs: InputFlags,
     memory: MemoryFlags,
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Say what `make` would do, from which files, at which sizes; run nothing."""
-    prepared = prepare(asked, memory, store, inputs)
+    """Show what `make` would do, without running anything.
+
+    The plan lists stages, sizes, model files, memory and what is already stored.
+    """
+    prepared = prepare(request_flags, memory, store, inputs)
+    log_plan(prepared)
     report = prepared.report()
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -80,8 +100,14 @@ def plan(
     _print_plan(prepared, report)
 
 
-def show(clip: Path, as_json: Json = False) -> None:
-    """Show the request that is embedded in a clip."""
+def show(
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="Clip that `ladder` made.")],
+    as_json: Json = False,
+) -> None:
+    """Print the request that is stored in a clip.
+
+    It is TOML; `ladder make --from CLIP` uses it.
+    """
     from latent_ladder.media.video_reader import probe
     from latent_ladder.request.files import request_of_clip
 
@@ -89,7 +115,7 @@ def show(clip: Path, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(request.to_dict(), indent=2, ensure_ascii=False))
         return
-    if is_silent_about_itself(clip):
+    if not _is_video_file(clip):
         print(f"# {clip.name}")
         print(request.to_toml().rstrip())
         return
@@ -102,17 +128,18 @@ def show(clip: Path, as_json: Json = False) -> None:
     print(request.to_toml().rstrip())
 
 
-def is_silent_about_itself(clip: Path) -> bool:
-    """Whether a clip is no video file that tells its size and length: frames, sound, WebP."""
-    return clip.is_dir() or "%" in clip.name or clip.suffix.lower() in (".wav", ".webp", ".png")
-
-
-def free_name(prompt: str, suffix: str = ".mp4") -> Path:
-    """A file name from the prompt that does not exist yet."""
+def choose_file_name(prompt: str, suffix: str = ".mp4") -> Path:
+    """A path in the working folder that does not exist yet, named after the prompt."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split()
-    stem = "-".join(words[:6]) or "clip"
+    stem = "-".join(words[:NAME_WORDS]) or "clip"
     names = (Path(f"{stem}{'' if n == 1 else f'-{n}'}{suffix}") for n in range(1, 10_000))
     return next(name for name in names if not name.exists())
+
+
+def _is_video_file(clip: Path) -> bool:
+    """True if the size and length of a clip can be read from it: not pictures, sound or WebP."""
+    is_sequence = clip.is_dir() or "%" in clip.name
+    return not is_sequence and clip.suffix.lower() not in (".wav", ".webp", ".png")
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
@@ -131,9 +158,9 @@ def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
         for stage in report["rows"]
     ]
     columns = ("stage", "canvas", "latents", "tokens", "sigmas", "work", "memory", "state")
-    table("", columns, rows)
+    print_table("", columns, rows)
     files = [(m["role"], m["precision"], m["file"]) for m in report["models"]]
-    table("", ("role", "precision", "file"), files)
+    print_table("", ("role", "precision", "file"), files)
     print(f"advice: {report['advice']['sentence']}")
     for warning in report["warnings"]:
         show_warning(warning["message"])

@@ -1,4 +1,4 @@
-"""``ladder models``: which model files there are, and getting those that are not."""
+"""``ladder models``: list the model files on this machine, download published ones."""
 
 from __future__ import annotations
 
@@ -12,46 +12,82 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latent_ladder.checkpoints.catalog import DEFAULT_PRECISION, PRECISIONS
-from latent_ladder.cli.console import gib, show_note, show_warning, stderr, table
+from latent_ladder.cli import completion
+from latent_ladder.cli.command_table import CommandGroup, GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.options import Folders, Json, model_option, other_option
+from latent_ladder.cli.console import (
+    format_bytes,
+    print_table,
+    show_note,
+    show_warning,
+    stderr_console,
+)
 from latent_ladder.errors import Cancelled, RequestError
 
 if TYPE_CHECKING:
-    from latent_ladder.checkpoints.catalog import Published
-    from latent_ladder.checkpoints.download import Item, Plan, Report
+    from latent_ladder.checkpoints.catalog import CatalogFile
+    from latent_ladder.checkpoints.download import DownloadItem, DownloadPlan, ProgressCallback
 
 FAMILIES = ("ltx-2.3",)
 
-ASK_ABOVE = 10**9
-"""A download of more bytes than this is asked about."""
+CONFIRM_ABOVE_BYTES = 10**9
+"""A larger download asks for confirmation."""
 
-Folders = Annotated[
-    list[Path] | None, typer.Option("--models", help="A ComfyUI models/ folder (repeatable).")
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        autocompletion=completion.offer(FAMILIES),
+        help=f"Model to download: {', '.join(FAMILIES)}.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(FAMILIES)}.")]
-Precision = Annotated[str, typer.Option("--precision", help=f"One of: {', '.join(PRECISIONS)}.")]
-To = Annotated[
+Precision = Annotated[
+    str,
+    model_option(
+        "--precision",
+        metavar="NAME",
+        autocompletion=completion.offer(PRECISIONS),
+        help=f"Weight format of the files: {', '.join(PRECISIONS)}.",
+    ),
+]
+Target = Annotated[
     Path | None,
-    typer.Option("--to", help="The models/ folder to fill; else the first that is searched."),
+    model_option(
+        "--to",
+        metavar="FOLDER",
+        help="The models/ folder to download to. Default: the first one that is searched, else "
+        "./models.",
+    ),
 ]
 Distilled = Annotated[
     bool,
-    typer.Option("--distilled/--dev", help="The distilled transformer, or dev and its LoRA."),
+    model_option(
+        "--distilled/--dev",
+        help="The distilled transformer (fewer steps), or the dev transformer with its LoRA.",
+    ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be downloaded.")]
+Yes = Annotated[bool, other_option("--yes", "-y", help="Download without asking for confirmation.")]
+DryRun = Annotated[
+    bool, other_option("--dry-run", help="Print what would be downloaded, and download nothing.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add ``models list`` and ``models get``."""
-    models = typer.Typer(help="The model files: found here, or to be had.", no_args_is_help=True)
-    models.command("list")(models_list)
-    models.command("get")(models_get)
+    models = typer.Typer(
+        help="List model files and download them.", no_args_is_help=True, cls=CommandGroup
+    )
+    models.command("list", cls=GroupedCommand)(expand_flags(list_models))
+    models.command("get", cls=GroupedCommand)(expand_flags(get_models))
     app.add_typer(models, name="models")
 
 
-def models_list(folders: Folders = None, as_json: Json = False) -> None:
-    """List the model files found, by the role their content gives them."""
+def list_models(folders: Folders = None, as_json: Json = False) -> None:
+    """List the model files found, with the role of each.
+
+    The role comes from the content of a file, not from its name.
+    """
     from latent_ladder.checkpoints.selection import model_folders, scan
 
     library = scan(model_folders(folders or ()))
@@ -63,130 +99,136 @@ def models_list(folders: Folders = None, as_json: Json = False) -> None:
                 "name": found.name,
                 "folder": str(found.folder),
                 "bytes": found.path.stat().st_size,
-                "embedded": found.embedded,
+                "embedded": found.is_embedded,
             }
             for role, found in listed
         ]
         unreadable = [{"path": str(p), "why": why} for p, why in library.unreadable]
         print(json.dumps({"models": rows, "unreadable": unreadable}, indent=2))
         return
-    cells = [(role, f.name, gib(f.path.stat().st_size), str(f.folder)) for role, f in listed]
-    table("", ("role", "file", "size", "folder"), cells)
+    cells = [
+        (role, f.name, format_bytes(f.path.stat().st_size), str(f.folder)) for role, f in listed
+    ]
+    print_table("", ("role", "file", "size", "folder"), cells)
     for path, why in library.unreadable:
         show_warning(f"{path}: {why}")
 
 
-def models_get(
+def get_models(
     name: Name,
     precision: Precision = DEFAULT_PRECISION,
-    to: To = None,
+    to: Target = None,
     distilled: Distilled = False,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Download all files of a model in one precision into a ComfyUI models/ folder.
+    """Download all files of a model into a models/ folder.
 
-    Goes on where an earlier run stopped, skips what is there, checks sizes and hashes.
+    Resumes where an earlier download stopped, skips files that are there,
+    and checks sizes and hashes.
     """
-    from latent_ladder.checkpoints import download as hub
+    from latent_ladder.checkpoints.download import check_free_space, plan_download
 
-    files = chosen_set(name, precision, distilled)
-    folder = (to or target_folder()).expanduser().absolute()
+    files = select_files(name, precision, distilled)
+    folder = (to or default_target()).expanduser().absolute()
     if any((folder / f.folder / f.name).exists() for f in files):
         show_note("checking the files that are there")
-    plan = hub.plan(files, folder)
+    plan = plan_download(files, folder)
     if not as_json:
         _print_plan(plan)
     if not dry_run:
-        hub.check_room(plan)
-        _ask(plan, yes)
+        check_free_space(plan)
+        _confirm(plan, yes)
         _download(plan, quiet=as_json)
     if as_json:
-        print(json.dumps(_report(plan, done=not dry_run), indent=2))
+        print(json.dumps(_to_dict(plan, done=not dry_run), indent=2))
     elif not dry_run:
         print(folder)
 
 
-def chosen_set(name: str, precision: str, distilled: bool) -> tuple[Published, ...]:
-    """The published files of a model; :class:`RequestError` for what nobody publishes."""
-    from latent_ladder.checkpoints.catalog import published_set
+def select_files(name: str, precision: str, distilled: bool) -> tuple[CatalogFile, ...]:
+    """The published files of a model. Raises :class:`RequestError` if there are none."""
+    from latent_ladder.checkpoints.catalog import select_file_set
 
     if name.lower() not in FAMILIES:
-        raise RequestError(f"{name} is no model to get", f"known: {', '.join(FAMILIES)}")
+        raise RequestError(f"model {name} is not known", f"use `ladder models get {FAMILIES[0]}`")
     wanted = precision.lower()
     if wanted not in PRECISIONS:
         raise RequestError(
             f"precision={precision} is not known", f"use one of {', '.join(PRECISIONS)}"
         )
-    # The newest distilled one that there is in this precision.
+    # The newest distilled one that is published in this precision.
     for variant in ("distilled-1.1", "distilled") if distilled else ("dev",):
         with suppress(KeyError):
-            return published_set(wanted, variant)
+            return select_file_set(wanted, variant)
     raise RequestError(
-        f"nobody publishes {name} {'distilled' if distilled else 'dev'} in {wanted}",
+        f"{name} {'distilled' if distilled else 'dev'} is not published in {wanted}",
         f"use another --precision, or {'--dev' if distilled else '--distilled'}",
     )
 
 
-def target_folder() -> Path:
-    """The first model folder that is searched and is the user's, else ``./models``."""
+def default_target() -> Path:
+    """The first searched models/ folder that is the user's, else ``./models``."""
     from latent_ladder.checkpoints.search_paths import model_folders
 
-    # A folder with a category holds that one kind of file; the set needs ComfyUI's whole tree.
-    own = [f.path for f in model_folders() if f.category is None and not f.embedded]
+    # A folder with a category has one kind of file; a download needs the whole tree.
+    own = [f.path for f in model_folders() if f.category is None and not f.is_embedded]
     return own[0] if own else Path("models")
 
 
-def _ask(plan: Plan, yes: bool) -> None:
-    """Let the user agree to a big download; without a terminal only ``--yes`` does."""
-    if yes or plan.remaining <= ASK_ABOVE:
+def _confirm(plan: DownloadPlan, yes: bool) -> None:
+    """Ask before a large download; without a terminal ``--yes`` is needed."""
+    if yes or plan.remaining_bytes <= CONFIRM_ABOVE_BYTES:
         return
     if not sys.stdin.isatty():
         raise RequestError(
-            f"{gib(plan.remaining)} are to be downloaded to {plan.folder} and nobody can be asked",
+            f"downloading {format_bytes(plan.remaining_bytes)} to {plan.folder} needs a "
+            "confirmation, and there is no terminal to ask",
             "add --yes",
         )
-    if not typer.confirm(f"Download {gib(plan.remaining)} to {plan.folder}?", err=True):
+    if not typer.confirm(
+        f"Download {format_bytes(plan.remaining_bytes)} to {plan.folder}?", err=True
+    ):
         raise Cancelled("nothing was downloaded")
 
 
-def _download(plan: Plan, quiet: bool) -> None:
-    from latent_ladder.checkpoints import download as hub
+def _download(plan: DownloadPlan, quiet: bool) -> None:
+    from latent_ladder.checkpoints.download import download_files
 
     try:
-        with _progress(plan, quiet) as report:
-            hub.download(plan, report)
+        with _show_progress(plan, quiet) as report:
+            download_files(plan, report)
     except KeyboardInterrupt as error:
-        show_note("stopped; what was downloaded is kept, the same command goes on from there")
+        show_note("stopped; the same command resumes the download")
         raise Cancelled("stopped by the user") from error
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_plan(plan: DownloadPlan) -> None:
     rows = [
         (
             item.file.folder,
             item.file.name,
             item.file.repository,
-            gib(item.nbytes),
-            item.state if item.state != "partial" else f"{gib(item.have)} there",
+            format_bytes(item.nbytes),
+            item.state if item.state != "partial" else f"{format_bytes(item.present_bytes)} there",
         )
         for item in plan.items
     ]
-    table("", ("folder", "file", "publisher", "size", "state"), rows)
-    show_note(f"{gib(plan.remaining)} to download to {plan.folder}")
+    print_table("", ("folder", "file", "publisher", "size", "state"), rows)
+    show_note(f"{format_bytes(plan.remaining_bytes)} to download to {plan.folder}")
 
 
-def _report(plan: Plan, done: bool) -> dict[str, Any]:
+def _to_dict(plan: DownloadPlan, done: bool) -> dict[str, Any]:
     return {
         "folder": str(plan.folder),
-        "bytes_to_download": 0 if done else plan.remaining,
-        "bytes_needed_free": 0 if done else plan.needed,
-        "files": [_row(item, done) for item in plan.items],
+        "bytes_to_download": 0 if done else plan.remaining_bytes,
+        "bytes_needed_free": 0 if done else plan.required_bytes,
+        "files": [_file_dict(item, done) for item in plan.items],
     }
 
 
-def _row(item: Item, done: bool) -> dict[str, Any]:
+def _file_dict(item: DownloadItem, done: bool) -> dict[str, Any]:
     downloaded = done and item.state != "present"
     return {
         "folder": item.file.folder,
@@ -197,15 +239,15 @@ def _row(item: Item, done: bool) -> dict[str, Any]:
         "bytes": item.nbytes,
         "hash": str(item.hash) if item.hash is not None else None,
         "state": "downloaded" if downloaded else item.state,
-        "bytes_there": item.nbytes if done else item.have,
+        "bytes_there": item.nbytes if done else item.present_bytes,
     }
 
 
 @contextmanager
-def _progress(plan: Plan, quiet: bool) -> Iterator[Report]:
-    """A bar per file on a terminal, a line per finished file elsewhere."""
+def _show_progress(plan: DownloadPlan, quiet: bool) -> Iterator[ProgressCallback]:
+    """A bar per file on a terminal, else a line per finished file."""
     if quiet or not sys.stderr.isatty():
-        yield _silent if quiet else _line
+        yield _ignore_progress if quiet else _print_finished
         return
     from rich.progress import (
         BarColumn,
@@ -223,18 +265,20 @@ def _progress(plan: Plan, quiet: bool) -> Iterator[Report]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr()) as progress:
+    with Progress(*columns, console=stderr_console()) as progress:
         tasks = {
-            item.path: progress.add_task(item.file.name, total=item.nbytes, completed=item.have)
+            item.path: progress.add_task(
+                item.file.name, total=item.nbytes, completed=item.present_bytes
+            )
             for item in plan.items
         }
         yield lambda item, done: progress.update(tasks[item.path], completed=done)
 
 
-def _silent(_: Item, __: int) -> None:
+def _ignore_progress(_: DownloadItem, __: int) -> None:
     pass
 
 
-def _line(item: Item, done: int) -> None:
+def _print_finished(item: DownloadItem, done: int) -> None:
     if done == item.nbytes:
-        show_note(f"{item.file.folder}/{item.file.name}: {gib(done)}")
+        show_note(f"{item.file.folder}/{item.file.name}: {format_bytes(done)}")

@@ -1,4 +1,4 @@
-"""A run that the user watches: its progress, Ctrl-C, and the command to go on with."""
+"""A run in the foreground: its progress and log, Ctrl-C, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from latent_ladder.cli.console import RunProgress, show_note
+from latent_ladder.cli.run_log import log_events, log_plan
 from latent_ladder.errors import Cancelled
 
 if TYPE_CHECKING:
@@ -20,40 +21,42 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watched(
+def track_run(
     prepared: Prepared,
     device: str,
     command: str,
     *,
     overwrite: bool,
     quiet: bool,
-    kept: str = "stages",
+    parts: str = "stages",
 ) -> Iterator[RunOptions]:
-    """Options of a run whose progress is shown and that Ctrl-C stops.
+    """Options of a run that shows its progress, is logged, and stops at Ctrl-C.
 
-    Raises :class:`Cancelled` after saying that what is ``kept`` stays and that ``command`` goes on.
+    ``command`` resumes the run and ``parts`` are the things that it stores; both are in the note
+    that is printed before :class:`Cancelled` is raised.
     """
     from latent_ladder.pipeline.run import Cancel, RunOptions
 
     cancel = Cancel()
-    with RunProgress(quiet) as progress, interrupts(cancel):
+    log_plan(prepared)
+    with RunProgress(quiet) as progress, cancel_on_interrupt(cancel):
         try:
             yield RunOptions(
                 device=device,
                 memory=prepared.options,
                 overwrite=overwrite,
                 command=command,
-                on_event=progress.on_event,
+                on_event=log_events(progress.on_event),
                 cancel=cancel,
             )
         except (Cancelled, KeyboardInterrupt) as error:
-            show_note(f"stopped; finished {kept} are kept. To go on:\n  {command}")
+            show_note(f"stopped; finished {parts} are stored. To resume:\n  {command}")
             raise Cancelled("stopped by the user") from error
 
 
 @contextmanager
-def interrupts(cancel: Cancel) -> Iterator[None]:
-    """The first Ctrl-C lets the step finish, the second stops at once."""
+def cancel_on_interrupt(cancel: Cancel) -> Iterator[None]:
+    """Request ``cancel`` at the first Ctrl-C; the second one raises ``KeyboardInterrupt``."""
 
     def stop(_: int, __: FrameType | None) -> None:
         if cancel.requested:
@@ -61,15 +64,20 @@ def interrupts(cancel: Cancel) -> Iterator[None]:
         cancel.request()
         show_note("stopping after this step; press Ctrl-C again to stop at once")
 
-    before = signal.signal(signal.SIGINT, stop)
+    previous = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
+
+
+def current_command() -> str:
+    """The command line of this process as text for a shell."""
+    return shlex.join(["ladder", *sys.argv[1:]])
 
 
 def resume_command(seed: int) -> str:
-    """This command line with the seed it drew, so that it names the same clip again."""
+    """The command line of this process with ``--seed seed``, so that it makes the same clip."""
     words, skip = ["ladder"], False
     for word in sys.argv[1:]:
         if skip or word.startswith("--seed="):
@@ -82,7 +90,7 @@ def resume_command(seed: int) -> str:
 
 
 def print_result(result: Result, as_json: bool) -> None:
-    """The path of the clip on stdout, or everything about it as JSON."""
+    """Print the path of the clip on stdout, or the whole result as JSON."""
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
     else:

@@ -1,4 +1,4 @@
-"""``ladder runs``: look after the runs and artefacts in the store."""
+"""``ladder runs``: stored runs and the artefacts (results of stages) that they made."""
 
 from __future__ import annotations
 
@@ -8,41 +8,70 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latent_ladder.cli.commands.flags import Json, StoreFolder, open_store
+from latent_ladder.cli import completion
+from latent_ladder.cli.command_table import CommandGroup, GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flags import open_store
 from latent_ladder.cli.commands.measure import print_metrics
-from latent_ladder.cli.console import gib, show_warning, table
+from latent_ladder.cli.commands.options import Json, StoreFolder, other_option
+from latent_ladder.cli.console import format_bytes, print_table, show_warning
 
 if TYPE_CHECKING:
     from latent_ladder.storage.run_records import RunRecord
 
+DAMAGED_EXIT_CODE = 8
+"""Exit code of ``verify`` for damaged artefacts, that of :class:`StoreError`."""
+
+PROMPT_CHARACTERS = 48
+"""Length of a prompt in the table of runs."""
+
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        autocompletion=completion.complete_run,
+        help="Id of a run, the beginning of one, or last.",
+    ),
+]
+KeepDays = Annotated[
+    float | None,
+    other_option("--keep-days", metavar="DAYS", help="Keep runs younger than this many days."),
+]
+KeepLast = Annotated[
+    int | None,
+    other_option("--keep-last", metavar="NUMBER", help="Keep this many of the newest runs."),
+]
+DryRun = Annotated[
+    bool, other_option("--dry-run", help="Print what would be deleted, and delete nothing.")
+]
+
 
 def register(app: typer.Typer) -> None:
-    """Add ``runs list``, ``find``, ``verify`` and ``prune``."""
-    runs = typer.Typer(help="Look after the runs and artefacts in the store.", no_args_is_help=True)
-    runs.command("list")(runs_list)
-    runs.command("show")(runs_show)
-    runs.command("verify")(runs_verify)
-    runs.command("prune")(runs_prune)
+    """Add ``runs list``, ``show``, ``verify`` and ``prune``."""
+    runs = typer.Typer(
+        help="List, show, check and delete stored runs.", no_args_is_help=True, cls=CommandGroup
+    )
+    runs.command("list", cls=GroupedCommand)(expand_flags(list_runs))
+    runs.command("show", cls=GroupedCommand)(expand_flags(show_run))
+    runs.command("verify", cls=GroupedCommand)(expand_flags(verify_artefacts))
+    runs.command("prune", cls=GroupedCommand)(expand_flags(prune_runs))
     app.add_typer(runs, name="runs")
 
 
-def runs_list(store: StoreFolder = None, as_json: Json = False) -> None:
-    """List the runs, newest first."""
+def list_runs(store: StoreFolder = None, as_json: Json = False) -> None:
+    """List the runs, the newest first."""
     records, damaged = open_store(store).runs.list()
     if as_json:
         print(json.dumps([asdict(r) for r in records], indent=2, ensure_ascii=False))
         return
-    table(
-        "",
-        ("run", "when", "status", "stages", "output", "prompt"),
-        [_run_row(record) for record in records],
-    )
+    columns = ("run", "when", "status", "stages", "output", "prompt")
+    print_table("", columns, [_run_row(record) for record in records])
     for run in damaged:
         show_warning(f"{run.path}: {run.reason}")
 
 
-def runs_show(run: str, store: StoreFolder = None, as_json: Json = False) -> None:
-    """Show one run (an id, its beginning, or `last`)."""
+def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> None:
+    """Show one run: its command, stages, drafts, metrics and warnings."""
     record = open_store(store).runs.find(run)
     if as_json:
         print(json.dumps(asdict(record), indent=2, ensure_ascii=False))
@@ -53,69 +82,72 @@ def runs_show(run: str, store: StoreFolder = None, as_json: Json = False) -> Non
         (
             stage.stage,
             "reused" if stage.reused else f"{stage.seconds:.1f} s",
-            gib(stage.peak_memory_bytes or 0),
+            format_bytes(stage.peak_memory_bytes or 0),
             stage.memory or "-",
             stage.key,
         )
         for stage in record.stages
     ]
-    table("", ("stage", "time", "peak memory", "held", "artefact"), rows)
+    print_table("", ("stage", "time", "peak memory", "offload plan", "artefact"), rows)
     if record.drafts:
         drafts = [
             (str(d.number), str(d.seed), d.status, f"{d.seconds:.1f} s", d.prompt)
             for d in record.drafts
         ]
-        table("", ("draft", "seed", "status", "time", "prompt"), drafts)
+        print_table("", ("draft", "seed", "status", "time", "prompt"), drafts)
     if record.metrics is not None:
         print_metrics(record.metrics)
     for warning in record.warnings:
         show_warning(warning)
 
 
-def runs_verify(store: StoreFolder = None, as_json: Json = False) -> None:
-    """Check every artefact against its hash; damaged ones are moved aside."""
+def verify_artefacts(store: StoreFolder = None, as_json: Json = False) -> None:
+    """Check every stored artefact; exit code 8 if some are damaged."""
     sound, damaged = open_store(store).verify()
     if as_json:
         rows = [{"key": d.key, "reason": d.reason} for d in damaged]
         print(json.dumps({"sound": sound, "damaged": rows}, indent=2))
     else:
-        print(f"{sound} artefacts are sound, {len(damaged)} were damaged and moved aside")
+        print(f"{sound} artefacts are intact, {len(damaged)} were damaged and moved away")
         for damage in damaged:
             show_warning(f"{damage.key}: {damage.reason}")
     if damaged:
-        raise typer.Exit(8)
+        raise typer.Exit(DAMAGED_EXIT_CODE)
 
 
-def runs_prune(
-    keep_days: Annotated[float | None, typer.Option(help="Keep runs younger than this.")] = None,
-    keep_last: Annotated[int | None, typer.Option(help="Keep this many of the newest.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+def prune_runs(
+    keep_days: KeepDays = None,
+    keep_last: KeepLast = None,
+    dry_run: DryRun = False,
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Remove old runs and every artefact that no remaining run refers to."""
+    """Delete old runs, and artefacts that no remaining run uses."""
     done = open_store(store).prune(keep_days=keep_days, keep_last=keep_last, dry_run=dry_run)
     if as_json:
         body = {"runs": done.runs, "artefacts": done.artefacts, "freed_bytes": done.freed_bytes}
         print(json.dumps(body, indent=2))
         return
-    verb = "would remove" if dry_run else "removed"
-    print(f"{verb} {len(done.runs)} runs, {len(done.artefacts)} artefacts, {gib(done.freed_bytes)}")
+    verb = "would delete" if dry_run else "deleted"
+    size = format_bytes(done.freed_bytes)
+    print(f"{verb} {len(done.runs)} runs and {len(done.artefacts)} artefacts, {size}")
 
 
-def _drafts(record: RunRecord) -> str:
-    """How many drafts a session has."""
+def _count_drafts(record: RunRecord) -> str:
+    """Number of drafts of a run of ``ladder draft``."""
     return f", {len(record.drafts)} drafts" if record.kind == "draft" else ""
 
 
 def _run_row(record: RunRecord) -> tuple[str, ...]:
     prompt = str(record.request.get("prompt", ""))
+    if len(prompt) > PROMPT_CHARACTERS:
+        prompt = f"{prompt[: PROMPT_CHARACTERS - 1]}…"
     made = sum(not stage.reused for stage in record.stages)
     return (
         record.id,
         record.created[:19].replace("T", " "),
         record.status,
-        f"{made} made, {len(record.stages) - made} reused" + _drafts(record),
+        f"{made} made, {len(record.stages) - made} reused" + _count_drafts(record),
         record.output or "-",
-        prompt if len(prompt) <= 48 else prompt[:47] + "…",
+        prompt,
     )

@@ -1,87 +1,146 @@
-"""``ladder serve``: other programs use the engine over HTTP."""
+"""``ladder serve``: an HTTP server with ComfyUI's API in front of the engine."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from latent_ladder.cli.commands.flags import Folders, MemoryFlags, StoreFolder, flags
+from latent_ladder.cli import completion
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_values import parse_name_map
+from latent_ladder.cli.commands.flags import MemoryFlags
+from latent_ladder.cli.commands.options import (
+    Folders,
+    StoreFolder,
+    input_option,
+    model_option,
+    other_option,
+    output_option,
+)
 from latent_ladder.cli.console import show_note, show_warning
 from latent_ladder.errors import RequestError
 
-PORT = 8188
+DEFAULT_PORT = 8188
+PREVIEW_METHODS = ("rgb", "none")
+
+MOST_USED = (
+    "comfyui", "listen", "port", "folders", "inputs", "results", "maps", "cors", "hosts", "device",
+)  # fmt: skip
+"""Options that ``serve`` lists first in its help."""
+
+ComfyUi = Annotated[
+    bool,
+    other_option("--comfyui", help="Serve ComfyUI's HTTP API. Required; the only API so far."),
+]
 Listen = Annotated[
-    str, typer.Option("--listen", help="Address to answer on; 0.0.0.0 for the whole network.")
+    str,
+    other_option(
+        "--listen", metavar="ADDRESS", help="Address to serve; 0.0.0.0 for the whole network."
+    ),
 ]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")]
-Comfy = Annotated[
-    bool, typer.Option("--comfyui", help="Speak ComfyUI's HTTP API, the only one there is yet.")
+Port = Annotated[
+    int,
+    other_option("--port", metavar="NUMBER", min=0, max=65535, help="Port; 0 takes a free one."),
 ]
-Input = Annotated[Path, typer.Option("--input-directory", help="Where uploads are kept.")]
-Results = Annotated[Path, typer.Option("--output-directory", help="Where results go.")]
-Temp = Annotated[
-    Path | None, typer.Option("--temp-directory", help="Where previews go (else a fresh folder).")
+InputFolder = Annotated[
+    Path, input_option("--input-directory", metavar="FOLDER", help="Folder for uploaded files.")
+]
+ResultFolder = Annotated[
+    Path, output_option("--output-directory", metavar="FOLDER", help="Folder for results.")
+]
+TempFolder = Annotated[
+    Path | None,
+    output_option(
+        "--temp-directory",
+        metavar="FOLDER",
+        help="Folder for previews. Default: a temporary folder, deleted at the end.",
+    ),
 ]
 Maps = Annotated[
     list[str] | None,
-    typer.Option("--map", help="OLD=NEW: a file name in workflows, and yours (repeatable)."),
+    model_option(
+        "--map",
+        metavar="OLD=NEW",
+        help="Use the model file NEW where a workflow names OLD. Repeatable.",
+    ),
 ]
 Cors = Annotated[
     str | None,
-    typer.Option("--enable-cors-header", help="Origin whose pages may use the server; * for all."),
+    other_option(
+        "--enable-cors-header",
+        metavar="ORIGIN",
+        help="Web site whose pages may use the server, such as http://editor.example; * for all. "
+        "Default: none.",
+    ),
 ]
 Hosts = Annotated[
     list[str] | None,
-    typer.Option("--allow-host", help="Name of this machine behind a proxy (repeatable)."),
+    other_option(
+        "--allow-host", metavar="NAME", help="Name of this machine behind a proxy. Repeatable."
+    ),
 ]
-Upload = Annotated[float, typer.Option("--max-upload-size", min=0.001, help="Largest upload, MiB.")]
-History = Annotated[int, typer.Option("--history", min=1, help="Finished jobs remembered.")]
+MaxUpload = Annotated[
+    float,
+    input_option("--max-upload-size", metavar="MIB", min=0.001, help="Largest upload, in MiB."),
+]
+History = Annotated[
+    int,
+    other_option("--history", metavar="NUMBER", min=1, help="Finished jobs to remember."),
+]
 NoMetadata = Annotated[
-    bool, typer.Option("--disable-metadata", help="Keep workflows out of results.")
+    bool, output_option("--disable-metadata", help="Do not store workflows in result files.")
 ]
-
-Preview = Annotated[
-    str, typer.Option("--preview-method", help="Pictures while sampling: rgb or none.")
+PreviewMethod = Annotated[
+    str,
+    output_option(
+        "--preview-method",
+        metavar="MODE",
+        autocompletion=completion.offer(PREVIEW_METHODS),
+        help="Preview pictures while sampling: rgb or none.",
+    ),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(flags(serve))
+    """Add ``serve``."""
+    app.command(cls=GroupedCommand)(expand_flags(serve, MOST_USED))
 
 
 def serve(
     memory: MemoryFlags,
-    comfyui: Comfy = False,
+    comfyui: ComfyUi = False,
     listen: Listen = "127.0.0.1",
-    port: Port = PORT,
+    port: Port = DEFAULT_PORT,
     folders: Folders = None,
     maps: Maps = None,
-    inputs: Input = Path("input"),
-    results: Results = Path("output"),
-    temp: Temp = None,
+    inputs: InputFolder = Path("input"),
+    results: ResultFolder = Path("output"),
+    temp: TempFolder = None,
     store: StoreFolder = None,
     cors: Cors = None,
     hosts: Hosts = None,
-    upload: Upload = 100.0,
+    upload: MaxUpload = 100.0,
     history: History = 10_000,
     no_metadata: NoMetadata = False,
-    preview: Preview = "rgb",
+    preview: PreviewMethod = "rgb",
 ) -> None:
-    """Answer ComfyUI's HTTP API, so that clients written for it can use the engine."""
+    """Run an HTTP server for programs that use ComfyUI.
+
+    ladder serve --comfyui --models ~/ComfyUI/models
+    """
     if not comfyui:
-        raise RequestError("whose API to speak was not said", "use ladder serve --comfyui")
+        raise RequestError("no API was chosen", "use `ladder serve --comfyui`")
     from latent_ladder.checkpoints.search_paths import model_folders
     from latent_ladder.storage.artifact_store import default_root
 
     try:
-        from latent_ladder.server.app import serve as answer
-        from latent_ladder.server.config import Limits, Setup
-        from latent_ladder.server.data_folders import Places
+        from latent_ladder.server.app import run_server
+        from latent_ladder.server.config import Limits, ServerConfig
+        from latent_ladder.server.data_folders import DataFolders
         from latent_ladder.server.origin_guard import Access, is_loopback
     except ModuleNotFoundError as error:
         if error.name != "aiohttp":
@@ -90,24 +149,26 @@ def serve(
             "the server needs aiohttp, which is not installed",
             "pip install 'latent-ladder[serve]'",
         ) from error
-    if preview not in ("rgb", "none"):
+    if preview not in PREVIEW_METHODS:
         raise RequestError(f"preview-method={preview} is unknown", "use rgb or none")
     if not is_loopback(listen):
         show_warning(
-            f"--listen {listen}: whoever reaches this machine can run jobs and read results; "
-            "there is no password"
+            f"--listen {listen}: everyone who can reach this machine can run jobs and read "
+            "results; there is no password"
         )
     named = tuple(path.resolve() for path in folders or ())
     root = (store or default_root()).resolve()
     with tempfile.TemporaryDirectory(prefix="ladder-") as fresh:
-        setup = Setup(
-            places=Places(inputs.resolve(), results.resolve(), (temp or Path(fresh)).resolve()),
+        config = ServerConfig(
+            folders=DataFolders(
+                inputs.resolve(), results.resolve(), (temp or Path(fresh)).resolve()
+            ),
             store=root,
-            state=root / "serve" / f"{port}.sqlite3",
-            named=named,
+            state_file=root / "serve" / f"{port}.sqlite3",
+            named_models=named,
             models=model_folders(named),
-            names=_names(maps or ()),
-            memory=memory.options(),
+            file_names=parse_name_map(maps),
+            memory=memory.to_options(),
             device=memory.device,
             port=port,
             access=Access(listen, cors, tuple(name.lower() for name in hosts or ())),
@@ -116,15 +177,4 @@ def serve(
             metadata=not no_metadata,
             previews=preview == "rgb",
         )
-        answer(setup, show_note)
-
-
-def _names(maps: Sequence[str]) -> dict[str, str]:
-    """``OLD=NEW`` as a table. Raises :class:`RequestError`."""
-    found = {}
-    for text in maps:
-        old, equals, new = text.partition("=")
-        if not (equals and old and new):
-            raise RequestError(f"map={text} is not OLD=NEW", "use --map old.safetensors=mine.gguf")
-        found[old] = new
-    return found
+        run_server(config, show_note)

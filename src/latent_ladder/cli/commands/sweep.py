@@ -1,187 +1,219 @@
-"""``ladder sweep``: one clip with many settings, and one report that says which to take."""
+"""``ladder sweep``: one clip with several settings, and a report that recommends one of them."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flags import (
     InputFlags,
-    Json,
     MemoryFlags,
-    Overwrite,
-    Quiet,
     RequestFlags,
-    StoreFolder,
-    flags,
     open_store,
     prepare,
 )
-from latent_ladder.cli.commands.run_progress import watched
-from latent_ladder.cli.commands.upscale import UNSAID, upscale_fields
-from latent_ladder.cli.console import show_note, table
+from latent_ladder.cli.commands.options import (
+    Json,
+    Overwrite,
+    Quiet,
+    StoreFolder,
+    other_option,
+    output_option,
+    stage_option,
+)
+from latent_ladder.cli.commands.run_progress import current_command, track_run
+from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
+from latent_ladder.cli.console import print_table, show_note
 from latent_ladder.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared
     from latent_ladder.storage.artifact_store import Store
-    from latent_ladder.sweeps.plan import Sweep
     from latent_ladder.sweeps.recommend import Choice
+    from latent_ladder.sweeps.sweep_plan import Sweep
     from latent_ladder.sweeps.sweep_run import SweepResult
 
+MOST_USED = (
+    "sets", "output", "keep_motion", "zipped", "preset", "size", "duration", "seed", "yes",
+    "overwrite",
+)  # fmt: skip
+"""Options that ``sweep`` lists first in its help."""
+
+UPSCALE_FACTOR = 2.0
+"""Factor by which a video without a stored request is enlarged."""
+
 ReportFolder = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder of the report (else sweep-ID).")
+    Path | None,
+    output_option(
+        "--output", "-o", metavar="FOLDER", help="Folder for the report. Default: sweep-ID."
+    ),
 ]
 Zip = Annotated[
-    bool, typer.Option("--zip", help="Go through all --set lists together instead of all pairs.")
+    bool,
+    stage_option(
+        "--zip",
+        help="Combine the --set lists value by value, instead of every value with every other.",
+    ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Make more than 64 points.")]
-Keep = Annotated[
+Yes = Annotated[
+    bool, other_option("--yes", "-y", help="Make more than 64 points without an error.")
+]
+KeepMotion = Annotated[
     float,
-    typer.Option("--keep-motion", help="Share of the most motion kept that a good point keeps."),
+    stage_option(
+        "--keep-motion",
+        metavar="SHARE",
+        help="Recommend only points that keep this share of the motion, from 0 to 1; 1 is the "
+        "motion of the point that keeps most.",
+    ),
 ]
 
-FACTOR = 2.0
-"""By how much a video of any source is enlarged."""
-
-_RUN = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
-"""How a run is named: ``last``, an id or its beginning, and a draft's number."""
+_RUN_NAME = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
+"""``last`` or the beginning of a run's id, and the number of a draft."""
 
 
 def register(app: typer.Typer) -> None:
     """Add ``sweep``."""
-    app.command()(flags(sweep))
+    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED))
 
 
 def sweep(
-    asked: RequestFlags,
+    request_flags: RequestFlags,
     inputs: InputFlags,
     memory: MemoryFlags,
     output: ReportFolder = None,
     zipped: Zip = False,
-    keep_motion: Keep = 0.9,
+    keep_motion: KeepMotion = 0.9,
     yes: Yes = False,
     store: StoreFolder = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Try many settings of a clip (RUN, RUN:3, a prompt or clip.mp4) and write one report.
+    """Try several settings of a clip and write a report.
 
-    --set refine.denoise=0.2:0.8:0.1 is a range with both ends, --set refine.seed=same,other a list;
-    refine.lora is the strength of the stage's LoRA. What points share is made once.
+    PROMPT may also be a run (last), a draft (last:3) or a clip (clip.mp4).
+    --set gives the values: refine.denoise=0.2:0.8:0.1 is a range with both
+    ends, refine.seed=same,other a list; refine.lora is the strength of the
+    stage's LoRA. What several points need is computed once.
     """
     from latent_ladder.sweeps.axes import parse_axes
     from latent_ladder.sweeps.export import check_folder, default_folder
-    from latent_ladder.sweeps.plan import plan_sweep
+    from latent_ladder.sweeps.sweep_plan import plan_sweep
 
-    axes = parse_axes(asked.sets or ())
+    axes = parse_axes(request_flags.sets or ())
     if not axes:
         raise RequestError("there is nothing to sweep", "add --set refine.denoise=0.2:0.8:0.1")
     if not 0 < keep_motion <= 1:
-        raise RequestError(f"keep-motion={keep_motion:g} is not a share", "use 0.9")
+        raise RequestError(
+            f"keep-motion={keep_motion:g} is not above 0 and at most 1", "use --keep-motion 0.9"
+        )
     opened = open_store(store)
-    prepared = _prepared(replace(asked, sets=None), inputs, memory, store, opened)
-    planned = plan_sweep(prepared, axes, zipped=zipped, agreed=yes, source=asked.prompt or "")
+    prepared = _prepare(replace(request_flags, sets=None), inputs, memory, store, opened)
+    planned = plan_sweep(
+        prepared, axes, zipped=zipped, agreed=yes, source=request_flags.prompt or ""
+    )
     folder = output or default_folder(planned)
     check_folder(folder, planned, overwrite)
-    command = shlex.join(["ladder", *sys.argv[1:]])
-    result, choice = _carry_out(planned, folder, memory, command, quiet or as_json, keep_motion)
-    _print(planned, result, choice, folder, as_json)
+    result, choice = _run(planned, folder, memory, quiet or as_json, keep_motion)
+    _print_result(planned, result, choice, folder, as_json)
 
 
-def _prepared(
-    asked: RequestFlags, inputs: InputFlags, memory: MemoryFlags, store: Path | None, opened: Store
+def _prepare(
+    flags: RequestFlags, inputs: InputFlags, memory: MemoryFlags, store: Path | None, opened: Store
 ) -> Prepared:
-    """The clip that is varied: a stored one, one in a file, or a new one of a prompt."""
-    target = asked.prompt
+    """The plan of the clip to vary: of a stored run, a file, or a prompt."""
+    target = flags.prompt
     if target is None or any(letter.isspace() for letter in target.strip()):
-        return prepare(asked, memory, store, inputs)
+        return prepare(flags, memory, store, inputs)
     if Path(target).exists():
         path = Path(target)
-        if _carries_request(path):
-            return prepare(replace(asked, prompt=None, source=path), memory, store, inputs)
-        return _of_any_video(asked, path, memory, opened)
+        if _has_request(path):
+            return prepare(replace(flags, prompt=None, source=path), memory, store, inputs)
+        return _prepare_video(flags, path, memory, opened)
     if Path(target).suffix or Path(target).name != target:
         raise MediaError(
-            f"there is no file {target}", "check the path; a prompt is a whole sentence"
+            f"file {target} does not exist", "check the path; a prompt has several words"
         )
-    if _RUN.fullmatch(target) is None:
-        return prepare(asked, memory, store, inputs)  # a prompt of one word
+    if _RUN_NAME.fullmatch(target) is None:
+        return prepare(flags, memory, store, inputs)  # a prompt of one word
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.drafts.selection import choose, searched_folders
     from latent_ladder.pipeline import run as pipeline
 
     chosen = choose(opened, target)
-    library = scan(model_folders(asked.folders or searched_folders(chosen)))
-    request = replace(asked, prompt=None).request(library, inputs, chosen.request.to_dict())
-    return pipeline.prepare(request, library, opened, memory.options(), memory.device)
+    library = scan(model_folders(flags.folders or searched_folders(chosen)))
+    start = chosen.request.to_dict()
+    request = replace(flags, prompt=None).build_request(library, inputs, start)
+    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device)
 
 
-def _carries_request(path: Path) -> bool:
-    """Whether a file is a request, or a clip that holds one."""
+def _has_request(path: Path) -> bool:
+    """True for a request file, or a clip with a stored request."""
     from latent_ladder.media.video_reader import read_metadata
     from latent_ladder.request.files import METADATA_KEY, READERS
 
     return path.suffix.lower() in READERS or METADATA_KEY in read_metadata(path)
 
 
-def _of_any_video(asked: RequestFlags, path: Path, memory: MemoryFlags, opened: Store) -> Prepared:
-    """A video of any source: it enters at the upsample stage, as with ``ladder upscale``."""
+def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened: Store) -> Prepared:
+    """The plan for a video of any source, which is upsampled as by ``ladder upscale``."""
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.media.video_input import check_video
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import override
     from latent_ladder.request.presets import read_preset
 
-    library = scan(model_folders(asked.folders or ()))
-    fields = read_preset(asked.preset or pipeline.default_preset(library)).fields
+    library = scan(model_folders(flags.folders or ()))
+    fields = read_preset(flags.preset or pipeline.default_preset(library)).fields
     refine = [stage for stage in fields["stages"] if stage["kind"] == "refine"]
     if not refine:
         raise RequestError("the preset has no refine stage", "choose another --preset")
-    given = upscale_fields(path, check_video(path), FACTOR)
-    factor = given.pop("upsample_by", FACTOR)
+    video_fields = upscale_fields(path, check_video(path), UPSCALE_FACTOR)
+    factor = video_fields.pop("upsample_by", UPSCALE_FACTOR)
     stages = [fields["stages"][0], {"kind": "upsample", "factor": factor}, refine[-1]]
-    start = override(fields, {"prompt": UNSAID, **given, "stages": stages})
-    request = replace(asked, prompt=None).request(library, None, start)
-    return pipeline.prepare(request, library, opened, memory.options(), memory.device)
+    start = override(fields, {"prompt": DEFAULT_PROMPT, **video_fields, "stages": stages})
+    request = replace(flags, prompt=None).build_request(library, None, start)
+    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device)
 
 
-def _carry_out(
-    planned: Sweep, folder: Path, memory: MemoryFlags, command: str, quiet: bool, keep: float
+def _run(
+    planned: Sweep, folder: Path, memory: MemoryFlags, quiet: bool, keep_motion: float
 ) -> tuple[SweepResult, Choice]:
+    """Make all points and write the report."""
     from latent_ladder.sweeps.export import write_files
     from latent_ladder.sweeps.html_report import Report, write_page
     from latent_ladder.sweeps.recommend import choose_point
     from latent_ladder.sweeps.sweep_run import run_sweep
 
-    watch = watched(
-        planned.prepared, memory.device, command, overwrite=True, quiet=quiet, kept="points"
+    command = current_command()
+    run = track_run(
+        planned.prepared, memory.device, command, overwrite=True, quiet=quiet, parts="points"
     )
-    with watch as options:
+    with run as options:
         result = run_sweep(planned, options, folder)
-    choice = choose_point(result.points, result.drafts, keep)
+    choice = choose_point(result.points, result.drafts, keep_motion)
     write_files(folder, planned, result, choice, command)
     write_page(Report(planned, result, choice, folder, command))
     return result, choice
 
 
-def _print(
+def _print_result(
     planned: Sweep, result: SweepResult, choice: Choice, folder: Path, as_json: bool
 ) -> None:
     from latent_ladder.sweeps.export import PAGE, body
-    from latent_ladder.sweeps.html_report import shown
+    from latent_ladder.sweeps.html_report import format_number
     from latent_ladder.sweeps.point_results import SHOWN
 
     if as_json:
-        data: dict[str, Any] = body(planned, result, choice, shlex.join(["ladder", *sys.argv[1:]]))
+        data: dict[str, Any] = body(planned, result, choice, current_command())
         report = {"report": str(folder / PAGE), **data}
         print(json.dumps(report, ensure_ascii=False, indent=2))
         return
@@ -189,12 +221,12 @@ def _print(
     rows = [
         (
             f"{p.number}{' *' if p.number == choice.point else ''}",
-            planned.said(planned.points[p.number - 1]),
+            planned.describe(planned.points[p.number - 1]),
             "failed" if p.status == "failed" else "done",
-            *(shown(name, p.number_of(name)) for name in names),
+            *(format_number(name, p.number_of(name)) for name in names),
         )
         for p in result.points
     ]
-    table("", ("point", "settings", "state", *(SHOWN[name][0] for name in names)), rows)
+    print_table("", ("point", "settings", "state", *(SHOWN[name][0] for name in names)), rows)
     show_note(choice.why)
     print(folder / PAGE)

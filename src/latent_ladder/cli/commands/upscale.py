@@ -1,195 +1,248 @@
-"""``ladder upscale`` and ``ladder sound``: a video enlarged through latents, and sound alone."""
+"""``ladder upscale`` and ``sound``: enlarge a video through latents, or make sound alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latent_ladder.cli.commands.flags import (
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_values import parse_number, parse_windows
+from latent_ladder.cli.commands.flags import open_store
+from latent_ladder.cli.commands.make import choose_file_name
+from latent_ladder.cli.commands.options import (
     Device,
     Folders,
     Json,
     Measure,
-    Output,
     Overwrite,
+    PresetName,
     Quiet,
+    Seed,
+    Sets,
     StoreFolder,
-    number,
-    open_store,
-    windows_field,
+    Windows,
+    output_option,
+    stage_option,
 )
-from latent_ladder.cli.commands.make import free_name
-from latent_ladder.cli.commands.run_progress import print_result, resume_command, watched
+from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
 from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
-    from latent_ladder.media.video_input import Footage
+    from latent_ladder.media.video_input import InputVideo
     from latent_ladder.pipeline.run import Prepared
 
-UNSAID = "a video, sharp and rich in detail"
-"""The prompt where nobody describes the video."""
+DEFAULT_PROMPT = "a video, sharp and rich in detail"
+"""Prompt for a video that ``--prompt`` does not describe."""
 LOW_DENOISE = 0.3
 FACTORS = (1.5, 2.0)
+"""Factors for which there are latent upsamplers."""
 SOUND_SIDE = 64
+"""Width and height of the picture that the model makes together with sound, in pixels."""
 
-Clip = Annotated[Path, typer.Argument(help="Any video.")]
-By = Annotated[float, typer.Option("--by", help="2 or 1.5, as the latent upsamplers go.")]
-PromptOption = Annotated[
-    str | None, typer.Option("--prompt", help="What the video shows; helps the refine stage.")
+MOST_USED_UPSCALE = (
+    "output", "by", "prompt", "denoise", "windows", "preset", "seed", "overwrite", "folders",
+    "device",
+)  # fmt: skip
+MOST_USED_SOUND = ("output", "duration", "seed", "preset", "overwrite", "folders", "device")
+"""Options that ``upscale`` and ``sound`` list first in their help."""
+
+Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="Video to enlarge, of any source.")]
+By = Annotated[
+    float,
+    stage_option("--by", metavar="FACTOR", help="Factor for width and height: 2 or 1.5."),
 ]
-LowDenoise = Annotated[
-    float, typer.Option("--denoise", help="How much the refine stage makes anew, 0 to 1.")
-]
-WindowsOption = Annotated[
+VideoPrompt = Annotated[
     str | None,
-    typer.Option(
-        "--windows",
-        help="Windows of time: FRAMES or FRAMES:OVERLAP, off, auto (where longer than 20 s).",
+    stage_option(
+        "--prompt",
+        metavar="TEXT",
+        help="What the video shows, so that the refine stage adds the right detail. "
+        "Default: a general text.",
     ),
 ]
-Preset = Annotated[str | None, typer.Option("--preset", "-p", help="Whose refine stage is used.")]
-Seed = Annotated[str | None, typer.Option("--seed", help="Whole number; -1 draws one.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Any field (repeatable).")]
-Words = Annotated[str, typer.Argument(metavar="PROMPT", help="What is heard.")]
-Seconds = Annotated[float, typer.Option("--duration", help="Seconds.")]
+LowDenoise = Annotated[
+    float,
+    stage_option(
+        "--denoise",
+        metavar="AMOUNT",
+        help="How much the refine stage changes, from 0 (nothing) to 1 (everything).",
+    ),
+]
+EnlargedFile = Annotated[
+    Path | None,
+    output_option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="File to write: .mp4 .mov .mkv .webm .gif .webp, or numbered pictures such as "
+        "folder/%05d.png. Default: CLIP-x2.mp4 next to the clip.",
+    ),
+]
+SoundFile = Annotated[
+    Path | None,
+    output_option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="The .wav file to write. Default: a new name made from the prompt.",
+    ),
+]
+SoundPrompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What is heard, in words.")]
+Duration = Annotated[
+    float, stage_option("--duration", metavar="SECONDS", help="Length in seconds.")
+]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(upscale)
-    app.command()(sound)
+    """Add ``upscale`` and ``sound``."""
+    app.command(cls=GroupedCommand)(expand_flags(upscale, MOST_USED_UPSCALE))
+    app.command(cls=GroupedCommand)(expand_flags(sound, MOST_USED_SOUND))
+
+
+@dataclass(frozen=True)
+class StageChoice:
+    """Options of ``upscale`` and ``sound`` for the preset and the fields of its stages."""
+
+    preset: PresetName = None
+    seed: Seed = None
+    sets: Sets = None
+    folders: Folders = None
+    store: StoreFolder = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class OutputChoice:
+    """Options of ``upscale`` and ``sound`` for the result."""
+
+    overwrite: Overwrite = False
+    quiet: Quiet = False
+    as_json: Json = False
 
 
 def upscale(
     clip: Clip,
+    stage_flags: StageChoice,
+    output_flags: OutputChoice,
     by: By = 2.0,
-    prompt: PromptOption = None,
+    prompt: VideoPrompt = None,
     denoise: LowDenoise = LOW_DENOISE,
-    windows: WindowsOption = None,
-    preset: Preset = None,
-    seed: Seed = None,
-    sets: Sets = None,
-    output: Output = None,
-    folders: Folders = None,
-    store: StoreFolder = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
+    windows: Windows = None,
+    output: EnlargedFile = None,
     measure: Measure = True,
-    as_json: Json = False,
 ) -> None:
-    """Enlarge a video: encoded, upsampled in latent space, refined a little; its sound is kept."""
+    """Enlarge a video with the model and keep its sound.
+
+    The video is encoded, upsampled in latent space and refined a little.
+    """
     from latent_ladder.media.video_input import check_video
 
-    found = check_video(clip)
-    asked = [f"refine.denoise={denoise}", *(sets or ())]
-    changes = upscale_fields(clip, found, by) | {"prompt": prompt or UNSAID}
-    changes |= {} if windows is None else {"windows": windows_field(windows)}
-    prepared = _prepare(preset, changes, asked, seed, folders, store, device)
+    video = check_video(clip)
+    sets = [f"refine.denoise={denoise}", *(stage_flags.sets or ())]
+    changes = upscale_fields(clip, video, by) | {"prompt": prompt or DEFAULT_PROMPT}
+    changes |= {} if windows is None else {"windows": parse_windows(windows)}
+    prepared = _prepare(stage_flags, changes, sets)
     path = output or clip.with_name(f"{clip.stem}-x{by:g}.mp4")
-    _carry_out(prepared, path, device, overwrite, quiet, as_json, measure)
+    _run(prepared, path, stage_flags.device, output_flags, measure)
 
 
 def sound(
-    prompt: Words,
-    duration: Seconds = 5.0,
-    preset: Preset = None,
-    seed: Seed = None,
-    sets: Sets = None,
-    output: Output = None,
-    folders: Folders = None,
-    store: StoreFolder = None,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    prompt: SoundPrompt,
+    stage_flags: StageChoice,
+    output_flags: OutputChoice,
+    duration: Duration = 5.0,
+    output: SoundFile = None,
 ) -> None:
-    """Make sound alone, a .wav; the picture that the model needs beside it is 64x64 and dropped."""
-    path = output or free_name(prompt, ".wav")
+    """Make a sound file from a prompt, without a picture.
+
+    The model also makes a tiny picture, which is not written.
+    """
+    path = output or choose_file_name(prompt, ".wav")
     if path.suffix.lower() != ".wav":
-        raise RequestError(f"{path.name} is not a .wav, and sound alone is one", "use -o x.wav")
+        raise RequestError(
+            f"output {path.name} ends in {path.suffix or 'nothing'!r}, expected .wav",
+            f"use -o {path.stem}.wav",
+        )
     side = {"width": SOUND_SIDE, "height": SOUND_SIDE}
     changes = {"prompt": prompt, "duration_s": duration, "audio": "keep", **side}
-    prepared = _prepare(preset, changes, sets or (), seed, folders, store, device, only_base=True)
-    _carry_out(prepared, path, device, overwrite, quiet, as_json)
+    prepared = _prepare(stage_flags, changes, stage_flags.sets or (), only_base=True)
+    _run(prepared, path, stage_flags.device, output_flags, measure=True)
 
 
-def upscale_fields(clip: Path, found: Footage, by: float) -> dict[str, Any]:
-    """The fields of a request that enlarges a video. Raises :class:`RequestError`."""
+def upscale_fields(clip: Path, video: InputVideo, by: float) -> dict[str, Any]:
+    """The fields of a request that enlarges a video. Raises :class:`RequestError`.
+
+    ``upsample_by`` is no field of a request: it is the factor of its upsample stage.
+    """
     from latent_ladder.latents import shapes
 
     if by not in FACTORS:
         raise RequestError(f"by={by:g} has no latent upsampler", "use --by 2 or --by 1.5")
-    fps = found.fps if 1 <= found.fps <= shapes.MAX_FPS else Fraction(24)
-    width, height = (2 * round(side * by / 2) for side in found.size)
+    fps = video.fps if 1 <= video.fps <= shapes.MAX_FPS else Fraction(24)
+    width, height = (2 * round(side * by / 2) for side in video.size)
     return {
         "width": width,
         "height": height,
-        "frames": shapes.frames_for(Fraction(found.frames), Fraction(1)),
+        "frames": shapes.frames_for(Fraction(video.frames), Fraction(1)),
         "fps": shapes.format_fps(fps),
         "upsample_by": by,
         "video": {"file": str(clip), "mode": "v2v", "denoise": 0.0},
-        **({"audio_in": str(clip)} if found.has_sound else {"audio": "none"}),
+        **({"audio_in": str(clip)} if video.has_audio else {"audio": "none"}),
     }
 
 
 def _prepare(
-    preset: str | None,
+    flags: StageChoice,
     changes: Mapping[str, Any],
     sets: Sequence[str],
-    seed: str | None,
-    folders: list[Path] | None,
-    store: Path | None,
-    device: str,
     *,
     only_base: bool = False,
 ) -> Prepared:
+    """The plan of a preset with some fields changed and with other stages."""
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import Request, override
     from latent_ladder.request.overrides import apply_sets
     from latent_ladder.request.presets import read_preset
 
-    library = scan(model_folders(folders or ()))
-    start = read_preset(preset or pipeline.default_preset(library)).fields
-    given = dict(changes) | ({} if seed is None else {"seed": number(seed)})
-    by = given.pop("upsample_by", 2.0)
-    given["stages"] = _stages(start["stages"], by, only_base)
-    table = apply_sets(override(start, given), tuple(sets))
-    request = Request.from_dict(table).resolved()
-    return pipeline.prepare(request, library, open_store(store), None, device)
+    library = scan(model_folders(flags.folders or ()))
+    start = read_preset(flags.preset or pipeline.default_preset(library)).fields
+    fields = dict(changes) | ({} if flags.seed is None else {"seed": parse_number(flags.seed)})
+    factor = fields.pop("upsample_by", 2.0)
+    fields["stages"] = _choose_stages(start["stages"], factor, only_base)
+    table = apply_sets(override(start, fields), tuple(sets))
+    request = Request.from_dict(table).pick_seed()
+    return pipeline.prepare(request, library, open_store(flags.store), None, flags.device)
 
 
-def _stages(
-    stages: Sequence[Mapping[str, Any]], by: float, only_base: bool
+def _choose_stages(
+    stages: Sequence[Mapping[str, Any]], factor: float, only_base: bool
 ) -> list[Mapping[str, Any]]:
-    """A preset's base stage alone, or with one upsampler and its last refine stage."""
+    """The base stage of a preset, followed by an upsample and its last refine stage."""
     if only_base:
         return [stages[0]]
     refine = [stage for stage in stages if stage["kind"] == "refine"]
     if not refine:
         raise RequestError("the preset has no refine stage", "choose another --preset")
-    return [stages[0], {"kind": "upsample", "factor": by}, refine[-1]]
+    return [stages[0], {"kind": "upsample", "factor": factor}, refine[-1]]
 
 
-def _carry_out(
-    prepared: Prepared,
-    path: Path,
-    device: str,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-    measure: bool = True,
-) -> None:
+def _run(prepared: Prepared, path: Path, device: str, flags: OutputChoice, measure: bool) -> None:
     from latent_ladder.pipeline.run import execute
 
-    command = resume_command(prepared.request.seed)
-    watch = watched(prepared, device, command, overwrite=overwrite, quiet=quiet or as_json)
-    with watch as options:
+    run = track_run(
+        prepared,
+        device,
+        resume_command(prepared.request.seed),
+        overwrite=flags.overwrite,
+        quiet=flags.quiet or flags.as_json,
+    )
+    with run as options:
         result = execute(prepared, path, replace(options, measure=measure))
-    print_result(result, as_json)
+    print_result(result, flags.as_json)

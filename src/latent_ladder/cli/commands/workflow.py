@@ -1,118 +1,128 @@
-"""``ladder workflow``: ComfyUI workflows, read, checked, run, explained and written."""
+"""``ladder workflow``: check, run, import and export ComfyUI workflows."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latent_ladder.cli.command_table import CommandGroup, GroupedCommand
 from latent_ladder.cli.commands import workflow_files, workflow_run
-from latent_ladder.cli.commands.flags import Folders, Json
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.options import Folders, Json, other_option
+from latent_ladder.cli.commands.workflow_run import (
+    FileMap,
+    InputFolder,
+    NodeSettings,
+    WorkflowSource,
+)
 
 if TYPE_CHECKING:
-    from latent_ladder.comfyui.analysis.check import Report, Result, Unsupported
-    from latent_ladder.comfyui.analysis.required_files import WantedFile
-    from latent_ladder.comfyui.graph import Graph, Trap
+    from latent_ladder.comfyui.analysis.check import OutputSummary, UnsupportedNode, WorkflowReport
+    from latent_ladder.comfyui.analysis.required_files import RequiredFile
+    from latent_ladder.comfyui.graph import Graph, LintFinding
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="WORKFLOW", help="A .json file, a clip or picture that carries one, or - for stdin."
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="NODE.input=value; NODE is an id or a title (repeatable)."),
-]
-Maps = Annotated[
-    list[str] | None,
-    typer.Option("--map", help="OLD=NEW: a file name in the workflow, and yours (repeatable)."),
-]
-Inputs = Annotated[
-    Path | None,
-    typer.Option("--input", help="Where its pictures, sounds and videos lie (else ./input)."),
-]
+All = Annotated[bool, other_option("--all", help="List all warnings and node types.")]
 
 CANNOT_RUN, FILES_MISSING = 6, 3
-"""Exit codes of ``check``: those of the errors that a run would end with."""
+"""Exit codes of ``check``, equal to those of the errors that running would raise."""
 
 _QUIET = frozenset({"stale_value"})
-"""Traps that are counted, and listed with ``--all`` only."""
+"""Codes of warnings that are only counted unless ``--all`` is given."""
+
+_STATES = {"here": "found", "elsewhere": "misplaced"}
+"""Printed words for states of files; the JSON report has the states themselves."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``workflow`` and what is below it."""
-    workflow = typer.Typer(help="ComfyUI workflows, without ComfyUI.", no_args_is_help=True)
-    workflow.command("check")(check)
+    """Add ``workflow`` and its subcommands."""
+    workflow = typer.Typer(
+        help="Check, run and convert ComfyUI workflows.", no_args_is_help=True, cls=CommandGroup
+    )
+    workflow.command("check", cls=GroupedCommand)(expand_flags(check))
     for command in (workflow_run, workflow_files):
         command.register(workflow)
     app.add_typer(workflow, name="workflow")
 
 
 def check(
-    source: Source,
+    source: WorkflowSource,
     folders: Folders = None,
-    maps: Maps = None,
-    settings: Settings = None,
-    inputs: Inputs = None,
-    every: Annotated[bool, typer.Option("--all", help="List every trap and every node.")] = False,
+    maps: FileMap = None,
+    settings: NodeSettings = None,
+    inputs: InputFolder = None,
+    every: All = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a workflow would make, which files it wants, and what would surprise you.
+    """List outputs, files, problems and warnings of a workflow.
 
-    Needs no weights. Ends with 0 if it can run, 3 if only files are missing, else with 6.
+    Nothing is run and no weights are needed. Exit code: 0 if it can run,
+    3 if only files are missing, else 6.
     """
     from dataclasses import replace
 
     from latent_ladder.checkpoints.scan import scan
     from latent_ladder.checkpoints.search_paths import model_folders
-    from latent_ladder.comfyui.analysis.check import check as look
-    from latent_ladder.comfyui.analysis.overrides import changed
-    from latent_ladder.comfyui.analysis.required_files import input_beside, name_map
+    from latent_ladder.comfyui.analysis.check import check_workflow
+    from latent_ladder.comfyui.analysis.overrides import apply_overrides
+    from latent_ladder.comfyui.analysis.required_files import (
+        default_input_folder,
+        parse_file_name_map,
+    )
     from latent_ladder.comfyui.formats.read import read_workflow
 
     workflow = read_workflow(source)
-    workflow = replace(workflow, graph=changed(workflow.graph, settings or ()))
+    workflow = replace(workflow, graph=apply_overrides(workflow.graph, settings or ()))
     library = scan(model_folders(folders or ()))
-    report = look(workflow, library, (inputs or input_beside(source),), name_map(maps or ()))
+    report = check_workflow(
+        workflow,
+        library,
+        (inputs or default_input_folder(source),),
+        parse_file_name_map(maps or ()),
+    )
     if as_json:
-        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False, default=str))
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str))
     else:
         print("\n".join(_lines(report, every)))
     if not report.ready:
-        raise typer.Exit(FILES_MISSING if report.runs else CANNOT_RUN)
+        raise typer.Exit(FILES_MISSING if report.can_run else CANNOT_RUN)
 
 
-# --- for a person ---------------------------------------------------------------------------------
+# --- text report ----------------------------------------------------------------------------------
 
 
-def _lines(report: Report, every: bool) -> Iterator[str]:
-    yield _head(report)
+def _lines(report: WorkflowReport, every: bool) -> Iterator[str]:
+    yield _header(report)
     if every:
         yield from _section("nodes", [f"{n:>3} {kind}" for kind, n in sorted(report.types.items())])
-    yield from _section("outputs", [line for one in report.results for line in _result(one)])
-    yield from _section("files", _files(report.files))
     yield from _section(
-        "cannot run here", [line for one in report.unsupported for line in _unsupported(one)]
+        "outputs", [line for output in report.outputs for line in _output_lines(output)]
     )
-    wrong = [f"{_place(report.graph, p.node)}: {p.message}" for p in report.problems
-             if p.type != "missing_node_type"]  # fmt: skip
-    yield from _section("wrong", wrong)
-    yield from _section("to know", _traps(report, every))
+    yield from _section("files", _file_lines(report.files))
+    yield from _section(
+        "unsupported nodes",
+        [line for node in report.unsupported for line in _unsupported_lines(node)],
+    )
+    problems = [
+        f"{_node_label(report.graph, problem.node)}: {problem.message}"
+        for problem in report.problems
+        if problem.type != "missing_node_type"
+    ]
+    yield from _section("problems", problems)
+    yield from _section("warnings", _warning_lines(report, every))
     yield ""
     yield _verdict(report)
 
 
-def _head(report: Report) -> str:
+def _header(report: WorkflowReport) -> str:
     packs = ", ".join(f"{pack} {n}" for pack, n in Counter(report.packs).most_common())
-    idle = len(report.graph.nodes) - len(report.needed)
-    unused = f", {idle} of them not needed as it is set" if idle else ""
     count = len(report.graph.nodes)
-    return f"{report.source}: {count} node{'s' * (count != 1)}{unused} ({packs})"
+    unused = count - len(report.required)
+    note = f", {unused} of them unused with these settings" if unused else ""
+    return f"{report.source}: {count} node{'s' * (count != 1)}{note} ({packs})"
 
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
@@ -122,22 +132,22 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
         yield from (f"  {line}" for line in lines)
 
 
-def _result(one: Result) -> Iterator[str]:
-    yield f"{one.node} {one.title}{': ' + one.file if one.file else ''}"
-    about = []
-    if one.size:
-        about.append(f"{one.size[0]}x{one.size[1]}")
-    if one.frames and (one.fps or one.frames > 1):
-        about.append(f"{one.frames} frames")
-    if one.fps:
-        about.append(f"{one.fps:g} fps")
-    if one.duration_s:
-        about.append(f"{one.duration_s:.2f} s")
-    if one.sound_s is not None:
-        about.append(f"sound {one.sound_s:.2f} s")
-    if about:
-        yield f"    {', '.join(about)}"
-    for number, stage in enumerate(one.stages, 1):
+def _output_lines(output: OutputSummary) -> Iterator[str]:
+    yield f"{output.node} {output.title}{': ' + output.file if output.file else ''}"
+    facts = []
+    if output.size:
+        facts.append(f"{output.size[0]}x{output.size[1]}")
+    if output.frames and (output.fps or output.frames > 1):
+        facts.append(f"{output.frames} frames")
+    if output.fps:
+        facts.append(f"{output.fps:g} fps")
+    if output.duration_s:
+        facts.append(f"{output.duration_s:.2f} s")
+    if output.sound_s is not None:
+        facts.append(f"audio {output.sound_s:.2f} s")
+    if facts:
+        yield f"    {', '.join(facts)}"
+    for number, stage in enumerate(output.stages, 1):
         yield f"    stage {number}: {_stage(stage)}"
 
 
@@ -155,16 +165,16 @@ def _stage(stage: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)} (node {stage['node']})"
 
 
-def _files(files: Sequence[WantedFile]) -> list[str]:
+def _file_lines(files: Sequence[RequiredFile]) -> list[str]:
     lines = []
-    for one in files:
-        folder = one.folder.rpartition(",")[2]
-        used = f" as {one.used}" if one.used.rpartition("/")[2] != _last(one.name) else ""
-        lines.append(f"{one.state:<9} {folder}/{one.name}{used}")
-        if one.note:
-            lines.append(f"{'':<9}   {one.note}")
-        if one.state == "missing" and one.url:
-            lines.append(f"{'':<9}   {one.url}")
+    for file in files:
+        folder = file.folder.rpartition(",")[2]
+        used = f" as {file.used}" if file.used.rpartition("/")[2] != _last(file.name) else ""
+        lines.append(f"{_STATES.get(file.state, file.state):<9} {folder}/{file.name}{used}")
+        if file.note:
+            lines.append(f"{'':<9}   {file.note}")
+        if file.state == "missing" and file.url:
+            lines.append(f"{'':<9}   {file.url}")
     return lines
 
 
@@ -172,37 +182,40 @@ def _last(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2]
 
 
-def _unsupported(one: Unsupported) -> Iterator[str]:
-    title = f' "{one.title}"' if one.title not in ("", one.class_type) else ""
-    yield f"{one.node} {one.class_type}{title}: {one.why}"
-    if one.hint:
-        yield f"    {one.hint}"
+def _unsupported_lines(node: UnsupportedNode) -> Iterator[str]:
+    title = f' "{node.title}"' if node.title not in ("", node.class_type) else ""
+    yield f"{node.node} {node.class_type}{title}: {node.why}"
+    if node.hint:
+        yield f"    {node.hint}"
 
 
-def _traps(report: Report, every: bool) -> list[str]:
-    shown = [t for t in report.traps if every or t.code not in _QUIET]
-    lines = [_trap(report.graph, trap) for trap in shown]
-    hidden = len(report.traps) - len(shown)
+def _warning_lines(report: WorkflowReport, every: bool) -> list[str]:
+    listed = [finding for finding in report.findings if every or finding.code not in _QUIET]
+    lines = [_warning_line(report.graph, finding) for finding in listed]
+    hidden = len(report.findings) - len(listed)
     if hidden:
-        what = "widget shows" if hidden == 1 else "widgets show"
-        lines.append(f"{hidden} {what} another value than its link gives (--all lists them)")
+        subject = "widget shows" if hidden == 1 else "widgets show"
+        lines.append(f"{hidden} {subject} a value that its link overrides (--all lists them)")
     return lines
 
 
-def _trap(graph: Graph, trap: Trap) -> str:
-    return f"{_place(graph, trap.node)}: {trap.message}" if trap.node else trap.message
+def _warning_line(graph: Graph, finding: LintFinding) -> str:
+    label = f"{_node_label(graph, finding.node)}: " if finding.node else ""
+    return f"{label}{finding.message}"
 
 
-def _place(graph: Graph, key: str) -> str:
+def _node_label(graph: Graph, key: str) -> str:
     node = graph.nodes.get(key)
     return f"{key} {node.title or node.class_type}" if node else "the workflow"
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: WorkflowReport) -> str:
     if report.ready:
         return "it can run"
-    missing = [one for one in report.files if not one.usable]
-    if report.runs:
-        count = f"{len(missing)} file{'s' if len(missing) != 1 else ''}"
-        return f"it can run when {count} are here: put them into a model folder, or --map OLD=NEW"
-    return "it cannot run as it is"
+    missing = sum(not file.usable for file in report.files)
+    if report.can_run:
+        count = f"{missing} file{'s' * (missing != 1)}"
+        return (
+            f"it can run once {count} are available: add them to a model folder, or --map OLD=NEW"
+        )
+    return "it cannot run with these settings"

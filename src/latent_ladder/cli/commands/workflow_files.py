@@ -1,4 +1,4 @@
-"""``ladder workflow import`` and ``export``: ComfyUI graphs to requests, and the reverse."""
+"""``ladder workflow import`` and ``export``: conversion between ComfyUI graphs and requests."""
 
 from __future__ import annotations
 
@@ -9,106 +9,127 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latent_ladder.cli.commands.flags import Folders, Json, Overwrite, StoreFolder, open_store
+from latent_ladder.cli import completion
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flags import open_store
+from latent_ladder.cli.commands.options import (
+    Folders,
+    Json,
+    Overwrite,
+    Sets,
+    StoreFolder,
+    model_option,
+    output_option,
+    stage_option,
+)
+from latent_ladder.cli.commands.workflow_run import NodeSettings, WorkflowSource
 from latent_ladder.cli.console import show_note, show_warning
 from latent_ladder.errors import MediaError, RequestError, WorkflowError
 
 if TYPE_CHECKING:
-    from latent_ladder.comfyui.conversion import Imported
+    from latent_ladder.comfyui.conversion import ImportedWorkflow
     from latent_ladder.request.model import Request
 
 PRESET = "preset:"
-UNSAID = "A red ball rolls slowly across a wooden table while a clock ticks."
-"""The prompt of an exported preset where nobody says one."""
+EXAMPLE_PROMPT = "A red ball rolls slowly across a wooden table while a clock ticks."
+"""The prompt of an exported preset without ``--prompt``."""
 
-Graph = Annotated[
-    str, typer.Argument(metavar="GRAPH", help="A workflow .json, a clip or PNG that has one, or -.")
-]
-Source = Annotated[
+RequestSource = Annotated[
     str,
-    typer.Argument(metavar="REQUEST", help="request.toml, a clip, a run's id, or preset:NAME."),
+    typer.Argument(
+        metavar="REQUEST",
+        help="Request to convert: a .toml or .json file, a clip, a run's id, or preset:NAME.",
+    ),
 ]
 SavingNode = Annotated[
     str | None,
-    typer.Option(
+    stage_option(
         "--node",
-        help="The node that saves the clip, where several do: its id, title or file prefix.",
+        metavar="NODE",
+        help="The node that saves the clip if there are several: its id, title or file prefix.",
     ),
 ]
 WithoutFiles = Annotated[
-    bool, typer.Option("--without-files", help="Leave out model files: the library chooses.")
+    bool,
+    model_option("--without-files", help="Leave out model file names; they are found by role."),
 ]
-Toml = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Where to write it (else stdout).")
+TextFile = Annotated[
+    Path | None,
+    output_option("--output", "-o", metavar="FILE", help="File to write. Default: stdout."),
 ]
-Form = Annotated[str, typer.Option("--format", help="ui (opens in ComfyUI) or api (for /prompt).")]
+Format = Annotated[
+    str,
+    output_option(
+        "--format",
+        metavar="NAME",
+        autocompletion=completion.offer(("ui", "api")),
+        help="ui (opens in ComfyUI) or api (for POST /prompt).",
+    ),
+]
 PromptText = Annotated[
-    str | None, typer.Option("--prompt", help="The prompt, where the request has none.")
+    str | None,
+    stage_option("--prompt", metavar="TEXT", help="The prompt in place of the request's own."),
 ]
-GraphSets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="NODE.input=value; NODE is an id or a title (repeatable)."),
-]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Any field (repeatable).")]
 
 
 def register(workflow: typer.Typer) -> None:
     """Add ``import`` and ``export`` to the app of ``ladder workflow``."""
-    workflow.command("import")(import_graph)
-    workflow.command("export")(export_graph)
+    workflow.command("import", cls=GroupedCommand)(expand_flags(import_graph))
+    workflow.command("export", cls=GroupedCommand)(expand_flags(export_graph))
 
 
 def import_graph(
-    graph: Graph,
-    output: Toml = None,
+    graph: WorkflowSource,
+    output: TextFile = None,
     node: SavingNode = None,
-    sets: GraphSets = None,
+    sets: NodeSettings = None,
     without_files: WithoutFiles = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a ComfyUI graph into a request, where it is one of the shapes requests have."""
-    from latent_ladder.comfyui.analysis.overrides import changed
+    """Convert a ComfyUI graph to a request (TOML), if a request can express it."""
+    from latent_ladder.comfyui.analysis.overrides import apply_overrides
     from latent_ladder.comfyui.conversion import import_workflow
     from latent_ladder.comfyui.formats.read import read_workflow
 
     _check_free(output, overwrite)
     workflow = read_workflow(graph)
-    workflow = replace(workflow, graph=changed(workflow.graph, sets or ()))
-    found = import_workflow(workflow, node)
-    request = _without_files(found.request) if without_files else found.request
+    workflow = replace(workflow, graph=apply_overrides(workflow.graph, sets or ()))
+    imported = import_workflow(workflow, node)
+    request = _without_files(imported.request) if without_files else imported.request
     if not as_json:
-        _report(found)
+        _report(imported)
     if output is not None:
         _write(output, request.to_toml())
     if as_json:
-        print(json.dumps({**found.to_dict(), "request": request.to_dict()}, ensure_ascii=False))
+        print(json.dumps({**imported.to_dict(), "request": request.to_dict()}, ensure_ascii=False))
     else:
         print(output if output is not None else request.to_toml().rstrip())
 
 
 def export_graph(
-    source: Source,
-    output: Toml = None,
-    form: Form = "ui",
+    source: RequestSource,
+    output: TextFile = None,
+    form: Format = "ui",
     prompt: PromptText = None,
     sets: Sets = None,
     folders: Folders = None,
     store: StoreFolder = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a request as a ComfyUI graph, with what no node can say beside it."""
-    from latent_ladder.comfyui.conversion import export_workflow, left_out
-    from latent_ladder.comfyui.exporter.file_names import names_for
+    """Write a request as a ComfyUI workflow, with a note on fields that no node can express."""
+    from latent_ladder.comfyui.conversion import export_workflow, lossy_field_messages
+    from latent_ladder.comfyui.exporter.file_names import file_names_for
 
     if form not in ("ui", "api"):
         raise RequestError(f"format={form} is unknown, expected ui or api", "use --format ui")
     _check_free(output, overwrite)
     request = _request(source, prompt, tuple(sets or ()), store)
-    files = names_for(request, folders or ())
+    files = file_names_for(request, folders or ())
     document = export_workflow(request, files, "ui" if form == "ui" else "api")
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    for line in left_out(request):
+    for line in lossy_field_messages(request):
         show_warning(line)
     if output is None:
         print(text)
@@ -117,22 +138,22 @@ def export_graph(
         print(output)
 
 
-def _report(found: Imported) -> None:
-    near = found.nearest
-    if near.equal:
-        show_note(f"equals the preset {near.preset}")
+def _report(imported: ImportedWorkflow) -> None:
+    match = imported.preset_match
+    if match.equal:
+        show_note(f"equals the preset {match.preset}")
     else:
-        show_note(f"nearest to the preset {near.preset}, but for:")
-        for difference in near.differences:
+        show_note(f"closest preset: {match.preset}; differences:")
+        for difference in match.differences:
             show_note(f"  {difference}")
-    if found.embedded:
-        show_note("the graph was exported by ladder: what its nodes cannot say is as it was")
-    for lost in found.lost:
-        show_warning(str(lost))
+    if imported.embedded:
+        show_note("exported by ladder: fields that no node can express have their exported values")
+    for loss in imported.losses:
+        show_warning(str(loss))
 
 
 def _request(source: str, prompt: str | None, sets: tuple[str, ...], store: Path | None) -> Request:
-    """The request that a source names, with a prompt and single fields replaced."""
+    """Return the request of a source, with the prompt and fields of ``--set`` replaced."""
     from latent_ladder.request.model import Request
     from latent_ladder.request.overrides import apply_sets
 
@@ -147,30 +168,30 @@ def _fields(source: str, store: Path | None) -> dict[str, object]:
     from latent_ladder.request.presets import read_preset
 
     if source.startswith(PRESET):
-        return {"prompt": UNSAID, **read_preset(source.removeprefix(PRESET)).fields}
+        return {"prompt": EXAMPLE_PROMPT, **read_preset(source.removeprefix(PRESET)).fields}
     path = Path(source)
     if path.exists() or path.suffix:
         try:
             return read_request(path).to_dict()
         except RequestError as error:
-            raise _already_a_graph(path) or error from error
+            raise _workflow_file_error(path) or error from error
     return dict(open_store(store).runs.find(source).request)
 
 
-def _already_a_graph(path: Path) -> RequestError | None:
-    """The error for a file that is no request but a workflow."""
+def _workflow_file_error(path: Path) -> RequestError | None:
+    """Return the error for a file that contains a workflow instead of a request."""
     from latent_ladder.comfyui.formats.read import read_workflow
 
     try:
         read_workflow(path)
     except WorkflowError:
         return None
-    text = f"{path.name} holds a ComfyUI workflow, not a request"
-    return RequestError(text, f"make one first: ladder workflow import {path} -o request.toml")
+    text = f"{path.name} contains a ComfyUI workflow, not a request"
+    return RequestError(text, f"convert it: ladder workflow import {path} -o request.toml")
 
 
 def _without_files(request: Request) -> Request:
-    """The request without the names of model files; LoRAs that no role names stay."""
+    """Return the request without model file names; LoRAs without a role keep their names."""
     from latent_ladder.request.model import Request
 
     table = request.to_dict()

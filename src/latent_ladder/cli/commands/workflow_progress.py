@@ -1,7 +1,8 @@
-"""A graph under way, for a terminal: a line for every node that took time, a bar while it does."""
+"""Progress of a ComfyUI graph on stderr: a line for each node that took time, and its log."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -22,27 +23,29 @@ if TYPE_CHECKING:
 
     from latent_ladder.comfyui.graph import Graph
 
-WORTH_TELLING_S = 0.1
-"""Nodes that are done sooner get no line."""
+MIN_SHOWN_S = 0.1
+"""Nodes that take less time get no line, in seconds."""
+
+logger = logging.getLogger(__name__)
 
 
-class NodeLines(AbstractContextManager["NodeLines"]):
-    """Shows a graph's events on stderr and counts them for ``--json``."""
+class NodeProgressLines(AbstractContextManager["NodeProgressLines"]):
+    """Shows a graph's events on stderr, logs them, and counts them for ``--json``."""
 
     def __init__(self, graph: Graph, quiet: bool = False) -> None:
         self._graph, self._quiet = graph, quiet
         self._status: Status | None = None
         self._warnings: list[dict[str, str]] = []
-        self._run: list[str] = []
+        self._ran: list[str] = []
         self._cached: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and not self._quiet:
             from rich.status import Status
 
-            from latent_ladder.cli.console import stderr
+            from latent_ladder.cli.console import stderr_console
 
-            self._status = Status("starting", console=stderr())
+            self._status = Status("starting", console=stderr_console())
             self._status.start()
         return self
 
@@ -55,50 +58,57 @@ class NodeLines(AbstractContextManager["NodeLines"]):
         if self._status is not None:
             self._status.stop()
 
-    def report(self) -> dict[str, Any]:
-        """What ran, what did not have to, and what was warned of."""
-        return {"ran": self._run, "cached": list(self._cached), "warnings": self._warnings}
+    def to_dict(self) -> dict[str, Any]:
+        """The nodes that ran, those whose results were stored, and the warnings."""
+        return {"ran": self._ran, "cached": list(self._cached), "warnings": self._warnings}
 
     def on_event(self, event: GraphEvent) -> None:
-        """Show one event."""
+        """Show and log one event."""
         if isinstance(event, NodeWarned):
-            self._warn(event)
+            self._show_warning(event)
         elif isinstance(event, NodesCached):
             self._cached = event.nodes
-            self._say(f"{len(event.nodes)} nodes are known already")
+            count = len(event.nodes)
+            logger.info("nodes with stored results: %s", ", ".join(event.nodes) or "none")
+            self._print(f"stored results are used for {count} node{'s' * (count != 1)}")
         elif isinstance(event, NodeStarted):
-            self._run.append(event.node)
-            self._show(self._name(event.node))
+            self._ran.append(event.node)
+            logger.info("node %s started", self._describe(event.node))
+            self._set_status(self._describe(event.node))
         elif isinstance(event, NodeProgress):
-            self._show(f"{self._name(event.node)}: {event.value} of {event.of}")
-        elif isinstance(event, NodeDone) and event.seconds >= WORTH_TELLING_S:
-            self._say(f"{self._name(event.node)}: {event.seconds:.1f} s")
+            logger.debug("node %s: %d of %d", event.node, event.value, event.total)
+            self._set_status(f"{self._describe(event.node)}: {event.value} of {event.total}")
+        elif isinstance(event, NodeDone):
+            logger.info("node %s done in %.2f s", self._describe(event.node), event.seconds)
+            if event.seconds >= MIN_SHOWN_S:
+                self._print(f"{self._describe(event.node)}: {event.seconds:.1f} s")
 
-    def _warn(self, event: NodeWarned) -> None:
-        found = {"node": event.node, "code": event.code, "message": event.message}
-        if found in self._warnings:
+    def _show_warning(self, event: NodeWarned) -> None:
+        warning = {"node": event.node, "code": event.code, "message": event.message}
+        if warning in self._warnings:
             return
-        self._warnings.append(found)
-        text = f"node {self._name(event.node)}: {event.message}"
+        self._warnings.append(warning)
+        text = f"node {self._describe(event.node)}: {event.message}"
+        logger.warning("%s: %s", event.code, text)
         if self._status is not None:
-            self._say(f"warning: {text}")
+            self._print(f"warning: {text}")
         elif not self._quiet:
             show_warning(text)
 
-    def _name(self, node: str) -> str:
-        found = self._graph.nodes[node]
-        title = f' "{found.title}"' if found.title and found.title != found.class_type else ""
-        return f"{node} {found.class_type}{title}"
+    def _describe(self, key: str) -> str:
+        node = self._graph.nodes[key]
+        title = f' "{node.title}"' if node.title and node.title != node.class_type else ""
+        return f"{key} {node.class_type}{title}"
 
-    def _say(self, text: str) -> None:
-        if self._status is not None:  # on its own console, so that the line below stays whole
+    def _print(self, text: str) -> None:
+        if self._status is not None:  # through its console, so that the status line stays below
             from rich.markup import escape
 
             self._status.console.print(escape(text))
         elif not self._quiet:
             show_note(text)
 
-    def _show(self, text: str) -> None:
+    def _set_status(self, text: str) -> None:
         if self._status is not None:
             from rich.markup import escape
 

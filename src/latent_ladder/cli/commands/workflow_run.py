@@ -1,10 +1,8 @@
-"""``ladder workflow run``: a ComfyUI graph, node by node, on this package's engine."""
+"""``ladder workflow run``: run a ComfyUI graph node by node, without ComfyUI."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,247 +10,282 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latent_ladder.cli.commands.flags import (
+from latent_ladder.cli.command_table import GroupedCommand
+from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flags import MemoryFlags, open_store
+from latent_ladder.cli.commands.options import (
     Folders,
     Json,
-    MemoryFlags,
     Quiet,
     StoreFolder,
-    flags,
-    open_store,
+    input_option,
+    model_option,
+    output_option,
+    stage_option,
 )
-from latent_ladder.cli.commands.run_progress import interrupts
-from latent_ladder.cli.commands.workflow_progress import NodeLines
+from latent_ladder.cli.commands.run_progress import cancel_on_interrupt, current_command
+from latent_ladder.cli.commands.workflow_progress import NodeProgressLines
 from latent_ladder.cli.console import show_note, show_warning
 from latent_ladder.errors import Cancelled, WorkflowError
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.selection import Library
     from latent_ladder.comfyui.graph import Graph
-    from latent_ladder.comfyui.runtime.events import Shown
+    from latent_ladder.comfyui.runtime.events import UiOutput
 
-Source = Annotated[
-    str, typer.Argument(help="A .json file, a clip or picture that carries a graph, or - (stdin).")
+MOST_USED = (
+    "output", "input_folder", "sets", "maps", "skip_unsupported", "folders", "vram", "offload",
+    "device", "quiet",
+)  # fmt: skip
+"""Options that ``workflow run`` lists first in its help."""
+
+WorkflowSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="WORKFLOW",
+        help="Workflow as .json, a clip or picture that contains one, or - to read stdin.",
+    ),
 ]
-Sets = Annotated[
+NodeSettings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="NODE.input=value; NODE is an id or a title (repeatable)."),
+    stage_option(
+        "--set",
+        metavar="NODE.input=VALUE",
+        help="Change an input of a node; NODE is its id, title or type. Repeatable.",
+    ),
 ]
-Maps = Annotated[
+FileMap = Annotated[
     list[str] | None,
-    typer.Option(
-        "--map", help="old=new: a file at hand for one that the graph names; old= lists them."
+    model_option(
+        "--map",
+        metavar="OLD=NEW",
+        help="Use the file NEW where the workflow names OLD. Repeatable. OLD= lists the files "
+        "that can be used.",
     ),
 ]
 OutputFolder = Annotated[
-    Path, typer.Option("--output", "-o", help="Where results go, as ComfyUI's output folder.")
+    Path, output_option("--output", "-o", metavar="FOLDER", help="Folder for the results.")
 ]
 InputFolder = Annotated[
-    Path | None, typer.Option("--input", help="Where the graph's pictures, sounds, videos lie.")
+    Path | None,
+    input_option(
+        "--input",
+        metavar="FOLDER",
+        help="Folder with the workflow's pictures, sounds and videos. Default: ./input, else the "
+        "folder of the workflow.",
+    ),
 ]
-Skip = Annotated[
-    bool, typer.Option("--skip-unsupported", help="Run the outputs that need no unknown node.")
+SkipUnsupported = Annotated[
+    bool,
+    stage_option(
+        "--skip-unsupported", help="Leave out outputs that need a node which cannot run here."
+    ),
 ]
 
 
 def register(workflow: typer.Typer) -> None:
     """Add ``run`` to the app of ``ladder workflow``."""
-    workflow.command("run")(flags(run))
+    workflow.command("run", cls=GroupedCommand)(expand_flags(run, MOST_USED))
 
 
 def run(
-    graph: Source,
+    graph: WorkflowSource,
     memory: MemoryFlags,
-    sets: Sets = None,
-    maps: Maps = None,
+    sets: NodeSettings = None,
+    maps: FileMap = None,
     output: OutputFolder = Path("output"),
     input_folder: InputFolder = None,
     folders: Folders = None,
     store: StoreFolder = None,
-    skip_unsupported: Skip = False,
+    skip_unsupported: SkipUnsupported = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run a ComfyUI graph without ComfyUI; paths of the results go to stdout."""
+    """Run a ComfyUI workflow without ComfyUI.
+
+    The paths of the results are printed.
+    """
     from latent_ladder.checkpoints.selection import model_folders, scan
-    from latent_ladder.comfyui.analysis.overrides import changed
+    from latent_ladder.comfyui.analysis.overrides import apply_overrides
+    from latent_ladder.comfyui.analysis.required_files import default_input_folder
     from latent_ladder.comfyui.formats.read import read_workflow
 
-    found = read_workflow(graph)
-    chosen = changed(found.graph, sets or ())
-    at_hand = _Hand(
-        scan(model_folders(folders or ())), input_folder or _input_beside(graph), output
+    workflow = read_workflow(graph)
+    changed = apply_overrides(workflow.graph, sets or ())
+    files = _Files(
+        scan(model_folders(folders or ())), input_folder or default_input_folder(graph), output
     )
-    names = _names(maps or (), chosen, at_hand)
-    wanted = _wanted(chosen, at_hand, names, skip_unsupported)
-    job = _Job(chosen, found.ui, at_hand, names, wanted)
-    shown, lines = _carried_out(job, memory, store, quiet)
-    paths = _paths(shown, at_hand)
+    names = _parse_file_map(maps or (), changed, files)
+    outputs = _check_graph(changed, files, names, skip_unsupported)
+    job = _Job(changed, workflow.ui, files, names, outputs)
+    results, progress = _execute(job, memory, store, quiet)
+    paths = _result_paths(results, files)
     if as_json:
-        report = {"outputs": dict(shown), "files": [str(p) for p in paths], **lines.report()}
+        report = {"outputs": dict(results), "files": [str(p) for p in paths], **progress.to_dict()}
         print(json.dumps(report, ensure_ascii=False, indent=2))
         return
     for path in paths:
         print(path)
-    for text in (t for each in shown.values() for t in each.get("text", ())):
+    for text in (t for result in results.values() for t in result.get("text", ())):
         show_note(str(text))
 
 
 @dataclass(frozen=True)
-class _Hand:
-    """What is at hand: model files, and the folders of inputs and results."""
+class _Files:
+    """Model files, and the folders of inputs and results."""
 
     library: Library
     input: Path
     output: Path
 
 
-def _input_beside(graph: str) -> Path:
-    """``./input`` where it is there, else the folder of the graph's own file."""
-    usual = Path("input")
-    if usual.is_dir() or graph == "-":
-        return usual
-    return Path(graph).absolute().parent
-
-
-def _names(maps: Sequence[str], graph: Graph, at_hand: _Hand) -> dict[str, str]:
-    """``--map old=new`` as a table. Raises :class:`WorkflowError` listing what there is."""
+def _parse_file_map(maps: Sequence[str], graph: Graph, files: _Files) -> dict[str, str]:
+    """``--map OLD=NEW`` as a table. Raises :class:`WorkflowError`, for ``OLD=`` with a list."""
     names = {}
     for text in maps:
         old, equals, new = text.partition("=")
         if not old or not equals:
-            raise WorkflowError(f"--map {text} is not old=new", "name a file of the graph and one")
-        if not new:
-            known = sorted(_candidates(old, graph, at_hand))
             raise WorkflowError(
-                f"--map {old}= names no file; at hand: {', '.join(known) or 'none'}",
+                f"--map {text} is not OLD=NEW", "use --map old.safetensors=new.gguf"
+            )
+        if not new:
+            known = sorted(_usable_files(old, graph, files))
+            raise WorkflowError(
+                f"--map {old}= names no file; files that can be used: {', '.join(known) or 'none'}",
                 f"--map {old}={known[0]}" if known else "name a folder of models with --models",
             )
         names[old] = new
     return names
 
 
-def _candidates(old: str, graph: Graph, at_hand: _Hand) -> set[str]:
-    """Files of the folders that nodes name ``old`` from."""
+def _usable_files(old: str, graph: Graph, files: _Files) -> set[str]:
+    """Names of the files in the folders from which nodes load ``old``."""
     from latent_ladder.comfyui.node_defs import NODE_TYPES
 
-    asked = {
+    categories = {
         folder
         for node in graph.nodes.values()
         if node.class_type in NODE_TYPES
-        for one in NODE_TYPES[node.class_type].inputs
-        for folder in one.folder.split(",")
-        if folder and str(node.inputs.get(one.name)).replace("\\", "/").endswith(old)
+        for node_input in NODE_TYPES[node.class_type].inputs
+        for folder in node_input.folder.split(",")
+        if folder and str(node.inputs.get(node_input.name)).replace("\\", "/").endswith(old)
     }
     models = {
         found.path.name
-        for parts in at_hand.library.files.values()
+        for parts in files.library.files.values()
         for found in parts.values()
-        if found.category in asked
+        if found.category in categories
     }
-    if "input" not in asked or not at_hand.input.is_dir():
+    if "input" not in categories or not files.input.is_dir():
         return models
-    return models | {path.name for path in at_hand.input.iterdir() if path.is_file()}
+    return models | {path.name for path in files.input.iterdir() if path.is_file()}
 
 
-def _wanted(graph: Graph, at_hand: _Hand, names: Mapping[str, str], skip: bool) -> tuple[str, ...]:
-    """The outputs to run, checked: nothing is loaded where anything is wrong."""
-    from latent_ladder.comfyui.analysis.validate import as_error, problems
-    from latent_ladder.comfyui.constant_folding import outputs
-    from latent_ladder.comfyui.executor import unsupported, without_unsupported
+def _check_graph(
+    graph: Graph, files: _Files, names: Mapping[str, str], skip: bool
+) -> tuple[str, ...]:
+    """The outputs to run. Raises :class:`WorkflowError` for a problem, before anything loads."""
+    from latent_ladder.comfyui.analysis.validate import find_problems, problems_error
+    from latent_ladder.comfyui.constant_folding import output_nodes
+    from latent_ladder.comfyui.executor import find_unsupported, without_unsupported
 
-    wanted = outputs(graph)
+    outputs = output_nodes(graph)
     if skip:
-        kept = without_unsupported(graph)
-        for problem in unsupported(graph, wanted):
-            show_warning(f"{problem.error().message}; what needs it is left out")
-        if wanted and not kept:
-            raise WorkflowError("every output needs a node that cannot run here")
-        wanted = kept
-    # first, because it knows the way round
-    for problem in unsupported(graph, wanted):
+        runnable = without_unsupported(graph)
+        for problem in find_unsupported(graph, outputs):
+            show_warning(f"{problem.error().message}; outputs that need it are left out")
+        if outputs and not runnable:
+            raise WorkflowError(
+                "every output needs a node that cannot run here",
+                "`ladder workflow check` lists these nodes",
+            )
+        outputs = runnable
+    # before other problems, because its error has a hint for the node
+    for problem in find_unsupported(graph, outputs):
         raise problem.error()
-    found = problems(graph, None, names, wanted)
+    found = find_problems(graph, None, names, outputs)
     if found:
-        raise as_error(graph, found)
-    _check_files(graph, at_hand, names, wanted)
-    return wanted
+        raise problems_error(graph, found)
+    _check_files(graph, files, names, outputs)
+    return outputs
 
 
 def _check_files(
-    graph: Graph, at_hand: _Hand, names: Mapping[str, str], wanted: Sequence[str]
+    graph: Graph, files: _Files, names: Mapping[str, str], outputs: Sequence[str]
 ) -> None:
-    """Raise :class:`WorkflowError` naming every file that is not there or not what it should be."""
-    from latent_ladder.comfyui.analysis.required_files import MISSING, wanted_files
-    from latent_ladder.comfyui.constant_folding import needed
+    """Raise :class:`WorkflowError` for files that are missing or of another kind."""
+    from latent_ladder.comfyui.analysis.required_files import MISSING, find_required_files
+    from latent_ladder.comfyui.constant_folding import required_nodes
 
-    order = needed(graph, wanted)
-    files = wanted_files(graph, order, at_hand.library, [at_hand.input], names)
+    order = required_nodes(graph, outputs)
+    required = find_required_files(graph, order, files.library, [files.input], names)
     # --map may name any path
-    lacking = [file for file in files if not (file.usable or Path(file.used).is_file())]
-    if not lacking:
+    missing = [file for file in required if not (file.usable or Path(file.used).is_file())]
+    if not missing:
         return
     lines = []
-    for file in lacking:
+    for file in missing:
         why = f"is not in {file.folder}" if file.state == MISSING else file.note
         source = f" (published: {file.url})" if file.url else ""
-        lines.append(f"{file.name} {why}, wanted by node {', '.join(file.nodes)}{source}")
-    first = lacking[0]
+        lines.append(f"{file.name} {why}, needed by node {', '.join(file.nodes)}{source}")
+    first = missing[0]
     raise WorkflowError(
         lines[0] if len(lines) == 1 else "\n  ".join(["files are missing:", *lines]),
-        f"--map {first.name}= lists what is at hand; --models and --input name more folders",
+        f"--map {first.name}= lists the files that can be used; --models and --input add folders",
         node_id=first.nodes[0],
     )
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A checked graph and what belongs to it; ``ui`` is the file's own document."""
+    """A checked graph, its files, and the nodes to run. ``ui`` is the workflow in UI format."""
 
     graph: Graph
     ui: Mapping[str, Any] | None
-    at_hand: _Hand
+    files: _Files
     names: Mapping[str, str]
-    wanted: Sequence[str]
+    outputs: Sequence[str]
 
-    def tags(self) -> dict[str, str]:
-        """What every file that is written carries."""
-        found = {"prompt": json.dumps(self.graph.to_api(), ensure_ascii=False)}
+    def metadata(self) -> dict[str, str]:
+        """Tags of every file that is written: the graph, and the workflow if there is one."""
+        tags = {"prompt": json.dumps(self.graph.to_api(), ensure_ascii=False)}
         if self.ui is not None:
-            found["workflow"] = json.dumps(self.ui, ensure_ascii=False)
-        return found
+            tags["workflow"] = json.dumps(self.ui, ensure_ascii=False)
+        return tags
 
 
-def _carried_out(
+def _execute(
     job: _Job, memory: MemoryFlags, store: Path | None, quiet: bool
-) -> tuple[Mapping[str, Shown], NodeLines]:
+) -> tuple[Mapping[str, UiOutput], NodeProgressLines]:
     from latent_ladder.comfyui.executor import Engine, WorkFolders, execute
     from latent_ladder.pipeline.run import Cancel
 
-    hand, options = job.at_hand, memory.options()
-    folders = WorkFolders(hand.input, hand.output, hand.output / "temp")
-    engine = Engine(hand.library, open_store(store), folders, job.names, options, memory.device)
-    command, cancel = shlex.join(["ladder", *sys.argv[1:]]), Cancel()
-    with NodeLines(job.graph, quiet) as lines, interrupts(cancel):
+    files, options = job.files, memory.to_options()
+    folders = WorkFolders(files.input, files.output, files.output / "temp")
+    engine = Engine(files.library, open_store(store), folders, job.names, options, memory.device)
+    cancel = Cancel()
+    with NodeProgressLines(job.graph, quiet) as progress, cancel_on_interrupt(cancel):
         try:
-            shown = execute(
+            results = execute(
                 job.graph,
                 engine,
-                wanted=job.wanted,
-                on_event=lines.on_event,
+                wanted=job.outputs,
+                on_event=progress.on_event,
                 cancel=cancel,
-                metadata=job.tags(),
-                command=command,
+                metadata=job.metadata(),
+                command=current_command(),
             )
         except (Cancelled, KeyboardInterrupt) as error:
-            show_note("stopped; what nodes have made is kept. The same command goes on")
+            show_note("stopped; results of finished nodes are stored. The same command resumes")
             raise Cancelled("stopped by the user") from error
-    return shown, lines
+    return results, progress
 
 
-def _paths(shown: Mapping[str, Shown], at_hand: _Hand) -> list[Path]:
-    roots = {"output": at_hand.output, "temp": at_hand.output / "temp"}
-    entries: list[Any] = [e for each in shown.values() for group in each.values() for e in group]
+def _result_paths(results: Mapping[str, UiOutput], files: _Files) -> list[Path]:
+    roots = {"output": files.output, "temp": files.output / "temp"}
+    entries: list[Any] = [
+        e for result in results.values() for group in result.values() for e in group
+    ]
     return [
         roots[entry["type"]] / entry["subfolder"] / entry["filename"]
         for entry in entries

@@ -1,1 +1,1 @@
-"""Checks on a ComfyUI graph before it runs: links, shapes, required files, known pitfalls."""
+"""Static analysis of workflows: validation, shape inference, required files, lint."""

@@ -1,6 +1,6 @@
-"""What can be said of a workflow without running it: nodes, files, results, traps. No torch.
+"""Static check of a workflow: its outputs, required files, unsupported nodes, problems and lint.
 
-No weights are needed; where some are here, what their headers say is used.
+It needs neither torch nor weights; the headers of model files that are present are used.
 """
 
 from __future__ import annotations
@@ -12,36 +12,42 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.checkpoints.compatibility import Fit, lora_match, upsampling
-from latent_ladder.checkpoints.scan import Found, Library
-from latent_ladder.comfyui.analysis.lint import noticed, stage_facts
-from latent_ladder.comfyui.analysis.required_files import WantedFile, wanted_files
-from latent_ladder.comfyui.analysis.shape_inference import (
-    Clip,
-    Forecast,
-    Frames,
-    Look,
-    Sound,
-    forecast,
+from latent_ladder.checkpoints.compatibility import (
+    TransformerRequirements,
+    detect_upsampling,
+    match_lora,
 )
-from latent_ladder.comfyui.analysis.shape_inference import spoken_size as size_text
+from latent_ladder.checkpoints.scan import FoundComponent, Library
+from latent_ladder.comfyui.analysis.lint import describe_stage, lint_nodes
+from latent_ladder.comfyui.analysis.required_files import RequiredFile, find_required_files
+from latent_ladder.comfyui.analysis.shape_inference import (
+    AudioLength,
+    ClipShape,
+    FramesShape,
+    InferredShapes,
+    ShapeContext,
+    format_size,
+    infer_shapes,
+)
 from latent_ladder.comfyui.analysis.shape_rules import RULES
-from latent_ladder.comfyui.analysis.validate import Problem, problems
-from latent_ladder.comfyui.constant_folding import needed, outputs, way_round
+from latent_ladder.comfyui.analysis.validate import Problem, find_problems
+from latent_ladder.comfyui.constant_folding import output_nodes, required_nodes, suggest_workaround
 from latent_ladder.comfyui.formats.read import Workflow
-from latent_ladder.comfyui.graph import Graph, Link, Node, Trap
+from latent_ladder.comfyui.graph import Graph, Link, LintFinding, Node
 from latent_ladder.comfyui.node_defs import node_type
 
-SLACK_S = 0.05
-"""A difference between sound and picture that nobody hears."""
+AUDIO_TOLERANCE_S = 0.05
+"""A difference between the lengths of audio and video that is inaudible."""
 
-
-_MOST_HINTS = 50
+_MAX_HINTS = 50
 
 
 @dataclass(frozen=True)
-class Unsupported:
-    """A node that cannot run here; ``hint`` is what to do about it."""
+class UnsupportedNode:
+    """A node that cannot run here.
+
+    ``needed``: an output depends on it. ``hint`` says how to run the workflow without it.
+    """
 
     node: str
     class_type: str
@@ -53,8 +59,8 @@ class Unsupported:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one output node will write, as far as it can be told."""
+class OutputSummary:
+    """The result of one output node, as far as it is known before the workflow runs."""
 
     node: str
     class_type: str
@@ -69,8 +75,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class LoraUse:
-    """How much of a LoRA finds its place in the transformer."""
+class LoraCoverage:
+    """The number of modules of a LoRA that match the transformer."""
 
     node: str
     name: str
@@ -80,110 +86,123 @@ class LoraUse:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything ``ladder workflow check`` says."""
+class WorkflowReport:
+    """The report of ``ladder workflow check``.
+
+    ``required`` are the nodes that an output depends on; ``types`` and ``packs`` count all nodes.
+    """
 
     source: str
     graph: Graph
-    needed: tuple[str, ...]
+    required: tuple[str, ...]
     types: Mapping[str, int]
     packs: Mapping[str, int]
-    results: tuple[Result, ...]
-    files: tuple[WantedFile, ...]
-    loras: tuple[LoraUse, ...]
-    unsupported: tuple[Unsupported, ...]
+    outputs: tuple[OutputSummary, ...]
+    files: tuple[RequiredFile, ...]
+    loras: tuple[LoraCoverage, ...]
+    unsupported: tuple[UnsupportedNode, ...]
     problems: tuple[Problem, ...]
-    traps: tuple[Trap, ...]
+    findings: tuple[LintFinding, ...]
 
     @property
-    def runs(self) -> bool:
-        """Whether nothing but files stands in the way."""
+    def can_run(self) -> bool:
+        """True if the workflow can run once all files are present."""
         return not self.problems
 
     @property
     def ready(self) -> bool:
-        """Whether it can run now."""
-        return self.runs and all(one.usable for one in self.files)
+        """True if the workflow can run now."""
+        return self.can_run and all(file.usable for file in self.files)
 
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON data for ``--json``."""
         return {
             "source": self.source,
             "ready": self.ready,
             "nodes": len(self.graph.nodes),
-            "needed": len(self.needed),
+            "needed": len(self.required),
             "types": dict(self.types),
             "packs": dict(self.packs),
-            "outputs": [_plain(one) for one in self.results],
-            "files": [one.as_json() for one in self.files],
-            "loras": [_plain(one) for one in self.loras],
-            "unsupported": [_plain(one) for one in self.unsupported],
-            "problems": [_plain(one) for one in self.problems],
-            "traps": [one._asdict() for one in self.traps],
+            "outputs": [_to_json_fields(output) for output in self.outputs],
+            "files": [file.to_dict() for file in self.files],
+            "loras": [_to_json_fields(lora) for lora in self.loras],
+            "unsupported": [_to_json_fields(node) for node in self.unsupported],
+            "problems": [_to_json_fields(problem) for problem in self.problems],
+            "traps": [finding._asdict() for finding in self.findings],
         }
 
 
-def _plain(one: Any) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(one).items()}
+def _to_json_fields(record: Any) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(record).items()}
 
 
-def check(
+def check_workflow(
     workflow: Workflow,
     library: Library,
     inputs: Sequence[Path] = (),
     names: Mapping[str, str] | None = None,
-) -> Report:
-    """Look at a workflow. ``inputs`` are folders of uploads, ``names`` replaces file names."""
+) -> WorkflowReport:
+    """Check a workflow without running it.
+
+    ``inputs`` are the folders of uploaded files; ``names`` maps file names in the graph to others.
+    Raises :class:`WorkflowError` for a cycle or a link to a missing node.
+    """
     graph = workflow.graph
-    wanted = outputs(graph)
-    reached = needed(graph, wanted)
-    files = wanted_files(graph, reached, library, inputs, names)
-    told = forecast(graph, RULES, _factors(files, library), _pictures(files))
-    results = tuple(_result(told, graph.nodes[key]) for key in wanted)
-    loras = tuple(_loras(graph, reached, files, library))
-    traps = (
-        *(trap for trap in told.traps if trap.node in reached),
-        *noticed(told, reached),
-        *(trap for key in wanted for trap in _lengths(told, key)),
-        *_misses(loras),
-        *graph.traps,
+    outputs = output_nodes(graph)
+    required = required_nodes(graph, outputs)
+    files = find_required_files(graph, required, library, inputs, names)
+    shapes = infer_shapes(graph, RULES, _upsampler_factors(files, library), _image_sizes(files))
+    loras = tuple(_compare_loras(graph, required, files, library))
+    findings = (
+        *(finding for finding in shapes.findings if finding.node in required),
+        *lint_nodes(shapes, required),
+        *(finding for key in outputs for finding in _lint_output(shapes, key)),
+        *_lint_loras(loras),
+        *graph.findings,
     )
-    return Report(
+    return WorkflowReport(
         source=workflow.source,
         graph=graph,
-        needed=reached,
+        required=required,
         types=Counter(node.class_type for node in graph.nodes.values()),
         packs=Counter(node.pack or "unknown" for node in graph.nodes.values()),
-        results=results,
+        outputs=tuple(_summarize_output(shapes, graph.nodes[key]) for key in outputs),
         files=files,
         loras=loras,
-        unsupported=tuple(_unsupported(graph, reached)),
-        problems=tuple(problems(graph)),
-        traps=tuple(dict.fromkeys(traps)),
+        unsupported=tuple(_find_unsupported(graph, required)),
+        problems=tuple(find_problems(graph)),
+        findings=tuple(dict.fromkeys(findings)),
     )
 
 
-# --- nodes that do not run ------------------------------------------------------------------------
+# --- unsupported nodes ----------------------------------------------------------------------------
 
 
-def _unsupported(graph: Graph, reached: tuple[str, ...]) -> Iterator[Unsupported]:
+def _find_unsupported(graph: Graph, required: tuple[str, ...]) -> Iterator[UnsupportedNode]:
     hints = 0
     for node in graph.nodes.values():
-        kind = node_type(node.class_type, node.pack)
-        if kind.why_not:
-            used, hint = node.id in reached, ""
-            if used and hints < _MOST_HINTS:
-                hints, hint = hints + 1, way_round(graph, node.id)
+        definition = node_type(node.class_type, node.pack)
+        if definition.unsupported_reason:
+            used, hint = node.id in required, ""
+            if used and hints < _MAX_HINTS:
+                hints, hint = hints + 1, suggest_workaround(graph, node.id)
             elif not used:
-                hint = "no output needs it as it is set"
-            facts = (node.id, node.class_type, node.title, kind.pack, kind.why_not)
-            yield Unsupported(*facts, used, hint)
+                hint = "no output needs it with these settings"
+            yield UnsupportedNode(
+                node.id,
+                node.class_type,
+                node.title,
+                definition.pack,
+                definition.unsupported_reason,
+                used,
+                hint,
+            )
 
 
-# --- results --------------------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------
 
-_VIDEOS = frozenset({"SaveVideo", "SaveWEBM"})
-_ENDINGS = {
+_VIDEO_SAVERS = frozenset({"SaveVideo", "SaveWEBM"})
+_SUFFIXES = {
     "SaveWEBM": ".webm",
     "SaveImage": ".png",
     "SaveAnimatedWEBP": ".webp",
@@ -194,153 +213,159 @@ _ENDINGS = {
 }
 
 
-def _result(told: Forecast, node: Node) -> Result:
-    look = Look(told, node)
-    clip, frames, sound = _shown(look)
+def _summarize_output(shapes: InferredShapes, node: Node) -> OutputSummary:
+    ctx = ShapeContext(shapes, node)
+    clip, frames, sound = _output_value(ctx)
     latent = frames.latent if frames else None
-    fps = clip.fps if clip else look.number("fps")
-    return Result(
+    fps = clip.fps if clip else ctx.number("fps")
+    return OutputSummary(
         node.id,
         node.class_type,
         node.title,
-        file=_file(look),
-        size=_even(look, frames) if frames else None,
+        file=_output_file_name(ctx),
+        size=_written_size(ctx, frames) if frames else None,
         frames=frames.count if frames else None,
         fps=fps,
-        duration_s=_seconds(frames, fps),
+        duration_s=_duration(frames, fps),
         sound_s=sound.seconds if sound else None,
-        stages=tuple(stage_facts(told, key) for key in latent.stages) if latent else (),
+        stages=tuple(describe_stage(shapes, key) for key in latent.stages) if latent else (),
     )
 
 
-def _even(look: Look, frames: Frames) -> tuple[int, int]:
-    """The size of what is written: the sides of a video are even."""
-    step = 2 if look.node.class_type in _VIDEOS else 1
+def _written_size(ctx: ShapeContext, frames: FramesShape) -> tuple[int, int]:
+    """Return the size of the written file: the sides of a video are even."""
+    step = 2 if ctx.node.class_type in _VIDEO_SAVERS else 1
     return frames.width // step * step, frames.height // step * step
 
 
-def _shown(look: Look) -> tuple[Clip | None, Frames | None, Sound | None]:
-    """What an output node is given, of whatever kind."""
-    found = [look.get(name) for name in ("video", "images", "audio", "samples", "source")]
-    value = next((one for one in found if one is not None), None)
-    if isinstance(value, Clip):
-        return value, value.frames, value.sound
-    frames = value if isinstance(value, Frames) else None
-    return None, frames, value if isinstance(value, Sound) else None
+def _output_value(
+    ctx: ShapeContext,
+) -> tuple[ClipShape | None, FramesShape | None, AudioLength | None]:
+    """Return the video, frames and audio that an output node receives."""
+    candidates = [ctx.get(name) for name in ("video", "images", "audio", "samples", "source")]
+    value = next((candidate for candidate in candidates if candidate is not None), None)
+    if isinstance(value, ClipShape):
+        return value, value.frames, value.audio
+    frames = value if isinstance(value, FramesShape) else None
+    return None, frames, value if isinstance(value, AudioLength) else None
 
 
-def _seconds(frames: Frames | None, fps: float | None) -> float | None:
+def _duration(frames: FramesShape | None, fps: float | None) -> float | None:
     return round(frames.count / fps, 3) if frames and fps else None
 
 
-def _file(look: Look) -> str:
-    prefix = look.get("filename_prefix")
+def _output_file_name(ctx: ShapeContext) -> str:
+    prefix = ctx.get("filename_prefix")
     if not isinstance(prefix, str):
         return ""
-    ending = _ENDINGS.get(look.node.class_type, "")
-    if look.node.class_type == "SaveVideo":
-        kind, codec = look.get("format"), look.get("format.codec") or look.get("codec")
+    suffix = _SUFFIXES.get(ctx.node.class_type, "")
+    if ctx.node.class_type == "SaveVideo":
+        container, codec = ctx.get("format"), ctx.get("format.codec") or ctx.get("codec")
         auto = "webm" if codec == "av1" else "mp4"
-        ending = f".{auto if kind in (None, 'auto') else kind}"
-    return f"{prefix.replace(chr(92), '/')}_00001_{ending}"
+        suffix = f".{auto if container in (None, 'auto') else container}"
+    return f"{prefix.replace(chr(92), '/')}_00001_{suffix}"
 
 
-def _lengths(told: Forecast, key: str) -> Iterator[Trap]:
-    """Where a clip is not what was asked for, or its sound is not as long."""
-    clip, frames, sound = _shown(Look(told, told.graph.nodes[key]))
+def _lint_output(shapes: InferredShapes, key: str) -> Iterator[LintFinding]:
+    """Find differences between the requested and the written size, and between video and audio."""
+    clip, frames, sound = _output_value(ShapeContext(shapes, shapes.graph.nodes[key]))
     latent = frames.latent if frames else None
     if frames and (frames.width % 2 or frames.height % 2):
-        size = _even(Look(told, told.graph.nodes[key]), frames)
+        size = _written_size(ShapeContext(shapes, shapes.graph.nodes[key]), frames)
         if size != (frames.width, frames.height):
-            text = f"{size_text(frames.width, frames.height)} is cut to {size_text(*size)}"
-            yield Trap("odd_size", f"{text}: the sides of a video are even", key)
+            text = f"{format_size(frames.width, frames.height)} is cropped to {format_size(*size)}"
+            yield LintFinding("odd_size", f"{text}: the sides of a video must be even", key)
     if frames and latent and (frames.width, frames.height) == (latent.width, latent.height):
-        asked = latent.asked
-        if (Fraction(latent.width), Fraction(latent.height)) != asked:
-            text = f"the clip will be {size_text(latent.width, latent.height)}"
-            why = "latents hold whole blocks of 32 pixels at every stage"
-            yield Trap("size_truncated", f"{text}, not {size_text(*asked)}: {why}", key)
-    seconds = _seconds(frames, clip.fps if clip else None)
-    if sound and seconds and abs(sound.seconds - seconds) > SLACK_S:
+        requested = latent.requested_size
+        if (Fraction(latent.width), Fraction(latent.height)) != requested:
+            text = f"the clip will be {format_size(latent.width, latent.height)}"
+            text = f"{text}, not {format_size(*requested)}"
+            why = "at every stage the sides of a latent are multiples of 32 pixels"
+            yield LintFinding("size_truncated", f"{text}: {why}", key)
+    seconds = _duration(frames, clip.fps if clip else None)
+    if sound and seconds and abs(sound.seconds - seconds) > AUDIO_TOLERANCE_S:
         code = "sound_longer" if sound.seconds > seconds else "sound_shorter"
         gap = abs(sound.seconds - seconds)
-        end = f"its last {gap:.2f} s are" if code == "sound_longer" else f"the last {gap:.2f} s are"
-        text = f"sound lasts {sound.seconds:.2f} s, the picture {seconds:.2f} s"
-        yield Trap(code, f"{text}: {end} {'cut' if code == 'sound_longer' else 'silent'}", key)
+        effect = "of audio are cut" if code == "sound_longer" else "of the video are silent"
+        text = f"the audio lasts {sound.seconds:.2f} s, the video {seconds:.2f} s"
+        yield LintFinding(code, f"{text}: the last {gap:.2f} s {effect}", key)
 
 
-# --- what the files that are here say -------------------------------------------------------------
+# --- facts from the files that are present --------------------------------------------------------
 
 
-def _factors(files: Sequence[WantedFile], library: Library) -> Mapping[str, tuple[str, Fraction]]:
-    """What the latent upsamplers that are here do."""
-    found: dict[str, tuple[str, Fraction]] = {}
-    for one in files:
-        part = _part(one, library, "latent_upsampler")
+def _upsampler_factors(
+    files: Sequence[RequiredFile], library: Library
+) -> Mapping[str, tuple[str, Fraction]]:
+    """Return the axis and factor of each latent upsampler that is present, by file name."""
+    factors: dict[str, tuple[str, Fraction]] = {}
+    for file in files:
+        part = _component_of(file, library, "latent_upsampler")
         if part is not None:
-            found[one.name] = upsampling(part.component)
-    return found
+            factors[file.name] = detect_upsampling(part.component)
+    return factors
 
 
-def _part(one: WantedFile, library: Library, role: str) -> Found | None:
-    return library.files.get(one.path, {}).get(role) if one.path is not None else None
+def _component_of(file: RequiredFile, library: Library, role: str) -> FoundComponent | None:
+    return library.files.get(file.path, {}).get(role) if file.path is not None else None
 
 
-def _pictures(files: Sequence[WantedFile]) -> Mapping[str, tuple[int, int]]:
-    """Sizes of the input pictures that are here."""
-    found: dict[str, tuple[int, int]] = {}
-    for one in files:
-        if one.folder == "input" and one.input == "image" and one.path is not None:
+def _image_sizes(files: Sequence[RequiredFile]) -> Mapping[str, tuple[int, int]]:
+    """Return (width, height) of each input image that is present, by name."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for file in files:
+        if file.folder == "input" and file.input == "image" and file.path is not None:
             from PIL import Image, UnidentifiedImageError
 
             try:
-                with Image.open(one.path) as image:
-                    found[one.name] = image.size
+                with Image.open(file.path) as image:
+                    sizes[file.name] = image.size
             except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-                continue  # the run says what is wrong with it
-    return found
+                continue  # running the workflow reports what is wrong with it
+    return sizes
 
 
-def _loras(
-    graph: Graph, reached: tuple[str, ...], files: Sequence[WantedFile], library: Library
-) -> Iterator[LoraUse]:
-    """The LoRAs and transformers that are both here, compared by names and shapes."""
-    by_name = {one.name: one for one in files}
-    for key in reached:
+def _compare_loras(
+    graph: Graph, required: tuple[str, ...], files: Sequence[RequiredFile], library: Library
+) -> Iterator[LoraCoverage]:
+    """Compare each LoRA with its transformer by names and shapes, if both files are present."""
+    by_name = {file.name: file for file in files}
+    for key in required:
         node = graph.nodes[key]
         name = node.inputs.get("lora_name")
         if not isinstance(name, str) or node.inputs.get("strength_model") == 0:
             continue
-        own = by_name.get(name)
-        lora = _part(own, library, "lora") if own else None
-        transformer = _transformer(graph, node, by_name, library)
+        file = by_name.get(name)
+        lora = _component_of(file, library, "lora") if file else None
+        transformer = _find_transformer(graph, node, by_name, library)
         if lora is None or transformer is None:
             continue
-        match = lora_match(lora.component, Fit(transformer.component))
-        yield LoraUse(key, name, match.matched, match.total, match.conflict or "")
+        match = match_lora(lora.component, TransformerRequirements(transformer.component))
+        yield LoraCoverage(key, name, match.matched, match.total, match.conflict or "")
 
 
-def _transformer(
+def _find_transformer(
     graph: Graph,
     node: Node,
-    files: Mapping[str, WantedFile],
+    files: Mapping[str, RequiredFile],
     library: Library,
-) -> Found | None:
-    """The transformer that a model link comes from."""
+) -> FoundComponent | None:
+    """Return the transformer that the model input of a node comes from."""
     for _ in range(len(graph.nodes)):
         link = node.inputs.get("model")
         if not isinstance(link, Link):
             break
         node = graph.nodes[link.node]
     names = [value for value in node.inputs.values() if isinstance(value, str)]
-    parts = (_part(files[name], library, "transformer") for name in names if name in files)
+    parts = (_component_of(files[name], library, "transformer") for name in names if name in files)
     return next((part for part in parts if part is not None), None)
 
 
-def _misses(loras: Sequence[LoraUse]) -> Iterator[Trap]:
-    for one in loras:
-        if one.conflict:
-            yield Trap("lora_conflict", f"{one.name} does not fit: {one.conflict}", one.node)
-        elif one.matched < one.total:
-            text = f"{one.matched} of {one.total} modules of {one.name} are in the transformer"
-            yield Trap("lora_misses", text, one.node)
+def _lint_loras(loras: Sequence[LoraCoverage]) -> Iterator[LintFinding]:
+    for lora in loras:
+        if lora.conflict:
+            text = f"{lora.name} does not fit: {lora.conflict}"
+            yield LintFinding("lora_conflict", text, lora.node)
+        elif lora.matched < lora.total:
+            text = f"{lora.matched} of {lora.total} modules of {lora.name} are in the transformer"
+            yield LintFinding("lora_misses", text, lora.node)

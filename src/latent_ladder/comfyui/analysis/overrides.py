@@ -1,4 +1,4 @@
-"""Values of a graph changed from outside: ``NODE.input=value``."""
+"""Overrides of input values from the command line: ``--set NODE.input=value``."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from latent_ladder.errors import WorkflowError
 from latent_ladder.request.problems import did_you_mean
 
 
-def changed(graph: Graph, sets: Iterable[str]) -> Graph:
-    """The graph with values set, each as ``NODE.input=value``; a link there is cut.
+def apply_overrides(graph: Graph, sets: Iterable[str]) -> Graph:
+    """Return the graph with input values set, each by ``NODE.input=value``; a link is replaced.
 
-    NODE is an id, a title that only one node has, or a type that only one node is of. Raises
-    :class:`WorkflowError` for anything that is not there, with what is.
+    NODE is an id, or a title or type that only one node has. Raises :class:`WorkflowError` for an
+    unknown node or input, or a value of the wrong type.
     """
     nodes = dict(graph.nodes)
     for text in sets:
         target, equals, value = text.partition("=")
         if not equals or "." not in target:
             raise WorkflowError(
-                f"--set {text} is not NODE.input=value", "for example --set 12.noise_seed=7"
+                f"--set {text} is not NODE.input=value",
+                "write, for example, --set 12.noise_seed=7",
             )
-        node, name = _target(nodes, target.strip())
-        inputs = {**node.inputs, name: _value(node, name, value)}
+        node, name = _find_target(nodes, target.strip())
+        inputs = {**node.inputs, name: _parse_value(node, name, value)}
         nodes[node.id] = replace(node, inputs=inputs)
     return replace(graph, nodes=nodes)
 
 
-def _target(nodes: Mapping[str, Node], target: str) -> tuple[Node, str]:
-    """The node and input that a text such as ``12.steps`` means; titles may have dots in them."""
+def _find_target(nodes: Mapping[str, Node], target: str) -> tuple[Node, str]:
+    """Return the node and input of a target such as ``12.steps``; a title may contain dots."""
     cuts = [i for i, char in enumerate(target) if char == "."]
     for cut in cuts:
-        node = _find(nodes, target[:cut])
+        node = _find_node(nodes, target[:cut])
         if node is not None:
-            return node, _input(node, target[cut + 1 :])
+            return node, _check_input_name(node, target[cut + 1 :])
     named = target[: cuts[0]]
     known = {*nodes, *(n.title for n in nodes.values()), *(n.class_type for n in nodes.values())}
-    raise WorkflowError(f"--set {target}: the workflow has no node {named}", _near(named, known))
+    raise WorkflowError(f"--set {target}: the workflow has no node {named}", _suggest(named, known))
 
 
-def _find(nodes: Mapping[str, Node], name: str) -> Node | None:
+def _find_node(nodes: Mapping[str, Node], name: str) -> Node | None:
     if name in nodes:
         return nodes[name]
     for found in (
@@ -54,55 +55,55 @@ def _find(nodes: Mapping[str, Node], name: str) -> Node | None:
         if len(found) > 1:
             ids = ", ".join(n.id for n in found)
             raise WorkflowError(
-                f"--set {name}: {len(found)} nodes are called so", f"use an id: {ids}"
+                f"--set {name}: {len(found)} nodes have this name", f"use an id: {ids}"
             )
         if found:
             return found[0]
     return None
 
 
-def _input(node: Node, name: str) -> str:
-    known = [one.name for one in _rows(node)]
+def _check_input_name(node: Node, name: str) -> str:
+    known = [item.name for item in _visible_inputs(node)]
     if known and name not in known and name not in node.inputs:
-        raise node.error(f"--set: it has no input {name}", _near(name, known))
+        raise node.error(f"--set: it has no input {name}", _suggest(name, known))
     return name
 
 
-def _rows(node: Node) -> list[Input]:
-    row = NODE_TYPES.get(node.class_type)
+def _visible_inputs(node: Node) -> list[Input]:
+    definition = NODE_TYPES.get(node.class_type)
     literals = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
-    return [] if row is None else list(row.shown(literals))
+    return [] if definition is None else list(definition.visible_inputs(literals))
 
 
-def _value(node: Node, name: str, text: str) -> Value:
-    row = next((one for one in _rows(node) if one.name == name), None)
-    if row is None:
-        return _parsed(text)
-    if not row.is_widget:
+def _parse_value(node: Node, name: str, text: str) -> Value:
+    item = next((one for one in _visible_inputs(node) if one.name == name), None)
+    if item is None:
+        return _parse_untyped(text)
+    if not item.is_widget:
         raise node.error(
-            f"--set: {name} takes {row.type} from another node, not a value",
-            "change the value in the node that it comes from",
+            f"--set: {name} takes {item.type} from a link, not a value",
+            "set a value of the node that it is linked to",
         )
     try:
-        return _typed(row, text)
+        return _parse_typed(item, text)
     except ValueError:
-        kind = row.type.split(",")[0].lower()
+        kind = item.type.split(",")[0].lower()
         raise node.error(f"--set: {name}={text} is not of type {kind}") from None
 
 
-def _typed(row: Input, text: str) -> Value:
-    """A text as the input's type has it. Raises ``ValueError``."""
-    if "BOOLEAN" in row.types:
+def _parse_typed(item: Input, text: str) -> Value:
+    """Return a text as a value of the input's type. Raises ``ValueError``."""
+    if "BOOLEAN" in item.types:
         answers = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if text.strip().lower() not in answers:
             raise ValueError(text)
         return answers[text.strip().lower()]
-    if "FLOAT" in row.types:
+    if "FLOAT" in item.types:
         return float(text)
-    return int(text) if "INT" in row.types else text
+    return int(text) if "INT" in item.types else text
 
 
-def _parsed(text: str) -> Value:
+def _parse_untyped(text: str) -> Value:
     try:
         found: Value = json.loads(text)
     except ValueError:
@@ -110,6 +111,6 @@ def _parsed(text: str) -> Value:
     return found
 
 
-def _near(name: str, known: Iterable[str]) -> str | None:
+def _suggest(name: str, known: Iterable[str]) -> str | None:
     names = sorted(known)
     return did_you_mean(name, names) or (f"known: {', '.join(names[:12])}" if names else None)

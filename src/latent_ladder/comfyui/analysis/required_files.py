@@ -1,7 +1,7 @@
-"""The files that a graph wants: models by name and folder, pictures and clips that were uploaded.
+"""The files that a graph requires: model files and uploaded images, audio and videos.
 
-Each is here, or somewhere else than ComfyUI would look, or something other than it should be, or
-missing; then it is said where it is published.
+Each file is found, in a folder where ComfyUI does not look, of the wrong kind, or missing; for a
+missing model file the download URL is given if it is known.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from typing import Any, Final
 
 from latent_ladder.checkpoints.catalog import FILES
 from latent_ladder.checkpoints.misplaced import allowed_categories
-from latent_ladder.checkpoints.scan import Found, Library, found_in
-from latent_ladder.comfyui.analysis.validate import annotated, escapes, mapped
+from latent_ladder.checkpoints.scan import FoundComponent, Library, find_in_file
+from latent_ladder.comfyui.analysis.validate import (
+    map_file_name,
+    split_folder_tag,
+    unsafe_path_reason,
+)
 from latent_ladder.comfyui.graph import Graph, Link, ModelFile, Node
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.errors import CheckpointError, WorkflowError
 
-HERE: Final = "here"
-ELSEWHERE: Final = "elsewhere"
+FOUND: Final = "here"
+MISPLACED: Final = "elsewhere"
 WRONG: Final = "wrong"
 MISSING: Final = "missing"
 
-_ROLES: Mapping[str, frozenset[str]] = {
+_FOLDER_ROLES: Mapping[str, frozenset[str]] = {
     "checkpoints": frozenset({"transformer"}),
     "diffusion_models": frozenset({"transformer"}),
     "loras": frozenset({"lora"}),
@@ -33,16 +37,16 @@ _ROLES: Mapping[str, frozenset[str]] = {
     "text_encoders": frozenset({"text_encoder", "text_projection", "connectors"}),
     "vae": frozenset({"video_vae", "audio_vae", "vocoder", "preview_vae"}),
 }
-"""What a file of a folder must hold, at least one of these."""
+"""Roles by model folder; a file of the folder must contain at least one of them."""
 
 
 @dataclass(frozen=True)
-class WantedFile:
-    """A file that some nodes name.
+class RequiredFile:
+    """A file that nodes of a graph name.
 
-    ``used`` is the name looked for instead (``--map``, or a Windows path with ``/``). ``state`` is
-    ``here``, ``elsewhere`` (usable, but not where ComfyUI looks), ``wrong`` or ``missing``;
-    ``note`` says more, ``url`` where it is published.
+    ``used`` is the name that is looked up: ``name`` after ``--map``, with ``/`` in Windows paths.
+    ``state`` is ``here``, ``elsewhere`` (usable, but not in a folder where ComfyUI looks),
+    ``wrong`` or ``missing``; ``note`` gives the reason and ``url`` the download location.
     """
 
     name: str
@@ -57,11 +61,11 @@ class WantedFile:
 
     @property
     def usable(self) -> bool:
-        """Whether a run can use it."""
-        return self.state in (HERE, ELSEWHERE)
+        """True if the workflow can run with the file."""
+        return self.state in (FOUND, MISPLACED)
 
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the file as JSON data for ``--json``."""
         return {
             "name": self.name,
             "used": self.used,
@@ -75,75 +79,81 @@ class WantedFile:
         }
 
 
-def wanted_files(
+def find_required_files(
     graph: Graph,
-    needed: Iterable[str],
+    nodes: Iterable[str],
     library: Library,
     inputs: Sequence[Path] = (),
     names: Mapping[str, str] | None = None,
-) -> tuple[WantedFile, ...]:
-    """The files that the nodes ``needed`` name, each once, in the order of the graph.
+) -> tuple[RequiredFile, ...]:
+    """Return the files that ``nodes`` name, each once, in the order of the graph.
 
-    ``inputs`` are the folders of uploaded files, ``names`` replaces names that the graph holds.
+    ``inputs`` are the folders of uploaded files; ``names`` maps names in the graph to others.
     """
-    found: list[WantedFile] = []
-    chosen = set(needed)
+    files: list[RequiredFile] = []
+    selected = set(nodes)
     for node in graph.nodes.values():
-        for one in _named(node) if node.id in chosen else ():
-            place = next((i for i, other in enumerate(found) if _same(one, other)), len(found))
-            before = found[place : place + 1] or [replace(one, nodes=())]
-            narrow = min(one.folder, before[0].folder, key=len)
-            merged = replace(before[0], nodes=(*before[0].nodes, node.id), folder=narrow)
-            found[place : place + 1] = [merged]
-    return tuple(_looked_for(one, graph, library, inputs, names or {}) for one in found)
+        for file in _named_files(node) if node.id in selected else ():
+            index = next(
+                (i for i, other in enumerate(files) if _is_same_file(file, other)), len(files)
+            )
+            known = files[index] if index < len(files) else replace(file, nodes=())
+            folder = min(file.folder, known.folder, key=len)
+            merged = replace(known, nodes=(*known.nodes, node.id), folder=folder)
+            files[index : index + 1] = [merged]
+    return tuple(_locate(file, graph, library, inputs, names or {}) for file in files)
 
 
-def _same(one: WantedFile, other: WantedFile) -> bool:
-    """Whether two inputs name the same file: by name, and a folder that both may look in."""
-    folders = set(one.folder.split(",")) & set(other.folder.split(","))
-    return one.name == other.name and bool(folders)
+def _is_same_file(file: RequiredFile, other: RequiredFile) -> bool:
+    """Return whether two inputs name the same file: the same name and a common folder."""
+    folders = set(file.folder.split(",")) & set(other.folder.split(","))
+    return file.name == other.name and bool(folders)
 
 
-def _named(node: Node) -> Iterator[WantedFile]:
-    kind = node_type(node.class_type, node.pack)
-    for one in kind.inputs:
-        name = node.inputs.get(one.name)
-        if one.folder and isinstance(name, str) and name and not isinstance(name, Link):
-            yield WantedFile(name, name, one.folder, (node.id,), one.name)
+def _named_files(node: Node) -> Iterator[RequiredFile]:
+    for item in node_type(node.class_type, node.pack).inputs:
+        name = node.inputs.get(item.name)
+        if item.folder and isinstance(name, str) and name and not isinstance(name, Link):
+            yield RequiredFile(name, name, item.folder, (node.id,), item.name)
 
 
-def _looked_for(
-    one: WantedFile,
+def _locate(
+    file: RequiredFile,
     graph: Graph,
     library: Library,
     inputs: Sequence[Path],
     names: Mapping[str, str],
-) -> WantedFile:
-    if one.folder == "input":
-        return _uploaded(one, inputs, names)
-    if wrong := escapes(one.name):
-        return replace(one, state=WRONG, note=f"its name {wrong}")
-    one = replace(one, used=mapped(one.name, names), url=_url(one, graph.models))
+) -> RequiredFile:
+    if file.folder == "input":
+        return _locate_upload(file, inputs, names)
+    if wrong := unsafe_path_reason(file.name):
+        return replace(file, state=WRONG, note=f"its name {wrong}")
+    file = replace(
+        file, used=map_file_name(file.name, names), url=_download_url(file, graph.models)
+    )
     try:
-        parts = _parts(library, one.used) or _named_path(Path(one.used))
+        parts = _components_by_name(library, file.used) or _components_by_path(Path(file.used))
     except CheckpointError as error:
-        return replace(one, state=WRONG, path=Path(one.used), note=error.message)
+        return replace(file, state=WRONG, path=Path(file.used), note=error.message)
     if not parts:
-        return _not_found(one, library)
+        return _explain_missing(file, library)
     found = next(iter(parts.values()))
-    wanted = {role for folder in one.folder.split(",") for role in _ROLES.get(folder, ())}
-    if not wanted & parts.keys() and not (one.folder == "vae,checkpoints" and "audio_vae" in parts):
-        held = " and ".join(sorted(role.replace("_", " ") for role in parts))
-        return replace(one, state=WRONG, path=found.path, note=f"it holds {held}")
+    roles = {role for folder in file.folder.split(",") for role in _FOLDER_ROLES.get(folder, ())}
+    if not roles & parts.keys() and not (file.folder == "vae,checkpoints" and "audio_vae" in parts):
+        content = " and ".join(sorted(role.replace("_", " ") for role in parts))
+        return replace(file, state=WRONG, path=found.path, note=f"it contains {content}")
     allowed = allowed_categories(parts, found.component.file.container)
-    if found.embedded or found.category is None or found.category in (*allowed, one.folder):
-        return replace(one, state=HERE, path=found.path)
-    note = f"it lies in {found.category}/, where ComfyUI does not see it"
-    return replace(one, state=ELSEWHERE, path=found.path, note=note)
+    if found.is_embedded or found.category is None or found.category in (*allowed, file.folder):
+        return replace(file, state=FOUND, path=found.path)
+    note = f"it is in {found.category}/, where ComfyUI does not look for it"
+    return replace(file, state=MISPLACED, path=found.path, note=note)
 
 
-def _parts(library: Library, name: str) -> Mapping[str, Found]:
-    """What the file of a name holds: the name as a whole, or its last part anywhere."""
+def _components_by_name(library: Library, name: str) -> Mapping[str, FoundComponent]:
+    """Return the components of the file with a name.
+
+    The whole name is preferred; else a file in any folder with the same last part counts.
+    """
     last, fallback = name.rpartition("/")[2], None
     for path, parts in library.files.items():
         if path == Path(name):
@@ -156,34 +166,36 @@ def _parts(library: Library, name: str) -> Mapping[str, Found]:
     return fallback or {}
 
 
-def _named_path(path: Path) -> Mapping[str, Found]:
-    """What a file outside of all model folders holds; ``--map`` may name any."""
+def _components_by_path(path: Path) -> Mapping[str, FoundComponent]:
+    """Return the components of a file outside the model folders, which ``--map`` may name."""
     if not path.is_file():
         return {}
-    return found_in(path, path.resolve().parent)
+    return find_in_file(path, path.resolve().parent)
 
 
-def _not_found(one: WantedFile, library: Library) -> WantedFile:
-    last = one.used.rpartition("/")[2]
+def _explain_missing(file: RequiredFile, library: Library) -> RequiredFile:
+    last = file.used.rpartition("/")[2]
     for path, reason in (*library.unreadable, *library.ignored):
         if path.name == last:
-            return replace(one, state=WRONG, path=path, note=reason)
-    return one
+            return replace(file, state=WRONG, path=path, note=reason)
+    return file
 
 
-def _uploaded(one: WantedFile, inputs: Sequence[Path], names: Mapping[str, str]) -> WantedFile:
-    plain, _ = annotated(one.name)
-    if wrong := escapes(plain):
-        return replace(one, state=WRONG, note=f"its name {wrong}")
-    used = names.get(one.name) or names.get(plain)
-    places = [Path(used)] if used else [folder / plain.replace("\\", "/") for folder in inputs]
-    path = next((place for place in places if place.is_file()), None)
-    return replace(one, used=used or plain, state=HERE if path else MISSING, path=path)
+def _locate_upload(
+    file: RequiredFile, inputs: Sequence[Path], names: Mapping[str, str]
+) -> RequiredFile:
+    name, _ = split_folder_tag(file.name)
+    if wrong := unsafe_path_reason(name):
+        return replace(file, state=WRONG, note=f"its name {wrong}")
+    mapped = names.get(file.name) or names.get(name)
+    paths = [Path(mapped)] if mapped else [folder / name.replace("\\", "/") for folder in inputs]
+    path = next((path for path in paths if path.is_file()), None)
+    return replace(file, used=mapped or name, state=FOUND if path else MISSING, path=path)
 
 
-def _url(one: WantedFile, models: Iterable[ModelFile]) -> str:
-    """Where a file is published: as the workflow says, or as is known."""
-    last = one.name.replace("\\", "/").rpartition("/")[2]
+def _download_url(file: RequiredFile, models: Iterable[ModelFile]) -> str:
+    """Return the download URL of a file, from the workflow or else from the catalog."""
+    last = file.name.replace("\\", "/").rpartition("/")[2]
     for model in models:
         if model.name.rpartition("/")[2] == last and model.url.startswith(("https://", "http://")):
             return model.url
@@ -193,21 +205,24 @@ def _url(one: WantedFile, models: Iterable[ModelFile]) -> str:
     return ""
 
 
-def input_beside(source: str) -> Path:
-    """The folder of uploads: ``./input`` where it is there, else that of the workflow itself."""
-    usual = Path("input")
-    return usual if usual.is_dir() or source == "-" else Path(source).absolute().parent
+def default_input_folder(source: str) -> Path:
+    """Return the folder of input files: ``./input`` if it exists, else the workflow's folder."""
+    default = Path("input")
+    return default if default.is_dir() or source == "-" else Path(source).absolute().parent
 
 
-def name_map(settings: Iterable[str]) -> dict[str, str]:
-    """``OLD=NEW`` of each ``--map``, by the old name. Raises :class:`WorkflowError`."""
+def parse_file_name_map(settings: Iterable[str]) -> dict[str, str]:
+    """Return the ``OLD=NEW`` settings of ``--map`` as a mapping from old to new names.
+
+    Raises :class:`WorkflowError` for a setting of another form.
+    """
     names: dict[str, str] = {}
     for setting in settings:
         old, equals, new = setting.partition("=")
         if not equals or not old.strip() or not new.strip():
             raise WorkflowError(
                 f"--map {setting} is not OLD=NEW",
-                "for example --map ltx-2.3-22b-dev.safetensors=my-file.safetensors",
+                "write, for example, --map ltx-2.3-22b-dev.safetensors=my-file.safetensors",
             )
         names[old.strip().replace("\\", "/")] = new.strip()
     return names

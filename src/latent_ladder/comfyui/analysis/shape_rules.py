@@ -1,4 +1,4 @@
-"""What each node does to sizes and lengths, one row a type; and the traps that show on the way."""
+"""Shape rules: the effect of each node type on sizes, frame counts and lengths, with their lint."""
 
 from __future__ import annotations
 
@@ -9,166 +9,169 @@ from fractions import Fraction
 from typing import Any
 
 from latent_ladder.comfyui.analysis.shape_inference import (
-    Both,
-    Clip,
-    Frames,
-    Look,
-    Picture,
+    AudioLength,
+    AudioVideoShape,
+    ClipShape,
+    FramesShape,
     Rule,
-    Sound,
-    audio_latents,
-    empty_picture,
-    seconds_of,
-    spoken_size,
+    ShapeContext,
+    VideoShape,
+    audio_latent_count,
+    audio_seconds,
+    empty_video_shape,
+    format_size,
 )
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT
 
-Results = tuple[Any, ...]
+InferredOutputs = tuple[Any, ...]
 
 
 # --- latents --------------------------------------------------------------------------------------
 
 
-def _empty_video(look: Look) -> Results:
-    asked = look.wholes("width", "height", "length")
-    if asked is None or min(asked) < 1:
+def _empty_video(ctx: ShapeContext) -> InferredOutputs:
+    requested = ctx.integers("width", "height", "length")
+    if requested is None or min(requested) < 1:
         return ()
-    made = empty_picture(*asked)
-    if min(made.width, made.height) == 0:
-        look.trap(
-            "no_size", f"{spoken_size(*asked[:2])} is smaller than one latent of 32x32 pixels"
-        )
+    video = empty_video_shape(*requested)
+    if min(video.width, video.height) == 0:
+        size = format_size(*requested[:2])
+        ctx.warn("no_size", f"{size} is smaller than one latent of 32x32 pixels")
         return ()
-    if made.frames != made.asked_frames:
-        text = f"length {made.asked_frames} is cut to {made.frames} frames: latents hold 8k+1"
-        look.trap("frames_truncated", text)
-    return (made,)
+    if video.frames != video.requested_frames:
+        text = f"length {video.requested_frames} is truncated to {video.frames} frames"
+        ctx.warn("frames_truncated", f"{text}: latents represent 8k+1 frames")
+    return (video,)
 
 
-def _image_to_video(look: Look) -> Results:
-    made = _empty_video(look)
-    return (None, None, replace(made[0], masked=True)) if made else ()
+def _image_to_video(ctx: ShapeContext) -> InferredOutputs:
+    outputs = _empty_video(ctx)
+    return (None, None, replace(outputs[0], masked=True)) if outputs else ()
 
 
-def _empty_audio(look: Look) -> Results:
-    frames, fps = look.whole("frames_number"), look.number("frame_rate")
+def _empty_audio(ctx: ShapeContext) -> InferredOutputs:
+    frames, fps = ctx.integer("frames_number"), ctx.number("frame_rate")
     if frames is None or fps is None or fps <= 0:
         return ()
-    return (Sound(seconds_of(audio_latents(frames, fps))),)
+    return (AudioLength(audio_seconds(audio_latent_count(frames, fps))),)
 
 
-def _concat(look: Look) -> Results:
-    return (Both(look.picture("video_latent"), look.sound("audio_latent")),)
+def _concat(ctx: ShapeContext) -> InferredOutputs:
+    return (AudioVideoShape(ctx.video("video_latent"), ctx.audio("audio_latent")),)
 
 
-def _separate(look: Look) -> Results:
-    return (look.picture("av_latent"), look.sound("av_latent"))
+def _separate(ctx: ShapeContext) -> InferredOutputs:
+    return (ctx.video("av_latent"), ctx.audio("av_latent"))
 
 
-def _in_place(look: Look) -> Results:
-    picture = look.picture("latent")
-    if picture is None or look.get("bypass") is True:
-        return (look.get("latent"),)
-    return (look.with_picture("latent", replace(picture, masked=True, lost_mask=False)),)
+def _in_place(ctx: ShapeContext) -> InferredOutputs:
+    video = ctx.video("latent")
+    if video is None or ctx.get("bypass") is True:
+        return (ctx.get("latent"),)
+    return (ctx.with_video("latent", replace(video, masked=True, mask_dropped=False)),)
 
 
-def _guide(look: Look) -> Results:
-    picture = look.picture("latent")
-    guided = replace(picture, guides=True, lost_mask=False) if picture else None
-    return (None, None, look.with_picture("latent", guided))
+def _add_guide(ctx: ShapeContext) -> InferredOutputs:
+    video = ctx.video("latent")
+    guided = replace(video, has_guides=True, mask_dropped=False) if video else None
+    return (None, None, ctx.with_video("latent", guided))
 
 
-def _crop_guides(look: Look) -> Results:
-    picture = look.picture("latent")
-    cropped = replace(picture, guides=False) if picture else None
-    return (None, None, look.with_picture("latent", cropped))
+def _crop_guides(ctx: ShapeContext) -> InferredOutputs:
+    video = ctx.video("latent")
+    cropped = replace(video, has_guides=False) if video else None
+    return (None, None, ctx.with_video("latent", cropped))
 
 
-def _upsampler(look: Look) -> Results:
-    picture = look.picture("samples")
-    doing = look.get("upscale_model")
-    if picture is None or not isinstance(doing, tuple):
+def _upsample_latents(ctx: ShapeContext) -> InferredOutputs:
+    video = ctx.video("samples")
+    upsampling = ctx.get("upscale_model")
+    if video is None or not isinstance(upsampling, tuple):
         return ()
-    if picture.guides:
-        look.trap("guides_kept", "its latent still has guide frames: put LTXVCropGuides before it")
-    axis, factor = doing
-    kept = replace(picture, masked=False, lost_mask=picture.masked or picture.lost_mask)
+    if video.has_guides:
+        ctx.warn("guides_kept", "its latent still has guide frames: add LTXVCropGuides before it")
+    axis, factor = upsampling
+    unmasked = replace(video, masked=False, mask_dropped=video.masked or video.mask_dropped)
     if axis == "temporal":
-        latents = (picture.frames - 1) // FRAMES_PER_LATENT + 1
+        latents = (video.frames - 1) // FRAMES_PER_LATENT + 1
         frames = (round(latents * factor) - 1 - 1) * FRAMES_PER_LATENT + 1
-        return (replace(kept, frames=frames, asked_frames=frames),)
-    width, height = (round(side * factor / 32) * 32 for side in (picture.width, picture.height))
-    asked = (picture.asked[0] * factor, picture.asked[1] * factor)
-    return (replace(kept, width=width, height=height, asked=asked),)
+        return (replace(unmasked, frames=frames, requested_frames=frames),)
+    width, height = (round(side * factor / 32) * 32 for side in (video.width, video.height))
+    requested = (video.requested_size[0] * factor, video.requested_size[1] * factor)
+    return (replace(unmasked, width=width, height=height, requested_size=requested),)
 
 
-def _upscale_model(look: Look) -> Results:
-    """What a latent upsampler does, by what the file says or else by its name."""
-    name = str(look.get("model_name") or "")
-    known = look.forecast.factors.get(name)
-    return (known or named_factor(name),)
+def _load_latent_upsampler(ctx: ShapeContext) -> InferredOutputs:
+    """Return the axis and factor of a latent upsampler, from its file or else from its name."""
+    name = str(ctx.get("model_name") or "")
+    known = ctx.shapes.upscale_factors.get(name)
+    return (known or factor_from_name(name),)
 
 
-def named_factor(name: str) -> tuple[str, Fraction]:
-    """What a latent upsampler does, by its name: x2 where it says nothing."""
+def factor_from_name(name: str) -> tuple[str, Fraction]:
+    """Return the axis and factor of a latent upsampler by its file name; the default is x2."""
     found = re.search(r"x(\d+(?:\.\d+)?)", name.lower())
     axis = "temporal" if "temporal" in name.lower() else "spatial"
     return axis, Fraction(found[1]) if found else Fraction(2)
 
 
-def _latent_upscale(look: Look) -> Results:
-    picture, size = look.picture("samples"), look.wholes("width", "height")
-    if picture is None or size is None or 0 in size:
+def _latent_upscale(ctx: ShapeContext) -> InferredOutputs:
+    video, size = ctx.video("samples"), ctx.integers("width", "height")
+    if video is None or size is None or 0 in size:
         return ()
     width, height = (side // 32 * 32 for side in size)
-    asked = (Fraction(size[0]), Fraction(size[1]))
+    requested = (Fraction(size[0]), Fraction(size[1]))
     return (
-        look.with_picture("samples", replace(picture, width=width, height=height, asked=asked)),
+        ctx.with_video(
+            "samples", replace(video, width=width, height=height, requested_size=requested)
+        ),
     )
 
 
-def _latent_upscale_by(look: Look) -> Results:
-    picture, by = look.picture("samples"), look.number("scale_by")
-    if picture is None or by is None:
+def _latent_upscale_by(ctx: ShapeContext) -> InferredOutputs:
+    video, by = ctx.video("samples"), ctx.number("scale_by")
+    if video is None or by is None:
         return ()
-    width, height = (round(side / 32 * by) * 32 for side in (picture.width, picture.height))
-    asked = (picture.asked[0] * Fraction(by), picture.asked[1] * Fraction(by))
+    width, height = (round(side / 32 * by) * 32 for side in (video.width, video.height))
+    requested = (video.requested_size[0] * Fraction(by), video.requested_size[1] * Fraction(by))
     return (
-        look.with_picture("samples", replace(picture, width=width, height=height, asked=asked)),
+        ctx.with_video(
+            "samples", replace(video, width=width, height=height, requested_size=requested)
+        ),
     )
 
 
-def _same(name: str, *before: None) -> Rule:
-    """The value of an input, passed on."""
+def _pass_through(name: str, *before: None) -> Rule:
+    """Return a rule that passes an input through as the output after ``before``."""
 
-    def rule(look: Look) -> Results:
-        return (*before, look.get(name))
+    def rule(ctx: ShapeContext) -> InferredOutputs:
+        return (*before, ctx.get(name))
 
     return rule
 
 
-def _mask(look: Look) -> Results:
-    picture = look.picture("samples")
-    if picture is None:
-        return (look.get("samples"),)
-    return (look.with_picture("samples", replace(picture, masked=True)),)
+def _set_noise_mask(ctx: ShapeContext) -> InferredOutputs:
+    video = ctx.video("samples")
+    if video is None:
+        return (ctx.get("samples"),)
+    return (ctx.with_video("samples", replace(video, masked=True)),)
 
 
-def _sampled(name: str) -> Rule:
-    """The latent of an input, after one more stage."""
+def _sample(name: str) -> Rule:
+    """Return a rule that records a sampling stage on the latent of an input."""
 
-    def rule(look: Look) -> Results:
-        picture = look.picture(name)
-        if picture is None:
-            return (look.get(name),) * 2
-        if picture.lost_mask:
-            look.trap(
+    def rule(ctx: ShapeContext) -> InferredOutputs:
+        video = ctx.video(name)
+        if video is None:
+            return (ctx.get(name),) * 2
+        if video.mask_dropped:
+            ctx.warn(
                 "conditioning_dropped",
-                "the upsampler drops the mask of the image at the start: put it on again before "
-                "this stage, or it is sampled away",
+                "the upsampler drops the noise mask of the image at the start: apply the image "
+                "again before this stage, or it is sampled away",
             )
-        done = replace(picture, stages=(*picture.stages, look.node.id), lost_mask=False)
-        return (look.with_picture(name, done),) * 2
+        sampled = replace(video, stages=(*video.stages, ctx.node.id), mask_dropped=False)
+        return (ctx.with_video(name, sampled),) * 2
 
     return rule
 
@@ -176,99 +179,103 @@ def _sampled(name: str) -> Rule:
 # --- to pixels and back ---------------------------------------------------------------------------
 
 
-def _decoded(name: str) -> Rule:
-    def rule(look: Look) -> Results:
-        picture = look.picture(name)
-        if picture is None:
+def _decode(name: str) -> Rule:
+    def rule(ctx: ShapeContext) -> InferredOutputs:
+        video = ctx.video(name)
+        if video is None:
             return ()
-        if picture.guides:
-            look.trap("guides_kept", "guide frames are decoded as well: put LTXVCropGuides before")
-        _temporal_tiles(look, picture)
-        _space_tiles(look, picture)
-        return (Frames(picture.width, picture.height, picture.frames, picture),)
+        if video.has_guides:
+            ctx.warn("guides_kept", "it also decodes guide frames: add LTXVCropGuides before it")
+        _check_temporal_tiles(ctx, video)
+        _check_spatial_tiles(ctx, video)
+        return (FramesShape(video.width, video.height, video.frames, video),)
 
     return rule
 
 
-def _temporal_tiles(look: Look, picture: Picture) -> None:
-    """Ordinary tiles decode each stretch as if it were the first; others blend or have none."""
-    size = look.whole("temporal_size")
-    if look.node.class_type != "VAEDecodeTiled" or size is None:
+def _check_temporal_tiles(ctx: ShapeContext, video: VideoShape) -> None:
+    """Check the temporal tiles of ``VAEDecodeTiled``.
+
+    It decodes each tile as if it were the start of a clip; the pack's decoders blend tiles or have
+    none in time.
+    """
+    size = ctx.integer("temporal_size")
+    if ctx.node.class_type != "VAEDecodeTiled" or size is None:
         return
-    if size >= picture.frames:
-        look.trap(
+    if size >= video.frames:
+        ctx.warn(
             "no_temporal_tiles",
-            f"temporal_size {size} covers all {picture.frames} frames: time is not tiled, which is "
-            "seamless and takes the memory of the whole clip",
+            f"temporal_size {size} covers all {video.frames} frames: without tiles in time there "
+            "are no seams, and the memory use is that of the whole clip",
         )
     else:
-        look.trap(
+        ctx.warn(
             "temporal_seams",
-            f"stretches of {size} frames are decoded as if each were the first: expect flicker "
-            "where they meet; LTXVSpatioTemporalTiledVAEDecode cross-fades",
+            f"tiles of {size} frames are decoded as if each were the start of a clip: expect "
+            "flicker where they meet; LTXVSpatioTemporalTiledVAEDecode cross-fades them",
         )
 
 
-def _space_tiles(look: Look, picture: Picture) -> None:
-    """Tiles that are narrower than their overlap, which the pack's decoders cannot place."""
-    both = look.whole("spatial_tiles")
-    across = both or look.whole("horizontal_tiles") or 1
-    down = both or look.whole("vertical_tiles") or 1
-    overlap = look.whole("spatial_overlap") if both else look.whole("overlap")
-    if look.node.class_type == "VAEDecodeTiled" or overlap is None:
+def _check_spatial_tiles(ctx: ShapeContext, video: VideoShape) -> None:
+    """Check for tiles that are narrower than their overlap, which fails in the pack's decoders."""
+    both = ctx.integer("spatial_tiles")
+    across = both or ctx.integer("horizontal_tiles") or 1
+    down = both or ctx.integer("vertical_tiles") or 1
+    overlap = ctx.integer("spatial_overlap") if both else ctx.integer("overlap")
+    if ctx.node.class_type == "VAEDecodeTiled" or overlap is None:
         return
-    for side, count in ((picture.width // 32, across), (picture.height // 32, down)):
+    for side, count in ((video.width // 32, across), (video.height // 32, down)):
         size = (side + (count - 1) * overlap) // count
         if count > 1 and size < overlap:
-            look.trap(
+            ctx.warn(
                 "tiles_too_narrow",
-                f"{count} tiles across {side} latents are {size} wide and overlap by {overlap}, "
+                f"{count} tiles over {side} latents are {size} wide but overlap by {overlap}, "
                 "which fails: use fewer tiles",
             )
             return
 
 
-def _encoded(look: Look) -> Results:
-    frames = look.frames("pixels")
+def _encode(ctx: ShapeContext) -> InferredOutputs:
+    frames = ctx.frames("pixels")
     if frames is None:
         return ()
-    made = empty_picture(frames.width, frames.height, frames.count)
-    return (replace(made, stages=frames.latent.stages if frames.latent else ()),)
+    video = empty_video_shape(frames.width, frames.height, frames.count)
+    return (replace(video, stages=frames.latent.stages if frames.latent else ()),)
 
 
-def _sound_decoded(look: Look) -> Results:
-    return (look.sound("samples"),)
+def _decode_audio(ctx: ShapeContext) -> InferredOutputs:
+    return (ctx.audio("samples"),)
 
 
-def _resized(look: Look) -> Results:
-    frames, kind = look.frames("input"), look.get("resize_type")
-    size = _new_size(look, str(kind), frames)
+def _resize(ctx: ShapeContext) -> InferredOutputs:
+    frames, kind = ctx.frames("input"), ctx.get("resize_type")
+    size = _new_size(ctx, str(kind), frames)
     if size is None:
         return ()
     count = frames.count if frames else 1
-    return (Frames(*size, count, frames.latent if frames else None),)
+    return (FramesShape(*size, count, frames.latent if frames else None),)
 
 
-def _new_size(look: Look, kind: str, frames: Frames | None) -> tuple[int, int] | None:
+def _new_size(ctx: ShapeContext, kind: str, frames: FramesShape | None) -> tuple[int, int] | None:
     if kind == "scale dimensions":
-        size = look.wholes("resize_type.width", "resize_type.height")
+        size = ctx.integers("resize_type.width", "resize_type.height")
         return None if size is None or 0 in size else (size[0], size[1])
     if frames is None:
         return None
     width, height = frames.width, frames.height
     match kind:
         case "scale by multiplier":
-            by = look.number("resize_type.multiplier")
+            by = ctx.number("resize_type.multiplier")
         case "scale longer dimension":
-            by = _ratio(look.whole("resize_type.longer_size"), max(width, height))
+            by = _ratio(ctx.integer("resize_type.longer_size"), max(width, height))
         case "scale shorter dimension":
-            by = _ratio(look.whole("resize_type.shorter_size"), min(width, height))
+            by = _ratio(ctx.integer("resize_type.shorter_size"), min(width, height))
         case "scale width":
-            by = _ratio(look.whole("resize_type.width"), width)
+            by = _ratio(ctx.integer("resize_type.width"), width)
         case "scale height":
-            by = _ratio(look.whole("resize_type.height"), height)
+            by = _ratio(ctx.integer("resize_type.height"), height)
         case "scale to multiple":
-            by, multiple = None, look.whole("resize_type.multiple")
+            by, multiple = None, ctx.integer("resize_type.multiple")
             return (
                 (width // multiple * multiple, height // multiple * multiple) if multiple else None
             )
@@ -281,48 +288,48 @@ def _ratio(wanted: int | None, side: int) -> float | None:
     return wanted / side if wanted and side else None
 
 
-def _image_scale(look: Look) -> Results:
-    frames, size = look.frames("image"), look.wholes("width", "height")
+def _image_scale(ctx: ShapeContext) -> InferredOutputs:
+    frames, size = ctx.frames("image"), ctx.integers("width", "height")
     if frames is None or size is None or 0 in size:
         return ()
     return (replace(frames, width=size[0], height=size[1]),)
 
 
-def _image_scale_by(look: Look) -> Results:
-    frames, by = look.frames("image"), look.number("scale_by")
-    return (_scaled(frames, by),) if frames and by else ()
+def _image_scale_by(ctx: ShapeContext) -> InferredOutputs:
+    frames, by = ctx.frames("image"), ctx.number("scale_by")
+    return (_scale(frames, by),) if frames and by else ()
 
 
-def _scaled(frames: Frames, by: float) -> Frames:
+def _scale(frames: FramesShape, by: float) -> FramesShape:
     return replace(frames, width=round(frames.width * by), height=round(frames.height * by))
 
 
-def _cropped(look: Look) -> Results:
-    frames, size = look.frames("image"), look.wholes("width", "height")
+def _crop_image(ctx: ShapeContext) -> InferredOutputs:
+    frames, size = ctx.frames("image"), ctx.integers("width", "height")
     if frames is None or size is None:
         return ()
     width, height = min(size[0], frames.width), min(size[1], frames.height)
     return (replace(frames, width=width, height=height),)
 
 
-def _with_model(look: Look) -> Results:
-    frames, doing = look.frames("image"), look.get("upscale_model")
-    return (_scaled(frames, float(doing[1])),) if frames and isinstance(doing, tuple) else ()
+def _upscale_with_model(ctx: ShapeContext) -> InferredOutputs:
+    frames, model = ctx.frames("image"), ctx.get("upscale_model")
+    return (_scale(frames, float(model[1])),) if frames and isinstance(model, tuple) else ()
 
 
-def _pixel_model(look: Look) -> Results:
-    name = str(look.get("model_name") or "")
-    known = look.forecast.factors.get(name)
+def _load_upscale_model(ctx: ShapeContext) -> InferredOutputs:
+    name = str(ctx.get("model_name") or "")
+    known = ctx.shapes.upscale_factors.get(name)
     found = re.search(r"(?:x(\d)(?!\d)|(?<!\d)(\d)x)", name.lower())
     return (known or (("pixels", Fraction(found[1] or found[2])) if found else None),)
 
 
-def _rtx(look: Look) -> Results:
-    frames = look.frames("images")
-    if look.get("resize_type") == "target dimensions":
-        size = look.wholes("resize_type.width", "resize_type.height")
+def _rtx_upscale(ctx: ShapeContext) -> InferredOutputs:
+    frames = ctx.frames("images")
+    if ctx.get("resize_type") == "target dimensions":
+        size = ctx.integers("resize_type.width", "resize_type.height")
     else:
-        by = look.number("resize_type.scale")
+        by = ctx.number("resize_type.scale")
         size = (int(frames.width * by), int(frames.height * by)) if frames and by else None
     if frames is None or size is None:
         return ()
@@ -330,56 +337,56 @@ def _rtx(look: Look) -> Results:
     return (replace(frames, width=width, height=height),)
 
 
-def _empty_image(look: Look) -> Results:
-    size = look.wholes("width", "height", "batch_size")
-    return (Frames(size[0], size[1], size[2]),) if size else ()
+def _empty_image(ctx: ShapeContext) -> InferredOutputs:
+    size = ctx.integers("width", "height", "batch_size")
+    return (FramesShape(size[0], size[1], size[2]),) if size else ()
 
 
-def _load_image(look: Look) -> Results:
-    size = look.forecast.images.get(str(look.get("image")))
-    return (Frames(*size, 1),) if size else ()
+def _load_image(ctx: ShapeContext) -> InferredOutputs:
+    size = ctx.shapes.image_sizes.get(str(ctx.get("image")))
+    return (FramesShape(*size, 1),) if size else ()
 
 
-def _image_size(look: Look) -> Results:
-    frames = look.frames("image")
-    counted = (frames.width, frames.height, frames.count) if frames else ()
-    return (frames, *counted) if look.node.class_type == "GetImageSizeAndCount" else counted
+def _get_image_size(ctx: ShapeContext) -> InferredOutputs:
+    frames = ctx.frames("image")
+    sizes = (frames.width, frames.height, frames.count) if frames else ()
+    return (frames, *sizes) if ctx.node.class_type == "GetImageSizeAndCount" else sizes
 
 
-def _repeated(look: Look) -> Results:
-    frames, amount = look.frames("image"), look.whole("amount")
+def _repeat_images(ctx: ShapeContext) -> InferredOutputs:
+    frames, amount = ctx.frames("image"), ctx.integer("amount")
     return (replace(frames, count=frames.count * amount),) if frames and amount else ()
 
 
-def _from_batch(look: Look) -> Results:
-    frames, length = look.frames("image"), look.whole("length")
+def _image_from_batch(ctx: ShapeContext) -> InferredOutputs:
+    frames, length = ctx.frames("image"), ctx.integer("length")
     return (replace(frames, count=min(frames.count, length)),) if frames and length else ()
 
 
 # --- clips ----------------------------------------------------------------------------------------
 
 
-def _clip(look: Look) -> Results:
-    return (Clip(look.frames("images"), look.number("fps"), look.sound("audio")),)
+def _create_video(ctx: ShapeContext) -> InferredOutputs:
+    return (ClipShape(ctx.frames("images"), ctx.number("fps"), ctx.audio("audio")),)
 
 
-def _trimmed(look: Look) -> Results:
-    sound, seconds = look.sound("audio"), look.number("duration")
-    return (Sound(min(sound.seconds, seconds)),) if sound and seconds is not None else ()
+def _trim_audio(ctx: ShapeContext) -> InferredOutputs:
+    sound, seconds = ctx.audio("audio"), ctx.number("duration")
+    return (AudioLength(min(sound.seconds, seconds)),) if sound and seconds is not None else ()
 
 
-def _rate(look: Look) -> Results:
-    rate = look.number("frame_rate")
+def _set_frame_rate(ctx: ShapeContext) -> InferredOutputs:
+    rate = ctx.number("frame_rate")
     return (rate, rate)
 
 
-def _float_to_int(look: Look) -> Results:
-    value = look.number("a")
+def _float_to_int(ctx: ShapeContext) -> InferredOutputs:
+    value = ctx.number("a")
     if value is None:
         return ()
     if value != round(value):
-        text = f"{value:g} becomes {round(value)}: sound is sized for {round(value)} fps"
-        look.trap("rate_rounded", f"{text}; LTXVEmptyLatentAudio takes {value:g} as it is")
+        text = f"{value:g} becomes {round(value)}: audio is sized for {round(value)} fps"
+        ctx.warn("rate_rounded", f"{text}; LTXVEmptyLatentAudio accepts {value:g} directly")
     return (round(value),)
 
 
@@ -391,52 +398,52 @@ RULES: Mapping[str, Rule] = {
     "LTXVSeparateAVLatent": _separate,
     "LTXVImgToVideoInplace": _in_place,
     "LTXVImgToVideoConditionOnly": _in_place,
-    "LTXVAddGuide": _guide,
-    "LTXVAddLatentGuide": _guide,
-    "LTXAddVideoICLoRAGuide": _guide,
-    "LTXAddVideoICLoRAGuideAdvanced": _guide,
+    "LTXVAddGuide": _add_guide,
+    "LTXVAddLatentGuide": _add_guide,
+    "LTXAddVideoICLoRAGuide": _add_guide,
+    "LTXAddVideoICLoRAGuideAdvanced": _add_guide,
     "LTXVCropGuides": _crop_guides,
-    "LTXVConditioning": _rate,
-    "LTXVLatentUpsampler": _upsampler,
-    "LatentUpscaleModelLoader": _upscale_model,
-    "LowVRAMLatentUpscaleModelLoader": _upscale_model,
+    "LTXVConditioning": _set_frame_rate,
+    "LTXVLatentUpsampler": _upsample_latents,
+    "LatentUpscaleModelLoader": _load_latent_upsampler,
+    "LowVRAMLatentUpscaleModelLoader": _load_latent_upsampler,
     "LatentUpscale": _latent_upscale,
     "LatentUpscaleBy": _latent_upscale_by,
-    "LTXVAdainLatent": _same("latents"),
-    "LTXVStatNormLatent": _same("latents"),
-    "SetLatentNoiseMask": _mask,
-    "LTXVSetAudioRefTokens": _same("audio_latent", None, None),
-    "SamplerCustomAdvanced": _sampled("latent_image"),
-    "SamplerCustom": _sampled("latent_image"),
-    "KSampler": _sampled("latent_image"),
-    "KSamplerAdvanced": _sampled("latent_image"),
-    "LTXVNormalizingSampler": _sampled("latent_image"),
-    "LTXVLoopingSampler": _sampled("latents"),
-    "VAEDecode": _decoded("samples"),
-    "VAEDecodeTiled": _decoded("samples"),
-    "LTXVTiledVAEDecode": _decoded("latents"),
-    "LTXVSpatioTemporalTiledVAEDecode": _decoded("latents"),
-    "LTXVAudioVAEDecode": _sound_decoded,
-    "VAEDecodeAudio": _sound_decoded,
-    "VAEEncode": _encoded,
-    "VAEEncodeTiled": _encoded,
-    "ResizeImageMaskNode": _resized,
+    "LTXVAdainLatent": _pass_through("latents"),
+    "LTXVStatNormLatent": _pass_through("latents"),
+    "SetLatentNoiseMask": _set_noise_mask,
+    "LTXVSetAudioRefTokens": _pass_through("audio_latent", None, None),
+    "SamplerCustomAdvanced": _sample("latent_image"),
+    "SamplerCustom": _sample("latent_image"),
+    "KSampler": _sample("latent_image"),
+    "KSamplerAdvanced": _sample("latent_image"),
+    "LTXVNormalizingSampler": _sample("latent_image"),
+    "LTXVLoopingSampler": _sample("latents"),
+    "VAEDecode": _decode("samples"),
+    "VAEDecodeTiled": _decode("samples"),
+    "LTXVTiledVAEDecode": _decode("latents"),
+    "LTXVSpatioTemporalTiledVAEDecode": _decode("latents"),
+    "LTXVAudioVAEDecode": _decode_audio,
+    "VAEDecodeAudio": _decode_audio,
+    "VAEEncode": _encode,
+    "VAEEncodeTiled": _encode,
+    "ResizeImageMaskNode": _resize,
     "ImageScale": _image_scale,
     "ImageScaleBy": _image_scale_by,
-    "ImageCrop": _cropped,
-    "UpscaleModelLoader": _pixel_model,
-    "ImageUpscaleWithModel": _with_model,
-    "RTXVideoSuperResolution": _rtx,
-    "LTXVPreprocess": _same("image"),
-    "LTXVLaplacianPyramidBlend": _same("image_a"),
-    "LTXVInpaintPreprocess": _same("images"),
+    "ImageCrop": _crop_image,
+    "UpscaleModelLoader": _load_upscale_model,
+    "ImageUpscaleWithModel": _upscale_with_model,
+    "RTXVideoSuperResolution": _rtx_upscale,
+    "LTXVPreprocess": _pass_through("image"),
+    "LTXVLaplacianPyramidBlend": _pass_through("image_a"),
+    "LTXVInpaintPreprocess": _pass_through("images"),
     "EmptyImage": _empty_image,
     "LoadImage": _load_image,
-    "GetImageSize": _image_size,
-    "GetImageSizeAndCount": _image_size,
-    "RepeatImageBatch": _repeated,
-    "ImageFromBatch": _from_batch,
-    "TrimAudioDuration": _trimmed,
-    "CreateVideo": _clip,
+    "GetImageSize": _get_image_size,
+    "GetImageSizeAndCount": _get_image_size,
+    "RepeatImageBatch": _repeat_images,
+    "ImageFromBatch": _image_from_batch,
+    "TrimAudioDuration": _trim_audio,
+    "CreateVideo": _create_video,
     "LTXFloatToInt": _float_to_int,
 }

@@ -1,8 +1,9 @@
-"""What is wrong with a graph before it runs, under the names that ComfyUI gives such mistakes.
+"""Validation of a graph before it runs; problems have ComfyUI's error type names.
 
-Only nodes that an output needs are looked at. Stricter than ComfyUI where it would fail later or do
-something else in silence: texts for yes or no, numbers that are none, values for sockets, names of
-files outside their folders. More lenient in one thing: a widget that is missing has its default.
+Only nodes that an output depends on are validated. Validation is stricter than ComfyUI's where it
+would fail later or silently do something else: text for a boolean, NaN, a literal for a socket, a
+file name that leads out of its folder. It is more lenient in one case: a missing widget value has
+its default.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from latent_ladder.comfyui.constant_folding import needed, outputs, way_round
+from latent_ladder.comfyui.constant_folding import output_nodes, required_nodes, suggest_workaround
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import node_type
+from latent_ladder.comfyui.node_defs.sampling import RES4LYF_SAMPLER, SAMPLER_ALIASES
 from latent_ladder.comfyui.node_defs.schema import ANY, Input, NodeType
 from latent_ladder.errors import WorkflowError
 from latent_ladder.request.problems import did_you_mean
@@ -26,17 +28,20 @@ NO_OUTPUTS: Final = "prompt_no_outputs"
 UNKNOWN_TYPE: Final = "missing_node_type"
 
 
-class Files(Protocol):
-    """The files that a graph may name."""
+class AvailableFiles(Protocol):
+    """Source of the file names that a graph may use."""
 
     def names(self, folder: str) -> Sequence[str]:
-        """Names in a model folder (``"a,b"``: in either), or in ``"input"``."""
+        """Return the names in a model folder (``"a,b"``: in either) or in ``"input"``."""
         ...
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake; ``type`` is ComfyUI's name for its kind, ``input`` may be empty."""
+    """One problem of a node.
+
+    ``type`` is ComfyUI's error type, ``input`` an input name (may be empty), ``got`` its value.
+    """
 
     node: str
     type: str
@@ -47,271 +52,284 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class _Case:
-    """An input of a node, as it is looked at."""
+class _InputCheck:
+    """An input of a node and all that is needed to validate it."""
 
     graph: Graph
     node: Node
     input: Input
     value: Link | Value
-    files: Files | None
+    files: AvailableFiles | None
     names: Mapping[str, str]
 
     def problem(self, kind: str, message: str, details: str = "") -> Problem:
-        """A problem with this input."""
+        """Return a problem of this input."""
         got = list(self.value) if isinstance(self.value, Link) else self.value
         text = f"{self.input.name}: {message}"
         return Problem(self.node.id, kind, text, details, self.input.name, got)
 
 
-def problems(
+def find_problems(
     graph: Graph,
-    files: Files | None = None,
+    files: AvailableFiles | None = None,
     names: Mapping[str, str] | None = None,
     wanted: Iterable[str] | None = None,
 ) -> list[Problem]:
-    """Everything wrong with what the ``wanted`` nodes need, by default all outputs.
+    """Return all problems of the nodes that ``wanted`` depend on, by default all output nodes.
 
-    ``files`` are those that exist, ``None`` not to ask; ``names`` replaces names that the graph
-    holds. Raises :class:`WorkflowError` for a cycle and for links to nothing.
+    ``files`` are the files that exist; ``None`` skips that check. ``names`` maps file names in the
+    graph to others. Raises :class:`WorkflowError` for a cycle or a link to a missing node.
     """
-    chosen = outputs(graph) if wanted is None else tuple(wanted)
-    if not chosen:
+    outputs = output_nodes(graph) if wanted is None else tuple(wanted)
+    if not outputs:
         return [
             Problem("", NO_OUTPUTS, "nothing in it saves or shows a result", "add a SaveVideo node")
         ]
-    found: list[Problem] = []
-    for key in needed(graph, chosen):
-        found.extend(_of_node(graph, graph.nodes[key], files, names or {}))
-    return found
+    problems: list[Problem] = []
+    for key in required_nodes(graph, outputs):
+        problems.extend(_check_node(graph, graph.nodes[key], files, names or {}))
+    return problems
 
 
-def as_error(graph: Graph, found: Sequence[Problem]) -> WorkflowError:
-    """All problems as one error; it carries the first node."""
-    first = found[0]
-    lines = [_line(graph, problem) for problem in found[:20]]
-    if len(found) > 20:
-        lines.append(f"and {len(found) - 20} more")
+def problems_error(graph: Graph, problems: Sequence[Problem]) -> WorkflowError:
+    """Return one error that lists all problems and names the first node."""
+    first = problems[0]
+    lines = [_problem_line(graph, problem) for problem in problems[:20]]
+    if len(problems) > 20:
+        lines.append(f"and {len(problems) - 20} more")
     node = graph.nodes.get(first.node)
     return WorkflowError(
         lines[0] if len(lines) == 1 else "\n  ".join(["the workflow cannot run:", *lines]),
-        _hint(graph, found),
+        _hint(graph, problems),
         node_id=first.node or None,
         class_type=node.class_type if node else None,
     )
 
 
-def _hint(graph: Graph, found: Sequence[Problem]) -> str | None:
-    """What to do about a single problem, or about the first node that cannot run."""
-    unknown = next((problem for problem in found if problem.type == UNKNOWN_TYPE), None)
+def _hint(graph: Graph, problems: Sequence[Problem]) -> str | None:
+    """Return a hint for the first unsupported node, or else for a single problem."""
+    unknown = next((problem for problem in problems if problem.type == UNKNOWN_TYPE), None)
     if unknown is not None:
-        return way_round(graph, unknown.node)
-    return found[0].details or None if len(found) == 1 else None
+        return suggest_workaround(graph, unknown.node)
+    return problems[0].details or None if len(problems) == 1 else None
 
 
-def _line(graph: Graph, problem: Problem) -> str:
+def _problem_line(graph: Graph, problem: Problem) -> str:
     node = graph.nodes.get(problem.node)
     return node.error(problem.message).message if node else problem.message
 
 
-def _of_node(
-    graph: Graph, node: Node, files: Files | None, names: Mapping[str, str]
+def _check_node(
+    graph: Graph, node: Node, files: AvailableFiles | None, names: Mapping[str, str]
 ) -> Iterator[Problem]:
-    kind = node_type(node.class_type, node.pack)
-    if kind.why_not:
-        yield Problem(node.id, UNKNOWN_TYPE, f"cannot run here: {kind.why_not}", kind.pack)
+    definition = node_type(node.class_type, node.pack)
+    if definition.unsupported_reason:
+        yield Problem(
+            node.id,
+            UNKNOWN_TYPE,
+            f"cannot run here: {definition.unsupported_reason}",
+            definition.pack,
+        )
         return
     literals = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
-    shown = {one.name: one for one in kind.shown(literals)}
-    for one in shown.values():
-        if one.name in node.inputs:
-            case = _Case(graph, node, one, node.inputs[one.name], files, names)
-            yield from _of_input(case)
-        elif one.required and (one.default is None or not one.is_widget):
-            text = f"{one.name} is missing"
-            hint = f"connect {_spoken(one)}" if not one.is_widget else f"choose {_spoken(one)}"
-            yield Problem(node.id, "required_input_missing", text, hint, one.name)
-    yield from _of_growing(graph, node, kind, shown)
-    yield from _together(node, kind)
+    visible = {item.name: item for item in definition.visible_inputs(literals)}
+    for item in visible.values():
+        if item.name in node.inputs:
+            check = _InputCheck(graph, node, item, node.inputs[item.name], files, names)
+            yield from _check_input(check)
+        elif item.required and (item.default is None or not item.is_widget):
+            text = f"{item.name} is missing"
+            verb = "choose" if item.is_widget else "connect"
+            hint = f"{verb} {_describe_input(item)}"
+            yield Problem(node.id, "required_input_missing", text, hint, item.name)
+    yield from _check_autogrow_inputs(graph, node, definition, visible)
+    yield from _check_sampler(node, definition)
 
 
-def _of_growing(
-    graph: Graph, node: Node, kind: NodeType, shown: Mapping[str, Input]
+def _check_autogrow_inputs(
+    graph: Graph, node: Node, definition: NodeType, visible: Mapping[str, Input]
 ) -> Iterator[Problem]:
-    """Inputs that a node grew; they are all of the type of the first."""
-    first = next((one for one in kind.inputs if one.name.startswith(kind.growing)), None)
-    for name, value in node.inputs.items() if kind.growing and first else ():
-        if name.startswith(kind.growing) and name not in shown and first is not None:
-            grown = Input(name, first.type, socket=True, required=False)
-            yield from _of_input(_Case(graph, node, grown, value, None, {}))
+    """Validate autogrow inputs; all of them have the type of the first."""
+    prefix = definition.autogrow_prefix
+    first = next((item for item in definition.inputs if item.name.startswith(prefix)), None)
+    for name, value in node.inputs.items() if prefix and first else ():
+        if name.startswith(prefix) and name not in visible and first is not None:
+            item = Input(name, first.type, socket=True, required=False)
+            yield from _check_input(_InputCheck(graph, node, item, value, None, {}))
 
 
-def _of_input(case: _Case) -> Iterator[Problem]:
-    one, value = case.input, case.value
+def _check_input(check: _InputCheck) -> Iterator[Problem]:
+    item, value = check.input, check.value
     if isinstance(value, Link):
-        yield from _of_link(case, value)
-    elif one.is_widget:
-        yield from _WIDGETS[_widget_kind(one)](case)
+        yield from _check_link(check, value)
+    elif item.is_widget:
+        yield from _WIDGET_CHECKS[_widget_kind(item)](check)
     elif isinstance(value, list) and len(value) != 2:
-        yield case.problem("bad_linked_input", "a link is a node's id and a slot", "connect it")
-    elif value is not None and not (one.types & {"FLOAT", "INT", "BOOLEAN", "STRING", ANY}):
-        yield case.problem(
-            "invalid_input_type", f"it takes {_spoken(one)} from another node", "connect it"
+        yield check.problem(
+            "bad_linked_input", "a link is a node id and an output slot", "connect it"
+        )
+    elif value is not None and not (item.types & {"FLOAT", "INT", "BOOLEAN", "STRING", ANY}):
+        yield check.problem(
+            "invalid_input_type", f"it takes {_describe_input(item)} from a link", "connect it"
         )
 
 
-def _of_link(case: _Case, link: Link) -> Iterator[Problem]:
-    source = case.graph.nodes[link.node]
-    results = node_type(source.class_type, source.pack).outputs
-    if link.slot >= len(results):
-        return  # of a type without a row, which is a problem of its own
-    given = results[link.slot].type
-    if given == ANY or ANY in case.input.types or case.input.types & set(given.split(",")):
+def _check_link(check: _InputCheck, link: Link) -> Iterator[Problem]:
+    source = check.graph.nodes[link.node]
+    outputs = node_type(source.class_type, source.pack).outputs
+    if link.slot >= len(outputs):
+        return  # an unknown type, which is reported as a problem of that node
+    linked = outputs[link.slot].type
+    if linked == ANY or ANY in check.input.types or check.input.types & set(linked.split(",")):
         return
-    yield case.problem(
+    yield check.problem(
         "return_type_mismatch",
-        f"it takes {case.input.type}, but output {link.slot} of node {source.id} "
-        f"({source.class_type}) is {given}",
-        f"connect {_spoken(case.input)}",
+        f"it takes {check.input.type}, but output {link.slot} of node {source.id} "
+        f"({source.class_type}) is {linked}",
+        f"connect {_describe_input(check.input)}",
     )
 
 
-def _number(case: _Case) -> Iterator[Problem]:
-    one, whole, given = case.input, "FLOAT" not in case.input.types, case.value
+def _check_number(check: _InputCheck) -> Iterator[Problem]:
+    item, is_int, literal = check.input, "FLOAT" not in check.input.types, check.value
     value: float = math.nan
     with suppress(TypeError, ValueError, OverflowError):
-        # a seed has more digits than a float keeps
-        value = int(given) if whole else float(given)  # type: ignore[arg-type]
-    if (isinstance(value, float) and not math.isfinite(value)) or isinstance(given, bool):
-        expected = "a whole number" if whole else "a number"
-        yield case.problem("invalid_input_type", f"{_short(case.value)} is not {expected}")
-    elif one.low is not None and value < one.low:
-        text = f"{_plain(value)} is less than {_plain(one.low)}"
-        yield case.problem("value_smaller_than_min", text, f"at least {_plain(one.low)}")
-    elif one.high is not None and value > one.high:
-        text = f"{_plain(value)} is more than {_plain(one.high)}"
-        yield case.problem("value_bigger_than_max", text, f"at most {_plain(one.high)}")
+        # a float cannot represent all digits of a 64-bit seed
+        value = int(literal) if is_int else float(literal)  # type: ignore[arg-type]
+    if (isinstance(value, float) and not math.isfinite(value)) or isinstance(literal, bool):
+        expected = "an integer" if is_int else "a number"
+        yield check.problem("invalid_input_type", f"{_shorten(check.value)} is not {expected}")
+    elif item.low is not None and value < item.low:
+        text = f"{_format_number(value)} is less than {_format_number(item.low)}"
+        yield check.problem("value_smaller_than_min", text, f"at least {_format_number(item.low)}")
+    elif item.high is not None and value > item.high:
+        text = f"{_format_number(value)} is more than {_format_number(item.high)}"
+        yield check.problem("value_bigger_than_max", text, f"at most {_format_number(item.high)}")
 
 
-def _flag(case: _Case) -> Iterator[Problem]:
-    if not isinstance(case.value, bool | int):
-        text = f"{_short(case.value)} is neither true nor false"
-        yield case.problem("invalid_input_type", text)
+def _check_boolean(check: _InputCheck) -> Iterator[Problem]:
+    if not isinstance(check.value, bool | int):
+        text = f"{_shorten(check.value)} is neither true nor false"
+        yield check.problem("invalid_input_type", text)
 
 
-def _text(case: _Case) -> Iterator[Problem]:
-    if isinstance(case.value, list | dict) or case.value is None:
-        yield case.problem("invalid_input_type", f"{_short(case.value)} is no text")
-    elif case.input.name == "filename_prefix" and (wrong := escapes(str(case.value))):
-        yield case.problem(
-            "value_not_in_list", f"{_short(case.value)} {wrong}", "name a place below the outputs"
+def _check_string(check: _InputCheck) -> Iterator[Problem]:
+    if isinstance(check.value, list | dict) or check.value is None:
+        yield check.problem("invalid_input_type", f"{_shorten(check.value)} is not text")
+    elif check.input.name == "filename_prefix" and (wrong := unsafe_path_reason(str(check.value))):
+        yield check.problem(
+            "value_not_in_list",
+            f"{_shorten(check.value)} {wrong}",
+            "name a file below the output folder",
         )
 
 
-def _combo(case: _Case) -> Iterator[Problem]:
-    if case.input.folder:
-        yield from _file(case)
+def _check_combo(check: _InputCheck) -> Iterator[Problem]:
+    if check.input.folder:
+        yield from _check_file(check)
         return
-    value, options = case.value, case.input.options
+    value, options = check.value, check.input.options
     if isinstance(value, list | dict) or value is None:
-        yield case.problem("invalid_input_type", f"{_short(value)} is no choice")
+        yield check.problem("invalid_input_type", f"{_shorten(value)} is not a choice")
     elif options and str(value) not in options:
-        text = f"{_short(value)} is not one of the choices"
-        yield case.problem("value_not_in_list", text, did_you_mean(str(value), options))
+        text = f"{_shorten(value)} is not one of the choices"
+        yield check.problem("value_not_in_list", text, did_you_mean(str(value), options))
 
 
-def _file(case: _Case) -> Iterator[Problem]:
-    value, folder = case.value, case.input.folder
+def _check_file(check: _InputCheck) -> Iterator[Problem]:
+    value, folder = check.value, check.input.folder
     if not isinstance(value, str) or not value:
-        yield case.problem("value_not_in_list", "no file is chosen", f"choose a file of {folder}")
-        return
-    name, place = annotated(value) if folder == "input" else (value, "")
-    if wrong := escapes(name):
-        yield case.problem(
-            "value_not_in_list", f"{_short(value)} {wrong}", f"name a file of the folder {folder}"
+        yield check.problem(
+            "value_not_in_list", "no file is selected", f"choose a file of {folder}"
         )
-    elif case.files is not None and place in ("", "input"):
-        name = mapped(name, case.names)
-        known = case.files.names(folder)
+        return
+    name, tag = split_folder_tag(value) if folder == "input" else (value, "")
+    if wrong := unsafe_path_reason(name):
+        yield check.problem(
+            "value_not_in_list", f"{_shorten(value)} {wrong}", f"name a file in the folder {folder}"
+        )
+    elif check.files is not None and tag in ("", "input"):
+        name = map_file_name(name, check.names)
+        known = check.files.names(folder)
         last = name.rpartition("/")[2]
-        if not any(one == name or one.rpartition("/")[2] == last for one in known):
+        if not any(other == name or other.rpartition("/")[2] == last for other in known):
             hint = did_you_mean(last, known) if known else f"the folder {folder} is empty"
-            yield case.problem("value_not_in_list", f"{name} is not in {folder}", hint)
+            yield check.problem("value_not_in_list", f"{name} is not in {folder}", hint)
 
 
-_WIDGETS: Mapping[str, Callable[[_Case], Iterator[Problem]]] = {
-    "INT": _number,
-    "FLOAT": _number,
-    "BOOLEAN": _flag,
-    "STRING": _text,
-    "COMBO": _combo,
+_WIDGET_CHECKS: Mapping[str, Callable[[_InputCheck], Iterator[Problem]]] = {
+    "INT": _check_number,
+    "FLOAT": _check_number,
+    "BOOLEAN": _check_boolean,
+    "STRING": _check_string,
+    "COMBO": _check_combo,
 }
 
 
-def _widget_kind(one: Input) -> str:
-    return next(kind for kind in _WIDGETS if kind in one.types)
+def _widget_kind(item: Input) -> str:
+    return next(kind for kind in _WIDGET_CHECKS if kind in item.types)
 
 
-_CLOWN = re.compile(r"(?:.*/)?(res_2s|euler)$")
-"""The rules of RES4LYF that are here too."""
-SAMPLER_ALIASES: Final = frozenset({"ddim"})
-"""ComfyUI's names for samplers that are another one here."""
-
-
-def _together(node: Node, kind: NodeType) -> Iterator[Problem]:
-    """What ComfyUI would run and cannot be run here."""
+def _check_sampler(node: Node, definition: NodeType) -> Iterator[Problem]:
+    """Check for a sampler that ComfyUI has but that is not available here."""
     name = node.inputs.get("sampler_name")
     if not isinstance(name, str):
         return
-    here = (
-        _CLOWN.match(name) is not None
-        if kind.class_type == "ClownSampler_Beta"
+    available = (
+        RES4LYF_SAMPLER.match(name) is not None
+        if definition.class_type == "ClownSampler_Beta"
         else name in SAMPLER_FACTS or name in SAMPLER_ALIASES
     )
-    listed = next((one.options for one in kind.inputs if one.name == "sampler_name"), ())
-    if not here and (name in listed or not listed):
+    options = next((item.options for item in definition.inputs if item.name == "sampler_name"), ())
+    if not available and (name in options or not options):
         text = f"sampler_name: the sampler {name} is not available here"
-        known = did_you_mean(name.rpartition("/")[2], SAMPLER_FACTS)
-        yield Problem(node.id, "value_not_in_list", text, known, "sampler_name", name)
+        hint = did_you_mean(name.rpartition("/")[2], SAMPLER_FACTS)
+        yield Problem(node.id, "value_not_in_list", text, hint, "sampler_name", name)
 
 
-def mapped(name: str, names: Mapping[str, str]) -> str:
-    """The name to look for instead of one in a graph; ``\\`` of Windows becomes ``/``."""
-    plain = name.replace("\\", "/")
-    last = plain.rpartition("/")[2]
-    return names.get(name) or names.get(plain) or names.get(last) or plain
+def map_file_name(name: str, names: Mapping[str, str]) -> str:
+    """Return the name to look up for a file name in a graph.
+
+    ``names`` maps full names or last path parts to others; ``\\`` of Windows paths becomes ``/``.
+    """
+    path = name.replace("\\", "/")
+    last = path.rpartition("/")[2]
+    return names.get(name) or names.get(path) or names.get(last) or path
 
 
-def escapes(name: str) -> str:
-    """Why a name may lead out of its folder, as the end of a sentence; empty if it cannot."""
-    plain = name.replace("\\", "/")
-    if "\0" in plain:
+def unsafe_path_reason(name: str) -> str:
+    """Return why a file name could lead out of its folder, or an empty string if it cannot.
+
+    The reason is a predicate, such as ``"is an absolute path"``.
+    """
+    path = name.replace("\\", "/")
+    if "\0" in path:
         return "contains a zero byte"
-    if plain.startswith(("/", "~")) or re.match(r"[A-Za-z]:", plain):
+    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
         return "is an absolute path"
-    return "leads out of its folder" if ".." in plain.split("/") else ""
+    return "leads out of its folder" if ".." in path.split("/") else ""
 
 
-def annotated(name: str) -> tuple[str, str]:
-    """``"a.png [output]"`` -> ``("a.png", "output")``: uploads may name another of the folders."""
-    for place in ("input", "output", "temp"):
-        if name.endswith(f" [{place}]"):
-            return name.removesuffix(f" [{place}]"), place
+def split_folder_tag(name: str) -> tuple[str, str]:
+    """Split an upload name from its folder: ``"a.png [output]"`` -> ``("a.png", "output")``."""
+    for folder in ("input", "output", "temp"):
+        if name.endswith(f" [{folder}]"):
+            return name.removesuffix(f" [{folder}]"), folder
     return name, ""
 
 
-def _spoken(one: Input) -> str:
-    kind = one.type.split(",")[0]
-    if one.folder:
-        return f"a file of {one.folder}"
+def _describe_input(item: Input) -> str:
+    kind = item.type.split(",")[0]
+    if item.folder:
+        return f"a file of {item.folder}"
     return "anything" if kind == ANY else kind if kind.isupper() else f"a {kind}"
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-def _plain(value: float) -> str:
+def _format_number(value: float) -> str:
     text = str(int(value)) if value == int(value) else str(value)
     return text if len(text) <= 24 else f"{text[:20]}..."

@@ -1,1 +1,1 @@
-"""Requests written as ComfyUI graphs."""
+"""Export of requests as ComfyUI graphs."""

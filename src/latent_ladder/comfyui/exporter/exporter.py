@@ -1,8 +1,8 @@
-"""A request as a ComfyUI graph: the nodes that make the same clip, stage by stage.
+"""Export of a request as a ComfyUI graph that makes the same clip, stage by stage.
 
-What no node can say is told in notes and travels beside the graph (:mod:`.embedded`), so that an
-import of an export is the same request again. Node types are ComfyUI's and those of
-Lightricks' pack for it.
+Fields that no node can express are listed in notes, and the request is embedded in the file
+(:mod:`.embedded_request`), so importing an export returns the same request. The node types are
+those of ComfyUI and of the pack ComfyUI-LTXVideo.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from latent_ladder.comfyui.exporter.file_names import FileNames
-from latent_ladder.comfyui.exporter.graph_builder import Drawing, Ref, Sheet
-from latent_ladder.comfyui.exporter.inputs import Held, held_inputs
-from latent_ladder.comfyui.exporter.lossy_fields import not_carried
-from latent_ladder.comfyui.exporter.output import write_output
+from latent_ladder.comfyui.exporter.graph_builder import AnnotatedGraph, GraphBuilder, NodeRef
+from latent_ladder.comfyui.exporter.inputs import InputNodes, add_input_nodes
+from latent_ladder.comfyui.exporter.lossy_fields import find_lossy_fields
+from latent_ladder.comfyui.exporter.output import add_output_nodes
 from latent_ladder.comfyui.exporter.sampling import (
     Prompts,
-    guider,
-    sampler_node,
-    sigmas_node,
+    add_guider,
+    add_sampler,
+    add_sigmas,
 )
 from latent_ladder.comfyui.graph import Link
 from latent_ladder.errors import RequestError
@@ -29,8 +29,8 @@ MODELS, PROMPT, INPUTS, OUTPUT = "Models", "Prompt", "Inputs", "Decode and save"
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The outputs of the loaders."""
+class LoaderOutputs:
+    """The outputs of the loader nodes."""
 
     model: Link
     clip: Link
@@ -39,68 +39,75 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Latents:
-    """Where the clip stands: its video latents, its sound, and the sound that is to be heard."""
+class StageLatents:
+    """The latents after a stage; ``final_audio`` are the audio latents of the finished clip."""
 
     video: Link
     audio: Link | None = None
-    heard: Link | None = None
+    final_audio: Link | None = None
 
 
-def build(request: Request, files: FileNames) -> Drawing:
-    """The graph of a request. Raises :class:`RequestError` for what no ComfyUI node can do."""
+def build_graph(request: Request, files: FileNames) -> AnnotatedGraph:
+    """Return the graph of a request. Raises :class:`RequestError` if no ComfyUI node can do it."""
     if request.video is not None and request.video.keeps:
         raise RequestError(
-            f"video.mode={request.video.mode} has no counterpart among ComfyUI's nodes",
+            f"no ComfyUI node does video.mode={request.video.mode}",
             "export the request without its video, or run it with `ladder make --from`",
         )
-    return _Builder(request, files).drawing()
+    return _RequestExporter(request, files).build()
 
 
-class _Builder:
-    """One request on its way into a graph."""
+class _RequestExporter:
+    """Converter of one request to a graph."""
 
     def __init__(self, request: Request, files: FileNames) -> None:
         self._request, self._files = request, files
-        self._sheet = Sheet()
-        self._sound = request.audio != "none" and request.resolutions[-1].audio_latents > 0
+        self._builder = GraphBuilder()
+        self._has_audio = request.resolved.has_sound
 
-    def drawing(self) -> Drawing:
-        sheet, request = self._sheet, self._request
-        sheet.group(MODELS)
-        loaded = self._loaders()
-        sheet.group(PROMPT)
-        positive = sheet.add("CLIPTextEncode", "Prompt", text=request.prompt, clip=loaded.clip)
-        negative = sheet.add(
-            "CLIPTextEncode", "Negative prompt", text=request.negative_prompt, clip=loaded.clip
+    def build(self) -> AnnotatedGraph:
+        builder, request = self._builder, self._request
+        builder.start_group(MODELS)
+        loaders = self._add_loaders()
+        builder.start_group(PROMPT)
+        positive = builder.add_node(
+            "CLIPTextEncode", "Prompt", text=request.prompt, clip=loaders.clip
         )
-        for title, text in not_carried(request):
-            sheet.note(f"{title}: {text}")
-        sheet.group(INPUTS)
-        held = held_inputs(sheet, request, loaded.vae, loaded.audio_vae if self._sound else None)
-        latents: Latents | None = None
-        texts = Prompts(positive[0], negative[0])
-        for position, name in enumerate(request.stage_names):
-            stage = request.stages[position]
-            sheet.group(self._title(position, name))
+        negative = builder.add_node(
+            "CLIPTextEncode", "Negative prompt", text=request.negative_prompt, clip=loaders.clip
+        )
+        for title, text in find_lossy_fields(request):
+            builder.add_note(f"{title}: {text}")
+        builder.start_group(INPUTS)
+        inputs = add_input_nodes(
+            builder, request, loaders.vae, loaders.audio_vae if self._has_audio else None
+        )
+        latents: StageLatents | None = None
+        prompts = Prompts(positive[0], negative[0])
+        for position, stage in enumerate(request.stages):
+            name = request.resolved.stages[position].name
+            builder.start_group(self._group_title(position, name))
             if isinstance(stage, BaseStage | RefineStage):
-                latents = self._sample(position, loaded, texts, held, latents)
+                latents = self._add_sampling(position, loaders, prompts, inputs, latents)
             elif isinstance(stage, UpsampleStage) and latents is not None:
-                latents = replace(latents, video=self._upsample(stage, loaded, latents.video))
+                latents = replace(
+                    latents, video=self._add_upsampling(stage, loaders, latents.video)
+                )
         if latents is None:
             raise RequestError("a request without a base stage has no graph")
-        sheet.group(OUTPUT)
+        builder.start_group(OUTPUT)
         sound = None
-        if held.sound is not None:
-            sound = held.sound
-        elif latents.heard is not None:
-            heard = latents.heard
-            sound = sheet.add("LTXVAudioVAEDecode", samples=heard, audio_vae=loaded.audio_vae)[0]
-        write_output(sheet, request, latents.video, loaded.vae, sound)
-        return sheet.drawing(self._files.sources)
+        if inputs.sound is not None:
+            sound = inputs.sound
+        elif latents.final_audio is not None:
+            sound = builder.add_node(
+                "LTXVAudioVAEDecode", samples=latents.final_audio, audio_vae=loaders.audio_vae
+            )[0]
+        add_output_nodes(builder, request, latents.video, loaders.vae, sound)
+        return builder.build(self._files.sources)
 
-    def _title(self, position: int, name: str) -> str:
-        """``base: 640x384, 121 frames at 24 fps``."""
+    def _group_title(self, position: int, name: str) -> str:
+        """Return the group title of a stage, such as ``base: 640x384, 121 frames at 24 fps``."""
         if isinstance(self._request.stages[position], UpscaleStage):
             return OUTPUT
         resolution = self._request.resolutions[position]
@@ -108,147 +115,161 @@ class _Builder:
 
     # -- loaders ------------------------------------------------------------------------------
 
-    def _loaders(self) -> Loaded:
-        sheet, files = self._sheet, self._files
+    def _add_loaders(self) -> LoaderOutputs:
+        builder, files = self._builder, self._files
         if files.transformer is not None:
-            return self._separate_loaders(files.transformer)
-        checkpoint = sheet.add("CheckpointLoaderSimple", ckpt_name=files.checkpoint)
-        encoder = sheet.add(
+            return self._add_separate_loaders(files.transformer)
+        checkpoint = builder.add_node("CheckpointLoaderSimple", ckpt_name=files.checkpoint)
+        encoder = builder.add_node(
             "LTXAVTextEncoderLoader",
             text_encoder=files.text_encoder,
             ckpt_name=files.checkpoint,
             device="default",
         )
-        audio = self._audio_vae(files.checkpoint)
-        return Loaded(checkpoint[0], encoder[0], checkpoint[2], audio[0])
+        audio = self._add_audio_vae(files.checkpoint)
+        return LoaderOutputs(checkpoint[0], encoder[0], checkpoint[2], audio[0])
 
-    def _separate_loaders(self, transformer: str) -> Loaded:
-        sheet, files = self._sheet, self._files
+    def _add_separate_loaders(self, transformer: str) -> LoaderOutputs:
+        builder, files = self._builder, self._files
         if transformer.lower().endswith(".gguf"):
-            model = sheet.add("UnetLoaderGGUF", unet_name=transformer)
+            model = builder.add_node("UnetLoaderGGUF", unet_name=transformer)
         else:
-            model = sheet.add("UNETLoader", unet_name=transformer, weight_dtype="default")
-        clip = sheet.add(
+            model = builder.add_node("UNETLoader", unet_name=transformer, weight_dtype="default")
+        clip = builder.add_node(
             "DualCLIPLoader",
             clip_name1=files.text_encoder,
             clip_name2=files.text_projection,
             type="ltxv",
             device="default",
         )
-        vae = sheet.add("VAELoader", vae_name=files.video_vae)
-        return Loaded(model[0], clip[0], vae[0], self._audio_vae(files.audio_vae)[0])
+        vae = builder.add_node("VAELoader", vae_name=files.video_vae)
+        return LoaderOutputs(model[0], clip[0], vae[0], self._add_audio_vae(files.audio_vae)[0])
 
-    def _audio_vae(self, name: str) -> Ref:
-        needed = self._sound or self._request.audio_in is not None
-        return self._sheet.add("LTXVAudioVAELoader", ckpt_name=name) if needed else Ref("")
+    def _add_audio_vae(self, name: str) -> NodeRef:
+        needed = self._has_audio or self._request.audio_in is not None
+        return (
+            self._builder.add_node("LTXVAudioVAELoader", ckpt_name=name) if needed else NodeRef("")
+        )
 
-    def _model(self, position: int, loaded: Loaded) -> tuple[Link, Link | None]:
-        """The transformer with the LoRAs of a stage; how much smaller they want a reference."""
-        stage, link, factor = self._request.stages[position], loaded.model, None
+    def _add_loras(self, position: int, loaders: LoaderOutputs) -> tuple[Link, Link | None]:
+        """Add the LoRAs of a stage.
+
+        Returns the links to the model and to the downscale factor of the IC-LoRA, if there is one.
+        """
+        stage, link, factor = self._request.stages[position], loaders.model, None
         if not isinstance(stage, BaseStage | RefineStage):
             return link, None
         video = self._request.video
-        refers = video is not None and video.mode == "reference" and position == 0
+        has_reference = video is not None and video.mode == "reference" and position == 0
         for lora in stage.loras:
             name = lora.name if lora.name is not None else self._files.distilled_lora
-            guides = refers and lora.name is not None and factor is None
-            kind = "LTXICLoRALoaderModelOnly" if guides else "LoraLoaderModelOnly"
-            put_on = self._sheet.share(
+            is_ic_lora = has_reference and lora.name is not None and factor is None
+            kind = "LTXICLoRALoaderModelOnly" if is_ic_lora else "LoraLoaderModelOnly"
+            loader = self._builder.reuse_node(
                 kind, lora_name=name, strength_model=lora.strength, model=link
             )
-            link, factor = put_on[0], put_on[1] if guides else factor
+            link, factor = loader[0], loader[1] if is_ic_lora else factor
         return link, factor
 
     # -- stages -------------------------------------------------------------------------------
 
-    def _sample(
+    def _add_sampling(
         self,
         position: int,
-        loaded: Loaded,
-        texts: Prompts,
-        held: Held,
-        before: Latents | None,
-    ) -> Latents:
-        request, sheet = self._request, self._sheet
+        loaders: LoaderOutputs,
+        prompts: Prompts,
+        inputs: InputNodes,
+        before: StageLatents | None,
+    ) -> StageLatents:
+        request, builder = self._request, self._builder
         stage, resolution = request.stages[position], request.resolutions[position]
         if not isinstance(stage, BaseStage | RefineStage):
             raise TypeError(f"stage {position} does not sample")
-        walk = request.sigmas(position)
-        latents = self._start(position, loaded, held) if before is None else before
-        if not walk:  # a video that only enters the ladder
-            return replace(latents, heard=latents.audio)
+        sigmas = request.resolved.stages[position].sigmas
+        latents = self._start_latents(position, loaders, inputs) if before is None else before
+        if not sigmas:  # a video that goes to the next stage without sampling
+            return replace(latents, final_audio=latents.audio)
         fps = float(resolution.fps)
-        at_rate = sheet.share(
-            "LTXVConditioning", positive=texts.positive, negative=texts.negative, frame_rate=fps
+        conditioning = builder.reuse_node(
+            "LTXVConditioning", positive=prompts.positive, negative=prompts.negative, frame_rate=fps
         )
-        texts = Prompts(at_rate[0], at_rate[1])
-        model, factor = self._model(position, loaded)
-        texts, video, guided = held.show(sheet, request, resolution, texts, latents.video)
-        if before is None and held.reference is not None:
-            (texts, video), guided = held.refer(sheet, texts, video, factor), True
-        audio = held.driving if held.driving is not None else latents.audio
-        joined = audio is not None and self._sound
+        prompts = Prompts(conditioning[0], conditioning[1])
+        model, factor = self._add_loras(position, loaders)
+        prompts, video, guided = inputs.add_images(
+            builder, request, resolution, prompts, latents.video
+        )
+        if before is None and inputs.reference is not None:
+            (prompts, video), guided = inputs.add_reference(builder, prompts, video, factor), True
+        audio = inputs.driving if inputs.driving is not None else latents.audio
+        joined = audio is not None and self._has_audio
         start = video
         if audio is not None and joined:
-            start = sheet.add("LTXVConcatAVLatent", video_latent=video, audio_latent=audio)[0]
-        noise = sheet.add("RandomNoise", noise_seed=max(_seed(request, position), 0))
+            both = builder.add_node("LTXVConcatAVLatent", video_latent=video, audio_latent=audio)
+            start = both[0]
+        noise = builder.add_node("RandomNoise", noise_seed=max(_stage_seed(request, position), 0))
         if request.seed == -1 and stage.seed == "same":
-            sheet.randomize(noise)
-        sampled = sheet.add(
+            builder.randomize_seed(noise)
+        sampled = builder.add_node(
             "SamplerCustomAdvanced",
             noise=noise[0],
-            guider=guider(sheet, stage, model, texts),
-            sampler=sampler_node(sheet, stage, max(_seed(request, position), 0)),
-            sigmas=sigmas_node(sheet, request, position, model, latents.video if guided else start),
+            guider=add_guider(builder, stage, model, prompts),
+            sampler=add_sampler(builder, stage, max(_stage_seed(request, position), 0)),
+            sigmas=add_sigmas(
+                builder, request, position, model, latents.video if guided else start
+            ),
             latent_image=start,
         )
         video, audio = sampled[0], None
         if joined:
-            parts = sheet.add("LTXVSeparateAVLatent", av_latent=sampled[0])
+            parts = builder.add_node("LTXVSeparateAVLatent", av_latent=sampled[0])
             video, audio = parts[0], parts[1]
         if guided:
-            cut = sheet.add(
-                "LTXVCropGuides", positive=texts.positive, negative=texts.negative, latent=video
+            cropped = builder.add_node(
+                "LTXVCropGuides", positive=prompts.positive, negative=prompts.negative, latent=video
             )
-            video = cut[2]
-        heard = audio if before is None or request.audio == "refine" else before.heard
-        return Latents(video, audio, heard)
+            video = cropped[2]
+        heard = audio if before is None or request.audio == "refine" else before.final_audio
+        return StageLatents(video, audio, heard)
 
-    def _start(self, position: int, loaded: Loaded, held: Held) -> Latents:
-        """What the base stage samples from: nothing, or a video."""
-        request, sheet = self._request, self._sheet
+    def _start_latents(
+        self, position: int, loaders: LoaderOutputs, inputs: InputNodes
+    ) -> StageLatents:
+        """Return the latents that the base stage starts from: empty ones, or those of a video."""
+        request, builder = self._request, self._builder
         resolution = request.resolutions[position]
-        video = held.video
+        video = inputs.video
         if video is None:
-            video = sheet.add(
+            video = builder.add_node(
                 "EmptyLTXVLatentVideo",
                 width=resolution.width,
                 height=resolution.height,
                 length=resolution.frames,
                 batch_size=1,
             )[0]
-        if not self._sound:
-            return Latents(video)
-        audio = held.driving or held.video_sound
+        if not self._has_audio:
+            return StageLatents(video)
+        audio = inputs.driving or inputs.video_sound
         if audio is None:
-            audio = sheet.add(
+            audio = builder.add_node(
                 "LTXVEmptyLatentAudio",
                 frames_number=request.frames,
-                frame_rate=_number(float(request.fps)),
+                frame_rate=_frame_rate(float(request.fps)),
                 batch_size=1,
-                audio_vae=loaded.audio_vae,
+                audio_vae=loaders.audio_vae,
             )[0]
-        return Latents(video, audio)
+        return StageLatents(video, audio)
 
-    def _upsample(self, stage: UpsampleStage, loaded: Loaded, video: Link) -> Link:
-        sheet = self._sheet
-        model = sheet.share("LatentUpscaleModelLoader", model_name=self._files.upsampler(stage))
-        larger = sheet.add(
-            "LTXVLatentUpsampler", samples=video, upscale_model=model[0], vae=loaded.vae
+    def _add_upsampling(self, stage: UpsampleStage, loaders: LoaderOutputs, video: Link) -> Link:
+        builder = self._builder
+        model = builder.reuse_node(
+            "LatentUpscaleModelLoader", model_name=self._files.upsampler(stage)
+        )
+        larger = builder.add_node(
+            "LTXVLatentUpsampler", samples=video, upscale_model=model[0], vae=loaders.vae
         )
         if not stage.adain:
             return larger[0]
-        return sheet.add(
+        return builder.add_node(
             "LTXVAdainLatent",
             latents=larger[0],
             reference=video,
@@ -257,13 +278,13 @@ class _Builder:
         )[0]
 
 
-def _seed(request: Request, position: int) -> int:
-    """The seed of a stage, -1 where it is to be drawn."""
+def _stage_seed(request: Request, position: int) -> int:
+    """Return the seed of a stage, -1 for a random one."""
     stage = request.stages[position]
     own = stage.seed if isinstance(stage, BaseStage | RefineStage) else "same"
     return request.seed if own == "same" else own
 
 
-def _number(value: float) -> int | float:
-    """Whole rates as whole numbers: older versions of the node take no others."""
+def _frame_rate(value: float) -> int | float:
+    """Return a whole frame rate as an integer, as older versions of the node take only those."""
     return int(value) if value.is_integer() else value

@@ -1,7 +1,7 @@
-"""The names of model files that an exported graph holds: as a request, a library or publishers say.
+"""Model file names for an exported graph, from the request, the model library or the catalog.
 
-A graph must name a file for every loader; a request need not. Names are relative to ComfyUI's
-folder of that kind, as its loaders list them.
+A graph must name a file for every loader; a request need not. Names are relative to the model
+folder, as ComfyUI's loaders list them.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from latent_ladder.checkpoints.catalog import FILES, Published, Upsampling, suggestion
+from latent_ladder.checkpoints.catalog import FILES, CatalogFile, Upsampling, suggest_file
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import (
     EMBEDDED,
-    Found,
+    FoundComponent,
     Library,
     model_folders,
     scan,
-    select,
+    select_models,
 )
 from latent_ladder.comfyui.graph import ModelFile
 from latent_ladder.request.model import Request
@@ -28,8 +28,12 @@ from latent_ladder.request.stages import UpsampleStage
 
 @dataclass(frozen=True)
 class FileNames:
-    """One name for each loader. ``transformer`` is set where it is a file of its own; then the
-    three after it are used, else ``checkpoint`` holds all but the text encoder."""
+    """A file name for each loader.
+
+    ``transformer`` is set if the model is split into files; then ``text_projection``,
+    ``video_vae`` and ``audio_vae`` are used as well. Otherwise ``checkpoint`` contains all parts
+    but the text encoder.
+    """
 
     checkpoint: str
     text_encoder: str
@@ -42,7 +46,7 @@ class FileNames:
 
     @property
     def sources(self) -> tuple[ModelFile, ...]:
-        """Where those of them that are published can be had."""
+        """The published files among them, with their download URLs."""
         singles = (self.checkpoint, self.text_encoder, self.distilled_lora, self.transformer or "")
         parts = (self.text_projection, self.video_vae, self.audio_vae)
         names = {*singles, *self.upsamplers.values(), *parts}
@@ -55,92 +59,94 @@ class FileNames:
         )
 
     def upsampler(self, stage: UpsampleStage) -> str:
-        """The file of an upsample stage."""
+        """Return the file name for an upsample stage."""
         return stage.file or self.upsamplers.get((stage.axis, Fraction(stage.factor)), "")
 
 
 def published_names(request: Request) -> FileNames:
-    """What the request names, and for the rest the files that are published for such a request.
+    """Return the names in the request, and published names for the others.
 
-    A request that puts the distilled LoRA on, or is guided, is for a dev checkpoint.
+    A request with the distilled LoRA or with guidance gets the dev checkpoint.
     """
     models = request.models
-    variant = "dev" if _wants_dev(request) else "distilled"
+    variant = "dev" if _needs_dev_checkpoint(request) else "distilled"
     own = models.transformer
-    checkpoint = suggestion("transformer", variant=variant)
+    checkpoint = suggest_file("transformer", variant=variant)
     upsamplers: dict[Upsampling, str] = {}
     for stage in request.stages:
         if isinstance(stage, UpsampleStage):
-            doing: Upsampling = (stage.axis, Fraction(stage.factor))
-            found = suggestion("latent_upsampler", upsampling=doing)
-            named = models.latent_upsampler if doing == ("spatial", Fraction(2)) else None
-            upsamplers[doing] = named or _name(found)
+            upsampling: Upsampling = (stage.axis, Fraction(stage.factor))
+            found = suggest_file("latent_upsampler", upsampling=upsampling)
+            named = models.latent_upsampler if upsampling == ("spatial", Fraction(2)) else None
+            upsamplers[upsampling] = named or _published_name(found)
     return FileNames(
-        checkpoint=models.checkpoint or _name(checkpoint),
-        text_encoder=models.text_encoder or _name(suggestion("text_encoder")),
-        distilled_lora=models.distilled_lora or _name(suggestion("distilled_lora")),
+        checkpoint=models.checkpoint or _published_name(checkpoint),
+        text_encoder=models.text_encoder or _published_name(suggest_file("text_encoder")),
+        distilled_lora=models.distilled_lora or _published_name(suggest_file("distilled_lora")),
         upsamplers=upsamplers,
         transformer=own,
-        text_projection=models.text_projection or _name(suggestion("text_projection")),
-        video_vae=models.video_vae or _name(suggestion("video_vae")),
-        audio_vae=models.audio_vae or _name(suggestion("audio_vae")),
+        text_projection=models.text_projection or _published_name(suggest_file("text_projection")),
+        video_vae=models.video_vae or _published_name(suggest_file("video_vae")),
+        audio_vae=models.audio_vae or _published_name(suggest_file("audio_vae")),
     )
 
 
 def library_names(request: Request, library: Library) -> FileNames:
-    """The files that a run of the request would use, as ComfyUI would list them.
+    """Return the names of the files that a run of the request would use, as ComfyUI lists them.
 
-    Raises :class:`CheckpointNotFound` for what is not there.
+    Raises :class:`CheckpointNotFound` for a missing file.
     """
-    models = select(library, request.models.choices)
+    models = select_models(library, request.models.choices)
     base, files = published_names(request), library.files
 
     def name(component: Component) -> str:
         found = files.get(component.file.path, {}).get(component.role)
-        return component.file.path.name if found is None else _comfy_name(found)
+        return component.file.path.name if found is None else _comfyui_name(found)
 
     upsamplers = dict(base.upsamplers)
-    for doing in upsamplers:
-        if doing not in models.upsamplers:
-            raise models.missing("latent_upsampler", "none fits", doing)
-        upsamplers[doing] = name(models.upsamplers[doing])
+    for upsampling in upsamplers:
+        if upsampling not in models.upsamplers:
+            raise models.missing_error("latent_upsampler", "none fits", upsampling)
+        upsamplers[upsampling] = name(models.upsamplers[upsampling])
     lora, audio = models.loras.get("distilled_lora"), models.audio_vae
-    together = models.transformer.file.path == models.video_vae.file.path
+    single_file = models.transformer.file.path == models.video_vae.file.path
     return replace(
         base,
         checkpoint=name(models.transformer),
         text_encoder=name(models.text_encoder),
         distilled_lora=base.distilled_lora if lora is None else name(lora),
         upsamplers=upsamplers,
-        transformer=None if together else name(models.transformer),
+        transformer=None if single_file else name(models.transformer),
         text_projection=name(models.text_projection),
         video_vae=name(models.video_vae),
         audio_vae=base.audio_vae if audio is None else name(audio),
     )
 
 
-def names_for(request: Request, folders: Sequence[Path] = ()) -> FileNames:
-    """The files found in ``folders``; without folders, those of the model that the request's
-    preset belongs to, where that is the model inside the package, else the published ones."""
+def file_names_for(request: Request, folders: Sequence[Path] = ()) -> FileNames:
+    """Return the file names for a request: those found in ``folders``, or else published names.
+
+    Without ``folders``, the preset of the embedded model gets the names of its files.
+    """
     if folders:
         return library_names(request, scan(model_folders(folders)))
     embedded = scan([EMBEDDED])
-    if select(embedded).preset == request.preset:
+    if select_models(embedded).preset == request.preset:
         return library_names(request, embedded)
     return published_names(request)
 
 
-def _wants_dev(request: Request) -> bool:
+def _needs_dev_checkpoint(request: Request) -> bool:
     stages = [stage for _, stage in request.sampling_stages()]
     guided = any(s.guidance.video.cfg != 1 or s.guidance.audio.cfg != 1 for s in stages)
     return guided or any(lora.role == "distilled" for s in stages for lora in s.loras)
 
 
-def _name(found: Published | None) -> str:
+def _published_name(found: CatalogFile | None) -> str:
     return "" if found is None else found.name
 
 
-def _comfy_name(found: Found) -> str:
+def _comfyui_name(found: FoundComponent) -> str:
     category = found.category
     parts = found.name.split("/")
     return "/".join(parts[1:]) if category is not None and len(parts) > 1 else found.name

@@ -1,4 +1,4 @@
-"""A graph as it is written: nodes are added one after the other, each in a group."""
+"""Builder of graphs: adds nodes one after another and assigns them to groups."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from latent_ladder.comfyui.node_defs import node_type
 
 
 @dataclass(frozen=True)
-class Ref:
-    """A node that was added; ``ref[slot]`` is the link to one of its outputs."""
+class NodeRef:
+    """A reference to an added node; ``ref[slot]`` is a link to one of its outputs."""
 
     node: str
 
@@ -20,12 +20,12 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A graph and what only its readers see: groups by node, notes beside groups, drawn seeds.
+class AnnotatedGraph:
+    """A graph with what only the interface shows: groups, notes, and random seeds.
 
-    ``groups`` are titles in the order in which the groups stand, ``group_of`` the title for each
-    node. ``notes`` are texts by the group they stand beside. ``randomized`` are the nodes whose
-    seed ComfyUI shall draw anew for every run.
+    ``groups`` are the group titles in order, ``group_of`` the group title of each node. ``notes``
+    are pairs of group title and text. ``randomized`` are the nodes whose seed ComfyUI randomizes
+    before every run.
     """
 
     graph: Graph
@@ -35,8 +35,8 @@ class Drawing:
     randomized: frozenset[str] = frozenset()
 
 
-class Sheet:
-    """Collects nodes; ids count from 1 in the order of adding."""
+class GraphBuilder:
+    """Builder of an :class:`AnnotatedGraph`; node ids count from 1."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
@@ -46,43 +46,45 @@ class Sheet:
         self._notes: list[tuple[str, str]] = []
         self._randomized: set[str] = set()
 
-    def group(self, title: str) -> None:
-        """Nodes added from here on stand in the group ``title``."""
+    def start_group(self, title: str) -> None:
+        """Assign the nodes that are added from now on to the group ``title``."""
         self._group = title
         self._groups[title] = None
 
-    def add(self, class_type: str, title: str = "", **inputs: Link | Value) -> Ref:
-        """A node with these inputs."""
-        return self.put(class_type, inputs, title)
+    def add_node(self, class_type: str, title: str = "", **inputs: Link | Value) -> NodeRef:
+        """Add a node with these inputs."""
+        return self.add_node_with(class_type, inputs, title)
 
-    def share(self, class_type: str, **inputs: Link | Value) -> Ref:
-        """As :meth:`add`, or the node that is there already with the same inputs."""
+    def reuse_node(self, class_type: str, **inputs: Link | Value) -> NodeRef:
+        """Return an existing node with the same type and inputs, or add one."""
         for node in self._nodes.values():
             if node.class_type == class_type and node.inputs == inputs:
-                return Ref(node.id)
-        return self.put(class_type, inputs)
+                return NodeRef(node.id)
+        return self.add_node_with(class_type, inputs)
 
-    def put(self, class_type: str, inputs: Mapping[str, Link | Value], title: str = "") -> Ref:
-        """A node with these inputs, whose names may have dots."""
-        kind = node_type(class_type)
-        title = title or kind.display
+    def add_node_with(
+        self, class_type: str, inputs: Mapping[str, Link | Value], title: str = ""
+    ) -> NodeRef:
+        """Add a node with these inputs, whose names may contain dots."""
+        definition = node_type(class_type)
+        title = title or definition.display
         name = str(len(self._nodes) + 1)
-        self._nodes[name] = Node(name, class_type, title, dict(inputs), kind.pack)
+        self._nodes[name] = Node(name, class_type, title, dict(inputs), definition.pack)
         self._group_of[name] = self._group
-        return Ref(name)
+        return NodeRef(name)
 
-    def note(self, text: str) -> None:
-        """A text beside the present group."""
+    def add_note(self, text: str) -> None:
+        """Add a note to the current group."""
         self._notes.append((self._group, text))
 
-    def randomize(self, ref: Ref) -> None:
-        """Let ComfyUI draw this node's seed."""
+    def randomize_seed(self, ref: NodeRef) -> None:
+        """Let ComfyUI randomize the seed of a node before every run."""
         self._randomized.add(ref.node)
 
-    def drawing(self, models: tuple[ModelFile, ...] = ()) -> Drawing:
-        """What was collected."""
+    def build(self, models: tuple[ModelFile, ...] = ()) -> AnnotatedGraph:
+        """Return the graph with its groups and notes; ``models`` are its model files."""
         used = tuple(g for g in self._groups if g in self._group_of.values())
-        return Drawing(
+        return AnnotatedGraph(
             Graph(dict(self._nodes), models),
             used,
             dict(self._group_of),

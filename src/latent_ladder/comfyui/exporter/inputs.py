@@ -1,4 +1,4 @@
-"""The nodes that bring pictures, a sound or a video into a graph, and hold them in every stage."""
+"""Export of a request's inputs: images, audio and video as nodes, and their use in each stage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from latent_ladder.comfyui.exporter.graph_builder import Sheet
+from latent_ladder.comfyui.exporter.graph_builder import GraphBuilder
 from latent_ladder.comfyui.exporter.sampling import Prompts
 from latent_ladder.comfyui.graph import Link
 from latent_ladder.latents.shapes import AUDIO_LATENTS_PER_SECOND, Resolution, duration
@@ -14,16 +14,21 @@ from latent_ladder.request.inputs import LAST, Image
 from latent_ladder.request.model import Request
 
 IMAGE_CRF = 33
-"""The compression of ``crf="auto"`` with LTX 2.3."""
-ENCODED_MORE_S = 0.001
-"""A sound of n latents' length is encoded as n + 1; one that is so much shorter, as n."""
+"""The compression of ``crf="auto"`` for LTX-2.3."""
+LENGTH_MARGIN_S = 0.001
+"""Audio of exactly n latents is encoded as n + 1 latents; shortened by this, as n."""
 MASK_PX = 512
-"""Side of the mask that holds a sound; ComfyUI resizes it to the latent, so any will do."""
+"""Side of the noise mask for audio; any size works, as ComfyUI resizes it to the latent."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the inputs gave: pictures, the sound that drives the picture, the one that is heard."""
+class InputNodes:
+    """The links of a request's inputs in the graph.
+
+    ``driving`` are frozen audio latents that drive the video; ``sound`` is the audio of the clip.
+    ``video`` and ``video_sound`` are latents of a video to start from. ``reference`` are the frames
+    of a reference video, and its strength.
+    """
 
     images: Sequence[tuple[Image, Link]] = ()
     vae: Link | None = None
@@ -32,18 +37,25 @@ class Held:
     video: Link | None = None
     video_sound: Link | None = None
     reference: tuple[Link, float] | None = None
-    """The frames of a reference video, and the strength that holds it."""
 
-    def show(
-        self, sheet: Sheet, request: Request, resolution: Resolution, texts: Prompts, video: Link
+    def add_images(
+        self,
+        builder: GraphBuilder,
+        request: Request,
+        resolution: Resolution,
+        prompts: Prompts,
+        video: Link,
     ) -> tuple[Prompts, Link, bool]:
-        """Prompts and latents with every picture held, and whether guides are to be cut off."""
+        """Add every image to the prompts and latents of a stage.
+
+        Returns prompts, video latents, and whether guide frames must be cropped after sampling.
+        """
         guided = False
         for image, pixels in self.images:
             if self.vae is None:
-                raise TypeError("pictures are held without a VAE")
+                raise TypeError("images need a VAE")
             if image.index(request.frames) == 0:
-                video = sheet.add(
+                video = builder.add_node(
                     "LTXVImgToVideoInplace",
                     strength=image.strength,
                     bypass=False,
@@ -52,30 +64,30 @@ class Held:
                     latent=video,
                 )[0]
                 continue
-            guide = sheet.add(
+            guide = builder.add_node(
                 "LTXVAddGuide",
-                frame_idx=_frame(image, request, resolution),
+                frame_idx=_stage_frame(image, request, resolution),
                 strength=image.strength,
-                positive=texts.positive,
-                negative=texts.negative,
+                positive=prompts.positive,
+                negative=prompts.negative,
                 vae=self.vae,
                 latent=video,
                 image=pixels,
             )
-            texts, video, guided = Prompts(guide[0], guide[1]), guide[2], True
-        return texts, video, guided
+            prompts, video, guided = Prompts(guide[0], guide[1]), guide[2], True
+        return prompts, video, guided
 
-    def refer(
-        self, sheet: Sheet, texts: Prompts, video: Link, factor: Link | None
+    def add_reference(
+        self, builder: GraphBuilder, prompts: Prompts, video: Link, factor: Link | None
     ) -> tuple[Prompts, Link]:
-        """Prompts and latents with the reference video beside the clip.
+        """Add the reference video to the prompts and latents of the base stage.
 
-        ``factor`` is how much smaller its LoRA wants it.
+        ``factor`` is the link to the downscale factor of its IC-LoRA.
         """
         if self.reference is None or self.vae is None:
-            return texts, video
+            return prompts, video
         frames, strength = self.reference
-        guide = sheet.add(
+        guide = builder.add_node(
             "LTXAddVideoICLoRAGuide",
             frame_idx=0,
             strength=strength,
@@ -84,8 +96,8 @@ class Held:
             use_tiled_encode=False,
             tile_size=256,
             tile_overlap=64,
-            positive=texts.positive,
-            negative=texts.negative,
+            positive=prompts.positive,
+            negative=prompts.negative,
             vae=self.vae,
             latent=video,
             image=frames,
@@ -93,54 +105,59 @@ class Held:
         return Prompts(guide[0], guide[1]), guide[2]
 
 
-def held_inputs(sheet: Sheet, request: Request, vae: Link, audio_vae: Link | None) -> Held:
-    """The loaders of every input file, and what prepares it. ``audio_vae``: if there is sound."""
-    images = [(image, _picture(sheet, image)) for image in request.held_images]
+def add_input_nodes(
+    builder: GraphBuilder, request: Request, vae: Link, audio_vae: Link | None
+) -> InputNodes:
+    """Add the loader and preprocessing nodes of all input files.
+
+    ``audio_vae`` is ``None`` for a clip without audio.
+    """
+    images = [(image, _add_image(builder, image)) for image in request.active_images]
     driving = sound = None
     if request.audio_in is not None:
-        loaded = sheet.add("LoadAudio", audio=_name(request.audio_in))
-        sound = _beginning(sheet, loaded[0], float(duration(request.frames, request.fps)))
+        loaded = builder.add_node("LoadAudio", audio=_input_name(request.audio_in))
+        sound = _trim_audio(builder, loaded[0], float(duration(request.frames, request.fps)))
         if audio_vae is not None:
             steps = request.resolutions[-1].audio_latents / AUDIO_LATENTS_PER_SECOND
-            driving = _frozen(
-                sheet, _beginning(sheet, loaded[0], steps - ENCODED_MORE_S), audio_vae
+            driving = _encode_frozen_audio(
+                builder, _trim_audio(builder, loaded[0], steps - LENGTH_MARGIN_S), audio_vae
             )
     if request.video is not None and request.video.mode == "reference":
-        frames, _ = _footage(sheet, request, request.video.file)
+        frames, _ = _load_frames(builder, request, request.video.file)
         reference = frames, request.video.strength
-        return Held(images, vae, driving, sound, reference=reference)
-    video, video_sound = _video(sheet, request, vae, audio_vae)
-    return Held(images, vae, driving, sound, video, video_sound)
+        return InputNodes(images, vae, driving, sound, reference=reference)
+    video, video_sound = _add_start_video(builder, request, vae, audio_vae)
+    return InputNodes(images, vae, driving, sound, video, video_sound)
 
 
-def _picture(sheet: Sheet, image: Image) -> Link:
-    loaded = sheet.add("LoadImage", image=_name(image.file))[0]
+def _add_image(builder: GraphBuilder, image: Image) -> Link:
+    loaded = builder.add_node("LoadImage", image=_input_name(image.file))[0]
     crf = IMAGE_CRF if image.crf == "auto" else image.crf
     if crf == 0:
         return loaded
-    return sheet.add("LTXVPreprocess", img_compression=crf, image=loaded)[0]
+    return builder.add_node("LTXVPreprocess", img_compression=crf, image=loaded)[0]
 
 
-def _beginning(sheet: Sheet, sound: Link, seconds: float) -> Link:
-    return sheet.add("TrimAudioDuration", start_index=0.0, duration=seconds, audio=sound)[0]
+def _trim_audio(builder: GraphBuilder, sound: Link, seconds: float) -> Link:
+    return builder.add_node("TrimAudioDuration", start_index=0.0, duration=seconds, audio=sound)[0]
 
 
-def _frozen(sheet: Sheet, sound: Link, audio_vae: Link) -> Link:
-    """The sound as latents that sampling leaves as they are."""
-    encoded = sheet.add("LTXVAudioVAEEncode", audio=sound, audio_vae=audio_vae)
-    mask = sheet.add("SolidMask", value=0.0, width=MASK_PX, height=MASK_PX)
-    return sheet.add("SetLatentNoiseMask", samples=encoded[0], mask=mask[0])[0]
+def _encode_frozen_audio(builder: GraphBuilder, sound: Link, audio_vae: Link) -> Link:
+    """Return audio latents with a noise mask of 0, which sampling leaves unchanged."""
+    encoded = builder.add_node("LTXVAudioVAEEncode", audio=sound, audio_vae=audio_vae)
+    mask = builder.add_node("SolidMask", value=0.0, width=MASK_PX, height=MASK_PX)
+    return builder.add_node("SetLatentNoiseMask", samples=encoded[0], mask=mask[0])[0]
 
 
-def _video(
-    sheet: Sheet, request: Request, vae: Link, audio_vae: Link | None
+def _add_start_video(
+    builder: GraphBuilder, request: Request, vae: Link, audio_vae: Link | None
 ) -> tuple[Link | None, Link | None]:
-    """The video that the base stage starts from, and its sound, as latents."""
+    """Return the video and audio latents of the video that the base stage starts from."""
     if request.video is None:
         return None, None
     resolution = request.resolutions[0]
-    frames, heard = _footage(sheet, request, request.video.file)
-    scaled = sheet.add(
+    frames, audio = _load_frames(builder, request, request.video.file)
+    scaled = builder.add_node(
         "ImageScale",
         upscale_method="lanczos",
         width=resolution.width,
@@ -148,29 +165,29 @@ def _video(
         crop="center",
         image=frames,
     )
-    encoded = sheet.add("VAEEncode", pixels=scaled[0], vae=vae)
+    encoded = builder.add_node("VAEEncode", pixels=scaled[0], vae=vae)
     if audio_vae is None or request.audio_in is not None:
         return encoded[0], None
-    sound = sheet.add("LTXVAudioVAEEncode", audio=heard, audio_vae=audio_vae)
+    sound = builder.add_node("LTXVAudioVAEEncode", audio=audio, audio_vae=audio_vae)
     return encoded[0], sound[0]
 
 
-def _footage(sheet: Sheet, request: Request, file: str) -> tuple[Link, Link]:
-    """As many frames of a video as the first stage has, and its sound."""
-    loaded = sheet.add("LoadVideo", file=_name(file))
-    parts = sheet.add("GetVideoComponents", video=loaded[0])
+def _load_frames(builder: GraphBuilder, request: Request, file: str) -> tuple[Link, Link]:
+    """Return the frames of a video, as many as the first stage has, and its audio."""
+    loaded = builder.add_node("LoadVideo", file=_input_name(file))
+    parts = builder.add_node("GetVideoComponents", video=loaded[0])
     length = request.resolutions[0].frames
-    frames = sheet.add("ImageFromBatch", batch_index=0, length=length, image=parts[0])
+    frames = builder.add_node("ImageFromBatch", batch_index=0, length=length, image=parts[0])
     return frames[0], parts[1]
 
 
-def _frame(image: Image, request: Request, resolution: Resolution) -> int:
-    """The frame of a picture in a stage that may have fewer of them."""
+def _stage_frame(image: Image, request: Request, resolution: Resolution) -> int:
+    """Return the frame index of an image in a stage that may have fewer frames than the clip."""
     if image.frame == LAST:
         return LAST
     return round(image.frame * (resolution.frames - 1) / max(request.frames - 1, 1))
 
 
-def _name(file: str) -> str:
-    """ComfyUI's loaders list the names in its input folder."""
+def _input_name(file: str) -> str:
+    """Return the name of a file in ComfyUI's input folder."""
     return PurePath(file.replace("\\", "/")).name

@@ -1,14 +1,15 @@
-"""The nodes of one sampling run: guider, sampler, sigmas."""
+"""Export of one sampling run: guider, sampler and sigmas."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 from typing import NamedTuple
 
-from latent_ladder.comfyui.exporter.graph_builder import Sheet
+from latent_ladder.comfyui.exporter.graph_builder import GraphBuilder
 from latent_ladder.comfyui.graph import Link, Value
 from latent_ladder.request.model import Request
-from latent_ladder.request.stages import BaseStage, RefineStage, StreamGuidance
+from latent_ladder.request.sampling_options import StreamGuidance
+from latent_ladder.request.stages import BaseStage, RefineStage
 from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES
 
 COMFY_SCHEDULES = frozenset(
@@ -17,47 +18,49 @@ COMFY_SCHEDULES = frozenset(
         "exponential", "kl_optimal",
     }
 )  # fmt: skip
-"""Schedules that ComfyUI's BasicScheduler has under the same name and with our defaults."""
-RENAMED_SAMPLERS = {"dpmpp_2m_rf": "dpmpp_2m"}
-"""Samplers that no node has, and the nearest one that a node has."""
-ANCESTRAL = {
+"""Schedules that ComfyUI's BasicScheduler has under the same name with the same defaults."""
+SAMPLER_SUBSTITUTES = {"dpmpp_2m_rf": "dpmpp_2m"}
+"""Samplers that ComfyUI lacks, with the closest one that it has."""
+ANCESTRAL_NODES = {
     "euler_ancestral": "SamplerEulerAncestral",
     "euler_ancestral_cfg_pp": "SamplerEulerAncestralCFGPP",
 }
-"""Samplers with dials, by the node that has them."""
+"""Nodes with the options of a sampler, by sampler name."""
 RES_2S_ETA = 0.5
 
 
 class Prompts(NamedTuple):
-    """Encoded prompts."""
+    """Links to the encoded prompts."""
 
     positive: Link
     negative: Link
 
 
-def guider(sheet: Sheet, stage: BaseStage | RefineStage, model: Link, texts: Prompts) -> Link:
-    """The guider node that combines passes as the stage's guidance does."""
+def add_guider(
+    builder: GraphBuilder, stage: BaseStage | RefineStage, model: Link, prompts: Prompts
+) -> Link:
+    """Add the guider node for the guidance of a stage."""
     video, audio = stage.guidance.video, stage.guidance.audio
     inputs: dict[str, Link | Value] = {
         "model": model,
-        "positive": texts.positive,
-        "negative": texts.negative,
+        "positive": prompts.positive,
+        "negative": prompts.negative,
     }
-    if only_cfg(video) and only_cfg(audio):
+    if uses_only_cfg(video) and uses_only_cfg(audio):
         if video.cfg == audio.cfg:
-            return sheet.put("CFGGuider", {"cfg": video.cfg, **inputs})[0]
+            return builder.add_node_with("CFGGuider", {"cfg": video.cfg, **inputs})[0]
         scales = {"video_cfg": video.cfg, "audio_cfg": audio.cfg}
-        return sheet.put("LTXVDualCFGGuider", {**scales, **inputs})[0]
-    parameters = _parameters(sheet, "AUDIO", audio, None)
-    parameters = _parameters(sheet, "VIDEO", video, parameters)
+        return builder.add_node_with("LTXVDualCFGGuider", {**scales, **inputs})[0]
+    parameters = _add_guider_parameters(builder, "AUDIO", audio, None)
+    parameters = _add_guider_parameters(builder, "VIDEO", video, parameters)
     blocks = ", ".join(str(b) for b in sorted({*video.stg_blocks, *audio.stg_blocks}))
-    return sheet.put(
+    return builder.add_node_with(
         "MultimodalGuider", {"skip_blocks": blocks, **inputs, "parameters": parameters}
     )[0]
 
 
-def only_cfg(guidance: StreamGuidance) -> bool:
-    """Whether nothing but text guidance is asked for."""
+def uses_only_cfg(guidance: StreamGuidance) -> bool:
+    """Return whether a stream has no guidance but CFG."""
     return (
         guidance.stg == 0
         and guidance.modality == 1
@@ -66,7 +69,9 @@ def only_cfg(guidance: StreamGuidance) -> bool:
     )
 
 
-def _parameters(sheet: Sheet, modality: str, guidance: StreamGuidance, before: Link | None) -> Link:
+def _add_guider_parameters(
+    builder: GraphBuilder, modality: str, guidance: StreamGuidance, before: Link | None
+) -> Link:
     values: dict[str, Link | Value] = {
         "modality": modality,
         "cfg": guidance.cfg,
@@ -79,67 +84,73 @@ def _parameters(sheet: Sheet, modality: str, guidance: StreamGuidance, before: L
     }
     if before is not None:
         values["parameters"] = before
-    return sheet.put("GuiderParameters", values)[0]
+    return builder.add_node_with("GuiderParameters", values)[0]
 
 
-def sampler_node(sheet: Sheet, stage: BaseStage | RefineStage, seed: int) -> Link:
-    """The node that gives the stage's sampler, with its dials where a node has them."""
+def add_sampler(builder: GraphBuilder, stage: BaseStage | RefineStage, seed: int) -> Link:
+    """Add the node for the sampler of a stage, with its options if a node has them."""
     name, options = stage.sampler, stage.options
     if name == "res_2s":
-        return sheet.add(
+        return builder.add_node(
             "ClownSampler_Beta",
             eta=RES_2S_ETA if options.eta is None else options.eta,
             sampler_name="exponential/res_2s",
             seed=seed,
             bongmath=options.bong is not False,
         )[0]
-    if name in ANCESTRAL and (options.eta is not None or options.s_noise is not None):
+    if name in ANCESTRAL_NODES and (options.eta is not None or options.s_noise is not None):
         eta = 1.0 if options.eta is None else options.eta
         s_noise = 1.0 if options.s_noise is None else options.s_noise
-        return sheet.add(ANCESTRAL[name], eta=eta, s_noise=s_noise)[0]
-    return sheet.add("KSamplerSelect", sampler_name=RENAMED_SAMPLERS.get(name, name))[0]
+        return builder.add_node(ANCESTRAL_NODES[name], eta=eta, s_noise=s_noise)[0]
+    return builder.add_node("KSamplerSelect", sampler_name=SAMPLER_SUBSTITUTES.get(name, name))[0]
 
 
-def sigmas_node(sheet: Sheet, request: Request, position: int, model: Link, counted: Link) -> Link:
-    """The node that gives the stage's sigmas; exact numbers where no schedule node gives them.
+def add_sigmas(
+    builder: GraphBuilder, request: Request, position: int, model: Link, latent: Link
+) -> Link:
+    """Add the node for the sigmas of a stage: a scheduler, or else the exact numbers.
 
-    ``counted`` is the latent whose tokens count.
+    ``latent`` is the latent whose tokens a scheduler counts.
     """
     stage = request.stages[position]
-    walk = request.sigmas(position)
+    sigmas = request.resolved.stages[position].sigmas
     if not isinstance(stage, BaseStage | RefineStage):
         raise TypeError(f"stage {position} does not sample")
-    asked = stage.schedule
-    whole = asked is not None and stage.walk(request.resolutions[position].video_tokens) == walk
-    if asked is None or not whole:
-        return manual(sheet, walk)
-    if asked.name == "ltx" and stage.share == 1.0:
-        tokens = asked.tokens or DEFAULT_TOKENS
-        if tokens in ("actual", DEFAULT_TOKENS):
-            defaults = SCHEDULES["ltx"].parameters
-            given = asked.model_dump(exclude_none=True)
-            kept = ("max_shift", "base_shift", "stretch", "terminal")
-            values = {name: given.get(name, defaults[name]) for name in kept}
-            linked = {"latent": counted} if tokens == "actual" else {}
-            return sheet.put("LTXVScheduler", {"steps": asked.steps, **values, **linked})[0]
-    own = asked.model_dump(exclude_none=True, exclude={"name", "steps"})
-    if asked.name in COMFY_SCHEDULES and not own:
-        return sheet.add(
+    schedule = stage.schedule
+    tokens = request.resolutions[position].video_tokens
+    # a video to start from shortens the sigmas of the base stage
+    if schedule is None or stage.sigmas_for(tokens) != sigmas:
+        return add_manual_sigmas(builder, sigmas)
+    counted = schedule.tokens or DEFAULT_TOKENS
+    if schedule.name == "ltx" and stage.share == 1.0 and counted in ("actual", DEFAULT_TOKENS):
+        defaults = SCHEDULES["ltx"].parameters
+        fields = schedule.model_dump(exclude_none=True)
+        names = ("max_shift", "base_shift", "stretch", "terminal")
+        values = {name: fields.get(name, defaults[name]) for name in names}
+        linked = {"latent": latent} if counted == "actual" else {}
+        return builder.add_node_with(
+            "LTXVScheduler", {"steps": schedule.steps, **values, **linked}
+        )[0]
+    parameters = schedule.model_dump(exclude_none=True, exclude={"name", "steps"})
+    if schedule.name in COMFY_SCHEDULES and not parameters:
+        return builder.add_node(
             "BasicScheduler",
-            scheduler=asked.name,
-            steps=asked.steps,
+            scheduler=schedule.name,
+            steps=schedule.steps,
             denoise=stage.share,
             model=model,
         )[0]
-    return manual(sheet, walk)
+    return add_manual_sigmas(builder, sigmas)
 
 
-def manual(sheet: Sheet, walk: tuple[float, ...]) -> Link:
-    """Sigmas as text, every digit of them; never with an exponent, which ComfyUI misreads."""
-    return sheet.add("ManualSigmas", sigmas=", ".join(plain(sigma) for sigma in walk))[0]
+def add_manual_sigmas(builder: GraphBuilder, sigmas: tuple[float, ...]) -> Link:
+    """Add a node with all digits of the sigmas, without exponents, which ComfyUI misreads."""
+    return builder.add_node(
+        "ManualSigmas", sigmas=", ".join(format_decimal(sigma) for sigma in sigmas)
+    )[0]
 
 
-def plain(number: float) -> str:
-    """The shortest decimal text that reads back to the same number: ``0.85``, ``0.00001``."""
+def format_decimal(number: float) -> str:
+    """Return the shortest decimal text of a number without exponent: ``0.85``, ``0.00001``."""
     text = format(Decimal(repr(number)), "f")
     return text if "." in text else f"{text}.0"

@@ -1,1 +1,1 @@
-"""ComfyUI's two JSON formats, read into one graph."""
+"""Readers of ComfyUI's two JSON formats; both produce the same graph."""

@@ -1,7 +1,8 @@
-"""A workflow from a file, whichever it is: JSON of either format, or a clip or picture it made.
+"""Reader of workflow files: JSON of either format, or a media file that contains a workflow.
 
-ComfyUI writes the API format as tag ``prompt`` and the UI format as tag ``workflow`` into what it
-saves. The first is what ran, seeds and all, so it is the graph; the second is kept to show.
+ComfyUI writes the API format to the metadata tag ``prompt`` and the UI format to the tag
+``workflow`` of the files it saves. The API format is what ran, with its seeds, so it becomes the
+graph; the UI format is available as a document.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from latent_ladder.comfyui.formats.ui import is_ui, read_ui
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.errors import LadderError, WorkflowError
 
-LARGEST = 32 * 1024 * 1024
-"""Bytes of JSON that are read; the largest published LTX workflow has 145 kB."""
+MAX_JSON_BYTES = 32 * 1024 * 1024
+"""Upper limit of JSON bytes; the largest published LTX workflow has 145 kB."""
 
-CARRIERS = frozenset(
+MEDIA_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".png", ".webp", ".gif", ".jpg", ".jpeg"}
     | {".flac", ".mp3", ".opus", ".ogg", ".wav"}
 )
-"""Endings of files that carry workflows in their tags."""
+"""Suffixes of media files that can contain workflows in their metadata."""
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """A graph and the documents it came from: ``ui`` is missing where there was API format only."""
+    """A graph and its source documents; ``ui`` is ``None`` if there is only the API format."""
 
     graph: Graph
     api: dict[str, Any]
@@ -39,33 +40,33 @@ class Workflow:
 
 
 def read_workflow(source: str | Path) -> Workflow:
-    """The workflow in a file; ``"-"`` is standard input.
+    """Return the workflow of a file; ``"-"`` is standard input.
 
-    Raises :class:`WorkflowError` for what is no workflow, saying what it is instead.
+    Raises :class:`WorkflowError` for a file without a workflow; the message says what it contains.
     """
     if str(source) == "-":
-        return from_bytes(_limited(sys.stdin.buffer, "standard input"), "standard input")
+        return parse_workflow(_read_limited(sys.stdin.buffer, "standard input"), "standard input")
     path = Path(source)
-    if path.suffix.lower() in CARRIERS and path.is_file():
-        return _carried(path)
+    if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file():
+        return _read_media(path)
     try:
         with path.open("rb") as file:
-            return from_bytes(_limited(file, path.name), path.name)
+            return parse_workflow(_read_limited(file, path.name), path.name)
     except (OSError, ValueError) as error:
         raise WorkflowError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}",
-            "name a .json file, a clip or picture that ComfyUI made, or - for standard input",
+            "name a .json file, a clip or image made by ComfyUI, or - for standard input",
         ) from error
 
 
-def from_bytes(data: bytes, name: str = "the workflow") -> Workflow:
-    """The workflow in JSON of either format. Raises :class:`WorkflowError`."""
-    return from_document(parsed(data, name), name)
+def parse_workflow(data: bytes, name: str = "the workflow") -> Workflow:
+    """Return the workflow of JSON bytes in either format. Raises :class:`WorkflowError`."""
+    return workflow_from_document(parse_json(data, name), name)
 
 
-def from_document(document: object, name: str = "the workflow") -> Workflow:
-    """The workflow in a parsed JSON document. Raises :class:`WorkflowError`."""
-    document = _unwrapped(document)
+def workflow_from_document(document: object, name: str = "the workflow") -> Workflow:
+    """Return the workflow of a JSON document in either format. Raises :class:`WorkflowError`."""
+    document = _unwrap(document)
     if is_ui(document):
         assert isinstance(document, dict)
         graph = read_ui(document)
@@ -74,57 +75,57 @@ def from_document(document: object, name: str = "the workflow") -> Workflow:
         assert isinstance(document, dict)
         return Workflow(read_api(document), document, None, name)
     raise WorkflowError(
-        f"{name} is no ComfyUI workflow: {_instead(document)}",
+        f"{name} is no ComfyUI workflow: {_describe_document(document)}",
         'in ComfyUI, save it with "Save" or "Export (API)"',
     )
 
 
-def from_tags(tags: Mapping[str, str], name: str) -> Workflow:
-    """The workflow in the tags of a clip or picture. Raises :class:`WorkflowError`."""
-    ui = _tag(tags, "workflow", name)
-    prompt = _tag(tags, "prompt", name)
+def workflow_from_tags(tags: Mapping[str, str], name: str) -> Workflow:
+    """Return the workflow in the metadata tags of a media file. Raises :class:`WorkflowError`."""
+    ui = _parse_tag(tags, "workflow", name)
+    prompt = _parse_tag(tags, "prompt", name)
     if is_api(prompt):
         assert isinstance(prompt, dict)
         return Workflow(read_api(prompt), prompt, ui if is_ui(ui) else None, name)
     if ui is not None:
-        return from_document(ui, name)
+        return workflow_from_document(ui, name)
     hint = "save it in ComfyUI with metadata, or name the .json file"
     if "latent_ladder" in tags or "request" in tags:
-        hint = f"it was made from a request: ladder workflow export {name}"
-    raise WorkflowError(f"{name} carries no ComfyUI workflow", hint)
+        hint = f"it contains a request: ladder workflow export {name}"
+    raise WorkflowError(f"{name} contains no ComfyUI workflow", hint)
 
 
-def parsed(data: bytes, name: str) -> object:
-    """JSON as Python has it. Raises :class:`WorkflowError` with line and column."""
-    if len(data) > LARGEST:
+def parse_json(data: bytes, name: str) -> object:
+    """Return parsed JSON. Raises :class:`WorkflowError` with line and column."""
+    if len(data) > MAX_JSON_BYTES:
         raise _too_large(name)
     try:
         return json.loads(data)
     except RecursionError as error:
-        raise WorkflowError(f"{name} nests its values too deeply to be a workflow") from error
-    except ValueError as error:  # also for bytes that are no text, and for endless numbers
-        found, reason = _other_file(data), str(error)
+        raise WorkflowError(f"{name} is nested too deeply to be a workflow") from error
+    except ValueError as error:  # also for bytes that are not UTF-8, and for overlong numbers
+        kind, reason = _identify_file(data), str(error)
         if isinstance(error, json.JSONDecodeError):
             reason = f"{error.msg} in line {error.lineno}, column {error.colno}"
-        text = f"{name} is {found}" if found else f"{name} is no JSON: {reason}"
+        text = f"{name} is {kind}" if kind else f"{name} is not JSON: {reason}"
         raise WorkflowError(text, "name a workflow saved by ComfyUI") from error
 
 
-def _limited(file: BinaryIO, name: str) -> bytes:
-    data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
+def _read_limited(file: BinaryIO, name: str) -> bytes:
+    data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
         raise _too_large(name)
     return data
 
 
 def _too_large(name: str) -> WorkflowError:
     return WorkflowError(
-        f"{name} is larger than {LARGEST // 2**20} MiB, which is no workflow",
+        f"{name} is larger than {MAX_JSON_BYTES // 2**20} MiB, too large for a workflow",
         "name the .json file that ComfyUI saved",
     )
 
 
-def _carried(path: Path) -> Workflow:
+def _read_media(path: Path) -> Workflow:
     from latent_ladder.media.video_reader import read_metadata
 
     try:
@@ -133,11 +134,14 @@ def _carried(path: Path) -> Workflow:
         raise
     except LadderError as error:
         raise WorkflowError(f"{path.name} cannot be read: {error}", error.hint) from error
-    return from_tags(tags, path.name)
+    return workflow_from_tags(tags, path.name)
 
 
-def _tag(tags: Mapping[str, str], key: str, name: str) -> Any:
-    """A tag as JSON; some packs put both into the comment. ``None`` where there is none."""
+def _parse_tag(tags: Mapping[str, str], key: str, name: str) -> Any:
+    """Return a tag as parsed JSON, or ``None`` if it does not exist.
+
+    Some node packs write both tags into the comment, as one JSON object.
+    """
     text = tags.get(key)
     if text is None and "comment" in tags and tags["comment"].lstrip().startswith("{"):
         try:
@@ -147,12 +151,12 @@ def _tag(tags: Mapping[str, str], key: str, name: str) -> Any:
         text = comment.get(key) if isinstance(comment, dict) else None
     if not isinstance(text, str):
         return text
-    return parsed(text.encode("utf-8", "surrogatepass"), f"the tag {key} of {name}")
+    return parse_json(text.encode("utf-8", "surrogatepass"), f"the tag {key} of {name}")
 
 
-def _unwrapped(document: object) -> object:
-    """The graph in what clients post, and in what the history gives."""
-    # a node may be called prompt, so a graph is looked for first
+def _unwrap(document: object) -> object:
+    """Return the graph inside a ``/prompt`` request or a history entry, or the document itself."""
+    # a node id may be "prompt", so the document itself is tested first
     if isinstance(document, dict) and not is_ui(document) and not is_api(document):
         inner = document.get("prompt")
         if isinstance(inner, dict):
@@ -163,10 +167,10 @@ def _unwrapped(document: object) -> object:
     return document
 
 
-def _instead(document: object) -> str:
+def _describe_document(document: object) -> str:
     match document:
         case {"nodes": _}:
-            return "its nodes are no list"
+            return "its nodes are not a list"
         case dict() if not document:
             return "it is an empty object"
         case dict():
@@ -176,12 +180,12 @@ def _instead(document: object) -> str:
     return f"it is {json.dumps(document)[:40]}"
 
 
-def _other_file(data: bytes) -> str:
-    """What a file is that is no JSON, as far as its first bytes tell; empty if they do not."""
+def _identify_file(data: bytes) -> str:
+    """Return the kind of a file by its first bytes, or an empty string if it is unknown."""
     head = data[:16]
     known = {
-        b"\x89PNG": "a picture; give it its ending .png",
-        b"RIFF": "a picture or sound; give it its ending",
+        b"\x89PNG": "an image: give it the suffix .png",
+        b"RIFF": "an image or audio: give it its suffix",
         b"GGUF": "a model file",
         b"PK\x03\x04": "an archive",
         b"<!DOCTYPE": "a web page",
@@ -190,5 +194,5 @@ def _other_file(data: bytes) -> str:
     if not data.strip():
         return "empty"
     if head[4:8] == b"ftyp":
-        return "a clip; give it its ending .mp4"
+        return "a clip: give it the suffix .mp4"
     return next((text for start, text in known.items() if head.startswith(start)), "")

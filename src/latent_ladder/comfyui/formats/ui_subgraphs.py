@@ -1,6 +1,6 @@
-"""The UI format as levels: the graph itself and one level for each subgraph instance in it.
+"""The levels of a UI document: the graph itself and one level per subgraph instance.
 
-A level knows its nodes and links as the file has them; ``ui.py`` follows what they lead to.
+A level has the nodes and links of the file as they are; ``ui.py`` resolves the links.
 """
 
 from __future__ import annotations
@@ -9,94 +9,97 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from latent_ladder.comfyui.formats.ui_widgets import CONTROLS, sockets, widget_name
+from latent_ladder.comfyui.formats.ui_widgets import SEED_CONTROLS, input_sockets, widget_name
 from latent_ladder.comfyui.graph import Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES, node_type
 from latent_ladder.errors import WorkflowError
 
-INPUTS, OUTPUTS = "-10", "-20"
-"""The ends of a subgraph, as links name them."""
-_DISPLAYS = ("$$", "preview")
-"""How widgets begin that show something and hold nothing."""
-Written = Mapping[str, Any]
-"""A part of the document as it was written; nothing in it is trusted."""
+INPUT_NODE, OUTPUT_NODE = "-10", "-20"
+"""Node ids that links use for the inputs and outputs of a subgraph."""
+_DISPLAY_PREFIXES = ("$$", "preview")
+"""Prefixes of widgets that only display something and have no value."""
+RawJson = Mapping[str, Any]
+"""A part of the document; its structure is not validated."""
 
 
-class End(NamedTuple):
-    """Where a link comes from: an output ``slot`` of the node ``node``, in its level."""
+class LinkOrigin(NamedTuple):
+    """The origin of a link: output ``slot`` of the node with id ``node`` in the same level."""
 
     node: str
     slot: int
 
 
 @dataclass(eq=False)
-class Level:
-    """The nodes and links of one graph; ``prefix`` stands before the ids of its nodes.
+class GraphLevel:
+    """The nodes and links of one graph or subgraph instance.
 
-    ``above`` and ``instance`` are the level and the node that show a subgraph, ``definition`` is
-    what it shows, ``promoted`` are the instance's values for the subgraph's inputs, by name.
+    ``prefix`` is prepended to the ids of its nodes. ``outputs`` are the origins of the links to the
+    outputs of a subgraph, by slot; ``use_everywhere`` are links of the pack *Use Everywhere*, by
+    target node and slot. For a subgraph, ``parent`` and ``instance`` are the level and the node
+    that contain it, ``definition`` is its definition and ``promoted`` are the values that the
+    instance has for its inputs, by name.
     """
 
     prefix: str
-    nodes: dict[str, Written]
-    links: dict[int, End]
-    results: dict[int, End] = field(default_factory=dict)
-    implied: dict[tuple[str, int], End] = field(default_factory=dict)
-    above: Level | None = None
-    instance: Written = field(default_factory=dict)
-    definition: Written = field(default_factory=dict)
+    nodes: dict[str, RawJson]
+    links: dict[int, LinkOrigin]
+    outputs: dict[int, LinkOrigin] = field(default_factory=dict)
+    use_everywhere: dict[tuple[str, int], LinkOrigin] = field(default_factory=dict)
+    parent: GraphLevel | None = None
+    instance: RawJson = field(default_factory=dict)
+    definition: RawJson = field(default_factory=dict)
     promoted: dict[str, Value] = field(default_factory=dict)
 
-    def error(self, node: Written, message: str, hint: str | None = None) -> WorkflowError:
-        """An error that names one of this level's nodes."""
+    def error(self, node: RawJson, message: str, hint: str | None = None) -> WorkflowError:
+        """Return an error that names a node of this level."""
         key, class_type = self.prefix + str(node.get("id")), str(node.get("type"))
-        title = title_of(node)
+        title = node_title(node)
         named = f' "{title}"' if title not in ("", class_type) else ""
         return WorkflowError(
             f"node {key} ({class_type}{named}): {message}", hint, node_id=key, class_type=class_type
         )
 
 
-def title_of(node: Written) -> str:
-    """The title of a node as its user sees it."""
+def node_title(node: RawJson) -> str:
+    """Return the title of a node as the interface shows it."""
     title = node.get("title")
     return title if isinstance(title, str) else node_type(str(node.get("type"))).display
 
 
-def read_level(document: Written, prefix: str, where: str) -> Level:
-    """The nodes and links of a graph or of a subgraph's definition; ``where`` names it in errors.
+def read_level(document: RawJson, prefix: str, where: str) -> GraphLevel:
+    """Return the nodes and links of a graph or a subgraph definition.
 
-    Raises :class:`WorkflowError` for nodes and links that are none.
+    ``where`` names it in errors. Raises :class:`WorkflowError` for an invalid node or link.
     """
-    nodes = {str(node["id"]): node for node in _nodes(document, where)}
-    level = Level(prefix, nodes, {})
-    for key, end, target, slot in _links(document, where):
+    nodes = {str(node["id"]): node for node in _iterate_nodes(document, where)}
+    level = GraphLevel(prefix, nodes, {})
+    for key, end, target, slot in _iterate_links(document, where):
         level.links[key] = end
-        if target == OUTPUTS:
-            level.results[slot] = end
-    level.implied.update(_implied(document))
+        if target == OUTPUT_NODE:
+            level.outputs[slot] = end
+    level.use_everywhere.update(_use_everywhere_links(document))
     return level
 
 
-def _nodes(document: Written, where: str) -> Iterator[Written]:
+def _iterate_nodes(document: RawJson, where: str) -> Iterator[RawJson]:
     listed = document.get("nodes")
     if not isinstance(listed, list):
         raise WorkflowError(f"{where} has no list of nodes", "save the workflow again in ComfyUI")
-    for place, node in enumerate(listed):
+    for index, node in enumerate(listed):
         if not isinstance(node, dict) or not isinstance(node.get("id"), str | int):
-            raise WorkflowError(f"{where}: entry {place} of nodes is no node with an id")
+            raise WorkflowError(f"{where}: entry {index} of nodes is not a node with an id")
         if not isinstance(node.get("type"), str):
             raise WorkflowError(f"{where}: node {node['id']} has no type", node_id=str(node["id"]))
         yield node
 
 
-def _links(document: Written, where: str) -> Iterator[tuple[int, End, str, int]]:
-    """Id, origin, target node and target slot of each link, in either of its two spellings."""
+def _iterate_links(document: RawJson, where: str) -> Iterator[tuple[int, LinkOrigin, str, int]]:
+    """Return id, origin, target node and target slot of each link, in either notation."""
     listed = document.get("links", [])
-    for place, link in enumerate(listed if isinstance(listed, list) else []):
+    for index, link in enumerate(listed if isinstance(listed, list) else []):
         match link:
             case [int() as key, origin, int() as slot, target, int() as into, *_]:
-                yield key, End(str(origin), slot), str(target), into
+                yield key, LinkOrigin(str(origin), slot), str(target), into
             case {
                 "id": int() as key,
                 "origin_id": origin,
@@ -104,15 +107,15 @@ def _links(document: Written, where: str) -> Iterator[tuple[int, End, str, int]]
                 "target_id": target,
                 "target_slot": int() as into,
             }:
-                yield key, End(str(origin), slot), str(target), into
+                yield key, LinkOrigin(str(origin), slot), str(target), into
             case None:  # a removed link
                 continue
             case _:
-                raise WorkflowError(f"{where}: entry {place} of links is no link")
+                raise WorkflowError(f"{where}: entry {index} of links is not a link")
 
 
-def _implied(document: Written) -> Iterator[tuple[tuple[str, int], End]]:
-    """Links that the pack *Use Everywhere* draws when a workflow runs; it saves them as well."""
+def _use_everywhere_links(document: RawJson) -> Iterator[tuple[tuple[str, int], LinkOrigin]]:
+    """Return the links that the pack *Use Everywhere* creates at run time and saves in the file."""
     extra = document.get("extra")
     listed = extra.get("ue_links") if isinstance(extra, dict) else None
     for link in listed if isinstance(listed, list) else []:
@@ -123,33 +126,33 @@ def _implied(document: Written) -> Iterator[tuple[tuple[str, int], End]]:
                 "upstream": origin,
                 "upstream_slot": int() as slot,
             }:
-                yield (str(target), into), End(str(origin), slot)
+                yield (str(target), into), LinkOrigin(str(origin), slot)
 
 
-def definition_inputs(level: Level) -> list[str]:
-    """The names of a subgraph's inputs, in order."""
-    return [str(one.get("name")) for one in _named(level.definition, "inputs")]
+def definition_inputs(level: GraphLevel) -> list[str]:
+    """Return the names of a subgraph's inputs, in order."""
+    return [str(one.get("name")) for one in _named_entries(level.definition, "inputs")]
 
 
-def _named(definition: Written, key: str) -> list[Written]:
+def _named_entries(definition: RawJson, key: str) -> list[RawJson]:
     listed = definition.get(key)
     return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
 
 
-def promoted_values(level: Level) -> dict[str, Value]:
-    """What an instance says about its subgraph's inputs, by name.
+def promoted_values(level: GraphLevel) -> dict[str, Value]:
+    """Return the values that an instance has for its subgraph's inputs, by name.
 
-    Raises :class:`WorkflowError` for a value or a widget of an input that the subgraph has not.
+    Raises :class:`WorkflowError` for a value or widget of an input that does not exist.
     """
     inputs = definition_inputs(level)
-    proxies = _proxies(level)
+    proxies = _proxy_widgets(level)
     instance, known = level.instance, {*inputs, *(name for _, name in proxies)}
-    shown = [name for one in sockets(instance) if (name := widget_name(one))]
+    shown = [name for one in input_sockets(instance) if (name := widget_name(one))]
     named = instance.get("widgets_values_named")
     named = named if isinstance(named, dict) else {}
     for name in (*shown, *named):
-        if name not in known and name not in CONTROLS | {"control_after_generate"}:
-            raise _above(level).error(
+        if name not in known and name not in SEED_CONTROLS | {"control_after_generate"}:
+            raise _parent(level).error(
                 instance,
                 f"it shows a widget {name!r} that its subgraph does not have",
                 "open the workflow in ComfyUI, remove the widget from the subgraph and save",
@@ -161,14 +164,14 @@ def promoted_values(level: Level) -> dict[str, Value]:
     if proxies and len(values) == len(proxies):
         pairs = zip(proxies, values, strict=True)
         return {name: value for (inner, name), value in pairs if inner == "-1" and name in inputs}
-    inside = _widgets_inside(level)
+    inside = _inner_widget_inputs(level)
     widgets = [name for name in inputs if name in inside]
     names = widgets if len(values) >= len(widgets) else shown
     return dict(zip(names, values, strict=False))
 
 
-def _proxies(level: Level) -> list[tuple[str, str]]:
-    """Widgets of inner nodes that an instance shows directly: node and name, checked."""
+def _proxy_widgets(level: GraphLevel) -> list[tuple[str, str]]:
+    """Return the inner widgets that an instance shows directly, as validated (node, name) pairs."""
     properties = level.instance.get("properties")
     listed = properties.get("proxyWidgets") if isinstance(properties, dict) else None
     pairs = [
@@ -178,36 +181,36 @@ def _proxies(level: Level) -> list[tuple[str, str]]:
     ]
     for inner, name in pairs:
         if not _has_widget(level, inner, name):
-            raise _above(level).error(
+            raise _parent(level).error(
                 level.instance,
-                f"it shows the widget {name!r} of node {inner} in its subgraph, which is not there",
+                f"it shows the widget {name!r} of inner node {inner}, which does not exist",
                 "open the workflow in ComfyUI, remove the widget from the subgraph and save",
             )
     return pairs
 
 
-def _has_widget(level: Level, inner: str, name: str) -> bool:
+def _has_widget(level: GraphLevel, inner: str, name: str) -> bool:
     if inner == "-1":
         return name in definition_inputs(level)
     node = level.nodes.get(inner)
-    kind = NODE_TYPES.get(str(node.get("type"))) if node else None
-    if node is None or kind is None:
-        return node is not None  # a subgraph in the subgraph, or a type without a row
-    every = {one.name for one in kind.inputs} | {"control_after_generate", "upload"}
-    return name in every or "." in name or name.startswith(_DISPLAYS)
+    definition = NODE_TYPES.get(str(node.get("type"))) if node else None
+    if node is None or definition is None:
+        return node is not None  # a nested subgraph, or an unknown type
+    every = {one.name for one in definition.inputs} | {"control_after_generate", "upload"}
+    return name in every or "." in name or name.startswith(_DISPLAY_PREFIXES)
 
 
-def _widgets_inside(level: Level) -> set[str]:
-    """The inputs of a subgraph that end at a widget."""
+def _inner_widget_inputs(level: GraphLevel) -> set[str]:
+    """Return the inputs of a subgraph that are linked to a widget of an inner node."""
     names, found = definition_inputs(level), set()
     for node in level.nodes.values():
-        for one in sockets(node):
+        for one in input_sockets(node):
             end = level.links.get(one["link"]) if isinstance(one.get("link"), int) else None
-            if end and end.node == INPUTS and widget_name(one) and 0 <= end.slot < len(names):
+            if end and end.node == INPUT_NODE and widget_name(one) and 0 <= end.slot < len(names):
                 found.add(names[end.slot])
     return found
 
 
-def _above(level: Level) -> Level:
-    assert level.above is not None, "only subgraphs are shown by instances"
-    return level.above
+def _parent(level: GraphLevel) -> GraphLevel:
+    assert level.parent is not None, "only a subgraph has an instance"
+    return level.parent

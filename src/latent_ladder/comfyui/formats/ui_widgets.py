@@ -1,7 +1,7 @@
-"""The values of widgets as the UI format keeps them: by name, by position, or as an object.
+"""Widget values of the UI format, which stores them by name, by position, or as an object.
 
-Positions are those of all widgets of the type, linked or not, with values in between that belong to
-no input: what happens to a seed after a run, the button of an upload.
+Positions count all widgets of the type, linked or not, and extra values that belong to no input:
+the control after a seed and upload buttons.
 """
 
 from __future__ import annotations
@@ -14,94 +14,100 @@ from latent_ladder.comfyui.graph import Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import Input, NodeType
 
-CONTROLS = frozenset({"fixed", "increment", "increment-wrap", "decrement", "randomize"})
-"""What the control widget behind a seed may say."""
+SEED_CONTROLS = frozenset({"fixed", "increment", "increment-wrap", "decrement", "randomize"})
+"""Values of the control widget after a seed."""
 
 
-def widget_values(kind: NodeType, written: Mapping[str, Any]) -> dict[str, Value]:
-    """All widgets of a node by input name; those not in the file have the type's defaults.
+def widget_values(definition: NodeType, node: Mapping[str, Any]) -> dict[str, Value]:
+    """Return all widget values of a node by input name, defaults included.
 
-    ``written`` is the node as the UI format has it. Names are preferred to positions.
+    ``node`` is an entry of the UI format. Values by name are preferred to those by position.
     """
-    if kind.class_type not in NODE_TYPES:
-        return _of_unknown(written)
-    named = _named(written)
+    if definition.class_type not in NODE_TYPES:
+        return _values_of_unknown_type(node)
+    named = _values_by_name(node)
     if named is not None:
-        taken = {one.name: named[one.name] for one in kind.shown(named) if one.name in named}
+        values = {
+            item.name: named[item.name]
+            for item in definition.visible_inputs(named)
+            if item.name in named
+        }
     else:
-        listed = written.get("widgets_values")
+        listed = node.get("widgets_values")
         rest = deque(listed if isinstance(listed, list) else ())
-        taken = {}
-        _take(kind.inputs, rest, taken)
+        values = {}
+        _take_positional(definition.inputs, rest, values)
     return {
-        one.name: taken.get(one.name, one.default)
-        for one in kind.shown(taken)
-        if one.is_widget and (one.name in taken or one.default is not None)
+        item.name: values.get(item.name, item.default)
+        for item in definition.visible_inputs(values)
+        if item.is_widget and (item.name in values or item.default is not None)
     }
 
 
-def other_values(kind: NodeType, written: Mapping[str, Any]) -> dict[str, tuple[Value, Value]]:
-    """Widgets whose value by name, which counts, is not the one by position: both of them.
+def conflicting_values(
+    definition: NodeType, node: Mapping[str, Any]
+) -> dict[str, tuple[Value, Value]]:
+    """Return widgets whose values by name and by position differ, as pairs.
 
-    Somebody edited the file by hand, and only one of the two.
+    Files edited by hand can have such differences; the value by name is used.
     """
-    listed = written.get("widgets_values")
-    named = written.get("widgets_values_named")
+    listed = node.get("widgets_values")
+    named = node.get("widgets_values_named")
     if not isinstance(listed, list) or not isinstance(named, dict) or not named:
         return {}
-    by_name = widget_values(kind, written)
-    by_place = widget_values(kind, {"widgets_values": listed})
+    by_name = widget_values(definition, node)
+    by_place = widget_values(definition, {"widgets_values": listed})
     common = by_name.keys() & by_place.keys() & named.keys()
     pairs = {name: (by_name[name], by_place[name]) for name in sorted(common)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _named(written: Mapping[str, Any]) -> Mapping[str, Value] | None:
+def _values_by_name(node: Mapping[str, Any]) -> Mapping[str, Value] | None:
     for key in ("widgets_values_named", "widgets_values"):
-        named = written.get(key)
-        if isinstance(named, dict) and (named or not written.get("widgets_values")):
+        named = node.get(key)
+        if isinstance(named, dict) and (named or not node.get("widgets_values")):
             return named
     return None
 
 
-def _take(inputs: Iterable[Input], rest: deque[Value], taken: dict[str, Value]) -> None:
-    for one in inputs:
-        if not one.is_widget or not rest:
+def _take_positional(inputs: Iterable[Input], rest: deque[Value], values: dict[str, Value]) -> None:
+    for item in inputs:
+        if not item.is_widget or not rest:
             continue
-        value = taken[one.name] = rest.popleft()
-        for phantom in one.phantoms:
-            # API-minded tools leave the control out; an upload's button comes last
-            if rest and (not _is_control(phantom) or _says_control(rest[0])):
+        value = values[item.name] = rest.popleft()
+        for extra in item.extra_widgets:
+            # some tools leave out the control; the button of an upload comes last
+            if rest and (not _is_seed_control(extra) or _is_control_value(rest[0])):
                 rest.popleft()
-        _take(one.branches.get(str(value), ()), rest, taken)
+        _take_positional(item.option_inputs.get(str(value), ()), rest, values)
 
 
-def _is_control(phantom: str) -> bool:
-    return phantom in ("control_after_generate", "fixed")
+def _is_seed_control(extra: str) -> bool:
+    return extra in ("control_after_generate", "fixed")
 
 
-def _says_control(value: Value) -> bool:
-    return isinstance(value, str) and value in CONTROLS
+def _is_control_value(value: Value) -> bool:
+    return isinstance(value, str) and value in SEED_CONTROLS
 
 
-def _of_unknown(written: Mapping[str, Any]) -> dict[str, Value]:
-    """What can be told without a table: names if the file has them, else the widgets listed."""
-    named = _named(written)
+def _values_of_unknown_type(node: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the widget values of an unknown type: by name, or else in the order of its inputs."""
+    named = _values_by_name(node)
     if named is not None:
         return {str(name): value for name, value in named.items()}
-    listed = written.get("widgets_values")
-    names = [one["widget"]["name"] for one in sockets(written) if widget_name(one)]
+    listed = node.get("widgets_values")
+    names = [item["widget"]["name"] for item in input_sockets(node) if widget_name(item)]
     return dict(zip(names, listed if isinstance(listed, list) else (), strict=False))
 
 
-def sockets(written: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The inputs that a node of the UI format lists; not all its widgets are among them."""
-    listed = written.get("inputs")
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+def input_sockets(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the inputs that a UI node lists; some of its widgets may be missing among them."""
+    listed = node.get("inputs")
+    return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
 
 
 def widget_name(socket: Mapping[str, Any]) -> str | None:
-    """The widget that an input stands for, ``None`` if it is a socket only."""
+    """Return the name of an input's widget, or ``None`` if it has none."""
     widget = socket.get("widget")
     name = widget.get("name") if isinstance(widget, dict) else None
     return name if isinstance(name, str) else None

@@ -1,1 +1,1 @@
-"""ComfyUI graphs read backwards into requests."""
+"""Import of ComfyUI graphs as requests."""

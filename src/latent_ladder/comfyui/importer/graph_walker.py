@@ -1,7 +1,7 @@
-"""Walking a graph backwards: from an input to the node that feeds it, or to the value it has.
+"""Backward traversal of a graph: from an input to its source node or to its value.
 
-Nodes that only compute values (primitives, arithmetic, switches, the size of a picture) are worked
-out on the way. What is met is remembered, so that a reader can say what it never looked at.
+Nodes that only compute values (primitives, arithmetic, switches, image sizes) are evaluated on the
+way. Visited nodes are recorded, so the importer can report nodes that it never used.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from latent_ladder.comfyui.constant_folding import PLAIN
+from latent_ladder.comfyui.constant_folding import FOLDABLE_NODES
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.errors import WorkflowError
 
-RUN_IT = "run the graph as it is: ladder workflow run"
-"""What to do with a graph that is no request."""
+RUN_HINT = "run the graph as it is: ladder workflow run"
+"""The hint for a graph that no request can express."""
 
 
-class Lost(NamedTuple):
-    """Something a graph says that a request cannot, by the node that says it."""
+OutputSlot = tuple[Node, int]
+"""A node and the index of one of its outputs."""
+
+
+class Loss(NamedTuple):
+    """A setting of a node that a request cannot express."""
 
     node: str
     what: str
@@ -29,158 +33,166 @@ class Lost(NamedTuple):
         return f"node {self.node} ({self.what}): {self.message}"
 
 
-class Trail:
-    """One walk through a graph."""
+class GraphWalker:
+    """One traversal of a graph, with the visited nodes and the losses."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.lost: list[Lost] = []
-        self.met: set[str] = set()
+        self.losses: list[Loss] = []
+        self.visited: set[str] = set()
 
-    def lose(self, node: Node, message: str) -> None:
-        """Note what cannot be carried; said once."""
-        named = node.title if node.title not in ("", node.class_type) else ""
-        shown = f'{node.class_type} "{named}"' if named else node.class_type
-        lost = Lost(node.id, shown, message)
-        if lost not in self.lost:
-            self.lost.append(lost)
+    def report_loss(self, node: Node, message: str) -> None:
+        """Record a setting that a request cannot express, once."""
+        title = node.title if node.title not in ("", node.class_type) else ""
+        label = f'{node.class_type} "{title}"' if title else node.class_type
+        loss = Loss(node.id, label, message)
+        if loss not in self.losses:
+            self.losses.append(loss)
 
     def node(self, name: str) -> Node:
-        """The node ``name``, remembered as met."""
-        self.met.add(name)
+        """Return a node by id and mark it as visited."""
+        self.visited.add(name)
         return self.graph.nodes[name]
 
-    def source(self, node: Node, name: str) -> tuple[Node, int] | None:
-        """The node and output slot behind an input, switches looked through; ``None`` if unlinked.
+    def source(self, node: Node, name: str) -> OutputSlot | None:
+        """Return the node and output slot linked to an input, through switches, or ``None``.
 
-        Raises :class:`WorkflowError` for a switch whose setting nobody can tell.
+        Raises :class:`WorkflowError` for a switch whose setting is unknown.
         """
         value = node.inputs.get(name)
         return self._resolve(value) if isinstance(value, Link) else None
 
-    def needed(self, node: Node, name: str) -> tuple[Node, int]:
-        """As :meth:`source`. Raises :class:`WorkflowError` if there is nothing."""
-        found = self.source(node, name)
-        if found is None:
+    def required_source(self, node: Node, name: str) -> OutputSlot:
+        """Return what :meth:`source` returns. Raises :class:`WorkflowError` for no link."""
+        source = self.source(node, name)
+        if source is None:
             raise node.error(f"{name} is not connected", "connect it and save the workflow")
-        return found
+        return source
 
-    def _resolve(self, link: Link) -> tuple[Node, int] | None:
+    def _resolve(self, link: Link) -> OutputSlot | None:
         for _ in range(len(self.graph.nodes) + 1):
             node = self.node(link.node)
             if node.class_type != "ComfySwitchNode":
                 return node, link.slot
-            taken, other = ("on_true", "on_false")[:: 1 if self.value(node, "switch") else -1]
-            following = node.inputs.get(taken, node.inputs.get(other))
+            selected, other = ("on_true", "on_false")[:: 1 if self.value(node, "switch") else -1]
+            following = node.inputs.get(selected, node.inputs.get(other))
             if not isinstance(following, Link):
                 return None
             link = following
-        raise self.graph.nodes[link.node].error("its switches lead in a circle", RUN_IT)
+        raise self.graph.nodes[link.node].error("its switches form a cycle", RUN_HINT)
 
     # -- values -------------------------------------------------------------------------------
 
     def value(self, node: Node, name: str, default: Value = None) -> Any:
-        """The value of an input: its own, the one a link brings, else the node type's default.
+        """Return the value of an input: its literal, that of its link, or the type's default.
 
-        Raises :class:`WorkflowError` where only a run can tell.
+        Raises :class:`WorkflowError` for a value that is only known when the graph runs.
         """
-        given = node.inputs.get(name, _default(node, name, default))
-        return self._of_link(given) if isinstance(given, Link) else given
+        value = node.inputs.get(name, _default_value(node, name, default))
+        return self._link_value(value) if isinstance(value, Link) else value
 
     def number(self, node: Node, name: str) -> float:
-        """A value that must be a number."""
+        """Return the value of an input that must be a number."""
         return float(self._numeric(node, name))
 
-    def whole(self, node: Node, name: str) -> int:
-        """A value that must be a whole number; a seed keeps all of its digits."""
+    def integer(self, node: Node, name: str) -> int:
+        """Return the value of an input as an integer; exact for seeds of 64 bits."""
         return int(self._numeric(node, name))
 
     def _numeric(self, node: Node, name: str) -> int | float:
-        found = self.value(node, name)
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise node.error(f"{name}={found!r} is not a number", "set it again and save")
-        return found
+        value = self.value(node, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise node.error(f"{name}={value!r} is not a number", "set it again and save")
+        return value
 
     def text(self, node: Node, name: str) -> str:
-        """A value that must be text."""
-        found = self.value(node, name)
-        if not isinstance(found, str):
-            raise node.error(f"{name}={found!r} is not text", "set it again and save")
-        return found
+        """Return the value of an input that must be text."""
+        value = self.value(node, name)
+        if not isinstance(value, str):
+            raise node.error(f"{name}={value!r} is not text", "set it again and save")
+        return value
 
-    def _of_link(self, link: Link) -> Any:
+    def _link_value(self, link: Link) -> Any:
         source = self._resolve(link)
         if source is None:
             return None
         node, slot = source
-        known = VALUES.get(node.class_type)
-        if known is None:
-            raise node.error("gives a value that only a run can tell", RUN_IT)
-        return known(self, node, slot)
+        evaluate = VALUE_NODES.get(node.class_type)
+        if evaluate is None:
+            raise node.error("has an output that is only known when the graph runs", RUN_HINT)
+        return evaluate(self, node, slot)
 
 
-def _default(node: Node, name: str, default: Value) -> Value:
+def _default_value(node: Node, name: str, default: Value) -> Value:
     if default is not None:
         return default
-    row = NODE_TYPES.get(node.class_type)
+    definition = NODE_TYPES.get(node.class_type)
     values = {k: v for k, v in node.inputs.items() if not isinstance(v, Link)}
-    for one in row.shown(values) if row is not None else ():
-        if one.name == name:
-            return one.default
+    for item in definition.visible_inputs(values) if definition is not None else ():
+        if item.name == name:
+            return item.default
     return None
 
 
 # -- nodes that compute values --------------------------------------------------------------------
 
 
-def _plain(trail: Trail, node: Node, slot: int) -> Any:
-    kind = NODE_TYPES[node.class_type]
-    names = {**dict.fromkeys(node.inputs), **{i.name: None for i in kind.inputs if i.is_widget}}
+def _folded_value(walker: GraphWalker, node: Node, slot: int) -> Any:
+    definition = NODE_TYPES[node.class_type]
+    names = {
+        **dict.fromkeys(node.inputs),
+        **{i.name: None for i in definition.inputs if i.is_widget},
+    }
     try:
-        return PLAIN[node.class_type]({name: trail.value(node, name) for name in names})[slot]
+        return FOLDABLE_NODES[node.class_type]({name: walker.value(node, name) for name in names})[
+            slot
+        ]
     except (WorkflowError, ValueError, TypeError, OverflowError, IndexError) as error:
-        raise node.error(f"has no value: {error}", RUN_IT) from error
+        raise node.error(f"has no value: {error}", RUN_HINT) from error
 
 
-def _enhanced(trail: Trail, node: Node, _: int) -> Any:
-    trail.lose(node, "rewrites the prompt with a language model; the prompt is taken as it is")
-    trail.met.update(trail.graph.before([node.id]))  # its model and its LoRA are of no use then
-    return trail.text(node, "prompt")
+def _enhanced_prompt(walker: GraphWalker, node: Node, _: int) -> Any:
+    walker.report_loss(
+        node, "rewrites the prompt with a language model; the prompt is used as written"
+    )
+    # its model and LoRA are not needed either
+    walker.visited.update(walker.graph.dependency_order([node.id]))
+    return walker.text(node, "prompt")
 
 
-def _image_size(trail: Trail, node: Node, slot: int) -> int:
-    size = picture_size(trail, node, "image")
+def _image_size(walker: GraphWalker, node: Node, slot: int) -> int:
+    size = image_size(walker, node, "image")
     if size is None or slot > 1:
-        raise node.error("asks for the size of a picture that only a run can tell", RUN_IT)
+        raise node.error("needs an image size that is only known when the graph runs", RUN_HINT)
     return size[slot]
 
 
-VALUES: Mapping[str, Callable[[Trail, Node, int], Any]] = {
-    **{name: _plain for name in PLAIN if name != "ComfySwitchNode"},
-    "TextGenerateLTX2Prompt": _enhanced,
+VALUE_NODES: Mapping[str, Callable[[GraphWalker, Node, int], Any]] = {
+    **{name: _folded_value for name in FOLDABLE_NODES if name != "ComfySwitchNode"},
+    "TextGenerateLTX2Prompt": _enhanced_prompt,
     "GetImageSize": _image_size,
 }
-"""Nodes whose outputs follow from their inputs alone."""
+"""Functions that evaluate an output of a node from its inputs, by node type."""
 
 
-def picture_size(trail: Trail, node: Node, name: str) -> tuple[int, int] | None:
-    """(width, height) of the pictures at an input, where the graph alone decides it."""
-    source = trail.source(node, name)
-    if source is None:
+def image_size(walker: GraphWalker, node: Node, name: str) -> tuple[int, int] | None:
+    """Return (width, height) of the images at an input, if it does not depend on a file."""
+    linked = walker.source(node, name)
+    if linked is None:
         return None
-    behind, _ = source
-    if behind.class_type in ("EmptyImage", "ImageScale"):
-        return trail.whole(behind, "width"), trail.whole(behind, "height")
-    if behind.class_type == "ResizeImageMaskNode" and (
-        trail.text(behind, "resize_type") == "scale dimensions"
+    source, _ = linked
+    if source.class_type in ("EmptyImage", "ImageScale"):
+        return walker.integer(source, "width"), walker.integer(source, "height")
+    if source.class_type == "ResizeImageMaskNode" and (
+        walker.text(source, "resize_type") == "scale dimensions"
     ):
         return (
-            trail.whole(behind, "resize_type.width"),
-            trail.whole(behind, "resize_type.height"),
+            walker.integer(source, "resize_type.width"),
+            walker.integer(source, "resize_type.height"),
         )
     return None
 
 
-def does_not_fit(node: Node, why: str) -> WorkflowError:
-    """The error for a node that no request can say; names the node and what to do instead."""
-    return node.error(f"{why}, so the graph is no request", RUN_IT)
+def unsupported_node(node: Node, why: str) -> WorkflowError:
+    """Return the error for a node that no request can express, with a hint to run the graph."""
+    return node.error(f"{why}, which no request can express", RUN_HINT)

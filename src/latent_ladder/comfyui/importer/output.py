@@ -1,4 +1,4 @@
-"""From the node that saves a clip back to its last latents: size, decoding, upscaling, sound."""
+"""Import of the nodes between the last latents and the saved file: decode, resize, save, audio."""
 
 from __future__ import annotations
 
@@ -6,108 +6,120 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latent_ladder.comfyui.graph import Graph, Node
-from latent_ladder.comfyui.importer.graph_walker import RUN_IT, Trail, does_not_fit
+from latent_ladder.comfyui.importer.graph_walker import (
+    RUN_HINT,
+    GraphWalker,
+    OutputSlot,
+    unsupported_node,
+)
 from latent_ladder.errors import WorkflowError
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 
-SAVERS = ("SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveImage", "SaveAudio", "SaveAudioMP3")
-"""Nodes that save a clip, the likeliest first."""
+SAVE_NODES = ("SaveVideo", "SaveWEBM", "SaveAnimatedWEBP", "SaveImage", "SaveAudio", "SaveAudioMP3")
+"""Nodes that save a clip, in order of preference."""
 PIXEL_NODES = frozenset(
     {"ImageCrop", "ImageScale", "ImageScaleBy", "ImageUpscaleWithModel", "RTXVideoSuperResolution"}
 )
-WHOLE = 4096
-"""A tile as large as this is no tile."""
-LEAST_TILE_FRAMES = 16
-
-Place = tuple[Node, int]
+UNTILED_PX = 4096
+"""A tile of this size or larger means "no tiles"."""
+MIN_TILE_FRAMES = 16
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What stands between the latents and the file.
+class SavedOutput:
+    """The nodes between the last latents and the saved file.
 
-    ``latents`` feed the decoder ``decoder``; ``pixels`` are the nodes behind it, first to last.
-    ``sound`` is where the saved sound comes from, ``fps`` the rate it is saved with.
+    ``latents`` is the input of the decoder node ``decoder``; ``pixels`` are the nodes after it, in
+    order. ``audio`` is the source of the saved audio, ``fps`` the saved frame rate, ``output`` the
+    ``output`` table of a request.
     """
 
-    latents: Place
+    latents: OutputSlot
     decoder: Node
     pixels: tuple[Node, ...]
-    sound: Place | None
+    audio: OutputSlot | None
     fps: float | None
     output: dict[str, Any] = field(default_factory=dict)
 
 
 def find_output(graph: Graph, wanted: str | None) -> Node:
-    """The node that saves the clip. Raises :class:`WorkflowError` for none, or for several."""
+    """Return the node that saves the clip.
+
+    ``wanted`` is its id, title or file prefix. Raises :class:`WorkflowError` if there is none, or
+    if there are several and none is named.
+    """
     if wanted is not None:
         named = [n for n in graph.nodes.values() if wanted in (n.id, n.title)]
-        named = named or [n for n in _savers(graph) if wanted == n.inputs.get("filename_prefix")]
+        named = named or [
+            n for n in _find_savers(graph) if wanted == n.inputs.get("filename_prefix")
+        ]
         if len(named) != 1:
             raise WorkflowError(
                 f"the workflow has {'several nodes' if named else 'no node'} {wanted}",
-                f"its outputs are {_listed(_savers(graph)) or 'none'}",
+                f"its outputs are {_list_nodes(_find_savers(graph)) or 'none'}",
             )
         return named[0]
-    found = _savers(graph)
-    if not found:
+    savers = _find_savers(graph)
+    if not savers:
         raise WorkflowError(
             "the workflow saves nothing: it has no SaveVideo node",
-            "add one behind the node that makes the frames, or use ladder workflow check",
+            "add one after the node that makes the frames, or use ladder workflow check",
         )
-    if len(found) > 1:
+    if len(savers) > 1:
         raise WorkflowError(
-            f"the workflow saves {len(found)} results: {_listed(found)}",
-            f"choose one, for example --node {found[0].id}",
+            f"the workflow saves {len(savers)} results: {_list_nodes(savers)}",
+            f"choose one, for example --node {savers[0].id}",
         )
-    return found[0]
+    return savers[0]
 
 
-def _savers(graph: Graph) -> list[Node]:
-    for kinds in (SAVERS[:3], SAVERS[3:]):
-        found = [n for n in graph.nodes.values() if n.class_type in kinds]
-        if found:
-            return found
+def _find_savers(graph: Graph) -> list[Node]:
+    for types in (SAVE_NODES[:3], SAVE_NODES[3:]):
+        savers = [n for n in graph.nodes.values() if n.class_type in types]
+        if savers:
+            return savers
     return []
 
 
-def _listed(nodes: list[Node]) -> str:
+def _list_nodes(nodes: list[Node]) -> str:
     return ", ".join(f"{n.id} ({n.title or n.class_type})" for n in nodes)
 
 
-def read_output(trail: Trail, saver: Node) -> Shown:
-    """Everything from the saving node back to the decoder. Raises :class:`WorkflowError`."""
-    trail.met.add(saver.id)
+def read_output(walker: GraphWalker, saver: Node) -> SavedOutput:
+    """Read the nodes from the saving node back to the decoder. Raises :class:`WorkflowError`."""
+    walker.visited.add(saver.id)
     fps: float | None = None
-    sound: Place | None = None
+    audio: OutputSlot | None = None
     output: dict[str, Any] = {}
     if saver.class_type == "SaveVideo":
-        made, _ = trail.needed(saver, "video")
-        if made.class_type != "CreateVideo":
-            raise does_not_fit(made, "makes a video in another way than CreateVideo")
-        fps, sound = trail.number(made, "fps"), trail.source(made, "audio")
-        images = trail.needed(made, "images")
-        codecs = [trail.value(saver, name) for name in ("format.codec", "codec")]
+        video, _ = walker.required_source(saver, "video")
+        if video.class_type != "CreateVideo":
+            raise unsupported_node(video, "creates the video with a node other than CreateVideo")
+        fps, audio = walker.number(video, "fps"), walker.source(video, "audio")
+        images = walker.required_source(video, "images")
+        codecs = [walker.value(saver, name) for name in ("format.codec", "codec")]
         codec = next((c for c in codecs if c not in (None, "auto")), "auto")
         output = {"codec": codec} if codec != "auto" else {}
-    elif saver.class_type in SAVERS[1:4]:
-        images = trail.needed(saver, "images")
+    elif saver.class_type in SAVE_NODES[1:4]:
+        images = walker.required_source(saver, "images")
         if "fps" in saver.inputs:
-            fps = trail.number(saver, "fps")
-        trail.lose(saver, "saves another kind of file: name it with -o when you make the clip")
+            fps = walker.number(saver, "fps")
+        walker.report_loss(saver, "saves another file format: choose it with -o of ladder make")
     else:
-        raise does_not_fit(saver, "saves sound alone")
-    latents, decoder, pixels = _decoded(trail, images)
-    return Shown(latents, decoder, pixels, sound, fps, output)
+        raise unsupported_node(saver, "saves audio only")
+    latents, decoder, pixels = _find_decoder(walker, images)
+    return SavedOutput(latents, decoder, pixels, audio, fps, output)
 
 
-def _decoded(trail: Trail, images: Place) -> tuple[Place, Node, tuple[Node, ...]]:
+def _find_decoder(
+    walker: GraphWalker, images: OutputSlot
+) -> tuple[OutputSlot, Node, tuple[Node, ...]]:
     pixels: list[Node] = []
     node, _ = images
     while node.class_type in PIXEL_NODES:
         pixels.insert(0, node)
         name = "images" if node.class_type == "RTXVideoSuperResolution" else "image"
-        node, _ = trail.needed(node, name)
+        node, _ = walker.required_source(node, name)
     source = {
         "VAEDecode": "samples",
         "VAEDecodeTiled": "samples",
@@ -115,165 +127,176 @@ def _decoded(trail: Trail, images: Place) -> tuple[Place, Node, tuple[Node, ...]
         "LTXVSpatioTemporalTiledVAEDecode": "latents",
     }.get(node.class_type)
     if source is None:
-        raise does_not_fit(node, "stands between decoder and file")
-    return trail.needed(node, source), node, tuple(pixels)
+        raise unsupported_node(node, "processes the frames between decoder and file")
+    return walker.required_source(node, source), node, tuple(pixels)
 
 
 # -- decoding -------------------------------------------------------------------------------------
 
 
-def decode_fields(trail: Trail, decoder: Node, frames: int) -> dict[str, Any]:
-    """The request's ``decode`` table for a decoder node and a clip of ``frames``."""
+def decode_fields(walker: GraphWalker, decoder: Node, frames: int) -> dict[str, Any]:
+    """Return the ``decode`` table of a request for a decoder node and a clip of ``frames``."""
     if decoder.class_type == "VAEDecodeTiled":
-        return _tiled(trail, decoder, frames)
-    found: dict[str, Any] = {}
+        return _read_tiled_decode(walker, decoder, frames)
+    fields: dict[str, Any] = {}
     if decoder.class_type == "LTXVTiledVAEDecode":
-        across, down = (trail.whole(decoder, n) for n in ("horizontal_tiles", "vertical_tiles"))
+        across, down = (walker.integer(decoder, n) for n in ("horizontal_tiles", "vertical_tiles"))
         if across * down > 1:
-            overlap = trail.whole(decoder, "overlap")
-            found = {"grid": [across, down], "overlap_px": overlap * PIXELS_PER_LATENT}
+            overlap = walker.integer(decoder, "overlap")
+            fields = {"grid": [across, down], "overlap_px": overlap * PIXELS_PER_LATENT}
     elif decoder.class_type == "LTXVSpatioTemporalTiledVAEDecode":
-        trail.lose(decoder, "decodes in tiles; a request decodes whole where memory allows")
-    if decoder.class_type != "VAEDecode" and trail.value(decoder, "last_frame_fix"):
-        trail.lose(decoder, "last_frame_fix: decoding here needs none")
-    return found
+        walker.report_loss(
+            decoder, "decodes in tiles; a request decodes without tiles if memory allows"
+        )
+    if decoder.class_type != "VAEDecode" and walker.value(decoder, "last_frame_fix"):
+        walker.report_loss(decoder, "has last_frame_fix on, which decoding here does not need")
+    return fields
 
 
-def _tiled(trail: Trail, decoder: Node, frames: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    tile, overlap = trail.whole(decoder, "tile_size"), trail.whole(decoder, "overlap")
-    if tile < WHOLE:
-        found |= {"tile_px": _near(tile, 32, 64), "overlap_px": _near(overlap, 32, 0)}
-    length = trail.whole(decoder, "temporal_size")
-    shared = trail.whole(decoder, "temporal_overlap")
-    if length < min(WHOLE, frames):
-        found |= {
-            "tile_frames": _near(length, 8, LEAST_TILE_FRAMES),
-            "overlap_frames": _near(shared, 8, 0),
+def _read_tiled_decode(walker: GraphWalker, decoder: Node, frames: int) -> dict[str, Any]:
+    tile, overlap = walker.integer(decoder, "tile_size"), walker.integer(decoder, "overlap")
+    tile_frames = walker.integer(decoder, "temporal_size")
+    overlap_frames = walker.integer(decoder, "temporal_overlap")
+    fields: dict[str, Any] = {}
+    if tile < UNTILED_PX:
+        fields |= {"tile_px": _round_to(tile, 32, 64), "overlap_px": _round_to(overlap, 32, 0)}
+    if tile_frames < min(UNTILED_PX, frames):
+        fields |= {
+            "tile_frames": _round_to(tile_frames, 8, MIN_TILE_FRAMES),
+            "overlap_frames": _round_to(overlap_frames, 8, 0),
         }
-    asked = {"tile_px": tile, "overlap_px": overlap, "tile_frames": length}
-    asked["overlap_frames"] = shared
-    for name, value in found.items():
-        if value != asked[name]:
-            trail.lose(decoder, f"{name} {asked[name]} becomes {value}")
-    return found
+    values = {
+        "tile_px": tile,
+        "overlap_px": overlap,
+        "tile_frames": tile_frames,
+        "overlap_frames": overlap_frames,
+    }
+    for name, value in fields.items():
+        if value != values[name]:
+            walker.report_loss(decoder, f"{name} {values[name]} becomes {value}")
+    return fields
 
 
-def _near(value: int, multiple: int, least: int) -> int:
-    return max(least, round(value / multiple) * multiple)
+def _round_to(value: int, multiple: int, minimum: int) -> int:
+    return max(minimum, round(value / multiple) * multiple)
 
 
 # -- pixels ---------------------------------------------------------------------------------------
 
 
 @dataclass
-class Sized:
-    """The size that the clip has after each node behind the decoder."""
+class OutputSize:
+    """The size of the clip after each node that follows the decoder, and its upscale stage."""
 
     width: int
     height: int
     upscale: dict[str, Any] | None = None
-    cropped: bool = False
 
 
-def sized(trail: Trail, pixels: tuple[Node, ...], canvas: tuple[int, int]) -> Sized:
-    """The clip's own size and its upscale stage, from the nodes behind the decoder."""
-    found = Sized(*canvas)
+def read_output_size(
+    walker: GraphWalker, pixels: tuple[Node, ...], canvas: tuple[int, int]
+) -> OutputSize:
+    """Return the size of the clip and its upscale stage, from the nodes after the decoder."""
+    size = OutputSize(*canvas)
     for node in pixels:
-        _STEPS[node.class_type](trail, node, found)
-    return found
+        _SIZE_READERS[node.class_type](walker, node, size)
+    return size
 
 
-def _crop(trail: Trail, node: Node, found: Sized) -> None:
-    width, height = trail.whole(node, "width"), trail.whole(node, "height")
-    if found.upscale is not None:
-        raise does_not_fit(node, "crops upscaled frames")
-    left, top = trail.whole(node, "x"), trail.whole(node, "y")
-    if (left, top) != ((found.width - width) // 2, (found.height - height) // 2):
-        trail.lose(node, f"crops at {left},{top}; a request crops around the centre")
-    found.width, found.height, found.cropped = width, height, True
+def _read_crop(walker: GraphWalker, node: Node, size: OutputSize) -> None:
+    width, height = walker.integer(node, "width"), walker.integer(node, "height")
+    if size.upscale is not None:
+        raise unsupported_node(node, "crops upscaled frames")
+    left, top = walker.integer(node, "x"), walker.integer(node, "y")
+    if (left, top) != ((size.width - width) // 2, (size.height - height) // 2):
+        walker.report_loss(node, f"crops at {left},{top}; a request crops around the centre")
+    size.width, size.height = width, height
 
 
-def _model(trail: Trail, node: Node, found: Sized) -> None:
-    loader, _ = trail.needed(node, "upscale_model")
+def _read_upscale_model(walker: GraphWalker, node: Node, size: OutputSize) -> None:
+    loader, _ = walker.required_source(node, "upscale_model")
     if loader.class_type != "UpscaleModelLoader":
-        raise does_not_fit(loader, "loads an upscale model in another way")
-    if found.upscale is not None:
-        raise does_not_fit(node, "upscales a second time")
-    found.upscale = {"kind": "upscale", "name": trail.text(loader, "model_name")}
+        raise unsupported_node(loader, "is an unsupported loader for an upscale model")
+    if size.upscale is not None:
+        raise unsupported_node(node, "upscales a second time")
+    size.upscale = {"kind": "upscale", "name": walker.text(loader, "model_name")}
 
 
-def _scale(trail: Trail, node: Node, found: Sized) -> None:
-    width, height = trail.whole(node, "width"), trail.whole(node, "height")
-    width = width or round(found.width * height / found.height)
-    height = height or round(found.height * width / found.width)
-    _to(trail, node, found, (width, height))
+def _read_scale(walker: GraphWalker, node: Node, size: OutputSize) -> None:
+    width, height = walker.integer(node, "width"), walker.integer(node, "height")
+    width = width or round(size.width * height / size.height)
+    height = height or round(size.height * width / size.width)
+    _set_size(walker, node, size, (width, height))
 
 
-def _scale_by(trail: Trail, node: Node, found: Sized) -> None:
-    by = trail.number(node, "scale_by")
-    if found.upscale is not None:
-        trail.lose(node, "scales by a share of what a model gives: taken as twice the clip's size")
+def _read_scale_by(walker: GraphWalker, node: Node, size: OutputSize) -> None:
+    by = walker.number(node, "scale_by")
+    if size.upscale is not None:
+        walker.report_loss(
+            node, "scales the output of an upscale model: imported as twice the clip's size"
+        )
         return
-    _to(trail, node, found, (round(found.width * by), round(found.height * by)))
+    _set_size(walker, node, size, (round(size.width * by), round(size.height * by)))
 
 
-def _to(trail: Trail, node: Node, found: Sized, size: tuple[int, int]) -> None:
-    method = trail.text(node, "upscale_method")
-    if found.upscale is None:
-        if size[0] <= found.width and size[1] <= found.height:
-            if size != (found.width, found.height):
-                raise does_not_fit(node, f"scales the clip down to {size[0]}x{size[1]}")
+def _set_size(walker: GraphWalker, node: Node, size: OutputSize, target: tuple[int, int]) -> None:
+    method = walker.text(node, "upscale_method")
+    if size.upscale is None:
+        if target[0] <= size.width and target[1] <= size.height:
+            if target != (size.width, size.height):
+                raise unsupported_node(node, f"scales the clip down to {target[0]}x{target[1]}")
             return
         if method != "lanczos":
-            trail.lose(node, f"scales with {method}; a request scales with lanczos")
-        found.upscale = {"kind": "upscale", "name": "lanczos"}
-    elif found.upscale["name"] == "lanczos":
-        raise does_not_fit(node, "scales a second time")
-    found.upscale |= {"width": size[0], "height": size[1]}
-    found.upscale.pop("factor", None)
+            walker.report_loss(node, f"scales with {method}; a request scales with lanczos")
+        size.upscale = {"kind": "upscale", "name": "lanczos"}
+    elif size.upscale["name"] == "lanczos":
+        raise unsupported_node(node, "scales a second time")
+    size.upscale |= {"width": target[0], "height": target[1]}
+    size.upscale.pop("factor", None)
 
 
-def _rtx(trail: Trail, node: Node, found: Sized) -> None:
-    if found.upscale is not None:
-        raise does_not_fit(node, "upscales a second time")
-    found.upscale = {"kind": "upscale", "name": "rtx"}
-    if trail.text(node, "resize_type") == "scale by multiplier":
-        found.upscale["factor"] = trail.number(node, "resize_type.scale")
+def _read_rtx(walker: GraphWalker, node: Node, size: OutputSize) -> None:
+    if size.upscale is not None:
+        raise unsupported_node(node, "upscales a second time")
+    size.upscale = {"kind": "upscale", "name": "rtx"}
+    if walker.text(node, "resize_type") == "scale by multiplier":
+        size.upscale["factor"] = walker.number(node, "resize_type.scale")
     else:
         for side in ("width", "height"):
-            found.upscale[side] = trail.whole(node, f"resize_type.{side}")
-    if (quality := trail.text(node, "quality")) != "ULTRA":
-        trail.lose(node, f"has quality {quality}; a request takes ULTRA")
+            size.upscale[side] = walker.integer(node, f"resize_type.{side}")
+    if (quality := walker.text(node, "quality")) != "ULTRA":
+        walker.report_loss(node, f"has quality {quality}; a request uses ULTRA")
 
 
-_STEPS = {
-    "ImageCrop": _crop,
-    "ImageUpscaleWithModel": _model,
-    "ImageScale": _scale,
-    "ImageScaleBy": _scale_by,
-    "RTXVideoSuperResolution": _rtx,
+_SIZE_READERS = {
+    "ImageCrop": _read_crop,
+    "ImageUpscaleWithModel": _read_upscale_model,
+    "ImageScale": _read_scale,
+    "ImageScaleBy": _read_scale_by,
+    "RTXVideoSuperResolution": _read_rtx,
 }
 
 
-# -- sound ----------------------------------------------------------------------------------------
+# -- audio ----------------------------------------------------------------------------------------
 
 
-def sound_latents(trail: Trail, sound: Place) -> Place | None:
-    """The latents that the saved sound is decoded from; ``None`` where it is a file's own."""
-    node, _ = sound
+def find_audio_latents(walker: GraphWalker, audio: OutputSlot) -> OutputSlot | None:
+    """Return the latents that the saved audio is decoded from, or ``None`` for that of a file."""
+    node, _ = audio
     if node.class_type in ("LTXVAudioVAEDecode", "VAEDecodeAudio"):
-        return trail.needed(node, "samples")
-    if audio_file(trail, sound) is not None:
+        return walker.required_source(node, "samples")
+    if find_audio_file(walker, audio) is not None:
         return None
-    raise node.error("gives sound in a way that no request can say", RUN_IT)
+    raise node.error("is an unsupported source of audio", RUN_HINT)
 
 
-def audio_file(trail: Trail, sound: Place) -> str | None:
-    """The sound file behind trimming nodes, if it is one."""
-    node, _ = sound
+def find_audio_file(walker: GraphWalker, audio: OutputSlot) -> str | None:
+    """Return the audio file of an output, through trim nodes, or ``None`` if it is not a file."""
+    node, _ = audio
     while node.class_type == "TrimAudioDuration":
-        if trail.number(node, "start_index") != 0:
-            trail.lose(node, "begins in the middle of the sound; a request begins at its start")
-        node, _ = trail.needed(node, "audio")
-    return trail.text(node, "audio") if node.class_type == "LoadAudio" else None
+        if walker.number(node, "start_index") != 0:
+            walker.report_loss(
+                node, "trims the start of the audio; a request uses it from its start"
+            )
+        node, _ = walker.required_source(node, "audio")
+    return walker.text(node, "audio") if node.class_type == "LoadAudio" else None

@@ -1,83 +1,82 @@
-"""Which preset a request equals, or is nearest to, and in what it differs."""
+"""Comparison of a request with all presets: the closest one and the differences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 from latent_ladder.request.model import Request
 from latent_ladder.request.presets import preset_names, read_preset
 from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES
 
-ABOUT_THE_CLIP = frozenset(
+IGNORED_FIELDS = frozenset(
     {"prompt", "preset", "seed", "models", "images", "audio_in", "video", "output", "duration_s"}
 )
-"""Fields that say what is shown, or where files are: no preset is known by them."""
-OTHER_STAGES = 20
-"""How many fields it counts for if a stage is of another kind."""
+"""Fields about the content of the clip or about files, which do not characterise a preset."""
+STAGE_KIND_WEIGHT = 20
+"""Number of differing fields that a stage of another kind counts for."""
 _MISSING = object()
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One field that differs: its path and both values, written."""
+    """A field that differs: its path and both values."""
 
     path: str
     preset: Any
     request: Any
 
     def __str__(self) -> str:
-        return f"{self.path} = {_spoken(self.request)} (preset: {_spoken(self.preset)})"
+        return f"{self.path} = {_format_value(self.request)} (preset: {_format_value(self.preset)})"
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The preset that a request is nearest to."""
+class PresetMatch:
+    """The closest preset of a request, and the differences from it."""
 
     preset: str
     differences: tuple[Difference, ...]
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs."""
+        """True if the request equals the preset."""
         return not self.differences
 
 
-def nearest_preset(request: Request) -> Nearest:
-    """The preset with the fewest fields that differ; of several the first by name."""
-    found = [_compared(request, name) for name in preset_names()]
-    return min(found, key=lambda near: sum(_weight(d) for d in near.differences))
+def match_preset(request: Request) -> PresetMatch:
+    """Return the preset with the fewest differing fields; of several, the first by name."""
+    matches = [_compare(request, name) for name in preset_names()]
+    return min(matches, key=lambda match: sum(_weight(d) for d in match.differences))
 
 
 def _weight(difference: Difference) -> int:
-    return OTHER_STAGES if difference.path.endswith(".kind") else 1
+    return STAGE_KIND_WEIGHT if difference.path.endswith(".kind") else 1
 
 
-def _compared(request: Request, name: str) -> Nearest:
+def _compare(request: Request, name: str) -> PresetMatch:
     fields = read_preset(name).fields
     preset = Request.from_dict({"prompt": request.prompt, **fields})
-    ours, theirs = _flat(request), _flat(preset)
-    paths = dict.fromkeys([*theirs, *ours])
+    own, expected = _flatten(request), _flatten(preset)
+    paths = dict.fromkeys([*expected, *own])
     differences = (
-        Difference(path, theirs.get(path, _MISSING), ours.get(path, _MISSING)) for path in paths
+        Difference(path, expected.get(path, _MISSING), own.get(path, _MISSING)) for path in paths
     )
-    return Nearest(name, tuple(d for d in differences if d.preset != d.request))
+    return PresetMatch(name, tuple(d for d in differences if d.preset != d.request))
 
 
-def _flat(request: Request) -> dict[str, Any]:
-    """All fields by path, those of stages under their names; equal meanings written equally."""
-    table = {k: v for k, v in request.to_dict().items() if k not in ABOUT_THE_CLIP}
+def _flatten(request: Request) -> dict[str, Any]:
+    """Return all fields by path, with stage names as prefixes, in a normal form."""
+    table = {k: v for k, v in request.to_dict().items() if k not in IGNORED_FIELDS}
     stages = table.pop("stages")
     flat = dict(_leaves("", table))
     seed = request.seed
-    for stage, name in zip_longest(stages, request.stage_names):
-        flat |= dict(_leaves(name, _plain(stage, seed)))
+    for stage, resolved in zip(stages, request.resolved.stages, strict=True):
+        flat |= dict(_leaves(resolved.name, _normalise_stage(stage, seed)))
     return flat
 
 
-def _plain(stage: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _normalise_stage(stage: Mapping[str, Any], seed: int) -> dict[str, Any]:
     out = {k: v for k, v in stage.items() if k not in ("file", "batch_passes")}
     schedule = dict(out.get("schedule") or {})
     spec = SCHEDULES.get(schedule.get("name", ""))
@@ -103,5 +102,5 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{path}.{name}" if path else name, inner)
 
 
-def _spoken(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "unset" if value is _MISSING else f"{value}"

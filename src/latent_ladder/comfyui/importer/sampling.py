@@ -1,4 +1,4 @@
-"""What one sampling node does, as the fields of a stage: guidance, sampler, sigmas, LoRAs."""
+"""Import of one sampling node as the fields of a stage: guidance, sampler, sigmas, LoRAs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from typing import Any
 
 from latent_ladder.comfyui.exporter.sampling import COMFY_SCHEDULES
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.importer.graph_walker import RUN_IT, Trail, does_not_fit
+from latent_ladder.comfyui.importer.graph_walker import (
+    RUN_HINT,
+    GraphWalker,
+    OutputSlot,
+    unsupported_node,
+)
+from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA
 from latent_ladder.errors import RequestError
-from latent_ladder.request.stages import Schedule
+from latent_ladder.request.sampling_options import Schedule
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import SCHEDULES
-
-Place = tuple[Node, int]
 
 SAMPLING_NODES = frozenset(
     {"SamplerCustomAdvanced", "SamplerCustom", "KSampler", "KSamplerAdvanced"}
 )
 _LORA_NODES = frozenset({"LoraLoaderModelOnly", "LoraLoader", "LTXICLoRALoaderModelOnly"})
-_NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
-"""How ComfyUI's ManualSigmas finds numbers in its text."""
 
 
 @dataclass(frozen=True)
 class ModelChain:
-    """The transformer of a stage: the node that loads it, LoRAs from it outwards, other guidance.
+    """The model input of a stage: its loader node, its LoRAs in order, and patched guidance.
 
-    ``terms`` are ``stg``, ``stg_blocks`` and ``modality`` of nodes that patch the model.
+    ``terms`` are the fields ``stg``, ``stg_blocks`` and ``modality`` from nodes that patch the
+    model.
     """
 
     loader: Node
@@ -39,204 +42,205 @@ class ModelChain:
 
 @dataclass(frozen=True)
 class Sampling:
-    """One sampling node: the stage's fields but for its sigmas, and where its inputs come from.
+    """One sampling node: the fields of its stage, and the sources of its inputs.
 
-    ``sigmas`` is the place of a schedule node, or ``None`` where ``fields`` hold a schedule.
+    ``sigmas`` is the output of a scheduler node, or ``None`` if ``fields`` contain a schedule.
     """
 
     node: Node
     fields: dict[str, Any]
     seed: int
     model: ModelChain
-    positive: Place
-    negative: Place | None
-    start: Place
-    sigmas: Place | None
+    positive: OutputSlot
+    negative: OutputSlot | None
+    start: OutputSlot
+    sigmas: OutputSlot | None
 
 
-def read_sampling(trail: Trail, node: Node) -> Sampling:
-    """Everything but the latents of a sampling node. Raises :class:`WorkflowError`."""
+def read_sampling(walker: GraphWalker, node: Node) -> Sampling:
+    """Read a sampling node and the nodes linked to it. Raises :class:`WorkflowError`."""
     if node.class_type == "SamplerCustomAdvanced":
-        return _custom(trail, node)
+        return _read_custom_advanced(walker, node)
     if node.class_type == "SamplerCustom":
-        return _custom_one(trail, node)
+        return _read_custom(walker, node)
     if node.class_type == "KSampler":
-        return _ksampler(trail, node)
-    raise does_not_fit(node, "runs a part of a schedule")
+        return _read_ksampler(walker, node)
+    raise unsupported_node(node, "runs only a part of a schedule")
 
 
-def _custom(trail: Trail, node: Node) -> Sampling:
-    noise, _ = trail.needed(node, "noise")
+def _read_custom_advanced(walker: GraphWalker, node: Node) -> Sampling:
+    noise, _ = walker.required_source(node, "noise")
     if noise.class_type != "RandomNoise":
-        raise does_not_fit(noise, "samples without noise of its own")
-    guider, _ = trail.needed(node, "guider")
-    if guider.class_type not in _GUIDERS:
-        raise does_not_fit(guider, "guides in a way that stages do not know")
-    model = read_model(trail, trail.needed(guider, "model"))
-    guidance = _with_terms(guider, _GUIDERS[guider.class_type](trail, guider), model.terms)
+        raise unsupported_node(noise, "does not start from the noise of a seed")
+    guider, _ = walker.required_source(node, "guider")
+    if guider.class_type not in _GUIDER_READERS:
+        raise unsupported_node(guider, "is an unsupported guider")
+    model = read_model(walker, walker.required_source(guider, "model"))
+    guidance = _add_terms(guider, _GUIDER_READERS[guider.class_type](walker, guider), model.terms)
     positive = "conditioning" if guider.class_type == "BasicGuider" else "positive"
-    sampler, _ = trail.needed(node, "sampler")
+    sampler, _ = walker.required_source(node, "sampler")
     return Sampling(
         node,
-        {**_sampler(trail, sampler), "guidance": guidance, "loras": list(model.loras)},
-        trail.whole(noise, "noise_seed"),
+        {**_read_sampler(walker, sampler), "guidance": guidance, "loras": list(model.loras)},
+        walker.integer(noise, "noise_seed"),
         model,
-        trail.needed(guider, positive),
-        trail.source(guider, "negative"),
-        trail.needed(node, "latent_image"),
-        trail.needed(node, "sigmas"),
+        walker.required_source(guider, positive),
+        walker.source(guider, "negative"),
+        walker.required_source(node, "latent_image"),
+        walker.required_source(node, "sigmas"),
     )
 
 
-def _custom_one(trail: Trail, node: Node) -> Sampling:
-    if not trail.value(node, "add_noise"):
-        raise does_not_fit(node, "samples without noise of its own")
-    model = read_model(trail, trail.needed(node, "model"))
-    guidance = _with_terms(node, _both(trail.number(node, "cfg")), model.terms)
-    sampler, _ = trail.needed(node, "sampler")
+def _read_custom(walker: GraphWalker, node: Node) -> Sampling:
+    if not walker.value(node, "add_noise"):
+        raise unsupported_node(node, "does not start from the noise of a seed")
+    model = read_model(walker, walker.required_source(node, "model"))
+    guidance = _add_terms(node, _same_for_streams(walker.number(node, "cfg")), model.terms)
+    sampler, _ = walker.required_source(node, "sampler")
     return Sampling(
         node,
-        {**_sampler(trail, sampler), "guidance": guidance, "loras": list(model.loras)},
-        trail.whole(node, "noise_seed"),
+        {**_read_sampler(walker, sampler), "guidance": guidance, "loras": list(model.loras)},
+        walker.integer(node, "noise_seed"),
         model,
-        trail.needed(node, "positive"),
-        trail.source(node, "negative"),
-        trail.needed(node, "latent_image"),
-        trail.needed(node, "sigmas"),
+        walker.required_source(node, "positive"),
+        walker.source(node, "negative"),
+        walker.required_source(node, "latent_image"),
+        walker.required_source(node, "sigmas"),
     )
 
 
-def _ksampler(trail: Trail, node: Node) -> Sampling:
-    model = read_model(trail, trail.needed(node, "model"))
-    guidance = _with_terms(node, _both(trail.number(node, "cfg")), model.terms)
-    name = _known_sampler(node, trail.text(node, "sampler_name"))
+def _read_ksampler(walker: GraphWalker, node: Node) -> Sampling:
+    model = read_model(walker, walker.required_source(node, "model"))
+    guidance = _add_terms(node, _same_for_streams(walker.number(node, "cfg")), model.terms)
+    name = _check_sampler(node, walker.text(node, "sampler_name"))
     return Sampling(
         node,
         {
             "sampler": name,
             "guidance": guidance,
             "loras": list(model.loras),
-            "schedule": _scheduled(trail, node),
-            "denoise": trail.number(node, "denoise"),
+            "schedule": _read_schedule(walker, node),
+            "denoise": walker.number(node, "denoise"),
         },
-        trail.whole(node, "seed"),
+        walker.integer(node, "seed"),
         model,
-        trail.needed(node, "positive"),
-        trail.source(node, "negative"),
-        trail.needed(node, "latent_image"),
+        walker.required_source(node, "positive"),
+        walker.source(node, "negative"),
+        walker.required_source(node, "latent_image"),
         None,
     )
 
 
-def _scheduled(trail: Trail, node: Node) -> dict[str, Any]:
-    name = trail.text(node, "scheduler")
+def _read_schedule(walker: GraphWalker, node: Node) -> dict[str, Any]:
+    name = walker.text(node, "scheduler")
     if name not in COMFY_SCHEDULES:
-        raise does_not_fit(node, f"has the scheduler {name}, which stages do not know")
-    return {"name": name, "steps": trail.whole(node, "steps")}
+        raise unsupported_node(node, f"uses the unsupported scheduler {name}")
+    return {"name": name, "steps": walker.integer(node, "steps")}
 
 
 # -- guidance -------------------------------------------------------------------------------------
 
 
-def _both(cfg: float) -> dict[str, Any]:
+def _same_for_streams(cfg: float) -> dict[str, Any]:
     return {"video": {"cfg": cfg}, "audio": {"cfg": cfg}}
 
 
-def _cfg_guider(trail: Trail, node: Node) -> dict[str, Any]:
-    return _both(trail.number(node, "cfg"))
+def _read_cfg_guider(walker: GraphWalker, node: Node) -> dict[str, Any]:
+    return _same_for_streams(walker.number(node, "cfg"))
 
 
-def _basic_guider(_trail: Trail, _node: Node) -> dict[str, Any]:
-    return _both(1.0)
+def _read_basic_guider(_walker: GraphWalker, _node: Node) -> dict[str, Any]:
+    return _same_for_streams(1.0)
 
 
-def _dual_guider(trail: Trail, node: Node) -> dict[str, Any]:
+def _read_dual_guider(walker: GraphWalker, node: Node) -> dict[str, Any]:
     streams = {"video": "video_cfg", "audio": "audio_cfg"}
-    return {stream: {"cfg": trail.number(node, name)} for stream, name in streams.items()}
+    return {stream: {"cfg": walker.number(node, name)} for stream, name in streams.items()}
 
 
-def _multimodal_guider(trail: Trail, node: Node) -> dict[str, Any]:
-    written = trail.text(node, "skip_blocks")
-    blocks = [int(b) for b in re.findall(r"\d+", written)]
-    found: dict[str, Any] = {}
-    parameters = trail.source(node, "parameters")
-    while parameters is not None:
-        one, _ = parameters
-        if one.class_type != "GuiderParameters":
-            raise does_not_fit(one, "gives guidance in a way that stages do not know")
-        stream = trail.text(one, "modality").lower()
-        if stream in found:
-            raise one.error(f"is a second one for {stream}", "take one of the two out")
-        found[stream] = _stream(trail, one, blocks)
-        parameters = trail.source(one, "parameters")
-    if missing := {"video", "audio"} - set(found):
-        trail.lose(node, f"has no parameters for {' and '.join(sorted(missing))}: not guided")
-    return found
+def _read_multimodal_guider(walker: GraphWalker, node: Node) -> dict[str, Any]:
+    text = walker.text(node, "skip_blocks")
+    blocks = [int(b) for b in re.findall(r"\d+", text)]
+    guidance: dict[str, Any] = {}
+    source = walker.source(node, "parameters")
+    while source is not None:
+        parameters, _ = source
+        if parameters.class_type != "GuiderParameters":
+            raise unsupported_node(parameters, "is an unsupported source of guidance parameters")
+        stream = walker.text(parameters, "modality").lower()
+        if stream in guidance:
+            raise parameters.error(f"is a second node for {stream}", "remove one of them")
+        guidance[stream] = _read_stream(walker, parameters, blocks)
+        source = walker.source(parameters, "parameters")
+    if missing := {"video", "audio"} - set(guidance):
+        streams = " and ".join(sorted(missing))
+        walker.report_loss(node, f"has no parameters for {streams}: imported without guidance")
+    return guidance
 
 
-def _stream(trail: Trail, node: Node, blocks: list[int]) -> dict[str, Any]:
-    perturbed = bool(trail.value(node, "perturb_attn"))
-    modality = trail.number(node, "modality_scale")
-    if modality != 1 and not trail.value(node, "cross_attn"):
-        trail.lose(node, "cross_attn is off; a request has no such switch")
+def _read_stream(walker: GraphWalker, node: Node, blocks: list[int]) -> dict[str, Any]:
+    is_perturbed = bool(walker.value(node, "perturb_attn"))
+    modality = walker.number(node, "modality_scale")
+    if modality != 1 and not walker.value(node, "cross_attn"):
+        walker.report_loss(node, "has cross_attn off, which a request cannot express")
     return {
-        "cfg": trail.number(node, "cfg"),
-        "stg": trail.number(node, "stg") if perturbed else 0.0,
+        "cfg": walker.number(node, "cfg"),
+        "stg": walker.number(node, "stg") if is_perturbed else 0.0,
         "modality": modality,
-        "rescale": trail.number(node, "rescale"),
-        "stg_blocks": blocks if perturbed else [],
-        "skip_step": trail.whole(node, "skip_step"),
+        "rescale": walker.number(node, "rescale"),
+        "stg_blocks": blocks if is_perturbed else [],
+        "skip_step": walker.integer(node, "skip_step"),
     }
 
 
-_GUIDERS: Mapping[str, Callable[[Trail, Node], dict[str, Any]]] = {
-    "CFGGuider": _cfg_guider,
-    "BasicGuider": _basic_guider,
-    "LTXVDualCFGGuider": _dual_guider,
-    "MultimodalGuider": _multimodal_guider,
+_GUIDER_READERS: Mapping[str, Callable[[GraphWalker, Node], dict[str, Any]]] = {
+    "CFGGuider": _read_cfg_guider,
+    "BasicGuider": _read_basic_guider,
+    "LTXVDualCFGGuider": _read_dual_guider,
+    "MultimodalGuider": _read_multimodal_guider,
 }
 
 
-def _with_terms(node: Node, guidance: dict[str, Any], terms: Mapping[str, Any]) -> dict[str, Any]:
+def _add_terms(node: Node, guidance: dict[str, Any], terms: Mapping[str, Any]) -> dict[str, Any]:
     if terms and node.class_type == "MultimodalGuider":
-        raise does_not_fit(node, "guides together with nodes that patch the model")
+        raise unsupported_node(node, "combines its guidance with nodes that patch the model")
     return {stream: {**values, **terms} for stream, values in guidance.items()}
 
 
 # -- models ---------------------------------------------------------------------------------------
 
 
-def read_model(trail: Trail, place: Place) -> ModelChain:
-    """LoRAs and guidance between a model input and the node that loads the model."""
+def read_model(walker: GraphWalker, source: OutputSlot) -> ModelChain:
+    """Read the nodes between a model input and the loader of the model."""
     loras: list[dict[str, Any]] = []
     terms: dict[str, Any] = {}
-    node, _ = place
+    node, _ = source
     while "model" in node.inputs:
         if node.class_type in _LORA_NODES:
-            strength = trail.number(node, "strength_model")
-            loras.insert(0, {"name": trail.text(node, "lora_name"), "strength": strength})
-        elif node.class_type in _TERMS and _always(trail, node):
-            terms |= _TERMS[node.class_type](trail, node)
+            strength = walker.number(node, "strength_model")
+            loras.insert(0, {"name": walker.text(node, "lora_name"), "strength": strength})
+        elif node.class_type in _TERM_READERS and _is_always_active(walker, node):
+            terms |= _TERM_READERS[node.class_type](walker, node)
         else:
-            trail.lose(node, "patches the model, which no request can ask for")
-        node, _ = trail.needed(node, "model")
+            walker.report_loss(node, "patches the model, which a request cannot express")
+        node, _ = walker.required_source(node, "model")
     return ModelChain(node, tuple(loras), terms)
 
 
-def _always(trail: Trail, node: Node) -> bool:
-    return trail.number(node, "start_percent") <= 0 and trail.number(node, "end_percent") >= 1
+def _is_always_active(walker: GraphWalker, node: Node) -> bool:
+    return walker.number(node, "start_percent") <= 0 and walker.number(node, "end_percent") >= 1
 
 
-def _modality_terms(trail: Trail, node: Node) -> dict[str, Any]:
-    return {"modality": trail.number(node, "modality_scale")}
+def _modality_terms(walker: GraphWalker, node: Node) -> dict[str, Any]:
+    return {"modality": walker.number(node, "modality_scale")}
 
 
-def _stg_terms(trail: Trail, node: Node) -> dict[str, Any]:
-    blocks = [int(b) for b in re.findall(r"\d+", trail.text(node, "blocks"))]
-    return {"stg": trail.number(node, "scale"), "stg_blocks": blocks}
+def _stg_terms(walker: GraphWalker, node: Node) -> dict[str, Any]:
+    blocks = [int(b) for b in re.findall(r"\d+", walker.text(node, "blocks"))]
+    return {"stg": walker.number(node, "scale"), "stg_blocks": blocks}
 
 
-_TERMS: Mapping[str, Callable[[Trail, Node], dict[str, Any]]] = {
+_TERM_READERS: Mapping[str, Callable[[GraphWalker, Node], dict[str, Any]]] = {
     "LTXVModalityGuidance": _modality_terms,
     "LTXVSpatioTemporalGuidance": _stg_terms,
 }
@@ -245,112 +249,121 @@ _TERMS: Mapping[str, Callable[[Trail, Node], dict[str, Any]]] = {
 # -- samplers -------------------------------------------------------------------------------------
 
 
-def _sampler(trail: Trail, node: Node) -> dict[str, Any]:
+def _read_sampler(walker: GraphWalker, node: Node) -> dict[str, Any]:
     if node.class_type == "KSamplerSelect":
-        return {"sampler": _known_sampler(node, trail.text(node, "sampler_name"))}
+        return {"sampler": _check_sampler(node, walker.text(node, "sampler_name"))}
     if node.class_type in ("SamplerEulerAncestral", "SamplerEulerAncestralCFGPP"):
         name = "euler_ancestral" + ("_cfg_pp" if node.class_type.endswith("CFGPP") else "")
-        options = {k: trail.number(node, k) for k in ("eta", "s_noise")}
+        options = {k: walker.number(node, k) for k in ("eta", "s_noise")}
         return {"sampler": name, "options": options}
     if node.class_type == "ClownSampler_Beta":
-        name = trail.text(node, "sampler_name").rpartition("/")[2]
+        name = walker.text(node, "sampler_name").rpartition("/")[2]
         if name == "res_2s":
-            trail.lose(node, "draws its noise as RES4LYF does, from a seed of its own")
+            walker.report_loss(node, "generates noise as RES4LYF does, from a separate seed")
             options = {
-                "eta": trail.number(node, "eta"),
-                "bong": bool(trail.value(node, "bongmath")),
+                "eta": walker.number(node, "eta"),
+                "bong": bool(walker.value(node, "bongmath")),
             }
             return {"sampler": name, "options": options}
-    raise does_not_fit(node, "is a sampler that stages do not know")
+    raise unsupported_node(node, "is an unsupported sampler node")
 
 
-def _known_sampler(node: Node, name: str) -> str:
+def _check_sampler(node: Node, name: str) -> str:
     if name not in SAMPLER_FACTS:
-        raise does_not_fit(node, f"samples with {name}, which stages do not know")
+        raise unsupported_node(node, f"uses the unsupported sampler {name}")
     return name
 
 
 # -- sigmas ---------------------------------------------------------------------------------------
 
 
-def sigma_fields(trail: Trail, place: Place, tokens: int) -> dict[str, Any]:
-    """``sigmas``, or ``schedule`` and ``denoise``, of a schedule node for ``tokens`` tokens."""
-    node, slot = place
-    reader = _SIGMAS.get(node.class_type)
+def sigma_fields(walker: GraphWalker, source: OutputSlot, tokens: int) -> dict[str, Any]:
+    """Return ``sigmas``, or ``schedule`` and ``denoise``, of a scheduler node.
+
+    ``tokens`` is the number of video tokens of the stage.
+    """
+    node, slot = source
+    reader = _SIGMA_READERS.get(node.class_type)
     if reader is None:
-        raise does_not_fit(node, "makes sigmas in a way that stages do not know")
-    return reader(trail, node, slot, tokens)
+        raise unsupported_node(node, "is an unsupported source of sigmas")
+    return reader(walker, node, slot, tokens)
 
 
-def walked(fields: Mapping[str, Any], tokens: int) -> list[float]:
-    """The numbers that such fields stand for. Raises :class:`RequestError`."""
+def resolve_sigmas(fields: Mapping[str, Any], tokens: int) -> list[float]:
+    """Return the sigmas of such fields. Raises :class:`RequestError`."""
     if "sigmas" in fields:
         return list(fields["sigmas"])
     schedule = Schedule.model_validate(fields["schedule"])
     return list(schedule.sigmas(tokens, fields.get("denoise", 1.0)))
 
 
-def manual_numbers(text: str) -> list[float]:
-    """The numbers of a ManualSigmas text as ComfyUI reads them: an exponent becomes a number."""
-    return [float(found) for found in _NUMBER.findall(text)]
+def parse_manual_sigmas(text: str) -> list[float]:
+    """Return the numbers that ``ManualSigmas`` finds in its text; an exponent counts as one."""
+    return [float(number) for number in MANUAL_SIGMA.findall(text)]
 
 
-def _manual(trail: Trail, node: Node, _slot: int, _tokens: int) -> dict[str, Any]:
-    text = trail.text(node, "sigmas")
-    found = manual_numbers(text)
-    usual = re.split(r"[\s,]+", text.strip())
-    if len(usual) != len(found):
-        trail.lose(node, f"ComfyUI reads {text!r} as {found}")
-    return {"sigmas": found}
+def _read_manual_sigmas(
+    walker: GraphWalker, node: Node, _slot: int, _tokens: int
+) -> dict[str, Any]:
+    text = walker.text(node, "sigmas")
+    sigmas = parse_manual_sigmas(text)
+    words = re.split(r"[\s,]+", text.strip())
+    if len(words) != len(sigmas):
+        walker.report_loss(node, f"ComfyUI reads {text!r} as {sigmas}")
+    return {"sigmas": sigmas}
 
 
-def _ltx(trail: Trail, node: Node, _slot: int, _tokens: int) -> dict[str, Any]:
-    schedule: dict[str, Any] = {"name": "ltx", "steps": trail.whole(node, "steps")}
+def _read_ltx_schedule(walker: GraphWalker, node: Node, _slot: int, _tokens: int) -> dict[str, Any]:
+    schedule: dict[str, Any] = {"name": "ltx", "steps": walker.integer(node, "steps")}
     for name in ("max_shift", "base_shift", "terminal"):
-        schedule[name] = trail.number(node, name)
-    schedule["stretch"] = bool(trail.value(node, "stretch"))
+        schedule[name] = walker.number(node, name)
+    schedule["stretch"] = bool(walker.value(node, "stretch"))
     defaults = SCHEDULES["ltx"].parameters
     schedule = {k: v for k, v in schedule.items() if k not in defaults or v != defaults[k]}
-    if trail.source(node, "latent") is not None:
+    if walker.source(node, "latent") is not None:
         schedule["tokens"] = "actual"
     return {"schedule": schedule}
 
 
-def _basic(trail: Trail, node: Node, _slot: int, _tokens: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"schedule": _scheduled(trail, node)}
-    denoise = trail.number(node, "denoise")
-    trail.needed(node, "model")
-    return found | ({"denoise": denoise} if denoise < 1 else {})
+def _read_basic_schedule(
+    walker: GraphWalker, node: Node, _slot: int, _tokens: int
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {"schedule": _read_schedule(walker, node)}
+    denoise = walker.number(node, "denoise")
+    walker.required_source(node, "model")
+    return fields | ({"denoise": denoise} if denoise < 1 else {})
 
 
-def _split(trail: Trail, node: Node, slot: int, tokens: int) -> dict[str, Any]:
-    whole = _numbers_behind(trail, node, tokens)
-    step = trail.whole(node, "step")
-    return {"sigmas": whole[step:] if slot else whole[: step + 1]}
+def _read_split(walker: GraphWalker, node: Node, slot: int, tokens: int) -> dict[str, Any]:
+    sigmas = _input_sigmas(walker, node, tokens)
+    step = walker.integer(node, "step")
+    return {"sigmas": sigmas[step:] if slot else sigmas[: step + 1]}
 
 
-def _split_denoise(trail: Trail, node: Node, slot: int, tokens: int) -> dict[str, Any]:
-    whole = _numbers_behind(trail, node, tokens)
-    kept = round((len(whole) - 1) * trail.number(node, "denoise"))
-    return {"sigmas": whole[-(kept + 1) :] if slot else whole[: len(whole) - kept]}
+def _read_split_denoise(walker: GraphWalker, node: Node, slot: int, tokens: int) -> dict[str, Any]:
+    sigmas = _input_sigmas(walker, node, tokens)
+    steps = round((len(sigmas) - 1) * walker.number(node, "denoise"))
+    return {"sigmas": sigmas[-(steps + 1) :] if slot else sigmas[: len(sigmas) - steps]}
 
 
-def _set_first(trail: Trail, node: Node, _slot: int, tokens: int) -> dict[str, Any]:
-    return {"sigmas": [trail.number(node, "sigma"), *_numbers_behind(trail, node, tokens)[1:]]}
+def _read_set_first(walker: GraphWalker, node: Node, _slot: int, tokens: int) -> dict[str, Any]:
+    return {"sigmas": [walker.number(node, "sigma"), *_input_sigmas(walker, node, tokens)[1:]]}
 
 
-def _numbers_behind(trail: Trail, node: Node, tokens: int) -> list[float]:
+def _input_sigmas(walker: GraphWalker, node: Node, tokens: int) -> list[float]:
     try:
-        return walked(sigma_fields(trail, trail.needed(node, "sigmas"), tokens), tokens)
+        return resolve_sigmas(
+            sigma_fields(walker, walker.required_source(node, "sigmas"), tokens), tokens
+        )
     except RequestError as error:
-        raise node.error(error.message, RUN_IT) from error
+        raise node.error(error.message, RUN_HINT) from error
 
 
-_SIGMAS: Mapping[str, Callable[[Trail, Node, int, int], dict[str, Any]]] = {
-    "ManualSigmas": _manual,
-    "LTXVScheduler": _ltx,
-    "BasicScheduler": _basic,
-    "SplitSigmas": _split,
-    "SplitSigmasDenoise": _split_denoise,
-    "SetFirstSigma": _set_first,
+_SIGMA_READERS: Mapping[str, Callable[[GraphWalker, Node, int, int], dict[str, Any]]] = {
+    "ManualSigmas": _read_manual_sigmas,
+    "LTXVScheduler": _read_ltx_schedule,
+    "BasicScheduler": _read_basic_schedule,
+    "SplitSigmas": _read_split,
+    "SplitSigmasDenoise": _read_split_denoise,
+    "SetFirstSigma": _read_set_first,
 }

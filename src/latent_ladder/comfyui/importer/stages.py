@@ -1,25 +1,24 @@
-"""From the last latents of a graph back to the first: the stages that made them.
+"""Import of the stages of a graph, from the last latents back to the first.
 
-Latents are followed through nodes that join, part, hold and crop, to the sampling run or the latent
-upsampler behind them, until there is an empty latent or a video.
+Latents are followed through nodes that concatenate, separate, mask and crop, to the sampling node
+or latent upsampler before them, until an empty latent or a video is reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.importer.graph_walker import Trail, does_not_fit
-from latent_ladder.comfyui.importer.output import audio_file
+from latent_ladder.comfyui.importer.graph_walker import GraphWalker, OutputSlot, unsupported_node
+from latent_ladder.comfyui.importer.output import find_audio_file
 from latent_ladder.comfyui.importer.sampling import SAMPLING_NODES, Sampling, read_sampling
-
-Place = tuple[Node, int]
 
 
 @dataclass
-class HeldImage:
-    """One picture that a stage holds: ``frame`` counts in that stage's frames."""
+class ConditioningImage:
+    """An image that conditions a stage; ``frame`` is an index into the frames of that stage."""
 
     node: Node
     file: str
@@ -30,16 +29,16 @@ class HeldImage:
 
 @dataclass
 class SampledStage:
-    """One sampling run and what it starts from."""
+    """A sampling node, its images and the source of its audio latents."""
 
     sampling: Sampling
-    images: list[HeldImage] = field(default_factory=list)
-    audio: Place | None = None
+    images: list[ConditioningImage] = field(default_factory=list)
+    audio: OutputSlot | None = None
 
 
 @dataclass
 class UpsampledStage:
-    """One latent upsampler; ``adain`` is what pulls its statistics back."""
+    """A latent upsampler; ``adain`` is the factor of the AdaIN node after it."""
 
     node: Node
     file: str
@@ -47,11 +46,11 @@ class UpsampledStage:
 
 
 @dataclass
-class Climb:
-    """All stages, first to last, and where the first one starts.
+class StageChain:
+    """All stages in order, and the start of the first one.
 
-    ``empty`` is the node of the empty latent, ``video`` that of a video's frames, ``reference``
-    that which lays a reference video beside the first stage.
+    ``empty`` is the node of the empty latent, ``video`` the node that encodes a video to start
+    from, ``reference`` the node that adds a reference video to the first stage.
     """
 
     stages: list[SampledStage | UpsampledStage] = field(default_factory=list)
@@ -60,280 +59,297 @@ class Climb:
     reference: Node | None = None
 
     @property
-    def sampled(self) -> list[SampledStage]:
-        """The sampling runs, first to last."""
+    def sampled_stages(self) -> list[SampledStage]:
+        """The sampling stages, in order."""
         return [s for s in self.stages if isinstance(s, SampledStage)]
 
 
-def climb(trail: Trail, last: Place) -> Climb:
-    """Follow latents from the decoder back. Raises :class:`WorkflowError` at what does not fit."""
-    found = Climb()
-    walk = _Walk(trail, found)
-    place: Place | None = last
-    while place is not None:
-        node, slot = place
-        step = _STEPS.get(node.class_type)
-        if step is None:
-            raise does_not_fit(node, "makes latents in a way that stages do not know")
-        place = step(walk, node, slot)
-    found.stages.reverse()
-    if found.reference is not None and walk.referred is not found.stages[0]:
-        raise does_not_fit(found.reference, "guides a later stage alone")
-    return found
+def find_stages(walker: GraphWalker, last: OutputSlot) -> StageChain:
+    """Find the stages that lead to ``last``, the input of the decoder.
+
+    Raises :class:`WorkflowError` for a node that no request can express.
+    """
+    chain = StageChain()
+    reader = _ChainReader(walker, chain)
+    source: OutputSlot | None = last
+    while source is not None:
+        node, slot = source
+        read = _NODE_READERS.get(node.class_type)
+        if read is None:
+            raise unsupported_node(node, "is an unsupported source of latents")
+        source = read(reader, node, slot)
+    chain.stages.reverse()
+    if chain.reference is not None and reader.reference_stage is not chain.stages[0]:
+        raise unsupported_node(chain.reference, "applies the reference to a later stage only")
+    return chain
 
 
-class _Walk:
-    """The way back, and the sampling run whose start is being followed."""
+class _ChainReader:
+    """State while the chain of stages is followed backwards."""
 
-    def __init__(self, trail: Trail, found: Climb) -> None:
-        self.trail, self.found = trail, found
-        self.referred: SampledStage | None = None
+    def __init__(self, walker: GraphWalker, chain: StageChain) -> None:
+        self.walker, self.chain = walker, chain
+        self.reference_stage: SampledStage | None = None
         self.adain: tuple[Node, float] | None = None
 
     @property
     def stage(self) -> SampledStage | None:
-        """The stage whose start this is; ``None`` between stages and behind the last one."""
-        last = self.found.stages[-1] if self.found.stages else None
+        """The stage whose input is followed; ``None`` between stages and after the last one."""
+        last = self.chain.stages[-1] if self.chain.stages else None
         return last if isinstance(last, SampledStage) else None
 
-    def hold(self, image: HeldImage) -> None:
+    def add_image(self, image: ConditioningImage) -> None:
         if self.stage is None:
-            raise does_not_fit(image.node, "holds a picture after the last sampling run")
+            raise unsupported_node(image.node, "adds an image after the last sampling node")
         self.stage.images.insert(0, image)
 
 
-def _sampled(walk: _Walk, node: Node, _slot: int) -> Place:
-    sampling = read_sampling(walk.trail, node)
-    walk.found.stages.append(SampledStage(sampling))
+def _read_sampling_node(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    sampling = read_sampling(reader.walker, node)
+    reader.chain.stages.append(SampledStage(sampling))
     return sampling.start
 
 
-def _parted(walk: _Walk, node: Node, slot: int) -> Place:
+def _follow_video_stream(reader: _ChainReader, node: Node, slot: int) -> OutputSlot:
     if slot != 0:
-        raise does_not_fit(node, "gives sound where the picture is expected")
-    return walk.trail.needed(node, "av_latent")
+        raise unsupported_node(node, "supplies audio where video is expected")
+    return reader.walker.required_source(node, "av_latent")
 
 
-def _joined(walk: _Walk, node: Node, _slot: int) -> Place:
-    if walk.stage is not None and walk.stage.audio is None:
-        walk.stage.audio = walk.trail.needed(node, "audio_latent")
-    return walk.trail.needed(node, "video_latent")
+def _follow_concat(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    if reader.stage is not None and reader.stage.audio is None:
+        reader.stage.audio = reader.walker.required_source(node, "audio_latent")
+    return reader.walker.required_source(node, "video_latent")
 
 
-def _cropped(walk: _Walk, node: Node, _slot: int) -> Place:
-    return walk.trail.needed(node, "latent")
+def _follow_crop(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    return reader.walker.required_source(node, "latent")
 
 
-def _upsampled(walk: _Walk, node: Node, _slot: int) -> Place:
-    trail = walk.trail
-    loader, _ = trail.needed(node, "upscale_model")
+def _read_upsampler(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    walker = reader.walker
+    loader, _ = walker.required_source(node, "upscale_model")
     if "model_name" not in loader.inputs:
-        raise does_not_fit(loader, "loads a latent upsampler in another way")
-    trail.source(node, "vae")
-    stage = UpsampledStage(node, trail.text(loader, "model_name"))
-    before = trail.needed(node, "samples")
-    if walk.adain is not None:
-        adain, factor = walk.adain
-        if _behind(trail, trail.needed(adain, "reference")) != _behind(trail, before):
-            raise does_not_fit(adain, "takes its statistics from other latents")
-        stage.adain, walk.adain = factor, None
-    walk.found.stages.append(stage)
+        raise unsupported_node(loader, "is an unsupported loader for a latent upsampler")
+    walker.source(node, "vae")
+    stage = UpsampledStage(node, walker.text(loader, "model_name"))
+    before = walker.required_source(node, "samples")
+    if reader.adain is not None:
+        adain, factor = reader.adain
+        reference = walker.required_source(adain, "reference")
+        if _latents_source(walker, reference) != _latents_source(walker, before):
+            raise unsupported_node(
+                adain, "takes its statistics from other latents than the upsampler"
+            )
+        stage.adain, reader.adain = factor, None
+    reader.chain.stages.append(stage)
     return before
 
 
-def _behind(trail: Trail, place: Place) -> str:
-    """The node that made latents, parting and cropping looked through."""
-    node, _ = place
+def _latents_source(walker: GraphWalker, source: OutputSlot) -> str:
+    """Return the id of the node that made latents, through nodes that separate or crop them."""
+    node, _ = source
     through = {"LTXVSeparateAVLatent": "av_latent", "LTXVCropGuides": "latent"}
     while node.class_type in through:
-        node, _ = trail.needed(node, through[node.class_type])
+        node, _ = walker.required_source(node, through[node.class_type])
     return node.id
 
 
-def _adain(walk: _Walk, node: Node, _slot: int) -> Place:
-    place = walk.trail.needed(node, "latents")
-    if place[0].class_type != "LTXVLatentUpsampler":
-        raise does_not_fit(node, "works on latents that no upsampler made")
-    walk.adain = (node, walk.trail.number(node, "factor"))
-    return place
+def _read_adain(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    source = reader.walker.required_source(node, "latents")
+    if source[0].class_type != "LTXVLatentUpsampler":
+        raise unsupported_node(node, "is applied to latents that are not upsampled")
+    reader.adain = (node, reader.walker.number(node, "factor"))
+    return source
 
 
-def _image_in_place(walk: _Walk, node: Node, _slot: int) -> Place:
-    trail = walk.trail
-    trail.source(node, "vae")
-    if not trail.value(node, "bypass") and (strength := trail.number(node, "strength")) > 0:
-        file, crf = _picture(trail, node)
-        walk.hold(HeldImage(node, file, 0, strength, crf))
+def _read_image_in_place(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    walker = reader.walker
+    walker.source(node, "vae")
+    if not walker.value(node, "bypass") and (strength := walker.number(node, "strength")) > 0:
+        file, crf = _find_image(walker, node)
+        reader.add_image(ConditioningImage(node, file, 0, strength, crf))
     else:
-        _met_behind(trail, node, "image")
-    return trail.needed(node, "latent")
+        _mark_unused_input(walker, node, "image")
+    return walker.required_source(node, "latent")
 
 
-def _image_to_video(walk: _Walk, node: Node, _slot: int) -> None:
-    """The older node that makes the empty latent too."""
-    file, crf = _picture(walk.trail, node)
-    walk.trail.source(node, "vae")
-    walk.hold(HeldImage(node, file, 0, walk.trail.number(node, "strength"), crf))
-    walk.found.empty = node
+def _read_image_to_video(reader: _ChainReader, node: Node, _slot: int) -> None:
+    """Read ``LTXVImgToVideo``, which also creates the empty latent."""
+    file, crf = _find_image(reader.walker, node)
+    reader.walker.source(node, "vae")
+    reader.add_image(ConditioningImage(node, file, 0, reader.walker.number(node, "strength"), crf))
+    reader.chain.empty = node
 
 
-def _guide(walk: _Walk, node: Node, _slot: int) -> Place:
-    trail = walk.trail
-    trail.source(node, "vae")
+def _read_guide(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    walker = reader.walker
+    walker.source(node, "vae")
     for name in ("attention_mask", "iclora_parameters"):
         if name in node.inputs:
-            trail.lose(node, f"{name} has no counterpart")
-    file, crf = _picture(trail, node)
-    frame, strength = trail.whole(node, "frame_idx"), trail.number(node, "strength")
-    walk.hold(HeldImage(node, file, frame, strength, crf))
-    return trail.needed(node, "latent")
+            walker.report_loss(node, f"has {name}, which a request cannot express")
+    file, crf = _find_image(walker, node)
+    frame, strength = walker.integer(node, "frame_idx"), walker.number(node, "strength")
+    reader.add_image(ConditioningImage(node, file, frame, strength, crf))
+    return walker.required_source(node, "latent")
 
 
-def _reference(walk: _Walk, node: Node, _slot: int) -> Place:
-    """Of several stages that a reference guides, the first one counts: it is met last."""
-    trail = walk.trail
-    if walk.stage is None:
-        raise does_not_fit(node, "guides after the last sampling run")
-    if walk.found.reference is not None:
-        trail.lose(walk.found.reference, "guides a later stage too; a request guides the first")
-    if trail.whole(node, "frame_idx") != 0:
-        trail.lose(node, "places the reference at another frame; a request begins with it")
+def _read_reference(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
+    """Read a reference video; of several stages with one the first counts, which is read last."""
+    walker = reader.walker
+    if reader.stage is None:
+        raise unsupported_node(node, "adds a reference after the last sampling node")
+    if reader.chain.reference is not None:
+        walker.report_loss(
+            reader.chain.reference, "also guides a later stage; a request guides the first only"
+        )
+    if walker.integer(node, "frame_idx") != 0:
+        walker.report_loss(
+            node, "starts the reference at another frame; a request starts it at the first"
+        )
     for name in ("vae", "latent_downscale_factor", "attention_mask"):
-        trail.source(node, name)
-    walk.found.reference = node
-    walk.referred = walk.stage
-    return trail.needed(node, "latent")
+        walker.source(node, name)
+    reader.chain.reference = node
+    reader.reference_stage = reader.stage
+    return walker.required_source(node, "latent")
 
 
-def _empty(walk: _Walk, node: Node, _slot: int) -> None:
-    if walk.trail.whole(node, "batch_size") != 1:
-        walk.trail.lose(node, "makes several clips at once; a request makes one")
-    walk.found.empty = node
+def _read_empty_latent(reader: _ChainReader, node: Node, _slot: int) -> None:
+    if reader.walker.integer(node, "batch_size") != 1:
+        reader.walker.report_loss(node, "makes several clips at once; a request makes one")
+    reader.chain.empty = node
 
 
-def _encoded(walk: _Walk, node: Node, _slot: int) -> None:
-    walk.trail.source(node, "vae")
-    walk.found.video = node
+def _read_encoded_video(reader: _ChainReader, node: Node, _slot: int) -> None:
+    reader.walker.source(node, "vae")
+    reader.chain.video = node
 
 
-_STEPS: Mapping[str, Callable[[_Walk, Node, int], Place | None]] = {
-    **dict.fromkeys(SAMPLING_NODES, _sampled),
-    "LTXVSeparateAVLatent": _parted,
-    "LTXVConcatAVLatent": _joined,
-    "LTXVCropGuides": _cropped,
-    "LTXVLatentUpsampler": _upsampled,
-    "LTXVAdainLatent": _adain,
-    "LTXVImgToVideoInplace": _image_in_place,
-    "LTXVImgToVideoConditionOnly": _image_in_place,
-    "LTXVImgToVideo": _image_to_video,
-    "LTXVAddGuide": _guide,
-    "LTXAddVideoICLoRAGuide": _reference,
-    "EmptyLTXVLatentVideo": _empty,
-    "VAEEncode": _encoded,
-    "VAEEncodeTiled": _encoded,
+_NODE_READERS: Mapping[str, Callable[[_ChainReader, Node, int], OutputSlot | None]] = {
+    **dict.fromkeys(SAMPLING_NODES, _read_sampling_node),
+    "LTXVSeparateAVLatent": _follow_video_stream,
+    "LTXVConcatAVLatent": _follow_concat,
+    "LTXVCropGuides": _follow_crop,
+    "LTXVLatentUpsampler": _read_upsampler,
+    "LTXVAdainLatent": _read_adain,
+    "LTXVImgToVideoInplace": _read_image_in_place,
+    "LTXVImgToVideoConditionOnly": _read_image_in_place,
+    "LTXVImgToVideo": _read_image_to_video,
+    "LTXVAddGuide": _read_guide,
+    "LTXAddVideoICLoRAGuide": _read_reference,
+    "EmptyLTXVLatentVideo": _read_empty_latent,
+    "VAEEncode": _read_encoded_video,
+    "VAEEncodeTiled": _read_encoded_video,
 }
 
 
-# -- pictures, prompts, sound ---------------------------------------------------------------------
+# -- images, prompts, audio -----------------------------------------------------------------------
 
-SCALERS = {
+RESIZE_NODES = {
     "ResizeImageMaskNode": "input", "ImageScale": "image", "ImageScaleBy": "image",
     "ResizeImagesByLongerEdge": "images", "ResizeAndPadImage": "image",
 }  # fmt: skip
-"""Nodes that only resize, and the input that they resize."""
+"""Nodes that only resize images, and their image input."""
 
 
-def _picture(trail: Trail, node: Node) -> tuple[str, int]:
-    """The file of a picture and the compression it goes through."""
+def _find_image(walker: GraphWalker, node: Node) -> tuple[str, int]:
+    """Return the file of an image and the crf of its compression, 0 without."""
     crf = 0
-    source, _ = trail.needed(node, "image")
+    source, _ = walker.required_source(node, "image")
     while source.class_type != "LoadImage":
         if source.class_type == "LTXVPreprocess":
-            crf = trail.whole(source, "img_compression")
-            source, _ = trail.needed(source, "image")
-        elif source.class_type in SCALERS:
-            source, _ = trail.needed(source, SCALERS[source.class_type])
+            crf = walker.integer(source, "img_compression")
+            source, _ = walker.required_source(source, "image")
+        elif source.class_type in RESIZE_NODES:
+            source, _ = walker.required_source(source, RESIZE_NODES[source.class_type])
         else:
-            raise does_not_fit(source, "gives a picture that is not a file's")
-    return trail.text(source, "image"), crf
+            raise unsupported_node(source, "supplies an image that is not loaded from a file")
+    return walker.text(source, "image"), crf
 
 
-def _met_behind(trail: Trail, node: Node, name: str) -> None:
-    """Remember what feeds an input that is switched off."""
-    source = trail.source(node, name)
+def _mark_unused_input(walker: GraphWalker, node: Node, name: str) -> None:
+    """Mark the nodes that are linked to an unused image input as visited."""
+    source = walker.source(node, name)
     while source is not None:
-        behind, _ = source
-        feeds = [n for n, _ in behind.links if n in ("image", "input", "images")]
-        source = trail.source(behind, feeds[0]) if feeds else None
+        linked, _ = source
+        inputs = [n for n, _ in linked.links if n in ("image", "input", "images")]
+        source = walker.source(linked, inputs[0]) if inputs else None
 
 
 @dataclass
-class Prompted:
-    """An encoded prompt: its text, the frame rate it was given, the node that encodes it."""
+class PromptSource:
+    """The source of a conditioning: prompt text, frame rate, and the node that encodes it."""
 
     text: str
     fps: float | None
     encoder: Node
 
 
-_TWO_PROMPTS = frozenset(
+_CONDITIONING_NODES = frozenset(
     {
         "LTXVConditioning", "LTXVAddGuide", "LTXVCropGuides", "LTXVImgToVideo",
         "LTXAddVideoICLoRAGuide",
     }
 )  # fmt: skip
+"""Nodes with a positive and a negative conditioning as inputs and outputs."""
 
 
-def read_prompt(trail: Trail, place: Place) -> Prompted:
-    """The prompt behind a conditioning input. Raises :class:`WorkflowError`."""
+def find_prompt(walker: GraphWalker, source: OutputSlot) -> PromptSource:
+    """Find the prompt of a conditioning. Raises :class:`WorkflowError` if it is modified."""
     fps: float | None = None
     zeroed = False
-    node, slot = place
+    node, slot = source
     while node.class_type != "CLIPTextEncode":
-        if node.class_type in _TWO_PROMPTS:
+        if node.class_type in _CONDITIONING_NODES:
             if node.class_type == "LTXVConditioning" and fps is None:
-                fps = trail.number(node, "frame_rate")
-            node, slot = trail.needed(node, ("positive", "negative")[slot])
+                fps = walker.number(node, "frame_rate")
+            node, slot = walker.required_source(node, ("positive", "negative")[slot])
         elif node.class_type == "ConditioningZeroOut":
-            trail.lose(node, "sets the prompt to zeros; the request has an empty one")
+            walker.report_loss(
+                node, "sets the prompt embedding to zeros; the request has an empty prompt"
+            )
             zeroed = True
-            node, slot = trail.needed(node, "conditioning")
+            node, slot = walker.required_source(node, "conditioning")
         else:
-            raise does_not_fit(node, "changes the prompt in a way that no request can say")
-    return Prompted("" if zeroed else trail.text(node, "text"), fps, node)
+            raise unsupported_node(node, "modifies the prompt embedding")
+    return PromptSource("" if zeroed else walker.text(node, "text"), fps, node)
 
 
 @dataclass
-class Heard:
-    """Where the sound latents of a stage come from: ``kind`` and what belongs to it."""
+class AudioSource:
+    """The source of audio latents.
 
-    kind: str
+    ``kind`` is ``empty`` (an empty latent), ``previous`` (another sampling node), ``file`` (a
+    frozen audio file) or ``video`` (the audio of a video).
+    """
+
+    kind: Literal["empty", "previous", "file", "video"]
     node: Node
     file: str = ""
 
 
-def read_sound(trail: Trail, place: Place) -> Heard:
-    """``fresh`` (empty), ``before`` (another run's), ``given`` (a file, held) or ``video``."""
-    node, _ = place
-    held = False
+def find_audio_source(walker: GraphWalker, source: OutputSlot) -> AudioSource:
+    """Find the source of audio latents. Raises :class:`WorkflowError` for an unsupported one."""
+    node, _ = source
+    frozen = False
     while node.class_type == "SetLatentNoiseMask":
-        mask, _ = trail.needed(node, "mask")
-        if mask.class_type != "SolidMask" or trail.number(mask, "value") != 0:
-            raise does_not_fit(mask, "holds a part of the sound")
-        held = True
-        node, _ = trail.needed(node, "samples")
+        mask, _ = walker.required_source(node, "mask")
+        if mask.class_type != "SolidMask" or walker.number(mask, "value") != 0:
+            raise unsupported_node(mask, "protects only a part of the audio")
+        frozen = True
+        node, _ = walker.required_source(node, "samples")
     if node.class_type == "LTXVEmptyLatentAudio":
-        trail.source(node, "audio_vae")
-        return Heard("fresh", node)
+        walker.source(node, "audio_vae")
+        return AudioSource("empty", node)
     if node.class_type == "LTXVSeparateAVLatent":
-        run, _ = trail.needed(node, "av_latent")
-        return Heard("before", run)
+        run, _ = walker.required_source(node, "av_latent")
+        return AudioSource("previous", run)
     if node.class_type in ("LTXVAudioVAEEncode", "VAEEncodeAudio"):
-        trail.source(node, "audio_vae" if "audio_vae" in node.inputs else "vae")
-        sound = trail.needed(node, "audio")
-        file = audio_file(trail, sound)
-        if file is not None and held:
-            return Heard("given", node, file)
-        if file is None and sound[0].class_type == "GetVideoComponents":
-            return Heard("video", node)
-    raise does_not_fit(node, "gives the sound in a way that stages do not know")
+        walker.source(node, "audio_vae" if "audio_vae" in node.inputs else "vae")
+        audio = walker.required_source(node, "audio")
+        file = find_audio_file(walker, audio)
+        if file is not None and frozen:
+            return AudioSource("file", node, file)
+        if file is None and audio[0].class_type == "GetVideoComponents":
+            return AudioSource("video", node)
+    raise unsupported_node(node, "is an unsupported source of audio")

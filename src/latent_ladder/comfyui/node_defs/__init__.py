@@ -1,7 +1,8 @@
-"""The table of node types: one row a type, by the name that graphs use.
+"""The table of node types, by the class name that graphs use.
 
-Facts (names, order, defaults, ranges) are those of ComfyUI and of the packs named in each row, read
-in autumn 2026. A row without ``why_not`` has a meaning of the same name in ``workflow/meaning``.
+Names, order of inputs, defaults and ranges are those of ComfyUI and of the node packs named in each
+definition, as of autumn 2026. A type without ``unsupported_reason`` has an implementation of the
+same name in :data:`latent_ladder.comfyui.nodes.NODES`.
 """
 
 from __future__ import annotations
@@ -9,25 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from latent_ladder.comfyui.node_defs.conditioning import ROWS as CONDITIONING
-from latent_ladder.comfyui.node_defs.images import ROWS as IMAGES
-from latent_ladder.comfyui.node_defs.latents import ROWS as LATENTS
-from latent_ladder.comfyui.node_defs.loaders import ROWS as LOADERS
-from latent_ladder.comfyui.node_defs.media import ROWS as MEDIA
-from latent_ladder.comfyui.node_defs.primitives import ROWS as PLAIN
-from latent_ladder.comfyui.node_defs.sampling import ROWS as SAMPLING
+from latent_ladder.comfyui.node_defs import (
+    conditioning,
+    images,
+    latents,
+    loaders,
+    media,
+    primitives,
+    sampling,
+    unsupported,
+)
 from latent_ladder.comfyui.node_defs.schema import NodeType
-from latent_ladder.comfyui.node_defs.unsupported import ROWS as ELSEWHERE
-from latent_ladder.comfyui.node_defs.unsupported import unknown
+from latent_ladder.comfyui.node_defs.unsupported import unknown_node_type
 
 NODE_TYPES: Mapping[str, NodeType] = MappingProxyType(
     {
-        row.class_type: row
-        for topic in (LOADERS, PLAIN, CONDITIONING, LATENTS, SAMPLING, IMAGES, MEDIA, ELSEWHERE)
-        for row in topic
+        node_type.class_type: node_type
+        for topic in (
+            loaders, primitives, conditioning, latents, sampling, images, media, unsupported,
+        )
+        for node_type in topic.NODE_DEFS
     }
-)
-"""Every type a graph may carry that is known here, whether or not it runs."""
+)  # fmt: skip
+"""All known node types, including those that cannot run here."""
 
 FRONTEND_ONLY = frozenset(
     {
@@ -39,10 +44,13 @@ FRONTEND_ONLY = frozenset(
         "Fast Actions Button (rgthree)", "ReroutePrimitive|pysssss", "easy getNode", "easy setNode",
     }
 )  # fmt: skip
-"""Types that exist in the interface only and never reach the API format."""
+"""Types that exist in the interface only and never appear in the API format."""
 
 
 def node_type(class_type: str, pack: str = "") -> NodeType:
-    """The row of a type; for one that no table has, a row that says so and names ``pack``."""
-    row = NODE_TYPES.get(class_type)
-    return row if row is not None else unknown(class_type, pack)
+    """Return the definition of a type.
+
+    An unknown type gets a definition that states why it cannot run and names ``pack``.
+    """
+    found = NODE_TYPES.get(class_type)
+    return found if found is not None else unknown_node_type(class_type, pack)

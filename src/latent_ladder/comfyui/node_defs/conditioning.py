@@ -1,14 +1,14 @@
-"""Prompts, and what else the transformer is told: frame rate, images, guides, voices."""
+"""Definitions of conditioning nodes: prompts, frame rate, images, guides, reference voices."""
 
 from __future__ import annotations
 
 from latent_ladder.comfyui.node_defs.builders import (
     CROPS,
     LTXV,
-    SEED,
-    SIDE,
-    branching,
+    MAX_SEED,
+    MAX_SIDE,
     choice,
+    dynamic_combo,
     flag,
     integer,
     link,
@@ -19,22 +19,22 @@ from latent_ladder.comfyui.node_defs.builders import (
 
 POSITIVE = link("positive", "CONDITIONING")
 NEGATIVE = link("negative", "CONDITIONING")
-PAIR = ("CONDITIONING positive", "CONDITIONING negative")
-GUIDED = (*PAIR, "LATENT latent")
+CONDITIONING_PAIR = ("CONDITIONING positive", "CONDITIONING negative")
+GUIDE_OUTPUTS = (*CONDITIONING_PAIR, "LATENT latent")
 VAE = link("vae", "VAE")
 LATENT = link("latent", "LATENT")
 IMAGE = link("image", "IMAGE")
-MASKED = link("attention_mask", "MASK", required=False)
+ATTENTION_MASK = link("attention_mask", "MASK", required=False)
 FRAME = integer("frame_idx", 0, -9999, 9999)
 STRENGTH = number("strength", 1.0, 0, 1)
 SIZE = (
-    integer("width", 768, 64, SIDE, 32),
-    integer("height", 512, 64, SIDE, 32),
-    integer("length", 97, 9, SIDE, 8),
+    integer("width", 768, 64, MAX_SIDE, 32),
+    integer("height", 512, 64, MAX_SIDE, 32),
+    integer("length", 97, 9, MAX_SIDE, 8),
     integer("batch_size", 1, 1, 4096),
 )
-BYPASSED = frozenset({"image"})
-"""What a node that is switched off does not ask for."""
+LAZY_IMAGE = frozenset({"image"})
+"""Inputs that a node with ``bypass`` on does not read."""
 IC_GUIDE = (
     POSITIVE,
     NEGATIVE,
@@ -76,7 +76,7 @@ PROMPTS = (
             link("video", "IMAGE", required=False),
             link("audio", "AUDIO", required=False),
             integer("max_length", 2048, 1, 32768),
-            branching(
+            dynamic_combo(
                 "sampling_mode",
                 {
                     "on": [
@@ -86,7 +86,7 @@ PROMPTS = (
                         number("sampling_mode.min_p", 0.05, 0, 1),
                         number("sampling_mode.repetition_penalty", 1.05, 0, 5),
                         # inside a dynamic combo no control widget follows a seed
-                        integer("sampling_mode.seed", 0, 0, SEED),
+                        integer("sampling_mode.seed", 0, 0, MAX_SEED),
                         number("sampling_mode.presence_penalty", 0.0, 0, 5, required=False),
                     ],
                     "off": [],
@@ -112,7 +112,7 @@ PROMPTS = (
         ],
         "CONDITIONING conditioning",
         pack=LTXV,
-        why_not="it sends the prompt to a remote service: use CLIPTextEncode",
+        unsupported_reason="it sends the prompt to a remote service: use CLIPTextEncode",
     ),
 )
 
@@ -122,14 +122,14 @@ IMAGES = (
         "LTXVConditioning",
         "model/conditioning/ltxv",
         [POSITIVE, NEGATIVE, number("frame_rate", 25.0, 0, 1000)],
-        *PAIR,
+        *CONDITIONING_PAIR,
     ),
     node(
         "LTXVImgToVideo",
         "LTXVImgToVideo",
         "model/conditioning/ltxv",
         [POSITIVE, NEGATIVE, VAE, IMAGE, *SIZE, STRENGTH],
-        *GUIDED,
+        *GUIDE_OUTPUTS,
     ),
     node(
         "LTXVImgToVideoInplace",
@@ -137,7 +137,7 @@ IMAGES = (
         "model/conditioning/ltxv",
         [VAE, IMAGE, LATENT, STRENGTH, flag("bypass")],
         "LATENT latent",
-        lazy=BYPASSED,
+        lazy=LAZY_IMAGE,
     ),
     node(
         "LTXVImgToVideoConditionOnly",
@@ -145,7 +145,7 @@ IMAGES = (
         "conditioning/video_models",
         [VAE, IMAGE, LATENT, STRENGTH, flag("bypass", required=False)],
         "LATENT latent",
-        lazy=BYPASSED,
+        lazy=LAZY_IMAGE,
         pack=LTXV,
     ),
     node(
@@ -170,10 +170,10 @@ GUIDES = (
             IMAGE,
             FRAME,
             number("strength", 1.0, 0, 10),
-            MASKED,
+            ATTENTION_MASK,
             link("iclora_parameters", "IC_LORA_PARAMETERS", required=False),
         ],
-        *GUIDED,
+        *GUIDE_OUTPUTS,
     ),
     node(
         "LTXVAddLatentGuide",
@@ -187,16 +187,16 @@ GUIDES = (
             link("guiding_latent", "LATENT"),
             integer("latent_idx", 0, -9999, 9999),
             STRENGTH,
-            MASKED,
+            ATTENTION_MASK,
         ],
-        *GUIDED,
+        *GUIDE_OUTPUTS,
     ),
     node(
         "LTXVCropGuides",
         "LTXVCropGuides",
         "model/conditioning/ltxv",
         [POSITIVE, NEGATIVE, LATENT],
-        *GUIDED,
+        *GUIDE_OUTPUTS,
     ),
     node(
         "GetICLoRAParameters",
@@ -210,15 +210,15 @@ GUIDES = (
         "Add Video IC-LoRA Guide",
         "Lightricks/LTXV/Guidance",
         IC_GUIDE,
-        *GUIDED,
+        *GUIDE_OUTPUTS,
         pack=LTXV,
     ),
     node(
         "LTXAddVideoICLoRAGuideAdvanced",
         "Add Video IC-LoRA Guide Advanced",
         "Lightricks/IC-LoRA",
-        [*IC_GUIDE, number("attention_strength", 1.0, 0, 1), MASKED],
-        *GUIDED,
+        [*IC_GUIDE, number("attention_strength", 1.0, 0, 1), ATTENTION_MASK],
+        *GUIDE_OUTPUTS,
         pack=LTXV,
     ),
 )
@@ -239,17 +239,17 @@ VOICES = (
             number("end_percent", 1.0, 0, 1, 0.001),
         ],
         "MODEL",
-        *PAIR,
+        *CONDITIONING_PAIR,
     ),
     node(
         "LTXVSetAudioRefTokens",
         "Set Audio Ref Tokens",
         "Lightricks/IC-LoRA",
         [POSITIVE, NEGATIVE, link("audio_latent", "LATENT")],
-        *PAIR,
+        *CONDITIONING_PAIR,
         "LATENT frozen_audio",
         pack=LTXV,
     ),
 )
 
-ROWS = (*PROMPTS, *IMAGES, *GUIDES, *VOICES)
+NODE_DEFS = (*PROMPTS, *IMAGES, *GUIDES, *VOICES)

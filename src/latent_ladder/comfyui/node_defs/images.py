@@ -1,4 +1,4 @@
-"""Images and masks: loaded, made, resized, composited, saved."""
+"""Definitions of image and mask nodes: load, save, resize, create, composite."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from latent_ladder.comfyui.node_defs.builders import (
     CROPS,
     KJ,
     LTXV,
+    MAX_SIDE,
     SCALE_METHODS,
-    SIDE,
-    branching,
     choice,
+    dynamic_combo,
     file,
     flag,
     integer,
@@ -27,7 +27,7 @@ PIXELS = "IMAGE,MASK"
 
 
 def _side(name: str, default: int = 512) -> Input:
-    return integer(name, default, 0, SIDE)
+    return integer(name, default, 0, MAX_SIDE)
 
 
 RESIZES = {
@@ -46,7 +46,7 @@ RESIZES = {
         link("resize_type.match", PIXELS),
         choice("resize_type.crop", CROPS, "center"),
     ],
-    "scale to multiple": [integer("resize_type.multiple", 8, 1, SIDE)],
+    "scale to multiple": [integer("resize_type.multiple", 8, 1, MAX_SIDE)],
 }
 
 FILES = (
@@ -54,7 +54,7 @@ FILES = (
         "LoadImage",
         "Load Image",
         "image",
-        [file("image", "input", phantoms=("upload",))],
+        [file("image", "input", extra_widgets=("upload",))],
         "IMAGE",
         "MASK",
     ),
@@ -100,7 +100,7 @@ SIZES = (
         "transform",
         [
             link("input", PIXELS),
-            branching("resize_type", RESIZES),
+            dynamic_combo("resize_type", RESIZES),
             choice("scale_method", SCALE_METHODS, "area"),
         ],
         f"{PIXELS} resized",
@@ -124,10 +124,10 @@ SIZES = (
         "image/transform",
         [
             IMAGE,
-            integer("width", 512, 1, SIDE),
-            integer("height", 512, 1, SIDE),
-            integer("x", 0, 0, SIDE),
-            integer("y", 0, 0, SIDE),
+            integer("width", 512, 1, MAX_SIDE),
+            integer("height", 512, 1, MAX_SIDE),
+            integer("x", 0, 0, MAX_SIDE),
+            integer("y", 0, 0, MAX_SIDE),
         ],
         "IMAGE",
     ),
@@ -151,8 +151,8 @@ SIZES = (
         "image/transform",
         [
             IMAGE,
-            integer("target_width", 512, 1, SIDE),
-            integer("target_height", 512, 1, SIDE),
+            integer("target_width", 512, 1, MAX_SIDE),
+            integer("target_height", 512, 1, MAX_SIDE),
             choice("padding_color", ("white", "black")),
             choice("interpolation", ("area", "bicubic", "nearest-exact", "bilinear", "lanczos")),
         ],
@@ -164,9 +164,9 @@ SIZES = (
         "image",
         [
             IMAGE,
-            integer("target_width", 0, 0, SIDE, 8),
-            integer("target_height", 0, 0, SIDE, 8),
-            integer("feathering", 0, 0, SIDE),
+            integer("target_width", 0, 0, MAX_SIDE, 8),
+            integer("target_height", 0, 0, MAX_SIDE, 8),
+            integer("feathering", 0, 0, MAX_SIDE),
             choice("upscale_method", SCALE_METHODS),
             link("mask", "MASK", required=False),
         ],
@@ -187,7 +187,7 @@ SIZES = (
         "image/upscaling",
         [
             IMAGES,
-            branching(
+            dynamic_combo(
                 "resize_type",
                 {
                     "scale by multiplier": [number("resize_type.scale", 2.0, 1, 4)],
@@ -224,14 +224,14 @@ SIZES = (
     ),
 )
 
-MADE = (
+CREATION = (
     node(
         "EmptyImage",
         "Empty Image",
         "image",
         [
-            integer("width", 512, 1, SIDE),
-            integer("height", 512, 1, SIDE),
+            integer("width", 512, 1, MAX_SIDE),
+            integer("height", 512, 1, MAX_SIDE),
             integer("batch_size", 1, 1, 4096),
             integer("color", 0, 0, 0xFFFFFF),
         ],
@@ -248,7 +248,7 @@ MADE = (
         "ImageFromBatch",
         "Get Image from Batch",
         "image/batch",
-        [IMAGE, integer("batch_index", 0, -SIDE, SIDE), integer("length", 1, 1, 4096)],
+        [IMAGE, integer("batch_index", 0, -MAX_SIDE, MAX_SIDE), integer("length", 1, 1, 4096)],
         "IMAGE",
     ),
     node(
@@ -265,8 +265,8 @@ MADE = (
         "mask",
         [
             number("value", 1.0, 0, 1),
-            integer("width", 512, 1, SIDE),
-            integer("height", 512, 1, SIDE),
+            integer("width", 512, 1, MAX_SIDE),
+            integer("height", 512, 1, MAX_SIDE),
         ],
         "MASK",
     ),
@@ -312,4 +312,4 @@ INPAINTING = (
     ),
 )
 
-ROWS = (*FILES, *SIZES, *MADE, *INPAINTING)
+NODE_DEFS = (*FILES, *SIZES, *CREATION, *INPAINTING)

@@ -1,11 +1,11 @@
-"""Latents: made, joined, masked, upscaled, normalised, encoded, decoded, kept."""
+"""Definitions of latent nodes: create, join, mask, upscale, normalise, encode, decode, save."""
 
 from __future__ import annotations
 
 from latent_ladder.comfyui.node_defs.builders import (
     CROPS,
     LTXV,
-    SIDE,
+    MAX_SIDE,
     choice,
     file,
     flag,
@@ -37,15 +37,15 @@ STATS = (
     number("percentile", 95.0, 50, 100, 0.1),
 )
 
-MADE = (
+BASIC = (
     node(
         "EmptyLTXVLatentVideo",
         "Empty LTXV Latent Video",
         "model/latent/ltxv",
         [
-            integer("width", 768, 64, SIDE, 32),
-            integer("height", 512, 64, SIDE, 32),
-            integer("length", 97, 1, SIDE, 8),
+            integer("width", 768, 64, MAX_SIDE, 32),
+            integer("height", 512, 64, MAX_SIDE, 32),
+            integer("length", 97, 1, MAX_SIDE, 8),
             integer("batch_size", 1, 1, 4096),
         ],
         "LATENT",
@@ -111,7 +111,7 @@ MADE = (
     node("LoadLatent", "Load Latent", "latent", [file("latent", "input")], "LATENT"),
 )
 
-CHANGED = (
+TRANSFORMS = (
     node(
         "LTXVLatentUpsampler",
         "LTXV Latent Upsampler",
@@ -126,8 +126,8 @@ CHANGED = (
         [
             SAMPLES,
             choice("upscale_method", LATENT_METHODS),
-            integer("width", 512, 0, SIDE, 8),
-            integer("height", 512, 0, SIDE, 8),
+            integer("width", 512, 0, MAX_SIDE, 8),
+            integer("height", 512, 0, MAX_SIDE, 8),
             choice("crop", CROPS),
         ],
         "LATENT",
@@ -199,7 +199,7 @@ CHANGED = (
     ),
 )
 
-CODED = (
+VAE_NODES = (
     node("VAEDecode", "VAE Decode", "latent", [SAMPLES, VAE], "IMAGE"),
     node(
         "VAEDecodeTiled",
@@ -298,4 +298,4 @@ CODED = (
     node("VAEDecodeAudio", "VAE Decode Audio", "model/latent", [SAMPLES, VAE], "AUDIO"),
 )
 
-ROWS = (*MADE, *CHANGED, *CODED)
+NODE_DEFS = (*BASIC, *TRANSFORMS, *VAE_NODES)

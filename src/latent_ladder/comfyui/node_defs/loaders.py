@@ -1,4 +1,4 @@
-"""Where models come from: checkpoints, LoRAs, text encoders, VAEs, upscalers."""
+"""Definitions of loader nodes: checkpoints, LoRAs, text encoders, VAEs, upscalers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ DUAL_CLIP_TYPES = (
 DEVICES = ("default", "cpu")
 DEQUANT = ("default", "target", "float32", "float16", "bfloat16")
 DEPENDENCIES = link("dependencies", ANY, required=False)
-"""Orders loading in time and has no other effect."""
+"""An input that only delays loading until another node has run."""
 
-ROWS = (
+NODE_DEFS = (
     node(
         "CheckpointLoaderSimple",
         "Load Checkpoint",

@@ -1,13 +1,13 @@
-"""Videos and sounds: loaded, cut, brought together, saved."""
+"""Definitions of video and audio nodes: load, trim, combine, save."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from latent_ladder.comfyui.node_defs.builders import (
-    SEED,
-    branching,
+    MAX_SEED,
     choice,
+    dynamic_combo,
     file,
     flag,
     integer,
@@ -24,24 +24,28 @@ PREFIX = text("filename_prefix", "video/ComfyUI")
 SOUND_PREFIX = text("filename_prefix", "audio/ComfyUI")
 
 
-def _codec(name: str, *names: str) -> Input:
-    """A video codec; which of its own inputs it shows depends on how it encodes."""
+def _codec(name: str, *codecs: str) -> Input:
+    """Return a video codec input; the codec and its encoding mode select further inputs."""
     quality = {"h264": (23.0, 51), "av1": (30.0, 63)}
 
     def encoding(codec: str) -> Sequence[Input]:
         default, high = quality[codec]
         inner = f"{name}.encoding"
         shown = {"auto": (), "re-encode": (number(f"{inner}.crf", default, 0, high, 1),)}
-        return (branching(inner, shown, required=False),)
+        return (dynamic_combo(inner, shown, required=False),)
 
-    branches = {one: encoding(one) if one in quality else () for one in names}
-    # graphs saved before the format chose the codec have only the outer one
-    return branching(name, branches, required=False)
+    branches = {one: encoding(one) if one in quality else () for one in codecs}
+    # older graphs have the codec next to the format, not inside it
+    return dynamic_combo(name, branches, required=False)
 
 
 VIDEOS = (
     node(
-        "LoadVideo", "Load Video", "video", [file("file", "input", phantoms=("upload",))], "VIDEO"
+        "LoadVideo",
+        "Load Video",
+        "video",
+        [file("file", "input", extra_widgets=("upload",))],
+        "VIDEO",
     ),
     node(
         "GetVideoComponents",
@@ -75,7 +79,7 @@ VIDEOS = (
         [
             VIDEO,
             PREFIX,
-            branching(
+            dynamic_combo(
                 "format",
                 {
                     "auto": [_codec("format.codec", "auto", "h264", "av1")],
@@ -122,7 +126,7 @@ SOUNDS = (
         "LoadAudio",
         "Load Audio",
         "audio",
-        [file("audio", "input", phantoms=("audioUI", "upload"))],
+        [file("audio", "input", extra_widgets=("audioUI", "upload"))],
         "AUDIO",
     ),
     node(
@@ -154,7 +158,11 @@ SOUNDS = (
         "TrimAudioDuration",
         "Trim Audio Duration",
         "audio",
-        [AUDIO, number("start_index", 0.0, -SEED, SEED), number("duration", 60.0, 0, SEED)],
+        [
+            AUDIO,
+            number("start_index", 0.0, -MAX_SEED, MAX_SEED),
+            number("duration", 60.0, 0, MAX_SEED),
+        ],
         "AUDIO",
     ),
     node(
@@ -162,7 +170,7 @@ SOUNDS = (
         "Empty Audio",
         "audio",
         [
-            number("duration", 60.0, 0, SEED),
+            number("duration", 60.0, 0, MAX_SEED),
             integer("sample_rate", 44100, 1, 192000),
             integer("channels", 2, 1, 2),
         ],
@@ -174,8 +182,8 @@ SOUNDS = (
         "audio",
         [link("audio", "AUDIO_RECORD")],
         "AUDIO",
-        why_not="it records from the microphone of a browser: use LoadAudio",
+        unsupported_reason="it records from the microphone of a browser: use LoadAudio",
     ),
 )
 
-ROWS = (*VIDEOS, *SOUNDS)
+NODE_DEFS = (*VIDEOS, *SOUNDS)

@@ -1,10 +1,10 @@
-"""Numbers, texts, switches and arithmetic: what a graph computes before anything heavy runs."""
+"""Definitions of nodes that compute numbers, texts and switches."""
 
 from __future__ import annotations
 
 from latent_ladder.comfyui.node_defs.builders import (
+    INT64_MAX,
     KJ,
-    WHOLE,
     flag,
     integer,
     link,
@@ -14,22 +14,22 @@ from latent_ladder.comfyui.node_defs.builders import (
 )
 from latent_ladder.comfyui.node_defs.schema import ANY, Input
 
-NUMBERS = "FLOAT,INT,BOOLEAN"
+NUMBER_TYPES = "FLOAT,INT,BOOLEAN"
 
-ROWS = (
+NODE_DEFS = (
     node(
         "PrimitiveInt",
         "Int",
         "utilities/primitive",
-        # widgets_values_named calls the control widget by its value
-        [Input("value", "INT", 0, -WHOLE, WHOLE, 1, phantoms=("fixed",))],
+        # in widgets_values_named the control widget has the name of its value
+        [Input("value", "INT", 0, -INT64_MAX, INT64_MAX, 1, extra_widgets=("fixed",))],
         "INT",
     ),
     node(
         "PrimitiveFloat",
         "Float",
         "utilities/primitive",
-        [number("value", 0.0, -WHOLE, WHOLE, 0.1)],
+        [number("value", 0.0, -INT64_MAX, INT64_MAX, 0.1)],
         "FLOAT",
     ),
     node("PrimitiveBoolean", "Boolean", "utilities/primitive", [flag("value")], "BOOLEAN"),
@@ -47,14 +47,14 @@ ROWS = (
         "logic",
         [
             text("expression", "a + b", multiline=True),
-            link("values.a", NUMBERS),
-            link("values.b", NUMBERS, required=False),
-            link("values.c", NUMBERS, required=False),
+            link("values.a", NUMBER_TYPES),
+            link("values.b", NUMBER_TYPES, required=False),
+            link("values.c", NUMBER_TYPES, required=False),
         ],
         "FLOAT",
         "INT",
         "BOOLEAN BOOL",
-        growing="values.",
+        autogrow_prefix="values.",
     ),
     node(
         "ComfySwitchNode",
@@ -80,7 +80,7 @@ ROWS = (
         "LTXFloatToInt",
         "Float To Int",
         "math/conversion",
-        [number("a", 0.0, -WHOLE, WHOLE)],
+        [number("a", 0.0, -INT64_MAX, INT64_MAX)],
         "INT",
         pack="ComfyUI-LTXVideo",
     ),
@@ -102,7 +102,7 @@ ROWS = (
         "INTConstant",
         "INT Constant",
         "KJNodes/constants",
-        [integer("value", 0, -WHOLE, WHOLE)],
+        [integer("value", 0, -INT64_MAX, INT64_MAX)],
         "INT value",
         pack=KJ,
     ),
@@ -110,7 +110,7 @@ ROWS = (
         "FloatConstant",
         "Float Constant",
         "KJNodes/constants",
-        [number("value", 0.0, -WHOLE, WHOLE, 0.00001)],
+        [number("value", 0.0, -INT64_MAX, INT64_MAX, 0.00001)],
         "FLOAT value",
         pack=KJ,
     ),

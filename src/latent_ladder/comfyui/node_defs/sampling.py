@@ -1,6 +1,9 @@
-"""Noise, samplers, sigmas, guiders, and the nodes that bring them together."""
+"""Definitions of sampling nodes: noise, samplers, sigmas, guiders, sampling runs."""
 
 from __future__ import annotations
+
+import re
+from types import MappingProxyType
 
 from latent_ladder.comfyui.node_defs.builders import (
     LTXV,
@@ -24,7 +27,13 @@ SAMPLERS = (
     "res_multistep_ancestral_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp", "er_sde",
     "seeds_2", "seeds_3", "sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2",
 )  # fmt: skip
-"""ComfyUI's names, all of which a graph may carry."""
+"""All sampler names of ComfyUI; a graph may contain any of them."""
+SAMPLER_ALIASES = MappingProxyType({"ddim": "euler"})
+"""Samplers that run as another one: ComfyUI implements ddim with its euler sampler."""
+RES4LYF_SAMPLER = re.compile(r"(?:.*/)?(res_2s|euler)$")
+"""Sampler names of RES4LYF that are supported; the group is the sampler's name here."""
+MANUAL_SIGMA = re.compile(r"[-+]?(?:\d*\.*\d+)")
+"""The numbers that ``ManualSigmas`` finds in its text: exponents are not part of them."""
 SCHEDULERS = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
     "linear_quadratic", "kl_optimal",
@@ -38,7 +47,7 @@ STEPS = integer("steps", 20, 1, 10000)
 CFG = number("cfg", 8.0, 0, 100, 0.1)
 PERCENTS = (number("start_percent", 0.0, 0, 1, 0.001), number("end_percent", 1.0, 0, 1, 0.001))
 SHIFTS = (number("max_shift", 2.05, 0, 100), number("base_shift", 0.95, 0, 100))
-CUSTOM = (
+CUSTOM_INPUTS = (
     link("noise", "NOISE"),
     link("guider", "GUIDER"),
     link("sampler", "SAMPLER"),
@@ -46,12 +55,12 @@ CUSTOM = (
     link("latent_image", "LATENT"),
 )
 
-NOISES = (
+NOISE = (
     node("RandomNoise", "RandomNoise", "model/sampling/noise", [seed("noise_seed")], "NOISE"),
     node("DisableNoise", "DisableNoise", "model/sampling/noise", [], "NOISE"),
 )
 
-SAMPLER_ROWS = (
+SAMPLER_NODES = (
     node(
         "KSamplerSelect",
         "KSamplerSelect",
@@ -79,7 +88,7 @@ SAMPLER_ROWS = (
         "RES4LYF/samplers",
         [
             number("eta", 0.5, -100, 100),
-            # hundreds of names, "family/rule"
+            # hundreds of names of the form "family/method"
             choice("sampler_name", (), "multistep/res_2m"),
             seed("seed", -1, -1),
             flag("bongmath", True),
@@ -91,7 +100,7 @@ SAMPLER_ROWS = (
     ),
 )
 
-SIGMA_ROWS = (
+SIGMA_NODES = (
     node(
         "ManualSigmas",
         "ManualSigmas",
@@ -288,12 +297,12 @@ GUIDERS = (
     ),
 )
 
-RUNS = (
+SAMPLING_NODES = (
     node(
         "SamplerCustomAdvanced",
         "SamplerCustomAdvanced",
         "model/sampling",
-        CUSTOM,
+        CUSTOM_INPUTS,
         "LATENT output",
         "LATENT denoised_output",
     ),
@@ -359,7 +368,7 @@ RUNS = (
         "LTXV Normalizing Sampler",
         "utility",
         [
-            *CUSTOM,
+            *CUSTOM_INPUTS,
             text("video_normalization_factors", "1,1,1,1,1,1,1,1"),
             text("audio_normalization_factors", "1,1,0.25,1,1,0.25,1,1"),
         ],
@@ -403,4 +412,4 @@ RUNS = (
     ),
 )
 
-ROWS = (*NOISES, *SAMPLER_ROWS, *SIGMA_ROWS, *GUIDERS, *RUNS)
+NODE_DEFS = (*NOISE, *SAMPLER_NODES, *SIGMA_NODES, *GUIDERS, *SAMPLING_NODES)

@@ -1,7 +1,8 @@
-"""What a node type is: its inputs, their order as widgets, its outputs. Data, no meaning, no torch.
+"""The schema of node definitions: inputs, their order as widgets, and outputs.
 
-The rows stand in ``workflow/types/*.py``, one table a topic; what a node does stands in
-``workflow/meaning/*.py`` under the same name. Facts of ComfyUI, none of its code.
+Definitions are data; they need no torch. They are in the other modules of this package, one per
+topic; the implementation of a node is in :mod:`latent_ladder.comfyui.nodes` under the same name.
+They state facts about ComfyUI and contain none of its code.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from typing import NamedTuple
 from latent_ladder.comfyui.graph import Value
 
 WIDGETS = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
-"""Types whose inputs can hold a value of their own; all others only come through links."""
+"""Types whose inputs can hold a literal value; inputs of other types only take links."""
 ANY = "*"
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input.
+    """The definition of one input.
 
-    ``type`` may list alternatives (``"FLOAT,INT"``) or be ``"*"``. ``default`` of a widget is
-    ComfyUI's. ``low``, ``high``, ``step`` bound numbers; ``options`` are a COMBO's choices, and
-    ``folder`` names the model folder whose files are (``"input"``: uploaded files).
-    ``phantoms`` counts the values behind it in ``widgets_values`` that belong to no input
-    (``control_after_generate``, upload buttons), by their names in ``widgets_values_named``.
-    ``branches`` are the inputs that a dynamic combo shows for each option; they are named
-    ``"<name>.<sub>"``. ``socket`` makes a widget type an input that only comes through a link.
+    ``type`` may list alternatives (``"FLOAT,INT"``) or be ``"*"``. ``low``, ``high`` and ``step``
+    bound numbers. ``options`` are the choices of a COMBO; ``folder`` names the model folder whose
+    files are its choices (``"input"`` for uploaded files). ``extra_widgets`` are the values after
+    it in ``widgets_values`` that belong to no input (``control_after_generate``, upload buttons),
+    by their names in ``widgets_values_named``. ``option_inputs`` are the inputs that a dynamic
+    combo shows for each option; their names are ``"<name>.<sub>"``. ``socket``: the input only
+    takes a link, although its type could have a widget.
     """
 
     name: str
@@ -39,24 +40,27 @@ class Input:
     options: tuple[str, ...] = ()
     folder: str = ""
     required: bool = True
-    phantoms: tuple[str, ...] = ()
-    branches: Mapping[str, tuple[Input, ...]] = field(default_factory=dict)
+    extra_widgets: tuple[str, ...] = ()
+    option_inputs: Mapping[str, tuple[Input, ...]] = field(default_factory=dict)
     socket: bool = False
     multiline: bool = False
 
     @property
     def types(self) -> frozenset[str]:
-        """The types it takes."""
+        """All accepted types."""
         return frozenset(self.type.split(","))
 
     @property
     def is_widget(self) -> bool:
-        """Whether it has a value of its own, and so a place in ``widgets_values``."""
+        """True if the input can hold a literal value, and so has a place in ``widgets_values``."""
         return not self.socket and bool(self.types & WIDGETS)
 
 
 class Output(NamedTuple):
-    """One output; ``is_list`` is never used by LTX graphs and therefore left out."""
+    """The definition of one output.
+
+    ``is_list`` is not represented, as no LTX graph uses it.
+    """
 
     type: str
     name: str
@@ -64,11 +68,11 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class NodeType:
-    """A row of the table.
+    """The definition of one node type.
 
-    ``is_output``: it runs because someone wants its result, not because another node needs it.
-    ``pack`` is ``"comfy-core"`` or the registry name of a pack. ``why_not``: why this type cannot
-    run here, empty if it can. ``lazy``: inputs that are computed only when its meaning asks.
+    ``is_output``: it saves or shows a result, so a graph runs for it. ``pack`` is ``"comfy-core"``
+    or the registry name of a node pack. ``unsupported_reason`` says why this type cannot run here,
+    and is empty if it can. ``lazy``: inputs that are evaluated only if the node reads them.
     """
 
     class_type: str
@@ -78,19 +82,19 @@ class NodeType:
     outputs: tuple[Output, ...] = ()
     pack: str = "comfy-core"
     is_output: bool = False
-    why_not: str = ""
+    unsupported_reason: str = ""
     lazy: frozenset[str] = frozenset()
-    growing: str = ""
-    """Prefix of inputs that a node grows as they are linked (``"values."``), of any number."""
+    autogrow_prefix: str = ""
+    """Prefix of inputs that appear one after another as they are linked, such as ``"values."``."""
 
-    def shown(self, values: Mapping[str, Value]) -> Iterator[Input]:
-        """The inputs in order, those of dynamic combos as ``values`` choose them, nested too."""
-        return _shown(self.inputs, values)
+    def visible_inputs(self, values: Mapping[str, Value]) -> Iterator[Input]:
+        """Return the inputs in order, with those of dynamic combos that ``values`` select."""
+        return _visible_inputs(self.inputs, values)
 
 
-def _shown(inputs: tuple[Input, ...], values: Mapping[str, Value]) -> Iterator[Input]:
-    for one in inputs:
-        yield one
-        if one.branches:
-            chosen = values.get(one.name, one.default)
-            yield from _shown(one.branches.get(str(chosen), ()), values)
+def _visible_inputs(inputs: tuple[Input, ...], values: Mapping[str, Value]) -> Iterator[Input]:
+    for item in inputs:
+        yield item
+        if item.option_inputs:
+            option = values.get(item.name, item.default)
+            yield from _visible_inputs(item.option_inputs.get(str(option), ()), values)

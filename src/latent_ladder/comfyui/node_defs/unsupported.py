@@ -1,4 +1,4 @@
-"""Types that LTX graphs use and that are not run here, each with the reason."""
+"""Definitions of node types that LTX graphs use and that cannot run here, with the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PREPROCESSOR = "comfyui_controlnet_aux"
 DEPTH = "comfyui-videodepthanything"
 VHS = "comfyui-videohelpersuite"
 
-_MISSING: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+_UNSUPPORTED: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("DWPreprocessor", PREPROCESSOR, "it estimates poses", ("IMAGE", "POSE_KEYPOINT")),
     ("CannyEdgePreprocessor", PREPROCESSOR, "it finds edges", ("IMAGE",)),
     ("DepthAnythingV2Preprocessor", PREPROCESSOR, "it estimates depth", ("IMAGE",)),
@@ -46,19 +46,29 @@ _MISSING: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("VHS_LoadAudioUpload", VHS, "use LoadAudio", ("AUDIO", "FLOAT")),
 )
 
-ROWS = tuple(
-    node(name, name, "elsewhere", [], *outs, pack=pack, why_not=f"{reason} (pack {pack})")
-    for name, pack, reason, outs in _MISSING
+NODE_DEFS = tuple(
+    node(
+        name,
+        name,
+        "unsupported",
+        [],
+        *outs,
+        pack=pack,
+        unsupported_reason=f"{reason} (pack {pack})",
+    )
+    for name, pack, reason, outs in _UNSUPPORTED
 )
 
 
-def unknown(class_type: str, pack: str = "") -> NodeType:
-    """The type of a node that no table has: it cannot run, and says which pack it is from."""
+def unknown_node_type(class_type: str, pack: str = "") -> NodeType:
+    """Return the definition of an unknown type; it states why it cannot run and names its pack."""
     if class_type.startswith(("workflow>", "workflow/")):
-        reason = "group nodes are not read: convert it to a subgraph in ComfyUI and save"
+        reason = "group nodes are not supported: convert it to a subgraph in ComfyUI and save"
     elif pack == "comfy-core":
-        reason = "this node of ComfyUI's own is not known here"
+        reason = "this core node of ComfyUI is not supported"
     else:
-        origin = f"pack {pack}" if pack else "no pack named in the file"
-        reason = f"this type of node is not known here ({origin})"
-    return NodeType(class_type, class_type, "elsewhere", pack=pack or "unknown", why_not=reason)
+        origin = f"pack {pack}" if pack else "the file names no pack"
+        reason = f"this node type is unknown ({origin})"
+    return NodeType(
+        class_type, class_type, "unsupported", pack=pack or "unknown", unsupported_reason=reason
+    )

@@ -1,42 +1,44 @@
-"""What every node type does, one module a topic; ``MEANINGS`` is the table of them all."""
+"""The implementations of all node types that can run, one module per topic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from latent_ladder.comfyui.nodes.audio import MEANINGS as SOUNDS
-from latent_ladder.comfyui.nodes.conditioning import MEANINGS as CONDITIONS
-from latent_ladder.comfyui.nodes.decoding import MEANINGS as DECODING
-from latent_ladder.comfyui.nodes.guides import MEANINGS as GUIDES
-from latent_ladder.comfyui.nodes.images import MEANINGS as PICTURES
-from latent_ladder.comfyui.nodes.inpainting import MEANINGS as INPAINTING
-from latent_ladder.comfyui.nodes.latents import MEANINGS as LATENTS
-from latent_ladder.comfyui.nodes.loaders import MEANINGS as LOADERS
-from latent_ladder.comfyui.nodes.looping_sampler import MEANINGS as LOOPING
-from latent_ladder.comfyui.nodes.node_context import Meaning
-from latent_ladder.comfyui.nodes.primitives import MEANINGS as PLAIN
-from latent_ladder.comfyui.nodes.sampling import MEANINGS as SAMPLING
-from latent_ladder.comfyui.nodes.saving import MEANINGS as SAVING
-from latent_ladder.comfyui.nodes.sigmas import MEANINGS as SIGMAS
-from latent_ladder.comfyui.nodes.videos import MEANINGS as VIDEOS
+from latent_ladder.comfyui.nodes import (
+    audio,
+    conditioning,
+    decoding,
+    guides,
+    images,
+    inpainting,
+    latents,
+    loaders,
+    looping_sampler,
+    primitives,
+    sampling,
+    saving,
+    sigmas,
+    videos,
+)
+from latent_ladder.comfyui.nodes.node_context import NodeFunction
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        **LOADERS,
-        **PLAIN,
-        **CONDITIONS,
-        **GUIDES,
-        **LATENTS,
-        **SIGMAS,
-        **SAMPLING,
-        **LOOPING,
-        **DECODING,
-        **PICTURES,
-        **INPAINTING,
-        **SOUNDS,
-        **VIDEOS,
-        **SAVING,
+        **loaders.NODES,
+        **primitives.NODES,
+        **conditioning.NODES,
+        **guides.NODES,
+        **latents.NODES,
+        **sigmas.NODES,
+        **sampling.NODES,
+        **looping_sampler.NODES,
+        **decoding.NODES,
+        **images.NODES,
+        **inpainting.NODES,
+        **audio.NODES,
+        **videos.NODES,
+        **saving.NODES,
     }
 )
-"""By the name of the type; a row of the table of types that can run has one here."""
+"""Implementations by node type: one for each definition without ``unsupported_reason``."""

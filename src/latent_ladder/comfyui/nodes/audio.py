@@ -1,4 +1,4 @@
-"""Sound: loaded, made, cut, encoded, decoded."""
+"""Audio nodes: load, create, trim, encode, decode."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Audio, AudioVaeFile, Latent, Value
 from latent_ladder.errors import MediaError
-from latent_ladder.media.video_reader import opened
-from latent_ladder.models.audio_vae.vae import load_audio
+from latent_ladder.media.video_reader import open_media
+from latent_ladder.models.audio_vae.vae import load_audio_vae
 
-LOUDEST_DEVIATIONS = 5.0
+PEAK_DEVIATIONS = 5.0
+"""``VAEDecodeAudio`` scales audio down if this many standard deviations exceed 1."""
 
 
-def load(ask: Ask) -> list[Value]:
-    """``LoadAudio``: a sound file, or the sound of a video."""
-    path = ask.engine.input_file(ask.text("audio"))
+def load_audio(ctx: NodeContext) -> list[Value]:
+    """``LoadAudio``: an audio file, or the audio of a video."""
+    path = ctx.engine.input_file(ctx.text("audio"))
     try:
-        return [read(path)]
+        return [read_audio(path)]
     except MediaError as error:
-        raise ask.error(error.message, error.hint) from error
+        raise ctx.error(error.message, error.hint) from error
 
 
-def read(path: Path) -> Audio:
-    """All of a file's sound at its own rate and channels. Raises :class:`MediaError`."""
+def read_audio(path: Path) -> Audio:
+    """Read the audio of a file at its own rate and channels. Raises :class:`MediaError`."""
     import av
 
-    with opened(path, "a sound") as container:
+    with open_media(path, "audio") as container:
         if not container.streams.audio:
-            raise MediaError(f"{path.name} has no sound", "give a file with a sound track")
+            raise MediaError(f"{path.name} has no audio", "use a file with an audio track")
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="fltp")
         parts = [
@@ -44,107 +45,107 @@ def read(path: Path) -> Audio:
         ]
         rate = stream.rate
         length = Fraction(0)
-        if stream.duration and stream.time_base:  # the last block of AAC is longer than the sound
+        if stream.duration and stream.time_base:  # the last block of AAC is padded
             length = stream.duration * stream.time_base
     if not parts:
-        raise MediaError(f"{path.name} has no sound in it", "give another file")
+        raise MediaError(f"the audio track of {path.name} is empty", "use another file")
     samples = torch.cat(parts, dim=1)
     return Audio(samples[:, : round(length * rate)] if length else samples, rate)
 
 
-def empty(ask: Ask) -> list[Value]:
+def empty_audio(ctx: NodeContext) -> list[Value]:
     """``EmptyAudio``: silence."""
-    rate = ask.whole("sample_rate")
-    samples = round(ask.number("duration") * rate)
-    return [Audio(torch.zeros(ask.whole("channels"), samples), rate)]
+    rate = ctx.integer("sample_rate")
+    samples = round(ctx.number("duration") * rate)
+    return [Audio(torch.zeros(ctx.integer("channels"), samples), rate)]
 
 
-def trimmed(ask: Ask) -> list[Value]:
-    """``TrimAudioDuration``: seconds from a start on; a negative start counts from the end."""
-    audio = ask.get("audio", Audio)
+def trim_audio(ctx: NodeContext) -> list[Value]:
+    """``TrimAudioDuration``: a duration from a start on; a negative start counts from the end."""
+    audio = ctx.get("audio", Audio)
     length, rate = audio.waveform.shape[-1], audio.rate
-    start = ask.number("start_index")
+    start = ctx.number("start_index")
     first = length + round(start * rate) if start < 0 else round(start * rate)
     first = max(0, min(first, length - 1))
-    last = max(0, min(first + round(ask.number("duration") * rate), length))
+    last = max(0, min(first + round(ctx.number("duration") * rate), length))
     if first >= last:
-        raise ask.error("the start lies behind the end of the sound")
+        raise ctx.error("the start is after the end of the audio")
     return [Audio(audio.waveform[:, first:last], rate)]
 
 
-def _latents(ask: Ask) -> Tensor:
-    latent = ask.get("samples", Latent)
+def _audio_latents(ctx: NodeContext) -> Tensor:
+    latent = ctx.get("samples", Latent)
     if latent.audio is None:
-        raise ask.error(
-            "samples holds no sound", "connect the audio output of LTXVSeparateAVLatent"
+        raise ctx.error(
+            "samples contains no audio", "connect the audio output of LTXVSeparateAVLatent"
         )
     return latent.audio
 
 
-def _decoded(ask: Ask, name: str) -> Audio:
-    vae, latents, engine = ask.get(name, AudioVaeFile), _latents(ask), ask.engine
+def _decode(ctx: NodeContext, name: str) -> Audio:
+    vae, latents, engine = ctx.get(name, AudioVaeFile), _audio_latents(ctx), ctx.engine
     if vae.vocoder is None:
-        raise ask.error("the file of the audio VAE has no vocoder", "choose one that has")
+        raise ctx.error("there is no vocoder for the audio VAE", "choose a file with a vocoder")
     vocoder = vae.vocoder
 
     def work() -> Audio:
-        decoder = load_audio(
+        decoder = load_audio_vae(
             vae.component, vocoder, device=engine.runtime.device, parts=("decoder",)
         )
         return Audio(decoder.decode(latents), decoder.sample_rate)
 
-    return engine.fitting(work, ask.warn)
+    return engine.runner.retry_without_transformer(work, ctx.warn)
 
 
-def decode(ask: Ask) -> list[Value]:
-    """``LTXVAudioVAEDecode``; of an audio-video latent it is the sound."""
-    return [_decoded(ask, "audio_vae")]
+def decode_ltxv_audio(ctx: NodeContext) -> list[Value]:
+    """``LTXVAudioVAEDecode``; of an audio-video latent, the audio is decoded."""
+    return [_decode(ctx, "audio_vae")]
 
 
-def decode_plain(ask: Ask) -> list[Value]:
-    """``VAEDecodeAudio``: made quieter where five deviations are above 1."""
-    audio = _decoded(ask, "vae")
-    loudness = (audio.waveform.std() * LOUDEST_DEVIATIONS).clamp(min=1.0)
+def decode_generic_audio(ctx: NodeContext) -> list[Value]:
+    """``VAEDecodeAudio``: scaled down if five standard deviations exceed 1."""
+    audio = _decode(ctx, "vae")
+    loudness = (audio.waveform.std() * PEAK_DEVIATIONS).clamp(min=1.0)
     return [Audio(audio.waveform / loudness, audio.rate)]
 
 
-def encoded_sound(ask: Ask, vae: AudioVaeFile, audio: Audio) -> Tensor:
-    """Normalised latents (1, C, T, M) of a sound, on the CPU."""
-    engine = ask.engine
+def encode_audio(ctx: NodeContext, vae: AudioVaeFile, audio: Audio) -> Tensor:
+    """Encode audio as normalised latents (1, C, T, M) on the CPU."""
+    engine = ctx.engine
     if not any(key.startswith("encoder.") for key in vae.component.names):
-        raise ask.error("the audio VAE has no encoder", "choose a file that has one")
+        raise ctx.error("the audio VAE has no encoder", "choose a file with an encoder")
 
     def work() -> Tensor:
         device = engine.runtime.device
-        encoder = load_audio(vae.component, None, device=device, parts=("encoder",))
+        encoder = load_audio_vae(vae.component, None, device=device, parts=("encoder",))
         return encoder.encode(audio.waveform, audio.rate).float().cpu()
 
-    return engine.fitting(work, ask.warn)
+    return engine.runner.retry_without_transformer(work, ctx.warn)
 
 
-def _encoded(ask: Ask, name: str) -> list[Value]:
-    vae, audio = ask.get(name, AudioVaeFile), ask.get("audio", Audio)
-    return [Latent(audio=encoded_sound(ask, vae, audio))]
+def _encode(ctx: NodeContext, name: str) -> list[Value]:
+    vae, audio = ctx.get(name, AudioVaeFile), ctx.get("audio", Audio)
+    return [Latent(audio=encode_audio(ctx, vae, audio))]
 
 
-def encode(ask: Ask) -> list[Value]:
-    """``LTXVAudioVAEEncode``."""
-    return _encoded(ask, "audio_vae")
+def encode_ltxv_audio(ctx: NodeContext) -> list[Value]:
+    """``LTXVAudioVAEEncode``: audio as latents."""
+    return _encode(ctx, "audio_vae")
 
 
-def encode_plain(ask: Ask) -> list[Value]:
-    """``VAEEncodeAudio``."""
-    return _encoded(ask, "vae")
+def encode_generic_audio(ctx: NodeContext) -> list[Value]:
+    """``VAEEncodeAudio``: audio as latents."""
+    return _encode(ctx, "vae")
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadAudio": Meaning(load),
-        "EmptyAudio": Meaning(empty),
-        "TrimAudioDuration": Meaning(trimmed),
-        "LTXVAudioVAEDecode": Meaning(decode, keeps=True),
-        "VAEDecodeAudio": Meaning(decode_plain, keeps=True),
-        "LTXVAudioVAEEncode": Meaning(encode, keeps=True),
-        "VAEEncodeAudio": Meaning(encode_plain, keeps=True),
+        "LoadAudio": NodeFunction(load_audio),
+        "EmptyAudio": NodeFunction(empty_audio),
+        "TrimAudioDuration": NodeFunction(trim_audio),
+        "LTXVAudioVAEDecode": NodeFunction(decode_ltxv_audio, stored=True),
+        "VAEDecodeAudio": NodeFunction(decode_generic_audio, stored=True),
+        "LTXVAudioVAEEncode": NodeFunction(encode_ltxv_audio, stored=True),
+        "VAEEncodeAudio": NodeFunction(encode_generic_audio, stored=True),
     }
 )

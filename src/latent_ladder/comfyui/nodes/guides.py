@@ -1,7 +1,8 @@
-"""Guides: pictures that are shown to the transformer at a place in time, behind the clip's latent.
+"""Guide and reference voice nodes.
 
-Facts of ComfyUI's ``LTXVAddGuide`` and of ComfyUI-LTXVideo's IC-LoRA guides. A guide's latent
-frames are appended to the latent; the conditioning says where in the clip they belong.
+A guide is an image or video that conditions the clip at a position in time. As in ComfyUI's
+``LTXVAddGuide`` and the IC-LoRA guides of ComfyUI-LTXVideo, its latent frames are appended to the
+latent, and the conditioning has their positions in the clip.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from latent_ladder.comfyui.nodes.audio import encoded_sound
-from latent_ladder.comfyui.nodes.decoding import encoded
+from latent_ladder.comfyui.nodes.audio import encode_audio
+from latent_ladder.comfyui.nodes.decoding import encode_images
 from latent_ladder.comfyui.nodes.loaders import downscale_factor
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
-from latent_ladder.comfyui.nodes.resize import resized
-from latent_ladder.comfyui.nodes.sampling import patch
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
+from latent_ladder.comfyui.nodes.resize import resize_frames
+from latent_ladder.comfyui.nodes.sampling import make_patch
 from latent_ladder.comfyui.runtime.values import (
     Audio,
     AudioVaeFile,
@@ -37,29 +38,33 @@ from latent_ladder.models.transformer.rope_tables import video_positions
 
 @dataclass(frozen=True)
 class Guide:
-    """Latents (1, C, F, H, W) to show from pixel frame ``at`` on.
+    """A guide: latents (1, C, F, H, W) that condition the clip from ``start_frame`` on.
 
-    ``lone_first``: the first latent frame stands for one frame, as at a clip's beginning.
-    ``stride`` s: the latents are s times smaller than the clip's.
+    ``start_frame`` counts pixel frames. ``single_first_frame``: the first latent frame represents
+    one pixel frame, as at the start of a clip. ``stride`` s: the latents are s times smaller than
+    those of the clip.
     """
 
     latents: Tensor
-    at: int
+    start_frame: int
     strength: float
-    lone_first: bool
+    single_first_frame: bool
     stride: int = 1
 
 
-# --- placing ------------------------------------------------------------------------------------
+# --- positions ----------------------------------------------------------------------------------
 
 
 def clip_frames(latent: Tensor, positive: Conditioning) -> int:
-    """Latent frames of the clip itself, without guides."""
+    """Return the number of latent frames of the clip, without guides."""
     return int(latent.shape[2]) - positive.guide_frames
 
 
-def placed(frame: int, images: int, latent_frames: int) -> int:
-    """The pixel frame at which a guide begins: from the end if negative, on 8k + 1 if a video."""
+def guide_start_frame(frame: int, images: int, latent_frames: int) -> int:
+    """Return the first pixel frame of a guide.
+
+    A negative ``frame`` counts from the end of the clip; a video is moved to a frame 8k + 1.
+    """
     if frame < 0:
         frame = max((latent_frames - 1) * FRAMES_PER_LATENT + 1 + frame, 0)
     if images > 1 and frame != 0:
@@ -67,36 +72,36 @@ def placed(frame: int, images: int, latent_frames: int) -> int:
     return frame
 
 
-def positions(guide: Guide) -> Tensor:
-    """Bounds (1, 3, N, 2) of a guide's tokens: pixel frames, pixels, pixels of the clip."""
+def guide_positions(guide: Guide) -> Tensor:
+    """Return the bounds (1, 3, N, 2) of a guide's tokens in pixel frames, pixels, pixels."""
     frames, rows, cols = guide.latents.shape[2:]
-    places = video_positions(frames, rows, cols, 1.0)
-    if not guide.lone_first:
+    positions = video_positions(frames, rows, cols, 1.0)
+    if not guide.single_first_frame:
         starts = torch.arange(frames, dtype=torch.float32) * FRAMES_PER_LATENT
         starts = starts.repeat_interleave(rows * cols)
-        places[:, 0] = torch.stack([starts, starts + FRAMES_PER_LATENT], -1)
-    places[:, 0] += guide.at
-    places[:, 1:] *= guide.stride
-    return places
+        positions[:, 0] = torch.stack([starts, starts + FRAMES_PER_LATENT], -1)
+    positions[:, 0] += guide.start_frame
+    positions[:, 1:] *= guide.stride
+    return positions
 
 
 @dataclass(frozen=True)
-class Told:
-    """Both conditionings and the latent that they belong to."""
+class GuidedLatent:
+    """A latent and its two conditionings, which change together when a guide is added."""
 
     positive: Conditioning
     negative: Conditioning
     latent: Latent
 
-    def with_guide(self, guide: Guide) -> Told:
-        """A guide behind the clip. Raises ``ValueError`` for one of another size."""
+    def with_guide(self, guide: Guide) -> GuidedLatent:
+        """Append a guide. Raises ``ValueError`` if its size does not fit the clip."""
         video = self.latent.video
         if video is None:
             raise TypeError("a latent without video")
         grid = guide.latents
         mask = torch.full((1, 1, *grid.shape[2:]), max(0.0, 1.0 - guide.strength))
         if guide.stride > 1:
-            grid, mask = dilated(grid, mask, guide.stride)
+            grid, mask = dilate_guide(grid, mask, guide.stride)
         if grid.shape[1] != video.shape[1] or grid.shape[3:] != video.shape[3:]:
             got, want = list(grid.shape[1:]), list(video.shape[1:])
             raise ValueError(f"the guide's latents are {got}, the clip's {want}")
@@ -105,51 +110,53 @@ class Told:
             video=torch.cat([video, grid.to(video)], dim=2),
             video_mask=torch.cat([self.latent.full_video_mask(), mask], dim=2),
         )
-        frames = GuideFrames(grid.shape[2], positions(guide), guide.stride)
-        return Told(
+        frames = GuideFrames(grid.shape[2], guide_positions(guide), guide.stride)
+        return GuidedLatent(
             replace(self.positive, guides=(*self.positive.guides, frames)),
             replace(self.negative, guides=(*self.negative.guides, frames)),
             latent,
         )
 
-    def without_guides(self) -> Told:
-        """The clip alone."""
+    def without_guides(self) -> GuidedLatent:
+        """Return the clip without its guides."""
         count, latent = self.positive.guide_frames, self.latent
         if count and latent.video is not None:
             mask = None if latent.video_mask is None else latent.full_video_mask()[:, :, :-count]
             latent = replace(latent, video=latent.video[:, :, :-count], video_mask=mask)
         positive, negative = replace(self.positive, guides=()), replace(self.negative, guides=())
-        return Told(positive, negative, latent)
+        return GuidedLatent(positive, negative, latent)
 
 
-def _told(ask: Ask) -> Told:
-    return Told(ask.get("positive", Conditioning), ask.get("negative", Conditioning), _video(ask))
+def _guided_input(ctx: NodeContext) -> GuidedLatent:
+    return GuidedLatent(
+        ctx.get("positive", Conditioning), ctx.get("negative", Conditioning), _video_latent(ctx)
+    )
 
 
-def appended(ask: Ask, guide: Guide) -> list[Value]:
-    """The conditionings and the latent with a guide behind the clip."""
+def append_guide(ctx: NodeContext, guide: Guide) -> list[Value]:
+    """Return the conditionings and the latent of a node with a guide appended."""
     try:
-        found = _told(ask).with_guide(guide)
+        guided = _guided_input(ctx).with_guide(guide)
     except ValueError as error:
-        raise ask.error(str(error), "use the VAE and the size of the clip") from error
-    return [found.positive, found.negative, found.latent]
+        raise ctx.error(str(error), "use the VAE and the size of the clip") from error
+    return [guided.positive, guided.negative, guided.latent]
 
 
-def dilated(latents: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Small latents spread over the clip's grid: values at every ``stride``-th place only."""
+def dilate_guide(latents: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Spread small latents over the clip's grid, with values at every ``stride``-th position."""
     b, c, f, h, w = latents.shape
     grid = latents.new_zeros(b, c, f, h * stride, w * stride)
     grid[..., ::stride, ::stride] = latents
-    whole = torch.ones(1, 1, f, h * stride, w * stride)
-    whole[..., ::stride, ::stride] = mask
-    return grid, whole
+    grid_mask = torch.ones(1, 1, f, h * stride, w * stride)
+    grid_mask[..., ::stride, ::stride] = mask
+    return grid, grid_mask
 
 
-def _video(ask: Ask) -> Latent:
-    latent = ask.get("latent", Latent)
+def _video_latent(ctx: NodeContext) -> Latent:
+    latent = ctx.get("latent", Latent)
     if latent.video is None or latent.audio is not None:
-        raise ask.error(
-            "guides belong to a latent of video alone", "connect it before LTXVConcatAVLatent"
+        raise ctx.error(
+            "guides need a video latent", "connect the latent before LTXVConcatAVLatent"
         )
     return latent
 
@@ -157,73 +164,75 @@ def _video(ask: Ask) -> Latent:
 # --- nodes --------------------------------------------------------------------------------------
 
 
-def add_guide(ask: Ask) -> list[Value]:
-    """``LTXVAddGuide``: a picture or a video of 8n + 1 frames, cropped to the clip's shape."""
-    parameters = ask.maybe("iclora_parameters", IcLoraParameters)
+def add_guide(ctx: NodeContext) -> list[Value]:
+    """``LTXVAddGuide``: an image or a video of 8n + 1 frames, cropped to the clip's shape."""
+    parameters = ctx.get_optional("iclora_parameters", IcLoraParameters)
     factor = 1 if parameters is None else round(parameters.downscale_factor)
-    return appended(ask, _guide(ask, factor, "center"))
+    return append_guide(ctx, _encode_guide(ctx, factor, "center"))
 
 
-def ic_guide(ask: Ask) -> list[Value]:
-    """``LTXAddVideoICLoRAGuide``: a reference, smaller by the LoRA's factor.
+def add_ic_guide(ctx: NodeContext) -> list[Value]:
+    """``LTXAddVideoICLoRAGuide``: a reference, reduced by the factor of its LoRA.
 
-    Encoded exactly, so its tiles are not needed. A negative ``frame_idx`` is a place before the
+    It is encoded without tiles, which is exact. A negative ``frame_idx`` is a position before the
     clip, not one counted from its end.
     """
-    if ask.has("use_streaming") and ask.flag("use_streaming"):
-        raise ask.error("use_streaming needs a sampler that is not known here", "switch it off")
-    factor = round(ask.number("latent_downscale_factor"))
-    return appended(ask, _guide(ask, factor, ask.text("crop")))
+    if ctx.has("use_streaming") and ctx.boolean("use_streaming"):
+        raise ctx.error("use_streaming needs an unsupported sampler", "switch it off")
+    factor = round(ctx.number("latent_downscale_factor"))
+    return append_guide(ctx, _encode_guide(ctx, factor, ctx.text("crop")))
 
 
-def _guide(ask: Ask, factor: int, crop: str) -> Guide:
-    """The images of a guide node, encoded at the clip's size divided by ``factor``."""
-    if ask.has("attention_mask") or (
-        ask.has("attention_strength") and ask.number("attention_strength") != 1.0
+def _encode_guide(ctx: NodeContext, factor: int, crop: str) -> Guide:
+    """Encode the images of a guide node at the clip's size divided by ``factor``."""
+    if ctx.has("attention_mask") or (
+        ctx.has("attention_strength") and ctx.number("attention_strength") != 1.0
     ):
-        ask.warn("attention_mask", "the guide counts fully: attention masks are left out")
-    video = _video(ask).video
+        ctx.warn("attention_mask", "attention masks are ignored: the guide has full weight")
+    video = _video_latent(ctx).video
     if video is None:
         raise TypeError("a latent without video")
     rows, cols = video.shape[3:]
     if factor > 1 and (rows % factor or cols % factor):
-        raise ask.error(
-            f"the latent has {cols}x{rows} places, which {factor} does not divide",
+        raise ctx.error(
+            f"the size of the latent, {cols}x{rows}, is not divisible by {factor}",
             f"use sides that are multiples of {factor * PIXELS_PER_LATENT}",
         )
-    images, asked = ask.get("image", Images), ask.whole("frame_idx")
+    images, index = ctx.get("image", Images), ctx.integer("frame_idx")
     count = (images.count - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
-    length = clip_frames(video, ask.get("positive", Conditioning))
-    before_clip = asked < 0 and ask.node.class_type != "LTXVAddGuide"
-    at = asked if before_clip else placed(asked, count, length)
-    lone_first = (asked if before_clip else at) == 0 or count == 1
-    latents = _encoded(ask, images.first(count), (rows // factor, cols // factor), crop, lone_first)
-    first = (at + FRAMES_PER_LATENT - 1) // FRAMES_PER_LATENT
+    length = clip_frames(video, ctx.get("positive", Conditioning))
+    before_clip = index < 0 and ctx.node.class_type != "LTXVAddGuide"
+    start = index if before_clip else guide_start_frame(index, count, length)
+    single_first_frame = (index if before_clip else start) == 0 or count == 1
+    latents = _encode_frames(
+        ctx, images.first(count), (rows // factor, cols // factor), crop, single_first_frame
+    )
+    first = (start + FRAMES_PER_LATENT - 1) // FRAMES_PER_LATENT
     if not before_clip and first + latents.shape[2] > length:
-        raise ask.error(
-            f"the guide's {latents.shape[2]} latent frames from frame {at} on go beyond the clip's "
+        raise ctx.error(
+            f"the guide's {latents.shape[2]} latent frames from frame {start} on exceed the clip's "
             f"{length}",
             "use fewer images or a smaller frame_idx",
         )
-    return Guide(latents, at, ask.number("strength"), lone_first, factor)
+    return Guide(latents, start, ctx.number("strength"), single_first_frame, factor)
 
 
-def _encoded(
-    ask: Ask, images: Images, grid: tuple[int, int], crop: str, lone_first: bool
+def _encode_frames(
+    ctx: NodeContext, images: Images, grid: tuple[int, int], crop: str, single_first_frame: bool
 ) -> Tensor:
     size = (grid[1] * PIXELS_PER_LATENT, grid[0] * PIXELS_PER_LATENT)
-    fitted = images.mapped(lambda frames: resized(frames, size, "bilinear", crop), size)
+    fitted = images.map(lambda frames: resize_frames(frames, size, "bilinear", crop), size)
 
-    def make() -> dict[str, Tensor]:
-        # A video in mid-clip has no lone first frame: one is put before it and dropped again.
-        whole = fitted if lone_first else _with_first_twice(fitted)
-        latents = encoded(ask, whole, ask.get("vae", VideoVaeFile))
-        return {"latents": latents if lone_first else latents[:, :, 1:]}
+    def compute() -> dict[str, Tensor]:
+        # A video in mid-clip has no single first frame: one is added before it and dropped again.
+        frames = fitted if single_first_frame else _repeat_first_frame(fitted)
+        latents = encode_images(ctx, frames, ctx.get("vae", VideoVaeFile))
+        return {"latents": latents if single_first_frame else latents[:, :, 1:]}
 
-    return ask.keep("guide", make)["latents"]
+    return ctx.load_or_compute("guide", compute)["latents"]
 
 
-def _with_first_twice(images: Images) -> Images:
+def _repeat_first_frame(images: Images) -> Images:
     def pixels() -> Iterator[Tensor]:
         first = True
         for chunk in images.pixels():
@@ -232,76 +241,77 @@ def _with_first_twice(images: Images) -> Images:
                 first = False
             yield chunk
 
-    return replace(images, count=images.count + 1, pixels=pixels, integers=None)
+    return replace(images, count=images.count + 1, pixels=pixels, pixels_uint8=None)
 
 
-def add_latent_guide(ask: Ask) -> list[Value]:
-    """``LTXVAddLatentGuide``: latents as they are, from a latent frame on; below 0 is before it."""
-    video, guide = _video(ask).video, ask.get("guiding_latent", Latent).video
+def add_latent_guide(ctx: NodeContext) -> list[Value]:
+    """``LTXVAddLatentGuide``: latents as a guide from a latent frame on; below 0 is before it."""
+    video, guide = _video_latent(ctx).video, ctx.get("guiding_latent", Latent).video
     if video is None or guide is None:
-        raise ask.error("guiding_latent is a latent of sound", "connect a video latent")
-    index = ask.whole("latent_idx")
-    at = index * FRAMES_PER_LATENT if index <= 0 else (index - 1) * FRAMES_PER_LATENT + 1
+        raise ctx.error("guiding_latent is an audio latent", "connect a video latent")
+    index = ctx.integer("latent_idx")
+    start = index * FRAMES_PER_LATENT if index <= 0 else (index - 1) * FRAMES_PER_LATENT + 1
     rows, cols = video.shape[3:]
     factor = rows // guide.shape[3]
     if guide.shape[3] * factor != rows or guide.shape[4] * factor != cols:
-        raise ask.error("the guide's size does not divide the clip's")
-    lone = at == 0 or guide.shape[2] == 1
-    return appended(ask, Guide(guide, at, ask.number("strength"), lone, factor))
+        raise ctx.error("the size of the clip is not a multiple of the guide's size")
+    single_first = start == 0 or guide.shape[2] == 1
+    return append_guide(ctx, Guide(guide, start, ctx.number("strength"), single_first, factor))
 
 
-def crop_guides(ask: Ask) -> list[Value]:
-    """``LTXVCropGuides``: the clip without its guides, the conditionings without their places."""
-    positive, negative = ask.get("positive", Conditioning), ask.get("negative", Conditioning)
-    found = Told(positive, negative, ask.get("latent", Latent)).without_guides()
-    return [found.positive, found.negative, found.latent]
+def crop_guides(ctx: NodeContext) -> list[Value]:
+    """``LTXVCropGuides``: the conditionings and the latent without guides."""
+    positive, negative = ctx.get("positive", Conditioning), ctx.get("negative", Conditioning)
+    clip = GuidedLatent(positive, negative, ctx.get("latent", Latent)).without_guides()
+    return [clip.positive, clip.negative, clip.latent]
 
 
-def ic_parameters(ask: Ask) -> list[Value]:
-    """``GetICLoRAParameters``: of the last LoRA on a model that says by how much it is smaller."""
-    found = [downscale_factor(lora) for lora, _ in ask.get("iclora_model", Model).loras]
-    return [IcLoraParameters(next((f for f in reversed(found) if f != 1.0), 1.0))]
+def get_ic_parameters(ctx: NodeContext) -> list[Value]:
+    """``GetICLoRAParameters``: the downscale factor of the last LoRA of a model that has one."""
+    factors = [downscale_factor(lora) for lora, _ in ctx.get("iclora_model", Model).loras]
+    return [IcLoraParameters(next((f for f in reversed(factors) if f != 1.0), 1.0))]
 
 
 # --- voices -------------------------------------------------------------------------------------
 
 
-def voice_tokens(ask: Ask) -> list[Value]:
-    """``LTXVSetAudioRefTokens``: a voice to sound like; also the sound itself, frozen."""
-    audio = ask.get("audio_latent", Latent).audio
+def set_voice_tokens(ctx: NodeContext) -> list[Value]:
+    """``LTXVSetAudioRefTokens``: conditionings with a reference voice, and its frozen latent."""
+    audio = ctx.get("audio_latent", Latent).audio
     if audio is None:
-        raise ask.error("audio_latent is a latent of video", "connect LTXVAudioVAEEncode")
-    told = [
-        replace(ask.get(name, Conditioning), reference_audio=audio)
+        raise ctx.error("audio_latent is a video latent", "connect LTXVAudioVAEEncode")
+    conditionings = [
+        replace(ctx.get(name, Conditioning), reference_audio=audio)
         for name in ("positive", "negative")
     ]
     frozen = Latent(audio=audio, audio_mask=torch.zeros(1, 1, audio.shape[2], 1))
-    return [*told, frozen]
+    return [*conditionings, frozen]
 
 
-def voice(ask: Ask) -> list[Value]:
-    """``LTXVReferenceAudio``: a voice from a sound, and guidance towards it by one more pass."""
-    vae, sound = ask.get("audio_vae", AudioVaeFile), ask.get("reference_audio", Audio)
-    latents = ask.keep("voice", lambda: {"latents": encoded_sound(ask, vae, sound)})["latents"]
-    told = [
-        replace(ask.get(name, Conditioning), reference_audio=latents)
+def add_voice(ctx: NodeContext) -> list[Value]:
+    """``LTXVReferenceAudio``: conditionings with a reference voice, and guidance towards it."""
+    vae, audio = ctx.get("audio_vae", AudioVaeFile), ctx.get("reference_audio", Audio)
+    stored = ctx.load_or_compute("voice", lambda: {"latents": encode_audio(ctx, vae, audio)})
+    latents = stored["latents"]
+    conditionings = [
+        replace(ctx.get(name, Conditioning), reference_audio=latents)
         for name in ("positive", "negative")
     ]
-    model, scale = ask.get("model", Model), ask.number("identity_guidance_scale")
+    model, scale = ctx.get("model", Model), ctx.number("identity_guidance_scale")
     if scale:
-        model = replace(model, identity=patch(ask, model, "identity_guidance_scale"))
-    return [model, *told]
+        model = replace(model, identity=make_patch(ctx, model, "identity_guidance_scale"))
+    return [model, *conditionings]
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LTXVAddGuide": Meaning(add_guide),
-        "LTXVAddLatentGuide": Meaning(add_latent_guide),
-        "LTXVCropGuides": Meaning(crop_guides),
-        "LTXAddVideoICLoRAGuide": Meaning(ic_guide),
-        "LTXAddVideoICLoRAGuideAdvanced": Meaning(ic_guide),
-        "GetICLoRAParameters": Meaning(ic_parameters),
-        "LTXVSetAudioRefTokens": Meaning(voice_tokens),
-        "LTXVReferenceAudio": Meaning(voice),
+        "LTXVAddGuide": NodeFunction(add_guide),
+        "LTXVAddLatentGuide": NodeFunction(add_latent_guide),
+        "LTXVCropGuides": NodeFunction(crop_guides),
+        "LTXAddVideoICLoRAGuide": NodeFunction(add_ic_guide),
+        "LTXAddVideoICLoRAGuideAdvanced": NodeFunction(add_ic_guide),
+        "GetICLoRAParameters": NodeFunction(get_ic_parameters),
+        "LTXVSetAudioRefTokens": NodeFunction(set_voice_tokens),
+        "LTXVReferenceAudio": NodeFunction(add_voice),
     }
 )

@@ -1,7 +1,7 @@
-"""Masks and pictures of in- and outpainting: dilated, filled with green, padded, blended.
+"""In- and outpainting nodes: dilate masks, fill with green, pad, and blend.
 
-Facts of ComfyUI-LTXVideo's mask and pyramid nodes and of KJNodes; the Laplacian pyramid is that of
-Burt and Adelson (1983) with a 5x5 binomial filter and bilinear resampling, as kornia makes it.
+They behave as the mask and pyramid nodes of ComfyUI-LTXVideo and KJNodes. The Laplacian pyramid is
+that of Burt and Adelson (1983) with a 5x5 binomial filter and bilinear resampling, as in kornia.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
-from latent_ladder.comfyui.nodes.resize import resized
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
+from latent_ladder.comfyui.nodes.resize import resize_frames
 from latent_ladder.comfyui.runtime.values import Images, Mask, Value
 
 GREEN = (102 / 255, 1.0, 0.0)
-"""What stands where the transformer is to paint."""
+"""The colour of the area that the transformer fills."""
 LEVELS = 7
 LOW_RES_SIDE = 64
-CHUNK = 8
+CHUNK_FRAMES = 8
 
 
-def dilate(ask: Ask) -> list[Value]:
-    """``LTXVDilateVideoMask``: grown in space and in time, then 0 or 1."""
-    given = ask.maybe("mask", Mask)
-    if given is not None:
-        mask = given.values
-    elif ask.has("image_as_mask"):
-        mask = ask.get("image_as_mask", Images).whole().mean(dim=1)
+def dilate_mask(ctx: NodeContext) -> list[Value]:
+    """``LTXVDilateVideoMask``: a mask dilated in space and time, then thresholded."""
+    mask_input = ctx.get_optional("mask", Mask)
+    if mask_input is not None:
+        mask = mask_input.values
+    elif ctx.has("image_as_mask"):
+        mask = ctx.get("image_as_mask", Images).to_tensor().mean(dim=1)
     else:
-        raise ask.error("neither mask nor image_as_mask is connected", "connect one of them")
-    space, time = ask.whole("spatial_radius"), ask.whole("temporal_radius")
+        raise ctx.error("neither mask nor image_as_mask is connected", "connect one of them")
+    space, time = ctx.integer("spatial_radius"), ctx.integer("temporal_radius")
     if space:
         mask = F.max_pool2d(mask[:, None], 2 * space + 1, stride=1, padding=space)[:, 0]
     if time:
@@ -47,60 +47,60 @@ def dilate(ask: Ask) -> list[Value]:
     return [Mask((mask > 0.5).float())]
 
 
-def green(ask: Ask) -> list[Value]:
-    """``LTXVInpaintPreprocess``: green where the mask is; a mask of one frame counts for all."""
-    images, mask = ask.get("images", Images), ask.get("mask", Mask).values
-    _same_size(ask, images, mask)
+def fill_green(ctx: NodeContext) -> list[Value]:
+    """``LTXVInpaintPreprocess``: images with green in the mask; one mask frame is used for all."""
+    images, mask = ctx.get("images", Images), ctx.get("mask", Mask).values
+    _check_same_size(ctx, images, mask)
     count = images.count if len(mask) == 1 else min(images.count, len(mask))
     colour = torch.tensor(GREEN)[None, :, None, None]
 
     def pixels() -> Iterator[Tensor]:
-        at = 0
+        position = 0
         for chunk in images.first(count).pixels():
-            part = mask[:1] if len(mask) == 1 else mask[at : at + len(chunk)]
-            at += len(chunk)
+            part = mask[:1] if len(mask) == 1 else mask[position : position + len(chunk)]
+            position += len(chunk)
             weight = part[:, None].to(chunk.device)
             yield chunk * (1 - weight) + colour.to(chunk.device) * weight
 
-    return [replace(images, count=count, pixels=pixels, integers=None)]
+    return [replace(images, count=count, pixels=pixels, pixels_uint8=None)]
 
 
-def _same_size(ask: Ask, images: Images, mask: Tensor) -> None:
+def _check_same_size(ctx: NodeContext, images: Images, mask: Tensor) -> None:
     height, width = mask.shape[1:]
     if (width, height) != (images.width, images.height):
-        raise ask.error(
-            f"the pictures are {images.width}x{images.height}, the mask {width}x{height}",
+        raise ctx.error(
+            f"the images are {images.width}x{images.height}, the mask is {width}x{height}",
             "resize one of them with ResizeImageMaskNode",
         )
 
 
-def outpaint(ask: Ask) -> list[Value]:
-    """``ImagePadForOutpaintTargetSize``: shrunk to fit, grey around it; the mask is 1 there."""
-    images = ask.get("image", Images)
-    width, height = ask.whole("target_width"), ask.whole("target_height")
+def pad_for_outpainting(ctx: NodeContext) -> list[Value]:
+    """``ImagePadForOutpaintTargetSize``: images padded with grey to a size, and the mask of it."""
+    images = ctx.get("image", Images)
+    width, height = ctx.integer("target_width"), ctx.integer("target_height")
     factor = min(width / images.width, height / images.height)
     inner = (images.width, images.height)
     if factor < 1:
         inner = (int(images.width * factor), int(images.height * factor))
     left, top = max(0, (width - inner[0]) // 2), max(0, (height - inner[1]) // 2)
     border = (left, max(0, width - inner[0] - left), top, max(0, height - inner[1] - top))
-    method = ask.text("upscale_method")
+    method = ctx.text("upscale_method")
 
-    def padded(frames: Tensor) -> Tensor:
-        return F.pad(resized(frames, inner, method), border, value=0.5)
+    def resize_and_pad_frames(frames: Tensor) -> Tensor:
+        return F.pad(resize_frames(frames, inner, method), border, value=0.5)
 
     size = (inner[0] + border[0] + border[1], inner[1] + border[2] + border[3])
-    given = ask.maybe("mask", Mask)
-    if given is None:
-        mask = F.pad(_feather(inner, border, ask.whole("feathering"))[None], border, value=1.0)
+    mask_input = ctx.get_optional("mask", Mask)
+    if mask_input is None:
+        mask = F.pad(_feather(inner, border, ctx.integer("feathering"))[None], border, value=1.0)
     else:
-        scaled = F.interpolate(given.values[:, None], inner[::-1], mode="nearest")[:, 0]
+        scaled = F.interpolate(mask_input.values[:, None], inner[::-1], mode="nearest")[:, 0]
         mask = 1 - F.pad(scaled, border)
-    return [images.mapped(padded, size), Mask(mask)]
+    return [images.map(resize_and_pad_frames, size), Mask(mask)]
 
 
 def _feather(size: tuple[int, int], border: tuple[int, int, int, int], width: int) -> Tensor:
-    """(H, W): 0, rising squared to 1 towards those sides that have a border."""
+    """Return a mask (H, W) that rises quadratically from 0 to 1 towards padded sides."""
     w, h = size
     if width <= 0 or 2 * width >= min(w, h):
         return torch.zeros(h, w)
@@ -117,46 +117,48 @@ def _feather(size: tuple[int, int], border: tuple[int, int, int, int], width: in
     return ((width - distance) / width).clamp(0, 1).square()
 
 
-def blend(ask: Ask) -> list[Value]:
-    """``LTXVLaplacianPyramidBlend``: ``image_a`` where the mask is white, without a seam."""
+def blend_images(ctx: NodeContext) -> list[Value]:
+    """``LTXVLaplacianPyramidBlend``: ``image_a`` in the mask, blended seamlessly."""
     a, b, mask = (
-        ask.get("image_a", Images),
-        ask.get("image_b", Images),
-        ask.get("mask", Mask).values,
+        ctx.get("image_a", Images),
+        ctx.get("image_b", Images),
+        ctx.get("mask", Mask).values,
     )
-    _same_size(ask, a, mask)
-    _same_size(ask, b, mask)
+    _check_same_size(ctx, a, mask)
+    _check_same_size(ctx, b, mask)
     counts = (a.count, b.count, len(mask))
-    if len(set(counts)) > 1 and not ask.flag("trim_to_shortest"):
-        raise ask.error(f"image_a, image_b and mask have {counts} frames", "switch trimming on")
+    if len(set(counts)) > 1 and not ctx.boolean("trim_to_shortest"):
+        raise ctx.error(
+            f"image_a, image_b and mask have {counts} frames", "switch trim_to_shortest on"
+        )
     count = min(counts)
-    grown = _grown(mask[:count, None], ask.whole("mask_low_res_dilation"))
-    device = ask.engine.runtime.device
+    dilated = _dilate_low_res(mask[:count, None], ctx.integer("mask_low_res_dilation"))
+    device = ctx.engine.runtime.device
 
     def pixels() -> Iterator[Tensor]:
-        at = 0
-        for first, second in zip(_even(a.first(count)), _even(b.first(count)), strict=True):
-            part = grown[at : at + len(first)]
-            at += len(first)
-            yield blended(first.to(device), second.to(device), part.to(device))
+        position = 0
+        for first, second in zip(_rechunk(a.first(count)), _rechunk(b.first(count)), strict=True):
+            part = dilated[position : position + len(first)]
+            position += len(first)
+            yield blend_pyramids(first.to(device), second.to(device), part.to(device))
 
-    return [replace(a, count=count, pixels=pixels, integers=None)]
+    return [replace(a, count=count, pixels=pixels, pixels_uint8=None)]
 
 
-def _even(images: Images) -> Iterator[Tensor]:
-    """The frames in chunks of :data:`CHUNK`, whatever chunks they come in."""
-    held: list[Tensor] = []
+def _rechunk(images: Images) -> Iterator[Tensor]:
+    """Return the frames in chunks of :data:`CHUNK_FRAMES`."""
+    buffer: list[Tensor] = []
     for chunk in images.pixels():
-        held += [frame.float() for frame in chunk]
-        while len(held) >= CHUNK:
-            yield torch.stack(held[:CHUNK])
-            held = held[CHUNK:]
-    if held:
-        yield torch.stack(held)
+        buffer += [frame.float() for frame in chunk]
+        while len(buffer) >= CHUNK_FRAMES:
+            yield torch.stack(buffer[:CHUNK_FRAMES])
+            buffer = buffer[CHUNK_FRAMES:]
+    if buffer:
+        yield torch.stack(buffer)
 
 
-def _grown(mask: Tensor, radius: int) -> Tensor:
-    """(n, 1, H, W) dilated at a long side of 64, and back."""
+def _dilate_low_res(mask: Tensor, radius: int) -> Tensor:
+    """Return a mask (n, 1, H, W) dilated at a longer side of 64 pixels."""
     if radius <= 0:
         return mask
     height, width = mask.shape[-2:]
@@ -167,23 +169,25 @@ def _grown(mask: Tensor, radius: int) -> Tensor:
     return F.interpolate(low, (height, width), mode="bilinear")
 
 
-def blended(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """(n, 3, H, W) of ``a`` where ``mask`` (n, 1, H, W) is 1, level by level; clipped to 0..1."""
+def blend_pyramids(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Blend images (n, 3, H, W) by a mask (n, 1, H, W), 1 for ``a``; clipped to 0..1."""
     height, width = a.shape[-2:]
-    a, b, mask = (_to_powers_of_two(t) for t in (a, b, mask))
+    a, b, mask = (_pad_to_powers_of_two(t) for t in (a, b, mask))
     levels = min(LEVELS, int(math.log2(min(a.shape[-2:]))))
-    weights = _gaussian(mask, levels)
+    weights = _gaussian_pyramid(mask, levels)
     details = [
         x * w + y * (1 - w)
-        for x, y, w in zip(_laplacian(a, levels), _laplacian(b, levels), weights, strict=True)
+        for x, y, w in zip(
+            _laplacian_pyramid(a, levels), _laplacian_pyramid(b, levels), weights, strict=True
+        )
     ]
     out = details[-1]
     for detail in details[-2::-1]:
-        out = _up(out) + detail
+        out = _upsample(out) + detail
     return out[..., :height, :width].clamp(0, 1)
 
 
-def _to_powers_of_two(images: Tensor) -> Tensor:
+def _pad_to_powers_of_two(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     right, below = (1 << (n - 1).bit_length() for n in (width, height))
     if (below, right) == (height, width):
@@ -191,27 +195,29 @@ def _to_powers_of_two(images: Tensor) -> Tensor:
     return F.pad(images, (0, right - width, 0, below - height), mode="reflect")
 
 
-def _gaussian(images: Tensor, levels: int) -> list[Tensor]:
-    found = [images]
+def _gaussian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
+    pyramid = [images]
     for _ in range(levels - 1):
-        height, width = found[-1].shape[-2:]
-        found.append(F.interpolate(_blur(found[-1]), (height // 2, width // 2), mode="bilinear"))
-    return found
+        height, width = pyramid[-1].shape[-2:]
+        pyramid.append(
+            F.interpolate(_blur(pyramid[-1]), (height // 2, width // 2), mode="bilinear")
+        )
+    return pyramid
 
 
-def _laplacian(images: Tensor, levels: int) -> list[Tensor]:
-    levels_of = _gaussian(images, levels)
-    differences = [larger - _up(smaller) for larger, smaller in pairwise(levels_of)]
-    return [*differences, levels_of[-1]]
+def _laplacian_pyramid(images: Tensor, levels: int) -> list[Tensor]:
+    pyramid = _gaussian_pyramid(images, levels)
+    differences = [larger - _upsample(smaller) for larger, smaller in pairwise(pyramid)]
+    return [*differences, pyramid[-1]]
 
 
-def _up(images: Tensor) -> Tensor:
+def _upsample(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     return _blur(F.interpolate(images, (height * 2, width * 2), mode="bilinear"))
 
 
 def _blur(images: Tensor) -> Tensor:
-    """5x5 binomial filter, reflected at the border."""
+    """Apply a 5x5 binomial filter with reflection at the border."""
     line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=images.device) / 16
     channels = images.shape[1]
     kernel = (line[:, None] * line).expand(channels, 1, 5, 5)
@@ -219,11 +225,11 @@ def _blur(images: Tensor) -> Tensor:
     return F.conv2d(padded, kernel, groups=channels)
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LTXVDilateVideoMask": Meaning(dilate),
-        "LTXVInpaintPreprocess": Meaning(green),
-        "ImagePadForOutpaintTargetSize": Meaning(outpaint),
-        "LTXVLaplacianPyramidBlend": Meaning(blend),
+        "LTXVDilateVideoMask": NodeFunction(dilate_mask),
+        "LTXVInpaintPreprocess": NodeFunction(fill_green),
+        "ImagePadForOutpaintTargetSize": NodeFunction(pad_for_outpainting),
+        "LTXVLaplacianPyramidBlend": NodeFunction(blend_images),
     }
 )

@@ -1,4 +1,4 @@
-"""Where models come from: every loader gives a recipe, nothing is read but headers."""
+"""Loader nodes; they only read file headers, and their outputs name components to load later."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import (
     AudioVaeFile,
-    Clip,
     Model,
+    TextEncoderFiles,
     UpsamplerFile,
     UpscalerFile,
     Value,
@@ -19,180 +19,184 @@ from latent_ladder.comfyui.runtime.values import (
 from latent_ladder.errors import CheckpointError
 
 
-def checkpoint(ask: Ask) -> list[Value]:
-    """``CheckpointLoaderSimple``: MODEL, CLIP, VAE.
+def load_checkpoint(ctx: NodeContext) -> list[Value]:
+    """``CheckpointLoaderSimple``: the MODEL, CLIP and VAE of a file, as far as it contains them.
 
-    Checkpoints of this family hold no text encoder, so CLIP is only what is missing of one.
+    LTX-2 checkpoints contain no text encoder, so CLIP is empty for them.
     """
-    parts = ask.engine.parts(ask.text("ckpt_name"), "transformer", "video_vae")
+    parts = ctx.engine.parts(ctx.text("ckpt_name"), "transformer", "video_vae")
     model = Model(parts["transformer"]) if "transformer" in parts else None
     vae = VideoVaeFile(parts["video_vae"]) if "video_vae" in parts else None
-    return [model, _own_clip(parts), vae]
+    return [model, _embedded_clip(parts), vae]
 
 
-def _own_clip(parts: Mapping[str, Component]) -> Clip | None:
+def _embedded_clip(parts: Mapping[str, Component]) -> TextEncoderFiles | None:
     if "text_encoder" not in parts or "text_projection" not in parts:
         return None
-    return Clip(parts["text_encoder"], parts["text_projection"], parts.get("connectors"))
+    return TextEncoderFiles(
+        parts["text_encoder"], parts["text_projection"], parts.get("connectors")
+    )
 
 
-def transformer(ask: Ask) -> list[Value]:
-    """``UNETLoader`` and the GGUF loaders: a transformer alone.
+def load_transformer(ctx: NodeContext) -> list[Value]:
+    """``UNETLoader`` and the GGUF loaders: a transformer.
 
-    Weights are kept as the file has them, so ``weight_dtype`` and the GGUF dtypes change nothing
-    but a float checkpoint that is to be stored in fp8, which ``--oom-policy fp8`` does.
+    Weights stay in the format of the file, so ``weight_dtype`` and the GGUF dtypes are ignored;
+    ``--oom-policy fp8`` converts a float checkpoint to fp8 if memory requires it.
     """
-    if ask.has("weight_dtype") and ask.text("weight_dtype") != "default":
-        ask.warn(
+    if ctx.has("weight_dtype") and ctx.text("weight_dtype") != "default":
+        ctx.warn(
             "weight_dtype",
-            f"weight_dtype {ask.text('weight_dtype')} is left out: weights stay as the file has "
-            "them, and memory is planned",
+            f"weight_dtype {ctx.text('weight_dtype')} is ignored: weights stay in the format of "
+            "the file, and memory use is planned",
         )
-    return [Model(ask.engine.component(ask.text("unet_name"), "transformer"))]
+    return [Model(ctx.engine.component(ctx.text("unet_name"), "transformer"))]
 
 
-def lora(ask: Ask) -> list[Value]:
-    """``LoraLoaderModelOnly``."""
-    component = ask.engine.component(ask.text("lora_name"), "lora")
-    return [ask.get("model", Model).with_lora(component, ask.number("strength_model"))]
+def load_lora(ctx: NodeContext) -> list[Value]:
+    """``LoraLoaderModelOnly``: a model with a LoRA."""
+    component = ctx.engine.component(ctx.text("lora_name"), "lora")
+    return [ctx.get("model", Model).with_lora(component, ctx.number("strength_model"))]
 
 
-def lora_with_clip(ask: Ask) -> list[Value]:
-    """``LoraLoader``: on the model, and remembered for the text encoder."""
-    model, clip = ask.get("model", Model), ask.get("clip", Clip)
-    component = ask.engine.component(ask.text("lora_name"), "lora")
-    strength = ask.number("strength_clip")
+def load_lora_with_clip(ctx: NodeContext) -> list[Value]:
+    """``LoraLoader``: a model and a text encoder with a LoRA."""
+    model, clip = ctx.get("model", Model), ctx.get("clip", TextEncoderFiles)
+    component = ctx.engine.component(ctx.text("lora_name"), "lora")
+    strength = ctx.number("strength_clip")
     loras = (*clip.loras, (component, strength)) if strength else clip.loras
-    amended = Clip(clip.text_encoder, clip.projection, clip.connectors, loras)
-    return [model.with_lora(component, ask.number("strength_model")), amended]
+    with_lora = TextEncoderFiles(clip.text_encoder, clip.projection, clip.connectors, loras)
+    return [model.with_lora(component, ctx.number("strength_model")), with_lora]
 
 
-def ic_lora(ask: Ask) -> list[Value]:
-    """``LTXICLoRALoaderModelOnly``: also by how much its references are smaller, 1 if unsaid."""
-    component = ask.engine.component(ask.text("lora_name"), "lora")
-    model = ask.get("model", Model).with_lora(component, ask.number("strength_model"))
+def load_ic_lora(ctx: NodeContext) -> list[Value]:
+    """``LTXICLoRALoaderModelOnly``: a model with a LoRA, and the LoRA's downscale factor."""
+    component = ctx.engine.component(ctx.text("lora_name"), "lora")
+    model = ctx.get("model", Model).with_lora(component, ctx.number("strength_model"))
     return [model, downscale_factor(component)]
 
 
 def downscale_factor(lora: Component) -> float:
-    """By how much references of an IC-LoRA are smaller than the clip."""
+    """Return the factor by which references of an IC-LoRA are smaller than the clip, default 1."""
     try:
         return float(lora.config.get("reference_downscale_factor", 1.0))
     except (TypeError, ValueError):
         return 1.0
 
 
-def text_encoder(ask: Ask) -> list[Value]:
-    """``LTXAVTextEncoderLoader``: the projection comes from the checkpoint.
+def load_text_encoder(ctx: NodeContext) -> list[Value]:
+    """``LTXAVTextEncoderLoader``: a text encoder with the projection of a checkpoint.
 
-    ``device`` cpu is not followed: layers are read one by one and the memory is planned.
+    ``device`` is ignored: layers are loaded one by one, and memory use is planned.
     """
-    return [_clip(ask, "text_encoder", "ckpt_name")]
+    return [_load_clip(ctx, "text_encoder", "ckpt_name")]
 
 
-def gemma(ask: Ask) -> list[Value]:
-    """``LTXVGemmaCLIPModelLoader``; the text length is that of the text encoder's file."""
-    return [_clip(ask, "gemma_path", "ltxv_path")]
+def load_gemma(ctx: NodeContext) -> list[Value]:
+    """``LTXVGemmaCLIPModelLoader``: a text encoder; ``max_length`` is that of its file."""
+    return [_load_clip(ctx, "gemma_path", "ltxv_path")]
 
 
-def _clip(ask: Ask, encoder: str, checkpoint: str) -> Clip:
-    engine = ask.engine
-    found = engine.component(ask.text(encoder), "text_encoder")
-    parts = engine.parts(ask.text(checkpoint), "text_projection")
-    return Clip(found, parts["text_projection"], parts.get("connectors"))
+def _load_clip(ctx: NodeContext, encoder: str, checkpoint: str) -> TextEncoderFiles:
+    engine = ctx.engine
+    found = engine.component(ctx.text(encoder), "text_encoder")
+    parts = engine.parts(ctx.text(checkpoint), "text_projection")
+    return TextEncoderFiles(found, parts["text_projection"], parts.get("connectors"))
 
 
-def two_clips(ask: Ask) -> list[Value]:
-    """``DualCLIPLoader`` of type ltxv: an encoder and a projection, in either order."""
-    engine = ask.engine
-    if ask.text("type") != "ltxv":
-        raise ask.error(f"type is {ask.text('type')}", "set type to ltxv")
-    names = [ask.text("clip_name1"), ask.text("clip_name2")]
+def load_dual_clip(ctx: NodeContext) -> list[Value]:
+    """``DualCLIPLoader`` of type ltxv: a text encoder and a projection, in either order."""
+    engine = ctx.engine
+    if ctx.text("type") != "ltxv":
+        raise ctx.error(f"type is {ctx.text('type')}", "set type to ltxv")
+    names = [ctx.text("clip_name1"), ctx.text("clip_name2")]
     parts: dict[str, Component] = {}
     for name in names:
         parts = {**engine.parts(name, "text_encoder", "text_projection"), **parts}
     for role in ("text_encoder", "text_projection"):
         if role not in parts:
-            spoken = role.replace("_", " ")
-            raise ask.error(f"neither {names[0]} nor {names[1]} holds a {spoken}")
-    return [Clip(parts["text_encoder"], parts["text_projection"], parts.get("connectors"))]
+            missing = role.replace("_", " ")
+            raise ctx.error(f"neither {names[0]} nor {names[1]} contains a {missing}")
+    return [
+        TextEncoderFiles(parts["text_encoder"], parts["text_projection"], parts.get("connectors"))
+    ]
 
 
-def one_clip(ask: Ask) -> list[Value]:
-    """``CLIPLoader``: an encoder; the projection is one that fits it."""
-    engine = ask.engine
-    parts = engine.parts(ask.text("clip_name"), "text_encoder")
-    own = _own_clip(parts)
-    if own is not None:
-        return [own]
+def load_clip(ctx: NodeContext) -> list[Value]:
+    """``CLIPLoader``: a text encoder with a projection from the library that fits it."""
+    engine = ctx.engine
+    parts = engine.parts(ctx.text("clip_name"), "text_encoder")
+    embedded = _embedded_clip(parts)
+    if embedded is not None:
+        return [embedded]
     projections = engine.library.of("text_projection")
     for found in projections:
         if engine.fits_text(parts["text_encoder"], found.component):
-            return [Clip(parts["text_encoder"], found.component)]
-    raise ask.error(
-        f"no text projection fits {ask.text('clip_name')}",
-        "use LTXAVTextEncoderLoader or DualCLIPLoader, which name one",
+            return [TextEncoderFiles(parts["text_encoder"], found.component)]
+    raise ctx.error(
+        f"no text projection fits {ctx.text('clip_name')}",
+        "use LTXAVTextEncoderLoader or DualCLIPLoader, which name a projection",
     )
 
 
-def vae(ask: Ask) -> list[Value]:
-    """``VAELoader``: a video VAE, or an audio VAE where the file holds no other."""
-    name = ask.text("vae_name")
-    parts = ask.engine.parts(name, "video_vae", "audio_vae")
+def load_vae(ctx: NodeContext) -> list[Value]:
+    """``VAELoader``: a video VAE, or an audio VAE if the file contains no video VAE."""
+    name = ctx.text("vae_name")
+    parts = ctx.engine.parts(name, "video_vae", "audio_vae")
     if "video_vae" in parts:
         return [VideoVaeFile(parts["video_vae"])]
-    return [_audio(ask, parts)]
+    return [_audio_vae_file(ctx, parts)]
 
 
-def audio_vae(ask: Ask) -> list[Value]:
-    """``LTXVAudioVAELoader``: an audio VAE and its vocoder."""
-    return [_audio(ask, ask.engine.parts(ask.text("ckpt_name"), "audio_vae"))]
+def load_audio_vae(ctx: NodeContext) -> list[Value]:
+    """``LTXVAudioVAELoader``: an audio VAE and a vocoder."""
+    return [_audio_vae_file(ctx, ctx.engine.parts(ctx.text("ckpt_name"), "audio_vae"))]
 
 
-def _audio(ask: Ask, parts: Mapping[str, Component]) -> AudioVaeFile:
+def _audio_vae_file(ctx: NodeContext, parts: Mapping[str, Component]) -> AudioVaeFile:
     found = parts["audio_vae"]
     vocoder = parts.get("vocoder")
     if vocoder is None:
-        others = ask.engine.library.of("vocoder")
+        others = ctx.engine.library.of("vocoder")
         vocoder = others[0].component if others else None
     return AudioVaeFile(found, vocoder)
 
 
-def latent_upsampler(ask: Ask) -> list[Value]:
-    """``LatentUpscaleModelLoader``."""
-    return [UpsamplerFile(ask.engine.component(ask.text("model_name"), "latent_upsampler"))]
+def load_latent_upsampler(ctx: NodeContext) -> list[Value]:
+    """``LatentUpscaleModelLoader``: a latent upsampler."""
+    return [UpsamplerFile(ctx.engine.component(ctx.text("model_name"), "latent_upsampler"))]
 
 
-def pixel_upscaler(ask: Ask) -> list[Value]:
-    """``UpscaleModelLoader``."""
+def load_upscale_model(ctx: NodeContext) -> list[Value]:
+    """``UpscaleModelLoader``: a pixel upscaler."""
     try:
-        return [UpscalerFile(ask.engine.upscaler(ask.text("model_name")))]
+        return [UpscalerFile(ctx.engine.upscaler(ctx.text("model_name")))]
     except CheckpointError as error:
-        raise ask.error(error.message, error.hint) from error
+        raise ctx.error(error.message, error.hint) from error
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "CheckpointLoaderSimple": Meaning(checkpoint),
-        "LowVRAMCheckpointLoader": Meaning(checkpoint),
-        "UNETLoader": Meaning(transformer),
-        "UnetLoaderGGUF": Meaning(transformer),
-        "UnetLoaderGGUFAdvanced": Meaning(transformer),
-        "LoraLoaderModelOnly": Meaning(lora),
-        "LoraLoader": Meaning(lora_with_clip),
-        "LTXICLoRALoaderModelOnly": Meaning(ic_lora),
-        "LTXAVTextEncoderLoader": Meaning(text_encoder),
-        "LTXVGemmaCLIPModelLoader": Meaning(gemma),
-        "CLIPLoader": Meaning(one_clip),
-        "CLIPLoaderGGUF": Meaning(one_clip),
-        "DualCLIPLoader": Meaning(two_clips),
-        "DualCLIPLoaderGGUF": Meaning(two_clips),
-        "VAELoader": Meaning(vae),
-        "VAELoaderKJ": Meaning(vae),
-        "LTXVAudioVAELoader": Meaning(audio_vae),
-        "LowVRAMAudioVAELoader": Meaning(audio_vae),
-        "LatentUpscaleModelLoader": Meaning(latent_upsampler),
-        "LowVRAMLatentUpscaleModelLoader": Meaning(latent_upsampler),
-        "UpscaleModelLoader": Meaning(pixel_upscaler),
+        "CheckpointLoaderSimple": NodeFunction(load_checkpoint),
+        "LowVRAMCheckpointLoader": NodeFunction(load_checkpoint),
+        "UNETLoader": NodeFunction(load_transformer),
+        "UnetLoaderGGUF": NodeFunction(load_transformer),
+        "UnetLoaderGGUFAdvanced": NodeFunction(load_transformer),
+        "LoraLoaderModelOnly": NodeFunction(load_lora),
+        "LoraLoader": NodeFunction(load_lora_with_clip),
+        "LTXICLoRALoaderModelOnly": NodeFunction(load_ic_lora),
+        "LTXAVTextEncoderLoader": NodeFunction(load_text_encoder),
+        "LTXVGemmaCLIPModelLoader": NodeFunction(load_gemma),
+        "CLIPLoader": NodeFunction(load_clip),
+        "CLIPLoaderGGUF": NodeFunction(load_clip),
+        "DualCLIPLoader": NodeFunction(load_dual_clip),
+        "DualCLIPLoaderGGUF": NodeFunction(load_dual_clip),
+        "VAELoader": NodeFunction(load_vae),
+        "VAELoaderKJ": NodeFunction(load_vae),
+        "LTXVAudioVAELoader": NodeFunction(load_audio_vae),
+        "LowVRAMAudioVAELoader": NodeFunction(load_audio_vae),
+        "LatentUpscaleModelLoader": NodeFunction(load_latent_upsampler),
+        "LowVRAMLatentUpscaleModelLoader": NodeFunction(load_latent_upsampler),
+        "UpscaleModelLoader": NodeFunction(load_upscale_model),
     }
 )

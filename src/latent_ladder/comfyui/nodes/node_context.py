@@ -1,7 +1,8 @@
-"""What a meaning is, and how it reads the inputs of its node.
+"""The interface of node implementations: their context, their result, and their table entry.
 
-A meaning is a function of an :class:`Ask` that gives the values of the node's outputs. Inputs are
-fetched when they are read, so an input that is not read is not computed.
+A node is implemented by a function that takes a :class:`NodeContext` and returns the values of the
+node's outputs. Inputs are evaluated when the function reads them, so an input that is never read is
+never computed.
 """
 
 from __future__ import annotations
@@ -15,122 +16,124 @@ from torch import Tensor
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.comfyui.graph import Graph, Node
 from latent_ladder.comfyui.runtime.engine import Engine
-from latent_ladder.comfyui.runtime.events import Shown
+from latent_ladder.comfyui.runtime.events import UiOutput
 from latent_ladder.comfyui.runtime.values import Value
 from latent_ladder.errors import WorkflowError
 
 T = TypeVar("T")
 
 LATENT_CHANNELS = 128
-"""Channels of the video latents of every published transformer of the family."""
+"""Channels of the video latents of every published LTX-2 transformer."""
 
-_SPOKEN = {
-    "Images": "IMAGE", "VideoVaeFile": "a video VAE", "AudioVaeFile": "an audio VAE",
-    "SigmaList": "SIGMAS", "UpsamplerFile": "LATENT_UPSCALE_MODEL", "UpscalerFile": "UPSCALE_MODEL",
+_COMFYUI_TYPES = {
+    "Images": "IMAGE", "TextEncoderFiles": "CLIP", "VideoVaeFile": "a video VAE",
+    "AudioVaeFile": "an audio VAE", "SigmaList": "SIGMAS", "UpsamplerFile": "LATENT_UPSCALE_MODEL",
+    "UpscalerFile": "UPSCALE_MODEL",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Results:
-    """What an output node made: values for links that read it, and what is shown of it."""
+class NodeResult:
+    """The result of an output node: its output values and what ComfyUI's interface shows."""
 
     values: tuple[Value, ...] = ()
-    shown: Shown = field(default_factory=dict)
+    ui: UiOutput = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A node that runs: its inputs, the engine, and where to tell what happens.
+class NodeContext:
+    """The inputs of a running node, the engine, and callbacks to the executor.
 
-    ``fetch(name)`` gives the value of an input; ``keep(name, make)`` gives tensors that are stored
-    under the node's key and made only where the store has none. ``channels`` are those of the video
-    latents of the graph's transformer.
+    ``input_names`` are the inputs that have a value or a link. ``fetch(name)`` evaluates one of
+    them. ``load_or_compute(name, compute)`` returns tensors stored under the node's key, and calls
+    ``compute`` and stores its result if there are none. ``channels`` is the number of channels of
+    the video latents of the graph's transformer.
     """
 
     node: Node
-    names: frozenset[str]
+    input_names: frozenset[str]
     fetch: Callable[[str], Value]
     engine: Engine
     graph: Graph
-    keep: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+    load_or_compute: Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
     progress: Callable[[int, int], None]
     warn: Callable[[str, str], None]
     check_cancelled: Callable[[], None]
-    look: Callable[[Component, Callable[[], Tensor]], None] = lambda *_: None
-    """Told the transformer and how to get the estimate (1, C, F, H, W) after a step."""
+    show_preview: Callable[[Component, Callable[[], Tensor]], None] = lambda *_: None
+    """Called after a sampling step with the transformer and a function that returns the current
+    x0 estimate (1, C, F, H, W)."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     channels: int = LATENT_CHANNELS
 
     def has(self, name: str) -> bool:
-        """Whether an optional input is there."""
-        return name in self.names
+        """Return whether an optional input has a value or a link."""
+        return name in self.input_names
 
     def get(self, name: str, kind: type[T]) -> T:
-        """An input that is of a class of :mod:`latent_ladder.comfyui.runtime.values`.
+        """Return an input of type ``kind``, a class of :mod:`latent_ladder.comfyui.runtime.values`.
 
-        Raises :class:`WorkflowError` where it is missing or another thing.
+        Raises :class:`WorkflowError` if it is missing, empty or of another type.
         """
-        if name not in self.names:
+        if name not in self.input_names:
             raise self.error(f"{name} is not connected", "connect it")
         value = self.fetch(name)
         if value is None:
             raise self.error(
-                f"{name} is empty: the file it comes from has none", "use a loader for it"
+                f"{name} is empty: the file it comes from does not contain one",
+                "use a loader node for it",
             )
         if not isinstance(value, kind):
-            wanted, got = spoken(kind), spoken(type(value))
+            wanted, got = comfyui_type_name(kind), comfyui_type_name(type(value))
             raise self.error(f"{name} is {got}, expected {wanted}", f"connect {wanted}")
         return value
 
-    def maybe(self, name: str, kind: type[T]) -> T | None:
-        """As :meth:`get`, ``None`` where nothing is connected."""
-        return self.get(name, kind) if name in self.names else None
+    def get_optional(self, name: str, kind: type[T]) -> T | None:
+        """Return an input as :meth:`get` does, or ``None`` if it is not connected."""
+        return self.get(name, kind) if name in self.input_names else None
 
     def text(self, name: str) -> str:
-        """A STRING or the choice of a COMBO."""
+        """Return a STRING input or the choice of a COMBO."""
         return self.get(name, str)
 
     def number(self, name: str) -> float:
-        """A FLOAT; whole numbers are fine."""
+        """Return a FLOAT input; an INT is converted."""
         value = self.get(name, object)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(f"{name} is {value!r}, expected a number")
         return float(value)
 
-    def whole(self, name: str) -> int:
-        """An INT; a FLOAT is cut as ComfyUI does."""
+    def integer(self, name: str) -> int:
+        """Return an INT input; a FLOAT is truncated, as in ComfyUI."""
         return int(self.number(name))
 
-    def flag(self, name: str) -> bool:
-        """A BOOLEAN."""
+    def boolean(self, name: str) -> bool:
+        """Return a BOOLEAN input."""
         return bool(self.get(name, object))
 
     def error(self, message: str, hint: str | None = None) -> WorkflowError:
-        """An error that names the node."""
+        """Return an error that names this node."""
         return self.node.error(message, hint)
 
 
-def spoken(kind: type) -> str:
-    """A class of values as ComfyUI's users know it."""
-    return _SPOKEN.get(kind.__name__, kind.__name__.upper())
+def comfyui_type_name(kind: type) -> str:
+    """Return the ComfyUI type name of a class of values, such as ``IMAGE``."""
+    return _COMFYUI_TYPES.get(kind.__name__, kind.__name__.upper())
 
 
-Run = Callable[[Ask], Sequence[Value] | Results]
+RunNode = Callable[[NodeContext], Sequence[Value] | NodeResult]
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What a node type does.
+class NodeFunction:
+    """The implementation of a node type.
 
-    ``keeps``: its outputs are latents or sound, and are stored. ``version`` is raised when the same
-    inputs begin to give another result. ``refuses(node)`` says before anything runs why a node with
-    these values cannot run.
+    ``run`` computes the outputs. ``stored``: the outputs are latents or audio, and the artefact
+    store keeps them. ``version`` is raised when the same inputs give a different result than
+    before. ``check(node)`` returns why a node with these literal inputs cannot run, or an empty
+    string; it is called before anything runs.
     """
 
-    run: Run
-    keeps: bool = False
+    run: RunNode
+    stored: bool = False
     version: int = 1
-    refuses: Callable[[Node], str] = lambda _: ""
-
-
-Meanings = Mapping[str, Meaning]
+    check: Callable[[Node], str] = lambda _: ""

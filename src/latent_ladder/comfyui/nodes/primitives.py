@@ -1,4 +1,4 @@
-"""Numbers, texts, switches and arithmetic: the rules of ``comfyui.constant_folding``."""
+"""Nodes that compute numbers, texts and switches, with the rules of constant folding."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
-from latent_ladder.comfyui.constant_folding import PLAIN
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning, Results
+from latent_ladder.comfyui.constant_folding import FOLDABLE_NODES
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction, NodeResult
 from latent_ladder.comfyui.runtime.values import Conditioning, Images, Latent, Value
 from latent_ladder.errors import WorkflowError
 
 
-def computed(class_type: str, ask: Ask) -> list[Value]:
-    """The outputs of a plain node whose inputs were not known before the graph ran."""
-    values = {name: ask.fetch(name) for name in ask.names}
+def compute_foldable(class_type: str, ctx: NodeContext) -> list[Value]:
+    """Compute a foldable node whose inputs were not known before the graph ran."""
+    values = {name: ctx.fetch(name) for name in ctx.input_names}
     try:
-        return list(PLAIN[class_type](values))
+        return list(FOLDABLE_NODES[class_type](values))
     except (WorkflowError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise ask.error(str(error)) from error
+        raise ctx.error(str(error)) from error
 
 
-def switch(ask: Ask) -> list[Value]:
-    """``ComfySwitchNode``: only the chosen side is computed; the other where it is the only one."""
-    chosen, other = ("on_true", "on_false") if ask.flag("switch") else ("on_false", "on_true")
-    return [ask.fetch(chosen if ask.has(chosen) else other)]
+def switch(ctx: NodeContext) -> list[Value]:
+    """``ComfySwitchNode``: the selected input, or the other one if only that is connected."""
+    selected, other = ("on_true", "on_false") if ctx.boolean("switch") else ("on_false", "on_true")
+    return [ctx.fetch(selected if ctx.has(selected) else other)]
 
 
-def as_written(ask: Ask) -> list[Value]:
-    """``TextGenerateLTX2Prompt``: no language model rewrites the prompt here; it is passed on."""
-    prompt = ask.text("prompt") if ask.has("prompt") else ""
+def pass_prompt(ctx: NodeContext) -> list[Value]:
+    """``TextGenerateLTX2Prompt``: the prompt unchanged, as no language model is available."""
+    prompt = ctx.text("prompt") if ctx.has("prompt") else ""
     if not prompt.strip():
-        raise ask.error(
-            "there is no prompt to pass on, and none is written here",
-            "type a prompt, or switch enhancement off",
+        raise ctx.error(
+            "prompt is empty, and no language model writes one here",
+            "enter a prompt, or disable prompt enhancement",
         )
-    ask.warn("prompt_as_written", "no language model rewrites prompts here: taken as it is")
+    ctx.warn(
+        "prompt_as_written",
+        "no language model rewrites prompts here: the prompt is used as written",
+    )
     return [prompt, ""]
 
 
-def preview_any(ask: Ask) -> Results:
-    """``PreviewAny``: shows a value as text."""
-    found = _as_text(ask.fetch("source"))
-    return Results((found,), {"text": [found]})
+def preview_any(ctx: NodeContext) -> NodeResult:
+    """``PreviewAny``: a value as text."""
+    text = _as_text(ctx.fetch("source"))
+    return NodeResult((text,), {"text": [text]})
 
 
 def _as_text(value: object) -> str:
@@ -58,11 +61,11 @@ def _as_text(value: object) -> str:
     return str(value) if isinstance(value, str | int | float) else type(value).__name__
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        **{name: Meaning(partial(computed, name)) for name in PLAIN},
-        "ComfySwitchNode": Meaning(switch),
-        "PreviewAny": Meaning(preview_any),
-        "TextGenerateLTX2Prompt": Meaning(as_written),
+        **{name: NodeFunction(partial(compute_foldable, name)) for name in FOLDABLE_NODES},
+        "ComfySwitchNode": NodeFunction(switch),
+        "PreviewAny": NodeFunction(preview_any),
+        "TextGenerateLTX2Prompt": NodeFunction(pass_prompt),
     }
 )

@@ -1,7 +1,7 @@
-"""ComfyUI's five ways to resize, chunk by chunk.
+"""ComfyUI's five resize methods.
 
-``lanczos`` goes through Pillow with 8 bits, the others are torch's without antialiasing; ``area``
-is the mean. A crop keeps the middle of what has the wanted shape.
+``lanczos`` uses Pillow with 8 bits; the others are torch's without antialiasing, ``area`` is the
+mean. The crop ``center`` first crops to the aspect ratio of the target.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Size = tuple[int, int]
 """(width, height)."""
 
 
-def resized(frames: Tensor, size: Size, method: str, crop: str = "disabled") -> Tensor:
-    """(n, C, H, W) -> (n, C, height, width); ``crop`` is ``disabled`` or ``center``."""
+def resize_frames(frames: Tensor, size: Size, method: str, crop: str = "disabled") -> Tensor:
+    """Resize frames (n, C, H, W) to (n, C, height, width); ``crop``: ``disabled`` or ``center``."""
     if crop == "center":
-        frames = centred(frames, size)
+        frames = crop_center(frames, size)
     width, height = size
     if frames.shape[-2:] == (height, width):
         return frames
@@ -27,8 +27,8 @@ def resized(frames: Tensor, size: Size, method: str, crop: str = "disabled") -> 
     return F.interpolate(frames.float(), (height, width), mode=method)
 
 
-def centred(frames: Tensor, size: Size) -> Tensor:
-    """The middle of the frames that has the shape of ``size``."""
+def crop_center(frames: Tensor, size: Size) -> Tensor:
+    """Return the central part of the frames with the aspect ratio of ``size``."""
     height, width = frames.shape[-2:]
     old, new = width / height, size[0] / size[1]
     x = round((width - width * (new / old)) / 2) if old > new else 0
@@ -39,13 +39,13 @@ def centred(frames: Tensor, size: Size) -> Tensor:
 def _lanczos(frames: Tensor, size: Size) -> Tensor:
     from PIL import Image
 
-    done = []
+    resized = []
     for frame in frames.float().cpu():
         planes = frame.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
         image = np.ascontiguousarray(planes.transpose(1, 2, 0))
-        mode = image[..., 0] if image.shape[2] == 1 else image
-        resized_image = Image.fromarray(mode).resize(size, Image.Resampling.LANCZOS)
-        values = np.asarray(resized_image, np.float32) / 255
+        pixels = image[..., 0] if image.shape[2] == 1 else image
+        small = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+        values = np.asarray(small, np.float32) / 255
         values = values[..., None] if values.ndim == 2 else values
-        done.append(torch.from_numpy(values.transpose(2, 0, 1).copy()))
-    return torch.stack(done).to(frames.device)
+        resized.append(torch.from_numpy(values.transpose(2, 0, 1).copy()))
+    return torch.stack(resized).to(frames.device)

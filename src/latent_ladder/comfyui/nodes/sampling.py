@@ -1,4 +1,4 @@
-"""Noise, samplers, sigmas, guiders, and the nodes that sample with them."""
+"""Sampling nodes: noise, samplers, guiders, model patches, and sampling runs."""
 
 from __future__ import annotations
 
@@ -9,334 +9,342 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.nodes.denoise import Denoised, Job, denoised
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
-from latent_ladder.comfyui.nodes.sigmas import ltx_mu, scheduled
+from latent_ladder.comfyui.node_defs.sampling import RES4LYF_SAMPLER, SAMPLER_ALIASES
+from latent_ladder.comfyui.nodes.denoise import DenoisedLatents, SamplingJob, denoise
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
+from latent_ladder.comfyui.nodes.sigmas import ltx_mu, schedule_sigmas
 from latent_ladder.comfyui.runtime.values import (
     Conditioning,
+    GuidancePatch,
     Guider,
     GuiderParameters,
     Latent,
     Model,
     Noise,
-    Patch,
     Sampler,
     SigmaList,
     StreamTerms,
     Value,
 )
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
-from latent_ladder.sampling.schedules import Sigmas, shifted
-
-ALIASES = MappingProxyType({"ddim": "euler"})
-"""Samplers that are another one under their own name: ddim starts as euler does."""
-CLOWN = re.compile(r"(?:.*/)?(res_2s|euler)$")
-
+from latent_ladder.sampling.schedules import Sigmas, shift_time
 
 # --- noise and samplers -------------------------------------------------------------------------
 
 
-def random_noise(ask: Ask) -> list[Value]:
-    """``RandomNoise``."""
-    return [Noise(ask.whole("noise_seed"))]
+def make_noise(ctx: NodeContext) -> list[Value]:
+    """``RandomNoise``: the noise of a seed."""
+    return [Noise(ctx.integer("noise_seed"))]
 
 
-def no_noise(_: Ask) -> list[Value]:
-    """``DisableNoise``."""
+def disable_noise(_: NodeContext) -> list[Value]:
+    """``DisableNoise``: no initial noise."""
     return [Noise(empty=True)]
 
 
-def sampler(ask: Ask) -> list[Value]:
-    """``KSamplerSelect``."""
-    return [named_sampler(ask, ask.text("sampler_name"))]
+def select_sampler(ctx: NodeContext) -> list[Value]:
+    """``KSamplerSelect``: a sampler by name."""
+    return [named_sampler(ctx, ctx.text("sampler_name"))]
 
 
-def named_sampler(ask: Ask, name: str) -> Sampler:
-    """The sampler that ComfyUI calls so."""
-    name = ALIASES.get(name, name)
+def named_sampler(ctx: NodeContext, name: str) -> Sampler:
+    """Return the sampler with a name in ComfyUI."""
+    name = SAMPLER_ALIASES.get(name, name)
     if name not in SAMPLERS:
-        raise ask.error(*_unknown_sampler(name))
+        raise ctx.error(*_unknown_sampler(name))
     return Sampler(name)
 
 
 def _unknown_sampler(name: str) -> tuple[str, str]:
-    known = ", ".join(sorted({*SAMPLERS, *ALIASES}))
-    return f"the sampler {name} is not known here; known: {known}", "use euler"
+    known = ", ".join(sorted({*SAMPLERS, *SAMPLER_ALIASES}))
+    return f"the sampler {name} is not supported; supported: {known}", "use euler"
 
 
-def refuses_sampler(node: Node) -> str:
-    """Why a node with this ``sampler_name`` cannot run."""
+def check_sampler(node: Node) -> str:
+    """Return why the ``sampler_name`` of a node is not supported."""
     name = node.inputs.get("sampler_name", "euler")
-    if not isinstance(name, str) or name in SAMPLERS or name in ALIASES:
+    if not isinstance(name, str) or name in SAMPLERS or name in SAMPLER_ALIASES:
         return ""
     return _unknown_sampler(name)[0]
 
 
-def euler_ancestral(ask: Ask) -> list[Value]:
-    """``SamplerEulerAncestral``: eta 0 is euler."""
-    options = SamplerOptions(eta=ask.number("eta"), s_noise=ask.number("s_noise"))
+def euler_ancestral(ctx: NodeContext) -> list[Value]:
+    """``SamplerEulerAncestral``: with eta 0 it equals euler."""
+    options = SamplerOptions(eta=ctx.number("eta"), s_noise=ctx.number("s_noise"))
     return [Sampler("euler_ancestral", options)]
 
 
-def euler_ancestral_cfg_pp(ask: Ask) -> list[Value]:
-    """``SamplerEulerAncestralCFGPP``."""
-    options = SamplerOptions(eta=ask.number("eta"), s_noise=ask.number("s_noise"))
+def euler_ancestral_cfg_pp(ctx: NodeContext) -> list[Value]:
+    """``SamplerEulerAncestralCFGPP``: the CFG++ variant of euler_ancestral."""
+    options = SamplerOptions(eta=ctx.number("eta"), s_noise=ctx.number("s_noise"))
     return [Sampler("euler_ancestral_cfg_pp", options)]
 
 
-def clown(ask: Ask) -> list[Value]:
-    """RES4LYF's sampler for the rules that are here too; its noise is the pack's own."""
-    name, eta = ask.text("sampler_name"), ask.number("eta")
-    found = CLOWN.match(name)
-    if found is None:
-        raise ask.error(_unknown_clown(name), "use exponential/res_2s")
-    ask.warn(
+def res4lyf_sampler(ctx: NodeContext) -> list[Value]:
+    """``ClownSampler_Beta`` of RES4LYF, for the samplers that exist here; the noise differs."""
+    name, eta = ctx.text("sampler_name"), ctx.number("eta")
+    match = RES4LYF_SAMPLER.match(name)
+    if match is None:
+        raise ctx.error(_unknown_res4lyf_sampler(name), "use exponential/res_2s")
+    ctx.warn(
         "another_sampler",
-        f"{name} of RES4LYF is carried out as {found[1]} of the official pipelines, whose noise "
-        "is drawn in another way: alike, not equal",
+        f"{name} of RES4LYF runs as {match[1]} of the official pipelines, whose noise differs: the "
+        "clip is similar, not equal",
     )
-    options = SamplerOptions(eta=eta, bong=ask.flag("bongmath") if ask.has("bongmath") else True)
-    return [Sampler("res_2s" if found[1] == "res_2s" else "euler_ancestral", options)]
+    options = SamplerOptions(eta=eta, bong=ctx.boolean("bongmath") if ctx.has("bongmath") else True)
+    return [Sampler("res_2s" if match[1] == "res_2s" else "euler_ancestral", options)]
 
 
-def _unknown_clown(name: object) -> str:
-    return f"the sampler {name} of RES4LYF is not known here"
+def _unknown_res4lyf_sampler(name: object) -> str:
+    return f"the sampler {name} of RES4LYF is not supported"
 
 
-def refuses_clown(node: Node) -> str:
-    """Why a ``ClownSampler_Beta`` cannot run."""
+def check_res4lyf_sampler(node: Node) -> str:
+    """Return why a ``ClownSampler_Beta`` cannot run."""
     name = node.inputs.get("sampler_name", "multistep/res_2m")
-    if isinstance(name, str) and CLOWN.match(name) is None:
-        return _unknown_clown(name)
+    if isinstance(name, str) and RES4LYF_SAMPLER.match(name) is None:
+        return _unknown_res4lyf_sampler(name)
     return ""
 
 
 # --- guiders ------------------------------------------------------------------------------------
 
 
-def basic_guider(ask: Ask) -> list[Value]:
-    """``BasicGuider``: the prompt alone."""
-    positive, plain = ask.get("conditioning", Conditioning), StreamTerms()
-    return [Guider(ask.get("model", Model), positive, None, plain, plain)]
+def basic_guider(ctx: NodeContext) -> list[Value]:
+    """``BasicGuider``: the positive prompt only."""
+    positive, terms = ctx.get("conditioning", Conditioning), StreamTerms()
+    return [Guider(ctx.get("model", Model), positive, None, terms, terms)]
 
 
-def cfg_guider(ask: Ask) -> list[Value]:
-    """``CFGGuider``: one scale for picture and sound."""
-    return [_guider(ask, StreamTerms(ask.number("cfg")), StreamTerms(ask.number("cfg")))]
+def cfg_guider(ctx: NodeContext) -> list[Value]:
+    """``CFGGuider``: one CFG scale for video and audio."""
+    return [_make_guider(ctx, StreamTerms(ctx.number("cfg")), StreamTerms(ctx.number("cfg")))]
 
 
-def dual_guider(ask: Ask) -> list[Value]:
-    """``LTXVDualCFGGuider``: a scale for each; where they differ, the negative prompt is evaluated
-    even at a scale of 1."""
-    video, audio = StreamTerms(ask.number("video_cfg")), StreamTerms(ask.number("audio_cfg"))
-    return [replace(_guider(ask, video, audio), always_uncond=video != audio)]
+def dual_guider(ctx: NodeContext) -> list[Value]:
+    """``LTXVDualCFGGuider``: a CFG scale for each stream.
+
+    If they differ, the negative prompt is evaluated even at a scale of 1.
+    """
+    video, audio = StreamTerms(ctx.number("video_cfg")), StreamTerms(ctx.number("audio_cfg"))
+    return [replace(_make_guider(ctx, video, audio), always_uncond=video != audio)]
 
 
-def _guider(ask: Ask, video: StreamTerms, audio: StreamTerms) -> Guider:
-    positive, negative = ask.get("positive", Conditioning), ask.get("negative", Conditioning)
-    return Guider(ask.get("model", Model), positive, negative, video, audio)
+def _make_guider(ctx: NodeContext, video: StreamTerms, audio: StreamTerms) -> Guider:
+    positive, negative = ctx.get("positive", Conditioning), ctx.get("negative", Conditioning)
+    return Guider(ctx.get("model", Model), positive, negative, video, audio)
 
 
-def guider_parameters(ask: Ask) -> list[Value]:
-    """``GuiderParameters``: the terms of one stream, beside those of an earlier node."""
-    modality = ask.text("modality")
-    before = ask.maybe("parameters", GuiderParameters)
+def guider_parameters(ctx: NodeContext) -> list[Value]:
+    """``GuiderParameters``: the guidance of one stream, added to that of an earlier node."""
+    modality = ctx.text("modality")
+    before = ctx.get_optional("parameters", GuiderParameters)
     terms = {} if before is None else before.terms
     if modality in terms:
-        raise ask.error(f"{modality} has parameters already", "choose the other modality")
+        raise ctx.error(f"{modality} already has parameters", "choose the other modality")
     own = StreamTerms(
-        cfg=ask.number("cfg"),
-        stg=ask.number("stg"),
-        rescale=ask.number("rescale"),
-        modality=ask.number("modality_scale"),
-        skip_step=ask.whole("skip_step"),
+        cfg=ctx.number("cfg"),
+        stg=ctx.number("stg"),
+        rescale=ctx.number("rescale"),
+        modality=ctx.number("modality_scale"),
+        skip_step=ctx.integer("skip_step"),
     )
-    perturbs = {} if before is None else before.perturbs
-    cross = {} if before is None else before.cross
+    perturb_attn = {} if before is None else before.perturb_attn
+    cross_attn = {} if before is None else before.cross_attn
     return [
         GuiderParameters(
             {**terms, modality: own},
-            {**perturbs, modality: ask.flag("perturb_attn")},
-            {**cross, modality: ask.flag("cross_attn")},
+            {**perturb_attn, modality: ctx.boolean("perturb_attn")},
+            {**cross_attn, modality: ctx.boolean("cross_attn")},
         )
     ]
 
 
-def multimodal_guider(ask: Ask) -> list[Value]:
-    """``MultimodalGuider``: each stream with its own terms, STG in the blocks that are listed."""
-    given = ask.get("parameters", GuiderParameters)
-    blocks = whole_numbers(ask, "skip_blocks")
+def multimodal_guider(ctx: NodeContext) -> list[Value]:
+    """``MultimodalGuider``: separate guidance for each stream, STG in the listed blocks."""
+    parameters = ctx.get("parameters", GuiderParameters)
+    blocks = parse_integers(ctx, "skip_blocks")
     streams = []
     for modality in ("VIDEO", "AUDIO"):
-        terms = given.terms.get(modality)
+        terms = parameters.terms.get(modality)
         if terms is None:
-            raise ask.error(f"there are no parameters for {modality}", "add GuiderParameters")
-        perturbed = given.perturbs[modality]
-        if not given.cross[modality]:
-            ask.warn("cross_attn", f"cross_attn of {modality} stays on: it cannot be switched off")
+            raise ctx.error(f"there are no parameters for {modality}", "add GuiderParameters")
+        perturbed = parameters.perturb_attn[modality]
+        if not parameters.cross_attn[modality]:
+            ctx.warn("cross_attn", f"cross_attn of {modality} stays on: it cannot be disabled here")
         streams.append(replace(terms, stg_blocks=blocks if perturbed else ()))
-    return [_guider(ask, *streams)]
+    return [_make_guider(ctx, *streams)]
 
 
-def stg_guider(ask: Ask) -> list[Value]:
-    """``STGGuider``: the blocks are those of ``LTXVApplySTG``."""
-    model = ask.get("model", Model)
+def stg_guider(ctx: NodeContext) -> list[Value]:
+    """``STGGuider``: CFG and STG in the blocks of ``LTXVApplySTG``."""
+    model = ctx.get("model", Model)
     blocks = () if model.stg is None else model.stg.blocks
     terms = StreamTerms(
-        ask.number("cfg"), ask.number("stg"), rescale=ask.number("rescale"), stg_blocks=blocks
+        ctx.number("cfg"), ctx.number("stg"), rescale=ctx.number("rescale"), stg_blocks=blocks
     )
-    return [replace(_guider(ask, terms, terms), model=replace(model, stg=None))]
+    return [replace(_make_guider(ctx, terms, terms), model=replace(model, stg=None))]
 
 
-def stg_guider_advanced(ask: Ask) -> list[Value]:
-    """``STGGuiderAdvanced``: terms by sigma, CFG-Zero*, first steps zero."""
-    if ask.has("apply_apg") and ask.flag("apply_apg"):
-        raise ask.error("adaptive projected guidance is not known here", "switch apply_apg off")
-    if ask.has("preset"):
-        raise ask.error("presets are not known here", "write its values into the node")
-    sigmas, cfgs = numbers(ask, "sigmas"), numbers(ask, "cfg_values")
-    scales, rescales = numbers(ask, "stg_scale_values"), numbers(ask, "stg_rescale_values")
+def stg_guider_advanced(ctx: NodeContext) -> list[Value]:
+    """``STGGuiderAdvanced``: guidance by sigma, with CFG-Zero* and zero first steps."""
+    if ctx.has("apply_apg") and ctx.boolean("apply_apg"):
+        raise ctx.error("adaptive projected guidance is not supported", "switch apply_apg off")
+    if ctx.has("preset"):
+        raise ctx.error("presets are not supported", "enter the values in the node")
+    sigmas, cfgs = parse_floats(ctx, "sigmas"), parse_floats(ctx, "cfg_values")
+    scales, rescales = (
+        parse_floats(ctx, "stg_scale_values"),
+        parse_floats(ctx, "stg_rescale_values"),
+    )
     blocks = [
         tuple(int(word) for word in re.findall(r"\d+", group))
-        for group in re.findall(r"\[([^\]]*)\]", ask.text("stg_layers_indices"))
+        for group in re.findall(r"\[([^\]]*)\]", ctx.text("stg_layers_indices"))
     ]
-    if len({len(row) for row in (sigmas, cfgs, scales, rescales, blocks)}) != 1:
-        raise ask.error("its lists differ in length", "give one value for each of its sigmas")
-    star = ask.flag("cfg_star_rescale")
-    rows = tuple(
+    if len({len(values) for values in (sigmas, cfgs, scales, rescales, blocks)}) != 1:
+        raise ctx.error("its lists differ in length", "enter one value for each sigma")
+    star = ctx.boolean("cfg_star_rescale")
+    terms = tuple(
         (s, StreamTerms(cfg, stg, rescale=r, stg_blocks=b, cfg_star=star))
         for s, cfg, stg, r, b in zip(sigmas, cfgs, scales, rescales, blocks, strict=True)
     )
-    plain = _guider(ask, StreamTerms(), StreamTerms())
-    return [replace(plain, by_sigma=rows, zero_above=ask.number("skip_steps_sigma_threshold"))]
+    guider = _make_guider(ctx, StreamTerms(), StreamTerms())
+    return [
+        replace(
+            guider, terms_by_sigma=terms, zero_above_sigma=ctx.number("skip_steps_sigma_threshold")
+        )
+    ]
 
 
-def apply_stg(ask: Ask) -> list[Value]:
-    """``LTXVApplySTG``: names the blocks; the guider says how strongly."""
-    named = Patch(0.0, blocks=whole_numbers(ask, "block_indices"))
-    return [replace(ask.get("model", Model), stg=named)]
+def apply_stg(ctx: NodeContext) -> list[Value]:
+    """``LTXVApplySTG``: the STG blocks; the scale comes from the guider."""
+    patch = GuidancePatch(0.0, blocks=parse_integers(ctx, "block_indices"))
+    return [replace(ctx.get("model", Model), stg=patch)]
 
 
-def stg_patch(ask: Ask) -> list[Value]:
-    """``LTXVSpatioTemporalGuidance``."""
-    blocks = whole_numbers(ask, "blocks")
-    model = ask.get("model", Model)
-    return [replace(model, stg=replace(patch(ask, model, "scale"), blocks=blocks))]
+def stg_patch(ctx: NodeContext) -> list[Value]:
+    """``LTXVSpatioTemporalGuidance``: a model with STG in a range of the schedule."""
+    blocks = parse_integers(ctx, "blocks")
+    model = ctx.get("model", Model)
+    return [replace(model, stg=replace(make_patch(ctx, model, "scale"), blocks=blocks))]
 
 
-def modality_patch(ask: Ask) -> list[Value]:
-    """``LTXVModalityGuidance``."""
-    model = ask.get("model", Model)
-    return [replace(model, modality=patch(ask, model, "modality_scale"))]
+def modality_patch(ctx: NodeContext) -> list[Value]:
+    """``LTXVModalityGuidance``: a model with modality guidance in a range of the schedule."""
+    model = ctx.get("model", Model)
+    return [replace(model, modality=make_patch(ctx, model, "modality_scale"))]
 
 
-def patch(ask: Ask, model: Model, scale: str) -> Patch:
-    """A term for a part of the run; the range is in percent of the model's time."""
-    start, end = ask.number("start_percent"), ask.number("end_percent")
-    return Patch(
-        ask.number(scale), percent_to_sigma(start, model.shift), percent_to_sigma(end, model.shift)
+def make_patch(ctx: NodeContext, model: Model, scale: str) -> GuidancePatch:
+    """Return the guidance term of a node for a part of the schedule, given in percent of it."""
+    start, end = ctx.number("start_percent"), ctx.number("end_percent")
+    return GuidancePatch(
+        ctx.number(scale), percent_to_sigma(start, model.shift), percent_to_sigma(end, model.shift)
     )
 
 
 def percent_to_sigma(percent: float, shift: float) -> float:
-    """Where a part of the run begins or ends."""
+    """Return the sigma at a fraction of the schedule of a model with a shift."""
     if percent <= 0:
         return math.inf
-    return 0.0 if percent >= 1 else shifted(1 - percent, shift)
+    return 0.0 if percent >= 1 else shift_time(1 - percent, shift)
 
 
-def whole_numbers(ask: Ask, name: str) -> tuple[int, ...]:
-    """A list such as ``"14, 19"``; brackets do not matter."""
-    words = re.split(r"[\s,\[\]]+", ask.text(name).strip("[] ,\n"))
+def parse_integers(ctx: NodeContext, name: str) -> tuple[int, ...]:
+    """Parse a list of integers such as ``"14, 19"``, with or without brackets."""
+    words = re.split(r"[\s,\[\]]+", ctx.text(name).strip("[] ,\n"))
     try:
         return tuple(int(word) for word in words if word)
     except ValueError:
-        raise ask.error(f"{name} is {ask.text(name)!r}, expected numbers such as 14, 19") from None
+        raise ctx.error(f"{name} is {ctx.text(name)!r}, expected numbers such as 14, 19") from None
 
 
-# --- runs ---------------------------------------------------------------------------------------
+# --- sampling runs ------------------------------------------------------------------------------
 
 
-def custom_advanced(ask: Ask) -> list[Value]:
-    """``SamplerCustomAdvanced``: the latent, and the last prediction of it."""
-    found = denoised(ask, _job(ask))
-    return [found.output, found.last]
+def sample_custom_advanced(ctx: NodeContext) -> list[Value]:
+    """``SamplerCustomAdvanced``: the sampled latent, and the last x0 prediction."""
+    result = denoise(ctx, _sampling_job(ctx))
+    return [result.output, result.prediction]
 
 
-def _job(ask: Ask) -> Job:
-    return Job(
-        ask.get("guider", Guider),
-        ask.get("sampler", Sampler),
-        ask.get("sigmas", SigmaList).sigmas,
-        ask.get("noise", Noise),
-        ask.get("latent_image", Latent),
+def _sampling_job(ctx: NodeContext) -> SamplingJob:
+    return SamplingJob(
+        ctx.get("guider", Guider),
+        ctx.get("sampler", Sampler),
+        ctx.get("sigmas", SigmaList).sigmas,
+        ctx.get("noise", Noise),
+        ctx.get("latent_image", Latent),
     )
 
 
-def custom(ask: Ask) -> list[Value]:
-    """``SamplerCustom``."""
-    noise = Noise(ask.whole("noise_seed"), empty=not ask.flag("add_noise"))
-    cfg = StreamTerms(ask.number("cfg"))
-    job = Job(
-        _guider(ask, cfg, cfg),
-        ask.get("sampler", Sampler),
-        ask.get("sigmas", SigmaList).sigmas,
+def sample_custom(ctx: NodeContext) -> list[Value]:
+    """``SamplerCustom``: the sampled latent, and the last x0 prediction."""
+    noise = Noise(ctx.integer("noise_seed"), empty=not ctx.boolean("add_noise"))
+    cfg = StreamTerms(ctx.number("cfg"))
+    job = SamplingJob(
+        _make_guider(ctx, cfg, cfg),
+        ctx.get("sampler", Sampler),
+        ctx.get("sigmas", SigmaList).sigmas,
         noise,
-        ask.get("latent_image", Latent),
+        ctx.get("latent_image", Latent),
     )
-    found = denoised(ask, job)
-    return [found.output, found.last]
+    result = denoise(ctx, job)
+    return [result.output, result.prediction]
 
 
-def ksampler(ask: Ask) -> list[Value]:
-    """``KSampler``: the generic schedules, their last steps for a denoise below 1."""
-    sigmas = _model_sigmas(ask, ask.number("denoise"))
-    return [_ksampled(ask, sigmas, Noise(ask.whole("seed"))).output]
+def sample_ksampler(ctx: NodeContext) -> list[Value]:
+    """``KSampler``: a schedule by name, only its last steps with a denoise below 1."""
+    sigmas = _schedule(ctx, ctx.number("denoise"))
+    return [_sample_ksampler(ctx, sigmas, Noise(ctx.integer("seed"))).output]
 
 
-def ksampler_advanced(ask: Ask) -> list[Value]:
-    """``KSamplerAdvanced``: a part of the steps, with noise or without."""
-    sigmas = _model_sigmas(ask, 1.0)
-    first, last = ask.whole("start_at_step"), ask.whole("end_at_step")
+def sample_ksampler_advanced(ctx: NodeContext) -> list[Value]:
+    """``KSamplerAdvanced``: a range of the steps, with or without initial noise."""
+    sigmas = _schedule(ctx, 1.0)
+    first, last = ctx.integer("start_at_step"), ctx.integer("end_at_step")
     if last < len(sigmas) - 1:
         sigmas = sigmas[: last + 1]
-        if ask.text("return_with_leftover_noise") == "disable":
+        if ctx.text("return_with_leftover_noise") == "disable":
             sigmas = (*sigmas[:-1], 0.0)
-    noise = Noise(ask.whole("noise_seed"), empty=ask.text("add_noise") != "enable")
+    noise = Noise(ctx.integer("noise_seed"), empty=ctx.text("add_noise") != "enable")
     part = sigmas[first:] if first < len(sigmas) - 1 else ()
-    return [_ksampled(ask, part, noise).output]
+    return [_sample_ksampler(ctx, part, noise).output]
 
 
-def _model_sigmas(ask: Ask, denoise: float) -> Sigmas:
-    model = ask.get("model", Model)
-    return scheduled(ask, ask.text("scheduler"), ask.whole("steps"), denoise, model.shift)
+def _schedule(ctx: NodeContext, denoise: float) -> Sigmas:
+    model = ctx.get("model", Model)
+    return schedule_sigmas(ctx, ctx.text("scheduler"), ctx.integer("steps"), denoise, model.shift)
 
 
-def _ksampled(ask: Ask, sigmas: Sigmas, noise: Noise) -> Denoised:
-    cfg = StreamTerms(ask.number("cfg"))
-    chosen = named_sampler(ask, ask.text("sampler_name"))
-    latent = ask.get("latent_image", Latent)
-    return denoised(ask, Job(_guider(ask, cfg, cfg), chosen, sigmas, noise, latent))
+def _sample_ksampler(ctx: NodeContext, sigmas: Sigmas, noise: Noise) -> DenoisedLatents:
+    cfg = StreamTerms(ctx.number("cfg"))
+    chosen = named_sampler(ctx, ctx.text("sampler_name"))
+    latent = ctx.get("latent_image", Latent)
+    return denoise(ctx, SamplingJob(_make_guider(ctx, cfg, cfg), chosen, sigmas, noise, latent))
 
 
-def normalizing(ask: Ask) -> list[Value]:
-    """``LTXVNormalizingSampler``: after every step whose factors are not 1, the prediction is
-    multiplied by them and noised again with the same noise."""
-    job = _job(ask)
-    if not job.latent.is_both:
-        raise ask.error("it needs an audio-video latent", "connect LTXVConcatAVLatent")
+def sample_normalizing(ctx: NodeContext) -> list[Value]:
+    """``LTXVNormalizingSampler``: sampling with scaled predictions.
+
+    After each step whose factors are not 1, the x0 prediction is multiplied by them and noised
+    again with the same noise.
+    """
+    job = _sampling_job(ctx)
+    if not job.latent.is_audio_video:
+        raise ctx.error("latent_image is not an audio-video latent", "connect LTXVConcatAVLatent")
     steps = len(job.sigmas) - 1
     video, audio = (
-        _extended(ask, name, steps)
+        _factors_per_step(ctx, name, steps)
         for name in ("video_normalization_factors", "audio_normalization_factors")
     )
     cuts = [i + 1 for i in range(steps) if video[i] != 1.0 or audio[i] != 1.0]
     latent, start = job.latent, 0
     for cut in dict.fromkeys([*cuts, steps]):
         part = replace(job, latent=latent, sigmas=job.sigmas[start : cut + 1])
-        latent = denoised(ask, part).last
+        latent = denoise(ctx, part).prediction
         if latent.video is None or latent.audio is None:
-            raise TypeError("a part of the latent got lost")
+            raise TypeError("a stream of the latent is missing")
         latent = replace(
             latent, video=latent.video * video[cut - 1], audio=latent.audio * audio[cut - 1]
         )
@@ -344,50 +352,52 @@ def normalizing(ask: Ask) -> list[Value]:
     return [latent]
 
 
-def _extended(ask: Ask, name: str, count: int) -> list[float]:
-    """A list of factors, its last one repeated."""
-    factors = numbers(ask, name)
+def _factors_per_step(ctx: NodeContext, name: str, count: int) -> list[float]:
+    """Return ``count`` factors of a list; its last factor is repeated."""
+    factors = parse_floats(ctx, name)
     return [factors[min(i, len(factors) - 1)] for i in range(count)]
 
 
-def numbers(ask: Ask, name: str) -> list[float]:
-    """A list such as ``"0.9, 0.75, 0.0"``."""
+def parse_floats(ctx: NodeContext, name: str) -> list[float]:
+    """Parse a list of numbers such as ``"0.9, 0.75, 0.0"``."""
+    text = ctx.text(name)
     try:
-        found = [float(word) for word in ask.text(name).split(",")]
+        return [float(word) for word in text.split(",")]
     except ValueError:
-        raise ask.error(f"{name} is {ask.text(name)!r}, expected numbers such as 1, 0.5") from None
-    return found
+        raise ctx.error(f"{name} is {text!r}, expected numbers such as 1, 0.5") from None
 
 
-def shifted_model(ask: Ask) -> list[Value]:
-    """``ModelSamplingLTXV``: the model's sigma table by the number of video tokens."""
-    mu = ltx_mu(ask, ask.number("max_shift"), ask.number("base_shift"))
-    return [replace(ask.get("model", Model), shift=mu)]
+def shift_model(ctx: NodeContext) -> list[Value]:
+    """``ModelSamplingLTXV``: a model with the shift for a number of video tokens."""
+    mu = ltx_mu(ctx, ctx.number("max_shift"), ctx.number("base_shift"))
+    return [replace(ctx.get("model", Model), shift=mu)]
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "RandomNoise": Meaning(random_noise),
-        "DisableNoise": Meaning(no_noise),
-        "KSamplerSelect": Meaning(sampler, refuses=refuses_sampler),
-        "SamplerEulerAncestral": Meaning(euler_ancestral),
-        "SamplerEulerAncestralCFGPP": Meaning(euler_ancestral_cfg_pp),
-        "ClownSampler_Beta": Meaning(clown, refuses=refuses_clown),
-        "ModelSamplingLTXV": Meaning(shifted_model),
-        "BasicGuider": Meaning(basic_guider),
-        "CFGGuider": Meaning(cfg_guider),
-        "LTXVDualCFGGuider": Meaning(dual_guider),
-        "GuiderParameters": Meaning(guider_parameters),
-        "MultimodalGuider": Meaning(multimodal_guider),
-        "STGGuider": Meaning(stg_guider),
-        "STGGuiderAdvanced": Meaning(stg_guider_advanced),
-        "LTXVApplySTG": Meaning(apply_stg),
-        "LTXVSpatioTemporalGuidance": Meaning(stg_patch),
-        "LTXVModalityGuidance": Meaning(modality_patch),
-        "SamplerCustomAdvanced": Meaning(custom_advanced, keeps=True),
-        "SamplerCustom": Meaning(custom, keeps=True),
-        "KSampler": Meaning(ksampler, keeps=True, refuses=refuses_sampler),
-        "KSamplerAdvanced": Meaning(ksampler_advanced, keeps=True, refuses=refuses_sampler),
-        "LTXVNormalizingSampler": Meaning(normalizing, keeps=True),
+        "RandomNoise": NodeFunction(make_noise),
+        "DisableNoise": NodeFunction(disable_noise),
+        "KSamplerSelect": NodeFunction(select_sampler, check=check_sampler),
+        "SamplerEulerAncestral": NodeFunction(euler_ancestral),
+        "SamplerEulerAncestralCFGPP": NodeFunction(euler_ancestral_cfg_pp),
+        "ClownSampler_Beta": NodeFunction(res4lyf_sampler, check=check_res4lyf_sampler),
+        "ModelSamplingLTXV": NodeFunction(shift_model),
+        "BasicGuider": NodeFunction(basic_guider),
+        "CFGGuider": NodeFunction(cfg_guider),
+        "LTXVDualCFGGuider": NodeFunction(dual_guider),
+        "GuiderParameters": NodeFunction(guider_parameters),
+        "MultimodalGuider": NodeFunction(multimodal_guider),
+        "STGGuider": NodeFunction(stg_guider),
+        "STGGuiderAdvanced": NodeFunction(stg_guider_advanced),
+        "LTXVApplySTG": NodeFunction(apply_stg),
+        "LTXVSpatioTemporalGuidance": NodeFunction(stg_patch),
+        "LTXVModalityGuidance": NodeFunction(modality_patch),
+        "SamplerCustomAdvanced": NodeFunction(sample_custom_advanced, stored=True),
+        "SamplerCustom": NodeFunction(sample_custom, stored=True),
+        "KSampler": NodeFunction(sample_ksampler, stored=True, check=check_sampler),
+        "KSamplerAdvanced": NodeFunction(
+            sample_ksampler_advanced, stored=True, check=check_sampler
+        ),
+        "LTXVNormalizingSampler": NodeFunction(sample_normalizing, stored=True),
     }
 )

@@ -1,4 +1,4 @@
-"""Results: videos put together, and everything that is written to a file."""
+"""Output nodes: create videos, and save videos, images, audio and latents."""
 
 from __future__ import annotations
 
@@ -13,39 +13,44 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import numpy as np
 
 from latent_ladder.comfyui.graph import Node
-from latent_ladder.comfyui.nodes.latents import latent_bytes
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning, Results
-from latent_ladder.comfyui.runtime.output_paths import Place, claimed, filled, place
+from latent_ladder.comfyui.nodes.latents import serialise_latent
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction, NodeResult
+from latent_ladder.comfyui.runtime.output_paths import (
+    OutputPath,
+    claim_path,
+    expand_prefix,
+    next_output_path,
+)
 from latent_ladder.comfyui.runtime.values import Audio, Images, Latent, Value, Video
 from latent_ladder.errors import MediaError, MemoryBudgetError, WorkflowError
 from latent_ladder.latents.shapes import duration
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import Frames, VideoSpec
 from latent_ladder.media.writers import check_clip, write_clip_file
-from latent_ladder.memory.oom import is_out_of_memory
+from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.models.audio_vae.vae import fit_length
-from latent_ladder.pipeline.output import as_integers
+from latent_ladder.pipeline.stages.decoding import as_integers
 from latent_ladder.storage.atomic_write import convert_write_errors, part_path, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
-TEMPORARY = "ComfyUI_temp"
+TEMP_PREFIX = "ComfyUI_temp"
 MOST_FPS_DENOMINATOR = 1001
 
 
-def create_video(ask: Ask) -> list[Value]:
-    """``CreateVideo``: nothing is decoded or encoded yet."""
-    images, audio = ask.get("images", Images), ask.maybe("audio", Audio)
-    bits = 10 if ask.has("bit_depth") and ask.text("bit_depth") == "10" else 8
-    if ask.has("color_space") and ask.text("color_space") != "sRGB":
-        raise ask.error("HDR is not written here", "set color_space to sRGB")
-    return [Video(images, exact_fps(ask.number("fps")), lambda: audio, None, bits)]
+def create_video(ctx: NodeContext) -> list[Value]:
+    """``CreateVideo``: images, frame rate and audio as a video; nothing is encoded yet."""
+    images, audio = ctx.get("images", Images), ctx.get_optional("audio", Audio)
+    bits = 10 if ctx.has("bit_depth") and ctx.text("bit_depth") == "10" else 8
+    if ctx.has("color_space") and ctx.text("color_space") != "sRGB":
+        raise ctx.error("HDR is not supported", "set color_space to sRGB")
+    return [Video(images, exact_fps(ctx.number("fps")), lambda: audio, None, bits)]
 
 
 def exact_fps(rate: float) -> Fraction:
-    """A frame rate as a fraction: 23.976 is 24000/1001."""
+    """Return a frame rate as a fraction: 23.976 gives 24000/1001."""
     near = Fraction(rate).limit_denominator(MOST_FPS_DENOMINATOR)
     broadcast = Fraction(round(rate) * 1000, 1001)
     return broadcast if abs(rate - float(broadcast)) < 5e-4 else near
@@ -53,41 +58,41 @@ def exact_fps(rate: float) -> Fraction:
 
 # --- videos -------------------------------------------------------------------------------------
 
-SUFFIXES = MappingProxyType({"auto": ".mp4", "mp4": ".mp4", "mkv": ".mkv", "webm": ".webm"})
+VIDEO_SUFFIXES = MappingProxyType({"auto": ".mp4", "mp4": ".mp4", "mkv": ".mkv", "webm": ".webm"})
 
 
-def save_video(ask: Ask) -> Results:
-    """``SaveVideo``: ``<prefix>_00001_.mp4`` with the workflow in its tags."""
-    video = ask.get("video", Video)
-    form = ask.text("format") if ask.has("format") else "auto"
-    if form not in SUFFIXES:
-        raise ask.error(f"format {form} is not known here", f"use {', '.join(SUFFIXES)}")
-    codec, crf = _codec(ask)
+def save_video(ctx: NodeContext) -> NodeResult:
+    """``SaveVideo``: a file ``<prefix>_00001_.mp4`` with the workflow in its metadata."""
+    video = ctx.get("video", Video)
+    form = ctx.text("format") if ctx.has("format") else "auto"
+    if form not in VIDEO_SUFFIXES:
+        raise ctx.error(f"format {form} is not supported", f"use {', '.join(VIDEO_SUFFIXES)}")
+    codec, crf = _codec_and_crf(ctx)
     if form == "webm":
         codec = "av1" if codec == "auto" else codec
     settings = EncoderSettings(
         codec=codec, crf=crf, pix_fmt="yuv420p10le" if video.bits > 8 else None
     )
-    where = _place(ask, video.images)
-    path = _write_video(ask, video, where, SUFFIXES[form], settings)
-    return Results((video,), {"images": [_entry(where, path, "output")], "animated": [True]})
+    target = _output_path(ctx, video.images)
+    path = _write_video(ctx, video, target, VIDEO_SUFFIXES[form], settings)
+    return NodeResult((video,), {"images": [_ui_entry(target, path, "output")], "animated": [True]})
 
 
-def _codec(ask: Ask) -> tuple[str, int | None]:
-    """The codec and its crf: of the newer nested choice, else of the older flat one."""
+def _codec_and_crf(ctx: NodeContext) -> tuple[str, int | None]:
+    """Return codec and crf: from the inputs inside ``format``, or from those of older graphs."""
     for name in ("format.codec", "codec"):
-        if ask.has(name) and ask.text(name) != "auto":
+        if ctx.has(name) and ctx.text(name) != "auto":
             crf = f"{name}.encoding.crf"
-            return ask.text(name), ask.whole(crf) if ask.has(crf) else None
+            return ctx.text(name), ctx.integer(crf) if ctx.has(crf) else None
     return "auto", None
 
 
 def _write_video(
-    ask: Ask, video: Video, where: Place, suffix: str, settings: EncoderSettings
+    ctx: NodeContext, video: Video, target: OutputPath, suffix: str, settings: EncoderSettings
 ) -> Path:
-    """Write it under a name that nobody uses, then give it the next free one."""
-    part = part_path(where.path(suffix))
-    images = _even(video.images)
+    """Write a video to a temporary name, then move it to the next free name."""
+    part = part_path(target.path(suffix))
+    images = _to_even(video.images)
     sound = video.audio()
     count = images.count
     waveform = None
@@ -100,97 +105,97 @@ def _write_video(
     def write(frames: Images) -> None:
         write_clip_file(
             part,
-            _counted(ask, _integers(frames, video.bits), count),
+            _report_progress(ctx, _to_integers(frames, video.bits), count),
             spec,
             audio=waveform,
             duration=duration(count, video.fps),
-            metadata=ask.metadata,
+            metadata=ctx.metadata,
             overwrite=False,
         )
 
     try:
         check_clip(part, False, settings)
-        with_less(ask, images, write)
-        with convert_write_errors(MediaError, f"video {where.path(suffix).name}", where.folder):
-            return claimed(where, suffix, part)
+        with_smaller_tiles(ctx, images, write)
+        with convert_write_errors(MediaError, f"video {target.path(suffix).name}", target.folder):
+            return claim_path(target, suffix, part)
     except MediaError as error:
-        raise ask.error(error.message, error.hint) from error
+        raise ctx.error(error.message, error.hint) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def with_less(ask: Ask, images: Images, work: Callable[[Images], T]) -> T:
-    """``work`` on pictures; where memory runs out, again on the same ones made with less."""
-    while True:
-        try:
-            return work(images)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler: what failed is held by its traceback until here.
-        ask.engine.release()
-        less = images.smaller()
-        if less is None:
+def with_smaller_tiles(ctx: NodeContext, images: Images, work: Callable[[Images], T]) -> T:
+    """Result of ``work(images)``; after out-of-memory, with the same images in smaller tiles.
+
+    Raises :class:`MemoryBudgetError` where the tiles cannot be smaller.
+    """
+
+    def next_tiles(before: Images) -> Images:
+        ctx.engine.release()
+        smaller = before.lower_memory()
+        if smaller is None:
             raise MemoryBudgetError(
-                f"node {ask.node.id}: the pictures do not fit into memory even in small tiles",
+                "the images do not fit into memory even in small tiles",
                 "make them smaller, or allow more with --vram",
             )
-        ask.warn("out_of_memory", "memory ran out while decoding; going on in smaller tiles")
-        images = less
+        ctx.warn("out_of_memory", "memory ran out while decoding; trying again in smaller tiles")
+        return smaller
+
+    return retry_with_fallbacks(work, images, next_tiles)
 
 
-def _even(images: Images) -> Images:
-    """Without the last row or column where a side is odd: video needs even ones."""
+def _to_even(images: Images) -> Images:
+    """Crop odd sides by one pixel, as videos need even sides."""
     width, height = images.width // 2 * 2, images.height // 2 * 2
     if (width, height) == (images.width, images.height):
         return images
-    return images.mapped(lambda frames: frames[..., :height, :width], (width, height))
+    return images.map(lambda frames: frames[..., :height, :width], (width, height))
 
 
-def _integers(images: Images, bits: int) -> Iterator[Frames]:
-    if images.integers is not None and bits == 8:
-        return cast("Iterator[Frames]", images.integers())
+def _to_integers(images: Images, bits: int) -> Iterator[Frames]:
+    if images.pixels_uint8 is not None and bits == 8:
+        return cast("Iterator[Frames]", images.pixels_uint8())
     return (as_integers(chunk, bits) for chunk in images.pixels())
 
 
-def _counted(ask: Ask, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
+def _report_progress(ctx: NodeContext, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:
     done = 0
     for chunk in chunks:
         yield chunk
         done += len(chunk)
-        ask.progress(done, total)
-        ask.check_cancelled()
+        ctx.progress(done, total)
+        ctx.check_cancelled()
 
 
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def save_image(ask: Ask) -> Results:
-    """``SaveImage``: every frame a PNG with the workflow in its text."""
-    return _saved_images(ask, _place(ask, ask.get("images", Images)), "output")
+def save_image(ctx: NodeContext) -> NodeResult:
+    """``SaveImage``: each frame as a PNG with the workflow in its metadata."""
+    return _write_images(ctx, _output_path(ctx, ctx.get("images", Images)), "output")
 
 
-def preview_image(ask: Ask) -> Results:
-    """``PreviewImage``: the same in the folder for what does not last."""
-    return _saved_images(ask, _temporary(ask), "temp")
+def preview_image(ctx: NodeContext) -> NodeResult:
+    """``PreviewImage``: each frame as a PNG in the folder for temporary files."""
+    return _write_images(ctx, _temporary_path(ctx), "temp")
 
 
-def _saved_images(ask: Ask, where: Place, kind: str) -> Results:
-    images = ask.get("images", Images)
+def _write_images(ctx: NodeContext, target: OutputPath, kind: str) -> NodeResult:
+    images = ctx.get("images", Images)
 
     def write(frames: Images) -> list[Path]:
         written: list[Path] = []
-        for chunk in _counted(ask, _integers(frames, 8), frames.count):
+        for chunk in _report_progress(ctx, _to_integers(frames, 8), frames.count):
             for frame in chunk:
-                data = _png(frame, ask.metadata)
-                written.append(_write(where, ".png", data, len(written)))
+                data = _encode_png(frame, ctx.metadata)
+                written.append(_write_file(target, ".png", data, len(written)))
         return written
 
-    paths = with_less(ask, images, write)
-    return Results((), {"images": [_entry(where, path, kind) for path in paths]})
+    paths = with_smaller_tiles(ctx, images, write)
+    return NodeResult((), {"images": [_ui_entry(target, path, kind) for path in paths]})
 
 
-def _png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str]) -> bytes:
+def _encode_png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str]) -> bytes:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -202,54 +207,62 @@ def _png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str])
     return data.getvalue()
 
 
-def save_webp(ask: Ask) -> Results:
-    """``SaveAnimatedWEBP``: its quality is that of this package's encoder."""
-    images = ask.get("images", Images)
-    where = _place(ask, images)
-    video = Video(images, exact_fps(ask.number("fps")))
-    path = _write_video(ask, video, where, ".webp", EncoderSettings())
-    return Results((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
+def save_webp(ctx: NodeContext) -> NodeResult:
+    """``SaveAnimatedWEBP``: an animated WebP with the encoder settings of this package."""
+    images = ctx.get("images", Images)
+    target = _output_path(ctx, images)
+    video = Video(images, exact_fps(ctx.number("fps")))
+    path = _write_video(ctx, video, target, ".webp", EncoderSettings())
+    return NodeResult(
+        (images,), {"images": [_ui_entry(target, path, "output")], "animated": [True]}
+    )
 
 
-def save_webm(ask: Ask) -> Results:
-    """``SaveWEBM`` with av1."""
-    images = ask.get("images", Images)
-    where = _place(ask, images)
-    video = Video(images, exact_fps(ask.number("fps")))
-    settings = EncoderSettings(codec="av1", crf=ask.whole("crf"))
-    path = _write_video(ask, video, where, ".webm", settings)
-    return Results((images,), {"images": [_entry(where, path, "output")], "animated": [True]})
+def save_webm(ctx: NodeContext) -> NodeResult:
+    """``SaveWEBM``: a WebM file with AV1."""
+    images = ctx.get("images", Images)
+    target = _output_path(ctx, images)
+    video = Video(images, exact_fps(ctx.number("fps")))
+    settings = EncoderSettings(codec="av1", crf=ctx.integer("crf"))
+    path = _write_video(ctx, video, target, ".webm", settings)
+    return NodeResult(
+        (images,), {"images": [_ui_entry(target, path, "output")], "animated": [True]}
+    )
 
 
-def refuses_vp9(node: Node) -> str:
-    """Why a WEBM cannot be written so."""
+def check_webm_codec(node: Node) -> str:
+    """Return why the codec of a WebM file is not supported."""
     if node.inputs.get("codec", "vp9") == "vp9":
-        return "vp9 is not written here: set codec to av1, or use SaveVideo"
+        return "vp9 is not supported: set codec to av1, or use SaveVideo"
     return ""
 
 
 # --- sound --------------------------------------------------------------------------------------
 
-QUALITIES = MappingProxyType({"64k": 64, "96k": 96, "128k": 128, "192k": 192, "320k": 320})
+AUDIO_BITRATES_KBPS = MappingProxyType(
+    {"64k": 64, "96k": 96, "128k": 128, "192k": 192, "320k": 320}
+)
 
 
-def _save_sound(suffix: str, encoder: str, preview: bool = False) -> Callable[[Ask], Results]:
-    def save(ask: Ask) -> Results:
-        audio = ask.get("audio", Audio)
+def _make_audio_saver(
+    suffix: str, encoder: str, preview: bool = False
+) -> Callable[[NodeContext], NodeResult]:
+    def save(ctx: NodeContext) -> NodeResult:
+        audio = ctx.get("audio", Audio)
         kind = "temp" if preview else "output"
-        where = _temporary(ask) if preview else _place(ask)
-        quality = ask.text("quality") if ask.has("quality") else ""
-        data = _sound_bytes(audio, suffix, encoder, quality, ask.metadata)
-        path = _write(where, suffix, data)
-        return Results((audio,), {"audio": [_entry(where, path, kind)]})
+        target = _temporary_path(ctx) if preview else _output_path(ctx)
+        quality = ctx.text("quality") if ctx.has("quality") else ""
+        data = _encode_audio_file(audio, suffix, encoder, quality, ctx.metadata)
+        path = _write_file(target, suffix, data)
+        return NodeResult((audio,), {"audio": [_ui_entry(target, path, kind)]})
 
     return save
 
 
-def _sound_bytes(
+def _encode_audio_file(
     audio: Audio, suffix: str, encoder: str, quality: str, tags: Mapping[str, str]
 ) -> bytes:
-    """A whole sound file in memory; Opus knows only its own rates and gets 48 kHz."""
+    """Return the bytes of an audio file; Opus, which supports few rates, gets 48 kHz."""
     import av
 
     data = io.BytesIO()
@@ -260,8 +273,8 @@ def _sound_bytes(
     with av.open(data, "w", format=formats[suffix]) as container:
         container.metadata.update(dict(tags))
         stream = container.add_stream(encoder, rate=rate, layout=layout)
-        if quality in QUALITIES:
-            stream.bit_rate = QUALITIES[quality] * 1000
+        if quality in AUDIO_BITRATES_KBPS:
+            stream.bit_rate = AUDIO_BITRATES_KBPS[quality] * 1000
         elif quality == "V0":
             stream.options = {"q": "0"}
         frame = av.AudioFrame.from_ndarray(samples[:2], format="fltp", layout=layout)
@@ -277,57 +290,57 @@ def _sound_bytes(
 # --- latents ------------------------------------------------------------------------------------
 
 
-def save_latent(ask: Ask) -> Results:
-    """``SaveLatent``: of audio and video too, which ComfyUI cannot."""
-    latent = ask.get("samples", Latent)
-    where = _place(ask)
-    path = _write(where, ".latent", latent_bytes(latent, ask.metadata))
-    return Results((), {"latents": [_entry(where, path, "output")]})
+def save_latent(ctx: NodeContext) -> NodeResult:
+    """``SaveLatent``: a latent file, also of audio-video latents, which ComfyUI cannot save."""
+    latent = ctx.get("samples", Latent)
+    target = _output_path(ctx)
+    path = _write_file(target, ".latent", serialise_latent(latent, ctx.metadata))
+    return NodeResult((), {"latents": [_ui_entry(target, path, "output")]})
 
 
-# --- where --------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------
 
 
-def _place(ask: Ask, images: Images | None = None) -> Place:
-    prefix = filled(ask.text("filename_prefix"), ask.graph)
+def _output_path(ctx: NodeContext, images: Images | None = None) -> OutputPath:
+    prefix = expand_prefix(ctx.text("filename_prefix"), ctx.graph)
     size = (0, 0) if images is None else (images.width, images.height)
     try:
-        return place(ask.engine.folders.output, prefix, size)
+        return next_output_path(ctx.engine.folders.output, prefix, size)
     except WorkflowError as error:
-        raise ask.error(error.message, error.hint) from error
+        raise ctx.error(error.message, error.hint) from error
 
 
-def _temporary(ask: Ask) -> Place:
-    return place(ask.engine.folders.temp, f"{TEMPORARY}_{secrets.token_hex(3)}")
+def _temporary_path(ctx: NodeContext) -> OutputPath:
+    return next_output_path(ctx.engine.folders.temp, f"{TEMP_PREFIX}_{secrets.token_hex(3)}")
 
 
-def _entry(where: Place, path: Path, kind: str) -> dict[str, str]:
-    return {"filename": path.name, "subfolder": where.subfolder, "type": kind}
+def _ui_entry(target: OutputPath, path: Path, kind: str) -> dict[str, str]:
+    return {"filename": path.name, "subfolder": target.subfolder, "type": kind}
 
 
-def _write(where: Place, suffix: str, data: bytes, more: int = 0) -> Path:
-    """Write a file whole, then give it the next free name."""
-    part = part_path(where.path(suffix))
-    with convert_write_errors(MediaError, where.path(suffix).name, where.folder, len(data)):
+def _write_file(target: OutputPath, suffix: str, data: bytes, more: int = 0) -> Path:
+    """Write a file atomically under the next free name."""
+    part = part_path(target.path(suffix))
+    with convert_write_errors(MediaError, target.path(suffix).name, target.folder, len(data)):
         try:
             write_atomically(part, data)
-            return claimed(where, suffix, part, more)
+            return claim_path(target, suffix, part, more)
         finally:
             part.unlink(missing_ok=True)
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "CreateVideo": Meaning(create_video),
-        "SaveVideo": Meaning(save_video),
-        "SaveWEBM": Meaning(save_webm, refuses=refuses_vp9),
-        "SaveAnimatedWEBP": Meaning(save_webp),
-        "SaveImage": Meaning(save_image),
-        "PreviewImage": Meaning(preview_image),
-        "SaveAudio": Meaning(_save_sound(".flac", "flac")),
-        "SaveAudioMP3": Meaning(_save_sound(".mp3", "libmp3lame")),
-        "SaveAudioOpus": Meaning(_save_sound(".opus", "libopus")),
-        "PreviewAudio": Meaning(_save_sound(".flac", "flac", preview=True)),
-        "SaveLatent": Meaning(save_latent),
+        "CreateVideo": NodeFunction(create_video),
+        "SaveVideo": NodeFunction(save_video),
+        "SaveWEBM": NodeFunction(save_webm, check=check_webm_codec),
+        "SaveAnimatedWEBP": NodeFunction(save_webp),
+        "SaveImage": NodeFunction(save_image),
+        "PreviewImage": NodeFunction(preview_image),
+        "SaveAudio": NodeFunction(_make_audio_saver(".flac", "flac")),
+        "SaveAudioMP3": NodeFunction(_make_audio_saver(".mp3", "libmp3lame")),
+        "SaveAudioOpus": NodeFunction(_make_audio_saver(".opus", "libopus")),
+        "PreviewAudio": NodeFunction(_make_audio_saver(".flac", "flac", preview=True)),
+        "SaveLatent": NodeFunction(save_latent),
     }
 )

@@ -1,112 +1,108 @@
-"""SIGMAS: lists that are typed, scheduled, split, turned round and drawn out.
+"""SIGMAS nodes: schedules and manual lists, and nodes that split, flip and extend them.
 
-Facts of ComfyUI's ``nodes_custom_sampler`` and ``nodes_lt``; the schedules themselves are those of
+They behave as in ComfyUI's ``nodes_custom_sampler`` and ``nodes_lt``; the schedules are those of
 :mod:`latent_ladder.sampling.schedules`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA, SCHEDULERS
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Latent, Model, SigmaList, Value
 from latent_ladder.errors import RequestError
 from latent_ladder.sampling.schedules import SCHEDULES, Sigmas, linspace, ltx
 
-NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
-"""What ``ManualSigmas`` takes for a number: no exponents."""
-SCHEDULERS = (
-    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
-    "linear_quadratic", "kl_optimal",
-)  # fmt: skip
+
+def manual_sigmas(ctx: NodeContext) -> list[Value]:
+    """``ManualSigmas``: the numbers that ComfyUI finds in a text."""
+    return [SigmaList(tuple(float(number) for number in MANUAL_SIGMA.findall(ctx.text("sigmas"))))]
 
 
-def manual(ask: Ask) -> list[Value]:
-    """``ManualSigmas``: every number in the text, as ComfyUI finds them."""
-    return [SigmaList(tuple(float(found) for found in NUMBER.findall(ask.text("sigmas"))))]
-
-
-def ltx_mu(ask: Ask, max_shift: float, base_shift: float) -> float:
-    """The shift for the tokens of the latent that is connected, 4096 without one."""
+def ltx_mu(ctx: NodeContext, max_shift: float, base_shift: float) -> float:
+    """Return the shift for the tokens of the connected latent, or for 4096 without one."""
     slope = (max_shift - base_shift) / (4096 - 1024)
-    return base_shift + slope * (_tokens(ask) - 1024)
+    return base_shift + slope * (_tokens(ctx) - 1024)
 
 
-def _tokens(ask: Ask) -> int:
-    latent = ask.maybe("latent", Latent)
+def _tokens(ctx: NodeContext) -> int:
+    latent = ctx.get_optional("latent", Latent)
     if latent is None or latent.video is None:
         return 4096
     return math.prod(latent.video.shape[2:])
 
 
-def ltx_scheduler(ask: Ask) -> list[Value]:
-    """``LTXVScheduler``."""
+def ltx_scheduler(ctx: NodeContext) -> list[Value]:
+    """``LTXVScheduler``: the LTX schedule."""
     sigmas = ltx(
-        ask.whole("steps"),
-        _tokens(ask),
-        ask.number("max_shift"),
-        ask.number("base_shift"),
-        ask.flag("stretch"),
-        ask.number("terminal"),
+        ctx.integer("steps"),
+        _tokens(ctx),
+        ctx.number("max_shift"),
+        ctx.number("base_shift"),
+        ctx.boolean("stretch"),
+        ctx.number("terminal"),
     )
     return [SigmaList(sigmas)]
 
 
-def scheduled(ask: Ask, name: str, steps: int, denoise: float, shift: float) -> Sigmas:
-    """What ``BasicScheduler`` and ``KSampler`` make: the last steps of a longer schedule.
+def schedule_sigmas(
+    ctx: NodeContext, name: str, steps: int, denoise: float, shift: float
+) -> Sigmas:
+    """Return the sigmas of ``BasicScheduler`` and ``KSampler``.
 
-    A denoise of 0 gives an empty list, and so the latent as it is.
+    With a denoise below 1 they are the last ``steps`` of a longer schedule; with 0 the list is
+    empty, and the latent passes through unchanged.
     """
     if denoise <= 0:
         return ()
     total = steps if denoise > 0.9999 else int(steps / denoise)
     spec = SCHEDULES.get(name)
     if name not in SCHEDULERS or spec is None or spec.function is None:
-        raise ask.error(f"the scheduler {name} is not known here", "use simple")
+        raise ctx.error(f"the scheduler {name} is not supported", "use simple")
     shifts = {"shift": shift} if "shift" in spec.parameters else {}
     try:
         sigmas = spec.function(total, **{**spec.parameters, **shifts})
     except (ArithmeticError, ValueError, RequestError) as error:
-        raise ask.error(f"{name} with {total} steps gives no schedule") from error
+        raise ctx.error(f"{name} has no schedule with {total} steps") from error
     return sigmas[-(steps + 1) :]
 
 
-def basic(ask: Ask) -> list[Value]:
-    """``BasicScheduler``."""
-    shift = ask.get("model", Model).shift
-    name, steps = ask.text("scheduler"), ask.whole("steps")
-    return [SigmaList(scheduled(ask, name, steps, ask.number("denoise"), shift))]
+def basic_scheduler(ctx: NodeContext) -> list[Value]:
+    """``BasicScheduler``: a schedule by name."""
+    shift = ctx.get("model", Model).shift
+    name, steps = ctx.text("scheduler"), ctx.integer("steps")
+    return [SigmaList(schedule_sigmas(ctx, name, steps, ctx.number("denoise"), shift))]
 
 
-def split(ask: Ask) -> list[Value]:
-    """``SplitSigmas``: the sigma at the cut is in both."""
-    sigmas, step = ask.get("sigmas", SigmaList).sigmas, ask.whole("step")
+def split(ctx: NodeContext) -> list[Value]:
+    """``SplitSigmas``: two lists that share the sigma at the split."""
+    sigmas, step = ctx.get("sigmas", SigmaList).sigmas, ctx.integer("step")
     return [SigmaList(sigmas[: step + 1]), SigmaList(sigmas[step:])]
 
 
-def split_denoise(ask: Ask) -> list[Value]:
+def split_denoise(ctx: NodeContext) -> list[Value]:
     """``SplitSigmasDenoise``: the second list has round(steps * denoise) steps."""
-    sigmas = ask.get("sigmas", SigmaList).sigmas
+    sigmas = ctx.get("sigmas", SigmaList).sigmas
     steps = max(len(sigmas) - 1, 0)
-    kept = round(steps * ask.number("denoise"))
-    high = sigmas[: len(sigmas) - kept] if kept else ()
-    return [SigmaList(high), SigmaList(sigmas[max(len(sigmas) - kept - 1, 0) :])]
+    low_steps = round(steps * ctx.number("denoise"))
+    high = sigmas[: len(sigmas) - low_steps] if low_steps else ()
+    return [SigmaList(high), SigmaList(sigmas[max(len(sigmas) - low_steps - 1, 0) :])]
 
 
-def flipped(ask: Ask) -> list[Value]:
-    """``FlipSigmas``: backwards; a first sigma of 0 becomes 0.0001."""
-    sigmas = ask.get("sigmas", SigmaList).sigmas[::-1]
+def flip(ctx: NodeContext) -> list[Value]:
+    """``FlipSigmas``: the reversed list; a first sigma of 0 becomes 0.0001."""
+    sigmas = ctx.get("sigmas", SigmaList).sigmas[::-1]
     return [SigmaList((0.0001, *sigmas[1:]) if sigmas and sigmas[0] == 0 else sigmas)]
 
 
-def first_set(ask: Ask) -> list[Value]:
-    """``SetFirstSigma``."""
-    sigmas = ask.get("sigmas", SigmaList).sigmas
-    return [SigmaList((ask.number("sigma"), *sigmas[1:]) if sigmas else sigmas)]
+def set_first(ctx: NodeContext) -> list[Value]:
+    """``SetFirstSigma``: the list with another first sigma."""
+    sigmas = ctx.get("sigmas", SigmaList).sigmas
+    return [SigmaList((ctx.number("sigma"), *sigmas[1:]) if sigmas else sigmas)]
 
 
 SPACINGS: Mapping[str, Callable[[float], float]] = MappingProxyType(
@@ -118,32 +114,32 @@ SPACINGS: Mapping[str, Callable[[float], float]] = MappingProxyType(
 )
 
 
-def extended(ask: Ask) -> list[Value]:
+def extend(ctx: NodeContext) -> list[Value]:
     """``ExtendIntermediateSigmas``: more sigmas between those in a range.
 
-    -1 as the start means no upper bound.
+    A start of -1 means no upper limit.
     """
-    sigmas, steps = ask.get("sigmas", SigmaList).sigmas, ask.whole("steps")
-    start, end = ask.number("start_at_sigma"), ask.number("end_at_sigma")
+    sigmas, steps = ctx.get("sigmas", SigmaList).sigmas, ctx.integer("steps")
+    start, end = ctx.number("start_at_sigma"), ctx.number("end_at_sigma")
     start = math.inf if start < 0 else start
-    spacing = SPACINGS[ask.text("spacing")]
-    found: list[float] = []
+    spacing = SPACINGS[ctx.text("spacing")]
+    extended: list[float] = []
     for a, b in pairwise(sigmas):
-        found.append(a)
+        extended.append(a)
         if end <= a <= start:
-            found += [a + (b - a) * spacing(x) for x in linspace(0, 1, steps + 1)[1:-1]]
-    return [SigmaList((*found, sigmas[-1]) if sigmas else ())]
+            extended += [a + (b - a) * spacing(x) for x in linspace(0, 1, steps + 1)[1:-1]]
+    return [SigmaList((*extended, sigmas[-1]) if sigmas else ())]
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "ManualSigmas": Meaning(manual),
-        "LTXVScheduler": Meaning(ltx_scheduler),
-        "BasicScheduler": Meaning(basic),
-        "SplitSigmas": Meaning(split),
-        "SplitSigmasDenoise": Meaning(split_denoise),
-        "FlipSigmas": Meaning(flipped),
-        "SetFirstSigma": Meaning(first_set),
-        "ExtendIntermediateSigmas": Meaning(extended),
+        "ManualSigmas": NodeFunction(manual_sigmas),
+        "LTXVScheduler": NodeFunction(ltx_scheduler),
+        "BasicScheduler": NodeFunction(basic_scheduler),
+        "SplitSigmas": NodeFunction(split),
+        "SplitSigmasDenoise": NodeFunction(split_denoise),
+        "FlipSigmas": NodeFunction(flip),
+        "SetFirstSigma": NodeFunction(set_first),
+        "ExtendIntermediateSigmas": NodeFunction(extend),
     }
 )

@@ -1,4 +1,4 @@
-"""Video files: read as pictures, rate and sound, and cut."""
+"""Video nodes: load a video, take it apart, and trim it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latent_ladder.comfyui.nodes.audio import read
-from latent_ladder.comfyui.nodes.node_context import Ask, Meaning
+from latent_ladder.comfyui.nodes.audio import read_audio
+from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Audio, Images, Value, Video
 from latent_ladder.errors import MediaError
 from latent_ladder.media.video_input import check_video
 from latent_ladder.media.video_reader import probe, read_frames
 
-NEAR = 1e-3
-"""By how much a declared rate may differ from the measured one and be believed."""
+FPS_TOLERANCE = 1e-3
+"""Largest relative difference from the measured frame rate at which the declared one is used."""
 
 
-def load(ask: Ask) -> list[Value]:
-    """``LoadVideo``: only looked at; frames are read when somebody goes through them."""
-    path = ask.engine.input_file(ask.text("file"))
+def load_video(ctx: NodeContext) -> list[Value]:
+    """``LoadVideo``: a video file, whose frames are read when they are needed."""
+    path = ctx.engine.input_file(ctx.text("file"))
     try:
-        return [of_file(path)]
+        return [read_video(path)]
     except MediaError as error:
-        raise ask.error(error.message, error.hint) from error
+        raise ctx.error(error.message, error.hint) from error
 
 
-def of_file(path: Path) -> Video:
-    """A video file. Raises :class:`MediaError`."""
+def read_video(path: Path) -> Video:
+    """Return the video of a file. Raises :class:`MediaError`."""
     found = check_video(path)
     images = Images(found.frames, *found.size, lambda: _pixels(path), lambda: _integers(path))
     declared = probe(path).fps
-    # times in whole milliseconds, as in MKV, do not tell a rate as exactly as the header
-    fps = declared if abs(declared / found.fps - 1) < NEAR else found.fps
+    # times in whole milliseconds, as in MKV, are less exact than the rate in the header
+    fps = declared if abs(declared / found.fps - 1) < FPS_TOLERANCE else found.fps
 
     def audio() -> Audio | None:
-        return read(path) if found.has_sound else None
+        return read_audio(path) if found.has_audio else None
 
     return Video(images, fps, audio, path)
 
@@ -56,63 +56,63 @@ def _pixels(path: Path) -> Iterator[Tensor]:
         yield torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
 
 
-def components(ask: Ask) -> list[Value]:
-    """``GetVideoComponents``: pictures, sound, rate, bits, colours; no sound is an empty output."""
-    video = ask.get("video", Video)
+def video_components(ctx: NodeContext) -> list[Value]:
+    """``GetVideoComponents``: images, audio, frame rate, bit depth, colour space."""
+    video = ctx.get("video", Video)
     return [video.images, video.audio(), float(video.fps), str(video.bits), "sRGB"]
 
 
-def cut(ask: Ask) -> list[Value]:
-    """``Video Slice``: from a time on, for a duration; a negative start counts from the end.
+def slice_video(ctx: NodeContext) -> list[Value]:
+    """``Video Slice``: a duration from a start time on; a negative start counts from the end.
 
-    A duration of 0 is all that is left; ``strict_duration`` refuses a video that is too short.
+    A duration of 0 means up to the end. ``strict_duration``: a video that is too short is an error.
     """
-    video = ask.get("video", Video)
+    video = ctx.get("video", Video)
     fps, count = video.fps, video.images.count
-    start = Fraction(ask.number("start_time")).limit_denominator(1_000_000)
-    length = Fraction(ask.number("duration")).limit_denominator(1_000_000)
+    start = Fraction(ctx.number("start_time")).limit_denominator(1_000_000)
+    duration = Fraction(ctx.number("duration")).limit_denominator(1_000_000)
     first = round(start * fps) if start >= 0 else max(count + round(start * fps), 0)
-    wanted = round(length * fps) if length else count - first
-    if first >= count or wanted < 1:
-        raise ask.error(
+    requested = round(duration * fps) if duration else count - first
+    if first >= count or requested < 1:
+        raise ctx.error(
             f"nothing is left: the video has {count} frames at {float(fps):g} fps",
             "use an earlier start_time or a longer duration",
         )
-    if ask.flag("strict_duration") and first + wanted > count:
-        raise ask.error(
-            f"the video ends {float((first + wanted - count) / fps):.3f} s too early",
+    if ctx.boolean("strict_duration") and first + requested > count:
+        raise ctx.error(
+            f"the video ends {float((first + requested - count) / fps):.3f} s too early",
             "use a shorter duration, or switch strict_duration off",
         )
-    kept = min(wanted, count - first)
+    length = min(requested, count - first)
     images = video.images
 
     def pixels() -> Iterator[Tensor]:
-        return _from(images.first(first + kept).pixels(), first)
+        return _skip_frames(images.first(first + length).pixels(), first)
 
     def audio() -> Audio | None:
-        found = video.audio()
-        if found is None:
+        source = video.audio()
+        if source is None:
             return None
-        begin, end = (round(Fraction(n) / fps * found.rate) for n in (first, first + kept))
-        return replace(found, waveform=found.waveform[:, begin:end])
+        begin, end = (round(Fraction(n) / fps * source.rate) for n in (first, first + length))
+        return replace(source, waveform=source.waveform[:, begin:end])
 
-    part = replace(images, count=kept, pixels=pixels, integers=None)
+    part = replace(images, count=length, pixels=pixels, pixels_uint8=None)
     return [replace(video, images=part, audio=audio, file=None)]
 
 
-def _from(chunks: Iterator[Tensor], first: int) -> Iterator[Tensor]:
-    at = 0
+def _skip_frames(chunks: Iterator[Tensor], first: int) -> Iterator[Tensor]:
+    position = 0
     for chunk in chunks:
-        kept = chunk[max(first - at, 0) :]
-        at += len(chunk)
-        if len(kept):
-            yield kept
+        selected = chunk[max(first - position, 0) :]
+        position += len(chunk)
+        if len(selected):
+            yield selected
 
 
-MEANINGS: Mapping[str, Meaning] = MappingProxyType(
+NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadVideo": Meaning(load),
-        "GetVideoComponents": Meaning(components),
-        "Video Slice": Meaning(cut),
+        "LoadVideo": NodeFunction(load_video),
+        "GetVideoComponents": NodeFunction(video_components),
+        "Video Slice": NodeFunction(slice_video),
     }
 )

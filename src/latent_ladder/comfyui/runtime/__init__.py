@@ -1,1 +1,1 @@
-"""Model access, values, events and output paths of graphs that run."""
+"""Runtime of a graph: model access, link values, events, previews and output paths."""

@@ -1,15 +1,12 @@
-"""What nodes work with: model files, the store, the device, a transformer that stays loaded.
+"""Engine of graphs: their files, the results of the last graph, and the loaded models.
 
-An :class:`Engine` outlives a graph. It keeps the results of the last graph in memory and heavy ones
-in the store, holds the transformer by the planner's rules and goes down its ladder when memory runs
-out. It knows nothing of nodes.
+An :class:`Engine` lives longer than one graph: it keeps small results in memory and large ones in
+the store, and its :class:`ModelRunner` keeps the transformer loaded. It does not know nodes.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,34 +15,41 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_misfit
+from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_mismatch
 from latent_ladder.checkpoints.components import Component, components
-from latent_ladder.checkpoints.selection import Choice, Library, choose, find_named
-from latent_ladder.comfyui.analysis.validate import escapes, mapped
-from latent_ladder.comfyui.runtime.values import Clip, Conditioning, Model
+from latent_ladder.checkpoints.selection import (
+    Library,
+    PartialModelSet,
+    find_by_name,
+    select_available,
+)
+from latent_ladder.comfyui.analysis.validate import map_file_name, unsafe_path_reason
+from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
-from latent_ladder.memory.oom import is_out_of_memory
-from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory, hold, hold_less
+from latent_ladder.memory.planner import (
+    OffloadPlan,
+    Policy,
+    StageMemory,
+    fit_stage,
+    fit_stage_smaller,
+)
 from latent_ladder.models.device import Runtime, choose_runtime
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
-from latent_ladder.models.text_encoder.encode import encode_prompts
-from latent_ladder.models.transformer.model import Load, Transformer, load_transformer
-from latent_ladder.models.weights.block_offload import Residency
-from latent_ladder.models.weights.loading import Place
+from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.pipeline.artifact_keys import prompt_key
 from latent_ladder.pipeline.input_files import content_hash
-from latent_ladder.pipeline.plan import VERSIONS
-from latent_ladder.storage.artifact_store import Store, artefact_key
+from latent_ladder.pipeline.model_runner import ModelRunner, Warn
+from latent_ladder.storage.artifact_store import Store
 from latent_ladder.upscale.plan import find_upscaler
 
 T = TypeVar("T")
-Warn = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class WorkFolders:
-    """Where named input files lie and results go; no node reaches outside of them."""
+    """Folders of input files and results; nodes read and write nowhere else."""
 
     input: Path
     output: Path
@@ -54,10 +58,10 @@ class WorkFolders:
 
 @dataclass
 class Engine:
-    """All that the nodes of graphs share.
+    """Files, results and models shared by the nodes of graphs.
 
-    ``names`` replaces file names that a graph holds by others that are at hand. ``memory`` and
-    ``device`` are as for every other command. ``previews``: pictures are made while sampling.
+    ``names`` maps file names in a graph to files to use instead (``--map``). ``memory`` and
+    ``device`` are as for every other command. With ``previews``, sampling nodes send previews.
     """
 
     library: Library
@@ -71,42 +75,40 @@ class Engine:
     def __post_init__(self) -> None:
         self.results: dict[str, object] = {}
         self._files: dict[str, Mapping[str, Component]] = {}
-        self._transformer: Transformer | None = None
-        self._held: tuple[str, Load] | None = None
 
     # -- files --------------------------------------------------------------------------------
 
     def file_name(self, name: str) -> str:
-        """The name to look for instead of one in a graph."""
-        return mapped(name, self.names)
+        """The file name to look for in place of one in a graph."""
+        return map_file_name(name, self.names)
 
     def component(self, name: str, role: str) -> Component:
         """The part ``role`` of the model file that a graph names.
 
-        Raises :class:`CheckpointNotFound` where there is none, or it holds no such part.
+        Raises :class:`CheckpointNotFound` if there is no such file, or it has no such part.
         """
-        return find_named(self.library, self._checked(name), role).component
+        return find_by_name(self.library, self._safe_name(name), role).component
 
-    def _checked(self, name: str) -> str:
+    def _safe_name(self, name: str) -> str:
         """The name to look for; only ``--map`` may lead out of the model folders."""
         wanted = self.file_name(name)
-        if wanted == name.replace("\\", "/") and (wrong := escapes(name)):
+        if wanted == name.replace("\\", "/") and (wrong := unsafe_path_reason(name)):
             raise CheckpointNotFound(f"the file name {name!r} {wrong}", "name a file of a folder")
         return wanted
 
     def parts(self, name: str, *roles: str) -> Mapping[str, Component]:
-        """Every part of the file that holds one of ``roles``, the first that it holds deciding."""
+        """All parts of the file that has one of ``roles``; the roles are tried in their order."""
         missing: CheckpointNotFound | None = None
         for role in roles:
             try:
-                return self.beside(self.component(name, role))
+                return self.parts_of_file(self.component(name, role))
             except CheckpointNotFound as error:
                 missing = missing or error
         if missing is None:
             raise ValueError("no role was asked for")
         raise missing
 
-    def beside(self, part: Component) -> Mapping[str, Component]:
+    def parts_of_file(self, part: Component) -> Mapping[str, Component]:
         """All parts of the file that ``part`` is in."""
         known = self._files.get(part.file.id)
         if known is None:
@@ -122,9 +124,9 @@ class Engine:
         return part.shape("patchify_proj.weight")[1]
 
     def content(self, name: str, folder: str) -> str:
-        """What a file that a graph names holds: it decides what is made of it, its name does not.
+        """Content id of a file that a graph names, for keys: a renamed file has the same id.
 
-        The name itself where no such file is at hand.
+        The name itself if no such file is found.
         """
         if folder == "input":
             try:
@@ -140,9 +142,9 @@ class Engine:
         return open_checkpoint(path).id if path.is_file() else name
 
     def input_file(self, name: str) -> Path:
-        """An uploaded file; ``[output]`` or ``[temp]`` behind its name means another folder.
+        """Path of an uploaded file; ``[output]`` or ``[temp]`` after its name selects that folder.
 
-        Raises :class:`WorkflowError` where it is missing or would lie outside of the folder.
+        Raises :class:`WorkflowError` if it is missing or outside of the folder.
         """
         asked = self.names.get(name, name).replace("\\", "/")
         chosen = Path(asked).expanduser()
@@ -153,7 +155,7 @@ class Engine:
             if asked.endswith(f" [{kind}]"):
                 root, asked = getattr(self.folders, kind), asked.removesuffix(f" [{kind}]")
         path = root / asked
-        if escapes(asked) or not path.resolve().is_relative_to(root.resolve()):
+        if unsafe_path_reason(asked) or not path.resolve().is_relative_to(root.resolve()):
             raise WorkflowError(
                 f"the file name {name!r} leads out of the {root.name} folder",
                 "copy the file into the input folder (--input)",
@@ -166,73 +168,54 @@ class Engine:
         return path
 
     def upscaler(self, name: str) -> Component:
-        """A network of ``upscale_models``."""
-        return find_upscaler(self._checked(name), self.library)
+        """The pixel upscaler of that name."""
+        return find_upscaler(self._safe_name(name), self.library)
 
     def fits_text(self, encoder: Component, projection: Component) -> bool:
-        """Whether a text projection reads what an encoder gives."""
-        return text_encoder_misfit(encoder, projection_shape(projection)[1]) is None
+        """True if a text projection takes the output of a text encoder."""
+        return text_encoder_mismatch(encoder, projection_shape(projection)[1]) is None
 
     def companion(self, transformer: Component, role: str) -> Component:
-        """The part that goes with a transformer: of its own file, else of one that fits."""
-        own = self.beside(transformer).get(role)
+        """The part of a role for a transformer: from its own file, else from a file that fits."""
+        own = self.parts_of_file(transformer).get(role)
         if own is not None:
             return own
-        choice: Choice = choose(self.library, {"transformer": str(transformer.file.path)})
+        choice: PartialModelSet = select_available(
+            self.library, {"transformer": str(transformer.file.path)}
+        )
         if role not in choice.parts:
-            raise choice.missing(role, self.library)
+            raise choice.missing_error(role, self.library)
         return choice.parts[role]
 
-    # -- the device ---------------------------------------------------------------------------
+    # -- models -------------------------------------------------------------------------------
 
     @cached_property
-    def runtime(self) -> Runtime:
-        """Where networks run."""
-        return choose_runtime(self.device)
-
-    @cached_property
-    def budget(self) -> Budget:
-        """What may be used."""
-        return budget(self.memory, self.runtime.device.type)
+    def runner(self) -> ModelRunner:
+        """The loaded models and their device."""
+        runtime = choose_runtime(self.device)
+        policy = Policy(self.memory.offload, self.memory.changes)
+        return ModelRunner(runtime, budget(self.memory, runtime.device.type), policy)
 
     @property
-    def policy(self) -> Policy:
-        """What may be given up for memory."""
-        return Policy(self.memory.offload, self.memory.changes)
+    def runtime(self) -> Runtime:
+        """Device and dtype of the networks."""
+        return self.runner.runtime
 
     def release(self) -> None:
-        """Let go of the transformer and of what the device keeps for reuse."""
-        self._transformer = self._held = None
-        gc.collect()
-        if self.runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Unload the transformer and return cached device memory."""
+        self.runner.release()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop everything in memory: models and the results of the last graph."""
         self.results.clear()
-        self.release()
-
-    def fitting(self, work: Callable[[], T], warn: Warn) -> T:
-        """Do ``work``; if memory runs out, once more without the transformer beside it."""
-        try:
-            return work()
-        except Exception as error:
-            if not is_out_of_memory(error) or self._transformer is None:
-                raise
-        # Outside the handler: what failed is held by its traceback until here.
-        self.release()
-        warn("out_of_memory", "memory ran out; the transformer is unloaded first")
-        return work()
-
-    # -- the transformer ----------------------------------------------------------------------
+        self.runner.release()
 
     def sizes(self, model: Model, text_tokens: int) -> ModelSizes:
-        """The sizes that a sampling node is planned with."""
-        return sizes_of(
-            {"transformer": model.transformer}, self.runtime.dtype.itemsize, text_tokens
-        )
+        """Model sizes for the memory plan of a sampling node."""
+        parts = {"transformer": model.transformer}
+        return sizes_of(parts, self.runtime.dtype.itemsize, text_tokens)
 
-    def sampling(
+    def with_transformer(
         self,
         model: Model,
         cost: StageCost,
@@ -240,84 +223,51 @@ class Engine:
         work: Callable[[Transformer, OffloadPlan], T],
         warn: Warn,
     ) -> T:
-        """``work`` with the transformer held so that it fits; one rung down each time it does not.
+        """Result of ``work`` with the transformer loaded as the memory plan for ``cost`` says.
 
-        Raises :class:`MemoryBudgetError` where there is no resolution left.
+        After out-of-memory it is tried again with the next fallback. Raises
+        :class:`MemoryBudgetError` where none is left.
         """
-        stage = hold(cost, sizes, self.budget, self.policy)
-        while True:
-            try:
-                return self._held_so(model, stage.offload_plan, work)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            before = stage
-            self.release()
-            stage = self._next(before, sizes)
-            warn(
-                "out_of_memory",
-                f"ran out of memory ({before.offload_plan}); now {stage.offload_plan}",
-            )
+        runner = self.runner
 
-    def _next(self, stage: StageMemory, sizes: ModelSizes) -> StageMemory:
-        return hold_less(stage, sizes, self.budget, self.policy)
+        def try_with(stage: StageMemory) -> T:
+            plan = stage.offload_plan
+            return work(runner.transformer_for(model.transformer, plan), plan)
 
-    def _held_so(
-        self, model: Model, offload_plan: OffloadPlan, work: Callable[[Transformer, OffloadPlan], T]
-    ) -> T:
-        transformer = self._loaded(model.transformer, offload_plan)
-        return work(transformer, offload_plan)
+        def next_fallback(before: StageMemory) -> StageMemory:
+            return fit_stage_smaller(before, sizes, runner.budget, runner.policy)
 
-    @contextmanager
-    def resident(self, transformer: Transformer, offload_plan: OffloadPlan) -> Iterator[None]:
-        """The blocks where ``offload_plan`` wants them; LoRAs must be attached before."""
-        residency = None
-        if offload_plan.resident is not None:
-            residency = Residency(offload_plan.resident, pinned=offload_plan.source == "pinned")
-        with transformer.held(self.runtime.device, residency):
-            yield
-
-    def _loaded(self, component: Component, offload_plan: OffloadPlan) -> Transformer:
-        blocks: Place = "device" if offload_plan.resident is None else offload_plan.source
-        load = Load(offload_plan.precision, offload_plan.as_stored, blocks)
-        if self._transformer is None or self._held != (component.id, load):
-            self._transformer = None
-            gc.collect()
-            self._transformer = load_transformer(
-                component, device=self.runtime.device, dtype=self.runtime.dtype, load=load
-            )
-            self._held = (component.id, load)
-        self._transformer.set_chunk_tokens(offload_plan.chunk_tokens)
-        return self._transformer
+        first = fit_stage(cost, sizes, runner.budget, runner.policy)
+        return runner.retry(cost.name, try_with, first, next_fallback, warn)
 
     # -- texts --------------------------------------------------------------------------------
 
-    def contexts(self, asked: Sequence[Conditioning], transformer: Component) -> list[Context]:
-        """The encoded texts, from the store where they are; the others are encoded at once.
+    def contexts(self, texts: Sequence[Conditioning], transformer: Component) -> list[Context]:
+        """The encoded texts, from the store if they are there; the others are encoded together.
 
-        They have the keys of :mod:`latent_ladder.pipeline.plan`, so that both faces share them.
+        Plain runs use the same keys, so both share the stored texts.
         """
         found: dict[str, Context] = {}
         missing: dict[str, Conditioning] = {}
-        keys = [self._text_key(one, transformer) for one in asked]
-        for key, one in zip(keys, asked, strict=True):
+        keys = [self._text_key(one, transformer) for one in texts]
+        for key, one in zip(keys, texts, strict=True):
             stored = self.store.get(key)
             if stored is None:
                 missing[key] = one
             else:
                 tensors = stored.load()
                 found[key] = Context(tensors["video"], tensors["audio"])
-        for key, context in self._encoded(missing, transformer).items():
+        for key, context in self._encode(missing, transformer).items():
             tensors = {"video": context.video, "audio": context.audio}
             self.store.put(key, tensors, {"stage": "prompt", "name": "prompt"})
             found[key] = context
         device, dtype = self.runtime.device, self.runtime.dtype
         return [
             _zeros(c) if one.zeroed else c
-            for one, c in zip(asked, (found[k].to(device, dtype) for k in keys), strict=True)
+            for one, c in zip(texts, (found[k].to(device, dtype) for k in keys), strict=True)
         ]
 
-    def _encoded(
+    def _encode(
         self, missing: Mapping[str, Conditioning], transformer: Component
     ) -> dict[str, Context]:
         by_clip: dict[tuple[str, str], dict[str, Conditioning]] = {}
@@ -327,27 +277,22 @@ class Engine:
         found: dict[str, Context] = {}
         for texts in by_clip.values():
             clip = next(iter(texts.values())).clip
-            contexts = encode_prompts(
-                [one.text for one in texts.values()],
-                text_encoder=clip.text_encoder,
-                projection=clip.projection,
-                connectors=self.connectors(clip, transformer),
-                device=self.runtime.device,
-                dtype=self.runtime.dtype,
+            connectors = self.connectors(clip, transformer)
+            contexts = self.runner.encode_texts(
+                [one.text for one in texts.values()], clip.text_encoder, clip.projection, connectors
             )
             found |= dict(zip(texts, contexts, strict=True))
         return found
 
-    def connectors(self, clip: Clip, transformer: Component) -> Component:
-        """ComfyUI runs the connectors inside the transformer, so its file has the first say."""
-        own = self.beside(transformer).get("connectors")
+    def connectors(self, clip: TextEncoderFiles, transformer: Component) -> Component:
+        """Connectors for a text: the transformer file's own first, as ComfyUI runs them there."""
+        own = self.parts_of_file(transformer).get("connectors")
         return own or clip.connectors or self.companion(transformer, "connectors")
 
     def _text_key(self, one: Conditioning, transformer: Component) -> str:
         clip = one.clip
-        parts = (clip.text_encoder, clip.projection, self.connectors(clip, transformer))
-        fields = {"prompt": one.text.strip()}
-        return artefact_key("prompt", VERSIONS["prompt"], fields, (), [part.id for part in parts])
+        connectors = self.connectors(clip, transformer)
+        return prompt_key(one.text, clip.text_encoder, clip.projection, connectors)
 
 
 def _zeros(context: Context) -> Context:

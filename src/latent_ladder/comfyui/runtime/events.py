@@ -1,4 +1,4 @@
-"""What happens while a graph runs, for the faces that show it: values, no behaviour, no torch."""
+"""Events of a running graph, for the command line and the server; no torch."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Shown = Mapping[str, list[Any]]
-"""What an output node shows, as ComfyUI's history has it:
+UiOutput = Mapping[str, list[Any]]
+"""The results that ComfyUI's interface shows for an output node, as in its history:
 ``{"images": [{"filename", "subfolder", "type"}], "animated": [True]}``."""
 
 
 @dataclass(frozen=True)
 class NodesCached:
-    """These nodes' results are there already; ``shown`` are those of output nodes among them."""
+    """Nodes whose results are available without running; ``ui`` are results of output nodes."""
 
     nodes: tuple[str, ...]
-    shown: Mapping[str, Shown] = field(default_factory=dict)
+    ui: Mapping[str, UiOutput] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class NodeStarted:
-    """A node begins."""
+    """A node has started."""
 
     node: str
 
 
 @dataclass(frozen=True)
 class NodeProgress:
-    """``value`` of ``of`` steps of a node are done."""
+    """``value`` of ``total`` steps of a node are done."""
 
     node: str
     value: int
-    of: int
+    total: int
 
 
 @dataclass(frozen=True)
 class NodePreview:
-    """The picture as it is estimated so far, encoded; ``format`` is ``"JPEG"`` or ``"PNG"``."""
+    """An encoded preview of the current estimate; ``format`` is ``"JPEG"`` or ``"PNG"``."""
 
     node: str
     format: str
@@ -46,16 +46,16 @@ class NodePreview:
 
 @dataclass(frozen=True)
 class NodeDone:
-    """A node has finished; ``shown`` is empty but for output nodes."""
+    """A node has finished; ``ui`` is empty unless it is an output node."""
 
     node: str
-    shown: Shown = field(default_factory=dict)
+    ui: UiOutput = field(default_factory=dict)
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class NodeWarned:
-    """Something to tell about a node that did not stop it."""
+    """A warning about a node, which does not stop it."""
 
     node: str
     code: str
@@ -66,5 +66,5 @@ GraphEvent = NodesCached | NodeStarted | NodeProgress | NodePreview | NodeDone |
 OnGraphEvent = Callable[[GraphEvent], None]
 
 
-def ignore(_: GraphEvent) -> None:
-    """Tell nobody."""
+def ignore_event(_: GraphEvent) -> None:
+    """Ignore an event."""

@@ -1,5 +1,4 @@
-"""Names of results as ComfyUI gives them: ``<prefix>_00001_.mp4`` in the output folder, never
-outside of it."""
+"""Output paths in ComfyUI's scheme: ``<prefix>_00001_.mp4``, never outside the output folder."""
 
 from __future__ import annotations
 
@@ -19,34 +18,35 @@ _FORBIDDEN = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
 
 
-class Place(NamedTuple):
-    """Where a result goes: a folder, its name below the root, and the stem of the next number."""
+class OutputPath(NamedTuple):
+    """The location of a result: folder, subfolder below the root, file stem, next free number."""
 
     folder: Path
     subfolder: str
     stem: str
     number: int
 
-    def path(self, suffix: str, more: int = 0) -> Path:
-        """``folder/stem_00001_.suffix``; ``more`` counts on from the first free number."""
-        return self.folder / f"{self.stem}_{self.number + more:05}_{suffix}"
+    def path(self, suffix: str, offset: int = 0) -> Path:
+        """Return ``folder/stem_00001_.suffix``; ``offset`` is added to the number."""
+        return self.folder / f"{self.stem}_{self.number + offset:05}_{suffix}"
 
 
-def claimed(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
-    """Give a finished file the first free name from ``more`` on, even while others do the same.
+def claim_path(target: OutputPath, suffix: str, part: Path, offset: int = 0) -> Path:
+    """Move a finished file to the first free name from ``offset`` on, and return its path.
 
-    Raises ``OSError``; then ``part`` is still there.
+    Safe against other processes that claim names at the same time. Raises ``OSError`` and leaves
+    ``part`` in place.
     """
     while True:
-        path = where.path(suffix, more)
+        path = target.path(suffix, offset)
         try:
             os.link(part, path)
         except FileExistsError:
-            more += 1
+            offset += 1
             continue
         except OSError:  # a file system without hard links
             if path.exists():
-                more += 1
+                offset += 1
                 continue
             part.replace(path)
             return path
@@ -54,21 +54,21 @@ def claimed(where: Place, suffix: str, part: Path, more: int = 0) -> Path:
         return path
 
 
-def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:
-    """The next free place for a prefix, such as ``video/clip``, below ``root``; it is made.
+def next_output_path(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> OutputPath:
+    """Return the next free output path for a prefix such as ``video/clip``; its folder is created.
 
-    ``%width%`` and ``%height%`` stand for ``size``. Raises :class:`WorkflowError` for a prefix that
-    leads out of ``root``.
+    ``%width%`` and ``%height%`` are replaced by ``size``. Raises :class:`WorkflowError` for a
+    prefix that leads out of ``root``.
     """
     text = prefix.replace("\\", "/").replace("%width%", str(size[0]))
-    text = _dated(text.replace("%height%", str(size[1])), datetime.now().astimezone())
+    text = _expand_dates(text.replace("%height%", str(size[1])), datetime.now().astimezone())
     parts = PurePosixPath(text).parts
     stem = "" if not parts or text.endswith("/") else parts[-1]
     folders = parts[:-1] if stem else parts
     if text.startswith("/") or ".." in parts or re.match(r"^[A-Za-z]:", text) or "\0" in text:
         raise WorkflowError(
             f"the filename prefix {prefix!r} leads out of the output folder",
-            "use a name, with subfolders if you like: video/clip",
+            "use a name with optional subfolders, such as video/clip",
         )
     if any(RESERVED.match(part) for part in parts):
         raise WorkflowError(f"the filename prefix {prefix!r} is reserved on Windows", "rename it")
@@ -79,7 +79,7 @@ def place(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) -> Place:
             "choose another subfolder",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return Place(folder, "/".join(folders), stem, _next_number(folder, stem))
+    return OutputPath(folder, "/".join(folders), stem, _next_number(folder, stem))
 
 
 def _next_number(folder: Path, stem: str) -> int:
@@ -88,10 +88,10 @@ def _next_number(folder: Path, stem: str) -> int:
     return max((int(m[1]) for m in found if m is not None), default=0) + 1
 
 
-def filled(prefix: str, graph: Graph, now: datetime | None = None) -> str:
-    """A prefix with ``%date:yyyy-MM-dd%`` and ``%node.widget%`` replaced, as the interface does.
+def expand_prefix(prefix: str, graph: Graph, now: datetime | None = None) -> str:
+    """Return a prefix with ``%date:yyyy-MM-dd%`` and ``%node.widget%`` replaced, as in ComfyUI.
 
-    ``node`` is a node's title or its type; what is not found stays as it is.
+    ``node`` is the title or type of a node; an unknown placeholder is left unchanged.
     """
 
     def widget(match: re.Match[str]) -> str:
@@ -102,11 +102,11 @@ def filled(prefix: str, graph: Graph, now: datetime | None = None) -> str:
                     return _FORBIDDEN.sub("_", str(value))
         return match[0]
 
-    return _dated(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
+    return _expand_dates(_WIDGET.sub(widget, prefix), now or datetime.now().astimezone())
 
 
-def _dated(text: str, now: datetime) -> str:
-    """``%date:...%`` of the interface, and ``%year%`` ... of the server."""
+def _expand_dates(text: str, now: datetime) -> str:
+    """Replace the placeholders of the interface (``%date:...%``) and the server (``%year%``)."""
     parts = {
         "yyyy": f"{now:%Y}", "yy": f"{now:%y}", "y": str(now.year), "MM": f"{now:%m}",
         "M": str(now.month), "dd": f"{now:%d}", "d": str(now.day), "hh": f"{now:%H}",

@@ -1,7 +1,7 @@
-"""Small pictures of a clip while a node denoises it, for whoever follows a graph.
+"""Preview images of a clip while a node samples it.
 
-A linear projection of the estimate, as ``ladder make --preview`` shows it; fitted once per video
-VAE and then kept in the store. It may take a twentieth of the time of a run at most.
+A preview is a linear projection of the x0 estimate to RGB, as in ``ladder make --preview``. The
+projection is fitted once per video VAE and stored; previews take a limited share of the run time.
 """
 
 from __future__ import annotations
@@ -14,54 +14,55 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound
-from latent_ladder.pipeline.latent_preview import SHARE, Projection, enlarged, projection
+from latent_ladder.pipeline.latent_preview import SHARE, Projection, enlarge, load_projection
 from latent_ladder.storage.artifact_store import Store
 
-EVERY_S = 0.5
-QUALITY = 80
+PREVIEW_INTERVAL_S = 0.5
+JPEG_QUALITY = 80
 
-Companion = Callable[[Component, str], Component]
-"""The part of a role that goes with a transformer. Raises :class:`CheckpointNotFound`."""
+FindComponent = Callable[[Component, str], Component]
+"""Returns the component of a role that fits a transformer; raises :class:`CheckpointNotFound`."""
 
 
-class LivePictures:
-    """Gives a JPEG of an estimate when it is time for one again."""
+class LivePreviews:
+    """Source of JPEG previews, limited in rate and in share of the run time."""
 
-    def __init__(self, companion: Companion, store: Store) -> None:
-        self._companion, self._store = companion, store
-        self._known: dict[str, Projection | None] = {}
-        self._due = 0.0
+    def __init__(self, find_component: FindComponent, store: Store) -> None:
+        self._find_component, self._store = find_component, store
+        self._projections: dict[str, Projection | None] = {}
+        self._next_time = 0.0
 
-    def picture(self, transformer: Component, estimate: Callable[[], Tensor]) -> bytes | None:
-        """A strip of the clip, side by side; ``estimate()`` gives latents (1, C, F, H, W).
+    def render(self, transformer: Component, estimate: Callable[[], Tensor]) -> bytes | None:
+        """Return a JPEG of a few frames side by side, or ``None``.
 
-        ``None`` while it is too early, and for a transformer without a video VAE.
+        ``estimate()`` returns latents (1, C, F, H, W). The result is ``None`` if the last preview
+        is too recent, and for a transformer without a video VAE.
         """
-        began = time.monotonic()
-        if began < self._due:
+        started = time.monotonic()
+        if started < self._next_time:
             return None
-        if transformer.id not in self._known:
-            self._known[transformer.id] = self._fitted(transformer)
-            began = time.monotonic()  # fitting is done once and has no share
-        to_rgb = self._known[transformer.id]
+        if transformer.id not in self._projections:
+            self._projections[transformer.id] = self._find_projection(transformer)
+            started = time.monotonic()  # the time of fitting is not counted
+        to_rgb = self._projections[transformer.id]
         if to_rgb is None:
             return None
-        data = jpeg(to_rgb, estimate())
-        spent = time.monotonic() - began
-        self._due = began + max(EVERY_S, spent / SHARE)
+        data = encode_jpeg(to_rgb, estimate())
+        spent = time.monotonic() - started
+        self._next_time = started + max(PREVIEW_INTERVAL_S, spent / SHARE)
         return data
 
-    def _fitted(self, transformer: Component) -> Projection | None:
+    def _find_projection(self, transformer: Component) -> Projection | None:
         try:
-            return projection(self._companion(transformer, "video_vae"), self._store)
+            return load_projection(self._find_component(transformer, "video_vae"), self._store)
         except CheckpointNotFound:
             return None
 
 
-def jpeg(to_rgb: Projection, latents: Tensor) -> bytes:
-    """A few frames of latents (1, C, F, H, W), side by side."""
+def encode_jpeg(to_rgb: Projection, latents: Tensor) -> bytes:
+    """Return a JPEG of a few frames of latents (1, C, F, H, W), side by side."""
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(enlarged(to_rgb.strip(latents))).save(out, "JPEG", quality=QUALITY)
+    Image.fromarray(enlarge(to_rgb.strip(latents))).save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()

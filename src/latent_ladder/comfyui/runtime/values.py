@@ -1,8 +1,9 @@
-"""What travels along the links of a graph: recipes for heavy things, tensors for small ones.
+"""Types of the values on the links of a graph.
 
-A loaded model is a recipe (which components, which LoRAs), a text is encoded when a sampler first
-needs it, and pictures are a stream that can be asked for again: nobody holds a whole clip unless a
-node needs to look at all of it. Everything here is a value; nothing loads or computes by itself.
+Large objects are represented by descriptions: a model by its components and LoRAs, a prompt by its
+text, which is encoded when a sampler first needs it, and images by a stream that can be read
+several times, so no node loads a whole clip unless it needs all frames at once. These classes load
+and compute nothing by themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from latent_ladder.sampling.schedules import SHIFT, Sigmas
 
 
 @dataclass(frozen=True)
-class Patch:
-    """A term that a node adds to a model's guidance while sigma is in its range."""
+class GuidancePatch:
+    """A guidance term that a node adds to a model, active while sigma is in its range."""
 
     scale: float
     sigma_high: float = 1.0
@@ -38,34 +39,34 @@ class Patch:
 
 @dataclass(frozen=True)
 class Model:
-    """A transformer with LoRAs on it (in their order), and what nodes have patched into it.
+    """MODEL: a transformer, its LoRAs in order, and the patches of nodes.
 
-    ``shift`` is mu of its sigma table; ``stg``, ``modality`` and ``identity`` (away from
-    a run without the reference voice) are terms of guidance, ``adain``
-    the per-step statistics that ``LTXVPerStep*Patcher`` nodes move latents towards. ``audio_only``:
-    the video stream is not run.
+    ``shift`` is mu of its sigma table. ``stg``, ``modality`` and ``identity`` are guidance terms;
+    ``identity`` pushes away from the prediction without the reference voice. ``adain`` are the
+    per-step statistics of the ``LTXVPerStep*Patcher`` nodes. ``audio_only``: the video stream is
+    not run.
     """
 
     transformer: Component
     loras: tuple[tuple[Component, float], ...] = ()
     shift: float = SHIFT
-    stg: Patch | None = None
-    modality: Patch | None = None
-    identity: Patch | None = None
+    stg: GuidancePatch | None = None
+    modality: GuidancePatch | None = None
+    identity: GuidancePatch | None = None
     adain: StepStatistics | None = None
     audio_only: bool = False
 
     def with_lora(self, lora: Component, strength: float) -> Model:
-        """One LoRA more; at strength 0 nothing changes."""
+        """Return the model with one more LoRA; at strength 0 it is unchanged."""
         return replace(self, loras=(*self.loras, (lora, strength))) if strength else self
 
 
 @dataclass(frozen=True)
 class StepStatistics:
-    """After step i the prediction moves by ``factors[i]`` towards given statistics.
+    """Target statistics of predictions: after step i they are moved by ``factors[i]`` towards them.
 
-    ``reference`` are latents whose mean and deviation per channel are the aim; without them
-    ``mean`` and ``std`` are, clipped at ``percentile`` percent.
+    The targets are the mean and standard deviation per channel of ``reference`` (latents), or
+    without it ``mean`` and ``std``, measured without outliers beyond ``percentile`` percent.
     """
 
     factors: tuple[float, ...]
@@ -78,8 +79,8 @@ class StepStatistics:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """What encodes prompts: text encoder and projection, LoRAs that would amend the encoder."""
+class TextEncoderFiles:
+    """CLIP: the text encoder, its projection and connectors, and LoRAs for the encoder."""
 
     text_encoder: Component
     projection: Component
@@ -89,14 +90,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class VideoVaeFile:
-    """A VAE output that is a video VAE."""
+    """VAE: a video VAE."""
 
     component: Component
 
 
 @dataclass(frozen=True)
 class AudioVaeFile:
-    """A VAE output that is an audio VAE, with its vocoder where its file has one."""
+    """VAE: an audio VAE, with a vocoder if there is one."""
 
     component: Component
     vocoder: Component | None
@@ -104,21 +105,21 @@ class AudioVaeFile:
 
 @dataclass(frozen=True)
 class IcLoraParameters:
-    """IC_LORA_PARAMETERS: by how much references are smaller than the clip."""
+    """IC_LORA_PARAMETERS: the factor by which references are smaller than the clip."""
 
     downscale_factor: float
 
 
 @dataclass(frozen=True)
 class UpsamplerFile:
-    """A LATENT_UPSCALE_MODEL."""
+    """LATENT_UPSCALE_MODEL."""
 
     component: Component
 
 
 @dataclass(frozen=True)
 class UpscalerFile:
-    """An UPSCALE_MODEL: a network that enlarges pixels."""
+    """UPSCALE_MODEL: a pixel upscaler."""
 
     component: Component
 
@@ -128,10 +129,10 @@ class UpscalerFile:
 
 @dataclass(frozen=True)
 class GuideFrames:
-    """Latent frames that stand behind the clip in the latent and show what is to be seen where.
+    """Guide frames that are appended to the clip's latent frames.
 
-    ``positions`` (1, 3, N, 2) are bounds of their tokens in pixel frames, pixels, pixels;
-    ``frames`` counts latent frames. ``stride`` s: only every s-th row and column are tokens.
+    ``frames`` is their number of latent frames. ``positions`` (1, 3, N, 2) are the bounds of their
+    tokens in pixel frames, pixels, pixels. ``stride`` s: only every s-th row and column are tokens.
     """
 
     frames: int
@@ -141,13 +142,13 @@ class GuideFrames:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """CONDITIONING: a text to be encoded, and what nodes have written beside it.
+    """CONDITIONING: a prompt to be encoded, and the settings of conditioning nodes.
 
-    ``frame_rate`` ``None`` means that no node wrote one: the model's 25. ``zeroed``: the context
-    is all zeros. ``reference_audio``: latents (1, C, T, M) that stand before the sound's.
+    ``frame_rate`` is ``None`` if no node has set it; the model then assumes 25. ``zeroed``: the
+    context is all zeros. ``reference_audio``: latents (1, C, T, M) of a reference voice.
     """
 
-    clip: Clip
+    clip: TextEncoderFiles
     text: str
     frame_rate: float | None = None
     guides: tuple[GuideFrames, ...] = ()
@@ -156,12 +157,12 @@ class Conditioning:
 
     @property
     def fps(self) -> float:
-        """Frames per second that the positions in time are computed with."""
+        """The frame rate for positions in time."""
         return 25.0 if self.frame_rate is None else self.frame_rate
 
     @property
     def guide_frames(self) -> int:
-        """Latent frames behind the clip."""
+        """The number of appended latent frames."""
         return sum(guide.frames for guide in self.guides)
 
 
@@ -170,10 +171,10 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Latent:
-    """LATENT: video (1, C, F, H, W), audio (1, C, T, M), or both as one.
+    """LATENT: video (1, C, F, H, W), audio (1, C, T, M), or both.
 
-    Masks say how much is generated, 1 all, 0 kept: (1, 1, F or 1, H or 1, W or 1) for video,
-    (1, 1, T or 1, 1) for audio; ``None`` is all.
+    Noise masks are 1 where everything is generated and 0 where the latent is preserved:
+    (1, 1, F or 1, H or 1, W or 1) for video, (1, 1, T or 1, 1) for audio; ``None`` is all ones.
     """
 
     video: Tensor | None = None
@@ -182,12 +183,12 @@ class Latent:
     audio_mask: Tensor | None = None
 
     @property
-    def is_both(self) -> bool:
-        """Whether it is an audio-video latent."""
+    def is_audio_video(self) -> bool:
+        """True for an audio-video latent."""
         return self.video is not None and self.audio is not None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is, by name; :meth:`of` reads it back."""
+        """Return the tensors by name; :meth:`from_tensors` is the inverse."""
         found = {
             "video": self.video, "audio": self.audio,
             "video_mask": self.video_mask, "audio_mask": self.audio_mask,
@@ -195,13 +196,13 @@ class Latent:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor]) -> Latent:
-        """The latent of :meth:`tensors`."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Latent:
+        """Return the latent of :meth:`tensors`."""
         names = ("video", "audio", "video_mask", "audio_mask")
         return cls(**{name: tensors.get(name) for name in names})
 
     def full_video_mask(self) -> Tensor:
-        """The video's mask (1, 1, F, H, W), ones where there was none."""
+        """Return the video mask (1, 1, F, H, W), all ones if there is none."""
         if self.video is None:
             raise ValueError("an audio latent has no video mask")
         _, _, f, h, w = self.video.shape
@@ -215,7 +216,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Noise:
-    """NOISE: that of a seed; ``empty`` is none to start from, while samplers still draw theirs."""
+    """NOISE: the noise of a seed; ``empty``: no initial noise, only the sampler's own."""
 
     seed: int = 0
     empty: bool = False
@@ -223,16 +224,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Sampler:
-    """SAMPLER: a name of ``sampling.samplers`` and its dials.
-
-    ``video_factors`` and ``audio_factors`` normalise predictions step by step
-    (``LTXVNormalizingSampler``).
-    """
+    """SAMPLER: a name of :mod:`latent_ladder.sampling.samplers`, and its options."""
 
     name: str
     options: SamplerOptions = field(default_factory=SamplerOptions)
-    video_factors: tuple[float, ...] = ()
-    audio_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,7 +239,7 @@ class SigmaList:
 
 @dataclass(frozen=True)
 class StreamTerms:
-    """How a guider guides one stream; the names are those of ``sampling.guiders.Guidance``."""
+    """The guidance of one stream; fields as in :class:`latent_ladder.sampling.guiders.Guidance`."""
 
     cfg: float = 1.0
     stg: float = 0.0
@@ -257,11 +252,11 @@ class StreamTerms:
 
 @dataclass(frozen=True)
 class Guider:
-    """GUIDER: a model, its prompts, and the terms for video and audio.
+    """GUIDER: a model, its prompts, and the guidance of the video and audio streams.
 
-    ``negative`` may be missing where no term needs it. ``always_uncond``: the negative prompt is
-    evaluated even where no scale asks for it. ``by_sigma`` replaces the terms of both streams by
-    those of the nearest sigma above; over ``zero_above`` the prediction is zero.
+    ``negative`` may be ``None`` if no term needs it. ``always_uncond``: the negative prompt is
+    evaluated even if no scale needs it. ``terms_by_sigma`` replaces the terms of both streams by
+    those of the nearest sigma above; above ``zero_above_sigma`` the prediction is zero.
     """
 
     model: Model
@@ -270,85 +265,93 @@ class Guider:
     video: StreamTerms
     audio: StreamTerms
     always_uncond: bool = False
-    by_sigma: tuple[tuple[float, StreamTerms], ...] = ()
-    zero_above: float = math.inf
+    terms_by_sigma: tuple[tuple[float, StreamTerms], ...] = ()
+    zero_above_sigma: float = math.inf
 
 
 @dataclass(frozen=True)
 class GuiderParameters:
-    """GUIDER_PARAMETERS: terms by modality, ``"VIDEO"`` and ``"AUDIO"``."""
+    """GUIDER_PARAMETERS: settings by modality, ``"VIDEO"`` and ``"AUDIO"``."""
 
     terms: dict[str, StreamTerms]
-    perturbs: dict[str, bool]
-    cross: dict[str, bool]
+    perturb_attn: dict[str, bool]
+    cross_attn: dict[str, bool]
 
 
-# --- pictures, sound, clips ---------------------------------------------------------------------
+# --- images, audio, videos ----------------------------------------------------------------------
 
 Chunks = Iterator[Tensor]
 
 
 @dataclass(frozen=True)
 class Images:
-    """IMAGE: ``count`` frames, made anew each time somebody goes through them.
+    """IMAGE: a stream of ``count`` frames that is computed again each time it is read.
 
-    ``pixels()`` gives chunks (n, 3, height, width) float32, 0..1, on any device. ``integers``,
-    where a source has them more exactly than rounding ``pixels`` would, gives chunks (n, H, W, 3)
-    uint8. ``smaller()`` gives the same frames made with less memory, ``None`` where that ends.
+    ``pixels()`` returns chunks (n, 3, height, width) float32, 0..1, on any device.
+    ``pixels_uint8()`` returns chunks (n, H, W, 3) uint8; it is set if the source has them more
+    exactly than rounding ``pixels`` would. ``lower_memory()`` returns the same frames computed with
+    less memory, ``None`` if that is not possible.
     """
 
     count: int
     width: int
     height: int
     pixels: Callable[[], Chunks]
-    integers: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
-    smaller: Callable[[], Images | None] = lambda: None
+    pixels_uint8: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
+    lower_memory: Callable[[], Images | None] = lambda: None
 
     @classmethod
-    def of(cls, frames: Tensor) -> Images:
-        """Frames (N, 3, H, W) that are there already."""
+    def from_tensor(cls, frames: Tensor) -> Images:
+        """Return a stream of the frames (N, 3, H, W)."""
         n, _, height, width = frames.shape
         return cls(n, width, height, lambda: iter(torch.split(frames, 8)))
 
-    def whole(self) -> Tensor:
-        """All frames at once, (N, 3, H, W) float32 on the CPU."""
+    def to_tensor(self) -> Tensor:
+        """Return all frames at once, (N, 3, H, W) float32 on the CPU."""
         return torch.cat([chunk.float().cpu() for chunk in self.pixels()])
 
-    def mapped(
+    def map(
         self, change: Callable[[Tensor], Tensor], size: tuple[int, int] | None = None
     ) -> Images:
-        """The frames changed chunk by chunk; ``size`` (width, height) is what they become."""
+        """Return the frames after ``change``, applied chunk by chunk.
+
+        ``size`` is their new (width, height).
+        """
         width, height = size or (self.width, self.height)
 
-        def fewer() -> Images | None:
-            less = self.smaller()
-            return None if less is None else less.mapped(change, size)
+        def lower_memory() -> Images | None:
+            source = self.lower_memory()
+            return None if source is None else source.map(change, size)
 
         return Images(
-            self.count, width, height, lambda: (change(c) for c in self.pixels()), smaller=fewer
+            self.count,
+            width,
+            height,
+            lambda: (change(c) for c in self.pixels()),
+            lower_memory=lower_memory,
         )
 
     def first(self, count: int) -> Images:
-        """Only the first ``count`` frames."""
+        """Return the first ``count`` frames."""
         if count >= self.count:
             return self
 
-        def fewer() -> Images | None:
-            less = self.smaller()
-            return None if less is None else less.first(count)
+        def lower_memory() -> Images | None:
+            source = self.lower_memory()
+            return None if source is None else source.first(count)
 
         return replace(
-            self, count=count, pixels=lambda: _first(self.pixels(), count), integers=None,
-            smaller=fewer,
+            self, count=count, pixels=lambda: _take(self.pixels(), count), pixels_uint8=None,
+            lower_memory=lower_memory,
         )  # fmt: skip
 
 
-def _first(chunks: Chunks, count: int) -> Chunks:
-    left = count
+def _take(chunks: Chunks, count: int) -> Chunks:
+    remaining = count
     for chunk in chunks:
-        yield chunk[:left]
-        left -= len(chunk)
-        if left <= 0:
+        yield chunk[:remaining]
+        remaining -= len(chunk)
+        if remaining <= 0:
             return
 
 
@@ -369,7 +372,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class Video:
-    """VIDEO: pictures with a rate and perhaps sound; ``file`` where it is a file as it is."""
+    """VIDEO: images, frame rate and audio; ``file`` is set for an unmodified file."""
 
     images: Images
     fps: Fraction
@@ -379,4 +382,4 @@ class Video:
 
 
 Value = Any
-"""A value on a link: one of the classes above, or plain text, numbers, booleans."""
+"""A value on a link: one of the classes above, or a string, number or boolean."""

@@ -1,1 +1,1 @@
-"""Audio VAE and vocoder."""
+"""Audio VAE (log-mel spectrograms and latents) and vocoder."""

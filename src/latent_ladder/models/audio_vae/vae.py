@@ -1,8 +1,8 @@
-"""Waveforms <-> audio latents: log-mel front end, audio VAE and vocoder, all in float32.
+"""Encoding and decoding of waveforms: log-mel front end, audio VAE and vocoder, all in float32.
 
-Front end of the reference implementation: 16 kHz, 1024-point STFT every 160 samples, magnitudes,
-64 Slaney mel bands to 8 kHz, ``log(max(x, 1e-5))``. One audio latent frame is four mel frames
-(25 a second); decoding gives 4 T - 3 mel frames. Knows nothing of stages or sound files.
+Front end of the reference implementation: 16 kHz, 1024-point STFT with a hop of 160 samples,
+magnitudes, 64 Slaney mel bands up to 8 kHz, ``log(max(x, 1e-5))``. One audio latent frame is four
+mel frames (25 latent frames per second); T latent frames decode to 4 T - 3 mel frames.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import MediaError
-from latent_ladder.models.audio_vae import networks as audio_coder
-from latent_ladder.models.audio_vae.networks import load_audio_decoder, load_audio_encoder
+from latent_ladder.models.audio_vae.networks import (
+    AudioDecoder,
+    AudioEncoder,
+    load_audio_decoder,
+    load_audio_encoder,
+)
 from latent_ladder.models.audio_vae.vocoder import Vocoder, load_vocoder, vocode
-from latent_ladder.models.network_configs import AudioCoder
-from latent_ladder.models.vae_loading import Statistics, statistics
+from latent_ladder.models.network_configs import AudioVaeConfig
+from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 
 MEL_RATE = 16000
 N_FFT = 1024
@@ -33,25 +37,28 @@ FADE_S = 0.005
 
 
 @dataclass(frozen=True)
-class AudioDecoder:
-    """A loaded audio VAE with its vocoder; a part that was not asked for is None."""
+class AudioVae:
+    """Loaded audio VAE with its vocoder; a part that was not loaded is None."""
 
-    encoder: audio_coder.AudioEncoder | None
-    decoder: audio_coder.AudioDecoder | None
+    encoder: AudioEncoder | None
+    decoder: AudioDecoder | None
     vocoder: Vocoder | None
-    coder: AudioCoder
-    statistics: Statistics
+    config: AudioVaeConfig
+    statistics: LatentStatistics
     device: torch.device
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that :meth:`decode` gives."""
+        """Sample rate of the waveforms from :meth:`decode`, in Hz."""
         if self.vocoder is None:
             raise ValueError("this audio VAE was loaded without its vocoder")
         return self.vocoder.sample_rate
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (1, C, T, M) -> stereo waveform (2, S) float32 on the CPU, -1..1."""
+        """Decode normalised latents (1, C, T, M) to a stereo waveform (2, S) in -1..1.
+
+        The waveform is float32, on the CPU.
+        """
         mel = self.decode_mel(latents)
         if self.vocoder is None:
             raise ValueError("this audio VAE was loaded without its vocoder")
@@ -59,7 +66,7 @@ class AudioDecoder:
 
     @torch.no_grad()
     def decode_mel(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, T, M) -> log-mel (B, 2, 4 T - 3, 64)."""
+        """Decode normalised latents (B, C, T, M) to log-mel (B, 2, 4 T - 3, 64)."""
         if self.decoder is None:
             raise ValueError("this audio VAE was loaded without its decoder")
         mean, std = self._statistics(latents)
@@ -67,27 +74,30 @@ class AudioDecoder:
         return mel
 
     def encode(self, waveform: Tensor, rate: int) -> Tensor:
-        """Waveform (channels, S) at ``rate`` -> normalised latents (1, C, T, M), float32.
+        """Encode a waveform (channels, S) at ``rate`` Hz to normalised latents (1, C, T, M).
 
-        Mono is doubled; of more than two channels the first two count.
+        Mono is duplicated; of more than two channels the first two are used. Raises
+        :class:`MediaError` for a waveform of another shape or without samples.
         """
         if waveform.ndim != 2 or not waveform.numel():
-            raise MediaError(f"a waveform of shape {list(waveform.shape)}, not (channels, samples)")
+            raise MediaError(
+                f"waveform of shape {list(waveform.shape)}, expected (channels, samples)"
+            )
         stereo = waveform.expand(2, -1) if waveform.shape[0] == 1 else waveform[:2]
         return self.encode_mel(log_mel(resample(stereo.float(), rate, MEL_RATE)[None]))
 
     @torch.no_grad()
     def encode_mel(self, mel: Tensor) -> Tensor:
-        """Log-mel (B, 2, T, 64) -> normalised latents (B, C, T', M): the distribution's mean."""
+        """Encode log-mel (B, 2, T, 64) to normalised latents (B, C, T', M), the mean."""
         if self.encoder is None:
             raise ValueError("this audio VAE was loaded without its encoder")
-        means = self.encoder(mel.to(self.device, torch.float32))[:, : self.coder.latent_channels]
+        means = self.encoder(mel.to(self.device, torch.float32))[:, : self.config.latent_channels]
         mean, std = self._statistics(means)
         latents: Tensor = (means - mean) / std
         return latents
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The statistics are per channel and mel band, channel-major."""
+        """Mean and standard deviation per channel and mel band (channel-major), (C, 1, M)."""
         mean, std = (
             values.view(latents.shape[1], 1, -1)
             for values in (self.statistics.mean, self.statistics.std)
@@ -95,48 +105,52 @@ class AudioDecoder:
         return mean, std
 
 
-def load_audio(
+def load_audio_vae(
     vae: Component,
     vocoder: Component | None,
     *,
     device: torch.device | str,
     parts: Collection[str] = ("encoder", "decoder"),
-) -> AudioDecoder:
-    """Load the ``parts`` of an audio VAE, and its vocoder where one is given; always float32."""
+) -> AudioVae:
+    """Load the ``parts`` of an audio VAE and, if given, its vocoder; always in float32.
+
+    Raises :class:`UnknownLayout` for an unsupported VAE or vocoder.
+    """
     encoder = load_audio_encoder(vae, device=device) if "encoder" in parts else None
     decoder = load_audio_decoder(vae, device=device) if "decoder" in parts else None
     loaded = decoder or encoder
     if loaded is None:
         raise ValueError(f"parts {parts!r} name neither encoder nor decoder")
-    return AudioDecoder(
+    return AudioVae(
         encoder,
         decoder,
         None if vocoder is None else load_vocoder(vocoder, device=device),
-        loaded.coder,
-        statistics(vae, device),
+        loaded.config,
+        read_latent_statistics(vae, device),
         torch.device(device),
     )
 
 
 def fit_length(waveform: Tensor, n_frames: int, fps: Fraction, rate: int) -> Tensor:
-    """Cut or pad (channels, S) with silence to exactly ``round(n_frames / fps * rate)`` samples.
+    """Cut a waveform (channels, S), or pad it with silence, to the duration of ``n_frames``.
 
-    The last 5 ms before a cut or the silence fade out, so that neither clicks.
+    The result has exactly ``round(n_frames / fps * rate)`` samples. The last 5 ms before the cut
+    or the silence fade out, to avoid a click.
     """
     length = round(Fraction(n_frames) / fps * rate)
     if waveform.shape[-1] == length:
         return waveform
-    kept = waveform[..., :length].clone()
-    fade = min(int(FADE_S * rate), kept.shape[-1])
-    kept[..., kept.shape[-1] - fade :] *= torch.linspace(1, 0, fade + 1)[1:].to(kept)
-    return F.pad(kept, (0, length - kept.shape[-1]))
+    cut = waveform[..., :length].clone()
+    fade = min(int(FADE_S * rate), cut.shape[-1])
+    cut[..., cut.shape[-1] - fade :] *= torch.linspace(1, 0, fade + 1)[1:].to(cut)
+    return F.pad(cut, (0, length - cut.shape[-1]))
 
 
 # --- front end ----------------------------------------------------------------------------------
 
 
 def log_mel(waveform: Tensor) -> Tensor:
-    """Waveform (B, 2, S) at 16 kHz -> log-mel (B, 2, T, 64), one frame per 160 samples."""
+    """Convert a waveform (B, 2, S) at 16 kHz to log-mel (B, 2, T, 64), a frame per 160 samples."""
     batch, channels, _ = waveform.shape
     spectrum = torch.stft(
         waveform.flatten(0, 1),
@@ -154,9 +168,10 @@ def log_mel(waveform: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _mel_filters(bands: int = 64, top_hz: float = MEL_RATE / 2) -> Tensor:
-    """Triangles of equal area between ``bands + 2`` points even on the Slaney mel scale.
+    """Triangular mel filters (bands, bins) of equal area, evenly spaced on the Slaney mel scale.
 
-    Slaney's Auditory Toolbox (1998): linear to 1 kHz (200/3 Hz per mel), then 27 steps to 6.4 kHz.
+    The scale is linear up to 1 kHz (200/3 Hz per mel), then logarithmic (27 mel up to 6.4 kHz).
+    Source: Slaney, Auditory Toolbox (1998).
     """
     break_hz, hz_per_mel, log_step = 1000.0, 200.0 / 3, math.log(6.4) / 27
     break_mel = break_hz / hz_per_mel
@@ -175,8 +190,11 @@ def _mel_filters(bands: int = 64, top_hz: float = MEL_RATE / 2) -> Tensor:
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
-    """(channels, S) from ``rate`` to ``new_rate``: band-limited sinc, Hann window of 6 zero
-    crossings, roll-off 0.99 (J. O. Smith, Digital Audio Resampling), as the reference does."""
+    """Resample (channels, S) from ``rate`` to ``new_rate`` Hz with a band-limited sinc filter.
+
+    Hann window of 6 zero crossings, roll-off 0.99, as in the reference. Source: J. O. Smith,
+    Digital Audio Resampling.
+    """
     if rate == new_rate:
         return waveform
     divisor = math.gcd(rate, new_rate)
@@ -190,7 +208,7 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _sinc_kernels(old: int, new: int) -> tuple[Tensor, int]:
-    """One kernel per output phase, and how far they reach back."""
+    """Sinc kernels, one per output phase, and their width in samples before the current one."""
     crossings = 6
     cutoff = min(old, new) * 0.99
     width = math.ceil(crossings * old / cutoff)

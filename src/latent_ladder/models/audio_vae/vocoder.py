@@ -1,13 +1,13 @@
-"""The vocoder: log-mel spectrograms to waveforms, under the files' own names, always in float32.
+"""Vocoder: log-mel spectrograms to waveforms, always in float32; named as in the checkpoints.
 
-A generator of transposed convolutions and residual blocks in the manner of HiFi-GAN (LTX-2.0: leaky
-ReLU, 24 kHz) or BigVGAN (LTX-2.3: snake activations on twice the rate, so that their overtones do
-not fold back). In 2.3 its 16 kHz waveform is clamped, resampled to 48 kHz, and a second generator
-adds the band that is missing. bfloat16 would cost 40-90 % in spectral metrics.
+The generator has transposed convolutions and residual blocks, as in HiFi-GAN (LTX-2.0: leaky
+ReLU, 24 kHz) or BigVGAN (LTX-2.3: snake activations at twice the rate, to avoid aliasing). In
+LTX-2.3 its 16 kHz waveform is clamped and resampled to 48 kHz, and a second generator adds the
+missing high band (bandwidth extension). bfloat16 would lose 40-90 % in spectral metrics.
 
-Long sounds are made in pieces with as much context on both sides as the layers see: equal to
-the whole within rounding, in memory that does not grow. Sources: BigVGAN (arXiv 2206.04658),
-HiFi-GAN (arXiv 2010.05646), the vocoder of ltx-core.
+Long audio is generated in chunks with as much context on both sides as the layers see: equal to
+the whole within rounding, in memory that does not depend on the length. Sources: BigVGAN
+(arXiv 2206.04658), HiFi-GAN (arXiv 2010.05646), the vocoder of ltx-core.
 """
 
 from __future__ import annotations
@@ -24,21 +24,27 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models import network_configs as dims
 from latent_ladder.models.audio_vae.snake_beta import FILTER_TAPS, SnakeActivation
-from latent_ladder.models.vae_loading import load_part
+from latent_ladder.models.network_configs import (
+    BandwidthExtensionConfig,
+    GeneratorConfig,
+    bandwidth_extension_config,
+    generator_config,
+    shapes_below,
+)
+from latent_ladder.models.vae_loading import load_network
 
 MEL_FRAMES_PER_SECOND = 100
-"""16 kHz at a hop of 160, in every published model."""
-PIECE_FRAMES = 500
-"""Spectrogram frames that a generator sees at once, those around a piece included: 5 s of sound
-in the main generator, 2.5 s in the extension. The published ones take 0.13 GB for it."""
+"""Mel frames per second of all published models: 16 kHz with a hop of 160 samples."""
+CHUNK_FRAMES = 500
+"""Spectrogram frames that a generator processes at once, context included: 5 s of audio in the
+main generator, 2.5 s in the bandwidth extension. The published ones need 0.13 GB for it."""
 MEL_FLOOR = 1e-5
 SLOPE, LAST_SLOPE = 0.1, 0.01
 
 
-class _Residual(nn.Module):
-    """Pairs of convolutions, the first of each dilated, each after an activation."""
+class _ResidualBlock(nn.Module):
+    """Residual block: pairs of convolutions (the first dilated), each after an activation."""
 
     def __init__(self, width: int, kernel: int, dilations: tuple[int, ...], snake: bool) -> None:
         super().__init__()
@@ -69,53 +75,53 @@ class _Residual(nn.Module):
 
 
 class Generator(nn.Module):
-    """Spectrogram (B, in, T) -> waveform (B, out, T * product of the rates)."""
+    """Generator: spectrogram (B, in, T) to waveform (B, out, T * product of the rates)."""
 
-    def __init__(self, shape: dims.WaveGenerator) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.shape = shape
-        snake = shape.activation == "snakebeta"
-        width = shape.hidden
-        self.conv_pre = nn.Conv1d(shape.in_channels, width, 7, padding=3)
+        self.config = config
+        snake = config.activation == "snakebeta"
+        width = config.hidden
+        self.conv_pre = nn.Conv1d(config.in_channels, width, 7, padding=3)
         self.ups = nn.ModuleList()
         self.resblocks = nn.ModuleList()
-        for rate, kernel in zip(shape.rates, shape.kernels, strict=True):
+        for rate, kernel in zip(config.rates, config.kernels, strict=True):
             padding = (kernel - rate) // 2
             self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, rate, padding))
             width //= 2
-            for size, dilations in zip(shape.block_kernels, shape.dilations, strict=True):
-                self.resblocks.append(_Residual(width, size, dilations, snake))
+            for size, dilations in zip(config.block_kernels, config.dilations, strict=True):
+                self.resblocks.append(_ResidualBlock(width, size, dilations, snake))
         if snake:
             self.act_post = SnakeActivation(width)
-        self.conv_post = nn.Conv1d(width, shape.out_channels, 7, padding=3, bias=shape.final_bias)
+        self.conv_post = nn.Conv1d(width, config.out_channels, 7, padding=3, bias=config.final_bias)
 
     @property
     def rate(self) -> int:
         """Samples per spectrogram frame."""
-        return math.prod(self.shape.rates)
+        return math.prod(self.config.rates)
 
     @property
     def context(self) -> int:
-        """Spectrogram frames on each side that a sample depends on, rounded up."""
-        snake = self.shape.activation == "snakebeta"
+        """Context of an output sample: spectrogram frames on each side, rounded up."""
+        snake = self.config.activation == "snakebeta"
         around = FILTER_TAPS // 2 + 1 if snake else 0
         reach, rate = 3.0, 1
-        for step, kernel in zip(self.shape.rates, self.shape.kernels, strict=True):
+        for step, kernel in zip(self.config.rates, self.config.kernels, strict=True):
             reach += kernel / step / rate
             rate *= step
             widest = max(
                 sum((size - 1) // 2 * (d + 1) + 2 * around for d in dilations)
                 for size, dilations in zip(
-                    self.shape.block_kernels, self.shape.dilations, strict=True
+                    self.config.block_kernels, self.config.dilations, strict=True
                 )
             )
             reach += widest / rate
         return math.ceil(reach + (3 + around) / rate) + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """The whole at once."""
-        snake = self.shape.activation == "snakebeta"
-        per_stage = len(self.shape.block_kernels)
+        """Generate the waveform of the whole spectrogram ``x``."""
+        snake = self.config.activation == "snakebeta"
+        per_stage = len(self.config.block_kernels)
         x = self.conv_pre(x)
         for number, up in enumerate(self.ups):
             x = up(x if snake else F.leaky_relu(x, SLOPE))
@@ -125,36 +131,36 @@ class Generator(nn.Module):
                 total += block(x)
             x = total.div_(per_stage) if others else total
         x = self.act_post(x) if snake else F.leaky_relu(x, LAST_SLOPE)
-        return _bounded(self.conv_post(x), self.shape.final)
+        return _limit(self.conv_post(x), self.config.final)
 
 
-def in_pieces(
-    run: Callable[[Tensor], Tensor], x: Tensor, piece: int, context: int, gain: int
+def run_in_chunks(
+    run: Callable[[Tensor], Tensor], x: Tensor, chunk: int, context: int, gain: int
 ) -> Tensor:
-    """``run`` (B, C, N) -> (B, D, N * gain), about ``piece`` values at a time, ``context`` around.
+    """Apply ``run``, (B, C, N) to (B, D, N * gain), to ``x`` in chunks with context.
 
-    A sound not longer than a piece with its context is run whole; how others are cut depends on
-    their length alone. ``piece`` and ``context`` keep to a grid that ``run`` has.
+    Each chunk has ``chunk`` values and ``context`` values on each side; an input not longer than
+    that is run whole. ``chunk`` and ``context`` must be multiples of the hop of ``run``, if any.
     """
     count = x.shape[-1]
-    if count <= piece + 2 * context:
+    if count <= chunk + 2 * context:
         return run(x)
     out = None
-    for start in range(0, count, piece):
-        stop = min(start + piece, count)
+    for start in range(0, count, chunk):
+        stop = min(start + chunk, count)
         left, right = max(start - context, 0), min(stop + context, count)
-        made = run(x[..., left:right])
+        output = run(x[..., left:right])
         if out is None:
-            out = made.new_empty((*made.shape[:-1], count * gain))
-        kept = slice((start - left) * gain, (stop - left) * gain)
-        out[..., start * gain : stop * gain] = made[..., kept]
+            out = output.new_empty((*output.shape[:-1], count * gain))
+        inner = slice((start - left) * gain, (stop - left) * gain)
+        out[..., start * gain : stop * gain] = output[..., inner]
     assert out is not None
     return out
 
 
-def _piece(context: int) -> int:
-    """How many spectrogram frames are made sound of at a time, with ``context`` on both sides."""
-    return max(PIECE_FRAMES - 2 * context, PIECE_FRAMES // 2)
+def _chunk_frames(context: int) -> int:
+    """Spectrogram frames per chunk, without the ``context`` on both sides."""
+    return max(CHUNK_FRAMES - 2 * context, CHUNK_FRAMES // 2)
 
 
 _BOUNDS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
@@ -164,14 +170,14 @@ _BOUNDS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _bounded(x: Tensor, final: str | None) -> Tensor:
+def _limit(x: Tensor, final: str | None) -> Tensor:
     return _BOUNDS[final](x)
 
 
 class _Stft(nn.Module):
-    """A windowed Fourier transform as a convolution with the file's own basis."""
+    """Short-time Fourier transform as a convolution with the basis in the checkpoint."""
 
-    def __init__(self, extension: dims.BandwidthExtension) -> None:
+    def __init__(self, extension: BandwidthExtensionConfig) -> None:
         super().__init__()
         self.forward_basis: Tensor
         shape = (2 * (extension.n_fft // 2 + 1), 1, extension.n_fft)
@@ -180,9 +186,9 @@ class _Stft(nn.Module):
 
 
 class _MelStft(nn.Module):
-    """Waveform (B, N) -> log-mel (B, mels, N / hop), looking back only."""
+    """Causal log-mel spectrogram: waveform (B, N) to (B, mels, N / hop)."""
 
-    def __init__(self, extension: dims.BandwidthExtension) -> None:
+    def __init__(self, extension: BandwidthExtensionConfig) -> None:
         super().__init__()
         self.hop, self.window = extension.hop, extension.window
         self.mel_basis: Tensor
@@ -195,10 +201,10 @@ class _MelStft(nn.Module):
         return (self.mel_basis @ torch.hypot(real, imaginary)).clamp(min=MEL_FLOOR).log()
 
 
-class _WithExtension(nn.Module):
-    """Both generators of LTX-2.3 and the spectrogram between them."""
+class _VocoderWithExtension(nn.Module):
+    """Vocoder of LTX-2.3: two generators and the spectrogram between them."""
 
-    def __init__(self, main: dims.WaveGenerator, extension: dims.BandwidthExtension) -> None:
+    def __init__(self, main: GeneratorConfig, extension: BandwidthExtensionConfig) -> None:
         super().__init__()
         self.vocoder = Generator(main)
         self.bwe_generator = Generator(extension.generator)
@@ -207,59 +213,62 @@ class _WithExtension(nn.Module):
 
 @dataclass(frozen=True)
 class Vocoder:
-    """Mel frames -> waveform. ``extension`` is None for the one-stage vocoder of LTX-2.0."""
+    """Loaded vocoder. For LTX-2.0 ``bwe_generator``, ``mel_stft`` and ``extension`` are None."""
 
     main: Generator
-    wide: Generator | None
-    bands: nn.Module | None
-    extension: dims.BandwidthExtension | None
+    bwe_generator: Generator | None
+    mel_stft: nn.Module | None
+    extension: BandwidthExtensionConfig | None
     sample_rate: int
 
 
 @torch.no_grad()
 def vocode(vocoder: Vocoder, mel: Tensor) -> Tensor:
-    """Log-mel (B, 2, T, 64) -> waveform (B, 2, S) at ``vocoder.sample_rate``, float32, -1..1."""
-    # bfloat16 autocast around a whole stage must not reach in here.
+    """Convert log-mel (B, 2, T, 64) to a waveform (B, 2, S) in -1..1, float32.
+
+    Its sample rate is ``vocoder.sample_rate``.
+    """
+    # A bfloat16 autocast around the caller must not apply here.
     with torch.autocast(mel.device.type, enabled=False):
-        low = low_band(vocoder, mel)
+        low = vocode_low_band(vocoder, mel)
         extension = vocoder.extension
-        if extension is None or vocoder.wide is None or vocoder.bands is None:
+        if extension is None or vocoder.bwe_generator is None or vocoder.mel_stft is None:
             return low
         samples, hop = low.shape[-1], extension.hop
-        # The spectrogram looks back by a window.
-        context = vocoder.wide.context + math.ceil(extension.window / hop)
-        wide = in_pieces(
-            partial(_widened, vocoder.wide, vocoder.bands, extension),
+        # The spectrogram needs one window of context before a frame.
+        context = vocoder.bwe_generator.context + math.ceil(extension.window / hop)
+        extended = run_in_chunks(
+            partial(_extend_bandwidth, vocoder.bwe_generator, vocoder.mel_stft, extension),
             F.pad(low, (0, -samples % hop)),
-            _piece(context) * hop,
+            _chunk_frames(context) * hop,
             context * hop,
             extension.gain,
         )
-        return wide[..., : samples * extension.gain]
+        return extended[..., : samples * extension.gain]
 
 
 @torch.no_grad()
-def low_band(vocoder: Vocoder, mel: Tensor) -> Tensor:
-    """The waveform before bandwidth extension, at the extension's input rate."""
+def vocode_low_band(vocoder: Vocoder, mel: Tensor) -> Tensor:
+    """Waveform (B, 2, S) of the main generator, before bandwidth extension."""
     main = vocoder.main
     with torch.autocast(mel.device.type, enabled=False):
         x = mel.float().transpose(2, 3).flatten(1, 2)
-        return in_pieces(main, x, _piece(main.context), main.context, main.rate)
+        return run_in_chunks(main, x, _chunk_frames(main.context), main.context, main.rate)
 
 
-def _widened(
-    generator: Generator, bands: nn.Module, extension: dims.BandwidthExtension, low: Tensor
+def _extend_bandwidth(
+    generator: Generator, mel_stft: nn.Module, extension: BandwidthExtensionConfig, low: Tensor
 ) -> Tensor:
-    """(B, C, N) -> (B, C, N * gain): the low band interpolated, and the band above it added."""
-    mel = bands(low.flatten(0, 1)).unflatten(0, low.shape[:2]).flatten(1, 2)
+    """Extend the bandwidth of ``low`` (B, C, N): upsample it and add the generated high band."""
+    mel = mel_stft(low.flatten(0, 1)).unflatten(0, low.shape[:2]).flatten(1, 2)
     high: Tensor = generator(mel)
-    return high.add_(interpolated(low, extension.gain)).clamp_(-1, 1)
+    return high.add_(upsample_sinc(low, extension.gain)).clamp_(-1, 1)
 
 
-def interpolated(waveform: Tensor, factor: int) -> Tensor:
-    """(B, C, N) -> (B, C, N * factor): band-limited, a sinc of 6 crossings under a cosine window.
+def upsample_sinc(waveform: Tensor, factor: int) -> Tensor:
+    """Upsample (B, C, N) to (B, C, N * factor) with a sinc filter: 6 crossings, cosine window.
 
-    Ends are continued with their last sample. Roll-off 0.99, as in the reference.
+    The ends are padded with their last sample. Roll-off 0.99, as in the reference.
     """
     rolloff, crossings = 0.99, 6
     width = math.ceil(crossings / rolloff)
@@ -269,32 +278,32 @@ def interpolated(waveform: Tensor, factor: int) -> Tensor:
     kernel = (torch.sinc(time) * window * rolloff / factor).to(waveform)[None, None]
     batch, channels, count = waveform.shape
     flat = F.pad(waveform.reshape(-1, 1, count), (width, width), mode="replicate")
-    spread = factor * F.conv_transpose1d(flat, kernel, stride=factor)
+    upsampled = factor * F.conv_transpose1d(flat, kernel, stride=factor)
     start = 2 * width * factor
-    return spread[..., start : start + count * factor].reshape(batch, channels, -1)
+    return upsampled[..., start : start + count * factor].reshape(batch, channels, -1)
 
 
 def load_vocoder(component: Component, *, device: torch.device | str) -> Vocoder:
-    """A vocoder, always float32. Raises :class:`UnknownLayout`."""
+    """Load a vocoder, always in float32; raises :class:`UnknownLayout` for an unsupported one."""
     shapes, config = component.shapes(), component.config
-    extension = dims.bandwidth_extension(shapes, config)
-    load = partial(load_part, component, "", device=device, dtype=torch.float32)
+    extension = bandwidth_extension_config(shapes, config)
+    load = partial(load_network, component, "", device=device, dtype=torch.float32)
     if extension is None:
-        main = dims.wave_generator(shapes, config, last="clamp")
+        main = generator_config(shapes, config, last="clamp")
         generator = load(partial(Generator, main))
-        return Vocoder(generator, None, None, None, _rate(main))
+        return Vocoder(generator, None, None, None, _output_rate(main))
     section = config.get("vocoder", {})
-    main = dims.wave_generator(dims.below(shapes, "vocoder."), section, last="clamp")
-    if extension.input_rate != _rate(main):
+    main = generator_config(shapes_below(shapes, "vocoder."), section, last="clamp")
+    if extension.input_rate != _output_rate(main):
         raise UnknownLayout(
-            f"vocoder: its first stage gives {_rate(main)} Hz, its extension takes "
-            f"{extension.input_rate}"
+            f"vocoder: the main generator outputs {_output_rate(main)} Hz, the bandwidth extension "
+            f"expects {extension.input_rate} Hz"
         )
-    network = load(partial(_WithExtension, main, extension))
+    network = load(partial(_VocoderWithExtension, main, extension))
     return Vocoder(
         network.vocoder, network.bwe_generator, network.mel_stft, extension, extension.output_rate
     )
 
 
-def _rate(main: dims.WaveGenerator) -> int:
+def _output_rate(main: GeneratorConfig) -> int:
     return MEL_FRAMES_PER_SECOND * math.prod(main.rates)

@@ -1,8 +1,8 @@
-"""The latent upsamplers as networks, in the names of the original files.
+"""Latent upsampler networks; modules are named as in the checkpoints.
 
-Residual blocks, one layer that turns channels into positions (or frames), residual blocks. Norms
-are over groups of channels and all positions and frames, so a clip is upsampled whole.
-Maths: ltx_core ``LatentUpsampler``; goldens ``upsample.*``.
+Residual blocks, one layer that moves channels into pixels or frames, and residual blocks. Norms
+are over groups of channels and all pixels and frames (GroupNorm), so a clip is upsampled whole.
+Source: ltx_core ``LatentUpsampler``; goldens ``upsample.*``.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models import network_configs as dims
-from latent_ladder.models.vae_loading import load_part
+from latent_ladder.models.network_configs import (
+    UpsamplerConfig,
+    upsampler_config,
+)
+from latent_ladder.models.vae_loading import load_network
 
 NORM_GROUPS = 32
 
 RATIOS = {1.5: (3, 2), 2.0: (2, 1), 4.0: (4, 1)}
-"""Scales of the rational resampler: enlarge by the first number, then keep every second-th."""
+"""Scale of the rational resampler as (numerator, denominator): upsample, then stride."""
 
 
-class Block(nn.Module):
-    """Two convolutions with norm and SiLU, plus the input. Overwrites its own activations."""
+class ResidualBlock(nn.Module):
+    """Residual block: two convolutions with norm and SiLU, plus the input."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -36,14 +39,14 @@ class Block(nn.Module):
         self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) -> the same shape."""
+        """Map (B, C, ...) to the same shape; activations are overwritten in place."""
         y = F.silu(self.norm1(self.conv1(x)), inplace=True)
         y = self.norm2(self.conv2(y))
         return F.silu(y.add_(x), inplace=True)
 
 
 class Blur(nn.Module):
-    """Depthwise 5x5 low-pass whose kernel is in the file, keeping every ``stride``-th position."""
+    """Depthwise 5x5 low-pass filter with ``stride``; its kernel is in the checkpoint."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Blur(nn.Module):
         self.register_buffer("kernel", torch.empty(1, 1, 5, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H / stride, W / stride), rounded up."""
+        """Map (B, C, H, W) to (B, C, H / stride, W / stride), rounded up."""
         if self.stride == 1:
             return x
         kernel = cast(Tensor, self.kernel).expand(x.shape[1], 1, 5, 5)
@@ -59,7 +62,8 @@ class Blur(nn.Module):
 
 
 class RationalResampler(nn.Module):
-    """Convolution, pixel shuffle by a ratio's numerator, blur with its denominator as stride."""
+    """Resampling by a ratio: convolution, pixel shuffle by its numerator, blur with its denominator
+    as stride."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
@@ -68,27 +72,28 @@ class RationalResampler(nn.Module):
         self.blur_down = Blur(smaller)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C, H scale, W scale)."""
+        """Map (n, C, H, W) to (n, C, H scale, W scale)."""
         return cast(Tensor, self.blur_down(F.pixel_shuffle(self.conv(x), self.larger)))
 
 
 class PixelShuffle(nn.Module):
-    """(n, 4 C, H, W) -> (n, C, 2 H, 2 W)."""
+    """Pixel shuffle by 2."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Map (n, 4 C, H, W) to (n, C, 2 H, 2 W)."""
         return F.pixel_shuffle(x, 2)
 
 
 class FrameShuffle(nn.Module):
-    """(B, t C, F, H, W) -> (B, C, t F, H, W), or with rows and columns doubled as well."""
+    """Shuffle of channels into twice the frames and, if ``spatial``, twice the rows and columns."""
 
     def __init__(self, spatial: bool) -> None:
         super().__init__()
         self.spatial = spatial
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class; frames are doubled in both cases."""
+        """Map (B, 2 C, F, H, W) to (B, C, 2 F, H, W); with ``spatial`` (B, 8 C, F, H, W) to
+        (B, C, 2 F, 2 H, 2 W)."""
         batch, channels, frames, height, width = x.shape
         side = 2 if self.spatial else 1
         inner = channels // (2 * side * side)
@@ -98,80 +103,84 @@ class FrameShuffle(nn.Module):
 
 
 class UpsamplerNetwork(nn.Module):
-    """Latents as the VAE's encoder gives them -> the same, larger."""
+    """Upsampler network on un-normalised latents, as the VAE's encoder outputs them."""
 
-    def __init__(self, found: dims.Upsampler) -> None:
+    def __init__(self, config: UpsamplerConfig) -> None:
         super().__init__()
-        width, rank = found.mid_channels, found.conv_dims
-        self.frames_alone, self.temporal = rank == 2, found.temporal
-        self.initial_conv = _convolution(found.in_channels, width, rank)
+        width, rank = config.mid_channels, config.conv_dims
+        self.per_frame, self.temporal = rank == 2, config.temporal
+        self.initial_conv = _convolution(config.in_channels, width, rank)
         self.initial_norm = nn.GroupNorm(NORM_GROUPS, width)
-        self.res_blocks = nn.ModuleList(Block(width, rank) for _ in range(found.blocks))
-        self.upsampler = _resampler(found)
+        self.res_blocks = nn.ModuleList(ResidualBlock(width, rank) for _ in range(config.blocks))
+        self.upsampler = _resampler(config)
         self.post_upsample_res_blocks = nn.ModuleList(
-            Block(width, rank) for _ in range(found.blocks)
+            ResidualBlock(width, rank) for _ in range(config.blocks)
         )
-        self.final_conv = _convolution(width, found.in_channels, rank)
+        self.final_conv = _convolution(width, config.in_channels, rank)
 
     @torch.no_grad()
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, F, H, W) -> (B, C, F', H', W')."""
+        """Upsample (B, C, F, H, W) to (B, C, F', H', W')."""
         batch = len(latents)
-        x = _frames(latents) if self.frames_alone else latents
+        x = _merge_frames(latents) if self.per_frame else latents
         x = F.silu(self.initial_norm(self.initial_conv(x)), inplace=True)
         for block in self.res_blocks:
             x = block(x)
-        x = self._resampled(x)
+        x = self._resample(x)
         for block in self.post_upsample_res_blocks:
             x = block(x)
         x = self.final_conv(x)
-        return _clips(x, batch) if self.frames_alone else x
+        return _split_frames(x, batch) if self.per_frame else x
 
-    def _resampled(self, x: Tensor) -> Tensor:
+    def _resample(self, x: Tensor) -> Tensor:
         if self.temporal:
             return cast(Tensor, self.upsampler(x)[:, :, 1:])
-        if self.frames_alone:
+        if self.per_frame:
             return cast(Tensor, self.upsampler(x))
-        # Frame by frame: the layer's output has several times the channels of what remains.
-        frames = [self.upsampler(frames) for frames in torch.split(_frames(x), 1)]
-        return _clips(torch.cat(frames), len(x))
+        # Frame by frame, as the layer's output has several times the channels of the result.
+        frames = [self.upsampler(frames) for frames in torch.split(_merge_frames(x), 1)]
+        return _split_frames(torch.cat(frames), len(x))
 
 
 def load_upsampler_network(
     component: Component, *, device: torch.device | str, dtype: torch.dtype
-) -> tuple[UpsamplerNetwork, dims.Upsampler]:
-    """A latent upsampler and its dimensions."""
-    found = dims.upsampler(component.shapes(), component.config)
-    if found.rational and found.scale not in RATIOS:
+) -> tuple[UpsamplerNetwork, UpsamplerConfig]:
+    """Load a latent upsampler; returns the network and its configuration.
+
+    Raises :class:`UnknownLayout` for an unsupported scale or network.
+    """
+    config = upsampler_config(component.shapes(), component.config)
+    if config.rational and config.scale not in RATIOS:
         raise UnknownLayout(
-            f"latent upsampler: scale {found.scale}, known are {sorted(RATIOS)}",
-            "use an upsampler as published for LTX-2.0 or LTX-2.3",
+            f"latent upsampler: scale {config.scale} is not supported, expected one of "
+            f"{sorted(RATIOS)}",
+            "use a published upsampler of LTX-2.0 or LTX-2.3",
         )
-    build = partial(UpsamplerNetwork, found)
-    return load_part(component, "", build, device=device, dtype=dtype), found
+    build = partial(UpsamplerNetwork, config)
+    return load_network(component, "", build, device=device, dtype=dtype), config
 
 
-def _resampler(found: dims.Upsampler) -> nn.Module:
-    width = found.mid_channels
-    if found.temporal:
-        gain = 8 if found.spatial else 2
+def _resampler(config: UpsamplerConfig) -> nn.Module:
+    width = config.mid_channels
+    if config.temporal:
+        gain = 8 if config.spatial else 2
         layer = nn.Conv3d(width, gain * width, 3, padding=1)
-        return nn.Sequential(layer, FrameShuffle(found.spatial))
-    if found.rational:
-        return RationalResampler(width, found.scale)
+        return nn.Sequential(layer, FrameShuffle(config.spatial))
+    if config.rational:
+        return RationalResampler(width, config.scale)
     return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), PixelShuffle())
 
 
-def _convolution(inputs: int, outputs: int, rank: int) -> nn.Module:
+def _convolution(in_channels: int, out_channels: int, rank: int) -> nn.Module:
     kind = nn.Conv2d if rank == 2 else nn.Conv3d
-    return kind(inputs, outputs, 3, padding=1)
+    return kind(in_channels, out_channels, 3, padding=1)
 
 
-def _frames(x: Tensor) -> Tensor:
-    """(B, C, F, H, W) -> (B F, C, H, W)."""
+def _merge_frames(x: Tensor) -> Tensor:
+    """Merge batch and frames: (B, C, F, H, W) to (B F, C, H, W)."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _clips(frames: Tensor, batch: int) -> Tensor:
-    """The inverse of :func:`_frames`."""
+def _split_frames(frames: Tensor, batch: int) -> Tensor:
+    """Split batch and frames, the inverse of :func:`_merge_frames`."""
     return frames.reshape(batch, -1, *frames.shape[1:]).transpose(1, 2)

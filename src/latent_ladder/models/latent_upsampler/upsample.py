@@ -1,8 +1,8 @@
-"""Latents -> larger latents: spatial x2, spatial x1.5 and temporal x2 upsamplers.
+"""Upsampling of video latents: spatial x2, spatial x1.5 and temporal x2.
 
-The network works on latents as the VAE's encoder gives them, so normalised latents are scaled by
-the video VAE's per-channel statistics before and back after. Only those statistics are needed,
-not the VAE (:func:`latent_ladder.models.vae_loading.statistics`).
+The network takes un-normalised latents, so normalised latents are scaled by the video VAE's
+per-channel statistics before, and back after. Only the statistics are needed, not the VAE
+(:func:`latent_ladder.models.vae_loading.read_latent_statistics`).
 """
 
 from __future__ import annotations
@@ -18,68 +18,71 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.tiling import TilePlan, TileSize, one_tile, plan_tiles, spatial_weights
 from latent_ladder.models.latent_upsampler.network import UpsamplerNetwork, load_upsampler_network
-from latent_ladder.models.network_configs import Upsampler
-from latent_ladder.models.vae_loading import Statistics
+from latent_ladder.models.network_configs import UpsamplerConfig
+from latent_ladder.models.vae_loading import LatentStatistics
 
 TILE_OVERLAP = 4
-"""Latents that neighbouring tiles have in common; even, so that x1.5 tiles start at integers."""
+"""Overlap of neighbouring tiles in latents; even, so that x1.5 tiles start at integers."""
 
 
 @dataclass(frozen=True)
 class LatentUpsampler:
-    """A loaded upsampler. ``factor``: gain in height and width; ``temporal``: frames 2 F - 1."""
+    """Loaded latent upsampler, spatial or temporal."""
 
     network: UpsamplerNetwork
-    dims: Upsampler
+    config: UpsamplerConfig
     device: torch.device
     dtype: torch.dtype
 
     @property
     def factor(self) -> Fraction:
-        """Gain in height and in width, 1 for a temporal upsampler."""
-        return Fraction(self.dims.scale) if self.dims.spatial else Fraction(1)
+        """Scale of height and width, 1 for a temporal upsampler."""
+        return Fraction(self.config.scale) if self.config.spatial else Fraction(1)
 
     @property
     def temporal(self) -> bool:
-        """Whether it doubles the frame rate."""
-        return self.dims.temporal
+        """True if it doubles the frame rate (F latent frames become 2 F - 1)."""
+        return self.config.temporal
 
     def output_size(self, frames: int, rows: int, cols: int) -> tuple[int, int, int]:
-        """Latent frames, rows and columns after upsampling."""
-        grown = 2 * frames - 1 if self.temporal else frames
-        return grown, math.ceil(rows * self.factor), math.ceil(cols * self.factor)
+        """Latent frames, rows and columns of the result."""
+        output_frames = 2 * frames - 1 if self.temporal else frames
+        return output_frames, math.ceil(rows * self.factor), math.ceil(cols * self.factor)
 
 
 def load_upsampler(
     component: Component, *, device: torch.device | str, dtype: torch.dtype
 ) -> LatentUpsampler:
-    """Load an upsampler; its kind follows from its tensors."""
-    network, dims = load_upsampler_network(component, device=device, dtype=dtype)
-    return LatentUpsampler(network, dims, torch.device(device), dtype)
+    """Load an upsampler; its kind and scale are read from its tensors.
+
+    Raises :class:`UnknownLayout` for an unsupported one.
+    """
+    network, config = load_upsampler_network(component, device=device, dtype=dtype)
+    return LatentUpsampler(network, config, torch.device(device), dtype)
 
 
 @torch.no_grad()
 def upsample(
     latents: Tensor,
     upsampler: LatentUpsampler,
-    vae_statistics: Statistics,
+    vae_statistics: LatentStatistics,
     *,
     adain: float = 0.0,
     tile: int | None = None,
 ) -> Tensor:
-    """Normalised latents (1, C, F, H, W) -> normalised latents, larger, float32.
+    """Upsample normalised latents (1, C, F, H, W); the result is normalised too, float32.
 
-    ``adain`` moves each channel's mean and deviation towards those of the input (1: all the way).
-    ``tile`` bounds the side of what is upsampled at once, in latents (a multiple of 4, at least
-    8). Tiles are not exact: the network normalises over all it sees (GroupNorm), so tiles of
-    different content come out with slightly different contrast. Leave it out where memory allows.
-    Raises :class:`RequestError` for latents of another number of channels.
+    ``adain``: strength (0 to 1) of adjusting each channel's mean and standard deviation to those
+    of the input. ``tile``: largest side that is upsampled at once, in latents (a multiple of 4, at
+    least 8). Tiling is not exact: the network normalises over its whole input (GroupNorm), so
+    tiles of different content get slightly different contrast; use it only if memory requires it.
+    Raises :class:`RequestError` for latents with another number of channels, or a wrong ``tile``.
     """
-    if latents.shape[1] != upsampler.dims.in_channels:
+    if latents.shape[1] != upsampler.config.in_channels:
         raise RequestError(
-            f"latents of {latents.shape[1]} channels, the upsampler takes "
-            f"{upsampler.dims.in_channels}",
-            "use the upsampler that belongs to the checkpoint",
+            f"the latents have {latents.shape[1]} channels, the upsampler needs "
+            f"{upsampler.config.in_channels}",
+            "use the upsampler of the checkpoint's model family",
         )
     x = latents.to(upsampler.device, torch.float32)
     mean, std = (
@@ -87,31 +90,39 @@ def upsample(
         for values in (vae_statistics.mean, vae_statistics.std)
     )
     raw = (x * std + mean).to(upsampler.dtype)
-    plan = _plan(raw, tile)
-    larger = upsampler.network(raw).float() if plan.count == 1 else _tiled(raw, upsampler, plan)
+    plan = _plan_tiles(raw, tile)
+    larger = (
+        upsampler.network(raw).float() if plan.count == 1 else _upsample_tiles(raw, upsampler, plan)
+    )
     result = (larger - mean) / std
-    return adapt(result, x, adain) if adain else result
+    return apply_adain(result, x, adain) if adain else result
 
 
-def adapt(latents: Tensor, reference: Tensor, factor: float) -> Tensor:
-    """Adaptive instance normalisation (Huang & Belongie 2017): blend ``latents`` with a copy that
-    has the ``reference``'s mean and standard deviation in each channel."""
+def apply_adain(latents: Tensor, reference: Tensor, factor: float) -> Tensor:
+    """Adaptive instance normalisation: adjust channel statistics to those of ``reference``.
+
+    Blends ``latents`` (B, C, F, H, W), with weight ``factor``, with a copy that has the mean and
+    standard deviation of ``reference`` in each channel. Source: Huang & Belongie 2017,
+    arXiv 1703.06868.
+    """
     axes = (2, 3, 4)
     std, mean = torch.std_mean(latents, axes, keepdim=True)
-    wanted_std, wanted_mean = torch.std_mean(reference, axes, keepdim=True)
-    return torch.lerp(latents, (latents - mean) / std * wanted_std + wanted_mean, factor)
+    target_std, target_mean = torch.std_mean(reference, axes, keepdim=True)
+    return torch.lerp(latents, (latents - mean) / std * target_std + target_mean, factor)
 
 
-def _plan(latents: Tensor, tile: int | None) -> TilePlan:
+def _plan_tiles(latents: Tensor, tile: int | None) -> TilePlan:
     frames, rows, cols = latents.shape[2:]
     if tile is None or max(rows, cols) <= tile:
         return one_tile(frames, rows, cols)
     if tile < 2 * TILE_OVERLAP or tile % 4:
-        raise RequestError(f"upsampling tiles of {tile} latents, not a multiple of 4 from 8 on")
+        raise RequestError(
+            f"upsampling tile of {tile} latents, expected a multiple of 4, 8 or more"
+        )
     return plan_tiles(frames, rows, cols, TileSize(frames, tile, tile, overlap=TILE_OVERLAP))
 
 
-def _tiled(raw: Tensor, upsampler: LatentUpsampler, plan: TilePlan) -> Tensor:
+def _upsample_tiles(raw: Tensor, upsampler: LatentUpsampler, plan: TilePlan) -> Tensor:
     factor = upsampler.factor
     result = torch.zeros((*raw.shape[:2], *upsampler.output_size(*plan.grid)), device=raw.device)
     row_ramps, col_ramps = (

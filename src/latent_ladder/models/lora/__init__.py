@@ -1,1 +1,1 @@
-"""LoRA adapters: reading, building and attaching."""
+"""Adapters (LoRA and related kinds): reading, building and attaching."""

@@ -1,7 +1,7 @@
-"""What can stand beside a layer's weight: the forms of adapters, each as its own arithmetic.
+"""Kinds of adapter branches (LoRA, LoKr, LoHa, DoRA, differences) and their computation.
 
-Every form amends the output of a :class:`Linear` and leaves the weight alone, in whatever form
-that is stored. For a weight ``W`` (out, in), an input ``x`` and a strength ``s``:
+Each kind adds to the output of a :class:`Linear` and leaves the weight unchanged, in any stored
+form. Change of the weight ``W`` (out, in) at strength ``s``:
 
 =============  =================================  ===============================================
 LowRank        ``s B A``                          Hu et al., "LoRA", arXiv 2106.09685
@@ -14,9 +14,9 @@ ColumnScale    ``s W (g - 1)``, one per column    DoRA normalised over the other
 =============  =================================  ===============================================
 
 DoRA replaces W by ``m V / |V|`` with ``V = W + B A`` and a trained magnitude m per row. With
-``g = m / |V|`` that is ``g W + g B A``; at strength s the weight goes that share of the way:
-``W + s ((g - 1) W + g B A)``, a RowScale and a LowRank whose B is scaled by g. Several adapters
-add up, each one formed with the untouched W, so their order does not matter.
+``g = m / |V|`` that is ``g W + g B A``. Strength s interpolates between W and that:
+``W + s ((g - 1) W + g B A)``, which is a RowScale and a LowRank with B scaled by g. Several
+adapters are added, each computed from the unchanged W, so their order does not matter.
 """
 
 from __future__ import annotations
@@ -28,21 +28,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_ladder.models.weights.linear import Branch, Linear, LowRank, added
+from latent_ladder.models.weights.linear import Branch, Linear, LowRank, add_scaled
 
 
 @dataclass(frozen=True, eq=False)
 class Kronecker(Branch):
-    """``first`` (a, b) (x) ``second`` (c, d), of shape (a c, b d); ``gain`` (a c,) scales rows."""
+    """Kronecker product of ``first`` (a, b) and ``second`` (c, d), of shape (a c, b d) (LoKr).
+
+    ``gain`` (a c,) scales the rows (DoRA).
+    """
 
     first: Tensor
     second: Tensor
     gain: Tensor | None = None
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
-        """Never forms the product: (W1 (x) W2) vec(X) = vec(W1 X W2^T)."""
+        """Add the branch without forming the product: (W1 (x) W2) vec(X) = vec(W1 X W2^T)."""
         inner = F.linear(x.reshape(*x.shape[:-1], self.first.shape[1], -1), self.second)
-        return added(y, _gained((self.first @ inner).flatten(-2), self.gain), self.strength)
+        return add_scaled(
+            y, _apply_gain((self.first @ inner).flatten(-2), self.gain), self.strength
+        )
 
     def delta(self) -> Tensor:
         return self.strength * torch.kron(self.first.float(), self.second.float())
@@ -50,9 +55,10 @@ class Kronecker(Branch):
 
 @dataclass(frozen=True, eq=False)
 class Hadamard(Branch):
-    """``(up_1 down_1) * (up_2 down_2)``; up (out, r), down (r, in); ``gain`` (out,) scales rows.
+    """Element-wise product ``(up_1 down_1) * (up_2 down_2)`` (LoHa); up (out, r), down (r, in).
 
-    The element-wise product has no low rank to work through: it is formed at each use.
+    ``gain`` (out,) scales the rows (DoRA). The product has no low rank, so it is formed at each
+    use.
     """
 
     up_1: Tensor
@@ -62,9 +68,9 @@ class Hadamard(Branch):
     gain: Tensor | None = None
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
-        """Forms the (out, in) difference, uses it and forgets it."""
+        """Form the product (out, in), apply it to ``x`` and free it."""
         product = (self.up_1 @ self.down_1) * (self.up_2 @ self.down_2)
-        return added(y, _gained(F.linear(x, product), self.gain), self.strength)
+        return add_scaled(y, _apply_gain(F.linear(x, product), self.gain), self.strength)
 
     def delta(self) -> Tensor:
         first, second = self.up_1.float() @ self.down_1.float(), self.up_2.float()
@@ -73,13 +79,13 @@ class Hadamard(Branch):
 
 @dataclass(frozen=True, eq=False)
 class Difference(Branch):
-    """A full difference of weights, (out, in)."""
+    """Full difference of weights, (out, in)."""
 
     weight: Tensor
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
-        """A second product as big as the layer's own."""
-        return added(y, F.linear(x, self.weight), self.strength)
+        """Apply the difference to ``x``: as expensive as the layer itself."""
+        return add_scaled(y, F.linear(x, self.weight), self.strength)
 
     def delta(self) -> Tensor:
         return self.strength * self.weight.float()
@@ -87,60 +93,64 @@ class Difference(Branch):
 
 @dataclass(frozen=True, eq=False)
 class BiasShift(Branch):
-    """A difference of biases, (out,); also for layers without one."""
+    """Difference of biases, (out,); also for layers without a bias."""
 
     bias: Tensor
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
-        """Added to every token."""
-        return added(y, self.bias.expand_as(y), self.strength)
+        """Add the difference to every token."""
+        return add_scaled(y, self.bias.expand_as(y), self.strength)
 
 
 @dataclass(frozen=True, eq=False)
 class RowScale(Branch):
-    """Adds ``excess`` (out,) times the base output without bias; must be a layer's first branch."""
+    """Row scale of the base weight by ``1 + excess`` (out,); must be the layer's first branch."""
 
     excess: Tensor
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
-        """What the layer gave so far is its base output and bias."""
+        """Add ``excess`` times ``y`` without bias: ``y`` is the base output so far."""
         base = y if layer.bias is None else y - layer.bias
-        return added(y, base * self.excess, self.strength)
+        return add_scaled(y, base * self.excess, self.strength)
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnScale(Branch):
-    """Adds the base output of the input times ``excess`` (in,)."""
+    """Column scale of the base weight by ``1 + excess`` (in,)."""
 
     excess: Tensor
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:
-        """A second product with the weight itself."""
-        return added(y, F.linear(x * self.excess, effective(layer, x.dtype)), self.strength)
+        """Apply the base weight to ``x * excess``: as expensive as the layer itself."""
+        return add_scaled(
+            y, F.linear(x * self.excess, effective_weight(layer, x.dtype)), self.strength
+        )
 
 
-def effective(layer: Linear, dtype: torch.dtype) -> Tensor:
-    """The matrix (out, in) that the layer applies, the scale of AWQ inputs included."""
-    scale = None if layer.stored is None else layer.stored.input_scale
-    matrix = layer.matrix(dtype)
+def effective_weight(layer: Linear, dtype: torch.dtype) -> Tensor:
+    """Weight (out, in) that the layer applies, including the input scale of AWQ."""
+    scale = None if layer.quantized_weight is None else layer.quantized_weight.input_scale
+    matrix = layer.dense_weight(dtype)
     return matrix if scale is None else matrix * scale.to(dtype)
 
 
-def decomposed(branch: Branch, magnitude: Tensor, layer: Linear) -> tuple[Branch, ...]:
-    """DoRA: ``branch`` with its magnitude, (out,) or (out, 1) for rows, (1, in) for columns.
+def apply_dora(branch: Branch, magnitude: Tensor, layer: Linear) -> tuple[Branch, ...]:
+    """Branches of DoRA: ``branch`` with its trained ``magnitude``, float32.
 
-    Norms are of the dequantised weight and the branch at full strength, in float32; so should
-    ``magnitude`` be.
+    ``magnitude`` is (out,) or (out, 1) for rows, (1, in) for columns (only for LowRank). Norms are
+    those of the dequantised weight plus the branch at strength 1, in float32.
     """
-    rows = magnitude.shape[0] == layer.out_features
+    by_rows = magnitude.shape[0] == layer.out_features
     dtype = layer.compute_dtype
-    sum_of_both = effective(layer, torch.float32) + branch.delta().to(layer.device)
-    norms = torch.linalg.vector_norm(sum_of_both, dim=1 if rows else 0)
+    adapted_weight = effective_weight(layer, torch.float32) + branch.delta().to(layer.device)
+    norms = torch.linalg.vector_norm(adapted_weight, dim=1 if by_rows else 0)
     gain = magnitude.flatten().float() / norms
     excess = (gain - 1).to(dtype)
-    if not rows:
-        plain = cast(LowRank, branch)
-        scaled: Branch = replace(plain, down=(plain.down.float() * gain).to(plain.down.dtype))
+    if not by_rows:
+        low_rank = cast(LowRank, branch)
+        scaled: Branch = replace(
+            low_rank, down=(low_rank.down.float() * gain).to(low_rank.down.dtype)
+        )
         return ColumnScale(1.0, excess), scaled
     if isinstance(branch, LowRank):
         scaled = replace(branch, up=(branch.up.float() * gain[:, None]).to(branch.up.dtype))
@@ -149,14 +159,16 @@ def decomposed(branch: Branch, magnitude: Tensor, layer: Linear) -> tuple[Branch
     return RowScale(1.0, excess), scaled
 
 
-def ordered(branches: list[Branch]) -> tuple[Branch, ...]:
-    """The branches of one layer, with all its row scales as one and in front."""
-    rows = [b for b in branches if isinstance(b, RowScale)]
+def order_branches(branches: list[Branch]) -> tuple[Branch, ...]:
+    """Order the branches of one layer: all row scales first, combined into one."""
+    row_scales = [b for b in branches if isinstance(b, RowScale)]
     others = [b for b in branches if not isinstance(b, RowScale)]
-    if len(rows) > 1:
-        rows = [RowScale(1.0, torch.stack([b.strength * b.excess for b in rows]).sum(0))]
-    return (*rows, *others)
+    if len(row_scales) > 1:
+        row_scales = [
+            RowScale(1.0, torch.stack([b.strength * b.excess for b in row_scales]).sum(0))
+        ]
+    return (*row_scales, *others)
 
 
-def _gained(y: Tensor, gain: Tensor | None) -> Tensor:
+def _apply_gain(y: Tensor, gain: Tensor | None) -> Tensor:
     return y if gain is None else y * gain

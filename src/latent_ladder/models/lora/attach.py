@@ -1,9 +1,10 @@
-"""Adapters (LoRA and its kin): put beside a transformer's layers and taken away, never merged.
+"""Attach adapters (LoRA, DoRA, LoKr, LoHa) to the layers of a transformer, without merging.
 
-Attaching and detaching changes no weight and loses no precision, so each stage of a run can have
-its own adapters on one loaded base, whatever form its weights are stored in. What a file holds is
-read once: a second stage with another strength uses the same tensors. The arithmetic of each kind
-is in :mod:`adapters`, the spellings are in :mod:`lora_keys`.
+Attaching and detaching changes no weight and loses no precision, so each stage of a run can use
+different adapters on one loaded transformer, in any stored form of its weights. The tensors of a
+file are read once: using the same LoRA at another strength reads nothing. Each kind of adapter is
+a class of :mod:`adapters`; the names of adapter tensors are in
+:mod:`latent_ladder.checkpoints.lora_keys`.
 """
 
 from __future__ import annotations
@@ -16,104 +17,117 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.lora_keys import Amended, amended_modules, finder
+from latent_ladder.checkpoints.lora_keys import (
+    AdapterModule,
+    find_adapter_modules,
+    make_module_finder,
+)
 from latent_ladder.errors import CheckpointError
-from latent_ladder.models.lora.adapters import ordered
+from latent_ladder.models.lora.adapters import order_branches
 from latent_ladder.models.lora.build import (
-    Checks,
-    build,
-    check_fit,
-    placed,
-    raise_if_not_finite,
+    FiniteChecks,
+    build_branches,
+    check_finite,
+    check_module_shapes,
+    move_branch,
 )
 from latent_ladder.models.weights.linear import Branch, Linear
 
-Prepared = dict[str, tuple[Branch, ...]]
-"""Module of the transformer -> branches of one file at strength 1."""
+FileBranches = dict[str, tuple[Branch, ...]]
+"""Branches of one LoRA file at strength 1, by module name of the transformer."""
 
-_PREPARED: WeakKeyDictionary[nn.Module, dict[str, Prepared]] = WeakKeyDictionary()
-"""Transformer -> id of a LoRA -> what was read of it: those of the last ``attach`` only."""
+_LOADED: WeakKeyDictionary[nn.Module, dict[str, FileBranches]] = WeakKeyDictionary()
+"""Branches loaded by the last :func:`attach_loras` of each transformer, by id of the LoRA."""
 
-SHOWN_MISSES = 3
+MAX_SHOWN = 3
+"""Unmatched modules named in a message."""
 CONNECTORS = "embeddings_connector"
 
 
 @dataclass(frozen=True)
-class LoraMatch:
-    """What one file amends: ``found`` of ``total`` modules; ``misses`` names the others."""
+class LoraAttachment:
+    """Result of attaching one LoRA file: ``matched`` of ``total`` modules exist in the model.
+
+    ``unmatched`` are the names of the other modules, as in the file.
+    """
 
     name: str
     strength: float
-    found: int
+    matched: int
     total: int
-    misses: tuple[str, ...]
+    unmatched: tuple[str, ...]
 
     def __str__(self) -> str:
-        text = f"{self.name}: {self.found} of {self.total} modules at strength {self.strength:g}"
-        if not self.misses:
+        text = f"{self.name}: {self.matched} of {self.total} modules at strength {self.strength:g}"
+        if not self.unmatched:
             return text
-        more = ", ..." if len(self.misses) > SHOWN_MISSES else ""
-        text += f"; not in this model: {', '.join(self.misses[:SHOWN_MISSES])}{more}"
-        if any(CONNECTORS in miss for miss in self.misses):
-            text += "; connectors of the text are never amended"
+        more = ", ..." if len(self.unmatched) > MAX_SHOWN else ""
+        text += f"; not in this model: {', '.join(self.unmatched[:MAX_SHOWN])}{more}"
+        if any(CONNECTORS in name for name in self.unmatched):
+            text += "; text connectors do not support LoRAs"
         return text
 
 
 @dataclass(frozen=True)
 class LoraReport:
-    """The matches of all files, in the order given."""
+    """Results for all attached files, in the order of the call."""
 
-    matches: tuple[LoraMatch, ...] = ()
+    matches: tuple[LoraAttachment, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every module of every file was found."""
-        return not any(m.misses for m in self.matches)
+        """True if all modules of all files exist in the model."""
+        return not any(m.unmatched for m in self.matches)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.matches))
 
 
-def attach(transformer: nn.Module, loras: Sequence[tuple[Component, float]]) -> LoraReport:
-    """Replace the adapters of ``transformer`` by ``loras``: (component, strength) each.
+def attach_loras(transformer: nn.Module, loras: Sequence[tuple[Component, float]]) -> LoraReport:
+    """Replace the adapters of ``transformer`` with ``loras``, pairs of (component, strength).
 
-    Strength 0 attaches nothing and is still checked. Raises :class:`CheckpointError` when a file
-    fits no module, has wrong shapes, NaN or infinite numbers, or is of a kind without arithmetic
-    here; then nothing has changed. A partial match is the report's business.
+    A LoRA with strength 0 is checked, but not attached. A file of which only some modules match
+    is attached; the report names the others. Raises :class:`CheckpointError` if no module of a
+    file matches, or a file has wrong shapes, NaN or infinite numbers, or an unsupported kind of
+    adapter; the transformer is then unchanged.
     """
     layers = {name: m for name, m in transformer.named_modules() if isinstance(m, Linear)}
     matched = [_match(component, strength, layers) for component, strength in loras]
-    known = _PREPARED.get(transformer, {})
-    kept: dict[str, Prepared] = {}
+    previous = _LOADED.get(transformer, {})
+    loaded: dict[str, FileBranches] = {}
     branches: dict[str, list[Branch]] = {}
     for (component, strength), (_, modules) in zip(loras, matched, strict=True):
         if not strength:
             continue
-        if component.id not in kept:
-            kept[component.id] = _prepare(component, modules, layers, known.get(component.id))
-        for name, made in kept[component.id].items():
-            at_strength = [replace(b, strength=b.strength * strength) for b in made]
+        if component.id not in loaded:
+            known = previous.get(component.id)
+            loaded[component.id] = _load_branches(component, modules, layers, known)
+        for name, unit_branches in loaded[component.id].items():
+            at_strength = [replace(b, strength=b.strength * strength) for b in unit_branches]
             branches.setdefault(name, []).extend(at_strength)
-    _PREPARED[transformer] = kept
+    _LOADED[transformer] = loaded
     for name, layer in layers.items():
-        layer.branches = ordered(branches.get(name, []))
+        layer.branches = order_branches(branches.get(name, []))
     return LoraReport(tuple(match for match, _ in matched))
 
 
-def detach(transformer: nn.Module) -> None:
-    """Take all adapters away."""
-    attach(transformer, ())
+def detach_loras(transformer: nn.Module) -> None:
+    """Remove all adapters from ``transformer``."""
+    attach_loras(transformer, ())
 
 
 @contextmanager
-def attached(
+def temporary_loras(
     transformer: nn.Module, loras: Sequence[tuple[Component, float]]
 ) -> Iterator[LoraReport]:
-    """Adapters for the duration of a ``with`` block; what was attached before comes back."""
+    """Attach ``loras`` inside a ``with`` block, then restore the adapters that were there before.
+
+    Raises the errors of :func:`attach_loras`.
+    """
     layers = [m for m in transformer.modules() if isinstance(m, Linear)]
     before = [layer.branches for layer in layers]
     try:
-        yield attach(transformer, loras)
+        yield attach_loras(transformer, loras)
     finally:
         for layer, branches in zip(layers, before, strict=True):
             layer.branches = branches
@@ -121,46 +135,50 @@ def attached(
 
 def _match(
     component: Component, strength: float, layers: Mapping[str, Linear]
-) -> tuple[LoraMatch, dict[str, Amended]]:
-    """Which layers a file amends, from names and shapes alone."""
+) -> tuple[LoraAttachment, dict[str, AdapterModule]]:
+    """Find the layer of each module of a LoRA file, from names and shapes only."""
     file = component.file.path.name
-    modules, misses = amended_modules(component)
-    find = finder(layers)
-    found: dict[str, Amended] = {}
+    modules, unmatched = find_adapter_modules(component)
+    find = make_module_finder(layers)
+    found: dict[str, AdapterModule] = {}
     for module in modules:
-        name = find(module.written)
+        name = find(module.name)
         if name is None:
-            misses.append(module.written)
+            unmatched.append(module.name)
             continue
         if name in found:
             raise CheckpointError(
-                f"{file}: {module.written} and {found[name].written} both amend {name}",
-                "the file was put together wrongly",
+                f"{file}: {module.name} and {found[name].name} are both for {name}",
+                "the file was merged incorrectly; use another copy of the LoRA",
             )
-        check_fit(component, module, name, layers[name])
+        check_module_shapes(component, module, name, layers[name])
         found[name] = module
-    total = len(found) + len(misses)
+    total = len(found) + len(unmatched)
     if not found:
-        first = ", ".join(misses[:SHOWN_MISSES]) or "no adapter tensors at all"
+        first = ", ".join(unmatched[:MAX_SHOWN]) or "it has no adapter tensors"
         raise CheckpointError(
-            f"{file}: fits 0 of {total} modules of this transformer ({first})",
-            "the LoRA belongs to another model family",
+            f"{file}: 0 of {total} modules match this transformer ({first})",
+            "use a LoRA of the transformer's model family",
         )
-    return LoraMatch(file, strength, len(found), total, tuple(misses)), found
+    return LoraAttachment(file, strength, len(found), total, tuple(unmatched)), found
 
 
-def _prepare(
+def _load_branches(
     component: Component,
-    modules: Mapping[str, Amended],
+    modules: Mapping[str, AdapterModule],
     layers: Mapping[str, Linear],
-    known: Prepared | None,
-) -> Prepared:
-    """The branches of one file where their layers are: moved if they were read before."""
+    known: FileBranches | None,
+) -> FileBranches:
+    """Branches of a LoRA file on the devices of their layers; not read again if ``known``."""
     if known is not None:
-        return {name: tuple(placed(b, layers[name]) for b in made) for name, made in known.items()}
-    checks: Checks = []
-    made = {
-        name: build(component, module, layers[name], checks) for name, module in modules.items()
+        return {
+            name: tuple(move_branch(b, layers[name]) for b in branches)
+            for name, branches in known.items()
+        }
+    checks: FiniteChecks = []
+    loaded = {
+        name: build_branches(component, module, layers[name], checks)
+        for name, module in modules.items()
     }
-    raise_if_not_finite(component, checks)
-    return made
+    check_finite(component, checks)
+    return loaded

@@ -1,4 +1,4 @@
-"""From the tensors of an adapter file to branches on the device of the layer they amend."""
+"""Build adapter branches from the tensors of a LoRA file, on the devices of their layers."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ import torch
 from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.lora_keys import Amended, amended_shape
+from latent_ladder.checkpoints.lora_keys import AdapterModule, adapter_shape
 from latent_ladder.errors import CheckpointError, CorruptCheckpoint
 from latent_ladder.models.lora.adapters import (
     BiasShift,
     Difference,
     Hadamard,
     Kronecker,
-    decomposed,
+    apply_dora,
 )
 from latent_ladder.models.weights.linear import Branch, Linear, LowRank
 from latent_ladder.models.weights.quantized_tensor import read_float
 
-Checks = list[tuple[str, Tensor]]
-"""Names of tensors read, each with a truth value on its device: all numbers are finite."""
+FiniteChecks = list[tuple[str, Tensor]]
+"""Names of the tensors that were read, each with a boolean tensor: all its numbers are finite."""
 
 
-def check_fit(component: Component, module: Amended, name: str, layer: Linear) -> None:
-    """Raise :class:`CheckpointError` unless a module's shapes fit the layer. Reads no tensor."""
+def check_module_shapes(
+    component: Component, module: AdapterModule, name: str, layer: Linear
+) -> None:
+    """Raise :class:`CheckpointError` unless a module's shapes match its layer; reads no tensor."""
     file, needed = component.file.path.name, (layer.out_features, layer.in_features)
-    shape = amended_shape(component, module)
+    shape = adapter_shape(component, module)
     shapes = {part: component.shape(key) for part, key in module.parts.items()}
     if shape is not None and shape != needed:
         raise CheckpointError(
-            f"{file}: {name} amends {shape[0]} x {shape[1]}, the layer is {needed[0]} x "
-            f"{needed[1]}",
-            "the LoRA belongs to another model family",
+            f"{file}: {name} is for a layer of {shape[0]} x {shape[1]}, the model's layer is "
+            f"{needed[0]} x {needed[1]}",
+            "use a LoRA of the transformer's model family",
         )
     if shapes.get("diff_b", needed[:1]) != needed[:1]:
         raise CheckpointError(
-            f"{file}: {name} amends a bias of {list(shapes['diff_b'])}, the layer has {needed[0]}",
-            "the LoRA belongs to another model family",
+            f"{file}: {name} is for a bias of {list(shapes['diff_b'])}, the model's layer has "
+            f"{needed[0]} outputs",
+            "use a LoRA of the transformer's model family",
         )
     magnitude = shapes.get("magnitude")
     if magnitude is not None:
@@ -56,37 +59,40 @@ def _check_magnitude(
         raise CheckpointError(
             f"{file}: {name} has DoRA magnitudes of {list(found)}, expected [{needed[0]}, 1]"
             + (f" or [1, {needed[1]}]" if kind == "lora" else ""),
-            "the LoRA belongs to another model family, or was made for convolutions",
+            "use a LoRA of the transformer's model family, for linear layers",
         )
 
 
-def build(
-    component: Component, module: Amended, layer: Linear, checks: Checks
+def build_branches(
+    component: Component, module: AdapterModule, layer: Linear, checks: FiniteChecks
 ) -> tuple[Branch, ...]:
-    """The branches of one module at strength 1; appends to ``checks`` what was read."""
+    """Build the branches of one module at strength 1, on the layer's device.
+
+    Appends a check of each tensor to ``checks``, for :func:`check_finite`.
+    """
 
     def read(part: str, dtype: torch.dtype = layer.compute_dtype) -> Tensor:
         key = module.parts[part]
         tensor = read_float(component, key, dtype).to(layer.device)
-        # The sum is not finite as soon as one number is not, and takes a single pass.
+        # The sum is not finite if any number is not, and needs a single pass.
         checks.append((key, torch.isfinite(tensor.sum(dtype=torch.float32))))
         return tensor
 
     alpha = _alpha(component, module) if "alpha" in module.parts else None
-    made: tuple[Branch, ...] = ()
+    branches: tuple[Branch, ...] = ()
     if module.kind != "diff":
-        made = (_BUILDERS[module.kind](module.parts, read, alpha),)
+        branches = (_BUILDERS[module.kind](module.parts, read, alpha),)
         if "magnitude" in module.parts:
-            made = decomposed(made[0], read("magnitude", torch.float32), layer)
+            branches = apply_dora(branches[0], read("magnitude", torch.float32), layer)
     if "diff" in module.parts:
-        made += (Difference(1.0, read("diff")),)
+        branches += (Difference(1.0, read("diff")),)
     if "diff_b" in module.parts:
-        made += (BiasShift(1.0, read("diff_b")),)
-    return made
+        branches += (BiasShift(1.0, read("diff_b")),)
+    return branches
 
 
-def _alpha(component: Component, module: Amended) -> float:
-    """One number, which some trainers write as a whole one or as a vector of one."""
+def _alpha(component: Component, module: AdapterModule) -> float:
+    """Read alpha; some trainers write it as an integer or as a vector with one element."""
     key = module.parts["alpha"]
     tensor = component.read(key)
     value = float(tensor) if tensor.numel() == 1 else math.nan
@@ -98,22 +104,22 @@ def _alpha(component: Component, module: Amended) -> float:
     return value
 
 
-def raise_if_not_finite(component: Component, checks: Checks) -> None:
-    """Raise :class:`CorruptCheckpoint` naming the first tensor with NaN or infinite numbers."""
+def check_finite(component: Component, checks: FiniteChecks) -> None:
+    """Raise :class:`CorruptCheckpoint` with the first tensor that has NaN or infinite numbers."""
     if not checks:
         return
-    # One look for all: asking a GPU for each of some thousand truth values takes a while.
-    sound = torch.stack([flag.to(checks[0][1].device) for _, flag in checks]).tolist()
-    for (key, _), fine in zip(checks, sound, strict=True):
-        if not fine:
+    # One transfer for all: reading thousands of booleans from a GPU one by one is slow.
+    results = torch.stack([flag.to(checks[0][1].device) for _, flag in checks]).tolist()
+    for (key, _), is_finite in zip(checks, results, strict=True):
+        if not is_finite:
             raise CorruptCheckpoint(
-                f"{component.file.path.name}: {key} holds NaN or infinite numbers",
-                "the file is damaged or its training failed; download it again or use another",
+                f"{component.file.path.name}: {key} has NaN or infinite numbers",
+                "the file is damaged or its training failed: download it again, or use another",
             )
 
 
-def placed(branch: Branch, layer: Linear) -> Branch:
-    """The branch where the layer is now; itself if it is there."""
+def move_branch(branch: Branch, layer: Linear) -> Branch:
+    """Move a branch to its layer's device and dtype; returns the branch itself if it is there."""
     moved: dict[str, Any] = {
         f.name: value.to(layer.device, layer.compute_dtype)
         for f in fields(branch)
@@ -132,7 +138,10 @@ def _lora(_: Mapping[str, str], read: Read, alpha: float | None) -> Branch:
 
 
 def _lokr(parts: Mapping[str, str], read: Read, alpha: float | None) -> Branch:
-    """A factor may itself be a product; alpha is over its rank, the second factor's if both are."""
+    """Build a LoKr branch. A factor may be a low-rank product itself.
+
+    Alpha is divided by the rank of that product, of the second one if both are products.
+    """
     factors, rank = [], None
     for name in ("w1", "w2"):
         if name in parts:

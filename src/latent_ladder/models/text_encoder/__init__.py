@@ -1,1 +1,1 @@
-"""Tokenisers."""
+"""Text encoder: tokenizer, Gemma 3, projections and connectors."""

@@ -1,4 +1,4 @@
-"""What the transformer reads of a prompt. Knows no network and no file."""
+"""Text conditioning of the transformer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Text context of one prompt: ``video`` (1, L, Dv) and ``audio`` (1, L, Da)."""
+    """Text contexts of one prompt: ``video`` (1, L, Dv) and ``audio`` (1, L, Da)."""
 
     video: Tensor
     audio: Tensor
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        """The same numbers elsewhere, or in another dtype."""
+        """Move both contexts to ``device`` and, if given, convert them to ``dtype``."""
         return Conditioning(self.video.to(device, dtype), self.audio.to(device, dtype))

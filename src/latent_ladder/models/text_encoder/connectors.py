@@ -1,10 +1,10 @@
-"""Text features for each stream: projection of Gemma's states, then a small transformer.
+"""Text features and contexts of each stream: projection of Gemma's states, then a connector.
 
-Two families, told apart by the projection's tensors: LTX-2.3 normalises each token and layer and
-has one projection per stream; LTX-2.0 normalises each layer over the prompt and shares one.
-The connectors fill the context behind the prompt with learnable registers. Own modules rather
-than borrowed ones: only real tokens are projected, straight from the file's mapping, and no mask
-is needed. Source: LTX-2, ``text_encoders/gemma`` (feature extractors, embeddings connector).
+There are two families, distinguished by the projection's tensors: LTX-2.3 normalises each token
+of each layer and has one projection per stream; LTX-2.0 normalises each layer over the prompt and
+has one projection for both. A connector is a small transformer, which fills the context after the
+prompt with learnable registers. Only prompt tokens are projected, so no mask is needed.
+Source: LTX-2, ``text_encoders/gemma`` (feature extractors, embeddings connector).
 """
 
 from __future__ import annotations
@@ -20,74 +20,75 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models.network_configs import connector
-from latent_ladder.models.weights.loading import load_module, readers
+from latent_ladder.models.network_configs import connector_config
+from latent_ladder.models.weights.loading import load_module, tensor_readers
 from latent_ladder.models.weights.quantized_tensor import read_float
 
 EPS = 1e-6
 THETA = 10000.0
-"""Base of the connectors' rotary positions; the header's theta is the transformer's."""
+"""RoPE base of the connectors; the theta in the header is the transformer's."""
 SHARED = "aggregate_embed"
-"""The one projection of LTX-2.0."""
+"""Name of the shared projection of LTX-2.0."""
 
 
 # --- projection -----------------------------------------------------------------------------------
 
 
 Features = dict[str, Tensor]
-"""By stream, "video" and "audio": (n, D_stream) for the n tokens of one prompt."""
+"""Features of one prompt of n tokens by stream, "video" and "audio": (n, D_stream)."""
 
 
 @torch.no_grad()
-def project(hidden: Sequence[Tensor], projection: Component) -> list[Features]:
-    """States (layers, n, D) of each prompt to its features, the weights read once for all.
+def project_features(hidden: Sequence[Tensor], projection: Component) -> list[Features]:
+    """Project hidden states (layers, n, D) of each prompt to features; weights are read once.
 
-    Each prompt has a product of its own: packed together, the last bits of one would depend on
-    the others, and a resumed run must give the bits of an uninterrupted one. Device and dtype
-    are those of ``hidden``. Raises :class:`UnknownLayout` when the projection was made for
-    another text encoder.
+    Prompts are projected one by one: in one product the last bits of a prompt would depend on the
+    others, but a resumed run must be bit-identical to an uninterrupted one. Device and dtype are
+    those of ``hidden``. Raises :class:`UnknownLayout` if the projection is for another text
+    encoder.
     """
     if f"{SHARED}.weight" in projection:
-        shared = _linear([_range_normalised(states) for states in hidden], projection, SHARED)
+        shared = _linear([_normalise_range(states) for states in hidden], projection, SHARED)
         return [{"video": features, "audio": features} for features in shared]
-    packed = [_token_normalised(states) for states in hidden]
+    packed = [_normalise_tokens(states) for states in hidden]
     width = hidden[0].shape[-1]
     video = _linear(packed, projection, f"video_{SHARED}", width)
     audio = _linear(packed, projection, f"audio_{SHARED}", width)
     return [{"video": v, "audio": a} for v, a in zip(video, audio, strict=True)]
 
 
-def _token_normalised(hidden: Tensor) -> Tensor:
-    """Root mean square 1 for every token of every layer; (n, D * layers), layers innermost."""
-    return _packed(F.rms_norm(hidden.float(), hidden.shape[-1:], eps=EPS), hidden.dtype)
+def _normalise_tokens(hidden: Tensor) -> Tensor:
+    """RMS-normalise each token of each layer; returns (n, D * layers), layers innermost."""
+    return _stack_layers(F.rms_norm(hidden.float(), hidden.shape[-1:], eps=EPS), hidden.dtype)
 
 
-def _range_normalised(hidden: Tensor) -> Tensor:
-    """8 * (x - mean) / (max - min) of every layer over the prompt; packed likewise."""
+def _normalise_range(hidden: Tensor) -> Tensor:
+    """Normalise each layer over the prompt: 8 (x - mean) / (max - min); returns (n, D * layers)."""
     x = hidden.float()
     layers = x.flatten(1)
     mean = layers.sum(1) / (layers.shape[1] + EPS)
-    spread = layers.amax(1) - layers.amin(1) + EPS
-    return _packed(8 * (x - mean[:, None, None]) / spread[:, None, None], hidden.dtype)
+    value_range = layers.amax(1) - layers.amin(1) + EPS
+    return _stack_layers(8 * (x - mean[:, None, None]) / value_range[:, None, None], hidden.dtype)
 
 
-def _packed(states: Tensor, dtype: torch.dtype) -> Tensor:
+def _stack_layers(states: Tensor, dtype: torch.dtype) -> Tensor:
     return states.to(dtype).permute(1, 2, 0).flatten(1)
 
 
 def _linear(
     prompts: Sequence[Tensor], projection: Component, name: str, scaled_from: int | None = None
 ) -> list[Tensor]:
-    """``states @ W.T + b`` of each prompt; states times sqrt(out / ``scaled_from``) if given.
+    """Compute ``scale * states @ W.T + b`` of each prompt.
 
-    The factor is applied inside the product, so neither states nor W are copied for it.
+    ``scale`` is sqrt(out / ``scaled_from``), or 1 without ``scaled_from``. It is applied inside
+    the product, so neither states nor W are copied.
     """
     like = prompts[0]
     weight = read_float(projection, f"{name}.weight", like.dtype).to(like.device)
     if weight.shape[1] != like.shape[1]:
         raise UnknownLayout(
-            f"{projection.file.path.name}: its text projection takes {weight.shape[1]} numbers "
-            f"per token, the text encoder gives {like.shape[1]}",
+            f"{projection.file.path.name}: its text projection needs {weight.shape[1]} features "
+            f"per token, the text encoder outputs {like.shape[1]}",
             "use the text encoder that the checkpoint was trained with (Gemma 3 12B)",
         )
     scale = math.sqrt(weight.shape[0] / scaled_from) if scaled_from else 1.0
@@ -102,7 +103,7 @@ def _linear(
 
 @dataclass(frozen=True)
 class ConnectorSettings:
-    """Sizes of one connector, and the scale and base of its rotary positions."""
+    """Sizes of a connector, and the position scale and base of its RoPE."""
 
     width: int
     heads: int
@@ -113,25 +114,25 @@ class ConnectorSettings:
     theta: float
 
 
-def connector_settings(connectors: Component, stream: str) -> ConnectorSettings:
-    """Settings of one ``stream``, "video" or "audio", from shapes and header.
+def read_connector_settings(connectors: Component, stream: str) -> ConnectorSettings:
+    """Read the settings of the connector of ``stream``, "video" or "audio", from shapes and header.
 
-    Raises :class:`UnknownLayout` where the number of heads is in neither, or the rotary positions
-    are not those of LTX-2.0 and LTX-2.3.
+    Raises :class:`UnknownLayout` if neither shows the number of heads, or the RoPE type is not
+    that of LTX-2.0 and LTX-2.3.
     """
-    found = connector(connectors.shapes(), connectors.config, stream)
+    config = connector_config(connectors.shapes(), connectors.config, stream)
     if connectors.config.get("rope_type", "split") != "split":
         raise UnknownLayout(
-            f"{connectors.file.path.name}: text connectors with rotation "
-            f"{connectors.config['rope_type']!r}, known is 'split'",
-            "known are the connectors of LTX-2.0 and LTX-2.3",
+            f"{connectors.file.path.name}: text connectors with rope_type "
+            f"{connectors.config['rope_type']!r}, expected 'split'",
+            "use the connectors of LTX-2.0 or LTX-2.3",
         )
     return ConnectorSettings(
-        width=found.heads * found.head_dim,
-        heads=found.heads,
-        layers=found.layers,
-        registers=found.registers,
-        gated=found.gated,
+        width=config.heads * config.head_dim,
+        heads=config.heads,
+        layers=config.layers,
+        registers=config.registers,
+        gated=config.gated,
         max_position=connectors.config.get("connector_positional_embedding_max_pos", [4096])[0],
         theta=THETA,
     )
@@ -140,19 +141,19 @@ def connector_settings(connectors: Component, stream: str) -> ConnectorSettings:
 def load_connector(
     connectors: Component, stream: str, *, device: torch.device | str, dtype: torch.dtype
 ) -> Connector:
-    """Load the connector of one ``stream``, "video" or "audio"."""
+    """Load the connector of ``stream``, "video" or "audio"; raises :class:`UnknownLayout`."""
     prefix = f"{stream}_embeddings_connector."
     return load_module(
-        partial(Connector, connector_settings(connectors, stream)),
-        readers(connectors, prefix),
+        partial(Connector, read_connector_settings(connectors, stream)),
+        tensor_readers(connectors, prefix),
         device=device,
         dtype=dtype,
-        what=f"{connectors.file.path.name} ({stream} text connector)",
+        label=f"{connectors.file.path.name} ({stream} text connector)",
     )
 
 
 class Connector(nn.Module):
-    """Transformer over the whole context: prompt tokens first, registers behind them."""
+    """Connector: transformer over the text context, prompt tokens first, then registers."""
 
     def __init__(self, settings: ConnectorSettings) -> None:
         super().__init__()
@@ -161,16 +162,16 @@ class Connector(nn.Module):
         self.transformer_1d_blocks = nn.ModuleList(_Block(settings) for _ in range(settings.layers))
 
     def forward(self, features: Tensor, length: int) -> Tensor:
-        """Features (n, D) of a prompt to its context (1, ``length``, D).
+        """Turn features (n, D) of a prompt into its context (1, ``length``, D).
 
-        Register ``i mod registers`` stands at each position ``i`` behind the prompt. Raises
+        Each position ``i`` after the prompt has register ``i mod registers``. Raises
         :class:`UnknownLayout` unless ``length`` is a multiple of the number of registers.
         """
         if length % self.settings.registers:
             raise UnknownLayout(
-                f"a text context of {length} tokens, with {self.settings.registers} registers it "
-                "must be a multiple of them",
-                "the text encoder's `text_length` does not fit the checkpoint's connectors",
+                f"a text context of {length} tokens is not a multiple of the connector's "
+                f"{self.settings.registers} registers",
+                "use the text encoder of the checkpoint: its `text_length` does not match",
             )
         tail = self.learnable_registers.repeat(length // self.settings.registers, 1)
         x: Tensor = torch.cat((features, tail[len(features) :]))[None]
@@ -193,7 +194,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention with norms over the full width, rotation per head and output gates."""
+    """Self-attention with QK norm over all heads, split RoPE and per-head output gates."""
 
     def __init__(self, settings: ConnectorSettings) -> None:
         super().__init__()
@@ -207,8 +208,8 @@ class _Attention(nn.Module):
         self.to_gate_logits = nn.Linear(width, self.heads) if settings.gated else None
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        q = _rotated(self._split(self.q_norm(self.to_q(x))), rotation)
-        k = _rotated(self._split(self.k_norm(self.to_k(x))), rotation)
+        q = _apply_rope(self._split(self.q_norm(self.to_q(x))), rotation)
+        k = _apply_rope(self._split(self.k_norm(self.to_k(x))), rotation)
         y = F.scaled_dot_product_attention(q, k, self._split(self.to_v(x)))
         if self.to_gate_logits is not None:
             y = y * (2 * torch.sigmoid(self.to_gate_logits(x))).transpose(1, 2)[..., None]
@@ -222,15 +223,15 @@ class _Attention(nn.Module):
 class _FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Named as in the files: net.0.proj and net.2.
-        self.net = nn.ModuleDict({"0": _Projected(width), "2": nn.Linear(4 * width, width)})
+        # Named as in the checkpoints: net.0.proj and net.2.
+        self.net = nn.ModuleDict({"0": _Projection(width), "2": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.net["2"](self.net["0"](x))
         return y
 
 
-class _Projected(nn.Module):
+class _Projection(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, 4 * width)
@@ -244,7 +245,7 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _rotation(settings: ConnectorSettings, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin (heads, L, head_dim / 2); the frequency grid is float64, the angles float32."""
+    """cos and sin (heads, L, head_dim / 2); a float64 frequency grid, float32 angles."""
     exponents = torch.linspace(0, 1, settings.width // 2, dtype=torch.float64)
     frequencies = (math.pi / 2 * settings.theta**exponents).float()
     position = torch.arange(length, dtype=torch.float32) / settings.max_position
@@ -253,7 +254,7 @@ def _rotation(settings: ConnectorSettings, length: int, like: Tensor) -> tuple[T
     return angles.cos(), angles.sin()
 
 
-def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def _apply_rope(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotation
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

@@ -1,7 +1,7 @@
-"""Prompts to the text context the transformer reads.
+"""Encode prompts to the text contexts of the transformer.
 
-Text encoder (layer by layer), projection and connectors are loaded one after the other, each once
-for all prompts and each freed before the next: the peak is the largest of them.
+Text encoder (layer by layer), projection and connectors are loaded one after the other, once for
+all prompts, and each is freed before the next is loaded: peak memory is that of the largest.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.models.text_encoder.conditioning import Conditioning
-from latent_ladder.models.text_encoder.connectors import Features, load_connector, project
-from latent_ladder.models.text_encoder.gemma import hidden_states
+from latent_ladder.models.text_encoder.connectors import Features, load_connector, project_features
+from latent_ladder.models.text_encoder.gemma import compute_hidden_states
 from latent_ladder.models.text_encoder.tokenizer import load_tokenizer, text_length
 
 __all__ = ["Conditioning", "encode_prompts"]
@@ -30,30 +30,32 @@ def encode_prompts(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> list[Conditioning]:
-    """The context of each prompt, in order, on ``device`` in ``dtype``.
+    """Encode each prompt, in order, to a conditioning on ``device`` in ``dtype``.
 
-    Prompts are stripped; an empty one is legal (negative prompts often are). Tokens beyond the
+    Prompts are stripped; a prompt may be empty (negative prompts often are). Tokens beyond the
     text length are dropped, see :func:`latent_ladder.models.text_encoder.tokenizer.token_report`.
+    Raises :class:`UnknownLayout` if the parts do not match each other, and
+    :class:`CorruptCheckpoint` for damaged files.
     """
     hidden = _hidden_states(prompts, text_encoder, device, dtype)
-    features = project(hidden, projection)
+    features = project_features(hidden, projection)
     return _connect(features, connectors, text_length(text_encoder))
 
 
 def _hidden_states(
     prompts: Sequence[str], text_encoder: Component, device: torch.device | str, dtype: torch.dtype
 ) -> list[Tensor]:
-    """States (layers + 1, n, D) per prompt."""
+    """Hidden states (layers + 1, n, D) of each prompt."""
     tokenizer, length = load_tokenizer(text_encoder), text_length(text_encoder)
     ids = [tokenizer.tokenize(prompt, length).ids for prompt in prompts]
-    return hidden_states(ids, text_encoder, device=device, dtype=dtype)
+    return compute_hidden_states(ids, text_encoder, device=device, dtype=dtype)
 
 
 @torch.no_grad()
 def _connect(
     features: Sequence[Features], connectors: Component, length: int
 ) -> list[Conditioning]:
-    """Contexts (1, L, D) per prompt from features (n, D); one connector in memory at a time."""
+    """Turn features (n, D) of each prompt into contexts (1, L, D), one connector at a time."""
     streams = []
     for stream in ("video", "audio"):
         like = features[0][stream]

@@ -1,11 +1,10 @@
-"""Gemma 3 as a text encoder: prompt ids in, hidden states of every layer out.
+"""Gemma 3 text encoder: token ids in, hidden states of all layers out.
 
-One layer is in memory at a time, read from the file's mapping when it is its turn: the peak is a
-layer (0.5 GB of Gemma 3 12B) instead of the model (24 GB), and all prompts share each read. A
-quantised layer is moved as it is stored and decoded where it is needed, once for all prompts; of
-the embeddings only the rows of the prompts are. Sizes come from the file's shapes, the rest from
-its ``gemma_config`` where it has one. Knows nothing about what the states are for. Source: the
-Gemma 3 technical report, arXiv 2503.19786.
+One layer is in memory at a time, read from the memory-mapped file: the peak is one layer (0.5 GB
+for Gemma 3 12B) instead of the model (24 GB), and each layer is read once for all prompts. A
+quantised layer is moved in its stored form and dequantised on the device; of the embedding table
+only the rows of the prompts are dequantised. Sizes are read from tensor shapes, other settings
+from ``gemma_config`` in the header, if present. Source: Gemma 3 technical report, arXiv 2503.19786.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models.weights.loading import EmptyOnMeta, Reader, load_module
+from latent_ladder.models.weights.loading import EmptyOnMeta, TensorReader, load_module
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_stored
 
 EMBEDDING = "embed_tokens.weight"
 
-# What the shapes cannot tell, as in every published Gemma 3; a header config overrides it.
+# Settings that shapes do not show, as in all published Gemma 3; a header overrides them.
 WINDOW, FULL_EVERY, EPS = 1024, 6, 1e-6
 FULL_THETA, FULL_FACTOR, SLIDING_THETA = 1_000_000.0, 8.0, 10_000.0
 
@@ -35,69 +34,79 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary base and the factor positions are divided by."""
+class RopeParameters:
+    """RoPE base ``theta``, and the factor that positions are divided by."""
 
     theta: float
     factor: float = 1.0
 
 
 @dataclass(frozen=True)
-class GemmaSettings:
-    """Sizes of a text encoder, and which of its layers attend to the whole prompt."""
+class GemmaConfig:
+    """Configuration of a Gemma 3 text encoder.
+
+    ``full_attention``: for each layer, True if it attends to the whole prompt, False if to a
+    sliding ``window``. ``scalar``: attention scores are divided by its square root.
+    """
 
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
     inner: int
-    full: tuple[bool, ...]
+    full_attention: tuple[bool, ...]
     window: int
     scalar: float
     eps: float
-    full_rope: Rope
-    sliding_rope: Rope
+    full_rope: RopeParameters
+    sliding_rope: RopeParameters
 
 
 @torch.no_grad()
-def hidden_states(
+def compute_hidden_states(
     prompts: Sequence[Sequence[int]],
     text_encoder: Component,
     *,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """States (layers + 1, n, hidden) of each unpadded prompt of n ids.
+    """Compute hidden states (layers + 1, n, hidden) of each prompt of n token ids, unpadded.
 
-    Index 0 is the scaled embeddings, the last one is after the final norm. Padding is not run:
-    with a causal mask and relative positions, tokens behind left padding get the same states.
+    Index 0 is the scaled embeddings; the last one is after the final norm. Left padding is not
+    computed: with causal attention and relative positions it does not change the other tokens.
+    Raises :class:`UnknownLayout` if header, shapes or token ids do not match, and
+    :class:`CorruptCheckpoint` for damaged quantised weights.
     """
-    settings = gemma_settings(text_encoder)
-    scale = torch.tensor(settings.hidden**0.5).to(dtype)
+    config = read_gemma_config(text_encoder)
+    scale = torch.tensor(config.hidden**0.5).to(dtype)
     states = [[rows.to(device) * scale] for rows in _embeddings(text_encoder, prompts, dtype)]
-    for number, full in enumerate(settings.full):
-        layer = _load_layer(text_encoder, number, settings, device, dtype)
+    for number, full_attention in enumerate(config.full_attention):
+        layer = _load_layer(text_encoder, number, config, device, dtype)
         for each in states:
-            each.append(layer(each[-1], full))
-    norm = _numbers(text_encoder, "norm.weight", (settings.hidden,), device, dtype)
+            each.append(layer(each[-1], full_attention))
+    norm = _read_weight(text_encoder, "norm.weight", (config.hidden,), device, dtype)
     for each in states:
-        each[-1] = _norm(each[-1], norm, settings.eps)
+        each[-1] = _norm(each[-1], norm, config.eps)
     return [torch.stack(each) for each in states]
 
 
 def _embeddings(
     text_encoder: Component, prompts: Sequence[Sequence[int]], dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """Rows (n, hidden) of the embedding table for each prompt; no other row is decoded."""
+    """Look up embeddings (n, hidden) of each prompt; only these rows are dequantised."""
     ids = torch.tensor([number for prompt in prompts for number in prompt])
     table = read_stored(text_encoder, EMBEDDING)
     if int(ids.max()) >= table.shape[0]:
         raise UnknownLayout(
-            f"{text_encoder.file.path.name}: its tokenizer gives the id {int(ids.max())}, the "
-            f"embeddings are {table.shape[0]}",
-            "the tokenizer in or beside the file belongs to another model",
+            f"{text_encoder.file.path.name}: its tokenizer returns token id {int(ids.max())}, but "
+            f"there are {table.shape[0]} embeddings",
+            "use the tokenizer of this model, in the file or next to it",
         )
-    rows = table.rows(ids, dtype) if isinstance(table, QuantizedTensor) else table[ids].to(dtype)
+    rows = (
+        table.dequantize_rows(ids, dtype)
+        if isinstance(table, QuantizedTensor)
+        else table[ids].to(dtype)
+    )
     hidden = text_encoder.shape("norm.weight")[0]
     return torch.split(rows[:, :hidden], [len(prompt) for prompt in prompts])
 
@@ -105,72 +114,76 @@ def _embeddings(
 def _load_layer(
     text_encoder: Component,
     number: int,
-    settings: GemmaSettings,
+    config: GemmaConfig,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> GemmaLayer:
     prefix = f"layers.{number}."
     with EmptyOnMeta():
-        shapes = {name: tuple(t.shape) for name, t in GemmaLayer(settings).state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in GemmaLayer(config).state_dict().items()}
     names = [key[len(prefix) :] for key in text_encoder.names if key.startswith(prefix)]
     layer = load_module(
-        partial(GemmaLayer, settings),
+        partial(GemmaLayer, config),
         {
-            name: partial(_numbers, text_encoder, prefix + name, shapes.get(name), device, dtype)
+            name: partial(
+                _read_weight, text_encoder, prefix + name, shapes.get(name), device, dtype
+            )
             for name in names
         },
         device=device,
         dtype=dtype,
-        what=f"{text_encoder.file.path.name} (layer {number} of the text encoder)",
+        label=f"{text_encoder.file.path.name} (layer {number} of the text encoder)",
     )
     for name in names:
-        Reader(text_encoder, prefix + name).release()
+        TensorReader(text_encoder, prefix + name).release()
     return layer
 
 
-def _numbers(
+def _read_weight(
     text_encoder: Component,
     key: str,
     shape: tuple[int, ...] | None,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """One weight decoded on the device. The scale that AWQ gives a layer's input is put into it."""
-    found = read_stored(text_encoder, key, shape)
-    if isinstance(found, QuantizedTensor):
-        found.check_scales(f"{text_encoder.file.path.name}: {key}")
-        on_device = found.to(device)
+    """Read a weight and dequantise it on the device, multiplied by AWQ's input scale if any."""
+    stored = read_stored(text_encoder, key, shape)
+    if isinstance(stored, QuantizedTensor):
+        stored.check_scales(f"{text_encoder.file.path.name}: {key}")
+        on_device = stored.to(device)
         scale = on_device.input_scale
         if scale is None:
             return on_device.dequantize(dtype)
         weight = on_device.dequantize(torch.float32)
         return weight.mul_(scale.float()[: weight.shape[1]]).to(dtype)
     if key.endswith("norm.weight") and text_encoder.norm_offset:
-        found = found.float() - text_encoder.norm_offset
-    return found.to(device, dtype)
+        stored = stored.float() - text_encoder.norm_offset
+    return stored.to(device, dtype)
 
 
 class GemmaLayer(nn.Module):
-    """Attention and gated feed-forward, each between two norms."""
+    """Gemma 3 layer: attention and gated feed-forward, each between two norms."""
 
-    def __init__(self, settings: GemmaSettings) -> None:
+    def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
-        hidden, eps = settings.hidden, settings.eps
+        hidden, eps = config.hidden, config.eps
         self.input_layernorm = _Norm(hidden, eps)
-        self.self_attn = _Attention(settings)
+        self.self_attn = _Attention(config)
         self.post_attention_layernorm = _Norm(hidden, eps)
         self.pre_feedforward_layernorm = _Norm(hidden, eps)
-        self.mlp = _Mlp(hidden, settings.inner)
+        self.mlp = _Mlp(hidden, config.inner)
         self.post_feedforward_layernorm = _Norm(hidden, eps)
 
-    def forward(self, x: Tensor, full: bool) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), full))
+    def forward(self, x: Tensor, full_attention: bool) -> Tensor:
+        x = x + self.post_attention_layernorm(
+            self.self_attn(self.input_layernorm(x), full_attention)
+        )
         y: Tensor = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         return x + y
 
 
 class _Norm(nn.Module):
-    """RMS norm whose weight is stored minus one, computed in float32."""
+    """RMS norm computed in float32; its weight is stored minus one."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -186,9 +199,9 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _Attention(nn.Module):
-    def __init__(self, settings: GemmaSettings) -> None:
+    def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
-        s = self.settings = settings
+        s = self.config = config
         self.q_proj = nn.Linear(s.hidden, s.heads * s.head_dim, bias=False)
         self.k_proj = nn.Linear(s.hidden, s.kv_heads * s.head_dim, bias=False)
         self.v_proj = nn.Linear(s.hidden, s.kv_heads * s.head_dim, bias=False)
@@ -196,14 +209,14 @@ class _Attention(nn.Module):
         self.q_norm = _Norm(s.head_dim, s.eps)
         self.k_norm = _Norm(s.head_dim, s.eps)
 
-    def forward(self, x: Tensor, full: bool) -> Tensor:
-        """(n, hidden) -> (n, hidden); each token sees itself and what is before it."""
-        s, n = self.settings, len(x)
-        rotation = _rotation(s.full_rope if full else s.sliding_rope, s.head_dim, x)
-        q = _rotated(self.q_norm(_heads(self.q_proj(x), s.head_dim)), rotation)
-        k = _rotated(self.k_norm(_heads(self.k_proj(x), s.head_dim)), rotation)
+    def forward(self, x: Tensor, full_attention: bool) -> Tensor:
+        """Causal self-attention, (n, hidden) to (n, hidden)."""
+        s, n = self.config, len(x)
+        rotation = _rotation(s.full_rope if full_attention else s.sliding_rope, s.head_dim, x)
+        q = _apply_rope(self.q_norm(_heads(self.q_proj(x), s.head_dim)), rotation)
+        k = _apply_rope(self.k_norm(_heads(self.k_proj(x), s.head_dim)), rotation)
         v = _heads(self.v_proj(x), s.head_dim)
-        mask = None if full or n <= s.window else _window_mask(n, s.window, x.device)
+        mask = None if full_attention or n <= s.window else _window_mask(n, s.window, x.device)
         y = F.scaled_dot_product_attention(
             q[None], k[None], v[None], mask,
             is_causal=mask is None, scale=s.scalar**-0.5, enable_gqa=True,
@@ -229,19 +242,19 @@ def _heads(x: Tensor, head_dim: int) -> Tensor:
 
 
 def _window_mask(n: int, window: int, device: torch.device) -> Tensor:
-    """True where token i may see token j: i - window < j <= i."""
-    seen = torch.ones(n, n, dtype=torch.bool, device=device)
-    return seen.tril() & seen.triu(1 - window)
+    """Mask (n, n): True if token i attends to token j, that is i - window < j <= i."""
+    ones = torch.ones(n, n, dtype=torch.bool, device=device)
+    return ones.tril() & ones.triu(1 - window)
 
 
-def _rotation(rope: Rope, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _rotation(rope: RopeParameters, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     exponents = torch.arange(0, head_dim, 2, device=like.device).float() / head_dim
     frequencies = 1 / rope.theta**exponents / rope.factor
     angles = torch.arange(len(like), device=like.device).float()[:, None] * frequencies
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
-def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def _apply_rope(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotation
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
@@ -250,17 +263,17 @@ def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 # --- settings ---------------------------------------------------------------------------------
 
 
-def gemma_settings(text_encoder: Component) -> GemmaSettings:
-    """Sizes from shapes, the rest from the header.
+def read_gemma_config(text_encoder: Component) -> GemmaConfig:
+    """Read the configuration: sizes from tensor shapes, the rest from the header.
 
-    Raises :class:`UnknownLayout` when shapes are missing, contradict the header's sizes, or the
-    header asks for something that Gemma 3 does not have.
+    Raises :class:`UnknownLayout` if tensors are missing, sizes differ from those in the header,
+    or the header requests something that Gemma 3 does not have.
     """
-    stated = text_encoder.config.get("text_config", text_encoder.config)
+    header = text_encoder.config.get("text_config", text_encoder.config)
     layers = {int(m[1]) for key in text_encoder.names if (m := _LAYER.match(key))}
     attention = "layers.0.self_attn."
     (head_dim,) = text_encoder.shape(f"{attention}q_norm.weight")
-    rope = _rope(stated)
+    rope = _rope_parameters(header)
     sizes = {
         "hidden_size": text_encoder.shape("norm.weight")[0],
         "num_attention_heads": text_encoder.shape(f"{attention}q_proj.weight")[0] // head_dim,
@@ -268,54 +281,56 @@ def gemma_settings(text_encoder: Component) -> GemmaSettings:
         "head_dim": head_dim,
         "intermediate_size": text_encoder.shape("layers.0.mlp.gate_proj.weight")[0],
     }
-    _check(text_encoder, stated, sizes | {"num_hidden_layers": len(layers)})
+    _check(text_encoder, header, sizes | {"num_hidden_layers": len(layers)})
     hidden, heads, kv_heads, head_dim, inner = sizes.values()
-    return GemmaSettings(
+    return GemmaConfig(
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         inner=inner,
-        full=_full_layers(stated, len(layers)),
-        window=stated.get("sliding_window", WINDOW),
-        scalar=stated.get("query_pre_attn_scalar", head_dim),
-        eps=stated.get("rms_norm_eps", EPS),
+        full_attention=_full_layers(header, len(layers)),
+        window=header.get("sliding_window", WINDOW),
+        scalar=header.get("query_pre_attn_scalar", head_dim),
+        eps=header.get("rms_norm_eps", EPS),
         full_rope=rope["full_attention"],
         sliding_rope=rope["sliding_attention"],
     )
 
 
-_ONLY = {"hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": None}
-"""What a header may say of things that every Gemma 3 has alike."""
+_FIXED = {"hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": None}
+"""Header entries with the same value in all Gemma 3 models."""
 
 
-def _check(text_encoder: Component, stated: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    for name, found in {**sizes, **_ONLY}.items():
-        if stated.get(name, found) != found:
+def _check(text_encoder: Component, header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    for name, expected in {**sizes, **_FIXED}.items():
+        if header.get(name, expected) != expected:
             raise UnknownLayout(
-                f"{text_encoder.file.path.name}: its header says {name} = {stated[name]}, "
-                f"known or found in its tensors is {found}",
+                f"{text_encoder.file.path.name}: its header has {name} = {header[name]}, "
+                f"expected {expected}",
                 "the header was copied from another model; use an unmodified file",
             )
 
 
-def _full_layers(stated: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
-    """Every sixth layer attends to the whole prompt, the others to a sliding window."""
-    if "layer_types" in stated:
-        return tuple(kind == "full_attention" for kind in stated["layer_types"])
-    every = stated.get("sliding_window_pattern", FULL_EVERY)
+def _full_layers(header: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    """For each layer, True if it attends to the whole prompt (every sixth layer by default)."""
+    if "layer_types" in header:
+        return tuple(kind == "full_attention" for kind in header["layer_types"])
+    every = header.get("sliding_window_pattern", FULL_EVERY)
     return tuple(n % every == 0 for n in range(1, layers + 1))
 
 
-def _rope(stated: Mapping[str, Any]) -> dict[str, Rope]:
-    """Rotary settings per layer type, from transformers' new spelling or its old one."""
-    if "rope_parameters" in stated:
+def _rope_parameters(header: Mapping[str, Any]) -> dict[str, RopeParameters]:
+    """RoPE parameters per layer type, from the new or the old config format of transformers."""
+    if "rope_parameters" in header:
         return {
-            kind: Rope(values["rope_theta"], values.get("factor", 1.0))
-            for kind, values in stated["rope_parameters"].items()
+            kind: RopeParameters(values["rope_theta"], values.get("factor", 1.0))
+            for kind, values in header["rope_parameters"].items()
         }
-    scaling = stated.get("rope_scaling", {"factor": FULL_FACTOR}) or {}
+    scaling = header.get("rope_scaling", {"factor": FULL_FACTOR}) or {}
     return {
-        "full_attention": Rope(stated.get("rope_theta", FULL_THETA), scaling.get("factor", 1.0)),
-        "sliding_attention": Rope(stated.get("rope_local_base_freq", SLIDING_THETA)),
+        "full_attention": RopeParameters(
+            header.get("rope_theta", FULL_THETA), scaling.get("factor", 1.0)
+        ),
+        "sliding_attention": RopeParameters(header.get("rope_local_base_freq", SLIDING_THETA)),
     }

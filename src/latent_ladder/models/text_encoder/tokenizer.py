@@ -1,8 +1,8 @@
-"""Prompts to token ids, as the text encoder's own vocabulary cuts them.
+"""Tokenizer of the text encoder: prompts to token ids.
 
-The vocabulary travels with the model: SentencePiece bytes or a ``tokenizer.json`` stored as a
-tensor inside the text encoder's file, the metadata of a GGUF file, or a file beside it. Imports no
-torch, so that ``ladder plan`` can warn about a prompt that is cut or uses unknown words.
+The vocabulary is stored with the model: SentencePiece data or a ``tokenizer.json`` as a tensor in
+the text encoder's file, the metadata of a GGUF file, or a file next to it. Imports no torch, so
+that ``ladder plan`` can warn about a truncated prompt or unknown words.
 """
 
 from __future__ import annotations
@@ -15,61 +15,64 @@ from pathlib import Path
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
-from latent_ladder.models.text_encoder.gguf_vocabulary import cached, sentencepiece_model
+from latent_ladder.models.text_encoder.gguf_vocabulary import read_or_build, sentencepiece_model
 
 DEFAULT_TEXT_LENGTH = 1024
 """Tokens of the text context of LTX-2.0 to 2.5 (``TOKENIZER_MAX_LENGTH`` of the official code)."""
 
 LENGTH_KEY, WORDS_KEY = "text_length", "known_words"
-"""Optional entries of a text encoder's header: the context length its connectors were trained
-with, where it is not 1024, and a JSON list of the words it has seen."""
+"""Optional entries of a text encoder's header: the context length that its connectors were trained
+with (default 1024), and a JSON list of the words in its training data."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One prompt as ids, BOS first, without padding; ``total`` counts what there was uncut."""
+class TokenizedPrompt:
+    """Token ids of a prompt, BOS first, without padding; ``total``: count before truncation."""
 
     ids: tuple[int, ...]
     total: int
     kept_text: str
     cut_text: str
 
-    def padded(self, length: int, pad: int = 0) -> tuple[list[int], list[int]]:
-        """Ids and attention mask (1 = token), padded on the left to ``length``."""
+    def pad_left(self, length: int, pad: int = 0) -> tuple[list[int], list[int]]:
+        """Pad ids on the left to ``length``; returns ids and attention mask (1 for tokens)."""
         missing = length - len(self.ids)
         return [pad] * missing + list(self.ids), [0] * missing + [1] * len(self.ids)
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary: text to piece ids and back, and the ids of its begin and padding tokens."""
+    """Tokenizer: text to token ids and back, and the ids of its BOS and padding tokens."""
 
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
     bos: int
     pad: int
 
-    def tokenize(self, prompt: str, length: int) -> Tokens:
-        """Cut the stripped prompt; BOS, no EOS, at most ``length`` ids, the end is dropped."""
+    def tokenize(self, prompt: str, length: int) -> TokenizedPrompt:
+        """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids."""
         text = prompt.strip()
         ids = self.encode(text)
-        kept = ids[: length - 1]
+        truncated = ids[: length - 1]
         end = len(text)
-        if len(kept) < len(ids):
-            # Pieces of one character may be cut apart: what decodes to the same text was kept.
-            end = _agreement(self.decode(kept), text)
-        return Tokens((self.bos, *kept), len(ids) + 1, text[:end], text[end:])
+        if len(truncated) < len(ids):
+            # Truncation may split the tokens of a character: keep the text that still decodes.
+            end = _common_prefix_length(self.decode(truncated), text)
+        return TokenizedPrompt((self.bos, *truncated), len(ids) + 1, text[:end], text[end:])
 
 
-def _agreement(one: str, other: str) -> int:
-    """How many characters two texts share from the start."""
+def _common_prefix_length(one: str, other: str) -> int:
+    """Number of characters of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)
 class TokenReport:
-    """What a text encoder sees of a prompt. ``cut_text`` is empty where everything fits."""
+    """Token count of a prompt, and its truncated text and unknown words.
+
+    ``cut_text`` is the text after the limit, empty if the whole prompt fits.
+    """
 
     n_tokens: int
     limit: int
@@ -81,10 +84,10 @@ class TokenReport:
 def token_report(
     prompt: str, text_encoder: Component, tokenizer: Tokenizer | None = None
 ) -> TokenReport:
-    """Count the prompt's tokens (BOS included) against the limit, and name what gets lost.
+    """Count the prompt's tokens (with BOS) and report truncated text and unknown words.
 
-    ``unknown_words`` stays empty unless the file lists the words it knows. Pass ``tokenizer`` to
-    report on several prompts with one vocabulary.
+    ``unknown_words`` is empty unless the file has a list of known words. Pass ``tokenizer`` to
+    load it only once for several prompts. Raises the errors of :func:`load_tokenizer`.
     """
     limit = text_length(text_encoder)
     tokens = (tokenizer or load_tokenizer(text_encoder)).tokenize(prompt, limit)
@@ -93,13 +96,13 @@ def token_report(
 
 
 def text_length(text_encoder: Component) -> int:
-    """Tokens of the text context: the header's ``text_length``, 1024 where it has none."""
-    stated = text_encoder.file.metadata.get(LENGTH_KEY)
-    if stated is None:
+    """Number of tokens of the text context: ``text_length`` in the header, else 1024."""
+    value = text_encoder.file.metadata.get(LENGTH_KEY)
+    if value is None:
         return DEFAULT_TEXT_LENGTH
-    if not stated.isdecimal() or int(stated) < 2:
-        raise _damaged(text_encoder, f"`{LENGTH_KEY}` in its header is {stated!r}")
-    return int(stated)
+    if not value.isdecimal() or int(value) < 2:
+        raise _corrupt(text_encoder, f"`{LENGTH_KEY}` in its header is {value!r}")
+    return int(value)
 
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
@@ -107,9 +110,9 @@ _ENDINGS = ("'s", "s'", "es", "s", "'")
 
 
 def unknown_words(prompt: str, text_encoder: Component) -> tuple[str, ...]:
-    """Lower-cased words of the prompt that the text encoder never saw, in order, each once.
+    """Find words of the prompt (lower case, each once) that the text encoder was not trained on.
 
-    Plurals and possessives of known words count as known. Empty where the file has no word list.
+    Plurals and possessives of known words count as known. Empty if the file has no word list.
     """
     known = _known_words(text_encoder)
     if known is None:
@@ -130,24 +133,24 @@ def _known_words(text_encoder: Component) -> frozenset[str] | None:
     try:
         words = json.loads(text)
     except ValueError as error:
-        raise _damaged(text_encoder, f"`{WORDS_KEY}` in its header is not JSON") from error
+        raise _corrupt(text_encoder, f"`{WORDS_KEY}` in its header is not JSON") from error
     if not isinstance(words, list):
-        raise _damaged(text_encoder, f"`{WORDS_KEY}` in its header is not a list")
+        raise _corrupt(text_encoder, f"`{WORDS_KEY}` in its header is not a list")
     return frozenset(str(word).lower() for word in words)
 
 
 def load_tokenizer(text_encoder: Component) -> Tokenizer:
-    """The vocabulary stored in the text encoder's file, or lying beside it.
+    """Load the tokenizer from the text encoder's file or its folder.
 
-    Looked for in this order: tensor ``spiece_model``, tensor ``tokenizer_json``, the metadata of
-    a GGUF file, files ``tokenizer.model`` and ``tokenizer.json`` in the same folder. Raises
-    :class:`UnknownLayout` when there is none, :class:`CorruptCheckpoint` when it is damaged.
+    Sources in this order: tensor ``spiece_model``, tensor ``tokenizer_json``, the metadata of a
+    GGUF file, files ``tokenizer.model`` and ``tokenizer.json`` in the same folder. Raises
+    :class:`UnknownLayout` if there is none, and :class:`CorruptCheckpoint` if it is damaged.
     """
     folder = text_encoder.file.path.parent
     sources: tuple[tuple[_Build, Callable[[], bytes | None]], ...] = (
-        (_from_sentencepiece, lambda: _stored_bytes(text_encoder, "spiece_model")),
-        (_from_tokenizer_json, lambda: _stored_bytes(text_encoder, "tokenizer_json")),
-        (_from_sentencepiece, lambda: _from_metadata(text_encoder)),
+        (_from_sentencepiece, lambda: _tensor_bytes(text_encoder, "spiece_model")),
+        (_from_tokenizer_json, lambda: _tensor_bytes(text_encoder, "tokenizer_json")),
+        (_from_sentencepiece, lambda: _gguf_vocabulary(text_encoder)),
         (_from_sentencepiece, lambda: _file_bytes(folder / "tokenizer.model")),
         (_from_tokenizer_json, lambda: _file_bytes(folder / "tokenizer.json")),
     )
@@ -156,9 +159,9 @@ def load_tokenizer(text_encoder: Component) -> Tokenizer:
             if data := read():
                 return build(data)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise _damaged(text_encoder, f"its tokenizer cannot be read: {error}") from error
+            raise _corrupt(text_encoder, f"its tokenizer cannot be read: {error}") from error
     raise UnknownLayout(
-        f"{text_encoder.file.path.name}: no tokenizer in the text encoder's file or beside it",
+        f"{text_encoder.file.path.name}: no tokenizer in the text encoder's file or next to it",
         f"put the model's tokenizer.model or tokenizer.json into {folder}",
     )
 
@@ -166,19 +169,19 @@ def load_tokenizer(text_encoder: Component) -> Tokenizer:
 _Build = Callable[[bytes], Tokenizer]
 
 
-def _stored_bytes(text_encoder: Component, key: str) -> bytes | None:
-    """The bytes of a U8 tensor."""
+def _tensor_bytes(text_encoder: Component, key: str) -> bytes | None:
+    """Read the bytes of a U8 tensor, None if the file does not have it."""
     if key not in text_encoder:
         return None
     return text_encoder.file.read_bytes(text_encoder.names[key])
 
 
-def _from_metadata(text_encoder: Component) -> bytes | None:
-    """The vocabulary of a GGUF file. Built once per file and kept: it takes about a second."""
+def _gguf_vocabulary(text_encoder: Component) -> bytes | None:
+    """SentencePiece model of a GGUF file; cached per file, as building it takes about a second."""
     file = text_encoder.file
     if file.container != "gguf":
         return None
-    return cached(f"1-{file.id}.model", lambda: sentencepiece_model(file.kv))
+    return read_or_build(f"1-{file.id}.model", lambda: sentencepiece_model(file.kv))
 
 
 def _file_bytes(path: Path) -> bytes | None:
@@ -207,7 +210,7 @@ def _from_tokenizer_json(data: bytes) -> Tokenizer:
     return Tokenizer(encode, processor.decode, bos, processor.token_to_id("<pad>") or 0)
 
 
-def _damaged(text_encoder: Component, what: str) -> CorruptCheckpoint:
+def _corrupt(text_encoder: Component, problem: str) -> CorruptCheckpoint:
     return CorruptCheckpoint(
-        f"{text_encoder.file.path.name}: damaged, {what}", "download the file again"
+        f"{text_encoder.file.path.name}: damaged, {problem}", "download the file again"
     )

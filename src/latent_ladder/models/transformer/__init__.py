@@ -1,1 +1,1 @@
-"""The diffusion transformer and the models that samplers call."""
+"""LTX-2 transformer, and the denoisers that samplers call."""

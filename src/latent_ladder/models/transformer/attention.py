@@ -1,7 +1,8 @@
-"""Attention with normed queries and keys, split RoPE and per-head gates, and the feed-forward.
+"""Attention (QK norm, split RoPE, per-head gates) and feed-forward layers of the transformer.
 
-Keys and values are made apart from the queries: one set of them serves every guidance pass that
-shares its source, and queries go through in chunks, so that only keys and values are ever whole.
+Keys and values are computed separately from queries: guidance passes with the same source share
+one set of keys and values, and queries are processed in chunks, so only keys and values are ever
+stored for all tokens at once.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.models.transformer.norms import inverse_rms
-from latent_ladder.models.transformer.rope import Rope, rotate
+from latent_ladder.models.transformer.rope import RopeTable, rotate
 from latent_ladder.models.weights.linear import Linear
 
 GELU_BLOCK = 1 << 18
-"""Elements whose exponents are held at once."""
+"""Elements per block of the in-place GELU: its temporary tensor then fits a CPU's cache."""
 
 
 class KeysValues(NamedTuple):
@@ -29,7 +30,7 @@ class KeysValues(NamedTuple):
     values: Tensor
 
     def rows(self, part: slice, count: int) -> KeysValues:
-        """The rows ``part``; a single one is repeated (as a view) ``count`` times."""
+        """Select the rows ``part``; a single row is expanded (as a view) to ``count`` rows."""
         keys, values = self.keys[part], self.values[part]
         if len(keys) == count:
             return KeysValues(keys, values)
@@ -40,24 +41,25 @@ class KeysValues(NamedTuple):
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    attended: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return attended
+    attention_output: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return attention_output
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _reference_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     scores: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "sdpa": _sdpa,
-    "plain": _plain,
+    "plain": _reference_attention,
 }
-"""Ways to compute attention of (rows, heads, tokens, head_dim) tensors with an additive bias."""
+"""Attention implementations by name: queries, keys and values (rows, heads, tokens, head_dim),
+and an additive bias on the scores or ``None``."""
 
 
 class QkNorm(nn.Module):
-    """RMS norm over the whole inner width (all heads together) with a learnt scale."""
+    """RMS norm of queries or keys over all heads together, with a learned scale."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -65,14 +67,14 @@ class QkNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normed ``x``, in its own memory where nothing else can need it."""
+        """Normalise ``x`` (..., dim); in place for float32 on the CPU outside of autograd."""
         if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return x.mul_(inverse_rms(x, self.eps)).mul_(self.weight)
 
 
 class AttentionShape(NamedTuple):
-    """Widths of an attention layer."""
+    """Sizes and options of one attention layer."""
 
     query_dim: int
     context_dim: int
@@ -98,45 +100,55 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([Linear(inner, shape.query_dim)])
         self.to_gate_logits = Linear(shape.query_dim, shape.heads) if shape.gated else None
 
-    def keys_values(self, context: Tensor, rope: Rope | None = None) -> KeysValues:
-        """Keys and values of ``context`` (rows, tokens, D), keys rotated by ``rope``."""
-        keys = self._split(self.k_norm(self.to_k(context)))
+    def keys_values(self, context: Tensor, rope: RopeTable | None = None) -> KeysValues:
+        """Compute keys and values of ``context`` (rows, tokens, D), keys rotated by ``rope``."""
+        keys = self._split_heads(self.k_norm(self.to_k(context)))
         if rope is not None:
             keys = rotate(keys, rope)
-        return KeysValues(keys, self._split(self.to_v(context)))
+        return KeysValues(keys, self._split_heads(self.to_v(context)))
 
     def forward(
-        self, x: Tensor, context: KeysValues, rope: Rope | None = None, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        context: KeysValues,
+        rope: RopeTable | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """Attend from ``x`` (rows, tokens, D); ``bias`` (rows or 1, 1, tokens, keys) is added."""
-        queries = self._split(self.q_norm(self.to_q(x)))
+        """Attend from ``x`` (rows, tokens, D) to ``context``; returns the shape of ``x``.
+
+        ``bias`` (rows or 1, 1, tokens, keys) is added to the attention scores.
+        """
+        queries = self._split_heads(self.q_norm(self.to_q(x)))
         if rope is not None:
             queries = rotate(queries, rope)
         q, k, v = (t.transpose(1, 2) for t in (queries, *context))
-        return self._gated_out(x, BACKENDS[self.backend](q, k, v, bias).transpose(1, 2))
+        return self._gate_and_project(x, BACKENDS[self.backend](q, k, v, bias).transpose(1, 2))
 
-    def value_path(self, x: Tensor) -> Tensor:
-        """Spatio-temporal guidance: every token attends to itself alone."""
-        return self._gated_out(x, self._split(self.to_v(x)))
+    def skip_attention(self, x: Tensor) -> Tensor:
+        """Output with attention skipped: each token gets its own value (spatio-temporal guidance).
 
-    def _gated_out(self, x: Tensor, attended: Tensor) -> Tensor:
+        Source: STG, arXiv 2411.18664.
+        """
+        return self._gate_and_project(x, self._split_heads(self.to_v(x)))
+
+    def _gate_and_project(self, x: Tensor, attention_output: Tensor) -> Tensor:
         if self.to_gate_logits is not None:
             gates = torch.sigmoid(self.to_gate_logits(x)).mul(2)[..., None]
             if torch.is_grad_enabled():
-                attended = attended * gates
+                attention_output = attention_output * gates
             else:
-                attended.mul_(gates)
-        out: Tensor = self.to_out[0](attended.flatten(-2))
+                attention_output.mul_(gates)
+        out: Tensor = self.to_out[0](attention_output.flatten(-2))
         return out
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, -1)
 
 
 def gelu_(x: Tensor) -> Tensor:
-    """GELU in its tanh form, in place: ``x * sigmoid(2 c (x + 0.044715 x^3))``, c = sqrt(2/pi).
+    """Apply GELU (tanh form) in place: ``x * sigmoid(2 c (x + 0.044715 x^3))``, c = sqrt(2/pi).
 
-    On a CPU a sigmoid takes a third of the time of a tanh; blocks keep the exponent in its cache.
+    On a CPU a sigmoid takes a third of the time of a tanh, and small blocks stay in its cache.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
         torch.ops.aten.gelu_(x, approximate="tanh")
@@ -151,7 +163,7 @@ def gelu_(x: Tensor) -> Tensor:
 
 
 class _Projection(nn.Module):
-    """A Linear under the name ``proj``."""
+    """Linear layer named ``proj``, as in the checkpoint."""
 
     def __init__(self, dim: int, inner: int, bias: bool) -> None:
         super().__init__()
@@ -163,7 +175,7 @@ class _Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (tanh form), Linear; names as in the checkpoint: ``net.0.proj``, ``net.2``."""
+    """Linear, GELU (tanh form), Linear; checkpoint names ``net.0.proj``, ``net.2``."""
 
     def __init__(self, dim: int, inner: int, bias: bool) -> None:
         super().__init__()
@@ -172,7 +184,7 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, tokens, D) to the same."""
+        """Map (rows, tokens, D) to the same shape."""
         hidden = self.net["0"](x)
         if torch.is_grad_enabled():
             hidden = F.gelu(hidden, approximate="tanh")

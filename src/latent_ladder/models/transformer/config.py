@@ -1,8 +1,8 @@
-"""What decides the shape of an LTX-2 transformer, read from a checkpoint's header and shapes.
+"""Configuration of an LTX-2 transformer, read from a checkpoint's header and tensor shapes.
 
-Knows names and numbers only; imports no torch, so that planners can use it.
-Families: 2.0 (no gates, caption projection inside), 2.3 (gated attention, modulated text
-attention), 2.5 (video feed-forward without bias, keyframe embedding).
+Imports no torch, so the memory planner can use it without loading torch.
+Families: 2.0 (no gates, caption projection in the transformer), 2.3 (gated attention, modulated
+text attention), 2.5 (video feed-forward without bias, keyframe embedding).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from latent_ladder.errors import UnknownLayout
 Shapes = Mapping[str, tuple[int, ...]]
 
 VIDEO_HEAD_DIM, AUDIO_HEAD_DIM = 128, 64
-"""Head widths of every published file: used where neither a gate nor a header tells.
+"""Head widths of all published files; used when a file has neither gates nor a header.
 
-No other tensor shows the number of heads: projections and the norms of queries and keys span all
-heads together. Only LTX-2.0 has no gates, and it was published with these widths alone.
+No other tensor shows the number of heads: projections and QK norms span all heads together. Only
+LTX-2.0 has no gates, and it was published with these widths only.
 """
 
 _SUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -40,11 +40,11 @@ _SUPPORTED: Mapping[str, tuple[Any, ...]] = {
 
 
 class HasShapes(Protocol):
-    """The part of a checkpoint component that a config is read from."""
+    """Checkpoint component with a header configuration and tensor shapes."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The component's section of the header, ``{}`` if none."""
+        """Configuration of the component in the file's header, ``{}`` if there is none."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by its name inside the component."""
@@ -52,11 +52,11 @@ class HasShapes(Protocol):
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """One modality: token channels in and out, attention heads, feed-forward width.
+    """Sizes of one stream (video or audio): token channels, attention heads, feed-forward width.
 
-    ``context_dim`` is the width of the text context that the stream is given (before the caption
-    projection where the family has one); ``max_pos`` scales positions, one entry per axis
-    (seconds, and for video pixel rows and columns).
+    ``context_dim`` is the width of the text context at the input (before the caption projection,
+    where the family has one). ``max_pos`` divides positions, one entry per axis: seconds, and for
+    video also pixel rows and columns.
     """
 
     in_channels: int
@@ -76,7 +76,11 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """A whole transformer. Audio-video attention has the audio stream's heads and width."""
+    """Configuration of a transformer. Audio-video attention uses the audio heads and width.
+
+    ``gated``: attention has per-head output gates. ``text_adaln``: text attention is modulated by
+    the noise level. ``prompt_adaln``: the text context is modulated too.
+    """
 
     layers: int
     video: StreamConfig
@@ -100,23 +104,23 @@ class TransformerConfig:
 
     @property
     def table_rows(self) -> int:
-        """Rows of a stream's per-block modulation table."""
+        """Rows of the modulation table of one stream in each block."""
         return 9 if self.text_adaln else 6
 
     @classmethod
     def from_component(cls, component: HasShapes) -> TransformerConfig:
-        """Read from a checkpoint's transformer; see :meth:`from_shapes`."""
+        """Read the configuration of a checkpoint's transformer; see :meth:`from_shapes`."""
         return cls.from_shapes(component.shapes(), component.config)
 
     @classmethod
     def from_shapes(cls, shapes: Shapes, header: Mapping[str, Any]) -> TransformerConfig:
-        """The config that fits ``shapes``; ``header`` adds what shapes cannot tell.
+        """Derive the configuration from tensor ``shapes``, and from ``header`` what they lack.
 
-        ``header`` may be empty (GGUF, files of the transformer alone): widths, layers and features
-        come from shapes, scales are the family's constants, and without gates heads are 128 and
-        64 wide.
-        Raises :class:`UnknownLayout` when the two contradict each other or the header asks for
-        something this implementation does not do.
+        ``header`` may be empty (GGUF files, files with only the transformer): widths, layers and
+        features come from shapes, scales are the family's constants, and without gates the heads
+        are 128 (video) and 64 (audio) wide.
+        Raises :class:`UnknownLayout` if header and shapes disagree or the header requests an
+        option that this implementation does not support.
         """
         config = cls(
             layers=_layers(shapes),
@@ -161,7 +165,7 @@ def _stream(shapes: Shapes, header: Mapping[str, Any], prefix: str) -> StreamCon
 
 
 def _heads(shapes: Shapes, header: Mapping[str, Any], prefix: str, dim: int) -> int:
-    # The bias first: a packed weight may be padded beyond the number of heads.
+    # The bias is tried first: a quantised weight may be padded beyond the number of heads.
     for kind in ("bias", "weight"):
         gate = f"transformer_blocks.0.{prefix}attn1.to_gate_logits.{kind}"
         if gate in shapes:
@@ -175,7 +179,7 @@ def _layers(shapes: Shapes) -> int:
     if not found or found != set(range(len(found))):
         raise UnknownLayout(
             f"transformer: blocks are not numbered 0..n without gaps, got {sorted(found)[:4]}",
-            "the file is incomplete, or of a family this version does not know",
+            "the file is incomplete or of an unsupported model family; download it again",
         )
     return len(found)
 
@@ -184,7 +188,7 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
         raise UnknownLayout(
             f"transformer: tensor {name} is missing",
-            "the file is incomplete, or of a family this version does not know",
+            "the file is incomplete or of an unsupported model family; download it again",
         )
     return shapes[name]
 
@@ -214,14 +218,14 @@ def _check(config: TransformerConfig, header: Mapping[str, Any]) -> None:
         if key in header and header[key] != value
     ]
     wrong += [
-        f"{key}={header[key]}, known: {', '.join(map(str, known))}"
-        for key, known in _SUPPORTED.items()
-        if key in header and header[key] not in known
+        f"{key}={header[key]}, supported: {', '.join(map(str, values))}"
+        for key, values in _SUPPORTED.items()
+        if key in header and header[key] not in values
     ]
     if video.heads * video.head_dim != video.dim or len(video.max_pos) != 3:
         wrong.append(f"{video.heads} heads do not divide width {video.dim}")
     if wrong:
         raise UnknownLayout(
             f"transformer: {'; '.join(wrong[:3])}",
-            "the file is damaged, or of a family this version does not know",
+            "the file is damaged or of an unsupported model family; download it again",
         )

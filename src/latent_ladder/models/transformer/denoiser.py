@@ -1,7 +1,7 @@
-"""The transformer as a sampler's model: guided x0 predictions of packed latents.
+"""Denoiser: guided x0 predictions of packed latents, the model that a sampler calls.
 
-All guidance passes of a step go through the transformer in one forward. Masks decide each token's
-noise level here; blending kept content into x and x0 is the denoising loop's business.
+All guidance passes of a step run in one forward of the transformer. Masks set the noise level of
+each token here; the denoising loop blends existing content into x and x0.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from torch import Tensor
 
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.pass_batching import PassSpec
-from latent_ladder.models.transformer.streams import StreamInput, StreamStage, stream_stage
+from latent_ladder.models.transformer.streams import PreparedStream, StreamInput, prepare_stream
 from latent_ladder.sampling.denoise import Packing
 from latent_ladder.sampling.guiders import Guidance, Pass, combine, passes_needed, skips, weights
 from latent_ladder.sampling.samplers import Prediction
 
 ORDER = (Pass.COND, Pass.PERTURBED, Pass.ISOLATED, Pass.UNCOND)
-"""Passes of one prompt stand together, so that they share its keys without a copy."""
+"""Order of passes in a forward: those with the same prompt are adjacent and share its keys."""
 
 UNGUIDED = Guidance()
 
-Guided = tuple[Tensor, Tensor | None]
-"""Guided x0 of a stream, and that of the negative prompt if it was run."""
-Last = tuple[Guided | None, Guided | None]
-"""What a denoiser last said about video and audio."""
+GuidedPrediction = tuple[Tensor, Tensor | None]
+"""Guided x0 of a stream (B, N, C), and x0 of the negative prompt or ``None`` if it was not run."""
+LastPredictions = tuple[GuidedPrediction | None, GuidedPrediction | None]
+"""Last predictions of the video and the audio stream."""
 
 
 @dataclass(frozen=True)
-class StreamRun:
-    """One stream of a run: where its tokens are, what it is told, how it is guided.
+class DenoiserStream:
+    """Stream (video or audio) to denoise: token positions, text contexts, mask and guidance.
 
-    ``positions`` (1, axes, N, 2) bounds; ``positive`` and ``negative`` (1, L, D) text contexts;
-    ``mask`` (1 or B, N, 1) noise levels, ``None``: generate everything; ``bias`` (1, 1, N, N)
-    and ``marked`` (1, N, 1) as in :class:`StreamStage`. ``frozen``: given content that only
-    conditions the other stream.
+    ``positions`` (1, axes, N, 2): intervals, see :mod:`rope_tables`. ``positive``, ``negative``
+    (1, L, D): text contexts. ``mask`` (1 or B, N, 1): noise levels, ``None`` to generate all
+    tokens. ``bias`` (1, 1, N, N), ``keyframe_mask`` (1, N, 1): as in :class:`PreparedStream`.
+    ``frozen``: existing content that is not denoised, only attended to by the other stream.
     """
 
     positions: Tensor
@@ -46,75 +46,76 @@ class StreamRun:
     mask: Tensor | None = None
     guidance: Guidance = UNGUIDED
     bias: Tensor | None = None
-    marked: Tensor | None = None
+    keyframe_mask: Tensor | None = None
     frozen: bool = False
 
 
-class _Bound:
-    """A stream bound to a transformer: its stage, its levels per token, its last predictions."""
+class _GuidedStream:
+    """Stream prepared for a transformer, with its noise level per token and last prediction."""
 
-    def __init__(self, transformer: Transformer, run: StreamRun) -> None:
-        tokens = run.positions.shape[2]
-        mask = run.mask
+    def __init__(self, transformer: Transformer, stream: DenoiserStream) -> None:
+        tokens = stream.positions.shape[2]
+        mask = stream.mask
         if mask is None:
-            mask = torch.ones(1, tokens, 1, device=run.positions.device)
-        self.mask = torch.zeros_like(mask) if run.frozen else mask.float()
-        contexts = [run.positive] if run.negative is None else [run.positive, run.negative]
-        self.stage: StreamStage = stream_stage(
+            mask = torch.ones(1, tokens, 1, device=stream.positions.device)
+        self.mask = torch.zeros_like(mask) if stream.frozen else mask.float()
+        negative = [] if stream.negative is None else [stream.negative]
+        contexts = [stream.positive, *negative]
+        self.prepared: PreparedStream = prepare_stream(
             transformer.config,
-            run.positions,
+            stream.positions,
             torch.cat(contexts),
             mask=self.mask,
-            bias=run.bias,
-            marked=run.marked,
+            bias=stream.bias,
+            keyframe_mask=stream.keyframe_mask,
         )
-        self.run = run
-        self.last: Guided | None = None
+        self.stream = stream
+        self.last_prediction: GuidedPrediction | None = None
 
-    def skipped(self, step: int) -> bool:
-        """Whether this step keeps the last prediction."""
-        return self.last is not None and skips(self.run.guidance, step)
+    def skips_step(self, step: int) -> bool:
+        """Return True if ``step`` reuses the last prediction (``Guidance.skip_step``)."""
+        return self.last_prediction is not None and skips(self.stream.guidance, step)
 
-    def input(self, tokens: Tensor, sigma: float, enabled: bool) -> StreamInput:
-        """What the transformer is given at ``sigma``."""
-        level = tokens.new_full((1,), 0.0 if self.run.frozen else sigma)
-        return StreamInput(self.stage, tokens, level, enabled)
+    def make_input(self, tokens: Tensor, sigma: float, enabled: bool) -> StreamInput:
+        """Input of the transformer for ``tokens`` (B, N, C) at ``sigma``."""
+        own_sigma = tokens.new_full((1,), 0.0 if self.stream.frozen else sigma)
+        return StreamInput(self.prepared, tokens, own_sigma, enabled)
 
     def stg_blocks(self, sigma: float) -> frozenset[int]:
-        """Blocks that the perturbed pass perturbs in this stream."""
-        g = self.run.guidance
-        return frozenset(g.stg_blocks if Pass.PERTURBED in weights(g, sigma) else ())
+        """Blocks whose self-attention the perturbed pass skips in this stream."""
+        guidance = self.stream.guidance
+        return frozenset(guidance.stg_blocks if Pass.PERTURBED in weights(guidance, sigma) else ())
 
-    def guide(
-        self, tokens: Tensor, velocity: dict[Pass, Tensor], sigma: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """Combine the passes on x0 = x - v * sigma of each token; keep and give the result."""
+    def guide(self, tokens: Tensor, velocity: dict[Pass, Tensor], sigma: float) -> GuidedPrediction:
+        """Combine the passes' x0 = x - velocity * sigma of each token; stores the result."""
         x0 = {p: tokens - v * (self.mask * sigma) for p, v in velocity.items()}
         x0.setdefault(Pass.ISOLATED, x0[Pass.COND])
-        self.last = combine(x0, self.run.guidance, sigma), x0.get(Pass.UNCOND)
-        return self.last
+        guided = combine(x0, self.stream.guidance, sigma), x0.get(Pass.UNCOND)
+        self.last_prediction = guided
+        return guided
 
 
 class Denoiser:
-    """A :data:`~latent_ladder.sampling.samplers.Model` of one stage.
+    """Model (:data:`~latent_ladder.sampling.samplers.Model`) for the sampler of one stage.
 
-    ``force_uncond`` gives samplers of the CFG++ kind the negative prompt's prediction at every
-    step. ``max_passes`` runs at most that many passes per forward: slower, with less memory.
-    Remembers the last prediction of each stream (for ``Guidance.skip_step``): one per run.
+    ``force_uncond``: predict the negative prompt at every step, for CFG++ samplers.
+    ``max_passes``: passes per forward at most; fewer are slower and need less memory.
+    A denoiser stores the last prediction of each stream (for ``Guidance.skip_step``), so each
+    run of a sampler needs a new one.
     """
 
     def __init__(
         self,
         transformer: Transformer,
-        video: StreamRun | None,
-        audio: StreamRun | None,
+        video: DenoiserStream | None,
+        audio: DenoiserStream | None,
         *,
         force_uncond: bool = False,
         max_passes: int | None = None,
     ) -> None:
         self.transformer = transformer
-        self.video = None if video is None else _Bound(transformer, video)
-        self.audio = None if audio is None else _Bound(transformer, audio)
+        self.video = None if video is None else _GuidedStream(transformer, video)
+        self.audio = None if audio is None else _GuidedStream(transformer, audio)
         self.force_uncond = force_uncond
         self.max_passes = max_passes or len(ORDER)
         config = transformer.config
@@ -124,30 +125,36 @@ class Denoiser:
         )
 
     @property
-    def last(self) -> Last:
-        """The last predictions, to go on from in another denoiser of the same tokens."""
+    def last_predictions(self) -> LastPredictions:
+        """Last predictions; set them to continue from another denoiser of the same tokens."""
         video, audio = self.video, self.audio
-        return (None if video is None else video.last, None if audio is None else audio.last)
+        return (
+            None if video is None else video.last_prediction,
+            None if audio is None else audio.last_prediction,
+        )
 
-    @last.setter
-    def last(self, last: Last) -> None:
-        for bound, value in zip((self.video, self.audio), last, strict=True):
-            if bound is not None:
-                bound.last = value
+    @last_predictions.setter
+    def last_predictions(self, predictions: LastPredictions) -> None:
+        for stream, prediction in zip((self.video, self.audio), predictions, strict=True):
+            if stream is not None:
+                stream.last_prediction = prediction
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float, step: int) -> Prediction:
-        """Guided x0 of packed x (B, n) float32, and that of the negative prompt if it was run."""
-        bound = (self.video, self.audio)
+        """Predict the guided x0 of packed ``x`` (B, n), float32.
+
+        The prediction also has x0 of the negative prompt, if that was run for all streams.
+        """
+        streams = (self.video, self.audio)
         tokens = self.packing.unpack(x.float())
-        active = [b is not None and not b.skipped(step) for b in bound]
-        found = self._predict(tokens, sigma, active) if any(active) else ({}, {})
-        results: list[tuple[Tensor, Tensor | None] | None] = []
-        for b, t, on, velocity in zip(bound, tokens, active, found, strict=True):
-            if b is None or t is None:
+        active = [s is not None and not s.skips_step(step) for s in streams]
+        velocities = self._predict(tokens, sigma, active) if any(active) else ({}, {})
+        results: list[GuidedPrediction | None] = []
+        for s, t, on, velocity in zip(streams, tokens, active, velocities, strict=True):
+            if s is None or t is None:
                 results.append(None)
             else:
-                results.append(b.guide(t, velocity, sigma) if on else b.last)
+                results.append(s.guide(t, velocity, sigma) if on else s.last_prediction)
         denoised = self.packing.pack(*(None if r is None else r[0] for r in results))
         uncond = [None if r is None else r[1] for r in results]
         if any(r is not None and u is None for r, u in zip(results, uncond, strict=True)):
@@ -157,47 +164,48 @@ class Denoiser:
     def _predict(
         self, tokens: Sequence[Tensor | None], sigma: float, active: Sequence[bool]
     ) -> tuple[dict[Pass, Tensor], dict[Pass, Tensor]]:
-        """Velocities of the passes that the active streams want."""
-        bound = (self.video, self.audio)
+        """Predict the velocities of all passes that the active streams need, by pass."""
+        streams = (self.video, self.audio)
         inputs = [
-            None if b is None or t is None else b.input(t, sigma, on)
-            for b, t, on in zip(bound, tokens, active, strict=True)
+            None if s is None or t is None else s.make_input(t, sigma, on)
+            for s, t, on in zip(streams, tokens, active, strict=True)
         ]
-        wanted = self._passes(sigma, active)
+        passes = self._passes(sigma, active)
         video: dict[Pass, Tensor] = {}
         audio: dict[Pass, Tensor] = {}
-        for start in range(0, len(wanted), self.max_passes):
-            group = wanted[start : start + self.max_passes]
-            specs = [self._spec(p, sigma, active) for p in group]
-            for velocities, found in zip(
+        for start in range(0, len(passes), self.max_passes):
+            group = passes[start : start + self.max_passes]
+            specs = [self._pass_spec(p, sigma, active) for p in group]
+            for velocities, by_pass in zip(
                 self.transformer(*inputs, specs), (video, audio), strict=True
             ):
                 if velocities is not None:
-                    found.update(zip(group, velocities.chunk(len(group)), strict=True))
+                    by_pass.update(zip(group, velocities.chunk(len(group)), strict=True))
         return video, audio
 
     def _passes(self, sigma: float, active: Sequence[bool]) -> list[Pass]:
+        """Passes of the active streams at ``sigma``, in the order of :data:`ORDER`."""
         video, audio = (
-            b.run.guidance if b is not None and on else None
-            for b, on in zip((self.video, self.audio), active, strict=True)
+            s.stream.guidance if s is not None and on else None
+            for s, on in zip((self.video, self.audio), active, strict=True)
         )
-        wanted = set(passes_needed(video, audio, sigma, self.force_uncond))
+        needed = set(passes_needed(video, audio, sigma, self.force_uncond))
         if self.video is None or self.audio is None:
-            wanted.discard(Pass.ISOLATED)
-        return [p for p in ORDER if p in wanted]
+            needed.discard(Pass.ISOLATED)
+        return [p for p in ORDER if p in needed]
 
-    def _spec(self, p: Pass, sigma: float, active: Sequence[bool]) -> PassSpec:
+    def _pass_spec(self, p: Pass, sigma: float, active: Sequence[bool]) -> PassSpec:
         if p is Pass.UNCOND:
-            for b in (self.video, self.audio):
-                if b is not None and b.run.negative is None:
-                    raise ValueError("guidance with a negative prompt needs its context")
+            for s in (self.video, self.audio):
+                if s is not None and s.stream.negative is None:
+                    raise ValueError("guidance with a negative prompt, but no negative context")
             return PassSpec(context=1)
         if p is Pass.ISOLATED:
             return PassSpec(context=0, isolated=True)
         if p is Pass.COND:
             return PassSpec(context=0)
         video, audio = (
-            b.stg_blocks(sigma) if b is not None and on else frozenset()
-            for b, on in zip((self.video, self.audio), active, strict=True)
+            s.stg_blocks(sigma) if s is not None and on else frozenset()
+            for s, on in zip((self.video, self.audio), active, strict=True)
         )
         return PassSpec(context=0, stg_video=video, stg_audio=audio)

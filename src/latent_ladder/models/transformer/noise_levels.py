@@ -1,8 +1,8 @@
-"""Noise levels of a stream's tokens, and per-level scale, shift and gate applied to them.
+"""Noise levels of tokens, and scale, shift and gate applied to tokens by their noise level.
 
-A stream's tokens have few distinct noise levels (two for image-to-video: the kept frame and the
-rest), so the modulation that the reference holds per token is held per level here and applied to
-runs of tokens with the same level.
+The tokens of a stream have few distinct noise levels (two for image-to-video: the conditioning
+frame and the others). The reference stores modulation per token; here it is stored per level and
+applied to runs of consecutive tokens with the same level.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 
-class Run(NamedTuple):
-    """Tokens ``start`` to ``stop`` have noise level number ``level``."""
+class LevelRun(NamedTuple):
+    """Run of tokens ``start`` to ``stop`` with the noise level of index ``level``."""
 
     start: int
     stop: int
@@ -24,94 +24,95 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Levels:
-    """The noise levels of a stream's tokens: a token's sigma is its level times the step's sigma.
+class NoiseLevels:
+    """Noise levels of a stream's tokens; a token's sigma is its level times the step's sigma.
 
-    ``values`` (1 or B, U) float32: the distinct levels, per batch item where they differ.
+    ``values`` (1 or B, U) float32: the distinct levels, per batch item if they differ.
+    ``runs``: consecutive tokens of one level, in order, covering all tokens.
     """
 
     values: Tensor
-    runs: tuple[Run, ...]
+    runs: tuple[LevelRun, ...]
 
     @classmethod
-    def uniform(cls, tokens: int, device: torch.device | str = "cpu") -> Levels:
-        """Every token at the full sigma."""
-        return cls(torch.ones(1, 1, device=device), (Run(0, tokens, 0),))
+    def uniform(cls, tokens: int, device: torch.device | str = "cpu") -> NoiseLevels:
+        """All ``tokens`` at level 1 (the full sigma)."""
+        return cls(torch.ones(1, 1, device=device), (LevelRun(0, tokens, 0),))
 
     @classmethod
-    def of(cls, mask: Tensor) -> Levels:
-        """From a denoise mask (B, N) or (B, N, 1) with values in [0, 1]."""
+    def from_mask(cls, mask: Tensor) -> NoiseLevels:
+        """Find the levels of a denoise mask (B, N) or (B, N, 1) with values in [0, 1]."""
         mask = mask.detach().float().reshape(mask.shape[0], -1)
         values, index = torch.unique(mask, dim=1, return_inverse=True)
         steps = (torch.nonzero(index[1:] != index[:-1]).flatten() + 1).tolist()
         starts, stops = [0, *steps], [*steps, len(index)]
-        return cls(values, tuple(map(Run, starts, stops, index[starts].tolist())))
+        return cls(values, tuple(map(LevelRun, starts, stops, index[starts].tolist())))
 
     @property
     def tokens(self) -> int:
-        """Number of tokens."""
+        """Number of tokens N."""
         return self.runs[-1].stop
 
 
-def clip_runs(runs: Sequence[Run], part: slice) -> Iterator[Run]:
-    """The runs inside ``part`` of the tokens, counted from its start."""
+def clip_runs(runs: Sequence[LevelRun], chunk: slice) -> Iterator[LevelRun]:
+    """Clip ``runs`` to the token range ``chunk``; positions count from the start of ``chunk``."""
     for start, stop, level in runs:
-        first, last = max(start, part.start), min(stop, part.stop)
+        first, last = max(start, chunk.start), min(stop, chunk.stop)
         if first < last:
-            yield Run(first - part.start, last - part.start, level)
+            yield LevelRun(first - chunk.start, last - chunk.start, level)
 
 
 class Affine(NamedTuple):
-    """``x * scale + shift`` per level: both (1 or rows, U, D); ``None`` leaves ``x`` alone."""
+    """Scale and shift per noise level, (1 or rows, U, D) each; both ``None`` for no change."""
 
     scale: Tensor | None
     shift: Tensor | None
 
 
-def affine(normed: Tensor, by: Affine, runs: Sequence[Run]) -> Tensor:
-    """Apply ``by`` to ``normed`` (rows, N, D), whose memory is reused outside of autograd."""
-    scale, shift = by
+def apply_affine(x: Tensor, modulation: Affine, runs: Sequence[LevelRun]) -> Tensor:
+    """Compute ``x * scale + shift`` for ``x`` (rows, N, D); in place without autograd."""
+    scale, shift = modulation
     if scale is None or shift is None:
-        return normed
+        return x
     if torch.is_grad_enabled():
-        return _joined(
-            torch.addcmul(shift[:, u, None], normed[:, a:b], scale[:, u, None]) for a, b, u in runs
+        return _concat(
+            torch.addcmul(shift[:, u, None], x[:, a:b], scale[:, u, None]) for a, b, u in runs
         )
     for a, b, u in runs:
-        part = normed[:, a:b]
-        torch.addcmul(shift[:, u, None], part, scale[:, u, None], out=part)
-    return normed
+        chunk = x[:, a:b]
+        torch.addcmul(shift[:, u, None], chunk, scale[:, u, None], out=chunk)
+    return x
 
 
-class Part(NamedTuple):
-    """A block of rows and tokens of a residual stream (rows, N, D)."""
+class TokenChunk(NamedTuple):
+    """Range of rows and of tokens in a residual stream (rows, N, D)."""
 
     rows: slice
     tokens: slice
 
 
 def add_gated(
-    x: Tensor, part: Part, delta: Tensor, gate: Tensor | None, runs: Sequence[Run]
+    x: Tensor, chunk: TokenChunk, delta: Tensor, gate: Tensor | None, runs: Sequence[LevelRun]
 ) -> Tensor:
-    """``x[part] += gate * delta``; ``gate`` (1 or rows, U, D) per level, ``None`` is one.
+    """Compute ``x[chunk] += gate * delta``; ``gate`` (1 or rows, U, D) per level, ``None`` for 1.
 
-    In place outside of autograd, else a new tensor. ``runs`` count from the start of ``part``.
+    In place without autograd, otherwise a new tensor. ``runs`` count from the start of ``chunk``.
     """
     if not torch.is_grad_enabled():
-        _add_gated(x[part.rows, part.tokens], delta, gate, runs)
+        _add_gated(x[chunk.rows, chunk.tokens], delta, gate, runs)
         return x
     if delta.shape == x.shape:
         if gate is None:
             return x + delta
-        return _joined(
+        return _concat(
             torch.addcmul(x[:, a:b], delta[:, a:b], gate[:, u, None]) for a, b, u in runs
         )
     x = x.clone()
-    _add_gated(x[part.rows, part.tokens], delta, gate, runs)
+    _add_gated(x[chunk.rows, chunk.tokens], delta, gate, runs)
     return x
 
 
-def _add_gated(x: Tensor, delta: Tensor, gate: Tensor | None, runs: Sequence[Run]) -> None:
+def _add_gated(x: Tensor, delta: Tensor, gate: Tensor | None, runs: Sequence[LevelRun]) -> None:
     if gate is None:
         x.add_(delta)
         return
@@ -119,6 +120,6 @@ def _add_gated(x: Tensor, delta: Tensor, gate: Tensor | None, runs: Sequence[Run
         x[:, a:b].addcmul_(delta[:, a:b], gate[:, u, None])
 
 
-def _joined(parts: Iterator[Tensor]) -> Tensor:
+def _concat(parts: Iterator[Tensor]) -> Tensor:
     tensors = list(parts)
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, 1)

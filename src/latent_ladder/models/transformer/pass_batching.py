@@ -1,10 +1,10 @@
-"""Which rows of a batched forward are still identical, block by block.
+"""Row plan of a batched forward: which guidance passes share a row, block by block.
 
-Guidance runs several passes on the same latents. Two passes differ only from the sublayer on
-where their flags first matter: another prompt at the first text attention, a perturbed
-self-attention at its block, isolated modalities at the first audio-video attention. Until then
-one row stands for all of them, exactly. The plan is integers only; :mod:`transformer` carries it
-out.
+Guidance runs several passes on the same latents. Two passes are identical up to the first
+sublayer where they differ: another prompt at the first text attention, a perturbed self-attention
+at its block, isolated modalities at the first audio-video attention. Up to there one row is
+computed for all of them, which is exact. A plan contains only integers;
+:class:`~latent_ladder.models.transformer.model.Transformer` executes it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class PassSpec:
-    """How one guidance pass differs from a plain forward.
+    """Options of one guidance pass.
 
-    ``context``: row of the contexts that every batch item uses, ``None``: row b for item b.
-    ``stg_video``, ``stg_audio``: blocks whose self-attention gives the value projection instead.
-    ``isolated``: no audio-video attention in either direction.
+    ``context``: row of the text contexts that all batch items use; ``None``: row b for item b.
+    ``stg_video``, ``stg_audio``: blocks whose self-attention is skipped (spatio-temporal
+    guidance). ``isolated``: no audio-video attention in either direction.
     """
 
     context: int | None = None
@@ -30,9 +30,11 @@ class PassSpec:
     isolated: bool = False
 
 
-class Sublayer(NamedTuple):
-    """Rows of one sublayer: row j continues row ``source[j]`` (``None``: all as they were) and
-    attends to ``keys[j]`` (``None``: self-attention perturbed, or cross-attention skipped).
+class SublayerRows(NamedTuple):
+    """Rows of one sublayer.
+
+    Row j continues row ``source[j]`` of the sublayer before (``source`` ``None``: rows are
+    unchanged) and attends to the keys of row ``keys[j]`` (``None``: attention is skipped).
     """
 
     source: tuple[int, ...] | None
@@ -40,19 +42,21 @@ class Sublayer(NamedTuple):
 
 
 class BlockRows(NamedTuple):
-    """The sublayers of one block in order; ``None`` where the stream is absent or disabled."""
+    """Rows of each sublayer of one block; ``None`` if the stream is absent or disabled."""
 
-    video_self: Sublayer | None
-    audio_self: Sublayer | None
-    video_text: Sublayer | None
-    audio_text: Sublayer | None
-    a2v: Sublayer | None
-    v2a: Sublayer | None
+    video_self: SublayerRows | None
+    audio_self: SublayerRows | None
+    video_text: SublayerRows | None
+    audio_text: SublayerRows | None
+    a2v: SublayerRows | None
+    v2a: SublayerRows | None
 
 
-class Rows(NamedTuple):
-    """The whole plan. ``contexts``: the (context, batch item) pair behind each row of text keys;
-    ``video`` and ``audio``: the final row of every (pass, item), pass-major.
+class RowPlan(NamedTuple):
+    """Row plan of one forward.
+
+    ``contexts``: (context, batch item) of each row of text keys. ``video``, ``audio``: final row
+    of each (pass, item), pass-major.
     """
 
     blocks: tuple[BlockRows, ...]
@@ -61,8 +65,12 @@ class Rows(NamedTuple):
     audio: tuple[int, ...]
 
 
-class Question(NamedTuple):
-    """What a plan depends on. ``per_item_sigma``: batch items differ in their noise level."""
+class ForwardSpec(NamedTuple):
+    """Inputs of a row plan: the passes, batch size and streams of one forward.
+
+    ``per_item_sigma``: batch items have different noise levels. ``video``, ``audio``: the stream
+    is present and updated. ``cross``: audio-video attention runs.
+    """
 
     layers: int
     passes: tuple[PassSpec, ...]
@@ -74,55 +82,61 @@ class Question(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def plan_rows(ask: Question) -> Rows:
-    """Follow every (pass, item) through the blocks and split rows where they part."""
-    items = [(p, b) for p in ask.passes for b in range(ask.batch)]
+def plan_rows(spec: ForwardSpec) -> RowPlan:
+    """Plan the rows of a forward: every (pass, item) shares a row until it differs."""
+    items = [(p, b) for p in spec.passes for b in range(spec.batch)]
     pairs = [
-        (b if p.context is None else p.context, b if ask.per_item_sigma else 0) for p, b in items
+        (b if p.context is None else p.context, b if spec.per_item_sigma else 0) for p, b in items
     ]
     contexts = tuple(dict.fromkeys(pairs))
     text = [contexts.index(pair) for pair in pairs]
-    alone = [p.isolated or not ask.cross for p, _ in items]
+    isolated = [p.isolated or not spec.cross for p, _ in items]
     video = audio = [b for _, b in items]
     blocks = []
-    for i in range(ask.layers):
-        video, video_self = _self(video, [i in p.stg_video for p, _ in items], ask.video)
-        audio, audio_self = _self(audio, [i in p.stg_audio for p, _ in items], ask.audio)
-        video, video_text = _advance(video, text, ask.video)
-        audio, audio_text = _advance(audio, text, ask.audio)
-        to_audio = [None if off else row for off, row in zip(alone, audio, strict=True)]
-        to_video = [None if off else row for off, row in zip(alone, video, strict=True)]
-        video, a2v = _advance(video, to_audio, ask.video and ask.cross)
-        audio, v2a = _advance(audio, to_video, ask.audio and ask.cross)
+    for i in range(spec.layers):
+        video, video_self = _assign_self_rows(
+            video, [i in p.stg_video for p, _ in items], spec.video
+        )
+        audio, audio_self = _assign_self_rows(
+            audio, [i in p.stg_audio for p, _ in items], spec.audio
+        )
+        video, video_text = _assign_rows(video, text, spec.video)
+        audio, audio_text = _assign_rows(audio, text, spec.audio)
+        to_audio = [None if off else row for off, row in zip(isolated, audio, strict=True)]
+        to_video = [None if off else row for off, row in zip(isolated, video, strict=True)]
+        video, a2v = _assign_rows(video, to_audio, spec.video and spec.cross)
+        audio, v2a = _assign_rows(audio, to_video, spec.audio and spec.cross)
         blocks.append(BlockRows(video_self, audio_self, video_text, audio_text, a2v, v2a))
-    return Rows(tuple(blocks), contexts, tuple(video), tuple(audio))
+    return RowPlan(tuple(blocks), contexts, tuple(video), tuple(audio))
 
 
-def _self(rows: list[int], perturbed: list[bool], on: bool) -> tuple[list[int], Sublayer | None]:
-    rows, sublayer = _advance(rows, [None if p else 0 for p in perturbed], on)
+def _assign_self_rows(
+    rows: list[int], perturbed: list[bool], enabled: bool
+) -> tuple[list[int], SublayerRows | None]:
+    rows, sublayer = _assign_rows(rows, [None if p else 0 for p in perturbed], enabled)
     if sublayer is not None:
         own = tuple(None if k is None else j for j, k in enumerate(sublayer.keys))
-        sublayer = Sublayer(sublayer.source, own)
+        sublayer = SublayerRows(sublayer.source, own)
     return rows, sublayer
 
 
-def _advance(
-    rows: list[int], keys: Sequence[int | None], on: bool
-) -> tuple[list[int], Sublayer | None]:
-    """New row of every item: items stay together while they agree in row and key."""
-    if not on:
+def _assign_rows(
+    rows: list[int], keys: Sequence[int | None], enabled: bool
+) -> tuple[list[int], SublayerRows | None]:
+    """Assign new rows: items share a row if they had the same row and attend to the same key."""
+    if not enabled:
         return rows, None
     states: list[Hashable] = list(zip(rows, keys, strict=True))
     distinct = list(dict.fromkeys(states))
-    parted = [distinct.index(state) for state in states]
+    new_rows = [distinct.index(state) for state in states]
     source = tuple(rows[states.index(state)] for state in distinct)
     unchanged = source == tuple(range(max(rows) + 1))
-    found = tuple(keys[states.index(state)] for state in distinct)
-    return parted, Sublayer(None if unchanged else source, found)
+    distinct_keys = tuple(keys[states.index(state)] for state in distinct)
+    return new_rows, SublayerRows(None if unchanged else source, distinct_keys)
 
 
 class RowGroup(NamedTuple):
-    """Neighbouring rows that can be computed together; ``keys`` is as long, or of length one."""
+    """Consecutive rows computed together, and their key rows (as many, or a single one)."""
 
     rows: slice
     keys: slice | None
@@ -135,19 +149,19 @@ def group_rows(keys: Sequence[int | None], limit: int) -> list[RowGroup]:
     while start < len(keys):
         stop, step = start + 1, None
         while stop < len(keys) and stop - start < limit:
-            gap = _gap(keys[stop - 1], keys[stop])
-            if gap is None or step not in (None, gap):
+            key_step = _key_step(keys[stop - 1], keys[stop])
+            if key_step is None or step not in (None, key_step):
                 break
-            stop, step = stop + 1, gap
+            stop, step = stop + 1, key_step
         first, last = keys[start], keys[stop - 1]
-        held = None if first is None or last is None else slice(first, last + 1)
-        groups.append(RowGroup(slice(start, stop), held))
+        key_rows = None if first is None or last is None else slice(first, last + 1)
+        groups.append(RowGroup(slice(start, stop), key_rows))
         start = stop
     return groups
 
 
-def _gap(before: int | None, after: int | None) -> int | None:
-    """0 for the same key, 1 for the next, ``None`` for what does not go together."""
+def _key_step(before: int | None, after: int | None) -> int | None:
+    """0 for the same key, 1 for the next key, ``None`` if the rows cannot be in one group."""
     if before is None or after is None:
         return 0 if before is after else None
     return after - before if after - before in (0, 1) else None

@@ -1,4 +1,4 @@
-"""One modality's way through the transformer: what a stage fixes, a step gives, a block changes."""
+"""Streams (video, audio) of the transformer: per-stage constants, per-step inputs, block state."""
 
 from __future__ import annotations
 
@@ -11,120 +11,129 @@ from torch import Tensor
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.noise_levels import (
     Affine,
-    Levels,
-    Part,
-    Run,
+    LevelRun,
+    NoiseLevels,
+    TokenChunk,
     add_gated,
-    affine,
+    apply_affine,
     clip_runs,
 )
-from latent_ladder.models.transformer.norms import rms_normed
-from latent_ladder.models.transformer.pass_batching import Sublayer
-from latent_ladder.models.transformer.rope import Rope
-from latent_ladder.models.transformer.rope_tables import RopeShape, rope_table
+from latent_ladder.models.transformer.norms import rms_norm
+from latent_ladder.models.transformer.pass_batching import SublayerRows
+from latent_ladder.models.transformer.rope import RopeTable
+from latent_ladder.models.transformer.rope_tables import RopeConfig, build_rope_table
 
 MAX_RUNS = 64
-"""Masks that change level more often along the tokens are sorted by level first."""
+"""Tokens of a mask with more runs of equal noise level are sorted by level."""
 
 
 @dataclass(frozen=True)
-class StreamStage:
-    """What stays the same for a stream over all steps of a stage.
+class PreparedStream:
+    """Constants of a stream over all steps of a stage; made by :func:`prepare_stream`.
 
-    ``contexts`` (contexts, L, D) is the text; ``bias`` (1 or B, 1, N, N) is added to
-    self-attention scores; ``marked`` (1 or B, N, 1) is 1 for tokens that get the keyframe
-    embedding; ``order`` (N,) is the internal order of the tokens, ``None`` the given one.
+    ``rope`` and ``cross_rope`` are the rotation tables of self- and audio-video attention.
+    ``contexts`` (contexts, L, D) are the text contexts. ``bias`` (1 or B, 1, N, N) is added to
+    self-attention scores. ``keyframe_mask`` (1 or B, N, 1) is 1 for tokens that get the keyframe
+    embedding. ``order`` (N,) is the internal token order, ``None`` for the order of the input.
     """
 
-    rope: Rope
-    cross_rope: Rope
-    levels: Levels
+    rope: RopeTable
+    cross_rope: RopeTable
+    levels: NoiseLevels
     contexts: Tensor
     bias: Tensor | None = None
-    marked: Tensor | None = None
+    keyframe_mask: Tensor | None = None
     order: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class StreamInput:
-    """One stream of a forward: ``tokens`` (B, N, C) at ``sigma`` (1,) or (B,).
+    """Input of one stream to a forward: ``tokens`` (B, N, C) at ``sigma`` (1,) or (B,).
 
-    A disabled stream is not updated and still serves the other one. A frozen stream (given
-    sound) has levels of zero and ``sigma`` zero.
+    A stream that is not ``enabled`` is not updated, but the other stream attends to it. A frozen
+    stream (existing audio) has noise levels of zero and ``sigma`` zero.
     """
 
-    stage: StreamStage
+    prepared: PreparedStream
     tokens: Tensor
     sigma: Tensor
     enabled: bool = True
 
     def timesteps(self) -> Tensor:
-        """Sigma of every noise level, (1 or B, U)."""
-        return self.stage.levels.values * self.sigma[:, None]
+        """Sigma of each noise level, (1 or B, U)."""
+        return self.prepared.levels.values * self.sigma[:, None]
 
 
-def stream_stage(
+def prepare_stream(
     config: TransformerConfig,
     positions: Tensor,
     contexts: Tensor,
     *,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
-    marked: Tensor | None = None,
-) -> StreamStage:
-    """What a stage fixes, for video (three position axes) or audio (one).
+    keyframe_mask: Tensor | None = None,
+) -> PreparedStream:
+    """Compute the constants of a video stream (three position axes) or audio stream (one axis).
 
-    ``positions`` (1 or B, axes, N, 2) bounds, ``contexts`` (contexts, L, D), ``mask`` (1 or B, N)
-    or (1 or B, N, 1) noise levels in [0, 1] (``None``: all one), ``bias`` and ``marked`` as in
-    :class:`StreamStage`.
+    ``positions`` (1 or B, axes, N, 2): intervals, see :mod:`rope_tables`. ``contexts``
+    (contexts, L, D): text contexts. ``mask`` (1 or B, N) or (1 or B, N, 1): noise levels in
+    [0, 1], ``None`` for all 1. ``bias``, ``keyframe_mask``: as in :class:`PreparedStream`.
     """
     stream = config.video if positions.shape[1] == 3 else config.audio
     tokens = positions.shape[2]
     order = None
     if mask is None:
-        levels = Levels.uniform(tokens, positions.device)
+        levels = NoiseLevels.uniform(tokens, positions.device)
     else:
-        levels = Levels.of(mask)
+        levels = NoiseLevels.from_mask(mask)
         if len(levels.runs) > MAX_RUNS:
             index = torch.empty(tokens, dtype=torch.long)
             for start, stop, level in levels.runs:
                 index[start:stop] = level
             order = index.argsort(stable=True).to(positions.device)
-            levels = Levels.of(mask.reshape(len(mask), -1)[:, order])
+            levels = NoiseLevels.from_mask(mask.reshape(len(mask), -1)[:, order])
             positions = positions[:, :, order]
             bias = None if bias is None else bias[:, :, order][:, :, :, order]
-            marked = None if marked is None else marked[:, order]
-    return StreamStage(
-        rope=rope_table(positions, _rope_shape(config, stream, stream.dim)),
-        cross_rope=rope_table(
-            positions[:, :1], _rope_shape(config, config.audio, config.cross_dim)
+            keyframe_mask = None if keyframe_mask is None else keyframe_mask[:, order]
+    return PreparedStream(
+        rope=build_rope_table(positions, _rope_config(config, stream, stream.dim)),
+        cross_rope=build_rope_table(
+            positions[:, :1], _rope_config(config, config.audio, config.cross_dim)
         ),
         levels=levels,
         contexts=contexts,
         bias=bias,
-        marked=marked,
+        keyframe_mask=keyframe_mask,
         order=order,
     )
 
 
-def _rope_shape(config: TransformerConfig, stream: StreamConfig, dim: int) -> RopeShape:
+def _rope_config(config: TransformerConfig, stream: StreamConfig, dim: int) -> RopeConfig:
     max_pos = stream.max_pos
-    return RopeShape(dim, stream.heads, max_pos, config.theta, config.float64_frequencies)
+    return RopeConfig(dim, stream.heads, max_pos, config.theta, config.float64_frequencies)
 
 
 def attention_bias(mask: Tensor) -> Tensor:
-    """A self-attention mask (B, N, N) in [0, 1] as an additive bias (B, 1, N, N): log(mask)."""
-    # The least bfloat16 rather than -inf: a token that may see nothing must not become NaN.
+    """Convert a self-attention mask (B, N, N) in [0, 1] to an additive bias log(mask).
+
+    The bias is (B, 1, N, N).
+    """
+    # The smallest bfloat16 instead of -inf: a token that attends to nothing must not become NaN.
     return mask.float().log().clamp_min(torch.finfo(torch.bfloat16).min)[:, None]
 
 
 @dataclass
 class StreamState:
-    """The state of one stream inside a forward; ``inputs[j]`` is the batch item of row j."""
+    """State of one stream during a forward.
+
+    ``x`` (rows, N, D): residual stream. ``items[j]``: batch item of row j. ``ada``, ``cross``,
+    ``gate``, ``prompt``: outputs of the modulation networks (of the stream, of audio-video
+    attention and its gate, of the prompt). ``embedded``: timestep embedding for the output layer.
+    """
 
     x: Tensor
-    stage: StreamStage
-    inputs: tuple[int, ...]
+    prepared: PreparedStream
+    items: tuple[int, ...]
     enabled: bool
     ada: Tensor
     embedded: Tensor
@@ -133,60 +142,74 @@ class StreamState:
     prompt: Tensor | None
     context: Tensor
 
-    def fork(self, sublayer: Sublayer) -> None:
-        """Give every row of the sublayer its own residual."""
+    def split_rows(self, sublayer: SublayerRows) -> None:
+        """Copy residuals so that each row of the sublayer has its own."""
         if sublayer.source is not None:
             self.x = self.x[list(sublayer.source)]
-            self.inputs = tuple(self.inputs[j] for j in sublayer.source)
+            self.items = tuple(self.items[j] for j in sublayer.source)
 
-    def rows_at_once(self, budget: int) -> int:
-        """How many rows to compute together within ``budget`` tokens."""
+    def rows_per_chunk(self, budget: int) -> int:
+        """Number of rows computed together with at most ``budget`` tokens; all under autograd."""
         return len(self.x) if torch.is_grad_enabled() else max(1, budget // self.x.shape[1])
 
-    def row_groups(self, budget: int) -> list[slice]:
-        """All rows, as many together as fit ``budget`` tokens."""
-        size = self.rows_at_once(budget)
+    def row_chunks(self, budget: int) -> list[slice]:
+        """Split all rows into chunks of at most ``budget`` tokens."""
+        size = self.rows_per_chunk(budget)
         count = len(self.x)
         return [slice(j, min(j + size, count)) for j in range(0, count, size)]
 
-    def parts(self, rows: slice, budget: int) -> Iterator[Part]:
-        """Chunks of tokens of some rows, ``budget`` tokens in all."""
+    def chunks(self, rows: slice, budget: int) -> Iterator[TokenChunk]:
+        """Split the tokens of ``rows`` into chunks of at most ``budget`` tokens over all rows."""
         count = rows.stop - rows.start
         tokens = self.x.shape[1]
         size = tokens if torch.is_grad_enabled() else max(1, budget // count)
         for start in range(0, tokens, size):
-            yield Part(rows, slice(start, min(start + size, tokens)))
+            yield TokenChunk(rows, slice(start, min(start + size, tokens)))
 
-    def pick(self, per_item: Tensor, rows: slice) -> Tensor:
-        """The entries (1 or B, ...) of the batch items behind ``rows``."""
-        return pick(per_item, self.inputs[rows])
+    def select_items(self, per_item: Tensor, rows: slice) -> Tensor:
+        """Select the entries of ``per_item`` (1 or B, ...) for the batch items of ``rows``."""
+        return select_items(per_item, self.items[rows])
 
-    def normed(self, part: Part, by: Affine, eps: float) -> Tensor:
-        """RMS-normed and modulated residual, a new tensor."""
-        x = rms_normed(self.x[part.rows, part.tokens], eps)
-        scale, shift = (None if t is None else self.pick(t, part.rows) for t in by)
-        return affine(x, Affine(scale, shift), list(clip_runs(self.stage.levels.runs, part.tokens)))
+    def normalise(self, chunk: TokenChunk, modulation: Affine, eps: float) -> Tensor:
+        """RMS-normalise and modulate a chunk of the residual; returns a new tensor."""
+        x = rms_norm(self.x[chunk.rows, chunk.tokens], eps)
+        scale, shift = (None if t is None else self.select_items(t, chunk.rows) for t in modulation)
+        return apply_affine(
+            x, Affine(scale, shift), list(clip_runs(self.prepared.levels.runs, chunk.tokens))
+        )
 
-    def add(self, part: Part, delta: Tensor, gate: Tensor | None, whole: bool = False) -> None:
-        """Add the gated ``delta`` to the residual; a ``whole`` gate is the same for all tokens."""
+    def add(
+        self, chunk: TokenChunk, delta: Tensor, gate: Tensor | None, shared_gate: bool = False
+    ) -> None:
+        """Add ``delta`` times ``gate`` to the residual.
+
+        The gate has one entry per noise level; with ``shared_gate``, one for all tokens.
+        """
         if gate is not None:
-            gate = self.pick(gate, part.rows)
-        tokens = part.tokens.stop - part.tokens.start
-        runs = [Run(0, tokens, 0)] if whole else clip_runs(self.stage.levels.runs, part.tokens)
-        self.x = add_gated(self.x, part, delta, gate, list(runs))
+            gate = self.select_items(gate, chunk.rows)
+        tokens = chunk.tokens.stop - chunk.tokens.start
+        runs = (
+            [LevelRun(0, tokens, 0)]
+            if shared_gate
+            else clip_runs(self.prepared.levels.runs, chunk.tokens)
+        )
+        self.x = add_gated(self.x, chunk, delta, gate, list(runs))
 
-    def rope(self, table: Rope, part: Part) -> Rope:
-        """The rotation of a chunk."""
-        return Rope(self.pick(table.tokens(part.tokens).turns, part.rows))
+    def rope_chunk(self, table: RopeTable, chunk: TokenChunk) -> RopeTable:
+        """Select the rotations of a chunk of tokens."""
+        return RopeTable(self.select_items(table.select_tokens(chunk.tokens).rotation, chunk.rows))
 
-    def bias(self, part: Part) -> Tensor | None:
-        """The self-attention bias of a chunk's queries."""
-        if self.stage.bias is None:
+    def bias_chunk(self, chunk: TokenChunk) -> Tensor | None:
+        """Self-attention bias of a chunk's queries, ``None`` if there is none."""
+        if self.prepared.bias is None:
             return None
-        return self.pick(self.stage.bias, part.rows)[:, :, part.tokens].to(self.x.dtype)
+        return self.select_items(self.prepared.bias, chunk.rows)[:, :, chunk.tokens].to(
+            self.x.dtype
+        )
 
 
-def pick(per_item: Tensor, items: Sequence[int]) -> Tensor:
+def select_items(per_item: Tensor, items: Sequence[int]) -> Tensor:
+    """Select entries of ``per_item`` (1 or B, ...) by batch item, as a view where possible."""
     if len(per_item) == 1:
         return per_item
     first = items[0]

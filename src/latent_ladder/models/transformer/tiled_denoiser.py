@@ -1,15 +1,15 @@
-"""Denoising a canvas beyond the model's positions: one step is predicted in overlapping tiles.
+"""Tiled denoiser: each step of a frame larger than the trained positions is predicted in tiles.
 
-Rotary attention sees only differences of positions, so what must stay within the 2048 pixels that
-the family was trained on is the extent of what attends to each other, not the place of a tile in
-the picture. Each tile therefore has its tokens at their true distances, counted from its own
-corner, as in the official HDR pipeline (``normalize_positions``), and in time from the clip's
-beginning. Unlike there, tiles are not denoised to the end one by one: all see the same x at every
-step and their x0 predictions are blended by ramps that sum to 1, so neighbours cannot drift apart
-(MultiDiffusion, Bar-Tal et al. 2023).
+The family was trained on positions up to 2048 pixels. RoPE attention depends only on differences
+of positions, so tokens that attend to each other must lie within 2048 pixels, wherever the tile
+is in the frame. Each tile therefore counts positions from its own corner, as the official HDR
+pipeline does (``normalize_positions``), and time from the start of the clip. Unlike there, tiles
+are not denoised to the end one after the other: all tiles see the same x at every step, and their
+x0 predictions are blended with ramps that sum to 1, so neighbouring tiles stay consistent
+(MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113).
 
-Sound has no place in the picture. It takes part in every tile, which hears it and is heard, and
-its prediction is the mean of the tiles' ones, each weighted by its share of the picture.
+Audio has no position in the frame: all audio tokens take part in every tile, and the audio
+prediction is the mean over tiles, weighted by each tile's share of the frame.
 """
 
 from __future__ import annotations
@@ -22,45 +22,44 @@ from torch import Tensor
 
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 from latent_ladder.latents.tiling import Span, TilePlan, Weights, spatial_weights
-from latent_ladder.models.transformer.denoiser import Denoiser, Last, StreamRun
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream, LastPredictions
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.sampling.denoise import Packing
 from latent_ladder.sampling.samplers import Prediction
 
 ROWS, COLS = 1, 2
-"""The position axes of a picture's rows and columns; axis 0 is time."""
+"""Position axes of pixel rows and columns; axis 0 is time."""
 
 
 @dataclass(frozen=True)
 class TokenTile:
-    """The video tokens of one tile: their ``index`` (n,), ``weight`` (n, 1) and ``corner`` (y, x)
-    in pixels."""
+    """Video tokens of one tile: ``index`` (n,), ``weight`` (n, 1), ``corner`` (y, x) in pixels."""
 
     index: Tensor
     weight: Tensor
     corner: tuple[int, int]
 
-    def of(self, run: StreamRun) -> StreamRun:
-        """The tile's part of the video stream, positions counted from its corner."""
+    def crop(self, stream: DenoiserStream) -> DenoiserStream:
+        """Select the tile's tokens of a video stream; positions count from the tile's corner."""
         i = self.index
         y, x = self.corner
-        corner = run.positions.new_tensor([0, y, x])[:, None, None]
-        bias = None if run.bias is None else run.bias[:, :, i][:, :, :, i]
+        corner = stream.positions.new_tensor([0, y, x])[:, None, None]
+        bias = None if stream.bias is None else stream.bias[:, :, i][:, :, :, i]
         return replace(
-            run,
-            positions=run.positions[:, :, i] - corner,
-            mask=None if run.mask is None else run.mask[:, i],
-            marked=None if run.marked is None else run.marked[:, i],
+            stream,
+            positions=stream.positions[:, :, i] - corner,
+            mask=None if stream.mask is None else stream.mask[:, i],
+            keyframe_mask=None if stream.keyframe_mask is None else stream.keyframe_mask[:, i],
             bias=bias,
         )
 
 
 def token_tiles(positions: Tensor, plan: TilePlan) -> list[TokenTile]:
-    """The tokens at ``positions`` (1, 3, N, 2) by tile, rows outermost.
+    """Assign the tokens at ``positions`` (1, 3, N, 2) to the tiles of ``plan``, row by row.
 
-    A token belongs to the tiles that its centre lies in, so guide tokens behind the clip (a
-    keyframe, a reference with larger steps) go with the part of the picture that they show.
-    The weights of a token sum to 1 over its tiles.
+    A token belongs to all tiles that contain its centre, so conditioning tokens appended to the
+    clip (a keyframe, a reference with coarser positions) go to the tiles that show the same part
+    of the frame. The weights of a token sum to 1 over its tiles.
     """
     centres = positions[0].mean(-1)
     rows, cols = (
@@ -77,7 +76,7 @@ def token_tiles(positions: Tensor, plan: TilePlan) -> list[TokenTile]:
 
 
 def _along(centres: Tensor, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each span of an axis: which tokens are in it, and every token's weight there."""
+    """For each span of an axis, yield a mask of the tokens inside and the tokens' weights, (N,)."""
     cells = (centres / PIXELS_PER_LATENT).floor().long().clamp(0, spans[-1].stop - 1)
     ramps: tuple[Weights, ...] = spatial_weights(spans, 1)
     for span, ramp in zip(spans, ramps, strict=True):
@@ -87,36 +86,37 @@ def _along(centres: Tensor, spans: Sequence[Span]) -> Iterator[tuple[Tensor, Ten
 
 
 class _Blend:
-    """A sum of weighted predictions, packed at the end."""
+    """Weighted sum of the tiles' predictions."""
 
     def __init__(self, video: Tensor, audio: Tensor | None) -> None:
         self._video = torch.zeros_like(video)
         self._audio = None if audio is None else torch.zeros_like(audio)
 
     def add(self, tile: TokenTile, share: float, video: Tensor, audio: Tensor | None) -> None:
-        """Add a tile's tokens by their ramps, and the sound by the tile's share."""
+        """Add a tile's video tokens with their ramps, and the audio times ``share``."""
         self._video[:, tile.index] += video * tile.weight
         if self._audio is not None and audio is not None:
             self._audio += audio * share
 
-    def packed(self, packing: Packing) -> Tensor:
+    def pack(self, packing: Packing) -> Tensor:
+        """Pack the sum as (B, n)."""
         return packing.pack(self._video, self._audio)
 
 
 class TiledDenoiser:
-    """A :data:`~latent_ladder.sampling.samplers.Model` of one stage, predicted tile by tile.
+    """Model (:data:`~latent_ladder.sampling.samplers.Model`) that predicts each step in tiles.
 
-    Takes what :class:`Denoiser` takes, and the ``plan`` of the tiles, in latents. Guidance is
-    combined in each tile. With a plan of one tile it gives what :class:`Denoiser` gives. Nothing
-    but the last predictions is kept between tiles: memory is that of the largest tile, beside the
-    latents of the whole.
+    Arguments are those of :class:`Denoiser`, and the tile ``plan`` in latents. Guidance is
+    combined in each tile. A plan of one tile gives the same result as :class:`Denoiser`. Only the
+    last predictions are stored between tiles, so memory is that of the largest tile plus the
+    latents of the whole frame.
     """
 
     def __init__(
         self,
         transformer: Transformer,
-        video: StreamRun,
-        audio: StreamRun | None,
+        video: DenoiserStream,
+        audio: DenoiserStream | None,
         plan: TilePlan,
         *,
         force_uncond: bool = False,
@@ -125,7 +125,7 @@ class TiledDenoiser:
         self._transformer, self._video, self._audio = transformer, video, audio
         self._options = (force_uncond, max_passes)
         self.tiles = token_tiles(video.positions, plan)
-        self._last: list[Last] = [(None, None)] * len(self.tiles)
+        self._last_predictions: list[LastPredictions] = [(None, None)] * len(self.tiles)
         config = transformer.config
         self.packing = Packing(
             (video.positions.shape[2], config.video.in_channels),
@@ -134,37 +134,44 @@ class TiledDenoiser:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float, step: int) -> Prediction:
-        """Guided x0 of packed x (B, n) float32, and that of the negative prompt if it was run."""
+        """Predict the guided x0 of packed ``x`` (B, n), float32; see :meth:`Denoiser.__call__`.
+
+        Raises ``TypeError`` if there is no video stream.
+        """
         video, audio = self.packing.unpack(x.float())
         if video is None:
-            raise TypeError("tiles are parts of a picture, and there is none")
+            raise TypeError("tiled denoising needs a video stream, got audio only")
         denoised, uncond = _Blend(video, audio), _Blend(video, audio)
-        guided = True
+        has_uncond = True
         for number, tile in enumerate(self.tiles):
             denoiser = self._denoiser(number)
-            found = denoiser(denoiser.packing.pack(video[:, tile.index], audio), sigma, step)
-            self._last[number] = denoiser.last
+            tile_x = denoiser.packing.pack(video[:, tile.index], audio)
+            prediction = denoiser(tile_x, sigma, step)
+            self._last_predictions[number] = denoiser.last_predictions
             share = tile.weight.sum().item() / video.shape[1]
-            _add(denoised, tile, share, denoiser.packing.unpack(found.denoised))
-            if found.uncond is None:
-                guided = False
+            _add(denoised, tile, share, denoiser.packing.unpack(prediction.denoised))
+            if prediction.uncond is None:
+                has_uncond = False
             else:
-                _add(uncond, tile, share, denoiser.packing.unpack(found.uncond))
+                _add(uncond, tile, share, denoiser.packing.unpack(prediction.uncond))
         return Prediction(
-            denoised.packed(self.packing), uncond.packed(self.packing) if guided else None
+            denoised.pack(self.packing), uncond.pack(self.packing) if has_uncond else None
         )
 
     def _denoiser(self, number: int) -> Denoiser:
-        """Made anew for each step: its rotation tables are as large as the tile's residuals."""
+        """Create the denoiser of a tile.
+
+        Created again for each step: its rotation tables are as large as the tile's residuals.
+        """
         force_uncond, max_passes = self._options
         denoiser = Denoiser(
             self._transformer,
-            self.tiles[number].of(self._video),
+            self.tiles[number].crop(self._video),
             self._audio,
             force_uncond=force_uncond,
             max_passes=max_passes,
         )
-        denoiser.last = self._last[number]
+        denoiser.last_predictions = self._last_predictions[number]
         return denoiser
 
 

@@ -1,1 +1,1 @@
-"""Video VAE: encoder, decoders and tiled decoding."""
+"""Video VAE: encoder, decoder, tiny preview decoder and tiled decoding."""

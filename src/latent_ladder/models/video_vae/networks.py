@@ -1,13 +1,13 @@
-"""Encoder and decoder of the video VAE, in the names of the original files.
+"""Encoder and decoder of the video VAE; modules are named as in the checkpoints.
 
-Both take a clip in chunks and give exactly what they would give of the whole
-(``models.video_vae.causal_layers``), so their memory does not grow with the number of frames.
+Both process a clip in chunks, with the same result as for the whole (:mod:`causal_layers`), so
+memory does not depend on the number of frames.
 
-A decode holds two frames per convolution and per residual block, and works on
-``models.network_configs.CHUNK_VALUES`` values at a time. For the published LTX-2.3
-decoder that is 610 values per pixel of one output frame (``VideoCoder.held_values``), 1.2 kB
-a pixel in bfloat16 or 2.6 GB at 1920x1088, whatever the number of frames, and about ten tensors of
-a chunk's size.
+Decoding stores two frames per convolution and per residual block, and processes chunks of
+``CHUNK_VALUES`` values (:mod:`latent_ladder.models.network_configs`). For the published LTX-2.3
+decoder the stored frames are 610 values per pixel of one output frame
+(``VideoVaeConfig.cached_values``): 1.2 kB per pixel in bfloat16, or 2.6 GB at 1920x1088. In
+addition it needs about ten tensors of a chunk's size.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.models import network_configs as dims
-from latent_ladder.models.vae_loading import load_part
+from latent_ladder.models.network_configs import (
+    VideoVaeConfig,
+    video_decoder_config,
+    video_encoder_config,
+)
+from latent_ladder.models.vae_loading import load_network
 from latent_ladder.models.video_vae.causal_layers import (
     STRIDES,
-    Carry,
+    ChunkLevel,
+    ConvCache,
     Downsample,
     FrameConv,
-    Level,
-    Stage,
+    ResidualBlocks,
     Upsample,
-    chunked,
+    run_levels,
     to_patches,
     to_pixels,
 )
@@ -40,123 +44,134 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class VideoEncoder(nn.Module):
-    """Frames -> un-normalised latents, the mean of their distribution. Causal."""
+    """Causal encoder: frames to un-normalised latents (the mean of their distribution)."""
 
-    def __init__(self, coder: dims.VideoCoder) -> None:
+    def __init__(self, config: VideoVaeConfig) -> None:
         super().__init__()
-        self.coder = coder
-        padding, widths = coder.padding, coder.widths
-        self.conv_in = FrameConv(3 * coder.patch**2, widths[0], padding, True)
-        blocks: list[nn.Module] = [Stage(coder.layers[0], widths[0], padding, True)]
-        for i, kind in enumerate(coder.resamplers):
+        self.config = config
+        padding, widths = config.padding, config.widths
+        self.conv_in = FrameConv(3 * config.patch**2, widths[0], padding, True)
+        blocks: list[nn.Module] = [ResidualBlocks(config.layers[0], widths[0], padding, True)]
+        for i, kind in enumerate(config.resamplers):
             blocks.append(Downsample((widths[i], widths[i + 1]), kind, padding))
-            blocks.append(Stage(coder.layers[i + 1], widths[i + 1], padding, True))
+            blocks.append(ResidualBlocks(config.layers[i + 1], widths[i + 1], padding, True))
         self.down_blocks = nn.ModuleList(blocks)
-        self.conv_out = FrameConv(widths[-1], coder.latent_channels + 1, padding, True)
+        self.conv_out = FrameConv(widths[-1], config.latent_channels + 1, padding, True)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(1, 3, F, H, W) in -1..1 -> (1, C, F', H', W'), F' = 1 + (F - 1) // 8."""
+        """Encode frames (1, 3, F, H, W) in -1..1 to (1, C, F', H', W'), F' = 1 + (F - 1) // 8."""
         return torch.cat(list(self.stream([frames[0].transpose(0, 1)]))).transpose(0, 1)[None]
 
     @torch.no_grad()
     def stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Frames (n, 3, H, W) of a clip in chunks of any length -> latents (m, C, H', W').
+        """Encode a clip in chunks (n, 3, H, W) of any length; yields latents (m, C, H', W').
 
-        Frames after the last full group of 8 (before it, one alone) give nothing.
+        The first latent frame is made from one frame, the others from groups of 8. Frames after
+        the last full group are ignored.
         """
-        carry, levels = Carry(), self._levels()
+        cache, levels = ConvCache(), self._chunk_levels()
         for frames in chunks:
-            yield from chunked(levels, frames, carry, last=False)
+            yield from run_levels(levels, frames, cache, last=False)
 
-    def _levels(self) -> list[Level]:
+    def _chunk_levels(self) -> list[ChunkLevel]:
         first, *others = self.down_blocks
-        widths, patch = self.coder.widths, self.coder.patch
-        pairs = zip(others[::2], others[1::2], widths[1:], self.coder.resamplers, strict=True)
+        widths, patch = self.config.widths, self.config.patch
+        pairs = zip(others[::2], others[1::2], widths[1:], self.config.resamplers, strict=True)
         return [
-            Level(partial(self._enter, first), max(3, widths[0] / patch**2)),
+            ChunkLevel(partial(self._run_input_level, first), max(3, widths[0] / patch**2)),
             *(
-                Level(partial(_both, down, stage), max(before, after / math.prod(STRIDES[kind])))
+                ChunkLevel(
+                    partial(_resample_and_run, down, stage),
+                    max(before, after / math.prod(STRIDES[kind])),
+                )
                 for before, (down, stage, after, kind) in zip(widths, pairs, strict=False)
             ),
-            Level(self._leave, widths[-1]),
+            ChunkLevel(self._run_output_level, widths[-1]),
         ]
 
-    def _enter(self, stage: nn.Module, x: Tensor, carry: Carry) -> Tensor:
-        return cast(Tensor, stage(self.conv_in(to_patches(x, self.coder.patch), carry), carry))
+    def _run_input_level(self, stage: nn.Module, x: Tensor, cache: ConvCache) -> Tensor:
+        return cast(Tensor, stage(self.conv_in(to_patches(x, self.config.patch), cache), cache))
 
-    def _leave(self, x: Tensor, carry: Carry) -> Tensor:
-        moments = self.conv_out(x, carry, activate=True)
-        return cast(Tensor, moments[:, : self.coder.latent_channels])
+    def _run_output_level(self, x: Tensor, cache: ConvCache) -> Tensor:
+        moments = self.conv_out(x, cache, activate=True)
+        return cast(Tensor, moments[:, : self.config.latent_channels])
 
 
 class VideoDecoder(nn.Module):
-    """Un-normalised latents -> frames."""
+    """Decoder: un-normalised latents to frames."""
 
-    def __init__(self, coder: dims.VideoCoder) -> None:
+    def __init__(self, config: VideoVaeConfig) -> None:
         super().__init__()
-        self.coder = coder
-        padding, causal, widths = coder.padding, coder.causal, coder.widths
-        self.conv_in = FrameConv(coder.latent_channels, widths[0], padding, causal)
-        blocks: list[nn.Module] = [Stage(coder.layers[0], widths[0], padding, causal)]
-        for i, (kind, residual) in enumerate(zip(coder.resamplers, coder.residual, strict=True)):
+        self.config = config
+        padding, causal, widths = config.padding, config.causal, config.widths
+        self.conv_in = FrameConv(config.latent_channels, widths[0], padding, causal)
+        blocks: list[nn.Module] = [ResidualBlocks(config.layers[0], widths[0], padding, causal)]
+        for i, (kind, residual) in enumerate(zip(config.resamplers, config.residual, strict=True)):
             blocks.append(Upsample((widths[i], widths[i + 1]), kind, padding, causal, residual))
-            blocks.append(Stage(coder.layers[i + 1], widths[i + 1], padding, causal))
+            blocks.append(ResidualBlocks(config.layers[i + 1], widths[i + 1], padding, causal))
         self.up_blocks = nn.ModuleList(blocks)
-        self.conv_out = FrameConv(widths[-1], 3 * coder.patch**2, padding, causal)
+        self.conv_out = FrameConv(widths[-1], 3 * config.patch**2, padding, causal)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(1, C, F, H, W) -> (1, 3, F', H', W'), about -1..1; F' = 1 + 8 (F - 1)."""
+        """Decode latents (1, C, F, H, W) to (1, 3, F', H', W'), F' = 8 (F - 1) + 1, about -1..1."""
         return torch.cat(list(self.stream(latents))).transpose(0, 1)[None]
 
     @torch.no_grad()
     def stream(self, latents: Tensor) -> Iterator[Tensor]:
-        """(1, C, F, H, W) -> chunks (n, 3, H', W') in order, each new memory."""
-        yield from chunked(self._levels(), latents[0].transpose(0, 1), Carry(), last=True)
+        """Decode latents (1, C, F, H, W); yields chunks (n, 3, H', W') in order, as new tensors."""
+        yield from run_levels(
+            self._chunk_levels(), latents[0].transpose(0, 1), ConvCache(), last=True
+        )
 
-    def _levels(self) -> list[Level]:
+    def _chunk_levels(self) -> list[ChunkLevel]:
         first, *others = self.up_blocks
-        widths = self.coder.widths
-        pairs = zip(others[::2], others[1::2], widths[1:], self.coder.resamplers, strict=True)
+        widths = self.config.widths
+        pairs = zip(others[::2], others[1::2], widths[1:], self.config.resamplers, strict=True)
         return [
-            Level(partial(self._enter, first), max(self.coder.latent_channels, widths[0])),
+            ChunkLevel(
+                partial(self._run_input_level, first), max(self.config.latent_channels, widths[0])
+            ),
             *(
-                Level(partial(_both, up, stage), max(before, after * math.prod(STRIDES[kind])))
+                ChunkLevel(
+                    partial(_resample_and_run, up, stage),
+                    max(before, after * math.prod(STRIDES[kind])),
+                )
                 for before, (up, stage, after, kind) in zip(widths, pairs, strict=False)
             ),
-            Level(self._leave, max(widths[-1], 3 * self.coder.patch**2)),
+            ChunkLevel(self._run_output_level, max(widths[-1], 3 * self.config.patch**2)),
         ]
 
-    def _enter(self, stage: nn.Module, x: Tensor, carry: Carry) -> Tensor:
-        return cast(Tensor, stage(self.conv_in(x, carry), carry))
+    def _run_input_level(self, stage: nn.Module, x: Tensor, cache: ConvCache) -> Tensor:
+        return cast(Tensor, stage(self.conv_in(x, cache), cache))
 
-    def _leave(self, x: Tensor, carry: Carry) -> Tensor:
-        return to_pixels(self.conv_out(x, carry, activate=True), self.coder.patch)
+    def _run_output_level(self, x: Tensor, cache: ConvCache) -> Tensor:
+        return to_pixels(self.conv_out(x, cache, activate=True), self.config.patch)
 
 
-def _both(resample: nn.Module, stage: nn.Module, x: Tensor, carry: Carry) -> Tensor:
-    return cast(Tensor, stage(resample(x, carry), carry))
+def _resample_and_run(resample: nn.Module, stage: nn.Module, x: Tensor, cache: ConvCache) -> Tensor:
+    return cast(Tensor, stage(resample(x, cache), cache))
 
 
 def load_video_encoder(
     component: Component, *, device: torch.device | str, dtype: torch.dtype
 ) -> VideoEncoder:
-    """The encoder of a video VAE; its dimensions are its ``coder``."""
-    coder = dims.video_encoder(component.shapes(), component.config)
-    build = partial(VideoEncoder, coder)
-    return packed(load_part(component, "encoder.", build, device=device, dtype=dtype))
+    """Load the encoder of a video VAE; raises :class:`UnknownLayout` for an unsupported one."""
+    config = video_encoder_config(component.shapes(), component.config)
+    build = partial(VideoEncoder, config)
+    return pack_kernels(load_network(component, "encoder.", build, device=device, dtype=dtype))
 
 
 def load_video_decoder(
     component: Component, *, device: torch.device | str, dtype: torch.dtype
 ) -> VideoDecoder:
-    """The decoder of a video VAE; its dimensions are its ``coder``."""
-    coder = dims.video_decoder(component.shapes(), component.config)
-    build = partial(VideoDecoder, coder)
-    return packed(load_part(component, "decoder.", build, device=device, dtype=dtype))
+    """Load the decoder of a video VAE; raises :class:`UnknownLayout` for an unsupported one."""
+    config = video_decoder_config(component.shapes(), component.config)
+    build = partial(VideoDecoder, config)
+    return pack_kernels(load_network(component, "decoder.", build, device=device, dtype=dtype))
 
 
-def packed(network: N) -> N:
-    """The ``network``, its kernels laid out for the device they are on."""
+def pack_kernels(network: N) -> N:
+    """Change the memory layout of all kernels for their device; returns ``network``."""
     for layer in network.modules():
         if isinstance(layer, FrameConv):
             layer.pack()

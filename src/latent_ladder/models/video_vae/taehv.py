@@ -1,8 +1,8 @@
-"""The tiny video decoder of the TAEHV kind (taeltx2_3): latents to approximate frames.
+"""Tiny video decoder (TAEHV, taeltx2_3): latents to approximate frames, for previews.
 
 Layers and names are those of https://github.com/madebyollin/taehv; widths, patch and strides are
-read from the file. Information flows forwards in time only, so that one latent frame at a time
-goes through all layers and each memory block keeps the frame before it.
+read from the file. The decoder is causal, so latent frames are decoded one at a time, and each
+memory block stores the frame before.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.models.weights.loading import load_module, readers
+from latent_ladder.models.weights.loading import load_module, tensor_readers
 
-GROWS = (7, 13, 19)
-PROJECTIONS = (1, 8, 14, 20)
-LAST = 22
+GROW_LAYERS = (7, 13, 19)
+PROJECTION_LAYERS = (1, 8, 14, 20)
+LAST_LAYER = 22
+"""Indices of layers in the file, from which widths, strides and patch are read."""
 
 
 class _Clamp(nn.Module):
-    """3 tanh(x / 3)."""
+    """Soft clamp of latents: 3 tanh(x / 3)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / 3) * 3
 
 
 class _Memory(nn.Module):
-    """A residual block that also sees the frame before."""
+    """Residual block over each frame and the frame before it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,12 +46,12 @@ class _Memory(nn.Module):
         )
 
     def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """Frames (n, C, H, W) and, for each, the one before it."""
+        """Frames ``x`` (n, C, H, W) and the frame ``before`` each of them, to (n, C, H, W)."""
         return F.relu(self.conv(torch.cat([x, before], 1)) + x)
 
 
 class _Grow(nn.Module):
-    """One frame becomes ``stride`` frames."""
+    """Temporal upsampling: one frame becomes ``stride`` frames."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -63,7 +64,10 @@ class _Grow(nn.Module):
 
 
 class TinyDecoder(nn.Sequential):
-    """``widths`` of the four levels, ``strides`` in time of the three between them."""
+    """Tiny decoder with the ``widths`` of four levels and three temporal ``strides`` between them.
+
+    ``channels``: latent channels; ``patch``: pixels per side of an output patch.
+    """
 
     def __init__(
         self, channels: int, widths: tuple[int, ...], strides: tuple[int, ...], patch: int
@@ -78,56 +82,60 @@ class TinyDecoder(nn.Sequential):
         layers += [nn.ReLU(), nn.Conv2d(widths[-1], 3 * patch**2, 3, padding=1)]
         super().__init__(*layers)
         self.patch = patch
-        self.dropped = math.prod(strides) - 1
+        self.leading_frames = math.prod(strides) - 1
 
     @torch.no_grad()
     def stream(self, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
-        """Normalised latents (1, C, F, H, W) -> frames (n, H', W', 3), 8 (F - 1) + 1 in all."""
+        """Decode normalised latents (1, C, F, H, W); yields frames (n, H', W', 3) uint8.
+
+        There are 8 (F - 1) + 1 frames in total.
+        """
         weight = next(self.parameters())
-        carry: dict[int, Tensor] = {}
-        drop = self.dropped
+        cache: dict[int, Tensor] = {}
+        drop = self.leading_frames
         for frame in latents[0].transpose(0, 1).to(weight).chunk(latents.shape[2]):
-            pixels = F.pixel_shuffle(self._through(frame, carry), self.patch)[drop:]
+            pixels = F.pixel_shuffle(self._run_layers(frame, cache), self.patch)[drop:]
             drop = 0
             if len(pixels):
-                yield to_bytes(pixels)
+                yield frames_to_uint8(pixels)
 
-    def _through(self, x: Tensor, carry: dict[int, Tensor]) -> Tensor:
+    def _run_layers(self, x: Tensor, cache: dict[int, Tensor]) -> Tensor:
+        """Run all layers; ``cache`` stores the last frame of each memory block's input."""
         for i, layer in enumerate(self):
             if isinstance(layer, _Memory):
-                before = torch.cat([carry.get(i, torch.zeros_like(x[:1])), x[:-1]])
-                carry[i] = x[-1:]
+                before = torch.cat([cache.get(i, torch.zeros_like(x[:1])), x[:-1]])
+                cache[i] = x[-1:]
                 x = layer(x, before)
             else:
                 x = layer(x)
         return x
 
 
-def to_bytes(pixels: Tensor) -> NDArray[np.uint8]:
-    """(n, 3, H, W) in 0..1 -> (n, H, W, 3) uint8."""
+def frames_to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
+    """Convert frames (n, 3, H, W) in 0..1 to (n, H, W, 3) uint8."""
     scaled = pixels.float().mul(255).round().clamp(0, 255).to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def tiny_channels(component: Component) -> int:
-    """Channels of the latents that the decoder reads."""
+def tiny_decoder_channels(component: Component) -> int:
+    """Number of latent channels of a tiny decoder, from its tensor shapes."""
     return component.shape("decoder.1.weight")[1]
 
 
 def load_tiny_decoder(
     component: Component, *, device: torch.device | str, dtype: torch.dtype
 ) -> TinyDecoder:
-    """The decoder of a preview VAE. Raises :class:`UnknownLayout` for another arrangement."""
-    widths = tuple(component.shape(f"decoder.{i}.weight")[0] for i in PROJECTIONS)
+    """Load the decoder of a preview VAE; raises :class:`UnknownLayout` for other layers."""
+    widths = tuple(component.shape(f"decoder.{i}.weight")[0] for i in PROJECTION_LAYERS)
     strides = tuple(
         component.shape(f"decoder.{i}.conv.weight")[0] // width
-        for i, width in zip(GROWS, widths, strict=False)
+        for i, width in zip(GROW_LAYERS, widths, strict=False)
     )
-    patch = math.isqrt(component.shape(f"decoder.{LAST}.weight")[0] // 3)
+    patch = math.isqrt(component.shape(f"decoder.{LAST_LAYER}.weight")[0] // 3)
     return load_module(
-        lambda: TinyDecoder(tiny_channels(component), widths, strides, patch),
-        readers(component, "decoder."),
+        lambda: TinyDecoder(tiny_decoder_channels(component), widths, strides, patch),
+        tensor_readers(component, "decoder."),
         device=device,
         dtype=dtype,
-        what=f"{component.file.path.name}: preview decoder",
+        label=f"{component.file.path.name}: preview decoder",
     )

@@ -1,7 +1,8 @@
-"""Tiles decoded side by side and blended frame by frame.
+"""Tiles of a latent video, decoded and blended into bands of frames.
 
-All tiles of a span of time advance together, so that memory is that of a few frames, not of the
-clip: each tile keeps what its decoder holds between chunks, and one chunk of frames.
+One loop for both orders of :data:`latent_ladder.latents.tiling.TileOrder`. Sequential tiles need
+one decoder cache and a band of all frames of a span of time; parallel ones need a cache per tile
+and a band of one chunk, so that memory is that of a few frames, not of the clip.
 """
 
 from __future__ import annotations
@@ -11,93 +12,118 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from latent_ladder.latents.comfyui_tiling import Piece, Tiling
+from latent_ladder.latents.tiling import DecodedSpan, Tiling
 
 Decoder = Callable[[Tensor], Iterator[Tensor]]
 
 
-def blended(
+def blend_tiles(
     latents: Tensor, tiling: Tiling, decode: Decoder, device: torch.device
 ) -> Iterator[Tensor]:
-    """Latents (1, C, F, H, W) -> (3, n, H', W') float32 on ``device``, in order.
+    """Latents (1, C, F, H, W) -> bands (3, n, H', W') float32 on ``device``, in order.
 
-    ``decode`` gives the frames of any part of the latents in chunks of the same form; where a part
-    is in time, it is decoded as if the clip began there. A band may be overwritten once the next
-    one is asked for.
+    ``decode`` gives the frames of any part of the latents in chunks (3, m, h, w); each part is
+    decoded as if the clip began there. Frames are yielded as soon as no later span of time
+    overlaps them. A band may be overwritten once the next one is requested.
     """
-    held: Tensor | None = None
-    for i, piece in enumerate(tiling.frames):
-        after = tiling.frames[i + 1].first if i + 1 < len(tiling.frames) else None
-        at, waiting = piece.first, []
-        for band in _span(latents, tiling, piece, decode, device):
-            band = _weighted(band, piece.weights[at - piece.first :])
-            held, band = _added(held, band)
-            final = len(band[0]) if after is None else max(min(after - at, len(band[0])), 0)
-            at += len(band[0])
+    bands_of = _sequential_bands if tiling.order == "sequential" else _parallel_bands
+    pending: Tensor | None = None  # weighted frames of earlier spans that later spans overlap
+    for i, span in enumerate(tiling.frames):
+        following = tiling.frames[i + 1].first if i + 1 < len(tiling.frames) else None
+        at, waiting = span.first, []
+        for band in bands_of(latents, tiling, span, decode, device):
+            _weight_frames(band, span.weights[at - span.first :])
+            pending = _add_pending(pending, band)
+            count = band.shape[1]
+            final = count if following is None else max(min(following - at, count), 0)
+            at += count
             if final:
                 yield band[:, :final]
-            if final < len(band[0]):
+            if final < count:
                 waiting.append(band[:, final:].clone())
-        held = torch.cat(waiting, dim=1) if waiting else None
+        pending = (
+            None if not waiting else waiting[0] if len(waiting) == 1 else torch.cat(waiting, 1)
+        )
 
 
-def _weighted(band: Tensor, weights: Sequence[float]) -> Tensor:
+def _weight_frames(band: Tensor, weights: Sequence[float]) -> None:
+    """Multiply the frames of a band (3, n, H, W) by the first of the weights, in place."""
     part = weights[: band.shape[1]]
-    if all(w == 1.0 for w in part):
-        return band
-    return band * torch.tensor(part, dtype=torch.float32, device=band.device)[:, None, None]
+    if any(weight != 1.0 for weight in part):
+        band.mul_(torch.tensor(part, dtype=torch.float32, device=band.device)[:, None, None])
 
 
-def _added(held: Tensor | None, band: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The band with the frames that an earlier span left open, and what is still open of them."""
-    if held is None:
-        return None, band
-    n = min(held.shape[1], band.shape[1])
-    band[:, :n] += held[:, :n]
-    rest = held[:, n:]
-    return (rest if rest.shape[1] else None), band
+def _add_pending(pending: Tensor | None, band: Tensor) -> Tensor | None:
+    """Add pending frames to a band that starts with them; returns those beyond the band."""
+    if pending is None:
+        return None
+    n = min(pending.shape[1], band.shape[1])
+    band[:, :n] += pending[:, :n]
+    return pending[:, n:] if n < pending.shape[1] else None
 
 
-def _span(
-    latents: Tensor, tiling: Tiling, piece: Piece, decode: Decoder, device: torch.device
+def _sequential_bands(
+    latents: Tensor, tiling: Tiling, span: DecodedSpan, decode: Decoder, device: torch.device
 ) -> Iterator[Tensor]:
-    """All tiles of one span of time, blended, in bands of as many frames as all have ready."""
-    part = latents[:, :, piece.start : piece.stop]
-    places = [(row, col) for row in tiling.rows for col in tiling.cols]
+    """One band of all frames of a span of time; its tiles are decoded one after the other."""
+    band = torch.zeros((3, len(span.weights), *tiling.size), device=device)
+    for row, col in _tiles(tiling):
+        weight = _pixel_weights(row, device)[:, None] * _pixel_weights(col, device)
+        tile, at = _tile_of(band, row, col), -span.drop
+        for frames in decode(_part(latents, span, row, col)):
+            visible = frames[:, max(-at, 0) :]
+            first, at = max(at, 0), at + frames.shape[1]
+            if visible.shape[1]:
+                tile[:, first:at].addcmul_(visible, weight)
+    yield band
+
+
+def _parallel_bands(
+    latents: Tensor, tiling: Tiling, span: DecodedSpan, decode: Decoder, device: torch.device
+) -> Iterator[Tensor]:
+    """Bands of a span of time, each of as many frames as all its tiles have ready."""
     streams = [
-        _Ahead(decode(part[..., row.start : row.stop, col.start : col.stop])) for row, col in places
+        (row, col, _FrameStream(decode(_part(latents, span, row, col))))
+        for row, col in _tiles(tiling)
     ]
-    skip = piece.drop
-    height, width = (axis[-1].first + len(axis[-1].weights) for axis in (tiling.rows, tiling.cols))
-    while count := min(stream.ready() for stream in streams):
-        band = torch.zeros((3, count, height, width), device=device)
-        for (row, col), stream in zip(places, streams, strict=True):
-            frames = stream.take(count)
-            weight = _ramp(row, device)[:, None] * _ramp(col, device)
-            band[
-                ...,
-                row.first : row.first + len(row.weights),
-                col.first : col.first + len(col.weights),
-            ].addcmul_(frames, weight)
-        if skip:
-            band, skip = band[:, min(skip, count) :], max(skip - count, 0)
+    drop = span.drop
+    while count := min(stream.ready() for _, _, stream in streams):
+        band = torch.zeros((3, count, *tiling.size), device=device)
+        for row, col, stream in streams:
+            weight = _pixel_weights(row, device)[:, None] * _pixel_weights(col, device)
+            _tile_of(band, row, col).addcmul_(stream.take(count), weight)
+        if drop:
+            band, drop = band[:, min(drop, count) :], max(drop - count, 0)
         if band.shape[1]:
             yield band
 
 
-def _ramp(piece: Piece, device: torch.device) -> Tensor:
-    return torch.tensor(piece.weights, dtype=torch.float32, device=device)
+def _tiles(tiling: Tiling) -> list[tuple[DecodedSpan, DecodedSpan]]:
+    return [(row, col) for row in tiling.rows for col in tiling.cols]
 
 
-class _Ahead:
-    """A stream of bands that says how many frames it has ready, at least one until its end."""
+def _part(latents: Tensor, span: DecodedSpan, row: DecodedSpan, col: DecodedSpan) -> Tensor:
+    return latents[:, :, span.start : span.stop, row.start : row.stop, col.start : col.stop]
+
+
+def _tile_of(band: Tensor, row: DecodedSpan, col: DecodedSpan) -> Tensor:
+    rows = slice(row.first, row.first + len(row.weights))
+    return band[..., rows, col.first : col.first + len(col.weights)]
+
+
+def _pixel_weights(span: DecodedSpan, device: torch.device) -> Tensor:
+    return torch.tensor(span.weights, dtype=torch.float32, device=device)
+
+
+class _FrameStream:
+    """Frames of one tile; knows how many can be taken now, at least one until its end."""
 
     def __init__(self, source: Iterator[Tensor]) -> None:
         self._source = source
         self._frames: Tensor | None = None
 
     def ready(self) -> int:
-        """Frames that can be taken now; 0 at the end."""
+        """Number of frames that can be taken now; 0 at the end."""
         if self._frames is None or not self._frames.shape[1]:
             following = next(self._source, None)
             self._frames = None if following is None else following.clone()
@@ -107,5 +133,5 @@ class _Ahead:
         """The next ``count`` frames (3, count, H, W)."""
         if self._frames is None:
             raise ValueError("no frames are ready")
-        taken, self._frames = self._frames[:, :count], self._frames[:, count:]
-        return taken
+        frames, self._frames = self._frames[:, :count], self._frames[:, count:]
+        return frames

@@ -1,8 +1,8 @@
 """Frames <-> video latents: the video VAE, decoded as a stream of tiles.
 
-Decoding yields finished frames while later ones are still latents. Whole, which is exact, it takes
-memory by the size of a frame and not by the number of frames
-(``models.video_vae.networks``); tiles lower what a frame takes. Where they meet, they are
+Decoding yields finished frames while later ones are still latents. Without tiles, which is exact,
+its memory depends on the size of a frame and not on the number of frames
+(``models.video_vae.networks``); tiles need less memory per frame. Where tiles overlap, they are
 blended by the ramps of ``latents.tiling`` in float32, in bands: 12 bytes per pixel of each
 frame of a span. Knows nothing of prompts, stages or video files.
 """
@@ -19,77 +19,77 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import MediaError, RequestError
-from latent_ladder.latents.comfyui_tiling import Tiling
 from latent_ladder.latents.tiling import (
     Span,
     TilePlan,
-    frame_start,
+    Tiling,
     one_tile,
     spatial_weights,
     temporal_weights,
 )
-from latent_ladder.models.network_configs import VideoCoder
-from latent_ladder.models.vae_loading import Statistics, statistics
+from latent_ladder.models.network_configs import VideoVaeConfig
+from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 from latent_ladder.models.video_vae.networks import (
     VideoDecoder,
     VideoEncoder,
     load_video_decoder,
     load_video_encoder,
 )
-from latent_ladder.models.video_vae.tiled_decode import blended
+from latent_ladder.models.video_vae.tiled_decode import blend_tiles
 
 FRAMES_PER_CHUNK = 8
-"""At most this many frames are converted and yielded at a time."""
+"""Largest number of frames converted and yielded at a time."""
 
 
 @dataclass(frozen=True)
 class VideoVae:
-    """A loaded video VAE; ``encoder`` or ``decoder`` is None where it was not asked for."""
+    """Loaded video VAE; ``encoder`` or ``decoder`` is None if it was not loaded."""
 
     encoder: VideoEncoder | None
     decoder: VideoDecoder | None
-    coder: VideoCoder
-    statistics: Statistics
+    config: VideoVaeConfig
+    statistics: LatentStatistics
     device: torch.device
     dtype: torch.dtype
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
-        return self.coder.latent_channels
+        """Number of latent channels."""
+        return self.config.latent_channels
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """What the encoder gives -> what the transformer sees, (B, C, F, H, W), float32."""
+        """Normalise latents of the encoder for the transformer, (B, C, F, H, W) float32."""
         return (latents.float() - _per_channel(self.statistics.mean, latents)) / _per_channel(
             self.statistics.std, latents
         )
 
     def un_normalise(self, latents: Tensor) -> Tensor:
-        """The inverse of :meth:`normalise`."""
+        """Convert latents of the transformer for the decoder, the inverse of :meth:`normalise`."""
         return latents.float() * _per_channel(self.statistics.std, latents) + _per_channel(
             self.statistics.mean, latents
         )
 
     def encode(self, frames: np.ndarray, tiles: TilePlan | None = None) -> Tensor:
-        """Frames (F, H, W, 3) uint8 -> normalised latents (1, C, F', H', W'), float32.
+        """Encode frames (F, H, W, 3) uint8 to normalised latents (1, C, F', H', W'), float32.
 
-        Frames beyond the last full group (F = 8k + 1) are left out; one frame is an image. Sides
-        must be multiples of 32 (:class:`MediaError`). Without ``tiles`` everything is encoded at
-        once, which is exact and takes memory by the size of a frame. The result is the
-        distribution's mean, on the VAE's device.
+        Frames after the last full group (F = 8k + 1) are ignored; one frame is an image. Without
+        ``tiles`` the frames are encoded whole, which is exact and needs memory in proportion to
+        the frame size. The result is the mean of the distribution, on the VAE's device.
+        Raises :class:`MediaError` if sides are not multiples of 32, and :class:`RequestError` if
+        ``tiles`` do not match the frames.
         """
         return _encode(frames, self, tiles)
 
     @torch.no_grad()
     def encode_stream(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """As :meth:`encode` of frames (H, W, 3) that come one by one and are not kept.
+        """Encode frames (H, W, 3) from an iterator, which are not stored; as :meth:`encode`.
 
-        Latents lie on the CPU. Raises :class:`MediaError`.
+        The latents are on the CPU. Raises :class:`MediaError`.
         """
         if self.encoder is None:
             raise ValueError("this VAE was loaded without its encoder")
         found = [z.cpu() for z in self.encoder.stream(_chunks(frames, self))]
-        numbers = Statistics(self.statistics.mean.cpu(), self.statistics.std.cpu())
+        numbers = LatentStatistics(self.statistics.mean.cpu(), self.statistics.std.cpu())
         return replace(self, statistics=numbers).normalise(torch.cat(found).transpose(0, 1)[None])
 
 
@@ -100,7 +100,7 @@ def load_video_vae(
     dtype: torch.dtype,
     parts: Collection[str] = ("encoder", "decoder"),
 ) -> VideoVae:
-    """Load the ``parts`` needed. Raises :class:`UnknownLayout` for VAEs it cannot run."""
+    """Load the ``parts`` of a video VAE; raises :class:`UnknownLayout` for an unsupported one."""
     encoder = decoder = None
     if "encoder" in parts:
         encoder = load_video_encoder(component, device=device, dtype=dtype)
@@ -109,8 +109,8 @@ def load_video_vae(
     loaded = decoder or encoder
     if loaded is None:
         raise ValueError(f"parts {parts!r} name neither encoder nor decoder")
-    numbers = statistics(component, device)
-    return VideoVae(encoder, decoder, loaded.coder, numbers, torch.device(device), dtype)
+    numbers = read_latent_statistics(component, device)
+    return VideoVae(encoder, decoder, loaded.config, numbers, torch.device(device), dtype)
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -123,8 +123,8 @@ def decode_video(
 
     Chunks come as soon as no later tile touches them; together they are 8 (F - 1) + 1 frames.
     Without ``tiles`` everything is decoded at once, which is exact. Tiled frames differ from that
-    near seams, because a tile does not see what lies beyond its overlap. The tiles of a plan are
-    decoded one after the other, those of a ``Tiling`` side by side.
+    near seams, because a tile does not see beyond its overlap. The tiles of a plan are decoded one
+    after the other, those of a ``Tiling`` in its own order.
     Raises :class:`RequestError` when latents, VAE and plan do not fit each other.
     """
     bands = decode_bands(latents, vae, tiles)
@@ -134,8 +134,10 @@ def decode_video(
 def decode_pixels(
     latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling | None = None
 ) -> Iterator[Tensor]:
-    """As :func:`decode_video`, but chunks (n, 3, H, W) float32, 0..1, on the VAE's device: for
-    more than 8 bits, and for what changes frames on their way."""
+    """As :func:`decode_video`, but chunks (n, 3, H, W) float32, 0..1, on the VAE's device.
+
+    For outputs of more than 8 bits, and for changes of the frames before they are written.
+    """
     for band in decode_bands(latents, vae, tiles):
         for first in range(0, band.shape[1], FRAMES_PER_CHUNK):
             chunk = band[:, first : first + FRAMES_PER_CHUNK]
@@ -147,7 +149,7 @@ def decode_bands(
 ) -> Iterator[Tensor]:
     """As :func:`decode_video`, but (3, n, H, W) float32 on the VAE's device, about -1..1.
 
-    A band may be overwritten once the next one is asked for.
+    A band may be overwritten once the next one is requested.
     """
     plan = tiles or one_tile(*latents.shape[2:])
     if latents.shape[:2] != (1, vae.latent_channels) or tuple(latents.shape[2:]) != plan.grid:
@@ -156,75 +158,28 @@ def decode_bands(
             f"and tiles for {list(plan.grid)}"
         )
     if isinstance(plan, TilePlan):
-        return _stream(latents, vae, plan)
-    return _side_by_side(latents, vae, plan)
+        plan = plan.tiling(vae.config.spatial_scale, vae.config.temporal_scale)
+    return _decode(latents, vae, plan)
 
 
 @torch.no_grad()
-def _side_by_side(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Iterator[Tensor]:
+def _decode(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Iterator[Tensor]:
     def decode(part: Tensor) -> Iterator[Tensor]:
-        return _decode_tile(part, vae, Span(0, part.shape[2]))
+        return _decode_tile(part, vae)
 
     if tiling.is_whole:
         yield from decode(latents)
     else:
-        yield from blended(latents, tiling, decode, vae.device)
+        yield from blend_tiles(latents, tiling, decode, vae.device)
 
 
-@torch.no_grad()
-def _stream(latents: Tensor, vae: VideoVae, plan: TilePlan) -> Iterator[Tensor]:
-    if plan.count == 1:
-        yield from _decode_tile(latents, vae, plan.frames[0])
-        return
-    scale = vae.coder.temporal_scale
-    # Where each band begins: one frame late, after the one that it drops, but for the first.
-    starts = [frame_start(span, scale) + (span.start > 0) for span in plan.frames]
-    bands = zip(plan.frames, temporal_weights(plan.frames, scale), strict=True)
-    held = None
-    for i, (span, weights) in enumerate(bands):
-        band = _decode_band(latents, vae, plan, span, weights)
-        held = band if held is None else _overlay(held, band)
-        done = starts[i + 1] - starts[i] if i + 1 < len(starts) else held.shape[1]
-        yield held[:, :done]
-        held = held[:, done:].clone()
-
-
-def _decode_band(
-    latents: Tensor, vae: VideoVae, plan: TilePlan, span: Span, weights: Sequence[float]
-) -> Tensor:
-    """All tiles of one span of time, (3, n, H, W) float32, weighted; without the dropped frame."""
-    scale = vae.coder.spatial_scale
-    part = latents[:, :, span.start : span.stop]
-    _, rows, cols = plan.grid
-    ramp = torch.tensor(weights[span.start > 0 :], dtype=torch.float32, device=vae.device)
-    band = torch.zeros((3, len(ramp), rows * scale, cols * scale), device=vae.device)
-    columns = list(zip(plan.cols, _ramps(plan.cols, scale, vae), strict=True))
-    for row, row_ramp in zip(plan.rows, _ramps(plan.rows, scale, vae), strict=True):
-        for col, col_ramp in columns:
-            cut = part[..., row.start : row.stop, col.start : col.stop]
-            weight = row_ramp[:, None] * col_ramp
-            place = band[
-                ..., row.start * scale : row.stop * scale, col.start * scale : col.stop * scale
-            ]
-            first = 0
-            for frames in _decode_tile(cut, vae, span):
-                after = first + frames.shape[1]
-                place[:, first:after].addcmul_(frames, weight)
-                first = after
-    return band.mul_(ramp[:, None, None])
-
-
-def _decode_tile(latents: Tensor, vae: VideoVae, span: Span) -> Iterator[Tensor]:
-    """Frames (3, n, H, W) float32 of one tile in chunks, without the dropped one."""
+def _decode_tile(latents: Tensor, vae: VideoVae) -> Iterator[Tensor]:
+    """Frames (3, n, H, W) float32 of one tile, in chunks."""
     if vae.decoder is None:
         raise ValueError("this VAE was loaded without its decoder")
     z = vae.un_normalise(latents.to(vae.device)).to(vae.dtype)
-    dropped = span.start == 0
     for frames in vae.decoder.stream(z):
-        kept = frames if dropped else frames[1:]
-        dropped = True
-        if len(kept):
-            yield kept.transpose(0, 1).float()
+        yield frames.transpose(0, 1).float()
 
 
 def _ramps(spans: Sequence[Span], scale: int, vae: VideoVae) -> list[Tensor]:
@@ -232,14 +187,6 @@ def _ramps(spans: Sequence[Span], scale: int, vae: VideoVae) -> list[Tensor]:
         torch.tensor(weights, dtype=torch.float32, device=vae.device)
         for weights in spatial_weights(spans, scale)
     ]
-
-
-def _overlay(held: Tensor, band: Tensor) -> Tensor:
-    """Add the frames still open to the new band, which starts at the same frame."""
-    if held.shape[1] > band.shape[1]:
-        held, band = band, held
-    band[:, : held.shape[1]] += held
-    return band
 
 
 def _as_bytes(frames: Tensor) -> Iterator[np.ndarray]:
@@ -255,15 +202,15 @@ def _as_bytes(frames: Tensor) -> Iterator[np.ndarray]:
 
 @torch.no_grad()
 def _encode(frames: np.ndarray, vae: VideoVae, tiles: TilePlan | None) -> Tensor:
-    scale, stride = vae.coder.spatial_scale, vae.coder.temporal_scale
+    scale, stride = vae.config.spatial_scale, vae.config.temporal_scale
     count, height, width = _check_frames(frames, scale)
     grid = (1 + (count - 1) // stride, height // scale, width // scale)
     plan = tiles or one_tile(*grid)
     if plan.grid != grid:
         raise RequestError(f"tiles for {list(plan.grid)} do not fit latents {list(grid)}")
     latents = torch.zeros((1, vae.latent_channels, *grid), device=vae.device)
-    # Latents are weighted as the frames of a decode would be, at a scale of 1: the first latent
-    # of a later span stems from a lone frame and is dropped.
+    # Latents are weighted like the frames of a tiled decode, at scale 1. The first latent of a
+    # later span encodes a single frame, so it is dropped (its weight is 0).
     for span, ramp in zip(plan.frames, temporal_weights(plan.frames, 1), strict=True):
         for row, row_ramp in zip(plan.rows, _ramps(plan.rows, 1, vae), strict=True):
             for col, col_ramp in zip(plan.cols, _ramps(plan.cols, 1, vae), strict=True):
@@ -289,16 +236,16 @@ def _encode_tile(frames: np.ndarray, vae: VideoVae) -> Tensor:
 
 
 def _chunks(frames: Iterable[np.ndarray], vae: VideoVae) -> Iterator[Tensor]:
-    """Frames (H, W, 3) uint8 -> chunks (n, 3, H, W) in -1..1."""
+    """Convert frames (H, W, 3) uint8 from an iterator; yields chunks (n, 3, H, W) in -1..1."""
     waiting = iter(frames)
     while chunk := list(islice(waiting, FRAMES_PER_CHUNK)):
         stacked = np.stack(chunk)
-        _check_frames(stacked, vae.coder.spatial_scale)
+        _check_frames(stacked, vae.config.spatial_scale)
         yield from _as_pixels(stacked, vae)
 
 
 def _as_pixels(frames: np.ndarray, vae: VideoVae) -> Iterator[Tensor]:
-    """(F, H, W, 3) uint8 -> chunks (n, 3, H, W) in -1..1."""
+    """Convert frames (F, H, W, 3) uint8; yields chunks (n, 3, H, W) in -1..1."""
     for first in range(0, len(frames), FRAMES_PER_CHUNK):
         chunk = np.ascontiguousarray(frames[first : first + FRAMES_PER_CHUNK])
         pixels = torch.from_numpy(chunk).to(vae.device).permute(0, 3, 1, 2)
@@ -307,12 +254,14 @@ def _as_pixels(frames: np.ndarray, vae: VideoVae) -> Iterator[Tensor]:
 
 def _check_frames(frames: np.ndarray, scale: int) -> tuple[int, int, int]:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise MediaError(f"frames of shape {list(frames.shape)} {frames.dtype}, not (F, H, W, 3)")
+        raise MediaError(
+            f"frames have shape {list(frames.shape)} {frames.dtype}, expected (F, H, W, 3) uint8"
+        )
     count, height, width, _ = frames.shape
     if height % scale or width % scale:
         nearest = "x".join(str(max(round(n / scale), 1) * scale) for n in (width, height))
         raise MediaError(
-            f"frames of {width}x{height} cannot be encoded, sides are multiples of {scale}",
+            f"frames of {width}x{height} cannot be encoded, sides must be multiples of {scale}",
             f"resize them to {nearest}",
         )
     return count, height, width

@@ -1,4 +1,4 @@
-"""A Linear layer whose weight may lie in any stored form, and be amended without being touched."""
+"""Linear layer with a weight in any stored form, and adapter branches that leave it unchanged."""
 
 from __future__ import annotations
 
@@ -17,32 +17,36 @@ FP8_MAX = 448.0
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """Something that amends a layer's output beside its weight, ``strength`` times.
+    """Adapter branch: adds ``strength`` times a change to the output of a :class:`Linear`.
 
-    Forms other than :class:`LowRank` are in ``models.lora.adapters``. The fields of a
-    form are its tensors, so that whoever moves a layer moves them too.
+    Kinds other than :class:`LowRank` are in :mod:`latent_ladder.models.lora.adapters`. The tensors
+    of a branch are dataclass fields, so code that moves a layer can find and move them.
     """
 
     strength: float
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:
-        """``y`` (..., out), what the layer gave so far for ``x`` (..., in), amended."""
+        """Add the branch for input ``x`` (..., in) to the layer's output ``y`` (..., out).
+
+        ``y`` is the output so far: base output and the branches before this one. It may be
+        changed in place without autograd.
+        """
         raise NotImplementedError
 
     def delta(self) -> Tensor:
-        """What it adds to the weight, (out, in) in float32."""
+        """Equivalent change of the weight, (out, in) float32."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank(Branch):
-    """``up @ down``: ``down`` (r, in), ``up`` (out, r)."""
+    """Low-rank branch (LoRA): ``up @ down`` with ``down`` (r, in) and ``up`` (out, r)."""
 
     down: Tensor
     up: Tensor
 
     def add_to(self, y: Tensor, x: Tensor, layer: Linear) -> Tensor:  # noqa: ARG002
-        """Two thin products, the second one added in place."""
+        """Two low-rank products; the second one is added in place without autograd."""
         low = F.linear(x, self.down)
         if torch.is_grad_enabled():
             return y + self.strength * F.linear(low, self.up)
@@ -52,117 +56,129 @@ class LowRank(Branch):
         return y
 
     def delta(self) -> Tensor:
-        """``strength * up @ down``."""
+        """Return ``strength * up @ down``."""
         return self.strength * (self.up.float() @ self.down.float())
 
 
-def added(y: Tensor, amendment: Tensor, strength: float) -> Tensor:
-    """``y + strength * amendment``, in place where no gradient is kept."""
+def add_scaled(y: Tensor, change: Tensor, strength: float) -> Tensor:
+    """Return ``y + strength * change``, computed in place without autograd."""
     if torch.is_grad_enabled():
-        return y + strength * amendment
-    return y.add_(amendment, alpha=strength)
+        return y + strength * change
+    return y.add_(change, alpha=strength)
 
 
 class Linear(nn.Module):
-    """``y = x W^T + b``, amended by ``branches``.
+    """Linear layer ``y = x W^T + b`` plus its adapter ``branches``.
 
-    The base weight is never written to: switching branches costs nothing and loses no precision,
-    and works whatever way the weight is stored. It is either ``weight``, numbers, or ``stored``,
-    which every call decodes into the dtype of its input; the other one is ``None``. ``matrix`` is
-    the one place that says how.
+    The base weight is never changed, so branches can be switched without cost or loss of
+    precision, for any stored form of the weight. The weight is either ``weight`` (a float tensor)
+    or ``quantized_weight``, which is dequantised to the dtype of the input at each call; the
+    other one is ``None``.
 
-    ``native_fp8`` multiplies fp8 by fp8 where weight and device allow: half the time of bf16 on
-    recent GPUs, and the input is rounded to fp8 as well. Off unless asked for.
+    ``native_fp8`` (default off) multiplies fp8 by fp8 if weight and device support it: half the
+    time of bf16 on recent GPUs, but the input is rounded to fp8 too.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self.stored: QuantizedTensor | None = None
+        self.quantized_weight: QuantizedTensor | None = None
         self.branches: tuple[Branch, ...] = ()
         self.native_fp8 = False
         self._dtype: torch.dtype | None = None
 
     @property
     def in_features(self) -> int:
-        """Width of the input."""
-        return int((self.weight if self.stored is None else self.stored).shape[1])
+        """Number of input channels."""
+        return int(
+            (self.weight if self.quantized_weight is None else self.quantized_weight).shape[1]
+        )
 
     @property
     def out_features(self) -> int:
-        """Width of the output."""
-        return int((self.weight if self.stored is None else self.stored).shape[0])
+        """Number of output channels."""
+        return int(
+            (self.weight if self.quantized_weight is None else self.quantized_weight).shape[0]
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is."""
-        return (self.weight if self.stored is None else self.stored).device
+        """Device of the weight."""
+        return (self.weight if self.quantized_weight is None else self.quantized_weight).device
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of inputs and outputs; the weight may be stored in another."""
+        """Dtype of inputs and outputs; the weight may be stored in another dtype."""
         return self.weight.dtype if self._dtype is None else self._dtype
 
-    def keep(self, weight: Tensor | QuantizedTensor, compute_dtype: torch.dtype) -> None:
-        """Hold ``weight`` (out, in) as it is and compute in ``compute_dtype``."""
+    def set_weight(self, weight: Tensor | QuantizedTensor, compute_dtype: torch.dtype) -> None:
+        """Set ``weight`` (out, in) without converting it; computation is in ``compute_dtype``."""
         self._dtype = compute_dtype
         if isinstance(weight, QuantizedTensor):
             self.register_parameter("weight", None)
-            self.stored = weight
+            self.quantized_weight = weight
         else:
             self.weight = nn.Parameter(weight, requires_grad=False)
 
-    def matrix(self, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in) in ``dtype``, without the scale of the input that AWQ files have."""
-        return self.weight.to(dtype) if self.stored is None else self.stored.dequantize(dtype)
+    def dense_weight(self, dtype: torch.dtype) -> Tensor:
+        """Weight (out, in) in ``dtype``, without the input scale that AWQ files have."""
+        return (
+            self.weight.to(dtype)
+            if self.quantized_weight is None
+            else self.quantized_weight.dequantize(dtype)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        y = self._product(x)
+        """Map (..., in) to (..., out)."""
+        y = self._base_output(x)
         for branch in self.branches:
             y = branch.add_to(y, x, self)
         return y
 
-    def _product(self, x: Tensor) -> Tensor:
-        stored = self.stored
-        if stored is None:
-            return F.linear(x, self.matrix(x.dtype), self.bias)
-        if stored.input_scale is not None:
-            x = x * stored.input_scale.to(x.dtype)
-        if self.native_fp8 and multiplies_natively(x, stored):
-            return fp8_product(x, stored, self.bias)
-        return F.linear(x, stored.dequantize(x.dtype), self.bias)
+    def _base_output(self, x: Tensor) -> Tensor:
+        quantized = self.quantized_weight
+        if quantized is None:
+            return F.linear(x, self.dense_weight(x.dtype), self.bias)
+        if quantized.input_scale is not None:
+            x = x * quantized.input_scale.to(x.dtype)
+        if self.native_fp8 and supports_native_fp8(x, quantized):
+            return native_fp8_linear(x, quantized, self.bias)
+        return F.linear(x, quantized.dequantize(x.dtype), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # `to`, `cuda`, `double`: what is stored moves, and is never converted.
+        # Called by `to`, `cuda` and `double`: a quantised weight is moved, but never converted.
         if self._dtype is not None:
             probe = fn(torch.empty(0, dtype=self._dtype, device=self.device))
             self._dtype = probe.dtype
-            if self.stored is not None:
-                self.stored = self.stored.to(probe.device)
+            if self.quantized_weight is not None:
+                self.quantized_weight = self.quantized_weight.to(probe.device)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
-def multiplies_natively(x: Tensor, stored: QuantizedTensor) -> bool:
-    """Whether ``torch._scaled_mm`` takes this input and weight: fp8 with one scale, CUDA 8.9+."""
-    if stored.format != "fp8_e4m3" or x.device.type != "cuda" or x.dtype != torch.bfloat16:
+def supports_native_fp8(x: Tensor, weight: QuantizedTensor) -> bool:
+    """Return True if ``torch._scaled_mm`` supports input and weight.
+
+    It needs bf16 input, an fp8 (e4m3) weight with one scale, sizes that are multiples of 16, and
+    CUDA compute capability 8.9 or later.
+    """
+    if weight.format != "fp8_e4m3" or x.device.type != "cuda" or x.dtype != torch.bfloat16:
         return False
-    scale = stored.parts.get("weight_scale")
+    scale = weight.parts.get("weight_scale")
     one_scale = scale is None or scale.numel() == 1
-    aligned = not any(n % 16 for n in stored.shape)
+    aligned = not any(n % 16 for n in weight.shape)
     return one_scale and aligned and torch.cuda.get_device_capability(x.device) >= (8, 9)
 
 
-def fp8_product(x: Tensor, stored: QuantizedTensor, bias: Tensor | None) -> Tensor:
-    """``x W^T + b`` (..., out) with the input rounded to fp8, scaled by its greatest number."""
+def native_fp8_linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+    """Compute ``x W^T + b`` (..., out) in fp8; ``x`` is scaled by its maximum and rounded."""
     flat = x.reshape(-1, x.shape[-1])
     scale = (flat.abs().amax().float() / FP8_MAX).clamp_min(1e-12)
-    rounded = (flat.float() / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    weight_scale = stored.parts.get("weight_scale")
-    by = scale.new_ones(()) if weight_scale is None else weight_scale.float().reshape(())
-    weight = stored.parts["weight"].view(torch.float8_e4m3fn)
+    fp8_input = (flat.float() / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    weight_scale = weight.parts.get("weight_scale")
+    scale_b = scale.new_ones(()) if weight_scale is None else weight_scale.float().reshape(())
+    matrix = weight.parts["weight"].view(torch.float8_e4m3fn)
     y: Tensor = torch._scaled_mm(
-        rounded, weight.t(), scale_a=scale, scale_b=by, bias=bias, out_dtype=x.dtype
+        fp8_input, matrix.t(), scale_a=scale, scale_b=scale_b, bias=bias, out_dtype=x.dtype
     )
     return y.view(*x.shape[:-1], -1)

@@ -1,8 +1,8 @@
-"""Build a network on the meta device and put a file's tensors into it, strictly.
+"""Load a file's tensors into a network built on the meta device, with strict checks.
 
-Nothing is allocated twice: parameters become the memory-mapped tensors of the file, converted to
-the dtype and device asked for one at a time; quantised weights of our Linears stay as they are
-stored. Knows no layout; the caller maps names.
+Nothing is allocated twice: parameters become the memory-mapped tensors of the file, converted one
+at a time to the requested dtype and device; quantised weights of :class:`Linear` layers stay
+quantised. The caller maps tensor names to the network's names.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ from latent_ladder.models.weights.linear import Linear
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_stored
 
 M = TypeVar("M", bound=nn.Module)
-Stored = Tensor | QuantizedTensor
-Place = Literal["device", "pinned", "file"]
+StoredWeight = Tensor | QuantizedTensor
+WeightLocation = Literal["device", "pinned", "file"]
 
 
-class Hold(NamedTuple):
-    """How the weight of a Linear is held.
+class WeightStorage(NamedTuple):
+    """Storage of a Linear's weight.
 
-    ``as_stored``: floats keep the file's dtype and are converted at every use. ``place``: on the
-    ``device``; ``pinned``, on the CPU in memory of its own; ``file``, as the mapped tensor.
+    ``as_stored``: float weights keep the file's dtype and are converted at each use.
+    ``location``: ``device``; ``pinned`` (CPU memory, not the file mapping); ``file`` (the
+    memory-mapped tensor).
     """
 
     as_stored: bool = False
-    place: Place = "device"
+    location: WeightLocation = "device"
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads one tensor of a component in its stored form, for :func:`load_module`."""
+class TensorReader:
+    """Reader of one tensor of a component in its stored form, for :func:`load_module`."""
 
     component: Component
     key: str
 
-    def __call__(self) -> Stored:
+    def __call__(self) -> StoredWeight:
         return read_stored(self.component, self.key)
 
     def release(self) -> None:
-        """Take the tensor's pages out of the process's memory; the next use brings them back.
+        """Drop the tensor's mapped pages from the process's memory; the next use reads them again.
 
-        A copied weight would otherwise count twice until the system needs the memory.
+        Otherwise a copied weight would count twice until the system needs the memory.
         """
         file = self.component.file
-        for name in self.component.stored(self.key).parts.values():
-            place = file.places.get(name)
+        for name in self.component.stored_tensor(self.key).parts.values():
+            place = file.locations.get(name)
             if place is None or not hasattr(mmap, "MADV_DONTNEED"):
                 continue
             start = -(-place.begin // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -63,131 +64,131 @@ class Reader:
                 file.parts[place.part][0].buffer.madvise(mmap.MADV_DONTNEED, start, length)
 
 
-def readers(component: Component, prefix: str = "") -> dict[str, Callable[[], Stored]]:
-    """A reader for every tensor of a component below ``prefix``, by its name without that."""
+def tensor_readers(component: Component, prefix: str = "") -> dict[str, Callable[[], StoredWeight]]:
+    """Readers of all tensors below ``prefix`` in a component, by their names without it."""
     return {
-        key.removeprefix(prefix): Reader(component, key)
+        key.removeprefix(prefix): TensorReader(component, key)
         for key in component.names
         if key.startswith(prefix)
     }
 
 
-def never(_: str) -> bool:
-    """A ``keep_float32`` that keeps nothing."""
+def _keep_none(_: str) -> bool:
+    """Default of ``keep_float32``: all floating-point tensors are converted."""
     return False
 
 
-def on_device(_: str) -> Hold:
-    """A ``hold`` that treats every weight alike."""
-    return Hold()
+def _default_storage(_: str) -> WeightStorage:
+    """Default of ``storage``: every weight on the device, in the requested dtype."""
+    return WeightStorage()
 
 
 def load_module(
     build: Callable[[], M],
-    read: Mapping[str, Callable[[], Stored]],
+    read: Mapping[str, Callable[[], StoredWeight]],
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    what: str,
-    keep_float32: Callable[[str], bool] = never,
-    hold: Callable[[str], Hold] = on_device,
+    label: str,
+    keep_float32: Callable[[str], bool] = _keep_none,
+    storage: Callable[[str], WeightStorage] = _default_storage,
 ) -> M:
-    """Build with ``build``, weights on meta, and assign ``read[name]()`` to every parameter.
+    """Call ``build`` with weights on the meta device, then load ``read[name]()`` into each weight.
 
     ``read`` must have exactly the names of the module's parameters and persistent buffers.
-    Floating-point tensors become ``dtype``, except where ``keep_float32(name)``. A quantised
-    weight of a :class:`Linear` is kept as stored and decoded at use; any other tensor is decoded
-    here. ``hold(name)`` says where a Linear's weight lies. Buffers that the module computes
-    itself (non-persistent) are kept and moved.
-    Raises :class:`UnknownLayout` naming the first missing, unexpected or misshapen tensors, and
-    :class:`CorruptCheckpoint` for scales that are no numbers.
+    Floating-point tensors become ``dtype``, or float32 if ``keep_float32(name)``. A quantised
+    weight of a :class:`Linear` stays quantised and is dequantised at each use; all other tensors
+    are dequantised here. ``storage(name)`` sets where a Linear's weight is stored. Buffers that
+    the module computes itself (non-persistent) are moved to ``device``. ``label`` names the
+    network in errors. Returns the module in eval mode, without gradients.
+    Raises :class:`UnknownLayout` with the first missing, unexpected or wrongly shaped tensors, and
+    :class:`CorruptCheckpoint` if a quantisation scale is NaN or infinite.
     """
     with EmptyOnMeta():
         module = build()
     expected = module.state_dict()
-    check_names(expected, read, what)
+    check_names(expected, read, label)
     layers = {f"{name}.weight": m for name, m in module.named_modules() if isinstance(m, Linear)}
     state: dict[str, Tensor] = {}
-    for name, slot in expected.items():
-        layer, label = layers.get(name), f"{what}: {name}"
-        held = Hold() if layer is None else hold(name)
-        as_read = read[name]()
-        found = _fitted(as_read, tuple(slot.shape), label)
-        if isinstance(found, QuantizedTensor) and held.place != "file":
-            found.check_scales(label)
-        as_stored = layer is not None and (held.as_stored or isinstance(found, QuantizedTensor))
+    for name, parameter in expected.items():
+        layer, reader = layers.get(name), read[name]
+        how = WeightStorage() if layer is None else storage(name)
+        as_read = reader()
+        tensor = _match_shape(as_read, tuple(parameter.shape), f"{label}: {name}")
+        if isinstance(tensor, QuantizedTensor) and how.location != "file":
+            tensor.check_scales(f"{label}: {name}")
+        as_stored = layer is not None and (how.as_stored or isinstance(tensor, QuantizedTensor))
         if not as_stored:
-            found = _numbers(found, torch.float32 if keep_float32(name) else dtype)
-        found = _placed(found, held.place, device, is_mapped=found is as_read)
+            tensor = _to_dtype(tensor, torch.float32 if keep_float32(name) else dtype)
+        tensor = _move(tensor, how.location, device, is_mapped=tensor is as_read)
         if layer is not None and as_stored:
-            layer.keep(found, dtype)
-        elif isinstance(found, Tensor):
-            state[name] = found
-        reader = read[name]
-        if isinstance(reader, Reader) and held.place != "file":
+            layer.set_weight(tensor, dtype)
+        elif isinstance(tensor, Tensor):
+            state[name] = tensor
+        if isinstance(reader, TensorReader) and how.location != "file":
             reader.release()
-    # Not strict: names have been checked, and what a layer keeps as stored is in its place.
+    # Not strict: names are checked above, and weights stored as they are have been set already.
     module.load_state_dict(state, strict=False, assign=True)
     _move_buffers(module, device, state)
     return module.eval().requires_grad_(False)
 
 
-def check_names(expected: Iterable[str], found: Iterable[str], what: str) -> None:
-    """Raise :class:`UnknownLayout` unless both name the same tensors."""
-    wanted, given = set(expected), set(found)
-    missing, extra = sorted(wanted - given), sorted(given - wanted)
+def check_names(expected: Iterable[str], found: Iterable[str], label: str) -> None:
+    """Raise :class:`UnknownLayout` unless ``expected`` and ``found`` are the same names."""
+    expected_names, found_names = set(expected), set(found)
+    missing, extra = sorted(expected_names - found_names), sorted(found_names - expected_names)
     if missing or extra:
         parts = [
-            f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for names, label in ((missing, "missing"), (extra, "unexpected"))
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for names, kind in ((missing, "missing"), (extra, "unexpected"))
             if names
         ]
         raise UnknownLayout(
-            f"{what}: tensors do not fit the model: {'; '.join(parts)}",
-            "the file is incomplete, or of a family this version does not know",
+            f"{label}: tensors do not match the model: {'; '.join(parts)}",
+            "the file is incomplete or of an unsupported model family; download it again",
         )
 
 
-def _fitted(found: Stored, shape: tuple[int, ...], label: str) -> Stored:
-    """``found`` in the model's ``shape``: padding cut off, dimensions of one added or dropped."""
-    if isinstance(found, QuantizedTensor):
-        if found.fits(shape):
-            return found.cropped(shape)
-    elif found.shape == shape:
-        return found
-    elif [n for n in found.shape if n != 1] == [n for n in shape if n != 1]:
-        return found.reshape(shape)  # GGUF drops leading dimensions of one
-    stored = f" ({found.format})" if isinstance(found, QuantizedTensor) else ""
+def _match_shape(tensor: StoredWeight, shape: tuple[int, ...], label: str) -> StoredWeight:
+    """Crop padding, and add or drop dimensions of size 1, to match the model's ``shape``."""
+    if isinstance(tensor, QuantizedTensor):
+        if tensor.matches_shape(shape):
+            return tensor.crop(shape)
+    elif tensor.shape == shape:
+        return tensor
+    elif [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]:
+        return tensor.reshape(shape)  # GGUF drops leading dimensions of size 1
+    stored = f" ({tensor.format})" if isinstance(tensor, QuantizedTensor) else ""
     raise UnknownLayout(
-        f"{label} has shape {list(found.shape)}{stored}, the model needs {list(shape)}",
+        f"{label} has shape {list(tensor.shape)}{stored}, the model needs {list(shape)}",
         "the file belongs to another model family or is damaged",
     )
 
 
-def _numbers(found: Stored, dtype: torch.dtype) -> Tensor:
-    if isinstance(found, QuantizedTensor):
-        return found.dequantize(dtype)
-    return found.to(dtype) if found.is_floating_point() else found
+def _to_dtype(tensor: StoredWeight, dtype: torch.dtype) -> Tensor:
+    if isinstance(tensor, QuantizedTensor):
+        return tensor.dequantize(dtype)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _placed(found: Stored, place: Place, device: torch.device | str, *, is_mapped: bool) -> Stored:
-    """In memory of its own where it belongs: a mapped tensor costs a page fault at every use."""
-    if place == "file":
-        return found
-    target = torch.device(device if place == "device" else "cpu")
+def _move(
+    tensor: StoredWeight, location: WeightLocation, device: torch.device | str, *, is_mapped: bool
+) -> StoredWeight:
+    """Copy ``tensor`` to its location; mapped tensors too, as reading them costs page faults."""
+    if location == "file":
+        return tensor
+    target = torch.device(device if location == "device" else "cpu")
     if target.type != "cpu":
-        return found.to(target)
-    if not is_mapped:
-        return found
-    return found.copied() if isinstance(found, QuantizedTensor) else found.clone()
+        return tensor.to(target)
+    return tensor.clone() if is_mapped else tensor
 
 
 class EmptyOnMeta(TorchFunctionMode):
-    """While active, ``torch.empty`` makes meta tensors.
+    """Torch function mode in which ``torch.empty`` creates meta tensors.
 
-    Layers allocate their weights with ``torch.empty`` and compute their buffers (RoPE
-    frequencies, filters) otherwise: building a module here costs no memory for weights and leaves
-    no buffer hollow, which ``torch.device("meta")`` does.
+    Layers allocate weights with ``torch.empty`` and compute buffers (RoPE frequencies, filters)
+    with other functions. So building a module in this mode allocates no weights but computes its
+    buffers, which ``torch.device("meta")`` would leave empty.
     """
 
     def __torch_function__(

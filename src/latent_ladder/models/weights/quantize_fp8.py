@@ -1,9 +1,9 @@
-"""Weights to fp8: while loading, or into a checkpoint file that ComfyUI reads.
+"""Quantisation of weights to fp8: while loading, or into a checkpoint file that ComfyUI reads.
 
-Each matrix gets one scale, its greatest number over fp8's greatest, so that nothing is clamped
-and small weights keep their digits. Only the matrices of the video stream's attention and
-feed-forward and of the attention between the streams take part: they hold four fifths of the
-weights; gates, norms, modulation and the sound's own layers keep what they have.
+Each matrix has one scale, its largest magnitude divided by fp8's largest number, so no weight is
+clamped. Only the matrices of the video stream's attention and feed-forward and of audio-video
+attention are converted: four fifths of all weights. Gates, norms, modulation and the layers of
+the audio stream keep their dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.tensor_info import TensorInfo
 from latent_ladder.errors import CheckpointError, UnsupportedQuantization
 from latent_ladder.models.weights.dequantize import CHUNK_WEIGHTS, FORMATS
-from latent_ladder.models.weights.loading import Reader
+from latent_ladder.models.weights.loading import TensorReader
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 FP8_MAX = 448.0
@@ -37,38 +37,42 @@ _FP8_WEIGHT = re.compile(
 
 
 def is_fp8_weight(name: str) -> bool:
-    """Whether a transformer's tensor is converted to fp8."""
+    """Return True if the transformer's tensor ``name`` is converted to fp8."""
     return _FP8_WEIGHT.fullmatch(name) is not None
 
 
 @torch.no_grad()
 def quantize_fp8(weight: Tensor) -> QuantizedTensor:
-    """A matrix (out, in) of floats as e4m3 with one float32 scale, on its own device."""
+    """Quantise a float matrix (out, in) to fp8 (e4m3) with one float32 scale, on its device."""
     scale = fp8_scale(weight)
     stored = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
     for rows in _chunks(weight):
-        numbers = (weight[rows].float() / scale).clamp_(-FP8_MAX, FP8_MAX)
-        stored[rows] = numbers.to(torch.float8_e4m3fn)
+        scaled = (weight[rows].float() / scale).clamp_(-FP8_MAX, FP8_MAX)
+        stored[rows] = scaled.to(torch.float8_e4m3fn)
     parts = {"weight": stored, "weight_scale": scale}
     return QuantizedTensor("fp8_e4m3", tuple(weight.shape), parts)
 
 
 def fp8_scale(weight: Tensor) -> Tensor:
-    """The greatest magnitude over fp8's greatest, float32; 1 for zeros, which nothing divides."""
-    # By chunks: `abs` of the whole would be a second copy of it.
-    greatest = torch.stack([weight[rows].abs().amax() for rows in _chunks(weight)]).amax().float()
-    return torch.where(greatest > 0, greatest / FP8_MAX, torch.ones_like(greatest))
+    """Scale of a matrix, float32: its largest magnitude over fp8's; 1 if all weights are zero."""
+    # In chunks: `abs` of the whole matrix would be a second copy of it.
+    largest = torch.stack([weight[rows].abs().amax() for rows in _chunks(weight)]).amax().float()
+    return torch.where(largest > 0, largest / FP8_MAX, torch.ones_like(largest))
 
 
 @dataclass(frozen=True)
-class Fp8Reader(Reader):
-    """Reads a matrix of floats as fp8, converted on ``device``; a quantised one as it is."""
+class Fp8TensorReader(TensorReader):
+    """Reader that converts a float matrix to fp8 on ``device``; quantised ones are unchanged."""
 
     device: torch.device | str
 
     def __call__(self) -> Tensor | QuantizedTensor:
-        found = super().__call__()
-        return found if isinstance(found, QuantizedTensor) else quantize_fp8(found.to(self.device))
+        metadata = super().__call__()
+        return (
+            metadata
+            if isinstance(metadata, QuantizedTensor)
+            else quantize_fp8(metadata.to(self.device))
+        )
 
 
 def _chunks(weight: Tensor) -> Iterator[slice]:
@@ -81,8 +85,8 @@ def _chunks(weight: Tensor) -> Iterator[slice]:
 METADATA = "_quantization_metadata"
 
 
-class _Entry(NamedTuple):
-    """One tensor to be written: its safetensors type, shape, and bytes when they are wanted."""
+class _TensorEntry(NamedTuple):
+    """Tensor to write: name, safetensors dtype, shape, and a function that returns its bytes."""
 
     name: str
     dtype: str
@@ -95,66 +99,73 @@ class _Entry(NamedTuple):
 
 
 def write_fp8_checkpoint(components: Sequence[Component], path: Path) -> None:
-    """Write the components, their transformers' big matrices as scaled fp8, to a safetensors file.
+    """Write components to a safetensors file, with the transformer's large matrices in fp8.
 
-    Names are those of the source; beside each converted ``<layer>.weight`` lies a float32
+    Tensor names are those of the source. Each converted ``<layer>.weight`` gets a float32
     ``<layer>.weight_scale``, and ``_quantization_metadata`` in the header lists the layers, as
-    ComfyUI expects. Holds one tensor at a time in memory; the file appears when it is complete.
-    Raises :class:`UnsupportedQuantization` for sources that are quantised already.
+    ComfyUI expects. One tensor is in memory at a time; the file appears when it is complete.
+    Raises :class:`UnsupportedQuantization` if a source is already quantised, and
+    :class:`CheckpointError` if two components have a tensor of the same name.
     """
-    entries = [entry for component in components for entry in _entries(component)]
-    # Wide types first: then every tensor lies aligned.
+    entries = [entry for component in components for entry in _tensor_entries(component)]
+    # Wider dtypes first, so that every tensor is aligned.
     entries.sort(key=lambda e: (-TensorInfo((1,), e.dtype).nbytes, e.name))
-    header = _header(entries, _metadata(components, entries))
-    started = path.with_name(f"{path.name}.partial")
+    header = _encode_header(entries, _metadata(components, entries))
+    partial_path = path.with_name(f"{path.name}.partial")
     try:
-        with started.open("wb") as opened:
-            opened.write(len(header).to_bytes(8, "little") + header)
+        with partial_path.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
             for entry in entries:
-                opened.write(entry.data())
-        started.replace(path)
+                file.write(entry.data())
+        partial_path.replace(path)
     finally:
-        started.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)
 
 
-def _entries(component: Component) -> Iterator[_Entry]:
+def _tensor_entries(component: Component) -> Iterator[_TensorEntry]:
     for key, name in component.names.items():
-        if component.stored(key).format in FORMATS:
+        if component.stored_tensor(key).format in FORMATS:
             raise UnsupportedQuantization(
-                f"{component.file.path.name}: {name} is quantised already "
-                f"({component.stored(key).format}), expected a file of bf16, f16 or f32",
-                "start from the bf16 checkpoint: a second rounding costs quality for nothing",
+                f"{component.file.path.name}: {name} is already quantised "
+                f"({component.stored_tensor(key).format}), expected a file of bf16, f16 or f32",
+                "convert the bf16 checkpoint: quantising twice loses quality",
             )
         info = component.file.tensors[name]
         if component.role != "transformer" or not is_fp8_weight(key):
-            yield _Entry(name, info.dtype, info.shape, partial(component.file.read_bytes, name))
+            yield _TensorEntry(
+                name, info.dtype, info.shape, partial(component.file.read_bytes, name)
+            )
             continue
-        yield _Entry(name, "F8_E4M3", info.shape, partial(_part, component, key, "weight"))
+        yield _TensorEntry(
+            name, "F8_E4M3", info.shape, partial(_converted_bytes, component, key, "weight")
+        )
         scale = f"{name.removesuffix('.weight')}.weight_scale"
-        yield _Entry(scale, "F32", (), partial(_part, component, key, "weight_scale"))
+        yield _TensorEntry(
+            scale, "F32", (), partial(_converted_bytes, component, key, "weight_scale")
+        )
 
 
-def _part(component: Component, key: str, part: str) -> bytes:
-    """The bytes of one part of a converted matrix."""
+def _converted_bytes(component: Component, key: str, part: str) -> bytes:
+    """Bytes of one part ("weight" or "weight_scale") of a converted matrix."""
     weight = component.read(key)
     tensor = fp8_scale(weight) if part == "weight_scale" else quantize_fp8(weight).parts[part]
     return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _metadata(components: Sequence[Component], entries: Sequence[_Entry]) -> dict[str, str]:
-    """The sources' own metadata, the first component's first, and the list of fp8 layers."""
+def _metadata(components: Sequence[Component], entries: Sequence[_TensorEntry]) -> dict[str, str]:
+    """Metadata of the sources (the first component wins) and the list of fp8 layers."""
     layers = {
         e.name.removesuffix(".weight"): {"format": "float8_e4m3fn"}
         for e in entries
         if e.dtype == "F8_E4M3"
     }
-    found: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     for component in reversed(components):
-        found |= component.file.metadata
-    return found | {METADATA: json.dumps({"format_version": "1.0", "layers": layers})}
+        metadata |= component.file.metadata
+    return metadata | {METADATA: json.dumps({"format_version": "1.0", "layers": layers})}
 
 
-def _header(entries: Sequence[_Entry], metadata: Mapping[str, str]) -> bytes:
+def _encode_header(entries: Sequence[_TensorEntry], metadata: Mapping[str, str]) -> bytes:
     table: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for entry in entries:
@@ -163,7 +174,7 @@ def _header(entries: Sequence[_Entry], metadata: Mapping[str, str]) -> bytes:
         if entry.name in table:
             raise CheckpointError(
                 f"tensor {entry.name} is in two of the components",
-                "give components of one checkpoint",
+                "pass the components of one checkpoint",
             )
         table[entry.name] = row
     text = json.dumps(table, separators=(",", ":")).encode()

@@ -1,7 +1,7 @@
-"""A weight in its stored form, and reading one of a component whatever its form.
+"""Quantised tensors in their stored form, and reading tensors of a checkpoint component.
 
-Nothing is decoded before it is used, and nothing copied before it is moved: the parts of a
-:class:`QuantizedTensor` are the file's mapped tensors until ``to`` or ``copied``.
+A tensor is dequantised only when used, and copied only when moved: the parts of a
+:class:`QuantizedTensor` are the file's memory-mapped tensors until ``to`` or ``clone``.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnsupportedQuantization
 from latent_ladder.models.weights import dequantize
-from latent_ladder.models.weights.dequantize import FORMATS, TILINGS
-from latent_ladder.models.weights.dequantize_ggml import BLOCKS
+from latent_ladder.models.weights.dequantize import BLOCK_SCALED_FORMATS, FORMATS
+from latent_ladder.models.weights.dequantize_ggml import GGML_BLOCKS
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A tensor of logical ``shape`` as its stored ``parts``, all on one device.
+    """Quantised tensor of logical ``shape``: its stored ``parts``, all on one device.
 
-    ``parts``: "weight" and, by format, "weight_scale", "weight_scale_2", "pre_quant_scale".
-    ``options``: "convrot" and "convrot_groupsize" of rotated int8; "swizzled" (default true) of
-    nvfp4 and mxfp8. The stored form may be padded beyond ``shape``.
+    ``parts``: "weight" and, depending on the format, "weight_scale", "weight_scale_2" and
+    "pre_quant_scale". ``options``: "convrot" and "convrot_groupsize" of rotated int8; "swizzled"
+    (default true) of nvfp4 and mxfp8. The stored form may be padded beyond ``shape``.
     """
 
     format: str
@@ -42,65 +42,69 @@ class QuantizedTensor:
 
     @property
     def device(self) -> torch.device:
-        """Where the parts are."""
+        """Device of the parts."""
         return self.parts["weight"].device
 
     @property
     def input_scale(self) -> Tensor | None:
-        """What the layer's input is multiplied by, (in,), where the file has it."""
+        """Scale (in,) to multiply the layer's input by (AWQ), ``None`` if the file has none."""
         return self.parts.get("pre_quant_scale")
 
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The numbers in ``dtype`` on the parts' device; without the input's scale."""
+        """Dequantise to ``shape`` in ``dtype`` on the parts' device; without the input scale."""
         return dequantize.dequantize(self.format, self.parts, self.options, self.shape, dtype)
 
     @torch.no_grad()
-    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rows ``index`` (n,) of a matrix: an embedding need not be decoded whole."""
-        return _rows(self, index).dequantize(dtype)
+    def dequantize_rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Dequantise only the rows ``index`` (n,) of a matrix, such as an embedding table."""
+        return _select_rows(self, index).dequantize(dtype)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> QuantizedTensor:
-        """The same on ``device``; itself if it is there."""
+        """Move to ``device``; returns the tensor itself if it is there."""
         if self.device == torch.device(device):
             return self
-        return self._mapped(lambda t: t.to(device, non_blocking=non_blocking))
+        return self._map_parts(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def copied(self) -> QuantizedTensor:
-        """A copy in memory of its own, which does not keep the file open."""
-        return self._mapped(torch.clone)
+    def clone(self) -> QuantizedTensor:
+        """Copy the parts, so that they no longer reference the file."""
+        return self._map_parts(torch.clone)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> QuantizedTensor:
+    def _map_parts(self, change: Callable[[Tensor], Tensor]) -> QuantizedTensor:
         return replace(self, parts={part: change(t) for part, t in self.parts.items()})
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether this is a tensor of ``shape``, apart from padding."""
-        pad = TILINGS[self.format].pad if self.format in TILINGS else 1
+    def matches_shape(self, shape: tuple[int, ...]) -> bool:
+        """Return True if this is a tensor of ``shape``, possibly padded."""
+        pad = BLOCK_SCALED_FORMATS[self.format].pad if self.format in BLOCK_SCALED_FORMATS else 1
         return self.shape == shape or (
             len(self.shape) == len(shape)
             and all(-(-n // pad) * pad == m for n, m in zip(shape, self.shape, strict=True))
         )
 
-    def cropped(self, shape: tuple[int, ...]) -> QuantizedTensor:
-        """The same seen as ``shape``, which must fit."""
+    def crop(self, shape: tuple[int, ...]) -> QuantizedTensor:
+        """Remove padding: the same tensor with ``shape``, which must match (``matches_shape``)."""
         return self if self.shape == shape else replace(self, shape=shape)
 
     def check_scales(self, name: str) -> None:
-        """Raise :class:`CorruptCheckpoint` naming the tensor if a scale is NaN or infinite."""
+        """Raise :class:`CorruptCheckpoint` if a scale is NaN or infinite; ``name`` is for it."""
         dequantize.check_scales(self.format, self.parts, name)
 
 
-def _rows(tensor: QuantizedTensor, index: Tensor) -> QuantizedTensor:
+def _select_rows(tensor: QuantizedTensor, index: Tensor) -> QuantizedTensor:
     parts, options = dict(tensor.parts), dict(tensor.options)
     index, columns = index.to(tensor.device), tensor.shape[-1]
     weight = parts["weight"]
-    if tensor.format in BLOCKS:  # whose rows are those of the shape only after this
+    if tensor.format in GGML_BLOCKS:  # one row of blocks per row of the matrix
         weight = weight.reshape(math.prod(tensor.shape[:-1]), -1)
     scale = parts.get("weight_scale")
-    if tensor.format in TILINGS and scale is not None and options.get("swizzled", True):
-        tiling = TILINGS[tensor.format]
+    if (
+        tensor.format in BLOCK_SCALED_FORMATS
+        and scale is not None
+        and options.get("swizzled", True)
+    ):
+        tiling = BLOCK_SCALED_FORMATS[tensor.format]
         blocks = weight.shape[1] * tiling.packed // tiling.block
-        scale, options["swizzled"] = dequantize.unswizzled(scale, len(weight), blocks), False
+        scale, options["swizzled"] = dequantize.unswizzle(scale, len(weight), blocks), False
     if scale is not None:
         parts["weight_scale"] = scale if scale.numel() == 1 else scale[index]
     parts["weight"] = weight[index]
@@ -110,34 +114,38 @@ def _rows(tensor: QuantizedTensor, index: Tensor) -> QuantizedTensor:
 def read_stored(
     component: Component, key: str, shape: tuple[int, ...] | None = None
 ) -> Tensor | QuantizedTensor:
-    """One tensor of a component, mapped: a tensor where it is stored as numbers.
+    """Read a tensor of a component, memory-mapped and not dequantised.
 
-    ``shape`` cuts off the padding of nvfp4 and mxfp8. Raises :class:`UnsupportedQuantization`
-    and, when parts do not fit each other, :class:`CorruptCheckpoint`.
+    A tensor that is not quantised is returned as a plain tensor. ``shape`` removes the padding of
+    nvfp4 and mxfp8. Raises :class:`UnsupportedQuantization`, and :class:`CorruptCheckpoint` if
+    the parts do not match each other.
     """
-    stored = component.stored(key)
+    stored = component.stored_tensor(key)
     if stored.format not in FORMATS:
         tensor = component.read(key)
         return tensor if shape is None or tensor.numel() != math.prod(shape) else tensor.view(shape)
     parts = {part: component.file.read(name) for part, name in stored.parts.items()}
-    if stored.format == "nvfp4":  # torch's pairs of e2m1 are bytes that few operations take
+    if stored.format == "nvfp4":  # few operations support torch's dtype for pairs of e2m1
         parts["weight"] = parts["weight"].view(torch.uint8)
     found = QuantizedTensor(stored.format, tuple(stored.shape), parts, stored.options)
-    dequantize.check(found.format, parts, found.options, found.shape, _label(component, key))
-    return found.cropped(shape) if shape is not None and found.fits(shape) else found
+    dequantize.check_parts(found.format, parts, found.options, found.shape, _label(component, key))
+    return found.crop(shape) if shape is not None and found.matches_shape(shape) else found
 
 
 def read_float(component: Component, key: str, dtype: torch.dtype) -> Tensor:
-    """One tensor of a component as numbers, whatever its stored form."""
-    found = read_stored(component, key)
-    if isinstance(found, Tensor):
-        if not found.is_floating_point():
+    """Read a tensor of a component in ``dtype``, dequantised if needed.
+
+    Raises :class:`UnsupportedQuantization` for tensors that are not floats.
+    """
+    tensor = read_stored(component, key)
+    if isinstance(tensor, Tensor):
+        if not tensor.is_floating_point():
             raise UnsupportedQuantization(
-                f"{_label(component, key)}: numbers of type {found.dtype}, expected floats",
-                f"known formats: {', '.join(FORMATS)}",
+                f"{_label(component, key)}: dtype {tensor.dtype}, expected floats",
+                f"use a file with floats or one of the formats {', '.join(FORMATS)}",
             )
-        return found.to(dtype)
-    return found.dequantize(dtype)
+        return tensor.to(dtype)
+    return tensor.dequantize(dtype)
 
 
 def _label(component: Component, key: str) -> str:

@@ -1,7 +1,7 @@
 """Presets: named starting points of a request, one TOML file each, read as plain data.
 
-A preset is a request without a prompt, plus two lines about itself: ``summary`` (what it is for)
-and ``source`` (where its numbers come from). Adding a preset is adding a file.
+A preset is a request without a prompt, plus two fields about itself: ``summary`` (its purpose) and
+``source`` (the origin of its numbers). Adding a preset is adding a file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 
 class Preset(NamedTuple):
-    """One preset: ``fields`` is the request table it starts, a fresh copy on every read."""
+    """One preset: ``fields`` is its request table, a new copy on every read."""
 
     name: str
     summary: str

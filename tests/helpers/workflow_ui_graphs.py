@@ -1,4 +1,4 @@
-"""Small ComfyUI graphs for tests: a drawing board for the UI format, and a two-stage API graph."""
+"""Small ComfyUI graphs for tests: a builder for the UI format and a two-stage API graph."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ UUID = "11111111-2222-3333-4444-555555555555"
 OTHER_UUID = "66666666-2222-3333-4444-555555555555"
 
 
-class Board:
-    """Nodes and links of the UI format, drawn one by one."""
+class UiGraph:
+    """Builder of a UI document: nodes and links are added one by one."""
 
     def __init__(self, objects: bool = False) -> None:
         self.nodes: list[dict[str, Any]] = []
@@ -19,7 +19,7 @@ class Board:
     def add(
         self, kind: str, widgets: Any = None, key: int | None = None, **more: Any
     ) -> dict[str, Any]:
-        """A node; ``outs`` are the types of its outputs."""
+        """Add a node; ``outs`` are the types of its outputs."""
         outs = more.pop("outs", ())
         node = {
             "id": key if key is not None else len(self.nodes) + 1,
@@ -44,20 +44,22 @@ class Board:
         kind: str,
         widget: bool = False,
     ) -> None:
-        """A link into an input, which is drawn as well; ``source`` is a node or -10."""
+        """Add an input and its link; ``source`` is a node or -10."""
         key = len(self.links) + 1
         origin = source["id"] if isinstance(source, dict) else source
         socket: dict[str, Any] = {"name": name, "type": kind, "link": key}
         if widget:
             socket["widget"] = {"name": name}
         node["inputs"].append(socket)
-        self._draw(key, origin, slot, node["id"], len(node["inputs"]) - 1, kind)
+        self._add_link(key, origin, slot, node["id"], len(node["inputs"]) - 1, kind)
 
-    def result(self, source: dict[str, Any], slot: int, place: int, kind: str) -> None:
-        """A link to an output of the subgraph that this board draws."""
-        self._draw(len(self.links) + 1, source["id"], slot, -20, place, kind)
+    def output(self, source: dict[str, Any], slot: int, target_slot: int, kind: str) -> None:
+        """Add a link to an output of the subgraph."""
+        self._add_link(len(self.links) + 1, source["id"], slot, -20, target_slot, kind)
 
-    def _draw(self, key: int, origin: Any, slot: int, target: Any, into: int, kind: str) -> None:
+    def _add_link(
+        self, key: int, origin: Any, slot: int, target: Any, into: int, kind: str
+    ) -> None:
         if self._objects:
             names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
             values = (key, origin, slot, target, into, kind)
@@ -66,12 +68,12 @@ class Board:
             self.links.append([key, origin, slot, target, into, kind])
 
     def document(self, **more: Any) -> dict[str, Any]:
-        """The graph as a document."""
+        """Return the graph as a document."""
         version = 1 if self._objects else 0.4
         return {"nodes": self.nodes, "links": self.links, "version": version, **more}
 
     def definition(self, key: str, inputs: list[tuple[str, str]], **more: Any) -> dict[str, Any]:
-        """The board as a subgraph."""
+        """Return the graph as a subgraph definition."""
         return {
             "id": key,
             "name": "Inner",
@@ -84,22 +86,22 @@ class Board:
 
 
 def numbers(*chain: str, mode: int = 0) -> dict[str, Any]:
-    """``PrimitiveInt 7`` through nodes of the given types into the ``length`` of a latent."""
-    board = Board()
-    source = board.add("PrimitiveInt", [7, "fixed"], outs=["INT"])
+    """Return a graph: ``PrimitiveInt 7`` linked to ``length`` of a latent through ``chain``."""
+    graph = UiGraph()
+    source = graph.add("PrimitiveInt", [7, "fixed"], outs=["INT"])
     for kind in chain:
-        node = board.add(kind, outs=["INT"], mode=mode)
-        board.link(source, 0, node, "", "*")
+        node = graph.add(kind, outs=["INT"], mode=mode)
+        graph.link(source, 0, node, "", "*")
         source = node
-    latent = board.add("EmptyLTXVLatentVideo", [640, 352, 97, 1], outs=["LATENT"])
-    board.link(source, 0, latent, "length", "INT", widget=True)
-    save = board.add("SaveLatent", ["latents/x"])
-    board.link(latent, 0, save, "samples", "LATENT")
-    return board.document()
+    latent = graph.add("EmptyLTXVLatentVideo", [640, 352, 97, 1], outs=["LATENT"])
+    graph.link(source, 0, latent, "length", "INT", widget=True)
+    save = graph.add("SaveLatent", ["latents/x"])
+    graph.link(latent, 0, save, "samples", "LATENT")
+    return graph.document()
 
 
 def two_stage(width: int = 640, height: int = 352, length: int = 121) -> dict[str, Any]:
-    """A text-to-video graph in API format: two stages, sound, tiled decode, one clip."""
+    """Return a text-to-video graph in API format: two stages, audio, tiled decode, one clip."""
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": inputs, "_meta": {"title": f"my {kind}"}}
@@ -142,23 +144,25 @@ def two_stage(width: int = 640, height: int = 352, length: int = 121) -> dict[st
     }  # fmt: skip
 
 
-def nested(values: dict[str, Any], link: bool = False, objects: bool = False) -> dict[str, Any]:
-    """A latent in a subgraph in a subgraph, its length an input of both."""
-    core = Board(objects)
+def nested_subgraphs(
+    values: dict[str, Any], link: bool = False, objects: bool = False
+) -> dict[str, Any]:
+    """Return a latent in a nested subgraph whose length is an input of both subgraphs."""
+    core = UiGraph(objects)
     size = core.add("EmptyLTXVLatentVideo", [64, 64, 97, 1], outs=["LATENT"])
     core.link(-10, 0, size, "length", "INT", widget=True)
-    core.result(size, 0, 0, "LATENT")
-    middle = Board(objects)
-    shown = middle.add(OTHER_UUID, outs=["LATENT"])
-    middle.link(-10, 0, shown, "length", "INT", widget=True)
-    middle.result(shown, 0, 0, "LATENT")
-    board = Board(objects)
-    outer = board.add(UUID, key=5, outs=["LATENT"], title="my part", **values)
+    core.output(size, 0, 0, "LATENT")
+    middle = UiGraph(objects)
+    instance = middle.add(OTHER_UUID, outs=["LATENT"])
+    middle.link(-10, 0, instance, "length", "INT", widget=True)
+    middle.output(instance, 0, 0, "LATENT")
+    top = UiGraph(objects)
+    outer = top.add(UUID, key=5, outs=["LATENT"], title="my part", **values)
     if link:
-        one = board.add("PrimitiveInt", [7, "fixed"], key=6, outs=["INT"])
-        board.link(one, 0, outer, "n", "INT", widget=True)
-    save = board.add("SaveLatent", ["x"], key=8)
-    board.link(outer, 0, save, "samples", "LATENT")
+        one = top.add("PrimitiveInt", [7, "fixed"], key=6, outs=["INT"])
+        top.link(one, 0, outer, "n", "INT", widget=True)
+    save = top.add("SaveLatent", ["x"], key=8)
+    top.link(outer, 0, save, "samples", "LATENT")
     inner = core.definition(OTHER_UUID, [("length", "INT")])
     around = middle.definition(UUID, [("n", "INT")], definitions={"subgraphs": [inner]})
-    return board.document(definitions={"subgraphs": [around]})
+    return top.document(definitions={"subgraphs": [around]})

@@ -1,4 +1,4 @@
-"""From a prepared clip and axes to the points of a sweep, each planned; loads nothing heavy."""
+"""Plan of a sweep: its points, each with a planned run. Loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
-from latent_ladder.checkpoints.selection import ModelSet, select
+from latent_ladder.checkpoints.selection import ModelSet, select_models
 from latent_ladder.errors import RequestError
-from latent_ladder.memory.hardware import measured
+from latent_ladder.memory.hardware import read_rates
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, make_plan
 from latent_ladder.pipeline.run import Prepared
 from latent_ladder.request.fields import MAX_SEED
@@ -17,21 +17,21 @@ from latent_ladder.request.model import Request
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.request.problems import Found, report
 from latent_ladder.storage.artifact_store import artefact_key
-from latent_ladder.sweeps.axes import MANY, MOST, Axis, Settings, count, said, settings
+from latent_ladder.sweeps.axes import MANY, MOST, Axis, Settings, count, describe, settings
 
 VERSION = 1
-"""Raise it when equal points begin to be measured or shown in another way."""
+"""Part of all point keys: raise it when equal points are measured or shown in another way."""
 
 OTHER = "other"
-"""A stage's seed that is not the request's."""
+"""Value of a seed axis that stands for another seed than the request's."""
 
 
 @dataclass(frozen=True)
 class Point:
     """One setting of a sweep: ``sets`` as ``--set`` takes them, and the plan without sound.
 
-    ``draft`` is what it is measured against: the stage that feeds its first refine stage, the
-    upsampled, undenoised draft. ``None`` where nothing is refined.
+    ``draft`` is what it is measured against: the input stage of its first refine stage, i.e. the
+    upsampled draft before refining. ``None`` if nothing is refined.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Point:
 
     @property
     def key(self) -> str:
-        """Names what is measured: equal keys, equal numbers and pictures."""
+        """Key of the point: equal keys mean equal numbers and images."""
         plan, draft = self.plan, self.draft
         ids = [plan.models.video_vae.id, *([plan.upscale.id] if plan.upscale else [])]
         inputs = [plan.latents.key, *([draft.key] if draft else [])]
@@ -50,13 +50,13 @@ class Point:
 
     @property
     def stages(self) -> tuple[PlannedStage, ...]:
-        """What has to be made for it."""
+        """All stages that the point needs."""
         return self.plan.stages
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Checked points. ``prepared`` is the clip as it is, ``source`` what the user named."""
+    """Checked points. ``prepared`` is the unchanged clip, ``source`` the argument of the user."""
 
     prepared: Prepared
     axes: tuple[Axis, ...]
@@ -65,18 +65,18 @@ class Sweep:
 
     @cached_property
     def id(self) -> str:
-        """Names the sweep: the same points in the same order."""
+        """Id of the sweep: equal for the same points in the same order."""
         keys = [point.key for point in self.points]
         numbered = {"settings": [list(p.sets) for p in self.points]}
         return artefact_key("sweep", VERSION, numbered, keys, ())
 
     def stages(self) -> dict[str, PlannedStage]:
-        """Every stage that some point needs, once, by key."""
+        """All stages of all points by key."""
         return {stage.key: stage for point in self.points for stage in point.stages}
 
-    def said(self, point: Point) -> str:
-        """A point's settings in a line, without what all points share."""
-        return said(point.settings, self.axes)
+    def describe(self, point: Point) -> str:
+        """A point's settings in a line, without those that all points share."""
+        return describe(point.settings, self.axes)
 
 
 def plan_sweep(
@@ -90,17 +90,17 @@ def plan_sweep(
     """Plan every point of the axes on the clip that ``prepared`` would make.
 
     Raises :class:`RequestError` for fields and values that the request refuses, and for more than
-    :data:`MANY` points that nobody ``agreed`` to.
+    :data:`MANY` points unless ``agreed``.
     """
     many = count(axes, zipped)
     request = prepared.request
     _check_values(request, axes)
     if many > MOST:
-        raise RequestError(f"this makes {many} points, more than {MOST}", "leave some values out")
+        raise RequestError(f"this makes {many} points, more than {MOST}", "remove some values")
     if many > MANY and not agreed:
-        hint = "add --yes if you mean it, or leave some values out"
+        hint = "add --yes to make them all, or remove some values"
         raise RequestError(f"this makes {many} points, {_cost(prepared, many)}", hint)
-    wanted = [(point, changed(request, point)) for point in settings(axes, zipped)]
+    wanted = [(point, apply_settings(request, point)) for point in settings(axes, zipped)]
     return Sweep(prepared, tuple(axes), plan_points(prepared, wanted), source)
 
 
@@ -114,33 +114,33 @@ def plan_points(
     )
 
 
-def changed(request: Request, point: Settings) -> Request:
+def apply_settings(request: Request, point: Settings) -> Request:
     """The request with the settings of a point. Raises :class:`RequestError`."""
     return Request.from_dict(apply_sets(request.to_dict(), as_sets(request, point)))
 
 
 def as_sets(request: Request, point: Settings) -> tuple[str, ...]:
     """The settings as ``--set`` takes them; the seed ``other`` becomes a number."""
-    return tuple(f"{path}={_written(request, path, value)}" for path, value in point.items())
+    return tuple(f"{path}={_seed_value(request, path, value)}" for path, value in point.items())
 
 
-def _written(request: Request, path: str, value: str) -> str:
+def _seed_value(request: Request, path: str, value: str) -> str:
     if value != OTHER or path.rpartition(".")[2] != "seed":
         return value
     return str(request.seed - 1 if request.seed == MAX_SEED else request.seed + 1)
 
 
 def _check_values(request: Request, axes: Sequence[Axis]) -> None:
-    """Every value by itself with the first ones of the other axes: all problems in one report.
+    """Check every value with the first ones of the other axes; report all problems at once.
 
-    Of a long axis some values are enough here: each point is judged again when it is planned.
+    Of a long axis only the first values are checked: each point is checked when it is planned.
     """
     first = {axis.path: axis.values[0] for axis in axes}
     problems: dict[Found, None] = {}
     for axis in axes:
         for value in islice(axis.values, MANY):
             try:
-                changed(request, first | {axis.path: value})
+                apply_settings(request, first | {axis.path: value})
             except RequestError as error:
                 problems |= dict.fromkeys(error.problems)
     if problems:
@@ -148,20 +148,20 @@ def _check_values(request: Request, axes: Sequence[Axis]) -> None:
 
 
 def _cost(prepared: Prepared, points: int) -> str:
-    """What so many points take at least: what follows stage 1, and the decode, each."""
-    machine = measured(prepared.memory.budget.device)
+    """Least cost of so many points, in words: stages after stage 1 and the decoding of each."""
+    machine = read_rates(prepared.memory.budget.device)
     stages = [s for s in prepared.memory.stages if s.cost.kind in ("upsample", "refine", "decode")]
     pflops = points * sum(stage.cost.flops for stage in stages) / 1e15
     work = f"{pflops:.3g} PFLOP of refining and decoding"
     if machine is None:
-        return f"each refined and decoded: {work} (`ladder bench` would tell the time)"
+        return f"each refined and decoded: {work} (run `ladder bench` once to get times)"
     hours = points * sum(machine.seconds(s) for s in stages if s.cost.flops) / 3600
     return f"each refined and decoded: {work}, about {hours:.2g} h on this machine"
 
 
 @dataclass
 class _Planner:
-    """Plans points; the models of equal choices are selected once."""
+    """Plans points; models are selected once for each choice of models."""
 
     prepared: Prepared
     known: dict[tuple[tuple[str, str], ...], ModelSet] = field(default_factory=dict)
@@ -170,7 +170,7 @@ class _Planner:
         choices = request.models.choices
         named = tuple(sorted(choices.items()))
         if named not in self.known:
-            self.known[named] = select(self.prepared.library, choices)
+            self.known[named] = select_models(self.prepared.library, choices)
         plan = make_plan(request, self.known[named], self.prepared.library)
         silent = tuple(stage for stage in plan.stages if stage.kind != "sound")
         sets = as_sets(self.prepared.request, point)

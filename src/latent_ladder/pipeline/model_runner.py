@@ -1,0 +1,149 @@
+"""Networks on one device: loading, offloading, releasing, and retrying after out-of-memory.
+
+A :class:`ModelRunner` keeps one transformer loaded between stages of a run, or between nodes of a
+graph; all other networks are loaded for one stage and released with it. It knows neither requests
+nor graphs.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.memory import peak_usage
+from latent_ladder.memory.oom import retry_with_fallbacks
+from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory
+from latent_ladder.models.device import Runtime
+from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
+from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
+from latent_ladder.models.weights.block_offload import BlockOffload
+from latent_ladder.models.weights.loading import WeightLocation
+
+T = TypeVar("T")
+Warn = Callable[[str, str], None]
+"""Receives the code and the message of a warning."""
+
+
+class ModelRunner:
+    """Loads networks within a memory budget and keeps the transformer for the next use."""
+
+    def __init__(self, runtime: Runtime, budget: Budget, policy: Policy) -> None:
+        self.runtime, self.budget, self.policy = runtime, budget, policy
+        self._transformer: Transformer | None = None
+        self._loaded: tuple[str, LoadOptions] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return self.runtime.device
+
+    # -- the transformer ----------------------------------------------------------------------
+
+    def transformer_for(self, component: Component, offload_plan: OffloadPlan) -> Transformer:
+        """The transformer as ``offload_plan`` wants it; the loaded one if it is the same."""
+        wanted = component.id, _load_options(offload_plan)
+        if self._transformer is None or self._loaded != wanted:
+            self._transformer = None
+            gc.collect()
+            self._transformer = load_transformer(
+                component, device=self.device, dtype=self.runtime.dtype, load=wanted[1]
+            )
+            self._loaded = wanted
+        self._transformer.set_chunk_tokens(offload_plan.chunk_tokens)
+        return self._transformer
+
+    @contextmanager
+    def resident_blocks(
+        self, transformer: Transformer, offload_plan: OffloadPlan
+    ) -> Iterator[None]:
+        """Keep the blocks that ``offload_plan`` names on the device; stream the others.
+
+        LoRAs must be attached before.
+        """
+        residency = None
+        if offload_plan.resident is not None:
+            residency = BlockOffload(offload_plan.resident, pinned=offload_plan.source == "pinned")
+        with transformer.offload_blocks(self.device, residency):
+            yield
+
+    def release(self) -> None:
+        """Unload the transformer and return cached device memory."""
+        self._transformer = self._loaded = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # -- texts --------------------------------------------------------------------------------
+
+    def encode_texts(
+        self,
+        texts: Sequence[str],
+        text_encoder: Component,
+        projection: Component,
+        connectors: Component,
+    ) -> list[Conditioning]:
+        """The context of each text, on the device. The text encoder loads once for all of them."""
+        return encode_prompts(
+            texts,
+            text_encoder=text_encoder,
+            projection=projection,
+            connectors=connectors,
+            device=self.device,
+            dtype=self.runtime.dtype,
+        )
+
+    # -- out of memory ------------------------------------------------------------------------
+
+    def retry(
+        self,
+        name: str,
+        work: Callable[[StageMemory], T],
+        first: StageMemory,
+        next_fallback: Callable[[StageMemory], StageMemory],
+        warn: Warn,
+    ) -> T:
+        """Result of ``work(first)``; after out-of-memory, of ``work`` with the next fallback.
+
+        Everything is unloaded and a warning that names ``name`` is given before each further try.
+        ``next_fallback`` raises :class:`MemoryBudgetError` where nothing is left.
+        """
+
+        def fall_back(before: StageMemory) -> StageMemory:
+            self.release()
+            after = next_fallback(before)
+            old, new = before.offload_plan, after.offload_plan
+            warn("out_of_memory", f"{name} ran out of memory ({old}); trying again with: {new}")
+            return after
+
+        return retry_with_fallbacks(work, first, fall_back)
+
+    def retry_without_transformer(self, work: Callable[[], T], warn: Warn) -> T:
+        """Result of ``work``; after out-of-memory, once more with the transformer unloaded."""
+
+        def unload(_: None) -> None:
+            self.release()
+            warn("out_of_memory", "memory ran out; trying again with the transformer unloaded")
+
+        return retry_with_fallbacks(
+            lambda _: work(), None, unload, lambda _: self._transformer is not None
+        )
+
+    # -- measuring ----------------------------------------------------------------------------
+
+    def start_measuring(self) -> None:
+        """Reset the peak memory counter."""
+        peak_usage.reset(self.device)
+
+    def peak_bytes(self) -> int:
+        """Peak memory since :meth:`start_measuring`, in bytes."""
+        return peak_usage.peak_bytes(self.device)
+
+
+def _load_options(offload_plan: OffloadPlan) -> LoadOptions:
+    blocks: WeightLocation = "device" if offload_plan.resident is None else offload_plan.source
+    return LoadOptions(offload_plan.precision, offload_plan.as_stored, blocks)

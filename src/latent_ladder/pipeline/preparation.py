@@ -1,0 +1,143 @@
+"""Preparation of a run: models chosen, stages planned, memory fitted, warnings collected.
+
+Loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.selection import Library, select_models
+from latent_ladder.diagnostics.preset_recommendation import propose
+from latent_ladder.diagnostics.request_warnings import advise
+from latent_ladder.memory.hardware import MemoryOptions, budget, read_rates
+from latent_ladder.memory.planner import MemoryPlan, Policy, plan_memory
+from latent_ladder.models.text_encoder.tokenizer import token_report
+from latent_ladder.pipeline.events import Warned
+from latent_ladder.pipeline.plan import RunPlan, make_plan, mark_stored
+from latent_ladder.request.model import Request
+from latent_ladder.storage.artifact_store import DamagedArtefact, Store
+
+LONGEST_QUOTE, MOST_WORDS = 80, 12
+"""Characters and words of a prompt that a warning quotes."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request with its plan, its store and the warnings to show before it runs.
+
+    ``memory`` says how every stage fits into what ``options`` allow.
+    """
+
+    plan: RunPlan
+    store: Store
+    memory: MemoryPlan
+    options: MemoryOptions
+    warnings: tuple[Warned, ...]
+    library: Library
+
+    @property
+    def request(self) -> Request:
+        """The resolved request."""
+        return self.plan.request
+
+    def report(self) -> dict[str, Any]:
+        """The plan as plain data, for ``ladder plan``."""
+        from latent_ladder.pipeline.plan_report import plan_report
+
+        warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
+        machine = read_rates(self.memory.budget.device)
+        policy = policy_of(self.request, self.options)
+        advice = propose(self.request, self.plan.models, self.memory.budget, policy, machine)
+        report = plan_report(self.plan, self.memory, machine)
+        return {**report, "advice": advice.to_dict(), "warnings": warnings}
+
+    def headline(self) -> str:
+        """One line about the clip: size, length, sound, seed, preset."""
+        from latent_ladder.pipeline.plan_report import headline
+
+        return headline(self.plan)
+
+
+def prepare(
+    request: Request,
+    library: Library,
+    store: Store,
+    memory: MemoryOptions | None = None,
+    device: str = "auto",
+) -> Prepared:
+    """Choose the models, plan stages and memory, collect warnings. Loads nothing heavy.
+
+    Raises what :func:`latent_ladder.pipeline.plan.make_plan` and :func:`fit_memory` raise.
+    """
+    models = select_models(library, request.models.choices)
+    warnings = [Warned(a.code, a.message) for a in advise(request)]
+    warnings += [Warned("models", note) for note in models.notes]
+    plan = make_plan(request, models, library)
+    warnings += [Warned("inputs", note) for note in plan.notes]
+    plan = mark_stored(plan, store, lambda name, d: warnings.append(damage_warning(name, d)))
+    warnings += _prompt_warnings(request.prompt, models.text_encoder)
+    memory = memory or MemoryOptions()
+    fitted = fit_memory(plan, memory, device)
+    tile = fitted.of("decode").offload_plan.tile_px
+    if tile is not None:
+        text = f"the clip is decoded in tiles of {tile} px to fit into memory; it differs a little"
+        warnings.append(Warned("smaller_tiles", text))
+    return Prepared(plan, store, fitted, memory, tuple(warnings), library)
+
+
+def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:
+    report = token_report(prompt, text_encoder)
+    if report.cut_text:
+        is_short = len(report.cut_text) <= LONGEST_QUOTE
+        text = report.cut_text if is_short else report.cut_text[: LONGEST_QUOTE - 1] + "…"
+        yield Warned(
+            "prompt_cut",
+            f"the prompt has {report.n_tokens} tokens and the text encoder reads "
+            f"{report.limit}: cut at {text!r}",
+        )
+    if report.unknown_words:
+        words = ", ".join(report.unknown_words[:MOST_WORDS])
+        yield Warned("unknown_words", f"the text encoder was not trained on these words: {words}")
+
+
+def damage_warning(name: str, damage: DamagedArtefact) -> Warned:
+    """Warning about the damaged artefact of the stage ``name``."""
+    return Warned(
+        "damaged_artefact",
+        f"the stored result of {name} was damaged ({damage.reason}); it is made again",
+    )
+
+
+def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan:
+    """Memory plan of every stage. Raises :class:`MemoryBudgetError`."""
+    from latent_ladder.pipeline.plan_report import model_sizes
+
+    available = budget(options, device)
+    sizes = model_sizes(plan, 4 if available.device == "cpu" else 2)
+    policy = policy_of(plan.request, options)
+    made = {"decode"} | {s.kind if s.kind == "prompt" else s.name for s in plan.missing_stages()}
+    return plan_memory(plan.request, sizes, available, policy, made)
+
+
+def policy_of(request: Request, options: MemoryOptions) -> Policy:
+    """The fallbacks that the user allows."""
+    return Policy(options.offload, options.changes, request.models.precision)
+
+
+def default_preset(library: Library, checkpoint: str | None = None) -> str:
+    """Preset for the checkpoint that would be used: the one its header names, else 8 + 3 steps.
+
+    A file does not say whether it is distilled, so its name decides: if that lacks "distilled" and
+    a distilled LoRA is found, the preset with the LoRA is used.
+    """
+    models = select_models(library, {"checkpoint": checkpoint} if checkpoint else {})
+    if models.preset is not None:
+        return models.preset
+    name = models.transformer.file.path.name.lower()
+    return (
+        "distilled-lora" if "distilled" not in name and models.has_distilled_lora else "distilled"
+    )

@@ -1,0 +1,61 @@
+"""Record of a run under way, saved at every change and closed with how the run ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from latent_ladder.errors import Cancelled
+from latent_ladder.storage.run_records import DraftRecord, RunLog, RunRecord, StageRecord
+
+
+class RunRecorder:
+    """Keeps the record of one run up to date on disk.
+
+    ``save_every_s`` limits how often a running record is written: those of many drafts are long.
+    """
+
+    def __init__(
+        self, log: RunLog, command: str, request: Mapping[str, Any], save_every_s: float = 0.0
+    ) -> None:
+        self._log, self._save_every_s, self._saved = log, save_every_s, 0.0
+        self._record = log.start(command, request)
+
+    @property
+    def record(self) -> RunRecord:
+        """The record as it is now."""
+        return self._record
+
+    def update(self, **fields: Any) -> None:
+        """Replace fields of the record."""
+        self._set(replace(self._record, **fields))
+
+    def add_stage(self, stage: StageRecord) -> None:
+        """Add a finished stage."""
+        self._set(self._record.with_stage(stage))
+
+    def set_draft(self, draft: DraftRecord) -> None:
+        """Replace the draft of that number."""
+        self._set(self._record.with_draft(draft))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Close the record as done, cancelled or failed at the end of the ``with`` block."""
+        try:
+            yield
+        except (Cancelled, KeyboardInterrupt):
+            self.update(status="cancelled")
+            raise
+        except BaseException as error:
+            self.update(status="failed", error=str(error))
+            raise
+        self.update(status="done")
+
+    def _set(self, record: RunRecord) -> None:
+        self._record, now = record, time.monotonic()
+        if record.status != "running" or now - self._saved >= self._save_every_s:
+            self._log.save(record)
+            self._saved = now

@@ -1,0 +1,1 @@
+"""Stages of the pipeline, one file per kind; :mod:`.table` lists them."""

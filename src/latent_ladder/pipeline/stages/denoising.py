@@ -1,0 +1,220 @@
+"""Base and refine stages: the sampling loop, window by window, with the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.errors import LadderError
+from latent_ladder.latents.shapes import Resolution
+from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
+from latent_ladder.memory.planner import OffloadPlan, StageMemory
+from latent_ladder.models.lora.attach import temporary_loras
+from latent_ladder.models.text_encoder.conditioning import Conditioning
+from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
+from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
+from latent_ladder.pipeline.start_state import INPUT_KINDS, StartState, apply_inputs, plain_start
+from latent_ladder.pipeline.temporal_windows import (
+    PartialClip,
+    Shapes,
+    WindowContext,
+    clip_latents,
+)
+from latent_ladder.request.sampling_options import StreamGuidance
+from latent_ladder.request.stages import BaseStage, RefineStage, SamplingStage
+from latent_ladder.sampling.denoise import LatentState, Noises, Packing, SamplingPlan, sample
+from latent_ladder.sampling.guiders import Guidance
+from latent_ladder.sampling.names import SAMPLER_FACTS
+from latent_ladder.sampling.samplers import SamplerOptions
+
+LATENT_DIMS = 5
+"""Video latents are (B, C, F, H, W), text contexts (1, L, D)."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Input artefacts of a sampling stage, sorted by use."""
+
+    latents: Tensors | None
+    contexts: tuple[Conditioning, ...]
+    input_latents: Tensors
+
+
+def denoise(job: StageJob, memory: StageMemory) -> StageResult:
+    """Latents ``video`` (1, C, F, H, W) and ``audio`` (1, C, T, M) of a base or refine stage.
+
+    Warns about LoRA weights that match nothing, and where finished windows are reused.
+    """
+    stage, requested, runner = job.stage, job.requested, job.runner
+    if stage.resolution is None or not isinstance(requested, BaseStage | RefineStage):
+        raise TypeError(f"{stage.name} is not a planned sampling stage")
+    plan, request = memory.offload_plan, job.plan.request
+    inputs = _sort_inputs(job)
+    transformer = runner.transformer_for(job.plan.models.transformer, plan)
+    shapes = _latent_shapes(job, transformer, stage.resolution)
+    start = plain_start(*_states(shapes, inputs.latents), stage.resolution)
+    start = apply_inputs(start, inputs.input_latents, request, stage.resolution)
+    clip, done = _resume(job, PartialClip.of(start, stage.resolution))
+    windows = request.resolved.windows
+    strength = 1.0 if windows is None else windows.strength
+    with (
+        temporary_loras(transformer, list(stage.loras)) as report,
+        runner.resident_blocks(transformer, plan),
+    ):
+        for window in stage.windows[done:]:
+            context = WindowContext(stage, clip, window, job.on_step, job.on_estimate, shapes)
+            start = clip.window_start(window, strength, runner.device)
+            tokens = sample(
+                _denoiser(job, transformer, requested, plan, inputs.contexts, start),
+                start.video,
+                start.audio,
+                _noises(job, requested, context, start.extra),
+                _sampling_plan(job, requested),
+                partial(context.report_step, Packing.of(start.video, start.audio)),
+            )
+            clip = clip.with_window(window, tokens)
+            if job.partial_result is not None:
+                job.partial_result.save(clip, window)
+    for match in report.matches:
+        if match.unmatched:
+            job.warn("lora_misses", str(match))
+    facts = {"loras": [str(match) for match in report.matches]}
+    return clip_latents((clip.video, clip.audio), shapes), facts
+
+
+def _sort_inputs(job: StageJob) -> _Inputs:
+    input_latents: Tensors = {}
+    others: list[Tensors] = []
+    for key, tensors in zip(job.stage.inputs, job.inputs, strict=True):
+        if job.plan.stage(key).kind in INPUT_KINDS:
+            input_latents |= tensors
+        else:
+            others.append(tensors)
+    latents = others[0] if others[0]["video"].ndim == LATENT_DIMS else None
+    texts = others if latents is None else others[1:]
+    runtime = job.runner.runtime
+    contexts = tuple(
+        Conditioning(c["video"], c["audio"]).to(runtime.device, runtime.dtype) for c in texts
+    )
+    return _Inputs(latents, contexts, input_latents)
+
+
+def _resume(job: StageJob, clip: PartialClip) -> tuple[PartialClip, int]:
+    """The clip with the windows that an earlier run finished, and their number."""
+    if job.partial_result is None:
+        return clip, 0
+    clip, done = job.partial_result.resume(clip)
+    if done:
+        count = f"{done} of its {len(job.stage.windows)} windows"
+        job.warn("resumed", f"{job.stage.name} continues after {count}, finished by an earlier run")
+    return clip, done
+
+
+def _latent_shapes(job: StageJob, transformer: Transformer, resolution: Resolution) -> Shapes:
+    config = transformer.config
+    video = resolution.video_latent_shape(config.video.in_channels)
+    if not job.plan.request.resolved.has_sound:
+        return video, None
+    channels = _audio_channels(job.plan.models.audio_vae, config.audio.in_channels)
+    bins = config.audio.in_channels // channels
+    return video, resolution.audio_latent_shape(channels, bins)
+
+
+def _audio_channels(audio_vae: Component | None, width: int) -> int:
+    """Channels of an audio latent: those that the decoder's first convolution reads."""
+    if audio_vae is None:
+        return width
+    return audio_vae.shape("decoder.conv_in.conv.weight")[1]
+
+
+def _states(shapes: Shapes, latents: Tensors | None) -> tuple[LatentState, LatentState | None]:
+    """Both streams of the whole clip, on the CPU; windows of it go to the device."""
+    video_shape, audio_shape = shapes
+    if latents is None:
+        _, c, f, h, w = video_shape
+        video = LatentState.empty(f * h * w, c)
+        if audio_shape is None:
+            return video, None
+        _, c, t, m = audio_shape
+        return video, LatentState.empty(t, c * m)
+    _check_shape(latents["video"], video_shape)
+    video = LatentState.of(video_to_tokens(latents["video"].cpu()))
+    if audio_shape is None:
+        return video, None
+    _check_shape(latents["audio"], audio_shape)
+    return video, LatentState.of(audio_to_tokens(latents["audio"].cpu()))
+
+
+def _check_shape(latents: Tensor, shape: Sequence[int]) -> None:
+    if tuple(latents.shape) != tuple(shape):
+        raise LadderError(
+            f"stored latents have shape {list(latents.shape)}, the stage needs {list(shape)}",
+            "run `ladder runs verify`, then the same command again",
+        )
+
+
+def _noises(
+    job: StageJob, requested: SamplingStage, context: WindowContext, extra_tokens: int
+) -> Noises:
+    """Window n has the noise of a clip of its size whose seed is n higher."""
+    request = job.plan.request
+    seed = request.stage_seed(job.position) + context.window.number
+    return Noises.from_seed(
+        seed % 2**64,
+        *context.window_shapes(),
+        requested.sampler,
+        order=request.noise_order,
+        extra_video_tokens=extra_tokens,
+    )
+
+
+def _sampling_plan(job: StageJob, requested: SamplingStage) -> SamplingPlan:
+    options = SamplerOptions(**requested.options.model_dump(exclude_none=True))
+    convention = job.plan.request.mask_convention
+    return SamplingPlan(job.stage.sigmas, requested.sampler, options, convention)
+
+
+def _denoiser(
+    job: StageJob,
+    transformer: Transformer,
+    requested: SamplingStage,
+    offload_plan: OffloadPlan,
+    contexts: Sequence[Conditioning],
+    start: StartState,
+) -> Denoiser | TiledDenoiser:
+    positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
+    device, request = job.runner.device, job.plan.request
+    video = DenoiserStream(
+        positions=start.positions.to(device),
+        positive=positive.video,
+        negative=None if negative is None else negative.video,
+        mask=start.video_mask,
+        guidance=_guidance(requested.guidance.video),
+    )
+    audio = DenoiserStream(
+        positions=start.audio_positions.to(device),
+        positive=positive.audio,
+        negative=None if negative is None else negative.audio,
+        mask=start.audio_mask,
+        guidance=_guidance(requested.guidance.audio),
+        frozen=start.frozen_audio,
+    )
+    tiles = request.resolved.stages[job.position].tiles
+    kind = Denoiser if tiles is None else partial(TiledDenoiser, plan=tiles)
+    return kind(
+        transformer,
+        video,
+        audio if request.resolved.has_sound else None,
+        force_uncond=SAMPLER_FACTS[requested.sampler].needs_uncond,
+        max_passes=offload_plan.rows,
+    )
+
+
+def _guidance(requested: StreamGuidance) -> Guidance:
+    return Guidance(**requested.model_dump())

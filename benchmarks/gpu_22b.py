@@ -199,18 +199,18 @@ def run(tiny: bool, rounds: int) -> dict[str, object]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "matmul_tflops": peak_rate / 1e12,
     }
-    rival = build_rival(model)
+    sides: dict[str, Callable[[Workload, bool], Callable[[], object]]] = {
+        "ours": partial(our_call, model),
+        "diffusers": partial(rival_call, build_rival(model)),
+    }
     for stage in REAL if not tiny else TINY:
         work = workload(stage, shape, device)
         for guided in (False, True) if stage.guided else (False,):
             label = f"{stage.name}, {'guided step' if guided else 'forward'}"
             measured: dict[str, dict[str, float]] = {}
-            calls = {
-                "ours": our_call(model, work, guided),
-                "diffusers": rival_call(rival, work, guided),
-            }
-            for side, call in calls.items():
-                measured[side] = measure(call, device, rounds)
+            # Each side's inputs exist only while it is measured.
+            for side, make in sides.items():
+                measured[side] = measure(make(work, guided), device, rounds)
                 if not guided:
                     rate = flops(shape, stage) / measured[side]["seconds"]
                     measured[side]["mfu"] = rate / peak_rate

@@ -25,8 +25,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rival import Workload, build_rival, rival_forward, rival_guided_step
@@ -142,8 +143,12 @@ def our_tasks(model: Transformer, case: Case) -> dict[str, Callable[[], Tensor]]
         )
         denoiser = Denoiser(model, video, audio)
         x = denoiser.packing.pack(work.video, work.audio)
-        tasks[name] = lambda d=denoiser, x=x: d(x, 0.7, 0).denoised  # type: ignore[misc]
+        tasks[name] = partial(_predict, denoiser, x)
     return tasks
+
+
+def _predict(denoiser: Denoiser, x: Tensor) -> Tensor:
+    return denoiser(x, 0.7, 0).denoised
 
 
 def rival_tasks(model: nn.Module, case: Case) -> dict[str, Callable[[], Tensor]]:
@@ -161,7 +166,7 @@ def rival_tasks(model: nn.Module, case: Case) -> dict[str, Callable[[], Tensor]]
     tasks: dict[str, Callable[[], Tensor]] = {}
     for name in TASKS:
         work = workload(case, case.height * case.width if name.startswith("image") else 0)
-        tasks[name] = lambda name=name, work=work: run(name, work)  # type: ignore[misc]
+        tasks[name] = partial(run, name, work)
     return tasks
 
 
@@ -203,12 +208,12 @@ def forward_flops(case: Case) -> float:
     return 2.0 * case.layers * (linear + attention)
 
 
-def compare_times(name: str, rounds: int) -> dict[str, object]:
+def compare_times(name: str, rounds: int) -> dict[str, Any]:
     """Compare times of both sides in this process, alternating."""
     case = CASES[name]
     ours = build(case)
     sides = {"ours": our_tasks(ours, case), "diffusers": rival_tasks(build_rival(ours), case)}
-    report: dict[str, object] = {}
+    report: dict[str, Any] = {}
     rates = [matmul_rate(case)]
     for task in TASKS:
         first = {side: tasks[task]() for side, tasks in sides.items()}
@@ -220,7 +225,7 @@ def compare_times(name: str, rounds: int) -> dict[str, object]:
             "largest_difference": (first["ours"] - first["diffusers"]).abs().max().item()
         }
     rates.append(matmul_rate(case))
-    achieved = forward_flops(case) / report["forward"]["ours_min_s"]  # type: ignore[index]
+    achieved = forward_flops(case) / report["forward"]["ours_min_s"]
     report["roofline"] = {
         "matmul_gflops": max(rates) / 1e9,
         "forward_gflops": achieved / 1e9,
@@ -282,21 +287,21 @@ def compare_memory(name: str, threads: int) -> dict[str, dict[str, float]]:
     return report
 
 
-def print_table(results: Mapping[str, dict[str, object]]) -> None:
+def print_table(results: Mapping[str, dict[str, Any]]) -> None:
     """Print one line per case and task."""
     print(f"{'case':8}{'task':16}{'ours':>9}{'diffusers':>11}{'time':>7}", end="")
     print(f"{'(min)':>8}{'(cpu)':>8}", end="")
     print(f"{'ours MiB':>10}{'MiB':>8}{'memory':>8}")
     for name, result in results.items():
         for task in TASKS:
-            t: Mapping[str, float] = result["time"][task]  # type: ignore[index]
-            m: Mapping[str, float] = result["memory"][task]  # type: ignore[index]
+            t: Mapping[str, float] = result["time"][task]
+            m: Mapping[str, float] = result["memory"][task]
             print(
                 f"{name:8}{task:16}{t['ours_s']:8.3f}s{t['diffusers_s']:10.3f}s"
                 f"{t['ratio_s']:7.2f}{t['ratio_min_s']:8.2f}{t['ratio_cpu_s']:8.2f}"
                 f"{m['ours_mib']:10.0f}{m['diffusers_mib']:8.0f}{m['memory_ratio']:8.2f}"
             )
-        roof: Mapping[str, float] = result["time"]["roofline"]  # type: ignore[index]
+        roof: Mapping[str, float] = result["time"]["roofline"]
         print(
             f"{name:8}plain forward: {roof['forward_gflops']:.0f} of {roof['matmul_gflops']:.0f} "
             f"GFLOP/s ({roof['share']:.0%} of this machine's matrix product)"
@@ -314,7 +319,7 @@ def main() -> None:
     if args.peak:
         print(json.dumps(peak_memory(*args.peak)))
         return
-    results: dict[str, dict[str, object]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in args.cases:
         case = CASES[name]
         memory = compare_memory(name, args.threads)

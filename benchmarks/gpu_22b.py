@@ -135,7 +135,9 @@ def our_call(model: Transformer, work: Workload, guided: bool) -> Callable[[], T
 
 def rival_call(model: torch.nn.Module, work: Workload, guided: bool) -> Callable[[], object]:
     """Function that runs one step of diffusers."""
-    layers = len(model.transformer_blocks)  # type: ignore[arg-type]
+    blocks = model.get_submodule("transformer_blocks")
+    assert isinstance(blocks, torch.nn.ModuleList)
+    layers = len(blocks)
 
     def call() -> object:
         with torch.inference_mode():
@@ -197,14 +199,18 @@ def run(tiny: bool, rounds: int) -> dict[str, object]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "matmul_tflops": peak_rate / 1e12,
     }
-    sides = {"ours": (model, our_call), "diffusers": (build_rival(model), rival_call)}
+    sides: dict[str, Callable[[Workload, bool], Callable[[], object]]] = {
+        "ours": partial(our_call, model),
+        "diffusers": partial(rival_call, build_rival(model)),
+    }
     for stage in REAL if not tiny else TINY:
         work = workload(stage, shape, device)
         for guided in (False, True) if stage.guided else (False,):
             label = f"{stage.name}, {'guided step' if guided else 'forward'}"
             measured: dict[str, dict[str, float]] = {}
-            for side, (network, make) in sides.items():
-                measured[side] = measure(make(network, work, guided), device, rounds)  # type: ignore[arg-type]
+            # Each side's inputs exist only while it is measured.
+            for side, make in sides.items():
+                measured[side] = measure(make(work, guided), device, rounds)
                 if not guided:
                     rate = flops(shape, stage) / measured[side]["seconds"]
                     measured[side]["mfu"] = rate / peak_rate

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def into_memory(path: Path, rounds: int) -> Iterator[dict[str, Any]]:
     times: dict[str, list[float]] = {what: [] for what, _ in ways}
     for _ in range(rounds):
         for what, way in ways:
-            times[what].append(time_call(lambda way=way: way(path)))  # type: ignore[misc]
+            times[what].append(time_call(partial(way, path)))
     size, plain = path.stat().st_size, statistics.median(times[ways[0][0]])
     for what, found in times.items():
         seconds = statistics.median(found)

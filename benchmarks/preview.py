@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Iterable, Sized
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from latent_ladder.checkpoints.selection import model_folders, scan, select_models
 from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
@@ -37,21 +40,29 @@ def main() -> None:
     vae = load_video_vae(component, device=args.device, dtype=dtype, parts=("decoder",))
     side, count = args.size // vae.config.spatial_scale, (args.frames - 1) // 8 + 1
     latents = torch.randn(1, vae.latent_channels, count, side, side, device=args.device)
+    decoders: dict[str, Callable[[Tensor], Iterable[Sized]]] = {
+        "rgb": to_rgb.stream,
+        "full": lambda z: decode_video(z, vae),
+    }
     seconds = {
-        name: _seconds(lambda work=work: sum(len(chunk) for chunk in work(latents)), args.device)
-        for name, work in (("rgb", to_rgb.stream), ("full", lambda z: decode_video(z, vae)))
+        name: _seconds(partial(_count_frames, work, latents), args.device)
+        for name, work in decoders.items()
     }
     body = {"size": args.size, "frames": args.frames, "fit_cpu_s": fit_s, **seconds}
     print(json.dumps({**body, "share": seconds["rgb"] / seconds["full"]}))
 
 
-def _seconds(work: object, device: str) -> float:
+def _count_frames(decode: Callable[[Tensor], Iterable[Sized]], latents: Tensor) -> int:
+    return sum(len(chunk) for chunk in decode(latents))
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
     """Seconds of the faster of two runs: processor time on the CPU, otherwise wall time."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     best = float("inf")
     for _ in range(2):
         began = clock()
-        work()  # type: ignore[operator]
+        work()
         best = min(best, clock() - began)
     return best
 

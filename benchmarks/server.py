@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -34,7 +35,9 @@ from helpers.comfyui_server import ComfyUiServer, clip_graph
 GRAPH = clip_graph(steps=2)
 
 
-async def measure_rounds(url: str, rounds: int, alone: object) -> dict[str, list[float]]:
+async def measure_rounds(
+    url: str, rounds: int, alone: Callable[[], object]
+) -> dict[str, list[float]]:
     """Measure milliseconds of each round, over the server and alone."""
     times: dict[str, list[float]] = {"server": [], "alone": []}
     async with (
@@ -48,7 +51,7 @@ async def measure_rounds(url: str, rounds: int, alone: object) -> dict[str, list
                 pass
             over_server = time.perf_counter() - began
             began = time.perf_counter()
-            alone()  # type: ignore[operator]
+            alone()
             if number >= 2:  # the first rounds load models and fill the store
                 times["server"].append(1000 * over_server)
                 times["alone"].append(1000 * (time.perf_counter() - began))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_ladder.checkpoints.selection import model_folders, scan
+from latent_ladder.comfyui.constant_folding import fold_constants, parse_integer
 from latent_ladder.comfyui.graph import Graph, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.nodes import NODES
@@ -64,8 +65,8 @@ def run_node(work: Engine, class_type: str, **inputs: Any) -> tuple[Sequence[Any
     values = {r.name: r.default for r in rows if r.is_widget and r.default is not None} | given
     warnings: list[str] = []
 
-    def compute_always(_: str, compute: Any) -> Mapping[str, Tensor]:
-        return compute()  # type: ignore[no-any-return]
+    def compute_always(_: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return compute()
 
     context = NodeContext(
         node=Node("1", class_type, "", {}),
@@ -73,7 +74,7 @@ def run_node(work: Engine, class_type: str, **inputs: Any) -> tuple[Sequence[Any
         fetch=values.__getitem__,
         engine=work,
         graph=Graph({}),
-        load_or_compute=compute_always,  # type: ignore[arg-type]
+        load_or_compute=compute_always,
         progress=lambda done, of: None,
         warn=lambda code, message: warnings.append(code),
         check_cancelled=lambda: None,
@@ -267,7 +268,8 @@ def test_latent_upscale_assumes_eight_pixels_per_latent(work: Engine) -> None:
         crop="disabled",
     )  # fmt: skip
     assert outputs[0].video.shape == (1, 8, 2, 8, 8) and warnings == ["latent_size"]
-    want = F.interpolate(latent.video[0].transpose(0, 1), (8, 8), mode="bilinear")  # type: ignore[index]
+    assert latent.video is not None
+    want = F.interpolate(latent.video[0].transpose(0, 1), (8, 8), mode="bilinear")
     torch.testing.assert_close(outputs[0].video[0].transpose(0, 1), want)
 
 
@@ -696,3 +698,28 @@ def test_a_name_taken_by_another_process_is_not_overwritten(tmp_path: Path) -> N
     path = claim_path(where, ".mp4", tmp_path / "part")
     assert path.name == "clip_00002_.mp4" and path.read_text() == "ours"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip_00001_.mp4", "clip_00002_.mp4"]
+
+
+@pytest.mark.parametrize("seed", [2**53, 2**53 + 1, 2**64 - 1])
+def test_seeds_keep_all_64_bits(work: Engine, seed: int) -> None:
+    (noise,), _ = run_node(work, "RandomNoise", noise_seed=seed)
+    assert noise.seed == seed
+
+
+@pytest.mark.parametrize("given", ["18446744073709551615", 2**64 - 1])
+def test_integers_written_as_text_are_exact(given: str | int) -> None:
+    assert parse_integer(given) == 2**64 - 1
+    assert parse_integer("7.9") == 7
+
+
+@pytest.mark.parametrize("kind", ["PrimitiveInt", "INTConstant", "SimpleMath+", "expression"])
+def test_folded_integers_keep_all_64_bits(kind: str) -> None:
+    value = 2**53 + 1
+    node = {
+        "SimpleMath+": Node("1", kind, "", {"value": "a + 0", "a": value}),
+        "expression": Node(
+            "1", "ComfyMathExpression", "", {"expression": "a + 0", "values.a": value}
+        ),
+    }.get(kind, Node("1", kind, "", {"value": value}))
+    outputs = fold_constants(Graph({"1": node}))
+    assert value in [v for v in outputs.values() if type(v) is int]

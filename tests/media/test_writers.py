@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -40,10 +41,8 @@ def tone(seconds: float) -> tuple[np.ndarray, int]:
     return np.stack([wave, wave]).astype(np.float32), 48000
 
 
-def write(
-    path: Path, frames: Iterator[np.ndarray] | None = None, **settings: object
-) -> WrittenVideo:
-    encoder = EncoderSettings(**settings)  # type: ignore[arg-type]
+def write(path: Path, frames: Iterator[np.ndarray] | None = None, **settings: Any) -> WrittenVideo:
+    encoder = EncoderSettings(**settings)
     check_clip(path, False, encoder)
     return write_clip_file(
         path,
@@ -200,10 +199,10 @@ def test_audio_only_reads_no_frames(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_combinations_are_refused_before_anything_is_written(
-    tmp_path: Path, name: str, settings: dict[str, object], message: str
+    tmp_path: Path, name: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MediaError, match=message) as caught:
-        check_clip(tmp_path / name, False, EncoderSettings(**settings))  # type: ignore[arg-type]
+        check_clip(tmp_path / name, False, EncoderSettings(**settings))
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
@@ -224,14 +223,14 @@ def test_a_failed_image_sequence_leaves_the_old_one(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     spec = VideoSpec(SIZE, FPS)
-    arguments = {"audio": None, "duration": COUNT / FPS, "metadata": TAGS}
+    arguments: dict[str, Any] = {"audio": None, "duration": COUNT / FPS, "metadata": TAGS}
     with pytest.raises(KeyboardInterrupt):
-        write_clip_file(path, failing(), spec, overwrite=True, **arguments)  # type: ignore[arg-type]
+        write_clip_file(path, failing(), spec, overwrite=True, **arguments)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == old
     assert [p.name for p in tmp_path.iterdir()] == ["frames"]
     with pytest.raises(MediaError, match="already contains frames"):
         check_clip(path, False, EncoderSettings())
-    write_clip_file(path, ramps(count=2), spec, overwrite=True, **arguments)  # type: ignore[arg-type]
+    write_clip_file(path, ramps(count=2), spec, overwrite=True, **arguments)
     assert len(list(path.parent.glob("*.png"))) == 2
     (path.parent / "holiday.png").touch()
     with pytest.raises(MediaError, match=r"contains other files, such as holiday\.png"):

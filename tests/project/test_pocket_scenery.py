@@ -10,6 +10,7 @@ import random
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ import scenery_preview
 import scenery_sound
 import scenery_train
 import scenery_world
+import vae
 from scenery_render import render
 
 
@@ -47,7 +49,7 @@ def _scenes(count: int, seconds: float = 1.0, seed: int = 3) -> list[scenery.Sce
     return out
 
 
-def _with(scene: scenery.Scene, **values: object) -> scenery.Scene:
+def _with(scene: scenery.Scene, **values: Any) -> scenery.Scene:
     return dataclasses.replace(scene, first=dataclasses.replace(scene.first, **values))
 
 
@@ -272,7 +274,7 @@ def test_the_product_reads_the_preview_decoder(tmp_path: Path) -> None:
     save_file(scenery_preview.tensors(net), tmp_path / "tiny.safetensors")
     part = components(open_checkpoint(tmp_path / "tiny.safetensors"))["preview_vae"]
     read = load_tiny_decoder(part, device="cpu", dtype=torch.float32)
-    latents = torch.randn(1, scenery_preview.video_vae.LATENT_CHANNELS, 3, 2, 2)
+    latents = torch.randn(1, vae.LATENT_CHANNELS, 3, 2, 2)
     with torch.no_grad():
         wanted = scenery_preview.decode(net.half().float(), latents)
     assert wanted.shape == (1, 3, 17, 64, 64)

@@ -28,6 +28,17 @@ def _value(values: Values) -> NodeOutputs:
     return (values["value"],)
 
 
+def parse_integer(given: str | float) -> int:
+    """An INT written as a number or as text: exact for 64 bits, a fraction is cut off.
+
+    Raises ``ValueError`` for text that is not a number.
+    """
+    try:
+        return int(given)
+    except ValueError:
+        return int(float(given))
+
+
 def _to_int(values: Values) -> NodeOutputs:
     return (int(values["value"]),)
 
@@ -49,7 +60,7 @@ def _expression(values: Values) -> NodeOutputs:
 
 
 def _simple_math(values: Values) -> NodeOutputs:
-    names = {name: values.get(name, 0.0) for name in "abc"}
+    names = {name: values.get(name, 0) for name in "abc"}
     result = evaluate(str(values["value"]), names)
     return (round(result), float(result))
 

@@ -450,7 +450,7 @@ def _coerce(given: Any, one: Input | str) -> Value:
     if isinstance(one, str) or isinstance(given, bool) or given is None:
         return given
     if one.type == "INT" and isinstance(given, str | float):
-        return int(float(given)) if isinstance(given, str) else int(given)
+        return constant_folding.parse_integer(given)
     if one.type == "FLOAT" and isinstance(given, str | int):
         return float(given)
     return str(given) if one.type in ("STRING", "COMBO") else given

@@ -97,14 +97,17 @@ class NodeContext:
 
     def number(self, name: str) -> float:
         """Return a FLOAT input; an INT is converted."""
+        return float(self._number(name))
+
+    def integer(self, name: str) -> int:
+        """Return an INT input, exact up to 64 bits; a FLOAT is truncated, as in ComfyUI."""
+        return int(self._number(name))
+
+    def _number(self, name: str) -> int | float:
         value = self.get(name, object)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(f"{name} is {value!r}, expected a number")
-        return float(value)
-
-    def integer(self, name: str) -> int:
-        """Return an INT input; a FLOAT is truncated, as in ComfyUI."""
-        return int(self.number(name))
+        return value
 
     def boolean(self, name: str) -> bool:
         """Return a BOOLEAN input."""

@@ -20,12 +20,12 @@ from PIL import Image
 
 from latent_ladder.errors import Cancelled, MediaError
 from latent_ladder.media.encoders import EncoderSettings
+from latent_ladder.media.image_input import load_image
 from latent_ladder.media.video_reader import (
     extract_frames,
     probe,
     read_audio,
     read_frames,
-    read_image,
     read_metadata,
 )
 from latent_ladder.media.video_writer import (
@@ -470,7 +470,7 @@ def test_frames_are_extracted_as_lossless_images(tmp_path: Path) -> None:
     files = extract_frames(path, tmp_path / "frames")
     assert [file.name for file in files] == [f"{i:05d}.png" for i in range(9)]
     for file, frame in zip(files, read_frames(path), strict=True):
-        assert np.array_equal(read_image(file), frame)
+        assert np.array_equal(load_image(file), frame)
 
 
 def test_images_are_rotated_and_made_opaque(tmp_path: Path) -> None:
@@ -480,17 +480,17 @@ def test_images_are_rotated_and_made_opaque(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # displayed rotated to the right
     image.save(tmp_path / "a.png", exif=exif)
-    rotated = read_image(tmp_path / "a.png")
+    rotated = load_image(tmp_path / "a.png")
     assert rotated.shape == (8, 4, 3)
     assert tuple(rotated[0, 0]) == (255, 0, 0)
-    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "b.png")
-    assert read_image(tmp_path / "b.png").tolist() == [[[255] * 3] * 2] * 2
+    Image.new("RGBA", (2, 2), (255, 255, 255, 0)).save(tmp_path / "b.png")
+    assert load_image(tmp_path / "b.png").tolist() == [[[0] * 3] * 2] * 2
     Image.new("L", (2, 2), 9).save(tmp_path / "c.png")
-    assert read_image(tmp_path / "c.png").shape == (2, 2, 3)
+    assert load_image(tmp_path / "c.png").shape == (2, 2, 3)
     (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     for name, words in (("d.png", "cannot be read"), ("e.png", "does not exist")):
         with pytest.raises(MediaError, match=words):
-            read_image(tmp_path / name)
+            load_image(tmp_path / name)
 
 
 def test_media_imports_without_torch() -> None:

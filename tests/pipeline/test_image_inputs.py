@@ -112,7 +112,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     for name, message in wrong.items():
         with pytest.raises(MediaError, match=message):
             check_image(tmp_path / name)
-    monkeypatch.setattr("latent_ladder.media.image_input.MAX_PIXELS", 1000)
+    monkeypatch.setattr("latent_ladder.media.image_files.MAX_PIXELS", 1000)
     with pytest.raises(MediaError, match="expected at most 1,000 in all"):
         check_image(tmp_path / "whole.png")
 

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -63,9 +64,10 @@ def encode_sixel(png: bytes, rows: int) -> str:
     ``n`` times, ``$`` returns to the start of the band, ``-`` starts the next band.
     """
     import numpy as np
-    from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as opened:
+    from latent_ladder.media.image_files import open_image
+
+    with open_image(Path("poster.png"), io.BytesIO(png)) as opened:
         height = rows * ROW_PX
         width = max(round(opened.width * height / opened.height), 1)
         small = opened.convert("RGB").resize((width, height)).quantize(COLOURS)

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from latent_ladder.media.image_files import open_image
 from latent_ladder.storage.atomic_write import part_path
 
 EMBEDDED_TAG_SUFFIXES = (".gif", ".webp")
@@ -51,11 +52,10 @@ def read_image_tags(path: Path) -> dict[str, str]:
     """The tags of a PNG, GIF or WebP file, with those of our JSON comment among them.
 
     ComfyUI writes ``name:json`` texts into the EXIF entry "Model" and the entries before it; its
-    ``prompt`` and ``workflow`` are returned as well. Raises Pillow's exceptions.
+    ``prompt`` and ``workflow`` are returned as well. Raises
+    :class:`~latent_ladder.errors.MediaError`.
     """
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with open_image(path, decode=False) as image:
         found = {str(k): v for k, v in image.info.items() if isinstance(v, str)}
         comment = image.info.get("comment", b"")
         entries = image.getexif()

@@ -1,16 +1,14 @@
 """Image input files: read upright in sRGB, compressed like video, fitted to the clip's canvas.
 
-Reads every image that Pillow opens. Transparent parts become black, 16-bit values are rounded to 8
-bits, CMYK and images with a colour profile are converted to sRGB, of an animation the first frame
-is used.
+Reads the formats of :mod:`~latent_ladder.media.image_files`. Transparent parts become black, as in
+a clip without a background. 16-bit values are rounded to 8 bits, CMYK and images with a colour
+profile are converted to sRGB. Of an animation the first frame is used.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
+from latent_ladder.media.image_files import open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 178_956_970
-"""Largest accepted image, twice Pillow's warning limit: more may be a decompression bomb."""
-HEIC = (".heic", ".heif", ".hif")
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 """Pillow's modes of 16-bit greyscale."""
 Pixels = NDArray[np.uint8]
@@ -42,7 +38,7 @@ class InputImage:
 
 def check_image(path: Path) -> InputImage:
     """Open and decode an image. Raises :class:`MediaError` for a file that is not an image."""
-    with _open_image(path) as image:
+    with open_image(path) as image:
         notes = tuple(_conversion_notes(image))
         height, width, _ = _to_rgb_array(image).shape
     return InputImage((width, height), notes)
@@ -50,7 +46,7 @@ def check_image(path: Path) -> InputImage:
 
 def load_image(path: Path) -> Pixels:
     """An image as (H, W, 3) uint8 sRGB. Raises :class:`MediaError` if it cannot be read."""
-    with _open_image(path) as image:
+    with open_image(path) as image:
         return _to_rgb_array(image)
 
 
@@ -106,46 +102,11 @@ def compress_like_video(pixels: Pixels, crf: int) -> Pixels:
     return out
 
 
-@contextmanager
-def _open_image(path: Path) -> Iterator[Image]:
-    """An open image; Pillow's exceptions inside the block become a :class:`MediaError`."""
-    from PIL import Image as PillowImage
-    from PIL import UnidentifiedImageError
-
-    if path.suffix.lower() in HEIC:
-        raise MediaError(
-            f"{path.name} is a HEIC image, which cannot be read", "save it as JPEG or PNG"
-        )
-    try:
-        if path.stat().st_size == 0:
-            raise MediaError(f"{path.name} is empty: 0 bytes", "give a PNG, JPEG or WebP file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
-            with PillowImage.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise MediaError(
-                        f"{path.name} has {image.width}x{image.height} pixels, expected at most "
-                        f"{MAX_PIXELS:,} in all",
-                        "scale it down to the size of the clip first",
-                    )
-                yield image
-    except FileNotFoundError as error:
-        raise MediaError(f"image {path} does not exist", "check the path") from error
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        PillowImage.DecompressionBombError,
-    ) as error:
-        raise MediaError(
-            f"{path.name} cannot be read as an image: {error}", "use a PNG, JPEG or WebP file"
-        ) from error
-
-
 def _conversion_notes(image: Image) -> Iterator[str]:
     if getattr(image, "n_frames", 1) > 1:
         yield f"is an animation of {image.n_frames} frames, only the first is used"  # type: ignore[attr-defined]
+    if image.info.get("truncated"):
+        yield "is truncated: its missing part is grey"
     if image.has_transparency_data:
         yield "has transparent parts, which become black"
     if image.mode in DEEP_GREY:

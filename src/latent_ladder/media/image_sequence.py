@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from latent_ladder.errors import MediaError
 from latent_ladder.media.container_metadata import encode_comment
 from latent_ladder.media.encoders import AUDIO_SUFFIX, IMAGE_ENCODERS, require_encoder
+from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.media.video_writer import (
-    AUDIO_RATE,
     Frames,
     VideoSpec,
     WrittenVideo,
@@ -174,7 +174,7 @@ def write_audio(
     ):
         samples = _write_pcm(part, audio, duration, metadata or {})
         commit(part, path)
-    return WrittenVideo(path, 0, float(duration), samples / AUDIO_RATE, path.stat().st_size)
+    return WrittenVideo(path, 0, float(duration), samples / SAMPLE_RATE, path.stat().st_size)
 
 
 def is_audio_file(path: Path) -> bool:
@@ -186,14 +186,14 @@ def _write_pcm(path: Path, audio: Waveform, duration: Fraction, metadata: Mappin
     """Write a WAV file and return the number of samples per channel."""
     import av
 
-    wave = np.zeros((2, round(duration * AUDIO_RATE)), np.float32)
+    wave = np.zeros((2, round(duration * SAMPLE_RATE)), np.float32)
     found = resample_audio(*audio)[:, : wave.shape[1]]
     wave[:, : found.shape[1]] = found
     with av.open(str(path), "w", format="wav") as container:
-        stream = container.add_stream("pcm_s24le", rate=AUDIO_RATE, layout="stereo")
+        stream = container.add_stream("pcm_s24le", rate=SAMPLE_RATE, layout="stereo")
         container.metadata["comment"] = encode_comment(metadata)
         frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
-        frame.sample_rate = AUDIO_RATE
+        frame.sample_rate = SAMPLE_RATE
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return wave.shape[1]

@@ -10,22 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
+from latent_ladder.media.frame_form import FrameForm
+from latent_ladder.media.frame_times import find_rate, has_variable_rate, read_frame_times
 from latent_ladder.media.image_input import fit_image
-from latent_ladder.media.video_reader import open_media, timed_frames
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-
-VARIABLE_RATE_RATIO = 1.5
-"""A video whose longest frame lasts more than this times its shortest one has a variable rate."""
+from latent_ladder.media.open_media import open_media, video_stream
+from latent_ladder.media.video_reader import timed_frames
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,8 @@ class InputVideo:
     """The properties of an input video.
 
     ``size`` is the upright (width, height); ``rotated``: the stored frames are not upright.
-    ``fps`` is the mean rate; ``variable_rate``: frames last for different times.
+    ``fps`` is the exact rate, or the mean one if frames last for different times
+    (``variable_rate``). ``notes`` say what is converted: pixel shape, interlacing, HDR, gamut.
     """
 
     size: tuple[int, int]
@@ -43,6 +39,7 @@ class InputVideo:
     variable_rate: bool
     rotated: bool
     has_audio: bool
+    notes: tuple[str, ...] = ()
 
 
 def check_video(path: Path) -> InputVideo:
@@ -53,26 +50,30 @@ def check_video(path: Path) -> InputVideo:
     if path.exists() and path.stat().st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a video file")
     with open_media(path) as container:
-        if not container.streams.video:
-            raise MediaError(f"{path.name} has no video track", "use a video file")
-        times = _frame_times(container)
+        stream = video_stream(container, path)
+        times = read_frame_times(container, stream)
         has_audio = bool(container.streams.audio)
-        stream = container.streams.video[0]
-        stored = (stream.width, stream.height)
-    if not times:
-        raise MediaError(f"{path.name} has no frames", "use another video file")
-    _, first = next(timed_frames(path))
-    size = (first.shape[1], first.shape[0])
-    steps = [b - a for a, b in pairwise(times) if b > a]
-    mean = sum(steps, Fraction(0)) / len(steps) if steps else Fraction(1, 24)
+        if not times:
+            raise MediaError(f"{path.name} has no frames", "use another video file")
+        fps = find_rate(times, stream)
+        variable = has_variable_rate(times, stream)
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        stored = next(container.decode(stream), None)
+        if stored is None:
+            raise MediaError(f"{path.name} has no frames", "use another video file")
+        form = FrameForm.of_stream(stream)
+        height, width, _ = form.to_rgb(stored).shape
+        notes, turned = tuple(form.describe(stored)), bool(round(stored.rotation / 90) % 4)
     return InputVideo(
-        size=size,
+        size=(width, height),
         frames=len(times),
-        fps=(1 / mean).limit_denominator(1001),
-        duration_s=float(times[-1] - times[0] + mean),
-        variable_rate=bool(steps) and max(steps) > VARIABLE_RATE_RATIO * min(steps),
-        rotated=size != stored,
+        fps=fps,
+        duration_s=float(times[-1] - times[0] + 1 / fps),
+        variable_rate=variable,
+        rotated=turned,
         has_audio=has_audio,
+        notes=notes,
     )
 
 
@@ -110,14 +111,3 @@ def _with_end_times(
         before = (time, frame)
     if before is not None:
         yield None, before[1]
-
-
-def _frame_times(container: InputContainer) -> list[Fraction]:
-    """The time of every frame in seconds, ascending; reads packets only."""
-    stream = container.streams.video[0]
-    found = [
-        packet.pts * packet.time_base
-        for packet in container.demux(stream)
-        if packet.pts is not None and packet.time_base is not None
-    ]
-    return sorted(found)

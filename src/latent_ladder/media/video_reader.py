@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,19 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
+from latent_ladder.media.audio_input import read_audio_input
 from latent_ladder.media.container_metadata import decode_comment, read_image_tags
+from latent_ladder.media.frame_form import FrameForm, decode_progressive
+from latent_ladder.media.frame_times import count_stated_frames, find_rate
+from latent_ladder.media.open_media import SAMPLE_RATE, open_media, video_stream
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.stream import Stream
-    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# FFmpeg's AVColorSpace numbers.
-_BT709, _UNSPECIFIED = 1, 2
 _PICTURES = (".png", ".gif", ".webp")
-_HD_WIDTH, _HD_HEIGHT = 1280, 576
-"""Video without a colour tag, of at least this width or above this height, is read as BT.709."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +51,17 @@ def probe(path: Path) -> VideoInfo:
     Raises :class:`MediaError` if the file is missing, has no video or its first frame is damaged.
     """
     with open_media(path) as container:
-        stream = _video_stream(container, path)
-        frames, duration, audio_end = _measure(container, stream)
+        stream = video_stream(container, path)
+        times, duration, audio_end = _measure(container, stream)
         audio = container.streams.audio[0] if container.streams.audio else None
-        fps = stream.average_rate or stream.guessed_rate or Fraction(0)
+        fps = find_rate(times, stream)
         metadata = _metadata(container)
     height, width, _ = next(read_frames(path)).shape
     return VideoInfo(
         width=width,
         height=height,
-        frames=frames,
-        fps=Fraction(fps),
+        frames=len(times),
+        fps=fps,
         duration_s=float(duration),
         audio_duration_s=None if audio is None else float(audio_end),
         audio_rate=None if audio is None else audio.rate,
@@ -80,7 +78,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     if path.is_dir() or "%" in path.name:
         return _sidecar(path if path.is_dir() else path.parent)
     if path.suffix.lower() in _PICTURES and path.is_file():
-        return _image_tags(path)
+        return read_image_tags(path)
     with open_media(path) as container:
         return _metadata(container)
 
@@ -96,19 +94,11 @@ def _sidecar(folder: Path) -> dict[str, str]:
     return {k: v for k, v in found.items() if isinstance(v, str)}
 
 
-def _image_tags(path: Path) -> dict[str, str]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return read_image_tags(path)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path.name} cannot be read as an image: {error}") from error
-
-
 def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Every frame of the video, upright, one at a time: (H, W, 3) uint8 RGB.
+    """Every frame that the video shows, one at a time: (H, W, 3) uint8 RGB in BT.709.
 
-    Colour matrix and range are those in the file. Raises :class:`MediaError` if the file ends
+    Frames are upright, with square pixels, without interlacing; HDR and wide gamut are converted to
+    SDR. Colour matrix and range are those in the file. Raises :class:`MediaError` if the file ends
     before the number of frames in its header.
     """
     return (frame for _, frame in timed_frames(path))
@@ -118,16 +108,18 @@ def timed_frames(path: Path) -> Iterator[tuple[Fraction, NDArray[np.uint8]]]:
     """The frames of :func:`read_frames`, each with its time in seconds; the first is at 0."""
     count, first = 0, None
     with open_media(path) as container:
-        stream = _video_stream(container, path)
+        stream = video_stream(container, path)
         stream.thread_type = "AUTO"
-        expected, rate = stream.frames, stream.average_rate or stream.guessed_rate or 24
-        for frame in container.decode(stream):
+        expected = count_stated_frames(container, stream)
+        rate = stream.average_rate or stream.guessed_rate or 24
+        form = FrameForm.of_stream(stream)
+        for frame in decode_progressive(container, stream):
             time, pts, base = Fraction(count) / Fraction(rate), frame.pts, frame.time_base
             if pts is not None and base is not None:
                 time = Fraction(pts * base)
             first = time if first is None else first
             count += 1
-            yield time - first, _to_rgb(frame)
+            yield time - first, form.to_rgb(frame)
     if count == 0 or count < expected:
         raise MediaError(
             f"{path.name} is truncated: {count} of {expected or 'its'} frames can be read",
@@ -135,54 +127,17 @@ def timed_frames(path: Path) -> Iterator[tuple[Fraction, NDArray[np.uint8]]]:
         )
 
 
-def read_audio(path: Path, rate: int) -> NDArray[np.float32]:
+def read_audio(path: Path, rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
     """The whole audio track as stereo (2, S) float32 at ``rate`` Hz; S = 0 without audio.
 
-    MP4 and MOV return exactly the samples that were written. MKV does not store where the audio
-    ends, so the padding of the encoder's last block (21 ms) is returned too.
+    Time 0 is that of the first picture. MP4 and MOV return exactly the samples that were written.
+    MKV does not store where the audio ends, so the padding of the encoder's last block (21 ms) is
+    returned too.
     """
-    import av
-
     with open_media(path) as container:
         if not container.streams.audio:
             return np.zeros((2, 0), np.float32)
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", layout="stereo", rate=rate)
-        parts = [
-            part.to_ndarray()
-            for frame in container.decode(stream)
-            for part in resampler.resample(frame)
-        ]
-        parts += [part.to_ndarray() for part in resampler.resample(None)]
-        samples: NDArray[np.float32] = np.concatenate([np.zeros((2, 0), np.float32), *parts], 1)
-        if stream.duration and stream.time_base:
-            # MP4 excludes the padding of the last AAC frame by an edit list, which the decoder
-            # ignores.
-            samples = samples[:, : round(stream.duration * stream.time_base * rate)]
-    return samples
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image as (H, W, 3) uint8 RGB, rotated as its EXIF says, transparent parts white.
-
-    Raises :class:`MediaError` if it cannot be read.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as stored:
-            image = ImageOps.exif_transpose(stored)
-            if image.has_transparency_data:
-                solid = image.convert("RGBA")
-                image = Image.new("RGBA", solid.size, "white")
-                image.alpha_composite(solid)
-            return np.array(image.convert("RGB"), np.uint8)
-    except FileNotFoundError as error:
-        raise MediaError(f"image {path} does not exist", hint="check the path") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(
-            f"{path.name} cannot be read as an image: {error}", hint="use a PNG, JPEG or WebP file"
-        ) from error
+    return read_audio_input(path, None, rate)
 
 
 def extract_frames(path: Path, folder: Path, pattern: str = "{:05d}.png") -> list[Path]:
@@ -204,54 +159,32 @@ def extract_frames(path: Path, folder: Path, pattern: str = "{:05d}.png") -> lis
     return written
 
 
-@contextmanager
-def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
-    """An open container; FFmpeg's errors inside the block become a :class:`MediaError`.
-
-    ``what`` names the expected kind of file in the message.
-    """
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            yield container
-    except FileNotFoundError as error:
-        raise MediaError(f"file {path} does not exist", hint="check the path") from error
-    except (av.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(
-            f"{path.name} cannot be read as {what}: {reason}",
-            hint="use another file: this is not a media file, or it is truncated or damaged",
-        ) from error
-
-
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    if not container.streams.video:
-        raise MediaError(f"{path.name} has no video track", hint="use a video file")
-    return container.streams.video[0]
-
-
 def _metadata(container: InputContainer) -> dict[str, str]:
     upper = "matroska" in container.format.name
     found = {k.lower() if upper else k: v for k, v in container.metadata.items()}
     return found | (decode_comment(found.get("comment", "")) or {})
 
 
-def _measure(container: InputContainer, video: VideoStream) -> tuple[int, Fraction, Fraction]:
-    """Number of frames, video and audio duration in seconds, from the header, else from packets."""
+def _measure(
+    container: InputContainer, video: VideoStream
+) -> tuple[list[Fraction], Fraction, Fraction]:
+    """Times of the shown frames, video and audio duration in seconds, from headers or packets."""
     audio = container.streams.audio[0] if container.streams.audio else None
-    spans = [_header_duration(stream) for stream in (video, audio) if stream is not None]
-    if video.frames and all(spans):
-        return video.frames, spans[0], spans[-1]
-    ends = {stream.index: Fraction(0) for stream in (video, audio) if stream is not None}
-    frames = 0
-    for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
-        if packet.pts is None or packet.time_base is None:
+    streams = [stream for stream in (video, audio) if stream is not None]
+    spans = [_header_duration(stream) for stream in streams]
+    times: set[Fraction] = set()
+    ends = {stream.index: Fraction(0) for stream in streams}
+    for packet in container.demux(streams):
+        if packet.pts is None or packet.time_base is None or packet.is_discard:
             continue
-        frames += packet.stream_index == video.index
-        end = (packet.pts + (packet.duration or 0)) * packet.time_base
+        begin = Fraction(packet.pts * packet.time_base)
+        if packet.stream_index == video.index:
+            times.add(begin)
+        end = begin + (packet.duration or 0) * packet.time_base
         ends[packet.stream_index] = max(ends[packet.stream_index], end)
-    return frames, ends[video.index], ends[audio.index] if audio is not None else Fraction(0)
+    if not all(spans):
+        spans = [ends[stream.index] for stream in streams]
+    return sorted(times), spans[0], spans[-1] if audio is not None else Fraction(0)
 
 
 def _header_duration(stream: Stream) -> Fraction:
@@ -259,14 +192,3 @@ def _header_duration(stream: Stream) -> Fraction:
     if not stream.duration or not stream.time_base:
         return Fraction(0)
     return Fraction(stream.duration * stream.time_base)
-
-
-def _to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
-    # PyAV (since 17) uses the frame's own matrix if it has one, BT.601 otherwise.
-    matrix = _BT709 if hd and frame.colorspace == _UNSPECIFIED else None
-    converted = frame.reformat(format="rgb24", src_colorspace=matrix)
-    rgb: NDArray[np.uint8] = np.asarray(converted.to_ndarray(), np.uint8)
-    # The display matrix rotates counter-clockwise, like rot90.
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

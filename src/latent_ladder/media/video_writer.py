@@ -25,6 +25,7 @@ from latent_ladder.errors import LadderError, MediaError
 from latent_ladder.media.container_metadata import EMBEDDED_TAG_SUFFIXES, embed_tags
 from latent_ladder.media.encoders import CONTAINERS, EncoderSettings, Encoding, choose_encoding
 from latent_ladder.media.gif_palette import PaletteFilter
+from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.storage.atomic_write import (
     PART_PREFIX,
     commit,
@@ -37,7 +38,6 @@ from latent_ladder.storage.atomic_write import (
 if TYPE_CHECKING:
     from av.container import OutputContainer
 
-AUDIO_RATE = 48000
 QUEUED_CHUNKS = 2
 
 _LEAST_ROOM = 16384
@@ -154,7 +154,7 @@ def write_video(
         path=path,
         frames=encoder.frames,
         duration_s=float(encoder.frames / spec.fps),
-        audio_duration_s=None if waveform is None else encoder.samples / AUDIO_RATE,
+        audio_duration_s=None if waveform is None else encoder.samples / SAMPLE_RATE,
         bytes=path.stat().st_size,
     )
 
@@ -314,14 +314,14 @@ class _Encoder:
             return
         import av
 
-        end = round(self.frames / self._spec.fps * AUDIO_RATE)
+        end = round(self.frames / self._spec.fps * SAMPLE_RATE)
         samples = np.zeros((2, end - self.samples), np.float32)
         found = self._waveform[:, self.samples : end]
         samples[:, : found.shape[1]] = found
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
-        frame.sample_rate = AUDIO_RATE
+        frame.sample_rate = SAMPLE_RATE
         frame.pts = self.samples
-        frame.time_base = Fraction(1, AUDIO_RATE)
+        frame.time_base = Fraction(1, SAMPLE_RATE)
         self._mux(self._audio.encode(frame))
         self.samples = end
 
@@ -346,9 +346,9 @@ def _video_stream(container: OutputContainer, spec: VideoSpec, encoding: Encodin
 
 
 def _audio_stream(container: Any, encoding: Encoding) -> Any:
-    stream = container.add_stream(encoding.audio_encoder, rate=AUDIO_RATE, layout="stereo")
+    stream = container.add_stream(encoding.audio_encoder, rate=SAMPLE_RATE, layout="stereo")
     stream.bit_rate = 192_000
-    stream.time_base = Fraction(1, AUDIO_RATE)
+    stream.time_base = Fraction(1, SAMPLE_RATE)
     return stream
 
 
@@ -362,11 +362,11 @@ def resample_audio(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float
     if waveform.ndim != 2 or waveform.shape[0] != 2 or rate <= 0:
         raise MediaError(f"audio is {waveform.shape} at {rate} Hz, expected (2, samples)")
     clean = np.nan_to_num(waveform.astype(np.float32), nan=0.0).clip(-1.0, 1.0)
-    if rate == AUDIO_RATE or not clean.shape[1]:
+    if rate == SAMPLE_RATE or not clean.shape[1]:
         return clean
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clean), format="fltp", layout="stereo")
     frame.sample_rate = rate
-    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=AUDIO_RATE)
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=SAMPLE_RATE)
     parts = [*resampler.resample(frame), *resampler.resample(None)]
     return np.concatenate([part.to_ndarray() for part in parts], axis=1)
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_ladder.media.open_media import SAMPLE_RATE
+
 Waveform = NDArray[np.float32]
 Values = NDArray[np.float64]
 
-SAMPLE_RATE = 48000
 """Sample rate in Hz of the K-weighting filters; files are resampled to it."""
 
 FLOOR_DB = -120.0

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
+from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.media.video_reader import probe, read_audio, read_frames
-from latent_ladder.metrics.audio import SAMPLE_RATE, AudioMetrics, measure_audio, spectral_distance
+from latent_ladder.metrics.audio import AudioMetrics, measure_audio, spectral_distance
 from latent_ladder.metrics.optical_flow import (
     Luminance,
     changed_pixels,

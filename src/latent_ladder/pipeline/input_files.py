@@ -97,8 +97,8 @@ def _sound(request: Request, notes: list[str]) -> InputFile | None:
     from latent_ladder.media.audio_input import check_audio
 
     path = Path(request.audio_in).expanduser()
-    found = check_audio(path)
-    clip = float(duration(request.frames, request.fps))
+    clip_s = duration(request.frames, request.fps)
+    found, clip = check_audio(path, clip_s), float(clip_s)
     lengths = f"the sound of {path.name} lasts {found.duration_s:.2f} s, the clip {clip:.2f} s"
     if found.duration_s > clip + TOLERANCE_S:
         notes.append(f"{lengths}: only its beginning is used")
@@ -111,10 +111,13 @@ def _video(request: Request, notes: list[str]) -> InputFile | None:
     video = request.video
     if video is None:
         return None
+    from latent_ladder.media.audio_input import check_samples
     from latent_ladder.media.video_input import check_video
 
     path = Path(video.file).expanduser()
     found = check_video(path)
+    if found.has_audio and request.audio_in is None and request.audio != "none":
+        check_samples(path)
     clip = float(duration(request.frames, request.fps))
     start = video.start_s(clip, found.duration_s)
     notes += [f"{path.name} {note}" for note in _footage_notes(found, request)]
@@ -130,6 +133,7 @@ def _footage_notes(found: InputVideo, request: Request) -> Iterator[str]:
         yield f"has a variable frame rate; it is sampled at {float(request.fps):g} fps"
     elif abs(found.fps - request.fps) > FPS_TOLERANCE:
         yield f"has {float(found.fps):g} fps; it is sampled at {float(request.fps):g} fps"
+    yield from found.notes
     if found.rotated:
         yield "is stored rotated; it is used upright"
     keeps = request.video is not None and request.video.mode != "reference"

@@ -14,8 +14,9 @@ from typing import Any
 from aiohttp import BodyPartReader, MultipartReader, web
 
 from latent_ladder.errors import MediaError, RequestError
+from latent_ladder.media.image_files import open_image
 from latent_ladder.server.data_folders import DataFolders, check_file_name, split_annotation
-from latent_ladder.server.view import DECODED_FORMATS, MAX_PIXELS
+from latent_ladder.server.view import convert_in_turn
 from latent_ladder.storage.atomic_write import commit, explain_write_error, part_path
 
 CHUNK_BYTES = 2**18
@@ -50,7 +51,7 @@ async def upload_mask(request: web.Request, folders: DataFolders, max_bytes: int
     """Store a copy of the picture ``original_ref`` with the alpha channel of the upload."""
     form = await _read_form(request, folders, max_bytes)
     try:
-        return web.json_response(await asyncio.to_thread(_store_masked, form, folders))
+        return web.json_response(await convert_in_turn(_store_masked, form, folders))
     finally:
         form.discard()
 
@@ -195,23 +196,21 @@ def _original_path(form: Form, folders: DataFolders) -> Path:
 
 def _apply_mask(original: Path, mask: Path) -> bytes:
     """The original as PNG, with the alpha channel of the mask and the original's text chunks."""
-    from PIL import Image, PngImagePlugin, UnidentifiedImageError
+    from PIL import PngImagePlugin
 
     try:
         with (
-            Image.open(original, formats=DECODED_FORMATS) as below,
-            Image.open(mask, formats=DECODED_FORMATS) as above,
+            open_image(original) as below,
+            open_image(mask) as above,
         ):
-            if max(below.width * below.height, above.width * above.height) > MAX_PIXELS:
-                raise RequestError(f"more than {MAX_PIXELS} pixels", "use a smaller picture")
             texts = PngImagePlugin.PngInfo()
             for key, value in below.info.items():
                 if isinstance(value, str):
                     texts.add_text(str(key), value)
             picture = below.convert("RGBA")
             picture.putalpha(above.convert("RGBA").getchannel("A").resize(picture.size))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError("a picture cannot be read", "send PNG, JPEG or WebP") from error
+    except MediaError as error:
+        raise RequestError(error.message, error.hint) from error
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=4, pnginfo=texts)
     return out.getvalue()

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import io
 import mimetypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from aiohttp import web
 
+from latent_ladder.errors import MediaError, RequestError
+from latent_ladder.media.image_files import ImageTooLargeError, open_image
 from latent_ladder.server.data_folders import DataFolders, split_annotation
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
+
+T = TypeVar("T")
 
 _ACTIVE_CONTENT = frozenset(
     {"text/html", "application/xhtml+xml", "text/javascript", "application/javascript",
@@ -28,9 +34,8 @@ _TYPES = {".flac": "audio/flac", ".mkv": "video/x-matroska", ".opus": "audio/ogg
           "application/json"}  # fmt: skip
 _PREVIEW_FORMATS = {"webp": "WEBP", "jpeg": "JPEG"}
 _DEFAULT_QUALITY = 90
-MAX_PIXELS = 100_000_000
-DECODED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Picture formats to decode; for others, such as EPS, Pillow would start other programs."""
+_PICTURE_WORK = ThreadPoolExecutor(1, "ladder-picture")
+"""Pictures are converted one at a time: each may need some hundred MB."""
 
 
 async def view_file(request: web.Request, folders: DataFolders) -> web.StreamResponse:
@@ -40,7 +45,7 @@ async def view_file(request: web.Request, folders: DataFolders) -> web.StreamRes
     path = folders.path(folder_type, query.get("subfolder", ""), name)
     if not name or not path.is_file():
         raise web.HTTPNotFound(text="no such file")
-    picture = await asyncio.to_thread(
+    picture = await convert_in_turn(
         _read_picture, path, query.get("preview"), query.get("channel", "rgba")
     )
     headers = {"Content-Disposition": _content_disposition(path.name)}
@@ -48,6 +53,12 @@ async def view_file(request: web.Request, folders: DataFolders) -> web.StreamRes
         body, content_type = picture
         return web.Response(body=body, content_type=content_type, headers=headers)
     return web.FileResponse(path, headers={**headers, "Content-Type": content_type_of(path)})
+
+
+async def convert_in_turn(work: Callable[..., T], *arguments: object) -> T:
+    """The result of ``work``, which decodes pictures, after all earlier ones have finished."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_PICTURE_WORK, work, *arguments)
 
 
 def content_type_of(path: Path) -> str:
@@ -67,14 +78,12 @@ def _read_picture(path: Path, preview: str | None, channel: str) -> tuple[bytes,
     """The converted picture and its type; ``None`` if the file itself is the answer."""
     if preview is None and channel not in ("rgb", "a"):
         return None
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path, formats=DECODED_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return None
+        with open_image(path) as image:
             return _convert_picture(image, preview, channel)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+    except ImageTooLargeError as error:
+        raise RequestError(error.message, error.hint) from error
+    except MediaError:
         return None  # a video, a sound file, a damaged picture
 
 

@@ -35,6 +35,7 @@ from latent_ladder.comfyui.constant_folding import output_nodes, required_nodes,
 from latent_ladder.comfyui.formats.read import Workflow
 from latent_ladder.comfyui.graph import Graph, Link, LintFinding, Node
 from latent_ladder.comfyui.node_defs import node_type
+from latent_ladder.errors import MediaError
 
 AUDIO_TOLERANCE_S = 0.05
 """A difference between the lengths of audio and video that is inaudible."""
@@ -315,12 +316,12 @@ def _image_sizes(files: Sequence[RequiredFile]) -> Mapping[str, tuple[int, int]]
     sizes: dict[str, tuple[int, int]] = {}
     for file in files:
         if file.folder == "input" and file.input == "image" and file.path is not None:
-            from PIL import Image, UnidentifiedImageError
+            from latent_ladder.media.image_files import open_image
 
             try:
-                with Image.open(file.path) as image:
+                with open_image(file.path, decode=False) as image:
                     sizes[file.name] = image.size
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            except MediaError:
                 continue  # running the workflow reports what is wrong with it
     return sizes
 

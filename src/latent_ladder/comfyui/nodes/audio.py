@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Audio, AudioVaeFile, Latent, Value
 from latent_ladder.errors import MediaError
-from latent_ladder.media.video_reader import open_media
+from latent_ladder.media.audio_input import read_original_audio
 from latent_ladder.models.audio_vae.vae import load_audio_vae
 
 PEAK_DEVIATIONS = 5.0
@@ -31,26 +30,8 @@ def load_audio(ctx: NodeContext) -> list[Value]:
 
 def read_audio(path: Path) -> Audio:
     """Read the audio of a file at its own rate and channels. Raises :class:`MediaError`."""
-    import av
-
-    with open_media(path, "audio") as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path.name} has no audio", "use a file with an audio track")
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp")
-        parts = [
-            torch.from_numpy(part.to_ndarray())
-            for frame in container.decode(stream)
-            for part in resampler.resample(frame)
-        ]
-        rate = stream.rate
-        length = Fraction(0)
-        if stream.duration and stream.time_base:  # the last block of AAC is padded
-            length = stream.duration * stream.time_base
-    if not parts:
-        raise MediaError(f"the audio track of {path.name} is empty", "use another file")
-    samples = torch.cat(parts, dim=1)
-    return Audio(samples[:, : round(length * rate)] if length else samples, rate)
+    samples, rate = read_original_audio(path)
+    return Audio(torch.from_numpy(samples), rate)
 
 
 def empty_audio(ctx: NodeContext) -> list[Value]:

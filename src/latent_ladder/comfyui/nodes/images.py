@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,8 +16,9 @@ from latent_ladder.comfyui.graph import Node
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.nodes.resize import Size, resize_frames
 from latent_ladder.comfyui.runtime.values import Images, Mask, UpscalerFile, Value
-from latent_ladder.errors import CheckpointError
+from latent_ladder.errors import CheckpointError, MediaError
 from latent_ladder.latents.shapes import Crop
+from latent_ladder.media.image_files import open_image
 from latent_ladder.media.image_input import compress_like_video
 from latent_ladder.upscale.plan import UpscalePlan, require_rtx
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
@@ -34,33 +36,48 @@ def load_image(ctx: NodeContext) -> list[Value]:
     Transparent pixels keep their colour; the mask is 1 there. Without transparency the mask is
     64x64 zeros.
     """
-    from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+    from PIL import ImageOps, ImageSequence
 
     path = ctx.engine.input_file(ctx.text("image"))
-    frames, masks = [], []
+    frames: list[NDArray[np.uint8]] = []
+    masks: list[Tensor] = []
     try:
-        with Image.open(path) as opened:
+        with open_image(path, all_frames=True) as opened:
+            truncated = bool(opened.info.get("truncated"))
             for each in ImageSequence.Iterator(opened):
                 frame = ImageOps.exif_transpose(each)
+                if frames and (frame.height, frame.width) != frames[0].shape[:2]:
+                    continue
                 frames.append(_to_rgb(frame))
                 masks.append(_to_transparency(frame))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ctx.error(f"{path.name} cannot be read as an image: {error}") from error
-    frames = [frame for frame in frames if frame.shape == frames[0].shape]
+    except MediaError as error:
+        raise ctx.error(error.message, error.hint) from error
+    if truncated:
+        ctx.warn("truncated", f"{path.name} is truncated: its missing part is grey")
     masks = [mask for mask in masks if mask.shape == masks[0].shape]
-    return [Images.from_tensor(torch.stack(frames)), Mask(torch.stack(masks))]
+    return [_to_images(frames), Mask(torch.stack(masks))]
 
 
-def _to_rgb(image: object) -> Tensor:
-    """Return a Pillow image as RGB (3, H, W), 0..1."""
+def _to_images(frames: Sequence[NDArray[np.uint8]]) -> Images:
+    """A stream of the frames (H, W, 3), converted to floating point one at a time."""
+    height, width, _ = frames[0].shape
+
+    def pixels() -> Iterator[Tensor]:
+        for frame in frames:
+            yield torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
+
+    return Images(len(frames), width, height, pixels, lambda: (f[None] for f in frames))
+
+
+def _to_rgb(image: object) -> NDArray[np.uint8]:
+    """Return a Pillow image as RGB (H, W, 3)."""
     from PIL.Image import Image
 
     if not isinstance(image, Image):
         raise TypeError("not a picture")
     if image.mode == "I":
         image = image.point(lambda value: value * (1 / 255))
-    pixels = np.asarray(image.convert("RGB"), np.float32) / 255
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return np.array(image.convert("RGB"), np.uint8)
 
 
 def _to_transparency(image: object) -> Tensor:
@@ -76,17 +93,17 @@ def _to_transparency(image: object) -> Tensor:
 
 def load_mask(ctx: NodeContext) -> list[Value]:
     """``LoadImageMask``: one channel of an image; alpha is inverted, and zeros if it is missing."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
     path, channel = ctx.engine.input_file(ctx.text("image")), ctx.text("channel")[0].upper()
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             image = ImageOps.exif_transpose(opened)
             if channel == "A" and not image.has_transparency_data:
                 return [Mask(torch.zeros(1, 64, 64))]
             plane = np.asarray(image.convert("RGBA").getchannel(channel), np.float32) / 255
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ctx.error(f"{path.name} cannot be read as an image: {error}") from error
+    except MediaError as error:
+        raise ctx.error(error.message, error.hint) from error
     values = torch.from_numpy(plane.copy())[None]
     return [Mask(1 - values if channel == "A" else values)]
 

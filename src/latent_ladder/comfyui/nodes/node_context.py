@@ -88,8 +88,10 @@ class NodeContext:
         return value
 
     def get_optional(self, name: str, kind: type[T]) -> T | None:
-        """Return an input as :meth:`get` does, or ``None`` if it is not connected."""
-        return self.get(name, kind) if name in self.input_names else None
+        """Return an input as :meth:`get` does, or ``None`` if it is not connected or empty."""
+        if name not in self.input_names or self.fetch(name) is None:
+            return None
+        return self.get(name, kind)
 
     def text(self, name: str) -> str:
         """Return a STRING input or the choice of a COMBO."""

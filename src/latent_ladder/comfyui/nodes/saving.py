@@ -25,6 +25,7 @@ from latent_ladder.comfyui.runtime.values import Audio, Images, Latent, Value, V
 from latent_ladder.errors import MediaError, MemoryBudgetError, WorkflowError
 from latent_ladder.latents.shapes import duration
 from latent_ladder.media.encoders import EncoderSettings
+from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.media.video_writer import Frames, VideoSpec
 from latent_ladder.media.writers import check_clip, write_clip_file
 from latent_ladder.memory.oom import retry_with_fallbacks
@@ -269,7 +270,7 @@ def _encode_audio_file(
     formats = {".flac": "flac", ".mp3": "mp3", ".opus": "opus"}
     samples = audio.waveform.clamp(-1, 1).contiguous().numpy()
     layout = "mono" if len(samples) == 1 else "stereo"
-    rate = 48_000 if suffix == ".opus" else audio.rate
+    rate = SAMPLE_RATE if suffix == ".opus" else audio.rate
     with av.open(data, "w", format=formats[suffix]) as container:
         container.metadata.update(dict(tags))
         stream = container.add_stream(encoder, rate=rate, layout=layout)

@@ -17,34 +17,32 @@ from latent_ladder.comfyui.nodes.audio import read_audio
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Audio, Images, Value, Video
 from latent_ladder.errors import MediaError
-from latent_ladder.media.video_input import check_video
-from latent_ladder.media.video_reader import probe, read_frames
-
-FPS_TOLERANCE = 1e-3
-"""Largest relative difference from the measured frame rate at which the declared one is used."""
+from latent_ladder.media.audio_input import check_samples
+from latent_ladder.media.video_input import InputVideo, check_video
+from latent_ladder.media.video_reader import read_frames
 
 
 def load_video(ctx: NodeContext) -> list[Value]:
     """``LoadVideo``: a video file, whose frames are read when they are needed."""
     path = ctx.engine.input_file(ctx.text("file"))
     try:
-        return [read_video(path)]
+        found = check_video(path)
+        if found.has_audio:
+            check_samples(path)
     except MediaError as error:
         raise ctx.error(error.message, error.hint) from error
+    for note in found.notes:
+        ctx.warn("converted", f"{path.name} {note}")
+    return [_to_video(path, found)]
 
 
-def read_video(path: Path) -> Video:
-    """Return the video of a file. Raises :class:`MediaError`."""
-    found = check_video(path)
+def _to_video(path: Path, found: InputVideo) -> Video:
     images = Images(found.frames, *found.size, lambda: _pixels(path), lambda: _integers(path))
-    declared = probe(path).fps
-    # times in whole milliseconds, as in MKV, are less exact than the rate in the header
-    fps = declared if abs(declared / found.fps - 1) < FPS_TOLERANCE else found.fps
 
     def audio() -> Audio | None:
         return read_audio(path) if found.has_audio else None
 
-    return Video(images, fps, audio, path)
+    return Video(images, found.fps, audio, path)
 
 
 def _integers(path: Path) -> Iterator[NDArray[np.uint8]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from latent_ladder.latents.shapes import duration
-from latent_ladder.media.audio_input import INPUT_AUDIO_RATE, read_audio_input
+from latent_ladder.media.audio_input import read_audio_input
+from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.memory.planner import StageMemory
 from latent_ladder.models.audio_vae.vae import load_audio_vae
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult
@@ -36,9 +37,9 @@ def copy_sound(job: StageJob) -> StageResult:
     """Waveform of the input file, cut to the length of the clip, stereo at 48 kHz."""
     (file,), request = job.stage.files, job.plan.request
     file.check_unchanged()
-    samples = read_audio_input(file.path, duration(request.frames, request.fps), INPUT_AUDIO_RATE)
+    samples = read_audio_input(file.path, duration(request.frames, request.fps), SAMPLE_RATE)
     tensors = {
         "waveform": torch.from_numpy(samples),
-        SAMPLE_RATE_KEY: torch.tensor(INPUT_AUDIO_RATE),
+        SAMPLE_RATE_KEY: torch.tensor(SAMPLE_RATE),
     }
     return tensors, {"files": [file.path.name]}

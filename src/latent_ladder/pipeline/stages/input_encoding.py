@@ -17,8 +17,9 @@ from latent_ladder.latents.shapes import (
     Resolution,
     nearest_frames,
 )
-from latent_ladder.media.audio_input import INPUT_AUDIO_RATE, read_audio_input
+from latent_ladder.media.audio_input import read_audio_input
 from latent_ladder.media.image_input import compress_like_video, fit_image, load_image
+from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.media.video_input import sample_frames
 from latent_ladder.memory.planner import StageMemory
 from latent_ladder.models.audio_vae.vae import AudioVae, load_audio_vae
@@ -122,10 +123,10 @@ def _audio_latents(file: InputFile, start: Fraction, job: StageJob) -> Tensor:
     length = Fraction(steps + 1, AUDIO_LATENTS_PER_SECOND)  # the last latent reaches one further
     samples = torch.zeros(2, 0)
     if file.options.get("has_sound", True) and start + length > 0:
-        samples = torch.from_numpy(read_audio_input(file.path, start + length, INPUT_AUDIO_RATE))
-    first = round(start * INPUT_AUDIO_RATE)
+        samples = torch.from_numpy(read_audio_input(file.path, start + length, SAMPLE_RATE))
+    first = round(start * SAMPLE_RATE)
     samples = samples[:, first:] if first > 0 else F.pad(samples, (-first, 0))
-    padded = F.pad(samples, (0, max(round(length * INPUT_AUDIO_RATE) - samples.shape[-1], 0)))
+    padded = F.pad(samples, (0, max(round(length * SAMPLE_RATE) - samples.shape[-1], 0)))
     return encode_in_spans(vae, padded, steps).float().cpu()
 
 
@@ -136,12 +137,12 @@ def encode_in_spans(vae: AudioVae, samples: Tensor, steps: int, span: int = SPAN
     as the whole; its spectra need :data:`LOOKAHEAD` more at the end. Memory is that of one span.
     ``samples`` must reach past the last latent.
     """
-    per_latent = INPUT_AUDIO_RATE // AUDIO_LATENTS_PER_SECOND
+    per_latent = SAMPLE_RATE // AUDIO_LATENTS_PER_SECOND
     found = []
     for first in range(0, steps, span):
         begin, count = max(first - CONTEXT, 0), min(span, steps - first)
         end = (first + count + LOOKAHEAD) * per_latent
-        latents = vae.encode(samples[:, begin * per_latent : end], INPUT_AUDIO_RATE)
+        latents = vae.encode(samples[:, begin * per_latent : end], SAMPLE_RATE)
         found.append(latents[:, :, first - begin : first - begin + count])
     return torch.cat(found, 2)
 

@@ -1,0 +1,93 @@
+"""Opening of video and audio files: accepted containers, readable errors, the first real picture.
+
+Only containers in :data:`CONTAINER_FORMATS` are opened, and only the named file is read. FFmpeg
+would open the other files and addresses that playlists and manifests (``ffconcat``, ``m3u8``,
+``mpd``, ``sdp``) name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_ladder.errors import MediaError
+from latent_ladder.media import image_files
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+SAMPLE_RATE = 48_000
+"""Sample rate in Hz of all sound that is read, measured and written."""
+CONTAINER_FORMATS = (
+    *("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "nut", "mxf"),
+    *("gif", "apng", "webp", "ivf", "m4v", "h264", "hevc", "obu", "mpegvideo", "yuv4mpegpipe"),
+    *("dv", "wav", "w64", "flac", "ogg", "mp3", "aac", "aiff", "au", "caf", "ac3", "eac3"),
+    *("dts", "amr", "wv", "tta", "ape", "tak", "mpc", "mpc8", "rm", "voc", "webp_pipe", "wtv"),
+)
+"""FFmpeg's names of the containers that are opened."""
+_OPTIONS = {"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "file"}
+
+
+@contextmanager
+def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
+    """An open container; FFmpeg's errors inside the block become a :class:`MediaError`.
+
+    ``what`` names the expected kind of file in the message. Tags that are not UTF-8 are read with
+    replacement characters.
+    """
+    import av
+
+    if path.exists() and not path.is_file():
+        raise MediaError(
+            f"{path} cannot be read as {what}: it is not a file", "give the path of a file"
+        )
+    try:
+        # "file:" makes a name such as "concat:a" a name, not an instruction
+        with av.open(
+            f"file:{path}", metadata_errors="replace", container_options=_OPTIONS
+        ) as container:
+            yield container
+    except FileNotFoundError as error:
+        raise MediaError(f"file {path} does not exist", hint="check the path") from error
+    except av.ArgumentError as error:
+        raise MediaError(
+            f"{path.name} cannot be read as {what}: its format is not among those that are read",
+            hint="convert it to MP4, MKV or WAV; playlists and lists of files are not followed",
+        ) from error
+    except (av.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(
+            f"{path.name} cannot be read as {what}: {reason}",
+            hint="use another file: this is not a media file, or it is truncated or damaged",
+        ) from error
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The first video track that is not the cover picture of a sound file.
+
+    Raises :class:`MediaError` if there is none, or if its frames are larger than
+    :data:`~latent_ladder.media.image_files.MAX_PIXELS`.
+    """
+    found = find_video_stream(container)
+    if found is None:
+        raise MediaError(f"{path.name} has no video track", hint="use a video file")
+    if found.width * found.height > image_files.MAX_PIXELS:
+        raise MediaError(
+            f"{path.name} has frames of {found.width}x{found.height} pixels, expected at most "
+            f"{image_files.MAX_PIXELS:,} pixels",
+            hint="scale it down first",
+        )
+    return found
+
+
+def find_video_stream(container: InputContainer) -> VideoStream | None:
+    """The first video track that is not a cover picture; ``None`` if there is none."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    return None

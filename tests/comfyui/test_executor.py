@@ -392,6 +392,45 @@ def test_truncated_sizes_are_warned_about(tmp_path: Path) -> None:
     }
 
 
+def test_a_video_without_sound_is_saved_without_sound(tmp_path: Path) -> None:
+    made: Nodes = {
+        "made": ("EmptyImage", {"width": 64, "height": 64, "batch_size": 9, "color": 255}),
+        "clip": ("CreateVideo", {"images": ["made", 0], "fps": 24.0}),
+        "save": ("SaveVideo", {"video": ["clip", 0], "filename_prefix": "silent"}),
+    }
+    work = engine(tmp_path)
+    name = execute(graph(made), work)["save"]["images"][0]["filename"]
+    (tmp_path / "input").mkdir(exist_ok=True)
+    (work.folders.output / name).rename(work.folders.input / "silent.mp4")
+    again: Nodes = {
+        "load": ("LoadVideo", {"file": "silent.mp4"}),
+        "parts": ("GetVideoComponents", {"video": ["load", 0]}),
+        "clip": (
+            "CreateVideo",
+            {"images": ["parts", 0], "audio": ["parts", 1], "fps": ["parts", 2]},
+        ),
+        "save": ("SaveVideo", {"video": ["clip", 0], "filename_prefix": "again"}),
+    }
+    name = execute(graph(again), work)["save"]["images"][0]["filename"]
+    found = probe(work.folders.output / name)
+    assert (found.frames, found.audio_duration_s) == (9, None)
+
+
+def test_an_animated_bomb_is_refused_in_words(tmp_path: Path) -> None:
+    from PIL import Image
+
+    work = engine(tmp_path)
+    work.folders.input.mkdir(exist_ok=True)
+    frames = [Image.new("L", (4000, 4000), n) for n in range(8)]
+    frames[0].save(work.folders.input / "a.gif", save_all=True, append_images=frames[1:])
+    nodes: Nodes = {
+        "load": ("LoadImage", {"image": "a.gif"}),
+        "save": ("PreviewImage", {"images": ["load", 0]}),
+    }
+    with pytest.raises(WorkflowError, match="4000x4000 pixels in 8 frames, expected at most"):
+        execute(graph(nodes), work)
+
+
 KILLED = """
 import sys, time
 from pathlib import Path

@@ -666,3 +666,15 @@ def test_without_aiohttp_the_error_names_the_pip_command(tmp_path: Path) -> None
     )
     assert done.returncode == 2
     assert "pip install 'latent-ladder[serve]'" in done.stderr
+
+
+def test_a_preview_of_a_bomb_is_refused_in_words(server: ComfyUiServer) -> None:
+    out = io.BytesIO()
+    Image.new("1", (12_000, 10_001)).save(out, "PNG")
+    server.upload("bomb.png", out.getvalue())
+    status, body = server.get("/view?filename=bomb.png&type=input&preview=webp;80")
+    assert status == 400
+    assert b"bomb.png has 12000x10001 pixels, expected at most 120,000,000" in body
+    reference = json.dumps({"filename": "bomb.png", "type": "input", "subfolder": ""})
+    mask = png("#00000040", (4, 4), "RGBA")
+    assert server.upload("n.png", mask, "/upload/mask", original_ref=reference)[0] == 400

@@ -24,10 +24,14 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.checkpoints.selection import ModelSet, scan, select_models
 from latent_ladder.errors import RequestError
+from latent_ladder.latents.shapes import duration
+from latent_ladder.pipeline.artifact_keys import VERSIONS, copied_sound_key
+from latent_ladder.pipeline.input_files import InputFile
 from latent_ladder.pipeline.plan import make_plan
 from latent_ladder.request.model import Request
 from latent_ladder.request.stages import STAGE_TABLES
 from latent_ladder.sampling.schedules import DISTILLED_STAGE_1
+from latent_ladder.storage.artifact_store import artefact_key
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -374,3 +378,13 @@ def test_every_stage_has_a_key_of_its_own(keys: KeysOf) -> None:
     found = keys(changed([]))
     assert set(found) == ALL
     assert len(set(found.values())) == len(found)
+
+
+def test_results_of_the_earlier_media_reader_are_not_reused(tmp_path: Path) -> None:
+    """Mono sound was 3 dB quieter, late sound early: keys of version 1 must not be found again."""
+    file = InputFile(tmp_path / "a.wav", "audio_in", "content")
+    request = Request.from_preset("pocket", prompt="a")
+    length = str(duration(request.frames, request.fps))
+    fields = {"file": file.fields(), "duration": length}
+    assert copied_sound_key(file, request) != artefact_key("sound", 1, fields, (), ())
+    assert [VERSIONS[kind] for kind in ("audio_in", "video_in", "source")] == [2, 2, 2]

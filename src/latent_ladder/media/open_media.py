@@ -25,7 +25,7 @@ CONTAINER_FORMATS = (
     *("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "nut", "mxf"),
     *("gif", "apng", "webp", "ivf", "m4v", "h264", "hevc", "obu", "mpegvideo", "yuv4mpegpipe"),
     *("dv", "wav", "w64", "flac", "ogg", "mp3", "aac", "aiff", "au", "caf", "ac3", "eac3"),
-    *("dts", "amr", "wv", "tta", "ape", "mpc", "mpc8", "rm", "voc", "webp_pipe", "wtv"),
+    *("dts", "amr", "tak", "wv", "tta", "ape", "mpc", "mpc8", "rm", "voc", "webp_pipe", "wtv"),
 )
 """FFmpeg's names of the containers that are opened."""
 _OPTIONS = {"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "file"}

@@ -18,8 +18,8 @@ from latent_ladder.request.model import Request
 from latent_ladder.storage.artifact_store import artefact_key
 
 VERSIONS: Mapping[str, int] = {
-    "prompt": 1, "base": 1, "upsample": 1, "refine": 1, "sound": 1, "images": 1, "audio_in": 1,
-    "video_in": 1, "source": 1, "clip": 1, "windows": 1,
+    "prompt": 1, "base": 1, "upsample": 1, "refine": 1, "sound": 1, "images": 1, "audio_in": 2,
+    "video_in": 2, "source": 2, "copied_sound": 2, "clip": 1, "windows": 1,
 }  # fmt: skip
 """Version of each kind of artefact."""
 
@@ -104,7 +104,8 @@ def decoded_sound_key(source: str, models: ModelSet) -> str:
 def copied_sound_key(file: InputFile, request: Request) -> str:
     """Key of the waveform of an input file, cut to the length of the clip."""
     length = duration(request.frames, request.fps)
-    return _key("sound", {"file": file.fields(), "duration": str(length)}, (), ())
+    fields = {"file": file.fields(), "duration": str(length)}
+    return artefact_key("sound", VERSIONS["copied_sound"], fields, (), ())
 
 
 def clip_key(

@@ -121,7 +121,7 @@ def encode_generic_audio(ctx: NodeContext) -> list[Value]:
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadAudio": NodeFunction(load_audio),
+        "LoadAudio": NodeFunction(load_audio, version=2),
         "EmptyAudio": NodeFunction(empty_audio),
         "TrimAudioDuration": NodeFunction(trim_audio),
         "LTXVAudioVAEDecode": NodeFunction(decode_ltxv_audio, stored=True),

@@ -109,7 +109,7 @@ def _skip_frames(chunks: Iterator[Tensor], first: int) -> Iterator[Tensor]:
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadVideo": NodeFunction(load_video),
+        "LoadVideo": NodeFunction(load_video, version=2),
         "GetVideoComponents": NodeFunction(video_components),
         "Video Slice": NodeFunction(slice_video),
     }

@@ -111,16 +111,6 @@ def encode(vae: Any, video: Tensor) -> Tensor:
     return vae.encoder(video, causal=True)[:, : video_vae.LATENT_CHANNELS]
 
 
-def compute_loss(out: Tensor, video: Tensor, step: int) -> Tensor:
-    """MSE in the first steps, then L1 + MSE / 2 + 0.7 x L1 of the gradients along x, y and t."""
-    error = out - video
-    mse = error.square().mean()
-    if step < MSE_STEPS:
-        return mse
-    gradients = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
-    return error.abs().mean() + 0.5 * mse + 0.7 * gradients
-
-
 class Critic(nn.Module):
     """A patch discriminator of frames and their differences, with a stride of 8 pixels."""
 
@@ -230,7 +220,7 @@ def take_step(run: Run, video: Tensor, options: argparse.Namespace, rate: float)
         noisy = latents + NOISE * std * torch.randn_like(latents)
         out = run.vae.decoder(noisy)
     out = out.float()
-    loss = compute_loss(out, video, run.step)
+    loss = video_vae.reconstruction_loss(out, video, run.step < MSE_STEPS)
     if not options.freeze:  # otherwise latents grow to make the added noise irrelevant
         loss = loss + 1e-4 * (latents.float() / std).square().mean()
     if run.adversary is not None:

@@ -450,6 +450,16 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(10 * torch.log10(255.0**2 / error))
 
 
+def reconstruction_loss(out: Tensor, video: Tensor, only_mse: bool) -> Tensor:
+    """L1 + MSE / 2 + 0.7 x L1 of the gradients along x, y and t; the MSE alone to begin with."""
+    error = out - video
+    mse = error.square().mean()
+    if only_mse:
+        return mse
+    gradients = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
+    return error.abs().mean() + 0.5 * mse + 0.7 * gradients
+
+
 @torch.no_grad()
 def score(vae: AutoencoderKLLTX2Video, scenes: list[Scene], size: int, frames: int = 25) -> float:
     """Mean PSNR in dB of scenes encoded and decoded at `size` px."""

@@ -67,16 +67,6 @@ def batch(rng: random.Random, encode: video_vae.Transform, count: int) -> tuple[
     return encode(video), video
 
 
-def compute_loss(out: Tensor, video: Tensor, step: int) -> Tensor:
-    """MSE in the first steps, then L1 + MSE / 2 + 0.7 x L1 of the gradients along x, y and t."""
-    error = out - video
-    mse = error.square().mean()
-    if step < MSE_STEPS:
-        return mse
-    gradients = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4))
-    return error.abs().mean() + 0.5 * mse + 0.7 * gradients
-
-
 def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6) -> None:
     """Train the decoder for `seconds`, from runs/vae.pt."""
     state = read(STATE)
@@ -100,7 +90,7 @@ def train(seconds: float, count: int, base_lr: float, seed: int, score: int = 6)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, 500 / group["fan"])
         out = decoder(latents)
-        loss = compute_loss(out, video, step)
+        loss = video_vae.reconstruction_loss(out, video, step < MSE_STEPS)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)

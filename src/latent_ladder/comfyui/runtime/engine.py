@@ -23,7 +23,11 @@ from latent_ladder.checkpoints.selection import (
     find_by_name,
     select_available,
 )
-from latent_ladder.comfyui.analysis.validate import map_file_name, unsafe_path_reason
+from latent_ladder.comfyui.analysis.validate import (
+    map_file_name,
+    split_folder_tag,
+    unsafe_path_reason,
+)
 from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
@@ -150,10 +154,8 @@ class Engine:
         chosen = Path(asked).expanduser()
         if name in self.names and chosen.is_file():
             return chosen
-        root = self.folders.input
-        for kind in ("input", "output", "temp"):
-            if asked.endswith(f" [{kind}]"):
-                root, asked = getattr(self.folders, kind), asked.removesuffix(f" [{kind}]")
+        asked, folder = split_folder_tag(asked)
+        root: Path = getattr(self.folders, folder or "input")
         path = root / asked
         if unsafe_path_reason(asked) or not path.resolve().is_relative_to(root.resolve()):
             raise WorkflowError(

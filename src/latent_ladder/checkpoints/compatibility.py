@@ -16,9 +16,10 @@ from typing import NamedTuple
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
 from latent_ladder.checkpoints.components import Component, detect_family
 from latent_ladder.checkpoints.lora_keys import (
+    ModuleNames,
     adapter_shape,
     find_adapter_modules,
-    make_module_finder,
+    is_text_module,
 )
 from latent_ladder.errors import CheckpointError, UnknownLayout
 
@@ -45,10 +46,10 @@ class TransformerRequirements:
         return self.transformer.shape("transformer_blocks.0.attn2.to_k.weight")[1]
 
     @cached_property
-    def find_module(self) -> Callable[[str], str | None]:
-        """Function from the name of a module in a LoRA to that in the transformer, or ``None``."""
+    def modules(self) -> ModuleNames:
+        """The modules of the transformer, by which those of a LoRA are found."""
         names = (n for n in self.transformer.names if n.endswith(".weight"))
-        return make_module_finder(name.removesuffix(".weight") for name in names)
+        return ModuleNames(name.removesuffix(".weight") for name in names)
 
     def mismatch(self, role: str, part: Component) -> str | None:
         """The reason why a component does not fit the role, ``None`` if it fits."""
@@ -200,7 +201,11 @@ def detect_upsampling(upsampler: Component) -> Upsampling:
 
 
 class LoraMatch(NamedTuple):
-    """Match of a LoRA: ``matched`` of ``total`` modules, and the first conflict of shapes."""
+    """Match of a LoRA: ``matched`` of ``total`` modules, and the first conflict of shapes.
+
+    Modules of text connectors and text projection count only where the file has no others, and
+    then as matched: their shapes are compared when they are applied.
+    """
 
     matched: int
     total: int
@@ -214,9 +219,13 @@ def match_lora(lora: Component, requirements: TransformerRequirements) -> LoraMa
         shapes = {m.name: adapter_shape(lora, m) for m in modules}
     except CheckpointError as error:
         return LoraMatch(0, 1, error.message)
+    n_text = sum(is_text_module(name) for name in shapes)
+    if n_text == len(shapes):
+        return LoraMatch(n_text, n_text, None)
+    meant = requirements.modules.match(name for name in shapes if not is_text_module(name))
     matched, conflict = 0, None
     for written, found in shapes.items():
-        known = requirements.find_module(written)
+        known = meant.get(written)
         if known is None:
             continue
         needed = requirements.transformer.shape(f"{known}.weight")
@@ -224,7 +233,7 @@ def match_lora(lora: Component, requirements: TransformerRequirements) -> LoraMa
             matched += 1
         elif conflict is None:
             conflict = f"{written} needs {_format_shape(needed)}, found {_format_shape(found)}"
-    return LoraMatch(matched, len(shapes), conflict)
+    return LoraMatch(matched, len(shapes) - n_text, conflict)
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

@@ -15,11 +15,12 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.memory import peak_usage
 from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory
 from latent_ladder.models.device import Runtime
-from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
+from latent_ladder.models.text_encoder.encode import NO_LORAS, Conditioning, encode_prompts
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.loading import WeightLocation
@@ -86,6 +87,7 @@ class ModelRunner:
         text_encoder: Component,
         projection: Component,
         connectors: Component,
+        loras: TextLoras = NO_LORAS,
     ) -> list[Conditioning]:
         """The context of each text, on the device. The text encoder loads once for all of them."""
         return encode_prompts(
@@ -95,6 +97,7 @@ class ModelRunner:
             connectors=connectors,
             device=self.device,
             dtype=self.runtime.dtype,
+            loras=loras,
         )
 
     # -- out of memory ------------------------------------------------------------------------

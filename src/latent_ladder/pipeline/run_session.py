@@ -145,8 +145,8 @@ class RunSession:
         self.memory = memory
         policy = policy_of(plan.request, self.options.memory)
         self._runner = ModelRunner(runtime, memory.budget, policy)
-        texts = [s.text for s in plan.stages if s.kind == "prompt" and not s.stored]
-        self._contexts = dict.fromkeys(texts)
+        keys = [s.key for s in plan.stages if s.kind == "prompt" and not s.stored]
+        self._contexts = dict.fromkeys(keys)
         check_upscaler(plan.upscale, runtime)
         if preview is not None:
             self._preview = self._open_preview(plan, preview)

@@ -270,9 +270,10 @@ def test_connectors_and_projection_equal_merged_weights(
     hidden = torch.randn(7, 5, 32, generator=torch.Generator().manual_seed(1))
     down, up = pairs[embed].values()
     weights = {
-        f"text_embedding_projection.{key}": projection.read(key).clone() for key in projection.names
+        f"text_embedding_projection.{key}": projection.read(key).float() for key in projection.names
     }
-    weights[f"text_embedding_projection.{embed}.weight"] += 0.5 * up @ down
+    merged_name = f"text_embedding_projection.{embed}.weight"
+    weights[merged_name] = weights[merged_name] + 0.5 * up @ down
     save_file(weights, tmp_path / "merged.safetensors")
     merged_projection = components(open_checkpoint(tmp_path / "merged.safetensors"))
     (changed,) = project_features([hidden], projection, chosen.projection)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
 from latent_ladder.checkpoints.components import Component, detect_family
+from latent_ladder.checkpoints.gemma_sizes import gemma_size
 from latent_ladder.checkpoints.lora_keys import (
     ModuleNames,
     adapter_shape,
@@ -54,7 +55,12 @@ class TransformerRequirements:
     def mismatch(self, role: str, part: Component) -> str | None:
         """The reason why a component does not fit the role, ``None`` if it fits."""
         rule = _RULES.get(role)
-        return rule(self, part) if rule else None
+        if rule is None:
+            return None
+        try:
+            return rule(self, part)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            return f"its tensors have shapes that no such component has ({error})"
 
 
 def _connectors(requirements: TransformerRequirements, part: Component) -> str | None:
@@ -137,12 +143,6 @@ def text_encoder_mismatch(encoder: Component, features: int) -> str | None:
     if features == _GEMMA_12B:
         return f"needs hidden 3840 and 48 layers (Gemma 3 12B), found {hidden} and {layers}"
     return f"needs hidden x (layers + 1) = {features}, found {hidden} x {layers + 1}"
-
-
-def gemma_size(encoder: Component) -> tuple[int, int]:
-    """(hidden width, number of layers) of a Gemma text encoder."""
-    layers = {int(k.split(".")[1]) for k in encoder.names if k.startswith("layers.")}
-    return encoder.shape("norm.weight")[0], len(layers)
 
 
 def projection_shape(projection: Component) -> tuple[int, ...]:

@@ -219,13 +219,17 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
     if path.exists() and (path.is_file() or path.is_absolute()):
         return _find_in_path(path, role)
     wanted = name.replace("\\", "/")
-    for found in library.of(role):
-        if f"/{found.name}".endswith(f"/{wanted}") or found.path.name == Path(wanted).name:
+    known_files = library.named(role)
+    for found in known_files:
+        if f"/{found.name}".endswith(f"/{wanted}"):
+            return found
+    for found in known_files:
+        if found.path.name == Path(wanted).name:
             return found
     for file, roles in library.files.items():
         if file.name == Path(wanted).name:
             raise _wrong_role_error(file.name, list(roles), role)
-    known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
+    known = ", ".join(sorted({f.name for f in known_files})) or "none"
     raise CheckpointNotFound(
         f"no {_display_name(role)} called {name} found; known: {known}",
         "give a path, or a name that `ladder models list` shows",

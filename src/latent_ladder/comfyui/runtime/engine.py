@@ -139,8 +139,9 @@ class Engine:
             except (WorkflowError, MediaError):
                 return name
         wanted = self.file_name(name)
-        for path, parts in self.library.files.items():
-            found = next(iter(parts.values()))
+        files = [next(iter(parts.values())) for parts in self.library.files.values()]
+        for found in (*files, *self.library.other_names):
+            path = found.path
             if f"/{found.name}".endswith(f"/{wanted}") or path.name == _last(wanted):
                 return found.component.file.id
         path = Path(wanted).expanduser()

@@ -20,15 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.gemma_sizes import gemma_defaults, gemma_header
 from latent_ladder.errors import UnknownLayout
 from latent_ladder.models.weights.loading import EmptyOnMeta, TensorReader, load_module
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_stored
 
 EMBEDDING = "embed_tokens.weight"
 
-# Settings that shapes do not show, as in all published Gemma 3; a header overrides them.
-WINDOW, FULL_EVERY, EPS = 1024, 6, 1e-6
-FULL_THETA, FULL_FACTOR, SLIDING_THETA = 1_000_000.0, 8.0, 10_000.0
+# Settings that shapes do not show, equal in all published Gemma 3; a header overrides them. Those
+# that differ by size are in `gemma_sizes`.
+FULL_EVERY, EPS = 6, 1e-6
+FULL_THETA, SLIDING_THETA = 1_000_000.0, 10_000.0
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -269,11 +271,11 @@ def read_gemma_config(text_encoder: Component) -> GemmaConfig:
     Raises :class:`UnknownLayout` if tensors are missing, sizes differ from those in the header,
     or the header requests something that Gemma 3 does not have.
     """
-    header = text_encoder.config.get("text_config", text_encoder.config)
+    header, defaults = gemma_header(text_encoder), gemma_defaults(text_encoder)
     layers = {int(m[1]) for key in text_encoder.names if (m := _LAYER.match(key))}
     attention = "layers.0.self_attn."
     (head_dim,) = text_encoder.shape(f"{attention}q_norm.weight")
-    rope = _rope_parameters(header)
+    rope = _rope_parameters(header, defaults.factor)
     sizes = {
         "hidden_size": text_encoder.shape("norm.weight")[0],
         "num_attention_heads": text_encoder.shape(f"{attention}q_proj.weight")[0] // head_dim,
@@ -290,8 +292,8 @@ def read_gemma_config(text_encoder: Component) -> GemmaConfig:
         head_dim=head_dim,
         inner=inner,
         full_attention=_full_layers(header, len(layers)),
-        window=header.get("sliding_window", WINDOW),
-        scalar=header.get("query_pre_attn_scalar", head_dim),
+        window=header.get("sliding_window", defaults.window),
+        scalar=header.get("query_pre_attn_scalar", defaults.scalar or head_dim),
         eps=header.get("rms_norm_eps", EPS),
         full_rope=rope["full_attention"],
         sliding_rope=rope["sliding_attention"],
@@ -320,14 +322,17 @@ def _full_layers(header: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     return tuple(n % every == 0 for n in range(1, layers + 1))
 
 
-def _rope_parameters(header: Mapping[str, Any]) -> dict[str, RopeParameters]:
-    """RoPE parameters per layer type, from the new or the old config format of transformers."""
+def _rope_parameters(header: Mapping[str, Any], factor: float) -> dict[str, RopeParameters]:
+    """RoPE parameters per layer type, from the new or the old config format of transformers.
+
+    ``factor`` is that of full attention layers for a header that states none.
+    """
     if "rope_parameters" in header:
         return {
             kind: RopeParameters(values["rope_theta"], values.get("factor", 1.0))
             for kind, values in header["rope_parameters"].items()
         }
-    scaling = header.get("rope_scaling", {"factor": FULL_FACTOR}) or {}
+    scaling = header.get("rope_scaling", {"factor": factor}) or {}
     return {
         "full_attention": RopeParameters(
             header.get("rope_theta", FULL_THETA), scaling.get("factor", 1.0)

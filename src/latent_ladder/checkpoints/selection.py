@@ -29,6 +29,7 @@ from latent_ladder.checkpoints.compatibility import (
     training_variant,
 )
 from latent_ladder.checkpoints.components import Component, components, detect_family
+from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor, has_unknown_size
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
@@ -171,6 +172,9 @@ def select_available(library: Library, choices: Mapping[str, str] | None = None)
         selector.add(role, parts)
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
     selector.add("text_encoder", parts, _text_encoder_mismatch_rule(parts.get("text_projection")))
+    encoder = parts.get("text_encoder")
+    if encoder is not None and has_unknown_size(encoder):
+        selector.notes += filter(None, [assumed_rope_factor(encoder)])
     upsamplers, loras = selector.upsamplers(), selector.loras()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
     return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)

@@ -14,7 +14,9 @@ import psutil
 
 from latent_ladder.checkpoints.catalog import CatalogFile
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor
 from latent_ladder.checkpoints.misplaced import MisplacedFile, find_misplaced
+from latent_ladder.checkpoints.scan import FoundComponent
 from latent_ladder.checkpoints.search_paths import ModelFolder, model_folders
 from latent_ladder.checkpoints.selection import Library, PartialModelSet, scan, select_available
 from latent_ladder.diagnostics.preset_readiness import (
@@ -182,7 +184,13 @@ def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
                 "bytes": found.summary.nbytes,
                 "embedded": found.is_embedded,
                 "chosen": (role, found.path) in chosen,
+                "assumed": _assumed(found),
             }
+
+
+def _assumed(found: FoundComponent) -> str | None:
+    """What is assumed about a text encoder because its file does not say."""
+    return assumed_rope_factor(found.component) if found.role == "text_encoder" else None
 
 
 def _chosen(choice: PartialModelSet) -> Iterator[Component]:

@@ -7,6 +7,7 @@ in :data:`VERSIONS` only when the same inputs begin to give another result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,10 +35,15 @@ def prompt_key(
 ) -> str:
     """Key of an encoded prompt; white space around the text does not count."""
     fields: dict[str, Any] = {"prompt": text.strip()}
+    if text_encoder.file.container == "gguf" and _CONTROL_TOKEN.search(text):
+        fields["control_tokens"] = 1  # versions before read them as plain text
     if loras:
         pairs = {"connectors": loras.connectors, "projection": loras.projection}
         fields |= {part: [[x.id, strength] for x, strength in pairs[part]] for part in pairs}
     return _key("prompt", fields, (), (text_encoder, projection, connectors))
+
+
+_CONTROL_TOKEN = re.compile(r"<\w+>|\[\w+\]")
 
 
 def images_key(

@@ -82,7 +82,7 @@ def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> No
     print_table("Machine", ("what", "free", "of"), _machine_rows(checkup, torch_devices))
     for wrong in checkup.misplaced:
         show_warning(wrong.message)
-    for note in checkup.choice.notes:
+    for note in dict.fromkeys((*checkup.choice.notes, *_assumptions(checkup))):
         show_warning(note)
     for path, why in checkup.library.unreadable:
         show_warning(f"{path}: {why}")
@@ -93,6 +93,15 @@ def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> No
             "only the embedded pocket model can run; `ladder models get ltx-2.3` downloads the "
             "real model"
         )
+
+
+def _assumptions(checkup: Checkup) -> Iterator[str]:
+    """What is assumed about the user's chosen files because they do not say."""
+    from latent_ladder.diagnostics.doctor import rows
+
+    for row in rows(checkup):
+        if row["chosen"] and row["assumed"] and not row["embedded"]:
+            yield row["assumed"]
 
 
 def _print_files(checkup: Checkup) -> None:

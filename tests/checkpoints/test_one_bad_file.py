@@ -14,8 +14,10 @@ from helpers.model_folders import copy
 
 from latent_ladder.checkpoints import checkpoint_file
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.mmap_file import MappedFile
 from latent_ladder.checkpoints.scan import Library, scan
 from latent_ladder.checkpoints.selection import find_by_name
+from latent_ladder.checkpoints.tensor_info import Header
 from latent_ladder.errors import CheckpointError, CorruptCheckpoint
 from latent_ladder.storage.file_hashes import cache_file
 
@@ -109,7 +111,7 @@ def test_a_surprise_in_the_reader_is_a_damaged_file(
     """The kind of fault: an exception that no check foresaw, in one file."""
     read = checkpoint_file._read_header
 
-    def surprised(file: checkpoint_file.MappedFile) -> checkpoint_file.Header:
+    def surprised(file: MappedFile) -> Header:
         if file.path.name == "bad.safetensors":
             raise ZeroDivisionError("integer modulo by zero")
         return read(file)

@@ -174,7 +174,7 @@ def select_available(library: Library, choices: Mapping[str, str] | None = None)
     selector.add("text_encoder", parts, _text_encoder_mismatch_rule(parts.get("text_projection")))
     encoder = parts.get("text_encoder")
     if encoder is not None and has_unknown_size(encoder):
-        selector.notes += filter(None, [assumed_rope_factor(encoder)])
+        selector.notes.extend(filter(None, [assumed_rope_factor(encoder)]))
     upsamplers, loras = selector.upsamplers(), selector.loras()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
     return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)

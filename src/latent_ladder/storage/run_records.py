@@ -13,7 +13,7 @@ import platform
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,6 +171,13 @@ class RunLog:
             elif found is not None:
                 damaged.append(found)
         return records, damaged
+
+    def interrupted_outputs(self, newest: int = 50) -> Iterator[str]:
+        """The outputs of runs whose process was killed, among the ``newest`` records."""
+        for path in sorted(self.folder.glob("*.json"), reverse=True)[:newest]:
+            found = _read(path)
+            if isinstance(found, RunRecord) and found.status == "interrupted" and found.output:
+                yield found.output
 
     def find(self, name: str) -> RunRecord:
         """The run whose id starts with ``name``; ``"last"`` is the newest one.

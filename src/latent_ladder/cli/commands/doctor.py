@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,13 @@ from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import Folders, Json, StoreFolder, memory_option
-from latent_ladder.cli.console import format_bytes, print_table, show_error, show_warning
+from latent_ladder.cli.console import (
+    format_bytes,
+    print_json,
+    print_table,
+    show_error,
+    show_warning,
+)
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.catalog import CatalogFile
@@ -51,7 +56,7 @@ def doctor(
     torch_devices = _ask_torch() if gpu else None
     if as_json:
         body = report(checkup) | ({} if torch_devices is None else {"torch": torch_devices})
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+        print_json(body)
     else:
         _print_checkup(checkup, torch_devices)
     if not checkup.runnable:

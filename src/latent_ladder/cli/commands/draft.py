@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from latent_ladder.cli.commands.options import (
     stage_option,
 )
 from latent_ladder.cli.commands.run_progress import current_command, resume_command, track_run
-from latent_ladder.cli.console import print_table, show_note
+from latent_ladder.cli.console import print_json, print_table, print_text, show_note
 from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
@@ -225,9 +224,9 @@ def refine(
             options = replace(options, preview=strip, measure=measure)
             results.append(execute(prepared, path, options))
         if not as_json:
-            print(path)
+            print_text(path)
     if as_json:
-        print(json.dumps([r.to_dict() for r in results], ensure_ascii=False, indent=2))
+        print_json([r.to_dict() for r in results])
 
 
 def _prepare(
@@ -251,11 +250,11 @@ def _prepare(
 
 def _print_drafts(result: DraftsResult, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
         return
     columns = ("draft", "seed", "state", "motion", "detail", "sound", "flags", "prompt")
     print_table("", columns, [_draft_row(draft) for draft in result.record.drafts])
-    print(result.folder)
+    print_text(result.folder)
     show_note(f"to finish a draft, such as number 1: ladder refine {result.record.id}:1")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,7 @@ from latent_ladder.cli.commands.options import (
     StoreFolder,
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
-from latent_ladder.cli.console import print_table, show_warning
+from latent_ladder.cli.console import print_json, print_table, print_text, print_toml, show_warning
 from latent_ladder.cli.run_log import log_plan
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def plan(
     log_plan(prepared)
     report = prepared.report()
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return
     _print_plan(prepared, report)
 
@@ -113,19 +112,19 @@ def show(
 
     request = request_of_clip(clip)
     if as_json:
-        print(json.dumps(request.to_dict(), indent=2, ensure_ascii=False))
+        print_json(request.to_dict())
         return
     if not _is_video_file(clip):
-        print(f"# {clip.name}")
-        print(request.to_toml().rstrip())
+        print_text(f"# {clip.name}")
+        print_toml(request.to_toml())
         return
     info = probe(clip)
     sound = f", sound {info.audio_duration_s:.3f} s" if info.audio_duration_s else ", no sound"
-    print(
+    print_text(
         f"# {clip.name}: {info.width}x{info.height}, {info.frames} frames, "
         f"{info.duration_s:.3f} s{sound}"
     )
-    print(request.to_toml().rstrip())
+    print_toml(request.to_toml())
 
 
 def choose_file_name(prompt: str, suffix: str = ".mp4") -> Path:
@@ -143,7 +142,7 @@ def _is_video_file(clip: Path) -> bool:
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
-    print(prepared.headline())
+    print_text(prepared.headline())
     rows = [
         (
             stage["stage"],
@@ -161,6 +160,6 @@ def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
     print_table("", columns, rows)
     files = [(m["role"], m["precision"], m["file"]) for m in report["models"]]
     print_table("", ("role", "precision", "file"), files)
-    print(f"advice: {report['advice']['sentence']}")
+    print_text(f"advice: {report['advice']['sentence']}")
     for warning in report["warnings"]:
         show_warning(warning["message"])

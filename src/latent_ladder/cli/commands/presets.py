@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import CommandGroup, GroupedCommand
 from latent_ladder.cli.commands.options import Json
-from latent_ladder.cli.console import print_table
+from latent_ladder.cli.console import print_json, print_table, print_text, print_toml
 
 Name = Annotated[
     str,
@@ -34,7 +33,7 @@ def list_presets(as_json: Json = False) -> None:
 
     presets = [read_preset(name) for name in preset_names()]
     if as_json:
-        print(json.dumps([{"name": p.name, "summary": p.summary} for p in presets], indent=2))
+        print_json([{"name": p.name, "summary": p.summary} for p in presets])
         return
     print_table("", ("preset", "use"), [(p.name, p.summary) for p in presets])
 
@@ -47,7 +46,7 @@ def show_preset(name: Name, as_json: Json = False) -> None:
 
     preset = read_preset(name)
     if as_json:
-        print(json.dumps(preset._asdict(), indent=2, ensure_ascii=False))
+        print_json(preset._asdict())
         return
-    print(f"# {preset.summary}\n# source: {preset.source}")
-    print(tomli_w.dumps(preset.fields).rstrip())
+    print_text(f"# {preset.summary}\n# source: {preset.source}")
+    print_toml(tomli_w.dumps(preset.fields))

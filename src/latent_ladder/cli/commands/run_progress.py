@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from latent_ladder.cli.console import RunProgress, show_note
+from latent_ladder.cli.console import RunProgress, print_json, print_text, show_note
+from latent_ladder.cli.printable import shell_command
 from latent_ladder.cli.run_log import log_events, log_plan
 from latent_ladder.errors import Cancelled
 
@@ -73,7 +72,7 @@ def cancel_on_interrupt(cancel: Cancel) -> Iterator[None]:
 
 def current_command() -> str:
     """The command line of this process as text for a shell."""
-    return shlex.join(["ladder", *sys.argv[1:]])
+    return shell_command(["ladder", *sys.argv[1:]])
 
 
 def resume_command(seed: int) -> str:
@@ -86,12 +85,12 @@ def resume_command(seed: int) -> str:
             skip = True
         else:
             words.append(word)
-    return shlex.join([*words, "--seed", str(seed)])
+    return shell_command([*words, "--seed", str(seed)])
 
 
 def print_result(result: Result, as_json: bool) -> None:
     """Print the path of the clip on stdout, or the whole result as JSON."""
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
     else:
-        print(result.output)
+        print_text(result.output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
 from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
-from latent_ladder.cli.console import print_table, show_note
+from latent_ladder.cli.console import print_json, print_table, print_text, show_note
 from latent_ladder.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
@@ -215,7 +214,7 @@ def _print_result(
     if as_json:
         data: dict[str, Any] = body(planned, result, choice, current_command())
         report = {"report": str(folder / PAGE), **data}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     names = ("motion_kept", "detail_added_db", "structure_similarity", "flicker", "seconds")
     rows = [
@@ -229,4 +228,4 @@ def _print_result(
     ]
     print_table("", ("point", "settings", "state", *(SHOWN[name][0] for name in names)), rows)
     show_note(choice.why)
-    print(folder / PAGE)
+    print_text(folder / PAGE)

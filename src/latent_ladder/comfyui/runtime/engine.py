@@ -261,7 +261,7 @@ class Engine:
                 found[key] = Context(tensors["video"], tensors["audio"])
         for key, context in self._encode(missing, transformer).items():
             tensors = {"video": context.video, "audio": context.audio}
-            self.store.put(key, tensors, {"stage": "prompt", "name": "prompt"})
+            self.store.try_put(key, tensors, {"stage": "prompt", "name": "prompt"})
             found[key] = context
         device, dtype = self.runtime.device, self.runtime.dtype
         return [

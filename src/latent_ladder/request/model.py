@@ -49,6 +49,7 @@ from latent_ladder.request.resolved import (
     stage_resolutions,
     upsample_factors,
 )
+from latent_ladder.request.size_limits import size_problems
 from latent_ladder.request.stage_rules import stage_kinds, stage_names, stages_problems
 from latent_ladder.request.stages import (
     STAGE_TABLES,
@@ -241,6 +242,8 @@ class Request(Table):
     @model_validator(mode="wrap")
     @classmethod
     def _one_report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if too_large := size_problems(data):
+            raise report(too_large)
         raw = data.get("stages") if isinstance(data, Mapping) else None
         stages = raw if isinstance(raw, list | tuple) else ()
         problems = stages_problems(raw) if isinstance(raw, list | tuple) else []

@@ -18,6 +18,7 @@ from latent_ladder.cli.commands.flag_values import (
 )
 from latent_ladder.cli.commands.options import (
     DEFAULT_DENOISE,
+    AllowPaths,
     AudioInput,
     AudioMode,
     Checkpoint,
@@ -73,6 +74,7 @@ class RequestFlags:
     prompt: Prompt = None
     preset: PresetName = None
     source: SourceRequest = None
+    allow_paths: AllowPaths = False
     negative: Negative = None
     seed: Seed = None
     size: Size = None
@@ -124,7 +126,22 @@ class RequestFlags:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
             )
-        return Request.from_dict(apply_sets(fields, tuple(self.sets or ()))).pick_seed()
+        request = Request.from_dict(apply_sets(fields, tuple(self.sets or ())))
+        self._check_paths(request, inputs)
+        return request.pick_seed()
+
+    def _check_paths(self, request: Request, inputs: InputFlags | None) -> None:
+        """Raise :class:`RequestError` if ``request`` has paths of this machine from a clip."""
+        from latent_ladder.request.files import READERS, read_request
+        from latent_ladder.request.outside_paths import check_outside_paths, named_paths
+
+        if self.source is None or self.allow_paths or self.source.suffix.lower() in READERS:
+            return
+        named = set() if inputs is None else named_paths(inputs.to_fields())
+        named |= {text.partition("=")[2].strip("\"' ") for text in self.sets or ()}
+        named |= {name for name in (self.checkpoint, self.upscale) if name is not None}
+        clip = read_request(self.source).to_dict()
+        check_outside_paths(request.to_dict(), clip, named, self.source.name)
 
     def _start_fields(self, library: Library) -> dict[str, Any]:
         """The fields of ``--from``, ``--preset`` or the default preset."""

@@ -91,7 +91,7 @@ def artefact_key(
         "inputs": list(inputs),
         "checkpoints": list(checkpoints),
     }
-    data = canonical_json(parts).encode()
+    data = canonical_json(parts).encode("utf-8", "surrogatepass")
     return f"{ALGORITHM}-{hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 

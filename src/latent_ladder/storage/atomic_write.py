@@ -90,9 +90,10 @@ def explain_write_error(
             hint=_NO_ROOM_HINTS[cause.errno],
         )
     reason = os.strerror(cause.errno) if cause.errno else str(cause)
+    is_long = cause.errno == errno.ENAMETOOLONG
     return raised(
         f"{what} cannot be written to {folder}: {reason}",
-        hint="choose a folder with write permission",
+        hint="use a shorter name" if is_long else "choose a folder with write permission",
     )
 
 

@@ -48,7 +48,9 @@ def check_regular_file(path: Path, raised: type[LadderError], what: str = "file"
     if stat.S_ISREG(status.st_mode):
         return status
     kind = next((name for test, name in KINDS if test(status.st_mode)), "not a file")
-    raise raised(f"{what} {shorten_path(path)} is {kind}, not a file", "give the path of a regular file")
+    raise raised(
+        f"{what} {shorten_path(path)} is {kind}, not a file", "give the path of a regular file"
+    )
 
 
 def read_error(
@@ -95,6 +97,11 @@ def is_pseudo_folder(folder: Path) -> bool:
     return any(real.startswith(f"{root}/") for root in PSEUDO_ROOTS) and not real.startswith(
         f"{SHARED_MEMORY}/"
     )
+
+
+def is_text(value: str) -> bool:
+    """False for a string with surrogates: half a character, or a byte that is not UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def shorten_path(path: Path) -> str:

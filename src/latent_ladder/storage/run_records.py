@@ -153,7 +153,9 @@ class RunLog:
         """
         if record.status not in STATUSES[:-1]:
             raise ValueError(f"status {record.status!r} is not one of {STATUSES[:-1]}")
-        data = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1).encode()
+        text = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1)
+        # a name that is not UTF-8 becomes a valid escape of JSON: \udcff
+        data = text.encode("utf-8", "backslashreplace")
         with convert_write_errors(
             StoreError, f"the record of run {record.id}", self.folder, len(data)
         ):

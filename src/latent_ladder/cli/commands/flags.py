@@ -57,7 +57,8 @@ from latent_ladder.cli.commands.options import (
     Vram,
     Windows,
 )
-from latent_ladder.errors import RequestError
+from latent_ladder.errors import RequestError, StoreError
+from latent_ladder.storage.read_file import is_text
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.selection import Library
@@ -309,10 +310,13 @@ def prepare(
 
 
 def open_store(folder: Path | None) -> Store:
-    """The store in ``folder``, or the user's own."""
+    """The store in ``folder``, or the user's own. Raises :class:`StoreError` for a bad name."""
     from latent_ladder.storage.artifact_store import Store, default_root
 
-    return Store(folder or default_root())
+    root = folder or default_root()
+    if not is_text(str(root)):
+        raise StoreError(f"the store {root} has a name that is not UTF-8", "use another --store")
+    return Store(root)
 
 
 def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from latent_ladder.storage.atomic_write import (
 )
 from latent_ladder.storage.file_lock import lock_file
 from latent_ladder.storage.run_records import KEY_PATTERN, DamagedRun, RunLog, RunRecord
+from latent_ladder.storage.user_config import configured_path
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +44,11 @@ if TYPE_CHECKING:
 ALGORITHM = "b2"
 """Prefix of every key: blake2b with a digest of 16 bytes, over canonical JSON."""
 
-ENVIRONMENT = "LADDER_STORE"
-
 
 def default_root() -> Path:
-    """``$LADDER_STORE``, else ``latent-ladder`` in the user's data folder."""
-    if folder := os.environ.get(ENVIRONMENT):
-        return Path(folder).expanduser()
+    """``$LADDER_STORE``, the key ``store`` of ``config.toml``, else a folder of the user's data."""
+    if folder := configured_path("store"):
+        return folder
     import platformdirs
 
     return Path(platformdirs.user_data_dir("latent-ladder", appauthor=False))

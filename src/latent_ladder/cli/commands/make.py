@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFla
 from latent_ladder.cli.commands.options import (
     Json,
     Measure,
+    Open,
     Output,
     Overwrite,
     PreviewStrip,
@@ -22,7 +24,8 @@ from latent_ladder.cli.commands.options import (
     StoreFolder,
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
-from latent_ladder.cli.console import print_table, show_warning
+from latent_ladder.cli.console import print_table, show_loading, show_warning
+from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.run_log import log_plan
 
 if TYPE_CHECKING:
@@ -56,11 +59,15 @@ def make(
     measure: Measure = True,
     as_json: Json = False,
     preview: PreviewStrip = False,
+    open_result: Open = False,
 ) -> None:
     """Make a clip with sound from a prompt.
 
     ladder make "a red ball rolls to the right" -o ball.mp4
     """
+    began = time.monotonic()
+    is_quiet = quiet or as_json
+    show_loading("reading the headers of the model files", is_quiet)
     prepared = prepare(request_flags, memory, store, inputs)
     path = output or choose_file_name(
         prepared.request.prompt, ".mov" if prepared.request.output.codec == "prores" else ".mp4"
@@ -69,15 +76,16 @@ def make(
 
     run = track_run(
         prepared,
-        memory.device,
         resume_command(prepared.request.seed),
         overwrite=overwrite,
-        quiet=quiet or as_json,
+        quiet=is_quiet,
     )
     with run as options:
         strip = path.with_suffix(".preview.png") if preview else None
         result = execute(prepared, path, replace(options, measure=measure, preview=strip))
-    print_result(result, as_json)
+    print_result(result, time.monotonic() - began, as_json=as_json, quiet=quiet)
+    if open_result:
+        open_file(path)
 
 
 def plan(
@@ -143,7 +151,9 @@ def _is_video_file(clip: Path) -> bool:
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
-    print(prepared.headline())
+    print(prepared.headline(picked=False))
+    if prepared.unfinished is not None:
+        print(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
     rows = [
         (
             stage["stage"],

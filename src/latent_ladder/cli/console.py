@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -38,9 +39,6 @@ PREVIEW_INTERVAL_S = 10.0
 
 LINE_INTERVAL_S = 10.0
 """Least time between two lines about the steps of one stage where there are no bars."""
-
-PIPED_WIDTH = 240
-"""Width of a table, in characters, that does not go to a terminal."""
 
 
 def stderr_console() -> Console:
@@ -76,18 +74,38 @@ def show_loading(text: str, quiet: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout; one line per row when it is piped."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    whole: Collection[str] = (),
+    below: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout, as wide as the terminal; one line per row when it is piped.
 
-    table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for row in rows:
-        table.add_row(*(_escape(cell) for cell in row))
-    console = Console(highlight=False)
-    width = console.width if console.is_terminal else PIPED_WIDTH
-    Console(highlight=False, width=width).print(table)
+    ``whole`` are columns whose names must not be broken, ``below`` those that may move below their
+    row (:class:`latent_ladder.cli.table_layout.Table`).
+    """
+    from latent_ladder.cli.table_layout import Table
+
+    lines = Table(columns, list(rows), whole, below).lines(output_width())
+    print("\n".join(["", *([title] if title else []), *lines]))
+
+
+def print_text(text: str) -> None:
+    """Print a paragraph on stdout, broken at spaces to fit the terminal."""
+    from latent_ladder.cli.table_layout import wrap
+
+    print("\n".join(wrap(text, output_width())))
+
+
+def output_width() -> int | None:
+    """Width of stdout in characters: COLUMNS, else the terminal's; ``None`` for a pipe."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdecimal() and int(named) > 0:
+        return int(named)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def format_bytes(count: float) -> str:

@@ -38,7 +38,8 @@ _TICKS_PER_S = 32
 class StageRecord:
     """One finished stage of a run.
 
-    ``seconds`` is its duration. ``memory`` describes the offload plan, empty where none was needed.
+    ``seconds`` is its duration, ``peak_memory_bytes`` the measured peak of models and work, as a
+    memory plan predicts it. ``memory`` describes the offload plan, empty where none was needed.
     """
 
     stage: str

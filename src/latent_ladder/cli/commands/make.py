@@ -24,7 +24,7 @@ from latent_ladder.cli.commands.options import (
     StoreFolder,
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
-from latent_ladder.cli.console import print_table, show_loading, show_warning
+from latent_ladder.cli.console import print_table, print_text, show_loading, show_warning
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.run_log import log_plan
 
@@ -167,10 +167,21 @@ def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
         )
         for stage in report["rows"]
     ]
-    columns = ("stage", "canvas", "latents", "tokens", "sigmas", "work", "memory", "state")
-    print_table("", columns, rows)
-    files = [(m["role"], m["precision"], m["file"]) for m in report["models"]]
-    print_table("", ("role", "precision", "file"), files)
-    print(f"advice: {report['advice']['sentence']}")
+    columns = ("stage", "canvas", "latents", "tokens", "sigmas", "work", "peak memory", "state")
+    print_table("", columns, rows, below=("sigmas", "work", "latents", "tokens"))
+    print_table("", ("role", "precision", "file"), _file_rows(report), whole=("file",))
+    print()
+    print_text(f"advice: {report['advice']['sentence']}")
     for warning in report["warnings"]:
         show_warning(warning["message"])
+
+
+def _file_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """One row per model file, with all roles that it has."""
+    roles: dict[tuple[str, str], list[str]] = {}
+    for model in report["models"]:
+        roles.setdefault((model["precision"], model["file"]), []).append(model["role"])
+    return [
+        (", ".join(r.replace("_", " ") for r in names), precision, file)
+        for (precision, file), names in roles.items()
+    ]

@@ -109,7 +109,7 @@ def list_models(folders: Folders = None, as_json: Json = False) -> None:
     cells = [
         (role, f.name, format_bytes(f.path.stat().st_size), str(f.folder)) for role, f in listed
     ]
-    print_table("", ("role", "file", "size", "folder"), cells)
+    print_table("", ("role", "file", "size", "folder"), cells, whole=("folder", "file"))
     for path, why in library.unreadable:
         show_warning(f"{path}: {why}")
 
@@ -215,7 +215,12 @@ def _print_plan(plan: DownloadPlan) -> None:
         )
         for item in plan.items
     ]
-    print_table("", ("folder", "file", "publisher", "size", "state"), rows)
+    print_table(
+        "",
+        ("folder", "file", "publisher", "size", "state"),
+        rows,
+        whole=("file", "publisher"),
+    )
     show_note(f"{format_bytes(plan.remaining_bytes)} to download to {plan.folder}")
 
 

@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from latent_ladder.storage.atomic_write import (
 )
 from latent_ladder.storage.file_lock import lock_file
 from latent_ladder.storage.run_records import KEY_PATTERN, DamagedRun, RunLog, RunRecord
+from latent_ladder.storage.user_folders import expand_home, user_folder
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +52,8 @@ ENVIRONMENT = "LADDER_STORE"
 def default_root() -> Path:
     """``$LADDER_STORE``, else ``latent-ladder`` in the user's data folder."""
     if folder := os.environ.get(ENVIRONMENT):
-        return Path(folder).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("latent-ladder", appauthor=False))
+        return expand_home(folder)
+    return user_folder("data")
 
 
 def canonical_json(value: Any) -> str:
@@ -161,6 +161,26 @@ class Store:
     def runs(self) -> RunLog:
         """The run records."""
         return RunLog(self.root / "runs")
+
+    def check_writable(self, *, create: bool = True) -> None:
+        """Raise :class:`StoreError` if nothing can be stored here.
+
+        Makes the folder, and removes it again without ``create``.
+        """
+        made = [] if create else [f for f in (self.root, *self.root.parents) if not f.exists()]
+        probe = self.root / f"{PART_PREFIX}probe-{secrets.token_hex(4)}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written: {error.strerror or error}",
+                f"choose another folder with --store FOLDER or the variable {ENVIRONMENT}",
+            ) from error
+        finally:
+            for path in (probe, *made):
+                with suppress(OSError):  # not there, or in use by another process now
+                    path.unlink() if path == probe else path.rmdir()
 
     def lock(
         self,

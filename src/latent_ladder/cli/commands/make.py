@@ -24,9 +24,16 @@ from latent_ladder.cli.commands.options import (
     StoreFolder,
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
-from latent_ladder.cli.console import print_table, print_text, show_loading, show_warning
+from latent_ladder.cli.console import (
+    print_table,
+    print_text,
+    show_error,
+    show_loading,
+    show_warning,
+)
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.run_log import log_plan
+from latent_ladder.errors import StoreError
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared
@@ -106,6 +113,10 @@ def plan(
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
     _print_plan(prepared, report)
+    try:
+        prepared.store.check_writable(create=False)
+    except StoreError as error:
+        show_error(error)
 
 
 def show(

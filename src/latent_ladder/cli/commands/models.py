@@ -24,6 +24,7 @@ from latent_ladder.cli.console import (
     stderr_console,
 )
 from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.catalog import CatalogFile
@@ -131,7 +132,7 @@ def get_models(
     from latent_ladder.checkpoints.download import check_free_space, plan_download
 
     files = select_files(name, precision, distilled)
-    folder = (to or default_target()).expanduser().absolute()
+    folder = expand_home(to or default_target()).absolute()
     if any((folder / f.folder / f.name).exists() for f in files):
         show_note("checking the files that are there")
     plan = plan_download(files, folder)

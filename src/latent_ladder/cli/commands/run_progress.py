@@ -33,8 +33,10 @@ def track_run(
     """Options of a run that shows its progress, is logged, and stops at Ctrl-C.
 
     ``command`` resumes the run and ``parts`` are the things that it stores; both are in the note
-    that is printed before :class:`Cancelled` is raised.
+    that is printed before :class:`Cancelled` is raised. Raises :class:`StoreError` for a store
+    that cannot be written, before anything is loaded.
     """
+    prepared.store.check_writable()
     if not quiet:
         _announce(prepared)
     from latent_ladder.pipeline.run import Cancel, RunOptions

@@ -9,7 +9,6 @@ not read model files.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 from latent_ladder.errors import CheckpointNotFound, RequestError
 from latent_ladder.storage.read_file import is_pseudo_folder, read_error, read_small_text
+from latent_ladder.storage.user_config import config_file, read_setting
+from latent_ladder.storage.user_folders import expand_home
 
 EMBEDDED = Path(__file__).parent.parent / "pocket" / "models"
 """The pocket model's folder inside the package."""
@@ -84,8 +85,8 @@ def model_folders(
     for text in environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep):
         if text:
             folders += expand_model_folder(Path(text), ENVIRONMENT_VARIABLE)
-    for path in _read_config(config):
-        folders += expand_model_folder(path, str(config))
+    for text in read_setting("models", {}, config).value or ():
+        folders += expand_model_folder(Path(text), str(config))
     for default in _DEFAULT_FOLDERS:
         if _is_folder(Path(default)):
             folders += _with_extra_paths(Path(default), f"./{default}")
@@ -93,19 +94,12 @@ def model_folders(
     return _unique_folders(folders)
 
 
-def config_file() -> Path:
-    """The path of the user's config file, which may not exist."""
-    from platformdirs import user_config_path
-
-    return user_config_path("latent-ladder") / "config.toml"
-
-
 def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
     """The folders to search for one path: a models folder, ComfyUI's root, or a YAML file.
 
     Raises :class:`CheckpointNotFound` if it is missing or cannot be read.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     if is_pseudo_folder(path):
         raise CheckpointNotFound(
             f"model folder {path} ({source}) has processes or devices, not files",
@@ -193,7 +187,7 @@ def _section_folders(path: Path, name: str, section: Mapping[Any, Any]) -> Itera
 
 
 def _expand(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return expand_home(os.path.expandvars(text))
 
 
 def _require_existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[ModelFolder, ...]:
@@ -204,25 +198,6 @@ def _require_existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[Mod
             "check its base_path",
         )
     return existing
-
-
-def _read_config(config: Path) -> Iterator[Path]:
-    try:
-        if not config.exists():
-            return
-        text = read_small_text(config, MAX_SETTINGS_BYTES, RequestError, "settings file")
-        table = tomllib.loads(text)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"{config} cannot be read: {error}", "correct or remove it") from error
-    paths = table.get("models", [])
-    paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
-        raise RequestError(
-            f"{config}: models is {paths!r}, expected a list of folders",
-            'write models = ["/path/to/ComfyUI/models"]',
-        )
-    for text in paths:
-        yield config.parent / _expand(text)
 
 
 def _is_folder(path: Path) -> bool:

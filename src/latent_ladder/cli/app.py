@@ -74,9 +74,9 @@ def set_global_options(
 ) -> None:
     """Apply the options that stand before the command."""
     if version:
-        from latent_ladder.cli.console import print_text
+        from latent_ladder.cli.console import print_lines
 
-        print_text(f"latent-ladder {__version__}")
+        print_lines(f"latent-ladder {__version__}")
         raise typer.Exit
     file = log or os.environ.get(LOG_VARIABLE)
     if verbose or debug or file:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -40,8 +39,11 @@ from latent_ladder.storage.temporary_files import (
     abandoned_files,
     delete,
     is_abandoned,
+    part_path,
     remove_abandoned,
 )
+from latent_ladder.storage.user_config import configured_path
+from latent_ladder.storage.user_folders import user_folder
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +51,10 @@ if TYPE_CHECKING:
 ALGORITHM = "b2"
 """Prefix of every key: blake2b with a digest of 16 bytes, over canonical JSON."""
 
-ENVIRONMENT = "LADDER_STORE"
-
 
 def default_root() -> Path:
-    """``$LADDER_STORE``, else ``latent-ladder`` in the user's data folder."""
-    if folder := os.environ.get(ENVIRONMENT):
-        return Path(folder).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("latent-ladder", appauthor=False))
+    """``$LADDER_STORE``, the key ``store`` of ``config.toml``, else a folder of the user's data."""
+    return configured_path("store") or user_folder("data")
 
 
 def canonical_json(value: Any) -> str:
@@ -166,6 +162,26 @@ class Store:
     def runs(self) -> RunLog:
         """The run records."""
         return RunLog(self.root / "runs")
+
+    def check_writable(self, *, create: bool = True) -> None:
+        """Raise :class:`StoreError` if nothing can be stored here.
+
+        Makes the folder, and removes it again without ``create``.
+        """
+        made = [] if create else [f for f in (self.root, *self.root.parents) if not f.exists()]
+        probe = part_path(self.root / "probe")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written: {error.strerror or error}",
+                "choose another folder with --store FOLDER or the variable LADDER_STORE",
+            ) from error
+        finally:
+            for path in (probe, *made):
+                with suppress(OSError):  # not there, or in use by another process now
+                    path.unlink() if path == probe else path.rmdir()
 
     def lock(
         self,

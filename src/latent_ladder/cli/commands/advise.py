@@ -10,7 +10,7 @@ from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags
 from latent_ladder.cli.commands.options import Json
-from latent_ladder.cli.console import format_bytes, print_json, print_table, print_text, show_note
+from latent_ladder.cli.console import format_bytes, print_json, print_lines, print_table, show_note
 
 if TYPE_CHECKING:
     from latent_ladder.diagnostics.preset_recommendation import Option, Proposal
@@ -40,8 +40,8 @@ def advise(
 
     options = memory.to_options()
     library = scan(model_folders(request_flags.folders or ()))
-    request = request_flags.build_request(library, inputs)
-    models = select_models(library, request.models.choices)
+    request = request_flags.build_request(library, inputs).pick_seed()
+    models = select_models(library, request.models.choices, request.preset)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
     proposal = propose(request, models, available, policy, read_rates(available.device))
@@ -54,7 +54,7 @@ def advise(
 
 
 def _print_proposal(proposal: Proposal) -> None:
-    print_text(proposal.sentence)
+    print_lines(proposal.sentence)
     columns = ("", "way", "preset", "peak", "work", "time", "")
     print_table("", columns, [_option_row(option, proposal) for option in proposal.options])
 

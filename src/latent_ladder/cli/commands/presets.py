@@ -9,7 +9,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import CommandGroup, GroupedCommand
 from latent_ladder.cli.commands.options import Json
-from latent_ladder.cli.console import print_json, print_table, print_text, print_toml
+from latent_ladder.cli.console import print_json, print_lines, print_table, print_toml
 
 Name = Annotated[
     str,
@@ -48,5 +48,5 @@ def show_preset(name: Name, as_json: Json = False) -> None:
     if as_json:
         print_json(preset._asdict())
         return
-    print_text(f"# {preset.summary}\n# source: {preset.source}")
+    print_lines(f"# {preset.summary}\n# source: {preset.source}")
     print_toml(tomli_w.dumps(preset.fields))

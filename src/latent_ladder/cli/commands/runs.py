@@ -16,8 +16,8 @@ from latent_ladder.cli.commands.options import Json, StoreFolder, other_option
 from latent_ladder.cli.console import (
     format_bytes,
     print_json,
+    print_lines,
     print_table,
-    print_text,
     show_warning,
 )
 
@@ -64,13 +64,19 @@ def register(app: typer.Typer) -> None:
 
 
 def list_runs(store: StoreFolder = None, as_json: Json = False) -> None:
-    """List the runs, the newest first."""
+    """List the runs, the newest last."""
     records, damaged = open_store(store).runs.list()
     if as_json:
         print_json([asdict(r) for r in records])
         return
     columns = ("run", "when", "status", "stages", "output", "prompt")
-    print_table("", columns, [_run_row(record) for record in records])
+    print_table(
+        "",
+        columns,
+        [_run_row(record) for record in reversed(records)],
+        whole=("output",),
+        below=("prompt", "stages"),
+    )
     for run in damaged:
         show_warning(f"{run.path}: {run.reason}")
 
@@ -81,8 +87,8 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
     if as_json:
         print_json(asdict(record))
         return
-    print_text(f"run     {record.id}\nmade    {record.created}\nstatus  {record.status}")
-    print_text(f"output  {record.output or '-'}\ncommand {record.command}")
+    print_lines(f"run     {record.id}\nmade    {record.created}\nstatus  {record.status}")
+    print_lines(f"output  {record.output or '-'}\ncommand {record.command}")
     rows = [
         (
             stage.stage,
@@ -93,13 +99,15 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
         )
         for stage in record.stages
     ]
-    print_table("", ("stage", "time", "peak memory", "offload plan", "artefact"), rows)
+    print_table(
+        "", ("stage", "time", "peak memory", "offload plan", "artefact"), rows, whole=("artefact",)
+    )
     if record.drafts:
         drafts = [
             (str(d.number), str(d.seed), d.status, f"{d.seconds:.1f} s", d.prompt)
             for d in record.drafts
         ]
-        print_table("", ("draft", "seed", "status", "time", "prompt"), drafts)
+        print_table("", ("draft", "seed", "status", "time", "prompt"), drafts, below=("prompt",))
     if record.metrics is not None:
         print_metrics(record.metrics)
     for warning in record.warnings:
@@ -113,7 +121,7 @@ def verify_artefacts(store: StoreFolder = None, as_json: Json = False) -> None:
         rows = [{"key": d.key, "reason": d.reason} for d in damaged]
         print_json({"sound": sound, "damaged": rows})
     else:
-        print_text(f"{sound} artefacts are intact, {len(damaged)} were damaged and moved away")
+        print_lines(f"{sound} artefacts are intact, {len(damaged)} were damaged and moved away")
         for damage in damaged:
             show_warning(f"{damage.key}: {damage.reason}")
     if damaged:
@@ -135,7 +143,7 @@ def prune_runs(
         return
     verb = "would delete" if dry_run else "deleted"
     size = format_bytes(done.freed_bytes)
-    print_text(f"{verb} {len(done.runs)} runs and {len(done.artefacts)} artefacts, {size}")
+    print_lines(f"{verb} {len(done.runs)} runs and {len(done.artefacts)} artefacts, {size}")
 
 
 def _count_drafts(record: RunRecord) -> str:

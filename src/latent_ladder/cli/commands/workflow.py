@@ -18,7 +18,7 @@ from latent_ladder.cli.commands.workflow_run import (
     NodeSettings,
     WorkflowSource,
 )
-from latent_ladder.cli.console import print_json, print_text
+from latent_ladder.cli.console import print_json, print_lines
 
 if TYPE_CHECKING:
     from latent_ladder.comfyui.analysis.check import OutputSummary, UnsupportedNode, WorkflowReport
@@ -86,7 +86,7 @@ def check(
     if as_json:
         print_json(report.to_dict())
     else:
-        print_text("\n".join(_lines(report, every)))
+        print_lines("\n".join(_lines(report, every)))
     if not report.ready:
         raise typer.Exit(FILES_MISSING if report.can_run else CANNOT_RUN)
 

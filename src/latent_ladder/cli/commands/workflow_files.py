@@ -24,7 +24,7 @@ from latent_ladder.cli.commands.options import (
     stage_option,
 )
 from latent_ladder.cli.commands.workflow_run import NodeSettings, WorkflowSource
-from latent_ladder.cli.console import print_json, print_text, print_toml, show_note, show_warning
+from latent_ladder.cli.console import print_json, print_lines, print_toml, show_note, show_warning
 from latent_ladder.errors import MediaError, RequestError, WorkflowError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def import_graph(
     if as_json:
         print_json({**imported.to_dict(), "request": request.to_dict()}, indent=None)
     else:
-        print_toml(request.to_toml()) if output is None else print_text(output)
+        print_toml(request.to_toml()) if output is None else print_lines(output)
 
 
 def export_graph(
@@ -132,10 +132,10 @@ def export_graph(
     for line in lossy_field_messages(request):
         show_warning(line)
     if output is None:
-        print_text(text)
+        print_lines(text)
     else:
         _write(output, text + "\n")
-        print_text(output)
+        print_lines(output)
 
 
 def _report(imported: ImportedWorkflow) -> None:

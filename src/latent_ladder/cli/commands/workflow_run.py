@@ -25,7 +25,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import cancel_on_interrupt, current_command
 from latent_ladder.cli.commands.workflow_progress import NodeProgressLines
-from latent_ladder.cli.console import print_json, print_text, show_note, show_warning
+from latent_ladder.cli.console import print_json, print_lines, show_note, show_warning
 from latent_ladder.errors import Cancelled, WorkflowError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def run(
         print_json(report)
         return
     for path in paths:
-        print_text(path)
+        print_lines(path)
     for text in (t for result in results.values() for t in result.get("text", ())):
         show_note(str(text))
 
@@ -261,8 +261,10 @@ def _execute(
     from latent_ladder.pipeline.run import Cancel
 
     files, options = job.files, memory.to_options()
+    opened = open_store(store)
+    opened.check_writable()
     folders = WorkFolders(files.input, files.output, files.output / "temp")
-    engine = Engine(files.library, open_store(store), folders, job.names, options, memory.device)
+    engine = Engine(files.library, opened, folders, job.names, options, memory.device)
     cancel = Cancel()
     with NodeProgressLines(job.graph, quiet) as progress, cancel_on_interrupt(cancel):
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from latent_ladder.errors import CheckpointNotFound, RequestError
 from latent_ladder.storage.user_config import config_file, read_setting
+from latent_ladder.storage.user_folders import expand_home
 
 EMBEDDED = Path(__file__).parent.parent / "pocket" / "models"
 """The pocket model's folder inside the package."""
@@ -94,7 +95,7 @@ def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
 
     Raises :class:`CheckpointNotFound` if it is missing or cannot be read.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     try:
         if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
             return _require_existing(path, read_extra_paths(path))
@@ -179,7 +180,7 @@ def _section_folders(path: Path, name: str, section: Mapping[Any, Any]) -> Itera
 
 
 def _expand(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return expand_home(os.path.expandvars(text))
 
 
 def _require_existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[ModelFolder, ...]:

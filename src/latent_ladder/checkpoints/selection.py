@@ -32,6 +32,7 @@ from latent_ladder.checkpoints.components import Component, components, detect_f
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
+from latent_ladder.storage.user_folders import expand_home
 
 __all__ = [
     "EMBEDDED",
@@ -224,7 +225,7 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
 
     Raises :class:`CheckpointNotFound` if there is no such file, or it has no such component.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.exists() and (path.is_file() or path.is_absolute()):
         return _find_in_path(path, role)
     wanted = name.replace("\\", "/")

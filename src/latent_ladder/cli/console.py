@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +37,8 @@ MIB = 2**20
 PREVIEW_INTERVAL_S = 10.0
 """Least time between two preview pictures of a stage in the terminal."""
 
-PIPED_WIDTH = 240
-"""Width of a table, in characters, that does not go to a terminal."""
+LINE_INTERVAL_S = 10.0
+"""Least time between two lines about the steps of one stage where there are no bars."""
 
 
 def stderr_console() -> Console:
@@ -67,18 +68,44 @@ def show_note(message: str) -> None:
     stderr_console().print(_escape(message))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout; one line per row when it is piped."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def show_loading(text: str, quiet: bool = False) -> None:
+    """Print a plain line on stderr at once, before anything slow is imported."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
 
-    table = Table(*columns, title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for row in rows:
-        table.add_row(*(_escape(cell) for cell in row))
-    console = Console(highlight=False)
-    width = console.width if console.is_terminal else PIPED_WIDTH
-    Console(highlight=False, width=width).print(table)
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    whole: Collection[str] = (),
+    below: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout, as wide as the terminal; one line per row when it is piped.
+
+    ``whole`` are columns whose names must not be broken, ``below`` those that may move below their
+    row (:class:`latent_ladder.cli.table_layout.Table`).
+    """
+    from latent_ladder.cli.table_layout import Table
+
+    lines = Table(columns, list(rows), whole, below).lines(output_width())
+    print("\n".join(["", *([title] if title else []), *lines]))
+
+
+def print_text(text: str) -> None:
+    """Print a paragraph on stdout, broken at spaces to fit the terminal."""
+    from latent_ladder.cli.table_layout import wrap
+
+    print("\n".join(wrap(text, output_width())))
+
+
+def output_width() -> int | None:
+    """Width of stdout in characters: COLUMNS, else the terminal's; ``None`` for a pipe."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdecimal() and int(named) > 0:
+        return int(named)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def format_bytes(count: float) -> str:
@@ -109,7 +136,7 @@ def _escape(text: str) -> str:
 
 
 class RunProgress(AbstractContextManager["RunProgress"]):
-    """Progress of a run on stderr: bars on a terminal, else only warnings and waiting times.
+    """Progress of a run on stderr: bars on a terminal, else a line per stage and per interval.
 
     Use it as a context manager and give ``on_event`` to the run.
     """
@@ -121,6 +148,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
         self._task: TaskID | None = None
         self._suffix = ""
         self._last_preview: tuple[str, float] | None = None
+        self._next_line = 0.0
 
     def __enter__(self) -> Self:
         if self._uses_bars:
@@ -166,6 +194,27 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             self._show_preview(event)
         elif self._progress is not None:
             self._update_bar(self._progress, event)
+        elif not self._quiet:
+            self._print_line(event)
+
+    def _print_line(self, event: Event) -> None:
+        """One plain line for a stage that begins or ends, and for steps at intervals."""
+        line = None
+        if isinstance(event, DraftStarted):
+            line = f"draft {event.number} of {event.of}: seed {event.seed}"
+        elif isinstance(event, PointStarted):
+            line = f"point {event.number} of {event.of}: {event.settings}"
+        elif isinstance(event, StageStarted):
+            self._next_line = time.monotonic() + LINE_INTERVAL_S
+            line = f"{event.position}/{event.of} {event.stage}"
+        elif isinstance(event, StepDone):
+            if time.monotonic() >= self._next_line and event.done < event.steps:
+                self._next_line = time.monotonic() + LINE_INTERVAL_S
+                line = f"{event.stage}: {event.done} of {event.steps}"
+        elif isinstance(event, StageDone):
+            line = f"{event.stage}: {_done_note(event)}"
+        if line is not None:
+            self._print(_escape(line))
 
     def _show_preview(self, event: Preview) -> None:
         """Show the picture in a terminal that can, at intervals; else print its path once."""
@@ -194,8 +243,14 @@ class RunProgress(AbstractContextManager["RunProgress"]):
             progress.update(self._task, completed=event.done, total=event.steps, note=note)
         elif isinstance(event, StageDone):
             if event.reused:
-                progress.console.print(f"{event.stage}: stored before, reused")
+                progress.console.print(_escape(f"{event.stage}: {_done_note(event)}"))
             elif self._task is not None:
                 total = progress.tasks[progress.task_ids.index(self._task)].total
-                note = f"{event.seconds:.1f} s, peak {format_bytes(event.peak_memory_bytes)}"
-                progress.update(self._task, completed=total, note=note)
+                progress.update(self._task, completed=total, note=_done_note(event))
+
+
+def _done_note(event: StageDone) -> str:
+    """Time and memory of a finished stage."""
+    if event.reused:
+        return "stored before, reused"
+    return f"{event.seconds:.1f} s, peak memory {format_bytes(event.peak_memory_bytes)}"

@@ -68,13 +68,23 @@ class DraftsResult:
     folder: Path
     warnings: tuple[str, ...]
 
+    @property
+    def sheet(self) -> Path:
+        """The picture with all drafts."""
+        return self.folder / SHEET
+
+    @property
+    def video(self) -> Path:
+        """The video with all drafts."""
+        return self.folder / GRID
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``."""
         return {
             "run": self.record.id,
             "folder": str(self.folder),
-            "sheet": str(self.folder / SHEET),
-            "video": str(self.folder / GRID),
+            "sheet": str(self.sheet),
+            "video": str(self.video),
             "request": dict(self.record.request),
             "drafts": [asdict(d) for d in self.record.drafts],
             "warnings": list(self.warnings),

@@ -18,6 +18,7 @@ import psutil
 from latent_ladder.errors import MemoryBudgetError, RequestError
 from latent_ladder.memory.planner import GIB, Budget, Machine
 from latent_ladder.storage.atomic_write import write_atomically
+from latent_ladder.storage.user_folders import user_folder
 
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
 CONTEXT_BYTES = GIB // 2
@@ -121,9 +122,7 @@ def figures_file() -> Path:
     folder = os.environ.get("LADDER_DATA")
     if folder:
         return Path(folder) / "machine.json"
-    import platformdirs
-
-    return platformdirs.user_data_path("latent-ladder", appauthor=False) / "machine.json"
+    return user_folder("data") / "machine.json"
 
 
 def device_name(device: str) -> str:

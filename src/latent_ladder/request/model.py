@@ -10,7 +10,7 @@ geometry (:attr:`Request.resolved`) is computed by :mod:`latent_ladder.request.r
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -64,6 +64,9 @@ from latent_ladder.request.windows import Windows, WindowsChoice
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
 MAX_DURATION_S = 3600
+RANDOM_SEEDS = 2**31
+"""Random seeds are below this: at most ten digits, which people can type, and every program that
+takes a seed accepts them."""
 
 
 def _fps(value: Any) -> Any:
@@ -195,7 +198,8 @@ class Request(Table):
     """Name of the preset that the request started from; a record that changes nothing."""
     seed: RequestSeed = 10
     """Number that all noise starts from, 0 to 2**64-1: another one makes another clip of the same
-    prompt; -1 picks a random one, which the clip records."""
+    prompt; -1 picks a random one, which the clip records. The command line picks one
+    wherever none is given; a request in Python without a seed has 10, so that scripts repeat."""
     width: Side
     """Width of the clip in pixels, an even number from 32 to 16384; stages work at multiples of 32,
     and the clip is cropped from that."""
@@ -309,10 +313,10 @@ class Request(Table):
         return cls.from_dict(table)
 
     def pick_seed(self) -> Self:
-        """The same request, with a random seed in place of -1."""
+        """The same request, with a random seed below :data:`RANDOM_SEEDS` in place of -1."""
         if self.seed != -1:
             return self
-        return self.model_copy(update={"seed": int.from_bytes(os.urandom(4), "big")})
+        return self.model_copy(update={"seed": secrets.randbelow(RANDOM_SEEDS)})
 
     # -- writing it ---------------------------------------------------------------------------
 

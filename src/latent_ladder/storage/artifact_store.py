@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ from latent_ladder.storage.atomic_write import (
 from latent_ladder.storage.file_lock import lock_file
 from latent_ladder.storage.run_records import KEY_PATTERN, DamagedRun, RunLog, RunRecord
 from latent_ladder.storage.user_config import configured_path
+from latent_ladder.storage.user_folders import user_folder
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +49,7 @@ ALGORITHM = "b2"
 
 def default_root() -> Path:
     """``$LADDER_STORE``, the key ``store`` of ``config.toml``, else a folder of the user's data."""
-    if folder := configured_path("store"):
-        return folder
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("latent-ladder", appauthor=False))
+    return configured_path("store") or user_folder("data")
 
 
 def canonical_json(value: Any) -> str:
@@ -159,6 +157,26 @@ class Store:
     def runs(self) -> RunLog:
         """The run records."""
         return RunLog(self.root / "runs")
+
+    def check_writable(self, *, create: bool = True) -> None:
+        """Raise :class:`StoreError` if nothing can be stored here.
+
+        Makes the folder, and removes it again without ``create``.
+        """
+        made = [] if create else [f for f in (self.root, *self.root.parents) if not f.exists()]
+        probe = self.root / f"{PART_PREFIX}probe-{secrets.token_hex(4)}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written: {error.strerror or error}",
+                f"choose another folder with --store FOLDER or the variable {ENVIRONMENT}",
+            ) from error
+        finally:
+            for path in (probe, *made):
+                with suppress(OSError):  # not there, or in use by another process now
+                    path.unlink() if path == probe else path.rmdir()
 
     def lock(
         self,

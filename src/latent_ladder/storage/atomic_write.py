@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latent_ladder.errors import LadderError
+from latent_ladder.storage.user_folders import expand_home, user_folder
 
 _NO_ROOM_HINTS = {
     errno.ENOSPC: "free some space there, or choose a folder on another disk",
@@ -74,10 +75,8 @@ def cache_folder() -> Path:
     """The folder for data that can be computed again: ``$LADDER_CACHE``, else the user's cache."""
     named = os.environ.get("LADDER_CACHE")
     if named:
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("latent-ladder", appauthor=False))
+        return expand_home(named)
+    return user_folder("cache")
 
 
 def free_bytes(folder: Path) -> int:

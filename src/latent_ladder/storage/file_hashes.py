@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from latent_ladder.storage.user_folders import user_folder
+
 HashKind = Literal["sha256", "git-sha1"]
 
 _KINDS: dict[int, HashKind] = {64: "sha256", 40: "git-sha1"}
@@ -82,9 +84,7 @@ def _key(path: Path, kind: HashKind) -> str:
 
 def cache_file() -> Path:
     """The JSON file with the cached hashes, in the user's cache folder."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("latent-ladder", appauthor=False)) / "hashes.json"
+    return user_folder("cache") / "hashes.json"
 
 
 def _read() -> dict[str, str]:

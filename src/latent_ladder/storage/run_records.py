@@ -7,13 +7,14 @@ the keys in the records.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import platform
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,8 @@ _TICKS_PER_S = 32
 class StageRecord:
     """One finished stage of a run.
 
-    ``seconds`` is its duration. ``memory`` describes the offload plan, empty where none was needed.
+    ``seconds`` is its duration, ``peak_memory_bytes`` the measured peak of models and work, as a
+    memory plan predicts it. ``memory`` describes the offload plan, empty where none was needed.
     """
 
     stage: str
@@ -164,13 +166,21 @@ class RunLog:
     def list(self) -> tuple[list[RunRecord], list[DamagedRun]]:
         """All records, the newest first, and the files that could not be read."""
         records, damaged = [], []
-        for path in sorted(self.folder.glob("*.json"), reverse=True):
+        for path in self._newest_paths():
             found = _read(path)
             if isinstance(found, RunRecord):
                 records.append(found)
             elif found is not None:
                 damaged.append(found)
         return records, damaged
+
+    def newest(self, limit: int) -> Iterator[RunRecord]:
+        """The records that can be read, the newest first, of the newest ``limit`` files."""
+        found = map(_read, self._newest_paths()[:limit])
+        return (record for record in found if isinstance(record, RunRecord))
+
+    def _newest_paths(self) -> builtins.list[Path]:
+        return sorted(self.folder.glob("*.json"), reverse=True)
 
     def find(self, name: str) -> RunRecord:
         """The run whose id starts with ``name``; ``"last"`` is the newest one.

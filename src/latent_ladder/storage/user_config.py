@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import RequestError, did_you_mean
-
-APP = "latent-ladder"
+from latent_ladder.storage.user_folders import expand_home, user_folder
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,7 @@ class Setting:
 
 def config_folder() -> Path:
     """The user's config folder for this program, which may not exist."""
-    from platformdirs import user_config_path
-
-    return user_config_path(APP)
+    return user_folder("config")
 
 
 def config_file() -> Path:
@@ -135,8 +132,8 @@ def read_setting(
 def configured_path(name: str) -> Path | None:
     """The path of a key as :func:`read_setting` finds it, ``None`` if it is not set."""
     value = read_setting(name).value
-    return Path(value).expanduser() if isinstance(value, str) else None
+    return expand_home(value) if isinstance(value, str) else None
 
 
 def _absolute(path: Path, text: str) -> Path:
-    return path.parent / Path(os.path.expandvars(text)).expanduser()
+    return path.parent / expand_home(os.path.expandvars(text))

@@ -41,7 +41,7 @@ def advise(
 
     options = memory.to_options()
     library = scan(model_folders(request_flags.folders or ()))
-    request = request_flags.build_request(library, inputs)
+    request = request_flags.build_request(library, inputs).pick_seed()
     models = select_models(library, request.models.choices, request.preset)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)

@@ -100,12 +100,12 @@ class RequestFlags:
         inputs: InputFlags | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> Request:
-        """The request that these options describe, with its seed resolved.
+        """The request that these options describe.
 
-        ``start`` are the fields to start from, in place of a preset or a file. Raises
-        :class:`RequestError`.
+        Its seed is -1 where nobody gave one. ``start`` are the fields to start from, in place of a
+        preset or a file. Raises :class:`RequestError`.
         """
-        from latent_ladder.request.model import Request, override
+        from latent_ladder.request.model import override
         from latent_ladder.request.overrides import apply_sets
 
         fields = override(self._start_fields(library) if start is None else start, self._fields())
@@ -124,7 +124,7 @@ class RequestFlags:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
             )
-        return Request.from_dict(apply_sets(fields, tuple(self.sets or ()))).pick_seed()
+        return request_of_fields(apply_sets(fields, tuple(self.sets or ())))
 
     def _start_fields(self, library: Library) -> dict[str, Any]:
         """The fields of ``--from``, ``--preset`` or the default preset."""
@@ -135,7 +135,11 @@ class RequestFlags:
         if self.source is not None and self.preset is not None:
             raise RequestError("--from and --preset cannot be combined", "use one of them")
         if self.source is not None:
-            return read_request(self.source).to_dict()
+            request = read_request(self.source)
+            fields = request.to_dict()
+            if "seed" not in request.model_fields_set:
+                del fields["seed"]  # a file without a seed leaves it open, as a preset does
+            return fields
         name = self.preset or default_preset(library, self.checkpoint)
         return read_preset(name).fields
 
@@ -277,10 +281,12 @@ def prepare(
     memory: MemoryFlags,
     store: Path | None,
     inputs: InputFlags | None = None,
+    kind: str = "clip",
 ) -> Prepared:
     """The checked request with its models, stages and memory plan; nothing heavy is loaded.
 
-    Raises a :class:`LadderError` for whatever makes the request impossible.
+    ``kind`` is that of the run's record. Raises a :class:`LadderError` for whatever makes the
+    request impossible.
     """
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
@@ -288,7 +294,19 @@ def prepare(
     options = memory.to_options()
     library = scan(model_folders(request_flags.folders or ()))
     request = request_flags.build_request(library, inputs)
-    return pipeline.prepare(request, library, open_store(store), options, memory.device)
+    return pipeline.prepare(request, library, open_store(store), options, memory.device, kind)
+
+
+def request_of_fields(fields: Mapping[str, Any]) -> Request:
+    """The request of these fields, with seed -1 where they have none.
+
+    A seed of -1 that was asked for becomes a random one here. Raises :class:`RequestError`.
+    """
+    from latent_ladder.request.model import Request
+
+    if "seed" in fields:
+        return Request.from_dict(fields).pick_seed()
+    return Request.from_dict({**fields, "seed": -1})
 
 
 def open_store(folder: Path | None) -> Store:

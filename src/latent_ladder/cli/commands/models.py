@@ -24,6 +24,7 @@ from latent_ladder.cli.console import (
     stderr_console,
 )
 from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.catalog import CatalogFile
@@ -109,7 +110,7 @@ def list_models(folders: Folders = None, as_json: Json = False) -> None:
     cells = [
         (role, f.name, format_bytes(f.path.stat().st_size), str(f.folder)) for role, f in listed
     ]
-    print_table("", ("role", "file", "size", "folder"), cells)
+    print_table("", ("role", "file", "size", "folder"), cells, whole=("folder", "file"))
     for path, why in library.unreadable:
         show_warning(f"{path}: {why}")
 
@@ -131,7 +132,7 @@ def get_models(
     from latent_ladder.checkpoints.download import check_free_space, plan_download
 
     files = select_files(name, precision, distilled)
-    folder = (to or default_target()).expanduser().absolute()
+    folder = expand_home(to or default_target()).absolute()
     if any((folder / f.folder / f.name).exists() for f in files):
         show_note("checking the files that are there")
     plan = plan_download(files, folder)
@@ -215,7 +216,12 @@ def _print_plan(plan: DownloadPlan) -> None:
         )
         for item in plan.items
     ]
-    print_table("", ("folder", "file", "publisher", "size", "state"), rows)
+    print_table(
+        "",
+        ("folder", "file", "publisher", "size", "state"),
+        rows,
+        whole=("file", "publisher"),
+    )
     show_note(f"{format_bytes(plan.remaining_bytes)} to download to {plan.folder}")
 
 

@@ -57,8 +57,8 @@ Seed = Annotated[
     stage_option(
         "--seed",
         metavar="NUMBER",
-        help="Whole number; the same seed gives the same clip. -1 picks a random one. "
-        "Default: the preset's, else 10.",
+        help="Whole number; the same seed gives the same clip. Default: the preset's, else that of "
+        "the same command if it was stopped, else a random one; -1 always picks a random one.",
     ),
 ]
 Windows = Annotated[
@@ -122,7 +122,13 @@ Overwrite = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    other_option("--quiet", "-q", help="Print no progress and no warnings."),
+    other_option(
+        "--quiet", "-q", help="Print the path of the result alone: no progress, no warnings."
+    ),
+]
+Open = Annotated[
+    bool,
+    output_option("--open", help="Open the result when it is finished, in the desktop's program."),
 ]
 PreviewStrip = Annotated[
     bool,

@@ -59,13 +59,19 @@ def register(app: typer.Typer) -> None:
 
 
 def list_runs(store: StoreFolder = None, as_json: Json = False) -> None:
-    """List the runs, the newest first."""
+    """List the runs, the newest last."""
     records, damaged = open_store(store).runs.list()
     if as_json:
         print(json.dumps([asdict(r) for r in records], indent=2, ensure_ascii=False))
         return
     columns = ("run", "when", "status", "stages", "output", "prompt")
-    print_table("", columns, [_run_row(record) for record in records])
+    print_table(
+        "",
+        columns,
+        [_run_row(record) for record in reversed(records)],
+        whole=("output",),
+        below=("prompt", "stages"),
+    )
     for run in damaged:
         show_warning(f"{run.path}: {run.reason}")
 
@@ -88,13 +94,15 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
         )
         for stage in record.stages
     ]
-    print_table("", ("stage", "time", "peak memory", "offload plan", "artefact"), rows)
+    print_table(
+        "", ("stage", "time", "peak memory", "offload plan", "artefact"), rows, whole=("artefact",)
+    )
     if record.drafts:
         drafts = [
             (str(d.number), str(d.seed), d.status, f"{d.seconds:.1f} s", d.prompt)
             for d in record.drafts
         ]
-        print_table("", ("draft", "seed", "status", "time", "prompt"), drafts)
+        print_table("", ("draft", "seed", "status", "time", "prompt"), drafts, below=("prompt",))
     if record.metrics is not None:
         print_metrics(record.metrics)
     for warning in record.warnings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from latent_ladder.cli.commands.flags import (
 )
 from latent_ladder.cli.commands.options import (
     Json,
+    Open,
     Overwrite,
     Quiet,
     StoreFolder,
@@ -30,7 +32,9 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
 from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
-from latent_ladder.cli.console import print_table, show_note
+from latent_ladder.cli.console import print_table, show_loading, show_note
+from latent_ladder.cli.open_file import open_file
+from latent_ladder.cli.result_line import folder_lines
 from latent_ladder.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
@@ -96,6 +100,7 @@ def sweep(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    open_result: Open = False,
 ) -> None:
     """Try several settings of a clip and write a report.
 
@@ -104,8 +109,10 @@ def sweep(
     ends, refine.seed=same,other a list; refine.lora is the strength of the
     stage's LoRA. What several points need is computed once.
     """
+    began = time.monotonic()
+    show_loading("reading the headers of the model files", quiet or as_json)
     from latent_ladder.sweeps.axes import parse_axes
-    from latent_ladder.sweeps.export import check_folder, default_folder
+    from latent_ladder.sweeps.export import PAGE, check_folder, default_folder
     from latent_ladder.sweeps.sweep_plan import plan_sweep
 
     axes = parse_axes(request_flags.sets or ())
@@ -122,8 +129,17 @@ def sweep(
     )
     folder = output or default_folder(planned)
     check_folder(folder, planned, overwrite)
-    result, choice = _run(planned, folder, memory, quiet or as_json, keep_motion)
-    _print_result(planned, result, choice, folder, as_json)
+    result, choice = _run(planned, folder, quiet or as_json, keep_motion)
+    page = folder / PAGE
+    if quiet and not as_json:
+        print(page)
+    else:
+        _print_result(planned, result, choice, folder, as_json)
+    if not (quiet or as_json):
+        facts = [f"{len(result.points)} points", f"seed {prepared.request.seed}"]
+        print(folder_lines(page, facts, time.monotonic() - began, []))
+    if open_result:
+        open_file(page)
 
 
 def _prepare(
@@ -132,18 +148,18 @@ def _prepare(
     """The plan of the clip to vary: of a stored run, a file, or a prompt."""
     target = flags.prompt
     if target is None or any(letter.isspace() for letter in target.strip()):
-        return prepare(flags, memory, store, inputs)
+        return prepare(flags, memory, store, inputs, "sweep")
     if Path(target).exists():
         path = Path(target)
         if _has_request(path):
-            return prepare(replace(flags, prompt=None, source=path), memory, store, inputs)
+            return prepare(replace(flags, prompt=None, source=path), memory, store, inputs, "sweep")
         return _prepare_video(flags, path, memory, opened)
     if Path(target).suffix or Path(target).name != target:
         raise MediaError(
             f"file {target} does not exist", "check the path; a prompt has several words"
         )
     if _RUN_NAME.fullmatch(target) is None:
-        return prepare(flags, memory, store, inputs)  # a prompt of one word
+        return prepare(flags, memory, store, inputs, "sweep")  # a prompt of one word
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.drafts.selection import choose, searched_folders
     from latent_ladder.pipeline import run as pipeline
@@ -152,7 +168,7 @@ def _prepare(
     library = scan(model_folders(flags.folders or searched_folders(chosen)))
     start = chosen.request.to_dict()
     request = replace(flags, prompt=None).build_request(library, inputs, start)
-    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device)
+    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device, "sweep")
 
 
 def _has_request(path: Path) -> bool:
@@ -181,11 +197,11 @@ def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened:
     stages = [fields["stages"][0], {"kind": "upsample", "factor": factor}, refine[-1]]
     start = override(fields, {"prompt": DEFAULT_PROMPT, **video_fields, "stages": stages})
     request = replace(flags, prompt=None).build_request(library, None, start)
-    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device)
+    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device, "sweep")
 
 
 def _run(
-    planned: Sweep, folder: Path, memory: MemoryFlags, quiet: bool, keep_motion: float
+    planned: Sweep, folder: Path, quiet: bool, keep_motion: float
 ) -> tuple[SweepResult, Choice]:
     """Make all points and write the report."""
     from latent_ladder.sweeps.export import write_files
@@ -194,9 +210,7 @@ def _run(
     from latent_ladder.sweeps.sweep_run import run_sweep
 
     command = current_command()
-    run = track_run(
-        planned.prepared, memory.device, command, overwrite=True, quiet=quiet, parts="points"
-    )
+    run = track_run(planned.prepared, command, overwrite=True, quiet=quiet, parts="points")
     with run as options:
         result = run_sweep(planned, options, folder)
     choice = choose_point(result.points, result.drafts, keep_motion)
@@ -229,4 +243,3 @@ def _print_result(
     ]
     print_table("", ("point", "settings", "state", *(SHOWN[name][0] for name in names)), rows)
     show_note(choice.why)
-    print(folder / PAGE)

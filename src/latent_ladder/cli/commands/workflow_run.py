@@ -261,8 +261,10 @@ def _execute(
     from latent_ladder.pipeline.run import Cancel
 
     files, options = job.files, memory.to_options()
+    opened = open_store(store)
+    opened.check_writable()
     folders = WorkFolders(files.input, files.output, files.output / "temp")
-    engine = Engine(files.library, open_store(store), folders, job.names, options, memory.device)
+    engine = Engine(files.library, opened, folders, job.names, options, memory.device)
     cancel = Cancel()
     with NodeProgressLines(job.graph, quiet) as progress, cancel_on_interrupt(cancel):
         try:

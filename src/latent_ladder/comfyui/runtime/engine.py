@@ -46,6 +46,7 @@ from latent_ladder.pipeline.artifact_keys import prompt_key
 from latent_ladder.pipeline.input_files import content_hash
 from latent_ladder.pipeline.model_runner import ModelRunner, Warn
 from latent_ladder.storage.artifact_store import Store
+from latent_ladder.storage.user_folders import expand_home
 from latent_ladder.upscale.plan import find_upscaler
 
 T = TypeVar("T")
@@ -142,7 +143,7 @@ class Engine:
             found = next(iter(parts.values()))
             if f"/{found.name}".endswith(f"/{wanted}") or path.name == _last(wanted):
                 return found.component.file.id
-        path = Path(wanted).expanduser()
+        path = expand_home(wanted)
         return open_checkpoint(path).id if path.is_file() else name
 
     def input_file(self, name: str) -> Path:
@@ -151,7 +152,7 @@ class Engine:
         Raises :class:`WorkflowError` if it is missing or outside of the folder.
         """
         asked = self.names.get(name, name).replace("\\", "/")
-        chosen = Path(asked).expanduser()
+        chosen = expand_home(asked)
         if name in self.names and chosen.is_file():
             return chosen
         asked, folder = split_folder_tag(asked)

@@ -28,7 +28,8 @@ def bytes_uri(data: bytes, kind: str) -> str:
 def size_and_theme(width_px: int) -> str:
     """The controls for the width of cards and for the colours."""
     return (
-        f'<label>Size <input id="width" type="range" min="160" max="900" value="{width_px}"></label>'
+        '<label>Size <input id="width" type="range" min="160" max="900" '
+        f'value="{width_px}"></label>'
         '<label>Theme <select id="theme"><option value="">as the system</option>'
         '<option value="light">light</option><option value="dark">dark</option></select></label>'
     )

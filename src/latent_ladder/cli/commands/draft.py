@@ -99,7 +99,7 @@ SheetFolder = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder for the contact sheet. Default: drafts-RUN, with the id of the run.",
+        help="Folder for the page and the contact sheet. Default: drafts-RUN, with the id of the run.",
     ),
 ]
 Yes = Annotated[
@@ -156,7 +156,7 @@ def draft(
     as_json: Json = False,
     open_result: Open = False,
 ) -> None:
-    """Make several cheap drafts and a sheet to compare them.
+    """Make several cheap drafts and a page to compare them.
 
     A draft is the first, small stage of a clip. `ladder refine last:3`
     finishes draft 3.
@@ -192,7 +192,7 @@ def draft(
     else:
         _print_drafts(result, time.monotonic() - began, as_json)
     if open_result:
-        open_file(result.sheet)
+        open_file(result.page)
 
 
 def refine(
@@ -280,7 +280,7 @@ def _print_drafts(result: DraftsResult, seconds: float, as_json: bool) -> None:
     count = len(result.record.drafts)
     facts = [f"{count} draft{'s' * (count != 1)}", f"seed {result.record.drafts[0].seed}"]
     show_note(f"to finish a draft, such as number 1: ladder refine {result.record.id}:1")
-    print(folder_lines(result.sheet, facts, seconds, [result.video]))
+    print(folder_lines(result.page, facts, seconds, [result.video, result.sheet]))
 
 
 def _draft_row(draft: DraftRecord) -> tuple[str, ...]:

@@ -128,9 +128,7 @@ class RequestFlags:
 
     def _start_fields(self, library: Library) -> dict[str, Any]:
         """The fields of ``--from``, ``--preset`` or the default preset."""
-        from latent_ladder.pipeline.run import default_preset
         from latent_ladder.request.files import read_request
-        from latent_ladder.request.presets import read_preset
 
         if self.source is not None and self.preset is not None:
             raise RequestError("--from and --preset cannot be combined", "use one of them")
@@ -140,8 +138,7 @@ class RequestFlags:
             if "seed" not in request.model_fields_set:
                 del fields["seed"]  # a file without a seed leaves it open, as a preset does
             return fields
-        name = self.preset or default_preset(library, self.checkpoint)
-        return read_preset(name).fields
+        return preset_fields(self.preset, library, self.checkpoint)
 
     def _fields(self) -> dict[str, Any]:
         """The top-level fields of the request that options set."""
@@ -295,6 +292,29 @@ def prepare(
     library = scan(model_folders(request_flags.folders or ()))
     request = request_flags.build_request(library, inputs)
     return pipeline.prepare(request, library, open_store(store), options, memory.device, kind)
+
+
+def preset_fields(
+    name: str | None, library: Library, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """The fields of the preset ``name``.
+
+    Without a name it is that of the environment or the config file, else the one that fits the
+    models. Raises :class:`RequestError` for an unknown preset.
+    """
+    from latent_ladder.pipeline.run import default_preset
+    from latent_ladder.request.presets import read_preset
+    from latent_ladder.storage.user_config import read_setting
+
+    if name is not None:
+        return read_preset(name).fields
+    setting = read_setting("preset")
+    if not isinstance(setting.value, str):
+        return read_preset(default_preset(library, checkpoint)).fields
+    try:
+        return read_preset(setting.value).fields
+    except RequestError as error:
+        raise error.in_context(setting.source) from error
 
 
 def request_of_fields(fields: Mapping[str, Any]) -> Request:

@@ -19,6 +19,7 @@ from latent_ladder.cli.commands.flags import (
     RequestFlags,
     open_store,
     prepare,
+    preset_fields,
 )
 from latent_ladder.cli.commands.options import (
     Json,
@@ -185,10 +186,9 @@ def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened:
     from latent_ladder.media.video_input import check_video
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import override
-    from latent_ladder.request.presets import read_preset
 
     library = scan(model_folders(flags.folders or ()))
-    fields = read_preset(flags.preset or pipeline.default_preset(library)).fields
+    fields = preset_fields(flags.preset, library)
     refine = [stage for stage in fields["stages"] if stage["kind"] == "refine"]
     if not refine:
         raise RequestError("the preset has no refine stage", "choose another --preset")

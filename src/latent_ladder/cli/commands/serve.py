@@ -11,6 +11,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flag_values import parse_name_map
 from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import (
@@ -107,7 +108,7 @@ PreviewMethod = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``serve``."""
-    app.command(cls=GroupedCommand)(expand_flags(serve, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(serve, MOST_USED, MEMORY_RULES))
 
 
 def serve(

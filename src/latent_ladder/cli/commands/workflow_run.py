@@ -12,6 +12,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flags import MemoryFlags, open_store
 from latent_ladder.cli.commands.options import (
     Folders,
@@ -85,7 +86,7 @@ SkipUnsupported = Annotated[
 
 def register(workflow: typer.Typer) -> None:
     """Add ``run`` to the app of ``ladder workflow``."""
-    workflow.command("run", cls=GroupedCommand)(expand_flags(run, MOST_USED))
+    workflow.command("run", cls=GroupedCommand)(expand_flags(run, MOST_USED, MEMORY_RULES))
 
 
 def run(

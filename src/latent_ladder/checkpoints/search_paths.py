@@ -9,14 +9,14 @@ not read model files.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import CheckpointNotFound, RequestError
-from latent_ladder.storage.user_folders import expand_home, user_folder
+from latent_ladder.storage.user_config import config_file, read_setting
+from latent_ladder.storage.user_folders import expand_home
 
 EMBEDDED = Path(__file__).parent.parent / "pocket" / "models"
 """The pocket model's folder inside the package."""
@@ -81,18 +81,13 @@ def model_folders(
     for text in environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep):
         if text:
             folders += expand_model_folder(Path(text), ENVIRONMENT_VARIABLE)
-    for path in _read_config(config):
-        folders += expand_model_folder(path, str(config))
+    for text in read_setting("models", {}, config).value or ():
+        folders += expand_model_folder(Path(text), str(config))
     for default in _DEFAULT_FOLDERS:
         if _is_folder(Path(default)):
             folders += _with_extra_paths(Path(default), f"./{default}")
     folders.append(ModelFolder(EMBEDDED, None, "embedded"))
     return _unique_folders(folders)
-
-
-def config_file() -> Path:
-    """The path of the user's config file, which may not exist."""
-    return user_folder("config") / "config.toml"
 
 
 def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
@@ -196,24 +191,6 @@ def _require_existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[Mod
             "check its base_path",
         )
     return existing
-
-
-def _read_config(config: Path) -> Iterator[Path]:
-    try:
-        table = tomllib.loads(config.read_text("utf-8"))
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"{config} cannot be read: {error}", "correct or remove it") from error
-    paths = table.get("models", [])
-    paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
-        raise RequestError(
-            f"{config}: models is {paths!r}, expected a list of folders",
-            'write models = ["/path/to/ComfyUI/models"]',
-        )
-    for text in paths:
-        yield config.parent / _expand(text)
 
 
 def _is_folder(path: Path) -> bool:

@@ -42,6 +42,7 @@ __all__ = [
     "ModelSet",
     "PartialModelSet",
     "Upsampling",
+    "display_name",
     "find_by_name",
     "missing_error",
     "model_folders",
@@ -155,14 +156,16 @@ class PartialModelSet:
         )
 
 
-def select_available(library: Library, choices: Mapping[str, str] | None = None) -> PartialModelSet:
+def select_available(
+    library: Library, choices: Mapping[str, str] | None = None, preset: str = ""
+) -> PartialModelSet:
     """Select a transformer and the components that fit it; some may be missing.
 
-    ``choices`` are as in :func:`select_models`. Raises :class:`CheckpointNotFound` or
-    :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
+    ``choices`` and ``preset`` are as in :func:`select_models`. Raises :class:`CheckpointNotFound`
+    or :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
     """
     choices = dict(choices or {})
-    transformer = _select_transformer(library, choices)
+    transformer = _select_transformer(library, choices, preset)
     if transformer is None:
         others = tuple(f"{f.path.name} is of an unknown family" for f in library.of("transformer"))
         return PartialModelSet(None, {}, {}, {}, (), {"transformer": others} if others else {})
@@ -173,21 +176,27 @@ def select_available(library: Library, choices: Mapping[str, str] | None = None)
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
     selector.add("text_encoder", parts, _text_encoder_mismatch_rule(parts.get("text_projection")))
     upsamplers, loras = selector.upsamplers(), selector.loras()
+    selector.note_unused_files()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
     return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)
 
 
-def select_models(library: Library, choices: Mapping[str, str] | None = None) -> ModelSet:
+def select_models(
+    library: Library, choices: Mapping[str, str] | None = None, preset: str = ""
+) -> ModelSet:
     """Select a transformer and all components that fit it by their shapes.
 
     ``choices`` maps a role (or ``checkpoint``: all components of one file) to a path or a file name
-    and has priority. Raises :class:`CheckpointNotFound` for a missing component, with the reasons
-    why files do not fit, and a file to download with its folder, page and size. Raises
+    and has priority. ``preset`` is that of the request: one that the embedded model names as its
+    own selects that model, also where there are others.
+
+    Raises :class:`CheckpointNotFound` for a missing component, with the reasons why files do not
+    fit, and a file to download with its folder, page and size. Raises
     :class:`UnsupportedQuantization` for weights in a format that cannot be decoded.
     """
-    key = tuple(sorted((choices or {}).items()))
+    key = preset, *sorted((choices or {}).items())
     if key not in library.selections:
-        library.selections[key] = select_available(library, choices).models(library)
+        library.selections[key] = select_available(library, choices, preset).models(library)
     models: ModelSet = library.selections[key]
     return models
 
@@ -208,7 +217,7 @@ def missing_error(
             f"put {wanted.name} ({wanted.size}, {wanted.page}) into models/{wanted.folder}/, or "
             "run `ladder models get ltx-2.3`"
         )
-    return CheckpointNotFound(f"no {_display_name(role)} found: {why}", hint)
+    return CheckpointNotFound(f"no {display_name(role)} found: {why}", hint)
 
 
 def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
@@ -228,7 +237,7 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
             raise _wrong_role_error(file.name, list(roles), role)
     known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
     raise CheckpointNotFound(
-        f"no {_display_name(role)} called {name} found; known: {known}",
+        f"no {display_name(role)} called {name} found; known: {known}",
         "give a path, or a name that `ladder models list` shows",
     )
 
@@ -249,10 +258,11 @@ def _wrong_role_error(name: str, roles: list[str], role: str) -> CheckpointNotFo
     else:
         content = f"it contains {', '.join(map(_display_name, roles))}"
         hint = f"--checkpoint {name}" if "transformer" in roles else "a file that contains one"
-    return CheckpointNotFound(f"{name} contains no {_display_name(role)}: {content}", f"use {hint}")
+    return CheckpointNotFound(f"{name} contains no {display_name(role)}: {content}", f"use {hint}")
 
 
-def _display_name(role: str) -> str:
+def display_name(role: str) -> str:
+    """The name of a role in messages, such as "video VAE"."""
     return role.replace("_", " ").replace("lora", "LoRA").replace("vae", "VAE")
 
 
@@ -263,10 +273,15 @@ _PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
 """Preferred precisions in order; all others, mainly those of GGUF, follow, the largest first."""
 
 
-def _select_transformer(library: Library, choices: Mapping[str, str]) -> FoundComponent | None:
+def _select_transformer(
+    library: Library, choices: Mapping[str, str], preset: str
+) -> FoundComponent | None:
     named = choices.get("transformer") or choices.get("checkpoint")
     if named:
         return find_by_name(library, named, "transformer")
+    for found in library.of("transformer"):
+        if preset and found.is_embedded and found.component.file.metadata.get("preset") == preset:
+            return found
     ranked = [(p, f) for f in library.of("transformer") if (p := _preference_key(f)) is not None]
     return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
@@ -344,7 +359,7 @@ class _Selector:
             return self._find_by_name(role, named, mismatch)
         first = [p for p in (preferred, self.transformer.component) if p is not None]
         own = [part for p in first if (part := self._find_in_same_file(p, role)) is not None]
-        others = sorted(self.library.of(role), key=self._training_differs)
+        others = sorted(self.library.of(role), key=self._distance)
         for part in chain(own, (found.component for found in others)):
             wrong = mismatch(part)
             if wrong is None:
@@ -367,16 +382,40 @@ class _Selector:
         if wrong is not None:
             raise UnknownLayout(
                 f"{part.file.path.name} does not fit {self.transformer.path.name} as "
-                f"{_display_name(role)}: {wrong}",
+                f"{display_name(role)}: {wrong}",
                 "use files of one family",
             )
         return part
 
-    def _training_differs(self, found: FoundComponent) -> int:
-        """Sort key: files whose names have the transformer's training variant come first."""
-        return int(
-            training_variant(found.path.name) != training_variant(self.transformer.path.name)
-        )
+    def _distance(self, found: FoundComponent) -> tuple[bool, bool]:
+        """Sort key: parts of the embedded model first for its own transformer.
+
+        Then come files whose names have the transformer's training variant.
+        """
+        variant = training_variant(self.transformer.path.name)
+        return self._is_foreign(found), training_variant(found.path.name) != variant
+
+    def _is_foreign(self, found: FoundComponent) -> bool:
+        """True for a user's file where the transformer is that of the embedded model."""
+        return self.transformer.is_embedded and not found.is_embedded
+
+    def note_unused_files(self) -> None:
+        """Note the user's files that the embedded model leaves out: its parts belong together."""
+        roles = ("transformer", *REQUIRED, "audio_vae", "vocoder", "latent_upsampler")
+        named = {Path(name).name for name in self.choices.values()}
+        unused = {
+            found.path.name: None
+            for role in roles
+            for found in self.library.of(role)
+            if self._is_foreign(found) and found.path.name not in named
+        }
+        if unused:
+            names = ", ".join(list(unused)[:3])
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            self.notes.append(
+                f"{self.transformer.path.name} is the embedded pocket model and uses only the "
+                f"files that belong to it: {names}{more} not used"
+            )
 
     def _reject(self, role: str, part: Component, wrong: str) -> None:
         reason = f"{part.file.path.name}: {wrong}"
@@ -391,7 +430,7 @@ class _Selector:
         if named:
             part = self._find_by_name("latent_upsampler", named, self._upsampler_mismatch)
             found[detect_upsampling(part)] = part
-        for candidate in self.library.of("latent_upsampler"):
+        for candidate in sorted(self.library.of("latent_upsampler"), key=self._is_foreign):
             part = candidate.component
             wrong = self._upsampler_mismatch(part)
             if wrong is None:
@@ -406,7 +445,7 @@ class _Selector:
     def loras(self) -> dict[str, Component]:
         """The LoRAs that fit, by file name; ``distilled_lora`` is the distilled one."""
         found: dict[str, Component] = {}
-        for candidate in self.library.of("lora"):
+        for candidate in sorted(self.library.of("lora"), key=self._is_foreign):
             part = candidate.component
             wrong = self.requirements.mismatch("lora", part)
             if wrong is not None:

@@ -15,6 +15,7 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import Library, ModelSet, find_by_name
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution
+from latent_ladder.models.text_encoder.tokenizer import fold_case
 from latent_ladder.pipeline import artifact_keys as keys
 from latent_ladder.pipeline.input_files import InputFile, InputFiles, read_input_files
 from latent_ladder.request.model import Request
@@ -247,9 +248,10 @@ class _PlanBuilder:
         texts = [("prompt", self.request.prompt)]
         if self.request.needs_negative:
             texts.append(("negative prompt", self.request.negative_prompt))
+        folded = [(name, fold_case(text, models.text_encoder)) for name, text in texts]
         return [
             PlannedStage(name, "prompt", keys.prompt_key(text, *parts), text=text)
-            for name, text in texts
+            for name, text in folded
         ]
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:

@@ -11,8 +11,10 @@ from typing import Any
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import Library, select_models
+from latent_ladder.diagnostics.preset_readiness import check_preset
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
+from latent_ladder.diagnostics.training_range import training_range, with_windows
 from latent_ladder.memory.hardware import MemoryOptions, budget, read_rates
 from latent_ladder.memory.planner import MemoryPlan, Policy, plan_memory
 from latent_ladder.models.text_encoder.tokenizer import token_report
@@ -86,13 +88,16 @@ def prepare(
     Seed -1 becomes that of an unfinished run of the same request and ``kind``, else a random one.
     Raises what :func:`latent_ladder.pipeline.plan.make_plan` and :func:`fit_memory` raise.
     """
+    models = select_models(library, request.models.choices, request.preset)
+    check_preset(request, models, library)
+    limits = training_range(models)
+    request = with_windows(request, limits)
     unfinished = find_unfinished(store.runs, request, kind) if request.seed == -1 else None
     random_seed = request.seed == -1 and unfinished is None
     if unfinished is not None:
         request = request.model_copy(update={"seed": unfinished.request["seed"]})
     request = request.pick_seed()
-    models = select_models(library, request.models.choices)
-    warnings = [Warned(a.code, a.message) for a in advise(request)]
+    warnings = [Warned(a.code, a.message) for a in advise(request, limits)]
     warnings += [Warned("models", note) for note in models.notes]
     plan = make_plan(request, models, library)
     warnings += [Warned("inputs", note) for note in plan.notes]

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -38,7 +37,8 @@ from latent_ladder.storage.atomic_write import (
 )
 from latent_ladder.storage.file_lock import lock_file
 from latent_ladder.storage.run_records import KEY_PATTERN, DamagedRun, RunLog, RunRecord
-from latent_ladder.storage.user_folders import expand_home, user_folder
+from latent_ladder.storage.user_config import configured_path
+from latent_ladder.storage.user_folders import user_folder
 
 if TYPE_CHECKING:
     import torch
@@ -46,13 +46,11 @@ if TYPE_CHECKING:
 ALGORITHM = "b2"
 """Prefix of every key: blake2b with a digest of 16 bytes, over canonical JSON."""
 
-ENVIRONMENT = "LADDER_STORE"
-
 
 def default_root() -> Path:
-    """``$LADDER_STORE``, else ``latent-ladder`` in the user's data folder."""
-    if folder := os.environ.get(ENVIRONMENT):
-        return expand_home(folder)
+    """``$LADDER_STORE``, the key ``store`` of ``config.toml``, else a folder of the user's data."""
+    if folder := configured_path("store"):
+        return folder
     return user_folder("data")
 
 
@@ -175,7 +173,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"the store {self.root} cannot be written: {error.strerror or error}",
-                f"choose another folder with --store FOLDER or the variable {ENVIRONMENT}",
+                "choose another folder with --store FOLDER or the variable LADDER_STORE",
             ) from error
         finally:
             for path in (probe, *made):

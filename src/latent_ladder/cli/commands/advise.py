@@ -43,7 +43,7 @@ def advise(
     options = memory.to_options()
     library = scan(model_folders(request_flags.folders or ()))
     request = request_flags.build_request(library, inputs).pick_seed()
-    models = select_models(library, request.models.choices)
+    models = select_models(library, request.models.choices, request.preset)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
     proposal = propose(request, models, available, policy, read_rates(available.device))

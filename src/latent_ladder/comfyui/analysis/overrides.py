@@ -9,8 +9,7 @@ from dataclasses import replace
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import Input
-from latent_ladder.errors import WorkflowError
-from latent_ladder.request.problems import did_you_mean
+from latent_ladder.errors import WorkflowError, did_you_mean
 
 
 def apply_overrides(graph: Graph, sets: Iterable[str]) -> Graph:

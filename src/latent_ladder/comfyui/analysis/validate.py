@@ -20,8 +20,7 @@ from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.comfyui.node_defs.sampling import RES4LYF_SAMPLER, SAMPLER_ALIASES
 from latent_ladder.comfyui.node_defs.schema import ANY, Input, NodeType
-from latent_ladder.errors import WorkflowError
-from latent_ladder.request.problems import did_you_mean
+from latent_ladder.errors import WorkflowError, did_you_mean
 from latent_ladder.sampling.names import SAMPLER_FACTS
 
 NO_OUTPUTS: Final = "prompt_no_outputs"

@@ -256,7 +256,7 @@ def _wrong_role_error(name: str, roles: list[str], role: str) -> CheckpointNotFo
     if roles == ["lora"]:
         content, hint = "it is a LoRA, not a checkpoint", f"--set models.distilled_lora={name}"
     else:
-        content = f"it contains {', '.join(map(_display_name, roles))}"
+        content = f"it contains {', '.join(map(display_name, roles))}"
         hint = f"--checkpoint {name}" if "transformer" in roles else "a file that contains one"
     return CheckpointNotFound(f"{name} contains no {display_name(role)}: {content}", f"use {hint}")
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from latent_ladder.errors import RequestError, did_you_mean
 from latent_ladder.storage.user_config import config_folder
+from latent_ladder.storage.user_folders import expand_home
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".toml"
@@ -91,7 +92,7 @@ def read_preset(name: str) -> Preset:
     if name in preset_names():
         return _built_in(name)
     if _is_path(name):
-        return read_preset_file(Path(name).expanduser())
+        return read_preset_file(expand_home(name))
     if name in own_preset_names():
         return read_preset_file(own_folder() / f"{name}{SUFFIX}")
     names = (*preset_names(), *own_preset_names())

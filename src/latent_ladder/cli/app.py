@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -23,6 +24,9 @@ GLOBAL_OPTIONS = ("--verbose", "--debug", "--log")
 
 LOG_VARIABLE = "LADDER_LOG"
 """Environment variable with the path of the log file. typer 0.26 does not read it itself."""
+
+_EXTRA_WORDS = re.compile(r"unexpected extra argument(?:s|\(s\))? \((.*)\)")
+"""Part of typer's message that has the words after the first argument."""
 
 UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
 """Base class of typer's errors about wrong options, which it does not export."""
@@ -105,9 +109,18 @@ def _describe_usage_error(error: Any) -> RequestError:
     message = error.format_message()
     hint = f"{command} --help lists what there is"
     option = getattr(error, "option_name", None)
+    if (quoted := _quoted_prompt(error)) is not None:
+        hint = f"put the prompt in quotes: {command} {quoted}"
     if option in GLOBAL_OPTIONS and command != "ladder":
         hint = f"write it before the command: ladder {option} {command.removeprefix('ladder ')}"
     return RequestError(message[:1].lower() + message[1:].rstrip("."), hint)
+
+
+def _quoted_prompt(error: Any) -> str | None:
+    """The whole prompt in quotes, where its words came as several arguments."""
+    params = {} if error.ctx is None else error.ctx.params
+    first, found = params.get("prompt"), _EXTRA_WORDS.search(error.format_message())
+    return None if first is None or found is None else json.dumps(f"{first} {found[1]}")
 
 
 def _exit_with(error: LadderError) -> None:

@@ -30,7 +30,7 @@ from latent_ladder.request.stages import (
 )
 from latent_ladder.request.windows import Window
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
-from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
+from latent_ladder.upscale.upscale_plan import UpscalePlan, plan_upscale
 
 
 @dataclass(frozen=True)

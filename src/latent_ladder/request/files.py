@@ -26,7 +26,10 @@ def request_of_clip(path: Path) -> Request:
     """The request embedded in a clip. Raises :class:`RequestError` when there is none."""
     from latent_ladder.media.video_reader import read_metadata
 
-    text = read_metadata(path).get(METADATA_KEY)
+    tags = read_metadata(path)
+    text = tags.get(METADATA_KEY)
+    if text is None and any(_is_workflow(tags.get(name, "")) for name in WORKFLOW_TAGS):
+        raise _workflow_error(path)
     if text is None:
         raise RequestError(
             f"{path.name} contains no request of latent-ladder",
@@ -38,6 +41,9 @@ def request_of_clip(path: Path) -> Request:
         raise RequestError(f"the request in {path.name} is damaged: {error}") from error
     return Request.from_dict(fields)
 
+
+WORKFLOW_TAGS = ("workflow", "prompt")
+"""Metadata tags in which ComfyUI stores a workflow."""
 
 READERS: Mapping[str, Callable[[str], Request]] = {
     ".toml": Request.from_toml,
@@ -51,6 +57,30 @@ def read_request(path: Path) -> Request:
     if reader is None:
         return request_of_clip(path)
     try:
-        return reader(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"request {path} cannot be read: {error}", "check the path") from error
+    if _is_workflow(text):
+        raise _workflow_error(path)
+    return reader(text)
+
+
+def _is_workflow(text: str) -> bool:
+    """True for JSON of a ComfyUI workflow, in either of its formats."""
+    try:
+        table = json.loads(text)
+    except ValueError:
+        return False
+    if not isinstance(table, dict):
+        return False
+    nodes = table.get("nodes")
+    return isinstance(nodes, list) or any(
+        isinstance(node, dict) and "class_type" in node for node in table.values()
+    )
+
+
+def _workflow_error(path: Path) -> RequestError:
+    return RequestError(
+        f"{path.name} contains a ComfyUI workflow, not a request",
+        f"convert it: ladder workflow import {path} -o request.toml",
+    )

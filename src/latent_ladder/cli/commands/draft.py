@@ -14,6 +14,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import DRAFT_RULES, MEMORY_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
@@ -45,7 +46,6 @@ from latent_ladder.cli.commands.run_progress import (
 from latent_ladder.cli.console import print_table, show_loading, show_note
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
-from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.drafts.draft_run import DraftsResult
@@ -99,7 +99,7 @@ SheetFolder = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder for the page and the contact sheet. Default: drafts-RUN, with the id of the run.",
+        help="Folder for the page and the contact sheet. Default: drafts-RUN (RUN: id of the run).",
     ),
 ]
 Yes = Annotated[
@@ -137,8 +137,8 @@ ClipOrFolder = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``draft`` and ``refine``."""
-    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT))
-    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE))
+    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT, DRAFT_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE, MEMORY_RULES))
 
 
 def draft(
@@ -168,8 +168,6 @@ def draft(
 
     texts = None if prompts is None else read_prompts(prompts)
     if texts is not None:
-        if request_flags.prompt is not None:
-            raise RequestError("PROMPT and --prompts cannot be combined", "use one of them")
         request_flags = replace(request_flags, prompt=texts[0])
     parse_seeds(seeds, 0)  # fails early, before model files are searched
     prepared = prepare(request_flags, memory, store, inputs, "draft")

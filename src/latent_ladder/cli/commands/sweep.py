@@ -13,6 +13,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import SWEEP_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
@@ -86,7 +87,7 @@ _RUN_NAME = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
 
 def register(app: typer.Typer) -> None:
     """Add ``sweep``."""
-    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED, SWEEP_RULES))
 
 
 def sweep(

@@ -25,6 +25,7 @@ from latent_ladder.checkpoints.selection import (
 )
 from latent_ladder.comfyui.analysis.validate import (
     map_file_name,
+    mapped_file_name,
     split_folder_tag,
     unsafe_path_reason,
 )
@@ -47,7 +48,7 @@ from latent_ladder.pipeline.input_files import content_hash
 from latent_ladder.pipeline.model_runner import ModelRunner, Warn
 from latent_ladder.storage.artifact_store import Store
 from latent_ladder.storage.user_folders import expand_home
-from latent_ladder.upscale.plan import find_upscaler
+from latent_ladder.upscale.upscale_plan import find_upscaler
 
 T = TypeVar("T")
 
@@ -151,9 +152,10 @@ class Engine:
 
         Raises :class:`WorkflowError` if it is missing or outside of the folder.
         """
-        asked = self.names.get(name, name).replace("\\", "/")
+        mapped = mapped_file_name(name, self.names)
+        asked = (mapped or name).replace("\\", "/")
         chosen = expand_home(asked)
-        if name in self.names and chosen.is_file():
+        if mapped is not None and chosen.is_file():
             return chosen
         asked, folder = split_folder_tag(asked)
         root: Path = getattr(self.folders, folder or "input")

@@ -16,11 +16,13 @@ from typing import NamedTuple
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.families import (
+    ARCHITECTURE_NAMES,
     FAMILIES,
     Family,
     detect_family,
     is_stock_gemma_4,
     lora_family,
+    marks_keyframes,
     projection_family,
     required_text_encoder,
     text_encoder_architecture,
@@ -73,6 +75,23 @@ class TransformerRequirements:
         return rule(self, part) if rule else None
 
 
+def header_contradictions(transformer: Component) -> tuple[str, ...]:
+    """Warnings about switches in a transformer's header that its tensors contradict.
+
+    The tensors decide, as in ComfyUI.
+    """
+    in_tensors = {
+        "ff_bias": "transformer_blocks.0.ff.net.2.bias" in transformer,
+        "use_keyframes_abs_pos_embedding": marks_keyframes(transformer),
+    }
+    return tuple(
+        f"{transformer.file.path.name}: its header has {name} = {str(stated).lower()}, but its "
+        f"tensors are {'there' if present else 'missing'}; the tensors decide"
+        for name, present in in_tensors.items()
+        if (stated := transformer.config.get(name, present)) != present
+    )
+
+
 def _connectors(requirements: TransformerRequirements, part: Component) -> str | None:
     registers = "video_embeddings_connector.learnable_registers"
     if registers not in part:
@@ -95,7 +114,7 @@ def _text_encoder(requirements: TransformerRequirements, part: Component) -> str
     """The reason why the text encoder is another model than that of the transformer's family."""
     family, architecture = requirements.family, text_encoder_architecture(part)
     if architecture != family.text_encoder:
-        name = "Gemma 4" if architecture == "gemma4" else "Gemma 3"
+        name = ARCHITECTURE_NAMES[architecture]
         return f"it is {name}, LTX-{family.name} needs {family.text_encoder_name}"
     if is_stock_gemma_4(part):
         return (
@@ -170,13 +189,22 @@ def text_encoder_mismatch(
     wrong = _text_encoder(requirements, encoder)
     if wrong or projection is None:
         return wrong
+    return features_mismatch(encoder, projection)
+
+
+def features_mismatch(encoder: Component, projection: Component) -> str | None:
+    """The reason why a projection does not take the output of an encoder, ``None`` if it does."""
+    family, architecture = projection_family(projection), text_encoder_architecture(encoder)
+    if family is not None and FAMILIES[family].text_encoder != architecture:
+        name = ARCHITECTURE_NAMES[architecture]
+        return f"the text projection is that of LTX-{family}, the encoder is {name}"
     features = projection_shape(projection)[1]
     hidden, layers = gemma_size(encoder)
     if hidden * (layers + 1) == features:
         return None
     if features == _GEMMA_12B:
-        needed = f"hidden 3840 and 48 layers ({requirements.family.text_encoder_name})"
-        return f"needs {needed}, found {hidden} and {layers}"
+        name = ARCHITECTURE_NAMES[architecture]
+        return f"needs hidden 3840 and 48 layers ({name} 12B), found {hidden} and {layers}"
     return f"needs hidden x (layers + 1) = {features}, found {hidden} x {layers + 1}"
 
 

@@ -18,6 +18,10 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
 
 TextEncoderArchitecture = Literal["gemma3", "gemma4"]
+ARCHITECTURE_NAMES: Mapping[TextEncoderArchitecture, str] = {
+    "gemma3": "Gemma 3", "gemma4": "Gemma 4",
+}  # fmt: skip
+"""Names of the architectures in messages."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,15 @@ _FAMILY_MARKS: Mapping[str, tuple[str, str | None]] = {
     "2.3": ("transformer_blocks.0.prompt_scale_shift_table", None),
     "2.0": ("caption_projection.linear_1.weight", None),
 }
+
+
+KEYFRAME_MARK = "keyframes_abs_pos_embedding"
+"""The learned vector that LTX-2.5 adds to tokens of keyframes."""
+
+
+def marks_keyframes(transformer: Component) -> bool:
+    """True if a transformer marks the first latent frame and generated keyframes."""
+    return KEYFRAME_MARK in transformer
 
 
 def component_family(part: Component) -> str | None:

@@ -21,6 +21,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.compatibility import (
     TransformerRequirements,
     detect_upsampling,
+    header_contradictions,
     is_distilled_lora,
     text_encoder_mismatch,
     training_mismatch,
@@ -199,6 +200,7 @@ def _select_for(
 ) -> PartialModelSet:
     """The components that fit a transformer."""
     selector = _Selector(library, choices, transformer)
+    selector.notes.extend(header_contradictions(transformer.component))
     requirements = selector.requirements
     parts = {"transformer": transformer.component}
 

@@ -89,8 +89,8 @@ def _linear(
         raise UnknownLayout(
             f"{projection.file.path.name}: its text projection needs {weight.shape[1]} features "
             f"per token, the text encoder outputs {like.shape[1]}",
-            "use the text encoder that the checkpoint was trained with: Gemma 3 12B for LTX-2.0 and "
-            "2.3, LTX's own Gemma 4 12B for LTX-2.5",
+            "use the text encoder that the checkpoint was trained with: Gemma 3 12B for LTX-2.0 "
+            "and 2.3, LTX's own Gemma 4 12B for LTX-2.5",
         )
     scale = math.sqrt(weight.shape[0] / scaled_from) if scaled_from else 1.0
     start, bias = like.new_zeros(()), f"{name}.bias"

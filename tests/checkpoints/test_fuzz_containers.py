@@ -26,6 +26,7 @@ from latent_ladder.errors import CheckpointError
 
 MUTANTS, SECONDS, BYTES = 500, 1.0, 4_000_000
 
+
 def safetensors_seed() -> tuple[bytes, int]:
     names = [f"blocks.{i}.attn.to_q.weight" for i in range(6)]
     entries = {

@@ -1,9 +1,11 @@
-"""Damage to bytes: seeded mutations of small real files, for tests that read them."""
+"""Seeded damage to the bytes of small real files, and to JSON documents."""
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 NUMBERS = (0, 1, 7, 255, 1 << 16, (1 << 31) - 1, (1 << 32) - 1, 1 << 32, 1 << 40, (1 << 63) - 1,
            1 << 63, (1 << 64) - 1)  # fmt: skip
@@ -56,9 +58,45 @@ MUTATIONS: tuple[Mutation, ...] = (flip, replace, truncate, remove, repeat, numb
 
 
 def mutate(rng: random.Random, data: bytes, header: int) -> bytes:
-    """A damaged copy of ``data``: one to three mutations, most within its first ``header`` bytes."""
+    """A damaged copy of ``data``: one to three mutations, most in the first ``header`` bytes."""
     mutant = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if mutant:
             rng.choice(MUTATIONS)(rng, mutant, max(1, min(header, len(mutant))))
     return bytes(mutant)
+
+
+JUNK: tuple[Any, ...] = (
+    None, True, 0, -1, 7, 10**30, 1.5, float("nan"), float("inf"), "", "x", "..", "\0", "1" * 999,
+    [], [1], ["1", 0], ["1", "0"], [["1", 0]], {}, {"__value__": [1]}, {"id": 1}, {"name": []},
+)  # fmt: skip
+
+
+def mutate_document(document: Any, rng: random.Random) -> Any:
+    """Return a copy with one to three values replaced, removed, duplicated or renamed."""
+    document = copy.deepcopy(document)
+    for _ in range(rng.randint(1, 3)):
+        places = list(_places(document))
+        holder, key = rng.choice(places)
+        match rng.randrange(4):
+            case 0:
+                holder[key] = copy.deepcopy(rng.choice(JUNK))
+            case 1:
+                del holder[key]
+            case 2:
+                other, there = rng.choice(places)
+                holder[key] = copy.deepcopy(other[there])
+            case _:
+                if isinstance(holder, list):
+                    holder.insert(key, copy.deepcopy(holder[key]))
+                else:
+                    holder[f"{key}x"] = holder.pop(key)
+    return document
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in list(items):
+        yield value, key
+        if isinstance(inner, dict | list):
+            yield from _places(inner)

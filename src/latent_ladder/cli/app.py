@@ -7,7 +7,9 @@ listed in :mod:`latent_ladder.cli.command_table`; nothing heavy is imported befo
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +29,9 @@ LOG_VARIABLE = "LADDER_LOG"
 
 CLOSED_PIPE_EXIT_CODE = 141
 """Exit code when the reader of stdout has gone: that of a program ended by SIGPIPE."""
+
+_EXTRA_WORDS = re.compile(r"unexpected extra argument(?:s|\(s\))? \((.*)\)")
+"""Part of typer's message that has the words after the first argument."""
 
 UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
 """Base class of typer's errors about wrong options, which it does not export."""
@@ -158,9 +163,18 @@ def _describe_usage_error(error: Any) -> RequestError:
     message = error.format_message()
     hint = f"{command} --help lists what there is"
     option = getattr(error, "option_name", None)
+    if (quoted := _quoted_prompt(error)) is not None:
+        hint = f"put the prompt in quotes: {command} {quoted}"
     if option in GLOBAL_OPTIONS and command != "ladder":
         hint = f"write it before the command: ladder {option} {command.removeprefix('ladder ')}"
     return RequestError(message[:1].lower() + message[1:].rstrip("."), hint)
+
+
+def _quoted_prompt(error: Any) -> str | None:
+    """The whole prompt in quotes, where its words came as several arguments."""
+    params = {} if error.ctx is None else error.ctx.params
+    first, found = params.get("prompt"), _EXTRA_WORDS.search(error.format_message())
+    return None if first is None or found is None else json.dumps(f"{first} {found[1]}")
 
 
 def _report_error(error: LadderError) -> int:

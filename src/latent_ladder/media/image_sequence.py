@@ -83,8 +83,8 @@ def check_image_sequence(path: Path, overwrite: bool) -> None:
         )
     require_encoder(IMAGE_ENCODERS[suffix][0])
     folder = target.folder
-    if not folder.absolute().parent.is_dir():
-        raise MediaError(f"output folder {folder.parent} does not exist", "create it first")
+    with convert_write_errors(MediaError, f"output folder {folder}", folder.parent):
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not folder.is_dir():
         raise MediaError(f"output folder {folder} is a file", "choose another folder")
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []

@@ -91,11 +91,14 @@ def check_video_path(path: Path, overwrite: bool = False) -> None:
 
 
 def check_output_path(path: Path, overwrite: bool) -> None:
-    """Raise :class:`MediaError` if a file could not be written to ``path``. Leaves no file."""
+    """Raise :class:`MediaError` if a file could not be written to ``path``. Leaves no file.
+
+    Makes its folder where that is missing.
+    """
     if path.is_dir():
         raise MediaError(f"output {path} is a folder", hint=f"write to {path / 'clip.mp4'}")
-    if not path.parent.is_dir():
-        raise MediaError(f"output folder {path.parent} does not exist", hint="create it first")
+    with convert_write_errors(MediaError, f"output folder {path.parent}", path.parent.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not overwrite:
         raise MediaError(
             f"output {path} already exists", hint="--overwrite replaces it; or choose another name"

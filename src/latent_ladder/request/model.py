@@ -420,6 +420,8 @@ class Request(Table):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
             fields.pop(name, None)
+        if not fields.get("generated_keyframes"):  # left out, as in older keys
+            fields.pop("generated_keyframes", None)
         tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
         if tiles is not None:
             fields["tiles"] = tiles.model_dump()
@@ -437,6 +439,8 @@ class Request(Table):
             fields["anew"] = list(self.video.generated_span(float(self.frames / self.fps)))
         if self.video is not None and self.video.mode == "reference" and index == 0:
             fields["reference_strength"] = self.video.strength
+            if any(n % 2 for n in (resolution.latent_width, resolution.latent_height)):
+                fields["reference_positions"] = "exact"  # earlier ones were scaled by grid sizes
         if self.active_images:
             at = [shapes.duration(i.index(self.frames), self.fps) for i in self.active_images]
             strengths = [i.strength for i in self.active_images]

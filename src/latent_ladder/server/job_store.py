@@ -79,8 +79,8 @@ class Job:
 class JobStore:
     """Queue and history of one server, for one thread. Close it at the end.
 
-    ``damaged_copy`` is the new path of a damaged file that was replaced, else empty. ``unsaved`` are
-    finished jobs, by id, whose entries and summaries the disk had no room for; they are in the
+    ``damaged_copy`` is the new path of a damaged file that was replaced, else empty. ``unsaved``
+    are finished jobs, by id, whose entries and summaries the disk had no room for; they are in the
     history already, and not in the queue.
     """
 

@@ -176,7 +176,8 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"the store {self.root} cannot be written: {error.strerror or error}",
-                "choose another folder with --store FOLDER or the variable LADDER_STORE",
+                "choose another folder with --store FOLDER, the variable LADDER_STORE, or the "
+                "key store of config.toml",
             ) from error
         finally:
             for path in (probe, *made):

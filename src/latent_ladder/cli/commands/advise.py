@@ -8,6 +8,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import ADVISE_RULES
 from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags
 from latent_ladder.cli.commands.options import Json
 from latent_ladder.cli.console import format_bytes, print_json, print_lines, print_table, show_note
@@ -23,7 +24,7 @@ MOST_USED = (
 
 def register(app: typer.Typer) -> None:
     """Add ``advise``."""
-    app.command(cls=GroupedCommand)(expand_flags(advise, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(advise, MOST_USED, ADVISE_RULES))
 
 
 def advise(

@@ -9,6 +9,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import Folders, Json, StoreFolder, memory_option
 from latent_ladder.cli.console import (
@@ -39,7 +40,7 @@ NOTHING_RUNS_EXIT_CODE = 3
 
 def register(app: typer.Typer) -> None:
     """Add ``doctor``."""
-    app.command("doctor", cls=GroupedCommand)(expand_flags(doctor))
+    app.command("doctor", cls=GroupedCommand)(expand_flags(doctor, (), MEMORY_RULES))
 
 
 def doctor(

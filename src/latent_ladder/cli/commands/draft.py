@@ -13,6 +13,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import DRAFT_RULES, MEMORY_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
@@ -44,7 +45,6 @@ from latent_ladder.cli.commands.run_progress import (
 from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
-from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.drafts.draft_run import DraftsResult
@@ -98,7 +98,7 @@ SheetFolder = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder for the contact sheet. Default: drafts-RUN, with the id of the run.",
+        help="Folder for the page and the contact sheet. Default: drafts-RUN (RUN: id of the run).",
     ),
 ]
 Yes = Annotated[
@@ -136,8 +136,8 @@ ClipOrFolder = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``draft`` and ``refine``."""
-    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT))
-    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE))
+    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT, DRAFT_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE, MEMORY_RULES))
 
 
 def draft(
@@ -155,7 +155,7 @@ def draft(
     as_json: Json = False,
     open_result: Open = False,
 ) -> None:
-    """Make several cheap drafts and a sheet to compare them.
+    """Make several cheap drafts and a page to compare them.
 
     A draft is the first, small stage of a clip. `ladder refine last:3`
     finishes draft 3.
@@ -167,8 +167,6 @@ def draft(
 
     texts = None if prompts is None else read_prompts(prompts)
     if texts is not None:
-        if request_flags.prompt is not None:
-            raise RequestError("PROMPT and --prompts cannot be combined", "use one of them")
         request_flags = replace(request_flags, prompt=texts[0])
     parse_seeds(seeds, 0)  # fails early, before model files are searched
     prepared = prepare(request_flags, memory, store, inputs, "draft")
@@ -191,7 +189,7 @@ def draft(
     else:
         _print_drafts(result, time.monotonic() - began, as_json)
     if open_result:
-        open_file(result.sheet)
+        open_file(result.page)
 
 
 def refine(
@@ -279,7 +277,7 @@ def _print_drafts(result: DraftsResult, seconds: float, as_json: bool) -> None:
     count = len(result.record.drafts)
     facts = [f"{count} draft{'s' * (count != 1)}", f"seed {result.record.drafts[0].seed}"]
     show_note(f"to finish a draft, such as number 1: ladder refine {result.record.id}:1")
-    print_lines(folder_lines(result.sheet, facts, seconds, [result.video]))
+    print_lines(folder_lines(result.page, facts, seconds, [result.video, result.sheet]))
 
 
 def _draft_row(draft: DraftRecord) -> tuple[str, ...]:

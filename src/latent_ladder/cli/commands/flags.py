@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_ladder.cli.commands.flag_terms import in_flag_terms
 from latent_ladder.cli.commands.flag_values import (
     frames_for_input,
     parse_image,
@@ -109,7 +110,6 @@ class RequestFlags:
         preset or a file. Raises :class:`RequestError`.
         """
         from latent_ladder.request.model import override
-        from latent_ladder.request.overrides import apply_sets
 
         fields = override(self._start_fields(library) if start is None else start, self._fields())
         if inputs is not None:
@@ -127,39 +127,44 @@ class RequestFlags:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
             )
-        request = request_of_fields(apply_sets(fields, tuple(self.sets or ())))
+        request = request_of_fields(fields, self.sets or ())
         self._check_paths(request, inputs)
+        if self.negative is not None and not request.needs_negative:
+            raise RequestError(
+                f"--negative has no effect: no stage of preset {request.preset or '-'} has a CFG",
+                "leave it out, or add guidance: --set base.guidance.video.cfg=3",
+            )
         return request
 
     def _check_paths(self, request: Request, inputs: InputFlags | None) -> None:
         """Raise :class:`RequestError` if ``request`` has paths of this machine from a clip."""
         from latent_ladder.request.files import READERS, read_request
         from latent_ladder.request.outside_paths import check_outside_paths, named_paths
+        from latent_ladder.request.presets import read_preset
 
-        if self.source is None or self.allow_paths or self.source.suffix.lower() in READERS:
+        foreign: Mapping[str, Any] = {}
+        if self.source is not None and self.source.suffix.lower() not in READERS:
+            foreign, name = read_request(self.source).to_dict(), self.source.name
+        elif self.preset is not None and Path(self.preset).suffix:  # a file that somebody shared
+            foreign, name = read_preset(self.preset).fields, Path(self.preset).name
+        if not foreign or self.allow_paths:
             return
         named = set() if inputs is None else named_paths(inputs.to_fields())
         named |= {text.partition("=")[2].strip("\"' ") for text in self.sets or ()}
-        named |= {name for name in (self.checkpoint, self.upscale) if name is not None}
-        clip = read_request(self.source).to_dict()
-        check_outside_paths(request.to_dict(), clip, named, self.source.name)
+        named |= {each for each in (self.checkpoint, self.upscale) if each is not None}
+        check_outside_paths(request.to_dict(), foreign, named, name)
 
     def _start_fields(self, library: Library) -> dict[str, Any]:
         """The fields of ``--from``, ``--preset`` or the default preset."""
-        from latent_ladder.pipeline.run import default_preset
         from latent_ladder.request.files import read_request
-        from latent_ladder.request.presets import read_preset
 
-        if self.source is not None and self.preset is not None:
-            raise RequestError("--from and --preset cannot be combined", "use one of them")
         if self.source is not None:
             request = read_request(self.source)
             fields = request.to_dict()
             if "seed" not in request.model_fields_set:
                 del fields["seed"]  # a file without a seed leaves it open, as a preset does
             return fields
-        name = self.preset or default_preset(library, self.checkpoint)
-        return read_preset(name).fields
+        return preset_fields(self.preset, library, self.checkpoint)
 
     def _fields(self) -> dict[str, Any]:
         """The top-level fields of the request that options set."""
@@ -191,8 +196,6 @@ class RequestFlags:
         from latent_ladder.request.model import override
 
         if self.upscale is None:
-            if self.to is not None or self.by is not None:
-                raise RequestError("--to and --by need --upscale", "add --upscale lanczos")
             return fields
         stage: dict[str, Any] = {"kind": "upscale", "name": self.upscale}
         stage |= {} if self.to is None else parse_size(self.to, "to", "3840x2160")
@@ -201,11 +204,6 @@ class RequestFlags:
         return override(fields, {"stages": [*others, stage]})
 
     def _audio_mode(self) -> str | None:
-        if self.no_audio and self.audio not in (None, "none"):
-            raise RequestError(
-                f"--audio {self.audio} and --no-audio cannot be combined",
-                "use one of them",
-            )
         return "none" if self.no_audio else self.audio
 
     def _sets_length(self) -> bool:
@@ -315,16 +313,45 @@ def prepare(
     return pipeline.prepare(request, library, open_store(store), options, memory.device, kind)
 
 
-def request_of_fields(fields: Mapping[str, Any]) -> Request:
-    """The request of these fields, with seed -1 where they have none.
+def preset_fields(
+    name: str | None, library: Library, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """The fields of the preset ``name``.
 
-    A seed of -1 that was asked for becomes a random one here. Raises :class:`RequestError`.
+    Without a name it is that of the environment or the config file, else the one that fits the
+    models. Raises :class:`RequestError` for an unknown preset.
+    """
+    from latent_ladder.pipeline.run import default_preset
+    from latent_ladder.request.presets import read_preset
+    from latent_ladder.storage.user_config import read_setting
+
+    if name is not None:
+        return read_preset(name).fields
+    setting = read_setting("preset")
+    if not isinstance(setting.value, str):
+        return read_preset(default_preset(library, checkpoint)).fields
+    try:
+        return read_preset(setting.value).fields
+    except RequestError as error:
+        raise error.in_context(setting.source) from error
+
+
+def request_of_fields(fields: Mapping[str, Any], sets: Sequence[str] = ()) -> Request:
+    """The request of these fields, changed by ``sets``, with seed -1 where they have none.
+
+    A seed of -1 that was asked for becomes a random one here. Raises :class:`RequestError` in the
+    words of the command line.
     """
     from latent_ladder.request.model import Request
+    from latent_ladder.request.overrides import apply_sets
 
-    if "seed" in fields:
-        return Request.from_dict(fields).pick_seed()
-    return Request.from_dict({**fields, "seed": -1})
+    try:
+        table = apply_sets(fields, tuple(sets))
+        if "seed" in table:
+            return Request.from_dict(table).pick_seed()
+        return Request.from_dict({**table, "seed": -1})
+    except RequestError as error:
+        raise in_flag_terms(error) from error
 
 
 def open_store(folder: Path | None) -> Store:

@@ -11,6 +11,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import CLIP_RULES, MAKE_RULES
 from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags, prepare
 from latent_ladder.cli.commands.options import (
     Json,
@@ -52,8 +53,8 @@ NAME_WORDS = 6
 
 def register(app: typer.Typer) -> None:
     """Add ``make``, ``plan`` and ``show``."""
-    app.command(cls=GroupedCommand)(expand_flags(make, MOST_USED))
-    app.command(cls=GroupedCommand)(expand_flags(plan, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(make, MOST_USED, MAKE_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(plan, MOST_USED, CLIP_RULES))
     app.command(cls=GroupedCommand)(show)
 
 

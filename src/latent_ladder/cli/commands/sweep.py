@@ -12,12 +12,14 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import SWEEP_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
     RequestFlags,
     open_store,
     prepare,
+    preset_fields,
 )
 from latent_ladder.cli.commands.options import (
     Json,
@@ -84,7 +86,7 @@ _RUN_NAME = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
 
 def register(app: typer.Typer) -> None:
     """Add ``sweep``."""
-    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED, SWEEP_RULES))
 
 
 def sweep(
@@ -184,10 +186,9 @@ def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened:
     from latent_ladder.media.video_input import check_video
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import override
-    from latent_ladder.request.presets import read_preset
 
     library = scan(model_folders(flags.folders or ()))
-    fields = read_preset(flags.preset or pipeline.default_preset(library)).fields
+    fields = preset_fields(flags.preset, library)
     refine = [stage for stage in fields["stages"] if stage["kind"] == "refine"]
     if not refine:
         raise RequestError("the preset has no refine stage", "choose another --preset")

@@ -70,6 +70,7 @@ def check(
     from latent_ladder.comfyui.analysis.overrides import apply_overrides
     from latent_ladder.comfyui.analysis.required_files import (
         default_input_folder,
+        find_usable_files,
         parse_file_name_map,
     )
     from latent_ladder.comfyui.formats.read import read_workflow
@@ -77,12 +78,11 @@ def check(
     workflow = read_workflow(source)
     workflow = replace(workflow, graph=apply_overrides(workflow.graph, settings or ()))
     library = scan(model_folders(folders or ()))
-    report = check_workflow(
-        workflow,
-        library,
-        (inputs or default_input_folder(source),),
-        parse_file_name_map(maps or ()),
+    searched = (inputs or default_input_folder(source),)
+    names = parse_file_name_map(
+        maps or (), lambda old: find_usable_files(old, workflow.graph, library, searched)
     )
+    report = check_workflow(workflow, library, searched, names)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -214,8 +214,6 @@ def _verdict(report: WorkflowReport) -> str:
         return "it can run"
     missing = sum(not file.usable for file in report.files)
     if report.can_run:
-        count = f"{missing} file{'s' * (missing != 1)}"
-        return (
-            f"it can run once {count} are available: add them to a model folder, or --map OLD=NEW"
-        )
+        count, them = ("1 file is", "it") if missing == 1 else (f"{missing} files are", "them")
+        return f"it can run once {count} available: add {them} to a model folder, or --map OLD=NEW"
     return "it cannot run with these settings"

@@ -24,7 +24,9 @@ def whole(
     return window_attention(q, k, v, kernel, grid, (box, box), 1.0)
 
 
-@pytest.mark.parametrize("name", ["inside", "kernel_equals_axis", "axis_below_kernel", "even_kernel"])
+@pytest.mark.parametrize(
+    "name", ["inside", "kernel_equals_axis", "axis_below_kernel", "even_kernel"]
+)
 @pytest.mark.parametrize("tile", [(4, 8, 8), (2, 3, 2), (1, 1, 1)])
 def test_windows(
     golden_2_5: Goldens, name: str, tile: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
@@ -49,7 +51,9 @@ def test_a_part_of_the_queries_needs_the_keys_of_its_windows_only() -> None:
     q, k, v = (torch.randn(*grid, 2, 16, generator=generator) for _ in "qkv")
     want = whole(q, k, v, kernel)
     first, stop = (2, 0, 3), (6, 4, 7)
-    ranges = [window_range(a, b, n, w) for a, b, n, w in zip(first, stop, grid, kernel, strict=True)]
+    ranges = [
+        window_range(a, b, n, w) for a, b, n, w in zip(first, stop, grid, kernel, strict=True)
+    ]
     keys = tuple(slice(*r) for r in ranges)
     part = tuple(slice(a, b) for a, b in zip(first, stop, strict=True))
     boxes = (

@@ -21,6 +21,9 @@ Size = tuple[int, int, int]
 """Frames, rows and columns."""
 Prediction = Literal["x0", "v"]
 
+CHUNK_FRAMES = 4
+"""Frames of queries that a block computes at a time: always the same ones, so that the result does
+not depend on memory."""
 GHOSTS = 2
 """Copies of the last latent frame that are decoded after the clip and cut off again."""
 PUBLISHED_KERNELS: tuple[Size, ...] = ((3, 7, 7), (3, 7, 7), (3, 5, 5), (3, 5, 5), (11, 11, 11))
@@ -82,6 +85,29 @@ class DiffusionDecoderConfig:
             ):
                 size[axis] += 1
         return size[0], size[1], size[2]
+
+
+def held_values(config: DiffusionDecoderConfig, latents: Size) -> int:
+    """Values that are in memory between blocks while latents (frames, rows, columns) are decoded.
+
+    Each block holds the frames of its windows and a few chunks; the context waits for the last
+    block, which is behind the first one by half a window for each block between them.
+    """
+    frames, rows, cols = config.padded(latents)
+    ghosts = (frames + GHOSTS, rows, cols)
+    last, total = len(config.strides), math.prod(ghosts) * config.channels[0]
+    for stage in range(last + 1):
+        length, height, width = config.grid(
+            (frames, rows, cols) if stage == last else ghosts, stage
+        )
+        frame = height * width * config.channels[stage]
+        window = min(config.kernels[stage][0] - 1 + 3 * CHUNK_FRAMES, length)
+        total += config.depths[stage] * window * frame
+        if stage == last:
+            lag = config.depths[stage] * (config.kernels[stage][0] // 2 + CHUNK_FRAMES)
+            canvas = 2 * 3 * config.patch**2 * height * width  # float32
+            total += min(lag, length) * (frame + canvas)
+    return total
 
 
 def has_diffusion_decoder(shapes: Shapes) -> bool:

@@ -16,18 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latent_ladder.models.diffusion_decoder_config import Size
+from latent_ladder.models.diffusion_decoder_config import CHUNK_FRAMES, Size
 from latent_ladder.models.video_vae.diffusion_blocks import (
     FrameWindow,
     Modulation,
     NaBlock,
     Upsampling,
 )
-from latent_ladder.models.video_vae.window_attention import QUERY_TILE, window_range
-
-CHUNK_FRAMES = QUERY_TILE[0]
-"""Frames of queries that a block computes at a time: always the same ones, so that the result does
-not depend on memory."""
+from latent_ladder.models.video_vae.window_attention import window_range
 
 
 class Frames(NamedTuple):

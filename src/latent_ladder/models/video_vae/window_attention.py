@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Size = tuple[int, int, int]
+from latent_ladder.models.diffusion_decoder_config import CHUNK_FRAMES, Size
 
-QUERY_TILE: Size = (4, 8, 8)
+QUERY_TILE: Size = (CHUNK_FRAMES, 8, 8)
 """Queries of a tile: frames, rows, columns."""
 ATTENTION_VALUES = {"cpu": 1 << 24}
 """Values of queries, keys and masks of the tiles computed together, at most; by device type."""

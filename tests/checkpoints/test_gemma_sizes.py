@@ -12,7 +12,7 @@ from latent_ladder.checkpoints.checkpoint_file import CheckpointFile
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor, gemma_defaults
 from latent_ladder.checkpoints.tensor_info import TensorInfo
-from latent_ladder.models.text_encoder.gemma import read_gemma_config
+from latent_ladder.models.text_encoder.gemma_config import read_gemma_config
 
 
 def encoder(hidden: int, layers: int, config: Mapping[str, Any] | None = None) -> Component:
@@ -46,8 +46,9 @@ def test_a_file_that_states_nothing(
 ) -> None:
     part = encoder(hidden, layers)
     config = read_gemma_config(part)
-    assert (config.full_rope.factor, config.sliding_rope.factor) == (factor, 1)
-    assert (config.window, config.scalar) == (window, scalar)
+    sliding, full = config.layers[0], config.layers[5]
+    assert (full.rope.factor, sliding.rope.factor) == (factor, 1)
+    assert (sliding.window, full.scale) == (window, scalar**-0.5)
     said = assumed_rope_factor(part) or ""
     assert f"{factor} is assumed" in said
     assert gemma_defaults(part).size in said or "Gemma 3 12B, for 32 x 6" in said
@@ -57,6 +58,6 @@ def test_a_file_that_states_nothing(
 def test_what_the_file_states_wins(scaling: dict[str, float] | None) -> None:
     part = encoder(3840, 48, {"rope_scaling": scaling, "sliding_window": 7})
     config = read_gemma_config(part)
-    assert config.full_rope.factor == (2.0 if scaling else 1.0)
-    assert config.window == 7
+    assert config.layers[5].rope.factor == (2.0 if scaling else 1.0)
+    assert config.layers[0].window == 7
     assert assumed_rope_factor(part) is None

@@ -87,7 +87,11 @@ def test_control_tokens_in_a_text_are_one_token(source: Path, gguf_encoder: Any)
 def test_decoding_gives_back_every_text(gguf_encoder: Any) -> None:
     """Except for U+2581, which SentencePiece reads as a space."""
     rng, tokens = random.Random(5), load_tokenizer(gguf_encoder)
-    alphabet = [*map(chr, range(128)), *"  \n\n\t\u00e9\u65e5\U0001f98a\u2581", *control_tokens(gguf_encoder)]
+    alphabet = [
+        *map(chr, range(128)),
+        *"  \n\n\t\u00e9\u65e5\U0001f98a\u2581",
+        *control_tokens(gguf_encoder),
+    ]
     for _ in range(500):
         text = "".join(rng.choices(alphabet, k=rng.randrange(12)))
         assert tokens.decode(tokens.encode(text)) == text.replace("\u2581", " "), ascii(text)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.families import text_encoder_architecture
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def gemma_header(encoder: Component) -> Mapping[str, Any]:
 def assumed_rope_factor(encoder: Component) -> str | None:
     """A sentence on the RoPE factor that is assumed; ``None`` for a file that states one."""
     header = gemma_header(encoder)
+    if text_encoder_architecture(encoder) != "gemma3":
+        return None
     if "rope_parameters" in header or "rope_scaling" in header:
         return None
     defaults, (hidden, layers) = gemma_defaults(encoder), gemma_size(encoder)

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.families import marks_keyframes
 from latent_ladder.checkpoints.lora_keys import describe_scales
 from latent_ladder.checkpoints.selection import Library, ModelSet, find_by_name
 from latent_ladder.checkpoints.text_loras import TextLoras, check_text_loras
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution
+from latent_ladder.models.text_encoder.tokenizer import fold_case
 from latent_ladder.pipeline import artifact_keys as keys
 from latent_ladder.pipeline.input_files import InputFile, InputFiles, read_input_files
 from latent_ladder.request.model import Request
@@ -31,7 +33,7 @@ from latent_ladder.request.stages import (
 )
 from latent_ladder.request.windows import Window
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
-from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
+from latent_ladder.upscale.upscale_plan import UpscalePlan, plan_upscale
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def mark_stored(
 
 
 def _check(request: Request, models: ModelSet) -> None:
+    _check_slots(request, models)
     encodes = request.video is not None and request.video.mode != "reference"
     if request.resolved.has_sound and encodes and not _encodes_sound(models):
         raise models.missing_error(
@@ -155,6 +158,22 @@ def _check(request: Request, models: ModelSet) -> None:
     elif request.resolved.has_sound and not models.has_audio:
         role = "vocoder" if models.vocoder is None else "audio_vae"
         raise models.missing_error(role, "the request wants sound; without it, use --audio none")
+
+
+def _check_slots(request: Request, models: ModelSet) -> None:
+    base = request.stages[0]
+    slots = base.generated_keyframes if isinstance(base, BaseStage) else 0
+    if slots and not marks_keyframes(models.transformer):
+        raise RequestError(
+            f"base.generated_keyframes={slots}: {models.transformer.file.path.name} has no mark of "
+            "keyframes, only LTX-2.5 has",
+            "set base.generated_keyframes=0, or use a transformer of LTX-2.5",
+        )
+    if slots and request.resolved.windows is not None:
+        raise RequestError(
+            f"base.generated_keyframes={slots} cannot be used with windows in time",
+            "set base.generated_keyframes=0, or windows=off",
+        )
 
 
 def _encodes_sound(models: ModelSet) -> bool:
@@ -263,6 +282,7 @@ class _PlanBuilder:
         texts = [("prompt", self.request.prompt)]
         if self.request.needs_negative:
             texts.append(("negative prompt", self.request.negative_prompt))
+        folded = [(name, fold_case(text, models.text_encoder)) for name, text in texts]
         return [
             PlannedStage(
                 name if not text_loras else f"{name} with LoRA",
@@ -271,7 +291,7 @@ class _PlanBuilder:
                 text=text,
                 loras=text_loras.all,
             )
-            for name, text in texts
+            for name, text in folded
         ]
 
     def _loras(self, stage: SamplingStage) -> tuple[tuple[Component, float], ...]:

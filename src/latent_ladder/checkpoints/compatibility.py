@@ -78,6 +78,8 @@ class TransformerRequirements:
             return None
         try:
             return rule(self, part)
+        except CheckpointError as error:
+            return error.message
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             return f"its tensors have shapes that no such component has ({error})"
 

@@ -40,6 +40,7 @@ from latent_ladder.comfyui.runtime.events import (
     UiOutput,
     ignore_event,
 )
+from latent_ladder.comfyui.runtime.output_journal import OutputJournal
 from latent_ladder.comfyui.runtime.previews import LivePreviews
 from latent_ladder.comfyui.runtime.values import Audio, Latent, Value
 from latent_ladder.errors import Cancelled, LadderError, StoreError, WorkflowError
@@ -113,10 +114,12 @@ def execute(
     cancel: Cancel | None = None,
     metadata: Mapping[str, str] | None = None,
     command: str = "",
+    journal: OutputJournal | None = None,
 ) -> Mapping[str, UiOutput]:
     """Run the output nodes ``wanted`` (``None``: all); returns the files that each shows.
 
-    ``metadata`` is written into every file; ``None`` means the graph as tag ``prompt``. Raises
+    ``metadata`` is written into every file; ``None`` means the graph as tag ``prompt``.
+    ``journal`` has the files that an earlier run of the same job wrote; they stay. Raises
     :class:`WorkflowError` before anything runs if a needed node is unsupported, the errors of the
     nodes with the node's name in front, and :class:`Cancelled`.
     """
@@ -130,7 +133,9 @@ def execute(
     tags = metadata
     if tags is None:
         tags = {"prompt": json.dumps(graph.to_api(), ensure_ascii=False)}
-    run = _GraphRun(graph, engine, on_event, cancel or Cancel(), tags, command)
+    run = _GraphRun(
+        graph, engine, on_event, cancel or Cancel(), tags, command, journal or OutputJournal()
+    )
     with run.recorder.recording():
         return run.run(outputs)
 
@@ -145,6 +150,7 @@ class _GraphRun:
     cancel: Cancel
     metadata: Mapping[str, str]
     command: str
+    journal: OutputJournal
     _keys: dict[str, str] = field(default_factory=dict)
     _done: dict[str, NodeResult] = field(default_factory=dict)
 
@@ -370,6 +376,7 @@ class _GraphRun:
             show_preview=show_preview,
             metadata=self.metadata,
             channels=self._channels,
+            journal=self.journal,
         )
 
     def _part(

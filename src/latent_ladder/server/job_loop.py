@@ -1,7 +1,8 @@
 """The loop that runs jobs: from the queue through the worker process into the history.
 
 A job stays in the queue until its entry is in the history, so a server that was stopped or killed
-runs it again after the next start.
+runs it again after the next start. The journal of its files, next to the queue, then prevents that
+they are written twice.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from latent_ladder.server.client_messages import (
     JobMessages,
@@ -24,6 +26,9 @@ from latent_ladder.server.worker_process import WORKER_DIED, JobOutcome, WorkerP
 
 INTERRUPT_GRACE_S = 5.0
 """Time for the current step after an interrupt; a later second interrupt kills the worker."""
+
+Watcher = Callable[[Message | PreviewImage], None]
+"""Gets the messages of one job, whoever queued it."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,33 @@ class JobLoop:
         self._restart_worker = False
         self._closing = False
         self._interrupted_at: float | None = None
+        self._watchers: dict[str, set[Watcher]] = {}
+
+    def state_of(self, job_id: str) -> str:
+        """``in_progress`` or ``pending``, for a job in the queue."""
+        running = self.running
+        return "in_progress" if running is not None and running.id == job_id else "pending"
+
+    def is_stopping(self, job_id: str) -> bool:
+        """True for the running job while it finishes the step at which it was interrupted."""
+        return self._interrupted_at is not None and self.state_of(job_id) == "in_progress"
+
+    def progress_of(self, job_id: str) -> JobMessages | None:
+        """The messages of the running job so far, if it is this one."""
+        current = self._current
+        return current if current is not None and current.job.id == job_id else None
+
+    @contextmanager
+    def watch(self, job_id: str, watcher: Watcher) -> Iterator[None]:
+        """Call ``watcher`` with every message of a job in this block."""
+        watchers = self._watchers.setdefault(job_id, set())
+        watchers.add(watcher)
+        try:
+            yield
+        finally:
+            watchers.discard(watcher)
+            if not watchers:
+                self._watchers.pop(job_id, None)
 
     @property
     def running(self) -> Job | None:
@@ -64,7 +96,27 @@ class JobLoop:
         """Remove jobs that have not started from the queue (``None``: all)."""
         running = self.running
         self.store.remove_pending(ids, None if running is None else running.id)
+        self._clean_journals()
         self._send_status()
+
+    def cancel(self, job_id: str) -> bool:
+        """Stop a job: the running one after its step, a waiting one at once, into the history.
+
+        ``False`` for a job that is not in the queue.
+        """
+        if self.interrupt(job_id):
+            return True
+        job = self.store.pending_job(job_id)
+        if job is None:
+            return False
+        messages = JobMessages(job)
+        final = list(messages.report_interrupt())
+        self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
+        self._forget_files(job.id)
+        self._announce(f"{job.id} cancelled before it started")
+        self._send(job, final)
+        self._send_status()
+        return True
 
     def interrupt(self, job_id: str | None = None) -> bool:
         """Stop the running job after its current step; with an id, only if it is that job.
@@ -99,6 +151,7 @@ class JobLoop:
 
     async def run(self) -> None:
         """Run jobs until :meth:`close`."""
+        self._clean_journals()
         await self._worker.start()
         while not self._closing:
             if self._restart_worker:
@@ -123,7 +176,9 @@ class JobLoop:
         messages = self._current = JobMessages(job)
         self._send(job, messages.report_start())
         outcome = await self._worker.run(
-            job, lambda event: self._send(job, messages.report_event(event))
+            job,
+            self.store.journal_path(job.id),
+            lambda event: self._send(job, messages.report_event(event)),
         )
         if self._closing and _was_interrupted(outcome):
             return
@@ -132,6 +187,7 @@ class JobLoop:
         final = list(_final_messages(messages, outcome))
         self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
         self._current = self._interrupted_at = None
+        self._forget_files(job.id)
         self._send(job, [*final, executing_message(job.id, None)])
         self._send_status()
         seconds = time.monotonic() - start
@@ -145,6 +201,21 @@ class JobLoop:
     def _send(self, job: Job, messages: Iterable[Message | PreviewImage]) -> None:
         for message in messages:
             self._clients.send(message, job.client)
+            for watcher in tuple(self._watchers.get(job.id, ())):
+                watcher(message)
+
+    def _forget_files(self, job_id: str) -> None:
+        """Delete the journal of a job that will not run again."""
+        with suppress(OSError):
+            self.store.journal_path(job_id).unlink(missing_ok=True)
+
+    def _clean_journals(self) -> None:
+        """Delete the journals of jobs that are no longer in the queue."""
+        wanted = {self.store.journal_path(job.id) for job in self.store.pending_jobs()}
+        for path in self.store.journal_folder.glob("*"):
+            if path not in wanted:
+                with suppress(OSError):
+                    path.unlink()
 
     def _send_status(self) -> None:
         self._clients.send(status_message(self.store.count()), None)

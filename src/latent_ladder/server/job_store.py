@@ -6,6 +6,7 @@ no HTTP and no graphs: prompts and history entries are JSON text here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sqlite3
@@ -31,6 +32,9 @@ CREATE TABLE IF NOT EXISTS history (
 CREATE TABLE IF NOT EXISTS counter (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1), next INTEGER NOT NULL);
 INSERT OR IGNORE INTO counter VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS used_keys (key TEXT PRIMARY KEY, job TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS uploads (
+    hash TEXT PRIMARY KEY, place TEXT NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL);
 """
 _PENDING_ITEMS = "SELECT item FROM pending ORDER BY number, turn"
 
@@ -67,6 +71,16 @@ class Job:
         return [self.number, self.id, self.prompt, self.extra, list(self.outputs)]
 
 
+@dataclass(frozen=True)
+class StoredUpload:
+    """An uploaded file whose content is known: its hash, and where it was when it had that."""
+
+    hash: str
+    place: str
+    size: int
+    modified_ns: int
+
+
 class JobStore:
     """Queue and history of one server, for one thread. Close it at the end.
 
@@ -76,6 +90,7 @@ class JobStore:
     def __init__(self, path: Path, max_history: int = MAX_HISTORY) -> None:
         """Raises :class:`StoreError` if ``path`` cannot be opened or another server uses it."""
         self._max_history = max_history
+        self.journal_folder = path.with_suffix(".journals")
         self.damaged_copy = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +119,10 @@ class JobStore:
         self._database.close()
 
     # --- queue --------------------------------------------------------------------------------
+
+    def journal_path(self, job_id: str) -> Path:
+        """Path of the journal of the files that a job writes."""
+        return self.journal_folder / f"{hashlib.sha256(job_id.encode()).hexdigest()[:32]}.jsonl"
 
     def next_number(self) -> int:
         """The number for the next prompt; it counts up from 0."""
@@ -140,6 +159,12 @@ class JobStore:
         """True if a job is queued or running."""
         query = "SELECT 1 FROM pending WHERE id = ?"
         return self._database.execute(query, (job_id,)).fetchone() is not None
+
+    def pending_job(self, job_id: str) -> Job | None:
+        """A queued or running job."""
+        query = "SELECT item FROM pending WHERE id = ?"
+        row = self._database.execute(query, (job_id,)).fetchone()
+        return None if row is None else _parse_job(row[0])
 
     def remove_pending(self, ids: Iterable[str] | None, running: str | None) -> None:
         """Remove jobs from the queue (``None``: all), except the one that is ``running``."""
@@ -190,6 +215,12 @@ class JobStore:
         rows = self._database.execute("SELECT summary FROM history ORDER BY turn")
         return [json.loads(text) for (text,) in rows.fetchall()]
 
+    def summary(self, job_id: str) -> dict[str, Any] | None:
+        """Summary of one finished job."""
+        query = "SELECT summary FROM history WHERE id = ?"
+        row = self._database.execute(query, (job_id,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
     def delete_history(self, ids: Sequence[str] | None) -> None:
         """Delete history entries (``None``: all)."""
         with self._database as database:
@@ -197,6 +228,43 @@ class JobStore:
                 database.execute("DELETE FROM history")
             else:
                 database.executemany("DELETE FROM history WHERE id = ?", [(i,) for i in ids])
+
+    # --- keys and uploads of clients ------------------------------------------------------------
+
+    def use_key(self, key: str, job_id: str) -> bool:
+        """Remember a client's key for one submission; ``False`` if it was used before."""
+        with self._database as database:
+            done = database.execute("INSERT OR IGNORE INTO used_keys VALUES (?, ?)", (key, job_id))
+            database.execute(
+                "DELETE FROM used_keys WHERE rowid IN "
+                "(SELECT rowid FROM used_keys ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+                (self._max_history,),
+            )
+        return done.rowcount == 1
+
+    def release_key(self, key: str) -> None:
+        """Forget a key whose submission was refused."""
+        with self._database as database:
+            database.execute("DELETE FROM used_keys WHERE key = ?", (key,))
+
+    def add_upload(self, upload: StoredUpload) -> None:
+        """Remember the hash of an uploaded file."""
+        row = (upload.hash, upload.place, upload.size, upload.modified_ns)
+        with self._database as database:
+            database.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", row)
+
+    def find_upload(self, *, hash: str = "", place: str = "") -> StoredUpload | None:
+        """The uploaded file with a hash, or at a place."""
+        row = self._database.execute(
+            "SELECT hash, place, size, modified FROM uploads WHERE hash = ? OR place = ?",
+            (hash, place),
+        ).fetchone()
+        return None if row is None else StoredUpload(*row)
+
+    def remove_upload(self, place: str) -> None:
+        """Forget the file at a place."""
+        with self._database as database:
+            database.execute("DELETE FROM uploads WHERE place = ?", (place,))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

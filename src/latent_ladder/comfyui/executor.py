@@ -52,6 +52,7 @@ from latent_ladder.storage.run_records import StageRecord
 
 __all__ = [
     "Engine",
+    "RunOrigin",
     "Unsupported",
     "WorkFolders",
     "execute",
@@ -61,6 +62,14 @@ __all__ = [
 
 VERSION = 1
 """Part of all node keys: raise it to make every stored result unusable."""
+
+
+@dataclass(frozen=True)
+class RunOrigin:
+    """Origin of a run: the command line that started it, and the files of an earlier try."""
+
+    command: str = ""
+    journal: OutputJournal = field(default_factory=OutputJournal)
 
 
 @dataclass(frozen=True)
@@ -113,13 +122,11 @@ def execute(
     on_event: OnGraphEvent = ignore_event,
     cancel: Cancel | None = None,
     metadata: Mapping[str, str] | None = None,
-    command: str = "",
-    journal: OutputJournal | None = None,
+    origin: RunOrigin | None = None,
 ) -> Mapping[str, UiOutput]:
     """Run the output nodes ``wanted`` (``None``: all); returns the files that each shows.
 
-    ``metadata`` is written into every file; ``None`` means the graph as tag ``prompt``.
-    ``journal`` has the files that an earlier run of the same job wrote; they stay. Raises
+    ``metadata`` is written into every file; ``None`` means the graph as tag ``prompt``. Raises
     :class:`WorkflowError` before anything runs if a needed node is unsupported, the errors of the
     nodes with the node's name in front, and :class:`Cancelled`.
     """
@@ -133,9 +140,7 @@ def execute(
     tags = metadata
     if tags is None:
         tags = {"prompt": json.dumps(graph.to_api(), ensure_ascii=False)}
-    run = _GraphRun(
-        graph, engine, on_event, cancel or Cancel(), tags, command, journal or OutputJournal()
-    )
+    run = _GraphRun(graph, engine, on_event, cancel or Cancel(), tags, origin or RunOrigin())
     with run.recorder.recording():
         return run.run(outputs)
 
@@ -149,8 +154,7 @@ class _GraphRun:
     on_event: OnGraphEvent
     cancel: Cancel
     metadata: Mapping[str, str]
-    command: str
-    journal: OutputJournal
+    origin: RunOrigin
     _keys: dict[str, str] = field(default_factory=dict)
     _done: dict[str, NodeResult] = field(default_factory=dict)
 
@@ -161,7 +165,7 @@ class _GraphRun:
         self._pruned = constant_folding.prune_branches(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
         request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
-        self.recorder = RunRecorder(engine.store.runs, self.command, request)
+        self.recorder = RunRecorder(engine.store.runs, self.origin.command, request)
         self.recorder.update(kind="workflow")
 
     def run(self, outputs: Sequence[str]) -> Mapping[str, UiOutput]:
@@ -376,7 +380,7 @@ class _GraphRun:
             show_preview=show_preview,
             metadata=self.metadata,
             channels=self._channels,
-            journal=self.journal,
+            journal=self.origin.journal,
         )
 
     def _part(

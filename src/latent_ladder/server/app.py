@@ -7,19 +7,21 @@ import errno
 import logging
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
 from latent_ladder.errors import RequestError
-from latent_ladder.server.app_context import CONTEXT, Context
+from latent_ladder.server.access_token import TokenGate
+from latent_ladder.server.app_context import CONTEXT, MAX_LINES, Context
 from latent_ladder.server.config import ServerConfig
 from latent_ladder.server.file_listing import FileListing
 from latent_ladder.server.job_loop import JobLoop
 from latent_ladder.server.job_store import JobStore
-from latent_ladder.server.access_token import TokenGate
 from latent_ladder.server.origin_guard import add_headers, own_names, refuse_other_sites
 from latent_ladder.server.request_errors import HEADER_TIMEOUT_S, limit_body_time, report_errors
 from latent_ladder.server.request_log import log_requests
@@ -55,10 +57,16 @@ async def _answer_requests(
         notify(f"warning: the queue and history were damaged; a copy is in {store.damaged_copy}")
     worker = WorkerProcess(config.worker, config.worker_settings())
     clients = WebSocketClients(server_features(config.limits.upload))
-    jobs = JobLoop(store, worker, clients, notify)
+    lines: deque[tuple[str, str]] = deque(maxlen=MAX_LINES)
+
+    def announce(text: str) -> None:
+        lines.append((datetime.now(UTC).isoformat(), text))
+        notify(text)
+
+    jobs = JobLoop(store, worker, clients, announce)
     listing = FileListing(config.models, config.folders.input, config.file_names)
     gate = TokenGate(config.access.token) if config.access.token else None
-    app = build_application(Context(config, listing, jobs, clients), gate)
+    app = build_application(Context(config, listing, jobs, clients, lines), gate)
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -17,15 +19,28 @@ from latent_ladder.server.file_listing import FileListing
 from latent_ladder.server.job_loop import JobLoop
 from latent_ladder.server.websockets import WebSocketClients
 
+MAX_LINES = 300
 
-@dataclass(frozen=True)
+
+@dataclass
 class Context:
-    """Shared objects of one server."""
+    """Shared objects of one server. ``lines`` are its latest messages, each with its time."""
 
     config: ServerConfig
     listing: FileListing
     jobs: JobLoop
     clients: WebSocketClients
+    lines: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=MAX_LINES))
+    open_streams: int = 0
+
+    @contextmanager
+    def count_stream(self) -> Iterator[None]:
+        """Count an open stream of events in this block."""
+        self.open_streams += 1
+        try:
+            yield
+        finally:
+            self.open_streams -= 1
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

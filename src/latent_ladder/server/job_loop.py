@@ -50,6 +50,7 @@ class JobLoop:
         self._restart_worker = False
         self._closing = False
         self._interrupted_at: float | None = None
+        self._deleted: set[str] = set()
         self._watchers: dict[str, set[Watcher]] = {}
 
     def state_of(self, job_id: str) -> str:
@@ -117,6 +118,15 @@ class JobLoop:
         self._send(job, final)
         self._send_status()
         return True
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job from queue and history, and stop it if it runs."""
+        if self.interrupt(job_id):
+            self._deleted.add(job_id)
+            self.store.remove_pending([job_id], None)
+        else:
+            self.remove([job_id])
+            self.store.delete_history([job_id])
 
     def interrupt(self, job_id: str | None = None) -> bool:
         """Stop the running job after its current step; with an id, only if it is that job.
@@ -186,6 +196,9 @@ class JobLoop:
             outcome = JobOutcome(stopped=True)
         final = list(_final_messages(messages, outcome))
         self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
+        if job.id in self._deleted:
+            self._deleted.discard(job.id)
+            self.store.delete_history([job.id])
         self._current = self._interrupted_at = None
         self._forget_files(job.id)
         self._send(job, [*final, executing_message(job.id, None)])

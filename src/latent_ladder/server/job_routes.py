@@ -67,7 +67,8 @@ async def get_job(request: web.Request) -> web.Response:
         return _no_such_job()
     entry = jobs.store.entry(job_id)
     pending = jobs.store.pending_job(job_id)
-    prompt = entry["prompt"] if entry is not None else pending and pending.item()
+    prompt = entry["prompt"] if entry is not None else None
+    prompt = pending.item() if pending is not None else prompt
     details: dict[str, Any] = {}
     if prompt is not None:
         details["workflow"] = {"prompt": prompt[2], "extra_data": prompt[3]}

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class Job:
     def created_ms(self) -> int:
         """Time when the job was queued, in milliseconds since 1970."""
         return int(self.extra.get("create_time", 0))
+
+    def with_number(self, number: float) -> Job:
+        """The same job at another place in the queue."""
+        return replace(self, number=number)
 
     def item(self) -> list[Any]:
         """The job in the form of ComfyUI's ``/queue`` and ``/history``."""

@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 HEADERS = {"X-Content-Type-Options": "nosniff"}
+_HEADERS = "Content-Type, Authorization, Comfy-User, Idempotency-Key"
 _METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 
 
@@ -68,7 +69,7 @@ class Access:
         return {
             "Access-Control-Allow-Origin": self.cors,
             "Access-Control-Allow-Methods": _METHODS,
-            "Access-Control-Allow-Headers": "Content-Type, Authorization, Comfy-User, Idempotency-Key",
+            "Access-Control-Allow-Headers": _HEADERS,
             **({} if self.cors == "*" else {"Vary": "Origin"}),
         }
 

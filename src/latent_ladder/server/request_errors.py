@@ -31,7 +31,7 @@ async def report_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 def error_response(status: int, kind: str, message: str, details: str = "") -> web.Response:
     """An error in the form of all refusals of this server."""
-    body = {"type": kind, "message": message, "details": details}
+    body = {"type": kind, "code": kind, "message": message, "details": details}
     return web.json_response({"error": body}, status=status)
 
 

@@ -37,6 +37,4 @@ def all_routes(config: ServerConfig) -> Iterator[web.RouteDef]:
 def _under_api(table: Iterable[web.RouteDef]) -> Iterator[web.RouteDef]:
     for route in table:
         if route.path != "/":
-            yield web.RouteDef(
-                route.method, f"/api{route.path}", route.handler, dict(route.kwargs)
-            )
+            yield web.RouteDef(route.method, f"/api{route.path}", route.handler, dict(route.kwargs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+
 from aiohttp import web
 
 from latent_ladder.comfyui.node_defs import NODE_TYPES

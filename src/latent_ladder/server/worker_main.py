@@ -96,7 +96,7 @@ def build_engine_runner(settings: Body) -> RunJob:
     """A runner that executes graphs on one engine, rebuilt when model files change."""
     from latent_ladder.checkpoints.search_paths import model_folders
     from latent_ladder.checkpoints.selection import scan
-    from latent_ladder.comfyui.executor import execute
+    from latent_ladder.comfyui.executor import RunOrigin, execute
     from latent_ladder.comfyui.formats.api import read_api
     from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
     from latent_ladder.comfyui.runtime.output_journal import OutputJournal
@@ -135,7 +135,7 @@ def build_engine_runner(settings: Body) -> RunJob:
             on_event=on_event,
             cancel=cancel,
             metadata=metadata if settings["metadata"] else {},
-            journal=OutputJournal(Path(job["journal"])),
+            origin=RunOrigin(journal=OutputJournal(Path(job["journal"]))),
         )
 
     return run_job

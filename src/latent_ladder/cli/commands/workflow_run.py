@@ -273,7 +273,7 @@ def _execute(
                 on_event=progress.on_event,
                 cancel=cancel,
                 metadata=job.metadata(),
-                command=current_command(),
+                origin=RunOrigin(current_command()),
             )
         except (Cancelled, KeyboardInterrupt) as error:
             show_note("stopped; results of finished nodes are stored. The same command resumes")

@@ -223,9 +223,7 @@ def save_webp(ctx: NodeContext) -> NodeResult:
     target = _output_path(ctx, images)
     video = Video(images, exact_fps(ctx.number("fps")))
     path = _write_video(ctx, video, target, ".webp", EncoderSettings())
-    return NodeResult(
-        (images,), {"images": [_ui_entry(ctx, path, "output")], "animated": [True]}
-    )
+    return NodeResult((images,), {"images": [_ui_entry(ctx, path, "output")], "animated": [True]})
 
 
 def save_webm(ctx: NodeContext) -> NodeResult:
@@ -235,9 +233,7 @@ def save_webm(ctx: NodeContext) -> NodeResult:
     video = Video(images, exact_fps(ctx.number("fps")))
     settings = EncoderSettings(codec="av1", crf=ctx.integer("crf"))
     path = _write_video(ctx, video, target, ".webm", settings)
-    return NodeResult(
-        (images,), {"images": [_ui_entry(ctx, path, "output")], "animated": [True]}
-    )
+    return NodeResult((images,), {"images": [_ui_entry(ctx, path, "output")], "animated": [True]})
 
 
 def check_webm_codec(node: Node) -> str:

@@ -7,13 +7,14 @@ import errno
 import logging
 import signal
 import socket
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from aiohttp import web
+from aiohttp import BadContentDispositionHeader, BadContentDispositionParam, web
 
 from latent_ladder.errors import RequestError
 from latent_ladder.server.access_token import TokenGate
@@ -46,6 +47,9 @@ def run_server(config: ServerConfig, notify: Notify) -> None:
 
 async def _run_server(config: ServerConfig, notify: Notify) -> None:
     config.folders.create()
+    # the text of a client's faulty header is not written to the terminal
+    warnings.simplefilter("ignore", BadContentDispositionHeader)
+    warnings.simplefilter("ignore", BadContentDispositionParam)
     with _bind(config) as listener, closing(JobStore(config.state_file, config.history)) as store:
         await _answer_requests(config, listener, store, notify)
 
@@ -67,14 +71,7 @@ async def _answer_requests(
     listing = FileListing(config.models, config.folders.input, config.file_names)
     gate = TokenGate(config.access.token) if config.access.token else None
     app = build_application(Context(config, listing, jobs, clients, lines), gate)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=2.0,
-        keepalive_timeout=HEADER_TIMEOUT_S,
-        auto_decompress=False,  # a few bytes could become gigabytes: read_body() has a limit
-    )
+    runner = make_runner(app)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
@@ -112,6 +109,18 @@ def build_application(context: Context, gate: TokenGate | None = None) -> web.Ap
     app.on_response_prepare.append(add_headers(access))
     app.add_routes(all_routes(context.config))
     return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """The runner of an application, with limits for slow clients and compressed bodies."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=2.0,
+        keepalive_timeout=HEADER_TIMEOUT_S,
+        auto_decompress=False,  # a few bytes could become gigabytes: read_body() has a limit
+    )
 
 
 def _describe_access(

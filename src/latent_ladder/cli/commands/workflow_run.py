@@ -257,7 +257,7 @@ class _Job:
 def _execute(
     job: _Job, memory: MemoryFlags, store: Path | None, quiet: bool
 ) -> tuple[Mapping[str, UiOutput], NodeProgressLines]:
-    from latent_ladder.comfyui.executor import Engine, WorkFolders, execute
+    from latent_ladder.comfyui.executor import Engine, RunOrigin, WorkFolders, execute
     from latent_ladder.pipeline.run import Cancel
 
     files, options = job.files, memory.to_options()

@@ -45,7 +45,7 @@ def run_proxy(address: str, folder: Path) -> Iterator[str]:
     pytest.importorskip("comfy_api_proxy", reason="needs comfy-api-proxy")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    flags = ["run", "--port", str(port), "--comfyui-url", address]
+    flags = ["run", "--port", str(port), "--comfyui", address, "--state-dir", str(folder)]
     state = {"COMFY_API_PROXY_STATE_DIR": str(folder)}
     process = subprocess.Popen(
         [sys.executable, "-m", "comfy_api_proxy.cli", *flags], env=os.environ | state, cwd=folder
@@ -105,12 +105,12 @@ def check_asset_and_outputs(address: str, folder: Path) -> None:
         again = client.assets.from_bytes(red_picture(), filename="other name.png")
         again.commit()
         assert again.created_new is False
-        assert job.get_workflow().workflow["2"]["class_type"] == "SaveImage"
+        assert job.get_workflow().graph["2"]["class_type"] == "SaveImage"
 
 
 def test_events_show_progress_previews_and_outputs(server: ComfyUiServer) -> None:
     with connect(server.url) as client:
-        job = client.submit(client.workflows.from_json(clip_graph(60, seed=3)))
+        job = client.submit(client.workflows.from_json(clip_graph(12, seed=3)))
         events = list(job.events())
         kinds = {type(event).__name__ for event in events}
         assert {"StatusChange", "Progress", "Preview", "OutputReady"} <= kinds
@@ -144,7 +144,7 @@ def test_jobs_are_listed_by_label_in_pages(server: ComfyUiServer) -> None:
         workflow = client.workflows.from_json(number_graph(2))
         made = [client.submit(workflow, metadata={"group": "pages"}).id for _ in range(5)]
         client.submit(workflow, metadata={"group": "others"})
-        listed = [job.id for job in client.list_jobs(metadata={"group": "pages"}, page_size=2)]
+        listed = [job.id for job in client.list_jobs(metadata={"group": "pages"}, limit=2)]
         assert sorted(listed) == sorted(made)
 
 

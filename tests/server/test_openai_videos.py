@@ -17,7 +17,7 @@ from latent_ladder.checkpoints.search_paths import model_folders
 from latent_ladder.media.video_reader import probe
 
 PROMPT = "a red ball rolls to the right over a striped floor"
-SMALL = {"prompt": PROMPT, "size": "64x64", "seconds": "0.3", "model": "pocket"}
+SMALL = {"prompt": PROMPT, "size": "128x128", "seconds": "0.3", "model": "pocket"}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def picture(colour: str = "red") -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
 def test_openais_client_makes_lists_remixes_and_deletes_videos(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai", reason="needs openai")
     token = "a-token-for-openai"
@@ -45,14 +46,14 @@ def test_openais_client_makes_lists_remixes_and_deletes_videos(tmp_path: Path) -
         more = {"seed": 7}
         video = client.videos.create_and_poll(**SMALL, extra_body=more, poll_interval_ms=200)
         assert (video.status, video.progress, video.error) == ("completed", 100, None)
-        assert (video.prompt, video.size, video.model) == (PROMPT, "64x64", "pocket")
+        assert (video.prompt, video.size, video.model) == (PROMPT, "128x128", "pocket")
         assert float(video.seconds) == pytest.approx(9 / 24, abs=1e-3)
         client.videos.download_content(video.id).write_to_file(tmp_path / "clip.mp4")
         assert probe(tmp_path / "clip.mp4").frames == 9
         still = client.videos.download_content(video.id, variant="thumbnail").read()
-        assert Image.open(io.BytesIO(still)).size == (64, 64)
+        assert Image.open(io.BytesIO(still)).size == (128, 128)
         sheet = client.videos.download_content(video.id, variant="spritesheet").read()
-        assert Image.open(io.BytesIO(sheet)).size == (5 * 64, 2 * 64)
+        assert Image.open(io.BytesIO(sheet)).size == (5 * 128, 2 * 128)
         remix = client.videos.remix(video.id, prompt="a blue ball rolls to the right")
         assert remix.remixed_from_video_id == video.id
         assert client.videos.poll(remix.id, poll_interval_ms=200).status == "completed"

@@ -22,6 +22,7 @@ from latent_ladder.server.config import MIB, Limits
 from latent_ladder.server.route_table import ROUTES
 
 LIMITS = Limits(upload=MIB, prompt=4 * MIB)
+IMAGE = 'Content-Disposition: form-data; name="image"'
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
@@ -77,14 +78,15 @@ def test_damaged_and_huge_compressed_bodies_are_refused(
 
 @pytest.mark.parametrize("text", [r"\ud800", r"a\uDFFFb", r"\udc00\ud800"])
 def test_half_surrogates_are_refused_wherever_they_are(server: InProcessServer, text: str) -> None:
+    graph = json.dumps(number_graph())
     bodies = {
-        "/prompt": '{"prompt": %s, "client_id": "%s"}' % (json.dumps(number_graph()), text),
-        "/queue": '{"delete": ["%s"]}' % text,
-        "/history": '{"%s": 1}' % text,
-        "/settings": '{"a": {"b": ["%s"]}}' % text,
-        "/v1/videos": '{"prompt": "%s"}' % text,
-        "/api/v2/jobs": '{"workflow": {"1": "%s"}}' % text,
-        "/jobs/cancel": '{"job_ids": ["%s"]}' % text,
+        "/prompt": f'{{"prompt": {graph}, "client_id": "{text}"}}',
+        "/queue": f'{{"delete": ["{text}"]}}',
+        "/history": f'{{"{text}": 1}}',
+        "/settings": f'{{"a": {{"b": ["{text}"]}}}}',
+        "/v1/videos": f'{{"prompt": "{text}"}}',
+        "/api/v2/jobs": f'{{"workflow": {{"1": "{text}"}}}}',
+        "/jobs/cancel": f'{{"job_ids": ["{text}"]}}',
     }
     for path, body in bodies.items():
         answer = server.post(path, body.encode())
@@ -125,7 +127,8 @@ BODIES: tuple[Any, ...] = (
     {"workflow": {"1": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}}},
     {"hash": {"a": 1}}, {"prompt": "a ball", "seconds": "nan"}, {"prompt": "a", "size": "0x0"},
     {"prompt": "a ball", "seconds": "1e9"}, {"prompt": "a", "model": ["x"]}, {"prompt": "\0\x1b"},
-    {"prompt": "a ball", "size": "99999x99999"}, {"prompt": "a", "input_reference": {"image_url": "data:"}},
+    {"prompt": "a ball", "size": "99999x99999"},
+    {"prompt": "a", "input_reference": {"image_url": "data:"}},
     {"prompt": number_graph(), "number": 10**400}, {"prompt": number_graph(), "extra_data": 5},
 )  # fmt: skip
 
@@ -153,9 +156,9 @@ def form_part(head: str, data: bytes = b"x") -> bytes:
         form_part('Content-Disposition: form-data; name="image"; filename="a.png"' + "a" * 20_000),
         form_part("X: " + "y" * 100_000),
         b"--x\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
-        form_part('Content-Disposition: form-data; name="image"; filename="a\0.png"') + b"--x--\r\n",
-        form_part("Content-Disposition: form-data; name=\"image\"; filename*=utf-8''%00") + b"--x--",
-        form_part('Content-Disposition: form-data; name="image"; filename="\udcff\udcfe"') + b"--x--",
+        form_part(IMAGE + '; filename="a\0.png"') + b"--x--\r\n",
+        form_part(IMAGE + "; filename*=utf-8''%00") + b"--x--",
+        form_part(IMAGE + '; filename="\udcff\udcfe"') + b"--x--",
         form_part('Content-Disposition: nonsense; ; =;"') + b"--x--\r\n",
         form_part('Content-Disposition: form-data; name="image"') + b"--x--\r\n",
         form_part("Content-Type: multipart/mixed; boundary=y", b"--y\r\n\r\n--y--") + b"--x--\r\n",

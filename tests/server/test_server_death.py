@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -104,13 +105,14 @@ def test_the_end_of_stdin_ends_a_worker(tmp_path: Path, is_told: bool, code: int
     process.stdin.write(pack_frame(config.worker_settings()))
     process.stdin.write(pack_frame({**job, "journal": str(tmp_path / "journal")}))
     process.stdin.flush()
-    while b"NodeProgress" not in process.stdout.read1():
+    output = process.stdout.fileno()
+    while b"NodeProgress" not in os.read(output, 2**16):
         pass
     if is_told:
         process.stdin.write(pack_frame({"do": "end"}))
     process.stdin.close()
     began = time.monotonic()
-    while process.stdout.read1():
+    while os.read(output, 2**16):
         pass
     assert process.wait(30) == code
     assert is_told or time.monotonic() - began < SOON_S

@@ -41,7 +41,7 @@ def test_workflows_are_saved_listed_read_moved_and_deleted(server: InProcessServ
     assert server.get(path_of("workflows/clips/ball.json")).body == b'{"nodes": []}'
     assert names(server, "dir=workflows") == ["a ü.json"]
     assert names(server, "dir=workflows&recurse=true") == ["a ü.json", "clips/ball.json"]
-    split = names(server, "dir=workflows&recurse=true&split=true")
+    split = server.get("/userdata?dir=workflows&recurse=true&split=true").json
     assert split[1] == ["clips/ball.json", "clips", "ball.json"]
     (_, full) = server.get("/userdata?dir=workflows&recurse=true&full_info=true").json
     assert (full["path"], full["size"]) == ("clips/ball.json", 13)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from latent_ladder.errors import StoreError
 from latent_ladder.server.client_messages import (
     JobMessages,
     Message,
@@ -26,6 +27,9 @@ from latent_ladder.server.worker_process import WORKER_DIED, JobOutcome, WorkerP
 
 INTERRUPT_GRACE_S = 5.0
 """Time for the current step after an interrupt; a later second interrupt kills the worker."""
+
+RETRY_S = 10.0
+"""Time between two tries to write what a full disk had no room for."""
 
 Watcher = Callable[[Message | PreviewImage], None]
 """Gets the messages of one job, whoever queued it."""
@@ -170,10 +174,20 @@ class JobLoop:
                 await self._worker.start()
             job = self.store.next_job()
             if job is None:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._wait_for_work()
             else:
                 await self._run_job(job)
+
+    async def _wait_for_work(self) -> None:
+        """Wait until something happens; entries that only memory has are tried again meanwhile."""
+        self._wake.clear()
+        if not self.store.unsaved:
+            await self._wake.wait()
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), RETRY_S)
+        if self.store.save_unsaved():
+            self._announce("the queue is written again")
 
     async def close(self) -> None:
         """Stop the running job after its current step, keep it in the queue, end the worker."""
@@ -198,7 +212,10 @@ class JobLoop:
         self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
         if job.id in self._deleted:
             self._deleted.discard(job.id)
-            self.store.delete_history([job.id])
+            with suppress(StoreError):  # a full disk; the loop has to go on
+                self.store.delete_history([job.id])
+        if job.id in self.store.unsaved:
+            self._announce(f"warning: the disk is full; the end of {job.id} is only in memory")
         self._current = self._interrupted_at = None
         self._forget_files(job.id)
         self._send(job, [*final, executing_message(job.id, None)])
@@ -218,13 +235,16 @@ class JobLoop:
                 watcher(message)
 
     def _forget_files(self, job_id: str) -> None:
-        """Delete the journal of a job that will not run again."""
+        """Delete the journal of a job that will not run again, once that is on the disk."""
+        if job_id in self.store.unsaved:
+            return
         with suppress(OSError):
             self.store.journal_path(job_id).unlink(missing_ok=True)
 
     def _clean_journals(self) -> None:
         """Delete the journals of jobs that are no longer in the queue."""
-        wanted = {self.store.journal_path(job.id) for job in self.store.pending_jobs()}
+        ids = [*(job.id for job in self.store.pending_jobs()), *self.store.unsaved]
+        wanted = {self.store.journal_path(job_id) for job_id in ids}
         for path in self.store.journal_folder.glob("*"):
             if path not in wanted:
                 with suppress(OSError):

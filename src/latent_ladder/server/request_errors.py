@@ -8,7 +8,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from latent_ladder.errors import LadderError
+from latent_ladder.errors import LadderError, StoreError
+from latent_ladder.storage.atomic_write import NO_ROOM_ERRNOS
 
 BODY_WINDOW_S = 20.0
 """Period in which a client that sends a body must send :data:`MIN_WINDOW_BYTES`."""
@@ -19,14 +20,23 @@ HEADER_TIMEOUT_S = 20.0
 
 @web.middleware
 async def report_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer a :class:`LadderError`, or a request that cannot be parsed, with status 400."""
+    """Answer a :class:`LadderError`, or a request that cannot be parsed, with status 400.
+
+    For a full disk the status is 507.
+    """
     try:
         return await handler(request)
     except LadderError as error:
-        return error_response(400, error.code, error.message, error.hint or "")
+        return error_response(_status_of(error), error.code, error.message, error.hint or "")
     except (HttpProcessingError, web.RequestPayloadError) as error:
         reason = getattr(error, "message", "") or type(error).__name__
         return error_response(400, "bad_request", f"the request cannot be read: {reason}")
+
+
+def _status_of(error: LadderError) -> int:
+    """400, a fault of the client, but for a store that cannot be written or a full disk."""
+    is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM_ERRNOS
+    return 507 if isinstance(error, StoreError) or is_full else 400
 
 
 def error_response(status: int, kind: str, message: str, details: str = "") -> web.Response:

@@ -45,7 +45,7 @@ def advise(
     models = select_models(library, request.models.choices)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
-    proposal = propose(request, models, available, policy, read_rates(available.device))
+    proposal = propose(request, models, available, policy, read_rates(available.rates_name))
     if as_json:
         print(json.dumps(proposal.to_dict(), indent=2, ensure_ascii=False))
         return

@@ -86,7 +86,7 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         autocompletion=completion.offer(completion.DEVICES),
-        help="Where to compute: auto, cpu, cuda or mps.",
+        help="Where to compute: auto, cpu, cuda (cuda:1), xpu or mps.",
     ),
 ]
 Folders = Annotated[

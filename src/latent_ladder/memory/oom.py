@@ -21,7 +21,9 @@ _TEXTS = tuple(
         "bad_alloc",
         "MPS backend out of memory",
         "Invalid buffer size",  # a tensor that is larger than an Apple GPU allows
-        "out of memory. Tried to allocate",  # PyTorch's allocators: CUDA, HIP, XPU
+        "CUDA out of memory",  # PyTorch's allocators
+        "HIP out of memory",
+        "XPU out of memory",
         "CUDA error: out of memory",  # the driver, without PyTorch's allocator
         "CUDA driver error: out of memory",
         "cudaErrorMemoryAllocation",

@@ -27,7 +27,8 @@ from latent_ladder.diagnostics.preset_readiness import (
     split_off_pocket,
 )
 from latent_ladder.errors import CheckpointError, MemoryBudgetError, StoreError
-from latent_ladder.memory.hardware import Gpu, MemoryOptions, budget, gpus
+from latent_ladder.memory.gpus import Gpu, gpus
+from latent_ladder.memory.hardware import MemoryOptions, budget
 from latent_ladder.memory.planner import Budget, Policy
 from latent_ladder.storage.artifact_store import Store, default_root
 from latent_ladder.storage.atomic_write import free_bytes

@@ -201,7 +201,7 @@ class Engine:
         """The loaded models and their device."""
         runtime = choose_runtime(self.device)
         policy = Policy(self.memory.offload, self.memory.changes)
-        return ModelRunner(runtime, budget(self.memory, runtime.device.type), policy)
+        return ModelRunner(runtime, budget(self.memory, str(runtime.device)), policy)
 
     @property
     def runtime(self) -> Runtime:

@@ -18,6 +18,7 @@ from latent_ladder.cli.console import (
     print_table,
     print_text,
     show_error,
+    show_loading,
     show_warning,
 )
 
@@ -58,6 +59,7 @@ def doctor(
     pocket model although --models names a folder; 8 if the store cannot be
     written.
     """
+    show_loading("reading the headers of the model files", as_json)
     from latent_ladder.diagnostics.doctor import examine, report
 
     checkup = examine(folders or (), store, memory.to_options(), memory.device)

@@ -14,7 +14,7 @@ from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flags import open_store
 from latent_ladder.cli.commands.measure import print_metrics
 from latent_ladder.cli.commands.options import Json, StoreFolder, other_option
-from latent_ladder.cli.console import format_bytes, print_table, show_warning
+from latent_ladder.cli.console import format_bytes, print_table, show_loading, show_warning
 
 if TYPE_CHECKING:
     from latent_ladder.storage.run_records import RunRecord
@@ -111,7 +111,9 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
 
 def verify_artefacts(store: StoreFolder = None, as_json: Json = False) -> None:
     """Check every stored artefact; exit code 8 if some are damaged."""
-    sound, damaged = open_store(store).verify()
+    opened = open_store(store)
+    show_loading(f"reading every artefact in {opened.root}", as_json)
+    sound, damaged = opened.verify()
     if as_json:
         rows = [{"key": d.key, "reason": d.reason} for d in damaged]
         print(json.dumps({"sound": sound, "damaged": rows}, indent=2))

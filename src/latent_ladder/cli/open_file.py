@@ -49,10 +49,13 @@ def _start(target: Path) -> None:
     if sys.platform == "win32":
         os.startfile(target)
         return
-    subprocess.Popen(
-        [_opener(sys.platform), str(target.absolute())],
+    # the shell ends at once, and the opener goes on without a parent
+    command = ["sh", "-c", '"$0" "$1" &', _opener(sys.platform), str(target.absolute())]
+    subprocess.run(
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        check=False,
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
+from latent_ladder.request.size_limits import MAX_FILE_BYTES
+from latent_ladder.storage.read_file import read_small_text
 
 METADATA_KEY = "latent_ladder"
 """The metadata tag of a clip that contains its request."""
@@ -56,10 +58,7 @@ def read_request(path: Path) -> Request:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         return request_of_clip(path)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"request {path} cannot be read: {error}", "check the path") from error
+    text = read_small_text(path, MAX_FILE_BYTES, RequestError, "request")
     if _is_workflow(text):
         raise _workflow_error(path)
     return reader(text)
@@ -69,7 +68,7 @@ def _is_workflow(text: str) -> bool:
     """True for JSON of a ComfyUI workflow, in either of its formats."""
     try:
         table = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not isinstance(table, dict):
         return False

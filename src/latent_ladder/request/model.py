@@ -49,6 +49,7 @@ from latent_ladder.request.resolved import (
     stage_resolutions,
     upsample_factors,
 )
+from latent_ladder.request.size_limits import size_problems
 from latent_ladder.request.stage_rules import stage_kinds, stage_names, stages_problems
 from latent_ladder.request.stages import (
     STAGE_TABLES,
@@ -245,6 +246,8 @@ class Request(Table):
     @model_validator(mode="wrap")
     @classmethod
     def _one_report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if too_large := size_problems(data):
+            raise report(too_large)
         raw = data.get("stages") if isinstance(data, Mapping) else None
         stages = raw if isinstance(raw, list | tuple) else ()
         problems = stages_problems(raw) if isinstance(raw, list | tuple) else []
@@ -417,6 +420,8 @@ class Request(Table):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
             fields.pop(name, None)
+        if not fields.get("generated_keyframes"):  # left out, as in older keys
+            fields.pop("generated_keyframes", None)
         tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
         if tiles is not None:
             fields["tiles"] = tiles.model_dump()
@@ -434,6 +439,8 @@ class Request(Table):
             fields["anew"] = list(self.video.generated_span(float(self.frames / self.fps)))
         if self.video is not None and self.video.mode == "reference" and index == 0:
             fields["reference_strength"] = self.video.strength
+            if any(n % 2 for n in (resolution.latent_width, resolution.latent_height)):
+                fields["reference_positions"] = "exact"  # earlier ones were scaled by grid sizes
         if self.active_images:
             at = [shapes.duration(i.index(self.frames), self.fps) for i in self.active_images]
             strengths = [i.strength for i in self.active_images]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import RequestError, did_you_mean
+from latent_ladder.storage.read_file import read_small_text
 from latent_ladder.storage.user_folders import expand_home, user_folder
 
 
@@ -49,6 +50,9 @@ KEYS: tuple[ConfigKey, ...] = (
 )  # fmt: skip
 """All keys of the file."""
 
+MAX_CONFIG_BYTES = 2**20
+"""Largest config file."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -77,10 +81,11 @@ def read_config(path: Path | None = None) -> dict[str, Any]:
     """
     path = config_file() if path is None else path
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if not path.exists():
+            return {}
+        text = read_small_text(path, MAX_CONFIG_BYTES, RequestError, "settings file")
+        table = tomllib.loads(text)
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{path} cannot be read: {error}", "correct or remove it") from error
     known = {key.name: key for key in KEYS}
     for name, value in table.items():

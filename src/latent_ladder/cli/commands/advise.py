@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,6 +13,7 @@ from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFla
 from latent_ladder.cli.commands.options import Json
 from latent_ladder.cli.console import (
     format_bytes,
+    print_json,
     print_table,
     print_text,
     show_loading,
@@ -67,7 +67,7 @@ def advise(
     warnings = request_warnings(request, models)
     if as_json:
         found = [{"code": w.code, "message": w.message} for w in warnings]
-        print(json.dumps({**proposal.to_dict(), "warnings": found}, indent=2, ensure_ascii=False))
+        print_json({**proposal.to_dict(), "warnings": found})
         return
     print_text(
         f'For "{shorten(request.prompt)}", {request.width}x{request.height}, '

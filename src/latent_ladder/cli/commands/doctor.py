@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import Folders, Json, StoreFolder, memory_option
 from latent_ladder.cli.console import (
     format_bytes,
+    print_json,
     print_table,
     print_text,
     show_error,
@@ -66,7 +66,7 @@ def doctor(
     torch_devices = _ask_torch() if gpu else None
     if as_json:
         body = report(checkup) | ({} if torch_devices is None else {"torch": torch_devices})
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+        print_json(body)
     else:
         _print_checkup(checkup, torch_devices)
     if checkup.store_error is not None:

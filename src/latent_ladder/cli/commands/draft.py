@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +42,7 @@ from latent_ladder.cli.commands.run_progress import (
     resume_command,
     track_run,
 )
-from latent_ladder.cli.console import print_table, show_loading, show_note
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
 
@@ -99,7 +98,7 @@ SheetFolder = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder for the contact sheet. Default: drafts-RUN, with the id of the run.",
+        help="Folder for the page and the contact sheet. Default: drafts-RUN (RUN: id of the run).",
     ),
 ]
 Yes = Annotated[
@@ -156,7 +155,7 @@ def draft(
     as_json: Json = False,
     open_result: Open = False,
 ) -> None:
-    """Make several cheap drafts and a sheet to compare them.
+    """Make several cheap drafts and a page to compare them.
 
     A draft is the first, small stage of a clip. `ladder refine last:3`
     finishes draft 3.
@@ -186,11 +185,11 @@ def draft(
     with run as options:
         result = run_drafts(session, options, output)
     if quiet and not as_json:
-        print(result.folder)
+        print_lines(result.folder)
     else:
         _print_drafts(result, time.monotonic() - began, as_json)
     if open_result:
-        open_file(result.sheet)
+        open_file(result.page)
 
 
 def refine(
@@ -247,7 +246,7 @@ def refine(
         for path in paths:
             open_file(path)
     if as_json:
-        print(json.dumps([r.to_dict() for r in results], ensure_ascii=False, indent=2))
+        print_json([r.to_dict() for r in results])
 
 
 def _prepare(
@@ -271,14 +270,14 @@ def _prepare(
 
 def _print_drafts(result: DraftsResult, seconds: float, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
         return
     columns = ("draft", "seed", "state", "motion", "detail", "sound", "flags", "prompt")
     print_table("", columns, [_draft_row(draft) for draft in result.record.drafts])
     count = len(result.record.drafts)
     facts = [f"{count} draft{'s' * (count != 1)}", f"seed {result.record.drafts[0].seed}"]
     show_note(f"to finish a draft, such as number 1: ladder refine {result.record.id}:1")
-    print(folder_lines(result.sheet, facts, seconds, [result.video]))
+    print_lines(folder_lines(result.page, facts, seconds, [result.video, result.sheet]))
 
 
 def _draft_row(draft: DraftRecord) -> tuple[str, ...]:

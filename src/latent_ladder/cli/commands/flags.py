@@ -19,6 +19,7 @@ from latent_ladder.cli.commands.flag_values import (
 )
 from latent_ladder.cli.commands.options import (
     DEFAULT_DENOISE,
+    AllowPaths,
     AudioInput,
     AudioMode,
     Checkpoint,
@@ -57,7 +58,8 @@ from latent_ladder.cli.commands.options import (
     Vram,
     Windows,
 )
-from latent_ladder.errors import RequestError
+from latent_ladder.errors import RequestError, StoreError
+from latent_ladder.storage.read_file import is_text
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.selection import Library
@@ -74,6 +76,7 @@ class RequestFlags:
     prompt: Prompt = None
     preset: PresetName = None
     source: SourceRequest = None
+    allow_paths: AllowPaths = False
     negative: Negative = None
     seed: Seed = None
     size: Size = None
@@ -125,6 +128,7 @@ class RequestFlags:
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
             )
         request = request_of_fields(fields, self.sets or ())
+        self._check_paths(request, inputs)
         if self.negative is not None and not request.needs_negative:
             raise RequestError(
                 f"--negative has no effect: no stage of preset {request.preset or '-'} has a CFG",
@@ -132,11 +136,27 @@ class RequestFlags:
             )
         return request
 
+    def _check_paths(self, request: Request, inputs: InputFlags | None) -> None:
+        """Raise :class:`RequestError` if ``request`` has paths of this machine from a clip."""
+        from latent_ladder.request.files import READERS, read_request
+        from latent_ladder.request.outside_paths import check_outside_paths, named_paths
+        from latent_ladder.request.presets import read_preset
+
+        foreign: Mapping[str, Any] = {}
+        if self.source is not None and self.source.suffix.lower() not in READERS:
+            foreign, name = read_request(self.source).to_dict(), self.source.name
+        elif self.preset is not None and Path(self.preset).suffix:  # a file that somebody shared
+            foreign, name = read_preset(self.preset).fields, Path(self.preset).name
+        if not foreign or self.allow_paths:
+            return
+        named = set() if inputs is None else named_paths(inputs.to_fields())
+        named |= {text.partition("=")[2].strip("\"' ") for text in self.sets or ()}
+        named |= {each for each in (self.checkpoint, self.upscale) if each is not None}
+        check_outside_paths(request.to_dict(), foreign, named, name)
+
     def _start_fields(self, library: Library) -> dict[str, Any]:
         """The fields of ``--from``, ``--preset`` or the default preset."""
-        from latent_ladder.pipeline.run import default_preset
         from latent_ladder.request.files import read_request
-        from latent_ladder.request.presets import read_preset
 
         if self.source is not None:
             request = read_request(self.source)
@@ -144,8 +164,7 @@ class RequestFlags:
             if "seed" not in request.model_fields_set:
                 del fields["seed"]  # a file without a seed leaves it open, as a preset does
             return fields
-        name = self.preset or default_preset(library, self.checkpoint)
-        return read_preset(name).fields
+        return preset_fields(self.preset, library, self.checkpoint)
 
     def _fields(self) -> dict[str, Any]:
         """The top-level fields of the request that options set."""
@@ -294,6 +313,29 @@ def prepare(
     return pipeline.prepare(request, library, open_store(store), options, memory.device, kind)
 
 
+def preset_fields(
+    name: str | None, library: Library, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """The fields of the preset ``name``.
+
+    Without a name it is that of the environment or the config file, else the one that fits the
+    models. Raises :class:`RequestError` for an unknown preset.
+    """
+    from latent_ladder.pipeline.run import default_preset
+    from latent_ladder.request.presets import read_preset
+    from latent_ladder.storage.user_config import read_setting
+
+    if name is not None:
+        return read_preset(name).fields
+    setting = read_setting("preset")
+    if not isinstance(setting.value, str):
+        return read_preset(default_preset(library, checkpoint)).fields
+    try:
+        return read_preset(setting.value).fields
+    except RequestError as error:
+        raise error.in_context(setting.source) from error
+
+
 def request_of_fields(fields: Mapping[str, Any], sets: Sequence[str] = ()) -> Request:
     """The request of these fields, changed by ``sets``, with seed -1 where they have none.
 
@@ -313,10 +355,13 @@ def request_of_fields(fields: Mapping[str, Any], sets: Sequence[str] = ()) -> Re
 
 
 def open_store(folder: Path | None) -> Store:
-    """The store in ``folder``, or the user's own."""
+    """The store in ``folder``, or the user's own. Raises :class:`StoreError` for a bad name."""
     from latent_ladder.storage.artifact_store import Store, default_root
 
-    return Store(folder or default_root())
+    root = folder or default_root()
+    if not is_text(str(root)):
+        raise StoreError(f"the store {root} has a name that is not UTF-8", "use another --store")
+    return Store(root)
 
 
 def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,8 +48,8 @@ PresetName = Annotated[
         "-p",
         metavar="NAME",
         autocompletion=completion.complete_preset,
-        help="Named settings to start from; `ladder presets list` shows them. "
-        "Default: one that fits the model files found.",
+        help="Named settings to start from; `ladder presets list` shows them; a .toml file works "
+        "too. Default: LADDER_PRESET, config.toml, else one that fits the models.",
     ),
 ]
 Seed = Annotated[
@@ -113,7 +113,8 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         help="File to write: .mp4 .mov .mkv .webm .gif .webp .wav, or numbered pictures such as "
-        "folder/%05d.png. Default: a new name made from the prompt.",
+        "folder/%05d.png. Default: a new name made from the prompt, in LADDER_OUTPUT or the "
+        "folder of config.toml. For several clips: a folder, or clip.mp4 to number.",
     ),
 ]
 Overwrite = Annotated[
@@ -144,6 +145,13 @@ StoreFolder = Annotated[
         metavar="FOLDER",
         help="Folder of stored results and runs. Default: LADDER_STORE, else a folder in the "
         "user's data folder.",
+    ),
+]
+AllowPaths = Annotated[
+    bool,
+    input_option(
+        "--allow-paths",
+        help="Use absolute paths and model folders that the request of a clip names.",
     ),
 ]
 SourceRequest = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -137,6 +136,7 @@ def serve(
     from latent_ladder.checkpoints.search_paths import model_folders
     from latent_ladder.comfyui.analysis.required_files import parse_file_name_map
     from latent_ladder.storage.artifact_store import default_root
+    from latent_ladder.storage.temporary_files import temporary_folder
 
     try:
         from latent_ladder.server.app import run_server
@@ -159,11 +159,9 @@ def serve(
         )
     named = tuple(path.resolve() for path in folders or ())
     root = (store or default_root()).resolve()
-    with tempfile.TemporaryDirectory(prefix="ladder-") as fresh:
+    with temporary_folder() as fresh:
         config = ServerConfig(
-            folders=DataFolders(
-                inputs.resolve(), results.resolve(), (temp or Path(fresh)).resolve()
-            ),
+            folders=DataFolders(inputs.resolve(), results.resolve(), (temp or fresh).resolve()),
             store=root,
             state_file=root / "serve" / f"{port}.sqlite3",
             named_models=named,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import replace
@@ -20,6 +19,7 @@ from latent_ladder.cli.commands.flags import (
     RequestFlags,
     open_store,
     prepare,
+    preset_fields,
 )
 from latent_ladder.cli.commands.options import (
     Json,
@@ -33,7 +33,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
 from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
-from latent_ladder.cli.console import print_table, show_loading, show_note
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
 from latent_ladder.errors import MediaError, RequestError
@@ -133,12 +133,12 @@ def sweep(
     result, choice = _run(planned, folder, quiet or as_json, keep_motion)
     page = folder / PAGE
     if quiet and not as_json:
-        print(page)
+        print_lines(page)
     else:
         _print_result(planned, result, choice, folder, as_json)
     if not (quiet or as_json):
         facts = [f"{len(result.points)} points", f"seed {prepared.request.seed}"]
-        print(folder_lines(page, facts, time.monotonic() - began, []))
+        print_lines(folder_lines(page, facts, time.monotonic() - began, []))
     if open_result:
         open_file(page)
 
@@ -186,10 +186,9 @@ def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened:
     from latent_ladder.media.video_input import check_video
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import override
-    from latent_ladder.request.presets import read_preset
 
     library = scan(model_folders(flags.folders or ()))
-    fields = read_preset(flags.preset or pipeline.default_preset(library)).fields
+    fields = preset_fields(flags.preset, library)
     refine = [stage for stage in fields["stages"] if stage["kind"] == "refine"]
     if not refine:
         raise RequestError("the preset has no refine stage", "choose another --preset")
@@ -230,7 +229,7 @@ def _print_result(
     if as_json:
         data: dict[str, Any] = body(planned, result, choice, current_command())
         report = {"report": str(folder / PAGE), **data}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     names = ("motion_kept", "detail_added_db", "structure_similarity", "flicker", "seconds")
     rows = [

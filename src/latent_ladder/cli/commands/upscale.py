@@ -15,7 +15,12 @@ from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flag_rules import MEMORY_RULES, SOUND_RULES
 from latent_ladder.cli.commands.flag_values import parse_number, parse_windows
-from latent_ladder.cli.commands.flags import MemoryFlags, open_store, request_of_fields
+from latent_ladder.cli.commands.flags import (
+    MemoryFlags,
+    open_store,
+    preset_fields,
+    request_of_fields,
+)
 from latent_ladder.cli.commands.make import choose_file_name
 from latent_ladder.cli.commands.options import (
     Folders,
@@ -223,10 +228,9 @@ def _prepare(
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import override
-    from latent_ladder.request.presets import read_preset
 
     library = scan(model_folders(flags.folders or ()))
-    start = read_preset(flags.preset or pipeline.default_preset(library)).fields
+    start = preset_fields(flags.preset, library)
     fields = dict(changes) | ({} if flags.seed is None else {"seed": parse_number(flags.seed)})
     factor = fields.pop("upsample_by", 2.0)
     fields["stages"] = _choose_stages(start["stages"], factor, only_base)

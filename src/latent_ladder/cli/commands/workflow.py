@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from latent_ladder.cli.commands.workflow_run import (
     NodeSettings,
     WorkflowSource,
 )
+from latent_ladder.cli.console import print_json, print_lines
 
 if TYPE_CHECKING:
     from latent_ladder.comfyui.analysis.check import OutputSummary, UnsupportedNode, WorkflowReport
@@ -84,9 +84,9 @@ def check(
     )
     report = check_workflow(workflow, library, searched, names)
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str))
+        print_json(report.to_dict())
     else:
-        print("\n".join(_lines(report, every)))
+        print_lines("\n".join(_lines(report, every)))
     if not report.ready:
         raise typer.Exit(FILES_MISSING if report.can_run else CANNOT_RUN)
 

@@ -24,7 +24,7 @@ from latent_ladder.cli.commands.options import (
     stage_option,
 )
 from latent_ladder.cli.commands.workflow_run import NodeSettings, WorkflowSource
-from latent_ladder.cli.console import show_note, show_warning
+from latent_ladder.cli.console import print_json, print_lines, print_toml, show_note, show_warning
 from latent_ladder.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def import_graph(
     if output is not None:
         _write(output, request.to_toml())
     if as_json:
-        print(json.dumps({**imported.to_dict(), "request": request.to_dict()}, ensure_ascii=False))
+        print_json({**imported.to_dict(), "request": request.to_dict()}, indent=None)
     else:
-        print(output if output is not None else request.to_toml().rstrip())
+        print_toml(request.to_toml()) if output is None else print_lines(output)
 
 
 def export_graph(
@@ -132,10 +132,10 @@ def export_graph(
     for line in lossy_field_messages(request):
         show_warning(line)
     if output is None:
-        print(text)
+        print_lines(text)
     else:
         _write(output, text + "\n")
-        print(output)
+        print_lines(output)
 
 
 def _report(imported: ImportedWorkflow) -> None:

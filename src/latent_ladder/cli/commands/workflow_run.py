@@ -26,7 +26,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import cancel_on_interrupt, current_command
 from latent_ladder.cli.commands.workflow_progress import NodeProgressLines
-from latent_ladder.cli.console import show_loading, show_note, show_warning
+from latent_ladder.cli.console import print_json, print_lines, show_loading, show_note, show_warning
 from latent_ladder.errors import Cancelled, WorkflowError
 
 if TYPE_CHECKING:
@@ -130,10 +130,10 @@ def run(
     paths = _result_paths(results, files)
     if as_json:
         report = {"outputs": dict(results), "files": [str(p) for p in paths], **progress.to_dict()}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     for path in paths:
-        print(path)
+        print_lines(path)
     for text in (t for result in results.values() for t in result.get("text", ())):
         show_note(str(text))
 

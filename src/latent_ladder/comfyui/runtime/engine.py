@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_mismatch
+from latent_ladder.checkpoints.compatibility import features_mismatch
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import (
     Library,
@@ -178,7 +178,7 @@ class Engine:
 
     def fits_text(self, encoder: Component, projection: Component) -> bool:
         """True if a text projection takes the output of a text encoder."""
-        return text_encoder_mismatch(encoder, projection_shape(projection)[1]) is None
+        return features_mismatch(encoder, projection) is None
 
     def companion(self, transformer: Component, role: str) -> Component:
         """The part of a role for a transformer: from its own file, else from a file that fits."""
@@ -264,7 +264,7 @@ class Engine:
                 found[key] = Context(tensors["video"], tensors["audio"])
         for key, context in self._encode(missing, transformer).items():
             tensors = {"video": context.video, "audio": context.audio}
-            self.store.put(key, tensors, {"stage": "prompt", "name": "prompt"})
+            self.store.try_put(key, tensors, {"stage": "prompt", "name": "prompt"})
             found[key] = context
         device, dtype = self.runtime.device, self.runtime.dtype
         return [

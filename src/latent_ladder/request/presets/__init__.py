@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latent_ladder.errors import RequestError, did_you_mean
+from latent_ladder.storage.read_file import read_small_text
 from latent_ladder.storage.user_config import config_folder
 from latent_ladder.storage.user_folders import expand_home
 
@@ -138,14 +139,11 @@ def read_preset_file(path: Path) -> Preset:
     """
     hint = "give a name of `ladder presets list`, or a file that `ladder presets save` wrote"
     try:
-        if path.exists() and not path.is_file():
-            raise RequestError(f"preset {path} is not a file", hint)
-        if path.stat().st_size > MAX_BYTES:
-            raise RequestError(f"preset {path} is larger than {MAX_BYTES:,} bytes", hint)
-        fields = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise RequestError(f"preset {path} cannot be read: {reason}", hint) from error
+        fields = tomllib.loads(read_small_text(path, MAX_BYTES, RequestError, "preset"))
+    except RequestError as error:
+        raise RequestError(error.message, hint) from error
+    except ValueError as error:
+        raise RequestError(f"preset {path} cannot be read: {error}", hint) from error
     texts = {key: fields.pop(key, "") for key in ("summary", "source", "based_on")}
     for key, value in texts.items():
         if not isinstance(value, str):

@@ -11,7 +11,7 @@ help:  ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.installed  ## make one clip with the embedded model: demo.mp4
-	@$(BIN)/ladder make "a red ball rolls to the right over a striped floor" -o demo.mp4 --overwrite
+	@$(BIN)/ladder make "a red ball rolls to the right over a striped floor" -o demo.mp4 --overwrite --seed 10
 	@echo "The clip is in $(CURDIR)/demo.mp4. Make your own with $(BIN)/ladder make \"a prompt\""
 
 $(VENV)/bin/python:

@@ -212,7 +212,7 @@ def plan_memory(
                 if made is None or other.name in made
             ]
             room = max(level.peak_bytes for level in least)
-            raise _too_big(_least(levels), budget, policy, request, room)
+            raise _too_big(_least(levels), budget, policy, room)
         found.append(fitting or levels[-1])
     return MemoryPlan(budget, tuple(_keep_transformer(found, budget)))
 
@@ -248,7 +248,7 @@ def plan_fallback(
         levels = stage_fallbacks(stage.cost, request, sizes, budget, policy)
         smaller = [level for level in levels if _tile(level) < _tile(stage)]
         if not smaller:
-            raise _too_big(stage, budget, policy, request)
+            raise _too_big(stage, budget, policy)
         return smaller[0]
     if stage.cost.kind not in ("base", "refine"):
         raise ran_out(stage.cost.name, budget)
@@ -455,7 +455,6 @@ def _too_big(
     stage: StageMemory,
     budget: Budget,
     policy: Policy,
-    request: Request | None = None,
     room: int | None = None,
 ) -> MemoryBudgetError:
     """The error for a stage; ``room`` are the bytes in which all stages would fit."""
@@ -468,7 +467,7 @@ def _too_big(
             f"{readable_size(budget.ram_bytes)} are free",
             "use --offload disk, or a model file in a smaller precision",
         )
-    hint = _room_hint(stage, policy, request, room or stage.peak_bytes)
+    hint = _room_hint(stage, policy, room or stage.peak_bytes)
     return MemoryBudgetError(
         f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.offload_plan}, "
         f"the budget is {readable_size(budget.device_bytes)}",
@@ -481,15 +480,13 @@ def _least(levels: Sequence[StageMemory]) -> StageMemory:
     return min(levels, key=lambda level: (level.peak_bytes, level.pinned_bytes))
 
 
-def _room_hint(stage: StageMemory, policy: Policy, request: Request | None, needed: int) -> str:
+def _room_hint(stage: StageMemory, policy: Policy, needed: int) -> str:
     """The change that makes a stage need less; what the plan tried already is not advised."""
     room = f"allow more memory (at least --vram {math.ceil(needed / GIB * 100) / 100:g})"
     if stage.cost.kind != "decode":
         if policy.offload == "none":
             return "use --offload auto, which streams blocks from RAM or disk"
         return f"use a smaller --size or fewer --frames, or {room}"
-    if request is not None and request.decode.grid != "auto":
-        return "use --set decode.grid=auto, which lets the decoder choose smaller tiles"
     if "tiles" not in policy.changes:
         return "use --oom-policy tiles, which decodes in smaller tiles"
     return f"use a smaller --size, or {room}"

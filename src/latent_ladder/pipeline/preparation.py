@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import Library, select_models
+from latent_ladder.checkpoints.selection import Library, ModelSet, select_models
 from latent_ladder.diagnostics.preset_readiness import check_preset
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
@@ -112,6 +112,12 @@ def prepare(
     return Prepared(
         plan, store, fitted, memory, tuple(warnings), library, device, random_seed, unfinished
     )
+
+
+def request_warnings(request: Request, models: ModelSet) -> list[Warned]:
+    """Warnings about the request and its prompt with these models, before anything is planned."""
+    found = [Warned(a.code, a.message) for a in advise(request, training_range(models))]
+    return [*found, *_prompt_warnings(request.prompt, models.text_encoder)]
 
 
 def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:

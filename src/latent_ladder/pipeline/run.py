@@ -47,7 +47,8 @@ WRITE_STAGE = "decode and write"
 class Result:
     """A finished clip, with the stages and warnings of its run.
 
-    ``pictures`` are the poster, the contact sheet and the preview strip, where they were asked for.
+    ``pictures`` are the poster, the contact sheet, the preview strip and the comparison with the
+    draft, where they were asked for.
     """
 
     output: Path

@@ -9,6 +9,7 @@ from typing import Any
 
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
+from latent_ladder.storage.text_files import read_text_file
 
 METADATA_KEY = "latent_ladder"
 """The metadata tag of a clip that contains its request."""
@@ -50,7 +51,4 @@ def read_request(path: Path) -> Request:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         return request_of_clip(path)
-    try:
-        return reader(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"request {path} cannot be read: {error}", "check the path") from error
+    return reader(read_text_file(path, "request"))

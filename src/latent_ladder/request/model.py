@@ -64,6 +64,8 @@ from latent_ladder.request.windows import Windows, WindowsChoice
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
 MAX_DURATION_S = 3600
+MAX_TEXT = 50_000
+"""Longest prompt in characters, many times what a text encoder reads."""
 RANDOM_SEEDS = 2**31
 """Random seeds are below this: at most ten digits, which people can type, and every program that
 takes a seed accepts them."""
@@ -91,6 +93,15 @@ def _prompt(value: str) -> str:
     if not value.strip():
         raise Problem(
             "is empty", "describe the picture, the motion and the sound in whole sentences"
+        )
+    return _short_enough(value)
+
+
+def _short_enough(value: str) -> str:
+    if len(value) > MAX_TEXT:
+        raise Problem(
+            f"has {len(value):,} characters, more than {MAX_TEXT:,}",
+            "the text encoder reads about 4000 characters; shorten it",
         )
     return value
 
@@ -134,6 +145,7 @@ def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: 
 Fps = Annotated[Fraction, BeforeValidator(_fps), PlainSerializer(shapes.format_fps)]
 Side = Annotated[int, BeforeValidator(_side)]
 Prompt = Annotated[Text, AfterValidator(_prompt)]
+NegativePrompt = Annotated[Text, AfterValidator(_short_enough)]
 FrameCount = Annotated[int, BeforeValidator(_frames)]
 
 
@@ -191,7 +203,7 @@ class Request(Table):
 
     prompt: Prompt
     """Description of the clip: what is seen, how it moves and how it sounds, in whole sentences."""
-    negative_prompt: Text = ""
+    negative_prompt: NegativePrompt = ""
     """Description of what to avoid; it has an effect only in stages with a CFG other than 1 or a
     CFG++ sampler."""
     preset: Text = ""

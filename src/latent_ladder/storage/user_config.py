@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import RequestError, did_you_mean
+from latent_ladder.storage.text_files import read_text_file
 from latent_ladder.storage.user_folders import expand_home, user_folder
 
 
@@ -76,11 +77,12 @@ def read_config(path: Path | None = None) -> dict[str, Any]:
     a file that cannot be read, an unknown key (with the nearest name) or a value of another type.
     """
     path = config_file() if path is None else path
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    text = read_text_file(path, "config file", "correct or remove it")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise RequestError(f"{path} cannot be read: {error}", "correct or remove it") from error
     known = {key.name: key for key in KEYS}
     for name, value in table.items():

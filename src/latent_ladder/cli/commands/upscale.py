@@ -20,7 +20,6 @@ from latent_ladder.cli.commands.flags import (
     preset_fields,
     request_of_fields,
 )
-from latent_ladder.cli.commands.make import choose_file_name
 from latent_ladder.cli.commands.options import (
     Folders,
     Json,
@@ -38,6 +37,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
 from latent_ladder.cli.console import show_loading
+from latent_ladder.cli.file_names import choose_file_name
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.errors import RequestError
 

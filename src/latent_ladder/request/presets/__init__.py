@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latent_ladder.errors import RequestError, did_you_mean
+from latent_ladder.storage.text_files import read_text_file
 from latent_ladder.storage.user_config import config_folder
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".toml"
-MAX_BYTES = 1_000_000
-"""Largest preset file that is read."""
 
 
 class World(NamedTuple):
@@ -136,15 +135,11 @@ def read_preset_file(path: Path) -> Preset:
     are checked with the request that it becomes.
     """
     hint = "give a name of `ladder presets list`, or a file that `ladder presets save` wrote"
+    text = read_text_file(path, "preset", hint)
     try:
-        if path.exists() and not path.is_file():
-            raise RequestError(f"preset {path} is not a file", hint)
-        if path.stat().st_size > MAX_BYTES:
-            raise RequestError(f"preset {path} is larger than {MAX_BYTES:,} bytes", hint)
-        fields = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise RequestError(f"preset {path} cannot be read: {reason}", hint) from error
+        fields = tomllib.loads(text)
+    except ValueError as error:
+        raise RequestError(f"preset {path} is not TOML: {error}", hint) from error
     texts = {key: fields.pop(key, "") for key in ("summary", "source", "based_on")}
     for key, value in texts.items():
         if not isinstance(value, str):

@@ -274,7 +274,8 @@ class _Clips:
                     continue
                 path = self.place.folder / self.states[position].output
                 if path.parent.is_dir():
-                    check_clip(path, self.options.overwrite, request.output.settings)
+                    settings = request.output.settings
+                    check_clip(path, self.options.overwrite, settings, request.frames)
                 if self.options.compare:
                     check_comparison(prepared, path, self.options.overwrite)
             except LadderError as error:

@@ -129,7 +129,9 @@ def _requests(
             own_flags, own_inputs = _with_row(flags, inputs, row)
             request = own_flags.build_request(library, own_inputs)
         except LadderError as error:
-            raise (error if len(rows) == 1 else error.in_context(f"row {row.number}")) from error
+            if len(rows) == 1:
+                raise
+            raise error.in_context(f"row {row.number}") from error
         for n in range(count):
             seed = request.seed if request.seed == -1 else (request.seed + n) % (MAX_SEED + 1)
             yield request.model_copy(update={"seed": seed})
@@ -279,8 +281,9 @@ class _Clips:
                 if self.options.compare:
                     check_comparison(prepared, path, self.options.overwrite)
             except LadderError as error:
-                one = len(requests) == 1
-                raise (error if one else error.in_context(f"clip {position + 1}")) from error
+                if len(requests) == 1:
+                    raise
+                raise error.in_context(f"clip {position + 1}") from error
 
     def make(self, requests: Sequence[Request]) -> None:
         """Make the clips that are not made yet."""

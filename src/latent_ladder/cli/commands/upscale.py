@@ -154,7 +154,8 @@ def upscale(
 ) -> None:
     """Enlarge a video or an image with the model.
 
-    The sound of a video is kept. The picture is encoded, upsampled in latent space and refined a little.
+    The picture is encoded, upsampled in latent space and refined a little;
+    the sound of a video is kept.
     """
     began = time.monotonic()
     output_flags.announce()

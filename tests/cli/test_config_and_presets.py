@@ -47,7 +47,7 @@ def test_config_shows_the_file_and_where_each_value_is_from(
 
 
 def test_an_unknown_key_is_an_error_of_every_command_that_reads_the_file() -> None:
-    write_config('preste = "hq"\n')
+    write_config('presett = "hq"\n')
     for words in (["config"], ["plan", "a ball"], ["runs", "list"]):
         error = run(*words).exception
         assert isinstance(error, RequestError)

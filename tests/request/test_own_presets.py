@@ -82,7 +82,7 @@ def test_an_existing_preset_is_kept_and_can_be_removed() -> None:
 def test_wrong_files_are_errors_and_unknown_names_get_the_nearest(tmp_path: Path) -> None:
     saved()
     with pytest.raises(RequestError) as caught:
-        read_preset("nigth")
+        read_preset("nights")
     assert "night" in str(caught.value.hint)
     (tmp_path / "bad.toml").write_text("width = 3\n")
     os.mkfifo(tmp_path / "pipe.toml")

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 MOST_USED = (
     "output", "preset", "size", "duration", "frames", "fps", "seed", "negative", "images",
-    "count", "overwrite",
+    "overwrite",
 )  # fmt: skip
 """Options that ``make`` and ``plan`` list first in their help."""
 

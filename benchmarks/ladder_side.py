@@ -77,7 +77,7 @@ def main() -> None:
         options = RunOptions(device="cpu", on_event=clock)
         result = run(request_of(job), job["output"], store=store, options=options)
     record: dict[str, Any] = {"spent": clock.spent}
-    # A run resets the kernel's peak counter at every stage, and its results leave out the libraries.
+    # A run resets the kernel's peak counter at each stage; its results leave out the libraries.
     record["peak_mib"] = clock.peak_bytes / 2**20
     if job["check"]:
         import torch

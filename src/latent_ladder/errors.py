@@ -133,13 +133,12 @@ class Cancelled(LadderError):
     exit_code = 130
 
 
-def did_you_mean(name: str, known: Iterable[str], limit: int = 12) -> str:
-    """A hint: the nearest of the ``known`` names, else the list of them (at most ``limit``)."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint: the nearest of the ``known`` names, else the list of all of them."""
     from difflib import get_close_matches  # imported here: only needed for a wrong name
 
     names = sorted(known)
     near = get_close_matches(name.lower(), names, n=2, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(near) + "?"
-    shown = ", ".join(names[:limit])
-    return f"known: {shown}" + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return f"known: {', '.join(names)}"

@@ -88,7 +88,7 @@ def test_everything_is_checked_before_the_first_clip(tmp_path: Path) -> None:
     [
         (["a", "--count", 0], "count=0"),
         (["a", "--prompts", "none.txt"], "cannot be combined"),
-        (["--prompts", "/dev/zero"], "device or pipe"),
+        (["--prompts", "/dev/zero"], "a device"),
         (["--count", 2], "no prompt"),
         (["a", "--count", 2, "-o", "f/%05d.png"], "image sequence"),
         (["a", "--count", 20_000], "20000 clips"),

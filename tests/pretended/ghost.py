@@ -299,7 +299,7 @@ def _result_is_large(args: Sequence[Any]) -> bool:
         return False
     try:
         together = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-        return math.prod(together) > SMALL
+        return bool(math.prod(together) > SMALL)
     except RuntimeError:
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,22 @@ def test_wrong_files_are_errors(tmp_path: Path, name: str, text: str, said: str)
     with pytest.raises(RequestError) as caught:
         rows(tmp_path, name, text)
     assert said in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_devices_pipes_large_and_binary_files_are_refused(tmp_path: Path) -> None:
+    pipe, large, binary = tmp_path / "pipe", tmp_path / "large", tmp_path / "binary"
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(9_000_000)
+    binary.write_bytes(b"ELF\0\0")
+    cases = {
+        Path("/dev/zero"): "a device",
+        pipe: "a pipe",
+        tmp_path: "a folder",
+        large: "too large",
+        binary: "binary",
+        tmp_path / "none": "does not exist",
+    }
+    for path, said in cases.items():
+        with pytest.raises(RequestError, match=said):
+            read_prompt_rows(path)

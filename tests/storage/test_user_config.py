@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from latent_ladder.errors import RequestError
-from latent_ladder.storage.text_files import MAX_BYTES, read_text_file
 from latent_ladder.storage.user_config import KEYS, read_config, read_setting
 
 
@@ -61,22 +60,3 @@ def test_wrong_files_are_errors(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(RequestError) as caught:
         read_config(path)
     assert said in f"{caught.value.message} {caught.value.hint}"
-
-
-def test_only_small_text_files_are_read(tmp_path: Path) -> None:
-    pipe, large, binary = tmp_path / "pipe", tmp_path / "large", tmp_path / "binary"
-    os.mkfifo(pipe)
-    with large.open("wb") as file:
-        file.truncate(MAX_BYTES + 1)
-    binary.write_bytes(b"\x7fELF\0\0")
-    cases = {
-        Path("/dev/zero"): "device or pipe",
-        pipe: "device or pipe",
-        tmp_path: "folder",
-        large: "expected at most",
-        binary: "binary",
-        tmp_path / "none": "cannot be read",
-    }
-    for path, said in cases.items():
-        with pytest.raises(RequestError, match=said):
-            read_text_file(path, "prompts")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import CheckpointNotFound, RequestError
+from latent_ladder.storage.read_file import is_pseudo_folder, read_error, read_small_text
 from latent_ladder.storage.user_config import config_file, read_setting
 from latent_ladder.storage.user_folders import expand_home
 
@@ -26,6 +27,9 @@ ENVIRONMENT_VARIABLE = "LADDER_MODELS"
 
 EXTRA_PATHS = "extra_model_paths.yaml"
 """Name of ComfyUI's list of folders outside its own ``models/``."""
+
+MAX_SETTINGS_BYTES = 2**20
+"""Largest file of settings."""
 
 CATEGORIES: Mapping[str, str] = {
     "checkpoints": "checkpoints",
@@ -96,6 +100,11 @@ def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
     Raises :class:`CheckpointNotFound` if it is missing or cannot be read.
     """
     path = expand_home(path)
+    if is_pseudo_folder(path):
+        raise CheckpointNotFound(
+            f"model folder {path} ({source}) has processes or devices, not files",
+            "give the folder with checkpoints/, loras/ ... in it (ComfyUI's models/)",
+        )
     try:
         if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
             return _require_existing(path, read_extra_paths(path))
@@ -107,11 +116,8 @@ def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
                 f"or an {EXTRA_PATHS}",
             )
         next(path.iterdir(), None)
-    except PermissionError as error:
-        raise CheckpointNotFound(
-            f"model folder {path} ({source}) cannot be read: permission denied",
-            "give your user permission to read it, or choose another folder",
-        ) from error
+    except (OSError, ValueError) as error:
+        raise read_error(path, error, CheckpointNotFound, f"model folder of {source}") from error
     return _with_extra_paths(_models_below(path), source)
 
 
@@ -142,8 +148,9 @@ def read_extra_paths(path: Path) -> tuple[ModelFolder, ...]:
     import yaml
 
     try:
-        sections = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = read_small_text(path, MAX_SETTINGS_BYTES, RequestError, "settings file")
+        sections = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(
             f"{path} cannot be read as YAML: {reason}", "correct the file or remove it"

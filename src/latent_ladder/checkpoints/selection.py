@@ -7,7 +7,7 @@ break ties. The embedded pocket model is one more folder, searched last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -21,14 +21,14 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.compatibility import (
     TransformerRequirements,
     detect_upsampling,
+    header_contradictions,
     is_distilled_lora,
-    lora_family,
-    projection_shape,
     text_encoder_mismatch,
     training_mismatch,
     training_variant,
 )
-from latent_ladder.checkpoints.components import Component, components, detect_family
+from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.checkpoints.families import detect_family, lora_family
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
@@ -112,6 +112,28 @@ class PartialModelSet:
     rejected: Mapping[str, tuple[str, ...]]
 
     @property
+    def is_complete(self) -> bool:
+        """True if no required component is missing."""
+        return all(role in self.parts for role in REQUIRED)
+
+    @property
+    def is_embedded(self) -> bool:
+        """True if the transformer is the pocket model's."""
+        return self.transformer is not None and self.transformer.is_embedded
+
+    def instead_of(self, other: PartialModelSet) -> PartialModelSet:
+        """This set, with a note that it is used because ``other`` is not complete."""
+        missing = [role for role in REQUIRED if role not in other.parts]
+        reasons = "; ".join(why for role in missing for why in other.rejected.get(role, ()))
+        names = [s.transformer.path.name for s in (other, self) if s.transformer is not None]
+        note = (
+            f"{names[0]} (LTX-{other.family}) is not used: no "
+            f"{' and no '.join(map(display_name, missing))} fits it"
+            f"{f' ({reasons})' if reasons else ''}; {names[1]} (LTX-{self.family}) is complete"
+        )
+        return replace(self, notes=(*self.notes, note))
+
+    @property
     def precision(self) -> str:
         """The precision of missing components to suggest: that of the transformer."""
         if self.transformer is None:
@@ -165,16 +187,44 @@ def select_available(
     or :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
     """
     choices = dict(choices or {})
-    transformer = _select_transformer(library, choices, preset)
-    if transformer is None:
+    transformers = _rank_transformers(library, choices, preset)
+    if not transformers:
         others = tuple(f"{f.path.name} is of an unknown family" for f in library.of("transformer"))
         return PartialModelSet(None, {}, {}, {}, (), {"transformer": others} if others else {})
+    sets = (_select_for(library, choices, transformer) for transformer in transformers)
+    first = next(sets)
+    if first.is_complete:
+        return first
+    other = next((s for s in sets if s.is_complete and not s.is_embedded), None)
+    return first if other is None else other.instead_of(first)
+
+
+def _select_for(
+    library: Library, choices: Mapping[str, str], transformer: FoundComponent
+) -> PartialModelSet:
+    """The components that fit a transformer."""
     selector = _Selector(library, choices, transformer)
+    selector.notes.extend(header_contradictions(transformer.component))
+    requirements = selector.requirements
     parts = {"transformer": transformer.component}
-    for role in ("text_projection", "connectors", "video_vae", "audio_vae"):
+
+    def fits_encoder(encoder: Component) -> str | None:
+        return text_encoder_mismatch(requirements, encoder, parts.get("text_projection"))
+
+    def fits_projection(projection: Component) -> str | None:
+        wrong = requirements.mismatch("text_projection", projection)
+        if wrong or "text_encoder" not in parts:
+            return wrong
+        return text_encoder_mismatch(requirements, parts["text_encoder"], projection)
+
+    if requirements.family.projection_with_encoder:
+        selector.add("text_encoder", parts, fits_encoder)
+    selector.add("text_projection", parts, fits_projection, parts.get("text_encoder"))
+    for role in ("connectors", "video_vae", "audio_vae"):
         selector.add(role, parts)
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
-    selector.add("text_encoder", parts, _text_encoder_mismatch_rule(parts.get("text_projection")))
+    if "text_encoder" not in parts:
+        selector.add("text_encoder", parts, fits_encoder)
     upsamplers, loras = selector.upsamplers(), selector.loras()
     selector.note_unused_files()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
@@ -273,17 +323,25 @@ _PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
 """Preferred precisions in order; all others, mainly those of GGUF, follow, the largest first."""
 
 
-def _select_transformer(
+def _rank_transformers(
     library: Library, choices: Mapping[str, str], preset: str
-) -> FoundComponent | None:
+) -> list[FoundComponent]:
+    """The transformer that the user named, else the best one of each family, the best first.
+
+    The preset of an embedded transformer takes that one alone.
+    """
     named = choices.get("transformer") or choices.get("checkpoint")
     if named:
-        return find_by_name(library, named, "transformer")
+        return [find_by_name(library, named, "transformer")]
     for found in library.of("transformer"):
         if preset and found.is_embedded and found.component.file.metadata.get("preset") == preset:
-            return found
+            return [found]
     ranked = [(p, f) for f in library.of("transformer") if (p := _preference_key(f)) is not None]
-    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+    ranked.sort(key=lambda pair: pair[0])
+    best: dict[tuple[bool, str | None], FoundComponent] = {}
+    for _, found in ranked:
+        best.setdefault((found.is_embedded, found.summary.family), found)
+    return list(best.values())
 
 
 def _preference_key(found: FoundComponent) -> tuple[int, int, int, float] | None:
@@ -309,14 +367,6 @@ def precision_rank(found: FoundComponent) -> tuple[int, float]:
 # --- the other components ------------------------------------------------------------------------
 
 MismatchRule = Callable[[Component], str | None]
-
-
-def _text_encoder_mismatch_rule(projection: Component | None) -> MismatchRule:
-    """The rule for a text encoder to fit a projection; without a projection all encoders fit."""
-    if projection is None:
-        return lambda _: None
-    features = projection_shape(projection)[1]
-    return lambda encoder: text_encoder_mismatch(encoder, features)
 
 
 @dataclass(frozen=True)
@@ -359,7 +409,7 @@ class _Selector:
             return self._find_by_name(role, named, mismatch)
         first = [p for p in (preferred, self.transformer.component) if p is not None]
         own = [part for p in first if (part := self._find_in_same_file(p, role)) is not None]
-        others = sorted(self.library.of(role), key=self._distance)
+        others = sorted(self.library.of(role), key=self._order)
         for part in chain(own, (found.component for found in others)):
             wrong = mismatch(part)
             if wrong is None:
@@ -387,13 +437,15 @@ class _Selector:
             )
         return part
 
-    def _distance(self, found: FoundComponent) -> tuple[bool, bool]:
+    def _order(self, found: FoundComponent) -> tuple[bool, bool, bool]:
         """Sort key: parts of the embedded model first for its own transformer.
 
-        Then come files whose names have the transformer's training variant.
+        Then come files of the transformer's family, then those of its training variant.
         """
-        variant = training_variant(self.transformer.path.name)
-        return self._is_foreign(found), training_variant(found.path.name) != variant
+        other_family = found.summary.family not in (None, self.requirements.family.name)
+        name, wanted = found.path.name, self.transformer.path.name
+        other_variant = training_variant(name) != training_variant(wanted)
+        return self._is_foreign(found), other_family, other_variant
 
     def _is_foreign(self, found: FoundComponent) -> bool:
         """True for a user's file where the transformer is that of the embedded model."""
@@ -430,7 +482,7 @@ class _Selector:
         if named:
             part = self._find_by_name("latent_upsampler", named, self._upsampler_mismatch)
             found[detect_upsampling(part)] = part
-        for candidate in sorted(self.library.of("latent_upsampler"), key=self._is_foreign):
+        for candidate in sorted(self.library.of("latent_upsampler"), key=self._order):
             part = candidate.component
             wrong = self._upsampler_mismatch(part)
             if wrong is None:

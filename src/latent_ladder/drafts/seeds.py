@@ -14,6 +14,7 @@ from latent_ladder.request.prompt_files import read_prompt_rows
 MANY = 64
 """More drafts than this need ``--yes``."""
 MOST = 10_000
+"""Largest file of prompts."""
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 

@@ -22,6 +22,7 @@ from latent_ladder.media.image_files import open_image
 from latent_ladder.media.image_input import check_image, fit_image, load_image
 from latent_ladder.media.open_media import open_media, video_stream
 from latent_ladder.media.video_reader import timed_frames
+from latent_ladder.storage.read_file import check_regular_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
 """Suffixes of files that are read as one image."""
@@ -55,7 +56,7 @@ def check_video(path: Path) -> InputVideo:
     An image counts as a video of one frame. Raises :class:`MediaError` for a file without video, or
     one that cannot be read.
     """
-    if path.exists() and path.stat().st_size == 0:
+    if check_regular_file(path, MediaError, "file").st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a video file")
     if is_image(path):
         image = check_image(path)

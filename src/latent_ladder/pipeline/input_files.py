@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_ladder.checkpoints.families import FAMILIES
 from latent_ladder.errors import MediaError
 from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.request.inputs import Image, Video
@@ -22,9 +23,6 @@ from latent_ladder.storage.user_folders import expand_home
 if TYPE_CHECKING:
     from latent_ladder.media.video_input import InputVideo
 
-IMAGE_CRF: Mapping[str, int] = {"2.0": 33, "2.3": 33}
-"""CRF of the H.264 compression that a family's training images had; from 2.4 on it is 18."""
-LATER_CRF = 18
 TOLERANCE_S = 0.05
 """Files that differ from the clip by less than this count as equally long."""
 FPS_TOLERANCE = Fraction(1, 100)
@@ -88,7 +86,7 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Inp
     notes += [f"{path.name} {note}" for note in found.notes]
     if note := _fit_note(found.size, (request.width, request.height), image.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
-    crf = IMAGE_CRF.get(family, LATER_CRF) if image.crf == "auto" else image.crf
+    crf = FAMILIES[family].image_crf if image.crf == "auto" else image.crf
     return InputFile(path, "image", content_hash(path), {"fit": image.fit, "crf": crf})
 
 

@@ -15,7 +15,7 @@ from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan
 from latent_ladder.request.stages import SamplingStage
 from latent_ladder.storage.atomic_write import readable_size
-from latent_ladder.upscale.plan import UpscalePlan
+from latent_ladder.upscale.upscale_plan import UpscalePlan
 
 
 def headline(plan: RunPlan, seed: str | None = None) -> str:

@@ -49,6 +49,7 @@ from latent_ladder.request.resolved import (
     stage_resolutions,
     upsample_factors,
 )
+from latent_ladder.request.size_limits import size_problems
 from latent_ladder.request.stage_rules import stage_kinds, stage_names, stages_problems
 from latent_ladder.request.stages import (
     STAGE_TABLES,
@@ -64,8 +65,6 @@ from latent_ladder.request.windows import Windows, WindowsChoice
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
 MAX_DURATION_S = 3600
-MAX_TEXT = 50_000
-"""Longest prompt in characters, many times what a text encoder reads."""
 RANDOM_SEEDS = 2**31
 """Random seeds are below this: at most ten digits, which people can type, and every program that
 takes a seed accepts them."""
@@ -93,15 +92,6 @@ def _prompt(value: str) -> str:
     if not value.strip():
         raise Problem(
             "is empty", "describe the picture, the motion and the sound in whole sentences"
-        )
-    return _short_enough(value)
-
-
-def _short_enough(value: str) -> str:
-    if len(value) > MAX_TEXT:
-        raise Problem(
-            f"has {len(value):,} characters, more than {MAX_TEXT:,}",
-            "the text encoder reads about 4000 characters; shorten it",
         )
     return value
 
@@ -145,7 +135,6 @@ def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: 
 Fps = Annotated[Fraction, BeforeValidator(_fps), PlainSerializer(shapes.format_fps)]
 Side = Annotated[int, BeforeValidator(_side)]
 Prompt = Annotated[Text, AfterValidator(_prompt)]
-NegativePrompt = Annotated[Text, AfterValidator(_short_enough)]
 FrameCount = Annotated[int, BeforeValidator(_frames)]
 
 
@@ -203,7 +192,7 @@ class Request(Table):
 
     prompt: Prompt
     """Description of the clip: what is seen, how it moves and how it sounds, in whole sentences."""
-    negative_prompt: NegativePrompt = ""
+    negative_prompt: Text = ""
     """Description of what to avoid; it has an effect only in stages with a CFG other than 1 or a
     CFG++ sampler."""
     preset: Text = ""
@@ -257,6 +246,8 @@ class Request(Table):
     @model_validator(mode="wrap")
     @classmethod
     def _one_report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if too_large := size_problems(data):
+            raise report(too_large)
         raw = data.get("stages") if isinstance(data, Mapping) else None
         stages = raw if isinstance(raw, list | tuple) else ()
         problems = stages_problems(raw) if isinstance(raw, list | tuple) else []
@@ -429,6 +420,8 @@ class Request(Table):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
             fields.pop(name, None)
+        if not fields.get("generated_keyframes"):  # left out, as in older keys
+            fields.pop("generated_keyframes", None)
         tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
         if tiles is not None:
             fields["tiles"] = tiles.model_dump()
@@ -446,6 +439,8 @@ class Request(Table):
             fields["anew"] = list(self.video.generated_span(float(self.frames / self.fps)))
         if self.video is not None and self.video.mode == "reference" and index == 0:
             fields["reference_strength"] = self.video.strength
+            if any(n % 2 for n in (resolution.latent_width, resolution.latent_height)):
+                fields["reference_positions"] = "exact"  # earlier ones were scaled by grid sizes
         if self.active_images:
             at = [shapes.duration(i.index(self.frames), self.fps) for i in self.active_images]
             strengths = [i.strength for i in self.active_images]

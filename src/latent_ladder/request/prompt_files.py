@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import RequestError, did_you_mean
-from latent_ladder.storage.text_files import read_text_file
+from latent_ladder.storage.read_file import read_small_text
 
 COLUMNS: Mapping[str, str] = {
     "seed": "whole number",
@@ -34,6 +34,8 @@ COLUMNS: Mapping[str, str] = {
 """Columns besides ``prompt``, and what their cells hold. Files are relative to the prompt file."""
 
 MOST_ROWS = 10_000
+MAX_BYTES = 4 * 2**20
+"""Largest file of prompts."""
 HINT = "write one prompt per line, or a .csv or .jsonl file with a column prompt"
 
 
@@ -62,7 +64,9 @@ def read_prompt_rows(path: Path) -> tuple[PromptRow, ...]:
     Blank lines and lines of a text file that start with # are skipped. Raises
     :class:`RequestError` for a file that cannot be read, holds no prompt, or has unknown columns.
     """
-    text = read_text_file(path, "prompts", HINT)
+    text = read_small_text(path, MAX_BYTES, RequestError, "prompts file")
+    if "\0" in text:
+        raise RequestError(f"prompts file {path} is a binary file, expected text", HINT)
     read = {".csv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows}
     rows = tuple(read.get(path.suffix.lower(), _lines)(path, text))
     if not rows:

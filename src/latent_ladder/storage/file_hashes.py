@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from latent_ladder.storage.user_folders import user_folder
-
 HashKind = Literal["sha256", "git-sha1"]
 
 _KINDS: dict[int, HashKind] = {64: "sha256", 40: "git-sha1"}
@@ -84,7 +82,9 @@ def _key(path: Path, kind: HashKind) -> str:
 
 def cache_file() -> Path:
     """The JSON file with the cached hashes, in the user's cache folder."""
-    return user_folder("cache") / "hashes.json"
+    from latent_ladder.storage.atomic_write import cache_folder
+
+    return cache_folder() / "hashes.json"
 
 
 def _read() -> dict[str, str]:

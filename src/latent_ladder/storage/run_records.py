@@ -155,7 +155,9 @@ class RunLog:
         """
         if record.status not in STATUSES[:-1]:
             raise ValueError(f"status {record.status!r} is not one of {STATUSES[:-1]}")
-        data = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1).encode()
+        text = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1)
+        # a name that is not UTF-8 becomes a valid escape of JSON: \udcff
+        data = text.encode("utf-8", "backslashreplace")
         with convert_write_errors(
             StoreError, f"the record of run {record.id}", self.folder, len(data)
         ):
@@ -178,6 +180,12 @@ class RunLog:
         """The records that can be read, the newest first, of the newest ``limit`` files."""
         found = map(_read, self._newest_paths()[:limit])
         return (record for record in found if isinstance(record, RunRecord))
+
+    def interrupted_outputs(self, newest: int = 50) -> Iterator[str]:
+        """The outputs of runs whose process was killed, among the ``newest`` records."""
+        for record in self.newest(newest):
+            if record.status == "interrupted" and record.output:
+                yield record.output
 
     def _newest_paths(self) -> builtins.list[Path]:
         return sorted(self.folder.glob("*.json"), reverse=True)

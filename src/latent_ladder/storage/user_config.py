@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import RequestError, did_you_mean
-from latent_ladder.storage.text_files import read_text_file
+from latent_ladder.storage.read_file import read_small_text
 from latent_ladder.storage.user_folders import expand_home, user_folder
 
 
@@ -50,6 +50,9 @@ KEYS: tuple[ConfigKey, ...] = (
 )  # fmt: skip
 """All keys of the file."""
 
+MAX_CONFIG_BYTES = 2**20
+"""Largest config file."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -77,12 +80,12 @@ def read_config(path: Path | None = None) -> dict[str, Any]:
     a file that cannot be read, an unknown key (with the nearest name) or a value of another type.
     """
     path = config_file() if path is None else path
-    if not path.exists():
-        return {}
-    text = read_text_file(path, "config file", "correct or remove it")
     try:
+        if not path.exists():
+            return {}
+        text = read_small_text(path, MAX_CONFIG_BYTES, RequestError, "settings file")
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise RequestError(f"{path} cannot be read: {error}", "correct or remove it") from error
     known = {key.name: key for key in KEYS}
     for name, value in table.items():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.options import Json
-from latent_ladder.cli.console import print_table
+from latent_ladder.cli.console import print_json, print_lines, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +30,9 @@ def config(as_json: Json = False) -> None:
             "exists": path.is_file(),
             "settings": {s.key.name: {"value": s.value, "source": s.source} for s in settings},
         }
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+        print_json(body)
         return
-    print(f"file: {path}" + ("" if path.is_file() else " (does not exist)"))
+    print_lines(f"file: {path}" + ("" if path.is_file() else " (does not exist)"))
     rows = [
         (
             s.key.name,
@@ -45,6 +43,6 @@ def config(as_json: Json = False) -> None:
         for s in settings
     ]
     print_table("", ("key", "value", "from", "meaning"), rows, whole=("value",))
-    print("lines for the file:")
+    print_lines("lines for the file:")
     for key in KEYS:
-        print(f"  {key.example}")
+        print_lines(f"  {key.example}")

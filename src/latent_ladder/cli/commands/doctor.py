@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +9,12 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import Folders, Json, StoreFolder, memory_option
 from latent_ladder.cli.console import (
     format_bytes,
+    print_json,
     print_table,
     print_text,
     show_error,
@@ -39,7 +40,7 @@ NOTHING_RUNS_EXIT_CODE = 3
 
 def register(app: typer.Typer) -> None:
     """Add ``doctor``."""
-    app.command("doctor", cls=GroupedCommand)(expand_flags(doctor))
+    app.command("doctor", cls=GroupedCommand)(expand_flags(doctor, (), MEMORY_RULES))
 
 
 def doctor(
@@ -63,7 +64,7 @@ def doctor(
     torch_devices = _ask_torch() if gpu else None
     if as_json:
         body = report(checkup) | ({} if torch_devices is None else {"torch": torch_devices})
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+        print_json(body)
     else:
         _print_checkup(checkup, torch_devices)
     if checkup.store_error is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import DRAFT_RULES, MEMORY_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
@@ -44,11 +44,10 @@ from latent_ladder.cli.commands.run_progress import (
     resume_command,
     track_run,
 )
-from latent_ladder.cli.console import print_table, show_loading, show_note
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
 from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
-from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.drafts.draft_run import DraftsResult
@@ -103,7 +102,7 @@ SheetFolder = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder for the page and the contact sheet. Default: drafts-RUN, with the run's id.",
+        help="Folder for the page and the contact sheet. Default: drafts-RUN (RUN: id of the run).",
     ),
 ]
 Yes = Annotated[
@@ -141,8 +140,8 @@ ClipOrFolder = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``draft`` and ``refine``."""
-    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT))
-    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE))
+    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT, DRAFT_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE, MEMORY_RULES))
 
 
 def draft(
@@ -173,8 +172,6 @@ def draft(
 
     texts = None if prompts is None else read_prompts(prompts)
     if texts is not None:
-        if request_flags.prompt is not None:
-            raise RequestError("PROMPT and --prompts cannot be combined", "use one of them")
         request_flags = replace(request_flags, prompt=texts[0])
     parse_seeds(seeds, 0)  # fails early, before model files are searched
     prepared = prepare(request_flags, memory, store, inputs, "draft")
@@ -193,7 +190,7 @@ def draft(
     with notify_at_end(notify, "drafts"), run as options:
         result = run_drafts(session, options, output)
     if quiet and not as_json:
-        print(result.folder)
+        print_lines(result.folder)
     else:
         _print_drafts(result, time.monotonic() - began, as_json)
     if open_result:
@@ -260,7 +257,7 @@ def refine(
         for path in paths:
             open_file(path)
     if as_json:
-        print(json.dumps([r.to_dict() for r in results], ensure_ascii=False, indent=2))
+        print_json([r.to_dict() for r in results])
 
 
 def _prepare(
@@ -284,14 +281,14 @@ def _prepare(
 
 def _print_drafts(result: DraftsResult, seconds: float, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
         return
     columns = ("draft", "seed", "state", "motion", "detail", "sound", "flags", "prompt")
     print_table("", columns, [_draft_row(draft) for draft in result.record.drafts])
     count = len(result.record.drafts)
     facts = [f"{count} draft{'s' * (count != 1)}", f"seed {result.record.drafts[0].seed}"]
     show_note(f"to finish a draft, such as number 1: ladder refine {result.record.id}:1")
-    print(folder_lines(result.page, facts, seconds, [result.video, result.sheet]))
+    print_lines(folder_lines(result.page, facts, seconds, [result.video, result.sheet]))
 
 
 def _draft_row(draft: DraftRecord) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import CLIP_RULES, MAKE_RULES
 from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags, prepare
 from latent_ladder.cli.commands.make_many import ManyOptions, make_many
 from latent_ladder.cli.commands.options import (
@@ -30,8 +30,11 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
 from latent_ladder.cli.console import (
+    print_json,
+    print_lines,
     print_table,
     print_text,
+    print_toml,
     show_error,
     show_loading,
     show_warning,
@@ -54,8 +57,8 @@ MOST_USED = (
 
 def register(app: typer.Typer) -> None:
     """Add ``make``, ``plan`` and ``show``."""
-    app.command(cls=GroupedCommand)(expand_flags(make, MOST_USED))
-    app.command(cls=GroupedCommand)(expand_flags(plan, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(make, MOST_USED, MAKE_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(plan, MOST_USED, CLIP_RULES))
     app.command(cls=GroupedCommand)(show)
 
 
@@ -133,7 +136,7 @@ def plan(
     log_plan(prepared)
     report = prepared.report()
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return
     _print_plan(prepared, report)
     try:
@@ -155,19 +158,19 @@ def show(
 
     request = request_of_clip(clip)
     if as_json:
-        print(json.dumps(request.to_dict(), indent=2, ensure_ascii=False))
+        print_json(request.to_dict())
         return
     if not _is_video_file(clip):
-        print(f"# {clip.name}")
-        print(request.to_toml().rstrip())
+        print_lines(f"# {clip.name}")
+        print_toml(request.to_toml())
         return
     info = probe(clip)
     sound = f", sound {info.audio_duration_s:.3f} s" if info.audio_duration_s else ", no sound"
-    print(
+    print_lines(
         f"# {clip.name}: {info.width}x{info.height}, {info.frames} frames, "
         f"{info.duration_s:.3f} s{sound}"
     )
-    print(request.to_toml().rstrip())
+    print_toml(request.to_toml())
 
 
 def _make_many(
@@ -204,9 +207,9 @@ def _is_video_file(clip: Path) -> bool:
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
-    print(prepared.headline(picked=False))
+    print_lines(prepared.headline(picked=False))
     if prepared.unfinished is not None:
-        print(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
+        print_lines(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
     rows = [
         (
             stage["stage"],
@@ -223,7 +226,7 @@ def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
     columns = ("stage", "canvas", "latents", "tokens", "sigmas", "work", "peak memory", "state")
     print_table("", columns, rows, below=("sigmas", "work", "latents", "tokens"))
     print_table("", ("role", "precision", "file"), _file_rows(report), whole=("file",))
-    print()
+    print_lines("")
     print_text(f"advice: {report['advice']['sentence']}")
     for warning in report["warnings"]:
         show_warning(warning["message"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,8 @@ from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.options import Folders, Json, model_option, other_option
 from latent_ladder.cli.console import (
     format_bytes,
+    print_json,
+    print_lines,
     print_table,
     show_note,
     show_warning,
@@ -105,7 +106,7 @@ def list_models(folders: Folders = None, as_json: Json = False) -> None:
             for role, found in listed
         ]
         unreadable = [{"path": str(p), "why": why} for p, why in library.unreadable]
-        print(json.dumps({"models": rows, "unreadable": unreadable}, indent=2))
+        print_json({"models": rows, "unreadable": unreadable})
         return
     cells = [
         (role, f.name, format_bytes(f.path.stat().st_size), str(f.folder)) for role, f in listed
@@ -143,9 +144,9 @@ def get_models(
         _confirm(plan, yes)
         _download(plan, quiet=as_json)
     if as_json:
-        print(json.dumps(_to_dict(plan, done=not dry_run), indent=2))
+        print_json(_to_dict(plan, done=not dry_run))
     elif not dry_run:
-        print(folder)
+        print_lines(folder)
 
 
 def select_files(name: str, precision: str, distilled: bool) -> tuple[CatalogFile, ...]:

@@ -147,6 +147,13 @@ StoreFolder = Annotated[
         "user's data folder.",
     ),
 ]
+AllowPaths = Annotated[
+    bool,
+    input_option(
+        "--allow-paths",
+        help="Use absolute paths and model folders that the request of a clip names.",
+    ),
+]
 SourceRequest = Annotated[
     Path | None,
     input_option(

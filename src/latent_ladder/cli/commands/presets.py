@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -24,7 +23,14 @@ from latent_ladder.cli.commands.options import (
     SourceRequest,
     other_option,
 )
-from latent_ladder.cli.console import print_table, show_note, show_warning
+from latent_ladder.cli.console import (
+    print_json,
+    print_lines,
+    print_table,
+    print_toml,
+    show_note,
+    show_warning,
+)
 
 Name = Annotated[
     str,
@@ -85,7 +91,7 @@ def list_presets(as_json: Json = False) -> None:
             {"name": p.name, "summary": p.summary, "file": None if p.file is None else str(p.file)}
             for p in presets
         ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
     else:
         cells = [(p.name, "built-in" if p.file is None else "yours", p.summary) for p in presets]
         print_table("", ("preset", "from", "use"), cells)
@@ -107,11 +113,11 @@ def show_preset(name: Name, as_json: Json = False) -> None:
         body = preset._asdict() | {"file": None if preset.file is None else str(preset.file)}
         world = None if preset.world is None else preset.world._asdict()
         body["world"] = None if world is None else {**world, "seconds": str(world["seconds"])}
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+        print_json(body)
         return
     fields = {key: value for key, value in preset.fields.items() if key != "preset"}
     about = {"summary": preset.summary, "source": preset.source, "based_on": preset.based_on}
-    print(tomli_w.dumps({key: text for key, text in about.items() if text} | fields).rstrip())
+    print_toml(tomli_w.dumps({key: text for key, text in about.items() if text} | fields))
 
 
 def save(
@@ -154,11 +160,11 @@ def save(
         overwrite=overwrite,
     )
     show_note(f"use it with --preset {name}; share the file, which works as --preset FILE too")
-    print(path)
+    print_lines(path)
 
 
 def remove(name: OwnName) -> None:
     """Delete a preset of your own."""
     from latent_ladder.request.own_presets import remove_preset
 
-    print(remove_preset(name))
+    print_lines(remove_preset(name))

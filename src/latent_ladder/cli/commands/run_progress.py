@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from latent_ladder.cli.console import RunProgress, show_note
+from latent_ladder.cli.console import RunProgress, print_json, print_lines, show_note
+from latent_ladder.cli.printable import shell_command
 from latent_ladder.cli.result_line import clip_lines
 from latent_ladder.cli.run_log import log_events, log_plan
 from latent_ladder.errors import Cancelled
@@ -91,7 +90,7 @@ def cancel_on_interrupt(cancel: Cancel) -> Iterator[None]:
 
 def current_command() -> str:
     """The command line of this process as text for a shell."""
-    return shlex.join(["ladder", *sys.argv[1:]])
+    return shell_command(["ladder", *sys.argv[1:]])
 
 
 def resume_command(seed: int) -> str:
@@ -104,7 +103,7 @@ def resume_command(seed: int) -> str:
             skip = True
         else:
             words.append(word)
-    return shlex.join([*words, "--seed", str(seed)])
+    return shell_command([*words, "--seed", str(seed)])
 
 
 def print_result(result: Result, seconds: float, *, as_json: bool, quiet: bool) -> None:
@@ -113,8 +112,8 @@ def print_result(result: Result, seconds: float, *, as_json: bool, quiet: bool) 
     ``seconds`` is how long it took.
     """
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
     elif quiet:
-        print(result.output)
+        print_lines(result.output)
     else:
-        print("\n".join(clip_lines(result, seconds)))
+        print_lines("\n".join(clip_lines(result, seconds)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import replace
@@ -13,6 +12,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import SWEEP_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
@@ -33,7 +33,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
 from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
-from latent_ladder.cli.console import print_table, show_loading, show_note
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
 from latent_ladder.errors import MediaError, RequestError
@@ -86,7 +86,7 @@ _RUN_NAME = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
 
 def register(app: typer.Typer) -> None:
     """Add ``sweep``."""
-    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED, SWEEP_RULES))
 
 
 def sweep(
@@ -133,12 +133,12 @@ def sweep(
     result, choice = _run(planned, folder, quiet or as_json, keep_motion)
     page = folder / PAGE
     if quiet and not as_json:
-        print(page)
+        print_lines(page)
     else:
         _print_result(planned, result, choice, folder, as_json)
     if not (quiet or as_json):
         facts = [f"{len(result.points)} points", f"seed {prepared.request.seed}"]
-        print(folder_lines(page, facts, time.monotonic() - began, []))
+        print_lines(folder_lines(page, facts, time.monotonic() - began, []))
     if open_result:
         open_file(page)
 
@@ -229,7 +229,7 @@ def _print_result(
     if as_json:
         data: dict[str, Any] = body(planned, result, choice, current_command())
         report = {"report": str(folder / PAGE), **data}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     names = ("motion_kept", "detail_added_db", "structure_similarity", "flicker", "seconds")
     rows = [

@@ -13,6 +13,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES, SOUND_RULES
 from latent_ladder.cli.commands.flag_values import parse_number, parse_windows
 from latent_ladder.cli.commands.flags import (
     MemoryFlags,
@@ -111,8 +112,8 @@ Duration = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``upscale`` and ``sound``."""
-    app.command(cls=GroupedCommand)(expand_flags(upscale, MOST_USED_UPSCALE))
-    app.command(cls=GroupedCommand)(expand_flags(sound, MOST_USED_SOUND))
+    app.command(cls=GroupedCommand)(expand_flags(upscale, MOST_USED_UPSCALE, MEMORY_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(sound, MOST_USED_SOUND, SOUND_RULES))
 
 
 @dataclass(frozen=True)
@@ -231,15 +232,13 @@ def _prepare(
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import override
-    from latent_ladder.request.overrides import apply_sets
 
     library = scan(model_folders(flags.folders or ()))
     start = preset_fields(flags.preset, library)
     fields = dict(changes) | ({} if flags.seed is None else {"seed": parse_number(flags.seed)})
     factor = fields.pop("upsample_by", 2.0)
     fields["stages"] = _choose_stages(start["stages"], factor, only_base)
-    table = apply_sets(override(start, fields), tuple(sets))
-    request = request_of_fields(table)
+    request = request_of_fields(override(start, fields), sets)
     options = memory.to_options()
     return pipeline.prepare(request, library, open_store(flags.store), options, memory.device)
 

@@ -291,9 +291,13 @@ def map_file_name(name: str, names: Mapping[str, str]) -> str:
 
     ``names`` maps full names or last path parts to others; ``\\`` of Windows paths becomes ``/``.
     """
+    return mapped_file_name(name, names) or name.replace("\\", "/")
+
+
+def mapped_file_name(name: str, names: Mapping[str, str]) -> str | None:
+    """Return the name that ``names`` has for a file name in a graph or its last path part."""
     path = name.replace("\\", "/")
-    last = path.rpartition("/")[2]
-    return names.get(name) or names.get(path) or names.get(last) or path
+    return names.get(name) or names.get(path) or names.get(path.rpartition("/")[2])
 
 
 def unsafe_path_reason(name: str) -> str:

@@ -50,15 +50,20 @@ class Tokenizer:
     pad: int
 
     def tokenize(self, prompt: str, length: int) -> TokenizedPrompt:
-        """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids."""
+        """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids.
+
+        A prompt that begins with the text of the BOS token gets no second one.
+        """
         text = prompt.strip()
         ids = self.encode(text)
-        truncated = ids[: length - 1]
+        if ids[:1] != [self.bos]:
+            ids = [self.bos, *ids]
+        truncated = ids[:length]
         end = len(text)
         if len(truncated) < len(ids):
             # Truncation may split the tokens of a character: keep the text that still decodes.
-            end = _common_prefix_length(self.decode(truncated), text)
-        return TokenizedPrompt((self.bos, *truncated), len(ids) + 1, text[:end], text[end:])
+            end = _common_prefix_length(self.decode(truncated[1:]), text)
+        return TokenizedPrompt(tuple(truncated), len(ids), text[:end], text[end:])
 
 
 def _common_prefix_length(one: str, other: str) -> int:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latent_ladder.errors import RequestError, did_you_mean
-from latent_ladder.storage.text_files import read_text_file
+from latent_ladder.storage.read_file import read_small_text
 from latent_ladder.storage.user_config import config_folder
+from latent_ladder.storage.user_folders import expand_home
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".toml"
+MAX_BYTES = 2**20
+"""Largest preset file that is read."""
 
 
 class World(NamedTuple):
@@ -90,7 +93,7 @@ def read_preset(name: str) -> Preset:
     if name in preset_names():
         return _built_in(name)
     if _is_path(name):
-        return read_preset_file(Path(name).expanduser())
+        return read_preset_file(expand_home(name))
     if name in own_preset_names():
         return read_preset_file(own_folder() / f"{name}{SUFFIX}")
     names = (*preset_names(), *own_preset_names())
@@ -135,11 +138,12 @@ def read_preset_file(path: Path) -> Preset:
     are checked with the request that it becomes.
     """
     hint = "give a name of `ladder presets list`, or a file that `ladder presets save` wrote"
-    text = read_text_file(path, "preset", hint)
     try:
-        fields = tomllib.loads(text)
+        fields = tomllib.loads(read_small_text(path, MAX_BYTES, RequestError, "preset"))
+    except RequestError as error:
+        raise RequestError(error.message, hint) from error
     except ValueError as error:
-        raise RequestError(f"preset {path} is not TOML: {error}", hint) from error
+        raise RequestError(f"preset {path} cannot be read: {error}", hint) from error
     texts = {key: fields.pop(key, "") for key in ("summary", "source", "based_on")}
     for key, value in texts.items():
         if not isinstance(value, str):

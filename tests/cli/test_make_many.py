@@ -74,7 +74,7 @@ def test_rows_of_a_table_have_their_own_fields(tmp_path: Path) -> None:
 
 def test_everything_is_checked_before_the_first_clip(tmp_path: Path) -> None:
     Path("p.csv").write_text("prompt,size\na ball,64x64\na box,63x64\n")
-    with pytest.raises(RequestError, match=r"row 2: width=63"):
+    with pytest.raises(RequestError, match="row 2: width"):
         made("--prompts", "p.csv")
     assert not (tmp_path / "p-clips").exists()
     for name in ("../x.mp4", "a/b.mp4", ".."):

@@ -122,7 +122,7 @@ def test_runs_list_show_verify_prune(ladder: Ladder, tmp_path: Path) -> None:
 def test_presets_and_models(ladder: Ladder) -> None:
     names = [p["name"] for p in json.loads(ladder("presets", "list", "--json").stdout)]
     assert {"pocket", "distilled", "balanced", "lightricks-workflow", "three-stage"} <= set(names)
-    assert "source:" in ladder("presets", "show", "balanced").stdout
+    assert "source =" in ladder("presets", "show", "balanced").stdout
     listed = json.loads(ladder("models", "list", "--json", *TINY[:2]).stdout)
     assert {"transformer", "text_encoder", "lora"} <= {m["role"] for m in listed["models"]}
 

@@ -366,6 +366,36 @@ Extend = Annotated[
         help="Mode extend: seconds to add at the end, such as 2s; -2s adds them at the start.",
     ),
 ]
+Count = Annotated[
+    int,
+    stage_option(
+        "--count",
+        "-n",
+        metavar="NUMBER",
+        help="Number of clips, each with a seed of its own, counting up from --seed.",
+    ),
+]
+ManyPrompts = Annotated[
+    Path | None,
+    stage_option(
+        "--prompts",
+        metavar="FILE",
+        help="Make a clip of each prompt in a file: one per line, or a .csv or .jsonl file with "
+        "columns prompt, seed, size, image, output, refine.denoise ... The same command goes on "
+        "where it stopped.",
+    ),
+]
+Compare = Annotated[
+    bool,
+    output_option(
+        "--compare",
+        help="Also write CLIP.compare.mp4: the draft and the finished clip side by side.",
+    ),
+]
+Notify = Annotated[
+    bool,
+    other_option("--notify", help="Ring the bell and show a desktop message at the end."),
+]
 Vram = Annotated[
     float | None,
     memory_option(

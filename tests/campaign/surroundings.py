@@ -59,7 +59,7 @@ def kills(folder: Path) -> Iterator[Trial]:
                 assert len(set(data)) == 1, path
                 assert len(data) == 3_000_000, path
         records, damaged = store.runs.list()
-        assert not damaged
+        assert not damaged, damaged[0]
         if not records:  # killed before it had made one
             return "ok"
         store.runs.save(_with_output(records[0].id, store, folder / "out" / "clip.mp4"))

@@ -35,7 +35,7 @@ _RECORDS = "Presets, runs, measurements"
 COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("make", "make", _CLIPS, "Make a clip with sound from a prompt."),
     CommandRow("plan", "make", _CLIPS, "Show what `make` would do, without running anything."),
-    CommandRow("draft", "draft", _CLIPS, "Make several cheap drafts and a sheet to compare them."),
+    CommandRow("draft", "draft", _CLIPS, "Make several cheap drafts and a page to compare them."),
     CommandRow("refine", "draft", _CLIPS, "Turn chosen drafts into finished clips."),
     CommandRow("sweep", "sweep", _CLIPS, "Try several settings of a clip and write a report."),
     CommandRow("upscale", "upscale", _CLIPS, "Enlarge a video with the model and keep its sound."),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import Library, select_models
+from latent_ladder.checkpoints.selection import Library, ModelSet, select_models
 from latent_ladder.diagnostics.preset_readiness import check_preset
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
@@ -58,7 +58,7 @@ class Prepared:
         from latent_ladder.pipeline.plan_report import plan_report
 
         warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
-        machine = read_rates(self.memory.budget.device)
+        machine = read_rates(self.memory.budget.rates_name)
         policy = policy_of(self.request, self.options)
         advice = propose(self.request, self.plan.models, self.memory.budget, policy, machine)
         report = plan_report(self.plan, self.memory, machine)
@@ -114,6 +114,12 @@ def prepare(
     )
 
 
+def request_warnings(request: Request, models: ModelSet) -> list[Warned]:
+    """Warnings about the request and its prompt with these models, before anything is planned."""
+    found = [Warned(a.code, a.message) for a in advise(request, training_range(models))]
+    return [*found, *_prompt_warnings(request.prompt, models.text_encoder)]
+
+
 def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:
     report = token_report(prompt, text_encoder)
     if report.cut_text:
@@ -142,7 +148,7 @@ def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan
     from latent_ladder.pipeline.plan_report import model_sizes
 
     available = budget(options, device)
-    sizes = model_sizes(plan, 4 if available.device == "cpu" else 2)
+    sizes = model_sizes(plan, available.value_bytes)
     policy = policy_of(plan.request, options)
     made = {"decode"} | {s.kind if s.kind == "prompt" else s.name for s in plan.missing_stages()}
     return plan_memory(plan.request, sizes, available, policy, made)

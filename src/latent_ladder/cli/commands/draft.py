@@ -162,7 +162,7 @@ def draft(
     """
     began = time.monotonic()
     show_loading("reading the headers of the model files", quiet or as_json)
-    from latent_ladder.drafts.draft_run import check_folder, plan_drafts, run_drafts
+    open_store(store).check_writable()
     from latent_ladder.drafts.seeds import all_drafts, parse_seeds, read_prompts
 
     texts = None if prompts is None else read_prompts(prompts)
@@ -172,6 +172,9 @@ def draft(
     prepared = prepare(request_flags, memory, store, inputs, "draft")
     request = prepared.request
     drafts = all_drafts(texts or (request.prompt,), parse_seeds(seeds, request.seed), yes)
+    show_loading("loading PyTorch", quiet or as_json)
+    from latent_ladder.drafts.draft_run import check_folder, plan_drafts, run_drafts
+
     session = plan_drafts(prepared, drafts, preview)
     if output is not None:
         check_folder(output, overwrite)
@@ -213,6 +216,7 @@ def refine(
     and seed.
     """
     show_loading("reading the headers of the model files", quiet or as_json)
+    open_store(store).check_writable()
     from latent_ladder.drafts.selection import choose, output_names
     from latent_ladder.media.video_writer import check_video_path
     from latent_ladder.pipeline.run import execute

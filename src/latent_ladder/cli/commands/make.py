@@ -165,9 +165,9 @@ def _is_video_file(clip: Path) -> bool:
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
-    print_lines(prepared.headline(picked=False))
+    print_text(prepared.headline(picked=False))
     if prepared.unfinished is not None:
-        print_lines(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
+        print_text(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
     rows = [
         (
             stage["stage"],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +27,12 @@ class PinnedMemory:
         if registered is None:
             self.flat = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
             return
-        self.flat, allocated = registered
-        # Passing the memory itself keeps it alive until it has been unregistered.
-        weakref.finalize(self, _unregister, allocated, self.flat.data_ptr()).atexit = False
+        self.flat, release = registered
+        weakref.finalize(self, release).atexit = False
 
 
-def _registered(nbytes: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Registered bytes and the memory that they are a part of; ``None`` if it was refused."""
+def _registered(nbytes: int, device: torch.device) -> tuple[Tensor, Callable[[], None]] | None:
+    """Registered bytes, and a function that unregisters them; ``None`` if it was refused."""
     allocated = torch.empty(nbytes + 2 * mmap.PAGESIZE, dtype=torch.uint8)
     start = -allocated.data_ptr() % mmap.PAGESIZE
     pages = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -38,11 +40,12 @@ def _registered(nbytes: int, device: torch.device) -> tuple[Tensor, Tensor] | No
     if int(runtime.cudaHostRegister(allocated.data_ptr() + start, pages, 0)) != 0:
         _clear_last_error(device)
         return None
-    return allocated[start : start + nbytes], allocated
+    flat = allocated[start : start + nbytes]
+    # The memory itself is an argument: it stays alive until it has been unregistered.
+    return flat, partial(_unregister, runtime, allocated, flat.data_ptr())
 
 
-def _unregister(_: Tensor, address: int) -> None:
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+def _unregister(runtime: Any, _: Tensor, address: int) -> None:
     runtime.cudaHostUnregister(address)
 
 

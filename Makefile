@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo test fast lint types suite docs dist coverage bounds bench-check lock clean
+.PHONY: help browser demo test fast lint types suite docs dist coverage campaign bounds bench-check lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -49,6 +49,10 @@ suite: $(VENV)/.installed-dev  ## all tests
 
 coverage: $(VENV)/.installed-dev  ## all tests, with the share of lines that they run: coverage.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=latent_ladder --cov-report=term:skip-covered | tee coverage.txt
+
+COUNTS ?= --scale 1 --seed 1
+campaign: $(VENV)/.installed-dev  ## faulty and hostile inputs, thousands of them (COUNTS="--scale 5 --seed 7")
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m campaign $(COUNTS)
 
 docs: $(VENV)/.installed-dev  ## the documents as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

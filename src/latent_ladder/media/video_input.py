@@ -20,7 +20,7 @@ from latent_ladder.media.frame_form import FrameForm
 from latent_ladder.media.frame_times import find_rate, has_variable_rate, read_frame_times
 from latent_ladder.media.image_files import open_image
 from latent_ladder.media.image_input import check_image, fit_image, load_image
-from latent_ladder.media.open_media import open_media, video_stream
+from latent_ladder.media.open_media import find_audio_stream, open_media, video_stream
 from latent_ladder.media.video_reader import timed_frames
 from latent_ladder.storage.read_file import check_regular_file
 
@@ -66,7 +66,7 @@ def check_video(path: Path) -> InputVideo:
     with open_media(path) as container:
         stream = video_stream(container, path)
         times = read_frame_times(container, stream)
-        has_audio = bool(container.streams.audio)
+        has_audio = find_audio_stream(container) is not None
         if not times:
             raise MediaError(f"{path.name} has no frames", "use another video file")
         fps = find_rate(times, stream)

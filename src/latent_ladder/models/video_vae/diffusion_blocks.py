@@ -111,13 +111,14 @@ class NaBlock(nn.Module):
         queries = Box((window.start, top, 0), (window.stop - window.start, bottom - top, grid[2]))
         at = tuple(
             slice(a - b, a - b + n)
-            for a, b, n in zip(queries.first, keys.first, queries.count, strict=True)
+            for a, b, n in zip(queries.first, keys.first, queries.size, strict=True)
         )
         scale, shift, ff_scale, ff_shift = modulation or (None,) * 4
         y = _modulate(self.norm1(x), scale, shift)
-        x = x[at] + self.attn(y, at, self.kernel, grid, (queries, keys))
+        x = x[at] + cast(Tensor, self.attn(y, at, self.kernel, grid, (queries, keys)))
         del y
-        return x + cast(Tensor, self.mlp(_modulate(self.norm2(x), ff_scale, ff_shift)))
+        change: Tensor = self.mlp(_modulate(self.norm2(x), ff_scale, ff_shift))
+        return x + change
 
 
 class DiffusionBlock(NaBlock):
@@ -172,7 +173,7 @@ class _Attention(nn.Module):
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        return x.view(*x.shape[:-1], -1, self.head_dim)
 
 
 class _Mlp(nn.Module):

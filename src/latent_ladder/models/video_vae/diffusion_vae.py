@@ -8,7 +8,7 @@ with the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -41,7 +41,7 @@ class DiffusionOptions:
     ``keep``: where frames between blocks are; "auto" is on the device if they fit.
     """
 
-    noise: PixelNoise = PositionNoise(0)
+    noise: PixelNoise = field(default_factory=lambda: PositionNoise(0))
     tiles: DiffusionTileSize | None = None
     steps: int | None = None
     keep: KeepFrames = "auto"

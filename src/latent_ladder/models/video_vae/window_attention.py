@@ -36,10 +36,10 @@ def window_range(first: int, stop: int, length: int, kernel: int) -> tuple[int, 
 
 
 class Box(NamedTuple):
-    """Part of a grid: the first position and the count along each axis."""
+    """Part of a grid: the first position and the size along each axis."""
 
     first: Size
-    count: Size
+    size: Size
 
 
 class _AxisTiles(NamedTuple):
@@ -60,8 +60,8 @@ def window_attention(
     cover; all windows of the queries must be inside of the second one.
     """
     axes = [
-        _axis_tiles(grid[i], kernel[i], (boxes[0].first[i], boxes[0].count[i]),
-                    (boxes[1].first[i], boxes[1].count[i]), QUERY_TILE[i])
+        _axis_tiles(grid[i], kernel[i], (boxes[0].first[i], boxes[0].size[i]),
+                    (boxes[1].first[i], boxes[1].size[i]), QUERY_TILE[i])
         for i in range(3)
     ]  # fmt: skip
     time, rows, cols = (_AxisTiles(*(t.to(q.device) for t in axis)) for axis in axes)

@@ -30,6 +30,7 @@ from latent_ladder.checkpoints.quant_formats import (
     stored_tensors,
 )
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
+from latent_ladder.storage.read_file import read_small_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -265,12 +266,14 @@ def _read_transformers_config(file: CheckpointFile) -> str | None:
     """The text of ``config.json`` in a transformers folder of Gemma 3 or 4; ``None`` without it."""
     path = (file.path if file.path.is_dir() else file.path.parent) / "config.json"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_small_text(path, MAX_CONFIG_BYTES, CorruptCheckpoint)
+    except CorruptCheckpoint:
         return None
     return text if _GEMMA.search(text) else None
 
 
+MAX_CONFIG_BYTES = 2**20
+"""Largest ``config.json`` that is read."""
 _GEMMA = re.compile(r'"model_type"\s*:\s*"gemma(3|4_unified)(_text)?"')
 
 _GGUF_GEMMA = {

@@ -32,6 +32,7 @@ from latent_ladder.checkpoints.families import detect_family, lora_family
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
+from latent_ladder.storage.user_folders import expand_home
 
 __all__ = [
     "EMBEDDED",
@@ -41,6 +42,7 @@ __all__ = [
     "ModelSet",
     "PartialModelSet",
     "Upsampling",
+    "display_name",
     "find_by_name",
     "missing_error",
     "model_folders",
@@ -126,7 +128,7 @@ class PartialModelSet:
         names = [s.transformer.path.name for s in (other, self) if s.transformer is not None]
         note = (
             f"{names[0]} (LTX-{other.family}) is not used: no "
-            f"{' and no '.join(map(_display_name, missing))} fits it"
+            f"{' and no '.join(map(display_name, missing))} fits it"
             f"{f' ({reasons})' if reasons else ''}; {names[1]} (LTX-{self.family}) is complete"
         )
         return replace(self, notes=(*self.notes, note))
@@ -176,14 +178,16 @@ class PartialModelSet:
         )
 
 
-def select_available(library: Library, choices: Mapping[str, str] | None = None) -> PartialModelSet:
+def select_available(
+    library: Library, choices: Mapping[str, str] | None = None, preset: str = ""
+) -> PartialModelSet:
     """Select a transformer and the components that fit it; some may be missing.
 
-    ``choices`` are as in :func:`select_models`. Raises :class:`CheckpointNotFound` or
-    :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
+    ``choices`` and ``preset`` are as in :func:`select_models`. Raises :class:`CheckpointNotFound`
+    or :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
     """
     choices = dict(choices or {})
-    transformers = _rank_transformers(library, choices)
+    transformers = _rank_transformers(library, choices, preset)
     if not transformers:
         others = tuple(f"{f.path.name} is of an unknown family" for f in library.of("transformer"))
         return PartialModelSet(None, {}, {}, {}, (), {"transformer": others} if others else {})
@@ -222,21 +226,27 @@ def _select_for(
     if "text_encoder" not in parts:
         selector.add("text_encoder", parts, fits_encoder)
     upsamplers, loras = selector.upsamplers(), selector.loras()
+    selector.note_unused_files()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
     return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)
 
 
-def select_models(library: Library, choices: Mapping[str, str] | None = None) -> ModelSet:
+def select_models(
+    library: Library, choices: Mapping[str, str] | None = None, preset: str = ""
+) -> ModelSet:
     """Select a transformer and all components that fit it by their shapes.
 
     ``choices`` maps a role (or ``checkpoint``: all components of one file) to a path or a file name
-    and has priority. Raises :class:`CheckpointNotFound` for a missing component, with the reasons
-    why files do not fit, and a file to download with its folder, page and size. Raises
+    and has priority. ``preset`` is that of the request: one that the embedded model names as its
+    own selects that model, also where there are others.
+
+    Raises :class:`CheckpointNotFound` for a missing component, with the reasons why files do not
+    fit, and a file to download with its folder, page and size. Raises
     :class:`UnsupportedQuantization` for weights in a format that cannot be decoded.
     """
-    key = tuple(sorted((choices or {}).items()))
+    key = preset, *sorted((choices or {}).items())
     if key not in library.selections:
-        library.selections[key] = select_available(library, choices).models(library)
+        library.selections[key] = select_available(library, choices, preset).models(library)
     models: ModelSet = library.selections[key]
     return models
 
@@ -257,7 +267,7 @@ def missing_error(
             f"put {wanted.name} ({wanted.size}, {wanted.page}) into models/{wanted.folder}/, or "
             "run `ladder models get ltx-2.3`"
         )
-    return CheckpointNotFound(f"no {_display_name(role)} found: {why}", hint)
+    return CheckpointNotFound(f"no {display_name(role)} found: {why}", hint)
 
 
 def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
@@ -265,7 +275,7 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
 
     Raises :class:`CheckpointNotFound` if there is no such file, or it has no such component.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.exists() and (path.is_file() or path.is_absolute()):
         return _find_in_path(path, role)
     wanted = name.replace("\\", "/")
@@ -277,7 +287,7 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
             raise _wrong_role_error(file.name, list(roles), role)
     known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
     raise CheckpointNotFound(
-        f"no {_display_name(role)} called {name} found; known: {known}",
+        f"no {display_name(role)} called {name} found; known: {known}",
         "give a path, or a name that `ladder models list` shows",
     )
 
@@ -296,12 +306,13 @@ def _wrong_role_error(name: str, roles: list[str], role: str) -> CheckpointNotFo
     if roles == ["lora"]:
         content, hint = "it is a LoRA, not a checkpoint", f"--set models.distilled_lora={name}"
     else:
-        content = f"it contains {', '.join(map(_display_name, roles))}"
+        content = f"it contains {', '.join(map(display_name, roles))}"
         hint = f"--checkpoint {name}" if "transformer" in roles else "a file that contains one"
-    return CheckpointNotFound(f"{name} contains no {_display_name(role)}: {content}", f"use {hint}")
+    return CheckpointNotFound(f"{name} contains no {display_name(role)}: {content}", f"use {hint}")
 
 
-def _display_name(role: str) -> str:
+def display_name(role: str) -> str:
+    """The name of a role in messages, such as "video VAE"."""
     return role.replace("_", " ").replace("lora", "LoRA").replace("vae", "VAE")
 
 
@@ -312,11 +323,19 @@ _PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
 """Preferred precisions in order; all others, mainly those of GGUF, follow, the largest first."""
 
 
-def _rank_transformers(library: Library, choices: Mapping[str, str]) -> list[FoundComponent]:
-    """The transformer that the user named, else the best one of each family, the best first."""
+def _rank_transformers(
+    library: Library, choices: Mapping[str, str], preset: str
+) -> list[FoundComponent]:
+    """The transformer that the user named, else the best one of each family, the best first.
+
+    The preset of an embedded transformer takes that one alone.
+    """
     named = choices.get("transformer") or choices.get("checkpoint")
     if named:
         return [find_by_name(library, named, "transformer")]
+    for found in library.of("transformer"):
+        if preset and found.is_embedded and found.component.file.metadata.get("preset") == preset:
+            return [found]
     ranked = [(p, f) for f in library.of("transformer") if (p := _preference_key(f)) is not None]
     ranked.sort(key=lambda pair: pair[0])
     best: dict[tuple[bool, str | None], FoundComponent] = {}
@@ -413,16 +432,42 @@ class _Selector:
         if wrong is not None:
             raise UnknownLayout(
                 f"{part.file.path.name} does not fit {self.transformer.path.name} as "
-                f"{_display_name(role)}: {wrong}",
+                f"{display_name(role)}: {wrong}",
                 "use files of one family",
             )
         return part
 
-    def _order(self, found: FoundComponent) -> tuple[bool, bool]:
-        """Sort key: files of the transformer's family first, then those of its training variant."""
+    def _order(self, found: FoundComponent) -> tuple[bool, bool, bool]:
+        """Sort key: parts of the embedded model first for its own transformer.
+
+        Then come files of the transformer's family, then those of its training variant.
+        """
         other_family = found.summary.family not in (None, self.requirements.family.name)
         name, wanted = found.path.name, self.transformer.path.name
-        return other_family, training_variant(name) != training_variant(wanted)
+        other_variant = training_variant(name) != training_variant(wanted)
+        return self._is_foreign(found), other_family, other_variant
+
+    def _is_foreign(self, found: FoundComponent) -> bool:
+        """True for a user's file where the transformer is that of the embedded model."""
+        return self.transformer.is_embedded and not found.is_embedded
+
+    def note_unused_files(self) -> None:
+        """Note the user's files that the embedded model leaves out: its parts belong together."""
+        roles = ("transformer", *REQUIRED, "audio_vae", "vocoder", "latent_upsampler")
+        named = {Path(name).name for name in self.choices.values()}
+        unused = {
+            found.path.name: None
+            for role in roles
+            for found in self.library.of(role)
+            if self._is_foreign(found) and found.path.name not in named
+        }
+        if unused:
+            names = ", ".join(list(unused)[:3])
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            self.notes.append(
+                f"{self.transformer.path.name} is the embedded pocket model and uses only the "
+                f"files that belong to it: {names}{more} not used"
+            )
 
     def _reject(self, role: str, part: Component, wrong: str) -> None:
         reason = f"{part.file.path.name}: {wrong}"
@@ -452,7 +497,7 @@ class _Selector:
     def loras(self) -> dict[str, Component]:
         """The LoRAs that fit, by file name; ``distilled_lora`` is the distilled one."""
         found: dict[str, Component] = {}
-        for candidate in self.library.of("lora"):
+        for candidate in sorted(self.library.of("lora"), key=self._is_foreign):
             part = candidate.component
             wrong = self.requirements.mismatch("lora", part)
             if wrong is not None:

@@ -16,6 +16,7 @@ from latent_ladder.checkpoints.families import marks_keyframes
 from latent_ladder.checkpoints.selection import Library, ModelSet, find_by_name
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution
+from latent_ladder.models.text_encoder.tokenizer import fold_case
 from latent_ladder.pipeline import artifact_keys as keys
 from latent_ladder.pipeline.input_files import InputFile, InputFiles, read_input_files
 from latent_ladder.request.model import Request
@@ -30,7 +31,7 @@ from latent_ladder.request.stages import (
 )
 from latent_ladder.request.windows import Window
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
-from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
+from latent_ladder.upscale.upscale_plan import UpscalePlan, plan_upscale
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,10 @@ class _PlanBuilder:
         texts = [("prompt", self.request.prompt)]
         if self.request.needs_negative:
             texts.append(("negative prompt", self.request.negative_prompt))
+        folded = [(name, fold_case(text, models.text_encoder)) for name, text in texts]
         return [
             PlannedStage(name, "prompt", keys.prompt_key(text, *parts), text=text)
-            for name, text in texts
+            for name, text in folded
         ]
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:

@@ -25,6 +25,7 @@ from latent_ladder.checkpoints.selection import (
 )
 from latent_ladder.comfyui.analysis.validate import (
     map_file_name,
+    mapped_file_name,
     split_folder_tag,
     unsafe_path_reason,
 )
@@ -46,7 +47,8 @@ from latent_ladder.pipeline.artifact_keys import prompt_key
 from latent_ladder.pipeline.input_files import content_hash
 from latent_ladder.pipeline.model_runner import ModelRunner, Warn
 from latent_ladder.storage.artifact_store import Store
-from latent_ladder.upscale.plan import find_upscaler
+from latent_ladder.storage.user_folders import expand_home
+from latent_ladder.upscale.upscale_plan import find_upscaler
 
 T = TypeVar("T")
 
@@ -142,7 +144,7 @@ class Engine:
             found = next(iter(parts.values()))
             if f"/{found.name}".endswith(f"/{wanted}") or path.name == _last(wanted):
                 return found.component.file.id
-        path = Path(wanted).expanduser()
+        path = expand_home(wanted)
         return open_checkpoint(path).id if path.is_file() else name
 
     def input_file(self, name: str) -> Path:
@@ -150,9 +152,10 @@ class Engine:
 
         Raises :class:`WorkflowError` if it is missing or outside of the folder.
         """
-        asked = self.names.get(name, name).replace("\\", "/")
-        chosen = Path(asked).expanduser()
-        if name in self.names and chosen.is_file():
+        mapped = mapped_file_name(name, self.names)
+        asked = (mapped or name).replace("\\", "/")
+        chosen = expand_home(asked)
+        if mapped is not None and chosen.is_file():
             return chosen
         asked, folder = split_folder_tag(asked)
         root: Path = getattr(self.folders, folder or "input")
@@ -261,7 +264,7 @@ class Engine:
                 found[key] = Context(tensors["video"], tensors["audio"])
         for key, context in self._encode(missing, transformer).items():
             tensors = {"video": context.video, "audio": context.audio}
-            self.store.put(key, tensors, {"stage": "prompt", "name": "prompt"})
+            self.store.try_put(key, tensors, {"stage": "prompt", "name": "prompt"})
             found[key] = context
         device, dtype = self.runtime.device, self.runtime.dtype
         return [

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.latents.tiling import PixelTileSize
 from latent_ladder.models.diffusion_decoder_config import Size
 from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 from latent_ladder.models.video_vae import diffusion_blocks, window_attention
@@ -23,7 +24,6 @@ from latent_ladder.models.video_vae.diffusion_decoder import (
     load_diffusion_decoder,
 )
 from latent_ladder.models.video_vae.diffusion_tiles import (
-    DiffusionTileSize,
     plan_diffusion_tiles,
 )
 from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions
@@ -143,7 +143,7 @@ def test_decode(
     check_all(case, decode(case, decoder, statistics, steps))
 
 
-TILES = DiffusionTileSize(frames=16, rows=64, overlap_frames=8, overlap=32)
+TILES = PixelTileSize(frames=16, rows=64, overlap_frames=8, overlap=32)
 
 
 class RecordedTileNoise:

@@ -28,7 +28,12 @@ from latent_ladder.checkpoints.compatibility import (
     training_variant,
 )
 from latent_ladder.checkpoints.components import Component, components
-from latent_ladder.checkpoints.families import detect_family, lora_family
+from latent_ladder.checkpoints.families import (
+    DecoderKind,
+    decoder_kind,
+    detect_family,
+    lora_family,
+)
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
@@ -58,7 +63,9 @@ class ModelSet:
 
     ``loras`` are those that fit, by file name; ``distilled_lora`` is the distilled one. ``preset``
     is the default preset in the transformer's header. ``notes`` are warnings about the selected
-    components. ``rejected`` has the reasons why other files do not fit, by role.
+    components. ``rejected`` has the reasons why other files do not fit, by role. ``video_decoders``
+    are the video VAEs that decode, by kind of their decoder; ``decoding_vae`` is the chosen one,
+    ``video_vae`` encodes.
     """
 
     transformer: Component
@@ -74,6 +81,13 @@ class ModelSet:
     preset: str | None
     notes: tuple[str, ...] = ()
     rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    video_decoders: Mapping[DecoderKind, Component] = field(default_factory=dict)
+    video_decoder: Component | None = None
+
+    @property
+    def decoding_vae(self) -> Component:
+        """The video VAE that decodes the clip."""
+        return self.video_vae if self.video_decoder is None else self.video_decoder
 
     @property
     def has_distilled_lora(self) -> bool:
@@ -110,6 +124,7 @@ class PartialModelSet:
     loras: Mapping[str, Component]
     notes: tuple[str, ...]
     rejected: Mapping[str, tuple[str, ...]]
+    video_decoders: Mapping[DecoderKind, Component] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -175,6 +190,7 @@ class PartialModelSet:
             preset=parts["transformer"].file.metadata.get("preset"),
             notes=self.notes,
             rejected=self.rejected,
+            video_decoders=self.video_decoders,
         )
 
 
@@ -228,7 +244,15 @@ def _select_for(
     upsamplers, loras = selector.upsamplers(), selector.loras()
     selector.note_unused_files()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
-    return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)
+    return PartialModelSet(
+        transformer,
+        parts,
+        upsamplers,
+        loras,
+        tuple(selector.notes),
+        rejected,
+        selector.video_decoders(parts.get("video_vae")),
+    )
 
 
 def select_models(
@@ -437,15 +461,29 @@ class _Selector:
             )
         return part
 
-    def _order(self, found: FoundComponent) -> tuple[bool, bool, bool]:
+    def _order(self, found: FoundComponent) -> tuple[bool, bool, bool, bool]:
         """Sort key: parts of the embedded model first for its own transformer.
 
-        Then come files of the transformer's family, then those of its training variant.
+        Then come files of the transformer's family, then those of its training variant. A VAE with
+        a convolutional decoder comes before one with a diffusion decoder.
         """
+        diffusion = found.role == "video_vae" and decoder_kind(found.component) == "diffusion"
         other_family = found.summary.family not in (None, self.requirements.family.name)
         name, wanted = found.path.name, self.transformer.path.name
         other_variant = training_variant(name) != training_variant(wanted)
-        return self._is_foreign(found), other_family, other_variant
+        return self._is_foreign(found), other_family, diffusion, other_variant
+
+    def video_decoders(self, selected: Component | None) -> dict[DecoderKind, Component]:
+        """The video VAEs that fit, by kind of their decoder; only ``selected`` if it was named."""
+        if selected is None:
+            return {}
+        found = {decoder_kind(selected): selected}
+        if not self.choices.get("video_vae"):
+            for candidate in sorted(self.library.of("video_vae"), key=self._order):
+                part = candidate.component
+                if self.requirements.mismatch("video_vae", part) is None:
+                    found.setdefault(decoder_kind(part), part)
+        return found
 
     def _is_foreign(self, found: FoundComponent) -> bool:
         """True for a user's file where the transformer is that of the embedded model."""

@@ -22,8 +22,8 @@ from latent_ladder.pages.clip_page import ClipCard, ClipPage, clip_page
 from latent_ladder.pages.parts import bytes_uri, write_html
 from latent_ladder.request.model import Request
 from latent_ladder.storage.artifact_store import default_root
-from latent_ladder.storage.temporary_files import part_path
 from latent_ladder.storage.run_records import DraftRecord, RunRecord
+from latent_ladder.storage.temporary_files import part_path
 
 CLIP_BYTES = 12_000_000
 """Largest sum of the embedded clips."""

@@ -44,7 +44,7 @@ class Point:
     def key(self) -> str:
         """Key of the point: equal keys mean equal numbers and images."""
         plan, draft = self.plan, self.draft
-        ids = [plan.models.video_vae.id, *([plan.upscale.id] if plan.upscale else [])]
+        ids = [plan.models.decoding_vae.id, *([plan.upscale.id] if plan.upscale else [])]
         inputs = [plan.latents.key, *([draft.key] if draft else [])]
         return artefact_key("point", VERSION, plan.request.clip_fields(), inputs, ids)
 

@@ -15,7 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_ladder.models.diffusion_decoder_config import DiffusionDecoderConfig, Size
+from latent_ladder.models.diffusion_decoder_config import (
+    BAND_VALUES,
+    BAND_VALUES_ELSEWHERE,
+    DiffusionDecoderConfig,
+    Size,
+)
 from latent_ladder.models.video_vae.window_attention import (
     QUERY_TILE,
     Box,
@@ -25,9 +30,6 @@ from latent_ladder.models.video_vae.window_attention import (
 )
 
 EPS = 1e-6
-BAND_VALUES = {"cpu": 1 << 22}
-"""Values of the frames of a band of rows, at most, if it has more than one tile; by device type."""
-BAND_VALUES_ELSEWHERE = 1 << 26
 MODULATIONS = 7
 """Scale, shift and gate of attention, the same of the feed-forward, gate of the context. The gates
 are not used: they are part of the weights."""

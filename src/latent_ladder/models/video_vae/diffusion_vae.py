@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latent_ladder.latents.tiling import PixelTileSize
 from latent_ladder.models.diffusion_decoder_config import Size, held_values
 from latent_ladder.models.video_vae.diffusion_decoder import (
     DecodeSettings,
@@ -21,7 +22,6 @@ from latent_ladder.models.video_vae.diffusion_decoder import (
     decode_whole,
 )
 from latent_ladder.models.video_vae.diffusion_tiles import (
-    DiffusionTileSize,
     decode_in_tiles,
     plan_diffusion_tiles,
 )
@@ -42,7 +42,7 @@ class DiffusionOptions:
     """
 
     noise: PixelNoise = field(default_factory=lambda: PositionNoise(0))
-    tiles: DiffusionTileSize | None = None
+    tiles: PixelTileSize | None = None
     steps: int | None = None
     keep: KeepFrames = "auto"
 

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_ladder.models.diffusion_decoder_config import CHUNK_FRAMES, Size
+from latent_ladder.models.diffusion_decoder_config import (
+    ATTENTION_VALUES,
+    ATTENTION_VALUES_ELSEWHERE,
+    CHUNK_FRAMES,
+    Size,
+)
 
 QUERY_TILE: Size = (CHUNK_FRAMES, 8, 8)
 """Queries of a tile: frames, rows, columns."""
-ATTENTION_VALUES = {"cpu": 1 << 24}
-"""Values of queries, keys and masks of the tiles computed together, at most; by device type."""
-ATTENTION_VALUES_ELSEWHERE = 1 << 28
 ROPE_THETA = 10_000.0
 
 

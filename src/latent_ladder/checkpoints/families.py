@@ -109,7 +109,9 @@ def component_family(part: Component) -> str | None:
         "text_projection": projection_family,
     }
     rule = rules.get(part.role)
-    return stated_family(part.file) if rule is None else rule(part)
+    if rule is not None:
+        return rule(part)
+    return stated_family(part.file) or _family_in_name(part.file.path.name)
 
 
 def stated_family(file: CheckpointFile) -> str | None:

@@ -29,6 +29,7 @@ from latent_ladder.checkpoints.compatibility import (
 )
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.families import (
+    FAMILIES,
     DecoderKind,
     decoder_kind,
     detect_family,
@@ -129,7 +130,18 @@ class PartialModelSet:
     @property
     def is_complete(self) -> bool:
         """True if no required component is missing."""
-        return all(role in self.parts for role in REQUIRED)
+        return not self.missing_roles
+
+    @property
+    def missing_roles(self) -> tuple[str, ...]:
+        """Required roles without a component, in the order to report them.
+
+        The file of a text encoder that holds the projection is reported as the encoder.
+        """
+        roles = ("transformer", *REQUIRED)
+        if FAMILIES[self.family].projection_with_encoder:
+            roles = tuple(sorted(roles, key=lambda role: role != "text_encoder"))
+        return tuple(role for role in roles if role not in self.parts)
 
     @property
     def is_embedded(self) -> bool:
@@ -138,7 +150,7 @@ class PartialModelSet:
 
     def instead_of(self, other: PartialModelSet) -> PartialModelSet:
         """This set, with a note that it is used because ``other`` is not complete."""
-        missing = [role for role in REQUIRED if role not in other.parts]
+        missing = other.missing_roles
         reasons = "; ".join(why for role in missing for why in other.rejected.get(role, ()))
         names = [s.transformer.path.name for s in (other, self) if s.transformer is not None]
         note = (
@@ -174,9 +186,8 @@ class PartialModelSet:
 
     def models(self, library: Library) -> ModelSet:
         """The complete set. Raises what :func:`select_models` raises."""
-        for role in ("transformer", *REQUIRED):
-            if role not in self.parts:
-                raise self.missing_error(role, library)
+        for role in self.missing_roles:
+            raise self.missing_error(role, library)
         parts = self.parts
         for part in parts.values():
             part.check_readable()

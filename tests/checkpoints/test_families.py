@@ -54,8 +54,8 @@ def rewritten(
     """A copy of a model file with other metadata or without some tensors."""
     with safe_open(source, "pt") as opened:
         metadata = {**(opened.metadata() or {}), **(header or {})}
-        names = [k for k in opened.keys() if not k.startswith(drop or "-")]
-        tensors = {k: opened.get_tensor(k) for k in names}
+        names = set(opened.keys())
+        tensors = {k: opened.get_tensor(k) for k in names if not k.startswith(drop or "-")}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target, {k: v for k, v in metadata.items() if v is not None})
     return target
@@ -85,9 +85,7 @@ def test_the_diffusion_decoder_may_be_the_only_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wanted", ["2.3", "2.5"])
 def test_both_families_in_one_folder(tmp_path: Path, wanted: str) -> None:
-    library = scan(
-        [folder_with(tmp_path, TRANSFORMER, ENCODER, CONV, SOUND, OLDER, OLDER_ENCODER)]
-    )
+    library = scan([folder_with(tmp_path, TRANSFORMER, ENCODER, CONV, SOUND, OLDER, OLDER_ENCODER)])
     name = OLDER.name if wanted == "2.3" else Path(TRANSFORMER).name
     models = select_models(library, {"transformer": name})
     roles = ("text_encoder", "text_projection", "connectors", "video_vae", "audio_vae")
@@ -216,7 +214,8 @@ def test_a_header_may_ask_for_a_mark_that_is_not_there(tmp_path: Path) -> None:
 def test_names_of_transformers_are_read(tmp_path: Path) -> None:
     """The same text encoder with the names that the transformers library gives its tensors."""
     with safe_open(GOLDEN_2_5 / ENCODER, "pt") as opened:
-        tensors: dict[str, torch.Tensor] = {k: opened.get_tensor(k) for k in opened.keys()}
+        names = set(opened.keys())
+        tensors: dict[str, torch.Tensor] = {k: opened.get_tensor(k) for k in names}
         metadata = opened.metadata()
     renamed = {
         k.replace("model.", "model.language_model.", 1)

@@ -138,7 +138,7 @@ class PartialModelSet:
 
         The file of a text encoder that holds the projection is reported as the encoder.
         """
-        roles = ("transformer", *REQUIRED)
+        roles: tuple[str, ...] = ("transformer", *REQUIRED)
         if FAMILIES[self.family].projection_with_encoder:
             roles = tuple(sorted(roles, key=lambda role: role != "text_encoder"))
         return tuple(role for role in roles if role not in self.parts)

@@ -52,7 +52,7 @@ UPSAMPLER_COPIES = 3
 """Feature maps in memory at once in a residual block of the latent upsampler."""
 CHUNK_TENSORS = 10
 """Tensors of a chunk's size in memory at once."""
-BLOCK_TENSORS = 8
+BLOCK_TENSORS = 12
 """Tensors of a band's size in memory at once in a block of the diffusion decoder."""
 BAND_BYTES = 12
 """Per pixel of each frame of a band of blended tiles: float32 RGB."""
@@ -452,3 +452,11 @@ def _diffusion_activations(
     band = BAND_BYTES * last.width * last.height * span
     held = 0 if frames_in_ram else width * (held_values(config, (frames, rows, cols)) + features)
     return working + held + band
+
+
+def decoder_ram_bytes(last: Resolution, sizes: ModelSizes) -> int:
+    """Bytes of RAM for the frames between the blocks of a diffusion decoder."""
+    if sizes.diffusion_decoder is None:
+        return 0
+    latents = (last.latent_frames, last.latent_height, last.latent_width)
+    return sizes.value_bytes * held_values(sizes.diffusion_decoder, latents)

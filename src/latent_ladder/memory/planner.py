@@ -20,6 +20,7 @@ from latent_ladder.memory.cost_model import (
     ModelSizes,
     StageCost,
     decode_activations,
+    decoder_ram_bytes,
     estimate,
     transformer_activations,
     upsample_activations,
@@ -406,7 +407,8 @@ def _fixed_memory(
             device,
             frames_in_ram=offload_plan.frames_in_ram,
         )
-    return StageMemory(cost, offload_plan, max(parts, default=0), activations)
+    in_ram = decoder_ram_bytes(request.resolved.canvas, sizes) if offload_plan.frames_in_ram else 0
+    return StageMemory(cost, offload_plan, max(parts, default=0), activations, in_ram)
 
 
 def _too_big(

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test fast lint types suite docs dist coverage bounds bench-check lock clean
+.PHONY: help browser demo test fast lint types suite docs dist coverage bounds bench-check lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -39,6 +39,10 @@ lint: $(VENV)/.installed-dev  ## style, spelling, import contract
 
 types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/mypy
+
+browser:  ## Chromium for the test of ComfyUI's editor (on Debian and Ubuntu, as root)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; }
 
 suite: $(VENV)/.installed-dev  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

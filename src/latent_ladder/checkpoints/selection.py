@@ -35,6 +35,7 @@ from latent_ladder.checkpoints.families import (
     detect_family,
     lora_family,
 )
+from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor, has_unknown_size
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
@@ -252,6 +253,9 @@ def _select_for(
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
     if "text_encoder" not in parts:
         selector.add("text_encoder", parts, fits_encoder)
+    encoder = parts.get("text_encoder")
+    if encoder is not None and has_unknown_size(encoder):
+        selector.notes.extend(filter(None, [assumed_rope_factor(encoder)]))
     upsamplers, loras = selector.upsamplers(), selector.loras()
     selector.note_unused_files()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
@@ -314,13 +318,17 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
     if path.exists() and (path.is_file() or path.is_absolute()):
         return _find_in_path(path, role)
     wanted = name.replace("\\", "/")
-    for found in library.of(role):
-        if f"/{found.name}".endswith(f"/{wanted}") or found.path.name == Path(wanted).name:
+    known_files = library.named(role)
+    for found in known_files:
+        if f"/{found.name}".endswith(f"/{wanted}"):
+            return found
+    for found in known_files:
+        if found.path.name == Path(wanted).name:
             return found
     for file, roles in library.files.items():
         if file.name == Path(wanted).name:
             raise _wrong_role_error(file.name, list(roles), role)
-    known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
+    known = ", ".join(sorted({f.name for f in known_files})) or "none"
     raise CheckpointNotFound(
         f"no {display_name(role)} called {name} found; known: {known}",
         "give a path, or a name that `ladder models list` shows",

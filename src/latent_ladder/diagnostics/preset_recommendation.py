@@ -264,9 +264,8 @@ class _Appraisal:
         if upsampling is not None:
             parts["latent_upsampler"] = models.upsamplers[upsampling]
         parts["distilled_lora"] = models.loras.get("distilled_lora")
-        width = 4 if self.available.device == "cpu" else 2
         found = {role: part for role, part in parts.items() if part is not None}
-        return sizes_of(found, width, text_length(models.text_encoder))
+        return sizes_of(found, self.available.value_bytes, text_length(models.text_encoder))
 
     def _seconds(self, plan: MemoryPlan) -> float | None:
         if self.machine is None:

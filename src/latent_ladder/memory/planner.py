@@ -10,7 +10,7 @@ the first level that fits; a run that is still out of memory continues from ther
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -46,12 +46,25 @@ TILE_FRAMES, OVERLAP_FRAMES = 24, 8
 class Budget:
     """Memory that a run may use: bytes on the device, and bytes of RAM for offloaded blocks.
 
-    On the CPU both are the same memory and ``ram_bytes`` is ignored.
+    On the CPU both are the same memory and ``ram_bytes`` is ignored. ``device`` is PyTorch's device
+    type, ``name`` that of a GPU; one without ``has_bf16`` computes in float32.
     """
 
     device: str
     device_bytes: int
     ram_bytes: int
+    name: str = ""
+    has_bf16: bool = True
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a number in the compute dtype."""
+        return 2 if self.device != "cpu" and self.has_bf16 else 4
+
+    @property
+    def rates_name(self) -> str:
+        """Name under which measured rates are stored."""
+        return self.name or self.device
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,11 @@ class OffloadPlan:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """A stage with its offload plan: predicted peak bytes on the device and in pinned RAM."""
+    """A stage with its offload plan: predicted peak bytes on the device and in pinned RAM.
+
+    ``resting_bytes`` of the transformer are still on the device after a sampling stage;
+    ``kept_bytes`` are those of the stage before that stay there during another stage.
+    """
 
     cost: StageCost
     offload_plan: OffloadPlan
@@ -114,11 +131,18 @@ class StageMemory:
     activation_bytes: int
     pinned_bytes: int = 0
     streamed_bytes: int = 0
+    resting_bytes: int = 0
+    kept_bytes: int = 0
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of the stage's own weights and activations together."""
+        return self.weight_bytes + self.activation_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes of weights and activations together."""
-        return self.weight_bytes + self.activation_bytes
+        """Bytes on the device at the peak: the stage's own, and the transformer if it stays."""
+        return self.own_bytes + self.kept_bytes
 
 
 @dataclass(frozen=True)
@@ -195,7 +219,26 @@ def plan_memory(
             room = max(level.peak_bytes for level in least)
             raise _too_big(_least(levels), budget, policy, request, room)
         found.append(fitting or levels[-1])
-    return MemoryPlan(budget, tuple(found))
+    return MemoryPlan(budget, tuple(_keep_transformer(found, budget)))
+
+
+def _keep_transformer(stages: Iterable[StageMemory], budget: Budget) -> Iterator[StageMemory]:
+    """The stages, with the transformer kept during an upsample stage where both fit.
+
+    A sampling stage follows, so it would be loaded again. Otherwise it is unloaded before.
+    """
+    resting = 0
+    for stage in stages:
+        if stage.cost.kind in ("base", "refine"):
+            resting = stage.resting_bytes
+        if stage.cost.kind == "upsample" and keeps(stage, resting, budget):
+            stage = replace(stage, kept_bytes=resting)
+        yield stage
+
+
+def keeps(stage: StageMemory, resting_bytes: int, budget: Budget) -> bool:
+    """True where a transformer of ``resting_bytes`` may stay on the device during ``stage``."""
+    return stage.own_bytes + resting_bytes <= budget.device_bytes
 
 
 def plan_fallback(
@@ -212,6 +255,8 @@ def plan_fallback(
         if not smaller:
             raise _too_big(stage, budget, policy, request)
         return smaller[0]
+    if stage.cost.kind not in ("base", "refine"):
+        raise ran_out(stage.cost.name, budget)
     less = _less(stage, budget)
     return _first_fit(stage_fallbacks(stage.cost, request, sizes, less, policy), less, policy)
 
@@ -313,7 +358,7 @@ def _offload_plans(
     streamed = [
         replace(plan, as_stored=True, resident=0, source=source)
         for source in sources[policy.offload]
-        if not (budget.device == "cpu" and source == "pinned")
+        if not (budget.device in ("cpu", "mps") and source == "pinned")
         for plan in (first, one, small)
     ]
     plans = streamed if policy.offload in ("stream", "disk") else resident + streamed
@@ -370,6 +415,7 @@ def _sampling_memory(
         activation_bytes=activations,
         pinned_bytes=sum(streamed) if pinned else 0,
         streamed_bytes=sum(streamed),
+        resting_bytes=sizes.outside_bytes + sum(blocks) - sum(streamed),
     )
 
 
@@ -409,6 +455,17 @@ def _fixed_memory(
         )
     in_ram = decoder_ram_bytes(request.resolved.canvas, sizes) if offload_plan.frames_in_ram else 0
     return StageMemory(cost, offload_plan, max(parts, default=0), activations, in_ram)
+
+
+def ran_out(name: str, budget: Budget) -> MemoryBudgetError:
+    """Error for a stage without fallbacks that ran out of memory with nothing else loaded."""
+    return MemoryBudgetError(
+        f"{name} ran out of memory with nothing else loaded, "
+        f"{readable_size(budget.device_bytes)} were free on {budget.rates_name} at the start",
+        "close other programs that use it, or use --device cpu"
+        if budget.device != "cpu"
+        else "close other programs, or use a smaller --size or fewer --frames",
+    )
 
 
 def _too_big(

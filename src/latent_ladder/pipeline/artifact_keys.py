@@ -7,12 +7,14 @@ in :data:`VERSIONS` only when the same inputs begin to give another result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.families import decoder_kind, marks_keyframes
 from latent_ladder.checkpoints.selection import ModelSet
+from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.pipeline.input_files import InputFile, visible_size
 from latent_ladder.request.model import Request
@@ -26,10 +28,23 @@ VERSIONS: Mapping[str, int] = {
 
 
 def prompt_key(
-    text: str, text_encoder: Component, projection: Component, connectors: Component
+    text: str,
+    text_encoder: Component,
+    projection: Component,
+    connectors: Component,
+    loras: TextLoras | None = None,
 ) -> str:
     """Key of an encoded prompt; white space around the text does not count."""
-    return _key("prompt", {"prompt": text.strip()}, (), (text_encoder, projection, connectors))
+    fields: dict[str, Any] = {"prompt": text.strip()}
+    if text_encoder.file.container == "gguf" and _CONTROL_TOKEN.search(text):
+        fields["control_tokens"] = 1  # versions before read them as plain text
+    if loras:
+        pairs = {"connectors": loras.connectors, "projection": loras.projection}
+        fields |= {part: [[x.id, strength] for x, strength in pairs[part]] for part in pairs}
+    return _key("prompt", fields, (), (text_encoder, projection, connectors))
+
+
+_CONTROL_TOKEN = re.compile(r"<\w+>|\[\w+\]")
 
 
 def images_key(

@@ -60,7 +60,7 @@ class Prepared:
         from latent_ladder.pipeline.plan_report import plan_report
 
         warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
-        machine = read_rates(self.memory.budget.device)
+        machine = read_rates(self.memory.budget.rates_name)
         policy = policy_of(self.request, self.options)
         advice = propose(self.request, self.plan.models, self.memory.budget, policy, machine)
         report = plan_report(self.plan, self.memory, machine)
@@ -145,7 +145,7 @@ def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan
     from latent_ladder.pipeline.plan_report import model_sizes
 
     available = budget(options, device)
-    sizes = model_sizes(plan, 4 if available.device == "cpu" else 2)
+    sizes = model_sizes(plan, available.value_bytes)
     policy = policy_of(plan.request, options)
     made = {"decode"} | {s.kind if s.kind == "prompt" else s.name for s in plan.missing_stages()}
     return plan_memory(plan.request, sizes, available, policy, made)

@@ -150,7 +150,7 @@ def _check_values(request: Request, axes: Sequence[Axis]) -> None:
 
 def _cost(prepared: Prepared, points: int) -> str:
     """Least cost of so many points, in words: stages after stage 1 and the decoding of each."""
-    machine = read_rates(prepared.memory.budget.device)
+    machine = read_rates(prepared.memory.budget.rates_name)
     stages = [s for s in prepared.memory.stages if s.cost.kind in ("upsample", "refine", "decode")]
     pflops = points * sum(stage.cost.flops for stage in stages) / 1e15
     work = f"{pflops:.3g} PFLOP of refining and decoding"

@@ -45,7 +45,7 @@ def advise(
     models = select_models(library, request.models.choices, request.preset)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
-    proposal = propose(request, models, available, policy, read_rates(available.device))
+    proposal = propose(request, models, available, policy, read_rates(available.rates_name))
     if as_json:
         print_json(proposal.to_dict())
         return

@@ -35,12 +35,13 @@ def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> 
     """
     from latent_ladder.memory.benchmark import measure
     from latent_ladder.memory.hardware import save_rates
+    from latent_ladder.models.accelerator import device_name
     from latent_ladder.models.device import choose_runtime
 
     runtime = choose_runtime(device)
     show_note(f"measuring {runtime}; this takes some seconds")
     machine = measure(runtime, file)
-    path = save_rates(runtime.device.type, machine)
+    path = save_rates(device_name(runtime.device), machine)
     if as_json:
         print_json(
             {"device": runtime.device.type, **asdict(machine), "file": str(path)}, indent=None

@@ -101,7 +101,7 @@ def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> No
     )
     for wrong in checkup.misplaced:
         show_warning(wrong.message)
-    for note in checkup.choice.notes:
+    for note in dict.fromkeys((*checkup.choice.notes, *_assumptions(checkup))):
         show_warning(note)
     for path, why in checkup.library.unreadable:
         show_warning(f"{path}: {why}")
@@ -139,6 +139,15 @@ def _print_to_get(checkup: Checkup) -> None:
         whole=("page",),
     )
     print_text("`ladder models get ltx-2.3` downloads the model into such folders.")
+
+
+def _assumptions(checkup: Checkup) -> Iterator[str]:
+    """What is assumed about the user's chosen files because they do not say."""
+    from latent_ladder.diagnostics.doctor import rows
+
+    for row in rows(checkup):
+        if row["chosen"] and row["assumed"] and not row["embedded"]:
+            yield row["assumed"]
 
 
 def _print_files(checkup: Checkup) -> None:

@@ -22,6 +22,7 @@ from latent_ladder.cli.commands.flag_groups import (
     SOUND,
     STAGES,
 )
+from latent_ladder.models.device_names import DEVICES
 
 DEFAULT_DENOISE = 0.6
 """``--denoise`` of mode v2v: layout and motion of the video stay, surfaces change."""
@@ -85,8 +86,8 @@ Device = Annotated[
     memory_option(
         "--device",
         metavar="NAME",
-        autocompletion=completion.offer(completion.DEVICES),
-        help="Where to compute: auto, cpu, cuda or mps.",
+        autocompletion=completion.offer(DEVICES),
+        help="Where to compute: auto, cpu, cuda (cuda:1), xpu or mps.",
     ),
 ]
 Folders = Annotated[

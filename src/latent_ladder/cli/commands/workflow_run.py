@@ -222,7 +222,7 @@ class _Job:
 def _execute(
     job: _Job, memory: MemoryFlags, store: Path | None, quiet: bool
 ) -> tuple[Mapping[str, UiOutput], NodeProgressLines]:
-    from latent_ladder.comfyui.executor import Engine, WorkFolders, execute
+    from latent_ladder.comfyui.executor import Engine, RunOrigin, WorkFolders, execute
     from latent_ladder.pipeline.run import Cancel
 
     files, options = job.files, memory.to_options()
@@ -240,7 +240,7 @@ def _execute(
                 on_event=progress.on_event,
                 cancel=cancel,
                 metadata=job.metadata(),
-                command=current_command(),
+                origin=RunOrigin(current_command()),
             )
         except (Cancelled, KeyboardInterrupt) as error:
             show_note("stopped; results of finished nodes are stored. The same command resumes")

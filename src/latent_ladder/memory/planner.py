@@ -20,6 +20,7 @@ from latent_ladder.memory.cost_model import (
     ModelSizes,
     StageCost,
     decode_activations,
+    decoder_ram_bytes,
     estimate,
     transformer_activations,
     upsample_activations,
@@ -75,7 +76,8 @@ class OffloadPlan:
     pinned memory or, with ``source="file"``, from the mapped file. ``as_stored`` leaves weights in
     the dtype of the file and converts each at use, as is always done with quantised ones.
     ``tile_px`` is the decoder's tile where it differs from the request's, ``precision`` "fp8"
-    stores a bf16 transformer in fp8.
+    stores a bf16 transformer in fp8. ``frames_in_ram``: the diffusion decoder keeps the frames
+    between its blocks in RAM, with the same result.
     """
 
     rows: int | None = None
@@ -85,6 +87,7 @@ class OffloadPlan:
     as_stored: bool = False
     tile_px: int | None = None
     precision: Precision = "stored"
+    frames_in_ram: bool = False
 
     def decode(self, asked: Decode) -> Decode:
         """The request's decoder tiles, or smaller ones."""
@@ -107,6 +110,8 @@ class OffloadPlan:
             parts.append("weights as stored")
         if self.precision != "stored":
             parts.append(f"stored in {self.precision}")
+        if self.frames_in_ram:
+            parts.append("frames of the decoder in RAM")
         if self.tile_px is not None:
             parts.append(f"tiles of {self.tile_px} px")
         return ", ".join(parts)
@@ -246,7 +251,7 @@ def plan_fallback(
     """
     if stage.cost.kind == "decode":
         levels = stage_fallbacks(stage.cost, request, sizes, budget, policy)
-        smaller = [level for level in levels if _tile(level) < _tile(stage)]
+        smaller = [level for level in levels if _decode_rank(level) < _decode_rank(stage)]
         if not smaller:
             raise _too_big(stage, budget, policy)
         return smaller[0]
@@ -287,8 +292,10 @@ def _first_fit(levels: Iterator[StageMemory], budget: Budget, policy: Policy) ->
     raise _too_big(last, budget, policy)
 
 
-def _tile(stage: StageMemory) -> float:
-    return math.inf if stage.offload_plan.tile_px is None else stage.offload_plan.tile_px
+def _decode_rank(stage: StageMemory) -> tuple[float, bool]:
+    """Sort key of the fallback levels of decoding: smaller ones need less memory."""
+    plan = stage.offload_plan
+    return math.inf if plan.tile_px is None else plan.tile_px, not plan.frames_in_ram
 
 
 def fits(stage: StageMemory, budget: Budget) -> bool:
@@ -302,6 +309,11 @@ def stage_fallbacks(
     """The fallback levels of a stage, from the fastest to the smallest."""
     if cost.kind not in ("base", "refine"):
         yield _fixed_memory(cost, request, sizes, OffloadPlan(), budget.device)
+        if cost.kind == "decode" and sizes.diffusion_decoder is not None:
+            if budget.device != "cpu":
+                ram = OffloadPlan(frames_in_ram=True)
+                yield _fixed_memory(cost, request, sizes, ram, budget.device)
+            return  # smaller tiles need more memory than frames in RAM, and change the picture
         if cost.kind == "decode" and "tiles" in policy.changes:
             for tile in _smaller_tiles(request):
                 yield _fixed_memory(cost, request, sizes, OffloadPlan(tile_px=tile), budget.device)
@@ -419,7 +431,7 @@ _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "prompt": ("text_encoder", "text_projection", "connectors"),
         "upsample": ("latent_upsampler",),
-        "decode": ("video_vae", "vocoder"),
+        "decode": ("video_vae", "video_decoder", "vocoder"),
     }
 )
 
@@ -435,9 +447,14 @@ def _fixed_memory(
         activations = upsample_activations(sizes, cost.window_tokens)
     elif cost.kind == "decode":
         activations = decode_activations(
-            request.resolved.canvas, offload_plan.decode(request.decode), sizes, device
+            request.resolved.canvas,
+            offload_plan.decode(request.decode),
+            sizes,
+            device,
+            frames_in_ram=offload_plan.frames_in_ram,
         )
-    return StageMemory(cost, offload_plan, max(parts, default=0), activations)
+    in_ram = decoder_ram_bytes(request.resolved.canvas, sizes) if offload_plan.frames_in_ram else 0
+    return StageMemory(cost, offload_plan, max(parts, default=0), activations, in_ram)
 
 
 def ran_out(name: str, budget: Budget) -> MemoryBudgetError:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.families import marks_keyframes
+from latent_ladder.checkpoints.families import decoder_kind, marks_keyframes
 from latent_ladder.checkpoints.selection import ModelSet
 from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.latents.shapes import Resolution, duration
@@ -130,8 +130,11 @@ def clip_key(
     request: Request, inputs: Sequence[str], models: ModelSet, upscaler_id: str | None
 ) -> str:
     """Key of a run: equal requests on equal models share it."""
-    ids = [models.video_vae.id, *([] if upscaler_id is None else [upscaler_id])]
-    return artefact_key("clip", VERSIONS["clip"], request.clip_fields(), inputs, ids)
+    ids = [models.decoding_vae.id, *([] if upscaler_id is None else [upscaler_id])]
+    fields = request.clip_fields()
+    if decoder_kind(models.decoding_vae) == "diffusion":
+        fields["decode_seed"] = request.seed
+    return artefact_key("clip", VERSIONS["clip"], fields, inputs, ids)
 
 
 def partial_key(stage_key: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
@@ -21,6 +22,7 @@ from latent_ladder.models.text_encoder.tokenizer import token_report
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.plan import RunPlan, make_plan, mark_stored
 from latent_ladder.pipeline.unfinished_runs import find_unfinished
+from latent_ladder.pipeline.video_decoder import with_decoder
 from latent_ladder.request.model import Request
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
 from latent_ladder.storage.run_records import RunRecord
@@ -99,11 +101,12 @@ def prepare(
     request = request.pick_seed()
     warnings = [Warned(a.code, a.message) for a in advise(request, limits)]
     warnings += [Warned("models", note) for note in models.notes]
+    memory = memory or MemoryOptions()
+    models = with_decoder(models, request, partial(budget, memory, device))
     plan = make_plan(request, models, library)
     warnings += [Warned("inputs", note) for note in plan.notes]
     plan = mark_stored(plan, store, lambda name, d: warnings.append(damage_warning(name, d)))
     warnings += _prompt_warnings(request.prompt, models.text_encoder)
-    memory = memory or MemoryOptions()
     fitted = fit_memory(plan, memory, device)
     tile = fitted.of("decode").offload_plan.tile_px
     if tile is not None:

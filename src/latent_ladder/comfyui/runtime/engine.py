@@ -15,7 +15,11 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import features_mismatch
+from latent_ladder.checkpoints.compatibility import (
+    TransformerRequirements,
+    features_mismatch,
+    text_encoder_mismatch,
+)
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import (
     Library,
@@ -284,6 +288,7 @@ class Engine:
         found: dict[str, Context] = {}
         for texts in by_clip.values():
             clip = next(iter(texts.values())).clip
+            check_text_encoder(clip.text_encoder, clip.projection, model.transformer)
             contexts = self.runner.encode_texts(
                 [one.text for one in texts.values()],
                 clip.text_encoder,
@@ -314,3 +319,16 @@ def _zeros(context: Context) -> Context:
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def check_text_encoder(encoder: Component, projection: Component, transformer: Component) -> None:
+    """Raise :class:`WorkflowError` for a text encoder of another family than the transformer.
+
+    Encoders of several families have states of the same size, so the clip would be nonsense.
+    """
+    wrong = text_encoder_mismatch(TransformerRequirements(transformer), encoder, projection)
+    if wrong is not None:
+        raise WorkflowError(
+            f"{encoder.file.path.name} does not fit {transformer.file.path.name}: {wrong}",
+            "load the text encoder that belongs to the model",
+        )

@@ -9,6 +9,7 @@ https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.prot
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,7 +27,7 @@ _SPECIAL = {"unknown": (40, 45), "bos": (41, 46), "eos": (42, 47), "padding": (4
 _UNKNOWN_SURFACE = 44
 """Field number of the text that the unknown token is decoded to."""
 _DEFAULT_IDS = {"unknown": 3, "bos": 2, "eos": 1, "padding": 0}
-"""Token ids of Gemma 3, used if the file has none."""
+"""Token ids of Gemma 3 and 4, used if the file has none."""
 
 
 def sentencepiece_model(kv: Mapping[str, Any]) -> bytes | None:
@@ -67,6 +68,52 @@ def sentencepiece_model(kv: Mapping[str, Any]) -> bytes | None:
     return (
         b"".join(pieces) + _bytes_field(2, _trainer_spec(texts, ids)) + _bytes_field(3, _NORMALIZER)
     )
+
+
+def bpe_tokenizer(kv: Mapping[str, Any]) -> bytes | None:
+    """A ``tokenizer.json`` of a vocabulary with merges, as Gemma 4 has, ``None`` without merges.
+
+    Spaces become U+2581, characters without a piece become pieces of bytes. Raises ``ValueError``
+    if the arrays have different lengths.
+    """
+    tokens, merges = kv.get("tokenizer.ggml.tokens"), kv.get("tokenizer.ggml.merges")
+    if tokens is None or merges is None:
+        return None
+    types = list(kv.get("tokenizer.ggml.token_type") or [1] * len(tokens))
+    if len(tokens) != len(types):
+        raise ValueError(f"{len(tokens)} pieces, {len(types)} types")
+    ids = special_ids(kv, len(tokens))
+    special = set(ids.values()) | {n for n, kind in enumerate(types) if kind in _ADDED}
+    added = [
+        {"id": n, "content": tokens[n], "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}
+        for n in sorted(special)
+    ]  # fmt: skip
+    model = {
+        "type": "BPE",
+        "unk_token": tokens[ids["unknown"]],
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": {token: n for n, token in enumerate(tokens)},
+        "merges": [merge.split(" ", 1) for merge in merges],
+    }
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    document = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+    return json.dumps(document).encode()
+
+
+_ADDED = (3, 4)
+"""Types of pieces that stand for themselves in a text: control and user-defined ones."""
 
 
 def special_ids(kv: Mapping[str, Any], count: int) -> dict[str, int]:

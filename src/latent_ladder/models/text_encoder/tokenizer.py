@@ -17,6 +17,7 @@ from pathlib import Path
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models.text_encoder.gguf_vocabulary import (
+    bpe_tokenizer,
     read_or_build,
     sentencepiece_model,
     special_ids,
@@ -189,6 +190,7 @@ def load_tokenizer(text_encoder: Component) -> Tokenizer:
     sources: tuple[tuple[_Build, Callable[[], bytes | None]], ...] = (
         (_from_sentencepiece, lambda: _tensor_bytes(text_encoder, "spiece_model")),
         (_from_tokenizer_json, lambda: _tensor_bytes(text_encoder, "tokenizer_json")),
+        (_from_tokenizer_json, lambda: _gguf_merges(text_encoder)),
         (partial(_from_gguf, text_encoder), lambda: _gguf_vocabulary(text_encoder)),
         (_from_sentencepiece, lambda: _file_bytes(folder / "tokenizer.model")),
         (_from_tokenizer_json, lambda: _file_bytes(folder / "tokenizer.json")),
@@ -221,6 +223,14 @@ def _gguf_vocabulary(text_encoder: Component) -> bytes | None:
     if file.container != "gguf":
         return None
     return read_or_build(f"2-{file.id}.model", lambda: sentencepiece_model(file.kv))
+
+
+def _gguf_merges(text_encoder: Component) -> bytes | None:
+    """``tokenizer.json`` of a GGUF file whose vocabulary has merges, which Gemma 3 has not."""
+    file = text_encoder.file
+    if file.container != "gguf" or "tokenizer.ggml.merges" not in file.kv:
+        return None
+    return read_or_build(f"1-{file.id}.json", lambda: bpe_tokenizer(file.kv))
 
 
 def _file_bytes(path: Path) -> bytes | None:

@@ -297,7 +297,7 @@ def count_passes(request: Request, index: int) -> tuple[int, int]:
 
 
 def _guidance(g: StreamGuidance) -> Guidance:
-    return Guidance(**g.model_dump())
+    return Guidance(**g.terms())
 
 
 def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:

@@ -25,10 +25,16 @@ VERSIONS: Mapping[str, int] = {
 
 
 def prompt_key(
-    text: str, text_encoder: Component, projection: Component, connectors: Component
+    text: str,
+    text_encoder: Component,
+    projection: Component,
+    connectors: Component,
+    *,
+    as_comfyui: bool = False,
 ) -> str:
-    """Key of an encoded prompt; white space around the text does not count."""
-    return _key("prompt", {"prompt": text.strip()}, (), (text_encoder, projection, connectors))
+    """Key of an encoded prompt; white space around the text counts only ``as_comfyui``."""
+    fields = {"prompt": text, "as": "comfyui"} if as_comfyui else {"prompt": text.strip()}
+    return _key("prompt", fields, (), (text_encoder, projection, connectors))
 
 
 def images_key(

@@ -86,8 +86,13 @@ class ModelRunner:
         text_encoder: Component,
         projection: Component,
         connectors: Component,
+        *,
+        as_comfyui: bool = False,
     ) -> list[Conditioning]:
-        """The context of each text, on the device. The text encoder loads once for all of them."""
+        """The context of each text, on the device. The text encoder loads once for all of them.
+
+        ``as_comfyui``: see :func:`encode_prompts`.
+        """
         return encode_prompts(
             texts,
             text_encoder=text_encoder,
@@ -95,6 +100,7 @@ class ModelRunner:
             connectors=connectors,
             device=self.device,
             dtype=self.runtime.dtype,
+            as_comfyui=as_comfyui,
         )
 
     # -- out of memory ------------------------------------------------------------------------

@@ -244,11 +244,14 @@ class _PlanBuilder:
     def _prompts(self) -> list[PlannedStage]:
         models = self.models
         parts = (models.text_encoder, models.text_projection, models.connectors)
+        as_comfyui = self.request.model_convention != "ltx"
         texts = [("prompt", self.request.prompt)]
         if self.request.needs_negative:
             texts.append(("negative prompt", self.request.negative_prompt))
         return [
-            PlannedStage(name, "prompt", keys.prompt_key(text, *parts), text=text)
+            PlannedStage(
+                name, "prompt", keys.prompt_key(text, *parts, as_comfyui=as_comfyui), text=text
+            )
             for name, text in texts
         ]
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,22 +69,26 @@ def compute_hidden_states(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
+    round_norms: bool = False,
 ) -> list[Tensor]:
     """Compute hidden states (layers + 1, n, hidden) of each prompt of n token ids, unpadded.
 
     Index 0 is the scaled embeddings; the last one is after the final norm. Left padding is not
     computed: with causal attention and relative positions it does not change the other tokens.
+    ``round_norms``: the scale 1 + w of a norm is rounded to the type that the file stores w in, as
+    ComfyUI does; else it is float32.
     Raises :class:`UnknownLayout` if header, shapes or token ids do not match, and
     :class:`CorruptCheckpoint` for damaged quantised weights.
     """
     config = read_gemma_config(text_encoder)
     scale = torch.tensor(config.hidden**0.5).to(dtype)
+    target = _Target(device, dtype, round_norms)
     states = [[rows.to(device) * scale] for rows in _embeddings(text_encoder, prompts, dtype)]
     for number, full_attention in enumerate(config.full_attention):
-        layer = _load_layer(text_encoder, number, config, device, dtype)
+        layer = _load_layer(text_encoder, number, config, target)
         for each in states:
             each.append(layer(each[-1], full_attention))
-    norm = _read_weight(text_encoder, "norm.weight", (config.hidden,), device, dtype)
+    norm = _read_weight(text_encoder, "norm.weight", (config.hidden,), target)
     for each in states:
         each[-1] = _norm(each[-1], norm, config.eps)
     return [torch.stack(each) for each in states]
@@ -111,12 +115,19 @@ def _embeddings(
     return torch.split(rows[:, :hidden], [len(prompt) for prompt in prompts])
 
 
+class _Target(NamedTuple):
+    """Device and dtype of weights, and whether 1 + w of norms is rounded as stored."""
+
+    device: torch.device | str
+    dtype: torch.dtype
+    round_norms: bool
+
+
 def _load_layer(
     text_encoder: Component,
     number: int,
     config: GemmaConfig,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    target: _Target,
 ) -> GemmaLayer:
     prefix = f"layers.{number}."
     with EmptyOnMeta():
@@ -125,13 +136,11 @@ def _load_layer(
     layer = load_module(
         partial(GemmaLayer, config),
         {
-            name: partial(
-                _read_weight, text_encoder, prefix + name, shapes.get(name), device, dtype
-            )
+            name: partial(_read_weight, text_encoder, prefix + name, shapes.get(name), target)
             for name in names
         },
-        device=device,
-        dtype=dtype,
+        device=target.device,
+        dtype=target.dtype,
         label=f"{text_encoder.file.path.name} (layer {number} of the text encoder)",
     )
     for name in names:
@@ -143,10 +152,10 @@ def _read_weight(
     text_encoder: Component,
     key: str,
     shape: tuple[int, ...] | None,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    target: _Target,
 ) -> Tensor:
     """Read a weight and dequantise it on the device, multiplied by AWQ's input scale if any."""
+    device, dtype = target.device, target.dtype
     stored = read_stored(text_encoder, key, shape)
     if isinstance(stored, QuantizedTensor):
         stored.check_scales(f"{text_encoder.file.path.name}: {key}")
@@ -158,6 +167,9 @@ def _read_weight(
         return weight.mul_(scale.float()[: weight.shape[1]]).to(dtype)
     if key.endswith("norm.weight") and text_encoder.norm_offset:
         stored = stored.float() - text_encoder.norm_offset
+    if key.endswith("norm.weight") and target.round_norms:
+        # exact in bfloat16 too: 1 + w rounded to 8 bits, minus 1, has at most 8 bits
+        stored = (stored + 1).float() - 1
     return stored.to(device, dtype)
 
 

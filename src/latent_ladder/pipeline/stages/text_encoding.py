@@ -15,7 +15,11 @@ def encode_text(job: StageJob, _: StageMemory) -> StageResult:
     if contexts.get(text) is None:
         missing = [t for t in {**contexts, text: None} if contexts.get(t) is None]
         found = job.runner.encode_texts(
-            missing, models.text_encoder, models.text_projection, models.connectors
+            missing,
+            models.text_encoder,
+            models.text_projection,
+            models.connectors,
+            as_comfyui=job.plan.request.model_convention != "ltx",
         )
         contexts.update(zip(missing, found, strict=True))
     context = contexts[text]

@@ -24,6 +24,11 @@ def _check_request(request: Request) -> Iterator[tuple[str, str]]:
         yield "noise_order", "ComfyUI generates noise in another order: the clip differs."
     if request.mask_convention != "comfyui" and request.active_images:
         yield "mask_convention", "an image strength between 0 and 1 acts differently in ComfyUI."
+    if request.model_convention == "ltx":
+        text = (
+            "ComfyUI since 0.33 lets the sound see the updated picture, and encodes text its way."
+        )
+        yield "model_convention", text
     if request.models.precision != "stored":
         yield "models.precision", "pick fp8 in the loader, or start ComfyUI with --fp8_e4m3fn-unet."
     for i, image in enumerate(request.images):

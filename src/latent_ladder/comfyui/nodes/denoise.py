@@ -234,6 +234,7 @@ class _SamplingRun:
                 stream,
                 force_uncond=self._force_uncond,
                 max_passes=offload_plan.rows,
+                updated_video=self._ctx.engine.convention == "comfyui",
             )
 
         model: Predict = make_denoiser(self._video_guidance, self._audio_guidance, voice=True)

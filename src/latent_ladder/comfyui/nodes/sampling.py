@@ -392,12 +392,12 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
         "LTXVApplySTG": NodeFunction(apply_stg),
         "LTXVSpatioTemporalGuidance": NodeFunction(stg_patch),
         "LTXVModalityGuidance": NodeFunction(modality_patch),
-        "SamplerCustomAdvanced": NodeFunction(sample_custom_advanced, stored=True),
-        "SamplerCustom": NodeFunction(sample_custom, stored=True),
-        "KSampler": NodeFunction(sample_ksampler, stored=True, check=check_sampler),
+        "SamplerCustomAdvanced": NodeFunction(sample_custom_advanced, stored=True, samples=True),
+        "SamplerCustom": NodeFunction(sample_custom, stored=True, samples=True),
+        "KSampler": NodeFunction(sample_ksampler, stored=True, check=check_sampler, samples=True),
         "KSamplerAdvanced": NodeFunction(
-            sample_ksampler_advanced, stored=True, check=check_sampler
+            sample_ksampler_advanced, stored=True, check=check_sampler, samples=True
         ),
-        "LTXVNormalizingSampler": NodeFunction(sample_normalizing, stored=True),
+        "LTXVNormalizingSampler": NodeFunction(sample_normalizing, stored=True, samples=True),
     }
 )

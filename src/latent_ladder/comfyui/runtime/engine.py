@@ -29,6 +29,7 @@ from latent_ladder.comfyui.analysis.validate import (
     unsafe_path_reason,
 )
 from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
+from latent_ladder.comfyui.versions import ModelConvention
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
@@ -66,6 +67,7 @@ class Engine:
 
     ``names`` maps file names in a graph to files to use instead (``--map``). ``memory`` and
     ``device`` are as for every other command. With ``previews``, sampling nodes send previews.
+    ``convention``: the version of ComfyUI whose models the nodes compute.
     """
 
     library: Library
@@ -75,6 +77,7 @@ class Engine:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     device: str = "auto"
     previews: bool = False
+    convention: ModelConvention = "comfyui"
 
     def __post_init__(self) -> None:
         self.results: dict[str, object] = {}
@@ -247,7 +250,7 @@ class Engine:
     def contexts(self, texts: Sequence[Conditioning], transformer: Component) -> list[Context]:
         """The encoded texts, from the store if they are there; the others are encoded together.
 
-        Plain runs use the same keys, so both share the stored texts.
+        Plain runs of the same ``model_convention`` use the same keys and share the stored texts.
         """
         found: dict[str, Context] = {}
         missing: dict[str, Conditioning] = {}
@@ -281,7 +284,11 @@ class Engine:
             clip = next(iter(texts.values())).clip
             connectors = self.connectors(clip, transformer)
             contexts = self.runner.encode_texts(
-                [one.text for one in texts.values()], clip.text_encoder, clip.projection, connectors
+                [one.text for one in texts.values()],
+                clip.text_encoder,
+                clip.projection,
+                connectors,
+                as_comfyui=self.convention != "ltx",
             )
             found |= dict(zip(texts, contexts, strict=True))
         return found
@@ -294,7 +301,8 @@ class Engine:
     def _text_key(self, one: Conditioning, transformer: Component) -> str:
         clip = one.clip
         connectors = self.connectors(clip, transformer)
-        return prompt_key(one.text, clip.text_encoder, clip.projection, connectors)
+        parts = (clip.text_encoder, clip.projection, connectors)
+        return prompt_key(one.text, *parts, as_comfyui=self.convention != "ltx")
 
 
 def _zeros(context: Context) -> Context:

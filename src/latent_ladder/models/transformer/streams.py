@@ -63,11 +63,8 @@ class GuideBias:
 
     @classmethod
     def of_weights(cls, weights: Tensor, guide: Tensor) -> GuideBias:
-        """Build the bias from ``weights`` (N,) and ``guide`` (N,); a weight of 0 is no attention."""
-        # The smallest bfloat16 instead of -inf: a token that attends to nothing must not become NaN.
-        least = torch.finfo(torch.bfloat16).min
-        log_weight = weights.float().log().clamp_min(least) * guide.float()
-        return cls(log_weight, guide.float())
+        """Build the bias from ``weights`` (N,) and ``guide`` (N,); weight 0 is no attention."""
+        return cls(_log_weight(weights) * guide.float(), guide.float())
 
     def select(self, index: Tensor | slice) -> GuideBias:
         """Select tokens."""
@@ -87,8 +84,9 @@ class PreparedStream:
 
     ``rope`` and ``cross_rope`` are the rotation tables of self- and audio-video attention.
     ``contexts`` (contexts, L, D) are the text contexts. ``bias`` (1 or B, 1, N, N) is added to
-    self-attention scores. ``nag`` guides text attention. ``keyframe_mask`` (1 or B, N, 1) is 1 for tokens that get the keyframe
+    self-attention scores. ``keyframe_mask`` (1 or B, N, 1) is 1 for tokens that get the keyframe
     embedding. ``order`` (N,) is the internal token order, ``None`` for the order of the input.
+    ``nag`` guides text attention.
     """
 
     rope: RopeTable
@@ -183,8 +181,12 @@ def attention_bias(mask: Tensor) -> Tensor:
 
     The bias is (B, 1, N, N).
     """
+    return _log_weight(mask)[:, None]
+
+
+def _log_weight(weights: Tensor) -> Tensor:
     # The smallest bfloat16 instead of -inf: a token that attends to nothing must not become NaN.
-    return mask.float().log().clamp_min(torch.finfo(torch.bfloat16).min)[:, None]
+    return weights.float().log().clamp_min(torch.finfo(torch.bfloat16).min)
 
 
 @dataclass

@@ -8,6 +8,7 @@ empty schedule the latent passes through unchanged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_ladder.comfyui.nodes.model_patches import (
+    DenoiserBySigma,
     with_statistics,
-    with_terms_by_sigma,
     with_voice_guidance,
 )
 from latent_ladder.comfyui.nodes.node_context import NodeContext
@@ -53,6 +54,7 @@ from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.transformer.streams import GuideBias, Nag
 from latent_ladder.sampling.denoise import (
     LatentState,
     Noises,
@@ -237,16 +239,20 @@ class _SamplingRun:
                 updated_video=self._ctx.engine.convention == "comfyui",
             )
 
-        model: Predict = make_denoiser(self._video_guidance, self._audio_guidance, voice=True)
         guider = job.guider
         if guider.terms_by_sigma:
             pairs = [(s, _stream_guidance(t, self._model)) for s, t in guider.terms_by_sigma]
-            models = [(sigma, make_denoiser(g, g, voice=True)) for sigma, g in pairs]
-            model = with_terms_by_sigma(models, guider.zero_above_sigma)
+            chosen = DenoiserBySigma(
+                [(sigma, make_denoiser(g, g, voice=True)) for sigma, g in pairs],
+                guider.zero_above_sigma,
+            )
+        else:
+            one = make_denoiser(self._video_guidance, self._audio_guidance, voice=True)
+            chosen = DenoiserBySigma([(math.inf, one)])
+        model: Predict = chosen
         if self._model.identity is not None and self._voice_tokens:
-            with_voice = make_denoiser(Guidance(), Guidance(), voice=True)
             without = make_denoiser(Guidance(), Guidance(), voice=False)
-            model = with_voice_guidance(model, with_voice, without, packing, self._model.identity)
+            model = with_voice_guidance(chosen, without, packing, self._model.identity)
         if self._model.adain is not None and video is not None and self._token_indices is None:
             shape = _grid_shape(job.latent)
             model = with_statistics(model, packing, self._model.adain, shape)
@@ -300,6 +306,23 @@ class _SamplingRun:
             mask=_noise_levels(state),
             guidance=terms,
             frozen=_is_frozen(state),
+            bias=self._guide_bias(),
+        )
+
+    def _guide_bias(self) -> GuideBias | None:
+        """Attention between clip and guides; ``None`` if all guides have full weight."""
+        guides = self._job.guider.positive.guides
+        if all(guide.weights is None for guide in guides):
+            return None
+        counts = [guide.positions.shape[2] for guide in guides]
+        clip = torch.ones(self._video_positions().shape[2] - sum(counts))
+        weights = [
+            torch.ones(count) if guide.weights is None else guide.weights
+            for guide, count in zip(guides, counts, strict=True)
+        ]
+        is_guide = torch.cat([torch.zeros_like(clip), torch.ones(sum(counts))])
+        return GuideBias.of_weights(
+            torch.cat([clip, *weights]).to(self._device), is_guide.to(self._device)
         )
 
     def _audio_stream(

@@ -351,7 +351,8 @@ def preprocess(ctx: NodeContext) -> list[Value]:
 
 def compress_frames(frames: Tensor, crf: int) -> Tensor:
     """Return frames (n, 3, H, W) 0..1 after H.264 compression at ``crf``, each on its own."""
-    pixels = frames.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    # truncated to 8 bits, as ComfyUI does
+    pixels = frames.permute(0, 2, 3, 1).mul(255).to(torch.uint8).cpu().numpy()
     compressed = np.stack([compress_like_video(frame, crf) for frame in pixels])
     return torch.from_numpy(compressed).permute(0, 3, 1, 2).float() / 255
 
@@ -467,7 +468,7 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
         "ResizeAndPadImage": NodeFunction(resize_and_pad),
         "GetImageSize": NodeFunction(get_image_size),
         "GetImageSizeAndCount": NodeFunction(get_image_size_and_count),
-        "LTXVPreprocess": NodeFunction(preprocess),
+        "LTXVPreprocess": NodeFunction(preprocess, version=2),
         "ImageUpscaleWithModel": NodeFunction(upscale_with_model),
         "RTXVideoSuperResolution": NodeFunction(upscale_rtx, check=check_rtx),
         "ImageToMask": NodeFunction(image_to_mask),

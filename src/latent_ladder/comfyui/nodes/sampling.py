@@ -333,6 +333,8 @@ def sample_normalizing(ctx: NodeContext) -> list[Value]:
     job = _sampling_job(ctx)
     if not job.latent.is_audio_video:
         raise ctx.error("latent_image is not an audio-video latent", "connect LTXVConcatAVLatent")
+    if len(job.sigmas) < 2:
+        return [denoise(ctx, job).prediction]
     steps = len(job.sigmas) - 1
     video, audio = (
         _factors_per_step(ctx, name, steps)

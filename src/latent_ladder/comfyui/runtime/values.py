@@ -133,11 +133,13 @@ class GuideFrames:
 
     ``frames`` is their number of latent frames. ``positions`` (1, 3, N, 2) are the bounds of their
     tokens in pixel frames, pixels, pixels. ``stride`` s: only every s-th row and column are tokens.
+    ``weights`` (N,): factors of the attention between the clip and each token, ``None`` is 1.
     """
 
     frames: int
     positions: Tensor
     stride: int = 1
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)

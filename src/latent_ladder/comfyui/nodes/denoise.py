@@ -51,6 +51,7 @@ from latent_ladder.memory.planner import OffloadPlan
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.tokenizer import text_length
+from latent_ladder.models.transformer.attention import NagScales
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
@@ -137,6 +138,7 @@ class _SamplingRun:
 
     def run(self) -> DenoisedLatents:
         contexts = self._encode_prompts()
+        self._nag_video, self._nag_audio = self._encode_nag()
         engine, clip = self._ctx.engine, self._job.guider.positive.clip
         sizes = engine.sizes(self._model, text_length(clip.text_encoder))
 
@@ -186,6 +188,23 @@ class _SamplingRun:
                 )
             prompts.append(guider.negative)
         return self._ctx.engine.contexts(prompts, self._model.transformer)
+
+    def _encode_nag(self) -> tuple[Nag | None, Nag | None]:
+        """NAG of the video and the audio stream.
+
+        As in KJNodes, the negative prompt is not modulated by the noise level.
+        """
+        patch = self._model.nag
+        if patch is None:
+            return None, None
+        scales = NagScales(patch.scale, patch.tau, patch.alpha, modulated=False)
+        prompts = [one for one in (patch.video, patch.audio) if one is not None]
+        if not prompts:
+            return None, None
+        contexts = self._ctx.engine.contexts(prompts, self._model.transformer)
+        video = None if patch.video is None else Nag(contexts[0].video, scales)
+        audio = None if patch.audio is None else Nag(contexts[-1].audio, scales)
+        return video, audio
 
     def _stage_cost(self) -> StageCost:
         job, latent = self._job, self._job.latent
@@ -307,6 +326,7 @@ class _SamplingRun:
             guidance=terms,
             frozen=_is_frozen(state),
             bias=self._guide_bias(),
+            nag=self._nag_video,
         )
 
     def _guide_bias(self) -> GuideBias | None:
@@ -340,6 +360,7 @@ class _SamplingRun:
             mask=None if frozen else _noise_levels(state),
             guidance=terms,
             frozen=frozen,
+            nag=self._nag_audio,
         )
 
     def _video_positions(self) -> Tensor:

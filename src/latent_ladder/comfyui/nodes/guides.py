@@ -356,6 +356,6 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
         "LTXAddVideoICLoRAGuideAdvanced": NodeFunction(add_ic_guide, version=2),
         "GetICLoRAParameters": NodeFunction(get_ic_parameters),
         "LTXVSetAudioRefTokens": NodeFunction(set_voice_tokens),
-        "LTXVReferenceAudio": NodeFunction(add_voice),
+        "LTXVReferenceAudio": NodeFunction(add_voice, version=2),
     }
 )

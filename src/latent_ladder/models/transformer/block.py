@@ -114,9 +114,16 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, video: StreamState | None, audio: StreamState | None, rows: BlockRows
+        self,
+        video: StreamState | None,
+        audio: StreamState | None,
+        rows: BlockRows,
+        updated_video: bool = False,
     ) -> None:
-        """Run the block on both streams; updates their state in place."""
+        """Run the block on both streams; updates their state in place.
+
+        ``updated_video``: see :meth:`Transformer.forward`.
+        """
         enabled = []
         for s, prefix, self_rows, text in (
             (video, "", rows.video_self, rows.video_text),
@@ -129,7 +136,7 @@ class TransformerBlock(nn.Module):
                 self._text_attention(s, layers, mods, text)
                 enabled.append((s, layers.ff, mods))
         if video is not None and audio is not None:
-            self._cross_attention(video, audio, rows)
+            self._cross_attention(video, audio, rows, updated_video)
         for s, ff, mods in enabled:
             self._feed_forward(s, ff, mods)
 
@@ -219,11 +226,13 @@ class TransformerBlock(nn.Module):
             context = torch.addcmul(both[:, :1], context, 1 + both[:, 1:]).to(context.dtype)
         return layers.attn2.keys_values(context)
 
-    def _cross_attention(self, video: StreamState, audio: StreamState, rows: BlockRows) -> None:
+    def _cross_attention(
+        self, video: StreamState, audio: StreamState, rows: BlockRows, updated_video: bool
+    ) -> None:
         """Audio-video attention in both directions.
 
         The video attends to the audio before this sublayer. The audio attends to the video before
-        it too, as in the official code, or with ``rows.updated_video`` to the updated video.
+        it too, as in the official code, or with ``updated_video`` to the updated video.
         """
         video_mods = self._compute_cross_modulation(video, self._stream_layers(""))
         audio_mods = self._compute_cross_modulation(audio, self._stream_layers("audio_"))
@@ -233,12 +242,12 @@ class TransformerBlock(nn.Module):
             audio_kv, _ = self._compute_keys_values(
                 audio, attn, [all_tokens], audio_mods.a2v, audio.prepared.cross_rope
             )
-        if rows.updated_video:
+        if updated_video:
             self._audio_to_video(video, audio_kv, rows.a2v, video_mods)
         if rows.v2a is not None:
             audio.split_rows(rows.v2a)
             self._video_to_audio(video, audio, rows.v2a, video_mods.v2a, audio_mods)
-        if not rows.updated_video:
+        if not updated_video:
             self._audio_to_video(video, audio_kv, rows.a2v, video_mods)
 
     def _audio_to_video(

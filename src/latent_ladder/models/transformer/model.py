@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         v = None if video is None else self._embed_stream("", video, audio, rows)
         a = None if audio is None else self._embed_stream("audio_", audio, video, rows)
         for block, plan in zip(self.block_iterator.blocks(), rows.blocks, strict=True):
-            block(v, a, plan)
+            block(v, a, plan, updated_video)
         return (
             None if v is None else self._project_out("", v, rows.video),
             None if a is None else self._project_out("audio_", a, rows.audio),

@@ -42,10 +42,7 @@ class SublayerRows(NamedTuple):
 
 
 class BlockRows(NamedTuple):
-    """Rows of each sublayer of one block; ``None`` if the stream is absent or disabled.
-
-    ``updated_video``: video-to-audio attention runs after audio-to-video attention.
-    """
+    """Rows of each sublayer of one block; ``None`` if the stream is absent or disabled."""
 
     video_self: SublayerRows | None
     audio_self: SublayerRows | None
@@ -53,7 +50,6 @@ class BlockRows(NamedTuple):
     audio_text: SublayerRows | None
     a2v: SublayerRows | None
     v2a: SublayerRows | None
-    updated_video: bool = False
 
 
 class RowPlan(NamedTuple):
@@ -114,8 +110,7 @@ def plan_rows(spec: ForwardSpec) -> RowPlan:
         source = video if spec.updated_video else before
         to_video = [None if off else row for off, row in zip(isolated, source, strict=True)]
         audio, v2a = _assign_rows(audio, to_video, spec.audio and spec.cross)
-        rows = (video_self, audio_self, video_text, audio_text, a2v, v2a)
-        blocks.append(BlockRows(*rows, spec.updated_video))
+        blocks.append(BlockRows(video_self, audio_self, video_text, audio_text, a2v, v2a))
     return RowPlan(tuple(blocks), contexts, tuple(video), tuple(audio))
 
 

@@ -74,11 +74,11 @@ class FrameForm:
             or not frame.format.name.startswith(("yuv", "nv", "p0"))
             or frame.format.name.startswith("yuvj")
         ):
-            return self.to_rgb(frame).astype(np.float32) / 255
+            return np.asarray(self.to_rgb(frame), np.float32) / np.float32(255)
         hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
         matrix = _BT709 if hd and frame.colorspace == _UNSPECIFIED else None
         whole = padding.pad(frame).reformat(format="gbrpf32le", src_colorspace=matrix)
-        rgb: NDArray[np.float32] = whole.to_ndarray()[: frame.height, : frame.width]
+        rgb = np.asarray(whole.to_ndarray()[: frame.height, : frame.width], np.float32)
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(rgb, turns) if turns else rgb)
 
@@ -142,13 +142,10 @@ class FramePadding:
             format=frame.format,
             time_base=frame.time_base or Fraction(1),
         )
-        for each in (
-            graph.add("pad", size),
-            graph.add("fillborders", fill),
-            graph.add("buffersink"),
-        ):
-            last.link_to(each)
-            last = each
+        for name, options in (("pad", size), ("fillborders", fill), ("buffersink", None)):
+            after = graph.add(name, options)
+            last.link_to(after)
+            last = after
         graph.configure()
         return graph
 

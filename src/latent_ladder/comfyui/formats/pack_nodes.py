@@ -186,13 +186,9 @@ def _load_video(node: Node) -> Replacement | None:
         nodes.append(_core(f"{node.id}:range", "ImageFromBatch", node, batch))
         images = Link(nodes[-1].id, 0)
     if width:
-        scale: Inputs = {
-            "image": images,
-            "upscale_method": "lanczos",
-            "width": width,
-            "height": height,
-        }
-        nodes.append(_core(f"{node.id}:scale", "ImageScale", node, {**scale, "crop": "center"}))
+        scale: Inputs = {"image": images, "upscale_method": "lanczos", "crop": "center"}
+        scale |= {"width": width, "height": height}
+        nodes.append(_core(f"{node.id}:scale", "ImageScale", node, scale))
         images = Link(nodes[-1].id, 0)
     count = f"{node.id}:count"
     nodes.append(_core(count, "GetImageSize", node, {"image": images}))

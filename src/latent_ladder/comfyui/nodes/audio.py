@@ -41,7 +41,7 @@ def load_audio(ctx: NodeContext) -> list[Value]:
 
 def read_audio(path: Path) -> Audio:
     """Read the audio of a file at its own rate and channels. Raises :class:`MediaError`."""
-    samples, rate = read_original_audio(path)
+    samples, rate = read_original_audio(path, padded=True)
     return Audio(torch.from_numpy(samples), rate)
 
 
@@ -140,7 +140,7 @@ def encode_generic_audio(ctx: NodeContext) -> list[Value]:
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadAudio": NodeFunction(load_audio, version=2),
+        "LoadAudio": NodeFunction(load_audio, version=3),
         "EmptyAudio": NodeFunction(empty_audio),
         "TrimAudioDuration": NodeFunction(trim_audio),
         "LTXVAudioVAEDecode": NodeFunction(decode_ltxv_audio, stored=True),

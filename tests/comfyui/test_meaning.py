@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from latent_ladder.comfyui.conversion import export_workflow
 from latent_ladder.comfyui.exporter.file_names import file_names_for
-from latent_ladder.comfyui.importer.sampling import _SIGMA_READERS, GraphWalker
+from latent_ladder.comfyui.importer.graph_walker import GraphWalker
+from latent_ladder.comfyui.importer.sampling import _SIGMA_READERS
 from latent_ladder.comfyui.node_defs.images import rtx_size
 from latent_ladder.comfyui.node_defs.sampling import parse_manual_sigmas, split_by_denoise
 from latent_ladder.comfyui.nodes.audio import crop_audio, read_audio

@@ -14,11 +14,11 @@ from latent_ladder.comfyui.importer.importer import import_graph
 from latent_ladder.errors import WorkflowError
 
 
-def patched(kind: str, name: str = "model", **inputs: Any) -> Graph:
+def patched(kind: str, inputs: dict[str, Any]) -> Graph:
     """A graph whose guider takes its model through a node of a pack."""
     nodes: Nodes = {
         **ONE_STAGE,
-        "patch": (kind, {name: ["model", 0], **inputs}),
+        "patch": (kind, {"model": ["model", 0], **inputs}),
         "guider": ("CFGGuider", {**ONE_STAGE["guider"][1], "model": ["patch", 0]}),
     }
     return graph(nodes)
@@ -38,7 +38,7 @@ def patched(kind: str, name: str = "model", **inputs: Any) -> Graph:
 def test_patches_that_do_not_change_the_picture_are_left_out(
     kind: str, inputs: dict[str, Any]
 ) -> None:
-    found = patched(kind, **inputs)
+    found = patched(kind, inputs)
     assert found.nodes["guider"].inputs["model"] == Link("model", 0)
     assert "patch" not in found.nodes
     (note,) = found.findings
@@ -46,7 +46,7 @@ def test_patches_that_do_not_change_the_picture_are_left_out(
     assert import_graph(found).request == import_graph(graph(ONE_STAGE)).request
 
 
-ROWS = {
+ROWS: dict[str, Any] = {
     "PowerLoraLoaderHeaderWidget": {"type": "PowerLoraLoaderHeaderWidget"},
     "lora_1": {"on": True, "lora": "one.safetensors", "strength": 0.8, "strengthTwo": None},
     "lora_2": {"on": False, "lora": "off.safetensors", "strength": 1},
@@ -56,7 +56,7 @@ ROWS = {
 
 
 def test_a_loader_of_several_loras_is_a_chain_of_loaders() -> None:
-    found = patched("Power Lora Loader (rgthree)", clip=["clip", 0], **ROWS)
+    found = patched("Power Lora Loader (rgthree)", {"clip": ["clip", 0], **ROWS})
     first, last = found.nodes["patch:lora_1"], found.nodes["patch"]
     assert first.class_type == last.class_type == "LoraLoaderModelOnly"
     assert first.inputs == {

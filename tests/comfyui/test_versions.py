@@ -62,8 +62,9 @@ def test_the_version_is_in_the_keys_of_sampling_and_of_what_follows(
 ) -> None:
     work = engine(tmp_path, library)
     found: dict[str, dict[str, str]] = {}
-    for convention in ("comfyui", "comfyui-0.32", "ltx"):
-        work.convention = convention  # type: ignore[assignment]
+    conventions: tuple[ModelConvention, ...] = ("comfyui", "comfyui-0.32", "ltx")
+    for convention in conventions:
+        work.convention = convention
         found[convention] = keys(work, ONE_STAGE)
     for other in ("comfyui-0.32", "ltx"):
         changed = {n for n, key in found[other].items() if key != found["comfyui"][n]}
@@ -82,8 +83,7 @@ def sample(work: Engine, nodes: Nodes, convention: ModelConvention) -> Latent:
 def test_the_version_decides_the_sound_and_is_recorded(tmp_path: Path, library: Library) -> None:
     work = engine(tmp_path, library)
     current, before, official = (
-        sample(work, SAMPLED, c)
-        for c in ("comfyui", "comfyui-0.32", "ltx")  # type: ignore[arg-type]
+        sample(work, SAMPLED, c) for c in ("comfyui", "comfyui-0.32", "ltx")
     )
     assert current.audio is not None and before.audio is not None and official.audio is not None
     assert (current.audio - before.audio).abs().mean() > 1e-4

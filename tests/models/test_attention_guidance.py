@@ -22,6 +22,7 @@ from latent_ladder.models.transformer.streams import (
     GuideBias,
     Nag,
     StreamInput,
+    StreamState,
     attention_bias,
     select_bias,
 )
@@ -171,10 +172,12 @@ def test_guide_bias_in_the_transformer(golden: Goldens, model: Transformer) -> N
 
 def test_the_audio_attends_to_the_updated_video(golden: Goldens, model: Transformer) -> None:
     """Both attentions of a block one after the other on states that are set up by hand."""
-    states = []
+    states: list[tuple[TransformerBlock, StreamState, StreamState, BlockRows]] = []
     original = TransformerBlock._cross_attention
 
-    def record(block: TransformerBlock, v: object, a: object, rows: BlockRows, _: bool) -> None:
+    def record(
+        block: TransformerBlock, v: StreamState, a: StreamState, rows: BlockRows, _: bool
+    ) -> None:
         states.append((block, v, a, rows))
 
     try:

@@ -25,7 +25,7 @@ def widget_values(definition: NodeType, node: Mapping[str, Any]) -> dict[str, Va
     """
     if definition.class_type == POWER_LORA_LOADER:
         return _values_of_lora_list(node)
-    if definition.class_type not in NODE_TYPES or definition.unsupported_reason:
+    if definition.class_type not in NODE_TYPES or _is_opaque(definition):
         return _values_of_unknown_type(node)
     named = _values_by_name(node)
     if named is not None:
@@ -90,6 +90,11 @@ def _is_seed_control(extra: str) -> bool:
 
 def _is_control_value(value: Value) -> bool:
     return isinstance(value, str) and value in SEED_CONTROLS
+
+
+def _is_opaque(definition: NodeType) -> bool:
+    """Return whether a type is known by name only."""
+    return bool(definition.unsupported_reason) and not definition.inputs
 
 
 POWER_LORA_LOADER = "Power Lora Loader (rgthree)"

@@ -21,6 +21,7 @@ to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Self
 
 
@@ -130,3 +131,14 @@ class Cancelled(LadderError):
     """The user stopped the run; finished artefacts stay in the store."""
 
     exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint: the nearest of the ``known`` names, else the list of all of them."""
+    from difflib import get_close_matches  # imported here: only needed for a wrong name
+
+    names = sorted(known)
+    near = get_close_matches(name.lower(), names, n=2, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return f"known: {', '.join(names)}"

@@ -18,9 +18,9 @@ from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, TensorInfo
 from latent_ladder.checkpoints.components import (
     Component,
     components,
-    detect_family,
     find_unused_tensors,
 )
+from latent_ladder.checkpoints.families import detect_family
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models.audio_vae.networks import AudioDecoder, AudioEncoder
 from latent_ladder.models.audio_vae.vocoder import Generator

@@ -35,7 +35,7 @@ from latent_ladder.media.video_writer import (
     check_video_path,
     write_video,
 )
-from latent_ladder.storage.atomic_write import ABANDONED_S, PART_PREFIX
+from latent_ladder.storage.temporary_files import ABANDONED_S, PART_PREFIX
 
 SPEC = VideoSpec((96, 64), Fraction(24))
 NTSC = Fraction(30000, 1001)

@@ -7,6 +7,7 @@ from collections.abc import Generator
 
 import pytest
 import torch
+from latent_ladder.models.weights.block_placement import streamed_bytes
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
@@ -15,7 +16,7 @@ from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
-from latent_ladder.models.weights.block_offload import BlockOffload, streamed_bytes
+from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.linear import Linear
 from latent_ladder.models.weights.loading import WeightLocation
 from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
@@ -128,14 +129,17 @@ def weights(model: Transformer) -> list[torch.Tensor]:
     return [layer.weight for layer in layers if layer.weight is not None]
 
 
-@pytest.mark.parametrize("blocks", [1, 6, 48])
-def test_streamed_blocks_are_evenly_spaced(blocks: int) -> None:
-    for streamed in range(blocks + 1):
+@pytest.mark.parametrize("blocks", [1, 6, 28, 48])
+def test_streamed_blocks_are_spread_and_nested(blocks: int) -> None:
+    before: set[int] = set()
+    for streamed in range(1, blocks + 1):
         chosen = streamed_block_numbers(blocks, streamed)
         assert len(set(chosen)) == streamed
-        assert all(0 <= n < blocks for n in chosen)
-        gaps = [b - a for a, b in itertools.pairwise(chosen)]
-        assert not gaps or max(gaps) - min(gaps) <= 1
+        assert before < set(chosen) <= set(range(blocks))
+        before = set(chosen)
+        around = itertools.pairwise((*chosen, chosen[0] + blocks))
+        gaps = [b - a for a, b in around]
+        assert max(gaps) <= 2 * min(gaps) + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import component_family
 from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.checkpoints.families import component_family
 from latent_ladder.checkpoints.header_cache import (
     ComponentSummary,
     FileContent,

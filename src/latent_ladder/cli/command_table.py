@@ -47,7 +47,8 @@ COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("doctor", "doctor", _MACHINE, "Check model files, presets and this machine."),
     CommandRow("advise", "advise", _MACHINE, "Recommend a preset for a clip on this machine."),
     CommandRow("bench", "bench", _MACHINE, "Measure this machine, so `plan` can estimate times."),
-    CommandRow("presets", "presets", _RECORDS, "List and show presets."),
+    CommandRow("presets", "presets", _RECORDS, "List, show and save presets."),
+    CommandRow("config", "config", _RECORDS, "Show the config file and the values in effect."),
     CommandRow("runs", "runs", _RECORDS, "List, show, check and delete stored runs."),
     CommandRow("measure", "measure", _RECORDS, "Measure a clip, or compare a clip with its draft."),
 )  # fmt: skip

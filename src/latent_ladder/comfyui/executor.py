@@ -159,6 +159,7 @@ class _GraphRun:
             "workflow": self.graph.to_api(),
             "model_convention": engine.convention,
         }
+        engine.store.remove_temporary_files()
         self.recorder = RunRecorder(engine.store.runs, self.command, request)
         self.recorder.update(kind="workflow")
 
@@ -387,16 +388,25 @@ class _GraphRun:
         if stored is not None:
             return stored.load()
         made = make()
-        self.engine.store.put(key, made, {"stage": "part", "name": name})
+        self._put(node, key, made, {"stage": "part", "name": name})
         self._note(node, reused=False, key=key)
         return made
 
     def _store(self, name: str, values: Sequence[Value]) -> None:
         tensors, meta = pack(values)
         node = self.graph.nodes[name]
-        self.engine.store.put(
-            self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
+        self._put(
+            name, self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
         )
+
+    def _put(
+        self, node: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> None:
+        """Store a node's result, which is in memory too: a full disk does not end the run."""
+        error = self.engine.store.try_put(key, tensors, meta)
+        if error is not None:
+            text = f"the result is not stored, the run goes on without: {error.message}"
+            self.on_event(NodeWarned(node, "not_stored", f"{text}; {error.hint}"))
 
     def _function_of(self, name: str) -> NodeFunction:
         return NODES[self.graph.nodes[name].class_type]

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_ladder.errors import RequestError
+from latent_ladder.storage.read_file import read_small_text
 
 MANY = 64
 """More drafts than this need ``--yes``."""
 MOST = 10_000
+MAX_PROMPTS_BYTES = 4 * 2**20
+"""Largest file of prompts."""
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -66,10 +69,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
     Raises :class:`RequestError` for a file that cannot be read or holds none.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"prompts {path} cannot be read: {error}", "check the path") from error
+    lines = read_small_text(path, MAX_PROMPTS_BYTES, RequestError, "prompts file").splitlines()
     found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not found:
         raise RequestError(f"prompts {path} holds no prompt", "write one prompt per line")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
 from latent_ladder.media.open_media import SAMPLE_RATE, find_video_stream, open_media
+from latent_ladder.storage.read_file import check_regular_file
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -48,7 +49,7 @@ def check_audio(path: Path, seconds: Fraction | None = None) -> InputAudio:
     ``seconds``: only so much of it will be used. Raises :class:`MediaError` for a file without
     audio, with less than :data:`MIN_DURATION_S`, or with NaN or infinite samples.
     """
-    if path.exists() and path.stat().st_size == 0:
+    if check_regular_file(path, MediaError, "file").st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a WAV, FLAC, MP3 or M4A file")
     with open_media(path, "audio") as container:
         stream = _stream(container, path)

@@ -36,7 +36,8 @@ from latent_ladder.media.video_writer import (
     resample_audio,
     temporary_output,
 )
-from latent_ladder.storage.atomic_write import commit, convert_write_errors, part_path
+from latent_ladder.storage.atomic_write import commit, convert_write_errors
+from latent_ladder.storage.temporary_files import part_path, remove_abandoned
 
 SIDECAR = "request.json"
 """Name of the metadata file in the folder of the frames; TIFF and EXR files have no metadata."""
@@ -82,8 +83,8 @@ def check_image_sequence(path: Path, overwrite: bool) -> None:
         )
     require_encoder(IMAGE_ENCODERS[suffix][0])
     folder = target.folder
-    if not folder.absolute().parent.is_dir():
-        raise MediaError(f"output folder {folder.parent} does not exist", "create it first")
+    with convert_write_errors(MediaError, f"output folder {folder}", folder.parent):
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not folder.is_dir():
         raise MediaError(f"output folder {folder} is a file", "choose another folder")
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -202,6 +203,7 @@ def _write_pcm(path: Path, audio: Waveform, duration: Fraction, metadata: Mappin
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that replaces ``folder`` if the block ends without an exception."""
+    remove_abandoned([folder.absolute().parent])
     new = part_path(folder.absolute())
     new.mkdir()
     try:

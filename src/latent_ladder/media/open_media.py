@@ -7,6 +7,7 @@ would open the other files and addresses that playlists and manifests (``ffconca
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from latent_ladder.errors import MediaError
 from latent_ladder.media import image_files
+from latent_ladder.storage.read_file import read_error
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -40,10 +42,7 @@ def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
     """
     import av
 
-    if path.exists() and not path.is_file():
-        raise MediaError(
-            f"{path} cannot be read as {what}: it is not a file", "give the path of a file"
-        )
+    _check_file(path, what)
     try:
         # "file:" makes a name such as "concat:a" a name, not an instruction
         with av.open(
@@ -63,6 +62,20 @@ def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
             f"{path.name} cannot be read as {what}: {reason}",
             hint="use another file: this is not a media file, or it is truncated or damaged",
         ) from error
+
+
+def _check_file(path: Path, what: str) -> None:
+    """Raise :class:`MediaError` unless ``path`` is a file, or missing: FFmpeg says that."""
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise read_error(path, error, MediaError) from error
+    if not is_file:
+        raise MediaError(
+            f"{path} cannot be read as {what}: it is not a file", "give the path of a file"
+        )
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:

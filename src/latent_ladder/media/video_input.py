@@ -21,6 +21,7 @@ from latent_ladder.media.frame_times import find_rate, has_variable_rate, read_f
 from latent_ladder.media.image_input import fit_image
 from latent_ladder.media.open_media import open_media, video_stream
 from latent_ladder.media.video_reader import timed_frames
+from latent_ladder.storage.read_file import check_regular_file
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def check_video(path: Path) -> InputVideo:
 
     Raises :class:`MediaError` for a file without video, or one that cannot be read.
     """
-    if path.exists() and path.stat().st_size == 0:
+    if check_regular_file(path, MediaError, "file").st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a video file")
     with open_media(path) as container:
         stream = video_stream(container, path)

@@ -18,6 +18,7 @@ from latent_ladder.media.container_metadata import decode_comment, read_image_ta
 from latent_ladder.media.frame_form import FrameForm, FramePadding, decode_progressive
 from latent_ladder.media.frame_times import count_stated_frames, find_rate
 from latent_ladder.media.open_media import SAMPLE_RATE, open_media, video_stream
+from latent_ladder.storage.read_file import read_small_text
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+MAX_SIDECAR_BYTES = 2**24
+"""Largest ``request.json`` of an image sequence."""
 _PICTURES = (".png", ".gif", ".webp")
 
 
@@ -86,13 +89,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _sidecar(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / "request.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        text = read_small_text(folder / "request.json", MAX_SIDECAR_BYTES, MediaError)
+        found = json.loads(text)
+    except (MediaError, ValueError, RecursionError) as error:
         raise MediaError(
             f"folder {folder} has no readable request.json: {error}",
             "give a clip, or the folder of an image sequence",
         ) from error
-    return {k: v for k, v in found.items() if isinstance(v, str)}
+    tags = found if isinstance(found, dict) else {}
+    return {k: v for k, v in tags.items() if isinstance(v, str)}
 
 
 def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:

@@ -32,7 +32,7 @@ from latent_ladder.models.network_configs import (
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.request.sampling_options import StreamGuidance
-from latent_ladder.request.stages import SamplingStage, UpsampleStage
+from latent_ladder.request.stages import BaseStage, SamplingStage, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
 
@@ -320,7 +320,9 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     stage, resolved = request.stages[index], request.resolved.stages[index]
     name, resolution = resolved.name, resolved.resolution
     windows = [window.resolution(resolution) for window in resolved.windows]
-    longest = max(window.video_tokens for window in windows)
+    slots = stage.generated_keyframes if isinstance(stage, BaseStage) else 0
+    per_frame = resolution.latent_height * resolution.latent_width
+    longest = max(window.video_tokens for window in windows) + slots * per_frame
     if isinstance(stage, UpsampleStage):
         before = request.resolved.stages[index - 1].resolution
         flops = _upsample_flops(before, resolution, sizes.upsampler_channels)
@@ -330,6 +332,8 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     passes, forwards = count_passes(request, index)
     loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
     tiles = [resolved.tile_tokens(window) for window in resolved.windows]
+    if slots:
+        tiles = [(longest,)]  # a single window, and no tiles
     audio = [0 if request.audio == "none" else window.audio_latents for window in windows]
     nag = (stage.guidance.video.has_nag, stage.guidance.audio.has_nag)
     flops = sum(

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from latent_ladder.errors import MemoryBudgetError, RequestError
+from latent_ladder.errors import MemoryBudgetError, RequestError, StoreError
 from latent_ladder.memory.planner import GIB, Budget, Machine
-from latent_ladder.storage.atomic_write import write_atomically
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.storage.user_folders import user_folder
 
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
 CONTEXT_BYTES = GIB // 2
@@ -121,9 +122,7 @@ def figures_file() -> Path:
     folder = os.environ.get("LADDER_DATA")
     if folder:
         return Path(folder) / "machine.json"
-    import platformdirs
-
-    return platformdirs.user_data_path("latent-ladder", appauthor=False) / "machine.json"
+    return user_folder("data") / "machine.json"
 
 
 def device_name(device: str) -> str:
@@ -142,13 +141,14 @@ def read_rates(device: str) -> Machine | None:
 
 
 def save_rates(device: str, machine: Machine) -> Path:
-    """Store measured rates; returns the file."""
+    """Store measured rates; returns the file. Raises :class:`StoreError`."""
     path = figures_file()
     try:
         known = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         known = {}
     known[device_name(device)] = asdict(machine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(known, indent=2).encode())
+    with convert_write_errors(StoreError, path.name, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(known, indent=2).encode())
     return path

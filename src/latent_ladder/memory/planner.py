@@ -10,7 +10,7 @@ the first level that fits; a run that is still out of memory continues from ther
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -182,7 +182,13 @@ def plan_memory(
         levels = list(stage_fallbacks(cost, request, sizes, budget, policy))
         fitting = next((level for level in levels if fits(level, budget)), None)
         if fitting is None and (made is None or cost.name in made):
-            raise _too_big(levels[-1], budget, policy, request)
+            least = [
+                _least(list(stage_fallbacks(other, request, sizes, budget, policy)))
+                for other in estimate(request, sizes)
+                if made is None or other.name in made
+            ]
+            room = max(level.peak_bytes for level in least)
+            raise _too_big(_least(levels), budget, policy, request, room)
         found.append(fitting or levels[-1])
     return MemoryPlan(budget, tuple(found))
 
@@ -389,8 +395,13 @@ def _fixed_memory(
 
 
 def _too_big(
-    stage: StageMemory, budget: Budget, policy: Policy, request: Request | None = None
+    stage: StageMemory,
+    budget: Budget,
+    policy: Policy,
+    request: Request | None = None,
+    room: int | None = None,
 ) -> MemoryBudgetError:
+    """The error for a stage; ``room`` are the bytes in which all stages would fit."""
     resolution = stage.cost.resolution
     where = f" at {resolution.width}x{resolution.height}x{resolution.frames}" if resolution else ""
     what = f"{stage.cost.name}{where}"
@@ -400,16 +411,28 @@ def _too_big(
             f"{readable_size(budget.ram_bytes)} are free",
             "use --offload disk, or a model file in a smaller precision",
         )
-    without = "" if request is None or request.decode.grid == "auto" else "decode.grid=auto --set "
-    hints = {
-        "none": "use --offload auto, which streams blocks from RAM or disk",
-        "decode": f"use --set {without}decode.tile_px=384, or --oom-policy tiles",
-    }
-    hint = hints.get(stage.cost.kind) or hints.get(
-        policy.offload, "use a smaller --size or fewer --frames"
-    )
+    hint = _room_hint(stage, policy, request, room or stage.peak_bytes)
     return MemoryBudgetError(
         f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.offload_plan}, "
         f"the budget is {readable_size(budget.device_bytes)}",
         hint,
     )
+
+
+def _least(levels: Sequence[StageMemory]) -> StageMemory:
+    """The fallback level that needs least memory on the device."""
+    return min(levels, key=lambda level: (level.peak_bytes, level.pinned_bytes))
+
+
+def _room_hint(stage: StageMemory, policy: Policy, request: Request | None, needed: int) -> str:
+    """The change that makes a stage need less; what the plan tried already is not advised."""
+    room = f"allow more memory (at least --vram {math.ceil(needed / GIB * 100) / 100:g})"
+    if stage.cost.kind != "decode":
+        if policy.offload == "none":
+            return "use --offload auto, which streams blocks from RAM or disk"
+        return f"use a smaller --size or fewer --frames, or {room}"
+    if request is not None and request.decode.grid != "auto":
+        return "use --set decode.grid=auto, which lets the decoder choose smaller tiles"
+    if "tiles" not in policy.changes:
+        return "use --oom-policy tiles, which decodes in smaller tiles"
+    return f"use a smaller --size, or {room}"

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from latent_ladder.metrics.optical_flow import (
     BidirectionalFlow,
+    Flow,
     Luminance,
     check_flow,
     compute_flow,
-    flow_speed,
+    moving_flow,
     resize_image,
+    steady_speed,
     to_luminance,
     warp,
     working_size,
@@ -40,7 +42,8 @@ CONSECUTIVE_CHECKS = 2  # flicker needs three consecutive frames
 class VideoMetrics:
     """Video metrics of a clip; a level is 1/255. ``None``: too few frames for this metric.
 
-    - ``motion``: mean flow length, % of the diagonal per second.
+    - ``motion``: mean flow length, % of the diagonal per second. Only flow that explains the change
+      between two frames and goes on in the next pair counts, so noise and flicker do not.
     - ``dynamic_degree``: mean of each pair's 5 % longest flows, % of the diagonal per second;
       ``dynamic_share``: share of pairs where these exceed 6 px at 8 fps and a short side of 256 px
       (the rule of VBench's ``dynamic_degree``, with DIS instead of RAFT).
@@ -116,6 +119,7 @@ class ClipMeter:
         self._size = (0, 0)
         self._last: Luminance | None = None
         self._before: tuple[Luminance, BidirectionalFlow] | None = None
+        self._flow: Flow | None = None
         self._columns: Values = np.zeros(0)
         self._rows: Values = np.zeros(0)
 
@@ -197,11 +201,7 @@ class ClipMeter:
         s = self._series
         s.frozen.append(_is_frozen(before, after))
         forward = compute_flow(before, after)
-        fast = flow_speed(forward, before, after)
-        percent = 100.0 * self._fps / math.hypot(*before.shape)
-        s.motion.append(float(fast.mean()) * percent)
-        count = max(1, round(TOP_SHARE * fast.size))
-        s.top.append(float(np.partition(fast, -count, axis=None)[-count:].mean()) * percent)
+        self._add_motion(moving_flow(forward, before, after))
         if (len(s.frozen) - 1) % self._every >= CONSECUTIVE_CHECKS:
             self._before = None
             return
@@ -212,6 +212,29 @@ class ClipMeter:
         if self._before is not None:
             s.flicker += self._flicker(before, after, between)
         self._before = (before, between)
+
+    def _add_motion(self, flow: Flow) -> None:
+        """Add the speed of a pair; that of the first pair is known when the second one is."""
+        s, earlier = self._series, self._flow
+        if s.frozen[-1] and earlier is not None:  # a repeated frame: the motion before may go on
+            self._add_speed(np.zeros(flow.shape[:2], np.float32))
+            return
+        self._flow = flow
+        if earlier is None:
+            self._add_speed(steady_speed(flow, flow))
+            return
+        if len(s.motion) == 1:
+            s.motion.clear()
+            s.top.clear()
+            self._add_speed(steady_speed(earlier, warp(flow, earlier)))
+        self._add_speed(steady_speed(flow, warp(earlier, -flow)))
+
+    def _add_speed(self, speed: NDArray[np.float32]) -> None:
+        s, (height, width) = self._series, speed.shape
+        percent = 100.0 * self._fps / math.hypot(height, width)
+        s.motion.append(float(speed.mean()) * percent)
+        count = max(1, round(TOP_SHARE * speed.size))
+        s.top.append(float(np.partition(speed, -count, axis=None)[-count:].mean()) * percent)
 
     def _flicker(self, now: Luminance, after: Luminance, between: BidirectionalFlow) -> list[float]:
         """The flow-compensated second difference at ``now``, as a list of one number.

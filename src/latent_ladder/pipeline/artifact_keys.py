@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.families import marks_keyframes
 from latent_ladder.checkpoints.selection import ModelSet
 from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.pipeline.input_files import InputFile, visible_size
@@ -99,6 +100,8 @@ def sampling_key(
 ) -> str:
     """Key of the latents of a base or refine stage."""
     kind, fields = request.stages[position].kind, request.stage_fields(position)
+    if marks_keyframes(models.transformer):
+        fields["first_frame"] = "marked"  # earlier versions ran LTX-2.5 without its mark
     return _key(kind, fields, inputs, (models.transformer, *loras))
 
 

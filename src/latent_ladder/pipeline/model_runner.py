@@ -36,6 +36,7 @@ class ModelRunner:
         self.runtime, self.budget, self.policy = runtime, budget, policy
         self._transformer: Transformer | None = None
         self._loaded: tuple[str, LoadOptions] | None = None
+        self._program_bytes = peak_usage.program_bytes(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -146,8 +147,11 @@ class ModelRunner:
         peak_usage.reset(self.device)
 
     def peak_bytes(self) -> int:
-        """Peak memory since :meth:`start_measuring`, in bytes."""
-        return peak_usage.peak_bytes(self.device)
+        """Peak memory since :meth:`start_measuring`, in bytes, as a memory plan counts it.
+
+        The models and their work, without the interpreter and its libraries.
+        """
+        return max(peak_usage.peak_bytes(self.device) - self._program_bytes, 0)
 
 
 def _load_options(offload_plan: OffloadPlan) -> LoadOptions:

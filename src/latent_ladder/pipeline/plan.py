@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.families import marks_keyframes
 from latent_ladder.checkpoints.selection import Library, ModelSet, find_by_name
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution
+from latent_ladder.models.text_encoder.tokenizer import fold_case
 from latent_ladder.pipeline import artifact_keys as keys
 from latent_ladder.pipeline.input_files import InputFile, InputFiles, read_input_files
 from latent_ladder.request.model import Request
@@ -29,7 +31,7 @@ from latent_ladder.request.stages import (
 )
 from latent_ladder.request.windows import Window
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
-from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
+from latent_ladder.upscale.upscale_plan import UpscalePlan, plan_upscale
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def mark_stored(
 
 
 def _check(request: Request, models: ModelSet) -> None:
+    _check_slots(request, models)
     encodes = request.video is not None and request.video.mode != "reference"
     if request.resolved.has_sound and encodes and not _encodes_sound(models):
         raise models.missing_error(
@@ -146,6 +149,22 @@ def _check(request: Request, models: ModelSet) -> None:
     elif request.resolved.has_sound and not models.has_audio:
         role = "vocoder" if models.vocoder is None else "audio_vae"
         raise models.missing_error(role, "the request wants sound; without it, use --audio none")
+
+
+def _check_slots(request: Request, models: ModelSet) -> None:
+    base = request.stages[0]
+    slots = base.generated_keyframes if isinstance(base, BaseStage) else 0
+    if slots and not marks_keyframes(models.transformer):
+        raise RequestError(
+            f"base.generated_keyframes={slots}: {models.transformer.file.path.name} has no mark of "
+            "keyframes, only LTX-2.5 has",
+            "set base.generated_keyframes=0, or use a transformer of LTX-2.5",
+        )
+    if slots and request.resolved.windows is not None:
+        raise RequestError(
+            f"base.generated_keyframes={slots} cannot be used with windows in time",
+            "set base.generated_keyframes=0, or windows=off",
+        )
 
 
 def _encodes_sound(models: ModelSet) -> bool:
@@ -248,11 +267,12 @@ class _PlanBuilder:
         texts = [("prompt", self.request.prompt)]
         if self.request.needs_negative:
             texts.append(("negative prompt", self.request.negative_prompt))
+        folded = [(name, fold_case(text, models.text_encoder)) for name, text in texts]
         return [
             PlannedStage(
                 name, "prompt", keys.prompt_key(text, *parts, as_comfyui=as_comfyui), text=text
             )
-            for name, text in texts
+            for name, text in folded
         ]
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:

@@ -1,8 +1,8 @@
-"""Problems of a request: of one value, the nearest known name, and the report of all."""
+"""Problems of a request: of one value, and the report of all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from latent_ladder.errors import RequestError
 
@@ -21,18 +21,6 @@ class Problem(ValueError):
         self.message = message
         self.hint = hint
         self.whole = whole
-
-
-def did_you_mean(name: str, known: Iterable[str], limit: int = 12) -> str:
-    """A hint: the nearest of the ``known`` names, else the list of them (at most ``limit``)."""
-    from difflib import get_close_matches  # imported here: only needed for a wrong name
-
-    names = sorted(known)
-    near = get_close_matches(name.lower(), names, n=2, cutoff=0.6)
-    if near:
-        return "did you mean " + " or ".join(near) + "?"
-    shown = ", ".join(names[:limit])
-    return f"known: {shown}" + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def report(problems: Sequence[Found]) -> RequestError:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from latent_ladder.server.client_messages import (
     JobMessages,
@@ -24,6 +25,9 @@ from latent_ladder.server.worker_process import WORKER_DIED, JobOutcome, WorkerP
 
 INTERRUPT_GRACE_S = 5.0
 """Time for the current step after an interrupt; a later second interrupt kills the worker."""
+
+RETRY_S = 10.0
+"""Time between two tries to write what a full disk had no room for."""
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +111,20 @@ class JobLoop:
                 await self._worker.start()
             job = self.store.next_job()
             if job is None:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._wait_for_work()
             else:
                 await self._run_job(job)
+
+    async def _wait_for_work(self) -> None:
+        """Wait until something happens; entries that only memory has are tried again meanwhile."""
+        self._wake.clear()
+        if not self.store.unsaved:
+            await self._wake.wait()
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), RETRY_S)
+        if self.store.save_unsaved():
+            self._announce("the queue is written again")
 
     async def close(self) -> None:
         """Stop the running job after its current step, keep it in the queue, end the worker."""
@@ -131,6 +145,8 @@ class JobLoop:
             outcome = JobOutcome(stopped=True)
         final = list(_final_messages(messages, outcome))
         self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
+        if job.id in self.store.unsaved:
+            self._announce(f"warning: the disk is full; the end of {job.id} is only in memory")
         self._current = self._interrupted_at = None
         self._send(job, [*final, executing_message(job.id, None)])
         self._send_status()

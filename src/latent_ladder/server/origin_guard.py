@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from latent_ladder.errors import LadderError
+from latent_ladder.errors import LadderError, StoreError
+from latent_ladder.storage.atomic_write import NO_ROOM_ERRNOS
 
 HEADERS = {"X-Content-Type-Options": "nosniff"}
 _METHODS = "DELETE, GET, HEAD, OPTIONS, POST"
@@ -110,12 +111,21 @@ def refuse_other_sites(access: Access) -> Middleware:
 
 @web.middleware
 async def report_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Middleware that answers a :class:`LadderError` with status 400, its message and hint."""
+    """Middleware that answers a :class:`LadderError` with its message and hint.
+
+    The status is 400, for a full disk 507.
+    """
     try:
         return await handler(request)
     except LadderError as error:
         body = {"type": error.code, "message": error.message, "details": error.hint or ""}
-        return web.json_response({"error": body}, status=400)
+        return web.json_response({"error": body}, status=_status_of(error))
+
+
+def _status_of(error: LadderError) -> int:
+    """400, a fault of the client, but for a store that cannot be written or a full disk."""
+    is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM_ERRNOS
+    return 507 if isinstance(error, StoreError) or is_full else 400
 
 
 def add_headers(access: Access) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

@@ -17,7 +17,8 @@ from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.image_files import open_image
 from latent_ladder.server.data_folders import DataFolders, check_file_name, split_annotation
 from latent_ladder.server.view import convert_in_turn
-from latent_ladder.storage.atomic_write import commit, explain_write_error, part_path
+from latent_ladder.storage.atomic_write import commit, explain_write_error
+from latent_ladder.storage.temporary_files import part_path
 
 CHUNK_BYTES = 2**18
 MAX_FIELD_BYTES = 2**16

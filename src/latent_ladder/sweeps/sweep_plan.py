@@ -170,7 +170,7 @@ class _Planner:
         choices = request.models.choices
         named = tuple(sorted(choices.items()))
         if named not in self.known:
-            self.known[named] = select_models(self.prepared.library, choices)
+            self.known[named] = select_models(self.prepared.library, choices, request.preset)
         plan = make_plan(request, self.known[named], self.prepared.library)
         silent = tuple(stage for stage in plan.stages if stage.kind != "sound")
         sets = as_sets(self.prepared.request, point)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import ADVISE_RULES
 from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags
 from latent_ladder.cli.commands.options import Json
-from latent_ladder.cli.console import format_bytes, print_table, show_note
+from latent_ladder.cli.console import format_bytes, print_json, print_lines, print_table, show_note
 
 if TYPE_CHECKING:
     from latent_ladder.diagnostics.preset_recommendation import Option, Proposal
@@ -24,7 +24,7 @@ MOST_USED = (
 
 def register(app: typer.Typer) -> None:
     """Add ``advise``."""
-    app.command(cls=GroupedCommand)(expand_flags(advise, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(advise, MOST_USED, ADVISE_RULES))
 
 
 def advise(
@@ -41,13 +41,13 @@ def advise(
 
     options = memory.to_options()
     library = scan(model_folders(request_flags.folders or ()))
-    request = request_flags.build_request(library, inputs)
-    models = select_models(library, request.models.choices)
+    request = request_flags.build_request(library, inputs).pick_seed()
+    models = select_models(library, request.models.choices, request.preset)
     available = budget(options, memory.device)
     policy = Policy(options.offload, options.changes, request.models.precision)
     proposal = propose(request, models, available, policy, read_rates(available.device))
     if as_json:
-        print(json.dumps(proposal.to_dict(), indent=2, ensure_ascii=False))
+        print_json(proposal.to_dict())
         return
     _print_proposal(proposal)
     if not any(o.seconds for o in proposal.options):
@@ -55,7 +55,7 @@ def advise(
 
 
 def _print_proposal(proposal: Proposal) -> None:
-    print(proposal.sentence)
+    print_lines(proposal.sentence)
     columns = ("", "way", "preset", "peak", "work", "time", "")
     print_table("", columns, [_option_row(option, proposal) for option in proposal.options])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.options import Device, Json, memory_option
-from latent_ladder.cli.console import print_table, show_note
+from latent_ladder.cli.console import print_json, print_table, show_note
 
 File = Annotated[
     Path | None,
@@ -43,7 +42,9 @@ def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> 
     machine = measure(runtime, file)
     path = save_rates(runtime.device.type, machine)
     if as_json:
-        print(json.dumps({"device": runtime.device.type, **asdict(machine), "file": str(path)}))
+        print_json(
+            {"device": runtime.device.type, **asdict(machine), "file": str(path)}, indent=None
+        )
         return
     rows = [
         ("matrix products", f"{machine.flops / 1e12:.3g} TFLOP/s"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +11,12 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import CLIP_RULES, MAKE_RULES
 from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags, prepare
 from latent_ladder.cli.commands.options import (
     Json,
     Measure,
+    Open,
     Output,
     Overwrite,
     PreviewStrip,
@@ -22,8 +24,19 @@ from latent_ladder.cli.commands.options import (
     StoreFolder,
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
-from latent_ladder.cli.console import print_table, show_warning
+from latent_ladder.cli.console import (
+    print_json,
+    print_lines,
+    print_table,
+    print_text,
+    print_toml,
+    show_error,
+    show_loading,
+    show_warning,
+)
+from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.run_log import log_plan
+from latent_ladder.errors import StoreError
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared
@@ -40,8 +53,8 @@ NAME_WORDS = 6
 
 def register(app: typer.Typer) -> None:
     """Add ``make``, ``plan`` and ``show``."""
-    app.command(cls=GroupedCommand)(expand_flags(make, MOST_USED))
-    app.command(cls=GroupedCommand)(expand_flags(plan, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(make, MOST_USED, MAKE_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(plan, MOST_USED, CLIP_RULES))
     app.command(cls=GroupedCommand)(show)
 
 
@@ -56,11 +69,15 @@ def make(
     measure: Measure = True,
     as_json: Json = False,
     preview: PreviewStrip = False,
+    open_result: Open = False,
 ) -> None:
     """Make a clip with sound from a prompt.
 
     ladder make "a red ball rolls to the right" -o ball.mp4
     """
+    began = time.monotonic()
+    is_quiet = quiet or as_json
+    show_loading("reading the headers of the model files", is_quiet)
     prepared = prepare(request_flags, memory, store, inputs)
     path = output or choose_file_name(
         prepared.request.prompt, ".mov" if prepared.request.output.codec == "prores" else ".mp4"
@@ -69,15 +86,16 @@ def make(
 
     run = track_run(
         prepared,
-        memory.device,
         resume_command(prepared.request.seed),
         overwrite=overwrite,
-        quiet=quiet or as_json,
+        quiet=is_quiet,
     )
     with run as options:
         strip = path.with_suffix(".preview.png") if preview else None
         result = execute(prepared, path, replace(options, measure=measure, preview=strip))
-    print_result(result, as_json)
+    print_result(result, time.monotonic() - began, as_json=as_json, quiet=quiet)
+    if open_result:
+        open_file(path)
 
 
 def plan(
@@ -95,9 +113,13 @@ def plan(
     log_plan(prepared)
     report = prepared.report()
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return
     _print_plan(prepared, report)
+    try:
+        prepared.store.check_writable(create=False)
+    except StoreError as error:
+        show_error(error)
 
 
 def show(
@@ -113,19 +135,19 @@ def show(
 
     request = request_of_clip(clip)
     if as_json:
-        print(json.dumps(request.to_dict(), indent=2, ensure_ascii=False))
+        print_json(request.to_dict())
         return
     if not _is_video_file(clip):
-        print(f"# {clip.name}")
-        print(request.to_toml().rstrip())
+        print_lines(f"# {clip.name}")
+        print_toml(request.to_toml())
         return
     info = probe(clip)
     sound = f", sound {info.audio_duration_s:.3f} s" if info.audio_duration_s else ", no sound"
-    print(
+    print_lines(
         f"# {clip.name}: {info.width}x{info.height}, {info.frames} frames, "
         f"{info.duration_s:.3f} s{sound}"
     )
-    print(request.to_toml().rstrip())
+    print_toml(request.to_toml())
 
 
 def choose_file_name(prompt: str, suffix: str = ".mp4") -> Path:
@@ -143,7 +165,9 @@ def _is_video_file(clip: Path) -> bool:
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
-    print(prepared.headline())
+    print_lines(prepared.headline(picked=False))
+    if prepared.unfinished is not None:
+        print_lines(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
     rows = [
         (
             stage["stage"],
@@ -157,10 +181,21 @@ def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
         )
         for stage in report["rows"]
     ]
-    columns = ("stage", "canvas", "latents", "tokens", "sigmas", "work", "memory", "state")
-    print_table("", columns, rows)
-    files = [(m["role"], m["precision"], m["file"]) for m in report["models"]]
-    print_table("", ("role", "precision", "file"), files)
-    print(f"advice: {report['advice']['sentence']}")
+    columns = ("stage", "canvas", "latents", "tokens", "sigmas", "work", "peak memory", "state")
+    print_table("", columns, rows, below=("sigmas", "work", "latents", "tokens"))
+    print_table("", ("role", "precision", "file"), _file_rows(report), whole=("file",))
+    print_lines("")
+    print_text(f"advice: {report['advice']['sentence']}")
     for warning in report["warnings"]:
         show_warning(warning["message"])
+
+
+def _file_rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """One row per model file, with all roles that it has."""
+    roles: dict[tuple[str, str], list[str]] = {}
+    for model in report["models"]:
+        roles.setdefault((model["precision"], model["file"]), []).append(model["role"])
+    return [
+        (", ".join(r.replace("_", " ") for r in names), precision, file)
+        for (precision, file), names in roles.items()
+    ]

@@ -48,8 +48,8 @@ PresetName = Annotated[
         "-p",
         metavar="NAME",
         autocompletion=completion.complete_preset,
-        help="Named settings to start from; `ladder presets list` shows them. "
-        "Default: one that fits the model files found.",
+        help="Named settings to start from; `ladder presets list` shows them; a .toml file works "
+        "too. Default: LADDER_PRESET, config.toml, else one that fits the models.",
     ),
 ]
 Seed = Annotated[
@@ -57,8 +57,8 @@ Seed = Annotated[
     stage_option(
         "--seed",
         metavar="NUMBER",
-        help="Whole number; the same seed gives the same clip. -1 picks a random one. "
-        "Default: the preset's, else 10.",
+        help="Whole number; the same seed gives the same clip. Default: the preset's, else that of "
+        "the same command if it was stopped, else a random one; -1 always picks a random one.",
     ),
 ]
 Windows = Annotated[
@@ -113,7 +113,8 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         help="File to write: .mp4 .mov .mkv .webm .gif .webp .wav, or numbered pictures such as "
-        "folder/%05d.png. Default: a new name made from the prompt.",
+        "folder/%05d.png. Default: a new name made from the prompt, in LADDER_OUTPUT or the "
+        "folder of config.toml. For several clips: a folder, or clip.mp4 to number.",
     ),
 ]
 Overwrite = Annotated[
@@ -122,7 +123,13 @@ Overwrite = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    other_option("--quiet", "-q", help="Print no progress and no warnings."),
+    other_option(
+        "--quiet", "-q", help="Print the path of the result alone: no progress, no warnings."
+    ),
+]
+Open = Annotated[
+    bool,
+    output_option("--open", help="Open the result when it is finished, in the desktop's program."),
 ]
 PreviewStrip = Annotated[
     bool,
@@ -138,6 +145,13 @@ StoreFolder = Annotated[
         metavar="FOLDER",
         help="Folder of stored results and runs. Default: LADDER_STORE, else a folder in the "
         "user's data folder.",
+    ),
+]
+AllowPaths = Annotated[
+    bool,
+    input_option(
+        "--allow-paths",
+        help="Use absolute paths and model folders that the request of a clip names.",
     ),
 ]
 SourceRequest = Annotated[

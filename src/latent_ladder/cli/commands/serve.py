@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
-from latent_ladder.cli.commands.flag_values import parse_name_map
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import (
     Folders,
@@ -108,7 +107,7 @@ PreviewMethod = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``serve``."""
-    app.command(cls=GroupedCommand)(expand_flags(serve, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(serve, MOST_USED, MEMORY_RULES))
 
 
 def serve(
@@ -137,8 +136,10 @@ def serve(
     if not comfyui:
         raise RequestError("no API was chosen", "use `ladder serve --comfyui`")
     from latent_ladder.checkpoints.search_paths import model_folders
+    from latent_ladder.comfyui.analysis.required_files import parse_file_name_map
     from latent_ladder.comfyui.versions import parse_comfyui_version
     from latent_ladder.storage.artifact_store import default_root
+    from latent_ladder.storage.temporary_files import temporary_folder
 
     try:
         from latent_ladder.server.app import run_server
@@ -161,16 +162,14 @@ def serve(
         )
     named = tuple(path.resolve() for path in folders or ())
     root = (store or default_root()).resolve()
-    with tempfile.TemporaryDirectory(prefix="ladder-") as fresh:
+    with temporary_folder() as fresh:
         config = ServerConfig(
-            folders=DataFolders(
-                inputs.resolve(), results.resolve(), (temp or Path(fresh)).resolve()
-            ),
+            folders=DataFolders(inputs.resolve(), results.resolve(), (temp or fresh).resolve()),
             store=root,
             state_file=root / "serve" / f"{port}.sqlite3",
             named_models=named,
             models=model_folders(named),
-            file_names=parse_name_map(maps),
+            file_names=parse_file_name_map(maps or ()),
             memory=memory.to_options(),
             device=memory.device,
             port=port,

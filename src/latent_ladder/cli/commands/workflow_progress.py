@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from latent_ladder.cli.console import show_note, show_warning
+from latent_ladder.cli.console import escape_line, escape_text, show_note, show_warning
 from latent_ladder.comfyui.runtime.events import (
     GraphEvent,
     NodeDone,
@@ -102,14 +102,10 @@ class NodeProgressLines(AbstractContextManager["NodeProgressLines"]):
 
     def _print(self, text: str) -> None:
         if self._status is not None:  # through its console, so that the status line stays below
-            from rich.markup import escape
-
-            self._status.console.print(escape(text))
+            self._status.console.print(escape_text(text))
         elif not self._quiet:
             show_note(text)
 
     def _set_status(self, text: str) -> None:
         if self._status is not None:
-            from rich.markup import escape
-
-            self._status.update(escape(text))
+            self._status.update(escape_line(text))

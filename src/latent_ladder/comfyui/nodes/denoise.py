@@ -53,6 +53,7 @@ from latent_ladder.models.text_encoder.conditioning import Conditioning as Conte
 from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.models.transformer.attention import NagScales
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.keyframes import keyframe_mask
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import GuideBias, Nag
@@ -318,13 +319,17 @@ class _SamplingRun:
     def _video_stream(
         self, state: LatentState, contexts: Sequence[Context], terms: Guidance
     ) -> DenoiserStream:
+        positions, clip_tokens = self._video_positions()
         return DenoiserStream(
-            positions=self._video_positions().to(self._device),
+            positions=positions.to(self._device),
             positive=contexts[0].video,
             negative=contexts[1].video if len(contexts) > 1 else None,
             mask=_noise_levels(state),
             guidance=terms,
             frozen=_is_frozen(state),
+            keyframe_mask=keyframe_mask(positions, positions.shape[2] - clip_tokens).to(
+                self._device
+            ),
             bias=self._guide_bias(),
             nag=self._nag_video,
         )
@@ -335,7 +340,7 @@ class _SamplingRun:
         if all(guide.weights is None for guide in guides):
             return None
         counts = [guide.positions.shape[2] for guide in guides]
-        clip = torch.ones(self._video_positions().shape[2] - sum(counts))
+        clip = torch.ones(self._video_positions()[1])
         weights = [
             torch.ones(count) if guide.weights is None else guide.weights
             for guide, count in zip(guides, counts, strict=True)
@@ -363,8 +368,11 @@ class _SamplingRun:
             nag=self._nag_audio,
         )
 
-    def _video_positions(self) -> Tensor:
-        """Return the bounds of all video tokens: those of the clip, then those of each guide."""
+    def _video_positions(self) -> tuple[Tensor, int]:
+        """Return the bounds of all video tokens, and how many of them are the clip's.
+
+        Those of each guide follow the clip.
+        """
         positive, video = self._job.guider.positive, self._job.latent.video
         if video is None:
             raise TypeError("a latent without video has no video positions")
@@ -375,7 +383,7 @@ class _SamplingRun:
             positions = guide.positions.clone()
             positions[:, 0] /= fps
             parts.append(positions)
-        return torch.cat(parts, dim=2)
+        return torch.cat(parts, dim=2), parts[0].shape[2]
 
     def _make_noise(self) -> Noises:
         latent, seed, name = self._job.latent, self._job.noise.seed, self._job.sampler.name

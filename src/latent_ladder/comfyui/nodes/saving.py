@@ -31,7 +31,8 @@ from latent_ladder.media.writers import check_clip, write_clip_file
 from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.pipeline.stages.decoding import as_integers
-from latent_ladder.storage.atomic_write import convert_write_errors, part_path, write_atomically
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.storage.temporary_files import part_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

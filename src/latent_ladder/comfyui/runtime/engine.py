@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_mismatch
+from latent_ladder.checkpoints.compatibility import features_mismatch
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import (
     Library,
@@ -25,6 +25,7 @@ from latent_ladder.checkpoints.selection import (
 )
 from latent_ladder.comfyui.analysis.validate import (
     map_file_name,
+    mapped_file_name,
     split_folder_tag,
     unsafe_path_reason,
 )
@@ -47,7 +48,8 @@ from latent_ladder.pipeline.artifact_keys import prompt_key
 from latent_ladder.pipeline.input_files import content_hash
 from latent_ladder.pipeline.model_runner import ModelRunner, Warn
 from latent_ladder.storage.artifact_store import Store
-from latent_ladder.upscale.plan import find_upscaler
+from latent_ladder.storage.user_folders import expand_home
+from latent_ladder.upscale.upscale_plan import find_upscaler
 
 T = TypeVar("T")
 
@@ -145,7 +147,7 @@ class Engine:
             found = next(iter(parts.values()))
             if f"/{found.name}".endswith(f"/{wanted}") or path.name == _last(wanted):
                 return found.component.file.id
-        path = Path(wanted).expanduser()
+        path = expand_home(wanted)
         return open_checkpoint(path).id if path.is_file() else name
 
     def input_file(self, name: str) -> Path:
@@ -153,9 +155,10 @@ class Engine:
 
         Raises :class:`WorkflowError` if it is missing or outside of the folder.
         """
-        asked = self.names.get(name, name).replace("\\", "/")
-        chosen = Path(asked).expanduser()
-        if name in self.names and chosen.is_file():
+        mapped = mapped_file_name(name, self.names)
+        asked = (mapped or name).replace("\\", "/")
+        chosen = expand_home(asked)
+        if mapped is not None and chosen.is_file():
             return chosen
         asked, folder = split_folder_tag(asked)
         root: Path = getattr(self.folders, folder or "input")
@@ -178,7 +181,7 @@ class Engine:
 
     def fits_text(self, encoder: Component, projection: Component) -> bool:
         """True if a text projection takes the output of a text encoder."""
-        return text_encoder_mismatch(encoder, projection_shape(projection)[1]) is None
+        return features_mismatch(encoder, projection) is None
 
     def companion(self, transformer: Component, role: str) -> Component:
         """The part of a role for a transformer: from its own file, else from a file that fits."""
@@ -264,7 +267,7 @@ class Engine:
                 found[key] = Context(tensors["video"], tensors["audio"])
         for key, context in self._encode(missing, transformer).items():
             tensors = {"video": context.video, "audio": context.audio}
-            self.store.put(key, tensors, {"stage": "prompt", "name": "prompt"})
+            self.store.try_put(key, tensors, {"stage": "prompt", "name": "prompt"})
             found[key] = context
         device, dtype = self.runtime.device, self.runtime.dtype
         return [

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from latent_ladder.comfyui.graph import Graph, Link
 from latent_ladder.errors import WorkflowError
+from latent_ladder.storage.temporary_files import remove_abandoned
 
 _DATE = re.compile(r"%date(?::([^%]*))?%")
 _DATE_PARTS = re.compile(r"yyyy|yy|y|MM|M|dd|d|hh|h|mm|m|ss|s")
@@ -79,6 +80,7 @@ def next_output_path(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) ->
             "choose another subfolder",
         )
     folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned([folder])
     return OutputPath(folder, "/".join(folders), stem, _next_number(folder, stem))
 
 

@@ -1,7 +1,7 @@
 """Text features and contexts of each stream: projection of Gemma's states, then a connector.
 
-There are two families, distinguished by the projection's tensors: LTX-2.3 normalises each token
-of each layer and has one projection per stream; LTX-2.0 normalises each layer over the prompt and
+There are two kinds, distinguished by the projection's tensors: LTX-2.3 and 2.5 normalise each token
+of each layer and have one projection per stream; LTX-2.0 normalises each layer over the prompt and
 has one projection for both. A connector is a small transformer, which fills the context after the
 prompt with learnable registers. Only prompt tokens are projected, so no mask is needed.
 Source: LTX-2, ``text_encoders/gemma`` (feature extractors, embeddings connector).
@@ -89,7 +89,8 @@ def _linear(
         raise UnknownLayout(
             f"{projection.file.path.name}: its text projection needs {weight.shape[1]} features "
             f"per token, the text encoder outputs {like.shape[1]}",
-            "use the text encoder that the checkpoint was trained with (Gemma 3 12B)",
+            "use the text encoder that the checkpoint was trained with: Gemma 3 12B for LTX-2.0 "
+            "and 2.3, LTX's own Gemma 4 12B for LTX-2.5",
         )
     scale = math.sqrt(weight.shape[0] / scaled_from) if scaled_from else 1.0
     start, bias = like.new_zeros(()), f"{name}.bias"
@@ -118,14 +119,14 @@ def read_connector_settings(connectors: Component, stream: str) -> ConnectorSett
     """Read the settings of the connector of ``stream``, "video" or "audio", from shapes and header.
 
     Raises :class:`UnknownLayout` if neither shows the number of heads, or the RoPE type is not
-    that of LTX-2.0 and LTX-2.3.
+    that of the published models.
     """
     config = connector_config(connectors.shapes(), connectors.config, stream)
     if connectors.config.get("rope_type", "split") != "split":
         raise UnknownLayout(
             f"{connectors.file.path.name}: text connectors with rope_type "
             f"{connectors.config['rope_type']!r}, expected 'split'",
-            "use the connectors of LTX-2.0 or LTX-2.3",
+            "use the connectors of a published LTX-2 model",
         )
     return ConnectorSettings(
         width=config.heads * config.head_dim,

@@ -58,15 +58,20 @@ class Tokenizer:
     """Ids of the :data:`COMFYUI_SPECIAL` tokens that the vocabulary has."""
 
     def tokenize(self, prompt: str, length: int) -> TokenizedPrompt:
-        """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids."""
+        """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids.
+
+        A prompt that begins with the text of the BOS token gets no second one.
+        """
         text = prompt.strip()
         ids = self.encode(text)
-        truncated = ids[: length - 1]
+        if ids[:1] != [self.bos]:
+            ids = [self.bos, *ids]
+        truncated = ids[:length]
         end = len(text)
         if len(truncated) < len(ids):
             # Truncation may split the tokens of a character: keep the text that still decodes.
-            end = _common_prefix_length(self.decode(truncated), text)
-        return TokenizedPrompt((self.bos, *truncated), len(ids) + 1, text[:end], text[end:])
+            end = _common_prefix_length(self.decode(truncated[1:]), text)
+        return TokenizedPrompt(tuple(truncated), len(ids), text[:end], text[end:])
 
     def tokenize_as_comfyui(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt as ComfyUI encodes it, BOS first.
@@ -112,7 +117,8 @@ def token_report(
     load it only once for several prompts. Raises the errors of :func:`load_tokenizer`.
     """
     limit = text_length(text_encoder)
-    tokens = (tokenizer or load_tokenizer(text_encoder)).tokenize(prompt, limit)
+    tokenizer = tokenizer or load_tokenizer(text_encoder)
+    tokens = tokenizer.tokenize(fold_case(prompt, text_encoder, tokenizer), limit)
     words = unknown_words(prompt, text_encoder)
     return TokenReport(tokens.total, limit, tokens.kept_text, tokens.cut_text, words)
 
@@ -128,19 +134,45 @@ def text_length(text_encoder: Component) -> int:
 
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+_SIGN = re.compile(r"\d+|[^\w\s.,;:!?'\"()\u2018-\u201d\u2010-\u2015\u2026-]+")
+"""Digits, symbols and emoji: all that is neither a word nor common punctuation."""
 _ENDINGS = ("'s", "s'", "es", "s", "'")
 
 
 def unknown_words(prompt: str, text_encoder: Component) -> tuple[str, ...]:
     """Find words of the prompt (lower case, each once) that the text encoder was not trained on.
 
-    Plurals and possessives of known words count as known. Empty if the file has no word list.
+    Plurals and possessives of known words count as known. Digits, symbols and emoji are words of
+    their own, after the others. Empty if the file has no word list.
     """
     known = _known_words(text_encoder)
     if known is None:
         return ()
     words = (word.lower().replace("\u2019", "'") for word in _WORD.findall(prompt))
-    return tuple(dict.fromkeys(word for word in words if not _is_known(word, known)))
+    signs = (sign for sign in _SIGN.findall(prompt) if sign not in known)
+    return tuple(dict.fromkeys([*(word for word in words if not _is_known(word, known)), *signs]))
+
+
+def fold_case(prompt: str, text_encoder: Component, tokenizer: Tokenizer | None = None) -> str:
+    """The prompt in the case that the text encoder was trained with; usually the prompt itself.
+
+    A vocabulary that lists its words, all of them in lower case, splits ``Ball`` or ``RED`` into
+    letters that it never learned. Words with capitals become lower case then, except those that are
+    one token as they are, such as ``The`` at the start of a sentence.
+    """
+    if prompt == prompt.lower():
+        return prompt
+    known = _known_words(text_encoder)
+    if known is None:
+        return prompt
+    encode = (tokenizer or load_tokenizer(text_encoder)).encode
+
+    def fold(match: re.Match[str]) -> str:
+        word = match[0]
+        is_token = word == word.lower() or 1 in (len(encode(word)), len(encode(f" {word}")))
+        return word if is_token else word.lower()
+
+    return _WORD.sub(fold, prompt)
 
 
 def _is_known(word: str, known: frozenset[str]) -> bool:

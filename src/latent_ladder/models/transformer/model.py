@@ -45,6 +45,7 @@ from latent_ladder.models.weights.block_offload import (
     ResidentBlocks,
     StreamedBlocks,
 )
+from latent_ladder.models.weights.block_placement import BlockPlacement
 from latent_ladder.models.weights.linear import Linear
 from latent_ladder.models.weights.loading import (
     WeightLocation,
@@ -79,6 +80,7 @@ class Transformer(nn.Module):
             TransformerBlock(config) for _ in range(config.layers)
         )
         self.block_iterator: BlockIterator = ResidentBlocks(list(self.transformer_blocks))
+        self._block_placement: BlockPlacement | None = None
 
     def _add_stream(self, prefix: str, stream: StreamConfig) -> None:
         config, dim = self.config, stream.dim
@@ -227,12 +229,22 @@ class Transformer(nn.Module):
             yield
             return
         previous = self.block_iterator
-        self.block_iterator = StreamedBlocks(list(self.transformer_blocks), device, offload)
+        self.block_iterator = StreamedBlocks(self._placement(), device, offload)
         try:
             yield
         finally:
             self.block_iterator.close()
             self.block_iterator = previous
+
+    def give_back(self, offload: BlockOffload) -> None:
+        """Free the resident blocks that ``offload`` does not keep; call before attaching LoRAs."""
+        placement = self._placement()
+        placement.free(offload.streamed(len(placement.blocks)))
+
+    def _placement(self) -> BlockPlacement:
+        if self._block_placement is None:
+            self._block_placement = BlockPlacement(list(self.transformer_blocks))
+        return self._block_placement
 
     def use_attention(self, backend: str) -> None:
         """Use an entry of :data:`attention.BACKENDS` in all attention layers.

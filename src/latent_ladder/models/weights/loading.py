@@ -175,12 +175,13 @@ def _move(
     tensor: StoredWeight, location: WeightLocation, device: torch.device | str, *, is_mapped: bool
 ) -> StoredWeight:
     """Copy ``tensor`` to its location; mapped tensors too, as reading them costs page faults."""
-    if location == "file":
+    if location == "file" and is_mapped:
         return tensor
     target = torch.device(device if location == "device" else "cpu")
     if target.type != "cpu":
         return tensor.to(target)
-    return tensor.clone() if is_mapped else tensor
+    # One that was converted while loading may be on the device: quantisation computes there.
+    return tensor.clone() if is_mapped else tensor.to(target)
 
 
 class EmptyOnMeta(TorchFunctionMode):

@@ -33,8 +33,8 @@ from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.files import clip_metadata
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
-from latent_ladder.upscale.plan import UpscalePlan
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
+from latent_ladder.upscale.upscale_plan import UpscalePlan
 
 
 @dataclass(frozen=True)

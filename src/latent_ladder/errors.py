@@ -21,8 +21,20 @@ to do about it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import ClassVar, Self
+
+LONGEST_WORD = 300
+"""Longest word of a message, in characters: names and numbers of others can have any length."""
+
+
+def shorten_words(text: str) -> str:
+    """``text`` without the middles of words that are longer than :data:`LONGEST_WORD`."""
+    return _LONG_WORD.sub(lambda found: f"{found[0][:150]}...{found[0][-100:]}", text)
+
+
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
 class LadderError(Exception):
@@ -35,6 +47,7 @@ class LadderError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message = shorten_words(message)
         super().__init__(message)
         self.message = message
         self.hint = hint

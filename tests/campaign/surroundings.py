@@ -59,8 +59,9 @@ def kills(folder: Path) -> Iterator[Trial]:
                 assert len(set(data)) == 1, path
                 assert len(data) == 3_000_000, path
         records, damaged = store.runs.list()
-        assert records
-        assert not damaged
+        assert not damaged, damaged[0]
+        if not records:  # killed before it had made one
+            return "ok"
         store.runs.save(_with_output(records[0].id, store, folder / "out" / "clip.mp4"))
         store.remove_temporary_files()
         left = list(folder.rglob(f"{PART_PREFIX}*"))
@@ -95,7 +96,7 @@ def disks(folder: Path) -> Iterator[Trial]:
     def trial(rng: random.Random) -> str:
         work = rng.randrange(3)
         try:
-            with file_size_limit(rng.choice((0, 1, 100, rng.randrange(40_000)))):
+            with file_size_limit(rng.choice((0, 1, rng.randrange(40_000), 10**6))):
                 if work == 0:
                     store.put(key, {"x": torch.ones(rng.randrange(1, 20_000))}, {"stage": "base"})
                 elif work == 1:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.goldens import GoldenCase, Goldens
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.latents.tiling import PixelTileSize
 from latent_ladder.models.diffusion_decoder_config import Size
 from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 from latent_ladder.models.video_vae import diffusion_blocks, window_attention
 from latent_ladder.models.video_vae.diffusion_blocks import FrameWindow
 from latent_ladder.models.video_vae.diffusion_decoder import (
+    GATES,
     DecodeSettings,
     DiffusionDecoder,
     decode_whole,
     load_diffusion_decoder,
 )
 from latent_ladder.models.video_vae.diffusion_tiles import (
-    DiffusionTileSize,
     plan_diffusion_tiles,
 )
 from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions
@@ -143,7 +147,7 @@ def test_decode(
     check_all(case, decode(case, decoder, statistics, steps))
 
 
-TILES = DiffusionTileSize(frames=16, rows=64, overlap_frames=8, overlap=32)
+TILES = PixelTileSize(frames=16, rows=64, overlap_frames=8, overlap=32)
 
 
 class RecordedTileNoise:
@@ -242,3 +246,27 @@ def test_the_convolutional_decoder(golden_2_5: Goldens) -> None:
         components(open_checkpoint(path))["video_vae"], device="cpu", dtype=torch.float32
     )
     check_all(case, all_bands(case.inputs["latent"], loaded))
+
+
+def test_gates_are_folded(golden_2_5: Goldens, tmp_path: Path, vae: Component) -> None:
+    """A file with gates of 0.5 and weights twice as large is the same decoder."""
+    with safe_open(vae.file.path, "pt") as opened:
+        names = set(opened.keys())
+        tensors = {name: opened.get_tensor(name) for name in names}
+    for block in {name.rsplit(".", 2)[0] for name in names if name.endswith("norm1.weight")}:
+        for gate, layer in GATES.items():
+            for part in ("weight", "bias"):
+                name = f"{block}.{layer}.{part}"
+                if name in tensors:
+                    tensors[name] = tensors[name] * 2
+                    width = len(tensors[name])
+                    tensors[f"{block}.{gate}"] = torch.full((width,), 0.5, dtype=torch.bfloat16)
+    save_file(tensors, tmp_path / "vae.safetensors", vae.file.metadata)
+    gated = load_diffusion_decoder(
+        components(open_checkpoint(tmp_path / "vae.safetensors"))["video_vae"],
+        device="cpu",
+        dtype=torch.float32,
+    )
+    plain = load_diffusion_decoder(vae, device="cpu", dtype=torch.float32)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, gated.state_dict()[name]), name

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.gemma_files import gguf_name, golden_tensors
 from helpers.goldens import Goldens
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.checkpoints.components import Component, components, find_unused_tensors
+from latent_ladder.checkpoints.families import is_stock_gemma_4
 from latent_ladder.errors import UnknownLayout
 from latent_ladder.models.text_encoder.connectors import project_features
 from latent_ladder.models.text_encoder.encode import encode_prompts
@@ -23,6 +26,7 @@ from latent_ladder.models.text_encoder.gemma import (
 )
 from latent_ladder.models.text_encoder.gemma_config import read_gemma_config
 from latent_ladder.models.text_encoder.tokenizer import load_tokenizer
+from latent_ladder.models.weights.dequantize import hadamard_matrix
 
 CPU: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 ENCODER = "text_encoders/tiny-gemma4-with-proj-ltx-2.5.safetensors"
@@ -140,3 +144,89 @@ def test_an_incomplete_file_is_rejected(golden_2_5: Goldens, tmp_path: Path) -> 
     broken = components(open_checkpoint(path))["text_encoder"]
     with pytest.raises(UnknownLayout, match=r"layer 3 .*v_proj"):
         compute_hidden_states([(2,)], broken, **CPU)
+
+
+# --- other formats of the file --------------------------------------------------------------------
+
+
+def int8_convrot(weight: torch.Tensor, group: int = 16) -> tuple[dict[str, torch.Tensor], Any]:
+    """A weight as int8 of its rotated columns with a scale per row, and its decoded numbers."""
+    hadamard = hadamard_matrix(group, torch.device("cpu"))
+    rotated = (weight.float().unflatten(1, (-1, group)) @ hadamard.T).flatten(1)
+    scale = rotated.abs().amax(1, keepdim=True) / 127
+    codes = (rotated / scale).round().to(torch.int8)
+    numbers = ((codes * scale).unflatten(1, (-1, group)) @ hadamard).flatten(1)
+    return {"weight": codes, "weight_scale": scale}, numbers
+
+
+def test_int8_convrot(golden_2_5: Goldens, tmp_path: Path) -> None:
+    """As published for ComfyUI: all matrices of the layers, marks per layer."""
+    tensors, header = golden_tensors(golden_2_5.path(ENCODER))
+    stored, plain = dict(tensors), dict(tensors)
+    mark = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+    says = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    for name in [n for n in tensors if "layers." in n and "_proj.weight" in n]:
+        parts, plain[name] = int8_convrot(tensors[name])
+        layer = name.removesuffix(".weight")
+        del stored[name]
+        stored |= {f"{layer}.{part}": t.contiguous() for part, t in parts.items()}
+        stored[f"{layer}.comfy_quant"] = says.clone()
+    found = []
+    for file, content in (("stored", stored), ("plain", plain)):
+        save_file(content, tmp_path / f"{file}.safetensors", header)
+        part = components(open_checkpoint(tmp_path / f"{file}.safetensors"))["text_encoder"]
+        found.append(compute_hidden_states([(2, 17, 30, 41)], part, **CPU)[0])
+        assert (part.precision == "int8") == (file == "stored")
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+
+
+def gguf_file(golden: Goldens, folder: Path, name: str = "ltx-2.5-gemma.gguf") -> Path:
+    """The tiny Gemma 4 with the names and metadata of llama.cpp, in bf16."""
+    import gguf
+
+    tensors, header = golden_tensors(golden.path(ENCODER))
+    config = json.loads(header["gemma_config"])["text_config"]
+    writer = gguf.GGUFWriter(folder / name, "gemma4")
+    writer.add_sliding_window(config["sliding_window"])
+    kinds = [kind == "sliding_attention" for kind in config["layer_types"]]
+    writer.add_array("gemma4.attention.sliding_window_pattern", kinds)
+    tokenizer = json.loads(bytes(tensors["tokenizer_json"].numpy().tobytes()))
+    vocabulary = tokenizer["model"]["vocab"]
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(sorted(vocabulary, key=vocabulary.__getitem__))
+    writer.add_token_types([3 if n < 4 else 1 for n in range(len(vocabulary))])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    bf16 = gguf.GGMLQuantizationType.BF16
+    for key, weight in tensors.items():
+        if key.startswith("model.") and key.endswith("layer_scalar"):
+            number = key.split(".")[2]
+            writer.add_tensor(f"blk.{number}.layer_output_scale.weight", weight.float().numpy())
+        elif key.startswith("model."):
+            data = weight.float().numpy()
+            if weight.ndim > 1:
+                writer.add_tensor(gguf_name(key), gguf.quantize(data, bf16), raw_dtype=bf16)
+            else:
+                writer.add_tensor(gguf_name(key), data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / name
+
+
+def test_gguf(golden_2_5: Goldens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LADDER_CACHE", str(tmp_path / "cache"))
+    file = open_checkpoint(gguf_file(golden_2_5, tmp_path))
+    part, case = components(file)["text_encoder"], golden_2_5("text.tokens.p0")
+    assert part.norm_offset == 0
+    assert find_unused_tensors(file) == []
+    ids = load_tokenizer(part).tokenize(case.params["prompt"], case.params["max_length"])
+    assert list(ids.ids) == case.outputs["input_ids"].flatten().tolist()[-len(ids.ids) :]
+    (hidden,) = compute_hidden_states([ids.ids], part, **CPU)
+    golden_2_5("text.hidden.p0").check("hidden", hidden)
+    assert not is_stock_gemma_4(part)
+
+
+def test_a_gguf_of_a_stock_model_is_refused(golden_2_5: Goldens, tmp_path: Path) -> None:
+    file = open_checkpoint(gguf_file(golden_2_5, tmp_path, "gemma-4-12b-it.gguf"))
+    assert is_stock_gemma_4(components(file)["text_encoder"])

@@ -58,7 +58,14 @@ def test_a_part_of_the_queries_needs_the_keys_of_its_windows_only() -> None:
     part = tuple(slice(a, b) for a, b in zip(first, stop, strict=True))
     boxes = (
         Box(first, (4, 4, 4)),
-        Box(*(tuple(x) for x in zip(*((a, b - a) for a, b in ranges), strict=True))),
+        Box(
+            (ranges[0][0], ranges[1][0], ranges[2][0]),
+            (
+                ranges[0][1] - ranges[0][0],
+                ranges[1][1] - ranges[1][0],
+                ranges[2][1] - ranges[2][0],
+            ),
+        ),
     )
     got = window_attention(q[part], k[keys], v[keys], kernel, grid, boxes, 1.0)
     torch.testing.assert_close(got, want[part])

@@ -184,6 +184,9 @@ ROWS: dict[str, Row] = dict(
         row("decode.tile_frames", 32, CLIP),
         row("decode.overlap_frames", 8, CLIP),
         row("decode.grid", [2, 1], CLIP),
+        row("decode.decoder", "conv", NOTHING),  # the id of its file counts
+        row("decode.noise", "comfyui", CLIP),
+        row("decode.steps", 2, CLIP),
         row("output.codec", "h265", CLIP),
         row("output.crf", 25, CLIP),
         row("output.preset", "fast", CLIP),

@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from torch import Tensor
-from torch.cuda._sanitizer import EventHandler
+from torch.cuda import _sanitizer
 
 from pretended.placement import caller, named, tensors_in
 from pretended.standins import current_stream
 from pretended.twin import Log, Twin
+
+_NO_TRACEBACK = types.SimpleNamespace(
+    StackSummary=types.SimpleNamespace(extract=lambda *_, **__: traceback.StackSummary()),
+    walk_stack=lambda frame: (),
+)
 
 
 @dataclass
@@ -37,7 +45,7 @@ class _Watch:
     def __init__(self, log: Log) -> None:
         self.found = Races()
         self._log, self._seen = log, set[int]()
-        self._handler = EventHandler()
+        self._handler = _sanitizer.EventHandler()
         self._lock = threading.RLock()
         self._calls: dict[str, Callable[..., None]] = {
             "stream": self._handler._handle_stream_creation,
@@ -116,7 +124,10 @@ def watch(log: Log) -> Iterator[Races]:
     log.machine.listeners.append(watching.event)
     log.watchers.append(watching.launch)
     try:
-        yield watching.found
+        with pytest.MonkeyPatch.context() as patch:
+            # It extracts the stack of every launch, which takes longer than everything else.
+            patch.setattr(_sanitizer, "traceback", _NO_TRACEBACK)
+            yield watching.found
     finally:
         log.machine.listeners.remove(watching.event)
         log.watchers.remove(watching.launch)

@@ -263,16 +263,19 @@ _DEFAULT.id = _DEFAULT.cuda_stream = 0
 class _Cudart:
     """Stand-in of the CUDA runtime: registration of host memory."""
 
+    def __init__(self) -> None:
+        self._machine = _machine
+
     def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
-        if _machine.refuse_locking:
-            _machine.last_error = "CUDA error: out of memory"
+        if self._machine.refuse_locking:
+            self._machine.last_error = "CUDA error: out of memory"
             return REFUSED
-        _machine.locked.append((address, address + nbytes))
-        _machine.registered_bytes += nbytes
+        self._machine.locked.append((address, address + nbytes))
+        self._machine.registered_bytes += nbytes
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
-        _machine.unlock(address)
+        self._machine.unlock(address)
         return 0
 
 

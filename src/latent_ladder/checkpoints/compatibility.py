@@ -29,10 +29,12 @@ from latent_ladder.checkpoints.families import (
     text_encoder_version,
     vae_family,
 )
+from latent_ladder.checkpoints.gemma_sizes import gemma_size
 from latent_ladder.checkpoints.lora_keys import (
+    ModuleNames,
     adapter_shape,
     find_adapter_modules,
-    make_module_finder,
+    is_text_module,
 )
 from latent_ladder.errors import CheckpointError
 
@@ -64,15 +66,22 @@ class TransformerRequirements:
         return self.transformer.shape("transformer_blocks.0.attn2.to_k.weight")[1]
 
     @cached_property
-    def find_module(self) -> Callable[[str], str | None]:
-        """Function from the name of a module in a LoRA to that in the transformer, or ``None``."""
+    def modules(self) -> ModuleNames:
+        """The modules of the transformer, by which those of a LoRA are found."""
         names = (n for n in self.transformer.names if n.endswith(".weight"))
-        return make_module_finder(name.removesuffix(".weight") for name in names)
+        return ModuleNames(name.removesuffix(".weight") for name in names)
 
     def mismatch(self, role: str, part: Component) -> str | None:
         """The reason why a component does not fit the role, ``None`` if it fits."""
         rule = _RULES.get(role)
-        return rule(self, part) if rule else None
+        if rule is None:
+            return None
+        try:
+            return rule(self, part)
+        except CheckpointError as error:
+            return error.message
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            return f"its tensors have shapes that no such component has ({error})"
 
 
 def header_contradictions(transformer: Component) -> tuple[str, ...]:
@@ -208,12 +217,6 @@ def features_mismatch(encoder: Component, projection: Component) -> str | None:
     return f"needs hidden x (layers + 1) = {features}, found {hidden} x {layers + 1}"
 
 
-def gemma_size(encoder: Component) -> tuple[int, int]:
-    """(hidden width, number of layers) of a Gemma text encoder."""
-    layers = {int(k.split(".")[1]) for k in encoder.names if k.startswith("layers.")}
-    return encoder.shape("norm.weight")[0], len(layers)
-
-
 def projection_shape(projection: Component) -> tuple[int, ...]:
     """(context width, width of all hidden states concatenated) of the projection for video."""
     first = "video_aggregate_embed.weight"
@@ -249,7 +252,11 @@ def detect_upsampling(upsampler: Component) -> Upsampling:
 
 
 class LoraMatch(NamedTuple):
-    """Match of a LoRA: ``matched`` of ``total`` modules, and the first conflict of shapes."""
+    """Match of a LoRA: ``matched`` of ``total`` modules, and the first conflict of shapes.
+
+    Modules of text connectors and text projection count only where the file has no others, and
+    then as matched: their shapes are compared when they are applied.
+    """
 
     matched: int
     total: int
@@ -263,9 +270,13 @@ def match_lora(lora: Component, requirements: TransformerRequirements) -> LoraMa
         shapes = {m.name: adapter_shape(lora, m) for m in modules}
     except CheckpointError as error:
         return LoraMatch(0, 1, error.message)
+    n_text = sum(is_text_module(name) for name in shapes)
+    if n_text == len(shapes):
+        return LoraMatch(n_text, n_text, None)
+    meant = requirements.modules.match(name for name in shapes if not is_text_module(name))
     matched, conflict = 0, None
     for written, found in shapes.items():
-        known = requirements.find_module(written)
+        known = meant.get(written)
         if known is None:
             continue
         needed = requirements.transformer.shape(f"{known}.weight")
@@ -273,7 +284,7 @@ def match_lora(lora: Component, requirements: TransformerRequirements) -> LoraMa
             matched += 1
         elif conflict is None:
             conflict = f"{written} needs {_format_shape(needed)}, found {_format_shape(found)}"
-    return LoraMatch(matched, len(shapes), conflict)
+    return LoraMatch(matched, len(shapes) - n_text, conflict)
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ladder.checkpoints.checkpoint_file import CheckpointFile
 from latent_ladder.checkpoints.key_names import (
-    LORA_KEY,
     ROLES,
     SIGNATURES,
     TensorRole,
     assign_gemma_roles,
     assign_roles,
+    is_lora,
 )
+from latent_ladder.checkpoints.lora_scale import LoraScales, number, read_lora_scales
 from latent_ladder.checkpoints.quant_formats import (
     PLAIN,
     StoredTensor,
@@ -64,8 +65,20 @@ class Component:
 
     @property
     def id(self) -> str:
-        """Identifies the content in artefact keys: the file's id and the role."""
-        return f"{self.file.id}:{self.role}"
+        """Identifies the content in artefact keys: the file's id and the role.
+
+        Of a LoRA whose header states a scale other than 1, that as well.
+        """
+        scale = self.lora_scales.key
+        return f"{self.file.id}:{self.role}" + (f":{scale}" if scale else "")
+
+    @cached_property
+    def lora_scales(self) -> LoraScales:
+        """Alpha and rank in the header of a LoRA, where they count; see :mod:`lora_scale`."""
+        if self.role != "lora" or any(name.endswith(".alpha") for name in self.names):
+            return LoraScales()
+        has_kohya_names = any(_KOHYA_NAME.search(name) for name in self.names)
+        return read_lora_scales(self.file.metadata, self.file.path).for_names(has_kohya_names)
 
     @cached_property
     def nbytes(self) -> int:
@@ -137,7 +150,7 @@ def components(file: CheckpointFile) -> dict[str, Component]:
     Raises :class:`UnknownLayout` if there are none.
     """
     stored = stored_tensors(file)
-    if any(LORA_KEY.search(name) for name in stored):
+    if is_lora(stored):
         return {
             "lora": Component("lora", file, {name: name for name in stored}, _lora_settings(file))
         }
@@ -228,21 +241,14 @@ def _config_of(role: str, file: CheckpointFile) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-_LORA_SETTINGS = (
-    "reference_downscale_factor",
-    "reference_temporal_scale_factor",
-    "lora_alpha",
-    "lora_rank",
-)
+_LORA_SETTINGS = ("reference_downscale_factor", "reference_temporal_scale_factor")
+_KOHYA_NAME = re.compile(r"\.lora_(down|up)\b")
 
 
 def _lora_settings(file: CheckpointFile) -> Mapping[str, Any]:
-    """The settings that training programs write into the header of a LoRA."""
-    stated = {key: file.metadata[key] for key in _LORA_SETTINGS if key in file.metadata}
-    return {key: float(text) for key, text in stated.items() if _NUMBER.fullmatch(text)}
-
-
-_NUMBER = re.compile(r"\d+(\.\d*)?")
+    """The settings of an IC-LoRA that training programs write into its header: numbers from 1."""
+    stated = {key: number(file.metadata.get(key)) for key in _LORA_SETTINGS}
+    return {key: value for key, value in stated.items() if value is not None and value >= 1}
 
 
 def _gemma_config(file: CheckpointFile) -> Mapping[str, Any]:

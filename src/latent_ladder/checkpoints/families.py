@@ -17,6 +17,8 @@ from latent_ladder.checkpoints.checkpoint_file import CheckpointFile
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
 
+DecoderKind = Literal["conv", "diffusion"]
+"""A convolutional video decoder, or the pixel diffusion decoder of LTX-2.5."""
 TextEncoderArchitecture = Literal["gemma3", "gemma4"]
 ARCHITECTURE_NAMES: Mapping[TextEncoderArchitecture, str] = {
     "gemma3": "Gemma 3", "gemma4": "Gemma 4",
@@ -32,7 +34,8 @@ class Family:
     in messages. ``projection_with_encoder``: the text projection is in the text encoder's file, so
     the encoder is selected first. Families with the same ``latent_space`` exchange latents of
     videos, so their video VAEs fit each other. ``image_crf`` is the CRF of the H.264 compression
-    that its training images had.
+    that its training images had. ``decoder`` is the kind of video decoder that it is published
+    with first.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Family:
     latent_space: str
     image_crf: int
     projection_with_encoder: bool = False
+    decoder: DecoderKind = "conv"
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -48,7 +52,7 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         Family("2.0", "gemma3", "Gemma 3 12B", "2.0", 33),
         Family("2.3", "gemma3", "Gemma 3 12B", "2.3", 33),
-        Family("2.5", "gemma4", "LTX's own Gemma 4 12B", "2.3", 18, True),
+        Family("2.5", "gemma4", "LTX's own Gemma 4 12B", "2.3", 18, True, "diffusion"),
     )
 }
 """All families by name, the oldest first."""
@@ -105,7 +109,9 @@ def component_family(part: Component) -> str | None:
         "text_projection": projection_family,
     }
     rule = rules.get(part.role)
-    return stated_family(part.file) if rule is None else rule(part)
+    if rule is not None:
+        return rule(part)
+    return stated_family(part.file) or _family_in_name(part.file.path.name)
 
 
 def stated_family(file: CheckpointFile) -> str | None:
@@ -181,6 +187,11 @@ _DECODER_BLOCKS = {6: "2.0", 8: "2.3"}
 """Number of the last block of the video decoder -> family."""
 DIFFUSION_DECODER = "decoder.conv_in_x_t.weight"
 """A tensor that only the diffusion decoder of LTX-2.5 has."""
+
+
+def decoder_kind(vae: Component) -> DecoderKind:
+    """The kind of a video VAE's decoder."""
+    return "diffusion" if DIFFUSION_DECODER in vae else "conv"
 
 
 def vae_family(vae: Component) -> str | None:

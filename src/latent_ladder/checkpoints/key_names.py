@@ -175,9 +175,30 @@ SIGNATURES: Mapping[str, re.Pattern[str]] = {
 """Role -> pattern of a tensor that only this role has; a file without it does not have the role."""
 
 LORA_KEY = re.compile(
-    r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w|diff|diff_b)$",
+    r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w|diff|diff_b|"
+    r"lora(_linear_layer)?\.(down|up)(\.weight)?|lora_(A|B|up|down)\.\w+|"
+    r"oft_\w+(\.weight)?|boft_\w+|glora_\w+(\.weight)?|ia3_\w+(\.weight)?)$|"
+    r"_lora\.(down|up)\.weight$",
     re.IGNORECASE,
 )
+"""Names of tensors of adapters, also of kinds that cannot be applied."""
+
+_FULL_TRANSFORMER = (
+    re.compile(r"(^|\.)patchify_proj\.weight$"),
+    re.compile(r"(^|\.)transformer_blocks\.0\.attn1\.to_q\.weight$"),
+)
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """True for the names of an adapter file.
+
+    False for a transformer that also holds adapter tensors, e.g. of a low-rank correction.
+    """
+    names = list(names)
+    if not any(LORA_KEY.search(name) for name in names):
+        return False
+    return not all(any(mark.search(name) for name in names) for mark in _FULL_TRANSFORMER)
+
 
 # --- Gemma with the names of llama.cpp ------------------------------------------------------------
 

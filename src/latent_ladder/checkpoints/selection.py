@@ -28,7 +28,14 @@ from latent_ladder.checkpoints.compatibility import (
     training_variant,
 )
 from latent_ladder.checkpoints.components import Component, components
-from latent_ladder.checkpoints.families import detect_family, lora_family
+from latent_ladder.checkpoints.families import (
+    FAMILIES,
+    DecoderKind,
+    decoder_kind,
+    detect_family,
+    lora_family,
+)
+from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor, has_unknown_size
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
@@ -58,7 +65,9 @@ class ModelSet:
 
     ``loras`` are those that fit, by file name; ``distilled_lora`` is the distilled one. ``preset``
     is the default preset in the transformer's header. ``notes`` are warnings about the selected
-    components. ``rejected`` has the reasons why other files do not fit, by role.
+    components. ``rejected`` has the reasons why other files do not fit, by role. ``video_decoders``
+    are the video VAEs that decode, by kind of their decoder; ``decoding_vae`` is the chosen one,
+    ``video_vae`` encodes.
     """
 
     transformer: Component
@@ -74,6 +83,13 @@ class ModelSet:
     preset: str | None
     notes: tuple[str, ...] = ()
     rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    video_decoders: Mapping[DecoderKind, Component] = field(default_factory=dict)
+    video_decoder: Component | None = None
+
+    @property
+    def decoding_vae(self) -> Component:
+        """The video VAE that decodes the clip."""
+        return self.video_vae if self.video_decoder is None else self.video_decoder
 
     @property
     def has_distilled_lora(self) -> bool:
@@ -110,11 +126,23 @@ class PartialModelSet:
     loras: Mapping[str, Component]
     notes: tuple[str, ...]
     rejected: Mapping[str, tuple[str, ...]]
+    video_decoders: Mapping[DecoderKind, Component] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         """True if no required component is missing."""
-        return all(role in self.parts for role in REQUIRED)
+        return not self.missing_roles
+
+    @property
+    def missing_roles(self) -> tuple[str, ...]:
+        """Required roles without a component, in the order to report them.
+
+        The file of a text encoder that holds the projection is reported as the encoder.
+        """
+        roles: tuple[str, ...] = ("transformer", *REQUIRED)
+        if FAMILIES[self.family].projection_with_encoder:
+            roles = tuple(sorted(roles, key=lambda role: role != "text_encoder"))
+        return tuple(role for role in roles if role not in self.parts)
 
     @property
     def is_embedded(self) -> bool:
@@ -123,7 +151,7 @@ class PartialModelSet:
 
     def instead_of(self, other: PartialModelSet) -> PartialModelSet:
         """This set, with a note that it is used because ``other`` is not complete."""
-        missing = [role for role in REQUIRED if role not in other.parts]
+        missing = other.missing_roles
         reasons = "; ".join(why for role in missing for why in other.rejected.get(role, ()))
         names = [s.transformer.path.name for s in (other, self) if s.transformer is not None]
         note = (
@@ -159,9 +187,8 @@ class PartialModelSet:
 
     def models(self, library: Library) -> ModelSet:
         """The complete set. Raises what :func:`select_models` raises."""
-        for role in ("transformer", *REQUIRED):
-            if role not in self.parts:
-                raise self.missing_error(role, library)
+        for role in self.missing_roles:
+            raise self.missing_error(role, library)
         parts = self.parts
         for part in parts.values():
             part.check_readable()
@@ -175,6 +202,7 @@ class PartialModelSet:
             preset=parts["transformer"].file.metadata.get("preset"),
             notes=self.notes,
             rejected=self.rejected,
+            video_decoders=self.video_decoders,
         )
 
 
@@ -225,10 +253,21 @@ def _select_for(
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
     if "text_encoder" not in parts:
         selector.add("text_encoder", parts, fits_encoder)
+    encoder = parts.get("text_encoder")
+    if encoder is not None and has_unknown_size(encoder):
+        selector.notes.extend(filter(None, [assumed_rope_factor(encoder)]))
     upsamplers, loras = selector.upsamplers(), selector.loras()
     selector.note_unused_files()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
-    return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)
+    return PartialModelSet(
+        transformer,
+        parts,
+        upsamplers,
+        loras,
+        tuple(selector.notes),
+        rejected,
+        selector.video_decoders(parts.get("video_vae")),
+    )
 
 
 def select_models(
@@ -279,13 +318,17 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
     if path.exists() and (path.is_file() or path.is_absolute()):
         return _find_in_path(path, role)
     wanted = name.replace("\\", "/")
-    for found in library.of(role):
-        if f"/{found.name}".endswith(f"/{wanted}") or found.path.name == Path(wanted).name:
+    known_files = library.named(role)
+    for found in known_files:
+        if f"/{found.name}".endswith(f"/{wanted}"):
+            return found
+    for found in known_files:
+        if found.path.name == Path(wanted).name:
             return found
     for file, roles in library.files.items():
         if file.name == Path(wanted).name:
             raise _wrong_role_error(file.name, list(roles), role)
-    known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
+    known = ", ".join(sorted({f.name for f in known_files})) or "none"
     raise CheckpointNotFound(
         f"no {display_name(role)} called {name} found; known: {known}",
         "give a path, or a name that `ladder models list` shows",
@@ -437,15 +480,29 @@ class _Selector:
             )
         return part
 
-    def _order(self, found: FoundComponent) -> tuple[bool, bool, bool]:
+    def _order(self, found: FoundComponent) -> tuple[bool, bool, bool, bool]:
         """Sort key: parts of the embedded model first for its own transformer.
 
-        Then come files of the transformer's family, then those of its training variant.
+        Then come files of the transformer's family, then those of its training variant. A VAE with
+        a convolutional decoder comes before one with a diffusion decoder.
         """
+        diffusion = found.role == "video_vae" and decoder_kind(found.component) == "diffusion"
         other_family = found.summary.family not in (None, self.requirements.family.name)
         name, wanted = found.path.name, self.transformer.path.name
         other_variant = training_variant(name) != training_variant(wanted)
-        return self._is_foreign(found), other_family, other_variant
+        return self._is_foreign(found), other_family, diffusion, other_variant
+
+    def video_decoders(self, selected: Component | None) -> dict[DecoderKind, Component]:
+        """The video VAEs that fit, by kind of their decoder; only ``selected`` if it was named."""
+        if selected is None:
+            return {}
+        found = {decoder_kind(selected): selected}
+        if not self.choices.get("video_vae"):
+            for candidate in sorted(self.library.of("video_vae"), key=self._order):
+                part = candidate.component
+                if self.requirements.mismatch("video_vae", part) is None:
+                    found.setdefault(decoder_kind(part), part)
+        return found
 
     def _is_foreign(self, found: FoundComponent) -> bool:
         """True for a user's file where the transformer is that of the embedded model."""

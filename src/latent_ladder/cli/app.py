@@ -94,13 +94,18 @@ def main() -> None:
     """Run the command line; errors become messages on stderr and exit codes."""
     # pydantic looks through every installed package for plugins, a tenth of the start-up.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from latent_ladder.cli.streams import discard_stdout, flush_stdout, prepare_streams
+    from latent_ladder.cli.streams import (
+        ClosedStdout,
+        discard_stdout,
+        flush_stdout,
+        prepare_streams,
+    )
 
     prepare_streams()
     try:
         code = _run_command()
         flush_stdout()
-    except BrokenPipeError:  # as for `| head`: nobody reads any more, which is no error
+    except ClosedStdout:
         discard_stdout()
         code = CLOSED_PIPE_EXIT_CODE
     except LadderError as error:
@@ -110,7 +115,9 @@ def main() -> None:
 
 
 def _run_command() -> int:
-    """Run the command of ``sys.argv``; its exit code. Raises ``BrokenPipeError``."""
+    """Run the command of ``sys.argv``; its exit code. Raises :class:`ClosedStdout`."""
+    from latent_ladder.cli.streams import ClosedStdout
+
     try:
         code = build_app()(prog_name="ladder", standalone_mode=False)
     except LadderError as error:
@@ -121,8 +128,10 @@ def _run_command() -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help is already printed
             return 2
         return _report_error(_describe_usage_error(error))
-    except BrokenPipeError:
+    except ClosedStdout:
         raise
+    except BrokenPipeError as error:
+        raise ClosedStdout from error
     except OSError as error:
         return _report_error(_describe_system_error(error))
     except UnicodeEncodeError as error:
@@ -193,12 +202,13 @@ def _log_failure(message: str) -> None:
 
 def _print_error(error: LadderError) -> None:
     from latent_ladder.cli.console import print_json, show_error
+    from latent_ladder.cli.streams import ClosedStdout
 
     if "--json" in sys.argv:
         body: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint}
         if isinstance(error, RequestError):
             body["problems"] = [{"message": m, "hint": h} for m, h in error.problems]
-        with suppress(LadderError, BrokenPipeError):  # the message on stderr remains
+        with suppress(LadderError, ClosedStdout):  # the message on stderr remains
             print_json({"error": body}, indent=None)
     show_error(error)
 

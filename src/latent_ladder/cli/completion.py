@@ -20,7 +20,6 @@ Completion = tuple[str, str]
 
 AUDIO_MODES = ("refine", "keep", "none")
 CODECS = ("h264", "h265", "av1", "prores")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 FITS = ("cover", "letterbox")
 OFFLOADS = ("auto", "none", "stream", "disk")
 OOM_POLICIES = ("same", "tiles", "fp8", "tiles,fp8")

@@ -11,9 +11,6 @@ from pathlib import Path
 
 from latent_ladder.cli.console import show_note
 
-DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
-"""Variables of which one is set where a Linux desktop is running."""
-
 
 def open_file(path: Path) -> None:
     """Open a file, a picture sequence's folder or a web page; say so where that is impossible."""
@@ -37,9 +34,9 @@ def _why_not(platform: str, environment: Mapping[str, str]) -> str | None:
     """The reason why nothing can be opened here, ``None`` if it can."""
     if platform in ("win32", "darwin"):
         return None
-    if not any(environment.get(name) for name in DISPLAYS):
+    if not (environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY")):
         return "there is no display"
-    if shutil.which(_opener(platform), path=environment.get("PATH")) is None:
+    if shutil.which(_opener(platform)) is None:
         return f"{_opener(platform)} is not installed"
     return None
 
@@ -49,10 +46,13 @@ def _start(target: Path) -> None:
     if sys.platform == "win32":
         os.startfile(target)
         return
-    subprocess.Popen(
-        [_opener(sys.platform), str(target.absolute())],
+    # the shell ends at once, and the opener goes on without a parent
+    command = ["sh", "-c", '"$0" "$1" &', _opener(sys.platform), str(target.absolute())]
+    subprocess.run(
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        check=False,
     )

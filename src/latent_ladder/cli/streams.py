@@ -16,6 +16,13 @@ from typing import TextIO
 from latent_ladder.errors import LadderError
 
 
+class ClosedStdout(Exception):
+    """The reader of stdout has seen enough, as ``| head``: no error, and nothing to say.
+
+    Not an ``OSError``, which typer would turn into an exit code of its own.
+    """
+
+
 class SafeStderr:
     """``sys.stderr`` of this moment, ignoring errors of writing; what rich needs of a stream."""
 
@@ -51,18 +58,18 @@ class SafeStderr:
 
 
 def flush_stdout() -> None:
-    """Write out what was printed. Raises :class:`LadderError`, or ``BrokenPipeError``."""
+    """Write out what was printed. Raises :class:`LadderError`, or :class:`ClosedStdout`."""
     with convert_stdout_errors():
         sys.stdout.flush()
 
 
 @contextmanager
 def convert_stdout_errors() -> Iterator[None]:
-    """Convert errors of writing to stdout into a :class:`LadderError`, but not a closed pipe."""
+    """Convert errors of writing to stdout into :class:`LadderError` and :class:`ClosedStdout`."""
     try:
         yield
-    except BrokenPipeError:  # the reader has seen enough: quiet, see cli/app.py
-        raise
+    except BrokenPipeError as error:
+        raise ClosedStdout from error
     except OSError as error:
         raise LadderError(
             f"the result cannot be written to stdout: {os.strerror(error.errno or 0)}",

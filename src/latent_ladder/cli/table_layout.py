@@ -6,7 +6,6 @@ each for names that people copy. This module knows no terminal.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -98,14 +97,14 @@ def wrap(text: str, width: int | None, indent: int = 0) -> list[str]:
     margin = " " * indent
     if width is None or indent + cell_width(text) <= width:
         return [margin + text]
-    return textwrap.wrap(
-        text,
-        max(width, indent + NARROWEST),
-        initial_indent=margin,
-        subsequent_indent=margin,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else ""
+        if lines and cell_width(longer) <= max(width, indent + NARROWEST):
+            lines[-1] = longer
+        else:
+            lines.append(margin + word)
+    return lines
 
 
 def cell_width(text: str) -> int:

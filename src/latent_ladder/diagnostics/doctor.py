@@ -15,7 +15,9 @@ import psutil
 from latent_ladder.checkpoints.catalog import CatalogFile
 from latent_ladder.checkpoints.compatibility import training_variant
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor
 from latent_ladder.checkpoints.misplaced import MisplacedFile, find_misplaced
+from latent_ladder.checkpoints.scan import FoundComponent
 from latent_ladder.checkpoints.search_paths import ModelFolder, model_folders
 from latent_ladder.checkpoints.selection import Library, PartialModelSet, scan, select_available
 from latent_ladder.diagnostics.preset_readiness import (
@@ -25,7 +27,8 @@ from latent_ladder.diagnostics.preset_readiness import (
     split_off_pocket,
 )
 from latent_ladder.errors import CheckpointError, MemoryBudgetError, StoreError
-from latent_ladder.memory.hardware import Gpu, MemoryOptions, budget, gpus
+from latent_ladder.memory.gpus import Gpu, gpus
+from latent_ladder.memory.hardware import MemoryOptions, budget
 from latent_ladder.memory.planner import Budget, Policy
 from latent_ladder.storage.artifact_store import Store, default_root
 from latent_ladder.storage.atomic_write import free_bytes
@@ -210,7 +213,13 @@ def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
                 "bytes": found.summary.nbytes,
                 "embedded": found.is_embedded,
                 "chosen": (role, found.path) in chosen,
+                "assumed": _assumed(found),
             }
+
+
+def _assumed(found: FoundComponent) -> str | None:
+    """What is assumed about a text encoder because its file does not say."""
+    return assumed_rope_factor(found.component) if found.role == "text_encoder" else None
 
 
 def _chosen(choice: PartialModelSet) -> Iterator[Component]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_ladder.errors import RequestError
-from latent_ladder.storage.read_file import read_small_text
+from latent_ladder.request.prompt_files import read_prompt_rows
 
 MANY = 64
 """More drafts than this need ``--yes``."""
 MOST = 10_000
-MAX_PROMPTS_BYTES = 4 * 2**20
 """Largest file of prompts."""
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -65,15 +64,18 @@ def _check_count(seeds: range, text: str) -> range:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Prompts of a file, one per line; blank lines and lines that start with # are skipped.
+    """The different prompts of a text, CSV or JSON Lines file, see ``request.prompt_files``.
 
-    Raises :class:`RequestError` for a file that cannot be read or holds none.
+    Raises :class:`RequestError` for a file that cannot be read, holds none, or has other columns.
     """
-    lines = read_small_text(path, MAX_PROMPTS_BYTES, RequestError, "prompts file").splitlines()
-    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not found:
-        raise RequestError(f"prompts {path} holds no prompt", "write one prompt per line")
-    return tuple(dict.fromkeys(found))
+    rows = read_prompt_rows(path)
+    other = next((row for row in rows if not row.is_plain), None)
+    if other is not None:
+        raise RequestError(
+            f"prompts {path}, row {other.number} has fields besides the prompt, which drafts share",
+            "use `ladder make --prompts` for fields per row, or options for all drafts",
+        )
+    return tuple(dict.fromkeys(row.prompt for row in rows))
 
 
 def all_drafts(

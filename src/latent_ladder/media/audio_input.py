@@ -18,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.open_media import SAMPLE_RATE, find_video_stream, open_media
+from latent_ladder.media.open_media import (
+    SAMPLE_RATE,
+    find_audio_stream,
+    find_video_stream,
+    open_media,
+)
 from latent_ladder.storage.read_file import check_regular_file
 
 if TYPE_CHECKING:
@@ -190,9 +195,10 @@ def _to_stereo(samples: NDArray[np.generic]) -> Waveform:
 
 
 def _stream(container: InputContainer, path: Path) -> AudioStream:
-    if not container.streams.audio:
+    found = find_audio_stream(container)
+    if found is None:
         raise MediaError(f"{path.name} has no audio", "give a file with an audio track")
-    return container.streams.audio[0]
+    return found
 
 
 def _origin(container: InputContainer) -> Fraction | None:

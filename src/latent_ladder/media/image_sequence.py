@@ -36,7 +36,7 @@ from latent_ladder.media.video_writer import (
     resample_audio,
     temporary_output,
 )
-from latent_ladder.storage.atomic_write import commit, convert_write_errors
+from latent_ladder.storage.atomic_write import commit, convert_write_errors, write_atomically
 from latent_ladder.storage.temporary_files import part_path, remove_abandoned
 
 SIDECAR = "request.json"
@@ -149,6 +149,36 @@ def write_image_sequence(
         total = sum(p.stat().st_size for p in folder.iterdir())
     duration = float(count / spec.fps)
     return WrittenVideo(path, count, duration, None if audio is None else duration, total)
+
+
+def check_image_file(path: Path, overwrite: bool) -> None:
+    """Raise :class:`MediaError` if one image could not be written to ``path``."""
+    require_encoder(IMAGE_ENCODERS[path.suffix.lower()][0])
+    check_output_path(path, overwrite)
+
+
+def write_image_file(
+    path: Path,
+    frames: Iterable[Frames],
+    spec: VideoSpec,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> WrittenVideo:
+    """Write the only frame of a clip as one image.
+
+    Raises :class:`MediaError`, and whatever ``frames`` raises; an older file is unchanged then.
+    """
+    check_image_file(path, overwrite)
+    encode = _encoder(path.suffix.lower(), spec, dict(metadata or {}))
+    written: list[bytes] = []
+    for chunk in frames:
+        written += [encode(frame) for frame in (chunk[None] if chunk.ndim == 3 else chunk)]
+    if len(written) != 1:
+        raise MediaError(f"{path.name} is one image for {len(written)} frames", "use --frames 1")
+    with convert_write_errors(MediaError, f"image {path.name}", path.parent, len(written[0])):
+        write_atomically(path, written[0])
+    return WrittenVideo(path, 1, float(1 / spec.fps), None, len(written[0]))
 
 
 def write_audio(

@@ -18,6 +18,7 @@ from latent_ladder.media import image_files
 from latent_ladder.storage.read_file import read_error
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -87,6 +88,11 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     found = find_video_stream(container)
     if found is None:
         raise MediaError(f"{path.name} has no video track", hint="use a video file")
+    if found.codec_context is None:
+        raise MediaError(
+            f"the video track of {path.name} is in a format that cannot be decoded",
+            hint="convert it to H.264 first",
+        )
     if found.width * found.height > image_files.MAX_PIXELS:
         raise MediaError(
             f"{path.name} has frames of {found.width}x{found.height} pixels, expected at most "
@@ -104,3 +110,10 @@ def find_video_stream(container: InputContainer) -> VideoStream | None:
         if not stream.disposition & Disposition.attached_pic:
             return stream
     return None
+
+
+def find_audio_stream(container: InputContainer) -> AudioStream | None:
+    """The first sound track that can be decoded; ``None`` if there is none."""
+    streams: list[AudioStream] = list(container.streams.audio)
+    # the type of PyAV does not know that a track in an unknown format has no codec
+    return next((s for s in streams if getattr(s, "codec_context", None) is not None), None)

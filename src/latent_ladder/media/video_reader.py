@@ -17,8 +17,8 @@ from latent_ladder.media.audio_input import read_audio_input
 from latent_ladder.media.container_metadata import decode_comment, read_image_tags
 from latent_ladder.media.frame_form import FrameForm, FramePadding, decode_progressive
 from latent_ladder.media.frame_times import count_stated_frames, find_rate
-from latent_ladder.media.open_media import SAMPLE_RATE, open_media, video_stream
-from latent_ladder.storage.read_file import read_small_text
+from latent_ladder.media.open_media import SAMPLE_RATE, find_audio_stream, open_media, video_stream
+from latent_ladder.storage.read_file import is_file, is_folder, read_small_text
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -57,7 +57,7 @@ def probe(path: Path) -> VideoInfo:
     with open_media(path) as container:
         stream = video_stream(container, path)
         times, duration, audio_end = _measure(container, stream)
-        audio = container.streams.audio[0] if container.streams.audio else None
+        audio = find_audio_stream(container)
         fps = find_rate(times, stream)
         metadata = _metadata(container)
     height, width, _ = next(read_frames(path)).shape
@@ -79,9 +79,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     For the folder or name pattern of an image sequence: the tags in its ``request.json``. Raises
     :class:`MediaError` if they cannot be read.
     """
-    if path.is_dir() or "%" in path.name:
-        return _sidecar(path if path.is_dir() else path.parent)
-    if path.suffix.lower() in _PICTURES and path.is_file():
+    if is_folder(path) or "%" in path.name:
+        return _sidecar(path if is_folder(path) else path.parent)
+    if path.suffix.lower() in _PICTURES and is_file(path):
         return read_image_tags(path)
     with open_media(path) as container:
         return _metadata(container)
@@ -155,7 +155,7 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
     returned too.
     """
     with open_media(path) as container:
-        if not container.streams.audio:
+        if find_audio_stream(container) is None:
             return np.zeros((2, 0), np.float32)
     return read_audio_input(path, None, rate)
 
@@ -189,7 +189,7 @@ def _measure(
     container: InputContainer, video: VideoStream
 ) -> tuple[list[Fraction], Fraction, Fraction]:
     """Times of the shown frames, video and audio duration in seconds, from headers or packets."""
-    audio = container.streams.audio[0] if container.streams.audio else None
+    audio = find_audio_stream(container)
     streams = [stream for stream in (video, audio) if stream is not None]
     spans = [_header_duration(stream) for stream in streams]
     times: set[Fraction] = set()

@@ -12,14 +12,15 @@ import torch
 
 from latent_ladder.errors import MediaError
 from latent_ladder.memory.planner import Machine
+from latent_ladder.models.accelerator import has_streams, synchronize
 from latent_ladder.models.device import Runtime
 from latent_ladder.storage.atomic_write import convert_write_errors
 from latent_ladder.storage.temporary_files import temporary_folder
 
 REPEATS = 5
-SIDES = {"cpu": 2048, "mps": 4096, "cuda": 8192}
+SIDES = {"cpu": 2048, "mps": 4096, "cuda": 8192, "xpu": 8192}
 """Sides of the square matrices: large enough for the rate that a stage reaches."""
-COPY_BYTES = {"cpu": 2**27, "mps": 2**28, "cuda": 2**30}
+COPY_BYTES = {"cpu": 2**27, "mps": 2**28, "cuda": 2**30, "xpu": 2**30}
 READ_BYTES = 2**29
 MFU = 0.75
 """Share of the rate of a bare matrix product that a whole forward reaches: attention, norms and
@@ -47,7 +48,9 @@ def _matmul_flops(runtime: Runtime) -> float:
 
 def _copy_rate(runtime: Runtime) -> float:
     kind = runtime.device.type
-    source = torch.empty(COPY_BYTES[kind], dtype=torch.uint8, pin_memory=kind == "cuda")
+    source = torch.empty(
+        COPY_BYTES[kind], dtype=torch.uint8, pin_memory=has_streams(runtime.device)
+    )
     target = torch.empty_like(source, device=runtime.device)
     return len(source) / _best_seconds(lambda: target.copy_(source, non_blocking=True), runtime)
 
@@ -58,10 +61,7 @@ def _best_seconds(work: Callable[[], object], runtime: Runtime) -> float:
     for _ in range(REPEATS + 1):
         began = time.perf_counter()
         work()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize(runtime.device)
-        elif runtime.device.type == "mps":
-            torch.mps.synchronize()
+        synchronize(runtime.device)
         best = min(best, time.perf_counter() - began)
     return best
 

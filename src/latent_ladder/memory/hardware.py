@@ -1,37 +1,29 @@
-"""Memory, GPUs and measured rates of this machine. Does not import torch.
+"""Memory and measured rates of this machine. Imports torch only for a GPU that was named.
 
-GPUs are queried with ``nvidia-smi``, which answers in tens of milliseconds where importing torch
-takes seconds. Rates are measured by ``ladder bench`` and stored in the user's data folder.
+Rates are measured by ``ladder bench`` and stored in the user's data folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from dataclasses import asdict, dataclass
-from functools import cache
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from latent_ladder.errors import MemoryBudgetError, RequestError, StoreError
+from latent_ladder.memory.gpus import Gpu, gpus, torch_gpus
 from latent_ladder.memory.planner import GIB, Budget, Machine
+from latent_ladder.models.device_names import DeviceName, missing_device, parse_device
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.user_folders import user_folder
 
-QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
 CONTEXT_BYTES = GIB // 2
 """Memory of a CUDA context and its libraries, without any tensor."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One NVIDIA GPU and its memory in bytes."""
-
-    name: str
-    total_bytes: int
-    free_bytes: int
+WINDOWS_PINNED = 0.45
+"""Share of the RAM that Windows lets a program pin."""
 
 
 @dataclass(frozen=True)
@@ -69,49 +61,58 @@ class MemoryOptions:
             )
 
 
-@cache
-def gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs in the order of their numbers; empty where there are none or no driver."""
-    if shutil.which(QUERY[0]) is None:
-        return ()
-    import subprocess  # a seventh of the import time of this module, needed only with a GPU
-
-    try:
-        done = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True)
-        return tuple(_gpu(line) for line in done.stdout.splitlines() if line.strip())
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
-
-
-def _gpu(line: str) -> Gpu:
-    name, total, free = (part.strip() for part in line.rsplit(",", 2))
-    return Gpu(name, int(total) * 2**20, int(free) * 2**20)
-
-
 def ram_bytes() -> int:
     """Bytes of memory that a program may use now without swapping."""
     return int(psutil.virtual_memory().available)
 
 
-def budget(options: MemoryOptions, device: str = "auto") -> Budget:
-    """The memory that a run may use on ``device`` (auto, cpu, cuda, mps).
+def pinnable_bytes() -> int:
+    """Bytes of memory that can be pinned now: Windows pins no more than about half of the RAM."""
+    if sys.platform != "win32":
+        return ram_bytes()
+    return min(ram_bytes(), int(psutil.virtual_memory().total * WINDOWS_PINNED))
 
-    Raises :class:`MemoryBudgetError` when the reserve leaves nothing.
+
+def budget(options: MemoryOptions, device: str = "auto") -> Budget:
+    """The memory that a run may use on ``device`` ("auto", "cpu", "cuda:1", ...).
+
+    Raises :class:`RequestError` for an unknown device or one that is not there, and
+    :class:`MemoryBudgetError` when the reserve leaves nothing.
     """
-    cards = gpus() if device in ("auto", "cuda") or device.startswith("cuda:") else ()
-    number = int(device.partition(":")[2] or 0)
-    kind = "cuda" if len(cards) > number else device.partition(":")[0].replace("auto", "cpu")
-    ram = int(options.ram * GIB) if options.ram is not None else ram_bytes()
+    name = parse_device(device)
+    card = None if name.kind in ("cpu", "mps") else _card(name)
+    ram = int(options.ram * GIB) if options.ram is not None else pinnable_bytes()
+    kind = name.kind.replace("auto", "cpu") if card is None else card.kind
+    found = Budget(kind, 0, ram, "" if card is None else card.name, card is None or card.has_bf16)
     if options.vram is not None:
-        return Budget(kind, int(options.vram * GIB), ram)
-    free = cards[number].free_bytes - CONTEXT_BYTES if kind == "cuda" else ram
+        return replace(found, device_bytes=int(options.vram * GIB))
+    free = ram_bytes() if card is None else card.free_bytes - _context_bytes()
     left = free - int(options.reserve_vram * GIB)
     if left <= 0:
         raise MemoryBudgetError(
             f"{free / GIB:.1f} GiB are free on {kind} and {options.reserve_vram:g} are reserved",
             "close other programs, or use a smaller --reserve-vram",
         )
-    return Budget(kind, left, ram)
+    return replace(found, device_bytes=left)
+
+
+def _card(name: DeviceName) -> Gpu | None:
+    """The GPU that a run uses; ``None`` for "auto" where there is none.
+
+    A named one is asked of PyTorch, whose numbers are meant. Raises :class:`RequestError`.
+    """
+    if name.kind == "auto":
+        return next(iter(gpus()), None)
+    cards = [card for card in torch_gpus() if card.kind == name.kind]
+    number = name.number or 0
+    if number >= len(cards):
+        raise missing_device(name, len(cards))
+    return cards[number]
+
+
+def _context_bytes() -> int:
+    """Memory that CUDA will take for itself: none where PyTorch has started it and counts it."""
+    return 0 if "torch" in sys.modules else CONTEXT_BYTES
 
 
 # --- measured rates ------------------------------------------------------------------------------
@@ -125,29 +126,29 @@ def figures_file() -> Path:
     return user_folder("data") / "machine.json"
 
 
-def device_name(device: str) -> str:
-    """The name of a device in the file of rates: the GPU's, or "cpu"."""
-    cards = gpus()
-    return cards[0].name if device == "cuda" and cards else device
+def read_rates(name: str) -> Machine | None:
+    """The rates measured for a GPU by its name, or for "cpu" or "mps".
 
-
-def read_rates(device: str) -> Machine | None:
-    """The rates measured for a device, ``None`` where ``ladder bench`` has not been run on it."""
+    ``None`` where ``ladder bench`` has not been run on it.
+    """
     try:
-        rates = json.loads(figures_file().read_text("utf-8"))[device_name(device)]
+        rates = json.loads(figures_file().read_text("utf-8"))[name]
         return Machine(**{name: float(rates[name]) for name in ("flops", "copy", "disk")})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def save_rates(device: str, machine: Machine) -> Path:
-    """Store measured rates; returns the file. Raises :class:`StoreError`."""
+def save_rates(name: str, machine: Machine) -> Path:
+    """Store the rates measured for a device, by its name; returns the file.
+
+    Raises :class:`StoreError`.
+    """
     path = figures_file()
     try:
         known = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         known = {}
-    known[device_name(device)] = asdict(machine)
+    known[name] = asdict(machine)
     with convert_write_errors(StoreError, path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(known, indent=2).encode())

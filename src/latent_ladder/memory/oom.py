@@ -13,20 +13,49 @@ from latent_ladder.errors import MemoryBudgetError
 S = TypeVar("S")
 T = TypeVar("T")
 
-_TEXTS = (
-    "not enough memory: you tried to allocate",  # CPU allocator on Windows and Linux
-    "can't allocate memory",
-    "MPS backend out of memory",
-    "CUDA out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+_TEXTS = tuple(
+    text.lower()
+    for text in (
+        "not enough memory: you tried to allocate",  # CPU allocator on Windows and Linux
+        "can't allocate memory",
+        "bad_alloc",
+        "MPS backend out of memory",
+        "Invalid buffer size",  # a tensor that is larger than an Apple GPU allows
+        "CUDA out of memory",  # PyTorch's allocators
+        "HIP out of memory",
+        "XPU out of memory",
+        "CUDA error: out of memory",  # the driver, without PyTorch's allocator
+        "CUDA driver error: out of memory",
+        "cudaErrorMemoryAllocation",
+        "HIP error: out of memory",
+        "hipErrorOutOfMemory",
+        # Libraries that could not get their workspace or handle:
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_NOT_INITIALIZED",
+        "CUSOLVER_STATUS_ALLOC_FAILED",
+        "CUFFT_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_NOT_INITIALIZED",
+        "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "unable to find an engine to execute this computation",
+        "HIPBLAS_STATUS_ALLOC_FAILED",
+        "rocblas_status_memory_error",
+        "miopenStatusAllocFailed",
+        "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+        "UR_RESULT_ERROR_OUT_OF_HOST_MEMORY",
+        "UR_RESULT_ERROR_OUT_OF_RESOURCES",
+    )
 )
+"""Parts of the messages of failed allocations, in lower case."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for a failed allocation: PyTorch's own error, its RuntimeErrors, or Python's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text in message for text in _TEXTS)
 
 
 def retry_with_fallbacks(

@@ -31,10 +31,10 @@ def program_bytes(device: torch.device) -> int:
 
 def reset(device: torch.device) -> None:
     """Begin a new measurement."""
-    if device.type == "cuda":
-        import torch
+    from latent_ladder.models.accelerator import device_module, has_streams
 
-        torch.cuda.reset_peak_memory_stats(device)
+    if has_streams(device):
+        device_module(device).reset_peak_memory_stats(device)
     elif _CLEAR.exists():
         try:
             _CLEAR.write_text("5")
@@ -46,10 +46,10 @@ def reset(device: torch.device) -> None:
 
 def peak_bytes(device: torch.device) -> int:
     """Bytes at the peak since :func:`reset`."""
-    if device.type == "cuda":
-        import torch
+    from latent_ladder.models.accelerator import device_module, has_streams
 
-        return torch.cuda.max_memory_allocated(device)
+    if has_streams(device):
+        return int(device_module(device).max_memory_allocated(device))
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

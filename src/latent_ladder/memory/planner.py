@@ -10,7 +10,7 @@ the first level that fits; a run that is still out of memory continues from ther
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -20,6 +20,7 @@ from latent_ladder.memory.cost_model import (
     ModelSizes,
     StageCost,
     decode_activations,
+    decoder_ram_bytes,
     estimate,
     transformer_activations,
     upsample_activations,
@@ -45,12 +46,25 @@ TILE_FRAMES, OVERLAP_FRAMES = 24, 8
 class Budget:
     """Memory that a run may use: bytes on the device, and bytes of RAM for offloaded blocks.
 
-    On the CPU both are the same memory and ``ram_bytes`` is ignored.
+    On the CPU both are the same memory and ``ram_bytes`` is ignored. ``device`` is PyTorch's device
+    type, ``name`` that of a GPU; one without ``has_bf16`` computes in float32.
     """
 
     device: str
     device_bytes: int
     ram_bytes: int
+    name: str = ""
+    has_bf16: bool = True
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a number in the compute dtype."""
+        return 2 if self.device != "cpu" and self.has_bf16 else 4
+
+    @property
+    def rates_name(self) -> str:
+        """Name under which measured rates are stored."""
+        return self.name or self.device
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,8 @@ class OffloadPlan:
     pinned memory or, with ``source="file"``, from the mapped file. ``as_stored`` leaves weights in
     the dtype of the file and converts each at use, as is always done with quantised ones.
     ``tile_px`` is the decoder's tile where it differs from the request's, ``precision`` "fp8"
-    stores a bf16 transformer in fp8.
+    stores a bf16 transformer in fp8. ``frames_in_ram``: the diffusion decoder keeps the frames
+    between its blocks in RAM, with the same result.
     """
 
     rows: int | None = None
@@ -72,6 +87,7 @@ class OffloadPlan:
     as_stored: bool = False
     tile_px: int | None = None
     precision: Precision = "stored"
+    frames_in_ram: bool = False
 
     def decode(self, asked: Decode) -> Decode:
         """The request's decoder tiles, or smaller ones."""
@@ -94,6 +110,8 @@ class OffloadPlan:
             parts.append("weights as stored")
         if self.precision != "stored":
             parts.append(f"stored in {self.precision}")
+        if self.frames_in_ram:
+            parts.append("frames of the decoder in RAM")
         if self.tile_px is not None:
             parts.append(f"tiles of {self.tile_px} px")
         return ", ".join(parts)
@@ -101,7 +119,11 @@ class OffloadPlan:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """A stage with its offload plan: predicted peak bytes on the device and in pinned RAM."""
+    """A stage with its offload plan: predicted peak bytes on the device and in pinned RAM.
+
+    ``resting_bytes`` of the transformer are still on the device after a sampling stage;
+    ``kept_bytes`` are those of the stage before that stay there during another stage.
+    """
 
     cost: StageCost
     offload_plan: OffloadPlan
@@ -109,11 +131,18 @@ class StageMemory:
     activation_bytes: int
     pinned_bytes: int = 0
     streamed_bytes: int = 0
+    resting_bytes: int = 0
+    kept_bytes: int = 0
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of the stage's own weights and activations together."""
+        return self.weight_bytes + self.activation_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes of weights and activations together."""
-        return self.weight_bytes + self.activation_bytes
+        """Bytes on the device at the peak: the stage's own, and the transformer if it stays."""
+        return self.own_bytes + self.kept_bytes
 
 
 @dataclass(frozen=True)
@@ -188,9 +217,28 @@ def plan_memory(
                 if made is None or other.name in made
             ]
             room = max(level.peak_bytes for level in least)
-            raise _too_big(_least(levels), budget, policy, request, room)
+            raise _too_big(_least(levels), budget, policy, room)
         found.append(fitting or levels[-1])
-    return MemoryPlan(budget, tuple(found))
+    return MemoryPlan(budget, tuple(_keep_transformer(found, budget)))
+
+
+def _keep_transformer(stages: Iterable[StageMemory], budget: Budget) -> Iterator[StageMemory]:
+    """The stages, with the transformer kept during an upsample stage where both fit.
+
+    A sampling stage follows, so it would be loaded again. Otherwise it is unloaded before.
+    """
+    resting = 0
+    for stage in stages:
+        if stage.cost.kind in ("base", "refine"):
+            resting = stage.resting_bytes
+        if stage.cost.kind == "upsample" and keeps(stage, resting, budget):
+            stage = replace(stage, kept_bytes=resting)
+        yield stage
+
+
+def keeps(stage: StageMemory, resting_bytes: int, budget: Budget) -> bool:
+    """True where a transformer of ``resting_bytes`` may stay on the device during ``stage``."""
+    return stage.own_bytes + resting_bytes <= budget.device_bytes
 
 
 def plan_fallback(
@@ -203,10 +251,12 @@ def plan_fallback(
     """
     if stage.cost.kind == "decode":
         levels = stage_fallbacks(stage.cost, request, sizes, budget, policy)
-        smaller = [level for level in levels if _tile(level) < _tile(stage)]
+        smaller = [level for level in levels if _decode_rank(level) < _decode_rank(stage)]
         if not smaller:
-            raise _too_big(stage, budget, policy, request)
+            raise _too_big(stage, budget, policy)
         return smaller[0]
+    if stage.cost.kind not in ("base", "refine"):
+        raise ran_out(stage.cost.name, budget)
     less = _less(stage, budget)
     return _first_fit(stage_fallbacks(stage.cost, request, sizes, less, policy), less, policy)
 
@@ -242,8 +292,10 @@ def _first_fit(levels: Iterator[StageMemory], budget: Budget, policy: Policy) ->
     raise _too_big(last, budget, policy)
 
 
-def _tile(stage: StageMemory) -> float:
-    return math.inf if stage.offload_plan.tile_px is None else stage.offload_plan.tile_px
+def _decode_rank(stage: StageMemory) -> tuple[float, bool]:
+    """Sort key of the fallback levels of decoding: smaller ones need less memory."""
+    plan = stage.offload_plan
+    return math.inf if plan.tile_px is None else plan.tile_px, not plan.frames_in_ram
 
 
 def fits(stage: StageMemory, budget: Budget) -> bool:
@@ -257,6 +309,11 @@ def stage_fallbacks(
     """The fallback levels of a stage, from the fastest to the smallest."""
     if cost.kind not in ("base", "refine"):
         yield _fixed_memory(cost, request, sizes, OffloadPlan(), budget.device)
+        if cost.kind == "decode" and sizes.diffusion_decoder is not None:
+            if budget.device != "cpu":
+                ram = OffloadPlan(frames_in_ram=True)
+                yield _fixed_memory(cost, request, sizes, ram, budget.device)
+            return  # smaller tiles need more memory than frames in RAM, and change the picture
         if cost.kind == "decode" and "tiles" in policy.changes:
             for tile in _smaller_tiles(request):
                 yield _fixed_memory(cost, request, sizes, OffloadPlan(tile_px=tile), budget.device)
@@ -301,7 +358,7 @@ def _offload_plans(
     streamed = [
         replace(plan, as_stored=True, resident=0, source=source)
         for source in sources[policy.offload]
-        if not (budget.device == "cpu" and source == "pinned")
+        if not (budget.device in ("cpu", "mps") and source == "pinned")
         for plan in (first, one, small)
     ]
     plans = streamed if policy.offload in ("stream", "disk") else resident + streamed
@@ -358,6 +415,7 @@ def _sampling_memory(
         activation_bytes=activations,
         pinned_bytes=sum(streamed) if pinned else 0,
         streamed_bytes=sum(streamed),
+        resting_bytes=sizes.outside_bytes + sum(blocks) - sum(streamed),
     )
 
 
@@ -373,7 +431,7 @@ _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "prompt": ("text_encoder", "text_projection", "connectors"),
         "upsample": ("latent_upsampler",),
-        "decode": ("video_vae", "vocoder"),
+        "decode": ("video_vae", "video_decoder", "vocoder"),
     }
 )
 
@@ -389,16 +447,31 @@ def _fixed_memory(
         activations = upsample_activations(sizes, cost.window_tokens)
     elif cost.kind == "decode":
         activations = decode_activations(
-            request.resolved.canvas, offload_plan.decode(request.decode), sizes, device
+            request.resolved.canvas,
+            offload_plan.decode(request.decode),
+            sizes,
+            device,
+            frames_in_ram=offload_plan.frames_in_ram,
         )
-    return StageMemory(cost, offload_plan, max(parts, default=0), activations)
+    in_ram = decoder_ram_bytes(request.resolved.canvas, sizes) if offload_plan.frames_in_ram else 0
+    return StageMemory(cost, offload_plan, max(parts, default=0), activations, in_ram)
+
+
+def ran_out(name: str, budget: Budget) -> MemoryBudgetError:
+    """Error for a stage without fallbacks that ran out of memory with nothing else loaded."""
+    return MemoryBudgetError(
+        f"{name} ran out of memory with nothing else loaded, "
+        f"{readable_size(budget.device_bytes)} were free on {budget.rates_name} at the start",
+        "close other programs that use it, or use --device cpu"
+        if budget.device != "cpu"
+        else "close other programs, or use a smaller --size or fewer --frames",
+    )
 
 
 def _too_big(
     stage: StageMemory,
     budget: Budget,
     policy: Policy,
-    request: Request | None = None,
     room: int | None = None,
 ) -> MemoryBudgetError:
     """The error for a stage; ``room`` are the bytes in which all stages would fit."""
@@ -411,7 +484,7 @@ def _too_big(
             f"{readable_size(budget.ram_bytes)} are free",
             "use --offload disk, or a model file in a smaller precision",
         )
-    hint = _room_hint(stage, policy, request, room or stage.peak_bytes)
+    hint = _room_hint(stage, policy, room or stage.peak_bytes)
     return MemoryBudgetError(
         f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.offload_plan}, "
         f"the budget is {readable_size(budget.device_bytes)}",
@@ -424,15 +497,13 @@ def _least(levels: Sequence[StageMemory]) -> StageMemory:
     return min(levels, key=lambda level: (level.peak_bytes, level.pinned_bytes))
 
 
-def _room_hint(stage: StageMemory, policy: Policy, request: Request | None, needed: int) -> str:
+def _room_hint(stage: StageMemory, policy: Policy, needed: int) -> str:
     """The change that makes a stage need less; what the plan tried already is not advised."""
     room = f"allow more memory (at least --vram {math.ceil(needed / GIB * 100) / 100:g})"
     if stage.cost.kind != "decode":
         if policy.offload == "none":
             return "use --offload auto, which streams blocks from RAM or disk"
         return f"use a smaller --size or fewer --frames, or {room}"
-    if request is not None and request.decode.grid != "auto":
-        return "use --set decode.grid=auto, which lets the decoder choose smaller tiles"
     if "tiles" not in policy.changes:
         return "use --oom-policy tiles, which decodes in smaller tiles"
     return f"use a smaller --size, or {room}"

@@ -22,7 +22,7 @@ WORKING_SIDE = (64, 256)
 CHANGE_WINDOW, CHANGE_LEVELS = 9, 0.75
 """A pixel counts as moved only if its window (px) changed by this mean, in levels of 255."""
 
-UNEXPLAINED_SHARE = 0.45
+UNEXPLAINED_SHARE = 0.6
 """A flow explains a change if following it leaves less than this share of the change."""
 
 UNSTEADY_SHARE = 0.5
@@ -47,7 +47,7 @@ def moving_flow(forward: Flow, before: Luminance, after: Luminance) -> Flow:
     """``forward`` where it explains a change between the two images, 0 elsewhere.
 
     Noise and flicker change an image too, and the flow between such images is arbitrary: a change
-    counts as motion only if following the flow removes more than half of it.
+    counts as motion only if following the flow removes a good part of it.
     """
     import cv2
 

@@ -120,6 +120,7 @@ class ClipMeter:
         self._last: Luminance | None = None
         self._before: tuple[Luminance, BidirectionalFlow] | None = None
         self._flow: Flow | None = None
+        self._first: int | None = None
         self._columns: Values = np.zeros(0)
         self._rows: Values = np.zeros(0)
 
@@ -214,27 +215,33 @@ class ClipMeter:
         self._before = (before, between)
 
     def _add_motion(self, flow: Flow) -> None:
-        """Add the speed of a pair; that of the first pair is known when the second one is."""
+        """Add the speed of a pair; that of the first moving pair is known with the next one.
+
+        A repeated frame has none, and the motion before it may go on after it.
+        """
         s, earlier = self._series, self._flow
-        if s.frozen[-1] and earlier is not None:  # a repeated frame: the motion before may go on
-            self._add_speed(np.zeros(flow.shape[:2], np.float32))
+        if s.frozen[-1]:
+            self._set_speed(len(s.motion), np.zeros(flow.shape[:2], np.float32))
             return
         self._flow = flow
         if earlier is None:
-            self._add_speed(steady_speed(flow, flow))
+            self._first = len(s.motion)
+            self._set_speed(len(s.motion), steady_speed(flow, flow))
             return
-        if len(s.motion) == 1:
-            s.motion.clear()
-            s.top.clear()
-            self._add_speed(steady_speed(earlier, warp(flow, earlier)))
-        self._add_speed(steady_speed(flow, warp(earlier, -flow)))
+        if self._first is not None:
+            self._set_speed(self._first, steady_speed(earlier, warp(flow, earlier)))
+            self._first = None
+        self._set_speed(len(s.motion), steady_speed(flow, warp(earlier, -flow)))
 
-    def _add_speed(self, speed: NDArray[np.float32]) -> None:
+    def _set_speed(self, pair: int, speed: NDArray[np.float32]) -> None:
+        """Set, or add at the end, the speed (h, w) in pixels per frame of a pair of frames."""
         s, (height, width) = self._series, speed.shape
         percent = 100.0 * self._fps / math.hypot(height, width)
-        s.motion.append(float(speed.mean()) * percent)
         count = max(1, round(TOP_SHARE * speed.size))
-        s.top.append(float(np.partition(speed, -count, axis=None)[-count:].mean()) * percent)
+        s.motion[pair : pair + 1] = [float(speed.mean()) * percent]
+        s.top[pair : pair + 1] = [
+            float(np.partition(speed, -count, axis=None)[-count:].mean()) * percent
+        ]
 
     def _flicker(self, now: Luminance, after: Luminance, between: BidirectionalFlow) -> list[float]:
         """The flow-compensated second difference at ``now``, as a list of one number.

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from latent_ladder.errors import RequestError
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
+from latent_ladder.models.accelerator import KINDS, count, device_name, has_bf16, has_streams
+from latent_ladder.models.device_names import missing_device, parse_device
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,34 @@ class Runtime:
 def choose_runtime(device: str = "auto") -> Runtime:
     """Choose the best available device ("auto"), or check that ``device`` is available.
 
-    The dtype is bfloat16 on CUDA and Apple GPUs, as the family was trained, and float32 on the
-    CPU, where most machines only emulate bfloat16. Raises :class:`RequestError` for an unknown or
-    unavailable device.
+    Raises :class:`RequestError` for an unknown or unavailable device.
     """
-    if device == "auto":
-        device = next((d for d in ("cuda", "mps") if _is_available(d)), "cpu")
-    kind = device.split(":", maxsplit=1)[0]
-    if kind not in DEVICES[1:]:
-        raise RequestError(f"unknown device {device}", f"use --device {' or '.join(DEVICES)}")
-    if not _is_available(kind):
-        raise RequestError(
-            f"device {device} is not available in this installation of PyTorch",
-            "use --device auto, or install PyTorch with support for your GPU",
-        )
-    return Runtime(torch.device(device), torch.float32 if kind == "cpu" else torch.bfloat16)
+    name = parse_device(device)
+    if name.kind == "auto":
+        name = parse_device(next((kind for kind in KINDS if count(kind)), "cpu"))
+    available = count(name.kind)
+    if (name.number or 0) >= available:
+        raise missing_device(name, available)
+    chosen = torch.device(name.kind)
+    if has_streams(chosen):  # with its number, so that it equals the device of its tensors
+        chosen = torch.device(name.kind, name.number or 0)
+    return Runtime(chosen, compute_dtype(chosen))
 
 
-def _is_available(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    if kind == "mps":
-        return torch.backends.mps.is_available()
-    return True
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Dtype of the networks: bfloat16 as the family was trained, where the device computes in it.
+
+    Otherwise float32: most CPUs and NVIDIA GPUs before Ampere only emulate bfloat16, and the range
+    of float16 is too small for the activations of the transformer.
+    """
+    return torch.bfloat16 if has_bf16(device) else torch.float32
+
+
+def dtype_note(runtime: Runtime) -> str | None:
+    """Sentence about a GPU that computes in float32, ``None`` for other devices."""
+    if not has_streams(runtime.device) or runtime.dtype is not torch.float32:
+        return None
+    return (
+        f"{device_name(runtime.device)} has no bfloat16: networks compute in float32, which takes "
+        "several times the time and twice the memory of a GPU from Ampere (RTX 30) on"
+    )

@@ -24,6 +24,11 @@ Prediction = Literal["x0", "v"]
 CHUNK_FRAMES = 4
 """Frames of queries that a block computes at a time: always the same ones, so that the result does
 not depend on memory."""
+BAND_VALUES, BAND_VALUES_ELSEWHERE = {"cpu": 1 << 22}, 1 << 26
+"""Values of the frames of a band of rows, at most, if it has more than one tile of queries; by
+device type, and of other devices."""
+ATTENTION_VALUES, ATTENTION_VALUES_ELSEWHERE = {"cpu": 1 << 24}, 1 << 28
+"""Values of queries, keys and masks of the tiles computed together, at most."""
 GHOSTS = 2
 """Copies of the last latent frame that are decoded after the clip and cut off again."""
 PUBLISHED_KERNELS: tuple[Size, ...] = ((3, 7, 7), (3, 7, 7), (3, 5, 5), (3, 5, 5), (11, 11, 11))

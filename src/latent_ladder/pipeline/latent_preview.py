@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CheckpointNotFound, RequestError
 from latent_ladder.media.contact_sheet import resize_frames
+from latent_ladder.models.device import compute_dtype
 from latent_ladder.models.video_vae.taehv import (
     frames_to_uint8,
     load_tiny_decoder,
@@ -222,13 +223,13 @@ def preview_stream(
 ) -> Callable[[Tensor], Frames]:
     """Function from latents to chunks of frames (n, H, W, 3), loaded once for many clips.
 
-    Decoders compute in float32 on the CPU, else in bfloat16. Raises :class:`RequestError` for an
-    unknown kind, :class:`CheckpointNotFound` for ``"tae"`` without its file.
+    Decoders compute in the dtype of the networks on that device. Raises :class:`RequestError` for
+    an unknown kind, :class:`CheckpointNotFound` for ``"tae"`` without its file.
     """
     check_kind(kind, tiny)
     if kind == "rgb":
         return load_projection(vae, store).stream
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    dtype = compute_dtype(torch.device(device))
     if kind == "tae" and tiny is not None:
         return load_tiny_decoder(tiny, device=device, dtype=dtype).stream
     decoder = load_video_vae(vae, device=device, dtype=dtype, parts=("decoder",))

@@ -15,11 +15,13 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.memory import peak_usage
 from latent_ladder.memory.oom import retry_with_fallbacks
-from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory
+from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory, keeps
+from latent_ladder.models import accelerator
 from latent_ladder.models.device import Runtime
-from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
+from latent_ladder.models.text_encoder.encode import NO_LORAS, Conditioning, encode_prompts
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.loading import WeightLocation
@@ -27,12 +29,14 @@ from latent_ladder.models.weights.loading import WeightLocation
 T = TypeVar("T")
 Warn = Callable[[str, str], None]
 """Receives the code and the message of a warning."""
+UNLOADED = "trying again with the transformer unloaded"
 
 
 class ModelRunner:
     """Loads networks within a memory budget and keeps the transformer for the next use."""
 
     def __init__(self, runtime: Runtime, budget: Budget, policy: Policy) -> None:
+        accelerator.prepare(runtime.device, budget.device_bytes)
         self.runtime, self.budget, self.policy = runtime, budget, policy
         self._transformer: Transformer | None = None
         self._loaded: tuple[str, LoadOptions] | None = None
@@ -55,6 +59,8 @@ class ModelRunner:
                 component, device=self.device, dtype=self.runtime.dtype, load=wanted[1]
             )
             self._loaded = wanted
+        elif (offload := _block_offload(offload_plan)) is not None:
+            self._transformer.give_back(offload)
         self._transformer.set_chunk_tokens(offload_plan.chunk_tokens)
         return self._transformer
 
@@ -66,18 +72,29 @@ class ModelRunner:
 
         LoRAs must be attached before.
         """
-        residency = None
-        if offload_plan.resident is not None:
-            residency = BlockOffload(offload_plan.resident, pinned=offload_plan.source == "pinned")
-        with transformer.offload_blocks(self.device, residency):
+        with transformer.offload_blocks(self.device, _block_offload(offload_plan)):
             yield
+
+    def make_room(self, stage: StageMemory) -> None:
+        """Free the transformer where it and a stage of other networks do not fit together.
+
+        Resident blocks leave first, all of it only if that is not enough. Where memory is not
+        counted by device (CPU, Apple GPUs), the transformer stays.
+        """
+        if self._transformer is None or self._fits_next_to(stage):
+            return
+        self._transformer.give_back(BlockOffload(0))
+        if not self._fits_next_to(stage):
+            self.release()
+
+    def _fits_next_to(self, stage: StageMemory) -> bool:
+        return keeps(stage, accelerator.allocated_bytes(self.device), self.budget)
 
     def release(self) -> None:
         """Unload the transformer and return cached device memory."""
         self._transformer = self._loaded = None
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        accelerator.return_cached_memory(self.device)
 
     # -- texts --------------------------------------------------------------------------------
 
@@ -87,6 +104,7 @@ class ModelRunner:
         text_encoder: Component,
         projection: Component,
         connectors: Component,
+        loras: TextLoras = NO_LORAS,
         *,
         as_comfyui: bool = False,
     ) -> list[Conditioning]:
@@ -101,6 +119,7 @@ class ModelRunner:
             connectors=connectors,
             device=self.device,
             dtype=self.runtime.dtype,
+            loras=loras,
             as_comfyui=as_comfyui,
         )
 
@@ -117,11 +136,16 @@ class ModelRunner:
         """Result of ``work(first)``; after out-of-memory, of ``work`` with the next fallback.
 
         Everything is unloaded and a warning that names ``name`` is given before each further try.
+        A stage that needs no transformer is tried again as it was if one was loaded.
         ``next_fallback`` raises :class:`MemoryBudgetError` where nothing is left.
         """
 
         def fall_back(before: StageMemory) -> StageMemory:
+            was_loaded = self._transformer is not None
             self.release()
+            if was_loaded and before.cost.kind not in ("base", "refine"):
+                warn("out_of_memory", f"{name} ran out of memory; {UNLOADED}")
+                return before
             after = next_fallback(before)
             old, new = before.offload_plan, after.offload_plan
             warn("out_of_memory", f"{name} ran out of memory ({old}); trying again with: {new}")
@@ -134,7 +158,7 @@ class ModelRunner:
 
         def unload(_: None) -> None:
             self.release()
-            warn("out_of_memory", "memory ran out; trying again with the transformer unloaded")
+            warn("out_of_memory", f"memory ran out; {UNLOADED}")
 
         return retry_with_fallbacks(
             lambda _: work(), None, unload, lambda _: self._transformer is not None
@@ -154,6 +178,13 @@ class ModelRunner:
         return max(peak_usage.peak_bytes(self.device) - self._program_bytes, 0)
 
 
+def _block_offload(offload_plan: OffloadPlan) -> BlockOffload | None:
+    if offload_plan.resident is None:
+        return None
+    return BlockOffload(offload_plan.resident, pinned=offload_plan.source == "pinned")
+
+
 def _load_options(offload_plan: OffloadPlan) -> LoadOptions:
-    blocks: WeightLocation = "device" if offload_plan.resident is None else offload_plan.source
+    # Pinned memory is filled from the mapped file: loading into RAM first would need both.
+    blocks: WeightLocation = "device" if offload_plan.resident is None else "file"
     return LoadOptions(offload_plan.precision, offload_plan.as_stored, blocks)

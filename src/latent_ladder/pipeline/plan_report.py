@@ -90,6 +90,7 @@ def _files(plan: RunPlan) -> Mapping[str, Component]:
         "video_vae": models.video_vae,
         "audio_vae": models.audio_vae,
         "vocoder": models.vocoder,
+        "video_decoder": models.video_decoder,
     }
     for stage in plan.stages:
         if stage.upsampler is not None:

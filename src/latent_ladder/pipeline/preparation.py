@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import Library, select_models
+from latent_ladder.checkpoints.selection import Library, ModelSet, select_models
 from latent_ladder.diagnostics.preset_readiness import check_preset
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
@@ -21,6 +22,7 @@ from latent_ladder.models.text_encoder.tokenizer import token_report
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.plan import RunPlan, make_plan, mark_stored
 from latent_ladder.pipeline.unfinished_runs import find_unfinished
+from latent_ladder.pipeline.video_decoder import with_decoder
 from latent_ladder.request.model import Request
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
 from latent_ladder.storage.run_records import RunRecord
@@ -58,7 +60,7 @@ class Prepared:
         from latent_ladder.pipeline.plan_report import plan_report
 
         warnings = [{"code": w.code, "message": w.message} for w in self.warnings]
-        machine = read_rates(self.memory.budget.device)
+        machine = read_rates(self.memory.budget.rates_name)
         policy = policy_of(self.request, self.options)
         advice = propose(self.request, self.plan.models, self.memory.budget, policy, machine)
         report = plan_report(self.plan, self.memory, machine)
@@ -99,11 +101,12 @@ def prepare(
     request = request.pick_seed()
     warnings = [Warned(a.code, a.message) for a in advise(request, limits)]
     warnings += [Warned("models", note) for note in models.notes]
+    memory = memory or MemoryOptions()
+    models = with_decoder(models, request, partial(budget, memory, device))
     plan = make_plan(request, models, library)
     warnings += [Warned("inputs", note) for note in plan.notes]
     plan = mark_stored(plan, store, lambda name, d: warnings.append(damage_warning(name, d)))
     warnings += _prompt_warnings(request.prompt, models.text_encoder)
-    memory = memory or MemoryOptions()
     fitted = fit_memory(plan, memory, device)
     tile = fitted.of("decode").offload_plan.tile_px
     if tile is not None:
@@ -112,6 +115,12 @@ def prepare(
     return Prepared(
         plan, store, fitted, memory, tuple(warnings), library, device, random_seed, unfinished
     )
+
+
+def request_warnings(request: Request, models: ModelSet) -> list[Warned]:
+    """Warnings about the request and its prompt with these models, before anything is planned."""
+    found = [Warned(a.code, a.message) for a in advise(request, training_range(models))]
+    return [*found, *_prompt_warnings(request.prompt, models.text_encoder)]
 
 
 def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:
@@ -142,7 +151,7 @@ def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan
     from latent_ladder.pipeline.plan_report import model_sizes
 
     available = budget(options, device)
-    sizes = model_sizes(plan, 4 if available.device == "cpu" else 2)
+    sizes = model_sizes(plan, available.value_bytes)
     policy = policy_of(plan.request, options)
     made = {"decode"} | {s.kind if s.kind == "prompt" else s.name for s in plan.missing_stages()}
     return plan_memory(plan.request, sizes, available, policy, made)

@@ -47,7 +47,8 @@ WRITE_STAGE = "decode and write"
 class Result:
     """A finished clip, with the stages and warnings of its run.
 
-    ``pictures`` are the poster, the contact sheet and the preview strip, where they were asked for.
+    ``pictures`` are the poster, the contact sheet, the preview strip and the comparison with the
+    draft, where they were asked for.
     """
 
     output: Path
@@ -115,7 +116,7 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
     from latent_ladder.media.writers import check_clip
 
     request = prepared.request
-    check_clip(output, options.overwrite, request.output.settings)
+    check_clip(output, options.overwrite, request.output.settings, request.frames)
     for warning in prepared.warnings:
         options.on_event(warning)
     with lock_plan(prepared.store, prepared.plan, options):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from latent_ladder.errors import LadderError
-from latent_ladder.memory.planner import MemoryPlan, StageMemory, plan_fallback
+from latent_ladder.memory.hardware import budget
+from latent_ladder.memory.planner import MemoryPlan, StageMemory, plan_fallback, ran_out
 from latent_ladder.pipeline.events import (
     Event,
     Preview,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from latent_ladder.pipeline.stages.stage_job import StageJob
 
 T = TypeVar("T")
+LEAST = 0.98
+"""Share of the planned memory below which a plan is made again when the run starts."""
 
 MEMORY_NAMES: Mapping[str, str] = {
     "prompt": "prompt", "sound": "decode", "images": "decode", "video_in": "decode",
@@ -53,6 +56,10 @@ MEMORY_NAMES: Mapping[str, str] = {
 
 An encoder of images, video or sound needs what the decoder needs.
 """
+
+
+SAMPLING_KINDS = ("base", "refine")
+"""Kinds of stage that use the transformer."""
 
 
 class RunSession:
@@ -166,21 +173,28 @@ class RunSession:
         Its missing prompts are encoded together. ``preview`` is a PNG file for live previews.
         Raises :class:`CheckpointError` for a bad upscaler file.
         """
-        from latent_ladder.models.device import choose_runtime
+        from latent_ladder.models.device import choose_runtime, dtype_note
         from latent_ladder.pipeline.model_runner import ModelRunner
         from latent_ladder.pipeline.stages.decoding import check_upscaler
 
         runtime = choose_runtime(self.options.device)
-        if runtime.device.type != memory.budget.device:  # torch cannot use the GPU
-            memory = fit_memory(plan, self.options.memory, runtime.device.type)
-        self.memory = memory
+        memory = self.memory = self._fitted(plan, memory, str(runtime.device))
+        if (note := dtype_note(runtime)) is not None:
+            self.warn("no_bfloat16", note)
         policy = policy_of(plan.request, self.options.memory)
         self._runner = ModelRunner(runtime, memory.budget, policy)
-        texts = [s.text for s in plan.stages if s.kind == "prompt" and not s.stored]
-        self._contexts = dict.fromkeys(texts)
+        keys = [s.key for s in plan.stages if s.kind == "prompt" and not s.stored]
+        self._contexts = dict.fromkeys(keys)
         check_upscaler(plan.upscale, runtime)
         if preview is not None:
             self._preview = self._open_preview(plan, preview)
+
+    def _fitted(self, plan: RunPlan, memory: MemoryPlan, device: str) -> MemoryPlan:
+        """The memory plan, made again where PyTorch sees another device or less memory."""
+        planned, found = memory.budget, budget(self.options.memory, device)
+        is_same = (found.device, found.value_bytes) == (planned.device, planned.value_bytes)
+        less = planned.device != "cpu" and found.device_bytes < LEAST * planned.device_bytes
+        return memory if is_same and not less else fit_memory(plan, self.options.memory, device)
 
     @property
     def runner(self) -> ModelRunner:
@@ -205,11 +219,13 @@ class RunSession:
 
         began = self.start_stage(stage.name, stage.steps)
         job, name = self._job(plan, stage), MEMORY_NAMES.get(stage.kind, stage.name)
+        if stage.kind not in SAMPLING_KINDS:
+            self.runner.make_room(self.memory.of(name))
         tensors, facts = self.runner.retry(
             stage.name,
             partial(STAGES[stage.kind], job),
             self.memory.of(name),
-            partial(self._next_fallback, plan),
+            partial(self._next_fallback, plan, stage),
             self.warn,
         )
         self._keep(stage, tensors, {"stage": stage.kind, "name": stage.name, **facts})
@@ -223,7 +239,7 @@ class RunSession:
         def decode(memory: StageMemory) -> T:
             return work(DecodeJob(plan, self.runner, memory))
 
-        first, next_fallback = self.memory.of("decode"), partial(self._next_fallback, plan)
+        first, next_fallback = self.memory.of("decode"), partial(self._next_fallback, plan, None)
         return self.runner.retry("decode", decode, first, next_fallback, self.warn)
 
     def start_stage(self, name: str, steps: int) -> float:
@@ -269,7 +285,12 @@ class RunSession:
             self.warn,
         )
 
-    def _next_fallback(self, plan: RunPlan, before: StageMemory) -> StageMemory:
+    def _next_fallback(
+        self, plan: RunPlan, stage: PlannedStage | None, before: StageMemory
+    ) -> StageMemory:
+        """The next fallback of a stage, or of the decoder. Raises :class:`MemoryBudgetError`."""
+        if stage is not None and stage.kind not in SAMPLING_KINDS:
+            raise ran_out(stage.name, self.runner.budget)
         sizes = model_sizes(plan, self.runner.runtime.dtype.itemsize)
         budget, policy = self.runner.budget, self.runner.policy
         after = plan_fallback(before, plan.request, sizes, budget, policy)

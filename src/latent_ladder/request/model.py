@@ -304,17 +304,18 @@ class Request(Table):
     def from_toml(cls, text: str) -> Self:
         """A request from TOML text. Raises RequestError."""
         try:
-            return cls.from_dict(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise RequestError(f"the request is not TOML: {error}") from error
+            table = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # also for a number of 5000 digits
+            raise RequestError(f"the request is not TOML: {error}", "correct the file") from error
+        return cls.from_dict(table)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """A request from JSON text. Raises RequestError."""
         try:
             table = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RequestError(f"the request is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the request is not JSON: {error}", "correct the file") from error
         if not isinstance(table, dict):
             raise RequestError("the request is not a JSON object")
         return cls.from_dict(table)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from latent_ladder.errors import RequestError
+from latent_ladder.errors import RequestError, shorten_words
 
 Found = tuple[str, str | None]
 """One problem: its sentence and its hint."""
+
+
+MOST_SHOWN = 40
+"""Most problems of one report; a file that is something else can have thousands."""
 
 
 class Problem(ValueError):
@@ -27,6 +31,9 @@ def report(problems: Sequence[Found]) -> RequestError:
     """One error for all ``problems``: the sentences line by line, each with its hint."""
     if len(problems) == 1:
         return RequestError(problems[0][0], problems[0][1], tuple(problems))
+    shown: list[Found] = [(shorten_words(text), hint) for text, hint in problems[:MOST_SHOWN]]
+    if len(problems) > MOST_SHOWN:
+        shown.append((f"there are {len(problems) - MOST_SHOWN} more problems", "mend these first"))
     lines = [f"the request has {len(problems)} problems"]
-    lines += [f"  {text}" + (f" ({hint})" if hint else "") for text, hint in problems]
-    return RequestError("\n".join(lines), None, tuple(problems))
+    lines += [f"  {text}" + (f" ({hint})" if hint else "") for text, hint in shown]
+    return RequestError("\n".join(lines), None, tuple(shown))

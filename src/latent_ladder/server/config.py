@@ -33,8 +33,10 @@ class ServerConfig:
 
     ``named_models`` are the model folders of the command line, ``models`` all folders that are
     searched. ``file_names`` maps file names in workflows to the files to use. ``state_file`` stores
-    queue and history. ``convention``: version of ComfyUI to compute like. ``worker`` is the command
-    line of the child process.
+    queue and history. ``convention``: version of ComfyUI to compute like. ``user`` has the editor's
+    settings and workflows, ``frontend`` is the folder of the editor, if it is served.
+    ``shows_token``: the token is printed at the start, because it was made there. ``worker`` is the
+    command line of the child process.
     """
 
     folders: DataFolders
@@ -52,6 +54,9 @@ class ServerConfig:
     metadata: bool = True
     previews: bool = True
     convention: ModelConvention = "comfyui"
+    user: Path = Path("user")
+    frontend: Path | None = None
+    shows_token: bool = False
     worker: tuple[str, ...] = (sys.executable, "-m", "latent_ladder.server.worker_main")
 
     def worker_settings(self) -> dict[str, Any]:

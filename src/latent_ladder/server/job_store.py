@@ -8,6 +8,7 @@ and no graphs: prompts and history entries are JSON text here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ CREATE TABLE IF NOT EXISTS history (
 CREATE TABLE IF NOT EXISTS counter (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1), next INTEGER NOT NULL);
 INSERT OR IGNORE INTO counter VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS used_keys (key TEXT PRIMARY KEY, job TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS uploads (
+    hash TEXT PRIMARY KEY, place TEXT NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL);
 """
 _PENDING_ITEMS = "SELECT item FROM pending ORDER BY number, turn"
 
@@ -71,9 +75,23 @@ class Job:
         """Time when the job was queued, in milliseconds since 1970."""
         return int(self.extra.get("create_time", 0))
 
+    def with_number(self, number: float) -> Job:
+        """The same job at another place in the queue."""
+        return replace(self, number=number)
+
     def item(self) -> list[Any]:
         """The job in the form of ComfyUI's ``/queue`` and ``/history``."""
         return [self.number, self.id, self.prompt, self.extra, list(self.outputs)]
+
+
+@dataclass(frozen=True)
+class StoredUpload:
+    """An uploaded file whose content is known: its hash, and where it was when it had that."""
+
+    hash: str
+    place: str
+    size: int
+    modified_ns: int
 
 
 class JobStore:
@@ -87,6 +105,7 @@ class JobStore:
     def __init__(self, path: Path, max_history: int = MAX_HISTORY) -> None:
         """Raises :class:`StoreError` if ``path`` cannot be opened or another server uses it."""
         self._max_history = max_history
+        self.journal_folder = path.with_suffix(".journals")
         self.unsaved: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
         self._path, self._reserve = path, path.with_suffix(".reserve")
         self.damaged_copy = ""
@@ -147,6 +166,10 @@ class JobStore:
 
     # --- queue --------------------------------------------------------------------------------
 
+    def journal_path(self, job_id: str) -> Path:
+        """Path of the journal of the files that a job writes."""
+        return self.journal_folder / f"{hashlib.sha256(job_id.encode()).hexdigest()[:32]}.jsonl"
+
     def next_number(self) -> int:
         """The number for the next prompt; it counts up from 0."""
         with self._writing() as database:
@@ -186,6 +209,14 @@ class JobStore:
         if job_id in self.unsaved:
             return False
         return self._database.execute(query, (job_id,)).fetchone() is not None
+
+    def pending_job(self, job_id: str) -> Job | None:
+        """A queued or running job."""
+        if job_id in self.unsaved:
+            return None
+        query = "SELECT item FROM pending WHERE id = ?"
+        row = self._database.execute(query, (job_id,)).fetchone()
+        return None if row is None else _parse_job(row[0])
 
     def remove_pending(self, ids: Iterable[str] | None, running: str | None) -> None:
         """Remove jobs from the queue (``None``: all), except the one that is ``running``."""
@@ -264,6 +295,14 @@ class JobStore:
             *(dict(summary) for _, summary in self.unsaved.values()),
         ]
 
+    def summary(self, job_id: str) -> dict[str, Any] | None:
+        """Summary of one finished job."""
+        if job_id in self.unsaved:
+            return dict(self.unsaved[job_id][1])
+        query = "SELECT summary FROM history WHERE id = ?"
+        row = self._database.execute(query, (job_id,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
     def delete_history(self, ids: Sequence[str] | None) -> None:
         """Delete history entries (``None``: all)."""
         self.save_unsaved()
@@ -272,6 +311,43 @@ class JobStore:
                 database.execute("DELETE FROM history")
             else:
                 database.executemany("DELETE FROM history WHERE id = ?", [(i,) for i in ids])
+
+    # --- keys and uploads of clients ------------------------------------------------------------
+
+    def use_key(self, key: str, job_id: str) -> bool:
+        """Remember a client's key for one submission; ``False`` if it was used before."""
+        with self._writing() as database:
+            done = database.execute("INSERT OR IGNORE INTO used_keys VALUES (?, ?)", (key, job_id))
+            database.execute(
+                "DELETE FROM used_keys WHERE rowid IN "
+                "(SELECT rowid FROM used_keys ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+                (self._max_history,),
+            )
+        return done.rowcount == 1
+
+    def release_key(self, key: str) -> None:
+        """Forget a key whose submission was refused."""
+        with self._writing() as database:
+            database.execute("DELETE FROM used_keys WHERE key = ?", (key,))
+
+    def add_upload(self, upload: StoredUpload) -> None:
+        """Remember the hash of an uploaded file."""
+        row = (upload.hash, upload.place, upload.size, upload.modified_ns)
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", row)
+
+    def find_upload(self, *, hash: str = "", place: str = "") -> StoredUpload | None:
+        """The uploaded file with a hash, or at a place."""
+        row = self._database.execute(
+            "SELECT hash, place, size, modified FROM uploads WHERE hash = ? OR place = ?",
+            (hash, place),
+        ).fetchone()
+        return None if row is None else StoredUpload(*row)
+
+    def remove_upload(self, place: str) -> None:
+        """Forget the file at a place."""
+        with self._writing() as database:
+            database.execute("DELETE FROM uploads WHERE place = ?", (place,))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -15,7 +15,7 @@ from latent_ladder._version import __version__
 from latent_ladder.checkpoints.mmap_file import MappedFile
 from latent_ladder.checkpoints.safetensors import read_safetensors_header
 from latent_ladder.errors import CheckpointError
-from latent_ladder.memory.hardware import Gpu, gpus
+from latent_ladder.memory.gpus import Gpu, gpus
 
 API_LEVEL = "0.16.0"
 """Version of ComfyUI whose API this server follows; clients compare it with their needs."""
@@ -66,11 +66,11 @@ def system_stats(device: str) -> dict[str, Any]:
 
 
 def _device_stats(device: str, total: int, free: int) -> list[dict[str, Any]]:
-    cards = () if device in ("cpu", "mps") else gpus.__wrapped__()
+    cards = () if device in ("cpu", "mps") else gpus()
     if not cards:
         kind = "mps" if device == "mps" else "cpu"
         return [_device_dict(kind, None, Gpu(_processor_name(), total, free))]
-    return [_device_dict("cuda", index, card) for index, card in enumerate(cards)]
+    return [_device_dict(card.kind, index, card) for index, card in enumerate(cards)]
 
 
 def _device_dict(kind: str, index: int | None, card: Gpu) -> dict[str, Any]:

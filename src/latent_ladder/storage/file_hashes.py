@@ -81,7 +81,7 @@ def _key(path: Path, kind: HashKind) -> str:
 
 
 def cache_file() -> Path:
-    """The JSON file with the cached hashes, in the user's cache folder."""
+    """The JSON file with the cached hashes, in ``LADDER_CACHE`` or the user's cache folder."""
     from latent_ladder.storage.atomic_write import cache_folder
 
     return cache_folder() / "hashes.json"

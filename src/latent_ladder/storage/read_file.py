@@ -91,6 +91,22 @@ def read_small_text(path: Path, limit: int, raised: type[LadderError], what: str
         ) from error
 
 
+def is_folder(path: Path) -> bool:
+    """True for an existing folder; false for every other name, however strange."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """True for an existing regular file; false for every other name, however strange."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def is_pseudo_folder(folder: Path) -> bool:
     """True for a folder below one of :data:`PSEUDO_ROOTS`, also through links."""
     real = f"{os.path.realpath(folder)}/"

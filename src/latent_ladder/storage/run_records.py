@@ -22,6 +22,7 @@ from typing import Any
 
 from latent_ladder.errors import StoreError
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.storage.temporary_files import PART_PREFIX
 
 STATUSES = ("running", "done", "cancelled", "failed", "interrupted")
 """``interrupted`` is never written: it is a ``running`` record whose process no longer exists."""
@@ -188,7 +189,9 @@ class RunLog:
                 yield record.output
 
     def _newest_paths(self) -> builtins.list[Path]:
-        return sorted(self.folder.glob("*.json"), reverse=True)
+        """All records; a file that another process is writing, or left when killed, is none."""
+        paths = self.folder.glob("*.json")
+        return sorted((p for p in paths if not p.name.startswith(PART_PREFIX)), reverse=True)
 
     def find(self, name: str) -> RunRecord:
         """The run whose id starts with ``name``; ``"last"`` is the newest one.

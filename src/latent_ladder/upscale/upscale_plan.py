@@ -76,7 +76,7 @@ def find_upscaler(name: str, library: Library) -> Component:
                 "use lanczos, or a model of upscale_models/",
             ) from error
     wanted = name.replace("\\", "/")
-    for found in library.of(ROLE):
+    for found in library.named(ROLE):
         names = (found.name, found.path.name, found.path.stem)
         if wanted in names or f"/{found.name}".endswith(f"/{wanted}"):
             return found.component

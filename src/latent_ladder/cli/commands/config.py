@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def config(as_json: Json = False) -> None:
-    """Show the path of config.toml and the values in effect.
+    """Show the config file and the values in effect.
 
     A flag comes before an environment variable, the variable before the
     file, the file before the default.

@@ -18,6 +18,7 @@ from latent_ladder.cli.console import (
     print_table,
     print_text,
     show_error,
+    show_loading,
     show_warning,
 )
 
@@ -58,6 +59,7 @@ def doctor(
     pocket model although --models names a folder; 8 if the store cannot be
     written.
     """
+    show_loading("reading the headers of the model files", as_json)
     from latent_ladder.diagnostics.doctor import examine, report
 
     checkup = examine(folders or (), store, memory.to_options(), memory.device)
@@ -96,12 +98,11 @@ def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> No
     _print_to_get(checkup)
     _print_files(checkup)
     _print_presets(checkup)
-    print_table(
-        "Machine", ("what", "free", "of"), _machine_rows(checkup, torch_devices), whole=("what",)
-    )
+    rows = _machine_rows(checkup, torch_devices)
+    print_table("Machine", ("what", "free", "of", "folder"), rows, whole=("folder",))
     for wrong in checkup.misplaced:
         show_warning(wrong.message)
-    for note in checkup.choice.notes:
+    for note in dict.fromkeys((*checkup.choice.notes, *_assumptions(checkup))):
         show_warning(note)
     for path, why in checkup.library.unreadable:
         show_warning(f"{path}: {why}")
@@ -139,6 +140,15 @@ def _print_to_get(checkup: Checkup) -> None:
         whole=("page",),
     )
     print_text("`ladder models get ltx-2.3` downloads the model into such folders.")
+
+
+def _assumptions(checkup: Checkup) -> Iterator[str]:
+    """What is assumed about the user's chosen files because they do not say."""
+    from latent_ladder.diagnostics.doctor import rows
+
+    for row in rows(checkup):
+        if row["chosen"] and row["assumed"] and not row["embedded"]:
+            yield row["assumed"]
 
 
 def _print_files(checkup: Checkup) -> None:
@@ -236,20 +246,20 @@ def _largest_offload(state: PresetState) -> str:
 
 def _machine_rows(
     checkup: Checkup, torch_devices: dict[str, Any] | None
-) -> Iterator[tuple[str, str, str]]:
+) -> Iterator[tuple[str, str, str, str]]:
     import psutil
 
     for gpu in checkup.gpus:
-        yield gpu.name, format_bytes(gpu.free_bytes), format_bytes(gpu.total_bytes)
+        yield gpu.name, format_bytes(gpu.free_bytes), format_bytes(gpu.total_bytes), ""
     if not checkup.gpus:
-        yield "GPU unknown (--gpu asks PyTorch)", "", ""
+        yield "GPU unknown (--gpu asks PyTorch)", "", "", ""
     if torch_devices is not None:
         torch = f"torch {torch_devices['version']}"
         for gpu in torch_devices["cuda"]:
-            yield f"{torch}: {gpu['name']}", "", format_bytes(gpu["total_bytes"])
+            yield f"{torch}: {gpu['name']}", "", format_bytes(gpu["total_bytes"]), ""
         if not torch_devices["cuda"]:
-            yield f"{torch}: {'mps' if torch_devices['mps'] else 'CPU only'}", "", ""
+            yield f"{torch}: {'mps' if torch_devices['mps'] else 'CPU only'}", "", "", ""
     memory = psutil.virtual_memory()
-    yield "RAM", format_bytes(memory.available), format_bytes(memory.total)
+    yield "RAM", format_bytes(memory.available), format_bytes(memory.total), ""
     for name, (folder, free) in checkup.disks.items():
-        yield f"disk of {name} ({folder})", format_bytes(free), ""
+        yield f"disk of {name}", format_bytes(free), "", str(folder)

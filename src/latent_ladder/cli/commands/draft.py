@@ -22,9 +22,11 @@ from latent_ladder.cli.commands.flags import (
     prepare,
 )
 from latent_ladder.cli.commands.options import (
+    Compare,
     Folders,
     Json,
     Measure,
+    Notify,
     Open,
     Overwrite,
     PreviewStrip,
@@ -43,6 +45,7 @@ from latent_ladder.cli.commands.run_progress import (
     track_run,
 )
 from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
+from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
 
@@ -79,7 +82,8 @@ PromptFile = Annotated[
     stage_option(
         "--prompts",
         metavar="FILE",
-        help="Text file with one prompt per line, instead of PROMPT; lines with # are comments.",
+        help="Prompts to draft, instead of PROMPT: a text file with one per line (# starts a "
+        "comment), or a .csv or .jsonl file with a column prompt.",
     ),
 ]
 DraftPreview = Annotated[
@@ -154,6 +158,7 @@ def draft(
     quiet: Quiet = False,
     as_json: Json = False,
     open_result: Open = False,
+    notify: Notify = False,
 ) -> None:
     """Make several cheap drafts and a page to compare them.
 
@@ -162,7 +167,7 @@ def draft(
     """
     began = time.monotonic()
     show_loading("reading the headers of the model files", quiet or as_json)
-    from latent_ladder.drafts.draft_run import check_folder, plan_drafts, run_drafts
+    open_store(store).check_writable()
     from latent_ladder.drafts.seeds import all_drafts, parse_seeds, read_prompts
 
     texts = None if prompts is None else read_prompts(prompts)
@@ -172,6 +177,9 @@ def draft(
     prepared = prepare(request_flags, memory, store, inputs, "draft")
     request = prepared.request
     drafts = all_drafts(texts or (request.prompt,), parse_seeds(seeds, request.seed), yes)
+    show_loading("loading PyTorch", quiet or as_json)
+    from latent_ladder.drafts.draft_run import check_folder, plan_drafts, run_drafts
+
     session = plan_drafts(prepared, drafts, preview)
     if output is not None:
         check_folder(output, overwrite)
@@ -182,7 +190,7 @@ def draft(
         quiet=quiet or as_json,
         parts="drafts",
     )
-    with run as options:
+    with notify_at_end(notify, "drafts"), run as options:
         result = run_drafts(session, options, output)
     if quiet and not as_json:
         print_lines(result.folder)
@@ -206,6 +214,8 @@ def refine(
     as_json: Json = False,
     preview: PreviewStrip = False,
     open_result: Open = False,
+    compare: Compare = False,
+    notify: Notify = False,
 ) -> None:
     """Turn chosen drafts into finished clips.
 
@@ -213,6 +223,8 @@ def refine(
     and seed.
     """
     show_loading("reading the headers of the model files", quiet or as_json)
+    open_store(store).check_writable()
+    from latent_ladder.drafts.comparison import add_comparison, check_comparison
     from latent_ladder.drafts.selection import choose, output_names
     from latent_ladder.media.video_writer import check_video_path
     from latent_ladder.pipeline.run import execute
@@ -221,9 +233,11 @@ def refine(
     chosen = [choose(opened, name) for name in dict.fromkeys(names)]
     paths = output_names(chosen, output)
     plans = [_prepare(one, opened, memory, sets or (), audio, folders) for one in chosen]
-    for path in paths:
+    for prepared, path in zip(plans, paths, strict=True):
         if path == output or path.parent.is_dir():  # a folder for several clips is made later
             check_video_path(path, overwrite)
+        if compare:
+            check_comparison(prepared, path, overwrite)
     results: list[Result] = []
     for prepared, path in zip(plans, paths, strict=True):
         began = time.monotonic()
@@ -236,9 +250,10 @@ def refine(
             quiet=quiet or as_json,
         )
         strip = path.with_suffix(".preview.png") if preview else None
-        with run as options:
+        with notify_at_end(notify, path.name), run as options:
             options = replace(options, preview=strip, measure=measure)
-            results.append(execute(prepared, path, options))
+            result = execute(prepared, path, options)
+            results.append(add_comparison(result, prepared, options) if compare else result)
         if not as_json:
             seconds = time.monotonic() - began
             print_result(results[-1], seconds, as_json=False, quiet=quiet)

@@ -13,9 +13,14 @@ from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flag_rules import CLIP_RULES, MAKE_RULES
 from latent_ladder.cli.commands.flags import InputFlags, MemoryFlags, RequestFlags, prepare
+from latent_ladder.cli.commands.make_many import ManyOptions, make_many
 from latent_ladder.cli.commands.options import (
+    Compare,
+    Count,
     Json,
+    ManyPrompts,
     Measure,
+    Notify,
     Open,
     Output,
     Overwrite,
@@ -34,9 +39,11 @@ from latent_ladder.cli.console import (
     show_loading,
     show_warning,
 )
+from latent_ladder.cli.file_names import choose_file_name, prompt_stem
+from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.run_log import log_plan
-from latent_ladder.errors import StoreError
+from latent_ladder.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared
@@ -46,9 +53,6 @@ MOST_USED = (
     "overwrite",
 )  # fmt: skip
 """Options that ``make`` and ``plan`` list first in their help."""
-
-NAME_WORDS = 6
-"""Words of the prompt in a file name."""
 
 
 def register(app: typer.Typer) -> None:
@@ -70,6 +74,10 @@ def make(
     as_json: Json = False,
     preview: PreviewStrip = False,
     open_result: Open = False,
+    count: Count = 1,
+    prompts: ManyPrompts = None,
+    compare: Compare = False,
+    notify: Notify = False,
 ) -> None:
     """Make a clip with sound from a prompt.
 
@@ -77,6 +85,15 @@ def make(
     """
     began = time.monotonic()
     is_quiet = quiet or as_json
+    if count < 1:
+        raise RequestError(f"count={count} is not a number of clips", "use --count 4")
+    if count > 1 or prompts is not None:
+        if preview:
+            raise RequestError("--preview is for one clip", "leave out --preview")
+        many = ManyOptions(count, output, store, overwrite, quiet, as_json, measure, compare)
+        with notify_at_end(notify, "clips"):
+            _make_many(request_flags, inputs, memory, many, prompts, open_result)
+        return
     show_loading("reading the headers of the model files", is_quiet)
     prepared = prepare(request_flags, memory, store, inputs)
     path = output or choose_file_name(
@@ -84,15 +101,21 @@ def make(
     )
     from latent_ladder.pipeline.run import execute
 
+    if compare:
+        from latent_ladder.drafts.comparison import add_comparison, check_comparison
+
+        check_comparison(prepared, path, overwrite)
     run = track_run(
         prepared,
         resume_command(prepared.request.seed),
         overwrite=overwrite,
         quiet=is_quiet,
     )
-    with run as options:
+    with notify_at_end(notify, path.name), run as options:
         strip = path.with_suffix(".preview.png") if preview else None
         result = execute(prepared, path, replace(options, measure=measure, preview=strip))
+        if compare:
+            result = add_comparison(result, prepared, options)
     print_result(result, time.monotonic() - began, as_json=as_json, quiet=quiet)
     if open_result:
         open_file(path)
@@ -150,12 +173,31 @@ def show(
     print_toml(request.to_toml())
 
 
-def choose_file_name(prompt: str, suffix: str = ".mp4") -> Path:
-    """A path in the working folder that does not exist yet, named after the prompt."""
-    words = "".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split()
-    stem = "-".join(words[:NAME_WORDS]) or "clip"
-    names = (Path(f"{stem}{'' if n == 1 else f'-{n}'}{suffix}") for n in range(1, 10_000))
-    return next(name for name in names if not name.exists())
+def _make_many(
+    request_flags: RequestFlags,
+    inputs: InputFlags,
+    memory: MemoryFlags,
+    options: ManyOptions,
+    prompts: Path | None,
+    open_result: bool,
+) -> None:
+    """Make the clips of ``--count`` and ``--prompts``."""
+    from latent_ladder.request.prompt_files import PromptRow, read_prompt_rows
+
+    if prompts is None:
+        rows: tuple[PromptRow, ...] = (PromptRow(1, request_flags.prompt or ""),)
+        if request_flags.prompt is None:
+            raise RequestError("there is no prompt", 'say what to show: ladder make "a red ball"')
+        name = f"{prompt_stem(request_flags.prompt)}-clips"
+    elif request_flags.prompt is not None:
+        raise RequestError("PROMPT and --prompts cannot be combined", "use one of them")
+    else:
+        rows, name = read_prompt_rows(prompts), f"{prompts.stem}-clips"
+    page, code = make_many(rows, request_flags, inputs, memory, options, name)
+    if open_result:
+        open_file(page)
+    if code:
+        raise typer.Exit(code)
 
 
 def _is_video_file(clip: Path) -> bool:
@@ -165,9 +207,9 @@ def _is_video_file(clip: Path) -> bool:
 
 
 def _print_plan(prepared: Prepared, report: dict[str, Any]) -> None:
-    print_lines(prepared.headline(picked=False))
+    print_text(prepared.headline(picked=False))
     if prepared.unfinished is not None:
-        print_lines(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
+        print_text(f"run {prepared.unfinished.id} did not finish; `make` goes on with its seed")
     rows = [
         (
             stage["stage"],

@@ -11,7 +11,7 @@ import typer
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.options import Json
-from latent_ladder.cli.console import print_json, print_table, show_note, show_warning
+from latent_ladder.cli.console import print_json, print_table, show_loading, show_note, show_warning
 
 if TYPE_CHECKING:
     from latent_ladder.metrics.measure import ClipMetrics, ComparisonMetrics
@@ -74,9 +74,10 @@ def measure(clip: Clip, refined: Refined = None, as_json: Json = False) -> None:
 
     Needs no model files and no GPU.
     """
+    paths = [clip] if refined is None else [clip, refined]
+    show_loading(f"measuring {' and '.join(path.name for path in paths)}", as_json)
     from latent_ladder.metrics.measure import compare_files, measure_file
 
-    paths = [clip] if refined is None else [clip, refined]
     clips = [measure_file(path) for path in paths]
     compared = None if refined is None else compare_files(clip, refined)
     if as_json:

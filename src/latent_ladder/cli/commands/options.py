@@ -22,6 +22,7 @@ from latent_ladder.cli.commands.flag_groups import (
     SOUND,
     STAGES,
 )
+from latent_ladder.models.device_names import DEVICES
 
 DEFAULT_DENOISE = 0.6
 """``--denoise`` of mode v2v: layout and motion of the video stay, surfaces change."""
@@ -85,8 +86,8 @@ Device = Annotated[
     memory_option(
         "--device",
         metavar="NAME",
-        autocompletion=completion.offer(completion.DEVICES),
-        help="Where to compute: auto, cpu, cuda or mps.",
+        autocompletion=completion.offer(DEVICES),
+        help="Where to compute: auto, cpu, cuda (cuda:1), xpu or mps.",
     ),
 ]
 Folders = Annotated[
@@ -374,6 +375,36 @@ Extend = Annotated[
         metavar="SECONDS",
         help="Mode extend: seconds to add at the end, such as 2s; -2s adds them at the start.",
     ),
+]
+Count = Annotated[
+    int,
+    stage_option(
+        "--count",
+        "-n",
+        metavar="NUMBER",
+        help="Number of clips, each with a seed of its own, counting up from --seed.",
+    ),
+]
+ManyPrompts = Annotated[
+    Path | None,
+    stage_option(
+        "--prompts",
+        metavar="FILE",
+        help="Make a clip of each prompt in a file: one per line, or a .csv or .jsonl file with "
+        "columns prompt, seed, size, image, output, refine.denoise ... The same command goes on "
+        "where it stopped.",
+    ),
+]
+Compare = Annotated[
+    bool,
+    output_option(
+        "--compare",
+        help="Also write CLIP.compare.mp4: the draft and the finished clip side by side.",
+    ),
+]
+Notify = Annotated[
+    bool,
+    other_option("--notify", help="Ring the bell and show a desktop message at the end."),
 ]
 Vram = Annotated[
     float | None,

@@ -18,6 +18,7 @@ from latent_ladder.cli.console import (
     print_json,
     print_lines,
     print_table,
+    show_loading,
     show_warning,
 )
 
@@ -116,7 +117,9 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
 
 def verify_artefacts(store: StoreFolder = None, as_json: Json = False) -> None:
     """Check every stored artefact; exit code 8 if some are damaged."""
-    sound, damaged = open_store(store).verify()
+    opened = open_store(store)
+    show_loading(f"reading every artefact in {opened.root}", as_json)
+    sound, damaged = opened.verify()
     if as_json:
         rows = [{"key": d.key, "reason": d.reason} for d in damaged]
         print_json({"sound": sound, "damaged": rows})

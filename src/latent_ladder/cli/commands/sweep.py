@@ -124,6 +124,7 @@ def sweep(
             f"keep-motion={keep_motion:g} is not above 0 and at most 1", "use --keep-motion 0.9"
         )
     opened = open_store(store)
+    opened.check_writable()
     prepared = _prepare(replace(request_flags, sets=None), inputs, memory, store, opened)
     planned = plan_sweep(
         prepared, axes, zipped=zipped, agreed=yes, source=request_flags.prompt or ""

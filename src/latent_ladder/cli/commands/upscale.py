@@ -21,7 +21,6 @@ from latent_ladder.cli.commands.flags import (
     preset_fields,
     request_of_fields,
 )
-from latent_ladder.cli.commands.make import choose_file_name
 from latent_ladder.cli.commands.options import (
     Folders,
     Json,
@@ -39,6 +38,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
 from latent_ladder.cli.console import show_loading
+from latent_ladder.cli.file_names import choose_file_name
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.errors import RequestError
 
@@ -61,7 +61,9 @@ MOST_USED_UPSCALE = (
 MOST_USED_SOUND = ("output", "duration", "seed", "preset", "overwrite", "folders", "device")
 """Options that ``upscale`` and ``sound`` list first in their help."""
 
-Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="Video to enlarge, of any source.")]
+Clip = Annotated[
+    Path, typer.Argument(metavar="CLIP", help="Video or image to enlarge, of any source.")
+]
 By = Annotated[
     float,
     stage_option("--by", metavar="FACTOR", help="Factor for width and height: 2 or 1.5."),
@@ -90,7 +92,7 @@ EnlargedFile = Annotated[
         "-o",
         metavar="FILE",
         help="File to write: .mp4 .mov .mkv .webm .gif .webp, or numbered pictures such as "
-        "folder/%05d.png. Default: CLIP-x2.mp4 next to the clip.",
+        "folder/%05d.png. Default: CLIP-x2.mp4 next to the clip, CLIP-x2.png for an image.",
     ),
 ]
 SoundFile = Annotated[
@@ -151,20 +153,22 @@ def upscale(
     output: EnlargedFile = None,
     measure: Measure = True,
 ) -> None:
-    """Enlarge a video with the model and keep its sound.
+    """Enlarge a video or an image with the model.
 
-    The video is encoded, upsampled in latent space and refined a little.
+    The picture is encoded, upsampled in latent space and refined a little;
+    the sound of a video is kept.
     """
     began = time.monotonic()
     output_flags.announce()
-    from latent_ladder.media.video_input import check_video
+    from latent_ladder.media.video_input import check_video, is_image
 
     video = check_video(clip)
     sets = [f"refine.denoise={denoise}", *(stage_flags.sets or ())]
     changes = upscale_fields(clip, video, by) | {"prompt": prompt or DEFAULT_PROMPT}
     changes |= {} if windows is None else {"windows": parse_windows(windows)}
     prepared = _prepare(stage_flags, memory, changes, sets)
-    path = output or clip.with_name(f"{clip.stem}-x{by:g}.mp4")
+    suffix = ".png" if is_image(clip) else ".mp4"
+    path = output or clip.with_name(f"{clip.stem}-x{by:g}{suffix}")
     _run(prepared, path, output_flags, began, measure)
 
 

@@ -26,7 +26,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import cancel_on_interrupt, current_command
 from latent_ladder.cli.commands.workflow_progress import NodeProgressLines
-from latent_ladder.cli.console import print_json, print_lines, show_note, show_warning
+from latent_ladder.cli.console import print_json, print_lines, show_loading, show_note, show_warning
 from latent_ladder.errors import Cancelled, WorkflowError
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def run(
 
     The paths of the results are printed.
     """
+    show_loading(f"reading {graph} and the headers of the model files", quiet or as_json)
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.comfyui.analysis.overrides import apply_overrides
     from latent_ladder.comfyui.analysis.required_files import (
@@ -140,7 +141,7 @@ def run(
     )
     outputs = _check_graph(changed, files, names, skip_unsupported)
     job = _Job(changed, workflow.ui, files, names, outputs, convention)
-    results, progress = _execute(job, memory, store, quiet)
+    results, progress = _execute(job, memory, store, quiet or as_json)
     paths = _result_paths(results, files)
     if as_json:
         report = {"outputs": dict(results), "files": [str(p) for p in paths], **progress.to_dict()}
@@ -238,7 +239,8 @@ class _Job:
 def _execute(
     job: _Job, memory: MemoryFlags, store: Path | None, quiet: bool
 ) -> tuple[Mapping[str, UiOutput], NodeProgressLines]:
-    from latent_ladder.comfyui.executor import Engine, WorkFolders, execute
+    show_loading("loading PyTorch", quiet)
+    from latent_ladder.comfyui.executor import Engine, RunOrigin, WorkFolders, execute
     from latent_ladder.pipeline.run import Cancel
 
     files, options = job.files, memory.to_options()
@@ -264,7 +266,7 @@ def _execute(
                 on_event=progress.on_event,
                 cancel=cancel,
                 metadata=job.metadata(),
-                command=current_command(),
+                origin=RunOrigin(current_command()),
             )
         except (Cancelled, KeyboardInterrupt) as error:
             show_note("stopped; results of finished nodes are stored. The same command resumes")

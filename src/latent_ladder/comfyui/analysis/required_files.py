@@ -23,6 +23,7 @@ from latent_ladder.comfyui.analysis.validate import (
 from latent_ladder.comfyui.graph import Graph, Link, ModelFile, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES, node_type
 from latent_ladder.errors import CheckpointError, RequestError
+from latent_ladder.storage.read_file import is_file
 
 FOUND: Final = "here"
 MISPLACED: Final = "elsewhere"
@@ -169,7 +170,7 @@ def _components_by_name(library: Library, name: str) -> Mapping[str, FoundCompon
 
 def _components_by_path(path: Path) -> Mapping[str, FoundComponent]:
     """Return the components of a file outside the model folders, which ``--map`` may name."""
-    if not path.is_file():
+    if not is_file(path):
         return {}
     return find_in_file(path, path.resolve().parent)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latent_ladder.checkpoints.text_loras import projection_modules
 from latent_ladder.comfyui.nodes.model_patches import (
     DenoiserBySigma,
     with_statistics,
@@ -152,6 +153,8 @@ class _SamplingRun:
                 for match in report.matches:
                     if match.unmatched:
                         self._ctx.warn("lora_misses", str(match))
+                    elif match.scales:
+                        self._ctx.warn("lora_scale", str(match))
                 return self._sample(transformer, offload_plan, contexts)
 
         return engine.with_transformer(self._model, self._stage_cost(), sizes, work, self._ctx.warn)
@@ -180,6 +183,7 @@ class _SamplingRun:
 
     def _encode_prompts(self) -> list[Context]:
         guider = self._job.guider
+        self._warn_of_projection_loras(guider.positive)
         prompts = [guider.positive]
         if Pass.UNCOND in self._find_passes():
             if guider.negative is None:
@@ -188,7 +192,18 @@ class _SamplingRun:
                     "use CFGGuider",
                 )
             prompts.append(guider.negative)
-        return self._ctx.engine.contexts(prompts, self._model.transformer)
+        return self._ctx.engine.contexts(prompts, self._model)
+
+    def _warn_of_projection_loras(self, positive: Conditioning) -> None:
+        """Warn of a LoRA for the text projection that only the model has, as in ComfyUI."""
+        used = {lora.id for lora, _ in positive.clip.loras}
+        for lora, _ in self._model.loras:
+            if lora.id not in used and (names := projection_modules(lora)):
+                self._ctx.warn(
+                    "lora_misses",
+                    f"{lora.file.path.name}: its {len(names)} modules of the text projection are "
+                    "not applied: load it with LoraLoader, which also takes CLIP",
+                )
 
     def _encode_nag(self) -> tuple[Nag | None, Nag | None]:
         """NAG of the video and the audio stream.
@@ -202,7 +217,7 @@ class _SamplingRun:
         prompts = [one for one in (patch.video, patch.audio) if one is not None]
         if not prompts:
             return None, None
-        contexts = self._ctx.engine.contexts(prompts, self._model.transformer)
+        contexts = self._ctx.engine.contexts(prompts, self._model)
         video = None if patch.video is None else Nag(contexts[0].video, scales)
         audio = None if patch.audio is None else Nag(contexts[-1].audio, scales)
         return video, audio

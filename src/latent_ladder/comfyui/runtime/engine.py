@@ -15,7 +15,11 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import features_mismatch
+from latent_ladder.checkpoints.compatibility import (
+    TransformerRequirements,
+    features_mismatch,
+    text_encoder_mismatch,
+)
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import (
     Library,
@@ -23,6 +27,7 @@ from latent_ladder.checkpoints.selection import (
     find_by_name,
     select_available,
 )
+from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.comfyui.analysis.validate import (
     map_file_name,
     mapped_file_name,
@@ -143,8 +148,9 @@ class Engine:
             except (WorkflowError, MediaError):
                 return name
         wanted = self.file_name(name)
-        for path, parts in self.library.files.items():
-            found = next(iter(parts.values()))
+        files = [next(iter(parts.values())) for parts in self.library.files.values()]
+        for found in (*files, *self.library.other_names):
+            path = found.path
             if f"/{found.name}".endswith(f"/{wanted}") or path.name == _last(wanted):
                 return found.component.file.id
         path = expand_home(wanted)
@@ -202,7 +208,7 @@ class Engine:
         """The loaded models and their device."""
         runtime = choose_runtime(self.device)
         policy = Policy(self.memory.offload, self.memory.changes)
-        return ModelRunner(runtime, budget(self.memory, runtime.device.type), policy)
+        return ModelRunner(runtime, budget(self.memory, str(runtime.device)), policy)
 
     @property
     def runtime(self) -> Runtime:
@@ -250,14 +256,15 @@ class Engine:
 
     # -- texts --------------------------------------------------------------------------------
 
-    def contexts(self, texts: Sequence[Conditioning], transformer: Component) -> list[Context]:
+    def contexts(self, texts: Sequence[Conditioning], model: Model) -> list[Context]:
         """The encoded texts, from the store if they are there; the others are encoded together.
 
-        Plain runs of the same ``model_convention`` use the same keys and share the stored texts.
+        LoRAs of the model change the text connectors, those of CLIP the text projection. Plain
+        runs of the same ``model_convention`` use the same keys, so both share the stored texts.
         """
         found: dict[str, Context] = {}
         missing: dict[str, Conditioning] = {}
-        keys = [self._text_key(one, transformer) for one in texts]
+        keys = [self._text_key(one, model) for one in texts]
         for key, one in zip(keys, texts, strict=True):
             stored = self.store.get(key)
             if stored is None:
@@ -265,7 +272,7 @@ class Engine:
             else:
                 tensors = stored.load()
                 found[key] = Context(tensors["video"], tensors["audio"])
-        for key, context in self._encode(missing, transformer).items():
+        for key, context in self._encode(missing, model).items():
             tensors = {"video": context.video, "audio": context.audio}
             self.store.try_put(key, tensors, {"stage": "prompt", "name": "prompt"})
             found[key] = context
@@ -275,22 +282,22 @@ class Engine:
             for one, c in zip(texts, (found[k].to(device, dtype) for k in keys), strict=True)
         ]
 
-    def _encode(
-        self, missing: Mapping[str, Conditioning], transformer: Component
-    ) -> dict[str, Context]:
-        by_clip: dict[tuple[str, str], dict[str, Conditioning]] = {}
+    def _encode(self, missing: Mapping[str, Conditioning], model: Model) -> dict[str, Context]:
+        by_clip: dict[tuple[str, ...], dict[str, Conditioning]] = {}
         for key, one in missing.items():
-            ids = (one.clip.text_encoder.id, one.clip.projection.id)
+            loras = (f"{lora.id} {strength}" for lora, strength in one.clip.loras)
+            ids = (one.clip.text_encoder.id, one.clip.projection.id, *loras)
             by_clip.setdefault(ids, {})[key] = one
         found: dict[str, Context] = {}
         for texts in by_clip.values():
             clip = next(iter(texts.values())).clip
-            connectors = self.connectors(clip, transformer)
+            check_text_encoder(clip.text_encoder, clip.projection, model.transformer)
             contexts = self.runner.encode_texts(
                 [one.text for one in texts.values()],
                 clip.text_encoder,
                 clip.projection,
-                connectors,
+                self.connectors(clip, model.transformer),
+                TextLoras.select(model.loras, clip.loras),
                 as_comfyui=self.convention != "ltx",
             )
             found |= dict(zip(texts, contexts, strict=True))
@@ -301,10 +308,11 @@ class Engine:
         own = self.parts_of_file(transformer).get("connectors")
         return own or clip.connectors or self.companion(transformer, "connectors")
 
-    def _text_key(self, one: Conditioning, transformer: Component) -> str:
+    def _text_key(self, one: Conditioning, model: Model) -> str:
         clip = one.clip
-        connectors = self.connectors(clip, transformer)
-        parts = (clip.text_encoder, clip.projection, connectors)
+        connectors = self.connectors(clip, model.transformer)
+        loras = TextLoras.select(model.loras, clip.loras)
+        parts = (clip.text_encoder, clip.projection, connectors, loras)
         return prompt_key(one.text, *parts, as_comfyui=self.convention != "ltx")
 
 
@@ -316,3 +324,16 @@ def _zeros(context: Context) -> Context:
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def check_text_encoder(encoder: Component, projection: Component, transformer: Component) -> None:
+    """Raise :class:`WorkflowError` for a text encoder of another family than the transformer.
+
+    Encoders of several families have states of the same size, so the clip would be nonsense.
+    """
+    wrong = text_encoder_mismatch(TransformerRequirements(transformer), encoder, projection)
+    if wrong is not None:
+        raise WorkflowError(
+            f"{encoder.file.path.name} does not fit {transformer.file.path.name}: {wrong}",
+            "load the text encoder that belongs to the model",
+        )

@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.text_loras import Loras
 from latent_ladder.errors import UnknownLayout
+from latent_ladder.models.lora.text_parts import (
+    adapt_layers,
+    projection_branches,
+    with_branches,
+)
 from latent_ladder.models.network_configs import connector_config
 from latent_ladder.models.weights.loading import load_module, tensor_readers
 from latent_ladder.models.weights.quantized_tensor import read_float
@@ -39,21 +45,24 @@ Features = dict[str, Tensor]
 
 
 @torch.no_grad()
-def project_features(hidden: Sequence[Tensor], projection: Component) -> list[Features]:
+def project_features(
+    hidden: Sequence[Tensor], projection: Component, loras: Loras = ()
+) -> list[Features]:
     """Project hidden states (layers, n, D) of each prompt to features; weights are read once.
 
     Prompts are projected one by one: in one product the last bits of a prompt would depend on the
     others, but a resumed run must be bit-identical to an uninterrupted one. Device and dtype are
-    those of ``hidden``. Raises :class:`UnknownLayout` if the projection is for another text
-    encoder.
+    those of ``hidden``. ``loras`` may change the projection. Raises :class:`UnknownLayout` if the
+    projection is for another text encoder.
     """
     if f"{SHARED}.weight" in projection:
-        shared = _linear([_normalise_range(states) for states in hidden], projection, SHARED)
+        packed = [_normalise_range(states) for states in hidden]
+        shared = _linear(packed, projection, loras, SHARED)
         return [{"video": features, "audio": features} for features in shared]
     packed = [_normalise_tokens(states) for states in hidden]
     width = hidden[0].shape[-1]
-    video = _linear(packed, projection, f"video_{SHARED}", width)
-    audio = _linear(packed, projection, f"audio_{SHARED}", width)
+    video = _linear(packed, projection, loras, f"video_{SHARED}", width)
+    audio = _linear(packed, projection, loras, f"audio_{SHARED}", width)
     return [{"video": v, "audio": a} for v, a in zip(video, audio, strict=True)]
 
 
@@ -76,7 +85,11 @@ def _stack_layers(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _linear(
-    prompts: Sequence[Tensor], projection: Component, name: str, scaled_from: int | None = None
+    prompts: Sequence[Tensor],
+    projection: Component,
+    loras: Loras,
+    name: str,
+    scaled_from: int | None = None,
 ) -> list[Tensor]:
     """Compute ``scale * states @ W.T + b`` of each prompt.
 
@@ -96,7 +109,15 @@ def _linear(
     start, bias = like.new_zeros(()), f"{name}.bias"
     if bias in projection:
         start = read_float(projection, bias, like.dtype).to(like.device)
-    return [torch.addmm(start, states, weight.T, alpha=scale) for states in prompts]
+    outputs = [torch.addmm(start, states, weight.T, alpha=scale) for states in prompts]
+    if not loras:
+        return outputs
+    layer = with_branches(weight, start if bias in projection else None)
+    branches = projection_branches(loras, name, layer)
+    for number, states in enumerate(prompts if branches else ()):
+        for branch in branches:
+            outputs[number] = branch.add_to(outputs[number], states * scale, layer)
+    return outputs
 
 
 # --- connectors -----------------------------------------------------------------------------------
@@ -140,17 +161,28 @@ def read_connector_settings(connectors: Component, stream: str) -> ConnectorSett
 
 
 def load_connector(
-    connectors: Component, stream: str, *, device: torch.device | str, dtype: torch.dtype
+    connectors: Component,
+    stream: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    loras: Loras = (),
 ) -> Connector:
-    """Load the connector of ``stream``, "video" or "audio"; raises :class:`UnknownLayout`."""
+    """Load the connector of ``stream``, "video" or "audio", with adapters of ``loras``.
+
+    Raises :class:`UnknownLayout`, and the errors of a LoRA whose shapes do not fit.
+    """
     prefix = f"{stream}_embeddings_connector."
-    return load_module(
+    connector = load_module(
         partial(Connector, read_connector_settings(connectors, stream)),
         tensor_readers(connectors, prefix),
         device=device,
         dtype=dtype,
         label=f"{connectors.file.path.name} ({stream} text connector)",
     )
+    if loras:
+        adapt_layers(connector, loras, prefix)
+    return connector
 
 
 class Connector(nn.Module):

@@ -25,12 +25,13 @@ from typing import Any
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.families import text_encoder_architecture
+from latent_ladder.checkpoints.gemma_sizes import gemma_defaults
 from latent_ladder.errors import UnknownLayout
 
 # Settings that shapes do not show, as in all published models; a header overrides them.
 WINDOW, FULL_EVERY, EPS = 1024, 6, 1e-6
 FULL_THETA, SLIDING_THETA = 1_000_000.0, 10_000.0
-GEMMA_3_FACTOR, GEMMA_4_ROTARY = 8.0, 0.25
+GEMMA_4_ROTARY = 0.25
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -114,8 +115,9 @@ def _gemma_3_attention(
     text_encoder: Component, header: Mapping[str, Any], number: int, full: bool
 ) -> AttentionConfig:
     heads, kv_heads, head_dim = _head_sizes(text_encoder, number)
-    window = header.get("sliding_window", WINDOW)
-    scalar = header.get("query_pre_attn_scalar", head_dim)
+    defaults = gemma_defaults(text_encoder)
+    window = header.get("sliding_window", defaults.window)
+    scalar = header.get("query_pre_attn_scalar", defaults.scalar or head_dim)
     kind = "full_attention" if full else "sliding_attention"
     return AttentionConfig(
         heads,
@@ -123,7 +125,7 @@ def _gemma_3_attention(
         head_dim,
         window=None if full else window,
         scale=scalar**-0.5,
-        rope=_gemma_3_rope(header)[kind],
+        rope=_gemma_3_rope(header, defaults.factor)[kind],
     )
 
 
@@ -201,14 +203,14 @@ def _full_layers(header: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     return tuple(n % every == 0 for n in range(1, layers + 1))
 
 
-def _gemma_3_rope(header: Mapping[str, Any]) -> dict[str, RopeParameters]:
+def _gemma_3_rope(header: Mapping[str, Any], factor: float) -> dict[str, RopeParameters]:
     """RoPE parameters per layer type, from the new or the old config format of transformers."""
     if "rope_parameters" in header:
         return {
             kind: RopeParameters(values["rope_theta"], values.get("factor", 1.0))
             for kind, values in header["rope_parameters"].items()
         }
-    scaling = header.get("rope_scaling", {"factor": GEMMA_3_FACTOR}) or {}
+    scaling = header.get("rope_scaling", {"factor": factor}) or {}
     return {
         "full_attention": RopeParameters(
             header.get("rope_theta", FULL_THETA), scaling.get("factor", 1.0)

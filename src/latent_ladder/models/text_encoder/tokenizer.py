@@ -11,11 +11,17 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
-from latent_ladder.models.text_encoder.gguf_vocabulary import read_or_build, sentencepiece_model
+from latent_ladder.models.text_encoder.gguf_vocabulary import (
+    bpe_tokenizer,
+    read_or_build,
+    sentencepiece_model,
+    special_ids,
+)
 
 DEFAULT_TEXT_LENGTH = 1024
 """Tokens of the text context of LTX-2.0 to 2.5 (``TOKENIZER_MAX_LENGTH`` of the official code)."""
@@ -70,7 +76,9 @@ class Tokenizer:
         end = len(text)
         if len(truncated) < len(ids):
             # Truncation may split the tokens of a character: keep the text that still decodes.
-            end = _common_prefix_length(self.decode(truncated[1:]), text)
+            # SentencePiece reads U+2581 as a space.
+            readable = text.replace("\u2581", " ")
+            end = _common_prefix_length(self.decode(truncated[1:]), readable)
         return TokenizedPrompt(tuple(truncated), len(ids), text[:end], text[end:])
 
     def tokenize_as_comfyui(self, prompt: str) -> tuple[int, ...]:
@@ -204,7 +212,8 @@ def load_tokenizer(text_encoder: Component) -> Tokenizer:
     sources: tuple[tuple[_Build, Callable[[], bytes | None]], ...] = (
         (_from_sentencepiece, lambda: _tensor_bytes(text_encoder, "spiece_model")),
         (_from_tokenizer_json, lambda: _tensor_bytes(text_encoder, "tokenizer_json")),
-        (_from_sentencepiece, lambda: _gguf_vocabulary(text_encoder)),
+        (_from_tokenizer_json, lambda: _gguf_merges(text_encoder)),
+        (partial(_from_gguf, text_encoder), lambda: _gguf_vocabulary(text_encoder)),
         (_from_sentencepiece, lambda: _file_bytes(folder / "tokenizer.model")),
         (_from_tokenizer_json, lambda: _file_bytes(folder / "tokenizer.json")),
     )
@@ -235,7 +244,15 @@ def _gguf_vocabulary(text_encoder: Component) -> bytes | None:
     file = text_encoder.file
     if file.container != "gguf":
         return None
-    return read_or_build(f"1-{file.id}.model", lambda: sentencepiece_model(file.kv))
+    return read_or_build(f"2-{file.id}.model", lambda: sentencepiece_model(file.kv))
+
+
+def _gguf_merges(text_encoder: Component) -> bytes | None:
+    """``tokenizer.json`` of a GGUF file whose vocabulary has merges, which Gemma 3 has not."""
+    file = text_encoder.file
+    if file.container != "gguf" or "tokenizer.ggml.merges" not in file.kv:
+        return None
+    return read_or_build(f"1-{file.id}.json", lambda: bpe_tokenizer(file.kv))
 
 
 def _file_bytes(path: Path) -> bytes | None:
@@ -254,6 +271,25 @@ def _from_sentencepiece(data: bytes) -> Tokenizer:
     return Tokenizer(processor.encode, processor.decode, processor.bos_id(), pad, special)
 
 
+def _from_gguf(text_encoder: Component, data: bytes) -> Tokenizer:
+    """The tokenizer of a GGUF file: its model, and the ids of special tokens in its metadata."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_proto=data)
+    ids = special_ids(text_encoder.file.kv, processor.get_piece_size())
+    unknown = processor.id_to_piece(ids["unknown"])
+
+    def encode(text: str) -> list[int]:
+        # SentencePiece cannot match the unknown token in a text.
+        first, *others = text.split(unknown) if unknown else [text]
+        found = list(processor.encode(first))
+        for part in others:
+            found += [ids["unknown"], *processor.encode(part)]
+        return found
+
+    return Tokenizer(encode, processor.decode, ids["bos"], ids["padding"])
+
+
 def _from_tokenizer_json(data: bytes) -> Tokenizer:
     from tokenizers import Tokenizer as JsonTokenizer
 
@@ -265,9 +301,12 @@ def _from_tokenizer_json(data: bytes) -> Tokenizer:
     def encode(text: str) -> list[int]:
         return list(processor.encode(text, add_special_tokens=False).ids)
 
-    ids = {name: processor.token_to_id(name) for name in COMFYUI_SPECIAL}
-    special = {name: number for name, number in ids.items() if number is not None}
-    return Tokenizer(encode, processor.decode, bos, processor.token_to_id("<pad>") or 0, special)
+    def decode(ids: list[int]) -> str:
+        return str(processor.decode(ids, skip_special_tokens=False))
+
+    known = {name: processor.token_to_id(name) for name in COMFYUI_SPECIAL}
+    special = {name: number for name, number in known.items() if number is not None}
+    return Tokenizer(encode, decode, bos, processor.token_to_id("<pad>") or 0, special)
 
 
 def _corrupt(text_encoder: Component, problem: str) -> CorruptCheckpoint:

@@ -15,7 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_ladder.models.diffusion_decoder_config import DiffusionDecoderConfig, Size
+from latent_ladder.models.diffusion_decoder_config import (
+    BAND_VALUES,
+    BAND_VALUES_ELSEWHERE,
+    DiffusionDecoderConfig,
+    Size,
+)
 from latent_ladder.models.video_vae.window_attention import (
     QUERY_TILE,
     Box,
@@ -25,9 +30,6 @@ from latent_ladder.models.video_vae.window_attention import (
 )
 
 EPS = 1e-6
-BAND_VALUES = {"cpu": 1 << 22}
-"""Values of the frames of a band of rows, at most, if it has more than one tile; by device type."""
-BAND_VALUES_ELSEWHERE = 1 << 26
 MODULATIONS = 7
 """Scale, shift and gate of attention, the same of the feed-forward, gate of the context. The gates
 are not used: they are part of the weights."""
@@ -111,13 +113,14 @@ class NaBlock(nn.Module):
         queries = Box((window.start, top, 0), (window.stop - window.start, bottom - top, grid[2]))
         at = tuple(
             slice(a - b, a - b + n)
-            for a, b, n in zip(queries.first, keys.first, queries.count, strict=True)
+            for a, b, n in zip(queries.first, keys.first, queries.size, strict=True)
         )
         scale, shift, ff_scale, ff_shift = modulation or (None,) * 4
         y = _modulate(self.norm1(x), scale, shift)
-        x = x[at] + self.attn(y, at, self.kernel, grid, (queries, keys))
+        x = x[at] + cast(Tensor, self.attn(y, at, self.kernel, grid, (queries, keys)))
         del y
-        return x + cast(Tensor, self.mlp(_modulate(self.norm2(x), ff_scale, ff_shift)))
+        change: Tensor = self.mlp(_modulate(self.norm2(x), ff_scale, ff_shift))
+        return x + change
 
 
 class DiffusionBlock(NaBlock):
@@ -172,7 +175,7 @@ class _Attention(nn.Module):
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        return x.view(*x.shape[:-1], -1, self.head_dim)
 
 
 class _Mlp(nn.Module):

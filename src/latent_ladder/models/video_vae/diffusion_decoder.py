@@ -42,7 +42,10 @@ from latent_ladder.models.video_vae.frame_stream import (
     through_upsampling,
 )
 from latent_ladder.models.weights.loading import load_module, tensor_readers
+from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_float
 
+GATES = {"gate_msa": "attn.proj", "gate_mlp": "mlp.w_down", "gate_ctx": "context_proj"}
+"""Gates of a block before they were folded, and the layer whose outputs they multiply."""
 ReadNoise = Callable[[int, int], Tensor]
 """Noise (3, n, H, W) float32 of the frames from one to before another, asked for in order."""
 
@@ -232,15 +235,28 @@ def load_diffusion_decoder(
 ) -> DiffusionDecoder:
     """Load the diffusion decoder of a video VAE; raises :class:`UnknownLayout`.
 
-    Optional gates of a checkpoint under training are multiplied into the layers before them.
+    Gates of a checkpoint that still has them are multiplied into the layers before them.
     """
     config = diffusion_decoder_config(component.shapes(), component.config)
-    read = {
+    read: dict[str, Callable[[], Tensor | QuantizedTensor]] = {
         name: reader
         for name, reader in tensor_readers(component, "decoder.").items()
         if name != "type_emb" and not name.startswith("coarse_")
     }
+    for name in [name for name in read if name.endswith(tuple(GATES))]:
+        block, _, gate = name.rpartition(".")
+        scale = partial(read_float, component, f"decoder.{name}", torch.float32)
+        del read[name]
+        for layer in (f"{block}.{GATES[gate]}.{part}" for part in ("weight", "bias")):
+            if layer in read:
+                read[layer] = partial(_gated, component, f"decoder.{layer}", scale)
     label = f"{component.file.path.name}: video VAE decoder"
     return load_module(
         lambda: DiffusionDecoder(config), read, device=device, dtype=dtype, label=label
     )
+
+
+def _gated(component: Component, key: str, scale: Callable[[], Tensor]) -> Tensor:
+    """A weight or bias times the gate of each output."""
+    weight = read_float(component, key, torch.float32)
+    return weight * scale().flatten().reshape(-1, *[1] * (weight.ndim - 1))

@@ -8,13 +8,13 @@ so the picture differs from the exact one near its borders. Source: LTX-2 ``diff
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from latent_ladder.latents.tiling import (
     DecodedSpan,
+    PixelTileSize,
     Span,
     Tiling,
     normalise_weights,
@@ -29,23 +29,9 @@ from latent_ladder.models.video_vae.frame_stream import in_chunks
 from latent_ladder.models.video_vae.pixel_noise import PixelNoise
 from latent_ladder.models.video_vae.tiled_decode import blend_tiles
 
-OVERLAP_FRAMES, OVERLAP_PX = 40, 160
-"""Overlaps of the official tiles: what the diffusion blocks see in each direction."""
-
-
-@dataclass(frozen=True)
-class DiffusionTileSize:
-    """Size and overlap of tiles in frames and pixels; ``None``: the axis is not split."""
-
-    frames: int | None = None
-    rows: int | None = None
-    cols: int | None = None
-    overlap_frames: int = OVERLAP_FRAMES
-    overlap: int = OVERLAP_PX
-
 
 def plan_diffusion_tiles(
-    config: DiffusionDecoderConfig, latents: Size, size: DiffusionTileSize
+    config: DiffusionDecoderConfig, latents: Size, size: PixelTileSize
 ) -> Tiling:
     """Tiles of padded ``latents`` in positions of the last deterministic stage.
 

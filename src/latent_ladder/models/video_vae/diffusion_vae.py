@@ -8,12 +8,13 @@ with the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from latent_ladder.latents.tiling import PixelTileSize
 from latent_ladder.models.diffusion_decoder_config import Size, held_values
 from latent_ladder.models.video_vae.diffusion_decoder import (
     DecodeSettings,
@@ -21,7 +22,6 @@ from latent_ladder.models.video_vae.diffusion_decoder import (
     decode_whole,
 )
 from latent_ladder.models.video_vae.diffusion_tiles import (
-    DiffusionTileSize,
     decode_in_tiles,
     plan_diffusion_tiles,
 )
@@ -41,8 +41,8 @@ class DiffusionOptions:
     ``keep``: where frames between blocks are; "auto" is on the device if they fit.
     """
 
-    noise: PixelNoise = PositionNoise(0)
-    tiles: DiffusionTileSize | None = None
+    noise: PixelNoise = field(default_factory=lambda: PositionNoise(0))
+    tiles: PixelTileSize | None = None
     steps: int | None = None
     keep: KeepFrames = "auto"
 

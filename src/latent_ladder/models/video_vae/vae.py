@@ -10,7 +10,7 @@ frame of a span. Knows nothing of prompts, stages or video files.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -64,7 +64,7 @@ class VideoVae:
     statistics: LatentStatistics
     device: torch.device
     dtype: torch.dtype
-    diffusion: DiffusionOptions = DiffusionOptions()
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
 
     @property
     def latent_channels(self) -> int:

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_ladder.models.diffusion_decoder_config import CHUNK_FRAMES, Size
+from latent_ladder.models.diffusion_decoder_config import (
+    ATTENTION_VALUES,
+    ATTENTION_VALUES_ELSEWHERE,
+    CHUNK_FRAMES,
+    Size,
+)
 
 QUERY_TILE: Size = (CHUNK_FRAMES, 8, 8)
 """Queries of a tile: frames, rows, columns."""
-ATTENTION_VALUES = {"cpu": 1 << 24}
-"""Values of queries, keys and masks of the tiles computed together, at most; by device type."""
-ATTENTION_VALUES_ELSEWHERE = 1 << 28
 ROPE_THETA = 10_000.0
 
 
@@ -36,10 +38,10 @@ def window_range(first: int, stop: int, length: int, kernel: int) -> tuple[int, 
 
 
 class Box(NamedTuple):
-    """Part of a grid: the first position and the count along each axis."""
+    """Part of a grid: the first position and the size along each axis."""
 
     first: Size
-    count: Size
+    size: Size
 
 
 class _AxisTiles(NamedTuple):
@@ -60,8 +62,8 @@ def window_attention(
     cover; all windows of the queries must be inside of the second one.
     """
     axes = [
-        _axis_tiles(grid[i], kernel[i], (boxes[0].first[i], boxes[0].count[i]),
-                    (boxes[1].first[i], boxes[1].count[i]), QUERY_TILE[i])
+        _axis_tiles(grid[i], kernel[i], (boxes[0].first[i], boxes[0].size[i]),
+                    (boxes[1].first[i], boxes[1].size[i]), QUERY_TILE[i])
         for i in range(3)
     ]  # fmt: skip
     time, rows, cols = (_AxisTiles(*(t.to(q.device) for t in axis)) for axis in axes)

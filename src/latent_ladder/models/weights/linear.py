@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_ladder.models.accelerator import has_fp8_products
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 FP8_MAX = 448.0
@@ -160,14 +161,14 @@ def supports_native_fp8(x: Tensor, weight: QuantizedTensor) -> bool:
     """Return True if ``torch._scaled_mm`` supports input and weight.
 
     It needs bf16 input, an fp8 (e4m3) weight with one scale, sizes that are multiples of 16, and
-    CUDA compute capability 8.9 or later.
+    a GPU that multiplies fp8 (:func:`has_fp8_products`).
     """
     if weight.format != "fp8_e4m3" or x.device.type != "cuda" or x.dtype != torch.bfloat16:
         return False
     scale = weight.parts.get("weight_scale")
     one_scale = scale is None or scale.numel() == 1
     aligned = not any(n % 16 for n in weight.shape)
-    return one_scale and aligned and torch.cuda.get_device_capability(x.device) >= (8, 9)
+    return one_scale and aligned and has_fp8_products(x.device)
 
 
 def native_fp8_linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ from latent_ladder.storage.user_folders import expand_home
 
 FOLDER = Path(__file__).parent
 SUFFIX = ".toml"
-MAX_BYTES = 1_000_000
+MAX_BYTES = 2**20
 """Largest preset file that is read."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latent_ladder.checkpoints.selection import Library, model_folders, scan
 from latent_ladder.comfyui.conversion import export_workflow, import_workflow
-from latent_ladder.comfyui.executor import _GraphRun
+from latent_ladder.comfyui.executor import RunOrigin, _GraphRun
 from latent_ladder.comfyui.exporter.file_names import file_names_for
 from latent_ladder.comfyui.formats.read import workflow_from_document
 from latent_ladder.comfyui.runtime.engine import Engine
@@ -53,7 +53,7 @@ def test_other_texts_are_refused(text: str) -> None:
 
 
 def keys(work: Engine, nodes: Nodes) -> dict[str, str]:
-    run = _GraphRun(graph(nodes), work, ignore_event, Cancel(), {}, "")
+    run = _GraphRun(graph(nodes), work, ignore_event, Cancel(), {}, RunOrigin())
     return {name: run._key(name) for name in nodes}
 
 
@@ -74,7 +74,7 @@ def test_the_version_is_in_the_keys_of_sampling_and_of_what_follows(
 def sample(work: Engine, nodes: Nodes, convention: ModelConvention) -> Latent:
     work.convention = convention
     work.clear()
-    run = _GraphRun(graph(nodes), work, ignore_event, Cancel(), {}, "")
+    run = _GraphRun(graph(nodes), work, ignore_event, Cancel(), {}, RunOrigin())
     result = run._result("sampled").values[0]
     assert isinstance(result, Latent)
     return result
@@ -143,7 +143,9 @@ def test_nag_is_a_node(tmp_path: Path, library: Library) -> None:
 
 
 def pocket_clip(work: Engine) -> TextEncoderFiles:
-    result = _GraphRun(graph(MODELS), work, ignore_event, Cancel(), {}, "")._result("prompt")
+    result = _GraphRun(graph(MODELS), work, ignore_event, Cancel(), {}, RunOrigin())._result(
+        "prompt"
+    )
     found = result.values[0]
     assert isinstance(found, Conditioning)
     return found.clip

@@ -23,7 +23,7 @@ __all__ = ["Conditioning", "encode_prompts"]
 NO_LORAS = TextLoras()
 
 
-def encode_prompts(
+def encode_prompts(  # noqa: PLR0913 - each part is a file of its own
     prompts: Sequence[str],
     *,
     text_encoder: Component,

@@ -33,7 +33,12 @@ from latent_ladder.models.transformer.pass_batching import (
     RowPlan,
     plan_rows,
 )
-from latent_ladder.models.transformer.streams import StreamInput, StreamState, select_items
+from latent_ladder.models.transformer.streams import (
+    StreamInput,
+    StreamState,
+    pick_rows,
+    select_items,
+)
 from latent_ladder.models.weights.block_offload import (
     BlockIterator,
     BlockOffload,
@@ -165,7 +170,11 @@ class Transformer(nn.Module):
             first, second = layers["linear_1"], layers["linear_2"]
             contexts = second(F.gelu(first(contexts), approximate="tanh"))
         context_rows = [c for c, _ in rows.contexts]
-        return contexts if context_rows == list(range(len(contexts))) else contexts[context_rows]
+        return (
+            contexts
+            if context_rows == list(range(len(contexts)))
+            else pick_rows(contexts, context_rows)
+        )
 
     def _project_out(self, prefix: str, s: StreamState, items: tuple[int, ...]) -> Tensor:
         """Normalise and project all rows to velocities, then return one row per (pass, item)."""
@@ -188,7 +197,7 @@ class Transformer(nn.Module):
         out = torch.cat(outputs)
         if s.prepared.order is not None:
             out = out[:, s.prepared.order.argsort()]
-        return out if items == tuple(range(len(out))) else out[list(items)]
+        return out if items == tuple(range(len(out))) else pick_rows(out, items)
 
     def _linear(self, name: str) -> Linear:
         return cast(Linear, self._modules[name])

@@ -4,14 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test fast lint types suite docs dist coverage bounds bench-check lock clean
+.PHONY: help browser demo test fast lint types suite docs dist coverage campaign bounds bench-check lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.installed  ## make one clip with the embedded model: demo.mp4
-	@$(BIN)/ladder make "a red ball rolls to the right over a striped floor" -o demo.mp4 --overwrite
+	@$(BIN)/ladder make "a red ball rolls to the right over a striped floor" -o demo.mp4 --overwrite --seed 10
 	@echo "The clip is in $(CURDIR)/demo.mp4. Make your own with $(BIN)/ladder make \"a prompt\""
 
 $(VENV)/bin/python:
@@ -25,7 +25,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable ".[dev,docs]"
 	@touch $@ $(VENV)/.installed
 
-test: $(VENV)/.installed-dev lint types docs suite  ## everything that CI checks
+test: $(VENV)/.installed-dev browser lint types docs suite  ## everything that CI checks
 
 fast: $(VENV)/.installed-dev  ## the tests that a change breaks most often, under a minute
 	$(BIN)/ruff check .
@@ -40,11 +40,20 @@ lint: $(VENV)/.installed-dev  ## style, spelling, import contract
 types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
+browser:  ## Chromium for the browser tests, installed where apt-get may; without it they are skipped
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } >/dev/null 2>&1 \
+		|| echo "no Chromium, and it cannot be installed here: the browser tests are skipped"
+
 suite: $(VENV)/.installed-dev  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 coverage: $(VENV)/.installed-dev  ## all tests, with the share of lines that they run: coverage.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=latent_ladder --cov-report=term:skip-covered | tee coverage.txt
+
+COUNTS ?= --scale 1 --seed 1
+campaign: $(VENV)/.installed-dev  ## faulty and hostile inputs, thousands of them (COUNTS="--scale 5 --seed 7")
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m campaign $(COUNTS)
 
 docs: $(VENV)/.installed-dev  ## the documents as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -24,8 +24,8 @@ from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import VideoSpec, write_video
 from latent_ladder.pipeline.stages.decoding import as_integers
 from latent_ladder.request.stages import UpscaleStage
-from latent_ladder.upscale.plan import plan_upscale
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
+from latent_ladder.upscale.upscale_plan import plan_upscale
 
 
 def frames(count: int, size: tuple[int, int]) -> Iterator[torch.Tensor]:

@@ -46,26 +46,28 @@ def save(source: Path, name: str, width: int) -> None:
 
 def clip(folder: Path) -> None:
     """Contact sheet of the tutorial's first clip."""
-    ladder(folder, "make", BALL, "-o", "ball.mp4", "--sheet")
+    ladder(folder, "make", BALL, "--seed", "10", "-o", "ball.mp4", "--sheet")
     save(folder / "ball.sheet.png", "clip", 1000)
 
 
 def drafts(folder: Path) -> None:
     """Contact sheet of four drafts."""
-    ladder(folder, "draft", STAR, "--seeds", "4", "--preview", "full", "-o", "drafts")
+    ladder(
+        folder, "draft", STAR, "--seed", "10", "--seeds", "4", "--preview", "full", "-o", "drafts"
+    )
     save(folder / "drafts" / "sheet.png", "drafts", 800)
 
 
 def preview(folder: Path) -> None:
     """Strip of the estimates of a clip while it is sampled."""
-    ladder(folder, "make", SQUARE, "-o", "square.mp4", "--preview")
+    ladder(folder, "make", SQUARE, "--seed", "10", "-o", "square.mp4", "--preview")
     save(folder / "square.preview.png", "preview", 1000)
 
 
 def sweep(folder: Path) -> None:
     """Screenshot of a sweep's report."""
     sets = ("--set", "refine.denoise=0.2:0.8:0.2", "--set", "refine.seed=same,other")
-    ladder(folder, "sweep", BALL, *sets, "-o", "report")
+    ladder(folder, "sweep", BALL, "--seed", "10", *sets, "-o", "report")
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("the picture of a report needs chromium")

@@ -6,13 +6,19 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from helpers.goldens import Goldens
+from helpers.goldens import GOLDEN_2_5, Goldens
 
 
 @pytest.fixture(scope="session")
 def golden() -> Goldens:
     """Access to the goldens."""
     return Goldens()
+
+
+@pytest.fixture(scope="session")
+def golden_2_5() -> Goldens:
+    """Access to the goldens of LTX-2.5."""
+    return Goldens(GOLDEN_2_5)
 
 
 def pytest_configure() -> None:

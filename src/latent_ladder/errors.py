@@ -21,7 +21,20 @@ to do about it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import ClassVar, Self
+
+LONGEST_WORD = 300
+"""Longest word of a message, in characters: names and numbers of others can have any length."""
+
+
+def shorten_words(text: str) -> str:
+    """``text`` without the middles of words that are longer than :data:`LONGEST_WORD`."""
+    return _LONG_WORD.sub(lambda found: f"{found[0][:150]}...{found[0][-100:]}", text)
+
+
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
 class LadderError(Exception):
@@ -34,6 +47,7 @@ class LadderError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message = shorten_words(message)
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -130,3 +144,14 @@ class Cancelled(LadderError):
     """The user stopped the run; finished artefacts stay in the store."""
 
     exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint: the nearest of the ``known`` names, else the list of all of them."""
+    from difflib import get_close_matches  # imported here: only needed for a wrong name
+
+    names = sorted(known)
+    near = get_close_matches(name.lower(), names, n=2, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return f"known: {', '.join(names)}"

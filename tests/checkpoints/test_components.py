@@ -18,9 +18,9 @@ from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, TensorInfo
 from latent_ladder.checkpoints.components import (
     Component,
     components,
-    detect_family,
     find_unused_tensors,
 )
+from latent_ladder.checkpoints.families import detect_family
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models.audio_vae.networks import AudioDecoder, AudioEncoder
 from latent_ladder.models.audio_vae.vocoder import Generator
@@ -307,10 +307,10 @@ def test_a_tiny_preview_decoder(half: dict[str, layouts.Shape]) -> None:
 
 def test_settings_in_the_header_of_a_lora(tmp_path: Path) -> None:
     tensors = {"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4)}
-    facts = {"reference_downscale_factor": "2", "lora_alpha": "1.5", "lora_rank": "many", "x": "1"}
+    facts = {"reference_downscale_factor": "+2e0", "reference_temporal_scale_factor": "0", "x": "1"}
     save_file(tensors, tmp_path / "x.safetensors", facts)
     (part,) = components(open_checkpoint(tmp_path / "x.safetensors")).values()
-    assert part.config == {"reference_downscale_factor": 2.0, "lora_alpha": 1.5}
+    assert part.config == {"reference_downscale_factor": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -321,6 +321,12 @@ def test_settings_in_the_header_of_a_lora(tmp_path: Path) -> None:
         "lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight",
         "transformer.transformer_blocks.0.attn1.to_q.lora_up.weight",
         "diffusion_model.transformer_blocks.0.ff.net.2.lokr_w1",
+        "transformer.transformer_blocks.0.attn1.to_q.lora.down.weight",
+        "transformer_blocks.0.attn1.processor.to_q_lora.up.weight",
+        "transformer_blocks.0.attn1.to_q.lora_linear_layer.down.weight",
+        "transformer_blocks.0.attn1.to_q.lora_A.default",
+        "transformer_blocks.0.attn1.to_q.oft_blocks",
+        "model.diffusion_model.transformer_blocks.0.attn1.to_q.glora_a.weight",
     ],
 )
 def test_lora_key_styles(key: str) -> None:

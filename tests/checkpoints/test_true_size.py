@@ -13,7 +13,8 @@ import torch
 from helpers import true_size
 
 from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, open_checkpoint
-from latent_ladder.checkpoints.components import components, detect_family, find_unused_tensors
+from latent_ladder.checkpoints.components import components, find_unused_tensors
+from latent_ladder.checkpoints.families import detect_family
 from latent_ladder.models.lora.attach import attach_loras
 from latent_ladder.models.network_configs import (
     video_decoder_config,

@@ -46,8 +46,8 @@ def ladder(tmp_path: Path) -> Ladder:
 
 
 @pytest.mark.slow
-def test_make_prints_the_path_and_nothing_else(ladder: Ladder, tmp_path: Path) -> None:
-    done = ladder("make", "a red ball", "-o", "a.mp4", *TINY, *SMALL)
+def test_quiet_prints_the_path_and_nothing_else(ladder: Ladder, tmp_path: Path) -> None:
+    done = ladder("make", "a red ball", "-o", "a.mp4", "-q", *TINY, *SMALL)
     assert done.stdout == "a.mp4\n"
     assert (tmp_path / "a.mp4").stat().st_size > 1000
 
@@ -74,20 +74,8 @@ def test_seed_minus_one_is_random_and_recorded(ladder: Ladder) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_seed_the_same_command_makes_the_same_clip(ladder: Ladder) -> None:
-    keys = [
-        [
-            s["key"]
-            for s in json.loads(ladder("plan", "a ball", "--json", *TINY, *SMALL).stdout)["stages"]
-        ]
-        for _ in range(2)
-    ]
-    assert keys[0] == keys[1]
-
-
-@pytest.mark.slow
 def test_plan_runs_nothing_and_lists_stored_stages(ladder: Ladder, tmp_path: Path) -> None:
-    words = ("a red ball", *TINY, *SMALL, "--json")
+    words = ("a red ball", *TINY, *SMALL, "--json", "--seed", "3")
     before = json.loads(ladder("plan", *words).stdout)
     assert not (tmp_path / "store" / "artefacts").exists()
     assert {s["stored"] for s in before["stages"]} == {False}
@@ -134,7 +122,7 @@ def test_runs_list_show_verify_prune(ladder: Ladder, tmp_path: Path) -> None:
 def test_presets_and_models(ladder: Ladder) -> None:
     names = [p["name"] for p in json.loads(ladder("presets", "list", "--json").stdout)]
     assert {"pocket", "distilled", "balanced", "lightricks-workflow", "three-stage"} <= set(names)
-    assert "source:" in ladder("presets", "show", "balanced").stdout
+    assert "source =" in ladder("presets", "show", "balanced").stdout
     listed = json.loads(ladder("models", "list", "--json", *TINY[:2]).stdout)
     assert {"transformer", "text_encoder", "lora"} <= {m["role"] for m in listed["models"]}
 
@@ -145,10 +133,10 @@ def test_presets_and_models(ladder: Ladder) -> None:
     [
         (["make", "--preset", "pokcet", "x"], 2, "did you mean pocket"),
         (["plan", "x", "-p", "pocket", "--set", "refine.denoize=1"], 2, "did you mean denoise"),
-        (["make", "x", "--preset", "pocket", "--frames", "100"], 2, "frames=97"),
-        (["make", "x", "--preset", "pocket", "--size", "0x64"], 2, "width=0"),
-        (["make", "x", "--preset", "pocket", "--size", "-5x64"], 2, "width=-5"),
-        (["make", "x", "--preset", "pocket", "--size", "999999x64"], 2, "width=999999"),
+        (["make", "x", "--preset", "pocket", "--frames", "100"], 2, "--frames 97"),
+        (["make", "x", "--preset", "pocket", "--size", "0x64"], 2, "width 0"),
+        (["make", "x", "--preset", "pocket", "--size", "-5x64"], 2, "width -5"),
+        (["make", "x", "--preset", "pocket", "--size", "999999x64"], 2, "width 999999"),
         (["make", "x", "--preset", "pocket", "--size", "big"], 2, "1280x720"),
         (["make", "x", "--preset", "pocket", "--fps", "0"], 2, "frame rate"),
         (["make", "x", "--preset", "pocket", "--seed", "abc"], 2, "seed"),
@@ -158,7 +146,7 @@ def test_presets_and_models(ladder: Ladder) -> None:
         (["make", "x", "--preset", "pocket", "--set", "refine.sigmas=9,1e-3,0"], 2, "sigmas"),
         (["make", "", "--preset", "pocket"], 2, "is empty"),
         (["make", "--preset", "pocket"], 2, "no prompt"),
-        (["make", "x", "--preset", "pocket", "-o", "none/a.mp4"], 5, "does not exist"),
+        (["make", "x", "-p", "pocket", "-o", "none/a.mp4", "--mode", "v2v"], 2, "needs --video"),
         (["make", "x", "--preset", "pocket", "-o", "a.avi"], 5, "a.mp4"),
         (["make", "x", "--models", "/nowhere"], 3, "does not exist"),
         (["make", "x", "--checkpoint", "nope.safetensors"], 3, "known:"),

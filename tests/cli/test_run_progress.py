@@ -25,7 +25,7 @@ def plan(tmp_path: Path) -> Prepared:
 
 
 def track(plan: Prepared) -> AbstractContextManager[RunOptions]:
-    return track_run(plan, "cpu", "ladder refine last:3", overwrite=False, quiet=True)
+    return track_run(plan, "ladder refine last:3", overwrite=False, quiet=True)
 
 
 def test_the_first_ctrl_c_requests_a_stop_and_the_second_stops(

@@ -63,3 +63,15 @@ def test_unknown_factors_are_refused(tmp_path: Path) -> None:
     assert command.upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
     with pytest.raises(RequestError, match="no latent upsampler"):
         command.upscale_fields(tmp_path / "a.mp4", long, 3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.webp"])
+def test_upscale_of_an_image_writes_an_image(tmp_path: Path, name: str) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 32), (200, 30, 30)).save(tmp_path / name)
+    store = str(tmp_path / "store")
+    run("upscale", str(tmp_path / name), "-p", "distilled", "-q", *TINY, "--store", store)
+    with Image.open(tmp_path / "photo-x2.png") as image:
+        assert (image.size, image.format) == ((128, 64), "PNG")

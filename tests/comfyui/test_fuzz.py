@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers.mutations import mutate_document
 from helpers.workflow_ui_graphs import UiGraph, numbers, two_stage
 
 from latent_ladder.checkpoints.scan import Library
@@ -23,11 +22,6 @@ from latent_ladder.errors import WorkflowError
 from latent_ladder.request.model import Request
 from latent_ladder.request.presets import preset_names
 from latent_ladder.request.stages import SamplingStage
-
-JUNK: tuple[Any, ...] = (
-    None, True, 0, -1, 7, 10**30, 1.5, float("nan"), float("inf"), "", "x", "..", "\0", "1" * 999,
-    [], [1], ["1", 0], ["1", "0"], [["1", 0]], {}, {"__value__": [1]}, {"id": 1}, {"name": []},
-)  # fmt: skip
 
 
 def as_ui(document: dict[str, Any]) -> dict[str, Any]:
@@ -92,36 +86,6 @@ def test_exports_in_both_formats_are_equal_and_valid(name: str) -> None:
     assert len(made.stages) == len(sampled)
 
 
-def mutate(document: Any, rng: random.Random) -> Any:
-    """Return a copy with one to three values replaced, removed, duplicated or renamed."""
-    document = copy.deepcopy(document)
-    for _ in range(rng.randint(1, 3)):
-        places = list(_places(document))
-        holder, key = rng.choice(places)
-        match rng.randrange(4):
-            case 0:
-                holder[key] = copy.deepcopy(rng.choice(JUNK))
-            case 1:
-                del holder[key]
-            case 2:
-                other, there = rng.choice(places)
-                holder[key] = copy.deepcopy(other[there])
-            case _:
-                if isinstance(holder, list):
-                    holder.insert(key, copy.deepcopy(holder[key]))
-                else:
-                    holder[f"{key}x"] = holder.pop(key)
-    return document
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in list(items):
-        yield value, key
-        if isinstance(inner, dict | list):
-            yield from _places(inner)
-
-
 def _documents() -> dict[str, Any]:
     from helpers.workflow_ui_graphs import nested_subgraphs
 
@@ -139,7 +103,7 @@ def test_broken_graphs_raise_only_workflow_errors(name: str) -> None:
     document, library = _documents()[name], Library((), {})
     outcomes = set()
     for seed in range(250):
-        broken = mutate(document, random.Random(f"{name}{seed}"))
+        broken = mutate_document(document, random.Random(f"{name}{seed}"))
         try:
             report = check_workflow(workflow_from_document(broken), library)
             json.dumps(report.to_dict(), default=str)

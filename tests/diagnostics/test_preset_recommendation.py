@@ -163,7 +163,8 @@ def test_the_command_and_the_plan_agree() -> None:
     assert advised["sentence"] == planned["sentence"]
     assert advised["preset"] == "distilled-lora-single"
     text = run(build_app(), ["advise", *arguments[:-3], *arguments[-2:]]).stdout
-    assert text.startswith("single pass (--preset distilled-lora-single): 64x64 and 0.4 s")
+    assert text.startswith(f'For "{PLAIN}", 64x64, 0.38 s, with')
+    assert "single pass (--preset distilled-lora-single): 64x64 and 0.4 s" in text
 
 
 @pytest.mark.slow

@@ -64,8 +64,8 @@ class ComfyUiServer:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.stderr_lines.append(line)
-            if found := _URL.search(line):
-                self.url = found[0]
+            if not self.url and (found := _URL.search(line)):
+                self.url = found[0].replace("0.0.0.0", "127.0.0.1")
                 self._has_url.set()
         self._has_url.set()
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_2_5 = Path(__file__).parents[1] / "golden-2.5"
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,22 @@ class GoldenCase:
 class Goldens:
     """``golden("dit.uniform")`` gives a case, ``golden.path(...)`` a fixture file."""
 
+    def __init__(self, folder: Path = GOLDEN) -> None:
+        self.folder = folder
+
     @cached_property
     def _index(self) -> dict[str, Any]:
-        cases = json.loads((GOLDEN / "goldens.json").read_text())["cases"]
+        cases = json.loads((self.folder / "goldens.json").read_text())["cases"]
         return cases if isinstance(cases, dict) else {c["name"]: c for c in cases}
 
     def path(self, name: str) -> Path:
-        """The path of a fixture file below tests/golden."""
-        return GOLDEN / name
+        """The path of a fixture file below the folder of the goldens."""
+        return self.folder / name
 
     def __call__(self, name: str) -> GoldenCase:
         entry = self._index[name]
         aliases = entry.get("aliases") or {}
-        with safe_open(GOLDEN / "goldens.safetensors", "pt") as f:
+        with safe_open(self.folder / "goldens.safetensors", "pt") as f:
             stored = set(f.keys())
 
             def load(kind: str, names: Iterable[str]) -> dict[str, torch.Tensor]:

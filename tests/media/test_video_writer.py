@@ -35,7 +35,7 @@ from latent_ladder.media.video_writer import (
     check_video_path,
     write_video,
 )
-from latent_ladder.storage.atomic_write import ABANDONED_S, PART_PREFIX
+from latent_ladder.storage.temporary_files import ABANDONED_S, PART_PREFIX
 
 SPEC = VideoSpec((96, 64), Fraction(24))
 NTSC = Fraction(30000, 1001)
@@ -220,9 +220,8 @@ def test_invalid_outputs_are_refused_before_frames_are_read(tmp_path: Path) -> N
         tmp_path / "clip.avi": "ends in '.avi'",
         tmp_path / "clip": "ends in 'nothing'",
         tmp_path / "folder.mp4": "is a folder",
-        tmp_path / "missing" / "clip.mp4": "does not exist",
         old: "already exists",
-        old / "clip.mp4": "does not exist",
+        old / "clip.mp4": "cannot be written",
     }
 
     def unread_frames() -> Iterator[np.ndarray]:
@@ -237,6 +236,8 @@ def test_invalid_outputs_are_refused_before_frames_are_read(tmp_path: Path) -> N
             write_video(path, unread_frames(), SPEC)
     check_video_path(old, overwrite=True)
     check_video_path(tmp_path / "CLIP.MP4")
+    check_video_path(tmp_path / "new" / "folder" / "clip.mp4")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
     assert old.read_bytes() == b"old content"
     assert entries(tmp_path) == ["folder.mp4", "old.mp4"]
 

@@ -194,7 +194,6 @@ def test_audio_only_reads_no_frames(tmp_path: Path) -> None:
         ("a.png", {}, "one image, not a clip"),
         ("%d%d.png", {}, "not a pattern of frame names"),
         ("%05d.jpg", {}, "not a pattern of frame names"),
-        ("missing/x/%05d.png", {}, "does not exist"),
         ("a.avi", {}, "ends in '.avi'"),
     ],
 )

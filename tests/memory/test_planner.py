@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -102,12 +103,24 @@ def test_tiles_shrink_only_where_the_policy_allows_it() -> None:
     assert fits(decode, small)
 
 
+@pytest.mark.parametrize("gib", [0.3, 1.0, 2.0])
+def test_the_hint_names_memory_in_which_every_stage_fits(gib: float) -> None:
+    """Never smaller or larger tiles than those that were tried already."""
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_memory(request(), LTX_2_3, card(gib), ANY)
+    hint = caught.value.hint or ""
+    assert "tile" not in hint
+    found = re.search(r"--vram ([\d.]+)", hint)
+    assert found is not None
+    plan_memory(request(), LTX_2_3, card(float(found[1])), ANY)
+
+
 def test_a_grid_of_tiles_falls_back_to_smaller_tiles() -> None:
     asked, small = request("lightricks-workflow"), card(3.5)
     with pytest.raises(MemoryBudgetError) as caught:
         plan_memory(asked, LTX_2_3, small, made={"decode"})
     hint = caught.value.hint or ""
-    assert "--set decode.grid=auto --set decode.tile_px=384" in hint
+    assert "--oom-policy tiles" in hint
     stage = plan_memory(asked, LTX_2_3, small, ANY, made={"decode"}).of("decode")
     assert fits(stage, small)
     decode = stage.offload_plan.decode(asked.decode)

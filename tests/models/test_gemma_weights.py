@@ -29,11 +29,8 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components, find_unused_tensors
 from latent_ladder.errors import UnknownLayout, UnsupportedQuantization
 from latent_ladder.models.text_encoder.connectors import load_connector, project_features
-from latent_ladder.models.text_encoder.gemma import (
-    RopeParameters,
-    compute_hidden_states,
-    read_gemma_config,
-)
+from latent_ladder.models.text_encoder.gemma import compute_hidden_states
+from latent_ladder.models.text_encoder.gemma_config import RopeParameters, read_gemma_config
 from latent_ladder.models.text_encoder.tokenizer import load_tokenizer
 
 IDS = [[2, *range(4, 60, 3)], [2, 300, 5, 17]]
@@ -123,7 +120,7 @@ def test_gguf_gemma_matches_the_reference_states(
     path, _ = gguf_gemma(source, tmp_path, BF16, factor=None)
     part, case = load(path), golden("text.hidden.p0")
     ids = load_tokenizer(part).tokenize(golden("text.tokens.p0").params["prompt"], 128).ids
-    assert read_gemma_config(part).full_rope == RopeParameters(1e6, 8.0)
+    assert read_gemma_config(part).layers[5].rope == RopeParameters(1e6, 8.0)
     (hidden,) = compute_hidden_states([ids], part, device="cpu", dtype=torch.float32)
     case.check("hidden", hidden)
     unscaled = replace(part, config={**part.config, "rope_scaling": {"factor": 1.0}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ TRICKY = (
     "café, naïve, 日本語, 🦊🦊, e\u0301",
     "no\u00a0break \u3000wide \u2581 mark",
     "control \x00 \x01 \x7f",
-    "<bos> <pad> <0x41> <start_of_turn>",
+    "<0x41> <start_of_nothing>",
     "",
     " ",
 )
@@ -66,6 +67,34 @@ def metadata(processor: SentencePieceProcessor) -> dict[str, Any]:
         "tokenizer.ggml.scores": [processor.get_score(i) for i in ids],
         "tokenizer.ggml.token_type": types,
     }
+
+
+def control_tokens(encoder: Any) -> list[str]:
+    """Padding, end, begin and unknown token of the tiny vocabulary, by id."""
+    return list(encoder.file.kv["tokenizer.ggml.tokens"][:4])
+
+
+def test_control_tokens_in_a_text_are_one_token(source: Path, gguf_encoder: Any) -> None:
+    original, rebuilt = load_tokenizer(load(source)), load_tokenizer(gguf_encoder)
+    for number, token in enumerate(control_tokens(gguf_encoder)):
+        assert rebuilt.encode(f"a{token}fox") == [
+            *original.encode("a"), number, *original.encode("fox")
+        ]  # fmt: skip
+    _, _, bos, unknown = control_tokens(gguf_encoder)
+    assert rebuilt.encode(f"{bos}{unknown}{unknown}") == [2, 3, 3]
+
+
+def test_decoding_gives_back_every_text(gguf_encoder: Any) -> None:
+    """Except for U+2581, which SentencePiece reads as a space."""
+    rng, tokens = random.Random(5), load_tokenizer(gguf_encoder)
+    alphabet = [
+        *map(chr, range(128)),
+        *"  \n\n\t\u00e9\u65e5\U0001f98a\u2581",
+        *control_tokens(gguf_encoder),
+    ]
+    for _ in range(500):
+        text = "".join(rng.choices(alphabet, k=rng.randrange(12)))
+        assert tokens.decode(tokens.encode(text)) == text.replace("\u2581", " "), ascii(text)
 
 
 def test_reference_vocabulary(source: Path, gguf_encoder: Any) -> None:

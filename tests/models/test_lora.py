@@ -211,7 +211,7 @@ def test_partial_match_is_reported(
 
 
 def _foreign(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"unet.{n}": t for n, t in tensors.items()}
+    return {n.replace("diffusion_model.", "diffusion_model.my_"): t for n, t in tensors.items()}
 
 
 def _misshapen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -338,20 +338,20 @@ def test_invalid_alpha_is_reported(
         attach_loras(model, [(part, 1.0)])
 
 
-def test_connectors_and_unknown_names_are_reported_as_unmatched(
+def test_unknown_names_are_reported_and_text_modules_counted(
     model: Transformer, tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    stray = "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.attn1.to_q"
+    text = "diffusion_model.video_embeddings_connector.transformer_1d_blocks.0.attn1.to_q"
     more = {
-        f"{stray}.lora_A.weight": torch.zeros(2, 64),
-        f"{stray}.lora_B.weight": torch.zeros(64, 2),
+        f"{text}.lora_A.weight": torch.zeros(2, 64),
+        f"{text}.lora_B.weight": torch.zeros(64, 2),
         "diffusion_model.proj_out.something_new": torch.zeros(3),
     }
     report = attach_loras(model, [(save_lora(tmp_path / "l.safetensors", tensors | more), 1.0)])
     detach_loras(model)
-    assert set(report.matches[0].unmatched) == {stray, "diffusion_model.proj_out.something_new"}
-    assert "96 of 98 modules" in str(report)
-    assert "text connectors do not support LoRAs" in str(report)
+    assert report.matches[0].unmatched == ("diffusion_model.proj_out.something_new",)
+    assert "96 of 97 modules" in str(report)
+    assert "1 more in the text connectors" in str(report)
 
 
 # --- every kind against a merged weight -----------------------------------------------------------

@@ -25,11 +25,8 @@ from latent_ladder.models.text_encoder.connectors import (
     read_connector_settings,
 )
 from latent_ladder.models.text_encoder.encode import encode_prompts
-from latent_ladder.models.text_encoder.gemma import (
-    GemmaLayer,
-    compute_hidden_states,
-    read_gemma_config,
-)
+from latent_ladder.models.text_encoder.gemma import GemmaLayer, compute_hidden_states
+from latent_ladder.models.text_encoder.gemma_config import read_gemma_config
 from latent_ladder.models.text_encoder.tokenizer import load_tokenizer, text_length, token_report
 from latent_ladder.models.weights.loading import EmptyOnMeta
 
@@ -173,7 +170,9 @@ def test_without_a_header_gemma_3_is_assumed(
 ) -> None:
     """Defaults: full attention every sixth layer, RoPE factor 8; here only the window differs."""
     bare = read_gemma_config(gemma_file(golden, tmp_path, {"gemma_config": None}))
-    assert bare == replace(read_gemma_config(gemma), window=1024)
+    stated = read_gemma_config(gemma)
+    layers = (n if n.window is None else replace(n, window=1024) for n in stated.layers)
+    assert bare == replace(stated, layers=tuple(layers))
 
 
 def test_the_header_spelling_of_older_files(
@@ -240,9 +239,11 @@ def test_real_gemma_shapes_match() -> None:
     assert sum(t.elements for t in file.tensors.values()) == pytest.approx(11.766e9, rel=1e-4)
     part = components(file)["text_encoder"]
     settings = read_gemma_config(part)
-    assert (settings.heads, settings.kv_heads, sum(settings.full_attention)) == (16, 8, 8)
+    last = settings.layers[-1]
+    full = sum(layer.window is None for layer in settings.layers)
+    assert (last.heads, last.kv_heads, full) == (16, 8, 8)
     with EmptyOnMeta():
-        built = GemmaLayer(settings).state_dict()
+        built = GemmaLayer(settings, last).state_dict()
     prefix = "layers.47."
     wanted = {k.removeprefix(prefix): v for k, v in part.shapes().items() if k.startswith(prefix)}
     assert {name: tuple(tensor.shape) for name, tensor in built.items()} == wanted

@@ -29,7 +29,7 @@ from latent_ladder.latents.tiling import (
     spatial_spans,
     temporal_spans,
 )
-from latent_ladder.models.network_configs import CHUNK_VALUES
+from latent_ladder.models.network_configs import CHUNK_VALUES, VideoVaeConfig
 from latent_ladder.models.video_vae import causal_layers
 from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels
 from latent_ladder.models.video_vae.vae import VideoVae, decode_bands, decode_video, load_video_vae
@@ -154,6 +154,7 @@ def test_first_frames_come_before_later_latents_are_decoded(
 def make_decoder(vae: VideoVae, **changes: Any) -> VideoDecoder:
     """Decoder with the weights of ``vae`` and a changed configuration."""
     assert vae.decoder is not None
+    assert isinstance(vae.config, VideoVaeConfig)
     other = VideoDecoder(replace(vae.config, **changes)).eval().requires_grad_(False)
     other.load_state_dict(vae.decoder.state_dict())
     return pack_kernels(other)
@@ -230,6 +231,7 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> VideoVae:
 
 
 def test_pocket_widths(pocket: VideoVae) -> None:
+    assert isinstance(pocket.config, VideoVaeConfig)
     assert pocket.config.widths == (160, 80, 80, 40, 20)
     assert (pocket.latent_channels, pocket.config.padding) == (64, "zeros")
     latents = pocket.encode(np.zeros((1, 64, 32, 3), np.uint8))

@@ -184,6 +184,9 @@ ROWS: dict[str, Row] = dict(
         row("decode.tile_frames", 32, CLIP),
         row("decode.overlap_frames", 8, CLIP),
         row("decode.grid", [2, 1], CLIP),
+        row("decode.decoder", "conv", NOTHING),  # the id of its file counts
+        row("decode.noise", "comfyui", CLIP),
+        row("decode.steps", 2, CLIP),
         row("output.codec", "h265", CLIP),
         row("output.crf", 25, CLIP),
         row("output.preset", "fast", CLIP),
@@ -237,7 +240,19 @@ def test_every_field_has_a_row() -> None:
         if kind != "upscale":  # decides no stage: see test_upscale
             known |= set(table_fields(table, f"{kind}."))
     files = {name for name in known if name.split(".")[0] in ELSEWHERE}
-    assert known - files - TILES == set(ROWS) | ONE_VALUE
+    assert known - files - TILES == set(ROWS) | ONE_VALUE | {"base.generated_keyframes"}
+
+
+def test_generated_keyframes_decide_the_base_stage() -> None:
+    """They need a transformer of LTX-2.5, which the library of the other rows does not have."""
+    request = Request.from_preset("pocket", prompt="a")
+    base = [request.stages[0].model_copy(update={"generated_keyframes": n}) for n in (0, 2, 3)]
+    fields = [
+        request.model_copy(update={"stages": (stage, *request.stages[1:])}).stage_fields(0)
+        for stage in base
+    ]
+    assert "generated_keyframes" not in fields[0]  # keys of earlier versions stay valid
+    assert [f["generated_keyframes"] for f in fields[1:]] == [2, 3]
 
 
 def assign(request: dict[str, Any], path: str, value: object) -> None:

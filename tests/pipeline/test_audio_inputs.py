@@ -160,10 +160,6 @@ def test_no_audio_is_short_for_audio_none(library: Library) -> None:
         RequestFlags(prompt="x", preset="pocket", no_audio=True).build_request(library).audio
         == "none"
     )
-    with pytest.raises(RequestError, match="--audio keep and --no-audio cannot be combined"):
-        RequestFlags(prompt="x", preset="pocket", audio="keep", no_audio=True).build_request(
-            library
-        )
 
 
 def test_a_sound_without_an_encoder_is_found_before_anything_runs(

@@ -249,7 +249,7 @@ def test_a_reference_lies_over_the_part_it_shows() -> None:
     resolution = Resolution(128, 64, 17, Fraction(24), 0)
     start = plain_start(LatentState.empty(24, 4), None, resolution)
     inputs = {"video_in": torch.ones(1, 4, 3, 1, 2)}
-    made = apply_inputs(start, inputs, request, resolution)
+    made = apply_inputs(start, inputs, request, resolution, reference_factor=2)
     assert made.extra == 6
     assert made.video.mask[0, -6:, 0].tolist() == pytest.approx([0.1] * 6)
     tail = made.positions[0, :, -6:]

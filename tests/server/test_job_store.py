@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+import subprocess
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from campaign.surroundings import file_size_limit
 
 from latent_ladder.errors import StoreError
 from latent_ladder.server.job_store import Job, JobStore, is_queue_number
@@ -88,3 +90,50 @@ def test_numbers_that_order_the_queue() -> None:
     assert [is_queue_number(n) for n in (0, -1.5, True, "1", None, 2**60, float("nan"))] == [
         True, True, False, False, False, False, False,
     ]  # fmt: skip
+
+
+def test_a_full_disk_loses_no_finished_job(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite3"
+    with closing(JobStore(path)) as store:
+        for name in "abc":
+            store.add(make_job(name))
+        with file_size_limit(0):
+            store.finish("a", {"n": 1}, {"id": "a"})
+            with pytest.raises(
+                StoreError, match=r"the queue cannot be written .* are free"
+            ) as full:
+                store.add(make_job("d"))
+            assert full.value.hint
+            assert set(store.unsaved) == {"a"}
+            assert [job.id for job in store.pending_jobs()] == ["b", "c"]
+            assert (store.count(), store.is_pending("a")) == (2, False)
+            assert store.history() == {"a": {"n": 1}}
+            assert store.entry("a") == {"n": 1}
+            assert store.summaries() == [{"id": "a"}]
+            assert store.next_job() == make_job("b")
+        store.finish("b", {"n": 2}, {"id": "b"})
+        assert not store.unsaved
+        assert store.add(make_job("d"))
+    with closing(JobStore(path)) as store:
+        assert list(store.history()) == ["a", "b"]
+        assert [job.id for job in store.pending_jobs()] == ["c", "d"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+def test_the_reserve_takes_the_entry_of_a_job_that_ends_on_a_full_disk(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a disk")
+    try:
+        with closing(JobStore(tmp_path / "s.sqlite3")) as store:
+            store.add(make_job("a"))
+            with suppress(OSError), (tmp_path / "fill").open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            with pytest.raises(StoreError):
+                store.add(make_job("big" * 50_000))
+            store.finish("a", {"n": 1}, {"id": "a"})
+            assert not store.unsaved
+            assert store.count() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)

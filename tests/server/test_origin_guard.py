@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import closing
+import socket
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import pytest
-from aiohttp import web
+from helpers.in_process_server import InProcessServer
 
-from latent_ladder.server.app import build_application
-from latent_ladder.server.app_context import Context
 from latent_ladder.server.config import ServerConfig
 from latent_ladder.server.data_folders import DataFolders
-from latent_ladder.server.file_listing import FileListing
-from latent_ladder.server.job_loop import JobLoop
-from latent_ladder.server.job_store import JobStore
 from latent_ladder.server.origin_guard import Access
-from latent_ladder.server.websockets import WebSocketClients
-from latent_ladder.server.worker_process import WorkerProcess
 
+OWN_NAME = socket.gethostname().partition(".")[0]
 LOCAL = {"Host": "127.0.0.1:8188"}
 
 
@@ -43,8 +34,17 @@ LOCAL = {"Host": "127.0.0.1:8188"}
         (Access(cors="*"), {**LOCAL, "Origin": "http://evil.example"}, True),
         (Access(cors="*"), {"Host": "evil.example"}, False),
         (Access(hosts=("studio",)), {"Host": "studio:8188"}, True),
-        (Access("0.0.0.0"), {"Host": "studio:8188"}, True),
-        (Access("0.0.0.0"), {"Host": "studio:8188", "Origin": "http://evil.example"}, False),
+        (Access("0.0.0.0"), {"Host": "192.168.1.7:8188"}, True),
+        (Access("0.0.0.0"), {"Host": "[fd00::7]:8188"}, True),
+        (Access("0.0.0.0"), {"Host": f"{OWN_NAME}:8188"}, True),
+        (Access("0.0.0.0"), {"Host": f"{OWN_NAME.upper()}.local"}, True),
+        (Access("0.0.0.0"), {"Host": "evil.example:8188"}, False),
+        (Access("0.0.0.0"), {"Host": "192.168.1.7.evil.example"}, False),
+        (Access("0.0.0.0"), {"Host": ""}, False),
+        (Access("0.0.0.0", hosts=("studio",)), {"Host": "Studio:8188"}, True),
+        (Access("studio.lan"), {"Host": "studio.lan:8188"}, True),
+        (Access("192.168.1.7"), {"Host": "evil.example"}, False),
+        (Access("0.0.0.0"), {"Host": "10.0.0.2:8188", "Origin": "http://evil.example"}, False),
     ],
 )
 def test_pages_of_other_sites_are_refused(
@@ -53,37 +53,16 @@ def test_pages_of_other_sites_are_refused(
     assert (access.refusal_reason(headers) is None) is allowed
 
 
-async def send_requests(
-    config: ServerConfig, *requests: tuple[str, str, dict[str, str]]
-) -> list[tuple[int, Any]]:
-    """Status and headers of the answers of an application in this process."""
-    with closing(JobStore(config.state_file)) as store:
-        clients = WebSocketClients({})
-        jobs = JobLoop(store, WorkerProcess(config.worker, {}), clients, lambda _: None)
-        listing = FileListing(config.models, config.folders.input)
-        runner = web.AppRunner(build_application(Context(config, listing, jobs, clients)))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        answers = []
-        async with aiohttp.ClientSession() as session:
-            for method, path, headers in requests:
-                async with session.request(method, address + path, headers=headers) as answer:
-                    answers.append((answer.status, answer.headers))
-        await runner.cleanup()
-    return answers
-
-
 def test_an_allowed_page_gets_cors_headers(tmp_path: Path) -> None:
     page = {"Origin": "http://editor.example"}
     folders = DataFolders(tmp_path, tmp_path, tmp_path)
     access = Access(cors=page["Origin"])
     config = ServerConfig(folders, tmp_path, tmp_path / "s.sqlite3", access=access)
-    (preflight_status, preflight), (status, body) = asyncio.run(
-        send_requests(config, ("OPTIONS", "/prompt", page), ("GET", "/api/queue", page))
-    )
-    assert (preflight_status, status) == (204, 200)
-    for headers in (preflight, body):
-        assert headers["Access-Control-Allow-Origin"] == page["Origin"]
-        assert headers["Vary"] == "Origin"
-    assert "POST" in preflight["Access-Control-Allow-Methods"]
+    with InProcessServer(config) as server:
+        preflight = server.request("OPTIONS", "/prompt", headers=page)
+        body = server.request("GET", "/api/queue", headers=page)
+    assert (preflight.status, body.status) == (204, 200)
+    for headers in (preflight.headers, body.headers):
+        assert headers["access-control-allow-origin"] == page["Origin"]
+        assert headers["vary"] == "Origin"
+    assert "POST" in preflight.headers["access-control-allow-methods"]

@@ -32,9 +32,10 @@ from latent_ladder.storage.artifact_store import (
     canonical_json,
     default_root,
 )
-from latent_ladder.storage.atomic_write import ABANDONED_S, PART_PREFIX, readable_size
+from latent_ladder.storage.atomic_write import readable_size
 from latent_ladder.storage.file_lock import lock_file, owner_pid
 from latent_ladder.storage.run_records import KEY_PATTERN, RunLog, StageRecord
+from latent_ladder.storage.temporary_files import ABANDONED_S, PART_PREFIX
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from latent_ladder.request.stages import UpscaleStage
 from latent_ladder.upscale import model_upscaler
 from latent_ladder.upscale.lanczos import lanczos_resize
 from latent_ladder.upscale.model_upscaler import UpscalingNetwork, load_network
-from latent_ladder.upscale.plan import crop_to_aspect, plan_upscale
 from latent_ladder.upscale.srvgg import CompactNetwork, CompactShape, compact_shape, load_compact
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 from latent_ladder.upscale.tiles import TiledNetwork
+from latent_ladder.upscale.upscale_plan import crop_to_aspect, plan_upscale
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ladder.checkpoints.file_sniffing import HEAD_BYTES, check_file_type
 from latent_ladder.checkpoints.gguf import read_gguf_header
-from latent_ladder.checkpoints.mmap_file import MappedFile, damaged_error, read_error, shorten
+from latent_ladder.checkpoints.mmap_file import (
+    MappedFile,
+    damaged_error,
+    read_error,
+    refusing_damage,
+    shorten,
+)
 from latent_ladder.checkpoints.safetensors import read_safetensors_header
 from latent_ladder.checkpoints.shards import Shards, find_shards
 from latent_ladder.checkpoints.tensor_info import BLOCKS, Header, TensorInfo, TensorLocation
@@ -193,10 +199,11 @@ def open_checkpoint(path: Path | str) -> CheckpointFile:
     detected by content. Raises :class:`CheckpointNotFound`, :class:`UnknownLayout` (not a model
     file; the message names its format) or :class:`CorruptCheckpoint` (damaged or truncated).
     """
-    shards = find_shards(Path(path))
-    files = [MappedFile.from_path(part) for part in shards.parts]
-    headers = [_read_header(file) for file in files]
-    return _join_headers(shards, files, headers)
+    with refusing_damage(Path(path)):
+        shards = find_shards(Path(path))
+        files = [MappedFile.from_path(part) for part in shards.parts]
+        headers = [_read_header(file) for file in files]
+        return _join_headers(shards, files, headers)
 
 
 def _read_header(file: MappedFile) -> Header:

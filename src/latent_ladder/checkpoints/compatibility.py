@@ -14,16 +14,32 @@ from functools import cached_property
 from typing import NamedTuple
 
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
-from latent_ladder.checkpoints.components import Component, detect_family
+from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.families import (
+    ARCHITECTURE_NAMES,
+    FAMILIES,
+    Family,
+    detect_family,
+    is_stock_gemma_4,
+    lora_family,
+    marks_keyframes,
+    projection_family,
+    required_text_encoder,
+    text_encoder_architecture,
+    text_encoder_version,
+    vae_family,
+)
+from latent_ladder.checkpoints.gemma_sizes import gemma_size
 from latent_ladder.checkpoints.lora_keys import (
+    ModuleNames,
     adapter_shape,
     find_adapter_modules,
-    make_module_finder,
+    is_text_module,
 )
-from latent_ladder.errors import CheckpointError, UnknownLayout
+from latent_ladder.errors import CheckpointError
 
 _GEMMA_12B = 188_160
-"""Width of all hidden states of Gemma 3 12B: 3840 x (48 layers + 1)."""
+"""Width of all hidden states of Gemma 3 12B and of Gemma 4 12B: 3840 x (48 layers + 1)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,11 @@ class TransformerRequirements:
     """The requirements of a transformer on the other components of a model set."""
 
     transformer: Component
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of the transformer."""
+        return FAMILIES[detect_family(self.transformer)]
 
     @property
     def latent_channels(self) -> int:
@@ -45,15 +66,39 @@ class TransformerRequirements:
         return self.transformer.shape("transformer_blocks.0.attn2.to_k.weight")[1]
 
     @cached_property
-    def find_module(self) -> Callable[[str], str | None]:
-        """Function from the name of a module in a LoRA to that in the transformer, or ``None``."""
+    def modules(self) -> ModuleNames:
+        """The modules of the transformer, by which those of a LoRA are found."""
         names = (n for n in self.transformer.names if n.endswith(".weight"))
-        return make_module_finder(name.removesuffix(".weight") for name in names)
+        return ModuleNames(name.removesuffix(".weight") for name in names)
 
     def mismatch(self, role: str, part: Component) -> str | None:
         """The reason why a component does not fit the role, ``None`` if it fits."""
         rule = _RULES.get(role)
-        return rule(self, part) if rule else None
+        if rule is None:
+            return None
+        try:
+            return rule(self, part)
+        except CheckpointError as error:
+            return error.message
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            return f"its tensors have shapes that no such component has ({error})"
+
+
+def header_contradictions(transformer: Component) -> tuple[str, ...]:
+    """Warnings about switches in a transformer's header that its tensors contradict.
+
+    The tensors decide, as in ComfyUI.
+    """
+    in_tensors = {
+        "ff_bias": "transformer_blocks.0.ff.net.2.bias" in transformer,
+        "use_keyframes_abs_pos_embedding": marks_keyframes(transformer),
+    }
+    return tuple(
+        f"{transformer.file.path.name}: its header has {name} = {str(stated).lower()}, but its "
+        f"tensors are {'there' if present else 'missing'}; the tensors decide"
+        for name, present in in_tensors.items()
+        if (stated := transformer.config.get(name, present)) != present
+    )
 
 
 def _connectors(requirements: TransformerRequirements, part: Component) -> str | None:
@@ -64,23 +109,41 @@ def _connectors(requirements: TransformerRequirements, part: Component) -> str |
 
 
 def _projection(requirements: TransformerRequirements, part: Component) -> str | None:
-    return _width("width", requirements.context_width, projection_shape(part)[0])
+    wrong = _width("width", requirements.context_width, projection_shape(part)[0])
+    if wrong:
+        return wrong
+    family, needed = projection_family(part), requirements.family.name
+    if family == needed or (family is None and not requirements.family.projection_with_encoder):
+        return None
+    trained_for = "another family" if family is None else f"LTX-{family}"
+    return f"it is the text projection of {trained_for}, expected that of LTX-{needed}"
+
+
+def _text_encoder(requirements: TransformerRequirements, part: Component) -> str | None:
+    """The reason why the text encoder is another model than that of the transformer's family."""
+    family, architecture = requirements.family, text_encoder_architecture(part)
+    if architecture != family.text_encoder:
+        name = ARCHITECTURE_NAMES[architecture]
+        return f"it is {name}, LTX-{family.name} needs {family.text_encoder_name}"
+    if is_stock_gemma_4(part):
+        return (
+            "it is a stock Gemma 4, without the version tag and the text projection of LTX: "
+            f"LTX-{family.name} was trained with a Gemma 4 12B of its own"
+        )
+    needed, found = required_text_encoder(requirements.transformer), text_encoder_version(part)
+    if None not in (needed, found) and needed != found:
+        return f"it is {found}, the transformer needs {needed}"
+    return None
 
 
 def _video_vae(requirements: TransformerRequirements, part: Component) -> str | None:
     wrong = _width("latent channels", requirements.latent_channels, _statistics(part))
     if wrong:
         return wrong
-    part_family, transformer_family = vae_family(part), detect_family(requirements.transformer)
-    if (
-        part_family is not None
-        and transformer_family in _VAE_FAMILIES.values()
-        and part_family != transformer_family
-    ):
-        return (
-            f"it is the video VAE of LTX-{part_family}, expected that of LTX-{transformer_family}"
-        )
-    return None
+    family = vae_family(part)
+    if family is None or FAMILIES[family].latent_space == requirements.family.latent_space:
+        return None
+    return f"it is the video VAE of LTX-{family}, expected that of LTX-{requirements.family.name}"
 
 
 def _audio_vae(requirements: TransformerRequirements, part: Component) -> str | None:
@@ -94,13 +157,13 @@ def _upsampler(requirements: TransformerRequirements, part: Component) -> str | 
     if wrong:
         return wrong
     old = "upsampler.conv.weight" in part and detect_upsampling(part) == SPATIAL_X2
-    if old and detect_family(requirements.transformer) == "2.3":
-        return "it is the x2 upscaler of LTX-2.0, expected that of LTX-2.3"
+    if old and requirements.family.latent_space != "2.0":
+        return f"it is the x2 upscaler of LTX-2.0, expected that of LTX-{requirements.family.name}"
     return None
 
 
 def _lora(requirements: TransformerRequirements, part: Component) -> str | None:
-    transformer_family, part_family = detect_family(requirements.transformer), lora_family(part)
+    transformer_family, part_family = requirements.family.name, lora_family(part)
     if part_family is not None and part_family != transformer_family:
         return f"it is a LoRA for LTX-{part_family}, the transformer is LTX-{transformer_family}"
     match = match_lora(part, requirements)
@@ -125,23 +188,33 @@ def _width(what: str, needed: int, found: int) -> str | None:
     return None if needed == found else f"needs {what} {needed}, found {found}"
 
 
-def text_encoder_mismatch(encoder: Component, features: int) -> str | None:
-    """The reason why an encoder does not fit a projection of ``features`` values per token.
+def text_encoder_mismatch(
+    requirements: TransformerRequirements, encoder: Component, projection: Component | None
+) -> str | None:
+    """The reason why an encoder does not fit a transformer and its projection, ``None`` if it fits.
 
-    ``None`` if it fits.
+    Without a ``projection`` its size is not checked.
     """
+    wrong = _text_encoder(requirements, encoder)
+    if wrong or projection is None:
+        return wrong
+    return features_mismatch(encoder, projection)
+
+
+def features_mismatch(encoder: Component, projection: Component) -> str | None:
+    """The reason why a projection does not take the output of an encoder, ``None`` if it does."""
+    family, architecture = projection_family(projection), text_encoder_architecture(encoder)
+    if family is not None and FAMILIES[family].text_encoder != architecture:
+        name = ARCHITECTURE_NAMES[architecture]
+        return f"the text projection is that of LTX-{family}, the encoder is {name}"
+    features = projection_shape(projection)[1]
     hidden, layers = gemma_size(encoder)
     if hidden * (layers + 1) == features:
         return None
     if features == _GEMMA_12B:
-        return f"needs hidden 3840 and 48 layers (Gemma 3 12B), found {hidden} and {layers}"
+        name = ARCHITECTURE_NAMES[architecture]
+        return f"needs hidden 3840 and 48 layers ({name} 12B), found {hidden} and {layers}"
     return f"needs hidden x (layers + 1) = {features}, found {hidden} x {layers + 1}"
-
-
-def gemma_size(encoder: Component) -> tuple[int, int]:
-    """(hidden width, number of layers) of a Gemma text encoder."""
-    layers = {int(k.split(".")[1]) for k in encoder.names if k.startswith("layers.")}
-    return encoder.shape("norm.weight")[0], len(layers)
 
 
 def projection_shape(projection: Component) -> tuple[int, ...]:
@@ -153,27 +226,6 @@ def projection_shape(projection: Component) -> tuple[int, ...]:
 def _statistics(vae: Component) -> int:
     key = "per_channel_statistics.mean-of-means"
     return vae.shape(key)[0] if key in vae else -1
-
-
-_VAE_FAMILIES = {6: "2.0", 8: "2.3"}
-"""Number of the last block of the video decoder -> family."""
-
-
-def vae_family(vae: Component) -> str | None:
-    """The family of a video VAE by its decoder, ``None`` if that does not determine it."""
-    blocks = (re.match(r"decoder\.up_blocks\.(\d+)\.", key) for key in vae.names)
-    return _VAE_FAMILIES.get(max((int(m[1]) for m in blocks if m), default=-1))
-
-
-def component_family(part: Component) -> str | None:
-    """The family of a component, ``None`` if its tensors do not determine it."""
-    if part.role == "transformer":
-        try:
-            return detect_family(part)
-        except UnknownLayout:
-            return None
-    rules = {"video_vae": vae_family, "lora": lora_family}
-    return rules[part.role](part) if part.role in rules else None
 
 
 def detect_upsampling(upsampler: Component) -> Upsampling:
@@ -200,7 +252,11 @@ def detect_upsampling(upsampler: Component) -> Upsampling:
 
 
 class LoraMatch(NamedTuple):
-    """Match of a LoRA: ``matched`` of ``total`` modules, and the first conflict of shapes."""
+    """Match of a LoRA: ``matched`` of ``total`` modules, and the first conflict of shapes.
+
+    Modules of text connectors and text projection count only where the file has no others, and
+    then as matched: their shapes are compared when they are applied.
+    """
 
     matched: int
     total: int
@@ -214,9 +270,13 @@ def match_lora(lora: Component, requirements: TransformerRequirements) -> LoraMa
         shapes = {m.name: adapter_shape(lora, m) for m in modules}
     except CheckpointError as error:
         return LoraMatch(0, 1, error.message)
+    n_text = sum(is_text_module(name) for name in shapes)
+    if n_text == len(shapes):
+        return LoraMatch(n_text, n_text, None)
+    meant = requirements.modules.match(name for name in shapes if not is_text_module(name))
     matched, conflict = 0, None
     for written, found in shapes.items():
-        known = requirements.find_module(written)
+        known = meant.get(written)
         if known is None:
             continue
         needed = requirements.transformer.shape(f"{known}.weight")
@@ -224,32 +284,11 @@ def match_lora(lora: Component, requirements: TransformerRequirements) -> LoraMa
             matched += 1
         elif conflict is None:
             conflict = f"{written} needs {_format_shape(needed)}, found {_format_shape(found)}"
-    return LoraMatch(matched, len(shapes), conflict)
+    return LoraMatch(matched, len(shapes) - n_text, conflict)
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def lora_family(lora: Component) -> str | None:
-    """The family a LoRA was trained for, from its header, its modules or its file name.
-
-    ``None`` if none of them determines it.
-    """
-    stated = lora.file.metadata.get("model_version", "")[:3]
-    if stated in ("2.0", "2.3", "2.5"):
-        return stated
-    for family_name, mark in _LORA_MARKS.items():
-        if any(mark.search(key) for key in lora.names):
-            return family_name
-    return "2.0" if re.search(r"ltx-?2-19b|ltx2[-_]19b", lora.file.path.name.lower()) else None
-
-
-_LORA_MARKS = {
-    "2.3": re.compile(r"to[._]gate[._]logits"),
-    "2.0": re.compile(r"caption[._]projection"),
-}
-"""Modules that only one family has; some files have underscores instead of dots."""
 
 
 def is_distilled_lora(lora: Component) -> bool:

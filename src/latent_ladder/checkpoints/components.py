@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ladder.checkpoints.checkpoint_file import CheckpointFile
 from latent_ladder.checkpoints.key_names import (
-    LORA_KEY,
     ROLES,
     SIGNATURES,
     TensorRole,
     assign_gemma_roles,
     assign_roles,
+    is_lora,
 )
+from latent_ladder.checkpoints.lora_scale import LoraScales, number, read_lora_scales
 from latent_ladder.checkpoints.quant_formats import (
     PLAIN,
     StoredTensor,
@@ -30,6 +31,7 @@ from latent_ladder.checkpoints.quant_formats import (
     stored_tensors,
 )
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
+from latent_ladder.storage.read_file import read_small_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +41,6 @@ __all__ = [
     "Component",
     "StoredTensor",
     "components",
-    "detect_family",
     "find_unused_tensors",
 ]
 
@@ -64,8 +65,20 @@ class Component:
 
     @property
     def id(self) -> str:
-        """Identifies the content in artefact keys: the file's id and the role."""
-        return f"{self.file.id}:{self.role}"
+        """Identifies the content in artefact keys: the file's id and the role.
+
+        Of a LoRA whose header states a scale other than 1, that as well.
+        """
+        scale = self.lora_scales.key
+        return f"{self.file.id}:{self.role}" + (f":{scale}" if scale else "")
+
+    @cached_property
+    def lora_scales(self) -> LoraScales:
+        """Alpha and rank in the header of a LoRA, where they count; see :mod:`lora_scale`."""
+        if self.role != "lora" or any(name.endswith(".alpha") for name in self.names):
+            return LoraScales()
+        has_kohya_names = any(_KOHYA_NAME.search(name) for name in self.names)
+        return read_lora_scales(self.file.metadata, self.file.path).for_names(has_kohya_names)
 
     @cached_property
     def nbytes(self) -> int:
@@ -121,7 +134,7 @@ class Component:
         if key not in self.names:
             raise UnknownLayout(
                 f"{self.file.path.name}: the {self.role.replace('_', ' ')} has no tensor {key}",
-                "use a complete file of LTX-2.0 or LTX-2.3",
+                "use a complete file of LTX-2.0, LTX-2.3 or LTX-2.5",
             )
         return self.names[key]
 
@@ -137,7 +150,7 @@ def components(file: CheckpointFile) -> dict[str, Component]:
     Raises :class:`UnknownLayout` if there are none.
     """
     stored = stored_tensors(file)
-    if any(LORA_KEY.search(name) for name in stored):
+    if is_lora(stored):
         return {
             "lora": Component("lora", file, {name: name for name in stored}, _lora_settings(file))
         }
@@ -153,7 +166,7 @@ def components(file: CheckpointFile) -> dict[str, Component]:
     if not parts:
         raise UnknownLayout(
             f"{file.path.name}: not a model file of the LTX-2 family ({_describe_content(file)})",
-            "use an LTX-2.0/2.3 checkpoint, one of its components, Gemma 3, an upsampler or a LoRA",
+            "use an LTX-2 checkpoint, one of its components, Gemma, an upsampler or a LoRA",
         )
     return parts
 
@@ -163,34 +176,6 @@ def find_unused_tensors(file: CheckpointFile) -> list[str]:
     stored = stored_tensors(file)
     used = {name for part in components(file).values() for name in part.names.values()}
     return sorted(set(stored) - used - set(_assign_roles(file, stored)))
-
-
-def detect_family(transformer: Component) -> str:
-    """The family of a transformer, "2.0", "2.3" or "2.5", by its tensors.
-
-    Raises :class:`UnknownLayout` for another one, e.g. the video-only LTX-Video 0.9.
-    """
-    if "audio_patchify_proj.weight" in transformer:
-        for name, (present, absent) in _FAMILY_MARKS.items():
-            if present in transformer and (absent is None or absent not in transformer):
-                return name
-    if "audio_proj_in.weight" in transformer:
-        raise UnknownLayout(
-            f"{transformer.file.path.name}: a transformer with the tensor names of diffusers",
-            "use the original file, or one for ComfyUI",
-        )
-    raise UnknownLayout(
-        f"{transformer.file.path.name}: a transformer of an unknown family",
-        "use one of LTX-2.0, LTX-2.3 or LTX-2.5 with audio",
-    )
-
-
-# Family -> a tensor that it has, and one that it must not have. Checked in this order.
-_FAMILY_MARKS: Mapping[str, tuple[str, str | None]] = {
-    "2.5": ("transformer_blocks.0.prompt_scale_shift_table", "transformer_blocks.0.ff.net.2.bias"),
-    "2.3": ("transformer_blocks.0.prompt_scale_shift_table", None),
-    "2.0": ("caption_projection.linear_1.weight", None),
-}
 
 
 def _assign_roles(file: CheckpointFile, names: Iterable[str]) -> dict[str, TensorRole]:
@@ -205,15 +190,21 @@ def _assign_roles(file: CheckpointFile, names: Iterable[str]) -> dict[str, Tenso
 
 
 def _may_be_gemma(file: CheckpointFile) -> bool:
-    return file.container == "gguf" and file.kv.get("general.architecture") in ("gemma3", None)
+    return file.container == "gguf" and _gguf_architecture(file) in ("gemma3", "gemma4", None)
+
+
+def _gguf_architecture(file: CheckpointFile) -> Any:
+    return file.kv.get("general.architecture")
 
 
 def _norm_offset(role: str, file: CheckpointFile) -> float:
-    """1 for a Gemma of llama.cpp, which stores 1 + w for the weights w of norms; else 0."""
-    return 1.0 if role == "text_encoder" and "output_norm.weight" in file.tensors else 0.0
+    """1 for a Gemma 3 of llama.cpp, which stores 1 + w for the weights w of norms; else 0."""
+    is_llama_cpp = role == "text_encoder" and "output_norm.weight" in file.tensors
+    return 1.0 if is_llama_cpp and _gguf_architecture(file) != "gemma4" else 0.0
 
 
 def _bare_vae_role(file: CheckpointFile) -> str:
+    """``audio_vae`` for kernels without a time axis, else ``video_vae``."""
     for part in ("encoder", "decoder"):
         kernel = file.tensors.get(f"{part}.conv_in.conv.weight")
         if kernel is not None:
@@ -250,21 +241,14 @@ def _config_of(role: str, file: CheckpointFile) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-_LORA_SETTINGS = (
-    "reference_downscale_factor",
-    "reference_temporal_scale_factor",
-    "lora_alpha",
-    "lora_rank",
-)
+_LORA_SETTINGS = ("reference_downscale_factor", "reference_temporal_scale_factor")
+_KOHYA_NAME = re.compile(r"\.lora_(down|up)\b")
 
 
 def _lora_settings(file: CheckpointFile) -> Mapping[str, Any]:
-    """The settings that training programs write into the header of a LoRA."""
-    stated = {key: file.metadata[key] for key in _LORA_SETTINGS if key in file.metadata}
-    return {key: float(text) for key, text in stated.items() if _NUMBER.fullmatch(text)}
-
-
-_NUMBER = re.compile(r"\d+(\.\d*)?")
+    """The settings of an IC-LoRA that training programs write into its header: numbers from 1."""
+    stated = {key: number(file.metadata.get(key)) for key in _LORA_SETTINGS}
+    return {key: value for key, value in stated.items() if value is not None and value >= 1}
 
 
 def _gemma_config(file: CheckpointFile) -> Mapping[str, Any]:
@@ -285,16 +269,18 @@ def _gemma_config(file: CheckpointFile) -> Mapping[str, Any]:
 
 
 def _read_transformers_config(file: CheckpointFile) -> str | None:
-    """The text of ``config.json`` in a Gemma 3 folder of transformers; ``None`` without it."""
+    """The text of ``config.json`` in a transformers folder of Gemma 3 or 4; ``None`` without it."""
     path = (file.path if file.path.is_dir() else file.path.parent) / "config.json"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_small_text(path, MAX_CONFIG_BYTES, CorruptCheckpoint)
+    except CorruptCheckpoint:
         return None
-    return text if _GEMMA_3.search(text) else None
+    return text if _GEMMA.search(text) else None
 
 
-_GEMMA_3 = re.compile(r'"model_type"\s*:\s*"gemma3(_text)?"')
+MAX_CONFIG_BYTES = 2**20
+"""Largest ``config.json`` that is read."""
+_GEMMA = re.compile(r'"model_type"\s*:\s*"gemma(3|4_unified)(_text)?"')
 
 _GGUF_GEMMA = {
     "embedding_length": "hidden_size",
@@ -308,12 +294,27 @@ _GGUF_GEMMA = {
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_local_base_freq",
 }
+_GGUF_GEMMA_4 = {
+    **_GGUF_GEMMA,
+    "attention.key_length": "global_head_dim",
+    "attention.key_length_swa": "head_dim",
+}
 
 
 def _gguf_gemma_config(kv: Mapping[str, Any]) -> Mapping[str, Any]:
-    values = {name: kv.get(f"gemma3.{key}") for key, name in _GGUF_GEMMA.items()}
+    """The settings of a Gemma of llama.cpp; lists (one entry per layer) show in its shapes."""
+    architecture = "gemma4" if kv.get("general.architecture") == "gemma4" else "gemma3"
+    names = _GGUF_GEMMA_4 if architecture == "gemma4" else _GGUF_GEMMA
+    values = {name: kv.get(f"{architecture}.{key}") for key, name in names.items()}
     config: dict[str, Any] = {name: v for name, v in values.items() if isinstance(v, (int, float))}
-    factor = kv.get("gemma3.rope.scaling.factor")
+    factor = kv.get(f"{architecture}.rope.scaling.factor")
     if isinstance(factor, (int, float)):
         config["rope_scaling"] = {"factor": float(factor)}
-    return config
+    sliding = kv.get(f"{architecture}.attention.sliding_window_pattern")
+    if isinstance(sliding, list):
+        config["layer_types"] = [_LAYER_TYPES[bool(each)] for each in sliding]
+    version = kv.get("ltx.gemma_version")
+    return config | ({"gemma_version": version} if isinstance(version, str) else {})
+
+
+_LAYER_TYPES = {True: "sliding_attention", False: "full_attention"}

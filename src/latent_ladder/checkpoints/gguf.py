@@ -148,7 +148,8 @@ def _tensor_layout(
     begin, size = start + entry.offset, info.nbytes
     elements, block_bytes = BLOCKS.get(info.dtype, (1, 0))
     width = info.shape[-1] if info.shape else 1
-    if width % elements or size > MAX_TENSOR_BYTES:
+    is_empty_block = not info.elements and info.dtype in GGML_BLOCKS
+    if is_empty_block or width % elements or size > MAX_TENSOR_BYTES:
         raise damaged_error(
             file.path, f"tensor {shorten(name)} cannot be {info.dtype} {info.shape}"
         )

@@ -1,8 +1,8 @@
 """Tables that map tensor names to their role and to their original name in that component.
 
 Layouts: the single file of LTX-2.0/2.3/2.5 (https://github.com/Lightricks/LTX-2), the split files
-of ComfyUI's model folders, Gemma 3 with the names of ComfyUI, transformers and llama.cpp, latent
-upsamplers, tiny preview decoders, LoRAs.
+of ComfyUI's model folders, Gemma 3 and 4 with the names of ComfyUI, transformers and llama.cpp,
+latent upsamplers, duration heads, tiny preview decoders, LoRAs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ROLES = (
     "vocoder",
     "text_encoder",
     "latent_upsampler",
+    "duration_head",
     "preview_vae",
     "lora",
 )
@@ -69,9 +70,12 @@ _NOT_NEEDED = (
     "model.vision_tower.",
     "multi_modal_projector.",
     "model.multi_modal_projector.",
+    "audio_projector.",
+    "model.vision_embedder.",
+    "model.embed_vision.",
+    "model.embed_audio.",
     "lm_head.",
     "language_model.lm_head.",
-    "duration_head.",
 )
 
 # Prefix -> role, and what replaces the prefix. The longest prefix wins.
@@ -105,6 +109,9 @@ _PREFIXES: Mapping[str, TensorRole] = {
         for part in ("spiece_model", "tokenizer_json", "hf_asset__")
     },
     **{part: TensorRole("latent_upsampler", part) for part in _UPSAMPLER},
+    **{
+        f"{prefix}duration_head.": TensorRole("duration_head", "") for prefix in (*_TRANSFORMER, "")
+    },
     **{part: TensorRole(None, part) for part in _NOT_NEEDED},
 }
 _PREFIXES_BY_FIRST_WORD: dict[str, list[str]] = {}
@@ -148,6 +155,7 @@ TINY_DECODER = frozenset({"decoder.1.weight", "decoder.3.conv.0.weight", "decode
 first convolution, first memory block, last convolution."""
 
 _VAE = r"(encoder|decoder)\.conv_in\.conv\.weight$|per_channel_statistics\.mean-of-means$"
+_DIFFUSION_DECODER = r"decoder\.conv_in_x_t\.weight$"
 
 SIGNATURES: Mapping[str, re.Pattern[str]] = {
     role: re.compile(pattern)
@@ -155,10 +163,11 @@ SIGNATURES: Mapping[str, re.Pattern[str]] = {
         "transformer": r"transformer_blocks\.\d+\.(attn1|audio_attn1|audio_ff)\.",
         "connectors": r"(video|audio)_embeddings_connector\.transformer_1d_blocks\.0\.",
         "text_projection": r"(video_|audio_)?aggregate_embed\.weight$",
-        "video_vae": _VAE,
+        "video_vae": f"{_VAE}|{_DIFFUSION_DECODER}",
         "audio_vae": _VAE,
         "vocoder": r"(vocoder\.)?conv_pre\.weight$",
         "text_encoder": r"layers\.\d+\.pre_feedforward_layernorm\.weight$",
+        "duration_head": r"attention_pooler\.query_tokens$",
         "latent_upsampler": r"post_upsample_res_blocks\.0\.conv2\.weight$",
         "preview_vae": r"decoder\.22\.bias$",
     }.items()
@@ -166,11 +175,32 @@ SIGNATURES: Mapping[str, re.Pattern[str]] = {
 """Role -> pattern of a tensor that only this role has; a file without it does not have the role."""
 
 LORA_KEY = re.compile(
-    r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w|diff|diff_b)$",
+    r"\.(lora_(A|B|up|down)(\.\w+)?\.weight|lora_(A|B)|lokr_w\d\w*|hada_w\d_\w|diff|diff_b|"
+    r"lora(_linear_layer)?\.(down|up)(\.weight)?|lora_(A|B|up|down)\.\w+|"
+    r"oft_\w+(\.weight)?|boft_\w+|glora_\w+(\.weight)?|ia3_\w+(\.weight)?)$|"
+    r"_lora\.(down|up)\.weight$",
     re.IGNORECASE,
 )
+"""Names of tensors of adapters, also of kinds that cannot be applied."""
 
-# --- Gemma 3 with the names of llama.cpp ----------------------------------------------------------
+_FULL_TRANSFORMER = (
+    re.compile(r"(^|\.)patchify_proj\.weight$"),
+    re.compile(r"(^|\.)transformer_blocks\.0\.attn1\.to_q\.weight$"),
+)
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """True for the names of an adapter file.
+
+    False for a transformer that also holds adapter tensors, e.g. of a low-rank correction.
+    """
+    names = list(names)
+    if not any(LORA_KEY.search(name) for name in names):
+        return False
+    return not all(any(mark.search(name) for name in names) for mark in _FULL_TRANSFORMER)
+
+
+# --- Gemma with the names of llama.cpp ------------------------------------------------------------
 
 _GGUF_GEMMA = {
     "token_embd.weight": "embed_tokens.weight",
@@ -192,24 +222,28 @@ _GGUF_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _GGUF_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_GGUF_SCALAR = "layer_output_scale"
+_GGUF_NOT_NEEDED = {"output.weight": "lm_head.weight", "rope_freqs.weight": "rope_freqs.weight"}
 
 
 def assign_gemma_roles(names: Iterable[str]) -> dict[str, TensorRole]:
-    """The roles of the tensors of a Gemma 3 with llama.cpp's names; empty for another model.
+    """The roles of the tensors of a Gemma 3 or 4 with llama.cpp's names; empty for another model.
 
-    Only Gemma 3 has both a norm after the feed-forward and norms of queries and keys.
+    Only these have both a norm after the feed-forward and norms of queries and keys.
     """
     names = list(names)
     if not {"blk.0.post_ffw_norm.weight", "blk.0.attn_q_norm.weight"}.issubset(names):
         return {}
-    found = (
-        {"output.weight": TensorRole(None, "lm_head.weight")} if "output.weight" in names else {}
-    )
+    found = assign_roles(name for name in names if not name.startswith("blk."))
     for name in names:
         match = _GGUF_NAME.fullmatch(name)
         if match and match[2] in _GGUF_LAYER:
             key = f"layers.{match[1]}.{_GGUF_LAYER[match[2]]}.weight"
             found[name] = TensorRole("text_encoder", key)
+        elif match and match[2] == _GGUF_SCALAR:
+            found[name] = TensorRole("text_encoder", f"layers.{match[1]}.layer_scalar")
         elif name in _GGUF_GEMMA:
             found[name] = TensorRole("text_encoder", _GGUF_GEMMA[name])
+        elif name in _GGUF_NOT_NEEDED:
+            found[name] = TensorRole(None, _GGUF_NOT_NEEDED[name])
     return found

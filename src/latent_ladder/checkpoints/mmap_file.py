@@ -11,6 +11,8 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from latent_ladder.errors import (
     CheckpointError,
     CheckpointNotFound,
     CorruptCheckpoint,
+    LadderError,
     UnknownLayout,
 )
 
@@ -34,6 +37,22 @@ _READ_ERRORS = {
     errno.ELOOP: ("a link that points to itself", "replace the link by the file"),
     errno.ENAMETOOLONG: ("the path is too long", "shorten it"),
 }
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn any exception that parsing a file raises by surprise into :class:`CorruptCheckpoint`.
+
+    Files come from strangers: one that no check foresaw must not end the scan of a folder. Errors
+    of this package and of the system pass unchanged, as does a lack of memory.
+    """
+    try:
+        yield
+    except (LadderError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise damaged_error(path, f"reading it fails ({kind}: {shorten(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -237,8 +237,12 @@ def describe_precision(tensors: StoredTensors, names: Iterable[str]) -> str:
 
     ``bf16``, ``fp8``, ``nvfp4``, ``q8_0``, ``q4_k_m`` ...; ``mixed`` if no format has half of them,
     ``none`` without weights. Counted in weights, not bytes: in a file called nvfp4, the few weights
-    in bf16 need most of the bytes.
+    in bf16 need most of the bytes. Token embeddings do not count where there are other weights:
+    llama.cpp stores them in another format than the layers, and in a small model they are most of
+    it. A mix of GGUF is called as its metadata say.
     """
+    names = list(names)
+    names = [name for name in names if not name.endswith(_EMBEDDINGS)] or names
     kinds: Counter[tuple[TensorInfo, str]] = Counter()
     for name in names:
         kinds[
@@ -251,8 +255,13 @@ def describe_precision(tensors: StoredTensors, names: Iterable[str]) -> str:
             counts["fp8" if format in _RAW_FP8.values() else format] += values
     if not counts:
         return "none"
+    if mix := _mix_name(tensors.file, counts):
+        return mix
     first, count = counts.most_common(1)[0]
-    return _mix_name(tensors.file, first) if 2 * count >= counts.total() else "mixed"
+    return first if 2 * count >= counts.total() else "mixed"
+
+
+_EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "lm_head.weight", "output.weight")
 
 
 # `general.file_type` of GGUF files: llama.cpp's numbers of mixes that are named after one type.
@@ -262,11 +271,15 @@ _MIXES = {
 }  # fmt: skip
 
 
-def _mix_name(file: CheckpointFile, format: str) -> str:
-    """The name of a GGUF file's mix, if the one in its metadata matches its main type."""
+def _mix_name(file: CheckpointFile, formats: Collection[str]) -> str:
+    """The name of a GGUF file's mix by its metadata; empty if it has no weights of that type.
+
+    llama.cpp replaces the type where it does not fit the width of a layer, so in a small model few
+    weights may have it.
+    """
     number = file.kv.get("general.file_type")
     mix = _MIXES.get(number, "") if isinstance(number, int) else ""
-    return mix if mix.startswith(format) else format
+    return mix if mix[: len("q4_k")] in formats else ""
 
 
 def _tensor_infos(file: CheckpointFile, parts: Mapping[str, str]) -> dict[str, TensorInfo]:

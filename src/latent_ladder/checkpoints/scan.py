@@ -7,6 +7,7 @@ are listed as ignored, damaged ones as unreadable, with the reason.
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import component_family
 from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.checkpoints.families import component_family
 from latent_ladder.checkpoints.header_cache import (
     ComponentSummary,
     FileContent,
     HeaderCache,
     fingerprint_files,
 )
+from latent_ladder.checkpoints.mmap_file import refusing_damage
 from latent_ladder.checkpoints.search_paths import CATEGORIES, EMBEDDED, ModelFolder
 from latent_ladder.checkpoints.shards import entry_points
 from latent_ladder.checkpoints.upscalers import (
@@ -102,19 +104,25 @@ class Library:
     """The result of a scan: all components by role, in the order of the folders.
 
     ``unreadable`` are damaged files and folders with the reason, ``ignored`` are files of other
-    models with the reason.
+    models with the reason. ``other_names`` are further names (links) of files that are in
+    ``found``: usable by name, and not listed or chosen twice.
     """
 
     folders: tuple[Path, ...]
     found: Mapping[str, tuple[FoundComponent, ...]]
     unreadable: tuple[tuple[Path, str], ...] = ()
     ignored: tuple[tuple[Path, str], ...] = ()
+    other_names: tuple[FoundComponent, ...] = ()
     selections: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
     """Cache of the model sets that were selected from it."""
 
     def of(self, role: str) -> tuple[FoundComponent, ...]:
         """All components with a role."""
         return self.found.get(role, ())
+
+    def named(self, role: str) -> tuple[FoundComponent, ...]:
+        """All components with a role, under all names of their files."""
+        return (*self.of(role), *(found for found in self.other_names if found.role == role))
 
     @cached_property
     def files(self) -> dict[Path, dict[str, FoundComponent]]:
@@ -128,36 +136,51 @@ class Library:
 
 @dataclass
 class _Scan:
-    """The state of a scan. ``seen`` are resolved paths: a file with two names counts once."""
+    """The state of a scan. ``seen`` has device and inode of every file: two names count once."""
 
     cache: HeaderCache
     use_cache: bool
     found: dict[str, list[FoundComponent]] = field(default_factory=dict)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     ignored: list[tuple[Path, str]] = field(default_factory=list)
-    seen: set[Path] = field(default_factory=set)
+    other_names: list[FoundComponent] = field(default_factory=list)
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    _is_other_name: bool = False
 
     def add(self, path: Path, folder: ModelFolder) -> None:
         """Add the components of one file, from the cache or by reading its header."""
         try:
-            if (real := path.resolve()) in self.seen:
-                return
-            self.seen.add(real)
-            if is_pickle(path):
-                self._add_upscaler(open_upscaler(path), folder)
-                return
-            fingerprint = fingerprint_files(path)
-            known = self.cache.get(path, fingerprint) if self.use_cache else None
-            if known is None:
-                self._read_file(path, fingerprint, folder)
-            elif known.ignored is not None and is_in_upscale_models(path, folder):
-                self._add_upscaler(upscaler_component(open_checkpoint(path)), folder)
-            else:
-                self._add_cached(path, known, folder)
+            status = path.stat()
+            identity = (status.st_dev, status.st_ino)
+            self._is_other_name = identity in self.seen
+            self.seen.add(identity)
+            with refusing_damage(path):
+                self._add_file(path, folder)
         except CheckpointError as error:
-            self.unreadable.append((path, error.message))
+            self._add_unreadable(path, error.message)
         except OSError as error:
-            self.unreadable.append((path, f"{path.name} cannot be read: {error.strerror}"))
+            self._add_unreadable(path, f"{path.name} cannot be read: {error.strerror}")
+
+    def _add_file(self, path: Path, folder: ModelFolder) -> None:
+        if is_pickle(path):
+            self._add_upscaler(open_upscaler(path), folder)
+            return
+        fingerprint = fingerprint_files(path)
+        known = self.cache.get(path, fingerprint) if self.use_cache else None
+        if known is None:
+            self._read_file(path, fingerprint, folder)
+        elif known.ignored is not None and is_in_upscale_models(path, folder):
+            self._add_upscaler(upscaler_component(open_checkpoint(path)), folder)
+        else:
+            self._add_cached(path, known, folder)
+
+    def _add_unreadable(self, path: Path, reason: str) -> None:
+        if not self._is_other_name:
+            self.unreadable.append((path, reason))
+
+    def _add_ignored(self, path: Path, reason: str) -> None:
+        if not self._is_other_name:
+            self.ignored.append((path, reason))
 
     def _read_file(self, path: Path, fingerprint: str | None, folder: ModelFolder) -> None:
         file = open_checkpoint(path)
@@ -168,7 +191,7 @@ class _Scan:
             if is_in_upscale_models(path, folder):
                 self._add_upscaler(upscaler_component(file), folder)
             else:
-                self.ignored.append((path, error.message))
+                self._add_ignored(path, error.message)
             return
         summaries = {role: summarize(part) for role, part in parts.items()}
         self.cache.put(path, fingerprint, FileContent(summaries))
@@ -180,7 +203,7 @@ class _Scan:
 
     def _add_cached(self, path: Path, known: FileContent, folder: ModelFolder) -> None:
         if known.ignored is not None:
-            self.ignored.append((path, known.ignored))
+            self._add_ignored(path, known.ignored)
             return
         opened = LazyComponents(path)
         for role, summary in known.parts.items():
@@ -192,7 +215,10 @@ class _Scan:
         self._add(FoundComponent(part.role, path, folder.path, summary, opened, folder.category))
 
     def _add(self, found: FoundComponent) -> None:
-        self.found.setdefault(found.role, []).append(found)
+        if self._is_other_name:
+            self.other_names.append(found)
+        else:
+            self.found.setdefault(found.role, []).append(found)
 
 
 def find_in_file(path: Path, folder: Path) -> dict[str, FoundComponent]:
@@ -210,20 +236,26 @@ def find_in_file(path: Path, folder: Path) -> dict[str, FoundComponent]:
 
 def summarize(part: Component) -> ComponentSummary:
     """The summary of a component, for the cache."""
-    key, bits = "transformer_blocks.0.attn1.to_q.weight", 0.0
-    if part.role == "transformer" and key in part:
-        bits = 8 * part.nbytes_of(key) / math.prod(part.shape(key))
+    bits = _bits_per_weight(part) if part.role == "transformer" else 0.0
     return ComponentSummary(
         part.file.container, part.precision, part.nbytes, component_family(part), bits
     )
+
+
+def _bits_per_weight(transformer: Component) -> float:
+    """Mean bits of the query weights of all blocks: some files keep the first ones unquantised."""
+    keys = (f"transformer_blocks.{n}.attn1.to_q.weight" for n in itertools.count())
+    found = list(itertools.takewhile(transformer.__contains__, keys))
+    values = sum(math.prod(transformer.shape(key)) for key in found)
+    return 8 * sum(map(transformer.nbytes_of, found)) / values if values else 0.0
 
 
 def scan(folders: Iterable[Path | ModelFolder], *, refresh: bool = False) -> Library:
     """Find all model files in the folders and their subfolders.
 
     Headers are read for new and changed files only, with ``refresh`` for all. Symbolic links are
-    followed, also in cycles; a file with two names counts once. A file never makes the scan fail,
-    whatever its content is.
+    followed, also in cycles; a file with two names is listed once and found by both. A file never
+    makes the scan fail, whatever its content is.
     """
     searched = [f if isinstance(f, ModelFolder) else ModelFolder(f) for f in folders]
     state = _Scan(HeaderCache.read(), use_cache=not refresh)
@@ -240,6 +272,7 @@ def scan(folders: Iterable[Path | ModelFolder], *, refresh: bool = False) -> Lib
         {role: tuple(found) for role, found in state.found.items()},
         tuple(state.unreadable),
         tuple(state.ignored),
+        tuple(state.other_names),
     )
 
 

@@ -9,13 +9,15 @@ not read model files.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import CheckpointNotFound, RequestError
+from latent_ladder.storage.read_file import is_pseudo_folder, read_error, read_small_text
+from latent_ladder.storage.user_config import config_file, read_setting
+from latent_ladder.storage.user_folders import expand_home
 
 EMBEDDED = Path(__file__).parent.parent / "pocket" / "models"
 """The pocket model's folder inside the package."""
@@ -25,6 +27,9 @@ ENVIRONMENT_VARIABLE = "LADDER_MODELS"
 
 EXTRA_PATHS = "extra_model_paths.yaml"
 """Name of ComfyUI's list of folders outside its own ``models/``."""
+
+MAX_SETTINGS_BYTES = 2**20
+"""Largest file of settings."""
 
 CATEGORIES: Mapping[str, str] = {
     "checkpoints": "checkpoints",
@@ -80,8 +85,8 @@ def model_folders(
     for text in environ.get(ENVIRONMENT_VARIABLE, "").split(os.pathsep):
         if text:
             folders += expand_model_folder(Path(text), ENVIRONMENT_VARIABLE)
-    for path in _read_config(config):
-        folders += expand_model_folder(path, str(config))
+    for text in read_setting("models", {}, config).value or ():
+        folders += expand_model_folder(Path(text), str(config))
     for default in _DEFAULT_FOLDERS:
         if _is_folder(Path(default)):
             folders += _with_extra_paths(Path(default), f"./{default}")
@@ -89,19 +94,17 @@ def model_folders(
     return _unique_folders(folders)
 
 
-def config_file() -> Path:
-    """The path of the user's config file, which may not exist."""
-    from platformdirs import user_config_path
-
-    return user_config_path("latent-ladder") / "config.toml"
-
-
 def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
     """The folders to search for one path: a models folder, ComfyUI's root, or a YAML file.
 
     Raises :class:`CheckpointNotFound` if it is missing or cannot be read.
     """
-    path = path.expanduser()
+    path = expand_home(path)
+    if is_pseudo_folder(path):
+        raise CheckpointNotFound(
+            f"model folder {path} ({source}) has processes or devices, not files",
+            "give the folder with checkpoints/, loras/ ... in it (ComfyUI's models/)",
+        )
     try:
         if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
             return _require_existing(path, read_extra_paths(path))
@@ -113,11 +116,8 @@ def expand_model_folder(path: Path, source: str) -> tuple[ModelFolder, ...]:
                 f"or an {EXTRA_PATHS}",
             )
         next(path.iterdir(), None)
-    except PermissionError as error:
-        raise CheckpointNotFound(
-            f"model folder {path} ({source}) cannot be read: permission denied",
-            "give your user permission to read it, or choose another folder",
-        ) from error
+    except (OSError, ValueError) as error:
+        raise read_error(path, error, CheckpointNotFound, f"model folder of {source}") from error
     return _with_extra_paths(_models_below(path), source)
 
 
@@ -148,8 +148,9 @@ def read_extra_paths(path: Path) -> tuple[ModelFolder, ...]:
     import yaml
 
     try:
-        sections = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = read_small_text(path, MAX_SETTINGS_BYTES, RequestError, "settings file")
+        sections = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(
             f"{path} cannot be read as YAML: {reason}", "correct the file or remove it"
@@ -186,7 +187,7 @@ def _section_folders(path: Path, name: str, section: Mapping[Any, Any]) -> Itera
 
 
 def _expand(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return expand_home(os.path.expandvars(text))
 
 
 def _require_existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[ModelFolder, ...]:
@@ -197,24 +198,6 @@ def _require_existing(path: Path, folders: tuple[ModelFolder, ...]) -> tuple[Mod
             "check its base_path",
         )
     return existing
-
-
-def _read_config(config: Path) -> Iterator[Path]:
-    try:
-        table = tomllib.loads(config.read_text("utf-8"))
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RequestError(f"{config} cannot be read: {error}", "correct or remove it") from error
-    paths = table.get("models", [])
-    paths = [paths] if isinstance(paths, str) else paths
-    if not isinstance(paths, list) or not all(isinstance(p, str) for p in paths):
-        raise RequestError(
-            f"{config}: models is {paths!r}, expected a list of folders",
-            'write models = ["/path/to/ComfyUI/models"]',
-        )
-    for text in paths:
-        yield config.parent / _expand(text)
 
 
 def _is_folder(path: Path) -> bool:

@@ -7,7 +7,7 @@ break ties. The embedded pocket model is one more folder, searched last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -21,17 +21,25 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.compatibility import (
     TransformerRequirements,
     detect_upsampling,
+    header_contradictions,
     is_distilled_lora,
-    lora_family,
-    projection_shape,
     text_encoder_mismatch,
     training_mismatch,
     training_variant,
 )
-from latent_ladder.checkpoints.components import Component, components, detect_family
+from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.checkpoints.families import (
+    FAMILIES,
+    DecoderKind,
+    decoder_kind,
+    detect_family,
+    lora_family,
+)
+from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor, has_unknown_size
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
+from latent_ladder.storage.user_folders import expand_home
 
 __all__ = [
     "EMBEDDED",
@@ -41,6 +49,7 @@ __all__ = [
     "ModelSet",
     "PartialModelSet",
     "Upsampling",
+    "display_name",
     "find_by_name",
     "missing_error",
     "model_folders",
@@ -56,7 +65,9 @@ class ModelSet:
 
     ``loras`` are those that fit, by file name; ``distilled_lora`` is the distilled one. ``preset``
     is the default preset in the transformer's header. ``notes`` are warnings about the selected
-    components. ``rejected`` has the reasons why other files do not fit, by role.
+    components. ``rejected`` has the reasons why other files do not fit, by role. ``video_decoders``
+    are the video VAEs that decode, by kind of their decoder; ``decoding_vae`` is the chosen one,
+    ``video_vae`` encodes.
     """
 
     transformer: Component
@@ -72,6 +83,13 @@ class ModelSet:
     preset: str | None
     notes: tuple[str, ...] = ()
     rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    video_decoders: Mapping[DecoderKind, Component] = field(default_factory=dict)
+    video_decoder: Component | None = None
+
+    @property
+    def decoding_vae(self) -> Component:
+        """The video VAE that decodes the clip."""
+        return self.video_vae if self.video_decoder is None else self.video_decoder
 
     @property
     def has_distilled_lora(self) -> bool:
@@ -108,6 +126,40 @@ class PartialModelSet:
     loras: Mapping[str, Component]
     notes: tuple[str, ...]
     rejected: Mapping[str, tuple[str, ...]]
+    video_decoders: Mapping[DecoderKind, Component] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no required component is missing."""
+        return not self.missing_roles
+
+    @property
+    def missing_roles(self) -> tuple[str, ...]:
+        """Required roles without a component, in the order to report them.
+
+        The file of a text encoder that holds the projection is reported as the encoder.
+        """
+        roles: tuple[str, ...] = ("transformer", *REQUIRED)
+        if FAMILIES[self.family].projection_with_encoder:
+            roles = tuple(sorted(roles, key=lambda role: role != "text_encoder"))
+        return tuple(role for role in roles if role not in self.parts)
+
+    @property
+    def is_embedded(self) -> bool:
+        """True if the transformer is the pocket model's."""
+        return self.transformer is not None and self.transformer.is_embedded
+
+    def instead_of(self, other: PartialModelSet) -> PartialModelSet:
+        """This set, with a note that it is used because ``other`` is not complete."""
+        missing = other.missing_roles
+        reasons = "; ".join(why for role in missing for why in other.rejected.get(role, ()))
+        names = [s.transformer.path.name for s in (other, self) if s.transformer is not None]
+        note = (
+            f"{names[0]} (LTX-{other.family}) is not used: no "
+            f"{' and no '.join(map(display_name, missing))} fits it"
+            f"{f' ({reasons})' if reasons else ''}; {names[1]} (LTX-{self.family}) is complete"
+        )
+        return replace(self, notes=(*self.notes, note))
 
     @property
     def precision(self) -> str:
@@ -135,9 +187,8 @@ class PartialModelSet:
 
     def models(self, library: Library) -> ModelSet:
         """The complete set. Raises what :func:`select_models` raises."""
-        for role in ("transformer", *REQUIRED):
-            if role not in self.parts:
-                raise self.missing_error(role, library)
+        for role in self.missing_roles:
+            raise self.missing_error(role, library)
         parts = self.parts
         for part in parts.values():
             part.check_readable()
@@ -151,42 +202,90 @@ class PartialModelSet:
             preset=parts["transformer"].file.metadata.get("preset"),
             notes=self.notes,
             rejected=self.rejected,
+            video_decoders=self.video_decoders,
         )
 
 
-def select_available(library: Library, choices: Mapping[str, str] | None = None) -> PartialModelSet:
+def select_available(
+    library: Library, choices: Mapping[str, str] | None = None, preset: str = ""
+) -> PartialModelSet:
     """Select a transformer and the components that fit it; some may be missing.
 
-    ``choices`` are as in :func:`select_models`. Raises :class:`CheckpointNotFound` or
-    :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
+    ``choices`` and ``preset`` are as in :func:`select_models`. Raises :class:`CheckpointNotFound`
+    or :class:`UnknownLayout` only for a file in ``choices`` that does not exist or does not fit.
     """
     choices = dict(choices or {})
-    transformer = _select_transformer(library, choices)
-    if transformer is None:
+    transformers = _rank_transformers(library, choices, preset)
+    if not transformers:
         others = tuple(f"{f.path.name} is of an unknown family" for f in library.of("transformer"))
         return PartialModelSet(None, {}, {}, {}, (), {"transformer": others} if others else {})
+    sets = (_select_for(library, choices, transformer) for transformer in transformers)
+    first = next(sets)
+    if first.is_complete:
+        return first
+    other = next((s for s in sets if s.is_complete and not s.is_embedded), None)
+    return first if other is None else other.instead_of(first)
+
+
+def _select_for(
+    library: Library, choices: Mapping[str, str], transformer: FoundComponent
+) -> PartialModelSet:
+    """The components that fit a transformer."""
     selector = _Selector(library, choices, transformer)
+    selector.notes.extend(header_contradictions(transformer.component))
+    requirements = selector.requirements
     parts = {"transformer": transformer.component}
-    for role in ("text_projection", "connectors", "video_vae", "audio_vae"):
+
+    def fits_encoder(encoder: Component) -> str | None:
+        return text_encoder_mismatch(requirements, encoder, parts.get("text_projection"))
+
+    def fits_projection(projection: Component) -> str | None:
+        wrong = requirements.mismatch("text_projection", projection)
+        if wrong or "text_encoder" not in parts:
+            return wrong
+        return text_encoder_mismatch(requirements, parts["text_encoder"], projection)
+
+    if requirements.family.projection_with_encoder:
+        selector.add("text_encoder", parts, fits_encoder)
+    selector.add("text_projection", parts, fits_projection, parts.get("text_encoder"))
+    for role in ("connectors", "video_vae", "audio_vae"):
         selector.add(role, parts)
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
-    selector.add("text_encoder", parts, _text_encoder_mismatch_rule(parts.get("text_projection")))
+    if "text_encoder" not in parts:
+        selector.add("text_encoder", parts, fits_encoder)
+    encoder = parts.get("text_encoder")
+    if encoder is not None and has_unknown_size(encoder):
+        selector.notes.extend(filter(None, [assumed_rope_factor(encoder)]))
     upsamplers, loras = selector.upsamplers(), selector.loras()
+    selector.note_unused_files()
     rejected = {role: tuple(reasons) for role, reasons in selector.rejected.items()}
-    return PartialModelSet(transformer, parts, upsamplers, loras, tuple(selector.notes), rejected)
+    return PartialModelSet(
+        transformer,
+        parts,
+        upsamplers,
+        loras,
+        tuple(selector.notes),
+        rejected,
+        selector.video_decoders(parts.get("video_vae")),
+    )
 
 
-def select_models(library: Library, choices: Mapping[str, str] | None = None) -> ModelSet:
+def select_models(
+    library: Library, choices: Mapping[str, str] | None = None, preset: str = ""
+) -> ModelSet:
     """Select a transformer and all components that fit it by their shapes.
 
     ``choices`` maps a role (or ``checkpoint``: all components of one file) to a path or a file name
-    and has priority. Raises :class:`CheckpointNotFound` for a missing component, with the reasons
-    why files do not fit, and a file to download with its folder, page and size. Raises
+    and has priority. ``preset`` is that of the request: one that the embedded model names as its
+    own selects that model, also where there are others.
+
+    Raises :class:`CheckpointNotFound` for a missing component, with the reasons why files do not
+    fit, and a file to download with its folder, page and size. Raises
     :class:`UnsupportedQuantization` for weights in a format that cannot be decoded.
     """
-    key = tuple(sorted((choices or {}).items()))
+    key = preset, *sorted((choices or {}).items())
     if key not in library.selections:
-        library.selections[key] = select_available(library, choices).models(library)
+        library.selections[key] = select_available(library, choices, preset).models(library)
     models: ModelSet = library.selections[key]
     return models
 
@@ -207,7 +306,7 @@ def missing_error(
             f"put {wanted.name} ({wanted.size}, {wanted.page}) into models/{wanted.folder}/, or "
             "run `ladder models get ltx-2.3`"
         )
-    return CheckpointNotFound(f"no {_display_name(role)} found: {why}", hint)
+    return CheckpointNotFound(f"no {display_name(role)} found: {why}", hint)
 
 
 def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
@@ -215,19 +314,23 @@ def find_by_name(library: Library, name: str, role: str) -> FoundComponent:
 
     Raises :class:`CheckpointNotFound` if there is no such file, or it has no such component.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.exists() and (path.is_file() or path.is_absolute()):
         return _find_in_path(path, role)
     wanted = name.replace("\\", "/")
-    for found in library.of(role):
-        if f"/{found.name}".endswith(f"/{wanted}") or found.path.name == Path(wanted).name:
+    known_files = library.named(role)
+    for found in known_files:
+        if f"/{found.name}".endswith(f"/{wanted}"):
+            return found
+    for found in known_files:
+        if found.path.name == Path(wanted).name:
             return found
     for file, roles in library.files.items():
         if file.name == Path(wanted).name:
             raise _wrong_role_error(file.name, list(roles), role)
-    known = ", ".join(sorted({f.name for f in library.of(role)})) or "none"
+    known = ", ".join(sorted({f.name for f in known_files})) or "none"
     raise CheckpointNotFound(
-        f"no {_display_name(role)} called {name} found; known: {known}",
+        f"no {display_name(role)} called {name} found; known: {known}",
         "give a path, or a name that `ladder models list` shows",
     )
 
@@ -246,12 +349,13 @@ def _wrong_role_error(name: str, roles: list[str], role: str) -> CheckpointNotFo
     if roles == ["lora"]:
         content, hint = "it is a LoRA, not a checkpoint", f"--set models.distilled_lora={name}"
     else:
-        content = f"it contains {', '.join(map(_display_name, roles))}"
+        content = f"it contains {', '.join(map(display_name, roles))}"
         hint = f"--checkpoint {name}" if "transformer" in roles else "a file that contains one"
-    return CheckpointNotFound(f"{name} contains no {_display_name(role)}: {content}", f"use {hint}")
+    return CheckpointNotFound(f"{name} contains no {display_name(role)}: {content}", f"use {hint}")
 
 
-def _display_name(role: str) -> str:
+def display_name(role: str) -> str:
+    """The name of a role in messages, such as "video VAE"."""
     return role.replace("_", " ").replace("lora", "LoRA").replace("vae", "VAE")
 
 
@@ -262,12 +366,25 @@ _PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
 """Preferred precisions in order; all others, mainly those of GGUF, follow, the largest first."""
 
 
-def _select_transformer(library: Library, choices: Mapping[str, str]) -> FoundComponent | None:
+def _rank_transformers(
+    library: Library, choices: Mapping[str, str], preset: str
+) -> list[FoundComponent]:
+    """The transformer that the user named, else the best one of each family, the best first.
+
+    The preset of an embedded transformer takes that one alone.
+    """
     named = choices.get("transformer") or choices.get("checkpoint")
     if named:
-        return find_by_name(library, named, "transformer")
+        return [find_by_name(library, named, "transformer")]
+    for found in library.of("transformer"):
+        if preset and found.is_embedded and found.component.file.metadata.get("preset") == preset:
+            return [found]
     ranked = [(p, f) for f in library.of("transformer") if (p := _preference_key(f)) is not None]
-    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+    ranked.sort(key=lambda pair: pair[0])
+    best: dict[tuple[bool, str | None], FoundComponent] = {}
+    for _, found in ranked:
+        best.setdefault((found.is_embedded, found.summary.family), found)
+    return list(best.values())
 
 
 def _preference_key(found: FoundComponent) -> tuple[int, int, int, float] | None:
@@ -293,14 +410,6 @@ def precision_rank(found: FoundComponent) -> tuple[int, float]:
 # --- the other components ------------------------------------------------------------------------
 
 MismatchRule = Callable[[Component], str | None]
-
-
-def _text_encoder_mismatch_rule(projection: Component | None) -> MismatchRule:
-    """The rule for a text encoder to fit a projection; without a projection all encoders fit."""
-    if projection is None:
-        return lambda _: None
-    features = projection_shape(projection)[1]
-    return lambda encoder: text_encoder_mismatch(encoder, features)
 
 
 @dataclass(frozen=True)
@@ -343,7 +452,7 @@ class _Selector:
             return self._find_by_name(role, named, mismatch)
         first = [p for p in (preferred, self.transformer.component) if p is not None]
         own = [part for p in first if (part := self._find_in_same_file(p, role)) is not None]
-        others = sorted(self.library.of(role), key=self._training_differs)
+        others = sorted(self.library.of(role), key=self._order)
         for part in chain(own, (found.component for found in others)):
             wrong = mismatch(part)
             if wrong is None:
@@ -366,16 +475,56 @@ class _Selector:
         if wrong is not None:
             raise UnknownLayout(
                 f"{part.file.path.name} does not fit {self.transformer.path.name} as "
-                f"{_display_name(role)}: {wrong}",
+                f"{display_name(role)}: {wrong}",
                 "use files of one family",
             )
         return part
 
-    def _training_differs(self, found: FoundComponent) -> int:
-        """Sort key: files whose names have the transformer's training variant come first."""
-        return int(
-            training_variant(found.path.name) != training_variant(self.transformer.path.name)
-        )
+    def _order(self, found: FoundComponent) -> tuple[bool, bool, bool, bool]:
+        """Sort key: parts of the embedded model first for its own transformer.
+
+        Then come files of the transformer's family, then those of its training variant. A VAE with
+        a convolutional decoder comes before one with a diffusion decoder.
+        """
+        diffusion = found.role == "video_vae" and decoder_kind(found.component) == "diffusion"
+        other_family = found.summary.family not in (None, self.requirements.family.name)
+        name, wanted = found.path.name, self.transformer.path.name
+        other_variant = training_variant(name) != training_variant(wanted)
+        return self._is_foreign(found), other_family, diffusion, other_variant
+
+    def video_decoders(self, selected: Component | None) -> dict[DecoderKind, Component]:
+        """The video VAEs that fit, by kind of their decoder; only ``selected`` if it was named."""
+        if selected is None:
+            return {}
+        found = {decoder_kind(selected): selected}
+        if not self.choices.get("video_vae"):
+            for candidate in sorted(self.library.of("video_vae"), key=self._order):
+                part = candidate.component
+                if self.requirements.mismatch("video_vae", part) is None:
+                    found.setdefault(decoder_kind(part), part)
+        return found
+
+    def _is_foreign(self, found: FoundComponent) -> bool:
+        """True for a user's file where the transformer is that of the embedded model."""
+        return self.transformer.is_embedded and not found.is_embedded
+
+    def note_unused_files(self) -> None:
+        """Note the user's files that the embedded model leaves out: its parts belong together."""
+        roles = ("transformer", *REQUIRED, "audio_vae", "vocoder", "latent_upsampler")
+        named = {Path(name).name for name in self.choices.values()}
+        unused = {
+            found.path.name: None
+            for role in roles
+            for found in self.library.of(role)
+            if self._is_foreign(found) and found.path.name not in named
+        }
+        if unused:
+            names = ", ".join(list(unused)[:3])
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            self.notes.append(
+                f"{self.transformer.path.name} is the embedded pocket model and uses only the "
+                f"files that belong to it: {names}{more} not used"
+            )
 
     def _reject(self, role: str, part: Component, wrong: str) -> None:
         reason = f"{part.file.path.name}: {wrong}"
@@ -390,7 +539,7 @@ class _Selector:
         if named:
             part = self._find_by_name("latent_upsampler", named, self._upsampler_mismatch)
             found[detect_upsampling(part)] = part
-        for candidate in self.library.of("latent_upsampler"):
+        for candidate in sorted(self.library.of("latent_upsampler"), key=self._order):
             part = candidate.component
             wrong = self._upsampler_mismatch(part)
             if wrong is None:
@@ -405,7 +554,7 @@ class _Selector:
     def loras(self) -> dict[str, Component]:
         """The LoRAs that fit, by file name; ``distilled_lora`` is the distilled one."""
         found: dict[str, Component] = {}
-        for candidate in self.library.of("lora"):
+        for candidate in sorted(self.library.of("lora"), key=self._is_foreign):
             part = candidate.component
             wrong = self.requirements.mismatch("lora", part)
             if wrong is not None:

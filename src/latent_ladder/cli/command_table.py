@@ -35,10 +35,10 @@ _RECORDS = "Presets, runs, measurements"
 COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("make", "make", _CLIPS, "Make a clip with sound from a prompt."),
     CommandRow("plan", "make", _CLIPS, "Show what `make` would do, without running anything."),
-    CommandRow("draft", "draft", _CLIPS, "Make several cheap drafts and a sheet to compare them."),
+    CommandRow("draft", "draft", _CLIPS, "Make several cheap drafts and a page to compare them."),
     CommandRow("refine", "draft", _CLIPS, "Turn chosen drafts into finished clips."),
     CommandRow("sweep", "sweep", _CLIPS, "Try several settings of a clip and write a report."),
-    CommandRow("upscale", "upscale", _CLIPS, "Enlarge a video with the model and keep its sound."),
+    CommandRow("upscale", "upscale", _CLIPS, "Enlarge a video or an image with the model."),
     CommandRow("sound", "upscale", _CLIPS, "Make a sound file from a prompt, without a picture."),
     CommandRow("show", "make", _CLIPS, "Print the request that is stored in a clip."),
     CommandRow("workflow", "workflow", _COMFYUI, "Check, run and convert ComfyUI workflows."),
@@ -47,7 +47,8 @@ COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("doctor", "doctor", _MACHINE, "Check model files, presets and this machine."),
     CommandRow("advise", "advise", _MACHINE, "Recommend a preset for a clip on this machine."),
     CommandRow("bench", "bench", _MACHINE, "Measure this machine, so `plan` can estimate times."),
-    CommandRow("presets", "presets", _RECORDS, "List and show presets."),
+    CommandRow("presets", "presets", _RECORDS, "List, show and save presets."),
+    CommandRow("config", "config", _RECORDS, "Show the config file and the values in effect."),
     CommandRow("runs", "runs", _RECORDS, "List, show, check and delete stored runs."),
     CommandRow("measure", "measure", _RECORDS, "Measure a clip, or compare a clip with its draft."),
 )  # fmt: skip

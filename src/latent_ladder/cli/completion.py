@@ -45,11 +45,24 @@ def offer(values: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def complete_preset(incomplete: str) -> list[Completion]:
-    """Presets with their summaries."""
-    from latent_ladder.request.presets import preset_names, read_preset
+    """Presets with their summaries, the user's own among them."""
+    from latent_ladder.request.presets import preset_names
 
-    names = [name for name in preset_names() if name.startswith(incomplete)]
-    return [(name, read_preset(name).summary) for name in names]
+    return _with_summaries(preset_names(), incomplete) + complete_own_preset(incomplete)
+
+
+def complete_own_preset(incomplete: str) -> list[Completion]:
+    """The user's own presets with their summaries."""
+    from latent_ladder.request.presets import own_preset_names
+
+    return _with_summaries(own_preset_names(), incomplete)
+
+
+def _with_summaries(names: Iterable[str], incomplete: str) -> list[Completion]:
+    from latent_ladder.request.presets import find_preset
+
+    found = (find_preset(name) for name in names if name.startswith(incomplete))
+    return [(preset.name, preset.summary) for preset in found if preset is not None]
 
 
 def complete_checkpoint(ctx: typer.Context, incomplete: str) -> list[str]:

@@ -2,20 +2,24 @@
 
 Every module logs to ``logging.getLogger(__name__)``, which is below the logger ``latent_ladder``.
 Without ``--verbose``, ``--debug``, ``--log`` or ``LADDER_LOG`` nothing is written. Log lines never
-go to stdout, which is for results, and :class:`SecretFilter` removes secrets from all of them.
+go to stdout, which is for results, and :class:`LineFilter` removes secrets from all of them and
+shows control characters as escapes. A log that cannot be written (a full disk) never ends a
+command: it is said once on stderr.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
-import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from latent_ladder._version import __version__
+from latent_ladder.cli.printable import printable, printable_line, shell_command
 from latent_ladder.errors import RequestError
 
 LOGGER_NAME = "latent_ladder"
@@ -71,7 +75,7 @@ def configure_logging(
 def start_log(*, verbose: bool, debug: bool, file: Path | None) -> None:
     """Configure the log of a command and write its first lines: version, command, machine."""
     configure_logging(verbose=verbose, debug=debug, file=file)
-    logger.info("latent-ladder %s: %s", __version__, shlex.join(["ladder", *sys.argv[1:]]))
+    logger.info("latent-ladder %s: %s", __version__, shell_command(["ladder", *sys.argv[1:]]))
     logger.debug("Python %s on %s, in %s", sys.version.split()[0], sys.platform, Path.cwd())
 
 
@@ -85,21 +89,27 @@ def mask_secrets(text: str) -> str:
     return text
 
 
-class SecretFilter(logging.Filter):
-    """Replaces secrets in a record's message and traceback by ``***``."""
+class LineFilter(logging.Filter):
+    """Replaces secrets in a record by ``***`` and control characters by escapes.
+
+    A message is one line, so that no text of others can look like a line of the log.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Mask ``record`` in place; every record passes."""
-        record.msg, record.args = mask_secrets(record.getMessage()), None
+        """Change ``record`` in place; every record passes."""
+        record.msg, record.args = printable_line(mask_secrets(record.getMessage())), None
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:
-            record.exc_text = mask_secrets(record.exc_text)
+            record.exc_text = printable(mask_secrets(record.exc_text))
         return True
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to the current ``sys.stderr``, so that lines appear above a progress bar."""
+    """Writes to the current ``sys.stderr``, so that lines appear above a progress bar.
+
+    Lines that cannot be written are dropped.
+    """
 
     def __init__(self, level: int) -> None:
         logging.Handler.__init__(self, level)
@@ -109,11 +119,35 @@ class StderrHandler(logging.StreamHandler[TextIO]):
         """``sys.stderr`` at this moment; rich replaces it while it shows a progress bar."""
         return sys.stderr
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop a line that cannot be written: stderr is where that would be said."""
+
+
+class LogFileHandler(logging.FileHandler):
+    """Appends to a file; the first error of writing is said on stderr, then the file is left."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        """Say that the log ends here, and drop this and all later lines."""
+        from latent_ladder.cli.console import show_warning
+
+        error = sys.exc_info()[1]
+        reason = getattr(error, "strerror", None) or str(error)
+        self.setLevel(logging.CRITICAL + 1)
+        logging.getLogger(LOGGER_NAME).removeHandler(self)
+        show_warning(f"log file {self.baseFilename} cannot be written any more: {reason}")
+
+    def close(self) -> None:
+        """Close the file; what a full disk did not take is dropped."""
+        with suppress(OSError):
+            super().close()
+
 
 def _open_file(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        if path.is_fifo():
+            raise OSError(errno.EINVAL, "it is a pipe, and opening it may wait forever")
+        handler = LogFileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RequestError(
             f"log file {path} cannot be written: {error.strerror or error}",
@@ -124,6 +158,6 @@ def _open_file(path: Path) -> logging.Handler:
 
 
 def _attach(handler: logging.Handler, line_format: str) -> None:
-    handler.addFilter(SecretFilter())
+    handler.addFilter(LineFilter())
     handler.setFormatter(logging.Formatter(line_format))
     logging.getLogger(LOGGER_NAME).addHandler(handler)

@@ -40,6 +40,7 @@ from latent_ladder.comfyui.runtime.events import (
     UiOutput,
     ignore_event,
 )
+from latent_ladder.comfyui.runtime.output_journal import OutputJournal
 from latent_ladder.comfyui.runtime.previews import LivePreviews
 from latent_ladder.comfyui.runtime.values import Audio, Latent, Value
 from latent_ladder.errors import Cancelled, LadderError, StoreError, WorkflowError
@@ -51,6 +52,7 @@ from latent_ladder.storage.run_records import StageRecord
 
 __all__ = [
     "Engine",
+    "RunOrigin",
     "Unsupported",
     "WorkFolders",
     "execute",
@@ -60,6 +62,14 @@ __all__ = [
 
 VERSION = 1
 """Part of all node keys: raise it to make every stored result unusable."""
+
+
+@dataclass(frozen=True)
+class RunOrigin:
+    """Origin of a run: the command line that started it, and the files of an earlier try."""
+
+    command: str = ""
+    journal: OutputJournal = field(default_factory=OutputJournal)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def execute(
     on_event: OnGraphEvent = ignore_event,
     cancel: Cancel | None = None,
     metadata: Mapping[str, str] | None = None,
-    command: str = "",
+    origin: RunOrigin | None = None,
 ) -> Mapping[str, UiOutput]:
     """Run the output nodes ``wanted`` (``None``: all); returns the files that each shows.
 
@@ -130,7 +140,7 @@ def execute(
     tags = metadata
     if tags is None:
         tags = {"prompt": json.dumps(graph.to_api(), ensure_ascii=False)}
-    run = _GraphRun(graph, engine, on_event, cancel or Cancel(), tags, command)
+    run = _GraphRun(graph, engine, on_event, cancel or Cancel(), tags, origin or RunOrigin())
     with run.recorder.recording():
         return run.run(outputs)
 
@@ -144,7 +154,7 @@ class _GraphRun:
     on_event: OnGraphEvent
     cancel: Cancel
     metadata: Mapping[str, str]
-    command: str
+    origin: RunOrigin
     _keys: dict[str, str] = field(default_factory=dict)
     _done: dict[str, NodeResult] = field(default_factory=dict)
 
@@ -155,7 +165,8 @@ class _GraphRun:
         self._pruned = constant_folding.prune_branches(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
         request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
-        self.recorder = RunRecorder(engine.store.runs, self.command, request)
+        engine.store.remove_temporary_files()
+        self.recorder = RunRecorder(engine.store.runs, self.origin.command, request)
         self.recorder.update(kind="workflow")
 
     def run(self, outputs: Sequence[str]) -> Mapping[str, UiOutput]:
@@ -370,6 +381,7 @@ class _GraphRun:
             show_preview=show_preview,
             metadata=self.metadata,
             channels=self._channels,
+            journal=self.origin.journal,
         )
 
     def _part(
@@ -381,16 +393,25 @@ class _GraphRun:
         if stored is not None:
             return stored.load()
         made = make()
-        self.engine.store.put(key, made, {"stage": "part", "name": name})
+        self._put(node, key, made, {"stage": "part", "name": name})
         self._note(node, reused=False, key=key)
         return made
 
     def _store(self, name: str, values: Sequence[Value]) -> None:
         tensors, meta = pack(values)
         node = self.graph.nodes[name]
-        self.engine.store.put(
-            self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
+        self._put(
+            name, self._key(name), tensors, {"stage": "node", "name": node.class_type, **meta}
         )
+
+    def _put(
+        self, node: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> None:
+        """Store a node's result, which is in memory too: a full disk does not end the run."""
+        error = self.engine.store.try_put(key, tensors, meta)
+        if error is not None:
+            text = f"the result is not stored, the run goes on without: {error.message}"
+            self.on_event(NodeWarned(node, "not_stored", f"{text}; {error.hint}"))
 
     def _function_of(self, name: str) -> NodeFunction:
         return NODES[self.graph.nodes[name].class_type]

@@ -13,8 +13,11 @@ from typing import Any
 import psutil
 
 from latent_ladder.checkpoints.catalog import CatalogFile
+from latent_ladder.checkpoints.compatibility import training_variant
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor
 from latent_ladder.checkpoints.misplaced import MisplacedFile, find_misplaced
+from latent_ladder.checkpoints.scan import FoundComponent
 from latent_ladder.checkpoints.search_paths import ModelFolder, model_folders
 from latent_ladder.checkpoints.selection import Library, PartialModelSet, scan, select_available
 from latent_ladder.diagnostics.preset_readiness import (
@@ -23,11 +26,11 @@ from latent_ladder.diagnostics.preset_readiness import (
     preset_states,
     split_off_pocket,
 )
-from latent_ladder.errors import CheckpointError, MemoryBudgetError
+from latent_ladder.errors import CheckpointError, MemoryBudgetError, StoreError
 from latent_ladder.memory.gpus import Gpu, gpus
 from latent_ladder.memory.hardware import MemoryOptions, budget
 from latent_ladder.memory.planner import Budget, Policy
-from latent_ladder.storage.artifact_store import default_root
+from latent_ladder.storage.artifact_store import Store, default_root
 from latent_ladder.storage.atomic_write import free_bytes
 
 
@@ -45,6 +48,7 @@ class Checkup:
     memory: Budget | None
     gpus: tuple[Gpu, ...]
     named: bool
+    store_error: StoreError | None = None
 
     @property
     def only_pocket(self) -> bool:
@@ -57,7 +61,22 @@ class Checkup:
 
         The pocket counts only where the user named no folder.
         """
-        return self.error is None and not (self.named and self.only_pocket)
+        complete = self.error is None and not (self.named and self.only_pocket)
+        return complete and self.store_error is None
+
+    @property
+    def ready(self) -> tuple[PresetState, ...]:
+        """The presets that can run now."""
+        return tuple(state for state in self.presets if state.ready and self.store_error is None)
+
+    @property
+    def wanted(self) -> PresetState:
+        """The preset that runs first with the real model: that of the transformer's training."""
+        transformer = None if self.only_pocket else self.choice.transformer
+        name = "distilled"
+        if transformer is not None and training_variant(transformer.path.name) == "dev":
+            name = "distilled-lora"
+        return next(state for state in self.presets if state.name == name)
 
 
 def examine(
@@ -94,7 +113,16 @@ def examine(
         memory=available,
         gpus=gpus(),
         named=bool(folders),
+        store_error=_store_error(store or default_root()),
     )
+
+
+def _store_error(folder: Path) -> StoreError | None:
+    try:
+        Store(folder).check_writable(create=False)
+    except StoreError as error:
+        return error
+    return None
 
 
 def _error(choice: PartialModelSet, library: Library) -> CheckpointError | None:
@@ -129,9 +157,11 @@ def total_ram() -> int:
 
 def report(checkup: Checkup) -> dict[str, Any]:
     """The whole check-up for ``--json``; sizes in bytes."""
-    error = checkup.error
+    error = checkup.error or checkup.store_error
     return {
         "runnable": checkup.runnable,
+        "runs_now": [state.name for state in checkup.ready],
+        "to_get": [_file_row(m.file) for m in checkup.wanted.missing if m.file is not None],
         "only_pocket": checkup.only_pocket,
         "error": None
         if error is None
@@ -183,7 +213,13 @@ def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
                 "bytes": found.summary.nbytes,
                 "embedded": found.is_embedded,
                 "chosen": (role, found.path) in chosen,
+                "assumed": _assumed(found),
             }
+
+
+def _assumed(found: FoundComponent) -> str | None:
+    """What is assumed about a text encoder because its file does not say."""
+    return assumed_rope_factor(found.component) if found.role == "text_encoder" else None
 
 
 def _chosen(choice: PartialModelSet) -> Iterator[Component]:

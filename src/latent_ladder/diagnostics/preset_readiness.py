@@ -11,12 +11,19 @@ from pathlib import Path
 
 from latent_ladder.checkpoints.catalog import CatalogFile, Upsampling, suggest_file
 from latent_ladder.checkpoints.compatibility import training_variant
-from latent_ladder.checkpoints.selection import REQUIRED, Library, PartialModelSet
-from latent_ladder.errors import MemoryBudgetError
+from latent_ladder.checkpoints.selection import (
+    REQUIRED,
+    Library,
+    ModelSet,
+    PartialModelSet,
+    display_name,
+    select_available,
+)
+from latent_ladder.errors import CheckpointNotFound, MemoryBudgetError
 from latent_ladder.memory.cost_model import ModelSizes, sizes_of
 from latent_ladder.memory.planner import Budget, Policy, plan_memory
 from latent_ladder.request.model import Request
-from latent_ladder.request.presets import Preset, preset_names, read_preset
+from latent_ladder.request.presets import Preset, find_preset, preset_names, read_preset
 from latent_ladder.request.stages import SamplingStage, UpsampleStage
 
 Need = tuple[str, Upsampling | None]
@@ -75,6 +82,32 @@ def preset_states(
         yield _preset_state(read_preset(name), pocket if mine else choice, fits)
 
 
+def check_preset(request: Request, models: ModelSet, library: Library) -> None:
+    """Raise :class:`CheckpointNotFound` for a preset that was made for other weights.
+
+    A model whose header names a preset is made for that one; the built-in presets besides it, and
+    the user's that are based on them, need the published weights.
+    """
+    preset = find_preset(request.preset)
+    wanted = request.preset if preset is None else preset.based_on
+    if models.preset is None or wanted not in preset_names() or wanted == models.preset:
+        return
+    file = models.transformer.file.path.name
+    users, _ = split_off_pocket(library)
+    missing = tuple(_missing(request, select_available(users), _wanted_variant(request)))
+    roles = list(dict.fromkeys(display_name(role) for m in missing for role in m.roles))
+    text = f"preset {request.preset} is made for the weights of LTX-2, and {file} is a model for "
+    text += f"preset {models.preset}"
+    if roles:
+        text += f"; missing: {', '.join(roles)}"
+    hint = f"`ladder models get ltx-2.3` downloads what is missing; or use --preset {models.preset}"
+    raise CheckpointNotFound(text, hint if roles else f"use --preset {models.preset}")
+
+
+def _wanted_variant(request: Request) -> str:
+    return "dev" if _needs_dev_model(request) else "distilled"
+
+
 def split_off_pocket(library: Library) -> tuple[Library, Library]:
     """The files of the user's folders, and those of the pocket."""
     users, pocket = (
@@ -87,7 +120,7 @@ def split_off_pocket(library: Library) -> tuple[Library, Library]:
 
 def _preset_state(preset: Preset, choice: PartialModelSet, fits: Fits) -> PresetState:
     request = Request.from_dict({**preset.fields, "prompt": "a clip"}).pick_seed()
-    wanted = "dev" if _needs_dev_model(request) else "distilled"
+    wanted = _wanted_variant(request)
     missing = tuple(_missing(request, choice, wanted))
     if missing:
         return PresetState(preset.name, preset.summary, missing, (), (), None)

@@ -106,20 +106,31 @@ def propose(
     available: Budget,
     policy: Policy,
     machine: Machine | None = None,
+    asked: str | None = None,
 ) -> Proposal:
     """Recommend a preset for the clip of ``request``, whatever its own preset and stages.
 
-    ``models`` are the files found; ``available`` and ``policy`` are those of a run.
+    ``models`` are the files found; ``available`` and ``policy`` are those of a run. ``asked`` is a
+    preset to compare with the others.
     """
     wanted, reasons = suitable_way(request, available)
     if models.preset is not None:
         known: Mapping[Way, tuple[str, ...]] = {"multi-stage": (models.preset,)}
-        reasons = [f"{models.transformer.file.path.name} names its own preset"]
+        name = models.transformer.file.path.name
+        found = "; ".join(reasons)
+        reasons = [f"the only preset of {name} (with LTX-2.3: {wanted}, because {found})"]
     else:
         known = PRESETS[transformer_training(models)]
     appraise = _Appraisal(request, models, available, policy, machine)
     options = tuple(appraise(way, name) for way in WAYS if way in known for name in known[way])
+    if asked is not None and all(option.preset != asked for option in options):
+        options += (appraise(_way_of(asked), asked),)
     return _decide(wanted, reasons, options)
+
+
+def _way_of(preset: str) -> Way:
+    """The way of a preset that is no recommended one: by the number of its stages."""
+    return "single pass" if len(read_preset(preset).fields["stages"]) == 1 else "multi-stage"
 
 
 def suitable_way(request: Request, available: Budget) -> tuple[Way, list[str]]:

@@ -1,8 +1,9 @@
 """Warnings about a valid request: results that will probably disappoint, and the reason.
 
 Nothing here is an error. A rule is a function from a request to its warnings; adding one is adding
-a row to ``RULES``. Values that a preset sets itself are not warned about where the rule is a matter
-of taste (seeds, the sigmas of a refine stage, an unused negative prompt).
+a row to ``RULES``, or to ``RANGE_RULES`` if it needs the range of the model's training. Values that
+a preset sets itself are not warned about where the rule is a matter of taste (seeds, the sigmas of
+a refine stage, an unused negative prompt).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from latent_ladder.diagnostics.training_range import TrainingRange, world_problems
 from latent_ladder.latents import shapes
-from latent_ladder.latents.shapes import MAX_PX_OF_ROPE, PIXELS_PER_LATENT
+from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 from latent_ladder.latents.tiling import TilePlan
 from latent_ladder.request.model import Request
-from latent_ladder.request.presets import preset_names, read_preset
+from latent_ladder.request.presets import find_preset
 from latent_ladder.request.stages import RefineStage
+from latent_ladder.request.windows import SLACK_FRAMES
 from latent_ladder.sampling.schedules import denoise_of, start_sigma
 
 MAX_CFG = 4.5
@@ -26,7 +29,7 @@ DENOISE_NOTHING = 0.2
 DENOISE_BLURRY = 0.3
 DENOISE_SHARP = 0.4
 MAX_FPS = 50
-MAX_EDGE_PX = MAX_PX_OF_ROPE
+PUBLISHED = TrainingRange()
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,13 @@ class RefineStart(NamedTuple):
         return f"denoise {self.denoise:.2f} = start sigma {self.sigma:.4g}"
 
 
-def advise(request: Request) -> tuple[Advice, ...]:
-    """All warnings about a request, in the order of ``RULES``."""
-    return tuple(advice for rule in RULES for advice in rule(request))
+def advise(request: Request, limits: TrainingRange = PUBLISHED) -> tuple[Advice, ...]:
+    """All warnings about a request, in the order of ``RULES``.
+
+    ``limits`` is the range that the model was trained on.
+    """
+    ranged = (advice for rule in RANGE_RULES for advice in rule(request, limits))
+    return (*ranged, *(advice for rule in RULES for advice in rule(request)))
 
 
 def refine_start(request: Request, index: int) -> RefineStart:
@@ -124,9 +131,9 @@ def _seeds(request: Request) -> Iterator[Advice]:
             )
 
 
-def _duration(request: Request) -> Iterator[Advice]:
+def _duration(request: Request, limits: TrainingRange) -> Iterator[Advice]:
     resolved = request.resolved
-    seconds, limit = float(resolved.duration_s), shapes.MAX_SECONDS_OF_ROPE
+    seconds = float(resolved.duration_s)
     windows = resolved.windows
     if windows is not None:
         (index, _), *_ = request.sampling_stages()
@@ -135,12 +142,13 @@ def _duration(request: Request) -> Iterator[Advice]:
             "windows",
             f"{seconds:.2f} s are made in {len(resolved.stages[index].windows)} windows of "
             f"{length:.2f} s, one after the other, that share {windows.overlap_frames} frames: "
-            f"the model's time positions cover {limit} s",
+            + limits.why_short,
             "note",
         )
-    elif seconds > limit + 4 / request.fps:
-        text = f"{seconds:.2f} s is beyond the {limit} s that the model's time positions cover"
-        yield Advice("too_long", f"{text}, and windows are off: expect drift and repetition")
+    elif seconds > limits.seconds + SLACK_FRAMES / request.fps:
+        off = ", and windows are off" if request.windows == "off" else ""
+        text = f"{limits.why_short}, and the clip lasts {seconds:.2f} s{off}"
+        yield Advice("too_long", f"{text}: expect drift and repetition")
     asked = request.duration_s
     if asked is not None and abs(asked - seconds) > 1e-3:
         yield Advice(
@@ -157,7 +165,7 @@ def _fps(request: Request) -> Iterator[Advice]:
         yield Advice("fps_high", f"{text}, motion jumps at every 8th frame")
 
 
-def _size(request: Request) -> Iterator[Advice]:
+def _size(request: Request, limits: TrainingRange) -> Iterator[Advice]:
     last = request.resolved.canvas
     edge = max(last.width, last.height)
     tiled = _last_tiles(request)
@@ -167,11 +175,11 @@ def _size(request: Request) -> Iterator[Advice]:
         yield Advice(
             "tiled",
             f"the canvas is {last.width}x{last.height}, refined in {cols}x{rows} overlapping tiles "
-            f"of {width}x{height}: the model's positions cover {MAX_EDGE_PX} px",
+            f"of {width}x{height}: the model's positions cover {limits.edge_px} px",
             "note",
         )
-    elif edge > MAX_EDGE_PX:
-        text = f"the canvas is {last.width}x{last.height}, its long edge beyond {MAX_EDGE_PX} px"
+    elif edge > limits.edge_px:
+        text = f"the canvas is {last.width}x{last.height}, its long edge beyond {limits.edge_px} px"
         yield Advice("edge_long", f"{text} that the model's positions cover: expect repetition")
     if (last.width, last.height) != (request.width, request.height):
         yield Advice(
@@ -222,7 +230,8 @@ def _negative(request: Request) -> Iterator[Advice]:
 
 
 def _preset_fields(request: Request) -> dict[str, Any]:
-    return read_preset(request.preset).fields if request.preset in preset_names() else {}
+    preset = find_preset(request.preset)
+    return {} if preset is None else preset.fields
 
 
 def _has_preset_sigmas(stage: RefineStage, own: Mapping[str, Any]) -> bool:
@@ -240,9 +249,18 @@ def _preset_stages(request: Request) -> list[dict[str, Any]]:
     return stages
 
 
-RULES: tuple[Callable[[Request], Iterator[Advice]], ...] = (
+def _world(request: Request, limits: TrainingRange) -> Iterator[Advice]:
+    if limits.world is not None:
+        for code, text in world_problems(request, limits.world):
+            yield Advice(code, text)
+
+
+RANGE_RULES: tuple[Callable[[Request, TrainingRange], Iterator[Advice]], ...] = (
     _size,
     _duration,
+    _world,
+)
+RULES: tuple[Callable[[Request], Iterator[Advice]], ...] = (
     _fps,
     _base_start,
     _cfg,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.drafts.draft_page import write_draft_page
 from latent_ladder.drafts.seeds import DraftChoice
 from latent_ladder.errors import Cancelled, LadderError, MediaError, StoreError
 from latent_ladder.media.contact_sheet import (
@@ -38,8 +39,9 @@ from latent_ladder.request.model import Request
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.run_records import DraftRecord, RunRecord
 
-SHEET, GRID, LIVE = "sheet.png", "drafts.mp4", "live.png"
-"""Files in the folder of a session: the sheet of all drafts, the video of all, the live preview."""
+SHEET, PAGE, GRID, LIVE = "sheet.png", "sheet.html", "drafts.mp4", "live.png"
+"""Files in the folder of a session: the sheet of all drafts as a picture and as a page with playing
+clips, the video of all, the live preview."""
 
 FLASH_LEVELS = 30
 """Jump of the mean luma between neighbouring frames that counts as flashing."""
@@ -68,13 +70,29 @@ class DraftsResult:
     folder: Path
     warnings: tuple[str, ...]
 
+    @property
+    def page(self) -> Path:
+        """The HTML page in which all drafts play."""
+        return self.folder / PAGE
+
+    @property
+    def sheet(self) -> Path:
+        """The picture with all drafts."""
+        return self.folder / SHEET
+
+    @property
+    def video(self) -> Path:
+        """The video with all drafts."""
+        return self.folder / GRID
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``."""
         return {
             "run": self.record.id,
             "folder": str(self.folder),
-            "sheet": str(self.folder / SHEET),
-            "video": str(self.folder / GRID),
+            "sheet": str(self.sheet),
+            "page": str(self.page),
+            "video": str(self.video),
             "request": dict(self.record.request),
             "drafts": [asdict(d) for d in self.record.drafts],
             "warnings": list(self.warnings),
@@ -127,11 +145,12 @@ def check_folder(folder: Path, overwrite: bool = False) -> None:
     """Make the folder; raise :class:`MediaError` if the session's files cannot be written there."""
     with convert_write_errors(MediaError, f"folder {folder}", folder.parent, 0):
         folder.mkdir(parents=True, exist_ok=True)
-    if (folder / SHEET).exists() and not overwrite:
-        raise MediaError(
-            f"{folder / SHEET} already exists",
-            "--overwrite replaces it, or name another folder with -o",
-        )
+    for name in (SHEET, PAGE):
+        if (folder / name).exists() and not overwrite:
+            raise MediaError(
+                f"{folder / name} already exists",
+                "--overwrite replaces it, or name another folder with -o",
+            )
     check_video_path(folder / GRID, overwrite)
 
 
@@ -252,6 +271,14 @@ class DraftRun:
                 session.recorder.set_draft(replace(draft, metrics=metrics))
             cells.append(Cell(draft.number, draft.seed, draft.prompt, frames, note))
         self._write_files(cells, size)
+        write_draft_page(
+            self._folder / PAGE,
+            session.recorder.record,
+            cells,
+            resolution.fps,
+            store=session.store.root,
+            command=session.options.command,
+        )
 
     def _sound(self, plan: RunPlan) -> tuple[NDArray[np.float32], int] | None:
         """Waveform of the base stage and its sample rate; ``None`` but for a full preview."""

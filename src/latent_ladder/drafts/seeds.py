@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_ladder.errors import RequestError
+from latent_ladder.request.prompt_files import read_prompt_rows
 
 MANY = 64
 """More drafts than this need ``--yes``."""
 MOST = 10_000
+"""Largest file of prompts."""
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -62,18 +64,18 @@ def _check_count(seeds: range, text: str) -> range:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Prompts of a file, one per line; blank lines and lines that start with # are skipped.
+    """The different prompts of a text, CSV or JSON Lines file, see ``request.prompt_files``.
 
-    Raises :class:`RequestError` for a file that cannot be read or holds none.
+    Raises :class:`RequestError` for a file that cannot be read, holds none, or has other columns.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"prompts {path} cannot be read: {error}", "check the path") from error
-    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not found:
-        raise RequestError(f"prompts {path} holds no prompt", "write one prompt per line")
-    return tuple(dict.fromkeys(found))
+    rows = read_prompt_rows(path)
+    other = next((row for row in rows if not row.is_plain), None)
+    if other is not None:
+        raise RequestError(
+            f"prompts {path}, row {other.number} has fields besides the prompt, which drafts share",
+            "use `ladder make --prompts` for fields per row, or options for all drafts",
+        )
+    return tuple(dict.fromkeys(row.prompt for row in rows))
 
 
 def all_drafts(

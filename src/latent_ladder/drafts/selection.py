@@ -106,7 +106,12 @@ def from_stage_1(chosen: Chosen, prepared: Prepared) -> Prepared:
 
     Raises :class:`RequestError` if its request or its models would make another stage 1.
     """
-    base = next(s for s in prepared.plan.stages if s.kind == "base")
+    base = next((s for s in prepared.plan.stages if s.kind == "base"), None)
+    if base is None:
+        raise RequestError(
+            f"{chosen.name} has no stage 1: it enlarged a video, or started from one",
+            "run its own command again; `ladder runs show` prints it",
+        )
     if base.key not in chosen.keys:
         raise _stage_1_error(chosen, prepared.plan)
     if base.stored or base not in prepared.plan.missing_stages():

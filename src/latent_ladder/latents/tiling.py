@@ -53,6 +53,24 @@ class TileSize:
     overlap: int = 2
 
 
+DIFFUSION_OVERLAP_FRAMES, DIFFUSION_OVERLAP_PX = 40, 160
+"""Overlaps of the official tiles of the diffusion decoder: what its blocks see to each side."""
+
+
+@dataclass(frozen=True)
+class PixelTileSize:
+    """Size and overlap of the diffusion decoder's tiles, in frames and pixels.
+
+    ``None``: the axis is not split.
+    """
+
+    frames: int | None = None
+    rows: int | None = None
+    cols: int | None = None
+    overlap_frames: int = DIFFUSION_OVERLAP_FRAMES
+    overlap: int = DIFFUSION_OVERLAP_PX
+
+
 @dataclass(frozen=True)
 class TilePlan:
     """The spans of each axis; tiles are their product, time outermost."""

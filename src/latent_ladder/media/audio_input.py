@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
-from latent_ladder.media.open_media import SAMPLE_RATE, find_video_stream, open_media
+from latent_ladder.media.open_media import (
+    SAMPLE_RATE,
+    find_audio_stream,
+    find_video_stream,
+    open_media,
+)
+from latent_ladder.storage.read_file import check_regular_file
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -48,7 +54,7 @@ def check_audio(path: Path, seconds: Fraction | None = None) -> InputAudio:
     ``seconds``: only so much of it will be used. Raises :class:`MediaError` for a file without
     audio, with less than :data:`MIN_DURATION_S`, or with NaN or infinite samples.
     """
-    if path.exists() and path.stat().st_size == 0:
+    if check_regular_file(path, MediaError, "file").st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a WAV, FLAC, MP3 or M4A file")
     with open_media(path, "audio") as container:
         stream = _stream(container, path)
@@ -187,9 +193,10 @@ def _to_stereo(samples: NDArray[np.generic]) -> Waveform:
 
 
 def _stream(container: InputContainer, path: Path) -> AudioStream:
-    if not container.streams.audio:
+    found = find_audio_stream(container)
+    if found is None:
         raise MediaError(f"{path.name} has no audio", "give a file with an audio track")
-    return container.streams.audio[0]
+    return found
 
 
 def _origin(container: InputContainer) -> Fraction | None:

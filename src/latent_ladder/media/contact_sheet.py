@@ -125,7 +125,7 @@ def grid_frames(cells: Sequence[Cell], size: tuple[int, int]) -> Iterator[NDArra
     width, height = grid_size(len(cells), size)
     columns = width // size[0]
     places = [((i % columns) * size[0], i // columns * size[1]) for i in range(len(cells))]
-    labels = [_draw_label(cell.number) for cell in cells]
+    labels = [label_picture(str(cell.number)) for cell in cells]
     for t in range(max((len(cell.frames) for cell in cells), default=0)):
         frame = np.full((height, width, 3), EMPTY, np.uint8)
         for cell, label, (x, y) in zip(cells, labels, places, strict=True):
@@ -136,10 +136,10 @@ def grid_frames(cells: Sequence[Cell], size: tuple[int, int]) -> Iterator[NDArra
         yield frame[None]
 
 
-def _draw_label(number: int) -> NDArray[np.uint8]:
+def label_picture(text: str) -> NDArray[np.uint8]:
+    """A short text on a dark box: (h, w, 3) uint8."""
     from PIL import Image, ImageDraw
 
-    text = str(number)
     width = int(load_font(FONT_PX).getlength(text)) + 8
     box = Image.new("RGB", (width, FONT_PX + 6), BACKGROUND)
     ImageDraw.Draw(box).text((4, 1), text, TEXT, load_font(FONT_PX))

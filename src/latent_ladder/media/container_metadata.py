@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from latent_ladder.media.image_files import open_image
-from latent_ladder.storage.atomic_write import part_path
+from latent_ladder.storage.temporary_files import part_path
 
 EMBEDDED_TAG_SUFFIXES = (".gif", ".webp")
 """Suffixes of formats whose tags are added to the finished file."""
@@ -72,12 +72,15 @@ def _embed_in_gif(path: Path, text: bytes) -> None:
     blocks = (text[i : i + 255] for i in range(0, len(text), 255))
     comment = _COMMENT + b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
     copy = part_path(path)
-    with path.open("rb") as old, copy.open("wb") as new:
-        head = old.read(13)
-        colours = 3 << ((head[10] & 7) + 1) if head[10] & 0x80 else 0
-        new.write(head + old.read(colours) + comment)
-        shutil.copyfileobj(old, new)
-    copy.replace(path)
+    try:
+        with path.open("rb") as old, copy.open("wb") as new:
+            head = old.read(13)
+            colours = 3 << ((head[10] & 7) + 1) if head[10] & 0x80 else 0
+            new.write(head + old.read(colours) + comment)
+            shutil.copyfileobj(old, new)
+        copy.replace(path)
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _embed_in_webp(path: Path, text: bytes) -> None:

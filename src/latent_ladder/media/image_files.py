@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from latent_ladder.errors import MediaError
+from latent_ladder.storage.read_file import check_regular_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,9 +108,7 @@ def _check_pixels(path: Path, image: Image, *, all_frames: bool) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise MediaError(f"{path} is not a file", "give the path of an image file")
-    if path.stat().st_size == 0:
+    if check_regular_file(path, MediaError, "image").st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a PNG, JPEG or WebP file")
 
 

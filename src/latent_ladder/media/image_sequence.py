@@ -36,7 +36,8 @@ from latent_ladder.media.video_writer import (
     resample_audio,
     temporary_output,
 )
-from latent_ladder.storage.atomic_write import commit, convert_write_errors, part_path
+from latent_ladder.storage.atomic_write import commit, convert_write_errors, write_atomically
+from latent_ladder.storage.temporary_files import part_path, remove_abandoned
 
 SIDECAR = "request.json"
 """Name of the metadata file in the folder of the frames; TIFF and EXR files have no metadata."""
@@ -82,8 +83,8 @@ def check_image_sequence(path: Path, overwrite: bool) -> None:
         )
     require_encoder(IMAGE_ENCODERS[suffix][0])
     folder = target.folder
-    if not folder.absolute().parent.is_dir():
-        raise MediaError(f"output folder {folder.parent} does not exist", "create it first")
+    with convert_write_errors(MediaError, f"output folder {folder}", folder.parent):
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not folder.is_dir():
         raise MediaError(f"output folder {folder} is a file", "choose another folder")
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -150,6 +151,36 @@ def write_image_sequence(
     return WrittenVideo(path, count, duration, None if audio is None else duration, total)
 
 
+def check_image_file(path: Path, overwrite: bool) -> None:
+    """Raise :class:`MediaError` if one image could not be written to ``path``."""
+    require_encoder(IMAGE_ENCODERS[path.suffix.lower()][0])
+    check_output_path(path, overwrite)
+
+
+def write_image_file(
+    path: Path,
+    frames: Iterable[Frames],
+    spec: VideoSpec,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> WrittenVideo:
+    """Write the only frame of a clip as one image.
+
+    Raises :class:`MediaError`, and whatever ``frames`` raises; an older file is unchanged then.
+    """
+    check_image_file(path, overwrite)
+    encode = _encoder(path.suffix.lower(), spec, dict(metadata or {}))
+    written: list[bytes] = []
+    for chunk in frames:
+        written += [encode(frame) for frame in (chunk[None] if chunk.ndim == 3 else chunk)]
+    if len(written) != 1:
+        raise MediaError(f"{path.name} is one image for {len(written)} frames", "use --frames 1")
+    with convert_write_errors(MediaError, f"image {path.name}", path.parent, len(written[0])):
+        write_atomically(path, written[0])
+    return WrittenVideo(path, 1, float(1 / spec.fps), None, len(written[0]))
+
+
 def write_audio(
     path: Path,
     audio: Waveform | None,
@@ -202,6 +233,7 @@ def _write_pcm(path: Path, audio: Waveform, duration: Fraction, metadata: Mappin
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that replaces ``folder`` if the block ends without an exception."""
+    remove_abandoned([folder.absolute().parent])
     new = part_path(folder.absolute())
     new.mkdir()
     try:

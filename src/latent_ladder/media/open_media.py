@@ -7,6 +7,7 @@ would open the other files and addresses that playlists and manifests (``ffconca
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from latent_ladder.errors import MediaError
 from latent_ladder.media import image_files
+from latent_ladder.storage.read_file import read_error
 
 if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -40,10 +43,7 @@ def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
     """
     import av
 
-    if path.exists() and not path.is_file():
-        raise MediaError(
-            f"{path} cannot be read as {what}: it is not a file", "give the path of a file"
-        )
+    _check_file(path, what)
     try:
         # "file:" makes a name such as "concat:a" a name, not an instruction
         with av.open(
@@ -65,6 +65,20 @@ def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
         ) from error
 
 
+def _check_file(path: Path, what: str) -> None:
+    """Raise :class:`MediaError` unless ``path`` is a file, or missing: FFmpeg says that."""
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise read_error(path, error, MediaError) from error
+    if not is_file:
+        raise MediaError(
+            f"{path} cannot be read as {what}: it is not a file", "give the path of a file"
+        )
+
+
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
     """The first video track that is not the cover picture of a sound file.
 
@@ -74,6 +88,11 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     found = find_video_stream(container)
     if found is None:
         raise MediaError(f"{path.name} has no video track", hint="use a video file")
+    if found.codec_context is None:
+        raise MediaError(
+            f"the video track of {path.name} is in a format that cannot be decoded",
+            hint="convert it to H.264 first",
+        )
     if found.width * found.height > image_files.MAX_PIXELS:
         raise MediaError(
             f"{path.name} has frames of {found.width}x{found.height} pixels, expected at most "
@@ -91,3 +110,10 @@ def find_video_stream(container: InputContainer) -> VideoStream | None:
         if not stream.disposition & Disposition.attached_pic:
             return stream
     return None
+
+
+def find_audio_stream(container: InputContainer) -> AudioStream | None:
+    """The first sound track that can be decoded; ``None`` if there is none."""
+    streams: list[AudioStream] = list(container.streams.audio)
+    # the type of PyAV does not know that a track in an unknown format has no codec
+    return next((s for s in streams if getattr(s, "codec_context", None) is not None), None)

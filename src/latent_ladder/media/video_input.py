@@ -18,9 +18,17 @@ from numpy.typing import NDArray
 from latent_ladder.errors import MediaError
 from latent_ladder.media.frame_form import FrameForm
 from latent_ladder.media.frame_times import find_rate, has_variable_rate, read_frame_times
-from latent_ladder.media.image_input import fit_image
-from latent_ladder.media.open_media import open_media, video_stream
+from latent_ladder.media.image_files import open_image
+from latent_ladder.media.image_input import check_image, fit_image, load_image
+from latent_ladder.media.open_media import find_audio_stream, open_media, video_stream
 from latent_ladder.media.video_reader import timed_frames
+from latent_ladder.storage.read_file import check_regular_file
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
+"""Suffixes of files that are read as one image."""
+
+IMAGE_FPS = Fraction(24)
+"""Frame rate of an image as a video of one frame."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,20 @@ class InputVideo:
 def check_video(path: Path) -> InputVideo:
     """Read the properties of a video; decodes only its first frame.
 
-    Raises :class:`MediaError` for a file without video, or one that cannot be read.
+    An image counts as a video of one frame. Raises :class:`MediaError` for a file without video, or
+    one that cannot be read.
     """
-    if path.exists() and path.stat().st_size == 0:
+    if check_regular_file(path, MediaError, "file").st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a video file")
+    if is_image(path):
+        image = check_image(path)
+        return InputVideo(
+            image.size, 1, IMAGE_FPS, float(1 / IMAGE_FPS), False, False, False, image.notes
+        )
     with open_media(path) as container:
         stream = video_stream(container, path)
         times = read_frame_times(container, stream)
-        has_audio = bool(container.streams.audio)
+        has_audio = find_audio_stream(container) is not None
         if not times:
             raise MediaError(f"{path.name} has no frames", "use another video file")
         fps = find_rate(times, stream)
@@ -77,6 +91,15 @@ def check_video(path: Path) -> InputVideo:
     )
 
 
+def is_image(path: Path) -> bool:
+    """True for a file that is read as one image; animations are videos."""
+    suffix = path.suffix.lower()
+    if suffix != ".webp" or not path.is_file():
+        return suffix in IMAGE_SUFFIXES
+    with open_image(path, decode=False) as image:
+        return getattr(image, "n_frames", 1) == 1
+
+
 def sample_frames(
     path: Path,
     times: Sequence[Fraction],
@@ -90,7 +113,8 @@ def sample_frames(
     ``canvas``, ``window`` and ``fit`` see :func:`~latent_ladder.media.image_input.fit_image`.
     """
     done = 0
-    for until, frame in _with_end_times(timed_frames(path)):
+    frames = iter([(Fraction(0), load_image(path))]) if is_image(path) else timed_frames(path)
+    for until, frame in _with_end_times(frames):
         shown = None
         while done < len(times) and (until is None or times[done] <= until):
             shown = fit_image(frame, canvas, window, fit) if shown is None else shown

@@ -17,13 +17,16 @@ from latent_ladder.media.audio_input import read_audio_input
 from latent_ladder.media.container_metadata import decode_comment, read_image_tags
 from latent_ladder.media.frame_form import FrameForm, decode_progressive
 from latent_ladder.media.frame_times import count_stated_frames, find_rate
-from latent_ladder.media.open_media import SAMPLE_RATE, open_media, video_stream
+from latent_ladder.media.open_media import SAMPLE_RATE, find_audio_stream, open_media, video_stream
+from latent_ladder.storage.read_file import is_file, is_folder, read_small_text
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.stream import Stream
     from av.video.stream import VideoStream
 
+MAX_SIDECAR_BYTES = 2**24
+"""Largest ``request.json`` of an image sequence."""
 _PICTURES = (".png", ".gif", ".webp")
 
 
@@ -53,7 +56,7 @@ def probe(path: Path) -> VideoInfo:
     with open_media(path) as container:
         stream = video_stream(container, path)
         times, duration, audio_end = _measure(container, stream)
-        audio = container.streams.audio[0] if container.streams.audio else None
+        audio = find_audio_stream(container)
         fps = find_rate(times, stream)
         metadata = _metadata(container)
     height, width, _ = next(read_frames(path)).shape
@@ -75,9 +78,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     For the folder or name pattern of an image sequence: the tags in its ``request.json``. Raises
     :class:`MediaError` if they cannot be read.
     """
-    if path.is_dir() or "%" in path.name:
-        return _sidecar(path if path.is_dir() else path.parent)
-    if path.suffix.lower() in _PICTURES and path.is_file():
+    if is_folder(path) or "%" in path.name:
+        return _sidecar(path if is_folder(path) else path.parent)
+    if path.suffix.lower() in _PICTURES and is_file(path):
         return read_image_tags(path)
     with open_media(path) as container:
         return _metadata(container)
@@ -85,13 +88,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _sidecar(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / "request.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        text = read_small_text(folder / "request.json", MAX_SIDECAR_BYTES, MediaError)
+        found = json.loads(text)
+    except (MediaError, ValueError, RecursionError) as error:
         raise MediaError(
             f"folder {folder} has no readable request.json: {error}",
             "give a clip, or the folder of an image sequence",
         ) from error
-    return {k: v for k, v in found.items() if isinstance(v, str)}
+    tags = found if isinstance(found, dict) else {}
+    return {k: v for k, v in tags.items() if isinstance(v, str)}
 
 
 def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
@@ -135,7 +140,7 @@ def read_audio(path: Path, rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
     returned too.
     """
     with open_media(path) as container:
-        if not container.streams.audio:
+        if find_audio_stream(container) is None:
             return np.zeros((2, 0), np.float32)
     return read_audio_input(path, None, rate)
 
@@ -169,7 +174,7 @@ def _measure(
     container: InputContainer, video: VideoStream
 ) -> tuple[list[Fraction], Fraction, Fraction]:
     """Times of the shown frames, video and audio duration in seconds, from headers or packets."""
-    audio = container.streams.audio[0] if container.streams.audio else None
+    audio = find_audio_stream(container)
     streams = [stream for stream in (video, audio) if stream is not None]
     spans = [_header_duration(stream) for stream in streams]
     times: set[Fraction] = set()

@@ -27,13 +27,11 @@ from latent_ladder.media.encoders import CONTAINERS, EncoderSettings, Encoding, 
 from latent_ladder.media.gif_palette import PaletteFilter
 from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.storage.atomic_write import (
-    PART_PREFIX,
     commit,
     convert_write_errors,
     explain_write_error,
-    is_abandoned,
-    part_path,
 )
+from latent_ladder.storage.temporary_files import part_path, remove_abandoned
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -93,11 +91,14 @@ def check_video_path(path: Path, overwrite: bool = False) -> None:
 
 
 def check_output_path(path: Path, overwrite: bool) -> None:
-    """Raise :class:`MediaError` if a file could not be written to ``path``. Leaves no file."""
+    """Raise :class:`MediaError` if a file could not be written to ``path``. Leaves no file.
+
+    Makes its folder where that is missing.
+    """
     if path.is_dir():
         raise MediaError(f"output {path} is a folder", hint=f"write to {path / 'clip.mp4'}")
-    if not path.parent.is_dir():
-        raise MediaError(f"output folder {path.parent} does not exist", hint="create it first")
+    with convert_write_errors(MediaError, f"output folder {path.parent}", path.parent.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not overwrite:
         raise MediaError(
             f"output {path} already exists", hint="--overwrite replaces it; or choose another name"
@@ -375,11 +376,10 @@ def resample_audio(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float
 def temporary_output(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of ``path``; a file there is deleted after the block.
 
-    The block renames the file to keep it. Abandoned files of earlier processes are deleted first.
+    The block renames the file to keep it. Those that dead processes left in the folder are deleted
+    first.
     """
-    for old in path.parent.glob(f"{PART_PREFIX}{path.stem}-*{path.suffix}"):
-        if is_abandoned(old):
-            old.unlink(missing_ok=True)
+    remove_abandoned([path.parent])
     part = part_path(path)
     try:
         yield part

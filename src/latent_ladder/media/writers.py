@@ -1,4 +1,4 @@
-"""Output of a clip by the name of its file: a video, an image sequence, or audio only."""
+"""Output of a clip by the name of its file: a video, images, or audio only."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from latent_ladder.media.encoders import (
 )
 from latent_ladder.media.image_sequence import (
     FramePattern,
+    check_image_file,
     check_image_sequence,
     is_audio_file,
     write_audio,
+    write_image_file,
     write_image_sequence,
 )
 from latent_ladder.media.video_writer import (
@@ -37,19 +39,24 @@ from latent_ladder.media.video_writer import (
 OUTPUT_SUFFIXES = (*CONTAINERS, AUDIO_SUFFIX)
 
 
-def check_clip(path: Path, overwrite: bool, settings: EncoderSettings) -> None:
+def check_clip(
+    path: Path, overwrite: bool, settings: EncoderSettings, frames: int | None = None
+) -> None:
     """Raise :class:`MediaError` if a clip could not be written to ``path`` with these settings.
 
-    Checks the path, the codec, its settings and the encoders of this FFmpeg before anything is
-    computed, and leaves no file.
+    A clip of one frame (``frames`` is 1) can be one image. Checks the path, the codec, its settings
+    and the encoders of this FFmpeg before anything is computed, and leaves no file.
     """
     if FramePattern.from_path(path) is not None:
         check_image_sequence(path, overwrite)
         return
     suffix = path.suffix.lower()
+    if suffix in IMAGE_ENCODERS and frames == 1:
+        check_image_file(path, overwrite)
+        return
     if suffix in IMAGE_ENCODERS:
-        frames = path.parent / path.stem / f"%05d{suffix}"
-        raise MediaError(f"output {path.name} is one image, not a clip", f"write to {frames}")
+        pattern = path.parent / path.stem / f"%05d{suffix}"
+        raise MediaError(f"output {path.name} is one image, not a clip", f"write to {pattern}")
     if is_audio_file(path):
         require_encoder("pcm_s24le")
         check_output_path(path, overwrite)
@@ -63,7 +70,7 @@ def bit_depth(path: Path, settings: EncoderSettings) -> int:
 
     ``path`` must have passed :func:`check_clip`.
     """
-    if FramePattern.from_path(path) is not None:
+    if FramePattern.from_path(path) is not None or path.suffix.lower() in IMAGE_ENCODERS:
         return 8 if path.suffix.lower() == ".png" else 16
     return 8 if is_audio_file(path) else choose_encoding(path, settings).bits
 
@@ -85,5 +92,7 @@ def write_clip_file(
     """
     if is_audio_file(path):
         return write_audio(path, audio, duration, metadata=metadata, overwrite=overwrite)
+    if path.suffix.lower() in IMAGE_ENCODERS and FramePattern.from_path(path) is None:
+        return write_image_file(path, frames, spec, metadata=metadata, overwrite=overwrite)
     write = write_video if FramePattern.from_path(path) is None else write_image_sequence
     return write(path, frames, spec, audio=audio, metadata=metadata, overwrite=overwrite)

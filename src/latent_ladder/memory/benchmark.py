@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,8 @@ from latent_ladder.errors import MediaError
 from latent_ladder.memory.planner import Machine
 from latent_ladder.models.accelerator import has_streams, synchronize
 from latent_ladder.models.device import Runtime
+from latent_ladder.storage.atomic_write import convert_write_errors
+from latent_ladder.storage.temporary_files import temporary_folder
 
 REPEATS = 5
 SIDES = {"cpu": 2048, "mps": 4096, "cuda": 8192, "xpu": 8192}
@@ -68,9 +69,10 @@ def _best_seconds(work: Callable[[], object], runtime: Runtime) -> float:
 def _disk_rate(file: Path | None) -> float:
     if file is not None:
         return _read_rate(file)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "read"
-        path.write_bytes(os.urandom(2**20) * (READ_BYTES >> 20))
+    with temporary_folder() as folder:
+        path = folder / "read"
+        with convert_write_errors(MediaError, "the file to read", folder, READ_BYTES):
+            path.write_bytes(os.urandom(2**20) * (READ_BYTES >> 20))
         return _read_rate(path)
 
 

@@ -18,10 +18,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Resolution
+from latent_ladder.models.diffusion_decoder_config import (
+    ATTENTION_VALUES,
+    ATTENTION_VALUES_ELSEWHERE,
+    BAND_VALUES,
+    BAND_VALUES_ELSEWHERE,
+    DiffusionDecoderConfig,
+    diffusion_decoder_config,
+    has_diffusion_decoder,
+    held_values,
+)
 from latent_ladder.models.network_configs import (
     CHUNK_TOKENS_GPU,
     CHUNK_VALUES,
@@ -31,7 +41,7 @@ from latent_ladder.models.network_configs import (
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.request.sampling_options import StreamGuidance
-from latent_ladder.request.stages import SamplingStage, UpsampleStage
+from latent_ladder.request.stages import BaseStage, SamplingStage, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
 
@@ -42,6 +52,8 @@ UPSAMPLER_COPIES = 3
 """Feature maps in memory at once in a residual block of the latent upsampler."""
 CHUNK_TENSORS = 10
 """Tensors of a chunk's size in memory at once."""
+BLOCK_TENSORS = 12
+"""Tensors of a band's size in memory at once in a block of the diffusion decoder."""
 BAND_BYTES = 12
 """Per pixel of each frame of a band of blended tiles: float32 RGB."""
 
@@ -79,6 +91,7 @@ class ModelSizes:
     stored bytes of each transformer block of ``block_values`` numbers. ``value_bytes`` is the size
     of an activation and of a weight in the compute dtype. ``decoder_held`` is the number of values
     that the decoder caches per pixel of one frame, whatever the length of the clip.
+    ``diffusion_decoder`` is the configuration of a diffusion decoder, which caches otherwise.
     """
 
     dit: DitSize
@@ -89,6 +102,7 @@ class ModelSizes:
     block_values: int = 0
     upsampler_channels: int = 1024
     decoder_held: float = 610.0
+    diffusion_decoder: DiffusionDecoderConfig | None = None
 
     def bytes_of(self, *roles: str) -> int:
         """Bytes of the weights of several roles; 0 for a role without weights."""
@@ -157,7 +171,8 @@ def sizes_of(
     parts: Mapping[str, Component], value_bytes: int = 2, text_tokens: int = 1024
 ) -> ModelSizes:
     """Sizes from the headers of the selected components, by role; a ``transformer`` is required."""
-    upsampler, vae = parts.get("latent_upsampler"), parts.get("video_vae")
+    upsampler = parts.get("latent_upsampler")
+    vae = parts.get("video_decoder", parts.get("video_vae"))
     blocks, block_values = _blocks(parts["transformer"])
     return ModelSizes(
         dit=dit_size(parts["transformer"], text_tokens),
@@ -167,8 +182,18 @@ def sizes_of(
         blocks=blocks,
         block_values=block_values,
         upsampler_channels=upsampler.shape("initial_conv.weight")[0] if upsampler else 0,
-        decoder_held=video_decoder_config(vae.shapes(), vae.config).cached_values if vae else 0,
+        **_decoder_sizes(vae),
     )
+
+
+def _decoder_sizes(vae: Component | None) -> dict[str, Any]:
+    """What the memory of the video decoder depends on."""
+    if vae is None:
+        return {"decoder_held": 0}
+    shapes = vae.shapes()
+    if has_diffusion_decoder(shapes):
+        return {"diffusion_decoder": diffusion_decoder_config(shapes, vae.config)}
+    return {"decoder_held": video_decoder_config(shapes, vae.config).cached_values}
 
 
 def dit_size(transformer: Component, text_tokens: int = 1024) -> DitSize:
@@ -209,6 +234,7 @@ _PARTS: Mapping[str, Callable[[str], str]] = {
     "text_projection": lambda key: key.split(".")[0],
     "connectors": lambda key: key.split(".")[0],
     "video_vae": lambda key: key.split(".")[0],
+    "video_decoder": lambda key: key.split(".")[0],
 }
 """Roles that are loaded part by part, and the part that a tensor belongs to."""
 
@@ -311,7 +337,9 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     stage, resolved = request.stages[index], request.resolved.stages[index]
     name, resolution = resolved.name, resolved.resolution
     windows = [window.resolution(resolution) for window in resolved.windows]
-    longest = max(window.video_tokens for window in windows)
+    slots = stage.generated_keyframes if isinstance(stage, BaseStage) else 0
+    per_frame = resolution.latent_height * resolution.latent_width
+    longest = max(window.video_tokens for window in windows) + slots * per_frame
     if isinstance(stage, UpsampleStage):
         before = request.resolved.stages[index - 1].resolution
         flops = _upsample_flops(before, resolution, sizes.upsampler_channels)
@@ -321,6 +349,8 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     passes, forwards = count_passes(request, index)
     loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
     tiles = [resolved.tile_tokens(window) for window in resolved.windows]
+    if slots:
+        tiles = [(longest,)]  # a single window, and no tiles
     audio = [0 if request.audio == "none" else window.audio_latents for window in windows]
     flops = sum(
         forward_flops(sizes.dit, n, audio_tokens).total
@@ -355,14 +385,22 @@ def upsample_activations(sizes: ModelSizes, tokens: int) -> int:
 
 
 def decode_activations(
-    last: Resolution, decode: Decode, sizes: ModelSizes, device: str = "cuda"
+    last: Resolution,
+    decode: Decode,
+    sizes: ModelSizes,
+    device: str = "cuda",
+    *,
+    frames_in_ram: bool = False,
 ) -> int:
     """Peak bytes of decoding a clip of resolution ``last``, whole or in tiles.
 
+    A diffusion decoder may keep the frames between its blocks in RAM.
     A tile needs what the decoder caches for its part of a frame. The blended bands of tiles come on
     top of that, two at a time where spans of time overlap. Tiles of a grid are decoded together:
     each needs its own cache and one latent frame of float32, overlaps counted once per tile.
     """
+    if sizes.diffusion_decoder is not None:
+        return _diffusion_activations(last, decode, sizes, device, frames_in_ram)
     chunk = CHUNK_TENSORS * CHUNK_VALUES.get(device, CHUNK_VALUES_ELSEWHERE) * sizes.value_bytes
     width, height, frames = last.width, last.height, last.frames
     out = 8 * width * height * 3 * 5  # one latent frame as float32 and as uint8
@@ -377,3 +415,48 @@ def decode_activations(
     tile = min(side, width) * min(side, height)
     band = BAND_BYTES * width * height * min(span, frames) * (2 if span < frames else 1)
     return int(sizes.decoder_held * tile * sizes.value_bytes) + chunk + out + band
+
+
+def _diffusion_activations(
+    last: Resolution, decode: Decode, sizes: ModelSizes, device: str, frames_in_ram: bool
+) -> int:
+    """Peak bytes of the diffusion decoder: frames between its blocks, a band, pixels of a chunk.
+
+    In tiles, the frames are those of a tile, and the features of the whole clip and the blended
+    band of pixels come on top.
+    """
+    config, width = sizes.diffusion_decoder, sizes.value_bytes
+    if config is None:
+        raise TypeError("the video decoder is not a diffusion decoder")
+    latents = (last.latent_frames, last.latent_height, last.latent_width)
+    working = width * (
+        BLOCK_TENSORS * BAND_VALUES.get(device, BAND_VALUES_ELSEWHERE)
+        + ATTENTION_VALUES.get(device, ATTENTION_VALUES_ELSEWHERE)
+    )
+    working += 8 * last.width * last.height * 3 * 5
+    size = decode.diffusion_tiles
+    if size is None:
+        return working + (0 if frames_in_ram else width * held_values(config, latents))
+    frames, rows, cols = (
+        whole if tile is None else min(-(-tile // scale), whole)
+        for tile, scale, whole in zip(
+            (size.frames, size.rows, size.cols),
+            (FRAMES_PER_LATENT, PIXELS_PER_LATENT, PIXELS_PER_LATENT),
+            latents,
+            strict=True,
+        )
+    )
+    last_stage = len(config.strides) - 1
+    features = math.prod(config.grid(latents, last_stage)) * config.channels[last_stage]
+    span = last.frames if size.frames is None else min(2 * size.frames, last.frames)
+    band = BAND_BYTES * last.width * last.height * span
+    held = 0 if frames_in_ram else width * (held_values(config, (frames, rows, cols)) + features)
+    return working + held + band
+
+
+def decoder_ram_bytes(last: Resolution, sizes: ModelSizes) -> int:
+    """Bytes of RAM for the frames between the blocks of a diffusion decoder."""
+    if sizes.diffusion_decoder is None:
+        return 0
+    latents = (last.latent_frames, last.latent_height, last.latent_width)
+    return sizes.value_bytes * held_values(sizes.diffusion_decoder, latents)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import psutil
 
-from latent_ladder.errors import MemoryBudgetError, RequestError
+from latent_ladder.errors import MemoryBudgetError, RequestError, StoreError
 from latent_ladder.memory.gpus import Gpu, gpus, torch_gpus
 from latent_ladder.memory.planner import GIB, Budget, Machine
 from latent_ladder.models.device_names import DeviceName, missing_device, parse_device
-from latent_ladder.storage.atomic_write import write_atomically
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.storage.user_folders import user_folder
 
 CONTEXT_BYTES = GIB // 2
 """Memory of a CUDA context and its libraries, without any tensor."""
@@ -122,9 +123,7 @@ def figures_file() -> Path:
     folder = os.environ.get("LADDER_DATA")
     if folder:
         return Path(folder) / "machine.json"
-    import platformdirs
-
-    return platformdirs.user_data_path("latent-ladder", appauthor=False) / "machine.json"
+    return user_folder("data") / "machine.json"
 
 
 def read_rates(name: str) -> Machine | None:
@@ -140,13 +139,17 @@ def read_rates(name: str) -> Machine | None:
 
 
 def save_rates(name: str, machine: Machine) -> Path:
-    """Store the rates measured for a device, by its name; returns the file."""
+    """Store the rates measured for a device, by its name; returns the file.
+
+    Raises :class:`StoreError`.
+    """
     path = figures_file()
     try:
         known = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         known = {}
     known[name] = asdict(machine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(known, indent=2).encode())
+    with convert_write_errors(StoreError, path.name, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(known, indent=2).encode())
     return path

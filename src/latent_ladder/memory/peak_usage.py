@@ -17,6 +17,18 @@ _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
+def program_bytes(device: torch.device) -> int:
+    """Memory of the process now, on the CPU: the interpreter and its libraries before a model.
+
+    0 on a GPU, where only tensors are counted.
+    """
+    if device.type == "cuda":
+        return 0
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def reset(device: torch.device) -> None:
     """Begin a new measurement."""
     from latent_ladder.models.accelerator import device_module, has_streams

@@ -10,7 +10,7 @@ the first level that fits; a run that is still out of memory continues from ther
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -20,6 +20,7 @@ from latent_ladder.memory.cost_model import (
     ModelSizes,
     StageCost,
     decode_activations,
+    decoder_ram_bytes,
     estimate,
     transformer_activations,
     upsample_activations,
@@ -75,7 +76,8 @@ class OffloadPlan:
     pinned memory or, with ``source="file"``, from the mapped file. ``as_stored`` leaves weights in
     the dtype of the file and converts each at use, as is always done with quantised ones.
     ``tile_px`` is the decoder's tile where it differs from the request's, ``precision`` "fp8"
-    stores a bf16 transformer in fp8.
+    stores a bf16 transformer in fp8. ``frames_in_ram``: the diffusion decoder keeps the frames
+    between its blocks in RAM, with the same result.
     """
 
     rows: int | None = None
@@ -85,6 +87,7 @@ class OffloadPlan:
     as_stored: bool = False
     tile_px: int | None = None
     precision: Precision = "stored"
+    frames_in_ram: bool = False
 
     def decode(self, asked: Decode) -> Decode:
         """The request's decoder tiles, or smaller ones."""
@@ -107,6 +110,8 @@ class OffloadPlan:
             parts.append("weights as stored")
         if self.precision != "stored":
             parts.append(f"stored in {self.precision}")
+        if self.frames_in_ram:
+            parts.append("frames of the decoder in RAM")
         if self.tile_px is not None:
             parts.append(f"tiles of {self.tile_px} px")
         return ", ".join(parts)
@@ -206,7 +211,13 @@ def plan_memory(
         levels = list(stage_fallbacks(cost, request, sizes, budget, policy))
         fitting = next((level for level in levels if fits(level, budget)), None)
         if fitting is None and (made is None or cost.name in made):
-            raise _too_big(levels[-1], budget, policy, request)
+            least = [
+                _least(list(stage_fallbacks(other, request, sizes, budget, policy)))
+                for other in estimate(request, sizes)
+                if made is None or other.name in made
+            ]
+            room = max(level.peak_bytes for level in least)
+            raise _too_big(_least(levels), budget, policy, room)
         found.append(fitting or levels[-1])
     return MemoryPlan(budget, tuple(_keep_transformer(found, budget)))
 
@@ -240,9 +251,9 @@ def plan_fallback(
     """
     if stage.cost.kind == "decode":
         levels = stage_fallbacks(stage.cost, request, sizes, budget, policy)
-        smaller = [level for level in levels if _tile(level) < _tile(stage)]
+        smaller = [level for level in levels if _decode_rank(level) < _decode_rank(stage)]
         if not smaller:
-            raise _too_big(stage, budget, policy, request)
+            raise _too_big(stage, budget, policy)
         return smaller[0]
     if stage.cost.kind not in ("base", "refine"):
         raise ran_out(stage.cost.name, budget)
@@ -281,8 +292,10 @@ def _first_fit(levels: Iterator[StageMemory], budget: Budget, policy: Policy) ->
     raise _too_big(last, budget, policy)
 
 
-def _tile(stage: StageMemory) -> float:
-    return math.inf if stage.offload_plan.tile_px is None else stage.offload_plan.tile_px
+def _decode_rank(stage: StageMemory) -> tuple[float, bool]:
+    """Sort key of the fallback levels of decoding: smaller ones need less memory."""
+    plan = stage.offload_plan
+    return math.inf if plan.tile_px is None else plan.tile_px, not plan.frames_in_ram
 
 
 def fits(stage: StageMemory, budget: Budget) -> bool:
@@ -296,6 +309,11 @@ def stage_fallbacks(
     """The fallback levels of a stage, from the fastest to the smallest."""
     if cost.kind not in ("base", "refine"):
         yield _fixed_memory(cost, request, sizes, OffloadPlan(), budget.device)
+        if cost.kind == "decode" and sizes.diffusion_decoder is not None:
+            if budget.device != "cpu":
+                ram = OffloadPlan(frames_in_ram=True)
+                yield _fixed_memory(cost, request, sizes, ram, budget.device)
+            return  # smaller tiles need more memory than frames in RAM, and change the picture
         if cost.kind == "decode" and "tiles" in policy.changes:
             for tile in _smaller_tiles(request):
                 yield _fixed_memory(cost, request, sizes, OffloadPlan(tile_px=tile), budget.device)
@@ -413,7 +431,7 @@ _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "prompt": ("text_encoder", "text_projection", "connectors"),
         "upsample": ("latent_upsampler",),
-        "decode": ("video_vae", "vocoder"),
+        "decode": ("video_vae", "video_decoder", "vocoder"),
     }
 )
 
@@ -429,9 +447,14 @@ def _fixed_memory(
         activations = upsample_activations(sizes, cost.window_tokens)
     elif cost.kind == "decode":
         activations = decode_activations(
-            request.resolved.canvas, offload_plan.decode(request.decode), sizes, device
+            request.resolved.canvas,
+            offload_plan.decode(request.decode),
+            sizes,
+            device,
+            frames_in_ram=offload_plan.frames_in_ram,
         )
-    return StageMemory(cost, offload_plan, max(parts, default=0), activations)
+    in_ram = decoder_ram_bytes(request.resolved.canvas, sizes) if offload_plan.frames_in_ram else 0
+    return StageMemory(cost, offload_plan, max(parts, default=0), activations, in_ram)
 
 
 def ran_out(name: str, budget: Budget) -> MemoryBudgetError:
@@ -446,8 +469,12 @@ def ran_out(name: str, budget: Budget) -> MemoryBudgetError:
 
 
 def _too_big(
-    stage: StageMemory, budget: Budget, policy: Policy, request: Request | None = None
+    stage: StageMemory,
+    budget: Budget,
+    policy: Policy,
+    room: int | None = None,
 ) -> MemoryBudgetError:
+    """The error for a stage; ``room`` are the bytes in which all stages would fit."""
     resolution = stage.cost.resolution
     where = f" at {resolution.width}x{resolution.height}x{resolution.frames}" if resolution else ""
     what = f"{stage.cost.name}{where}"
@@ -457,16 +484,26 @@ def _too_big(
             f"{readable_size(budget.ram_bytes)} are free",
             "use --offload disk, or a model file in a smaller precision",
         )
-    without = "" if request is None or request.decode.grid == "auto" else "decode.grid=auto --set "
-    hints = {
-        "none": "use --offload auto, which streams blocks from RAM or disk",
-        "decode": f"use --set {without}decode.tile_px=384, or --oom-policy tiles",
-    }
-    hint = hints.get(stage.cost.kind) or hints.get(
-        policy.offload, "use a smaller --size or fewer --frames"
-    )
+    hint = _room_hint(stage, policy, room or stage.peak_bytes)
     return MemoryBudgetError(
         f"{what} needs {readable_size(stage.peak_bytes)} even with {stage.offload_plan}, "
         f"the budget is {readable_size(budget.device_bytes)}",
         hint,
     )
+
+
+def _least(levels: Sequence[StageMemory]) -> StageMemory:
+    """The fallback level that needs least memory on the device."""
+    return min(levels, key=lambda level: (level.peak_bytes, level.pinned_bytes))
+
+
+def _room_hint(stage: StageMemory, policy: Policy, needed: int) -> str:
+    """The change that makes a stage need less; what the plan tried already is not advised."""
+    room = f"allow more memory (at least --vram {math.ceil(needed / GIB * 100) / 100:g})"
+    if stage.cost.kind != "decode":
+        if policy.offload == "none":
+            return "use --offload auto, which streams blocks from RAM or disk"
+        return f"use a smaller --size or fewer --frames, or {room}"
+    if "tiles" not in policy.changes:
+        return "use --oom-policy tiles, which decodes in smaller tiles"
+    return f"use a smaller --size, or {room}"

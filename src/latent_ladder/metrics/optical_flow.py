@@ -22,6 +22,12 @@ WORKING_SIDE = (64, 256)
 CHANGE_WINDOW, CHANGE_LEVELS = 9, 0.75
 """A pixel counts as moved only if its window (px) changed by this mean, in levels of 255."""
 
+UNEXPLAINED_SHARE = 0.6
+"""A flow explains a change if following it leaves less than this share of the change."""
+
+UNSTEADY_SHARE = 0.5
+"""A flow goes on if it differs from that of the neighbouring pair by less than this share of it."""
+
 
 @dataclass(frozen=True)
 class BidirectionalFlow:
@@ -37,10 +43,31 @@ class BidirectionalFlow:
     visible_before: NDArray[np.bool_]
 
 
-def flow_speed(forward: Flow, before: Luminance, after: Luminance) -> NDArray[np.float32]:
-    """|forward| (h, w) in pixels per frame; 0 where nothing changed between the two images."""
-    length: NDArray[np.float32] = np.hypot(forward[..., 0], forward[..., 1])
-    return length * changed_pixels(before, after)
+def moving_flow(forward: Flow, before: Luminance, after: Luminance) -> Flow:
+    """``forward`` where it explains a change between the two images, 0 elsewhere.
+
+    Noise and flicker change an image too, and the flow between such images is arbitrary: a change
+    counts as motion only if following the flow removes a good part of it.
+    """
+    import cv2
+
+    window = (CHANGE_WINDOW, CHANGE_WINDOW)
+    first, second = before.astype(np.float32), after.astype(np.float32)
+    change = cv2.blur(np.abs(first - second), window)
+    left = cv2.blur(np.abs(first - warp(second, forward)), window)
+    moved = (change > CHANGE_LEVELS) & (left < UNEXPLAINED_SHARE * change)
+    return np.asarray(forward * moved[..., None], np.float32)
+
+
+def steady_speed(flow: Flow, neighbour: Flow) -> NDArray[np.float32]:
+    """|flow| (h, w) in pixels per frame; 0 where the flow of the neighbouring pair differs.
+
+    ``neighbour`` is that flow at the places that the same content has in its pair.
+    What moves goes on moving for a frame; flicker that looks like motion does not.
+    """
+    size = (flow**2).sum(-1)
+    agrees = ((flow - neighbour) ** 2).sum(-1) < UNSTEADY_SHARE**2 * size
+    return np.asarray(np.sqrt(size) * agrees, np.float32)
 
 
 def working_size(height: int, width: int) -> tuple[int, int]:

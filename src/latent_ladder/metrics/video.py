@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from latent_ladder.metrics.optical_flow import (
     BidirectionalFlow,
+    Flow,
     Luminance,
     check_flow,
     compute_flow,
-    flow_speed,
+    moving_flow,
     resize_image,
+    steady_speed,
     to_luminance,
     warp,
     working_size,
@@ -40,7 +42,8 @@ CONSECUTIVE_CHECKS = 2  # flicker needs three consecutive frames
 class VideoMetrics:
     """Video metrics of a clip; a level is 1/255. ``None``: too few frames for this metric.
 
-    - ``motion``: mean flow length, % of the diagonal per second.
+    - ``motion``: mean flow length, % of the diagonal per second. Only flow that explains the change
+      between two frames and goes on in the next pair counts, so noise and flicker do not.
     - ``dynamic_degree``: mean of each pair's 5 % longest flows, % of the diagonal per second;
       ``dynamic_share``: share of pairs where these exceed 6 px at 8 fps and a short side of 256 px
       (the rule of VBench's ``dynamic_degree``, with DIS instead of RAFT).
@@ -116,6 +119,8 @@ class ClipMeter:
         self._size = (0, 0)
         self._last: Luminance | None = None
         self._before: tuple[Luminance, BidirectionalFlow] | None = None
+        self._flow: Flow | None = None
+        self._first: int | None = None
         self._columns: Values = np.zeros(0)
         self._rows: Values = np.zeros(0)
 
@@ -197,11 +202,7 @@ class ClipMeter:
         s = self._series
         s.frozen.append(_is_frozen(before, after))
         forward = compute_flow(before, after)
-        fast = flow_speed(forward, before, after)
-        percent = 100.0 * self._fps / math.hypot(*before.shape)
-        s.motion.append(float(fast.mean()) * percent)
-        count = max(1, round(TOP_SHARE * fast.size))
-        s.top.append(float(np.partition(fast, -count, axis=None)[-count:].mean()) * percent)
+        self._add_motion(moving_flow(forward, before, after))
         if (len(s.frozen) - 1) % self._every >= CONSECUTIVE_CHECKS:
             self._before = None
             return
@@ -212,6 +213,35 @@ class ClipMeter:
         if self._before is not None:
             s.flicker += self._flicker(before, after, between)
         self._before = (before, between)
+
+    def _add_motion(self, flow: Flow) -> None:
+        """Add the speed of a pair; that of the first moving pair is known with the next one.
+
+        A repeated frame has none, and the motion before it may go on after it.
+        """
+        s, earlier = self._series, self._flow
+        if s.frozen[-1]:
+            self._set_speed(len(s.motion), np.zeros(flow.shape[:2], np.float32))
+            return
+        self._flow = flow
+        if earlier is None:
+            self._first = len(s.motion)
+            self._set_speed(len(s.motion), steady_speed(flow, flow))
+            return
+        if self._first is not None:
+            self._set_speed(self._first, steady_speed(earlier, warp(flow, earlier)))
+            self._first = None
+        self._set_speed(len(s.motion), steady_speed(flow, warp(earlier, -flow)))
+
+    def _set_speed(self, pair: int, speed: NDArray[np.float32]) -> None:
+        """Set, or add at the end, the speed (h, w) in pixels per frame of a pair of frames."""
+        s, (height, width) = self._series, speed.shape
+        percent = 100.0 * self._fps / math.hypot(height, width)
+        count = max(1, round(TOP_SHARE * speed.size))
+        s.motion[pair : pair + 1] = [float(speed.mean()) * percent]
+        s.top[pair : pair + 1] = [
+            float(np.partition(speed, -count, axis=None)[-count:].mean()) * percent
+        ]
 
     def _flicker(self, now: Luminance, after: Luminance, between: BidirectionalFlow) -> list[float]:
         """The flow-compensated second difference at ``now``, as a list of one number.

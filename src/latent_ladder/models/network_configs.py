@@ -167,6 +167,7 @@ def video_encoder_config(shapes: Shapes, header: Header) -> VideoVaeConfig:
 
     A downsampler moves ``stride`` positions into channels after its convolution.
     """
+    header = _encoder_header(header)
     out, patch_channels = _shape(shapes, "encoder.conv_in.conv.weight")[:2]
     depth = _count(shapes, r"encoder\.down_blocks\.(\d*[13579])\.conv\.conv\.weight")
     convs = [
@@ -191,6 +192,17 @@ def video_encoder_config(shapes: Shapes, header: Header) -> VideoVaeConfig:
         raise UnknownLayout(f"video encoder: {out} channels after conv_in, not {widths[0]}")
     _check_blocks(config, header.get("encoder_blocks"), "video encoder")
     return config
+
+
+def _encoder_header(header: Header) -> Header:
+    """The entries of an encoder with the names of a file whose decoder is convolutional.
+
+    A file with a diffusion decoder has a section for each of the two.
+    """
+    section = header.get("encoder")
+    if not isinstance(section, Mapping):
+        return header
+    return {**section, "encoder_blocks": section.get("blocks")}
 
 
 def video_decoder_config(shapes: Shapes, header: Header) -> VideoVaeConfig:

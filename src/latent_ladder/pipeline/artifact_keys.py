@@ -7,11 +7,14 @@ in :data:`VERSIONS` only when the same inputs begin to give another result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.families import decoder_kind, marks_keyframes
 from latent_ladder.checkpoints.selection import ModelSet
+from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.pipeline.input_files import InputFile, visible_size
 from latent_ladder.request.model import Request
@@ -25,10 +28,23 @@ VERSIONS: Mapping[str, int] = {
 
 
 def prompt_key(
-    text: str, text_encoder: Component, projection: Component, connectors: Component
+    text: str,
+    text_encoder: Component,
+    projection: Component,
+    connectors: Component,
+    loras: TextLoras | None = None,
 ) -> str:
     """Key of an encoded prompt; white space around the text does not count."""
-    return _key("prompt", {"prompt": text.strip()}, (), (text_encoder, projection, connectors))
+    fields: dict[str, Any] = {"prompt": text.strip()}
+    if text_encoder.file.container == "gguf" and _CONTROL_TOKEN.search(text):
+        fields["control_tokens"] = 1  # versions before read them as plain text
+    if loras:
+        pairs = {"connectors": loras.connectors, "projection": loras.projection}
+        fields |= {part: [[x.id, strength] for x, strength in pairs[part]] for part in pairs}
+    return _key("prompt", fields, (), (text_encoder, projection, connectors))
+
+
+_CONTROL_TOKEN = re.compile(r"<\w+>|\[\w+\]")
 
 
 def images_key(
@@ -93,6 +109,8 @@ def sampling_key(
 ) -> str:
     """Key of the latents of a base or refine stage."""
     kind, fields = request.stages[position].kind, request.stage_fields(position)
+    if marks_keyframes(models.transformer):
+        fields["first_frame"] = "marked"  # earlier versions ran LTX-2.5 without its mark
     return _key(kind, fields, inputs, (models.transformer, *loras))
 
 
@@ -112,8 +130,11 @@ def clip_key(
     request: Request, inputs: Sequence[str], models: ModelSet, upscaler_id: str | None
 ) -> str:
     """Key of a run: equal requests on equal models share it."""
-    ids = [models.video_vae.id, *([] if upscaler_id is None else [upscaler_id])]
-    return artefact_key("clip", VERSIONS["clip"], request.clip_fields(), inputs, ids)
+    ids = [models.decoding_vae.id, *([] if upscaler_id is None else [upscaler_id])]
+    fields = request.clip_fields()
+    if decoder_kind(models.decoding_vae) == "diffusion":
+        fields["decode_seed"] = request.seed
+    return artefact_key("clip", VERSIONS["clip"], fields, inputs, ids)
 
 
 def partial_key(stage_key: str) -> str:

@@ -13,17 +13,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_ladder.checkpoints.families import FAMILIES
 from latent_ladder.errors import MediaError
 from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.request.inputs import Image, Video
 from latent_ladder.request.model import Request
+from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
     from latent_ladder.media.video_input import InputVideo
 
-IMAGE_CRF: Mapping[str, int] = {"2.0": 33, "2.3": 33}
-"""CRF of the H.264 compression that a family's training images had; from 2.4 on it is 18."""
-LATER_CRF = 18
 TOLERANCE_S = 0.05
 """Files that differ from the clip by less than this count as equally long."""
 FPS_TOLERANCE = Fraction(1, 100)
@@ -82,12 +81,12 @@ def read_input_files(request: Request, family: str) -> InputFiles:
 def _image(image: Image, request: Request, family: str, notes: list[str]) -> InputFile:
     from latent_ladder.media.image_input import check_image
 
-    path = Path(image.file).expanduser()
+    path = expand_home(image.file)
     found = check_image(path)
     notes += [f"{path.name} {note}" for note in found.notes]
     if note := _fit_note(found.size, (request.width, request.height), image.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
-    crf = IMAGE_CRF.get(family, LATER_CRF) if image.crf == "auto" else image.crf
+    crf = FAMILIES[family].image_crf if image.crf == "auto" else image.crf
     return InputFile(path, "image", content_hash(path), {"fit": image.fit, "crf": crf})
 
 
@@ -96,7 +95,7 @@ def _sound(request: Request, notes: list[str]) -> InputFile | None:
         return None
     from latent_ladder.media.audio_input import check_audio
 
-    path = Path(request.audio_in).expanduser()
+    path = expand_home(request.audio_in)
     clip_s = duration(request.frames, request.fps)
     found, clip = check_audio(path, clip_s), float(clip_s)
     lengths = f"the sound of {path.name} lasts {found.duration_s:.2f} s, the clip {clip:.2f} s"
@@ -114,7 +113,7 @@ def _video(request: Request, notes: list[str]) -> InputFile | None:
     from latent_ladder.media.audio_input import check_samples
     from latent_ladder.media.video_input import check_video
 
-    path = Path(video.file).expanduser()
+    path = expand_home(video.file)
     found = check_video(path)
     if found.has_audio and request.audio_in is None and request.audio != "none":
         check_samples(path)

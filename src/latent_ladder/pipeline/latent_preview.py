@@ -107,7 +107,7 @@ def load_projection(vae: Component, store: Store) -> Projection:
     if found is not None:
         return Projection(**found.load())
     fitted = fit(vae)
-    store.put(key, {"first": fitted.first, "rest": fitted.rest}, {"stage": "projection"})
+    store.try_put(key, {"first": fitted.first, "rest": fitted.rest}, {"stage": "projection"})
     return fitted
 
 

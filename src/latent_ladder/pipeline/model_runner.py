@@ -15,12 +15,13 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.memory import peak_usage
 from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemory, keeps
 from latent_ladder.models import accelerator
 from latent_ladder.models.device import Runtime
-from latent_ladder.models.text_encoder.encode import Conditioning, encode_prompts
+from latent_ladder.models.text_encoder.encode import NO_LORAS, Conditioning, encode_prompts
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.loading import WeightLocation
@@ -39,6 +40,7 @@ class ModelRunner:
         self.runtime, self.budget, self.policy = runtime, budget, policy
         self._transformer: Transformer | None = None
         self._loaded: tuple[str, LoadOptions] | None = None
+        self._program_bytes = peak_usage.program_bytes(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +104,7 @@ class ModelRunner:
         text_encoder: Component,
         projection: Component,
         connectors: Component,
+        loras: TextLoras = NO_LORAS,
     ) -> list[Conditioning]:
         """The context of each text, on the device. The text encoder loads once for all of them."""
         return encode_prompts(
@@ -111,6 +114,7 @@ class ModelRunner:
             connectors=connectors,
             device=self.device,
             dtype=self.runtime.dtype,
+            loras=loras,
         )
 
     # -- out of memory ------------------------------------------------------------------------
@@ -161,8 +165,11 @@ class ModelRunner:
         peak_usage.reset(self.device)
 
     def peak_bytes(self) -> int:
-        """Peak memory since :meth:`start_measuring`, in bytes."""
-        return peak_usage.peak_bytes(self.device)
+        """Peak memory since :meth:`start_measuring`, in bytes, as a memory plan counts it.
+
+        The models and their work, without the interpreter and its libraries.
+        """
+        return max(peak_usage.peak_bytes(self.device) - self._program_bytes, 0)
 
 
 def _block_offload(offload_plan: OffloadPlan) -> BlockOffload | None:

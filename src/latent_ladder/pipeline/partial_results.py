@@ -7,9 +7,11 @@ and the windows before it, so a resumed stage gives the same bits as an uninterr
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from latent_ladder.errors import StoreError
 from latent_ladder.pipeline.artifact_keys import partial_key
 from latent_ladder.pipeline.plan import PlannedStage
 from latent_ladder.request.windows import Window
@@ -48,9 +50,11 @@ class PartialResult:
         tensors = {"video": clip.video} | ({} if clip.audio is None else {"audio": clip.audio})
         meta = {"stage": "windows", "name": self.stage.name, "windows": window.number + 1}
         for key in partial_keys(self.stage):
-            self.store.put(key, tensors, meta)
+            # without it the run goes on; it would only start this stage again after a crash
+            self.store.try_put(key, tensors, meta)
 
     def remove(self) -> None:
-        """Remove the unfinished clip from the store."""
+        """Remove the unfinished clip from the store; one that cannot be removed stays."""
         for key in partial_keys(self.stage):
-            self.store.remove(key)
+            with suppress(StoreError):
+                self.store.remove(key)

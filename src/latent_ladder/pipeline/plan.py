@@ -12,9 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.families import marks_keyframes
+from latent_ladder.checkpoints.lora_keys import describe_scales
 from latent_ladder.checkpoints.selection import Library, ModelSet, find_by_name
+from latent_ladder.checkpoints.text_loras import TextLoras, check_text_loras
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution
+from latent_ladder.models.text_encoder.tokenizer import fold_case
 from latent_ladder.pipeline import artifact_keys as keys
 from latent_ladder.pipeline.input_files import InputFile, InputFiles, read_input_files
 from latent_ladder.request.model import Request
@@ -29,7 +33,7 @@ from latent_ladder.request.stages import (
 )
 from latent_ladder.request.windows import Window
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
-from latent_ladder.upscale.plan import UpscalePlan, plan_upscale
+from latent_ladder.upscale.upscale_plan import UpscalePlan, plan_upscale
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,14 @@ def make_plan(request: Request, models: ModelSet, library: Library) -> RunPlan:
     upscale = None
     if request.upscale is not None:
         upscale = plan_upscale(request.upscale, (request.width, request.height), library)
-    return RunPlan(request, models, tuple(stages), inputs.notes, upscale)
+    notes = (*inputs.notes, *_lora_notes(stages))
+    return RunPlan(request, models, tuple(stages), notes, upscale)
+
+
+def _lora_notes(stages: Sequence[PlannedStage]) -> list[str]:
+    """What headers of LoRAs do to their strength, each file once."""
+    used = {lora.id: lora for stage in stages for lora, _ in stage.loras}
+    return [note for lora in used.values() for note in describe_scales(lora)]
 
 
 def mark_stored(
@@ -135,6 +146,7 @@ def mark_stored(
 
 
 def _check(request: Request, models: ModelSet) -> None:
+    _check_slots(request, models)
     encodes = request.video is not None and request.video.mode != "reference"
     if request.resolved.has_sound and encodes and not _encodes_sound(models):
         raise models.missing_error(
@@ -146,6 +158,22 @@ def _check(request: Request, models: ModelSet) -> None:
     elif request.resolved.has_sound and not models.has_audio:
         role = "vocoder" if models.vocoder is None else "audio_vae"
         raise models.missing_error(role, "the request wants sound; without it, use --audio none")
+
+
+def _check_slots(request: Request, models: ModelSet) -> None:
+    base = request.stages[0]
+    slots = base.generated_keyframes if isinstance(base, BaseStage) else 0
+    if slots and not marks_keyframes(models.transformer):
+        raise RequestError(
+            f"base.generated_keyframes={slots}: {models.transformer.file.path.name} has no mark of "
+            "keyframes, only LTX-2.5 has",
+            "set base.generated_keyframes=0, or use a transformer of LTX-2.5",
+        )
+    if slots and request.resolved.windows is not None:
+        raise RequestError(
+            f"base.generated_keyframes={slots} cannot be used with windows in time",
+            "set base.generated_keyframes=0, or windows=off",
+        )
 
 
 def _encodes_sound(models: ModelSet) -> bool:
@@ -163,7 +191,9 @@ class _PlanBuilder:
     files: InputFiles
 
     def stages(self) -> list[PlannedStage]:
-        prompts = self._prompts()
+        prompts: dict[str, PlannedStage] = {}
+        if not any(isinstance(stage, SamplingStage) for stage in self.request.stages):
+            prompts = {made.key: made for made in self._prompts(())}
         planned: list[PlannedStage] = []
         encoded: dict[str, PlannedStage] = {}
         for position, stage in enumerate(self.request.stages):
@@ -171,14 +201,16 @@ class _PlanBuilder:
                 continue  # happens while the file is written; nothing of it is stored
             inputs = tuple(s.key for s in planned[-1:])
             if isinstance(stage, SamplingStage):
-                inputs += tuple(p.key for p in prompts[: 1 + stage.needs_negative])
+                for text in self._prompts(self._loras(stage))[: 1 + stage.needs_negative]:
+                    prompts.setdefault(text.key, text)
+                    inputs += (text.key,)
                 is_copied = position == 0 and self._starts_as_video
                 for made in [] if is_copied else self._input_stages(position):
                     encoded.setdefault(made.key, made)
                     inputs += (made.key,)
             planned.append(self._stage(position, stage, inputs))
         sound = [self._sound(planned)] if self.request.resolved.has_sound else []
-        return [*prompts, *encoded.values(), *planned, *sound]
+        return [*prompts.values(), *encoded.values(), *planned, *sound]
 
     def _input_stages(self, position: int) -> list[PlannedStage]:
         """Stages that encode the input files that the sampling stage ``position`` uses."""
@@ -241,16 +273,29 @@ class _PlanBuilder:
         name = f"images {resolution.width}x{resolution.height}"
         return PlannedStage(name, "images", key, resolution=one, files=files)
 
-    def _prompts(self) -> list[PlannedStage]:
+    def _prompts(self, loras: tuple[tuple[Component, float], ...]) -> list[PlannedStage]:
+        """The texts of a stage with ``loras``: some of these change the text connectors too."""
         models = self.models
         parts = (models.text_encoder, models.text_projection, models.connectors)
+        text_loras = TextLoras.select(loras, loras)
+        check_text_loras(text_loras, models.connectors, models.text_projection)
         texts = [("prompt", self.request.prompt)]
         if self.request.needs_negative:
             texts.append(("negative prompt", self.request.negative_prompt))
+        folded = [(name, fold_case(text, models.text_encoder)) for name, text in texts]
         return [
-            PlannedStage(name, "prompt", keys.prompt_key(text, *parts), text=text)
-            for name, text in texts
+            PlannedStage(
+                name if not text_loras else f"{name} with LoRA",
+                "prompt",
+                keys.prompt_key(text, *parts, text_loras),
+                text=text,
+                loras=text_loras.all,
+            )
+            for name, text in folded
         ]
+
+    def _loras(self, stage: SamplingStage) -> tuple[tuple[Component, float], ...]:
+        return tuple((self._lora(x), x.strength) for x in stage.loras if x.strength != 0)
 
     def _stage(self, position: int, stage: Stage, inputs: tuple[str, ...]) -> PlannedStage:
         request, models = self.request, self.models
@@ -267,7 +312,7 @@ class _PlanBuilder:
             key = keys.upsample_key(request, position, inputs, upsampler, models)
             return replace(planned, key=key, upsampler=upsampler)
         if isinstance(stage, BaseStage | RefineStage):
-            loras = tuple((self._lora(x), x.strength) for x in stage.loras if x.strength != 0)
+            loras = self._loras(stage)
             key = keys.sampling_key(request, position, inputs, [c for c, _ in loras], models)
             return replace(planned, key=key, loras=loras, sigmas=resolved.sigmas)
         raise RequestError(f"{name}: a {stage.kind} stage cannot be run by this version")

@@ -15,19 +15,22 @@ from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan
 from latent_ladder.request.stages import SamplingStage
 from latent_ladder.storage.atomic_write import readable_size
-from latent_ladder.upscale.plan import UpscalePlan
+from latent_ladder.upscale.upscale_plan import UpscalePlan
 
 
-def headline(plan: RunPlan) -> str:
-    """One line about the clip: size, length, sound, seed, preset, model family."""
+def headline(plan: RunPlan, seed: str | None = None) -> str:
+    """One line about the clip: size, length, sound, seed, preset, model family.
+
+    ``seed`` replaces the words about the seed.
+    """
     request = plan.request
     seconds = float(duration(request.frames, request.fps))
     sound = "no sound" if plan.sound is None else "sound"
     width, height = request.resolved.final_size
     return (
         f"{width}x{height}, {request.frames} frames at {float(request.fps):g} fps "
-        f"({seconds:.2f} s), {sound}, seed {request.seed}, preset {request.preset or '-'}, "
-        f"LTX-{plan.models.family}"
+        f"({seconds:.2f} s), {sound}, {seed or f'seed {request.seed}'}, "
+        f"preset {request.preset or '-'}, LTX-{plan.models.family}"
     )
 
 
@@ -87,6 +90,7 @@ def _files(plan: RunPlan) -> Mapping[str, Component]:
         "video_vae": models.video_vae,
         "audio_vae": models.audio_vae,
         "vocoder": models.vocoder,
+        "video_decoder": models.video_decoder,
     }
     for stage in plan.stages:
         if stage.upsampler is not None:

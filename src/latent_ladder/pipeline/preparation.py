@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.checkpoints.selection import Library, select_models
+from latent_ladder.checkpoints.selection import Library, ModelSet, select_models
+from latent_ladder.diagnostics.preset_readiness import check_preset
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
+from latent_ladder.diagnostics.training_range import training_range, with_windows
 from latent_ladder.memory.hardware import MemoryOptions, budget, read_rates
 from latent_ladder.memory.planner import MemoryPlan, Policy, plan_memory
 from latent_ladder.models.text_encoder.tokenizer import token_report
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.plan import RunPlan, make_plan, mark_stored
+from latent_ladder.pipeline.unfinished_runs import find_unfinished
+from latent_ladder.pipeline.video_decoder import with_decoder
 from latent_ladder.request.model import Request
 from latent_ladder.storage.artifact_store import DamagedArtefact, Store
+from latent_ladder.storage.run_records import RunRecord
 
 LONGEST_QUOTE, MOST_WORDS = 80, 12
 """Characters and words of a prompt that a warning quotes."""
@@ -29,7 +35,9 @@ LONGEST_QUOTE, MOST_WORDS = 80, 12
 class Prepared:
     """A checked request with its plan, its store and the warnings to show before it runs.
 
-    ``memory`` says how every stage fits into what ``options`` allow.
+    ``memory`` says how every stage fits into what ``options`` allow on ``device``. ``random_seed``
+    is true where the seed was picked now, ``unfinished`` is the earlier run whose seed was taken
+    over.
     """
 
     plan: RunPlan
@@ -38,6 +46,9 @@ class Prepared:
     options: MemoryOptions
     warnings: tuple[Warned, ...]
     library: Library
+    device: str = "auto"
+    random_seed: bool = False
+    unfinished: RunRecord | None = None
 
     @property
     def request(self) -> Request:
@@ -55,11 +66,15 @@ class Prepared:
         report = plan_report(self.plan, self.memory, machine)
         return {**report, "advice": advice.to_dict(), "warnings": warnings}
 
-    def headline(self) -> str:
-        """One line about the clip: size, length, sound, seed, preset."""
+    def headline(self, *, picked: bool = True) -> str:
+        """One line about the clip: size, length, sound, seed, preset.
+
+        A random seed is named only where it is ``picked`` for good, not in a plan.
+        """
         from latent_ladder.pipeline.plan_report import headline
 
-        return headline(self.plan)
+        seed = "a random seed" if self.random_seed and not picked else None
+        return headline(self.plan, seed)
 
 
 def prepare(
@@ -68,25 +83,44 @@ def prepare(
     store: Store,
     memory: MemoryOptions | None = None,
     device: str = "auto",
+    kind: str = "clip",
 ) -> Prepared:
     """Choose the models, plan stages and memory, collect warnings. Loads nothing heavy.
 
+    Seed -1 becomes that of an unfinished run of the same request and ``kind``, else a random one.
     Raises what :func:`latent_ladder.pipeline.plan.make_plan` and :func:`fit_memory` raise.
     """
-    models = select_models(library, request.models.choices)
-    warnings = [Warned(a.code, a.message) for a in advise(request)]
+    models = select_models(library, request.models.choices, request.preset)
+    check_preset(request, models, library)
+    limits = training_range(models)
+    request = with_windows(request, limits)
+    unfinished = find_unfinished(store.runs, request, kind) if request.seed == -1 else None
+    random_seed = request.seed == -1 and unfinished is None
+    if unfinished is not None:
+        request = request.model_copy(update={"seed": unfinished.request["seed"]})
+    request = request.pick_seed()
+    warnings = [Warned(a.code, a.message) for a in advise(request, limits)]
     warnings += [Warned("models", note) for note in models.notes]
+    memory = memory or MemoryOptions()
+    models = with_decoder(models, request, partial(budget, memory, device))
     plan = make_plan(request, models, library)
     warnings += [Warned("inputs", note) for note in plan.notes]
     plan = mark_stored(plan, store, lambda name, d: warnings.append(damage_warning(name, d)))
     warnings += _prompt_warnings(request.prompt, models.text_encoder)
-    memory = memory or MemoryOptions()
     fitted = fit_memory(plan, memory, device)
     tile = fitted.of("decode").offload_plan.tile_px
     if tile is not None:
         text = f"the clip is decoded in tiles of {tile} px to fit into memory; it differs a little"
         warnings.append(Warned("smaller_tiles", text))
-    return Prepared(plan, store, fitted, memory, tuple(warnings), library)
+    return Prepared(
+        plan, store, fitted, memory, tuple(warnings), library, device, random_seed, unfinished
+    )
+
+
+def request_warnings(request: Request, models: ModelSet) -> list[Warned]:
+    """Warnings about the request and its prompt with these models, before anything is planned."""
+    found = [Warned(a.code, a.message) for a in advise(request, training_range(models))]
+    return [*found, *_prompt_warnings(request.prompt, models.text_encoder)]
 
 
 def _prompt_warnings(prompt: str, text_encoder: Component) -> Iterator[Warned]:

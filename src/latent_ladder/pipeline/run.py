@@ -45,7 +45,11 @@ WRITE_STAGE = "decode and write"
 
 @dataclass(frozen=True)
 class Result:
-    """A finished clip, with the stages and warnings of its run."""
+    """A finished clip, with the stages and warnings of its run.
+
+    ``pictures`` are the poster, the contact sheet, the preview strip and the comparison with the
+    draft, where they were asked for.
+    """
 
     output: Path
     run: str
@@ -56,11 +60,13 @@ class Result:
     stages: tuple[StageRecord, ...]
     warnings: tuple[Warned, ...]
     metrics: Mapping[str, Any] | None = None
+    pictures: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``ladder make --json`` prints it."""
         return {
             "output": str(self.output),
+            "pictures": [str(path) for path in self.pictures],
             "run": self.run,
             "request": self.request.to_dict(),
             "width": self.request.resolved.final_size[0],
@@ -110,7 +116,7 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
     from latent_ladder.media.writers import check_clip
 
     request = prepared.request
-    check_clip(output, options.overwrite, request.output.settings)
+    check_clip(output, options.overwrite, request.output.settings, request.frames)
     for warning in prepared.warnings:
         options.on_event(warning)
     with lock_plan(prepared.store, prepared.plan, options):
@@ -176,4 +182,16 @@ def _write(session: RunSession, plan: RunPlan, output: Path) -> Result:
         stages=session.recorder.record.stages,
         warnings=tuple(session.warnings),
         metrics=metrics,
+        pictures=_pictures(request, options, output),
     )
+
+
+def _pictures(request: Request, options: RunOptions, output: Path) -> tuple[Path, ...]:
+    """The pictures that were written next to the clip."""
+    from latent_ladder.pipeline.thumbnails import thumbnail_path
+
+    asked = {"poster": request.output.poster, "sheet": request.output.sheet}
+    named = [thumbnail_path(output, kind) for kind, wanted in asked.items() if wanted]
+    if options.preview is not None:
+        named.append(options.preview)
+    return tuple(path for path in named if path.exists())

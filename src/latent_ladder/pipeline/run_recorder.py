@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from latent_ladder.errors import Cancelled
+from latent_ladder.errors import Cancelled, StoreError
 from latent_ladder.storage.run_records import DraftRecord, RunLog, RunRecord, StageRecord
 
 
@@ -16,12 +16,16 @@ class RunRecorder:
     """Keeps the record of one run up to date on disk.
 
     ``save_every_s`` limits how often a running record is written: those of many drafts are long.
+    A record that cannot be saved any more (a full disk) does not end the run: ``on_failure`` gets
+    the message, once.
     """
 
     def __init__(
         self, log: RunLog, command: str, request: Mapping[str, Any], save_every_s: float = 0.0
     ) -> None:
         self._log, self._save_every_s, self._saved = log, save_every_s, 0.0
+        self._failed = False
+        self.on_failure: Callable[[str], None] = _ignore
         self._record = log.start(command, request)
 
     @property
@@ -57,5 +61,17 @@ class RunRecorder:
     def _set(self, record: RunRecord) -> None:
         self._record, now = record, time.monotonic()
         if record.status != "running" or now - self._saved >= self._save_every_s:
-            self._log.save(record)
             self._saved = now
+            try:
+                self._log.save(record)
+            except StoreError as error:
+                self._report(error)
+
+    def _report(self, error: StoreError) -> None:
+        if not self._failed:
+            self._failed = True
+            self.on_failure(f"{error.message}; the run goes on, but `ladder runs` may not show it")
+
+
+def _ignore(_: str) -> None:
+    pass

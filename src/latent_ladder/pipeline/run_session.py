@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,8 +84,11 @@ class RunSession:
         self._started = 0
         self._runner: ModelRunner | None = None
         self._contexts: dict[str, Conditioning | None] = {}
+        self._unstored: dict[str, dict[str, Tensor]] = {}
         self._preview: LivePreview | None = None
+        self.store.remove_temporary_files()
         self.recorder = RunRecorder(self.store.runs, options.command, request, save_every_s)
+        self.recorder.on_failure = self._warn_unrecorded
         self.recorder.update(
             planned=tuple(key for s in plan.stages for key in (s.key, *partial_keys(s))),
             folders=tuple(str(folder) for folder in prepared.library.folders),
@@ -106,6 +110,11 @@ class RunSession:
         """Raise :class:`Cancelled` if a stop was requested."""
         self.options.cancel.check()
 
+    def _warn_unrecorded(self, message: str) -> None:
+        warning = Warned("not_recorded", message)
+        self.warnings.append(warning)
+        self.emit(warning)
+
     def _add_warning(self, warning: Warned) -> None:
         self.warnings.append(warning)
         self.recorder.update(warnings=tuple(w.message for w in self.warnings))
@@ -118,11 +127,33 @@ class RunSession:
         return lock_plan(self.store, plan, self.options)
 
     def mark_stored(self, plan: RunPlan) -> RunPlan:
-        """The plan with the artefacts that the store has now; warns about damaged ones."""
-        return mark_stored(plan, self.store, self._on_damage)
+        """The plan with the artefacts that the store has now; warns about damaged ones.
+
+        Those that could not be stored, and are in memory, count as stored.
+        """
+        found = mark_stored(plan, self.store, self._on_damage)
+        stages = (replace(s, stored=s.stored or s.key in self._unstored) for s in found.stages)
+        return replace(found, stages=tuple(stages))
+
+    def _keep(
+        self, stage: PlannedStage, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> None:
+        """Store a stage's artefact; on a full disk keep it in memory, so that the run goes on."""
+        error = self.store.try_put(stage.key, tensors, meta)
+        if error is None:
+            PartialResult(self.store, stage).remove()
+            return
+        self._unstored[stage.key] = {name: tensor.cpu() for name, tensor in tensors.items()}
+        self.warn(
+            "not_stored",
+            f"the result of {stage.name} is not stored, the run goes on without: {error.message}; "
+            f"{error.hint}",
+        )
 
     def load(self, stage: PlannedStage) -> dict[str, Tensor]:
         """The tensors of a stage's artefact. Raises :class:`LadderError` if it is missing."""
+        if stage.key in self._unstored:
+            return dict(self._unstored[stage.key])
         found = self.store.get(stage.key, partial(self._on_damage, stage.name))
         if found is None:
             raise LadderError(
@@ -152,8 +183,8 @@ class RunSession:
             self.warn("no_bfloat16", note)
         policy = policy_of(plan.request, self.options.memory)
         self._runner = ModelRunner(runtime, memory.budget, policy)
-        texts = [s.text for s in plan.stages if s.kind == "prompt" and not s.stored]
-        self._contexts = dict.fromkeys(texts)
+        keys = [s.key for s in plan.stages if s.kind == "prompt" and not s.stored]
+        self._contexts = dict.fromkeys(keys)
         check_upscaler(plan.upscale, runtime)
         if preview is not None:
             self._preview = self._open_preview(plan, preview)
@@ -197,8 +228,7 @@ class RunSession:
             partial(self._next_fallback, plan, stage),
             self.warn,
         )
-        self.store.put(stage.key, tensors, {"stage": stage.kind, "name": stage.name, **facts})
-        PartialResult(self.store, stage).remove()
+        self._keep(stage, tensors, {"stage": stage.kind, "name": stage.name, **facts})
         self.finish_stage(stage.name, stage.key, began, name)
         self.check_cancelled()
 

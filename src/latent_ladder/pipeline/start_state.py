@@ -2,12 +2,13 @@
 
 An image at frame 0 replaces the first latent frame. Any other image, and a reference video, is
 appended as guide tokens with positions of their own; these are dropped when tokens become latents
-again. Source of both: LTX-2 ``VideoConditionByLatentIndex`` and ``VideoConditionByKeyframeIndex``.
+again. Slots of generated keyframes are appended in the same way, but denoised. Source: LTX-2
+``VideoConditionByLatentIndex``, ``VideoConditionByKeyframeIndex``, ``keyframe_slots.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from latent_ladder.latents.shapes import Resolution, duration
 from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
+from latent_ladder.models.transformer.keyframes import keyframe_mask, slot_frames
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.request.model import Request
 from latent_ladder.sampling.denoise import LatentState
@@ -34,7 +36,7 @@ class StartState:
 
     ``positions`` (1, 3, N, 2) are the bounds of all video tokens in time, height and width,
     ``audio_positions`` (1, 1, T, 2) those of the audio tokens in time. The last ``extra`` video
-    tokens are guide tokens, which are not part of the clip.
+    tokens are not part of the clip: guide tokens, and ``slots``, the generated keyframes.
     """
 
     video: LatentState
@@ -43,11 +45,17 @@ class StartState:
     audio_positions: Tensor
     extra: int = 0
     frozen_audio: bool = False
+    slots: slice | None = None
 
     @property
     def video_mask(self) -> Tensor | None:
         """Noise levels of the video tokens, ``None`` if all are generated."""
         return _mask(self.video)
+
+    @property
+    def keyframe_mask(self) -> Tensor:
+        """Video tokens (1, N, 1) with the mark of keyframes, which LTX-2.5 has learned."""
+        return keyframe_mask(self.positions, self.extra, self.slots)
 
     @property
     def audio_mask(self) -> Tensor | None:
@@ -65,14 +73,59 @@ def plain_start(
 
 
 def apply_inputs(
-    start: StartState, inputs: InputLatents, request: Request, resolution: Resolution
+    start: StartState,
+    inputs: InputLatents,
+    request: Request,
+    resolution: Resolution,
+    slots: int = 0,
+    reference_factor: int = 1,
 ) -> StartState:
-    """The start with all input latents of the request applied."""
-    if "video_in" in inputs and request.video is not None:
-        start = VIDEO_MODES[request.video.mode](start, inputs, request, resolution)
+    """The start with all input latents of the request applied, and ``slots`` generated keyframes.
+
+    A reference video is smaller than the clip by ``reference_factor``. Slots stand before it, as in
+    the official pipelines.
+    """
+    mode = None if request.video is None or "video_in" not in inputs else request.video.mode
+    is_reference = mode == "reference"
+    if is_reference and not slots:
+        start = append_reference(start, inputs, request, resolution, reference_factor)
+    elif mode is not None and not is_reference:
+        start = VIDEO_MODES[mode](start, inputs, request, resolution)
     if "given_sound" in inputs and start.audio is not None:
         start = _with_audio(start, start.audio, inputs["given_sound"])
-    return apply_images(start, inputs, request, resolution)
+    start = apply_images(start, inputs, request, resolution)
+    if slots:
+        start = append_slots(start, slot_frames(slots, resolution.frames), resolution)
+        if is_reference:
+            start = append_reference(start, inputs, request, resolution, reference_factor)
+    return start
+
+
+def append_slots(
+    start: StartState,
+    frames: Sequence[int],
+    resolution: Resolution,
+    latents: Tensor | None = None,
+) -> StartState:
+    """The start with a slot for a generated keyframe at each of ``frames``.
+
+    They start from ``latents`` (1, C, K, H, W), by default from zeros.
+    """
+    count = resolution.latent_height * resolution.latent_width * len(frames)
+    tokens = (
+        start.video.tokens.new_zeros(1, count, start.video.tokens.shape[2])
+        if latents is None
+        else video_to_tokens(latents).to(start.video.tokens)
+    )
+    positions = [keyframe_positions(duration(n, resolution.fps), resolution) for n in frames]
+    first = start.video.tokens.shape[1]
+    return replace(
+        start,
+        video=start.video.with_slots(tokens),
+        positions=torch.cat([start.positions, *positions], dim=2),
+        extra=start.extra + count,
+        slots=slice(first, first + count),
+    )
 
 
 def apply_images(
@@ -129,13 +182,17 @@ def _generate_region(
     return replace(state, clean=content.to(state.tokens), mask=mask)
 
 
-def _append_reference(
-    start: StartState, inputs: InputLatents, request: Request, resolution: Resolution
+def append_reference(
+    start: StartState,
+    inputs: InputLatents,
+    request: Request,
+    resolution: Resolution,
+    factor: int = 1,
 ) -> StartState:
     """Mode reference: the video as guide tokens. Source: LTX-2 ``VideoConditionByReferenceLatent``.
 
-    Positions are scaled to the clip: height and width by the factor that the reference is smaller,
-    time by the one that it is slower, with the first frame left where it is.
+    Positions are scaled to the clip: height and width by the ``factor`` that the reference is
+    smaller, time by the one that it is slower, with the first frame left where it is.
     """
     if request.video is None:
         raise TypeError("the plan has a reference video, the request has none")
@@ -144,8 +201,7 @@ def _append_reference(
     slower = max(round((resolution.latent_frames - 1) / max(frames - 1, 1)), 1)
     positions = video_positions(frames, height, width, resolution.fps / slower)
     positions[:, 0] = (positions[:, 0] - (slower - 1) / float(resolution.fps)).clamp_min(0)
-    positions[:, 1] *= resolution.latent_height / height
-    positions[:, 2] *= resolution.latent_width / width
+    positions[:, 1:] *= factor
     tokens = video_to_tokens(latents).to(start.video.tokens)
     return _append_guide(start, tokens, positions, request.video.strength)
 
@@ -154,9 +210,8 @@ VIDEO_MODES: Mapping[str, Callable[[StartState, InputLatents, Request, Resolutio
     "v2v": _start_from_video,
     "retake": _keep_outside_region,
     "extend": _keep_outside_region,
-    "reference": _append_reference,
 }
-"""How each mode of an input video changes the start."""
+"""How each mode of an input video changes the start; a reference is appended to it."""
 
 
 def _with_audio(start: StartState, audio: LatentState, latents: Tensor) -> StartState:

@@ -67,11 +67,16 @@ class Thumbnails:
             self._save("sheet", _arrange([_shrink(frame) for _, frame in found]))
 
     def _save(self, kind: str, picture: NDArray[np.uint8]) -> None:
-        stills = FramePattern.from_path(self.path)
-        stem = self.path.with_suffix("") if stills is None else stills.folder
-        target = stem.with_name(f"{stem.name}.{kind}.png")
+        target = thumbnail_path(self.path, kind)
         with convert_write_errors(MediaError, f"{kind} {target.name}", target.parent):
             write_atomically(target, encode_png(picture, self.metadata))
+
+
+def thumbnail_path(clip: Path, kind: str) -> Path:
+    """The file of the "poster" or the "sheet" of a clip."""
+    stills = FramePattern.from_path(clip)
+    stem = clip.with_suffix("") if stills is None else stills.folder
+    return stem.with_name(f"{stem.name}.{kind}.png")
 
 
 def _shrink(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

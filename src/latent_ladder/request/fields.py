@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from latent_ladder.request.problems import Problem
+from latent_ladder.storage.read_file import is_text
 
 MAX_SEED = 2**64 - 1
 MAX_TILES = 6
@@ -106,9 +107,10 @@ def _positive_zero(value: float) -> float:
 
 
 def _writable(value: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
+    if not is_text(value):
         raise Problem(
-            "is not text: it contains an incomplete character", "remove the broken characters"
+            "is not text: it contains an incomplete character",
+            "remove the broken characters; in an ASCII locale, set LC_ALL=C.UTF-8",
         )
     return value
 

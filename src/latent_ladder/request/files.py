@@ -9,6 +9,8 @@ from typing import Any
 
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
+from latent_ladder.request.size_limits import MAX_FILE_BYTES
+from latent_ladder.storage.read_file import read_small_text
 
 METADATA_KEY = "latent_ladder"
 """The metadata tag of a clip that contains its request."""
@@ -26,7 +28,10 @@ def request_of_clip(path: Path) -> Request:
     """The request embedded in a clip. Raises :class:`RequestError` when there is none."""
     from latent_ladder.media.video_reader import read_metadata
 
-    text = read_metadata(path).get(METADATA_KEY)
+    tags = read_metadata(path)
+    text = tags.get(METADATA_KEY)
+    if text is None and any(_is_workflow(tags.get(name, "")) for name in WORKFLOW_TAGS):
+        raise _workflow_error(path)
     if text is None:
         raise RequestError(
             f"{path.name} contains no request of latent-ladder",
@@ -39,6 +44,9 @@ def request_of_clip(path: Path) -> Request:
     return Request.from_dict(fields)
 
 
+WORKFLOW_TAGS = ("workflow", "prompt")
+"""Metadata tags in which ComfyUI stores a workflow."""
+
 READERS: Mapping[str, Callable[[str], Request]] = {
     ".toml": Request.from_toml,
     ".json": Request.from_json,
@@ -50,7 +58,28 @@ def read_request(path: Path) -> Request:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         return request_of_clip(path)
+    text = read_small_text(path, MAX_FILE_BYTES, RequestError, "request")
+    if _is_workflow(text):
+        raise _workflow_error(path)
+    return reader(text)
+
+
+def _is_workflow(text: str) -> bool:
+    """True for JSON of a ComfyUI workflow, in either of its formats."""
     try:
-        return reader(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"request {path} cannot be read: {error}", "check the path") from error
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(table, dict):
+        return False
+    nodes = table.get("nodes")
+    return isinstance(nodes, list) or any(
+        isinstance(node, dict) and "class_type" in node for node in table.values()
+    )
+
+
+def _workflow_error(path: Path) -> RequestError:
+    return RequestError(
+        f"{path.name} contains a ComfyUI workflow, not a request",
+        f"convert it: ladder workflow import {path} -o request.toml",
+    )

@@ -10,7 +10,7 @@ geometry (:attr:`Request.resolved`) is computed by :mod:`latent_ladder.request.r
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import tomllib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -49,6 +49,7 @@ from latent_ladder.request.resolved import (
     stage_resolutions,
     upsample_factors,
 )
+from latent_ladder.request.size_limits import size_problems
 from latent_ladder.request.stage_rules import stage_kinds, stage_names, stages_problems
 from latent_ladder.request.stages import (
     STAGE_TABLES,
@@ -64,6 +65,9 @@ from latent_ladder.request.windows import Windows, WindowsChoice
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
 MAX_DURATION_S = 3600
+RANDOM_SEEDS = 2**31
+"""Random seeds are below this: at most ten digits, which people can type, and every program that
+takes a seed accepts them."""
 
 
 def _fps(value: Any) -> Any:
@@ -195,7 +199,8 @@ class Request(Table):
     """Name of the preset that the request started from; a record that changes nothing."""
     seed: RequestSeed = 10
     """Number that all noise starts from, 0 to 2**64-1: another one makes another clip of the same
-    prompt; -1 picks a random one, which the clip records."""
+    prompt; -1 picks a random one, which the clip records. The command line picks one
+    wherever none is given; a request in Python without a seed has 10, so that scripts repeat."""
     width: Side
     """Width of the clip in pixels, an even number from 32 to 16384; stages work at multiples of 32,
     and the clip is cropped from that."""
@@ -241,6 +246,8 @@ class Request(Table):
     @model_validator(mode="wrap")
     @classmethod
     def _one_report(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if too_large := size_problems(data):
+            raise report(too_large)
         raw = data.get("stages") if isinstance(data, Mapping) else None
         stages = raw if isinstance(raw, list | tuple) else ()
         problems = stages_problems(raw) if isinstance(raw, list | tuple) else []
@@ -293,26 +300,27 @@ class Request(Table):
     def from_toml(cls, text: str) -> Self:
         """A request from TOML text. Raises RequestError."""
         try:
-            return cls.from_dict(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise RequestError(f"the request is not TOML: {error}") from error
+            table = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # also for a number of 5000 digits
+            raise RequestError(f"the request is not TOML: {error}", "correct the file") from error
+        return cls.from_dict(table)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """A request from JSON text. Raises RequestError."""
         try:
             table = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RequestError(f"the request is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the request is not JSON: {error}", "correct the file") from error
         if not isinstance(table, dict):
             raise RequestError("the request is not a JSON object")
         return cls.from_dict(table)
 
     def pick_seed(self) -> Self:
-        """The same request, with a random seed in place of -1."""
+        """The same request, with a random seed below :data:`RANDOM_SEEDS` in place of -1."""
         if self.seed != -1:
             return self
-        return self.model_copy(update={"seed": int.from_bytes(os.urandom(4), "big")})
+        return self.model_copy(update={"seed": secrets.randbelow(RANDOM_SEEDS)})
 
     # -- writing it ---------------------------------------------------------------------------
 
@@ -413,6 +421,8 @@ class Request(Table):
             return fields
         for name in ("batch_passes", "tiles", "schedule", "denoise"):  # the last two: see sigmas
             fields.pop(name, None)
+        if not fields.get("generated_keyframes"):  # left out, as in older keys
+            fields.pop("generated_keyframes", None)
         tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
         if tiles is not None:
             fields["tiles"] = tiles.model_dump()
@@ -430,6 +440,8 @@ class Request(Table):
             fields["anew"] = list(self.video.generated_span(float(self.frames / self.fps)))
         if self.video is not None and self.video.mode == "reference" and index == 0:
             fields["reference_strength"] = self.video.strength
+            if any(n % 2 for n in (resolution.latent_width, resolution.latent_height)):
+                fields["reference_positions"] = "exact"  # earlier ones were scaled by grid sizes
         if self.active_images:
             at = [shapes.duration(i.index(self.frames), self.fps) for i in self.active_images]
             strengths = [i.strength for i in self.active_images]

@@ -8,7 +8,7 @@ from pydantic import Field, StrictBool
 
 from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT
-from latent_ladder.latents.tiling import Tiling, even_tile_size
+from latent_ladder.latents.tiling import PixelTileSize, Tiling, even_tile_size
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.request.fields import (
     Int,
@@ -31,8 +31,10 @@ SIZES = ("tile_px", "tile_frames", "overlap_frames")
 
 
 class Decode(Table):
-    """Tiles of the video decoder: their size and overlap; ``"auto"`` fits memory.
+    """The video decoder and its tiles: their size and overlap; ``"auto"`` fits memory.
 
+    The diffusion decoder is exact without tiles whatever the memory; tiles make it faster on small
+    cards and are blended as in the official implementation.
     ``grid`` is a number of tiles across and down instead, decoded together and blended as
     ``LTXVTiledVAEDecode`` does; each covers all frames.
     """
@@ -49,6 +51,15 @@ class Decode(Table):
     overlap_frames: OverlapFrames = "auto"
     """Frames that neighbouring tiles share, a multiple of 8; ``auto`` is 24, or 8 in tiles that
     only memory requires."""
+    decoder: Literal["auto", "conv", "diffusion"] = "auto"
+    """Video decoder where the model folder has both kinds of LTX-2.5: ``conv`` is fast and small,
+    ``diffusion`` sharper; ``auto`` is ``diffusion`` for LTX-2.5 on a GPU with 24 GB or more."""
+    noise: Literal["position", "comfyui", "ltx"] = "position"
+    """Noise of the diffusion decoder: ``position`` depends on the seed and the place in the clip,
+    so that tiles, a resumed run and the device do not change the picture; ``comfyui`` has a fixed
+    seed, ``ltx`` continues the random numbers of the official pipelines, with a draw per tile."""
+    steps: Int | None = Field(default=None, ge=1, le=50)
+    """Denoising steps of the diffusion decoder; unset, those of the file: one."""
     grid: TileCounts = "auto"
     """Numbers of tiles across and down, 1 to 6 each, instead of their size, blended as ComfyUI's
     ``LTXVTiledVAEDecode`` does; ``auto`` uses none."""
@@ -67,6 +78,17 @@ class Decode(Table):
             return None
         across, down = self.grid
         return split_evenly(latents, down, across, self.grid_overlap_px // PIXELS_PER_LATENT)
+
+    @property
+    def diffusion_tiles(self) -> PixelTileSize | None:
+        """The tiles of a diffusion decoder, ``None`` to decode exactly."""
+        if self.tile_px == self.tile_frames == "auto":
+            return None
+        side = None if self.tile_px == "auto" else self.tile_px
+        frames = None if self.tile_frames == "auto" else self.tile_frames
+        named = {"overlap_frames": self.overlap_frames, "overlap": self.overlap_px}
+        overlaps = {name: value for name, value in named.items() if value != "auto"}
+        return PixelTileSize(frames, side, side, **overlaps)
 
     def problems(self, width: int, height: int) -> list[Found]:
         """Problems of the tiles of ``grid`` for a clip that is decoded at this size."""
@@ -102,8 +124,13 @@ class Decode(Table):
         return [(n, s) for n, s in counts if n > 1 and even_tile_size(s, n, overlap) < overlap]
 
     def fields(self) -> dict[str, Any]:
-        """The values that decide the frames; a ``grid`` of "auto" is left out, as in older keys."""
-        unset = {"grid"} if self.grid == "auto" else set()
+        """The values that decide the frames; unset newer ones are left out, as in older keys.
+
+        The kind of decoder is left out as well: its file has an id.
+        """
+        unset = {"decoder"} | ({"grid"} if self.grid == "auto" else set())
+        unset |= {"noise"} if self.noise == "position" else set()
+        unset |= {"steps"} if self.steps is None else set()
         return self.model_dump(mode="json", exclude=unset)
 
 

@@ -1,13 +1,17 @@
-"""Problems of a request: of one value, the nearest known name, and the report of all."""
+"""Problems of a request: of one value, and the report of all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from latent_ladder.errors import RequestError
+from latent_ladder.errors import RequestError, shorten_words
 
 Found = tuple[str, str | None]
 """One problem: its sentence and its hint."""
+
+
+MOST_SHOWN = 40
+"""Most problems of one report; a file that is something else can have thousands."""
 
 
 class Problem(ValueError):
@@ -23,22 +27,13 @@ class Problem(ValueError):
         self.whole = whole
 
 
-def did_you_mean(name: str, known: Iterable[str], limit: int = 12) -> str:
-    """A hint: the nearest of the ``known`` names, else the list of them (at most ``limit``)."""
-    from difflib import get_close_matches  # imported here: only needed for a wrong name
-
-    names = sorted(known)
-    near = get_close_matches(name.lower(), names, n=2, cutoff=0.6)
-    if near:
-        return "did you mean " + " or ".join(near) + "?"
-    shown = ", ".join(names[:limit])
-    return f"known: {shown}" + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def report(problems: Sequence[Found]) -> RequestError:
     """One error for all ``problems``: the sentences line by line, each with its hint."""
     if len(problems) == 1:
         return RequestError(problems[0][0], problems[0][1], tuple(problems))
+    shown: list[Found] = [(shorten_words(text), hint) for text, hint in problems[:MOST_SHOWN]]
+    if len(problems) > MOST_SHOWN:
+        shown.append((f"there are {len(problems) - MOST_SHOWN} more problems", "mend these first"))
     lines = [f"the request has {len(problems)} problems"]
-    lines += [f"  {text}" + (f" ({hint})" if hint else "") for text, hint in problems]
-    return RequestError("\n".join(lines), None, tuple(problems))
+    lines += [f"  {text}" + (f" ({hint})" if hint else "") for text, hint in shown]
+    return RequestError("\n".join(lines), None, tuple(shown))

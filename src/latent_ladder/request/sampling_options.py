@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictStr
 
-from latent_ladder.errors import RequestError
+from latent_ladder.errors import RequestError, did_you_mean
 from latent_ladder.request.fields import FileName, Int, Real, Table, Tokens
-from latent_ladder.request.problems import Problem, did_you_mean
+from latent_ladder.request.problems import Problem
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import SCHEDULES, manual_sigmas, sigmas_for
 

@@ -78,10 +78,17 @@ class SamplingStage(Table):
         return guided or SAMPLER_FACTS[self.sampler].needs_uncond
 
 
+MAX_SLOTS = 64
+"""Most generated keyframes of a stage."""
+
+
 class BaseStage(SamplingStage):
     """The first sampling run, from pure noise, at the smallest size."""
 
     kind: Literal["base"] = "base"
+    generated_keyframes: Int = Field(default=0, ge=0, le=MAX_SLOTS)
+    """Number of evenly spaced keyframes that are generated beside the clip and dropped after the
+    stage, LTX-2.5 only. They keep long clips consistent and cost one latent frame each."""
 
 
 class RefineStage(SamplingStage):

@@ -8,7 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from latent_ladder.request.problems import Found, Problem, did_you_mean
+from latent_ladder.errors import did_you_mean
+from latent_ladder.request.problems import Found, Problem
 
 Tables = Mapping[str, type[BaseModel]]
 

@@ -163,19 +163,25 @@ def _windows(
         before, audio_before = stop, sound[1]
 
 
-def _longest(fps: Fraction, time_factor: int) -> int:
-    """Largest number of frames of a window: the model's time positions cover no more."""
-    return nearest_frames(MAX_SECONDS_OF_ROPE * fps, time_factor)[0]
+def _longest(fps: Fraction, time_factor: int, limit_s: Fraction | int = MAX_SECONDS_OF_ROPE) -> int:
+    """Largest number of frames of a window of at most ``limit_s`` seconds."""
+    return nearest_frames(limit_s * fps, time_factor)[0]
 
 
-def choose_windows(frames: int, fps: Fraction, time_factor: int) -> Windows | None:
+def choose_windows(
+    frames: int,
+    fps: Fraction,
+    time_factor: int,
+    limit_s: Fraction | int = MAX_SECONDS_OF_ROPE,
+) -> Windows | None:
     """The windows of ``windows = "auto"``; ``None`` where the clip is made in one piece.
 
-    As few as cover the clip, and as short as that number allows.
+    As few as cover the clip, and as short as that number allows. ``limit_s`` is the length in
+    seconds that the model can make in one piece, by default that of the published models.
     """
-    longest = _longest(fps, time_factor)
+    longest = _longest(fps, time_factor, limit_s)
     step = FRAMES_PER_LATENT * time_factor
-    if frames <= MAX_SECONDS_OF_ROPE * fps + SLACK_FRAMES or longest < 2 * step + 1:
+    if frames <= limit_s * fps + SLACK_FRAMES or longest < 2 * step + 1:
         return None
     shared = max(min(OVERLAP_FRAMES, (longest - 1) // 2) // step, 1)
     total, size, overlap = (frames - 1) // step + 1, (longest - 1) // step + 1, shared + 1

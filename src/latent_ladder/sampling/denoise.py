@@ -76,6 +76,16 @@ class LatentState:
         ``VideoConditionByKeyframeIndex``.
         """
         tail = LatentState.of(torch.zeros_like(content)).with_content(0, content, strength)
+        return self._followed_by(tail)
+
+    def with_slots(self, tokens: Tensor) -> LatentState:
+        """The stream with ``tokens (B, n, C)`` appended after the clip, generated like it.
+
+        Source: LTX-2 ``keyframe_slots.py``.
+        """
+        return self._followed_by(LatentState.of(tokens))
+
+    def _followed_by(self, tail: LatentState) -> LatentState:
         return LatentState(
             torch.cat([self.tokens, tail.tokens], dim=1),
             torch.cat([self.clean, tail.clean], dim=1),

@@ -7,21 +7,26 @@ import errno
 import logging
 import signal
 import socket
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
-from aiohttp import web
+from aiohttp import BadContentDispositionHeader, BadContentDispositionParam, web
 
 from latent_ladder.errors import RequestError
-from latent_ladder.server.app_context import CONTEXT, Context
+from latent_ladder.server.access_token import TokenGate
+from latent_ladder.server.app_context import CONTEXT, MAX_LINES, Context
 from latent_ladder.server.config import ServerConfig
 from latent_ladder.server.file_listing import FileListing
 from latent_ladder.server.job_loop import JobLoop
 from latent_ladder.server.job_store import JobStore
-from latent_ladder.server.origin_guard import add_headers, refuse_other_sites, report_errors
+from latent_ladder.server.origin_guard import add_headers, own_names, refuse_other_sites
+from latent_ladder.server.request_errors import HEADER_TIMEOUT_S, limit_body_time, report_errors
 from latent_ladder.server.request_log import log_requests
-from latent_ladder.server.routes import ROUTES
+from latent_ladder.server.route_table import all_routes
 from latent_ladder.server.system_info import server_features
 from latent_ladder.server.websockets import WebSocketClients
 from latent_ladder.server.worker_process import WorkerProcess
@@ -42,6 +47,9 @@ def run_server(config: ServerConfig, notify: Notify) -> None:
 
 async def _run_server(config: ServerConfig, notify: Notify) -> None:
     config.folders.create()
+    # the text of a client's faulty header is not written to the terminal
+    warnings.simplefilter("ignore", BadContentDispositionHeader)
+    warnings.simplefilter("ignore", BadContentDispositionParam)
     with _bind(config) as listener, closing(JobStore(config.state_file, config.history)) as store:
         await _answer_requests(config, listener, store, notify)
 
@@ -53,16 +61,25 @@ async def _answer_requests(
         notify(f"warning: the queue and history were damaged; a copy is in {store.damaged_copy}")
     worker = WorkerProcess(config.worker, config.worker_settings())
     clients = WebSocketClients(server_features(config.limits.upload))
-    jobs = JobLoop(store, worker, clients, notify)
+    lines: deque[tuple[str, str]] = deque(maxlen=MAX_LINES)
+
+    def announce(text: str) -> None:
+        lines.append((datetime.now(UTC).isoformat(), text))
+        notify(text)
+
+    jobs = JobLoop(store, worker, clients, announce)
     listing = FileListing(config.models, config.folders.input, config.file_names)
-    app = build_application(Context(config, listing, jobs, clients))
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    gate = TokenGate(config.access.token) if config.access.token else None
+    app = build_application(Context(config, listing, jobs, clients, lines), gate)
+    runner = make_runner(app)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
         queued = store.count()
         resumed = f", resuming {queued} queued jobs" if queued else ""
         notify(f"ComfyUI's API is at http://{_address(listener)}{resumed}")
+        for line in _describe_access(config, listener, gate):
+            notify(line)
         logger.info("serving at %s, store %s", _address(listener), config.store)
         with _stop_on_signal() as stop:
             await _wait_until(stop, asyncio.create_task(jobs.run()))
@@ -75,22 +92,52 @@ async def _answer_requests(
         logger.info("server stopped")
 
 
-def build_application(context: Context) -> web.Application:
-    """The aiohttp application: all routes, with access checks and error answers."""
+def build_application(context: Context, gate: TokenGate | None = None) -> web.Application:
+    """The aiohttp application: all routes, behind one chain of checks.
+
+    A request passes, in order: the log, its host and origin, its token (``gate``), the time limit
+    of its body, and the answers to errors. Routes that are added to the table pass all of them.
+    """
     access = context.config.access
+    checks = [log_requests, refuse_other_sites(access)]
+    checks += [] if gate is None else [gate.middleware()]
     app = web.Application(
-        middlewares=[log_requests, refuse_other_sites(access), report_errors],
+        middlewares=[*checks, limit_body_time, report_errors],
         client_max_size=context.config.limits.prompt,
     )
     app[CONTEXT] = context
     app.on_response_prepare.append(add_headers(access))
-    app.add_routes(ROUTES)
-    app.add_routes([_under_api(route) for route in ROUTES if route.path != "/"])
+    app.add_routes(all_routes(context.config))
     return app
 
 
-def _under_api(route: web.RouteDef) -> web.RouteDef:
-    return web.RouteDef(route.method, f"/api{route.path}", route.handler, dict(route.kwargs))
+def make_runner(app: web.Application) -> web.AppRunner:
+    """The runner of an application, with limits for slow clients and compressed bodies."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=2.0,
+        keepalive_timeout=HEADER_TIMEOUT_S,
+        auto_decompress=False,  # a few bytes could become gigabytes: read_body() has a limit
+    )
+
+
+def _describe_access(
+    config: ServerConfig, listener: socket.socket, gate: TokenGate | None
+) -> Iterator[str]:
+    """Lines about the editor's address and the token."""
+    address = f"http://{_address(listener)}"
+    if config.frontend is not None:
+        yield f"open the editor at {address}/"
+    if gate is None:
+        return
+    port = listener.getsockname()[1]
+    is_any = config.access.listen in ("0.0.0.0", "::")
+    host = own_names()[0] if is_any else address.removeprefix("http://").rpartition(":")[0]
+    if config.shows_token:
+        yield f"programs send the header Authorization: Bearer {config.access.token}"
+    yield f"to let one browser in, open http://{host}:{port}{gate.link} (works once)"
 
 
 def _bind(config: ServerConfig) -> socket.socket:

@@ -26,6 +26,8 @@ from latent_ladder.server.job_store import Job
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 """Event numbers of binary messages."""
 IMAGE_TYPES = {"JPEG": 1, "PNG": 2}
+OWN_EXTRA = "latent_ladder"
+"""Key in a job's extra data for what other interfaces of this server remember."""
 WARNING = "ladder_warning"
 """Message type of warnings, which ComfyUI does not have."""
 
@@ -69,6 +71,24 @@ class Failure:
     node: str = ""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Finished nodes of a job, and steps of its current node."""
+
+    done: int
+    total: int
+    node: str | None = None
+    node_type: str = ""
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def fraction(self) -> float:
+        """Finished part, 0 to 1; every node counts the same."""
+        current = 0.0 if self.done >= self.total else min(self.step / max(self.steps, 1), 1.0)
+        return min((self.done + current) / self.total, 1.0)
+
+
 def status_message(remaining: int, sid: str | None = None) -> Message:
     """Number of unfinished jobs; with ``sid``, the first message to a client."""
     data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": remaining}}}
@@ -87,16 +107,34 @@ class JobMessages:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.node: str | None = None
-        self._start_ms = 0
+        self.start_ms = 0
         self._sent_cached = False
         self._finished_nodes: list[str] = []
         self._states: dict[str, dict[str, Any]] = {}
         self._outputs: dict[str, UiOutput] = {}
         self._recorded: list[tuple[str, Mapping[str, Any]]] = []
 
+    @property
+    def outputs(self) -> Mapping[str, UiOutput]:
+        """What the output nodes have shown so far."""
+        return self._outputs
+
+    def progress(self) -> Progress:
+        """How far the job is."""
+        state = self._states.get(self.node or "", {})
+        finished = sum(state["state"] == "finished" for state in self._states.values())
+        return Progress(
+            done=finished,
+            total=max(len(self.job.prompt), finished, 1),
+            node=self.node,
+            node_type=self._class_type(self.node or ""),
+            step=int(state.get("value", 0)),
+            steps=int(state.get("max", 1)),
+        )
+
     def report_start(self) -> Iterator[Message]:
         """Messages at the start of the job."""
-        self._start_ms = now_ms()
+        self.start_ms = now_ms()
         yield self._record("execution_start", {})
 
     def report_event(self, event: GraphEvent) -> Iterator[Message | PreviewImage]:
@@ -201,7 +239,7 @@ class JobMessages:
         ]
         return {
             **summarize_job(self.job, states.get(last_type, "failed")),
-            "execution_start_time": self._start_ms,
+            "execution_start_time": self.start_ms,
             "execution_end_time": details["timestamp"],
             "execution_error": details if last_type == "execution_error" else None,
             "outputs_count": len(files),
@@ -262,7 +300,9 @@ class JobMessages:
 def summarize_job(job: Job, state: str) -> dict[str, Any]:
     """The fields of ``/api/jobs`` that every job has, finished or not."""
     workflow = job.workflow
+    ours = job.extra.get(OWN_EXTRA)
     return {
+        **({OWN_EXTRA: ours} if isinstance(ours, Mapping) else {}),
         "id": job.id,
         "status": state,
         "priority": job.number,

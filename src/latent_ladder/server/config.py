@@ -32,7 +32,9 @@ class ServerConfig:
 
     ``named_models`` are the model folders of the command line, ``models`` all folders that are
     searched. ``file_names`` maps file names in workflows to the files to use. ``state_file`` stores
-    queue and history. ``worker`` is the command line of the child process.
+    queue and history. ``user`` has the editor's settings and workflows, ``frontend`` is the folder
+    of the editor, if it is served. ``shows_token``: the token is printed at the start, because it
+    was made there. ``worker`` is the command line of the child process.
     """
 
     folders: DataFolders
@@ -49,6 +51,9 @@ class ServerConfig:
     history: int = MAX_HISTORY
     metadata: bool = True
     previews: bool = True
+    user: Path = Path("user")
+    frontend: Path | None = None
+    shows_token: bool = False
     worker: tuple[str, ...] = (sys.executable, "-m", "latent_ladder.server.worker_main")
 
     def worker_settings(self) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from latent_ladder.errors import RequestError
-from latent_ladder.storage.atomic_write import PART_PREFIX, is_abandoned
+from latent_ladder.storage.temporary_files import remove_abandoned
 
 FOLDER_TYPES = ("output", "input", "temp")
 """ComfyUI's names of the folders; ``output`` is the default of ``/view``."""
@@ -35,7 +34,7 @@ class DataFolders:
     temp: Path
 
     def create(self) -> None:
-        """Create the folders, and delete partial uploads of an earlier crash.
+        """Create the folders, and delete partial files of processes that were killed.
 
         Raises :class:`RequestError` if a folder cannot be created.
         """
@@ -48,10 +47,7 @@ class DataFolders:
                     f"{folder_type} folder {folder} cannot be created: {error.strerror}",
                     f"choose another --{folder_type}-directory",
                 ) from error
-        for part in self.input.glob(f"{PART_PREFIX}*"):
-            if is_abandoned(part):
-                with suppress(OSError):
-                    part.unlink()
+        remove_abandoned([self.input, self.output, self.temp, *_subfolders(self.output)])
 
     def root(self, folder_type: str) -> Path:
         """The folder of a type. Raises :class:`RequestError` for an unknown type."""
@@ -65,6 +61,11 @@ class DataFolders:
     def path(self, folder_type: str, subfolder: str, name: str = "") -> Path:
         """The path that a client names; it may not exist. Raises :class:`RequestError`."""
         return resolve_inside(self.root(folder_type), subfolder, name)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """All folders below ``folder``; links are not followed."""
+    return [Path(here) / name for here, names, _ in os.walk(folder) for name in names]
 
 
 def split_annotation(name: str, default: str) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """The loop that runs jobs: from the queue through the worker process into the history.
 
 A job stays in the queue until its entry is in the history, so a server that was stopped or killed
-runs it again after the next start.
+runs it again after the next start. The journal of its files, next to the queue, then prevents that
+they are written twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
+from latent_ladder.errors import StoreError
 from latent_ladder.server.client_messages import (
     JobMessages,
     Message,
@@ -24,6 +27,12 @@ from latent_ladder.server.worker_process import WORKER_DIED, JobOutcome, WorkerP
 
 INTERRUPT_GRACE_S = 5.0
 """Time for the current step after an interrupt; a later second interrupt kills the worker."""
+
+RETRY_S = 10.0
+"""Time between two tries to write what a full disk had no room for."""
+
+Watcher = Callable[[Message | PreviewImage], None]
+"""Gets the messages of one job, whoever queued it."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +54,34 @@ class JobLoop:
         self._restart_worker = False
         self._closing = False
         self._interrupted_at: float | None = None
+        self._deleted: set[str] = set()
+        self._watchers: dict[str, set[Watcher]] = {}
+
+    def state_of(self, job_id: str) -> str:
+        """``in_progress`` or ``pending``, for a job in the queue."""
+        running = self.running
+        return "in_progress" if running is not None and running.id == job_id else "pending"
+
+    def is_stopping(self, job_id: str) -> bool:
+        """True for the running job while it finishes the step at which it was interrupted."""
+        return self._interrupted_at is not None and self.state_of(job_id) == "in_progress"
+
+    def progress_of(self, job_id: str) -> JobMessages | None:
+        """The messages of the running job so far, if it is this one."""
+        current = self._current
+        return current if current is not None and current.job.id == job_id else None
+
+    @contextmanager
+    def watch(self, job_id: str, watcher: Watcher) -> Iterator[None]:
+        """Call ``watcher`` with every message of a job in this block."""
+        watchers = self._watchers.setdefault(job_id, set())
+        watchers.add(watcher)
+        try:
+            yield
+        finally:
+            watchers.discard(watcher)
+            if not watchers:
+                self._watchers.pop(job_id, None)
 
     @property
     def running(self) -> Job | None:
@@ -64,7 +101,36 @@ class JobLoop:
         """Remove jobs that have not started from the queue (``None``: all)."""
         running = self.running
         self.store.remove_pending(ids, None if running is None else running.id)
+        self._clean_journals()
         self._send_status()
+
+    def cancel(self, job_id: str) -> bool:
+        """Stop a job: the running one after its step, a waiting one at once, into the history.
+
+        ``False`` for a job that is not in the queue.
+        """
+        if self.interrupt(job_id):
+            return True
+        job = self.store.pending_job(job_id)
+        if job is None:
+            return False
+        messages = JobMessages(job)
+        final = list(messages.report_interrupt())
+        self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
+        self._forget_files(job.id)
+        self._announce(f"{job.id} cancelled before it started")
+        self._send(job, final)
+        self._send_status()
+        return True
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job from queue and history, and stop it if it runs."""
+        if self.interrupt(job_id):
+            self._deleted.add(job_id)
+            self.store.remove_pending([job_id], None)
+        else:
+            self.remove([job_id])
+            self.store.delete_history([job_id])
 
     def interrupt(self, job_id: str | None = None) -> bool:
         """Stop the running job after its current step; with an id, only if it is that job.
@@ -99,6 +165,7 @@ class JobLoop:
 
     async def run(self) -> None:
         """Run jobs until :meth:`close`."""
+        self._clean_journals()
         await self._worker.start()
         while not self._closing:
             if self._restart_worker:
@@ -107,10 +174,20 @@ class JobLoop:
                 await self._worker.start()
             job = self.store.next_job()
             if job is None:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._wait_for_work()
             else:
                 await self._run_job(job)
+
+    async def _wait_for_work(self) -> None:
+        """Wait until something happens; entries that only memory has are tried again meanwhile."""
+        self._wake.clear()
+        if not self.store.unsaved:
+            await self._wake.wait()
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), RETRY_S)
+        if self.store.save_unsaved():
+            self._announce("the queue is written again")
 
     async def close(self) -> None:
         """Stop the running job after its current step, keep it in the queue, end the worker."""
@@ -123,7 +200,9 @@ class JobLoop:
         messages = self._current = JobMessages(job)
         self._send(job, messages.report_start())
         outcome = await self._worker.run(
-            job, lambda event: self._send(job, messages.report_event(event))
+            job,
+            self.store.journal_path(job.id),
+            lambda event: self._send(job, messages.report_event(event)),
         )
         if self._closing and _was_interrupted(outcome):
             return
@@ -131,7 +210,14 @@ class JobLoop:
             outcome = JobOutcome(stopped=True)
         final = list(_final_messages(messages, outcome))
         self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
+        if job.id in self._deleted:
+            self._deleted.discard(job.id)
+            with suppress(StoreError):  # a full disk; the loop has to go on
+                self.store.delete_history([job.id])
+        if job.id in self.store.unsaved:
+            self._announce(f"warning: the disk is full; the end of {job.id} is only in memory")
         self._current = self._interrupted_at = None
+        self._forget_files(job.id)
         self._send(job, [*final, executing_message(job.id, None)])
         self._send_status()
         seconds = time.monotonic() - start
@@ -145,6 +231,24 @@ class JobLoop:
     def _send(self, job: Job, messages: Iterable[Message | PreviewImage]) -> None:
         for message in messages:
             self._clients.send(message, job.client)
+            for watcher in tuple(self._watchers.get(job.id, ())):
+                watcher(message)
+
+    def _forget_files(self, job_id: str) -> None:
+        """Delete the journal of a job that will not run again, once that is on the disk."""
+        if job_id in self.store.unsaved:
+            return
+        with suppress(OSError):
+            self.store.journal_path(job_id).unlink(missing_ok=True)
+
+    def _clean_journals(self) -> None:
+        """Delete the journals of jobs that are no longer in the queue."""
+        ids = [*(job.id for job in self.store.pending_jobs()), *self.store.unsaved]
+        wanted = {self.store.journal_path(job_id) for job_id in ids}
+        for path in self.store.journal_folder.glob("*"):
+            if path not in wanted:
+                with suppress(OSError):
+                    path.unlink()
 
     def _send_status(self) -> None:
         self._clients.send(status_message(self.store.count()), None)

@@ -1,25 +1,35 @@
 """Persistent job queue and history, in one SQLite file.
 
-SQLite's journal makes every change complete or absent, however the process ends. This module knows
-no HTTP and no graphs: prompts and history entries are JSON text here.
+SQLite's journal makes every change complete or absent, however the process ends. A full disk loses
+no finished job: a file next to the database reserves room for the entries of some more jobs, and
+entries for which there is no room even so stay in memory until there is. This module knows no HTTP
+and no graphs: prompts and history entries are JSON text here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from latent_ladder.errors import StoreError
+from latent_ladder.storage.atomic_write import free_bytes, readable_size
 
 MAX_HISTORY = 10_000
 """History entries that are kept, as in ComfyUI; older ones are deleted."""
+
+RESERVE_BYTES = 2**20
+"""Room that is kept for history entries on a full disk."""
+
+logger = logging.getLogger(__name__)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS pending (
@@ -31,6 +41,9 @@ CREATE TABLE IF NOT EXISTS history (
 CREATE TABLE IF NOT EXISTS counter (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1), next INTEGER NOT NULL);
 INSERT OR IGNORE INTO counter VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS used_keys (key TEXT PRIMARY KEY, job TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS uploads (
+    hash TEXT PRIMARY KEY, place TEXT NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL);
 """
 _PENDING_ITEMS = "SELECT item FROM pending ORDER BY number, turn"
 
@@ -62,24 +75,44 @@ class Job:
         """Time when the job was queued, in milliseconds since 1970."""
         return int(self.extra.get("create_time", 0))
 
+    def with_number(self, number: float) -> Job:
+        """The same job at another place in the queue."""
+        return replace(self, number=number)
+
     def item(self) -> list[Any]:
         """The job in the form of ComfyUI's ``/queue`` and ``/history``."""
         return [self.number, self.id, self.prompt, self.extra, list(self.outputs)]
 
 
+@dataclass(frozen=True)
+class StoredUpload:
+    """An uploaded file whose content is known: its hash, and where it was when it had that."""
+
+    hash: str
+    place: str
+    size: int
+    modified_ns: int
+
+
 class JobStore:
     """Queue and history of one server, for one thread. Close it at the end.
 
-    ``damaged_copy`` is the new path of a damaged file that was replaced, else empty.
+    ``damaged_copy`` is the new path of a damaged file that was replaced, else empty. ``unsaved``
+    are finished jobs, by id, whose entries and summaries the disk had no room for; they are in the
+    history already, and not in the queue.
     """
 
     def __init__(self, path: Path, max_history: int = MAX_HISTORY) -> None:
         """Raises :class:`StoreError` if ``path`` cannot be opened or another server uses it."""
         self._max_history = max_history
+        self.journal_folder = path.with_suffix(".journals")
+        self.unsaved: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+        self._path, self._reserve = path, path.with_suffix(".reserve")
         self.damaged_copy = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = self._open(path)
+            self._fill_reserve()
         except (OSError, sqlite3.OperationalError) as error:
             raise StoreError(
                 f"{path} cannot be opened: {error}",
@@ -103,11 +136,43 @@ class JobStore:
         """Close the file."""
         self._database.close()
 
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction. Raises :class:`StoreError` if it cannot be written; nothing changed then.
+
+        A full disk gives ``SQLITE_FULL``, a quota or a limit of the file's size an I/O error.
+        """
+        try:
+            with self._database as database:
+                yield database
+        except sqlite3.OperationalError as error:
+            free = readable_size(free_bytes(self._path.parent))
+            raise StoreError(
+                f"the queue cannot be written to {self._path.parent}: {error}; {free} are free",
+                "free some space there; the server goes on",
+            ) from error
+
+    def _fill_reserve(self) -> None:
+        """Make the reserve again; without room for it the store works as well, until it is full."""
+        try:
+            if not self._reserve.exists() or self._reserve.stat().st_size < RESERVE_BYTES:
+                self._reserve.write_bytes(bytes(RESERVE_BYTES))
+        except OSError:
+            self._free_reserve()
+
+    def _free_reserve(self) -> None:
+        with suppress(OSError):
+            self._reserve.unlink(missing_ok=True)
+
     # --- queue --------------------------------------------------------------------------------
+
+    def journal_path(self, job_id: str) -> Path:
+        """Path of the journal of the files that a job writes."""
+        return self.journal_folder / f"{hashlib.sha256(job_id.encode()).hexdigest()[:32]}.jsonl"
 
     def next_number(self) -> int:
         """The number for the next prompt; it counts up from 0."""
-        with self._database as database:
+        with self._writing() as database:
             update = "UPDATE counter SET next = next + 1 RETURNING next"
             (number,) = database.execute(update).fetchone()
         return int(number) - 1
@@ -115,7 +180,8 @@ class JobStore:
     def add(self, job: Job) -> bool:
         """Queue a job; ``False`` if a job with its id is queued already."""
         text = json.dumps(job.item(), separators=(",", ":"))
-        with self._database as database:
+        self.save_unsaved()
+        with self._writing() as database:
             done = database.execute(
                 "INSERT OR IGNORE INTO pending (id, number, item) VALUES (?, ?, ?)",
                 (job.id, float(job.number), text),
@@ -124,26 +190,37 @@ class JobStore:
 
     def next_job(self) -> Job | None:
         """The first job of the queue. It stays in the queue until :meth:`finish`."""
-        row = self._database.execute(_PENDING_ITEMS + " LIMIT 1").fetchone()
-        return None if row is None else _parse_job(row[0])
+        return next(self.pending_jobs(), None)
 
     def pending_jobs(self) -> Iterator[Job]:
         """All unfinished jobs in the order of the queue."""
-        return (_parse_job(text) for (text,) in self._database.execute(_PENDING_ITEMS).fetchall())
+        rows = self._database.execute(_PENDING_ITEMS).fetchall()
+        jobs = (_parse_job(text) for (text,) in rows)
+        return (job for job in jobs if job.id not in self.unsaved)
 
     def count(self) -> int:
         """Number of unfinished jobs."""
         (count,) = self._database.execute("SELECT count(*) FROM pending").fetchone()
-        return int(count)
+        return int(count) - len(self.unsaved)
 
     def is_pending(self, job_id: str) -> bool:
         """True if a job is queued or running."""
         query = "SELECT 1 FROM pending WHERE id = ?"
+        if job_id in self.unsaved:
+            return False
         return self._database.execute(query, (job_id,)).fetchone() is not None
+
+    def pending_job(self, job_id: str) -> Job | None:
+        """A queued or running job."""
+        if job_id in self.unsaved:
+            return None
+        query = "SELECT item FROM pending WHERE id = ?"
+        row = self._database.execute(query, (job_id,)).fetchone()
+        return None if row is None else _parse_job(row[0])
 
     def remove_pending(self, ids: Iterable[str] | None, running: str | None) -> None:
         """Remove jobs from the queue (``None``: all), except the one that is ``running``."""
-        with self._database as database:
+        with self._writing() as database:
             if ids is None:
                 database.execute("DELETE FROM pending WHERE id IS NOT ?", (running,))
             else:
@@ -155,9 +232,31 @@ class JobStore:
     # --- history ------------------------------------------------------------------------------
 
     def finish(self, job_id: str, entry: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-        """Move a job from the queue to the history, in one transaction."""
+        """Move a job from the queue to the history, in one transaction.
+
+        Never fails: on a full disk the reserve is used, then memory (``unsaved``).
+        """
+        self.unsaved[job_id] = (entry, summary)
+        if not self.save_unsaved():
+            self._free_reserve()
+            self.save_unsaved()
+
+    def save_unsaved(self) -> bool:
+        """Write the entries that are only in memory; ``False`` if there is no room for all."""
+        for job_id, (entry, summary) in list(self.unsaved.items()):
+            try:
+                self._write_finished(job_id, entry, summary)
+            except StoreError as error:
+                logger.warning("%s", error.message)
+                return False
+            del self.unsaved[job_id]
+        return True
+
+    def _write_finished(
+        self, job_id: str, entry: Mapping[str, Any], summary: Mapping[str, Any]
+    ) -> None:
         texts = (json.dumps(entry, separators=(",", ":")), json.dumps(summary))
-        with self._database as database:
+        with self._writing() as database:
             database.execute("DELETE FROM pending WHERE id = ?", (job_id,))
             database.execute("DELETE FROM history WHERE id = ?", (job_id,))
             database.execute(
@@ -177,10 +276,13 @@ class JobStore:
         rows = self._database.execute(
             "SELECT id, entry FROM history ORDER BY turn LIMIT ? OFFSET ?", (count, start)
         )
-        return {job_id: json.loads(text) for job_id, text in rows.fetchall()}
+        found = {job_id: json.loads(text) for job_id, text in rows.fetchall()}
+        return found | {job_id: dict(entry) for job_id, (entry, _) in self.unsaved.items()}
 
     def entry(self, job_id: str) -> dict[str, Any] | None:
         """One history entry."""
+        if job_id in self.unsaved:
+            return dict(self.unsaved[job_id][0])
         query = "SELECT entry FROM history WHERE id = ?"
         row = self._database.execute(query, (job_id,)).fetchone()
         return None if row is None else json.loads(row[0])
@@ -188,15 +290,64 @@ class JobStore:
     def summaries(self) -> list[dict[str, Any]]:
         """Summaries of finished jobs for ``/api/jobs``, oldest first."""
         rows = self._database.execute("SELECT summary FROM history ORDER BY turn")
-        return [json.loads(text) for (text,) in rows.fetchall()]
+        return [
+            *(json.loads(text) for (text,) in rows.fetchall()),
+            *(dict(summary) for _, summary in self.unsaved.values()),
+        ]
+
+    def summary(self, job_id: str) -> dict[str, Any] | None:
+        """Summary of one finished job."""
+        if job_id in self.unsaved:
+            return dict(self.unsaved[job_id][1])
+        query = "SELECT summary FROM history WHERE id = ?"
+        row = self._database.execute(query, (job_id,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def delete_history(self, ids: Sequence[str] | None) -> None:
         """Delete history entries (``None``: all)."""
-        with self._database as database:
+        self.save_unsaved()
+        with self._writing() as database:
             if ids is None:
                 database.execute("DELETE FROM history")
             else:
                 database.executemany("DELETE FROM history WHERE id = ?", [(i,) for i in ids])
+
+    # --- keys and uploads of clients ------------------------------------------------------------
+
+    def use_key(self, key: str, job_id: str) -> bool:
+        """Remember a client's key for one submission; ``False`` if it was used before."""
+        with self._writing() as database:
+            done = database.execute("INSERT OR IGNORE INTO used_keys VALUES (?, ?)", (key, job_id))
+            database.execute(
+                "DELETE FROM used_keys WHERE rowid IN "
+                "(SELECT rowid FROM used_keys ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+                (self._max_history,),
+            )
+        return done.rowcount == 1
+
+    def release_key(self, key: str) -> None:
+        """Forget a key whose submission was refused."""
+        with self._writing() as database:
+            database.execute("DELETE FROM used_keys WHERE key = ?", (key,))
+
+    def add_upload(self, upload: StoredUpload) -> None:
+        """Remember the hash of an uploaded file."""
+        row = (upload.hash, upload.place, upload.size, upload.modified_ns)
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", row)
+
+    def find_upload(self, *, hash: str = "", place: str = "") -> StoredUpload | None:
+        """The uploaded file with a hash, or at a place."""
+        row = self._database.execute(
+            "SELECT hash, place, size, modified FROM uploads WHERE hash = ? OR place = ?",
+            (hash, place),
+        ).fetchone()
+        return None if row is None else StoredUpload(*row)
+
+    def remove_upload(self, place: str) -> None:
+        """Forget the file at a place."""
+        with self._writing() as database:
+            database.execute("DELETE FROM uploads WHERE place = ?", (place,))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -2,25 +2,26 @@
 
 A web page can send requests to a loopback address, and its own host name can be made to point there
 (DNS rebinding). Browsers send the page's site and the host in ``Origin``, ``Sec-Fetch-Site`` and
-``Host``. A request from another site is refused. While the server listens on a loopback address, a
-request for a host that is not this machine is refused, too. Programs send no ``Origin`` and are
-not affected.
+``Host``. A request from another site is refused, and so is one for a host that is not this machine:
+a loopback name, and where the server listens on other addresses, an IP address or one of this
+machine's own names. No site can make a browser send those. Programs send no ``Origin`` and are not
+affected.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from latent_ladder.errors import LadderError
-
 HEADERS = {"X-Content-Type-Options": "nosniff"}
-_METHODS = "DELETE, GET, HEAD, OPTIONS, POST"
+_HEADERS = "Content-Type, Authorization, Comfy-User, Idempotency-Key"
+_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,19 @@ class Access:
     """Access settings.
 
     ``listen`` is the bound address, ``cors`` an allowed origin (``"*"``: all), ``hosts`` more names
-    of this machine, as behind a proxy.
+    of this machine, as behind a proxy. ``token`` is the secret that every request must have, if
+    any (:mod:`.access_token`).
     """
 
     listen: str = "127.0.0.1"
     cors: str | None = None
     hosts: tuple[str, ...] = ()
+    token: str = field(default="", repr=False)
 
     def refusal_reason(self, headers: Mapping[str, str]) -> str | None:
         """The reason to refuse a request with these headers; ``None`` if it is allowed."""
         host = headers.get("Host", "")
-        if is_loopback(self.listen) and not self._is_this_machine(host):
+        if not self._is_this_machine(host):
             return f"host {host[:100]!r} is not this machine; --allow-host adds a name"
         if self.cors is not None:
             return None
@@ -53,7 +56,11 @@ class Access:
 
     def _is_this_machine(self, host: str) -> bool:
         name = _host_name(host)
-        return is_loopback(name) or name in self.hosts
+        if is_loopback(name) or name in self.hosts:
+            return True
+        if is_loopback(self.listen):
+            return False
+        return _is_address(name) or name in {self.listen.lower(), *own_names()}
 
     def cors_headers(self) -> dict[str, str]:
         """Headers that allow pages of ``cors`` to read answers."""
@@ -62,7 +69,7 @@ class Access:
         return {
             "Access-Control-Allow-Origin": self.cors,
             "Access-Control-Allow-Methods": _METHODS,
-            "Access-Control-Allow-Headers": "Content-Type, Authorization, Comfy-User",
+            "Access-Control-Allow-Headers": _HEADERS,
             **({} if self.cors == "*" else {"Vary": "Origin"}),
         }
 
@@ -75,6 +82,22 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def own_names() -> tuple[str, ...]:
+    """The names of this machine in its local network, in lower case."""
+    name = socket.gethostname().lower()
+    short = name.partition(".")[0]
+    return (name, short, f"{short}.local")
+
+
+def _is_address(host: str) -> bool:
+    """True for an IP address, in brackets or not."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _host_name(host: str) -> str:
@@ -106,16 +129,6 @@ def refuse_other_sites(access: Access) -> Middleware:
         return await handler(request)
 
     return check_access
-
-
-@web.middleware
-async def report_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Middleware that answers a :class:`LadderError` with status 400, its message and hint."""
-    try:
-        return await handler(request)
-    except LadderError as error:
-        body = {"type": error.code, "message": error.message, "details": error.hint or ""}
-        return web.json_response({"error": body}, status=400)
 
 
 def add_headers(access: Access) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
 
 from aiohttp import web
 
@@ -17,12 +15,8 @@ from latent_ladder.server.app_context import (
     read_object,
     read_query_integer,
 )
-from latent_ladder.server.client_messages import summarize_job
 from latent_ladder.server.file_listing import FOLDERS, CachedListing
 from latent_ladder.server.prompt_requests import PromptError, read_prompt
-
-JOB_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
-
 
 # --- prompts, queue, history ----------------------------------------------------------------------
 
@@ -103,60 +97,6 @@ async def post_free(request: web.Request) -> web.Response:
     if body.get("unload_models") or body.get("free_memory"):
         get_context(request).jobs.free_memory()
     return web.Response()
-
-
-# --- jobs -----------------------------------------------------------------------------------------
-
-
-async def get_jobs(request: web.Request) -> web.Response:
-    """Jobs in all states, the newest first, in pages."""
-    query = request.query
-    states = {state for state in query.get("status", "").split(",") if state}
-    if not states <= set(JOB_STATES):
-        raise RequestError(
-            f"status={query['status'][:60]!r} is unknown", f"use {', '.join(JOB_STATES)}"
-        )
-    jobs = [job for job in _all_jobs(request) if not states or job["status"] in states]
-    workflow = query.get("workflow_id")
-    jobs = [job for job in jobs if workflow is None or job["workflow_id"] == workflow]
-    jobs.sort(key=lambda job: job["create_time"], reverse=query.get("sort_order") != "asc")
-    offset = max(read_query_integer(request, "offset") or 0, 0)
-    limit = read_query_integer(request, "limit")
-    page = jobs[offset : offset + (len(jobs) if limit is None else max(limit, 0))]
-    pagination = {
-        "offset": offset,
-        "limit": limit,
-        "total": len(jobs),
-        "has_more": offset + len(page) < len(jobs),
-    }
-    return web.json_response({"jobs": page, "pagination": pagination})
-
-
-async def get_job(request: web.Request) -> web.Response:
-    """One job with its prompt and its results."""
-    job_id = request.match_info["id"]
-    summary = next((job for job in _all_jobs(request) if job["id"] == job_id), None)
-    if summary is None:
-        return web.json_response({"error": "no such job"}, status=404)
-    store = get_context(request).jobs.store
-    entry = store.entry(job_id)
-    items = (job.item() for job in store.pending_jobs() if job.id == job_id)
-    prompt = entry["prompt"] if entry is not None else next(items, None)
-    details: dict[str, Any] = {}
-    if prompt is not None:
-        details["workflow"] = {"prompt": prompt[2], "extra_data": prompt[3]}
-    if entry is not None:
-        details |= {"outputs": entry["outputs"], "execution_status": entry["status"]}
-    return web.json_response(summary | details)
-
-
-def _all_jobs(request: web.Request) -> Iterator[dict[str, Any]]:
-    jobs = get_context(request).jobs
-    running = jobs.running
-    for job in jobs.store.pending_jobs():
-        is_running = running is not None and job.id == running.id
-        yield summarize_job(job, "in_progress" if is_running else "pending")
-    yield from jobs.store.summaries()
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -241,26 +181,6 @@ async def get_features(request: web.Request) -> web.Response:
     return web.json_response(system_info.server_features(limits.upload))
 
 
-async def get_empty_list(_: web.Request) -> web.Response:
-    """An empty list, for the editor's extensions."""
-    return web.json_response([])
-
-
-async def get_settings(_: web.Request) -> web.Response:
-    """Settings of the editor; there are none."""
-    return web.json_response({})
-
-
-async def get_users(_: web.Request) -> web.Response:
-    """The one user, who has no name."""
-    return web.json_response({"storage": "server", "migrated": True})
-
-
-async def get_page(_: web.Request) -> web.Response:
-    """A page that describes this server."""
-    return web.Response(text=system_info.build_page(), content_type="text/html")
-
-
 async def get_socket(request: web.Request) -> web.WebSocketResponse:
     """A web socket for messages while jobs run."""
     context = get_context(request)
@@ -268,7 +188,6 @@ async def get_socket(request: web.Request) -> web.WebSocketResponse:
 
 
 ROUTES = (
-    web.get("/", get_page),
     web.get("/ws", get_socket),
     web.post("/prompt", post_prompt),
     web.get("/prompt", get_prompt),
@@ -279,8 +198,6 @@ ROUTES = (
     web.post("/history", post_history),
     web.post("/interrupt", post_interrupt),
     web.post("/free", post_free),
-    web.get("/jobs", get_jobs),
-    web.get("/jobs/{id}", get_job),
     web.get("/view", get_view),
     web.post("/upload/image", post_image),
     web.post("/upload/mask", post_mask),
@@ -292,8 +209,4 @@ ROUTES = (
     web.get("/view_metadata/{folder}", get_file_metadata),
     web.get("/system_stats", get_system_stats),
     web.get("/features", get_features),
-    web.get("/extensions", get_empty_list),
-    web.get("/settings", get_settings),
-    web.get("/users", get_users),
 )
-"""All routes; each except ``/`` is also available under ``/api``."""

@@ -17,7 +17,8 @@ from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.image_files import open_image
 from latent_ladder.server.data_folders import DataFolders, check_file_name, split_annotation
 from latent_ladder.server.view import convert_in_turn
-from latent_ladder.storage.atomic_write import commit, explain_write_error, part_path
+from latent_ladder.storage.atomic_write import commit, explain_write_error
+from latent_ladder.storage.temporary_files import part_path
 
 CHUNK_BYTES = 2**18
 MAX_FIELD_BYTES = 2**16
@@ -38,11 +39,19 @@ class Form:
             self.temp_path.unlink(missing_ok=True)
 
 
+async def _read_form(request: web.Request, folders: DataFolders, max_bytes: int) -> Form:
+    """Read a form that must have a file. Raises :class:`RequestError`."""
+    form = await read_form(request, folders, max_bytes)
+    if form.temp_path is None:
+        raise RequestError("the form has no file", "send it as the field `image`")
+    return form
+
+
 async def upload_file(request: web.Request, folders: DataFolders, max_bytes: int) -> web.Response:
     """Store a picture, video or sound; ``" (1)"`` is added to the name of a different file."""
     form = await _read_form(request, folders, max_bytes)
     try:
-        return web.json_response(await asyncio.to_thread(_store_file, form, folders))
+        return web.json_response(await asyncio.to_thread(store_file, form, folders))
     finally:
         form.discard()
 
@@ -56,15 +65,22 @@ async def upload_mask(request: web.Request, folders: DataFolders, max_bytes: int
         form.discard()
 
 
-async def _read_form(request: web.Request, folders: DataFolders, max_bytes: int) -> Form:
-    """Read a form; its file goes to the disk of the input folder while it arrives."""
+async def read_form(
+    request: web.Request, folders: DataFolders, max_bytes: int, field_name: str = "image"
+) -> Form:
+    """Read a form; its file goes to the disk of the input folder while it arrives.
+
+    A form may have no file: ``temp_path`` is then ``None``. Raises :class:`RequestError`.
+    """
     if not request.content_type.startswith("multipart/"):
-        raise RequestError("the body is not a multipart form", "send a form with a file `image`")
+        raise RequestError(
+            "the body is not a multipart form", f"send a form with a file `{field_name}`"
+        )
     form = Form()
     try:
         reader = await request.multipart()
         async for part in _iterate_parts(reader):
-            if part.name == "image" and form.temp_path is None:
+            if part.name == field_name and form.temp_path is None:
                 await _save_part(part, form, folders, max_bytes)
             elif part.name:
                 form.fields[part.name[:100]] = (await _read_field(part)).decode("utf-8", "replace")
@@ -73,8 +89,6 @@ async def _read_form(request: web.Request, folders: DataFolders, max_bytes: int)
         if isinstance(error, ValueError):
             raise RequestError(f"the form cannot be read: {error}", "send it again") from error
         raise
-    if form.temp_path is None:
-        raise RequestError("the form has no file", "send it as the field `image`")
     return form
 
 
@@ -117,7 +131,7 @@ async def _save_part(
         raise explain_write_error(error, MediaError, form.name, folders.input, size) from error
 
 
-def _store_file(form: Form, folders: DataFolders) -> dict[str, str]:
+def store_file(form: Form, folders: DataFolders) -> dict[str, str]:
     """Move the file of a form to its place; its name, subfolder and folder type."""
     folder_type, subfolder, folder = _target_folder(form, folders)
     if form.temp_path is None:
@@ -173,7 +187,7 @@ def _store_masked(form: Form, folders: DataFolders) -> dict[str, str]:
     if form.temp_path is None:
         raise ValueError("the form has no file")
     form.temp_path.write_bytes(_apply_mask(original, form.temp_path))
-    return _store_file(form, folders)
+    return store_file(form, folders)
 
 
 def _original_path(form: Form, folders: DataFolders) -> Path:

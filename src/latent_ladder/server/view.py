@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ACTIVE_CONTENT = frozenset(
-    {"text/html", "application/xhtml+xml", "text/javascript", "application/javascript",
-     "text/css", "text/xml", "application/xml", "image/svg+xml"}
+_INERT = frozenset(
+    {"application/json", "image/apng", "image/avif", "image/bmp", "image/gif", "image/jpeg",
+     "image/png", "image/tiff", "image/webp", "text/plain"}
 )  # fmt: skip
-"""Types that a browser would run or render as a page."""
+"""Types that no browser runs or renders as a page, besides video and sound."""
 _BINARY = "application/octet-stream"
+_PAGE_POLICY = "default-src 'none'; sandbox"
 # Types that the tables of some systems do not have.
 _TYPES = {".flac": "audio/flac", ".mkv": "video/x-matroska", ".opus": "audio/ogg",
           ".webp": "image/webp", ".webm": "video/webm", ".mp4": "video/mp4", ".json":
@@ -48,11 +49,28 @@ async def view_file(request: web.Request, folders: DataFolders) -> web.StreamRes
     picture = await convert_in_turn(
         _read_picture, path, query.get("preview"), query.get("channel", "rgba")
     )
-    headers = {"Content-Disposition": _content_disposition(path.name)}
     if picture is not None:
         body, content_type = picture
-        return web.Response(body=body, content_type=content_type, headers=headers)
-    return web.FileResponse(path, headers={**headers, "Content-Type": content_type_of(path)})
+        return web.Response(body=body, content_type=content_type, headers=file_headers(path.name))
+    return file_response(path)
+
+
+def file_response(path: Path, name: str = "") -> web.FileResponse:
+    """A file of a client, whole or in ranges, that no browser runs; ``name`` is for "save as"."""
+    content_type = content_type_of(path)
+    headers = file_headers(name or path.name, inline=content_type != _BINARY)
+    return web.FileResponse(path, headers={**headers, "Content-Type": content_type})
+
+
+def file_headers(name: str, inline: bool = True) -> dict[str, str]:
+    """Headers for a file: its name, and for types that are not shown, protection against it."""
+    disposition = _content_disposition(name)
+    if inline:
+        return {"Content-Disposition": f"inline; {disposition}"}
+    return {
+        "Content-Disposition": f"attachment; {disposition}",
+        "Content-Security-Policy": _PAGE_POLICY,
+    }
 
 
 async def convert_in_turn(work: Callable[..., T], *arguments: object) -> T:
@@ -62,16 +80,20 @@ async def convert_in_turn(work: Callable[..., T], *arguments: object) -> T:
 
 
 def content_type_of(path: Path) -> str:
-    """Content type by the suffix; ``application/octet-stream`` for what a browser would run."""
+    """Content type by the suffix; ``application/octet-stream`` for all that is not inert.
+
+    XML in all its forms (SVG, XHTML, feeds, ...) can carry scripts.
+    """
     suffix = path.suffix.lower()
     content_type = _TYPES.get(suffix) or mimetypes.guess_type(path.name)[0] or _BINARY
-    return _BINARY if content_type in _ACTIVE_CONTENT else content_type
+    is_media = content_type.startswith(("video/", "audio/")) and "xml" not in content_type
+    return content_type if is_media or content_type in _INERT else _BINARY
 
 
 def _content_disposition(name: str) -> str:
     """The file name for "save as", in ASCII and in UTF-8 (RFC 6266)."""
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in name)
-    return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name)}"
+    return f"filename=\"{plain}\"; filename*=UTF-8''{quote(name, errors='replace')}"
 
 
 def _read_picture(path: Path, preview: str | None, channel: str) -> tuple[bytes, str] | None:

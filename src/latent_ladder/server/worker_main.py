@@ -1,12 +1,13 @@
 """The worker process: ``python -m latent_ladder.server.worker_main`` reads jobs and runs them.
 
 It keeps one engine, so that models stay loaded from job to job. A thread reads frames while the
-main thread runs a job: a stop request takes effect after the current step. When the server has
-ended, the worker ends itself.
+main thread runs a job: a stop request takes effect after the current step. When the server stops,
+it says so, and the current step is finished; when the server has died, the worker ends at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from json import dumps, loads
 from pathlib import Path
@@ -38,8 +40,8 @@ from latent_ladder.server.worker_protocol import (
     pack_log_frame,
 )
 
-ORPHAN_GRACE_S = 4.0
-"""Time for the current step after the server has ended."""
+_PR_SET_PDEATHSIG = 1
+"""Linux: the signal that a process gets when its parent has ended."""
 
 Body = Mapping[str, Any]
 RunJob = Callable[[Body, OnGraphEvent, Cancel], None]
@@ -51,6 +53,7 @@ logger = logging.getLogger("latent_ladder.server.worker_main")  # __name__ is "_
 def main(build_runner: Callable[[Body], RunJob]) -> None:
     """Run jobs until stdin ends. ``build_runner`` gets the server's first frame (settings)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
+    _end_with_parent()
     source, writer = sys.stdin.buffer, FrameWriter(_take_stdout())
     settings = _read_frame(source)
     if settings is None:
@@ -60,6 +63,20 @@ def main(build_runner: Callable[[Body], RunJob]) -> None:
     run_job = _build_runner(build_runner, settings)
     while (job := inbox.next_job()) is not None:
         writer.write(pack_frame(_run_to_end(run_job, job, inbox.cancel, writer)))
+
+
+def _end_with_parent() -> None:
+    """On Linux, let the system end this process with its parent, whatever code is running.
+
+    Elsewhere, and if that fails, the end of stdin does it (:meth:`_Inbox._read_frames`).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended in the meantime
+        os._exit(1)
 
 
 def _build_runner(build_runner: Callable[[Body], RunJob], settings: Body) -> RunJob:
@@ -79,9 +96,10 @@ def build_engine_runner(settings: Body) -> RunJob:
     """A runner that executes graphs on one engine, rebuilt when model files change."""
     from latent_ladder.checkpoints.search_paths import model_folders
     from latent_ladder.checkpoints.selection import scan
-    from latent_ladder.comfyui.executor import execute
+    from latent_ladder.comfyui.executor import RunOrigin, execute
     from latent_ladder.comfyui.formats.api import read_api
     from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
+    from latent_ladder.comfyui.runtime.output_journal import OutputJournal
     from latent_ladder.memory.hardware import MemoryOptions
     from latent_ladder.server.file_listing import FileListing
     from latent_ladder.storage.artifact_store import Store
@@ -117,6 +135,7 @@ def build_engine_runner(settings: Body) -> RunJob:
             on_event=on_event,
             cancel=cancel,
             metadata=metadata if settings["metadata"] else {},
+            origin=RunOrigin(journal=OutputJournal(Path(job["journal"]))),
         )
 
     return run_job
@@ -183,7 +202,7 @@ class _Inbox:
         return job
 
     def _read_frames(self, source: BinaryIO) -> None:
-        while (frame := _read_frame(source)) is not None:
+        while (frame := _read_frame(source)) is not None and frame["do"] != "end":
             if frame["do"] == "run":
                 self._jobs.put(frame)
                 continue
@@ -192,12 +211,11 @@ class _Inbox:
                     self.cancel.request()
                 else:
                     self._stopped.add(frame["id"])
+        if frame is None:  # the server has died: its successor will run the job again
+            os._exit(1)
         self._jobs.put(None)
         with self._lock:
             self.cancel.request()
-        timer = threading.Timer(ORPHAN_GRACE_S, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
 
 
 def _run_to_end(run_job: RunJob, job: Body, cancel: Cancel, writer: FrameWriter) -> dict[str, Any]:

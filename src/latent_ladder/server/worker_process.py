@@ -14,6 +14,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from latent_ladder.comfyui.runtime.events import GraphEvent
@@ -51,8 +52,13 @@ class WorkerProcess:
         """Start the child if it is not running; it loads while the server continues."""
         await self._ensure_child()
 
-    async def run(self, job: Job, on_event: Callable[[GraphEvent], None]) -> JobOutcome:
-        """Run a job to its end; an error or the death of the child is its outcome."""
+    async def run(
+        self, job: Job, journal: Path, on_event: Callable[[GraphEvent], None]
+    ) -> JobOutcome:
+        """Run a job to its end; an error or the death of the child is its outcome.
+
+        ``journal`` is the path of the job's :class:`OutputJournal`.
+        """
         child = await self._ensure_child()
         self._is_busy = True
         self._send(
@@ -62,6 +68,7 @@ class WorkerProcess:
                 "prompt": job.prompt,
                 "outputs": list(job.outputs),
                 "workflow": job.workflow,
+                "journal": str(journal),
             }
         )
         try:
@@ -90,6 +97,8 @@ class WorkerProcess:
         if child is None or child.returncode is not None:
             return
         if child.stdin is not None:
+            with suppress(ConnectionError):
+                child.stdin.write(pack_frame({"do": "end"}))
             child.stdin.close()
         try:
             # an idle child has no step to finish, and may still be loading torch

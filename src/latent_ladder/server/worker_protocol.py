@@ -4,9 +4,10 @@ A frame is two big-endian lengths, then JSON of the first length and raw bytes o
 preview image). Nothing is unpickled.
 
 Frames to the worker: its settings (:meth:`ServerConfig.worker_settings`), then
-``{"do": "run", "id", "prompt", "outputs", "workflow"}`` and ``{"do": "stop", "id"}``. Frames from
-the worker: ``{"event", ...}``, ``{"log", "level", "message"}`` and, last for a job,
-``{"id", "end"}``.
+``{"do": "run", "id", "prompt", "outputs", "workflow", "journal"}`` (``journal``: path of the
+:class:`OutputJournal`), ``{"do": "stop", "id"}`` and, last, ``{"do": "end"}``: the end of the
+stream without it means that the server has died. Frames from the worker: ``{"event", ...}``,
+``{"log", "level", "message"}`` and, last for a job, ``{"id", "end"}``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -30,13 +29,21 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ladder.errors import StoreError
 from latent_ladder.storage.atomic_write import (
-    PART_PREFIX,
+    cache_folder,
     convert_write_errors,
-    is_abandoned,
     write_atomically,
 )
 from latent_ladder.storage.file_lock import lock_file
 from latent_ladder.storage.run_records import KEY_PATTERN, DamagedRun, RunLog, RunRecord
+from latent_ladder.storage.temporary_files import (
+    abandoned_files,
+    delete,
+    is_abandoned,
+    part_path,
+    remove_abandoned,
+)
+from latent_ladder.storage.user_config import configured_path
+from latent_ladder.storage.user_folders import user_folder
 
 if TYPE_CHECKING:
     import torch
@@ -44,16 +51,10 @@ if TYPE_CHECKING:
 ALGORITHM = "b2"
 """Prefix of every key: blake2b with a digest of 16 bytes, over canonical JSON."""
 
-ENVIRONMENT = "LADDER_STORE"
-
 
 def default_root() -> Path:
-    """``$LADDER_STORE``, else ``latent-ladder`` in the user's data folder."""
-    if folder := os.environ.get(ENVIRONMENT):
-        return Path(folder).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("latent-ladder", appauthor=False))
+    """``$LADDER_STORE``, the key ``store`` of ``config.toml``, else a folder of the user's data."""
+    return configured_path("store") or user_folder("data")
 
 
 def canonical_json(value: Any) -> str:
@@ -86,7 +87,7 @@ def artefact_key(
         "inputs": list(inputs),
         "checkpoints": list(checkpoints),
     }
-    data = canonical_json(parts).encode()
+    data = canonical_json(parts).encode("utf-8", "surrogatepass")
     return f"{ALGORITHM}-{hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 
@@ -162,6 +163,27 @@ class Store:
         """The run records."""
         return RunLog(self.root / "runs")
 
+    def check_writable(self, *, create: bool = True) -> None:
+        """Raise :class:`StoreError` if nothing can be stored here.
+
+        Makes the folder, and removes it again without ``create``.
+        """
+        made = [] if create else [f for f in (self.root, *self.root.parents) if not f.exists()]
+        probe = part_path(self.root / "probe")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.root} cannot be written: {error.strerror or error}",
+                "choose another folder with --store FOLDER, the variable LADDER_STORE, or the "
+                "key store of config.toml",
+            ) from error
+        finally:
+            for path in (probe, *made):
+                with suppress(OSError):  # not there, or in use by another process now
+                    path.unlink() if path == probe else path.rmdir()
+
     def lock(
         self,
         key: str,
@@ -194,8 +216,21 @@ class Store:
                 replaced = self._files(key) - {path, self._entry_path(key)}
                 write_atomically(path, data)
                 write_atomically(self._entry_path(key), json.dumps(asdict(entry)).encode())
-                _delete(replaced)
+                _delete_all(replaced)
         return Artefact(key, path, json.loads(json.dumps(meta)), len(data))
+
+    def try_put(
+        self, key: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
+    ) -> StoreError | None:
+        """Store as :meth:`put` does; the error if that failed.
+
+        For results that the caller still has in memory: a full disk does not end its work.
+        """
+        try:
+            self.put(key, tensors, meta)
+        except StoreError as error:
+            return error
+        return None
 
     def get(
         self, key: str, on_damage: Callable[[DamagedArtefact], None] = ignore_damage
@@ -220,7 +255,7 @@ class Store:
         """Remove the artefact of ``key``, if there is one."""
         with self._files_lock(key):
             # The entry first: without it the artefact does not exist, even after a crash here.
-            _delete(sorted(self._files(key), key=lambda path: path.suffix != ".json"))
+            _delete_all(sorted(self._files(key), key=lambda path: path.suffix != ".json"))
 
     def entries(self) -> Iterator[IndexEntry]:
         """The readable index entries, by key; :meth:`verify` reports damaged ones."""
@@ -279,9 +314,19 @@ class Store:
                 self.runs.remove(run.id)
             for key in unused:
                 self.remove(key)
-            _delete(leftovers)
+            _delete_all(leftovers)
         ids = tuple(run.id for run in removed)
         return PruneResult(ids, tuple(unused), freed, tuple(damaged))
+
+    def remove_temporary_files(self) -> None:
+        """Delete the temporary files of processes that were killed.
+
+        They are in the store, in the folders that the newest runs without an end wrote to, and in
+        the cache folder. Those of living processes stay.
+        """
+        outputs = (Path(output) for output in self.runs.interrupted_outputs())
+        around = (folder for path in outputs for folder in _folders_around(path))
+        remove_abandoned([*self._folders(), cache_folder(), *around])
 
     def _files_lock(self, key: str) -> AbstractContextManager[None]:
         """A short lock while the files of ``key`` change; not the same as :meth:`lock`."""
@@ -310,9 +355,13 @@ class Store:
 
     def _leftovers(self) -> Iterator[Path]:
         """Abandoned temporary files, and the files in quarantine."""
-        for folder in (self.root / "runs", *(self.root / "artefacts").glob("*")):
-            yield from filter(is_abandoned, folder.glob(f"{PART_PREFIX}*"))
+        for folder in self._folders():
+            yield from abandoned_files(folder)
         yield from (self.root / "quarantine").glob("*")
+
+    def _folders(self) -> Iterator[Path]:
+        """All folders in which temporary files of the store can be."""
+        yield from (self.root, self.root / "runs", *(self.root / "artefacts").glob("*"))
 
     def _read_verified(self, key: str) -> Artefact | str | None:
         """The artefact, ``None`` if there is none, or a text that says what is wrong with it."""
@@ -409,6 +458,15 @@ def _expired_runs(runs: list[RunRecord], days: float | None, last: int | None) -
     ]
 
 
+def _folders_around(output: Path) -> Iterator[Path]:
+    """The folders in which the run that writes to ``output`` has temporary files."""
+    yield output.parent
+    if "%" in output.name:  # the folder of an image sequence is replaced as a whole
+        yield output.parent.absolute().parent
+    if output.is_dir():  # drafts and sweeps
+        yield from (output, output / "points")
+
+
 def _bytes_on_disk(paths: Iterable[Path]) -> int:
     total = 0
     for path in paths:
@@ -417,8 +475,7 @@ def _bytes_on_disk(paths: Iterable[Path]) -> int:
     return total
 
 
-def _delete(paths: Iterable[Path]) -> None:
+def _delete_all(paths: Iterable[Path]) -> None:
     for path in paths:
         # On Windows a file that is being read cannot be deleted; the next prune deletes it.
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+        delete(path)

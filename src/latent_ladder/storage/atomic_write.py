@@ -1,23 +1,23 @@
 """Atomic file writes, and error messages for a full or read-only disk.
 
 Everything that this package leaves on disk (artefacts, run records, videos) is written under a
-temporary name in the target's own folder and renamed at the end. A final name therefore never
-points to a half-written file, not even after a crash, a full disk or ``kill -9``. This module knows
-nothing about the content of the files.
+temporary name (:mod:`latent_ladder.storage.temporary_files`) in the target's own folder and renamed
+at the end. A final name therefore never points to a half-written file, not even after a crash, a
+full disk or ``kill -9``. This module knows nothing about the content of the files.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latent_ladder.errors import LadderError
+from latent_ladder.storage.temporary_files import part_path
+from latent_ladder.storage.user_folders import expand_home, user_folder
 
 _NO_ROOM_HINTS = {
     errno.ENOSPC: "free some space there, or choose a folder on another disk",
@@ -26,17 +26,6 @@ _NO_ROOM_HINTS = {
 }
 NO_ROOM_ERRNOS = frozenset(_NO_ROOM_HINTS)
 """Error numbers that mean "no space left": full disk, file size limit, quota."""
-
-PART_PREFIX = ".part-"
-"""Prefix of the name of every temporary file."""
-
-ABANDONED_S = 3600.0
-"""A temporary file that has not changed for this long belongs to a process that died."""
-
-
-def part_path(path: Path) -> Path:
-    """A new temporary name in the folder of ``path``, with the same suffix."""
-    return path.with_name(f"{PART_PREFIX}{path.stem}-{secrets.token_hex(4)}{path.suffix}")
 
 
 def commit(part: Path, path: Path) -> None:
@@ -62,22 +51,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def is_abandoned(path: Path) -> bool:
-    """True for a temporary file that nobody has written to for :data:`ABANDONED_S`."""
-    try:
-        return path.stat().st_mtime < time.time() - ABANDONED_S
-    except OSError:
-        return False
-
-
 def cache_folder() -> Path:
     """The folder for data that can be computed again: ``$LADDER_CACHE``, else the user's cache."""
     named = os.environ.get("LADDER_CACHE")
     if named:
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("latent-ladder", appauthor=False))
+        return expand_home(named)
+    return user_folder("cache")
 
 
 def free_bytes(folder: Path) -> int:
@@ -110,9 +89,10 @@ def explain_write_error(
             hint=_NO_ROOM_HINTS[cause.errno],
         )
     reason = os.strerror(cause.errno) if cause.errno else str(cause)
+    is_long = cause.errno == errno.ENAMETOOLONG
     return raised(
         f"{what} cannot be written to {folder}: {reason}",
-        hint="choose a folder with write permission",
+        hint="use a shorter name" if is_long else "choose a folder with write permission",
     )
 
 

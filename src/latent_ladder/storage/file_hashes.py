@@ -81,10 +81,10 @@ def _key(path: Path, kind: HashKind) -> str:
 
 
 def cache_file() -> Path:
-    """The JSON file with the cached hashes, in the user's cache folder."""
-    import platformdirs
+    """The JSON file with the cached hashes, in ``LADDER_CACHE`` or the user's cache folder."""
+    from latent_ladder.storage.atomic_write import cache_folder
 
-    return Path(platformdirs.user_cache_dir("latent-ladder", appauthor=False)) / "hashes.json"
+    return cache_folder() / "hashes.json"
 
 
 def _read() -> dict[str, str]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from latent_ladder.errors import StoreError
-from latent_ladder.storage.atomic_write import convert_write_errors
+from latent_ladder.storage.atomic_write import NO_ROOM_ERRNOS, convert_write_errors
 
 NOTIFY_AFTER_S = 0.5
 POLL_S = 0.05
@@ -85,14 +85,26 @@ def _try_lock(path: Path) -> int | None:
     try:
         locked = _lock(descriptor) and _is_same_file(path, descriptor)
         if locked:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode("ascii"))
+            _write_owner(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
     if not locked:
         os.close(descriptor)
     return descriptor if locked else None
+
+
+def _write_owner(descriptor: int) -> None:
+    """Write this process's id into the lock file, if the disk has room: it is for people only.
+
+    Without that exception, a full disk could not be cleared by ``ladder runs prune``.
+    """
+    os.ftruncate(descriptor, 0)
+    try:
+        os.write(descriptor, str(os.getpid()).encode("ascii"))
+    except OSError as error:
+        if error.errno not in NO_ROOM_ERRNOS:
+            raise
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:

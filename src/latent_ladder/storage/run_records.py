@@ -7,13 +7,14 @@ the keys in the records.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import platform
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from latent_ladder.errors import StoreError
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.storage.temporary_files import PART_PREFIX
 
 STATUSES = ("running", "done", "cancelled", "failed", "interrupted")
 """``interrupted`` is never written: it is a ``running`` record whose process no longer exists."""
@@ -37,7 +39,8 @@ _TICKS_PER_S = 32
 class StageRecord:
     """One finished stage of a run.
 
-    ``seconds`` is its duration. ``memory`` describes the offload plan, empty where none was needed.
+    ``seconds`` is its duration, ``peak_memory_bytes`` the measured peak of models and work, as a
+    memory plan predicts it. ``memory`` describes the offload plan, empty where none was needed.
     """
 
     stage: str
@@ -153,7 +156,9 @@ class RunLog:
         """
         if record.status not in STATUSES[:-1]:
             raise ValueError(f"status {record.status!r} is not one of {STATUSES[:-1]}")
-        data = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1).encode()
+        text = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1)
+        # a name that is not UTF-8 becomes a valid escape of JSON: \udcff
+        data = text.encode("utf-8", "backslashreplace")
         with convert_write_errors(
             StoreError, f"the record of run {record.id}", self.folder, len(data)
         ):
@@ -164,13 +169,29 @@ class RunLog:
     def list(self) -> tuple[list[RunRecord], list[DamagedRun]]:
         """All records, the newest first, and the files that could not be read."""
         records, damaged = [], []
-        for path in sorted(self.folder.glob("*.json"), reverse=True):
+        for path in self._newest_paths():
             found = _read(path)
             if isinstance(found, RunRecord):
                 records.append(found)
             elif found is not None:
                 damaged.append(found)
         return records, damaged
+
+    def newest(self, limit: int) -> Iterator[RunRecord]:
+        """The records that can be read, the newest first, of the newest ``limit`` files."""
+        found = map(_read, self._newest_paths()[:limit])
+        return (record for record in found if isinstance(record, RunRecord))
+
+    def interrupted_outputs(self, newest: int = 50) -> Iterator[str]:
+        """The outputs of runs whose process was killed, among the ``newest`` records."""
+        for record in self.newest(newest):
+            if record.status == "interrupted" and record.output:
+                yield record.output
+
+    def _newest_paths(self) -> builtins.list[Path]:
+        """All records; a file that another process is writing, or left when killed, is none."""
+        paths = self.folder.glob("*.json")
+        return sorted((p for p in paths if not p.name.startswith(PART_PREFIX)), reverse=True)
 
     def find(self, name: str) -> RunRecord:
         """The run whose id starts with ``name``; ``"last"`` is the newest one.

@@ -87,7 +87,7 @@ def write_files(
     writer.writerows(rows)
     data = json.dumps(body(sweep, result, choice, command), ensure_ascii=False, indent=1)
     for name, content in ((JSON, data), (CSV, text.getvalue())):
-        encoded = content.encode()
+        encoded = content.encode("utf-8", "backslashreplace")
         with convert_write_errors(MediaError, name, folder, len(encoded)):
             write_atomically(folder / name, encoded)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_ladder.errors import StoreError
 from latent_ladder.media.contact_sheet import cell_size, resize_frames
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import VideoSpec, write_video
-from latent_ladder.storage.atomic_write import part_path, write_atomically
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.storage.temporary_files import part_path
 
 WHOLE_FRAMES = 5
 QUALITY = 92
@@ -52,11 +55,17 @@ class FrameCapture:
         names = []
         for index, data in zip(self.indices, self._whole, strict=False):
             names.append(f"{key}-{index:05d}.webp")
-            write_atomically(folder / names[-1], data)
+            with _convert_errors(folder / names[-1], len(data)):
+                write_atomically(folder / names[-1], data)
         height, width = self._small[0].shape[1:3]
         spec = VideoSpec((width, height), fps, EncoderSettings(crf=SMALL_CRF))
         write_video(folder / f"{key}.mp4", self._small, spec, overwrite=True)
         return tuple(names), f"{key}.mp4"
+
+
+def _convert_errors(path: Path, needed: int = 0) -> AbstractContextManager[None]:
+    """Convert errors of writing ``path``: not one point's fault, so the whole sweep stops."""
+    return convert_write_errors(StoreError, f"{path.name} of the sweep", path.parent, needed)
 
 
 def webp(frame: NDArray[np.uint8]) -> bytes:
@@ -81,13 +90,18 @@ class Spool:
     def fill(self, chunks: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         """The chunks unchanged; each is written to the file."""
         part = part_path(self._path)
-        with part.open("wb") as file:
-            for chunk in chunks:
-                height, width, colors = chunk.shape[1:]
-                self._shape = height, width, colors
-                file.write(np.ascontiguousarray(chunk).tobytes())
-                yield chunk
-        part.replace(self._path)
+        try:
+            with part.open("wb") as file:
+                for chunk in chunks:
+                    height, width, colors = chunk.shape[1:]
+                    self._shape = height, width, colors
+                    with _convert_errors(self._path):
+                        file.write(np.ascontiguousarray(chunk).tobytes())
+                        file.flush()
+                    yield chunk
+            part.replace(self._path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """The written frames, one at a time."""

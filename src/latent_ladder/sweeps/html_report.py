@@ -6,15 +6,13 @@ Images and small videos are embedded, of many or large points only as many as
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
 
-from latent_ladder.errors import MediaError
-from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.pages.parts import BASE_CSS, BASE_JS, data_uri, size_and_theme, write_html
 from latent_ladder.sweeps.axes import short_path
 from latent_ladder.sweeps.export import PAGE, pictures_folder
 from latent_ladder.sweeps.point_results import SHOWN, PointResult
@@ -57,10 +55,7 @@ class Report:
 
 def write_page(report: Report) -> Path:
     """Write the page. Raises :class:`MediaError`."""
-    data = html(report).encode()
-    with convert_write_errors(MediaError, PAGE, report.folder, len(data)):
-        write_atomically(report.folder / PAGE, data)
-    return report.folder / PAGE
+    return write_html(report.folder / PAGE, html(report))
 
 
 def html(report: Report) -> str:
@@ -70,6 +65,8 @@ def html(report: Report) -> str:
     request = report.sweep.prepared.request
     parts = {name: (HERE / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
     return Template(parts["html"]).substitute(
+        base_css=BASE_CSS.read_text("utf-8"),
+        base_js=BASE_JS.read_text("utf-8"),
         css=parts["css"],
         js=parts["js"],
         title=escape(request.prompt),
@@ -156,10 +153,7 @@ def _bar(report: Report) -> str:
         f'<fieldset class="zoom"><legend>Zoom</legend>{zooms}</fieldset>'
         '<button type="button" id="play" aria-pressed="false">Play all</button>'
         f"{hold if report.result.drafts else ''}"
-        '<label>Size <input id="width" type="range" min="200" max="900" value="340"></label>'
-        '<label>Theme <select id="theme"><option value="">as the system</option>'
-        '<option value="light">light</option><option value="dark">dark</option></select></label>'
-        "</div>"
+        f"{size_and_theme(340)}</div>"
     )
 
 
@@ -242,23 +236,19 @@ def _picture(report: Report, point: PointResult, with_video: bool) -> str:
     strip = "".join(
         f'<button type="button" aria-label="frame {index}" aria-pressed="false">'
         f'<img id="i{point.number}-{point.key[-6:]}-{index}" alt="frame {index}" '
-        f'src="{_data(folder / names[index], "image/webp")}"></button>'
+        f'src="{data_uri(folder / names[index], "image/webp")}"></button>'
         for index in wanted
         if index in names
     )
     video = ""
     if with_video and point.clip:
-        source = _data(folder / point.clip, "video/mp4")
+        source = data_uri(folder / point.clip, "video/mp4")
         video = f'<video hidden muted loop playsinline preload="none" src="{source}"></video>'
     return (
         f'<div class="stage" tabindex="0" role="img" aria-label="frame" '
         f'style="aspect-ratio:{width}/{height}"><img alt="">{video}<div class="lens"></div></div>'
         f'<div class="strip">{strip}</div>'
     )
-
-
-def _data(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _numbers(point: PointResult) -> str:

@@ -91,11 +91,6 @@
     hold.addEventListener("keydown", (e) => { if (e.key === " " || e.key === "Enter") { e.preventDefault(); holding(true); } });
     hold.addEventListener("keyup", () => holding(false));
   }
-  $("#width")?.addEventListener("input", (e) => { $(".cards").style.setProperty("--card-w", `${e.target.value}px`); lens(); });
-  $("#theme")?.addEventListener("change", (e) => {
-    if (e.target.value) document.documentElement.dataset.theme = e.target.value;
-    else delete document.documentElement.dataset.theme;
-  });
 
   const linked = $$("[data-point]");
   for (const one of linked) {

@@ -12,6 +12,7 @@ from latent_ladder.errors import RequestError
 from latent_ladder.memory.hardware import read_rates
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, make_plan
 from latent_ladder.pipeline.run import Prepared
+from latent_ladder.pipeline.video_decoder import with_decoder
 from latent_ladder.request.fields import MAX_SEED
 from latent_ladder.request.model import Request
 from latent_ladder.request.overrides import apply_sets
@@ -44,7 +45,7 @@ class Point:
     def key(self) -> str:
         """Key of the point: equal keys mean equal numbers and images."""
         plan, draft = self.plan, self.draft
-        ids = [plan.models.video_vae.id, *([plan.upscale.id] if plan.upscale else [])]
+        ids = [plan.models.decoding_vae.id, *([plan.upscale.id] if plan.upscale else [])]
         inputs = [plan.latents.key, *([draft.key] if draft else [])]
         return artefact_key("point", VERSION, plan.request.clip_fields(), inputs, ids)
 
@@ -170,8 +171,9 @@ class _Planner:
         choices = request.models.choices
         named = tuple(sorted(choices.items()))
         if named not in self.known:
-            self.known[named] = select_models(self.prepared.library, choices)
-        plan = make_plan(request, self.known[named], self.prepared.library)
+            self.known[named] = select_models(self.prepared.library, choices, request.preset)
+        models = with_decoder(self.known[named], request, lambda: self.prepared.memory.budget)
+        plan = make_plan(request, models, self.prepared.library)
         silent = tuple(stage for stage in plan.stages if stage.kind != "sound")
         sets = as_sets(self.prepared.request, point)
         return Point(number, point, sets, replace(plan, stages=silent), _draft(plan))

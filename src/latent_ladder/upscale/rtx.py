@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latent_ladder.errors import MediaError
-from latent_ladder.upscale.plan import require_rtx
+from latent_ladder.upscale.upscale_plan import require_rtx
 
 QUALITY = "HIGHBITRATE_ULTRA"
 MAX_FACTOR = 4.0

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from latent_ladder.upscale.lanczos import lanczos_resize
 from latent_ladder.upscale.model_upscaler import load_network
-from latent_ladder.upscale.plan import UpscalePlan
 from latent_ladder.upscale.rtx import RtxUpscaler
 from latent_ladder.upscale.tiles import TiledNetwork
+from latent_ladder.upscale.upscale_plan import UpscalePlan
 
 BATCH_PIXELS = 1 << 21
 """Largest number of output pixels per batch; a batch has at least one frame."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.options import Device, Json, memory_option
-from latent_ladder.cli.console import print_table, show_note
+from latent_ladder.cli.console import print_json, print_table, show_loading, show_note
 
 File = Annotated[
     Path | None,
@@ -34,6 +33,7 @@ def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> 
 
     Takes some seconds; once per machine is enough.
     """
+    show_loading("loading PyTorch", as_json)
     from latent_ladder.memory.benchmark import measure
     from latent_ladder.memory.hardware import save_rates
     from latent_ladder.models.accelerator import device_name
@@ -44,7 +44,9 @@ def bench(device: Device = "auto", file: File = None, as_json: Json = False) -> 
     machine = measure(runtime, file)
     path = save_rates(device_name(runtime.device), machine)
     if as_json:
-        print(json.dumps({"device": runtime.device.type, **asdict(machine), "file": str(path)}))
+        print_json(
+            {"device": runtime.device.type, **asdict(machine), "file": str(path)}, indent=None
+        )
         return
     rows = [
         ("matrix products", f"{machine.flops / 1e12:.3g} TFLOP/s"),

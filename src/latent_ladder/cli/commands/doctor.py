@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import Folders, Json, StoreFolder, memory_option
-from latent_ladder.cli.console import format_bytes, print_table, show_error, show_warning
+from latent_ladder.cli.console import (
+    format_bytes,
+    print_json,
+    print_table,
+    print_text,
+    show_error,
+    show_loading,
+    show_warning,
+)
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.catalog import CatalogFile
@@ -23,13 +31,17 @@ AskTorch = Annotated[
     bool, memory_option("--gpu", help="Also ask PyTorch for the GPU, which takes some seconds.")
 ]
 
+FILE_COLUMNS = ("file", "into models/", "size", "page")
+NONE_FOUND = "none found"
+"""Reason of a missing file for which nothing else was found."""
+
 NOTHING_RUNS_EXIT_CODE = 3
 """Exit code when no set of models is complete, that of :class:`CheckpointError`."""
 
 
 def register(app: typer.Typer) -> None:
     """Add ``doctor``."""
-    app.command("doctor", cls=GroupedCommand)(expand_flags(doctor))
+    app.command("doctor", cls=GroupedCommand)(expand_flags(doctor, (), MEMORY_RULES))
 
 
 def doctor(
@@ -42,18 +54,23 @@ def doctor(
     """Check model files, presets and this machine.
 
     Lists the files found, what each preset still needs, and the memory it
-    would use. Exit code 3 if nothing can run: no complete set of models, or
-    only the embedded pocket model although --models names a folder.
+    would use. Begins with what runs now and which files to get. Exit code 3
+    if nothing can run: no complete set of models, or only the embedded
+    pocket model although --models names a folder; 8 if the store cannot be
+    written.
     """
+    show_loading("reading the headers of the model files", as_json)
     from latent_ladder.diagnostics.doctor import examine, report
 
     checkup = examine(folders or (), store, memory.to_options(), memory.device)
     torch_devices = _ask_torch() if gpu else None
     if as_json:
         body = report(checkup) | ({} if torch_devices is None else {"torch": torch_devices})
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+        print_json(body)
     else:
         _print_checkup(checkup, torch_devices)
+    if checkup.store_error is not None:
+        raise typer.Exit(checkup.store_error.exit_code)
     if not checkup.runnable:
         raise typer.Exit(NOTHING_RUNS_EXIT_CODE)
 
@@ -77,22 +94,61 @@ def _ask_torch() -> dict[str, Any]:
 
 
 def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> None:
+    print_text(_what_runs(checkup))
+    _print_to_get(checkup)
     _print_files(checkup)
     _print_presets(checkup)
-    print_table("Machine", ("what", "free", "of"), _machine_rows(checkup, torch_devices))
+    rows = _machine_rows(checkup, torch_devices)
+    print_table("Machine", ("what", "free", "of", "folder"), rows, whole=("folder",))
     for wrong in checkup.misplaced:
         show_warning(wrong.message)
-    for note in checkup.choice.notes:
+    for note in dict.fromkeys((*checkup.choice.notes, *_assumptions(checkup))):
         show_warning(note)
     for path, why in checkup.library.unreadable:
         show_warning(f"{path}: {why}")
-    if checkup.error is not None:
-        show_error(checkup.error)
-    elif checkup.only_pocket:
-        show_warning(
-            "only the embedded pocket model can run; `ladder models get ltx-2.3` downloads the "
-            "real model"
-        )
+    for error in (checkup.error, checkup.store_error):
+        if error is not None:
+            show_error(error)
+
+
+def _what_runs(checkup: Checkup) -> str:
+    """The first paragraph: the presets that can run now, with which model."""
+    names = ", ".join(state.name for state in checkup.ready)
+    if checkup.store_error is not None:
+        return f"Nothing runs now: {checkup.store_error.message}."
+    if checkup.error is not None or not names:
+        why = "no set of model files is complete" if checkup.error else "nothing fits into memory"
+        return f"Nothing runs now: {why}."
+    if checkup.only_pocket:
+        return f"Runs now: {names}, the tiny model inside this package (coloured shapes only)."
+    transformer = checkup.choice.transformer
+    with_file = "" if transformer is None else f", with {transformer.path.name}"
+    return f"Runs now: {names}{with_file}."
+
+
+def _print_to_get(checkup: Checkup) -> None:
+    """The files that the first preset of the real model still needs, and their sum."""
+    state = checkup.wanted
+    files = [missing.file for missing in state.missing if missing.file is not None]
+    if not files:
+        return
+    total = readable_total(files)
+    print_table(
+        f"To get for LTX-2.3 with preset {state.name}: {total} in all",
+        FILE_COLUMNS,
+        [_file_cells(file) for file in files],
+        whole=("page",),
+    )
+    print_text("`ladder models get ltx-2.3` downloads the model into such folders.")
+
+
+def _assumptions(checkup: Checkup) -> Iterator[str]:
+    """What is assumed about the user's chosen files because they do not say."""
+    from latent_ladder.diagnostics.doctor import rows
+
+    for row in rows(checkup):
+        if row["chosen"] and row["assumed"] and not row["embedded"]:
+            yield row["assumed"]
 
 
 def _print_files(checkup: Checkup) -> None:
@@ -111,32 +167,55 @@ def _print_files(checkup: Checkup) -> None:
         if checkup.only_pocket or not row["embedded"]
     ]
     columns = ("", "role", "file", "precision", "LTX", "size")
-    print_table("Models (* would be used)", columns, cells)
+    print_table("Models (* would be used)", columns, cells, whole=("file",))
     folders = [(str(f.path), f.category or "", f.source) for f in checkup.folders]
-    print_table("Folders searched", ("folder", "category", "named by"), folders)
+    print_table("Folders searched", ("folder", "category", "named by"), folders, whole=("folder",))
 
 
 def _print_presets(checkup: Checkup) -> None:
     cells = [(state.name, _preset_status(state), _details(state)) for state in checkup.presets]
     columns = ("preset", "state", "memory at the peak, or what is missing")
     print_table("Presets", columns, cells)
-    missing_files = {
-        missing.file: missing.why
+    _print_other_files(checkup)
+    reasons = {
+        (missing.file.name, missing.why): None
         for state in checkup.presets
         for missing in state.missing
-        if missing.file is not None
+        if missing.file is not None and missing.why != NONE_FOUND
     }
-    if missing_files:
-        files = [(*_file_cells(file), why) for file, why in missing_files.items()]
-        header = ("file", "into models/", "size", "page", "found instead")
-        print_table("Missing files", header, files)
+    for name, why in reasons:
+        show_warning(f"{name} is needed: {why}")
     for advice in dict.fromkeys(a for state in checkup.presets for a in state.advice):
         names = ", ".join(s.name for s in checkup.presets if advice in s.advice)
         show_warning(f"{names}: {advice}")
 
 
+def _print_other_files(checkup: Checkup) -> None:
+    """The missing files that only other presets need, with the names of these presets."""
+    listed = {missing.file for missing in checkup.wanted.missing}
+    presets: dict[CatalogFile, list[str]] = {}
+    for state in checkup.presets:
+        for file in (missing.file for missing in state.missing):
+            if file is not None and file not in listed:
+                presets.setdefault(file, []).append(state.name)
+    if not presets:
+        return
+    print_table(
+        "Files for other presets",
+        (*FILE_COLUMNS, "for"),
+        [(*_file_cells(file), ", ".join(dict.fromkeys(names))) for file, names in presets.items()],
+        whole=("page",),
+        below=("for",),
+    )
+
+
 def _file_cells(file: CatalogFile) -> tuple[str, str, str, str]:
     return file.name, f"{file.folder}/", file.size, f"https://{file.page}"
+
+
+def readable_total(files: Sequence[CatalogFile]) -> str:
+    """The sum of the sizes of files, in GB."""
+    return f"{sum(file.bytes for file in files) / 1e9:.3g} GB"
 
 
 def _preset_status(state: PresetState) -> str:
@@ -147,7 +226,10 @@ def _preset_status(state: PresetState) -> str:
 
 def _details(state: PresetState) -> str:
     if state.missing:
-        return ", ".join(" + ".join(m.roles).replace("_", " ") for m in state.missing)
+        files = [missing.file for missing in state.missing if missing.file is not None]
+        unknown = [" + ".join(m.roles).replace("_", " ") for m in state.missing if m.file is None]
+        count = f"{len(files)} file{'s' * (len(files) != 1)}, {readable_total(files)}"
+        return ", ".join([*([count] if files else []), *unknown])
     if state.too_big is not None:
         return state.too_big
     if not state.stages:
@@ -164,20 +246,20 @@ def _largest_offload(state: PresetState) -> str:
 
 def _machine_rows(
     checkup: Checkup, torch_devices: dict[str, Any] | None
-) -> Iterator[tuple[str, str, str]]:
+) -> Iterator[tuple[str, str, str, str]]:
     import psutil
 
     for gpu in checkup.gpus:
-        yield gpu.name, format_bytes(gpu.free_bytes), format_bytes(gpu.total_bytes)
+        yield gpu.name, format_bytes(gpu.free_bytes), format_bytes(gpu.total_bytes), ""
     if not checkup.gpus:
-        yield "GPU: unknown (nvidia-smi does not answer; --gpu asks PyTorch)", "", ""
+        yield "GPU unknown (--gpu asks PyTorch)", "", "", ""
     if torch_devices is not None:
         torch = f"torch {torch_devices['version']}"
         for gpu in torch_devices["cuda"]:
-            yield f"{torch}: {gpu['name']}", "", format_bytes(gpu["total_bytes"])
+            yield f"{torch}: {gpu['name']}", "", format_bytes(gpu["total_bytes"]), ""
         if not torch_devices["cuda"]:
-            yield f"{torch}: {'mps' if torch_devices['mps'] else 'CPU only'}", "", ""
+            yield f"{torch}: {'mps' if torch_devices['mps'] else 'CPU only'}", "", "", ""
     memory = psutil.virtual_memory()
-    yield "RAM", format_bytes(memory.available), format_bytes(memory.total)
+    yield "RAM", format_bytes(memory.available), format_bytes(memory.total), ""
     for name, (folder, free) in checkup.disks.items():
-        yield f"disk of {name} ({folder})", format_bytes(free), ""
+        yield f"disk of {name}", format_bytes(free), "", str(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import DRAFT_RULES, MEMORY_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
@@ -21,9 +22,12 @@ from latent_ladder.cli.commands.flags import (
     prepare,
 )
 from latent_ladder.cli.commands.options import (
+    Compare,
     Folders,
     Json,
     Measure,
+    Notify,
+    Open,
     Overwrite,
     PreviewStrip,
     Quiet,
@@ -34,9 +38,16 @@ from latent_ladder.cli.commands.options import (
     sound_option,
     stage_option,
 )
-from latent_ladder.cli.commands.run_progress import current_command, resume_command, track_run
-from latent_ladder.cli.console import print_table, show_note
-from latent_ladder.errors import RequestError
+from latent_ladder.cli.commands.run_progress import (
+    current_command,
+    print_result,
+    resume_command,
+    track_run,
+)
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
+from latent_ladder.cli.notify import notify_at_end
+from latent_ladder.cli.open_file import open_file
+from latent_ladder.cli.result_line import folder_lines
 
 if TYPE_CHECKING:
     from latent_ladder.drafts.draft_run import DraftsResult
@@ -71,7 +82,8 @@ PromptFile = Annotated[
     stage_option(
         "--prompts",
         metavar="FILE",
-        help="Text file with one prompt per line, instead of PROMPT; lines with # are comments.",
+        help="Prompts to draft, instead of PROMPT: a text file with one per line (# starts a "
+        "comment), or a .csv or .jsonl file with a column prompt.",
     ),
 ]
 DraftPreview = Annotated[
@@ -90,7 +102,7 @@ SheetFolder = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder for the contact sheet. Default: drafts-RUN, with the id of the run.",
+        help="Folder for the page and the contact sheet. Default: drafts-RUN (RUN: id of the run).",
     ),
 ]
 Yes = Annotated[
@@ -128,8 +140,8 @@ ClipOrFolder = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``draft`` and ``refine``."""
-    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT))
-    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE))
+    app.command(cls=GroupedCommand)(expand_flags(draft, MOST_USED_DRAFT, DRAFT_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(refine, MOST_USED_REFINE, MEMORY_RULES))
 
 
 def draft(
@@ -145,38 +157,47 @@ def draft(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    open_result: Open = False,
+    notify: Notify = False,
 ) -> None:
-    """Make several cheap drafts and a sheet to compare them.
+    """Make several cheap drafts and a page to compare them.
 
     A draft is the first, small stage of a clip. `ladder refine last:3`
     finishes draft 3.
     """
-    from latent_ladder.drafts.draft_run import check_folder, plan_drafts, run_drafts
+    began = time.monotonic()
+    show_loading("reading the headers of the model files", quiet or as_json)
+    open_store(store).check_writable()
     from latent_ladder.drafts.seeds import all_drafts, parse_seeds, read_prompts
 
     texts = None if prompts is None else read_prompts(prompts)
     if texts is not None:
-        if request_flags.prompt is not None:
-            raise RequestError("PROMPT and --prompts cannot be combined", "use one of them")
         request_flags = replace(request_flags, prompt=texts[0])
     parse_seeds(seeds, 0)  # fails early, before model files are searched
-    prepared = prepare(request_flags, memory, store, inputs)
+    prepared = prepare(request_flags, memory, store, inputs, "draft")
     request = prepared.request
     drafts = all_drafts(texts or (request.prompt,), parse_seeds(seeds, request.seed), yes)
+    show_loading("loading PyTorch", quiet or as_json)
+    from latent_ladder.drafts.draft_run import check_folder, plan_drafts, run_drafts
+
     session = plan_drafts(prepared, drafts, preview)
     if output is not None:
         check_folder(output, overwrite)
     run = track_run(
         prepared,
-        memory.device,
         resume_command(request.seed),
         overwrite=overwrite,
         quiet=quiet or as_json,
         parts="drafts",
     )
-    with run as options:
+    with notify_at_end(notify, "drafts"), run as options:
         result = run_drafts(session, options, output)
-    _print_drafts(result, as_json)
+    if quiet and not as_json:
+        print_lines(result.folder)
+    else:
+        _print_drafts(result, time.monotonic() - began, as_json)
+    if open_result:
+        open_file(result.page)
 
 
 def refine(
@@ -192,12 +213,18 @@ def refine(
     measure: Measure = True,
     as_json: Json = False,
     preview: PreviewStrip = False,
+    open_result: Open = False,
+    compare: Compare = False,
+    notify: Notify = False,
 ) -> None:
     """Turn chosen drafts into finished clips.
 
     The result has the same bits as `ladder make` with the draft's prompt
     and seed.
     """
+    show_loading("reading the headers of the model files", quiet or as_json)
+    open_store(store).check_writable()
+    from latent_ladder.drafts.comparison import add_comparison, check_comparison
     from latent_ladder.drafts.selection import choose, output_names
     from latent_ladder.media.video_writer import check_video_path
     from latent_ladder.pipeline.run import execute
@@ -206,28 +233,35 @@ def refine(
     chosen = [choose(opened, name) for name in dict.fromkeys(names)]
     paths = output_names(chosen, output)
     plans = [_prepare(one, opened, memory, sets or (), audio, folders) for one in chosen]
-    for path in paths:
+    for prepared, path in zip(plans, paths, strict=True):
         if path == output or path.parent.is_dir():  # a folder for several clips is made later
             check_video_path(path, overwrite)
+        if compare:
+            check_comparison(prepared, path, overwrite)
     results: list[Result] = []
     for prepared, path in zip(plans, paths, strict=True):
+        began = time.monotonic()
         if path != output:
             path.parent.mkdir(parents=True, exist_ok=True)
         run = track_run(
             prepared,
-            memory.device,
             current_command(),
             overwrite=overwrite,
             quiet=quiet or as_json,
         )
         strip = path.with_suffix(".preview.png") if preview else None
-        with run as options:
+        with notify_at_end(notify, path.name), run as options:
             options = replace(options, preview=strip, measure=measure)
-            results.append(execute(prepared, path, options))
+            result = execute(prepared, path, options)
+            results.append(add_comparison(result, prepared, options) if compare else result)
         if not as_json:
-            print(path)
+            seconds = time.monotonic() - began
+            print_result(results[-1], seconds, as_json=False, quiet=quiet)
+    if open_result:
+        for path in paths:
+            open_file(path)
     if as_json:
-        print(json.dumps([r.to_dict() for r in results], ensure_ascii=False, indent=2))
+        print_json([r.to_dict() for r in results])
 
 
 def _prepare(
@@ -249,14 +283,16 @@ def _prepare(
     return from_stage_1(chosen, prepared)
 
 
-def _print_drafts(result: DraftsResult, as_json: bool) -> None:
+def _print_drafts(result: DraftsResult, seconds: float, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
         return
     columns = ("draft", "seed", "state", "motion", "detail", "sound", "flags", "prompt")
     print_table("", columns, [_draft_row(draft) for draft in result.record.drafts])
-    print(result.folder)
+    count = len(result.record.drafts)
+    facts = [f"{count} draft{'s' * (count != 1)}", f"seed {result.record.drafts[0].seed}"]
     show_note(f"to finish a draft, such as number 1: ladder refine {result.record.id}:1")
+    print_lines(folder_lines(result.page, facts, seconds, [result.video, result.sheet]))
 
 
 def _draft_row(draft: DraftRecord) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from typer.models import ArgumentInfo, OptionInfo
 
+from latent_ladder.cli.commands.flag_rules import Rule, check_rules
+
 MOST_USED = "Most used"
 STAGES = "Stages"
 INPUTS = "Input files"
@@ -29,12 +31,12 @@ PANELS = (MOST_USED, INPUTS, STAGES, SOUND, OUTPUT, MODELS, MEMORY, OTHER)
 
 
 def expand_flags(
-    command: Callable[..., None], most_used: Sequence[str] = ()
+    command: Callable[..., None], most_used: Sequence[str] = (), rules: Sequence[Rule] = ()
 ) -> Callable[..., None]:
     """``command`` with each parameter that is a dataclass replaced by one option per field.
 
     The parameters named in ``most_used`` come first, in that order and in a panel of their own;
-    the others are sorted by :data:`PANELS`.
+    the others are sorted by :data:`PANELS`. ``rules`` refuse options that mean nothing together.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -47,8 +49,11 @@ def expand_flags(
             parameters.append(parameter.replace(annotation=hints[name]))
     field_names = {group: [f.name for f in fields(kind)] for group, kind in groups.items()}
 
+    defaults = {p.name: p.default for p in parameters}
+
     @functools.wraps(command)
     def run(**values: Any) -> None:
+        check_rules(rules, {n: v for n, v in values.items() if v not in (None, defaults[n])})
         grouped = {
             group: kind(**{name: values.pop(name) for name in field_names[group]})
             for group, kind in groups.items()

@@ -80,17 +80,6 @@ def parse_seconds(text: str) -> float:
         raise RequestError(f"{text!r} is not a number of seconds", "use 2s or 2.5") from None
 
 
-def parse_name_map(texts: list[str] | None) -> dict[str, str]:
-    """``OLD=NEW`` texts as a table. Raises :class:`RequestError`."""
-    names = {}
-    for text in texts or ():
-        old, equals, new = text.partition("=")
-        if not (equals and old and new):
-            raise RequestError(f"map={text} is not OLD=NEW", "use --map old.safetensors=mine.gguf")
-        names[old] = new
-    return names
-
-
 def frames_for_input(seconds: float, path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The field ``frames`` of a clip as long as an input file: the nearest 8k+1 to ``seconds``.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_ladder.cli.commands.flag_terms import in_flag_terms
 from latent_ladder.cli.commands.flag_values import (
     frames_for_input,
     parse_image,
@@ -18,6 +19,7 @@ from latent_ladder.cli.commands.flag_values import (
 )
 from latent_ladder.cli.commands.options import (
     DEFAULT_DENOISE,
+    AllowPaths,
     AudioInput,
     AudioMode,
     Checkpoint,
@@ -56,7 +58,8 @@ from latent_ladder.cli.commands.options import (
     Vram,
     Windows,
 )
-from latent_ladder.errors import RequestError
+from latent_ladder.errors import RequestError, StoreError
+from latent_ladder.storage.read_file import is_text
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.selection import Library
@@ -73,6 +76,7 @@ class RequestFlags:
     prompt: Prompt = None
     preset: PresetName = None
     source: SourceRequest = None
+    allow_paths: AllowPaths = False
     negative: Negative = None
     seed: Seed = None
     size: Size = None
@@ -100,13 +104,12 @@ class RequestFlags:
         inputs: InputFlags | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> Request:
-        """The request that these options describe, with its seed resolved.
+        """The request that these options describe.
 
-        ``start`` are the fields to start from, in place of a preset or a file. Raises
-        :class:`RequestError`.
+        Its seed is -1 where nobody gave one. ``start`` are the fields to start from, in place of a
+        preset or a file. Raises :class:`RequestError`.
         """
-        from latent_ladder.request.model import Request, override
-        from latent_ladder.request.overrides import apply_sets
+        from latent_ladder.request.model import override
 
         fields = override(self._start_fields(library) if start is None else start, self._fields())
         if inputs is not None:
@@ -124,20 +127,44 @@ class RequestFlags:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
             )
-        return Request.from_dict(apply_sets(fields, tuple(self.sets or ()))).pick_seed()
+        request = request_of_fields(fields, self.sets or ())
+        self._check_paths(request, inputs)
+        if self.negative is not None and not request.needs_negative:
+            raise RequestError(
+                f"--negative has no effect: no stage of preset {request.preset or '-'} has a CFG",
+                "leave it out, or add guidance: --set base.guidance.video.cfg=3",
+            )
+        return request
+
+    def _check_paths(self, request: Request, inputs: InputFlags | None) -> None:
+        """Raise :class:`RequestError` if ``request`` has paths of this machine from a clip."""
+        from latent_ladder.request.files import READERS, read_request
+        from latent_ladder.request.outside_paths import check_outside_paths, named_paths
+        from latent_ladder.request.presets import read_preset
+
+        foreign: Mapping[str, Any] = {}
+        if self.source is not None and self.source.suffix.lower() not in READERS:
+            foreign, name = read_request(self.source).to_dict(), self.source.name
+        elif self.preset is not None and Path(self.preset).suffix:  # a file that somebody shared
+            foreign, name = read_preset(self.preset).fields, Path(self.preset).name
+        if not foreign or self.allow_paths:
+            return
+        named = set() if inputs is None else named_paths(inputs.to_fields())
+        named |= {text.partition("=")[2].strip("\"' ") for text in self.sets or ()}
+        named |= {each for each in (self.checkpoint, self.upscale) if each is not None}
+        check_outside_paths(request.to_dict(), foreign, named, name)
 
     def _start_fields(self, library: Library) -> dict[str, Any]:
         """The fields of ``--from``, ``--preset`` or the default preset."""
-        from latent_ladder.pipeline.run import default_preset
         from latent_ladder.request.files import read_request
-        from latent_ladder.request.presets import read_preset
 
-        if self.source is not None and self.preset is not None:
-            raise RequestError("--from and --preset cannot be combined", "use one of them")
         if self.source is not None:
-            return read_request(self.source).to_dict()
-        name = self.preset or default_preset(library, self.checkpoint)
-        return read_preset(name).fields
+            request = read_request(self.source)
+            fields = request.to_dict()
+            if "seed" not in request.model_fields_set:
+                del fields["seed"]  # a file without a seed leaves it open, as a preset does
+            return fields
+        return preset_fields(self.preset, library, self.checkpoint)
 
     def _fields(self) -> dict[str, Any]:
         """The top-level fields of the request that options set."""
@@ -169,8 +196,6 @@ class RequestFlags:
         from latent_ladder.request.model import override
 
         if self.upscale is None:
-            if self.to is not None or self.by is not None:
-                raise RequestError("--to and --by need --upscale", "add --upscale lanczos")
             return fields
         stage: dict[str, Any] = {"kind": "upscale", "name": self.upscale}
         stage |= {} if self.to is None else parse_size(self.to, "to", "3840x2160")
@@ -179,11 +204,6 @@ class RequestFlags:
         return override(fields, {"stages": [*others, stage]})
 
     def _audio_mode(self) -> str | None:
-        if self.no_audio and self.audio not in (None, "none"):
-            raise RequestError(
-                f"--audio {self.audio} and --no-audio cannot be combined",
-                "use one of them",
-            )
         return "none" if self.no_audio else self.audio
 
     def _sets_length(self) -> bool:
@@ -277,10 +297,12 @@ def prepare(
     memory: MemoryFlags,
     store: Path | None,
     inputs: InputFlags | None = None,
+    kind: str = "clip",
 ) -> Prepared:
     """The checked request with its models, stages and memory plan; nothing heavy is loaded.
 
-    Raises a :class:`LadderError` for whatever makes the request impossible.
+    ``kind`` is that of the run's record. Raises a :class:`LadderError` for whatever makes the
+    request impossible.
     """
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
@@ -288,14 +310,58 @@ def prepare(
     options = memory.to_options()
     library = scan(model_folders(request_flags.folders or ()))
     request = request_flags.build_request(library, inputs)
-    return pipeline.prepare(request, library, open_store(store), options, memory.device)
+    return pipeline.prepare(request, library, open_store(store), options, memory.device, kind)
+
+
+def preset_fields(
+    name: str | None, library: Library, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """The fields of the preset ``name``.
+
+    Without a name it is that of the environment or the config file, else the one that fits the
+    models. Raises :class:`RequestError` for an unknown preset.
+    """
+    from latent_ladder.pipeline.run import default_preset
+    from latent_ladder.request.presets import read_preset
+    from latent_ladder.storage.user_config import read_setting
+
+    if name is not None:
+        return read_preset(name).fields
+    setting = read_setting("preset")
+    if not isinstance(setting.value, str):
+        return read_preset(default_preset(library, checkpoint)).fields
+    try:
+        return read_preset(setting.value).fields
+    except RequestError as error:
+        raise error.in_context(setting.source) from error
+
+
+def request_of_fields(fields: Mapping[str, Any], sets: Sequence[str] = ()) -> Request:
+    """The request of these fields, changed by ``sets``, with seed -1 where they have none.
+
+    A seed of -1 that was asked for becomes a random one here. Raises :class:`RequestError` in the
+    words of the command line.
+    """
+    from latent_ladder.request.model import Request
+    from latent_ladder.request.overrides import apply_sets
+
+    try:
+        table = apply_sets(fields, tuple(sets))
+        if "seed" in table:
+            return Request.from_dict(table).pick_seed()
+        return Request.from_dict({**table, "seed": -1})
+    except RequestError as error:
+        raise in_flag_terms(error) from error
 
 
 def open_store(folder: Path | None) -> Store:
-    """The store in ``folder``, or the user's own."""
+    """The store in ``folder``, or the user's own. Raises :class:`StoreError` for a bad name."""
     from latent_ladder.storage.artifact_store import Store, default_root
 
-    return Store(folder or default_root())
+    root = folder or default_root()
+    if not is_text(str(root)):
+        raise StoreError(f"the store {root} has a name that is not UTF-8", "use another --store")
+    return Store(root)
 
 
 def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:

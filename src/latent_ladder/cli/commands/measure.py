@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.options import Json
-from latent_ladder.cli.console import print_table, show_note, show_warning
+from latent_ladder.cli.console import print_json, print_table, show_loading, show_note, show_warning
 
 if TYPE_CHECKING:
     from latent_ladder.metrics.measure import ClipMetrics, ComparisonMetrics
@@ -75,13 +74,14 @@ def measure(clip: Clip, refined: Refined = None, as_json: Json = False) -> None:
 
     Needs no model files and no GPU.
     """
+    paths = [clip] if refined is None else [clip, refined]
+    show_loading(f"measuring {' and '.join(path.name for path in paths)}", as_json)
     from latent_ladder.metrics.measure import compare_files, measure_file
 
-    paths = [clip] if refined is None else [clip, refined]
     clips = [measure_file(path) for path in paths]
     compared = None if refined is None else compare_files(clip, refined)
     if as_json:
-        print(json.dumps(_to_dict(paths, clips, compared), indent=2, ensure_ascii=False))
+        print_json(_to_dict(paths, clips, compared))
         return
     _print_clips(paths, clips)
     if compared is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,12 +17,15 @@ from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.options import Folders, Json, model_option, other_option
 from latent_ladder.cli.console import (
     format_bytes,
+    print_json,
+    print_lines,
     print_table,
     show_note,
     show_warning,
     stderr_console,
 )
 from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.catalog import CatalogFile
@@ -104,12 +106,12 @@ def list_models(folders: Folders = None, as_json: Json = False) -> None:
             for role, found in listed
         ]
         unreadable = [{"path": str(p), "why": why} for p, why in library.unreadable]
-        print(json.dumps({"models": rows, "unreadable": unreadable}, indent=2))
+        print_json({"models": rows, "unreadable": unreadable})
         return
     cells = [
         (role, f.name, format_bytes(f.path.stat().st_size), str(f.folder)) for role, f in listed
     ]
-    print_table("", ("role", "file", "size", "folder"), cells)
+    print_table("", ("role", "file", "size", "folder"), cells, whole=("folder", "file"))
     for path, why in library.unreadable:
         show_warning(f"{path}: {why}")
 
@@ -131,7 +133,7 @@ def get_models(
     from latent_ladder.checkpoints.download import check_free_space, plan_download
 
     files = select_files(name, precision, distilled)
-    folder = (to or default_target()).expanduser().absolute()
+    folder = expand_home(to or default_target()).absolute()
     if any((folder / f.folder / f.name).exists() for f in files):
         show_note("checking the files that are there")
     plan = plan_download(files, folder)
@@ -142,9 +144,9 @@ def get_models(
         _confirm(plan, yes)
         _download(plan, quiet=as_json)
     if as_json:
-        print(json.dumps(_to_dict(plan, done=not dry_run), indent=2))
+        print_json(_to_dict(plan, done=not dry_run))
     elif not dry_run:
-        print(folder)
+        print_lines(folder)
 
 
 def select_files(name: str, precision: str, distilled: bool) -> tuple[CatalogFile, ...]:
@@ -215,7 +217,12 @@ def _print_plan(plan: DownloadPlan) -> None:
         )
         for item in plan.items
     ]
-    print_table("", ("folder", "file", "publisher", "size", "state"), rows)
+    print_table(
+        "",
+        ("folder", "file", "publisher", "size", "state"),
+        rows,
+        whole=("file", "publisher"),
+    )
     show_note(f"{format_bytes(plan.remaining_bytes)} to download to {plan.folder}")
 
 

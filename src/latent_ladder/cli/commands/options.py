@@ -49,8 +49,8 @@ PresetName = Annotated[
         "-p",
         metavar="NAME",
         autocompletion=completion.complete_preset,
-        help="Named settings to start from; `ladder presets list` shows them. "
-        "Default: one that fits the model files found.",
+        help="Named settings to start from; `ladder presets list` shows them; a .toml file works "
+        "too. Default: LADDER_PRESET, config.toml, else one that fits the models.",
     ),
 ]
 Seed = Annotated[
@@ -58,8 +58,8 @@ Seed = Annotated[
     stage_option(
         "--seed",
         metavar="NUMBER",
-        help="Whole number; the same seed gives the same clip. -1 picks a random one. "
-        "Default: the preset's, else 10.",
+        help="Whole number; the same seed gives the same clip. Default: the preset's, else that of "
+        "the same command if it was stopped, else a random one; -1 always picks a random one.",
     ),
 ]
 Windows = Annotated[
@@ -114,7 +114,8 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         help="File to write: .mp4 .mov .mkv .webm .gif .webp .wav, or numbered pictures such as "
-        "folder/%05d.png. Default: a new name made from the prompt.",
+        "folder/%05d.png. Default: a new name made from the prompt, in LADDER_OUTPUT or the "
+        "folder of config.toml. For several clips: a folder, or clip.mp4 to number.",
     ),
 ]
 Overwrite = Annotated[
@@ -123,7 +124,13 @@ Overwrite = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    other_option("--quiet", "-q", help="Print no progress and no warnings."),
+    other_option(
+        "--quiet", "-q", help="Print the path of the result alone: no progress, no warnings."
+    ),
+]
+Open = Annotated[
+    bool,
+    output_option("--open", help="Open the result when it is finished, in the desktop's program."),
 ]
 PreviewStrip = Annotated[
     bool,
@@ -139,6 +146,13 @@ StoreFolder = Annotated[
         metavar="FOLDER",
         help="Folder of stored results and runs. Default: LADDER_STORE, else a folder in the "
         "user's data folder.",
+    ),
+]
+AllowPaths = Annotated[
+    bool,
+    input_option(
+        "--allow-paths",
+        help="Use absolute paths and model folders that the request of a clip names.",
     ),
 ]
 SourceRequest = Annotated[
@@ -351,6 +365,36 @@ Extend = Annotated[
         metavar="SECONDS",
         help="Mode extend: seconds to add at the end, such as 2s; -2s adds them at the start.",
     ),
+]
+Count = Annotated[
+    int,
+    stage_option(
+        "--count",
+        "-n",
+        metavar="NUMBER",
+        help="Number of clips, each with a seed of its own, counting up from --seed.",
+    ),
+]
+ManyPrompts = Annotated[
+    Path | None,
+    stage_option(
+        "--prompts",
+        metavar="FILE",
+        help="Make a clip of each prompt in a file: one per line, or a .csv or .jsonl file with "
+        "columns prompt, seed, size, image, output, refine.denoise ... The same command goes on "
+        "where it stopped.",
+    ),
+]
+Compare = Annotated[
+    bool,
+    output_option(
+        "--compare",
+        help="Also write CLIP.compare.mp4: the draft and the finished clip side by side.",
+    ),
+]
+Notify = Annotated[
+    bool,
+    other_option("--notify", help="Ring the bell and show a desktop message at the end."),
 ]
 Vram = Annotated[
     float | None,

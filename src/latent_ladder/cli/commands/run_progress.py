@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from latent_ladder.cli.console import RunProgress, show_note
+from latent_ladder.cli.console import RunProgress, print_json, print_lines, show_note
+from latent_ladder.cli.printable import shell_command
+from latent_ladder.cli.result_line import clip_lines
 from latent_ladder.cli.run_log import log_events, log_plan
 from latent_ladder.errors import Cancelled
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 @contextmanager
 def track_run(
     prepared: Prepared,
-    device: str,
     command: str,
     *,
     overwrite: bool,
@@ -33,8 +32,12 @@ def track_run(
     """Options of a run that shows its progress, is logged, and stops at Ctrl-C.
 
     ``command`` resumes the run and ``parts`` are the things that it stores; both are in the note
-    that is printed before :class:`Cancelled` is raised.
+    that is printed before :class:`Cancelled` is raised. Raises :class:`StoreError` for a store
+    that cannot be written, before anything is loaded.
     """
+    prepared.store.check_writable()
+    if not quiet:
+        _announce(prepared)
     from latent_ladder.pipeline.run import Cancel, RunOptions
 
     cancel = Cancel()
@@ -42,7 +45,7 @@ def track_run(
     with RunProgress(quiet) as progress, cancel_on_interrupt(cancel):
         try:
             yield RunOptions(
-                device=device,
+                device=prepared.device,
                 memory=prepared.options,
                 overwrite=overwrite,
                 command=command,
@@ -52,6 +55,20 @@ def track_run(
         except (Cancelled, KeyboardInterrupt) as error:
             show_note(f"stopped; finished {parts} are stored. To resume:\n  {command}")
             raise Cancelled("stopped by the user") from error
+
+
+def _announce(prepared: Prepared) -> None:
+    """Print what will be made, with its seed, and what is loading."""
+    show_note(prepared.headline())
+    earlier = prepared.unfinished
+    if earlier is not None:
+        state = {"cancelled": "was stopped", "failed": "failed"}.get(earlier.status, "was killed")
+        show_note(
+            f"run {earlier.id} {state}: its seed {prepared.request.seed} is taken over and its "
+            "finished stages are used (--seed -1 makes another clip)"
+        )
+    if "torch" not in sys.modules:
+        show_note("loading PyTorch")
 
 
 @contextmanager
@@ -73,7 +90,7 @@ def cancel_on_interrupt(cancel: Cancel) -> Iterator[None]:
 
 def current_command() -> str:
     """The command line of this process as text for a shell."""
-    return shlex.join(["ladder", *sys.argv[1:]])
+    return shell_command(["ladder", *sys.argv[1:]])
 
 
 def resume_command(seed: int) -> str:
@@ -86,12 +103,17 @@ def resume_command(seed: int) -> str:
             skip = True
         else:
             words.append(word)
-    return shlex.join([*words, "--seed", str(seed)])
+    return shell_command([*words, "--seed", str(seed)])
 
 
-def print_result(result: Result, as_json: bool) -> None:
-    """Print the path of the clip on stdout, or the whole result as JSON."""
+def print_result(result: Result, seconds: float, *, as_json: bool, quiet: bool) -> None:
+    """Print a finished clip on stdout: one line, or its path alone, or all of it as JSON.
+
+    ``seconds`` is how long it took.
+    """
     if as_json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        print_json(result.to_dict())
+    elif quiet:
+        print_lines(result.output)
     else:
-        print(result.output)
+        print_lines("\n".join(clip_lines(result, seconds)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,14 @@ from latent_ladder.cli.commands.flag_groups import expand_flags
 from latent_ladder.cli.commands.flags import open_store
 from latent_ladder.cli.commands.measure import print_metrics
 from latent_ladder.cli.commands.options import Json, StoreFolder, other_option
-from latent_ladder.cli.console import format_bytes, print_table, show_warning
+from latent_ladder.cli.console import (
+    format_bytes,
+    print_json,
+    print_lines,
+    print_table,
+    show_loading,
+    show_warning,
+)
 
 if TYPE_CHECKING:
     from latent_ladder.storage.run_records import RunRecord
@@ -59,13 +65,19 @@ def register(app: typer.Typer) -> None:
 
 
 def list_runs(store: StoreFolder = None, as_json: Json = False) -> None:
-    """List the runs, the newest first."""
+    """List the runs, the newest last."""
     records, damaged = open_store(store).runs.list()
     if as_json:
-        print(json.dumps([asdict(r) for r in records], indent=2, ensure_ascii=False))
+        print_json([asdict(r) for r in records])
         return
     columns = ("run", "when", "status", "stages", "output", "prompt")
-    print_table("", columns, [_run_row(record) for record in records])
+    print_table(
+        "",
+        columns,
+        [_run_row(record) for record in reversed(records)],
+        whole=("output",),
+        below=("prompt", "stages"),
+    )
     for run in damaged:
         show_warning(f"{run.path}: {run.reason}")
 
@@ -74,10 +86,10 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
     """Show one run: its command, stages, drafts, metrics and warnings."""
     record = open_store(store).runs.find(run)
     if as_json:
-        print(json.dumps(asdict(record), indent=2, ensure_ascii=False))
+        print_json(asdict(record))
         return
-    print(f"run     {record.id}\nmade    {record.created}\nstatus  {record.status}")
-    print(f"output  {record.output or '-'}\ncommand {record.command}")
+    print_lines(f"run     {record.id}\nmade    {record.created}\nstatus  {record.status}")
+    print_lines(f"output  {record.output or '-'}\ncommand {record.command}")
     rows = [
         (
             stage.stage,
@@ -88,13 +100,15 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
         )
         for stage in record.stages
     ]
-    print_table("", ("stage", "time", "peak memory", "offload plan", "artefact"), rows)
+    print_table(
+        "", ("stage", "time", "peak memory", "offload plan", "artefact"), rows, whole=("artefact",)
+    )
     if record.drafts:
         drafts = [
             (str(d.number), str(d.seed), d.status, f"{d.seconds:.1f} s", d.prompt)
             for d in record.drafts
         ]
-        print_table("", ("draft", "seed", "status", "time", "prompt"), drafts)
+        print_table("", ("draft", "seed", "status", "time", "prompt"), drafts, below=("prompt",))
     if record.metrics is not None:
         print_metrics(record.metrics)
     for warning in record.warnings:
@@ -103,12 +117,14 @@ def show_run(run: RunName, store: StoreFolder = None, as_json: Json = False) -> 
 
 def verify_artefacts(store: StoreFolder = None, as_json: Json = False) -> None:
     """Check every stored artefact; exit code 8 if some are damaged."""
-    sound, damaged = open_store(store).verify()
+    opened = open_store(store)
+    show_loading(f"reading every artefact in {opened.root}", as_json)
+    sound, damaged = opened.verify()
     if as_json:
         rows = [{"key": d.key, "reason": d.reason} for d in damaged]
-        print(json.dumps({"sound": sound, "damaged": rows}, indent=2))
+        print_json({"sound": sound, "damaged": rows})
     else:
-        print(f"{sound} artefacts are intact, {len(damaged)} were damaged and moved away")
+        print_lines(f"{sound} artefacts are intact, {len(damaged)} were damaged and moved away")
         for damage in damaged:
             show_warning(f"{damage.key}: {damage.reason}")
     if damaged:
@@ -126,11 +142,11 @@ def prune_runs(
     done = open_store(store).prune(keep_days=keep_days, keep_last=keep_last, dry_run=dry_run)
     if as_json:
         body = {"runs": done.runs, "artefacts": done.artefacts, "freed_bytes": done.freed_bytes}
-        print(json.dumps(body, indent=2))
+        print_json(body)
         return
     verb = "would delete" if dry_run else "deleted"
     size = format_bytes(done.freed_bytes)
-    print(f"{verb} {len(done.runs)} runs and {len(done.artefacts)} artefacts, {size}")
+    print_lines(f"{verb} {len(done.runs)} runs and {len(done.artefacts)} artefacts, {size}")
 
 
 def _count_drafts(record: RunRecord) -> str:

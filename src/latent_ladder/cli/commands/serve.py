@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
-from latent_ladder.cli.commands.flag_values import parse_name_map
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flags import MemoryFlags
 from latent_ladder.cli.commands.options import (
     Folders,
@@ -28,13 +27,38 @@ DEFAULT_PORT = 8188
 PREVIEW_METHODS = ("rgb", "none")
 
 MOST_USED = (
-    "comfyui", "listen", "port", "folders", "inputs", "results", "maps", "cors", "hosts", "device",
+    "comfyui", "frontend", "listen", "port", "token", "folders", "inputs", "results", "user",
+    "maps", "hosts", "cors", "device",
 )  # fmt: skip
 """Options that ``serve`` lists first in its help."""
 
 ComfyUi = Annotated[
     bool,
     other_option("--comfyui", help="Serve ComfyUI's HTTP API. Required; the only API so far."),
+]
+Frontend = Annotated[
+    bool,
+    other_option(
+        "--frontend",
+        help="Serve ComfyUI's editor, too: pip install comfyui-frontend-package.",
+    ),
+]
+Token = Annotated[
+    str | None,
+    other_option(
+        "--token",
+        metavar="TEXT",
+        envvar="LADDER_TOKEN",
+        help="Secret that every request must have. Other users of this machine can see it in the "
+        "list of processes: better set LADDER_TOKEN. Default: none on this machine, a random one, "
+        "which is printed, with --listen.",
+    ),
+]
+UserFolder = Annotated[
+    Path,
+    input_option(
+        "--user-directory", metavar="FOLDER", help="Folder for the editor's settings and workflows."
+    ),
 ]
 Listen = Annotated[
     str,
@@ -79,9 +103,7 @@ Cors = Annotated[
 ]
 Hosts = Annotated[
     list[str] | None,
-    other_option(
-        "--allow-host", metavar="NAME", help="Name of this machine behind a proxy. Repeatable."
-    ),
+    other_option("--allow-host", metavar="NAME", help="Another name of this machine. Repeatable."),
 ]
 MaxUpload = Annotated[
     float,
@@ -107,12 +129,14 @@ PreviewMethod = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``serve``."""
-    app.command(cls=GroupedCommand)(expand_flags(serve, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(serve, MOST_USED, MEMORY_RULES))
 
 
 def serve(
     memory: MemoryFlags,
     comfyui: ComfyUi = False,
+    frontend: Frontend = False,
+    token: Token = None,
     listen: Listen = "127.0.0.1",
     port: Port = DEFAULT_PORT,
     folders: Folders = None,
@@ -120,6 +144,7 @@ def serve(
     inputs: InputFolder = Path("input"),
     results: ResultFolder = Path("output"),
     temp: TempFolder = None,
+    user: UserFolder = Path("user"),
     store: StoreFolder = None,
     cors: Cors = None,
     hosts: Hosts = None,
@@ -135,46 +160,54 @@ def serve(
     if not comfyui:
         raise RequestError("no API was chosen", "use `ladder serve --comfyui`")
     from latent_ladder.checkpoints.search_paths import model_folders
+    from latent_ladder.comfyui.analysis.required_files import parse_file_name_map
     from latent_ladder.storage.artifact_store import default_root
+    from latent_ladder.storage.temporary_files import temporary_folder
 
     try:
+        from latent_ladder.server.access_token import check_token, new_token
         from latent_ladder.server.app import run_server
         from latent_ladder.server.config import Limits, ServerConfig
         from latent_ladder.server.data_folders import DataFolders
+        from latent_ladder.server.editor import find_editor
         from latent_ladder.server.origin_guard import Access, is_loopback
     except ModuleNotFoundError as error:
-        if error.name != "aiohttp":
+        if error.name not in ("aiohttp", "blake3"):
             raise
         raise RequestError(
-            "the server needs aiohttp, which is not installed",
+            f"the server needs {error.name}, which is not installed",
             "pip install 'latent-ladder[serve]'",
         ) from error
     if preview not in PREVIEW_METHODS:
         raise RequestError(f"preview-method={preview} is unknown", "use rgb or none")
-    if not is_loopback(listen):
+    editor = find_editor() if frontend else None
+    is_public = not is_loopback(listen)
+    if is_public:
         show_warning(
-            f"--listen {listen}: everyone who can reach this machine can run jobs and read "
-            "results; there is no password"
+            f"--listen {listen}: the address is open to the network, and without encryption; "
+            "everyone who has the token can run jobs and read results"
         )
+    secret = check_token(token) if token else new_token() if is_public else ""
     named = tuple(path.resolve() for path in folders or ())
     root = (store or default_root()).resolve()
-    with tempfile.TemporaryDirectory(prefix="ladder-") as fresh:
+    with temporary_folder() as fresh:
         config = ServerConfig(
-            folders=DataFolders(
-                inputs.resolve(), results.resolve(), (temp or Path(fresh)).resolve()
-            ),
+            folders=DataFolders(inputs.resolve(), results.resolve(), (temp or fresh).resolve()),
             store=root,
             state_file=root / "serve" / f"{port}.sqlite3",
             named_models=named,
             models=model_folders(named),
-            file_names=parse_name_map(maps),
+            file_names=parse_file_name_map(maps or ()),
             memory=memory.to_options(),
             device=memory.device,
             port=port,
-            access=Access(listen, cors, tuple(name.lower() for name in hosts or ())),
+            access=Access(listen, cors, tuple(name.lower() for name in hosts or ()), secret),
             limits=Limits(upload=int(upload * 2**20)),
             history=history,
             metadata=not no_metadata,
             previews=preview == "rgb",
+            user=user.resolve(),
+            frontend=editor,
+            shows_token=not token,
         )
         run_server(config, show_note)

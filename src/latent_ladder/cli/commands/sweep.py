@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +12,18 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import SWEEP_RULES
 from latent_ladder.cli.commands.flags import (
     InputFlags,
     MemoryFlags,
     RequestFlags,
     open_store,
     prepare,
+    preset_fields,
 )
 from latent_ladder.cli.commands.options import (
     Json,
+    Open,
     Overwrite,
     Quiet,
     StoreFolder,
@@ -30,7 +33,9 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
 from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
-from latent_ladder.cli.console import print_table, show_note
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
+from latent_ladder.cli.open_file import open_file
+from latent_ladder.cli.result_line import folder_lines
 from latent_ladder.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
@@ -81,7 +86,7 @@ _RUN_NAME = re.compile(r"(last|\d[0-9a-hjkmnp-tv-z]{2,7})(:\d+)?")
 
 def register(app: typer.Typer) -> None:
     """Add ``sweep``."""
-    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED))
+    app.command(cls=GroupedCommand)(expand_flags(sweep, MOST_USED, SWEEP_RULES))
 
 
 def sweep(
@@ -96,6 +101,7 @@ def sweep(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    open_result: Open = False,
 ) -> None:
     """Try several settings of a clip and write a report.
 
@@ -104,8 +110,10 @@ def sweep(
     ends, refine.seed=same,other a list; refine.lora is the strength of the
     stage's LoRA. What several points need is computed once.
     """
+    began = time.monotonic()
+    show_loading("reading the headers of the model files", quiet or as_json)
     from latent_ladder.sweeps.axes import parse_axes
-    from latent_ladder.sweeps.export import check_folder, default_folder
+    from latent_ladder.sweeps.export import PAGE, check_folder, default_folder
     from latent_ladder.sweeps.sweep_plan import plan_sweep
 
     axes = parse_axes(request_flags.sets or ())
@@ -116,14 +124,24 @@ def sweep(
             f"keep-motion={keep_motion:g} is not above 0 and at most 1", "use --keep-motion 0.9"
         )
     opened = open_store(store)
+    opened.check_writable()
     prepared = _prepare(replace(request_flags, sets=None), inputs, memory, store, opened)
     planned = plan_sweep(
         prepared, axes, zipped=zipped, agreed=yes, source=request_flags.prompt or ""
     )
     folder = output or default_folder(planned)
     check_folder(folder, planned, overwrite)
-    result, choice = _run(planned, folder, memory, quiet or as_json, keep_motion)
-    _print_result(planned, result, choice, folder, as_json)
+    result, choice = _run(planned, folder, quiet or as_json, keep_motion)
+    page = folder / PAGE
+    if quiet and not as_json:
+        print_lines(page)
+    else:
+        _print_result(planned, result, choice, folder, as_json)
+    if not (quiet or as_json):
+        facts = [f"{len(result.points)} points", f"seed {prepared.request.seed}"]
+        print_lines(folder_lines(page, facts, time.monotonic() - began, []))
+    if open_result:
+        open_file(page)
 
 
 def _prepare(
@@ -132,18 +150,18 @@ def _prepare(
     """The plan of the clip to vary: of a stored run, a file, or a prompt."""
     target = flags.prompt
     if target is None or any(letter.isspace() for letter in target.strip()):
-        return prepare(flags, memory, store, inputs)
+        return prepare(flags, memory, store, inputs, "sweep")
     if Path(target).exists():
         path = Path(target)
         if _has_request(path):
-            return prepare(replace(flags, prompt=None, source=path), memory, store, inputs)
+            return prepare(replace(flags, prompt=None, source=path), memory, store, inputs, "sweep")
         return _prepare_video(flags, path, memory, opened)
     if Path(target).suffix or Path(target).name != target:
         raise MediaError(
             f"file {target} does not exist", "check the path; a prompt has several words"
         )
     if _RUN_NAME.fullmatch(target) is None:
-        return prepare(flags, memory, store, inputs)  # a prompt of one word
+        return prepare(flags, memory, store, inputs, "sweep")  # a prompt of one word
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.drafts.selection import choose, searched_folders
     from latent_ladder.pipeline import run as pipeline
@@ -152,7 +170,7 @@ def _prepare(
     library = scan(model_folders(flags.folders or searched_folders(chosen)))
     start = chosen.request.to_dict()
     request = replace(flags, prompt=None).build_request(library, inputs, start)
-    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device)
+    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device, "sweep")
 
 
 def _has_request(path: Path) -> bool:
@@ -169,10 +187,9 @@ def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened:
     from latent_ladder.media.video_input import check_video
     from latent_ladder.pipeline import run as pipeline
     from latent_ladder.request.model import override
-    from latent_ladder.request.presets import read_preset
 
     library = scan(model_folders(flags.folders or ()))
-    fields = read_preset(flags.preset or pipeline.default_preset(library)).fields
+    fields = preset_fields(flags.preset, library)
     refine = [stage for stage in fields["stages"] if stage["kind"] == "refine"]
     if not refine:
         raise RequestError("the preset has no refine stage", "choose another --preset")
@@ -181,11 +198,11 @@ def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened:
     stages = [fields["stages"][0], {"kind": "upsample", "factor": factor}, refine[-1]]
     start = override(fields, {"prompt": DEFAULT_PROMPT, **video_fields, "stages": stages})
     request = replace(flags, prompt=None).build_request(library, None, start)
-    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device)
+    return pipeline.prepare(request, library, opened, memory.to_options(), memory.device, "sweep")
 
 
 def _run(
-    planned: Sweep, folder: Path, memory: MemoryFlags, quiet: bool, keep_motion: float
+    planned: Sweep, folder: Path, quiet: bool, keep_motion: float
 ) -> tuple[SweepResult, Choice]:
     """Make all points and write the report."""
     from latent_ladder.sweeps.export import write_files
@@ -194,9 +211,7 @@ def _run(
     from latent_ladder.sweeps.sweep_run import run_sweep
 
     command = current_command()
-    run = track_run(
-        planned.prepared, memory.device, command, overwrite=True, quiet=quiet, parts="points"
-    )
+    run = track_run(planned.prepared, command, overwrite=True, quiet=quiet, parts="points")
     with run as options:
         result = run_sweep(planned, options, folder)
     choice = choose_point(result.points, result.drafts, keep_motion)
@@ -215,7 +230,7 @@ def _print_result(
     if as_json:
         data: dict[str, Any] = body(planned, result, choice, current_command())
         report = {"report": str(folder / PAGE), **data}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     names = ("motion_kept", "detail_added_db", "structure_similarity", "flicker", "seconds")
     rows = [
@@ -229,4 +244,3 @@ def _print_result(
     ]
     print_table("", ("point", "settings", "state", *(SHOWN[name][0] for name in names)), rows)
     show_note(choice.why)
-    print(folder / PAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -12,14 +13,19 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES, SOUND_RULES
 from latent_ladder.cli.commands.flag_values import parse_number, parse_windows
-from latent_ladder.cli.commands.flags import open_store
-from latent_ladder.cli.commands.make import choose_file_name
+from latent_ladder.cli.commands.flags import (
+    MemoryFlags,
+    open_store,
+    preset_fields,
+    request_of_fields,
+)
 from latent_ladder.cli.commands.options import (
-    Device,
     Folders,
     Json,
     Measure,
+    Open,
     Overwrite,
     PresetName,
     Quiet,
@@ -31,6 +37,9 @@ from latent_ladder.cli.commands.options import (
     stage_option,
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
+from latent_ladder.cli.console import show_loading
+from latent_ladder.cli.file_names import choose_file_name
+from latent_ladder.cli.open_file import open_file
 from latent_ladder.errors import RequestError
 
 if TYPE_CHECKING:
@@ -52,7 +61,9 @@ MOST_USED_UPSCALE = (
 MOST_USED_SOUND = ("output", "duration", "seed", "preset", "overwrite", "folders", "device")
 """Options that ``upscale`` and ``sound`` list first in their help."""
 
-Clip = Annotated[Path, typer.Argument(metavar="CLIP", help="Video to enlarge, of any source.")]
+Clip = Annotated[
+    Path, typer.Argument(metavar="CLIP", help="Video or image to enlarge, of any source.")
+]
 By = Annotated[
     float,
     stage_option("--by", metavar="FACTOR", help="Factor for width and height: 2 or 1.5."),
@@ -81,7 +92,7 @@ EnlargedFile = Annotated[
         "-o",
         metavar="FILE",
         help="File to write: .mp4 .mov .mkv .webm .gif .webp, or numbered pictures such as "
-        "folder/%05d.png. Default: CLIP-x2.mp4 next to the clip.",
+        "folder/%05d.png. Default: CLIP-x2.mp4 next to the clip, CLIP-x2.png for an image.",
     ),
 ]
 SoundFile = Annotated[
@@ -101,8 +112,8 @@ Duration = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``upscale`` and ``sound``."""
-    app.command(cls=GroupedCommand)(expand_flags(upscale, MOST_USED_UPSCALE))
-    app.command(cls=GroupedCommand)(expand_flags(sound, MOST_USED_SOUND))
+    app.command(cls=GroupedCommand)(expand_flags(upscale, MOST_USED_UPSCALE, MEMORY_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(sound, MOST_USED_SOUND, SOUND_RULES))
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,6 @@ class StageChoice:
     sets: Sets = None
     folders: Folders = None
     store: StoreFolder = None
-    device: Device = "auto"
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,17 @@ class OutputChoice:
     overwrite: Overwrite = False
     quiet: Quiet = False
     as_json: Json = False
+    open_result: Open = False
+
+    def announce(self) -> None:
+        """Say that the command has begun."""
+        show_loading("reading the headers of the model files", self.quiet or self.as_json)
 
 
 def upscale(
     clip: Clip,
     stage_flags: StageChoice,
+    memory: MemoryFlags,
     output_flags: OutputChoice,
     by: By = 2.0,
     prompt: VideoPrompt = None,
@@ -137,24 +153,29 @@ def upscale(
     output: EnlargedFile = None,
     measure: Measure = True,
 ) -> None:
-    """Enlarge a video with the model and keep its sound.
+    """Enlarge a video or an image with the model.
 
-    The video is encoded, upsampled in latent space and refined a little.
+    The picture is encoded, upsampled in latent space and refined a little;
+    the sound of a video is kept.
     """
-    from latent_ladder.media.video_input import check_video
+    began = time.monotonic()
+    output_flags.announce()
+    from latent_ladder.media.video_input import check_video, is_image
 
     video = check_video(clip)
     sets = [f"refine.denoise={denoise}", *(stage_flags.sets or ())]
     changes = upscale_fields(clip, video, by) | {"prompt": prompt or DEFAULT_PROMPT}
     changes |= {} if windows is None else {"windows": parse_windows(windows)}
-    prepared = _prepare(stage_flags, changes, sets)
-    path = output or clip.with_name(f"{clip.stem}-x{by:g}.mp4")
-    _run(prepared, path, stage_flags.device, output_flags, measure)
+    prepared = _prepare(stage_flags, memory, changes, sets)
+    suffix = ".png" if is_image(clip) else ".mp4"
+    path = output or clip.with_name(f"{clip.stem}-x{by:g}{suffix}")
+    _run(prepared, path, output_flags, began, measure)
 
 
 def sound(
     prompt: SoundPrompt,
     stage_flags: StageChoice,
+    memory: MemoryFlags,
     output_flags: OutputChoice,
     duration: Duration = 5.0,
     output: SoundFile = None,
@@ -163,6 +184,8 @@ def sound(
 
     The model also makes a tiny picture, which is not written.
     """
+    began = time.monotonic()
+    output_flags.announce()
     path = output or choose_file_name(prompt, ".wav")
     if path.suffix.lower() != ".wav":
         raise RequestError(
@@ -171,8 +194,8 @@ def sound(
         )
     side = {"width": SOUND_SIDE, "height": SOUND_SIDE}
     changes = {"prompt": prompt, "duration_s": duration, "audio": "keep", **side}
-    prepared = _prepare(stage_flags, changes, stage_flags.sets or (), only_base=True)
-    _run(prepared, path, stage_flags.device, output_flags, measure=True)
+    prepared = _prepare(stage_flags, memory, changes, stage_flags.sets or (), only_base=True)
+    _run(prepared, path, output_flags, began)
 
 
 def upscale_fields(clip: Path, video: InputVideo, by: float) -> dict[str, Any]:
@@ -199,6 +222,7 @@ def upscale_fields(clip: Path, video: InputVideo, by: float) -> dict[str, Any]:
 
 def _prepare(
     flags: StageChoice,
+    memory: MemoryFlags,
     changes: Mapping[str, Any],
     sets: Sequence[str],
     *,
@@ -207,18 +231,16 @@ def _prepare(
     """The plan of a preset with some fields changed and with other stages."""
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
-    from latent_ladder.request.model import Request, override
-    from latent_ladder.request.overrides import apply_sets
-    from latent_ladder.request.presets import read_preset
+    from latent_ladder.request.model import override
 
     library = scan(model_folders(flags.folders or ()))
-    start = read_preset(flags.preset or pipeline.default_preset(library)).fields
+    start = preset_fields(flags.preset, library)
     fields = dict(changes) | ({} if flags.seed is None else {"seed": parse_number(flags.seed)})
     factor = fields.pop("upsample_by", 2.0)
     fields["stages"] = _choose_stages(start["stages"], factor, only_base)
-    table = apply_sets(override(start, fields), tuple(sets))
-    request = Request.from_dict(table).pick_seed()
-    return pipeline.prepare(request, library, open_store(flags.store), None, flags.device)
+    request = request_of_fields(override(start, fields), sets)
+    options = memory.to_options()
+    return pipeline.prepare(request, library, open_store(flags.store), options, memory.device)
 
 
 def _choose_stages(
@@ -233,16 +255,21 @@ def _choose_stages(
     return [stages[0], {"kind": "upsample", "factor": factor}, refine[-1]]
 
 
-def _run(prepared: Prepared, path: Path, device: str, flags: OutputChoice, measure: bool) -> None:
+def _run(
+    prepared: Prepared, path: Path, flags: OutputChoice, began: float, measure: bool = True
+) -> None:
+    """Make the clip at ``path``, for a command that began at ``began`` (``time.monotonic``)."""
     from latent_ladder.pipeline.run import execute
 
     run = track_run(
         prepared,
-        device,
         resume_command(prepared.request.seed),
         overwrite=flags.overwrite,
         quiet=flags.quiet or flags.as_json,
     )
     with run as options:
         result = execute(prepared, path, replace(options, measure=measure))
-    print_result(result, flags.as_json)
+    seconds = time.monotonic() - began
+    print_result(result, seconds, as_json=flags.as_json, quiet=flags.quiet)
+    if flags.open_result:
+        open_file(path)

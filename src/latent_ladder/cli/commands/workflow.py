@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from latent_ladder.cli.commands.workflow_run import (
     NodeSettings,
     WorkflowSource,
 )
+from latent_ladder.cli.console import print_json, print_lines
 
 if TYPE_CHECKING:
     from latent_ladder.comfyui.analysis.check import OutputSummary, UnsupportedNode, WorkflowReport
@@ -70,6 +70,7 @@ def check(
     from latent_ladder.comfyui.analysis.overrides import apply_overrides
     from latent_ladder.comfyui.analysis.required_files import (
         default_input_folder,
+        find_usable_files,
         parse_file_name_map,
     )
     from latent_ladder.comfyui.formats.read import read_workflow
@@ -77,16 +78,15 @@ def check(
     workflow = read_workflow(source)
     workflow = replace(workflow, graph=apply_overrides(workflow.graph, settings or ()))
     library = scan(model_folders(folders or ()))
-    report = check_workflow(
-        workflow,
-        library,
-        (inputs or default_input_folder(source),),
-        parse_file_name_map(maps or ()),
+    searched = (inputs or default_input_folder(source),)
+    names = parse_file_name_map(
+        maps or (), lambda old: find_usable_files(old, workflow.graph, library, searched)
     )
+    report = check_workflow(workflow, library, searched, names)
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False, default=str))
+        print_json(report.to_dict())
     else:
-        print("\n".join(_lines(report, every)))
+        print_lines("\n".join(_lines(report, every)))
     if not report.ready:
         raise typer.Exit(FILES_MISSING if report.can_run else CANNOT_RUN)
 
@@ -214,8 +214,6 @@ def _verdict(report: WorkflowReport) -> str:
         return "it can run"
     missing = sum(not file.usable for file in report.files)
     if report.can_run:
-        count = f"{missing} file{'s' * (missing != 1)}"
-        return (
-            f"it can run once {count} are available: add them to a model folder, or --map OLD=NEW"
-        )
+        count, them = ("1 file is", "it") if missing == 1 else (f"{missing} files are", "them")
+        return f"it can run once {count} available: add {them} to a model folder, or --map OLD=NEW"
     return "it cannot run with these settings"

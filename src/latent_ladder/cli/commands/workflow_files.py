@@ -24,16 +24,16 @@ from latent_ladder.cli.commands.options import (
     stage_option,
 )
 from latent_ladder.cli.commands.workflow_run import NodeSettings, WorkflowSource
-from latent_ladder.cli.console import show_note, show_warning
-from latent_ladder.errors import MediaError, RequestError, WorkflowError
+from latent_ladder.cli.console import print_json, print_lines, print_toml, show_note, show_warning
+from latent_ladder.errors import MediaError, RequestError
 
 if TYPE_CHECKING:
     from latent_ladder.comfyui.conversion import ImportedWorkflow
     from latent_ladder.request.model import Request
 
 PRESET = "preset:"
-EXAMPLE_PROMPT = "A red ball rolls slowly across a wooden table while a clock ticks."
-"""The prompt of an exported preset without ``--prompt``."""
+EXAMPLE_PROMPT = "a red ball rolls to the right over a striped floor"
+"""The prompt of an exported preset without ``--prompt``; the pocket model knows all its words."""
 
 RequestSource = Annotated[
     str,
@@ -103,9 +103,9 @@ def import_graph(
     if output is not None:
         _write(output, request.to_toml())
     if as_json:
-        print(json.dumps({**imported.to_dict(), "request": request.to_dict()}, ensure_ascii=False))
+        print_json({**imported.to_dict(), "request": request.to_dict()}, indent=None)
     else:
-        print(output if output is not None else request.to_toml().rstrip())
+        print_toml(request.to_toml()) if output is None else print_lines(output)
 
 
 def export_graph(
@@ -132,10 +132,10 @@ def export_graph(
     for line in lossy_field_messages(request):
         show_warning(line)
     if output is None:
-        print(text)
+        print_lines(text)
     else:
         _write(output, text + "\n")
-        print(output)
+        print_lines(output)
 
 
 def _report(imported: ImportedWorkflow) -> None:
@@ -171,23 +171,8 @@ def _fields(source: str, store: Path | None) -> dict[str, object]:
         return {"prompt": EXAMPLE_PROMPT, **read_preset(source.removeprefix(PRESET)).fields}
     path = Path(source)
     if path.exists() or path.suffix:
-        try:
-            return read_request(path).to_dict()
-        except RequestError as error:
-            raise _workflow_file_error(path) or error from error
+        return read_request(path).to_dict()
     return dict(open_store(store).runs.find(source).request)
-
-
-def _workflow_file_error(path: Path) -> RequestError | None:
-    """Return the error for a file that contains a workflow instead of a request."""
-    from latent_ladder.comfyui.formats.read import read_workflow
-
-    try:
-        read_workflow(path)
-    except WorkflowError:
-        return None
-    text = f"{path.name} contains a ComfyUI workflow, not a request"
-    return RequestError(text, f"convert it: ladder workflow import {path} -o request.toml")
 
 
 def _without_files(request: Request) -> Request:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from latent_ladder.cli.console import show_note, show_warning
+from latent_ladder.cli.console import (
+    LINE_INTERVAL_S,
+    escape_line,
+    escape_text,
+    show_note,
+    show_warning,
+)
 from latent_ladder.comfyui.runtime.events import (
     GraphEvent,
     NodeDone,
@@ -38,6 +45,7 @@ class NodeProgressLines(AbstractContextManager["NodeProgressLines"]):
         self._warnings: list[dict[str, str]] = []
         self._ran: list[str] = []
         self._cached: tuple[str, ...] = ()
+        self._next_line = 0.0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and not self._quiet:
@@ -75,9 +83,14 @@ class NodeProgressLines(AbstractContextManager["NodeProgressLines"]):
             self._ran.append(event.node)
             logger.info("node %s started", self._describe(event.node))
             self._set_status(self._describe(event.node))
+            self._next_line = time.monotonic() + LINE_INTERVAL_S
         elif isinstance(event, NodeProgress):
             logger.debug("node %s: %d of %d", event.node, event.value, event.total)
-            self._set_status(f"{self._describe(event.node)}: {event.value} of {event.total}")
+            text = f"{self._describe(event.node)}: {event.value} of {event.total}"
+            self._set_status(text)
+            if self._status is None and time.monotonic() >= self._next_line:
+                self._next_line = time.monotonic() + LINE_INTERVAL_S
+                self._print(text)
         elif isinstance(event, NodeDone):
             logger.info("node %s done in %.2f s", self._describe(event.node), event.seconds)
             if event.seconds >= MIN_SHOWN_S:
@@ -102,14 +115,10 @@ class NodeProgressLines(AbstractContextManager["NodeProgressLines"]):
 
     def _print(self, text: str) -> None:
         if self._status is not None:  # through its console, so that the status line stays below
-            from rich.markup import escape
-
-            self._status.console.print(escape(text))
+            self._status.console.print(escape_text(text))
         elif not self._quiet:
             show_note(text)
 
     def _set_status(self, text: str) -> None:
         if self._status is not None:
-            from rich.markup import escape
-
-            self._status.update(escape(text))
+            self._status.update(escape_line(text))

@@ -12,6 +12,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
+from latent_ladder.cli.commands.flag_rules import MEMORY_RULES
 from latent_ladder.cli.commands.flags import MemoryFlags, open_store
 from latent_ladder.cli.commands.options import (
     Folders,
@@ -25,7 +26,7 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import cancel_on_interrupt, current_command
 from latent_ladder.cli.commands.workflow_progress import NodeProgressLines
-from latent_ladder.cli.console import show_note, show_warning
+from latent_ladder.cli.console import print_json, print_lines, show_loading, show_note, show_warning
 from latent_ladder.errors import Cancelled, WorkflowError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ SkipUnsupported = Annotated[
 
 def register(workflow: typer.Typer) -> None:
     """Add ``run`` to the app of ``ladder workflow``."""
-    workflow.command("run", cls=GroupedCommand)(expand_flags(run, MOST_USED))
+    workflow.command("run", cls=GroupedCommand)(expand_flags(run, MOST_USED, MEMORY_RULES))
 
 
 def run(
@@ -105,9 +106,14 @@ def run(
 
     The paths of the results are printed.
     """
+    show_loading(f"reading {graph} and the headers of the model files", quiet or as_json)
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.comfyui.analysis.overrides import apply_overrides
-    from latent_ladder.comfyui.analysis.required_files import default_input_folder
+    from latent_ladder.comfyui.analysis.required_files import (
+        default_input_folder,
+        find_usable_files,
+        parse_file_name_map,
+    )
     from latent_ladder.comfyui.formats.read import read_workflow
 
     workflow = read_workflow(graph)
@@ -115,17 +121,19 @@ def run(
     files = _Files(
         scan(model_folders(folders or ())), input_folder or default_input_folder(graph), output
     )
-    names = _parse_file_map(maps or (), changed, files)
+    names = parse_file_name_map(
+        maps or (), lambda old: find_usable_files(old, changed, files.library, [files.input])
+    )
     outputs = _check_graph(changed, files, names, skip_unsupported)
     job = _Job(changed, workflow.ui, files, names, outputs)
-    results, progress = _execute(job, memory, store, quiet)
+    results, progress = _execute(job, memory, store, quiet or as_json)
     paths = _result_paths(results, files)
     if as_json:
         report = {"outputs": dict(results), "files": [str(p) for p in paths], **progress.to_dict()}
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
         return
     for path in paths:
-        print(path)
+        print_lines(path)
     for text in (t for result in results.values() for t in result.get("text", ())):
         show_note(str(text))
 
@@ -137,48 +145,6 @@ class _Files:
     library: Library
     input: Path
     output: Path
-
-
-def _parse_file_map(maps: Sequence[str], graph: Graph, files: _Files) -> dict[str, str]:
-    """``--map OLD=NEW`` as a table. Raises :class:`WorkflowError`, for ``OLD=`` with a list."""
-    names = {}
-    for text in maps:
-        old, equals, new = text.partition("=")
-        if not old or not equals:
-            raise WorkflowError(
-                f"--map {text} is not OLD=NEW", "use --map old.safetensors=new.gguf"
-            )
-        if not new:
-            known = sorted(_usable_files(old, graph, files))
-            raise WorkflowError(
-                f"--map {old}= names no file; files that can be used: {', '.join(known) or 'none'}",
-                f"--map {old}={known[0]}" if known else "name a folder of models with --models",
-            )
-        names[old] = new
-    return names
-
-
-def _usable_files(old: str, graph: Graph, files: _Files) -> set[str]:
-    """Names of the files in the folders from which nodes load ``old``."""
-    from latent_ladder.comfyui.node_defs import NODE_TYPES
-
-    categories = {
-        folder
-        for node in graph.nodes.values()
-        if node.class_type in NODE_TYPES
-        for node_input in NODE_TYPES[node.class_type].inputs
-        for folder in node_input.folder.split(",")
-        if folder and str(node.inputs.get(node_input.name)).replace("\\", "/").endswith(old)
-    }
-    models = {
-        found.path.name
-        for parts in files.library.files.values()
-        for found in parts.values()
-        if found.category in categories
-    }
-    if "input" not in categories or not files.input.is_dir():
-        return models
-    return models | {path.name for path in files.input.iterdir() if path.is_file()}
 
 
 def _check_graph(
@@ -257,12 +223,15 @@ class _Job:
 def _execute(
     job: _Job, memory: MemoryFlags, store: Path | None, quiet: bool
 ) -> tuple[Mapping[str, UiOutput], NodeProgressLines]:
-    from latent_ladder.comfyui.executor import Engine, WorkFolders, execute
+    show_loading("loading PyTorch", quiet)
+    from latent_ladder.comfyui.executor import Engine, RunOrigin, WorkFolders, execute
     from latent_ladder.pipeline.run import Cancel
 
     files, options = job.files, memory.to_options()
+    opened = open_store(store)
+    opened.check_writable()
     folders = WorkFolders(files.input, files.output, files.output / "temp")
-    engine = Engine(files.library, open_store(store), folders, job.names, options, memory.device)
+    engine = Engine(files.library, opened, folders, job.names, options, memory.device)
     cancel = Cancel()
     with NodeProgressLines(job.graph, quiet) as progress, cancel_on_interrupt(cancel):
         try:
@@ -273,7 +242,7 @@ def _execute(
                 on_event=progress.on_event,
                 cancel=cancel,
                 metadata=job.metadata(),
-                command=current_command(),
+                origin=RunOrigin(current_command()),
             )
         except (Cancelled, KeyboardInterrupt) as error:
             show_note("stopped; results of finished nodes are stored. The same command resumes")

@@ -261,9 +261,8 @@ def _output_file_name(ctx: ShapeContext) -> str:
         return ""
     suffix = _SUFFIXES.get(ctx.node.class_type, "")
     if ctx.node.class_type == "SaveVideo":
-        container, codec = ctx.get("format"), ctx.get("format.codec") or ctx.get("codec")
-        auto = "webm" if codec == "av1" else "mp4"
-        suffix = f".{auto if container in (None, 'auto') else container}"
+        container = ctx.get("format")
+        suffix = f".{'mp4' if container in (None, 'auto') else container}"
     return f"{prefix.replace(chr(92), '/')}_00001_{suffix}"
 
 

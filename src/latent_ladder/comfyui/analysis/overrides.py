@@ -9,8 +9,10 @@ from dataclasses import replace
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.node_defs.schema import Input
-from latent_ladder.errors import WorkflowError
-from latent_ladder.request.problems import did_you_mean
+from latent_ladder.errors import WorkflowError, did_you_mean
+
+MAX_QUOTE = 40
+"""Characters of a text in the description of a node."""
 
 
 def apply_overrides(graph: Graph, sets: Iterable[str]) -> Graph:
@@ -25,7 +27,7 @@ def apply_overrides(graph: Graph, sets: Iterable[str]) -> Graph:
         if not equals or "." not in target:
             raise WorkflowError(
                 f"--set {text} is not NODE.input=value",
-                "write, for example, --set 12.noise_seed=7",
+                "write, for example, --set Seed.noise_seed=7, or an id instead of a title",
             )
         node, name = _find_target(nodes, target.strip())
         inputs = {**node.inputs, name: _parse_value(node, name, value)}
@@ -39,7 +41,7 @@ def _find_target(nodes: Mapping[str, Node], target: str) -> tuple[Node, str]:
     for cut in cuts:
         node = _find_node(nodes, target[:cut])
         if node is not None:
-            return node, _check_input_name(node, target[cut + 1 :])
+            return node, _check_input_name(nodes, node, target[cut + 1 :])
     named = target[: cuts[0]]
     known = {*nodes, *(n.title for n in nodes.values()), *(n.class_type for n in nodes.values())}
     raise WorkflowError(f"--set {target}: the workflow has no node {named}", _suggest(named, known))
@@ -53,19 +55,49 @@ def _find_node(nodes: Mapping[str, Node], name: str) -> Node | None:
         [n for n in nodes.values() if n.class_type == name],
     ):
         if len(found) > 1:
-            ids = ", ".join(n.id for n in found)
+            choices = ", ".join(describe_choice(nodes, node) for node in found)
             raise WorkflowError(
-                f"--set {name}: {len(found)} nodes have this name", f"use an id: {ids}"
+                f"--set {name}: {len(found)} nodes have this name", f"use an id: {choices}"
             )
         if found:
             return found[0]
     return None
 
 
-def _check_input_name(node: Node, name: str) -> str:
+def describe_choice(nodes: Mapping[str, Node], node: Node) -> str:
+    """Return a node's id with its use: its own title, the prompt it is, the text it has."""
+    title = node.title if node.title not in ("", node.class_type) else ""
+    role = _prompt_role(nodes, node.id)
+    text = next((v for k, v in node.inputs.items() if k == "text" and isinstance(v, str)), "")
+    quoted = f'"{text[: MAX_QUOTE - 1]}…"' if len(text) > MAX_QUOTE else f'"{text}"' if text else ""
+    notes = " ".join(part for part in (title, role and f"[{role} prompt]", quoted) if part)
+    return f"{node.id} ({notes})" if notes else node.id
+
+
+def _prompt_role(nodes: Mapping[str, Node], node: str) -> str:
+    """Return "positive" or "negative" for a node whose output goes into such an input."""
+    waiting, seen = [node], set[str]()
+    while waiting:
+        source = waiting.pop(0)
+        seen.add(source)
+        for other in nodes.values():
+            for name, link in other.links:
+                if link.node != source:
+                    continue
+                if name in ("positive", "negative"):
+                    return name
+                if name.startswith("conditioning") and other.id not in seen:
+                    waiting.append(other.id)
+    return ""
+
+
+def _check_input_name(nodes: Mapping[str, Node], node: Node, name: str) -> str:
     known = [item.name for item in _visible_inputs(node)]
     if known and name not in known and name not in node.inputs:
-        raise node.error(f"--set: it has no input {name}", _suggest(name, known))
+        having = [n for n in nodes.values() if n.class_type in NODE_TYPES and name in n.inputs]
+        others = ", ".join(f"{n.id} {n.title or n.class_type}" for n in having)
+        hint = f"nodes with {name}: {others}" if having else _suggest(name, known)
+        raise node.error(f"--set: it has no input {name}", hint)
     return name
 
 
@@ -113,4 +145,4 @@ def _parse_untyped(text: str) -> Value:
 
 def _suggest(name: str, known: Iterable[str]) -> str | None:
     names = sorted(known)
-    return did_you_mean(name, names) or (f"known: {', '.join(names[:12])}" if names else None)
+    return did_you_mean(name, names) if names else None

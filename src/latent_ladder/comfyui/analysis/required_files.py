@@ -6,7 +6,7 @@ missing model file the download URL is given if it is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +16,14 @@ from latent_ladder.checkpoints.misplaced import allowed_categories
 from latent_ladder.checkpoints.scan import FoundComponent, Library, find_in_file
 from latent_ladder.comfyui.analysis.validate import (
     map_file_name,
+    mapped_file_name,
     split_folder_tag,
     unsafe_path_reason,
 )
 from latent_ladder.comfyui.graph import Graph, Link, ModelFile, Node
-from latent_ladder.comfyui.node_defs import node_type
-from latent_ladder.errors import CheckpointError, WorkflowError
+from latent_ladder.comfyui.node_defs import NODE_TYPES, node_type
+from latent_ladder.errors import CheckpointError, RequestError
+from latent_ladder.storage.read_file import is_file
 
 FOUND: Final = "here"
 MISPLACED: Final = "elsewhere"
@@ -168,7 +170,7 @@ def _components_by_name(library: Library, name: str) -> Mapping[str, FoundCompon
 
 def _components_by_path(path: Path) -> Mapping[str, FoundComponent]:
     """Return the components of a file outside the model folders, which ``--map`` may name."""
-    if not path.is_file():
+    if not is_file(path):
         return {}
     return find_in_file(path, path.resolve().parent)
 
@@ -187,7 +189,7 @@ def _locate_upload(
     name, _ = split_folder_tag(file.name)
     if wrong := unsafe_path_reason(name):
         return replace(file, state=WRONG, note=f"its name {wrong}")
-    mapped = names.get(file.name) or names.get(name)
+    mapped = mapped_file_name(file.name, names) or mapped_file_name(name, names)
     paths = [Path(mapped)] if mapped else [folder / name.replace("\\", "/") for folder in inputs]
     path = next((path for path in paths if path.is_file()), None)
     return replace(file, used=mapped or name, state=FOUND if path else MISSING, path=path)
@@ -211,18 +213,50 @@ def default_input_folder(source: str) -> Path:
     return default if default.is_dir() or source == "-" else Path(source).absolute().parent
 
 
-def parse_file_name_map(settings: Iterable[str]) -> dict[str, str]:
+def parse_file_name_map(
+    settings: Iterable[str], list_usable: Callable[[str], Iterable[str]] | None = None
+) -> dict[str, str]:
     """Return the ``OLD=NEW`` settings of ``--map`` as a mapping from old to new names.
 
-    Raises :class:`WorkflowError` for a setting of another form.
+    ``list_usable`` gives the names that can replace an old one, for the error of ``OLD=``. Raises
+    :class:`RequestError`.
     """
     names: dict[str, str] = {}
     for setting in settings:
-        old, equals, new = setting.partition("=")
-        if not equals or not old.strip() or not new.strip():
-            raise WorkflowError(
+        old, equals, new = (part.strip() for part in setting.partition("="))
+        old = old.replace("\\", "/")
+        if old and equals and not new and list_usable is not None:
+            known = sorted(list_usable(old))
+            raise RequestError(
+                f"--map {old}= names no file; files that can be used: {', '.join(known) or 'none'}",
+                f"--map {old}={known[0]}" if known else "name a folder of models with --models",
+            )
+        if not (old and equals and new):
+            raise RequestError(
                 f"--map {setting} is not OLD=NEW",
                 "write, for example, --map ltx-2.3-22b-dev.safetensors=my-file.safetensors",
             )
-        names[old.strip().replace("\\", "/")] = new.strip()
+        names[old] = new
+    return names
+
+
+def find_usable_files(old: str, graph: Graph, library: Library, inputs: Iterable[Path]) -> set[str]:
+    """Return the names of the files in the folders from which nodes load ``old``."""
+    categories = {
+        folder
+        for node in graph.nodes.values()
+        if node.class_type in NODE_TYPES
+        for node_input in NODE_TYPES[node.class_type].inputs
+        for folder in node_input.folder.split(",")
+        if folder and str(node.inputs.get(node_input.name)).replace("\\", "/").endswith(old)
+    }
+    names = {
+        found.path.name
+        for parts in library.files.values()
+        for found in parts.values()
+        if found.category in categories
+    }
+    for folder in inputs:
+        if "input" in categories and folder.is_dir():
+            names |= {path.name for path in folder.iterdir() if path.is_file()}
     return names

@@ -20,8 +20,7 @@ from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.comfyui.node_defs.sampling import RES4LYF_SAMPLER, SAMPLER_ALIASES
 from latent_ladder.comfyui.node_defs.schema import ANY, Input, NodeType
-from latent_ladder.errors import WorkflowError
-from latent_ladder.request.problems import did_you_mean
+from latent_ladder.errors import WorkflowError, did_you_mean
 from latent_ladder.sampling.names import SAMPLER_FACTS
 
 NO_OUTPUTS: Final = "prompt_no_outputs"
@@ -292,9 +291,13 @@ def map_file_name(name: str, names: Mapping[str, str]) -> str:
 
     ``names`` maps full names or last path parts to others; ``\\`` of Windows paths becomes ``/``.
     """
+    return mapped_file_name(name, names) or name.replace("\\", "/")
+
+
+def mapped_file_name(name: str, names: Mapping[str, str]) -> str | None:
+    """Return the name that ``names`` has for a file name in a graph or its last path part."""
     path = name.replace("\\", "/")
-    last = path.rpartition("/")[2]
-    return names.get(name) or names.get(path) or names.get(last) or path
+    return names.get(name) or names.get(path) or names.get(path.rpartition("/")[2])
 
 
 def unsafe_path_reason(name: str) -> str:

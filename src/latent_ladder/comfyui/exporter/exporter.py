@@ -206,14 +206,17 @@ class _RequestExporter:
         if audio is not None and joined:
             both = builder.add_node("LTXVConcatAVLatent", video_latent=video, audio_latent=audio)
             start = both[0]
-        noise = builder.add_node("RandomNoise", noise_seed=max(_stage_seed(request, position), 0))
+        is_base = before is None
+        title = "Seed" if is_base else f"Seed of {request.resolved.stages[position].name}"
+        seed = max(_stage_seed(request, position), 0)
+        noise = builder.add_node("RandomNoise", title, noise_seed=seed)
         if request.seed == -1 and stage.seed == "same":
             builder.randomize_seed(noise)
         sampled = builder.add_node(
             "SamplerCustomAdvanced",
             noise=noise[0],
             guider=add_guider(builder, stage, model, prompts),
-            sampler=add_sampler(builder, stage, max(_stage_seed(request, position), 0)),
+            sampler=add_sampler(builder, stage, seed),
             sigmas=add_sigmas(
                 builder, request, position, model, latents.video if guided else start
             ),

@@ -96,7 +96,7 @@ def library_names(request: Request, library: Library) -> FileNames:
 
     Raises :class:`CheckpointNotFound` for a missing file.
     """
-    models = select_models(library, request.models.choices)
+    models = select_models(library, request.models.choices, request.preset)
     base, files = published_names(request), library.files
 
     def name(component: Component) -> str:

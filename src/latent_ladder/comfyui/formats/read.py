@@ -18,6 +18,7 @@ from latent_ladder.comfyui.formats.api import is_api, read_api
 from latent_ladder.comfyui.formats.ui import is_ui, read_ui
 from latent_ladder.comfyui.graph import Graph
 from latent_ladder.errors import LadderError, WorkflowError
+from latent_ladder.storage.read_file import check_regular_file
 
 MAX_JSON_BYTES = 32 * 1024 * 1024
 """Upper limit of JSON bytes; the largest published LTX workflow has 145 kB."""
@@ -49,6 +50,7 @@ def read_workflow(source: str | Path) -> Workflow:
     path = Path(source)
     if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file():
         return _read_media(path)
+    check_regular_file(path, WorkflowError, "workflow")
     try:
         with path.open("rb") as file:
             return parse_workflow(_read_limited(file, path.name), path.name)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from latent_ladder.checkpoints.text_loras import gemma_modules
 from latent_ladder.comfyui.nodes.decoding import encode_images
 from latent_ladder.comfyui.nodes.latents import empty_shape
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
@@ -27,10 +28,10 @@ from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 def encode_prompt(ctx: NodeContext) -> list[Value]:
     """``CLIPTextEncode``: a prompt, which is encoded when a sampler needs it."""
     clip = ctx.get("clip", TextEncoderFiles)
-    if clip.loras:
-        names = ", ".join(lora.file.path.name for lora, _ in clip.loras)
+    changed = [lora.file.path.name for lora, _ in clip.loras if gemma_modules(lora)]
+    if changed:
         raise ctx.error(
-            f"the text encoder has LoRAs ({names}), which is not supported",
+            f"LoRAs that change Gemma itself ({', '.join(changed)}) are not supported",
             "connect the CLIP of the loader before LoraLoader",
         )
     return [Conditioning(clip, ctx.text("text"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -22,6 +22,8 @@ from latent_ladder.latents.comfyui_tiling import (
 )
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, pixel_frames
 from latent_ladder.latents.tiling import Tiling, even_tile_size
+from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions
+from latent_ladder.models.video_vae.pixel_noise import CanvasNoise
 from latent_ladder.models.video_vae.vae import (
     FRAMES_PER_CHUNK,
     VideoVae,
@@ -60,6 +62,9 @@ class DecodedClip:
         vae = load_video_vae(
             self.vae.component, device=runtime.device, dtype=runtime.dtype, parts=("decoder",)
         )
+        # ComfyUI decodes with the noise of seed 0, whatever the seed of the clip.
+        noise = CanvasNoise(torch.Generator().manual_seed(0))
+        vae = replace(vae, diffusion=DiffusionOptions(noise=noise))
         tiling = self.tiling(self.latents.shape[2:])
         remaining = pixel_frames(self.latents.shape[2]) - self.drop_last
         for band in decode_bands(self.latents.to(runtime.device), vae, tiling):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latent_ladder.checkpoints.text_loras import projection_modules
 from latent_ladder.comfyui.nodes.model_patches import (
     with_statistics,
     with_terms_by_sigma,
@@ -51,6 +52,7 @@ from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
+from latent_ladder.models.transformer.keyframes import keyframe_mask
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.sampling.denoise import (
@@ -147,6 +149,8 @@ class _SamplingRun:
                 for match in report.matches:
                     if match.unmatched:
                         self._ctx.warn("lora_misses", str(match))
+                    elif match.scales:
+                        self._ctx.warn("lora_scale", str(match))
                 return self._sample(transformer, offload_plan, contexts)
 
         return engine.with_transformer(self._model, self._stage_cost(), sizes, work, self._ctx.warn)
@@ -175,6 +179,7 @@ class _SamplingRun:
 
     def _encode_prompts(self) -> list[Context]:
         guider = self._job.guider
+        self._warn_of_projection_loras(guider.positive)
         prompts = [guider.positive]
         if Pass.UNCOND in self._find_passes():
             if guider.negative is None:
@@ -183,7 +188,18 @@ class _SamplingRun:
                     "use CFGGuider",
                 )
             prompts.append(guider.negative)
-        return self._ctx.engine.contexts(prompts, self._model.transformer)
+        return self._ctx.engine.contexts(prompts, self._model)
+
+    def _warn_of_projection_loras(self, positive: Conditioning) -> None:
+        """Warn of a LoRA for the text projection that only the model has, as in ComfyUI."""
+        used = {lora.id for lora, _ in positive.clip.loras}
+        for lora, _ in self._model.loras:
+            if lora.id not in used and (names := projection_modules(lora)):
+                self._ctx.warn(
+                    "lora_misses",
+                    f"{lora.file.path.name}: its {len(names)} modules of the text projection are "
+                    "not applied: load it with LoraLoader, which also takes CLIP",
+                )
 
     def _stage_cost(self) -> StageCost:
         job, latent = self._job, self._job.latent
@@ -292,13 +308,17 @@ class _SamplingRun:
     def _video_stream(
         self, state: LatentState, contexts: Sequence[Context], terms: Guidance
     ) -> DenoiserStream:
+        positions, clip_tokens = self._video_positions()
         return DenoiserStream(
-            positions=self._video_positions().to(self._device),
+            positions=positions.to(self._device),
             positive=contexts[0].video,
             negative=contexts[1].video if len(contexts) > 1 else None,
             mask=_noise_levels(state),
             guidance=terms,
             frozen=_is_frozen(state),
+            keyframe_mask=keyframe_mask(positions, positions.shape[2] - clip_tokens).to(
+                self._device
+            ),
         )
 
     def _audio_stream(
@@ -318,8 +338,11 @@ class _SamplingRun:
             frozen=frozen,
         )
 
-    def _video_positions(self) -> Tensor:
-        """Return the bounds of all video tokens: those of the clip, then those of each guide."""
+    def _video_positions(self) -> tuple[Tensor, int]:
+        """Return the bounds of all video tokens, and how many of them are the clip's.
+
+        Those of each guide follow the clip.
+        """
         positive, video = self._job.guider.positive, self._job.latent.video
         if video is None:
             raise TypeError("a latent without video has no video positions")
@@ -330,7 +353,7 @@ class _SamplingRun:
             positions = guide.positions.clone()
             positions[:, 0] /= fps
             parts.append(positions)
-        return torch.cat(parts, dim=2)
+        return torch.cat(parts, dim=2), parts[0].shape[2]
 
     def _make_noise(self) -> Noises:
         latent, seed, name = self._job.latent, self._job.noise.seed, self._job.sampler.name

@@ -20,9 +20,9 @@ from latent_ladder.errors import CheckpointError, MediaError
 from latent_ladder.latents.shapes import Crop
 from latent_ladder.media.image_files import open_image
 from latent_ladder.media.image_input import compress_like_video
-from latent_ladder.upscale.plan import UpscalePlan, require_rtx
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 from latent_ladder.upscale.tiles import TiledNetwork
+from latent_ladder.upscale.upscale_plan import UpscalePlan, require_rtx
 
 CHUNK_FRAMES = 8
 

@@ -17,6 +17,7 @@ from latent_ladder.checkpoints.components import Component
 from latent_ladder.comfyui.graph import Graph, Node
 from latent_ladder.comfyui.runtime.engine import Engine
 from latent_ladder.comfyui.runtime.events import UiOutput
+from latent_ladder.comfyui.runtime.output_journal import OutputJournal
 from latent_ladder.comfyui.runtime.values import Value
 from latent_ladder.errors import WorkflowError
 
@@ -47,7 +48,8 @@ class NodeContext:
     ``input_names`` are the inputs that have a value or a link. ``fetch(name)`` evaluates one of
     them. ``load_or_compute(name, compute)`` returns tensors stored under the node's key, and calls
     ``compute`` and stores its result if there are none. ``channels`` is the number of channels of
-    the video latents of the graph's transformer.
+    the video latents of the graph's transformer. ``journal`` has the files that an earlier run of
+    the same job wrote.
     """
 
     node: Node
@@ -64,6 +66,7 @@ class NodeContext:
     x0 estimate (1, C, F, H, W)."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     channels: int = LATENT_CHANNELS
+    journal: OutputJournal = field(default_factory=OutputJournal)
 
     def has(self, name: str) -> bool:
         """Return whether an optional input has a value or a link."""

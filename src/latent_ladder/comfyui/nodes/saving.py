@@ -6,6 +6,7 @@ import io
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -31,7 +32,8 @@ from latent_ladder.media.writers import check_clip, write_clip_file
 from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.pipeline.stages.decoding import as_integers
-from latent_ladder.storage.atomic_write import convert_write_errors, part_path, write_atomically
+from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+from latent_ladder.storage.temporary_files import part_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +78,7 @@ def save_video(ctx: NodeContext) -> NodeResult:
     )
     target = _output_path(ctx, video.images)
     path = _write_video(ctx, video, target, VIDEO_SUFFIXES[form], settings)
-    return NodeResult((video,), {"images": [_ui_entry(target, path, "output")], "animated": [True]})
+    return NodeResult((video,), {"images": [_ui_entry(ctx, path, "output")], "animated": [True]})
 
 
 def _codec_and_crf(ctx: NodeContext) -> tuple[str, int | None]:
@@ -92,6 +94,9 @@ def _write_video(
     ctx: NodeContext, video: Video, target: OutputPath, suffix: str, settings: EncoderSettings
 ) -> Path:
     """Write a video to a temporary name, then move it to the next free name."""
+    written = _written_before(ctx, "output")
+    if written is not None:
+        return written
     part = part_path(target.path(suffix))
     images = _to_even(video.images)
     sound = video.audio()
@@ -118,7 +123,7 @@ def _write_video(
         check_clip(part, False, settings)
         with_smaller_tiles(ctx, images, write)
         with convert_write_errors(MediaError, f"video {target.path(suffix).name}", target.folder):
-            return claim_path(target, suffix, part)
+            return claim_path(target, suffix, part, 0, ctx.journal.recorder(ctx.node.id, 0, part))
     except MediaError as error:
         raise ctx.error(error.message, error.hint) from error
     finally:
@@ -183,17 +188,22 @@ def preview_image(ctx: NodeContext) -> NodeResult:
 
 def _write_images(ctx: NodeContext, target: OutputPath, kind: str) -> NodeResult:
     images = ctx.get("images", Images)
+    found = ((i, _written_before(ctx, kind, i)) for i in range(images.count))
+    paths = {index: path for index, path in found if path is not None}
+    first_new = len(paths)  # the next free number is that of the first new file
 
-    def write(frames: Images) -> list[Path]:
-        written: list[Path] = []
-        for chunk in _report_progress(ctx, _to_integers(frames, 8), frames.count):
-            for frame in chunk:
+    def write(frames: Images) -> None:
+        chunks = _report_progress(ctx, _to_integers(frames, 8), frames.count)
+        for index, frame in enumerate(chain.from_iterable(chunks)):
+            if index not in paths:
                 data = _encode_png(frame, ctx.metadata)
-                written.append(_write_file(target, ".png", data, len(written)))
-        return written
+                place = (index, index - first_new)
+                paths[index] = _write_file(ctx, target, ".png", data, place)
 
-    paths = with_smaller_tiles(ctx, images, write)
-    return NodeResult((), {"images": [_ui_entry(target, path, kind) for path in paths]})
+    if len(paths) < images.count:
+        with_smaller_tiles(ctx, images, write)
+    ordered = [paths[index] for index in sorted(paths)]
+    return NodeResult((), {"images": [_ui_entry(ctx, path, kind) for path in ordered]})
 
 
 def _encode_png(frame: NDArray[np.uint8] | NDArray[np.uint16], tags: Mapping[str, str]) -> bytes:
@@ -214,9 +224,7 @@ def save_webp(ctx: NodeContext) -> NodeResult:
     target = _output_path(ctx, images)
     video = Video(images, exact_fps(ctx.number("fps")))
     path = _write_video(ctx, video, target, ".webp", EncoderSettings())
-    return NodeResult(
-        (images,), {"images": [_ui_entry(target, path, "output")], "animated": [True]}
-    )
+    return NodeResult((images,), {"images": [_ui_entry(ctx, path, "output")], "animated": [True]})
 
 
 def save_webm(ctx: NodeContext) -> NodeResult:
@@ -226,9 +234,7 @@ def save_webm(ctx: NodeContext) -> NodeResult:
     video = Video(images, exact_fps(ctx.number("fps")))
     settings = EncoderSettings(codec="av1", crf=ctx.integer("crf"))
     path = _write_video(ctx, video, target, ".webm", settings)
-    return NodeResult(
-        (images,), {"images": [_ui_entry(target, path, "output")], "animated": [True]}
-    )
+    return NodeResult((images,), {"images": [_ui_entry(ctx, path, "output")], "animated": [True]})
 
 
 def check_webm_codec(node: Node) -> str:
@@ -253,9 +259,11 @@ def _make_audio_saver(
         kind = "temp" if preview else "output"
         target = _temporary_path(ctx) if preview else _output_path(ctx)
         quality = ctx.text("quality") if ctx.has("quality") else ""
-        data = _encode_audio_file(audio, suffix, encoder, quality, ctx.metadata)
-        path = _write_file(target, suffix, data)
-        return NodeResult((audio,), {"audio": [_ui_entry(target, path, kind)]})
+        path = _written_before(ctx, kind)
+        if path is None:
+            data = _encode_audio_file(audio, suffix, encoder, quality, ctx.metadata)
+            path = _write_file(ctx, target, suffix, data)
+        return NodeResult((audio,), {"audio": [_ui_entry(ctx, path, kind)]})
 
     return save
 
@@ -295,8 +303,10 @@ def save_latent(ctx: NodeContext) -> NodeResult:
     """``SaveLatent``: a latent file, also of audio-video latents, which ComfyUI cannot save."""
     latent = ctx.get("samples", Latent)
     target = _output_path(ctx)
-    path = _write_file(target, ".latent", serialise_latent(latent, ctx.metadata))
-    return NodeResult((), {"latents": [_ui_entry(target, path, "output")]})
+    path = _written_before(ctx, "output") or _write_file(
+        ctx, target, ".latent", serialise_latent(latent, ctx.metadata)
+    )
+    return NodeResult((), {"latents": [_ui_entry(ctx, path, "output")]})
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -315,17 +325,34 @@ def _temporary_path(ctx: NodeContext) -> OutputPath:
     return next_output_path(ctx.engine.folders.temp, f"{TEMP_PREFIX}_{secrets.token_hex(3)}")
 
 
-def _ui_entry(target: OutputPath, path: Path, kind: str) -> dict[str, str]:
-    return {"filename": path.name, "subfolder": target.subfolder, "type": kind}
+def _root(ctx: NodeContext, kind: str) -> Path:
+    return ctx.engine.folders.temp if kind == "temp" else ctx.engine.folders.output
 
 
-def _write_file(target: OutputPath, suffix: str, data: bytes, more: int = 0) -> Path:
-    """Write a file atomically under the next free name."""
+def _ui_entry(ctx: NodeContext, path: Path, kind: str) -> dict[str, str]:
+    subfolder = path.parent.relative_to(_root(ctx, kind)).as_posix()
+    return {"filename": path.name, "subfolder": "" if subfolder == "." else subfolder, "type": kind}
+
+
+def _written_before(ctx: NodeContext, kind: str, index: int = 0) -> Path | None:
+    """The file that an earlier, killed run of the same job wrote at this position."""
+    return ctx.journal.find(ctx.node.id, index, _root(ctx, kind))
+
+
+def _write_file(
+    ctx: NodeContext, target: OutputPath, suffix: str, data: bytes, place: tuple[int, int] = (0, 0)
+) -> Path:
+    """Write a file atomically under the next free name.
+
+    ``place`` is its position among the files of the node, and among those written now.
+    """
+    index, offset = place
     part = part_path(target.path(suffix))
     with convert_write_errors(MediaError, target.path(suffix).name, target.folder, len(data)):
         try:
             write_atomically(part, data)
-            return claim_path(target, suffix, part, more)
+            record = ctx.journal.recorder(ctx.node.id, index, part)
+            return claim_path(target, suffix, part, offset, record)
         finally:
             part.unlink(missing_ok=True)
 

@@ -15,7 +15,11 @@ from typing import TypeVar
 import torch
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import projection_shape, text_encoder_mismatch
+from latent_ladder.checkpoints.compatibility import (
+    TransformerRequirements,
+    features_mismatch,
+    text_encoder_mismatch,
+)
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import (
     Library,
@@ -23,8 +27,10 @@ from latent_ladder.checkpoints.selection import (
     find_by_name,
     select_available,
 )
+from latent_ladder.checkpoints.text_loras import TextLoras
 from latent_ladder.comfyui.analysis.validate import (
     map_file_name,
+    mapped_file_name,
     split_folder_tag,
     unsafe_path_reason,
 )
@@ -46,7 +52,8 @@ from latent_ladder.pipeline.artifact_keys import prompt_key
 from latent_ladder.pipeline.input_files import content_hash
 from latent_ladder.pipeline.model_runner import ModelRunner, Warn
 from latent_ladder.storage.artifact_store import Store
-from latent_ladder.upscale.plan import find_upscaler
+from latent_ladder.storage.user_folders import expand_home
+from latent_ladder.upscale.upscale_plan import find_upscaler
 
 T = TypeVar("T")
 
@@ -138,11 +145,12 @@ class Engine:
             except (WorkflowError, MediaError):
                 return name
         wanted = self.file_name(name)
-        for path, parts in self.library.files.items():
-            found = next(iter(parts.values()))
+        files = [next(iter(parts.values())) for parts in self.library.files.values()]
+        for found in (*files, *self.library.other_names):
+            path = found.path
             if f"/{found.name}".endswith(f"/{wanted}") or path.name == _last(wanted):
                 return found.component.file.id
-        path = Path(wanted).expanduser()
+        path = expand_home(wanted)
         return open_checkpoint(path).id if path.is_file() else name
 
     def input_file(self, name: str) -> Path:
@@ -150,9 +158,10 @@ class Engine:
 
         Raises :class:`WorkflowError` if it is missing or outside of the folder.
         """
-        asked = self.names.get(name, name).replace("\\", "/")
-        chosen = Path(asked).expanduser()
-        if name in self.names and chosen.is_file():
+        mapped = mapped_file_name(name, self.names)
+        asked = (mapped or name).replace("\\", "/")
+        chosen = expand_home(asked)
+        if mapped is not None and chosen.is_file():
             return chosen
         asked, folder = split_folder_tag(asked)
         root: Path = getattr(self.folders, folder or "input")
@@ -175,7 +184,7 @@ class Engine:
 
     def fits_text(self, encoder: Component, projection: Component) -> bool:
         """True if a text projection takes the output of a text encoder."""
-        return text_encoder_mismatch(encoder, projection_shape(projection)[1]) is None
+        return features_mismatch(encoder, projection) is None
 
     def companion(self, transformer: Component, role: str) -> Component:
         """The part of a role for a transformer: from its own file, else from a file that fits."""
@@ -244,14 +253,15 @@ class Engine:
 
     # -- texts --------------------------------------------------------------------------------
 
-    def contexts(self, texts: Sequence[Conditioning], transformer: Component) -> list[Context]:
+    def contexts(self, texts: Sequence[Conditioning], model: Model) -> list[Context]:
         """The encoded texts, from the store if they are there; the others are encoded together.
 
-        Plain runs use the same keys, so both share the stored texts.
+        LoRAs of the model change the text connectors, those of CLIP the text projection. Plain
+        runs use the same keys, so both share the stored texts.
         """
         found: dict[str, Context] = {}
         missing: dict[str, Conditioning] = {}
-        keys = [self._text_key(one, transformer) for one in texts]
+        keys = [self._text_key(one, model) for one in texts]
         for key, one in zip(keys, texts, strict=True):
             stored = self.store.get(key)
             if stored is None:
@@ -259,9 +269,9 @@ class Engine:
             else:
                 tensors = stored.load()
                 found[key] = Context(tensors["video"], tensors["audio"])
-        for key, context in self._encode(missing, transformer).items():
+        for key, context in self._encode(missing, model).items():
             tensors = {"video": context.video, "audio": context.audio}
-            self.store.put(key, tensors, {"stage": "prompt", "name": "prompt"})
+            self.store.try_put(key, tensors, {"stage": "prompt", "name": "prompt"})
             found[key] = context
         device, dtype = self.runtime.device, self.runtime.dtype
         return [
@@ -269,19 +279,22 @@ class Engine:
             for one, c in zip(texts, (found[k].to(device, dtype) for k in keys), strict=True)
         ]
 
-    def _encode(
-        self, missing: Mapping[str, Conditioning], transformer: Component
-    ) -> dict[str, Context]:
-        by_clip: dict[tuple[str, str], dict[str, Conditioning]] = {}
+    def _encode(self, missing: Mapping[str, Conditioning], model: Model) -> dict[str, Context]:
+        by_clip: dict[tuple[str, ...], dict[str, Conditioning]] = {}
         for key, one in missing.items():
-            ids = (one.clip.text_encoder.id, one.clip.projection.id)
+            loras = (f"{lora.id} {strength}" for lora, strength in one.clip.loras)
+            ids = (one.clip.text_encoder.id, one.clip.projection.id, *loras)
             by_clip.setdefault(ids, {})[key] = one
         found: dict[str, Context] = {}
         for texts in by_clip.values():
             clip = next(iter(texts.values())).clip
-            connectors = self.connectors(clip, transformer)
+            check_text_encoder(clip.text_encoder, clip.projection, model.transformer)
             contexts = self.runner.encode_texts(
-                [one.text for one in texts.values()], clip.text_encoder, clip.projection, connectors
+                [one.text for one in texts.values()],
+                clip.text_encoder,
+                clip.projection,
+                self.connectors(clip, model.transformer),
+                TextLoras.select(model.loras, clip.loras),
             )
             found |= dict(zip(texts, contexts, strict=True))
         return found
@@ -291,10 +304,11 @@ class Engine:
         own = self.parts_of_file(transformer).get("connectors")
         return own or clip.connectors or self.companion(transformer, "connectors")
 
-    def _text_key(self, one: Conditioning, transformer: Component) -> str:
+    def _text_key(self, one: Conditioning, model: Model) -> str:
         clip = one.clip
-        connectors = self.connectors(clip, transformer)
-        return prompt_key(one.text, clip.text_encoder, clip.projection, connectors)
+        connectors = self.connectors(clip, model.transformer)
+        loras = TextLoras.select(model.loras, clip.loras)
+        return prompt_key(one.text, clip.text_encoder, clip.projection, connectors, loras)
 
 
 def _zeros(context: Context) -> Context:
@@ -305,3 +319,16 @@ def _zeros(context: Context) -> Context:
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
+
+
+def check_text_encoder(encoder: Component, projection: Component, transformer: Component) -> None:
+    """Raise :class:`WorkflowError` for a text encoder of another family than the transformer.
+
+    Encoders of several families have states of the same size, so the clip would be nonsense.
+    """
+    wrong = text_encoder_mismatch(TransformerRequirements(transformer), encoder, projection)
+    if wrong is not None:
+        raise WorkflowError(
+            f"{encoder.file.path.name} does not fit {transformer.file.path.name}: {wrong}",
+            "load the text encoder that belongs to the model",
+        )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from latent_ladder.comfyui.graph import Graph, Link
 from latent_ladder.errors import WorkflowError
+from latent_ladder.storage.temporary_files import remove_abandoned
 
 _DATE = re.compile(r"%date(?::([^%]*))?%")
 _DATE_PARTS = re.compile(r"yyyy|yy|y|MM|M|dd|d|hh|h|mm|m|ss|s")
@@ -31,14 +33,21 @@ class OutputPath(NamedTuple):
         return self.folder / f"{self.stem}_{self.number + offset:05}_{suffix}"
 
 
-def claim_path(target: OutputPath, suffix: str, part: Path, offset: int = 0) -> Path:
+def claim_path(
+    target: OutputPath,
+    suffix: str,
+    part: Path,
+    offset: int = 0,
+    record: Callable[[Path], None] = lambda _: None,
+) -> Path:
     """Move a finished file to the first free name from ``offset`` on, and return its path.
 
-    Safe against other processes that claim names at the same time. Raises ``OSError`` and leaves
-    ``part`` in place.
+    ``record`` gets each name before it is tried. Safe against other processes that claim names at
+    the same time. Raises ``OSError`` and leaves ``part`` in place.
     """
     while True:
         path = target.path(suffix, offset)
+        record(path)
         try:
             os.link(part, path)
         except FileExistsError:
@@ -79,6 +88,7 @@ def next_output_path(root: Path, prefix: str, size: tuple[int, int] = (0, 0)) ->
             "choose another subfolder",
         )
     folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned([folder])
     return OutputPath(folder, "/".join(folders), stem, _next_number(folder, stem))
 
 

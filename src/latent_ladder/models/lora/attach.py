@@ -19,8 +19,11 @@ from torch import nn
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.lora_keys import (
     AdapterModule,
+    ModuleNames,
+    describe_scales,
     find_adapter_modules,
-    make_module_finder,
+    is_text_module,
+    module_scales,
 )
 from latent_ladder.errors import CheckpointError
 from latent_ladder.models.lora.adapters import order_branches
@@ -41,14 +44,15 @@ _LOADED: WeakKeyDictionary[nn.Module, dict[str, FileBranches]] = WeakKeyDictiona
 
 MAX_SHOWN = 3
 """Unmatched modules named in a message."""
-CONNECTORS = "embeddings_connector"
 
 
 @dataclass(frozen=True)
 class LoraAttachment:
     """Result of attaching one LoRA file: ``matched`` of ``total`` modules exist in the model.
 
-    ``unmatched`` are the names of the other modules, as in the file.
+    ``total`` and ``unmatched`` (names as in the file) leave out modules of the text connectors and
+    the text projection, whose number is ``text_modules``: they change the encoded prompt.
+    ``scales`` says in sentences what the file's header does to its strength.
     """
 
     name: str
@@ -56,16 +60,18 @@ class LoraAttachment:
     matched: int
     total: int
     unmatched: tuple[str, ...]
+    text_modules: int = 0
+    scales: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.name}: {self.matched} of {self.total} modules at strength {self.strength:g}"
-        if not self.unmatched:
-            return text
-        more = ", ..." if len(self.unmatched) > MAX_SHOWN else ""
-        text += f"; not in this model: {', '.join(self.unmatched[:MAX_SHOWN])}{more}"
-        if any(CONNECTORS in name for name in self.unmatched):
-            text += "; text connectors do not support LoRAs"
-        return text
+        if self.text_modules:
+            text += f", {self.text_modules} more in the text connectors and projection"
+        if self.unmatched:
+            more = ", ..." if len(self.unmatched) > MAX_SHOWN else ""
+            text += f"; not in this model: {', '.join(self.unmatched[:MAX_SHOWN])}{more}"
+        scales = (each.removeprefix(f"{self.name}: ") for each in self.scales)
+        return "; ".join((text, *scales))
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,10 @@ def attach_loras(transformer: nn.Module, loras: Sequence[tuple[Component, float]
     """Replace the adapters of ``transformer`` with ``loras``, pairs of (component, strength).
 
     A LoRA with strength 0 is checked, but not attached. A file of which only some modules match
-    is attached; the report names the others. Raises :class:`CheckpointError` if no module of a
-    file matches, or a file has wrong shapes, NaN or infinite numbers, or an unsupported kind of
-    adapter; the transformer is then unchanged.
+    is attached; the report names the others. Modules of the text connectors and the text
+    projection are only counted: :mod:`latent_ladder.models.lora.text_parts` applies them. Raises
+    :class:`CheckpointError` if no module of a file matches, or a file has wrong shapes, NaN or
+    infinite numbers, or an unsupported kind of adapter; the transformer is then unchanged.
     """
     layers = {name: m for name, m in transformer.named_modules() if isinstance(m, Linear)}
     matched = [_match(component, strength, layers) for component, strength in loras]
@@ -101,7 +108,7 @@ def attach_loras(transformer: nn.Module, loras: Sequence[tuple[Component, float]
             continue
         if component.id not in loaded:
             known = previous.get(component.id)
-            loaded[component.id] = _load_branches(component, modules, layers, known)
+            loaded[component.id] = _load_or_move(component, modules, layers, known)
         for name, unit_branches in loaded[component.id].items():
             at_strength = [replace(b, strength=b.strength * strength) for b in unit_branches]
             branches.setdefault(name, []).extend(at_strength)
@@ -139,46 +146,74 @@ def _match(
     """Find the layer of each module of a LoRA file, from names and shapes only."""
     file = component.file.path.name
     modules, unmatched = find_adapter_modules(component)
-    find = make_module_finder(layers)
-    found: dict[str, AdapterModule] = {}
-    for module in modules:
-        name = find(module.name)
-        if name is None:
-            unmatched.append(module.name)
-            continue
-        if name in found:
-            raise CheckpointError(
-                f"{file}: {module.name} and {found[name].name} are both for {name}",
-                "the file was merged incorrectly; use another copy of the LoRA",
-            )
-        check_module_shapes(component, module, name, layers[name])
-        found[name] = module
+    own = [module for module in modules if not is_text_module(module.name)]
+    n_text = len(modules) - len(own)
+    found = match_layers(component, own, layers)
+    used = {module.name for module in found.values()}
+    unmatched += [module.name for module in own if module.name not in used]
     total = len(found) + len(unmatched)
-    if not found:
+    if not found and not n_text:
         first = ", ".join(unmatched[:MAX_SHOWN]) or "it has no adapter tensors"
         raise CheckpointError(
             f"{file}: 0 of {total} modules match this transformer ({first})",
             "use a LoRA of the transformer's model family",
         )
-    return LoraAttachment(file, strength, len(found), total, tuple(unmatched)), found
+    scales = describe_scales(component)
+    attached = LoraAttachment(file, strength, len(found), total, tuple(unmatched), n_text, scales)
+    return attached, found
 
 
-def _load_branches(
+def match_layers(
+    component: Component, modules: Sequence[AdapterModule], layers: Mapping[str, Linear]
+) -> dict[str, AdapterModule]:
+    """The modules of a LoRA file by the name of their layer, without those that have none.
+
+    Raises :class:`CheckpointError` for shapes that do not fit, and two modules for one layer.
+    """
+    meant = ModuleNames(layers).match(module.name for module in modules)
+    found: dict[str, AdapterModule] = {}
+    for module in modules:
+        name = meant.get(module.name)
+        if name is None:
+            continue
+        if name in found:
+            raise CheckpointError(
+                f"{component.file.path.name}: {module.name} and {found[name].name} are both for "
+                f"{name}",
+                "the file was merged incorrectly; use another copy of the LoRA",
+            )
+        check_module_shapes(component, module, name, layers[name])
+        found[name] = module
+    return found
+
+
+def load_branches(
+    component: Component, modules: Mapping[str, AdapterModule], layers: Mapping[str, Linear]
+) -> FileBranches:
+    """Read the branches of a LoRA file at strength 1, on the devices of their layers.
+
+    Raises :class:`CorruptCheckpoint` for NaN or infinite numbers.
+    """
+    checks: FiniteChecks = []
+    scales = module_scales(component, find_adapter_modules(component)[0])
+    loaded = {}
+    for name, module in modules.items():
+        scale = scales[module.name].scale if module.name in scales else 1.0
+        loaded[name] = build_branches(component, module, layers[name], checks, scale)
+    check_finite(component, checks)
+    return loaded
+
+
+def _load_or_move(
     component: Component,
     modules: Mapping[str, AdapterModule],
     layers: Mapping[str, Linear],
     known: FileBranches | None,
 ) -> FileBranches:
     """Branches of a LoRA file on the devices of their layers; not read again if ``known``."""
-    if known is not None:
-        return {
-            name: tuple(move_branch(b, layers[name]) for b in branches)
-            for name, branches in known.items()
-        }
-    checks: FiniteChecks = []
-    loaded = {
-        name: build_branches(component, module, layers[name], checks)
-        for name, module in modules.items()
+    if known is None:
+        return load_branches(component, modules, layers)
+    return {
+        name: tuple(move_branch(b, layers[name]) for b in branches)
+        for name, branches in known.items()
     }
-    check_finite(component, checks)
-    return loaded

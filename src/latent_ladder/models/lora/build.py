@@ -64,10 +64,15 @@ def _check_magnitude(
 
 
 def build_branches(
-    component: Component, module: AdapterModule, layer: Linear, checks: FiniteChecks
+    component: Component,
+    module: AdapterModule,
+    layer: Linear,
+    checks: FiniteChecks,
+    header_scale: float = 1.0,
 ) -> tuple[Branch, ...]:
     """Build the branches of one module at strength 1, on the layer's device.
 
+    ``header_scale`` is the scale that the file's header states, for a file without alpha tensors.
     Appends a check of each tensor to ``checks``, for :func:`check_finite`.
     """
 
@@ -81,7 +86,8 @@ def build_branches(
     alpha = _alpha(component, module) if "alpha" in module.parts else None
     branches: tuple[Branch, ...] = ()
     if module.kind != "diff":
-        branches = (_BUILDERS[module.kind](module.parts, read, alpha),)
+        branch = _BUILDERS[module.kind](module.parts, read, alpha)
+        branches = (replace(branch, strength=branch.strength * header_scale),)
         if "magnitude" in module.parts:
             branches = apply_dora(branches[0], read("magnitude", torch.float32), layer)
     if "diff" in module.parts:

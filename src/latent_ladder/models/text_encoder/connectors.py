@@ -1,7 +1,7 @@
 """Text features and contexts of each stream: projection of Gemma's states, then a connector.
 
-There are two families, distinguished by the projection's tensors: LTX-2.3 normalises each token
-of each layer and has one projection per stream; LTX-2.0 normalises each layer over the prompt and
+There are two kinds, distinguished by the projection's tensors: LTX-2.3 and 2.5 normalise each token
+of each layer and have one projection per stream; LTX-2.0 normalises each layer over the prompt and
 has one projection for both. A connector is a small transformer, which fills the context after the
 prompt with learnable registers. Only prompt tokens are projected, so no mask is needed.
 Source: LTX-2, ``text_encoders/gemma`` (feature extractors, embeddings connector).
@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.text_loras import Loras
 from latent_ladder.errors import UnknownLayout
+from latent_ladder.models.lora.text_parts import (
+    adapt_layers,
+    projection_branches,
+    with_branches,
+)
 from latent_ladder.models.network_configs import connector_config
 from latent_ladder.models.weights.loading import load_module, tensor_readers
 from latent_ladder.models.weights.quantized_tensor import read_float
@@ -39,21 +45,24 @@ Features = dict[str, Tensor]
 
 
 @torch.no_grad()
-def project_features(hidden: Sequence[Tensor], projection: Component) -> list[Features]:
+def project_features(
+    hidden: Sequence[Tensor], projection: Component, loras: Loras = ()
+) -> list[Features]:
     """Project hidden states (layers, n, D) of each prompt to features; weights are read once.
 
     Prompts are projected one by one: in one product the last bits of a prompt would depend on the
     others, but a resumed run must be bit-identical to an uninterrupted one. Device and dtype are
-    those of ``hidden``. Raises :class:`UnknownLayout` if the projection is for another text
-    encoder.
+    those of ``hidden``. ``loras`` may change the projection. Raises :class:`UnknownLayout` if the
+    projection is for another text encoder.
     """
     if f"{SHARED}.weight" in projection:
-        shared = _linear([_normalise_range(states) for states in hidden], projection, SHARED)
+        packed = [_normalise_range(states) for states in hidden]
+        shared = _linear(packed, projection, loras, SHARED)
         return [{"video": features, "audio": features} for features in shared]
     packed = [_normalise_tokens(states) for states in hidden]
     width = hidden[0].shape[-1]
-    video = _linear(packed, projection, f"video_{SHARED}", width)
-    audio = _linear(packed, projection, f"audio_{SHARED}", width)
+    video = _linear(packed, projection, loras, f"video_{SHARED}", width)
+    audio = _linear(packed, projection, loras, f"audio_{SHARED}", width)
     return [{"video": v, "audio": a} for v, a in zip(video, audio, strict=True)]
 
 
@@ -76,7 +85,11 @@ def _stack_layers(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _linear(
-    prompts: Sequence[Tensor], projection: Component, name: str, scaled_from: int | None = None
+    prompts: Sequence[Tensor],
+    projection: Component,
+    loras: Loras,
+    name: str,
+    scaled_from: int | None = None,
 ) -> list[Tensor]:
     """Compute ``scale * states @ W.T + b`` of each prompt.
 
@@ -89,13 +102,22 @@ def _linear(
         raise UnknownLayout(
             f"{projection.file.path.name}: its text projection needs {weight.shape[1]} features "
             f"per token, the text encoder outputs {like.shape[1]}",
-            "use the text encoder that the checkpoint was trained with (Gemma 3 12B)",
+            "use the text encoder that the checkpoint was trained with: Gemma 3 12B for LTX-2.0 "
+            "and 2.3, LTX's own Gemma 4 12B for LTX-2.5",
         )
     scale = math.sqrt(weight.shape[0] / scaled_from) if scaled_from else 1.0
     start, bias = like.new_zeros(()), f"{name}.bias"
     if bias in projection:
         start = read_float(projection, bias, like.dtype).to(like.device)
-    return [torch.addmm(start, states, weight.T, alpha=scale) for states in prompts]
+    outputs = [torch.addmm(start, states, weight.T, alpha=scale) for states in prompts]
+    if not loras:
+        return outputs
+    layer = with_branches(weight, start if bias in projection else None)
+    branches = projection_branches(loras, name, layer)
+    for number, states in enumerate(prompts if branches else ()):
+        for branch in branches:
+            outputs[number] = branch.add_to(outputs[number], states * scale, layer)
+    return outputs
 
 
 # --- connectors -----------------------------------------------------------------------------------
@@ -118,14 +140,14 @@ def read_connector_settings(connectors: Component, stream: str) -> ConnectorSett
     """Read the settings of the connector of ``stream``, "video" or "audio", from shapes and header.
 
     Raises :class:`UnknownLayout` if neither shows the number of heads, or the RoPE type is not
-    that of LTX-2.0 and LTX-2.3.
+    that of the published models.
     """
     config = connector_config(connectors.shapes(), connectors.config, stream)
     if connectors.config.get("rope_type", "split") != "split":
         raise UnknownLayout(
             f"{connectors.file.path.name}: text connectors with rope_type "
             f"{connectors.config['rope_type']!r}, expected 'split'",
-            "use the connectors of LTX-2.0 or LTX-2.3",
+            "use the connectors of a published LTX-2 model",
         )
     return ConnectorSettings(
         width=config.heads * config.head_dim,
@@ -139,17 +161,28 @@ def read_connector_settings(connectors: Component, stream: str) -> ConnectorSett
 
 
 def load_connector(
-    connectors: Component, stream: str, *, device: torch.device | str, dtype: torch.dtype
+    connectors: Component,
+    stream: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    loras: Loras = (),
 ) -> Connector:
-    """Load the connector of ``stream``, "video" or "audio"; raises :class:`UnknownLayout`."""
+    """Load the connector of ``stream``, "video" or "audio", with adapters of ``loras``.
+
+    Raises :class:`UnknownLayout`, and the errors of a LoRA whose shapes do not fit.
+    """
     prefix = f"{stream}_embeddings_connector."
-    return load_module(
+    connector = load_module(
         partial(Connector, read_connector_settings(connectors, stream)),
         tensor_readers(connectors, prefix),
         device=device,
         dtype=dtype,
         label=f"{connectors.file.path.name} ({stream} text connector)",
     )
+    if loras:
+        adapt_layers(connector, loras, prefix)
+    return connector
 
 
 class Connector(nn.Module):

@@ -1,19 +1,16 @@
-"""Gemma 3 text encoder: token ids in, hidden states of all layers out.
+"""Gemma text encoder: token ids in, hidden states of all layers out.
 
 One layer is in memory at a time, read from the memory-mapped file: the peak is one layer (0.5 GB
-for Gemma 3 12B) instead of the model (24 GB), and each layer is read once for all prompts. A
+for a 12B model) instead of the model (24 GB), and each layer is read once for all prompts. A
 quantised layer is moved in its stored form and dequantised on the device; of the embedding table
-only the rows of the prompts are dequantised. Sizes are read from tensor shapes, other settings
-from ``gemma_config`` in the header, if present. Source: Gemma 3 technical report, arXiv 2503.19786.
+only the rows of the prompts are dequantised. Gemma 3 and Gemma 4 are one network with the
+differences of :mod:`latent_ladder.models.text_encoder.gemma_config`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,45 +18,16 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
+from latent_ladder.models.text_encoder.gemma_config import (
+    AttentionConfig,
+    GemmaConfig,
+    RopeParameters,
+    read_gemma_config,
+)
 from latent_ladder.models.weights.loading import EmptyOnMeta, TensorReader, load_module
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor, read_stored
 
 EMBEDDING = "embed_tokens.weight"
-
-# Settings that shapes do not show, as in all published Gemma 3; a header overrides them.
-WINDOW, FULL_EVERY, EPS = 1024, 6, 1e-6
-FULL_THETA, FULL_FACTOR, SLIDING_THETA = 1_000_000.0, 8.0, 10_000.0
-
-_LAYER = re.compile(r"layers\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class RopeParameters:
-    """RoPE base ``theta``, and the factor that positions are divided by."""
-
-    theta: float
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class GemmaConfig:
-    """Configuration of a Gemma 3 text encoder.
-
-    ``full_attention``: for each layer, True if it attends to the whole prompt, False if to a
-    sliding ``window``. ``scalar``: attention scores are divided by its square root.
-    """
-
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    inner: int
-    full_attention: tuple[bool, ...]
-    window: int
-    scalar: float
-    eps: float
-    full_rope: RopeParameters
-    sliding_rope: RopeParameters
 
 
 @torch.no_grad()
@@ -80,13 +48,16 @@ def compute_hidden_states(
     config = read_gemma_config(text_encoder)
     scale = torch.tensor(config.hidden**0.5).to(dtype)
     states = [[rows.to(device) * scale] for rows in _embeddings(text_encoder, prompts, dtype)]
-    for number, full_attention in enumerate(config.full_attention):
-        layer = _load_layer(text_encoder, number, config, device, dtype)
+    for number in range(len(config.layers)):
+        layer = load_layer(text_encoder, number, config, device, dtype)
         for each in states:
-            each.append(layer(each[-1], full_attention))
-    norm = _read_weight(text_encoder, "norm.weight", (config.hidden,), device, dtype)
+            each.append(layer(each[-1]))
+    norm = _Norm(config.hidden, config)
+    norm.weight = nn.Parameter(
+        _read_weight(text_encoder, "norm.weight", (config.hidden,), device, dtype)
+    )
     for each in states:
-        each[-1] = _norm(each[-1], norm, config.eps)
+        each[-1] = norm(each[-1])
     return [torch.stack(each) for each in states]
 
 
@@ -111,7 +82,7 @@ def _embeddings(
     return torch.split(rows[:, :hidden], [len(prompt) for prompt in prompts])
 
 
-def _load_layer(
+def load_layer(
     text_encoder: Component,
     number: int,
     config: GemmaConfig,
@@ -119,11 +90,12 @@ def _load_layer(
     dtype: torch.dtype,
 ) -> GemmaLayer:
     prefix = f"layers.{number}."
+    build = partial(GemmaLayer, config, config.layers[number])
     with EmptyOnMeta():
-        shapes = {name: tuple(t.shape) for name, t in GemmaLayer(config).state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in build().state_dict().items()}
     names = [key[len(prefix) :] for key in text_encoder.names if key.startswith(prefix)]
     layer = load_module(
-        partial(GemmaLayer, config),
+        build,
         {
             name: partial(
                 _read_weight, text_encoder, prefix + name, shapes.get(name), device, dtype
@@ -162,67 +134,73 @@ def _read_weight(
 
 
 class GemmaLayer(nn.Module):
-    """Gemma 3 layer: attention and gated feed-forward, each between two norms."""
+    """Gemma layer: attention and gated feed-forward, each between two norms."""
 
-    def __init__(self, config: GemmaConfig) -> None:
+    def __init__(self, config: GemmaConfig, attention: AttentionConfig) -> None:
         super().__init__()
-        hidden, eps = config.hidden, config.eps
-        self.input_layernorm = _Norm(hidden, eps)
-        self.self_attn = _Attention(config)
-        self.post_attention_layernorm = _Norm(hidden, eps)
-        self.pre_feedforward_layernorm = _Norm(hidden, eps)
+        hidden = config.hidden
+        self.input_layernorm = _Norm(hidden, config)
+        self.self_attn = _Attention(config, attention)
+        self.post_attention_layernorm = _Norm(hidden, config)
+        self.pre_feedforward_layernorm = _Norm(hidden, config)
         self.mlp = _Mlp(hidden, config.inner)
-        self.post_feedforward_layernorm = _Norm(hidden, eps)
+        self.post_feedforward_layernorm = _Norm(hidden, config)
+        self.layer_scalar = nn.Parameter(torch.empty(1)) if config.layer_scalar else None
 
-    def forward(self, x: Tensor, full_attention: bool) -> Tensor:
-        x = x + self.post_attention_layernorm(
-            self.self_attn(self.input_layernorm(x), full_attention)
-        )
-        y: Tensor = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
-        return x + y
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual stream (n, hidden) after the layer."""
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x)))
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x if self.layer_scalar is None else x * self.layer_scalar
 
 
 class _Norm(nn.Module):
-    """RMS norm computed in float32; its weight is stored minus one."""
+    """RMS norm computed in float32."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, config: GemmaConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
+        self.offset, self.eps = config.norm_offset, config.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return _norm(x, self.weight, self.eps)
-
-
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x.float(), weight.shape, 1 + weight.float(), eps).to(x.dtype)
+        weight = self.weight.float() + self.offset
+        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: GemmaConfig) -> None:
+    def __init__(self, config: GemmaConfig, attention: AttentionConfig) -> None:
         super().__init__()
-        s = self.config = config
-        self.q_proj = nn.Linear(s.hidden, s.heads * s.head_dim, bias=False)
-        self.k_proj = nn.Linear(s.hidden, s.kv_heads * s.head_dim, bias=False)
-        self.v_proj = nn.Linear(s.hidden, s.kv_heads * s.head_dim, bias=False)
-        self.o_proj = nn.Linear(s.heads * s.head_dim, s.hidden, bias=False)
-        self.q_norm = _Norm(s.head_dim, s.eps)
-        self.k_norm = _Norm(s.head_dim, s.eps)
+        s, self.eps = attention, config.eps
+        self.config = s
+        self.q_proj = nn.Linear(config.hidden, s.heads * s.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden, s.kv_heads * s.head_dim, bias=False)
+        if not s.keys_as_values:
+            self.v_proj = nn.Linear(config.hidden, s.kv_heads * s.head_dim, bias=False)
+        self.o_proj = nn.Linear(s.heads * s.head_dim, config.hidden, bias=False)
+        self.q_norm = _Norm(s.head_dim, config)
+        self.k_norm = _Norm(s.head_dim, config)
 
-    def forward(self, x: Tensor, full_attention: bool) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Causal self-attention, (n, hidden) to (n, hidden)."""
+        out: Tensor = self.o_proj(self.attend(x))
+        return out
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Outputs of all heads before their projection, (n, heads * head_dim)."""
         s, n = self.config, len(x)
-        rotation = _rotation(s.full_rope if full_attention else s.sliding_rope, s.head_dim, x)
+        rotation = rotation_table(s.rope, s.head_dim, x)
+        keys = _heads(self.k_proj(x), s.head_dim)
         q = _apply_rope(self.q_norm(_heads(self.q_proj(x), s.head_dim)), rotation)
-        k = _apply_rope(self.k_norm(_heads(self.k_proj(x), s.head_dim)), rotation)
-        v = _heads(self.v_proj(x), s.head_dim)
-        mask = None if full_attention or n <= s.window else _window_mask(n, s.window, x.device)
+        k = _apply_rope(self.k_norm(keys), rotation)
+        v = keys if s.keys_as_values else _heads(self.v_proj(x), s.head_dim)
+        if s.value_norm:
+            v = F.rms_norm(v.float(), (s.head_dim,), eps=self.eps).to(x.dtype)
+        mask = None if s.window is None or n <= s.window else _window_mask(n, s.window, x.device)
         y = F.scaled_dot_product_attention(
             q[None], k[None], v[None], mask,
-            is_causal=mask is None, scale=s.scalar**-0.5, enable_gqa=True,
+            is_causal=mask is None, scale=s.scale, enable_gqa=True,
         )[0]  # fmt: skip
-        out: Tensor = self.o_proj(y.transpose(0, 1).flatten(1))
-        return out
+        return y.transpose(0, 1).flatten(1)
 
 
 class _Mlp(nn.Module):
@@ -247,9 +225,11 @@ def _window_mask(n: int, window: int, device: torch.device) -> Tensor:
     return ones.tril() & ones.triu(1 - window)
 
 
-def _rotation(rope: RopeParameters, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotation_table(rope: RopeParameters, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin (n, head_dim / 2) of all positions of ``like`` (n, ...), in its dtype."""
     exponents = torch.arange(0, head_dim, 2, device=like.device).float() / head_dim
     frequencies = 1 / rope.theta**exponents / rope.factor
+    frequencies[int(rope.rotary * len(frequencies)) :] = 0
     angles = torch.arange(len(like), device=like.device).float()[:, None] * frequencies
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
@@ -258,79 +238,3 @@ def _apply_rope(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotation
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
-# --- settings ---------------------------------------------------------------------------------
-
-
-def read_gemma_config(text_encoder: Component) -> GemmaConfig:
-    """Read the configuration: sizes from tensor shapes, the rest from the header.
-
-    Raises :class:`UnknownLayout` if tensors are missing, sizes differ from those in the header,
-    or the header requests something that Gemma 3 does not have.
-    """
-    header = text_encoder.config.get("text_config", text_encoder.config)
-    layers = {int(m[1]) for key in text_encoder.names if (m := _LAYER.match(key))}
-    attention = "layers.0.self_attn."
-    (head_dim,) = text_encoder.shape(f"{attention}q_norm.weight")
-    rope = _rope_parameters(header)
-    sizes = {
-        "hidden_size": text_encoder.shape("norm.weight")[0],
-        "num_attention_heads": text_encoder.shape(f"{attention}q_proj.weight")[0] // head_dim,
-        "num_key_value_heads": text_encoder.shape(f"{attention}k_proj.weight")[0] // head_dim,
-        "head_dim": head_dim,
-        "intermediate_size": text_encoder.shape("layers.0.mlp.gate_proj.weight")[0],
-    }
-    _check(text_encoder, header, sizes | {"num_hidden_layers": len(layers)})
-    hidden, heads, kv_heads, head_dim, inner = sizes.values()
-    return GemmaConfig(
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        inner=inner,
-        full_attention=_full_layers(header, len(layers)),
-        window=header.get("sliding_window", WINDOW),
-        scalar=header.get("query_pre_attn_scalar", head_dim),
-        eps=header.get("rms_norm_eps", EPS),
-        full_rope=rope["full_attention"],
-        sliding_rope=rope["sliding_attention"],
-    )
-
-
-_FIXED = {"hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": None}
-"""Header entries with the same value in all Gemma 3 models."""
-
-
-def _check(text_encoder: Component, header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    for name, expected in {**sizes, **_FIXED}.items():
-        if header.get(name, expected) != expected:
-            raise UnknownLayout(
-                f"{text_encoder.file.path.name}: its header has {name} = {header[name]}, "
-                f"expected {expected}",
-                "the header was copied from another model; use an unmodified file",
-            )
-
-
-def _full_layers(header: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
-    """For each layer, True if it attends to the whole prompt (every sixth layer by default)."""
-    if "layer_types" in header:
-        return tuple(kind == "full_attention" for kind in header["layer_types"])
-    every = header.get("sliding_window_pattern", FULL_EVERY)
-    return tuple(n % every == 0 for n in range(1, layers + 1))
-
-
-def _rope_parameters(header: Mapping[str, Any]) -> dict[str, RopeParameters]:
-    """RoPE parameters per layer type, from the new or the old config format of transformers."""
-    if "rope_parameters" in header:
-        return {
-            kind: RopeParameters(values["rope_theta"], values.get("factor", 1.0))
-            for kind, values in header["rope_parameters"].items()
-        }
-    scaling = header.get("rope_scaling", {"factor": FULL_FACTOR}) or {}
-    return {
-        "full_attention": RopeParameters(
-            header.get("rope_theta", FULL_THETA), scaling.get("factor", 1.0)
-        ),
-        "sliding_attention": RopeParameters(header.get("rope_local_base_freq", SLIDING_THETA)),
-    }

@@ -11,11 +11,17 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
-from latent_ladder.models.text_encoder.gguf_vocabulary import read_or_build, sentencepiece_model
+from latent_ladder.models.text_encoder.gguf_vocabulary import (
+    bpe_tokenizer,
+    read_or_build,
+    sentencepiece_model,
+    special_ids,
+)
 
 DEFAULT_TEXT_LENGTH = 1024
 """Tokens of the text context of LTX-2.0 to 2.5 (``TOKENIZER_MAX_LENGTH`` of the official code)."""
@@ -50,15 +56,22 @@ class Tokenizer:
     pad: int
 
     def tokenize(self, prompt: str, length: int) -> TokenizedPrompt:
-        """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids."""
+        """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids.
+
+        A prompt that begins with the text of the BOS token gets no second one.
+        """
         text = prompt.strip()
         ids = self.encode(text)
-        truncated = ids[: length - 1]
+        if ids[:1] != [self.bos]:
+            ids = [self.bos, *ids]
+        truncated = ids[:length]
         end = len(text)
         if len(truncated) < len(ids):
             # Truncation may split the tokens of a character: keep the text that still decodes.
-            end = _common_prefix_length(self.decode(truncated), text)
-        return TokenizedPrompt((self.bos, *truncated), len(ids) + 1, text[:end], text[end:])
+            # SentencePiece reads U+2581 as a space.
+            readable = text.replace("\u2581", " ")
+            end = _common_prefix_length(self.decode(truncated[1:]), readable)
+        return TokenizedPrompt(tuple(truncated), len(ids), text[:end], text[end:])
 
 
 def _common_prefix_length(one: str, other: str) -> int:
@@ -90,7 +103,8 @@ def token_report(
     load it only once for several prompts. Raises the errors of :func:`load_tokenizer`.
     """
     limit = text_length(text_encoder)
-    tokens = (tokenizer or load_tokenizer(text_encoder)).tokenize(prompt, limit)
+    tokenizer = tokenizer or load_tokenizer(text_encoder)
+    tokens = tokenizer.tokenize(fold_case(prompt, text_encoder, tokenizer), limit)
     words = unknown_words(prompt, text_encoder)
     return TokenReport(tokens.total, limit, tokens.kept_text, tokens.cut_text, words)
 
@@ -106,19 +120,45 @@ def text_length(text_encoder: Component) -> int:
 
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+_SIGN = re.compile(r"\d+|[^\w\s.,;:!?'\"()\u2018-\u201d\u2010-\u2015\u2026-]+")
+"""Digits, symbols and emoji: all that is neither a word nor common punctuation."""
 _ENDINGS = ("'s", "s'", "es", "s", "'")
 
 
 def unknown_words(prompt: str, text_encoder: Component) -> tuple[str, ...]:
     """Find words of the prompt (lower case, each once) that the text encoder was not trained on.
 
-    Plurals and possessives of known words count as known. Empty if the file has no word list.
+    Plurals and possessives of known words count as known. Digits, symbols and emoji are words of
+    their own, after the others. Empty if the file has no word list.
     """
     known = _known_words(text_encoder)
     if known is None:
         return ()
     words = (word.lower().replace("\u2019", "'") for word in _WORD.findall(prompt))
-    return tuple(dict.fromkeys(word for word in words if not _is_known(word, known)))
+    signs = (sign for sign in _SIGN.findall(prompt) if sign not in known)
+    return tuple(dict.fromkeys([*(word for word in words if not _is_known(word, known)), *signs]))
+
+
+def fold_case(prompt: str, text_encoder: Component, tokenizer: Tokenizer | None = None) -> str:
+    """The prompt in the case that the text encoder was trained with; usually the prompt itself.
+
+    A vocabulary that lists its words, all of them in lower case, splits ``Ball`` or ``RED`` into
+    letters that it never learned. Words with capitals become lower case then, except those that are
+    one token as they are, such as ``The`` at the start of a sentence.
+    """
+    if prompt == prompt.lower():
+        return prompt
+    known = _known_words(text_encoder)
+    if known is None:
+        return prompt
+    encode = (tokenizer or load_tokenizer(text_encoder)).encode
+
+    def fold(match: re.Match[str]) -> str:
+        word = match[0]
+        is_token = word == word.lower() or 1 in (len(encode(word)), len(encode(f" {word}")))
+        return word if is_token else word.lower()
+
+    return _WORD.sub(fold, prompt)
 
 
 def _is_known(word: str, known: frozenset[str]) -> bool:
@@ -150,7 +190,8 @@ def load_tokenizer(text_encoder: Component) -> Tokenizer:
     sources: tuple[tuple[_Build, Callable[[], bytes | None]], ...] = (
         (_from_sentencepiece, lambda: _tensor_bytes(text_encoder, "spiece_model")),
         (_from_tokenizer_json, lambda: _tensor_bytes(text_encoder, "tokenizer_json")),
-        (_from_sentencepiece, lambda: _gguf_vocabulary(text_encoder)),
+        (_from_tokenizer_json, lambda: _gguf_merges(text_encoder)),
+        (partial(_from_gguf, text_encoder), lambda: _gguf_vocabulary(text_encoder)),
         (_from_sentencepiece, lambda: _file_bytes(folder / "tokenizer.model")),
         (_from_tokenizer_json, lambda: _file_bytes(folder / "tokenizer.json")),
     )
@@ -181,7 +222,15 @@ def _gguf_vocabulary(text_encoder: Component) -> bytes | None:
     file = text_encoder.file
     if file.container != "gguf":
         return None
-    return read_or_build(f"1-{file.id}.model", lambda: sentencepiece_model(file.kv))
+    return read_or_build(f"2-{file.id}.model", lambda: sentencepiece_model(file.kv))
+
+
+def _gguf_merges(text_encoder: Component) -> bytes | None:
+    """``tokenizer.json`` of a GGUF file whose vocabulary has merges, which Gemma 3 has not."""
+    file = text_encoder.file
+    if file.container != "gguf" or "tokenizer.ggml.merges" not in file.kv:
+        return None
+    return read_or_build(f"1-{file.id}.json", lambda: bpe_tokenizer(file.kv))
 
 
 def _file_bytes(path: Path) -> bytes | None:
@@ -196,6 +245,25 @@ def _from_sentencepiece(data: bytes) -> Tokenizer:
     return Tokenizer(processor.encode, processor.decode, processor.bos_id(), pad)
 
 
+def _from_gguf(text_encoder: Component, data: bytes) -> Tokenizer:
+    """The tokenizer of a GGUF file: its model, and the ids of special tokens in its metadata."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_proto=data)
+    ids = special_ids(text_encoder.file.kv, processor.get_piece_size())
+    unknown = processor.id_to_piece(ids["unknown"])
+
+    def encode(text: str) -> list[int]:
+        # SentencePiece cannot match the unknown token in a text.
+        first, *others = text.split(unknown) if unknown else [text]
+        found = list(processor.encode(first))
+        for part in others:
+            found += [ids["unknown"], *processor.encode(part)]
+        return found
+
+    return Tokenizer(encode, processor.decode, ids["bos"], ids["padding"])
+
+
 def _from_tokenizer_json(data: bytes) -> Tokenizer:
     from tokenizers import Tokenizer as JsonTokenizer
 
@@ -207,7 +275,10 @@ def _from_tokenizer_json(data: bytes) -> Tokenizer:
     def encode(text: str) -> list[int]:
         return list(processor.encode(text, add_special_tokens=False).ids)
 
-    return Tokenizer(encode, processor.decode, bos, processor.token_to_id("<pad>") or 0)
+    def decode(ids: list[int]) -> str:
+        return str(processor.decode(ids, skip_special_tokens=False))
+
+    return Tokenizer(encode, decode, bos, processor.token_to_id("<pad>") or 0)
 
 
 def _corrupt(text_encoder: Component, problem: str) -> CorruptCheckpoint:

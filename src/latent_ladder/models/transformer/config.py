@@ -120,7 +120,9 @@ class TransformerConfig:
         features come from shapes, scales are the family's constants, and without gates the heads
         are 128 (video) and 64 (audio) wide.
         Raises :class:`UnknownLayout` if header and shapes disagree or the header requests an
-        option that this implementation does not support.
+        option that this implementation does not support. Whether there are biases of the
+        feed-forward and a mark of keyframes is decided by the tensors alone, as in ComfyUI; see
+        :func:`latent_ladder.checkpoints.compatibility.header_contradictions`.
         """
         config = cls(
             layers=_layers(shapes),
@@ -209,8 +211,6 @@ def _check(config: TransformerConfig, header: Mapping[str, Any]) -> None:
         "audio_cross_attention_dim": audio.dim,
         "apply_gated_attention": config.gated,
         "cross_attention_adaln": config.text_adaln,
-        "ff_bias": video.ff_bias,
-        "use_keyframes_abs_pos_embedding": config.keyframe_embedding,
     }
     wrong = [
         f"{key}={header[key]} in the header, {value} in the shapes"

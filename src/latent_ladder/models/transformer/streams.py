@@ -78,8 +78,13 @@ def prepare_stream(
     ``positions`` (1 or B, axes, N, 2): intervals, see :mod:`rope_tables`. ``contexts``
     (contexts, L, D): text contexts. ``mask`` (1 or B, N) or (1 or B, N, 1): noise levels in
     [0, 1], ``None`` for all 1. ``bias``, ``keyframe_mask``: as in :class:`PreparedStream`.
+    Raises ``ValueError`` for a video without ``keyframe_mask`` if the transformer marks keyframes:
+    the first latent frame is marked in every run.
     """
-    stream = config.video if positions.shape[1] == 3 else config.audio
+    is_video = positions.shape[1] == 3
+    if is_video and config.keyframe_embedding and keyframe_mask is None:
+        raise ValueError("this transformer marks keyframes, but there is no mask of them")
+    stream = config.video if is_video else config.audio
     tokens = positions.shape[2]
     order = None
     if mask is None:

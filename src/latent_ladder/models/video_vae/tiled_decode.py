@@ -14,24 +14,22 @@ from torch import Tensor
 
 from latent_ladder.latents.tiling import DecodedSpan, Tiling
 
-Decoder = Callable[[Tensor], Iterator[Tensor]]
+Decoder = Callable[[DecodedSpan, DecodedSpan, DecodedSpan], Iterator[Tensor]]
+"""Function that decodes the tile of three spans (frames, rows, columns) in chunks (3, n, h, w)."""
 
 
-def blend_tiles(
-    latents: Tensor, tiling: Tiling, decode: Decoder, device: torch.device
-) -> Iterator[Tensor]:
-    """Latents (1, C, F, H, W) -> bands (3, n, H', W') float32 on ``device``, in order.
+def blend_tiles(tiling: Tiling, decode: Decoder, device: torch.device) -> Iterator[Tensor]:
+    """Decode and blend the tiles to bands (3, n, H', W') float32 on ``device``, in order.
 
-    ``decode`` gives the frames of any part of the latents in chunks (3, m, h, w); each part is
-    decoded as if the clip began there. Frames are yielded as soon as no later span of time
-    overlaps them. A band may be overwritten once the next one is requested.
+    Frames are yielded as soon as no later span of time overlaps them. A band may be overwritten
+    once the next one is requested.
     """
     bands_of = _sequential_bands if tiling.order == "sequential" else _parallel_bands
     pending: Tensor | None = None  # weighted frames of earlier spans that later spans overlap
     for i, span in enumerate(tiling.frames):
         following = tiling.frames[i + 1].first if i + 1 < len(tiling.frames) else None
         at, waiting = span.first, []
-        for band in bands_of(latents, tiling, span, decode, device):
+        for band in bands_of(tiling, span, decode, device):
             _weight_frames(band, span.weights[at - span.first :])
             pending = _add_pending(pending, band)
             count = band.shape[1]
@@ -63,14 +61,14 @@ def _add_pending(pending: Tensor | None, band: Tensor) -> Tensor | None:
 
 
 def _sequential_bands(
-    latents: Tensor, tiling: Tiling, span: DecodedSpan, decode: Decoder, device: torch.device
+    tiling: Tiling, span: DecodedSpan, decode: Decoder, device: torch.device
 ) -> Iterator[Tensor]:
     """One band of all frames of a span of time; its tiles are decoded one after the other."""
     band = torch.zeros((3, len(span.weights), *tiling.size), device=device)
     for row, col in _tiles(tiling):
         weight = _pixel_weights(row, device)[:, None] * _pixel_weights(col, device)
         tile, at = _tile_of(band, row, col), -span.drop
-        for frames in decode(_part(latents, span, row, col)):
+        for frames in decode(span, row, col):
             visible = frames[:, max(-at, 0) :]
             first, at = max(at, 0), at + frames.shape[1]
             if visible.shape[1]:
@@ -79,13 +77,10 @@ def _sequential_bands(
 
 
 def _parallel_bands(
-    latents: Tensor, tiling: Tiling, span: DecodedSpan, decode: Decoder, device: torch.device
+    tiling: Tiling, span: DecodedSpan, decode: Decoder, device: torch.device
 ) -> Iterator[Tensor]:
     """Bands of a span of time, each of as many frames as all its tiles have ready."""
-    streams = [
-        (row, col, _FrameStream(decode(_part(latents, span, row, col))))
-        for row, col in _tiles(tiling)
-    ]
+    streams = [(row, col, _FrameStream(decode(span, row, col))) for row, col in _tiles(tiling)]
     drop = span.drop
     while count := min(stream.ready() for _, _, stream in streams):
         band = torch.zeros((3, count, *tiling.size), device=device)
@@ -102,7 +97,8 @@ def _tiles(tiling: Tiling) -> list[tuple[DecodedSpan, DecodedSpan]]:
     return [(row, col) for row in tiling.rows for col in tiling.cols]
 
 
-def _part(latents: Tensor, span: DecodedSpan, row: DecodedSpan, col: DecodedSpan) -> Tensor:
+def part_of(latents: Tensor, span: DecodedSpan, row: DecodedSpan, col: DecodedSpan) -> Tensor:
+    """The part of latents (1, C, F, H, W) that three spans cover."""
     return latents[:, :, span.start : span.stop, row.start : row.stop, col.start : col.stop]
 
 

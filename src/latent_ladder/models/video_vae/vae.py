@@ -10,7 +10,7 @@ frame of a span. Knows nothing of prompts, stages or video files.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents.tiling import (
+    DecodedSpan,
     Span,
     TilePlan,
     Tiling,
@@ -27,15 +28,24 @@ from latent_ladder.latents.tiling import (
     spatial_weights,
     temporal_weights,
 )
+from latent_ladder.models.diffusion_decoder_config import (
+    DiffusionDecoderConfig,
+    has_diffusion_decoder,
+)
 from latent_ladder.models.network_configs import VideoVaeConfig
 from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
+from latent_ladder.models.video_vae.diffusion_decoder import (
+    DiffusionDecoder,
+    load_diffusion_decoder,
+)
+from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions, decode_diffusion
 from latent_ladder.models.video_vae.networks import (
     VideoDecoder,
     VideoEncoder,
     load_video_decoder,
     load_video_encoder,
 )
-from latent_ladder.models.video_vae.tiled_decode import blend_tiles
+from latent_ladder.models.video_vae.tiled_decode import blend_tiles, part_of
 
 FRAMES_PER_CHUNK = 8
 """Largest number of frames converted and yielded at a time."""
@@ -43,14 +53,18 @@ FRAMES_PER_CHUNK = 8
 
 @dataclass(frozen=True)
 class VideoVae:
-    """Loaded video VAE; ``encoder`` or ``decoder`` is None if it was not loaded."""
+    """Loaded video VAE; ``encoder`` or ``decoder`` is None if it was not loaded.
+
+    ``diffusion`` has the options of a diffusion decoder.
+    """
 
     encoder: VideoEncoder | None
-    decoder: VideoDecoder | None
-    config: VideoVaeConfig
+    decoder: VideoDecoder | DiffusionDecoder | None
+    config: VideoVaeConfig | DiffusionDecoderConfig
     statistics: LatentStatistics
     device: torch.device
     dtype: torch.dtype
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
 
     @property
     def latent_channels(self) -> int:
@@ -101,11 +115,14 @@ def load_video_vae(
     parts: Collection[str] = ("encoder", "decoder"),
 ) -> VideoVae:
     """Load the ``parts`` of a video VAE; raises :class:`UnknownLayout` for an unsupported one."""
-    encoder = decoder = None
+    encoder: VideoEncoder | None = None
+    decoder: VideoDecoder | DiffusionDecoder | None = None
     if "encoder" in parts:
         encoder = load_video_encoder(component, device=device, dtype=dtype)
     if "decoder" in parts:
-        decoder = load_video_decoder(component, device=device, dtype=dtype)
+        is_diffusion = has_diffusion_decoder(component.shapes())
+        load = load_diffusion_decoder if is_diffusion else load_video_decoder
+        decoder = load(component, device=device, dtype=dtype)
     loaded = decoder or encoder
     if loaded is None:
         raise ValueError(f"parts {parts!r} name neither encoder nor decoder")
@@ -124,7 +141,8 @@ def decode_video(
     Chunks come as soon as no later tile touches them; together they are 8 (F - 1) + 1 frames.
     Without ``tiles`` everything is decoded at once, which is exact. Tiled frames differ from that
     near seams, because a tile does not see beyond its overlap. The tiles of a plan are decoded one
-    after the other, those of a ``Tiling`` in its own order.
+    after the other, those of a ``Tiling`` in its own order. A diffusion decoder needs no such tiles
+    and ignores them, see ``VideoVae.diffusion``.
     Raises :class:`RequestError` when latents, VAE and plan do not fit each other.
     """
     bands = decode_bands(latents, vae, tiles)
@@ -157,6 +175,8 @@ def decode_bands(
             f"latents {list(latents.shape)} do not fit a VAE of {vae.latent_channels} channels "
             f"and tiles for {list(plan.grid)}"
         )
+    if isinstance(vae.decoder, DiffusionDecoder):
+        return decode_diffusion(vae.decoder, latents, vae.un_normalise, vae.device, vae.diffusion)
     if isinstance(plan, TilePlan):
         plan = plan.tiling(vae.config.spatial_scale, vae.config.temporal_scale)
     return _decode(latents, vae, plan)
@@ -164,19 +184,19 @@ def decode_bands(
 
 @torch.no_grad()
 def _decode(latents: Tensor, vae: VideoVae, tiling: Tiling) -> Iterator[Tensor]:
-    def decode(part: Tensor) -> Iterator[Tensor]:
-        return _decode_tile(part, vae)
+    def decode(span: DecodedSpan, row: DecodedSpan, col: DecodedSpan) -> Iterator[Tensor]:
+        return _decode_tile(part_of(latents, span, row, col), vae)
 
     if tiling.is_whole:
-        yield from decode(latents)
+        yield from _decode_tile(latents, vae)
     else:
-        yield from blend_tiles(latents, tiling, decode, vae.device)
+        yield from blend_tiles(tiling, decode, vae.device)
 
 
 def _decode_tile(latents: Tensor, vae: VideoVae) -> Iterator[Tensor]:
     """Frames (3, n, H, W) float32 of one tile, in chunks."""
-    if vae.decoder is None:
-        raise ValueError("this VAE was loaded without its decoder")
+    if not isinstance(vae.decoder, VideoDecoder):
+        raise ValueError("this VAE was loaded without its convolutional decoder")
     z = vae.un_normalise(latents.to(vae.device)).to(vae.dtype)
     for frames in vae.decoder.stream(z):
         yield frames.transpose(0, 1).float()

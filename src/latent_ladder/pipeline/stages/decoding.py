@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latent_ladder.checkpoints.families import decoder_kind
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, duration
 from latent_ladder.latents.tiling import TilePlan, Tiling, official_size, one_tile, plan_tiles
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
@@ -20,6 +21,13 @@ from latent_ladder.memory.planner import StageMemory
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.models.device import Runtime
+from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions
+from latent_ladder.models.video_vae.pixel_noise import (
+    CanvasNoise,
+    PixelNoise,
+    PositionNoise,
+    TileNoise,
+)
 from latent_ladder.models.video_vae.vae import (
     VideoVae,
     decode_pixels,
@@ -33,8 +41,9 @@ from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.files import clip_metadata
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
-from latent_ladder.upscale.plan import UpscalePlan
+from latent_ladder.request.stages import BaseStage, SamplingStage
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
+from latent_ladder.upscale.upscale_plan import UpscalePlan
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,56 @@ def as_integers(frames: Tensor, bits: int) -> Frames:
 
 
 def _decoder(job: DecodeJob, latents: Tensor) -> tuple[VideoVae, TilePlan | Tiling]:
-    runtime, component = job.runner.runtime, job.plan.models.video_vae
+    runtime, component = job.runner.runtime, job.plan.models.decoding_vae
     vae = load_video_vae(component, device=runtime.device, dtype=runtime.dtype, parts=("decoder",))
     _, _, f, h, w = latents.shape
+    if decoder_kind(component) == "diffusion":
+        return replace(vae, diffusion=diffusion_options(job)), one_tile(f, h, w)
     return vae, decode_tiles((f, h, w), job.decode)
+
+
+def diffusion_options(job: DecodeJob) -> DiffusionOptions:
+    """Options of the diffusion decoder: tiles and noise as requested, frames where they fit."""
+    decode = job.decode
+    return DiffusionOptions(
+        noise=_pixel_noise(job),
+        tiles=decode.diffusion_tiles,
+        steps=decode.steps,
+        keep="ram" if job.memory.offload_plan.frames_in_ram else "device",
+    )
+
+
+def _pixel_noise(job: DecodeJob) -> PixelNoise:
+    request, decode = job.request, job.decode
+    if decode.noise == "position":
+        return PositionNoise(request.seed)
+    if decode.noise == "comfyui":
+        return CanvasNoise(torch.Generator().manual_seed(0))
+    generator = official_generator(job)
+    one_step = (decode.steps or 1) == 1
+    return TileNoise(generator) if one_step else CanvasNoise(generator)
+
+
+def official_generator(job: DecodeJob) -> torch.Generator:
+    """The generator of the seed after the noise of all sampling stages, as in the official code.
+
+    Generated keyframes and images are counted, a reference video is not.
+    """
+    request = job.request
+    generator = torch.Generator().manual_seed(request.seed)
+    video_width = job.plan.models.transformer.shape("patchify_proj.weight")[1]
+    audio_width = job.plan.models.transformer.shape("audio_patchify_proj.weight")[1]
+    guides = sum(image.index(request.frames) > 0 for image in request.active_images)
+    for stage, resolved in zip(request.stages, request.resolved.stages, strict=True):
+        if not isinstance(stage, SamplingStage):
+            continue
+        resolution = resolved.resolution
+        slots = stage.generated_keyframes if isinstance(stage, BaseStage) else 0
+        extra = (slots + guides) * resolution.latent_height * resolution.latent_width
+        torch.randn(1, resolution.video_tokens + extra, video_width, generator=generator)
+        if request.resolved.has_sound:
+            torch.randn(1, resolution.audio_latents, audio_width, generator=generator)
+    return generator
 
 
 def _fit_sound(sound: Mapping[str, Tensor], request: Request) -> tuple[NDArray[np.float32], int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import LadderError
 from latent_ladder.latents.shapes import Resolution
-from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
+from latent_ladder.latents.tokens import audio_to_tokens, tokens_to_video, video_to_tokens
 from latent_ladder.memory.planner import OffloadPlan, StageMemory
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning
@@ -44,11 +44,13 @@ class _Inputs:
     latents: Tensors | None
     contexts: tuple[Conditioning, ...]
     input_latents: Tensors
+    reference_factor: int = 1
 
 
 def denoise(job: StageJob, memory: StageMemory) -> StageResult:
     """Latents ``video`` (1, C, F, H, W) and ``audio`` (1, C, T, M) of a base or refine stage.
 
+    A base stage with generated keyframes has these as ``keyframes`` (1, C, K, H, W), too.
     Warns about LoRA weights that match nothing, and where finished windows are reused.
     """
     stage, requested, runner = job.stage, job.requested, job.runner
@@ -59,8 +61,12 @@ def denoise(job: StageJob, memory: StageMemory) -> StageResult:
     transformer = runner.transformer_for(job.plan.models.transformer, plan)
     shapes = _latent_shapes(job, transformer, stage.resolution)
     start = plain_start(*_states(shapes, inputs.latents), stage.resolution)
-    start = apply_inputs(start, inputs.input_latents, request, stage.resolution)
+    slots = requested.generated_keyframes if isinstance(requested, BaseStage) else 0
+    start = apply_inputs(
+        start, inputs.input_latents, request, stage.resolution, slots, inputs.reference_factor
+    )
     clip, done = _resume(job, PartialClip.of(start, stage.resolution))
+    keyframes: Tensors = {}
     windows = request.resolved.windows
     strength = 1.0 if windows is None else windows.strength
     with (
@@ -79,21 +85,34 @@ def denoise(job: StageJob, memory: StageMemory) -> StageResult:
                 partial(context.report_step, Packing.of(start.video, start.audio)),
             )
             clip = clip.with_window(window, tokens)
+            keyframes = _read_slots(start, tokens[0], stage.resolution)
             if job.partial_result is not None:
                 job.partial_result.save(clip, window)
     for match in report.matches:
         if match.unmatched:
             job.warn("lora_misses", str(match))
     facts = {"loras": [str(match) for match in report.matches]}
-    return clip_latents((clip.video, clip.audio), shapes), facts
+    return clip_latents((clip.video, clip.audio), shapes) | keyframes, facts
+
+
+def _read_slots(start: StartState, tokens: Tensor | None, resolution: Resolution) -> Tensors:
+    """Generated ``keyframes`` (1, C, K, H, W), each a clip of one latent frame; empty without."""
+    if start.slots is None or tokens is None:
+        return {}
+    height, width = resolution.latent_height, resolution.latent_width
+    made = tokens[:, start.slots].cpu()
+    return {"keyframes": tokens_to_video(made, made.shape[1] // (height * width), height, width)}
 
 
 def _sort_inputs(job: StageJob) -> _Inputs:
     input_latents: Tensors = {}
     others: list[Tensors] = []
+    factor = 1
     for key, tensors in zip(job.stage.inputs, job.inputs, strict=True):
-        if job.plan.stage(key).kind in INPUT_KINDS:
+        planned = job.plan.stage(key)
+        if planned.kind in INPUT_KINDS:
             input_latents |= tensors
+            factor = max(factor, *(int(f.options.get("smaller", 1)) for f in planned.files), 1)
         else:
             others.append(tensors)
     latents = others[0] if others[0]["video"].ndim == LATENT_DIMS else None
@@ -102,7 +121,7 @@ def _sort_inputs(job: StageJob) -> _Inputs:
     contexts = tuple(
         Conditioning(c["video"], c["audio"]).to(runtime.device, runtime.dtype) for c in texts
     )
-    return _Inputs(latents, contexts, input_latents)
+    return _Inputs(latents, contexts, input_latents, factor)
 
 
 def _resume(job: StageJob, clip: PartialClip) -> tuple[PartialClip, int]:
@@ -196,6 +215,7 @@ def _denoiser(
         negative=None if negative is None else negative.video,
         mask=start.video_mask,
         guidance=_guidance(requested.guidance.video),
+        keyframe_mask=start.keyframe_mask.to(device),
     )
     audio = DenoiserStream(
         positions=start.audio_positions.to(device),

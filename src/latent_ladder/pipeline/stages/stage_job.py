@@ -33,9 +33,10 @@ def _ignore_warning(_code: str, _message: str) -> None:
 class StageJob:
     """One stage to make.
 
-    ``inputs`` are the tensors of ``stage.inputs``, in that order. ``contexts`` maps all prompts of
-    the run to their encoded texts, ``None`` where missing: the first prompt stage fills in all of
-    them, so that the text encoder loads once. ``partial_result`` stores finished temporal windows.
+    ``inputs`` are the tensors of ``stage.inputs``, in that order. ``contexts`` maps the keys of
+    the run's prompt stages to their encoded texts, ``None`` where missing: the first prompt stage
+    fills in all with the same LoRAs, so that the text encoder loads once. ``partial_result`` stores
+    finished temporal windows.
     """
 
     stage: PlannedStage

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import Library
@@ -15,6 +14,7 @@ from latent_ladder.checkpoints.upscalers import ROLE, open_upscaler
 from latent_ladder.errors import CheckpointError, CheckpointNotFound
 from latent_ladder.latents.shapes import Crop
 from latent_ladder.request.stages import UpscaleStage
+from latent_ladder.storage.user_folders import expand_home
 
 BUILT_IN = ("lanczos", "rtx")
 
@@ -66,7 +66,7 @@ def find_upscaler(name: str, library: Library) -> Component:
 
     Raises :class:`CheckpointNotFound` for a missing file, or one that is not an upscaler.
     """
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_file():
         try:
             return open_upscaler(path)
@@ -76,7 +76,7 @@ def find_upscaler(name: str, library: Library) -> Component:
                 "use lanczos, or a model of upscale_models/",
             ) from error
     wanted = name.replace("\\", "/")
-    for found in library.of(ROLE):
+    for found in library.named(ROLE):
         names = (found.name, found.path.name, found.path.stem)
         if wanted in names or f"/{found.name}".endswith(f"/{wanted}"):
             return found.component

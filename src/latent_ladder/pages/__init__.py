@@ -1,0 +1,1 @@
+"""Shared parts of HTML pages: style, script, escaping, and files as data."""

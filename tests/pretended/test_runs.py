@@ -195,8 +195,8 @@ def test_a_tiled_refine(compared: Compared) -> None:
 @pytest.mark.parametrize("offload", ["none", "stream"])
 def test_quantised_files(compared: Compared, name: str, offload: str) -> None:
     words = ("--set", f"models.transformer=tiny-ltx-2.3-{name}", "--set", "base.steps=2")
-    words = (*words, "--set", "refine.loras=[]")
-    compared(*MAKE, "--frames", "9", *words, extra=("--offload", offload))
+    alone = (*words, "--set", "refine.loras=[]")
+    compared(*MAKE, "--frames", "9", *alone, extra=("--offload", offload))
 
 
 def test_a_workflow(compared: Compared) -> None:

@@ -191,7 +191,7 @@ def test_a_tiled_refine(compared: Compared) -> None:
     compared(*CLIP, "--size", "128x128", "--set", tiles)
 
 
-@pytest.mark.parametrize("name", ["Q8_0.gguf", "fp8.safetensors", "nvfp4.safetensors"])
+@pytest.mark.parametrize("name", ["Q8_0.gguf", "fp8.safetensors"])
 @pytest.mark.parametrize("offload", ["none", "stream"])
 def test_quantised_files(compared: Compared, name: str, offload: str) -> None:
     words = ("--set", f"models.transformer=tiny-ltx-2.3-{name}", "--set", "base.steps=2")

@@ -291,7 +291,7 @@ def test_prompt_files_skip_blank_lines_and_comments(tmp_path: Path) -> None:
     path.write_text("# none\n\n")
     with pytest.raises(RequestError, match="holds no prompt"):
         read_prompts(path)
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match="does not exist"):
         read_prompts(tmp_path / "missing.txt")
 
 

@@ -357,7 +357,12 @@ class Local:
         self.config, self._velocity = model.config, velocity
 
     def __call__(
-        self, video: StreamInput | None, audio: StreamInput | None, specs: Sequence[PassSpec]
+        self,
+        video: StreamInput | None,
+        audio: StreamInput | None,
+        specs: Sequence[PassSpec],
+        *,
+        updated_video: bool,
     ) -> tuple[torch.Tensor | None, ...]:
         return tuple(
             None if s is None else self._velocity(s.tokens).repeat(len(specs), 1, 1)

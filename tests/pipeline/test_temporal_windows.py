@@ -188,8 +188,8 @@ def test_the_plan_says_in_how_many_windows(tmp_path: Path) -> None:
         env={"COLUMNS": "300"},
     )
     assert done.exit_code == 0, done.output
-    assert done.output.count("in 4 windows of 385 frames") == 3  # base, upsample, refine
-    assert "60.04 s are made in 4 windows of 16.04 s" in done.output
+    assert done.output.count("in 90 windows of 25 frames") == 3  # base, upsample, refine
+    assert "60.04 s are made in 90 windows of 1.04 s" in done.output
 
 
 # --- what a window sees -------------------------------------------------------------------------

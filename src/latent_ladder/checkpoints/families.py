@@ -208,21 +208,31 @@ def vae_family(vae: Component) -> str | None:
 
 
 def lora_family(lora: Component) -> str | None:
-    """The family a LoRA was trained for, from its header, its modules or its file name.
+    """The family a LoRA was trained for, ``None`` if it may be for several."""
+    found = lora_families(lora)
+    return found[0] if len(found) == 1 else None
 
-    ``None`` if none of them determines it.
+
+def lora_families(lora: Component) -> tuple[str, ...]:
+    """The families that a LoRA may have been trained for, by header, modules or file name.
+
+    Empty if none of them tells. LTX-2.3 and LTX-2.5 have the same modules, so that LoRAs of one
+    load into the other without an error.
     """
     stated = stated_family(lora.file)
     if stated is not None:
-        return stated
-    for family_name, mark in _LORA_MARKS.items():
-        if any(mark.search(key) for key in lora.names):
-            return family_name
-    return "2.0" if re.search(r"ltx-?2-19b|ltx2[-_]19b", lora.file.path.name.lower()) else None
+        return (stated,)
+    name = lora.file.path.name
+    if any(_CAPTION_PROJECTION.search(key) for key in lora.names):
+        return ("2.0",)
+    named = _family_in_name(name)
+    if named is not None:
+        return (named,)
+    if any(_GATES.search(key) for key in lora.names):
+        return ("2.3", "2.5")
+    return ("2.0",) if re.search(r"ltx-?2-19b|ltx2[-_]19b", name.lower()) else ()
 
 
-_LORA_MARKS = {
-    "2.3": re.compile(r"to[._]gate[._]logits"),
-    "2.0": re.compile(r"caption[._]projection"),
-}
-"""Modules that only one family has; some files have underscores instead of dots."""
+_GATES = re.compile(r"to[._]gate[._]logits")
+_CAPTION_PROJECTION = re.compile(r"caption[._]projection")
+"""Modules that only some families have; some files have underscores instead of dots."""

@@ -1,4 +1,4 @@
-"""``ladder models``: list the model files on this machine, download published ones."""
+"""``ladder models``: list the model files on this machine, download and identify published ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from latent_ladder.cli.console import (
     show_warning,
     stderr_console,
 )
-from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.errors import Cancelled, CheckpointNotFound, RequestError
 from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ With = Annotated[
         help=f"Also a file that the usual presets do not need: {', '.join(OPTIONS)}; repeatable.",
     ),
 ]
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Model files, or names in model folders.")
+]
 Yes = Annotated[bool, other_option("--yes", "-y", help="Download without asking for confirmation.")]
 DryRun = Annotated[
     bool, other_option("--dry-run", help="Print what would be downloaded, and download nothing.")
@@ -90,12 +93,13 @@ DryRun = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``models list`` and ``models get``."""
+    """Add ``models list``, ``models get`` and ``models identify``."""
     models = typer.Typer(
         help="List model files and download them.", no_args_is_help=True, cls=CommandGroup
     )
     models.command("list", cls=GroupedCommand)(expand_flags(list_models))
     models.command("get", cls=GroupedCommand)(expand_flags(get_models))
+    models.command("identify", cls=GroupedCommand)(expand_flags(identify_models))
     app.add_typer(models, name="models")
 
 
@@ -165,6 +169,53 @@ def get_models(
         print_json(_to_dict(plan, done=not dry_run))
     elif not dry_run:
         print_lines(folder)
+
+
+def identify_models(files: Files, folders: Folders = None, as_json: Json = False) -> None:
+    """Say which published files these are.
+
+    Compares the SHA-256 of the whole file, whatever its name is, and
+    remembers it: `ladder` then knows whether a transformer is the dev or
+    the distilled one.
+    """
+    from latent_ladder.checkpoints.catalog import find_published
+    from latent_ladder.checkpoints.selection import model_folders
+    from latent_ladder.storage.file_hashes import hash_file
+
+    searched = [folder.path for folder in model_folders(folders or ())]
+    rows = []
+    for path in [_find_file(name, searched) for name in files]:
+        n_bytes = path.stat().st_size
+        if not as_json:
+            show_note(f"reading {path.name}, {format_bytes(n_bytes)}")
+        sha256 = hash_file(path, "sha256")
+        rows.append((path, sha256, find_published(n_bytes, sha256)))
+    if as_json:
+        print_json(
+            {"files": [
+                {"path": str(path), "sha256": sha256,
+                 "published": found and {"name": found.name, "repository": found.repository}}
+                for path, sha256, found in rows
+            ]}
+        )  # fmt: skip
+        return
+    cells = [
+        (path.name, found.name if found else "none with a known hash", sha256[:12])
+        for path, sha256, found in rows
+    ]
+    print_table("", ("file", "published as", "sha256"), cells, whole=("file", "published as"))
+
+
+def _find_file(name: Path, folders: Sequence[Path]) -> Path:
+    """The file of this path, or of this name below the model folders."""
+    path = expand_home(name)
+    if path.is_file():
+        return path
+    found = (each for folder in folders for each in folder.rglob(path.name) if each.is_file())
+    first = next(found, None)
+    if first is None:
+        raise CheckpointNotFound(f"{name} does not exist", "give the path of a model file")
+    return first
 
 
 def select_files(

@@ -35,7 +35,7 @@ class Family:
     the encoder is selected first. Families with the same ``latent_space`` exchange latents of
     videos, so their video VAEs fit each other. ``image_crf`` is the CRF of the H.264 compression
     that its training images had. ``decoder`` is the kind of video decoder that it is published
-    with first.
+    with first. ``duration_head``: it has a small network that predicts the length of a clip.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Family:
     image_crf: int
     projection_with_encoder: bool = False
     decoder: DecoderKind = "conv"
+    duration_head: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -52,7 +53,7 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         Family("2.0", "gemma3", "Gemma 3 12B", "2.0", 33),
         Family("2.3", "gemma3", "Gemma 3 12B", "2.3", 33),
-        Family("2.5", "gemma4", "LTX's own Gemma 4 12B", "2.3", 18, True, "diffusion"),
+        Family("2.5", "gemma4", "LTX's own Gemma 4 12B", "2.3", 18, True, "diffusion", True),
     )
 }
 """All families by name, the oldest first."""

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.duration_heads import find_duration_head
 from latent_ladder.checkpoints.selection import Library, ModelSet, select_models
 from latent_ladder.checkpoints.training import transformer_training, unknown_training_error
 from latent_ladder.diagnostics.first_presets import first_preset
@@ -103,6 +104,8 @@ def prepare(
     request = request.pick_seed()
     warnings = [Warned(a.code, a.message) for a in advise(request, limits)]
     warnings += [Warned("models", note) for note in (*models.notes, *preset_notes(request, models))]
+    if request.auto_duration is not None:
+        warnings.append(_auto_warning(request, find_duration_head(models, library)))
     memory = memory or MemoryOptions()
     models = with_decoder(models, request, partial(budget, memory, device))
     plan = make_plan(request, models, library)
@@ -117,6 +120,14 @@ def prepare(
     return Prepared(
         plan, store, fitted, memory, tuple(warnings), library, device, random_seed, unfinished
     )
+
+
+def _auto_warning(request: Request, head: Component) -> Warned:
+    text = (
+        f"the length is predicted from the prompt by {head.file.path.name} when the clip is made; "
+        f"planned for the longest, {float(request.resolved.duration_s):.2f} s"
+    )
+    return Warned("auto_duration", text)
 
 
 def request_warnings(request: Request, models: ModelSet) -> list[Warned]:

@@ -39,8 +39,9 @@ from latent_ladder.checkpoints.families import (
 from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor, has_unknown_size
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
+from latent_ladder.checkpoints.training import training_of_file
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
-from latent_ladder.request.presets import preset_family
+from latent_ladder.request.presets import preset_family, preset_training
 from latent_ladder.storage.user_folders import expand_home
 
 __all__ = [
@@ -389,6 +390,8 @@ def display_name(role: str) -> str:
 # --- the transformer -----------------------------------------------------------------------------
 
 _FAMILY_PREFERENCE = ("2.5", "2.3", "2.0")
+_FIRST_TRAINING = {"2.5": "distilled"}
+"""Training that is preferred without a preset, by family."""
 _PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
 """Preferred precisions in order; all others, mainly those of GGUF, follow, the largest first."""
 
@@ -398,8 +401,8 @@ def _rank_transformers(
 ) -> list[FoundComponent]:
     """The transformer that the user named, else the best one of each family, the best first.
 
-    The preset of an embedded transformer takes that one alone; the family that the preset was made
-    for comes first.
+    The preset of an embedded transformer takes that one alone; the family and the training that
+    the preset was made for come first.
     """
     named = choices.get("transformer") or choices.get("checkpoint")
     if named:
@@ -407,8 +410,8 @@ def _rank_transformers(
     for found in library.of("transformer"):
         if preset and found.is_embedded and found.component.file.metadata.get("preset") == preset:
             return [found]
-    first = preset_family(preset)
-    found_keys = ((_preference_key(f, first), f) for f in library.of("transformer"))
+    wanted = preset_family(preset), preset_training(preset)
+    found_keys = ((_preference_key(f, *wanted), f) for f in library.of("transformer"))
     ranked = [(key, found) for key, found in found_keys if key is not None]
     ranked.sort(key=lambda pair: pair[0])
     best: dict[tuple[bool, str | None], FoundComponent] = {}
@@ -418,9 +421,9 @@ def _rank_transformers(
 
 
 def _preference_key(
-    found: FoundComponent, first_family: str
-) -> tuple[int, bool, int, int, float] | None:
-    """Sort key of a transformer: the user's before the pocket model, family, precision.
+    found: FoundComponent, first_family: str, training: str
+) -> tuple[int, bool, int, bool, int, float] | None:
+    """Sort key of a transformer: the user's before the pocket model, family, training, precision.
 
     ``None`` for an unknown family, which cannot be used.
     """
@@ -428,7 +431,9 @@ def _preference_key(
         return None
     family = found.summary.family
     known = _FAMILY_PREFERENCE.index(family)
-    return int(found.is_embedded), family != first_family, known, *precision_rank(found)
+    wanted = training or _FIRST_TRAINING.get(family)
+    is_other = None not in (wanted, mine := training_of_file(found.path)) and mine != wanted
+    return int(found.is_embedded), family != first_family, known, is_other, *precision_rank(found)
 
 
 def precision_rank(found: FoundComponent) -> tuple[int, float]:

@@ -7,6 +7,7 @@ this program or hashed with ``ladder models identify``.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from latent_ladder.checkpoints.catalog import find_published, may_be_published
@@ -19,19 +20,24 @@ Training = Literal["dev", "distilled"]
 
 
 def transformer_training(transformer: Component) -> Training | None:
-    """The training of a transformer by its hash or its name, ``None`` if neither tells."""
-    path, general = transformer.file.path, transformer.file.kv.get("general.name", "")
-    names = [_published_variant(transformer), path.name, str(general)]
-    for name in filter(None, names):
-        found = training_variant(name)
-        if found is not None:
-            return "distilled" if found == "distilled" else "dev"
-    return None
+    """The training of a transformer by its hash or its names, ``None`` if none of them tells."""
+    file = transformer.file
+    return training_of_file(file.path) or _named(str(file.kv.get("general.name", "")))
 
 
-def _published_variant(transformer: Component) -> str | None:
+def training_of_file(path: Path) -> Training | None:
+    """The training of the transformer in a file by its hash or its name; does not read the file."""
+    published = _published_variant(path)
+    return _named(path.name if published is None else published)
+
+
+def _named(name: str) -> Training | None:
+    found = training_variant(name)
+    return None if found is None else "distilled" if found == "distilled" else "dev"
+
+
+def _published_variant(path: Path) -> str | None:
     """The variant of the published file with the hash of this one."""
-    path = transformer.file.path
     if not path.is_file() or not may_be_published(path.stat().st_size):
         return None
     sha256 = known_hash(path, "sha256")

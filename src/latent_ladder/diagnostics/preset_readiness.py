@@ -19,7 +19,11 @@ from latent_ladder.checkpoints.selection import (
     select_available,
     without_transformer,
 )
-from latent_ladder.checkpoints.training import transformer_training, unknown_training_error
+from latent_ladder.checkpoints.training import (
+    training_of_file,
+    transformer_training,
+    unknown_training_error,
+)
 from latent_ladder.diagnostics.first_presets import first_preset, training_of
 from latent_ladder.errors import CheckpointNotFound, MemoryBudgetError
 from latent_ladder.memory.cost_model import ModelSizes, sizes_of
@@ -31,6 +35,7 @@ from latent_ladder.request.presets import (
     find_preset,
     preset_family,
     preset_names,
+    preset_training,
     read_preset,
 )
 from latent_ladder.request.stages import SamplingStage, UpsampleStage
@@ -84,15 +89,16 @@ def preset_states(users: Library, pocket: PartialModelSet, fits: Fits) -> Iterat
     files of the user's own folders that a run of it would use.
     """
     own = None if pocket.transformer is None else pocket.transformer.component.file.metadata
-    choices: dict[str, PartialModelSet] = {}
+    choices: dict[tuple[str, str], PartialModelSet] = {}
     for name in preset_names():
         preset = read_preset(name)
         if own is not None and own.get("preset") == name:
             yield _preset_state(preset, pocket, fits)
             continue
-        if preset.family not in choices:
-            choices[preset.family] = _choice_for(users, preset)
-        yield _preset_state(preset, choices[preset.family], fits)
+        kind = preset.family, preset_training(name)
+        if kind not in choices:
+            choices[kind] = _choice_for(users, preset)
+        yield _preset_state(preset, choices[kind], fits)
 
 
 def _choice_for(users: Library, preset: Preset) -> PartialModelSet:
@@ -100,11 +106,12 @@ def _choice_for(users: Library, preset: Preset) -> PartialModelSet:
     choice = select_available(users, preset=preset.name)
     if _fits_family(preset.family, choice.family):
         return choice
-    of_family = (f for f in users.of("transformer") if f.summary.family == preset.family)
-    transformer = next(of_family, None)
-    if transformer is None:
+    transformers = [f for f in users.of("transformer") if f.summary.family == preset.family]
+    wanted = preset_training(preset.name)
+    transformers.sort(key=lambda found: training_of_file(found.path) not in (None, wanted))
+    if not transformers:
         return without_transformer(users, preset.family)
-    return select_available(users, {"transformer": str(transformer.path)})
+    return select_available(users, {"transformer": str(transformers[0].path)})
 
 
 def _fits_family(preset_family: str, family: str) -> bool:

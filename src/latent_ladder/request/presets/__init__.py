@@ -128,6 +128,22 @@ def preset_family(name: str) -> str:
     return "" if preset is None else preset.family
 
 
+def preset_training(name: str) -> str:
+    """The training of the transformer that a preset is for, "dev" or "distilled", else "".
+
+    Dev transformers need guidance or the distilled LoRA.
+    """
+    preset = find_preset(name)
+    if preset is None or not preset.family:
+        return ""
+    for stage in preset.fields["stages"]:
+        streams = stage.get("guidance", {}).values()
+        roles = [lora.get("role") for lora in stage.get("loras", ())]
+        if "distilled" in roles or any(stream.get("cfg", 1) != 1 for stream in streams):
+            return "dev"
+    return "distilled"
+
+
 def _is_path(name: str) -> bool:
     return name.lower().endswith(SUFFIX) or "/" in name or "\\" in name
 

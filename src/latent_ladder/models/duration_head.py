@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.latents.shapes import clip_frames
 from latent_ladder.models.weights.loading import load_module, tensor_readers
+
+__all__ = ["DurationHead", "clip_frames", "load_duration_head"]
 
 HEADS = 4
 """Attention heads of the published file; no tensor shows them."""

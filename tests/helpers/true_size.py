@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from helpers import checkpoint_layouts as layouts
 from helpers.checkpoint_layouts import Shape
 
-BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F8_E4M3": 1, "U8": 1, "F8_E8M0": 1}
+BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F8_E4M3": 1, "U8": 1, "F8_E8M0": 1, "I8": 1}
 GGML = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144),
         "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "BF16": (30, 1, 2)}  # fmt: skip
 """Name -> (number in the format, values of a block, bytes of a block)."""

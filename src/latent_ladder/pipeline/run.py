@@ -115,6 +115,10 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
     """Run a prepared request. Raises what :func:`run` raises."""
     from latent_ladder.media.writers import check_clip
 
+    if prepared.request.auto_duration is not None:
+        from latent_ladder.pipeline.predicted_length import predict_length
+
+        prepared = predict_length(prepared)
     request = prepared.request
     check_clip(output, options.overwrite, request.output.settings, request.frames)
     for warning in prepared.warnings:

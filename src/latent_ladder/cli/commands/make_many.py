@@ -265,8 +265,11 @@ class _Clips:
         """Check every clip that is to be made; loads nothing heavy. Raises LadderError."""
         from latent_ladder.drafts.comparison import check_comparison
         from latent_ladder.media.writers import check_clip
+        from latent_ladder.request.auto_duration import auto_not_here
 
         for position, request in enumerate(requests):
+            if request.auto_duration is not None:
+                raise auto_not_here("`ladder make` with several clips")
             if self._is_done(position):
                 continue
             try:

@@ -6,9 +6,12 @@ import os
 
 import pytest
 import torch
+from helpers.goldens import Goldens, component
+from helpers.transformer_inputs import inputs_of
 from torch import Tensor
 
 from latent_ladder.models.transformer.fused import gate_heads_, norm_modulate, norm_rotate
+from latent_ladder.models.transformer.model import load_transformer
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 pytestmark = pytest.mark.skipif(
@@ -16,8 +19,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 EPS = 1e-6
-ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
-"""Largest error as a share of the largest value: float32 sums, one rounding to bfloat16."""
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
+"""Largest error as a share of the largest value: float32 sums, one rounding to bfloat16 (the
+interpreter cuts off where a GPU rounds)."""
 DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=["float32", "bfloat16"])
 
 
@@ -67,3 +71,15 @@ def test_gates_of_heads(dtype: torch.dtype) -> None:
     gate_heads_(got, logits)
     assert_near(got, wanted)
     assert_near(x.transpose(1, 2), wanted)
+
+
+@pytest.mark.slow
+def test_whole_forward_with_fused_kernels(golden: Goldens) -> None:
+    """Equal to the plain operations to float32 rounding, with two noise levels and gates."""
+    model = load_transformer(component(golden, "ltx-2.3-tiny.safetensors"))
+    case = golden("dit.per_token")
+    with torch.no_grad():
+        plain = model(*inputs_of(model.config, case))
+        model.use_fused(True)
+        for got, wanted in zip(model(*inputs_of(model.config, case)), plain, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

@@ -30,6 +30,7 @@ from latent_ladder.cli.commands.options import (
     Device,
     Duration,
     Extend,
+    Fast,
     Fit,
     Folders,
     Fps,
@@ -277,6 +278,7 @@ class MemoryFlags:
     ram: Ram = None
     offload: Offload = "auto"
     oom_policy: OomPolicy = "tiles"
+    fast: Fast = ""
 
     def to_options(self) -> MemoryOptions:
         """The checked memory options. Raises :class:`RequestError`."""
@@ -289,6 +291,7 @@ class MemoryFlags:
             ram=self.ram,
             offload=self.offload,
             changes=named - {"same", ""},
+            fast=frozenset(part.strip() for part in self.fast.split(",")) - {""},
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_ladder.models.transformer.graphs import GraphedForward
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.pass_batching import PassSpec
 from latent_ladder.models.transformer.streams import PreparedStream, StreamInput, prepare_stream
@@ -115,6 +116,7 @@ class Denoiser:
         max_passes: int | None = None,
     ) -> None:
         self.transformer = transformer
+        self._forward = GraphedForward(transformer) if transformer.graphs else transformer
         self.video = None if video is None else _GuidedStream(transformer, video)
         self.audio = None if audio is None else _GuidedStream(transformer, audio)
         self.force_uncond = force_uncond
@@ -178,7 +180,7 @@ class Denoiser:
             group = passes[start : start + self.max_passes]
             specs = [self._pass_spec(p, sigma, active) for p in group]
             for velocities, by_pass in zip(
-                self.transformer(*inputs, specs), (video, audio), strict=True
+                self._forward(*inputs, specs), (video, audio), strict=True
             ):
                 if velocities is not None:
                     by_pass.update(zip(group, velocities.chunk(len(group)), strict=True))

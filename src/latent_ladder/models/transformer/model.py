@@ -63,7 +63,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.chunk_tokens = CHUNK_TOKENS_CPU
-        self.fused = False
+        self.fused = self.graphs = False
+        self.fast_switches: frozenset[str] = frozenset()
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream)
         video, audio, step = config.video.dim, config.audio.dim, config.timestep_dim

@@ -39,7 +39,7 @@ def norm_rotate_kernel(  # noqa: PLR0913
     x_row: Any, x_token: Any, table_row: Any, table_token: Any,
     BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """RMS norm of a token over all heads, times a weight, with each head's channel pairs rotated."""
+    """RMS norm of a token over all heads, times a weight, and the rotation of each head."""
     program = tl.program_id(0).to(tl.int64)
     row, token = program // tokens, program % tokens
     pair = tl.arange(0, BLOCK)

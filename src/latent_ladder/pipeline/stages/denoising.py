@@ -116,7 +116,7 @@ def denoise_together(jobs: Sequence[StageJob], memory: StageMemory) -> list[Stag
     windows = request.resolved.windows
     strength = 1.0 if windows is None else windows.strength
     with (
-        temporary_loras(transformer, list(stage.loras)) as report,
+        temporary_loras(transformer, list(stage.loras), runner.merges_loras) as report,
         runner.resident_blocks(transformer, plan),
     ):
         for window in stage.windows[done:]:

@@ -51,6 +51,7 @@ def test_names_of_switches() -> None:
             MemoryOptions(fast=frozenset({name}))
 
 
+@pytest.mark.slow
 def test_attention_backends_agree_with_the_plain_one() -> None:
     """Those that this CPU has, with and without a bias, on heads that are views."""
     q, k, v = (torch.randn(2, 7, 3, 8).transpose(1, 2) for _ in range(3))
@@ -98,8 +99,8 @@ def test_switches_without_a_card_leave_the_plain_path(model: Transformer) -> Non
 def test_loras_as_one_product() -> None:
     """Three LoRAs of different ranks: one branch, same result to float32 rounding."""
     layer, x = Linear(24, 16), torch.randn(2, 5, 24)
-    torch.nn.init.normal_(layer.weight)
-    torch.nn.init.normal_(layer.bias)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
     branches = [
         LowRank(strength, torch.randn(rank, 24), torch.randn(16, rank))
         for strength, rank in ((0.5, 4), (-1.5, 2), (1.0, 8))
@@ -112,11 +113,11 @@ def test_loras_as_one_product() -> None:
         torch.testing.assert_close(layer(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operations with their tensors, which a replay computes again into the same tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -142,6 +143,7 @@ def record(work: Callable[[], Velocities]) -> tuple[Callable[[], None], Velociti
     return recorder.replay, outputs
 
 
+@pytest.mark.slow
 def test_recorded_forwards_follow_their_inputs(model: Transformer, golden: Goldens) -> None:
     """Replays with other tokens and another sigma give the bits of forwards that are not recorded.
 
@@ -150,6 +152,8 @@ def test_recorded_forwards_follow_their_inputs(model: Transformer, golden: Golde
     video, audio = inputs_of(model.config, golden("dit.per_token"))
     graphed = GraphedForward(model, record)
     passes = (PassSpec(), PassSpec(stg_video=frozenset({1})))
+    assert video is not None
+    assert audio is not None
     with torch.no_grad():
         for n in range(4):
             for stream in (video, audio):
@@ -158,4 +162,5 @@ def test_recorded_forwards_follow_their_inputs(model: Transformer, golden: Golde
             for got, wanted in zip(
                 graphed(video, audio, passes), model(video, audio, passes), strict=True
             ):
+                assert got is not None
                 assert torch.equal(got, wanted), f"forward {n}"

@@ -6,10 +6,12 @@ import os
 
 import pytest
 import torch
-from helpers.goldens import Goldens, component
+from helpers.goldens import Goldens
 from helpers.transformer_inputs import inputs_of
 from torch import Tensor
 
+from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
+from latent_ladder.checkpoints.components import components
 from latent_ladder.models.transformer.fused import gate_heads_, norm_modulate, norm_rotate
 from latent_ladder.models.transformer.model import load_transformer
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
 )
 
+MODEL = "checkpoints/tiny-ltx-2.3.safetensors"
 EPS = 1e-6
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 """Largest error as a share of the largest value: float32 sums, one rounding to bfloat16 (the
@@ -76,7 +79,7 @@ def test_gates_of_heads(dtype: torch.dtype) -> None:
 @pytest.mark.slow
 def test_whole_forward_with_fused_kernels(golden: Goldens) -> None:
     """Equal to the plain operations to float32 rounding, with two noise levels and gates."""
-    model = load_transformer(component(golden, "ltx-2.3-tiny.safetensors"))
+    model = load_transformer(components(open_checkpoint(golden.path(MODEL)))["transformer"])
     case = golden("dit.per_token")
     with torch.no_grad():
         plain = model(*inputs_of(model.config, case))

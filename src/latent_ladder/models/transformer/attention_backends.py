@@ -135,8 +135,8 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
 )
 """Attention implementations by name; "sdpa" leaves the choice to PyTorch."""
 
-NOT_MEASURED = ("plain",)
-"""Needs the whole matrix of scores in memory."""
+MEASURED = tuple(name for name in BACKENDS if name != "plain")
+"""Backends to measure; the plain one needs the whole matrix of scores in memory."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def measure_backends(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, int, int] = MEASURED_SHAPE,
-    names: Iterable[str] = tuple(n for n in BACKENDS if n not in NOT_MEASURED),
+    names: Iterable[str] = MEASURED,
 ) -> list[Measured]:
     """Time each backend on random numbers of ``shape`` (heads, tokens, head width).
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from latent_ladder.models.weights.block_offload import ResidentBlocks
 
 Velocities = tuple[Tensor | None, Tensor | None]
 Replay = Callable[[], None]
+_Forward = Callable[[StreamInput | None, StreamInput | None], Velocities]
 Record = Callable[[Callable[[], Velocities]], tuple[Replay, Velocities]]
 """Records a function; returns how to replay it, and its outputs, which each replay overwrites."""
 
@@ -52,18 +54,24 @@ class GraphedForward:
         self._recordings: dict[Hashable, _Recording | None] = {}
 
     def __call__(
-        self, video: StreamInput | None, audio: StreamInput | None, passes: Sequence[PassSpec]
+        self,
+        video: StreamInput | None,
+        audio: StreamInput | None,
+        passes: Sequence[PassSpec],
+        *,
+        updated_video: bool = False,
     ) -> Velocities:
         """Velocities as :meth:`Transformer.forward` computes them, in new tensors."""
+        forward: _Forward = partial(self._transformer, passes=passes, updated_video=updated_video)
         if not isinstance(self._transformer.block_iterator, ResidentBlocks):
-            return self._transformer(video, audio, passes)  # type: ignore[no-any-return]
-        key = _kind(video), _kind(audio), tuple(passes)
+            return forward(video, audio)
+        key = _kind(video), _kind(audio), tuple(passes), updated_video
         if key not in self._recordings:
             self._recordings[key] = None
-            return self._transformer(video, audio, passes)  # type: ignore[no-any-return]
+            return forward(video, audio)
         recording = self._recordings[key]
         if recording is None:
-            recording = self._recordings[key] = self._make(video, audio, passes)
+            recording = self._recordings[key] = self._make(video, audio, forward)
         for stored, given in ((recording.video, video), (recording.audio, audio)):
             if stored is not None and given is not None:
                 stored.tokens.copy_(given.tokens)
@@ -73,10 +81,10 @@ class GraphedForward:
         return first, second
 
     def _make(
-        self, video: StreamInput | None, audio: StreamInput | None, passes: Sequence[PassSpec]
+        self, video: StreamInput | None, audio: StreamInput | None, forward: _Forward
     ) -> _Recording:
         own_video, own_audio = _own(video), _own(audio)
-        replay, outputs = self._record(lambda: self._transformer(own_video, own_audio, passes))
+        replay, outputs = self._record(partial(forward, own_video, own_audio))
         return _Recording(own_video, own_audio, replay, outputs)
 
 

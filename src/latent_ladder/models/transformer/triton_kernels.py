@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 # Pointers and strides have no types that Python could check.
-# mypy: disable-error-code="no-untyped-call"
+# mypy: disable-error-code="no-untyped-call,untyped-decorator"
 
 
 @triton.jit

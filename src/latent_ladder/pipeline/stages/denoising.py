@@ -16,8 +16,10 @@ from latent_ladder.latents.tokens import audio_to_tokens, tokens_to_video, video
 from latent_ladder.memory.planner import OffloadPlan, StageMemory
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning
+from latent_ladder.models.transformer.attention import NagScales
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.transformer.streams import Nag
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
 from latent_ladder.pipeline.start_state import INPUT_KINDS, StartState, apply_inputs, plain_start
@@ -71,9 +73,18 @@ def can_share_forwards(one: StageJob, other: StageJob) -> bool:
         return False
     if len(one.inputs) != len(other.inputs):
         return False
+    if one.stage.inputs != other.stage.inputs and _has_nag(one):
+        return False
     same_inputs = _input_keys(one) == _input_keys(other)
     shapes = [[{n: t.shape for n, t in i.items()} for i in job.inputs] for job in (one, other)]
     return same_inputs and shapes[0] == shapes[1]
+
+
+def _has_nag(job: StageJob) -> bool:
+    requested = job.requested
+    if not isinstance(requested, SamplingStage):
+        return False
+    return requested.guidance.video.has_nag or requested.guidance.audio.has_nag
 
 
 def _is_tiled(job: StageJob) -> bool:
@@ -287,6 +298,7 @@ def _denoiser(
         mask=start.video_mask,
         guidance=_guidance(requested.guidance.video),
         keyframe_mask=start.keyframe_mask.to(device),
+        nag=_nag(requested.guidance.video, None if negative is None else negative.video),
     )
     audio = DenoiserStream(
         positions=start.audio_positions.to(device),
@@ -295,6 +307,7 @@ def _denoiser(
         mask=start.audio_mask,
         guidance=_guidance(requested.guidance.audio),
         frozen=start.frozen_audio,
+        nag=_nag(requested.guidance.audio, None if negative is None else negative.audio),
     )
     tiles = request.resolved.stages[job.position].tiles
     kind = Denoiser if tiles is None else partial(TiledDenoiser, plan=tiles)
@@ -304,8 +317,18 @@ def _denoiser(
         audio if request.resolved.has_sound else None,
         force_uncond=SAMPLER_FACTS[requested.sampler].needs_uncond,
         max_passes=offload_plan.rows,
+        updated_video=request.model_convention == "comfyui",
     )
 
 
 def _guidance(requested: StreamGuidance) -> Guidance:
-    return Guidance(**requested.model_dump())
+    return Guidance(**requested.terms())
+
+
+def _nag(requested: StreamGuidance, negative: Tensor | None) -> Nag | None:
+    options = requested.nag
+    if options is None or not requested.has_nag:
+        return None
+    if negative is None:
+        raise TypeError("NAG without an encoded negative prompt")
+    return Nag(negative, NagScales(options.scale, options.tau, options.alpha))

@@ -187,11 +187,13 @@ class Policy:
     """Fallbacks that the planner may use: ``offload`` is auto, none, stream or disk.
 
     ``changes`` allows fallbacks that alter the picture: "tiles" (smaller decoder tiles) and "fp8".
+    ``fast`` are switches of the fast path (:data:`latent_ladder.models.fast_options.FAST`).
     """
 
     offload: str = "auto"
     changes: frozenset[str] = frozenset()
     precision: Precision = "stored"
+    fast: frozenset[str] = frozenset()
 
 
 def plan_memory(

@@ -207,7 +207,7 @@ class Engine:
     def runner(self) -> ModelRunner:
         """The loaded models and their device."""
         runtime = choose_runtime(self.device)
-        policy = Policy(self.memory.offload, self.memory.changes)
+        policy = Policy(self.memory.offload, self.memory.changes, fast=self.memory.fast)
         return ModelRunner(runtime, budget(self.memory, str(runtime.device)), policy)
 
     @property

@@ -232,16 +232,15 @@ def decode_tiles(grid: tuple[int, int, int], requested: Decode) -> TilePlan | Ti
     """
     if requested.grid != "auto":
         return requested.tiling(grid) or one_tile(*grid)
-    named = {name: value for name, value in requested.model_dump().items() if value != "auto"}
-    if not named:
-        return one_tile(*grid)
     changes: dict[str, int] = {}
-    for name, sizes, unit in (
-        ("tile_px", ("rows", "cols"), PIXELS_PER_LATENT),
-        ("overlap_px", ("overlap",), PIXELS_PER_LATENT),
-        ("tile_frames", ("frames",), FRAMES_PER_LATENT),
-        ("overlap_frames", ("overlap_frames",), FRAMES_PER_LATENT),
+    for size, names, unit in (
+        (requested.tile_px, ("rows", "cols"), PIXELS_PER_LATENT),
+        (requested.overlap_px, ("overlap",), PIXELS_PER_LATENT),
+        (requested.tile_frames, ("frames",), FRAMES_PER_LATENT),
+        (requested.overlap_frames, ("overlap_frames",), FRAMES_PER_LATENT),
     ):
-        if name in named:
-            changes |= dict.fromkeys(sizes, named[name] // unit)
+        if size != "auto":
+            changes |= dict.fromkeys(names, size // unit)
+    if not changes:
+        return one_tile(*grid)
     return plan_tiles(*grid, replace(official_size(*grid[1:]), **changes))

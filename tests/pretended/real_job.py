@@ -1,0 +1,220 @@
+"""A whole job of the 22B model on a pretended card: peaks, FLOPs and allocations of each stage.
+
+    with simulate(RealJob("fp8", card_gib=16), folder) as result: ...
+
+Files have the published names, shapes and dtypes (:mod:`helpers.true_size`) and no data; the code
+that runs is the product's, from the plan to the last decoded frame. Two steps of sampling per stage
+are enough for a peak. With ``blocks="some"``, all 48 blocks are loaded, placed and copied as
+planned, but only a few of them compute in each forward: the first and last two and the first two
+that are streamed. All blocks of a form allocate the same, so peaks do not change (a test compares
+them with ``blocks="all"``).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from helpers import true_size
+from PIL import Image
+
+from latent_ladder.checkpoints.scan import scan
+from latent_ladder.memory.hardware import MemoryOptions
+from latent_ladder.memory.planner import StageMemory
+from latent_ladder.models.transformer.block import TransformerBlock
+from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.weights.block_offload import StreamedBlocks
+from latent_ladder.pipeline.preparation import Prepared, prepare
+from latent_ladder.pipeline.run_options import RunOptions
+from latent_ladder.pipeline.run_session import MEMORY_NAMES, RunSession
+from latent_ladder.pipeline.stages.decoding import DecodeJob, decode_frames
+from latent_ladder.request.model import Request
+from latent_ladder.request.overrides import apply_sets
+from latent_ladder.request.presets import read_preset
+from latent_ladder.storage.artifact_store import Store
+from pretended import ghost
+from pretended.allocator import peak_reserved
+from pretended.standins import GIB, Card, Machine
+
+DESKTOP_GIB, RESERVED_GIB, RAM_GIB = 0.5, 0.6, 64
+"""Memory of the card that CUDA and the desktop use, that is kept free, and RAM to pin."""
+TEXT = "A cat walks along the quay. "
+SIGMAS = {"base": "[1.0, 0.9, 0.0]", "refine": "[0.9, 0.4, 0.0]"}
+
+
+@dataclass(frozen=True)
+class RealJob:
+    """A job to simulate. ``prompt`` is the number of sentences, ``sets`` are further overrides."""
+
+    precision: str = "bf16"
+    card_gib: float = 24
+    size: tuple[int, int] = (1920, 1080)
+    frames: int = 121
+    lora: bool = False
+    image: bool = False
+    prompt: int = 8
+    sets: tuple[str, ...] = ()
+    blocks: Literal["some", "all"] = "some"
+    watch: bool = False
+
+
+@dataclass
+class StageResult:
+    """One stage: simulated and planned peaks, and what was on the card before it began."""
+
+    name: str
+    plan: StageMemory
+    peak: int = 0
+    before: int = 0
+    flops: int = 0
+    allocations: tuple[int, int] = (0, 0)
+
+    @property
+    def ratio(self) -> float:
+        """Simulated peak by planned peak."""
+        return self.peak / self.plan.peak_bytes
+
+
+@dataclass
+class JobResult:
+    """All stages of a job in the order they ran, on a card of ``budget`` bytes for the plan."""
+
+    job: RealJob
+    budget: int
+    prepared: Prepared
+    log: ghost.Log
+    stages: list[StageResult] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def peak(self) -> int:
+        """The highest simulated peak."""
+        return max(stage.peak for stage in self.stages)
+
+    def of(self, name: str) -> StageResult:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def write_models(folder: Path, precision: str, lora: bool) -> Path:
+    """Write the model files of a job; returns their folder."""
+    models = folder / f"{precision}{'-lora' if lora else ''}"
+    if not models.exists():
+        true_size.companions(models, "fp8", has_lora=lora)
+        true_size.checkpoint(models, precision)
+        if precision.startswith("q"):
+            true_size.split(models)
+    return models
+
+
+def job_request(job: RealJob, folder: Path) -> Request:
+    """The request of a job: two steps per stage of the distilled preset."""
+    preset = "distilled-lora" if job.lora else "distilled"
+    fields = read_preset(preset).fields | {"prompt": (TEXT * job.prompt).strip(), "seed": 1}
+    sets = [f"width={job.size[0]}", f"height={job.size[1]}", f"frames={job.frames}"]
+    sets += [f"{stage}.sigmas={sigmas}" for stage, sigmas in SIGMAS.items()]
+    if job.image:
+        picture = folder / "first.png"
+        if not picture.exists():
+            Image.new("RGB", (64, 36), (200, 30, 30)).save(picture)
+        fields["images"] = [{"file": str(picture), "frame": 0}]
+    return Request.from_dict(apply_sets(fields, (*sets, *job.sets)))
+
+
+def prepare_job(job: RealJob, folder: Path) -> Prepared:
+    """The plan of a job; needs a pretended card."""
+    library = scan([write_models(folder, job.precision, job.lora)])
+    budget = job.card_gib - DESKTOP_GIB - RESERVED_GIB
+    memory = MemoryOptions(vram=budget, ram=RAM_GIB)
+    store = Store(folder / "store")
+    return prepare(job_request(job, folder), library, store, memory, "cuda")
+
+
+@contextmanager
+def simulate(job: RealJob, folder: Path) -> Iterator[JobResult]:
+    """Run a job on a pretended card; its files are written into ``folder``."""
+    card = Card(
+        total_bytes=int(job.card_gib * GIB), other_bytes=int((DESKTOP_GIB) * GIB)
+    )
+    with ghost.pretend(Machine([card]), watch=job.watch) as log, _few_blocks(job.blocks == "some"):
+        prepared = prepare_job(job, folder)
+        result = JobResult(job, prepared.memory.budget.device_bytes, prepared, log)
+        _run(result)
+        yield result
+
+
+def _run(result: JobResult) -> None:
+    prepared, log = result.prepared, result.log
+    plan = prepared.plan
+    options = RunOptions(
+        device="cuda", memory=prepared.options, on_event=lambda event: None, measure=False
+    )
+    session = RunSession(prepared, plan, options, prepared.request.to_dict())
+    session.open_runner(plan, prepared.memory)
+    stored: dict[str, Any] = {}
+    session._keep = lambda stage, tensors, meta: stored.__setitem__(  # type: ignore[method-assign]
+        stage.key, {name: tensor.cpu() for name, tensor in tensors.items()}
+    )
+    session.load = lambda stage: stored[stage.key]  # type: ignore[method-assign]
+    for stage in plan.stages:
+        memory = MEMORY_NAMES.get(stage.kind, stage.name)
+        with _measured(result, stage.name, partial(session.memory.of, memory)):
+            session.run_stage(plan, stage)
+    session.runner.release()
+    with _measured(result, "decode", lambda: session.memory.of("decode")):
+
+        def decode(job: DecodeJob) -> int:
+            return sum(len(chunk) for chunk in decode_frames(job, session.load(plan.latents)["video"]))
+
+        session.retry_decoding(plan, decode)
+    result.warnings = [w.message for w in session.warnings]
+    log.stage = "end"
+
+
+@contextmanager
+def _measured(result: JobResult, name: str, memory: Any) -> Iterator[None]:
+    log = result.log
+    gc.collect()
+    log.stage = name
+    card = log.machine.cards[0]
+    begun, log.peaks[name, 0] = len(log.trace), card.allocated
+    stage = StageResult(name, memory(), before=card.allocated)
+    yield
+    stage.plan = memory()
+    stage.peak, stage.flops = log.peaks[name, 0], log.stage_flops(name)
+    stage.allocations = begun, len(log.trace)
+    result.stages.append(stage)
+
+
+@contextmanager
+def _few_blocks(is_on: bool) -> Iterator[None]:
+    """Let only a few blocks of a forward compute."""
+    if not is_on:
+        yield
+        return
+    chosen: set[int] = set()
+    forward, block_forward = Transformer.forward, TransformerBlock.forward
+
+    def choose(model: Transformer, *args: Any, **kwargs: Any) -> Any:
+        blocks, iterator = list(model.transformer_blocks), model.block_iterator
+        streamed = list(iterator._streamed)[:2] if isinstance(iterator, StreamedBlocks) else []
+        numbers = {0, 1, len(blocks) - 2, len(blocks) - 1, *streamed}
+        chosen.clear()
+        chosen.update(id(blocks[n]) for n in numbers)
+        return forward(model, *args, **kwargs)
+
+    def compute(block: TransformerBlock, *args: Any) -> None:
+        if id(block) in chosen:
+            block_forward(block, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transformer, "forward", choose)
+        patch.setattr(TransformerBlock, "forward", compute)
+        yield

@@ -13,7 +13,7 @@ them with ``blocks="all"``).
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import torch
 from helpers import true_size
 from PIL import Image
 
@@ -40,7 +39,6 @@ from latent_ladder.request.overrides import apply_sets
 from latent_ladder.request.presets import read_preset
 from latent_ladder.storage.artifact_store import Store
 from pretended import ghost
-from pretended.allocator import peak_reserved
 from pretended.standins import GIB, Card, Machine
 
 DESKTOP_GIB, RESERVED_GIB, RAM_GIB = 0.5, 0.6, 64
@@ -140,9 +138,7 @@ def prepare_job(job: RealJob, folder: Path) -> Prepared:
 @contextmanager
 def simulate(job: RealJob, folder: Path) -> Iterator[JobResult]:
     """Run a job on a pretended card; its files are written into ``folder``."""
-    card = Card(
-        total_bytes=int(job.card_gib * GIB), other_bytes=int((DESKTOP_GIB) * GIB)
-    )
+    card = Card(total_bytes=int(job.card_gib * GIB), other_bytes=int((DESKTOP_GIB) * GIB))
     with ghost.pretend(Machine([card]), watch=job.watch) as log, _few_blocks(job.blocks == "some"):
         prepared = prepare_job(job, folder)
         result = JobResult(job, prepared.memory.budget.device_bytes, prepared, log)
@@ -171,7 +167,9 @@ def _run(result: JobResult) -> None:
     with _measured(result, "decode", lambda: session.memory.of("decode")):
 
         def decode(job: DecodeJob) -> int:
-            return sum(len(chunk) for chunk in decode_frames(job, session.load(plan.latents)["video"]))
+            return sum(
+                len(chunk) for chunk in decode_frames(job, session.load(plan.latents)["video"])
+            )
 
         session.retry_decoding(plan, decode)
     result.warnings = [w.message for w in session.warnings]

@@ -17,14 +17,14 @@ from typing import Literal
 
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory.cost_model import (
-    ModelSizes,
     StageCost,
-    decode_activations,
-    decoder_ram_bytes,
     estimate,
     transformer_activations,
     upsample_activations,
 )
+from latent_ladder.memory.decode_cost import decode_activations, decode_flops, decoder_ram_bytes
+from latent_ladder.memory.model_sizes import ModelSizes
+from latent_ladder.memory.prompt_cost import projection_bytes, prompt_activations
 from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU, CHUNK_TOKENS_GPU, chunk_tokens
 from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 from latent_ladder.request.model import Request
@@ -429,7 +429,6 @@ def _block_bytes(stored: int, sizes: ModelSizes, offload_plan: OffloadPlan) -> i
 
 _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "prompt": ("text_encoder", "text_projection", "connectors"),
         "upsample": ("latent_upsampler",),
         "decode": ("video_vae", "video_decoder", "vocoder"),
     }
@@ -440,21 +439,37 @@ def _fixed_memory(
     cost: StageCost, request: Request, sizes: ModelSizes, offload_plan: OffloadPlan, device: str
 ) -> StageMemory:
     """Bytes of a stage whose components are loaded part by part: the largest part counts."""
+    if cost.kind == "prompt":
+        return _prompt_memory(cost, sizes, offload_plan)
     roles = _ROLES.get(cost.kind, ())
-    parts = [sizes.largest.get(role, sizes.bytes_of(role)) for role in roles]
-    activations = 0
+    weights = max((_part_bytes(sizes, role) for role in roles), default=0)
     if cost.kind == "upsample" and cost.resolution is not None:
         activations = upsample_activations(sizes, cost.window_tokens)
-    elif cost.kind == "decode":
-        activations = decode_activations(
-            request.resolved.canvas,
-            offload_plan.decode(request.decode),
-            sizes,
-            device,
-            frames_in_ram=offload_plan.frames_in_ram,
-        )
-    in_ram = decoder_ram_bytes(request.resolved.canvas, sizes) if offload_plan.frames_in_ram else 0
-    return StageMemory(cost, offload_plan, max(parts, default=0), activations, in_ram)
+        return StageMemory(cost, offload_plan, weights, activations)
+    if cost.kind != "decode":
+        return StageMemory(cost, offload_plan, weights, 0)
+    canvas, decode = request.resolved.canvas, offload_plan.decode(request.decode)
+    in_ram = offload_plan.frames_in_ram
+    activations = decode_activations(canvas, decode, sizes, device, frames_in_ram=in_ram)
+    cost = replace(cost, flops=decode_flops(canvas, decode, sizes))
+    pinned = decoder_ram_bytes(canvas, sizes) if in_ram else 0
+    return StageMemory(cost, offload_plan, weights, activations, pinned)
+
+
+def _prompt_memory(cost: StageCost, sizes: ModelSizes, offload_plan: OffloadPlan) -> StageMemory:
+    """Bytes of encoding prompts: the larger of projecting the states and of the connectors."""
+    width, tokens = sizes.value_bytes, sizes.text_length
+    projecting = projection_bytes(sizes.text, cost.passes, tokens, width)
+    connecting = prompt_activations(sizes.text, sizes.dit.video_dim, cost.passes, width)
+    first = max(_part_bytes(sizes, role) for role in ("text_encoder", "text_projection"))
+    second = _part_bytes(sizes, "connectors")
+    weights, activations = max(((first, projecting), (second, connecting)), key=sum)
+    return StageMemory(cost, offload_plan, weights, activations)
+
+
+def _part_bytes(sizes: ModelSizes, role: str) -> int:
+    """Bytes of the largest part of a role that is loaded at once."""
+    return sizes.largest.get(role, sizes.bytes_of(role))
 
 
 def ran_out(name: str, budget: Budget) -> MemoryBudgetError:

@@ -16,7 +16,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,8 @@ from latent_ladder.memory.planner import StageMemory
 from latent_ladder.models.transformer.block import TransformerBlock
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.weights.block_offload import StreamedBlocks
+from latent_ladder.pipeline.events import StageStarted
+from latent_ladder.pipeline.plan import PlannedStage
 from latent_ladder.pipeline.preparation import Prepared, prepare
 from latent_ladder.pipeline.run_options import RunOptions
 from latent_ladder.pipeline.run_session import MEMORY_NAMES, RunSession
@@ -65,19 +66,27 @@ class RealJob:
 
 @dataclass
 class StageResult:
-    """One stage: simulated and planned peaks, and what was on the card before it began."""
+    """One stage: simulated and planned peak, and what was on the card when it began.
+
+    ``events`` is its part of the log's trace.
+    """
 
     name: str
-    plan: StageMemory
+    plan: StageMemory | None = None
     peak: int = 0
     before: int = 0
     flops: int = 0
-    allocations: tuple[int, int] = (0, 0)
+    events: tuple[int, int] = (0, 0)
 
     @property
     def ratio(self) -> float:
         """Simulated peak by planned peak."""
-        return self.peak / self.plan.peak_bytes
+        return self.peak / self.planned
+
+    @property
+    def planned(self) -> int:
+        """Planned peak in bytes."""
+        return 0 if self.plan is None else self.plan.peak_bytes
 
 
 @dataclass
@@ -147,48 +156,49 @@ def simulate(job: RealJob, folder: Path) -> Iterator[JobResult]:
 
 
 def _run(result: JobResult) -> None:
-    prepared, log = result.prepared, result.log
-    plan = prepared.plan
-    options = RunOptions(
-        device="cuda", memory=prepared.options, on_event=lambda event: None, measure=False
-    )
+    prepared, plan = result.prepared, result.prepared.plan
+
+    def on_event(event: object) -> None:
+        if isinstance(event, StageStarted):
+            _begin(result, event.stage)
+
+    options = RunOptions("cuda", prepared.options, on_event=on_event, measure=False)
     session = RunSession(prepared, plan, options, prepared.request.to_dict())
     session.open_runner(plan, prepared.memory)
     stored: dict[str, Any] = {}
-    session._keep = lambda stage, tensors, meta: stored.__setitem__(  # type: ignore[method-assign]
-        stage.key, {name: tensor.cpu() for name, tensor in tensors.items()}
-    )
-    session.load = lambda stage: stored[stage.key]  # type: ignore[method-assign]
-    for stage in plan.stages:
-        memory = MEMORY_NAMES.get(stage.kind, stage.name)
-        with _measured(result, stage.name, partial(session.memory.of, memory)):
+
+    def keep(stage: PlannedStage, tensors: Mapping[str, torch.Tensor], _: object) -> None:
+        stored[stage.key] = {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    def decode(job: DecodeJob) -> int:
+        latents = stored[plan.latents.key]["video"]
+        return sum(len(chunk) for chunk in decode_frames(job, latents))
+
+    with pytest.MonkeyPatch.context() as patch:  # no files of zeros
+        patch.setattr(session, "_keep", keep)
+        patch.setattr(session, "load", lambda stage: stored[stage.key])
+        for stage in plan.stages:
             session.run_stage(plan, stage)
-    session.runner.release()
-    with _measured(result, "decode", lambda: session.memory.of("decode")):
-
-        def decode(job: DecodeJob) -> int:
-            return sum(
-                len(chunk) for chunk in decode_frames(job, session.load(plan.latents)["video"])
-            )
-
+            _end(result, session.memory.of(MEMORY_NAMES.get(stage.kind, stage.name)))
+        session.runner.release()
+        session.start_stage("decode", 0)
         session.retry_decoding(plan, decode)
-    result.warnings = [w.message for w in session.warnings]
-    log.stage = "end"
+        _end(result, session.memory.of("decode"))
+    result.warnings = [warning.message for warning in session.warnings]
 
 
-@contextmanager
-def _measured(result: JobResult, name: str, memory: Any) -> Iterator[None]:
-    log = result.log
+def _begin(result: JobResult, name: str) -> None:
+    log, card = result.log, result.log.machine.cards[0]
     gc.collect()
-    log.stage = name
-    card = log.machine.cards[0]
-    begun, log.peaks[name, 0] = len(log.trace), card.allocated
-    stage = StageResult(name, memory(), before=card.allocated)
-    yield
-    stage.plan = memory()
-    stage.peak, stage.flops = log.peaks[name, 0], log.stage_flops(name)
-    stage.allocations = begun, len(log.trace)
-    result.stages.append(stage)
+    log.stage, log.peaks[name, 0] = name, card.allocated
+    result.stages.append(StageResult(name, before=card.allocated, events=(len(log.trace), 0)))
+
+
+def _end(result: JobResult, plan: StageMemory) -> None:
+    log, stage = result.log, result.stages[-1]
+    stage.plan, stage.peak = plan, log.peaks[stage.name, 0]
+    stage.flops = log.stage_flops(stage.name)
+    stage.events = stage.events[0], len(log.trace)
 
 
 @contextmanager

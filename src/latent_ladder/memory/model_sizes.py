@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.memory.prompt_cost import TextSizes, text_sizes
+from latent_ladder.memory.prompt_cost import NO_TEXT, TextSizes, text_sizes
 from latent_ladder.models.diffusion_decoder_config import (
     DiffusionDecoderConfig,
     diffusion_decoder_config,
@@ -53,7 +53,7 @@ class ModelSizes:
     upsampler_channels: int = 1024
     decoder_held: float = 610.0
     decoder: VideoVaeConfig | None = None
-    text: TextSizes = TextSizes()
+    text: TextSizes = NO_TEXT
     prompt_tokens: int | None = None
     diffusion_decoder: DiffusionDecoderConfig | None = None
 

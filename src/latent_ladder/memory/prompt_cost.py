@@ -37,6 +37,9 @@ class TextSizes:
     connectors: int = 0
 
 
+NO_TEXT = TextSizes()
+
+
 def text_sizes(parts: Mapping[str, Component], length: int) -> TextSizes:
     """Sizes from the headers of text encoder, projection and connectors; 0 for an absent one."""
     encoder, projection = parts.get("text_encoder"), parts.get("text_projection")

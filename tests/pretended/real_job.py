@@ -1,25 +1,25 @@
-"""A whole job of the 22B model on a pretended card: peaks, FLOPs and allocations of each stage.
+"""A whole job of the 22B model on pretended cards: peaks, FLOPs and allocations of each stage.
 
-    with simulate(RealJob("fp8", card_gib=16), folder) as result: ...
+    for result in simulate(RealJob("fp8"), (16, 24), folder): ...
 
 Files have the published names, shapes and dtypes (:mod:`helpers.true_size`) and no data; the code
-that runs is the product's, from the plan to the last decoded frame. Two steps of sampling per stage
-are enough for a peak. With ``blocks="some"``, all 48 blocks are loaded, placed and copied as
-planned, but only a few of them compute in each forward: the first and last two and the first two
-that are streamed. All blocks of a form allocate the same, so peaks do not change (a test compares
-them with ``blocks="all"``).
+that runs is the product's, from the plan to the last decoded frame. With ``blocks="some"``, all 48
+blocks are loaded, placed and copied as planned, but only three compute in a forward: the first, the
+last and the first that is streamed. All blocks of a form allocate the same, so peaks are those of
+all 48 (a test compares them).
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from helpers import true_size
 from PIL import Image
 
@@ -46,14 +46,20 @@ DESKTOP_GIB, RESERVED_GIB, RAM_GIB = 0.5, 0.6, 64
 """Memory of the card that CUDA and the desktop use, that is kept free, and RAM to pin."""
 TEXT = "A cat walks along the quay. "
 SIGMAS = {"base": "[1.0, 0.9, 0.0]", "refine": "[0.9, 0.4, 0.0]"}
+"""Two steps of each sampling stage."""
+CONTEXTS = {"video": (1, 1024, 4096), "audio": (1, 1024, 2048)}
+"""Shapes of an encoded prompt of LTX-2.3."""
 
 
 @dataclass(frozen=True)
 class RealJob:
-    """A job to simulate. ``prompt`` is the number of sentences, ``sets`` are further overrides."""
+    """A job to simulate.
+
+    ``prompt`` is the number of sentences, ``sets`` are further overrides. ``skip`` names kinds of
+    stage that are left out: "prompt", "sound", "decode".
+    """
 
     precision: str = "bf16"
-    card_gib: float = 24
     size: tuple[int, int] = (1920, 1080)
     frames: int = 121
     lora: bool = False
@@ -61,6 +67,7 @@ class RealJob:
     prompt: int = 8
     sets: tuple[str, ...] = ()
     blocks: Literal["some", "all"] = "some"
+    skip: frozenset[str] = frozenset()
     watch: bool = False
 
 
@@ -91,9 +98,10 @@ class StageResult:
 
 @dataclass
 class JobResult:
-    """All stages of a job in the order they ran, on a card of ``budget`` bytes for the plan."""
+    """All stages of a job in the order they ran, on a card that leaves ``budget`` bytes."""
 
     job: RealJob
+    card_gib: float
     budget: int
     prepared: Prepared
     log: ghost.Log
@@ -135,28 +143,29 @@ def job_request(job: RealJob, folder: Path) -> Request:
     return Request.from_dict(apply_sets(fields, (*sets, *job.sets)))
 
 
-def prepare_job(job: RealJob, folder: Path) -> Prepared:
+def prepare_job(job: RealJob, card_gib: float, folder: Path) -> Prepared:
     """The plan of a job; needs a pretended card."""
     library = scan([write_models(folder, job.precision, job.lora)])
-    budget = job.card_gib - DESKTOP_GIB - RESERVED_GIB
-    memory = MemoryOptions(vram=budget, ram=RAM_GIB)
-    store = Store(folder / "store")
-    return prepare(job_request(job, folder), library, store, memory, "cuda")
+    memory = MemoryOptions(vram=card_gib - DESKTOP_GIB - RESERVED_GIB, ram=RAM_GIB)
+    return prepare(job_request(job, folder), library, Store(folder / "store"), memory, "cuda")
 
 
-@contextmanager
-def simulate(job: RealJob, folder: Path) -> Iterator[JobResult]:
-    """Run a job on a pretended card; its files are written into ``folder``."""
-    card = Card(total_bytes=int(job.card_gib * GIB), other_bytes=int((DESKTOP_GIB) * GIB))
-    with ghost.pretend(Machine([card]), watch=job.watch) as log, _few_blocks(job.blocks == "some"):
-        prepared = prepare_job(job, folder)
-        result = JobResult(job, prepared.memory.budget.device_bytes, prepared, log)
-        _run(result)
-        yield result
+def simulate(job: RealJob, cards_gib: Iterable[float], folder: Path) -> Iterator[JobResult]:
+    """Run a job on one card after the other; its files are written into ``folder``."""
+    for card_gib in cards_gib:
+        card = Card(total_bytes=int(card_gib * GIB), other_bytes=int(DESKTOP_GIB * GIB))
+        with (
+            _few_blocks(job.blocks == "some"),
+            ghost.pretend(Machine([card]), watch=job.watch) as log,
+        ):
+            prepared = prepare_job(job, card_gib, folder)
+            result = JobResult(job, card_gib, prepared.memory.budget.device_bytes, prepared, log)
+            _run(result)
+            yield result
 
 
 def _run(result: JobResult) -> None:
-    prepared, plan = result.prepared, result.prepared.plan
+    prepared, plan, job = result.prepared, result.prepared.plan, result.job
 
     def on_event(event: object) -> None:
         if isinstance(event, StageStarted):
@@ -178,12 +187,19 @@ def _run(result: JobResult) -> None:
         patch.setattr(session, "_keep", keep)
         patch.setattr(session, "load", lambda stage: stored[stage.key])
         for stage in plan.stages:
-            session.run_stage(plan, stage)
-            _end(result, session.memory.of(MEMORY_NAMES.get(stage.kind, stage.name)))
-        session.runner.release()
-        session.start_stage("decode", 0)
-        session.retry_decoding(plan, decode)
-        _end(result, session.memory.of("decode"))
+            if stage.kind == "prompt" and "prompt" in job.skip:
+                stored[stage.key] = {
+                    name: torch.zeros(shape, dtype=torch.bfloat16)
+                    for name, shape in CONTEXTS.items()
+                }
+            elif stage.kind not in job.skip:
+                session.run_stage(plan, stage)
+                _end(result, session.memory.of(MEMORY_NAMES.get(stage.kind, stage.name)))
+        if "decode" not in job.skip:
+            session.runner.release()
+            session.start_stage("decode", 0)
+            session.retry_decoding(plan, decode)
+            _end(result, session.memory.of("decode"))
     result.warnings = [warning.message for warning in session.warnings]
 
 
@@ -212,8 +228,8 @@ def _few_blocks(is_on: bool) -> Iterator[None]:
 
     def choose(model: Transformer, *args: Any, **kwargs: Any) -> Any:
         blocks, iterator = list(model.transformer_blocks), model.block_iterator
-        streamed = list(iterator._streamed)[:2] if isinstance(iterator, StreamedBlocks) else []
-        numbers = {0, 1, len(blocks) - 2, len(blocks) - 1, *streamed}
+        streamed = list(iterator._streamed)[:1] if isinstance(iterator, StreamedBlocks) else []
+        numbers = {0, len(blocks) - 1, *streamed}
         chosen.clear()
         chosen.update(id(blocks[n]) for n in numbers)
         return forward(model, *args, **kwargs)

@@ -31,7 +31,7 @@ from latent_ladder.sampling.names import SAMPLER_FACTS
 CHUNK_COPIES = 9
 """Tensors of the stream's width in memory at once for a chunk: 4 of the feed-forward's hidden
 layer, its input and output, the normed input, and fragmentation of the allocator."""
-UPSAMPLER_COPIES = 3
+UPSAMPLER_COPIES = 4
 """Feature maps in memory at once in a residual block of the latent upsampler."""
 
 
@@ -150,7 +150,8 @@ def _guidance(g: StreamGuidance) -> Guidance:
 def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
     """The cost of each stage in the order they run: prompt, the request's stages, decode."""
     prompts, canvas = 1 + request.needs_negative, request.resolved.canvas
-    flops = prompts * prompt_flops(sizes.text, sizes.text_length)
+    tokens = sizes.prompt_tokens or (sizes.text.length,) * prompts
+    flops = sum(prompt_flops(sizes.text, count) for count in tokens)
     prompt = StageCost("prompt", "prompt", passes=prompts, flops=flops)
     stages = [_stage_cost(request, i, sizes) for i in range(len(request.stages))]
     decode = StageCost(

@@ -42,28 +42,28 @@ def decode_activations(
     """
     if sizes.diffusion_decoder is not None:
         return _diffusion_activations(last, decode, sizes, device, frames_in_ram)
-    chunk = _chunk_bytes(last, sizes, device)
     width, height, frames = last.width, last.height, last.frames
     out = 8 * width * height * 3 * 5  # one latent frame as float32 and as uint8
     if tiling := decode.tiling((1, last.latent_height, last.latent_width)):
         area = tiling.area * PIXELS_PER_LATENT**2
-        waiting = 0 if tiling.is_whole else FRAMES_PER_LATENT * area * BAND_BYTES
-        return int(sizes.decoder_held * area * sizes.value_bytes) + chunk + out + waiting
-    if decode.tile_px == decode.tile_frames == "auto":
-        return int(sizes.decoder_held * width * height * sizes.value_bytes) + chunk + out
-    side = width if decode.tile_px == "auto" else decode.tile_px
-    span = 80 if decode.tile_frames == "auto" else decode.tile_frames
-    tile = min(side, width) * min(side, height)
-    band = BAND_BYTES * width * height * min(span, frames) * (2 if span < frames else 1)
-    return int(sizes.decoder_held * tile * sizes.value_bytes) + chunk + out + band
+        largest = area if tiling.is_whole else area // len(tiling.rows) // len(tiling.cols)
+        out += 0 if tiling.is_whole else FRAMES_PER_LATENT * area * BAND_BYTES
+    elif decode.tile_px == decode.tile_frames == "auto":
+        area = largest = width * height
+    else:
+        side = width if decode.tile_px == "auto" else decode.tile_px
+        span = 80 if decode.tile_frames == "auto" else decode.tile_frames
+        area = largest = min(side, width) * min(side, height)
+        out += BAND_BYTES * width * height * min(span, frames) * (2 if span < frames else 1)
+    held = int(sizes.decoder_held * area * sizes.value_bytes)
+    return held + _chunk_bytes(largest, sizes, device) + out
 
 
-def _chunk_bytes(last: Resolution, sizes: ModelSizes, device: str) -> int:
-    """Bytes of the tensors of a chunk: at least those of one frame of each level."""
+def _chunk_bytes(area: int, sizes: ModelSizes, device: str) -> int:
+    """Bytes of the tensors of a chunk of a tile of ``area`` pixels: at least one frame."""
     most = CHUNK_VALUES.get(device, CHUNK_VALUES_ELSEWHERE)
     if sizes.decoder is not None:
-        positions = last.latent_height * last.latent_width
-        most = max(most, sizes.decoder.frame_values * positions)
+        most = max(most, sizes.decoder.frame_values * area // PIXELS_PER_LATENT**2)
     return CHUNK_TENSORS * most * sizes.value_bytes
 
 

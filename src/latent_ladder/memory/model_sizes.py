@@ -39,8 +39,8 @@ class ModelSizes:
     stored bytes of each transformer block of ``block_values`` numbers. ``value_bytes`` is the size
     of an activation and of a weight in the compute dtype. ``decoder_held`` is the number of values
     that the decoder caches per pixel of one frame, whatever the length of the clip, ``decoder`` its
-    configuration. ``text`` is what encodes prompts, of ``prompt_tokens`` tokens (``None``: the
-    whole context). ``sound`` is the number of values of the vocoder.
+    configuration. ``text`` is what encodes prompts, ``prompt_tokens`` are the tokens of each
+    prompt (empty: not counted yet). ``sound`` is the number of values of the vocoder.
     ``diffusion_decoder`` is the configuration of a diffusion decoder, which caches otherwise.
     """
 
@@ -54,13 +54,8 @@ class ModelSizes:
     decoder_held: float = 610.0
     decoder: VideoVaeConfig | None = None
     text: TextSizes = NO_TEXT
-    prompt_tokens: int | None = None
+    prompt_tokens: tuple[int, ...] = ()
     diffusion_decoder: DiffusionDecoderConfig | None = None
-
-    @property
-    def text_length(self) -> int:
-        """Tokens of the longest prompt: counted, else those of the whole context."""
-        return self.text.length if self.prompt_tokens is None else self.prompt_tokens
 
     def bytes_of(self, *roles: str) -> int:
         """Bytes of the weights of several roles; 0 for a role without weights."""

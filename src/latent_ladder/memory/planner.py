@@ -37,6 +37,8 @@ Source = Literal["pinned", "file"]
 GIB = 2**30
 STEP_DOWN = 0.85
 """Share of the memory that a stage may use after it ran out of memory."""
+WORKSPACE_BYTES = 64 * 2**20
+"""On a GPU: workspaces of its libraries (32 MiB of cuBLAS on Hopper), encoded prompts, roundings."""
 TILES_PX = (1024, 768, 512, 384, 256, 128)
 TILE_FRAMES, OVERLAP_FRAMES = 24, 8
 """Tiles of the decoder where the whole picture does not fit; the blended band counts too."""
@@ -407,12 +409,13 @@ def _sampling_memory(
         offload_plan.chunk_tokens,
         whole_tokens=None if cost.tile_tokens is None else cost.window_tokens,
     )
-    pinned = offload_plan.source == "pinned" and budget.device != "cpu"
+    on_gpu = budget.device != "cpu"
+    pinned = offload_plan.source == "pinned" and on_gpu
     return StageMemory(
         cost,
         offload_plan,
         weight_bytes=sizes.outside_bytes + sum(blocks) - sum(streamed) + buffers + temporary,
-        activation_bytes=activations,
+        activation_bytes=activations + on_gpu * WORKSPACE_BYTES,
         pinned_bytes=sum(streamed) if pinned else 0,
         streamed_bytes=sum(streamed),
         resting_bytes=sizes.outside_bytes + sum(blocks) - sum(streamed),
@@ -439,32 +442,32 @@ def _fixed_memory(
     cost: StageCost, request: Request, sizes: ModelSizes, offload_plan: OffloadPlan, device: str
 ) -> StageMemory:
     """Bytes of a stage whose components are loaded part by part: the largest part counts."""
+    work = 0 if device == "cpu" else WORKSPACE_BYTES
     if cost.kind == "prompt":
-        return _prompt_memory(cost, sizes, offload_plan)
-    roles = _ROLES.get(cost.kind, ())
-    weights = max((_part_bytes(sizes, role) for role in roles), default=0)
+        weights, activations = _prompt_bytes(cost, sizes)
+        return StageMemory(cost, offload_plan, weights, activations + work)
+    weights = max((_part_bytes(sizes, role) for role in _ROLES.get(cost.kind, ())), default=0)
     if cost.kind == "upsample" and cost.resolution is not None:
-        activations = upsample_activations(sizes, cost.window_tokens)
-        return StageMemory(cost, offload_plan, weights, activations)
+        work += upsample_activations(sizes, cost.window_tokens)
     if cost.kind != "decode":
-        return StageMemory(cost, offload_plan, weights, 0)
+        return StageMemory(cost, offload_plan, weights, work)
     canvas, decode = request.resolved.canvas, offload_plan.decode(request.decode)
     in_ram = offload_plan.frames_in_ram
-    activations = decode_activations(canvas, decode, sizes, device, frames_in_ram=in_ram)
+    work += decode_activations(canvas, decode, sizes, device, frames_in_ram=in_ram)
     cost = replace(cost, flops=decode_flops(canvas, decode, sizes))
     pinned = decoder_ram_bytes(canvas, sizes) if in_ram else 0
-    return StageMemory(cost, offload_plan, weights, activations, pinned)
+    return StageMemory(cost, offload_plan, weights, work, pinned)
 
 
-def _prompt_memory(cost: StageCost, sizes: ModelSizes, offload_plan: OffloadPlan) -> StageMemory:
-    """Bytes of encoding prompts: the larger of projecting the states and of the connectors."""
-    width, tokens = sizes.value_bytes, sizes.text_length
-    projecting = projection_bytes(sizes.text, cost.passes, tokens, width)
+def _prompt_bytes(cost: StageCost, sizes: ModelSizes) -> tuple[int, int]:
+    """Bytes of weights and activations: of projecting the states, or of the connectors."""
+    width, counted = sizes.value_bytes, sizes.prompt_tokens
+    tokens = sum(counted) if counted else cost.passes * sizes.text.length
+    projecting = projection_bytes(sizes.text, tokens, width)
     connecting = prompt_activations(sizes.text, sizes.dit.video_dim, cost.passes, width)
     first = max(_part_bytes(sizes, role) for role in ("text_encoder", "text_projection"))
     second = _part_bytes(sizes, "connectors")
-    weights, activations = max(((first, projecting), (second, connecting)), key=sum)
-    return StageMemory(cost, offload_plan, weights, activations)
+    return max(((first, projecting), (second, connecting)), key=sum)
 
 
 def _part_bytes(sizes: ModelSizes, role: str) -> int:

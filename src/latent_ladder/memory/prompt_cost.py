@@ -92,6 +92,6 @@ def prompt_activations(text: TextSizes, width: int, prompts: int, value_bytes: i
     return CONNECTOR_COPIES * context + 2 * prompts * context
 
 
-def projection_bytes(text: TextSizes, prompts: int, tokens: int, value_bytes: int) -> int:
-    """Bytes of the states of ``prompts`` texts of ``tokens`` tokens while they are projected."""
-    return STATE_COPIES * prompts * tokens * text.states * value_bytes
+def projection_bytes(text: TextSizes, tokens: int, value_bytes: int) -> int:
+    """Bytes of the states of prompts of ``tokens`` tokens together, while they are projected."""
+    return STATE_COPIES * tokens * text.states * value_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +12,7 @@ from latent_ladder.diagnostics.request_warnings import refine_start
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT, duration
 from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import Machine, MemoryPlan, StageMemory
-from latent_ladder.models.text_encoder.tokenizer import text_length
+from latent_ladder.models.text_encoder.tokenizer import prompt_length, text_length
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan
 from latent_ladder.request.stages import SamplingStage
 from latent_ladder.storage.atomic_write import readable_size
@@ -77,7 +78,10 @@ def model_sizes(plan: RunPlan, value_bytes: int) -> ModelSizes:
             )
             for lora, (component, _) in zip(used, stage.loras, strict=True):
                 parts[lora.name or "distilled_lora"] = component
-    return sizes_of(parts, value_bytes, text_length(plan.models.text_encoder))
+    encoder = plan.models.text_encoder
+    prompts = [stage.text for stage in plan.stages if stage.kind == "prompt"]
+    tokens = tuple(prompt_length(text, encoder) for text in prompts)
+    return replace(sizes_of(parts, value_bytes, text_length(encoder)), prompt_tokens=tokens)
 
 
 def _files(plan: RunPlan) -> Mapping[str, Component]:

@@ -9,6 +9,7 @@ any disk space.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -281,21 +282,32 @@ GGUF: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = 
 """Tensors of the transformer in GGUF files, by precision."""
 
 
-def checkpoint(folder: Path, precision: str = "bf16") -> Path:
-    """Write the single file in bf16, fp8 or nvfp4, or the transformer in a form of ``GGUF``."""
+def _first_blocks(tensors: Iterable[tuple[str, Shape]], blocks: int) -> Iterator[tuple[str, Shape]]:
+    for name, shape in tensors:
+        number = re.search(r"(?:^|\.)transformer_blocks\.(\d+)\.", name)
+        if number is None or int(number[1]) < blocks:
+            yield name, shape
+
+
+def checkpoint(folder: Path, precision: str = "bf16", blocks: int = 48) -> Path:
+    """Write the single file in bf16, fp8 or nvfp4, or the transformer in a form of ``GGUF``.
+
+    Fewer ``blocks`` than 48 make a smaller model.
+    """
     name = f"ltx-2.3-22b-dev{'' if precision == 'bf16' else '-' + precision}"
     if precision in GGUF:
         kv = {
             "general.architecture": "ltxv",
-            "config": json.dumps({"transformer": TRANSFORMER_CONFIG}),
+            "config": json.dumps({"transformer": {**TRANSFORMER_CONFIG, "num_layers": blocks}}),
         }
-        blocks = GGUF[precision](layouts.transformer())
-        return write_gguf(folder / f"diffusion_models/{name}.gguf", blocks, kv)
+        stored = GGUF[precision](_first_blocks(layouts.transformer(), blocks))
+        return write_gguf(folder / f"diffusion_models/{name}.gguf", stored, kv)
     forms: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = {
         "bf16": bf16, "fp8": fp8, "nvfp4": nvfp4,
     }  # fmt: skip
-    tensors = list(forms[precision](whole()))
-    metadata = _header() | (nvfp4_metadata(tensors) if precision == "nvfp4" else {})
+    tensors = list(forms[precision](_first_blocks(whole(), blocks)))
+    config = {**CONFIG, "transformer": {**TRANSFORMER_CONFIG, "num_layers": blocks}}
+    metadata = _header(config) | (nvfp4_metadata(tensors) if precision == "nvfp4" else {})
     return write_safetensors(folder / f"checkpoints/{name}.safetensors", tensors, metadata)
 
 

@@ -56,10 +56,11 @@ class RealJob:
     """A job to simulate.
 
     ``prompt`` is the number of sentences, ``sets`` are further overrides. ``skip`` names kinds of
-    stage that are left out: "prompt", "sound", "decode".
+    stage that are left out: "prompt", "sound", "decode". Fewer ``layers`` make a smaller model.
     """
 
     precision: str = "bf16"
+    layers: int = 48
     size: tuple[int, int] = (1920, 1080)
     frames: int = 121
     lora: bool = False
@@ -118,13 +119,13 @@ class JobResult:
         return next(stage for stage in self.stages if stage.name == name)
 
 
-def write_models(folder: Path, precision: str, lora: bool) -> Path:
+def write_models(job: RealJob, folder: Path) -> Path:
     """Write the model files of a job; returns their folder."""
-    models = folder / f"{precision}{'-lora' if lora else ''}"
+    models = folder / f"{job.precision}-{job.layers}{'-lora' if job.lora else ''}"
     if not models.exists():
-        true_size.companions(models, "fp8", has_lora=lora)
-        true_size.checkpoint(models, precision)
-        if precision.startswith("q"):
+        true_size.companions(models, "fp8", has_lora=job.lora)
+        true_size.checkpoint(models, job.precision, job.layers)
+        if job.precision in true_size.GGUF:
             true_size.split(models)
     return models
 
@@ -145,7 +146,7 @@ def job_request(job: RealJob, folder: Path) -> Request:
 
 def prepare_job(job: RealJob, card_gib: float, folder: Path) -> Prepared:
     """The plan of a job; needs a pretended card."""
-    library = scan([write_models(folder, job.precision, job.lora)])
+    library = scan([write_models(job, folder)])
     memory = MemoryOptions(vram=card_gib - DESKTOP_GIB - RESERVED_GIB, ram=RAM_GIB)
     return prepare(job_request(job, folder), library, Store(folder / "store"), memory, "cuda")
 

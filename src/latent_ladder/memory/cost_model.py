@@ -31,6 +31,9 @@ from latent_ladder.sampling.names import SAMPLER_FACTS
 CHUNK_COPIES = 9
 """Tensors of the stream's width in memory at once for a chunk: 4 of the feed-forward's hidden
 layer, its input and output, the normed input, and fragmentation of the allocator."""
+LATENT_COPIES = 9
+"""Latents of all tokens in float32 at once, next to a prediction per row: noise, mask and start of
+the stage, the sampler's state, tokens packed for the transformer."""
 UPSAMPLER_COPIES = 4
 """Feature maps in memory at once in a residual block of the latent upsampler."""
 
@@ -107,6 +110,7 @@ def transformer_activations(
     The residual streams, the keys and values of the rows computed together and the float32 rotation
     tables have the full length; everything else is as long as a chunk. The sampler stores its
     float32 latents and one prediction per row; in a tiled stage those have ``whole_tokens`` tokens.
+    Counted on a pretended GPU (tests/pretended).
     """
     d, a, v = sizes.dit.video_dim, sizes.dit.audio_dim, sizes.value_bytes
     n, na = video_tokens, audio_tokens
@@ -115,7 +119,7 @@ def transformer_activations(
     keys_values = 2 * together * d * v
     rotations = 4 * (n * (d + a) + 2 * na * a)
     chunk = CHUNK_COPIES * min(rows * n, chunk_tokens) * d * v
-    kept = (3 + rows) * (n + na) if whole_tokens is None else (7 + rows) * (whole_tokens + na)
+    kept = (LATENT_COPIES + rows) * ((n if whole_tokens is None else whole_tokens) + na)
     latents = 4 * kept * sizes.dit.latent_channels
     return residuals + keys_values + rotations + chunk + latents
 

@@ -38,7 +38,8 @@ GIB = 2**30
 STEP_DOWN = 0.85
 """Share of the memory that a stage may use after it ran out of memory."""
 WORKSPACE_BYTES = 64 * 2**20
-"""On a GPU: workspaces of its libraries (32 MiB of cuBLAS on Hopper), encoded prompts, roundings."""
+"""On a GPU: workspaces of its libraries (cuBLAS takes 32 MiB on Hopper), encoded prompts, and
+what rounding adds to small tensors."""
 TILES_PX = (1024, 768, 512, 384, 256, 128)
 TILE_FRAMES, OVERLAP_FRAMES = 24, 8
 """Tiles of the decoder where the whole picture does not fit; the blended band counts too."""

@@ -37,6 +37,7 @@ from latent_ladder.models.transformer.streams import (
     NagState,
     StreamInput,
     StreamState,
+    pick_rows,
     select_items,
 )
 from latent_ladder.models.weights.block_offload import (
@@ -187,7 +188,11 @@ class Transformer(nn.Module):
     def _select_contexts(self, prefix: str, s: StreamInput, rows: RowPlan) -> Tensor:
         contexts = self._project_contexts(prefix, s.prepared.contexts)
         context_rows = [c for c, _ in rows.contexts]
-        return contexts if context_rows == list(range(len(contexts))) else contexts[context_rows]
+        return (
+            contexts
+            if context_rows == list(range(len(contexts)))
+            else pick_rows(contexts, context_rows)
+        )
 
     def _project_out(self, prefix: str, s: StreamState, items: tuple[int, ...]) -> Tensor:
         """Normalise and project all rows to velocities, then return one row per (pass, item)."""
@@ -210,7 +215,7 @@ class Transformer(nn.Module):
         out = torch.cat(outputs)
         if s.prepared.order is not None:
             out = out[:, s.prepared.order.argsort()]
-        return out if items == tuple(range(len(out))) else out[list(items)]
+        return out if items == tuple(range(len(out))) else pick_rows(out, items)
 
     def _linear(self, name: str) -> Linear:
         return cast(Linear, self._modules[name])

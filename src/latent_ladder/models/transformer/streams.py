@@ -217,7 +217,7 @@ class StreamState:
     def split_rows(self, sublayer: SublayerRows) -> None:
         """Copy residuals so that each row of the sublayer has its own."""
         if sublayer.source is not None:
-            self.x = self.x[list(sublayer.source)]
+            self.x = pick_rows(self.x, sublayer.source)
             self.items = tuple(self.items[j] for j in sublayer.source)
 
     def rows_per_chunk(self, budget: int) -> int:
@@ -288,4 +288,9 @@ def select_items(per_item: Tensor, items: Sequence[int]) -> Tensor:
     first = items[0]
     if list(items) == list(range(first, first + len(items))):
         return per_item[first : first + len(items)]
-    return per_item[list(items)]
+    return pick_rows(per_item, items)
+
+
+def pick_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Copy of the given rows. An index would be copied to the device, for which the host waits."""
+    return torch.stack([x[row] for row in rows])

@@ -22,7 +22,8 @@ from latent_ladder.cli.app import app
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution, audio_latents
 from latent_ladder.media.video_reader import probe
-from latent_ladder.memory.cost_model import LTX_2_3, estimate
+from latent_ladder.memory.cost_model import estimate
+from latent_ladder.memory.model_sizes import LTX_2_3
 from latent_ladder.memory.planner import Budget, plan_memory
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.pipeline.events import Event, StageStarted, StepDone

@@ -37,8 +37,9 @@ from latent_ladder.comfyui.analysis.validate import (
 from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.comfyui.versions import ModelConvention
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
-from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
+from latent_ladder.memory.cost_model import StageCost
 from latent_ladder.memory.hardware import MemoryOptions, budget
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import (
     OffloadPlan,
     Policy,

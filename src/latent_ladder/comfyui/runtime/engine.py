@@ -28,7 +28,7 @@ from latent_ladder.checkpoints.selection import (
     select_available,
 )
 from latent_ladder.checkpoints.text_loras import TextLoras
-from latent_ladder.comfyui.analysis.validate import (
+from latent_ladder.comfyui.file_names import (
     map_file_name,
     mapped_file_name,
     split_folder_tag,

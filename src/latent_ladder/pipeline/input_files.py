@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ladder.checkpoints.families import FAMILIES
 from latent_ladder.errors import MediaError
-from latent_ladder.latents.shapes import Resolution, duration
+from latent_ladder.latents.shapes import PIXELS_PER_LATENT, Resolution, duration, nearest_frames
 from latent_ladder.request.inputs import Image, Video
 from latent_ladder.request.model import Request
 from latent_ladder.storage.user_folders import expand_home
@@ -184,3 +184,17 @@ def visible_size(request: Request, resolution: Resolution) -> tuple[int, int]:
         max(round(request.width * resolution.width / last.width), 1),
         max(round(request.height * resolution.height / last.height), 1),
     )
+
+
+def reference_resolution(resolution: Resolution, options: Mapping[str, Any]) -> Resolution:
+    """Resolution of a reference video: smaller and slower than its stage by the LoRA's factors.
+
+    Sides are whole numbers of latents, at least one. Of other videos it is that of the stage.
+    """
+    smaller, slower = int(options.get("smaller", 1)), int(options.get("slower", 1))
+    width, height = (
+        max(round(side / smaller / PIXELS_PER_LATENT), 1) * PIXELS_PER_LATENT
+        for side in (resolution.width, resolution.height)
+    )
+    frames = nearest_frames(Fraction(resolution.frames - 1, slower) + 1)[0]
+    return Resolution(width, height, frames, resolution.fps / slower, resolution.audio_latents)

@@ -61,6 +61,7 @@ from latent_ladder.request.stages import (
 )
 from latent_ladder.request.validation_errors import value_problems
 from latent_ladder.request.windows import Windows, WindowsChoice
+from latent_ladder.sampling.names import SAMPLER_FACTS
 
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
@@ -213,8 +214,9 @@ class Request(Table):
     """Use of the sound: ``refine`` denoises it again in every refine stage, ``keep`` leaves that of
     the base stage as it is, ``none`` makes a silent clip."""
     noise_order: Literal["comfyui", "ltx"] = "comfyui"
-    """Order in which noise is generated from the seed: ``comfyui`` or ``ltx`` (Lightricks'
-    pipelines); change it to match a clip that was made there."""
+    """Order in which noise is generated from the seed: ``comfyui``, or ``ltx`` (Lightricks'
+    pipelines: one generator for all stages, fixed step noise of ``res_2s``); change it to match a
+    clip that was made there."""
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
     """Meaning of an image strength between 0 and 1: ``comfyui`` or ``ltx`` (Lightricks' pipelines);
     change it to match a clip that was made there."""
@@ -436,6 +438,8 @@ class Request(Table):
             "noise_order": self.noise_order,
             "mask_convention": self.mask_convention,
         }
+        if self.noise_order == "ltx":
+            fields |= self._official_noise(index, stage)
         if self.video is not None and self.video.keeps:
             fields["anew"] = list(self.video.generated_span(float(self.frames / self.fps)))
         if self.video is not None and self.video.mode == "reference" and index == 0:
@@ -448,6 +452,20 @@ class Request(Table):
             fields["images"] = [[str(t), s] for t, s in zip(at, strengths, strict=True)]
         if self.models.precision != "stored":
             fields["precision"] = self.models.precision
+        return fields
+
+    def _official_noise(self, index: int, stage: SamplingStage) -> dict[str, Any]:
+        """Marks of noise that earlier versions took from another generator or seed."""
+        before = zip(self.stages[:index], self.resolved.stages, strict=False)
+        shared = any(
+            isinstance(other, SamplingStage) and other.seed == "same" and resolved.sigmas
+            for other, resolved in before
+        )
+        fields: dict[str, Any] = {}
+        if shared and stage.seed == "same":
+            fields["noise"] = "continued"
+        if SAMPLER_FACTS[stage.sampler].standardised:
+            fields["step_noise"] = "fixed"
         return fields
 
     @property
@@ -465,6 +483,10 @@ class Request(Table):
             "fps": shapes.format_fps(self.fps),
             "sound": self.audio != "none",
         }
+        own_seed = any(stage.seed != "same" for _, stage in self.sampling_stages())
+        reference = self.video is not None and self.video.mode == "reference"
+        if self.decode.noise == "ltx" and (own_seed or reference):
+            fields["decode_noise"] = 2  # earlier versions counted other noise before it
         if self.upscale is not None:
             fields["upscale"] = self.upscale.model_dump(mode="json", exclude_none=True)
         return fields

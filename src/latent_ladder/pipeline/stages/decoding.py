@@ -36,12 +36,13 @@ from latent_ladder.models.video_vae.vae import (
 )
 from latent_ladder.pipeline.model_runner import ModelRunner
 from latent_ladder.pipeline.plan import RunPlan
+from latent_ladder.pipeline.stage_noise import earlier_noise
 from latent_ladder.pipeline.stages.audio_decoding import SAMPLE_RATE_KEY
 from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.files import clip_metadata
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
-from latent_ladder.request.stages import BaseStage, SamplingStage
+from latent_ladder.sampling.denoise import generator_after
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 from latent_ladder.upscale.upscale_plan import UpscalePlan
 
@@ -190,25 +191,8 @@ def _pixel_noise(job: DecodeJob) -> PixelNoise:
 
 
 def official_generator(job: DecodeJob) -> torch.Generator:
-    """The generator of the seed after the noise of all sampling stages, as in the official code.
-
-    Generated keyframes and images are counted, a reference video is not.
-    """
-    request = job.request
-    generator = torch.Generator().manual_seed(request.seed)
-    video_width = job.plan.models.transformer.shape("patchify_proj.weight")[1]
-    audio_width = job.plan.models.transformer.shape("audio_patchify_proj.weight")[1]
-    guides = sum(image.index(request.frames) > 0 for image in request.active_images)
-    for stage, resolved in zip(request.stages, request.resolved.stages, strict=True):
-        if not isinstance(stage, SamplingStage):
-            continue
-        resolution = resolved.resolution
-        slots = stage.generated_keyframes if isinstance(stage, BaseStage) else 0
-        extra = (slots + guides) * resolution.latent_height * resolution.latent_width
-        torch.randn(1, resolution.video_tokens + extra, video_width, generator=generator)
-        if request.resolved.has_sound:
-            torch.randn(1, resolution.audio_latents, audio_width, generator=generator)
-    return generator
+    """The generator of the seed after the noise of all sampling stages, as in the official code."""
+    return generator_after(job.request.seed, earlier_noise(job.plan))
 
 
 def _fit_sound(sound: Mapping[str, Tensor], request: Request) -> tuple[NDArray[np.float32], int]:

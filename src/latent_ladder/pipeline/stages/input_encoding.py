@@ -13,9 +13,7 @@ from torch.nn import functional as F
 
 from latent_ladder.latents.shapes import (
     AUDIO_LATENTS_PER_SECOND,
-    PIXELS_PER_LATENT,
     Resolution,
-    nearest_frames,
 )
 from latent_ladder.media.audio_input import read_audio_input
 from latent_ladder.media.image_input import compress_like_video, fit_image, load_image
@@ -24,7 +22,7 @@ from latent_ladder.media.video_input import sample_frames
 from latent_ladder.memory.planner import StageMemory
 from latent_ladder.models.audio_vae.vae import AudioVae, load_audio_vae
 from latent_ladder.models.video_vae.vae import VideoVae, load_video_vae
-from latent_ladder.pipeline.input_files import InputFile, visible_size
+from latent_ladder.pipeline.input_files import InputFile, reference_resolution, visible_size
 from latent_ladder.pipeline.plan import PlannedStage
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
 
@@ -86,17 +84,15 @@ def _video_latents(job: StageJob) -> Tensors:
     resolution, file, request = _resolution(job.stage), job.stage.files[0], job.plan.request
     file.check_unchanged()
     options = file.options
-    smaller, slower = int(options.get("smaller", 1)), int(options.get("slower", 1))
-    start, fps = Fraction(options["start"]).limit_denominator(10**6), resolution.fps / slower
-    frames = nearest_frames(Fraction(resolution.frames - 1, slower) + 1)[0]
-    size = (_smaller(resolution.width, smaller), _smaller(resolution.height, smaller))
+    smaller, part = int(options.get("smaller", 1)), reference_resolution(resolution, options)
+    start, size = Fraction(options["start"]).limit_denominator(10**6), (part.width, part.height)
     shown = tuple(
         min(side // smaller, most)
         for side, most in zip(visible_size(request, resolution), size, strict=True)
     )
     pixels = sample_frames(
         file.path,
-        [start + Fraction(i) / fps for i in range(frames)],
+        [start + Fraction(i) / part.fps for i in range(part.frames)],
         size,
         (shown[0], shown[1]),
         str(options["fit"]),
@@ -145,11 +141,6 @@ def encode_in_spans(vae: AudioVae, samples: Tensor, steps: int, span: int = SPAN
         latents = vae.encode(samples[:, begin * per_latent : end], SAMPLE_RATE)
         found.append(latents[:, :, first - begin : first - begin + count])
     return torch.cat(found, 2)
-
-
-def _smaller(side: int, factor: int) -> int:
-    """A side of a reference in pixels: a whole number of latents, at least one."""
-    return max(round(side / factor / PIXELS_PER_LATENT), 1) * PIXELS_PER_LATENT
 
 
 def _file_names(stage: PlannedStage) -> dict[str, list[str]]:

@@ -19,10 +19,10 @@ from latent_ladder.checkpoints.scan import Library, scan
 from latent_ladder.checkpoints.search_paths import ModelFolder
 from latent_ladder.cli.app import app
 from latent_ladder.comfyui.analysis.check import WorkflowReport, check_workflow
-from latent_ladder.comfyui.analysis.lint import parse_manual_sigmas
 from latent_ladder.comfyui.analysis.shape_rules import RULES, factor_from_name
 from latent_ladder.comfyui.formats.read import workflow_from_document
 from latent_ladder.comfyui.node_defs import NODE_TYPES
+from latent_ladder.comfyui.node_defs.sampling import parse_manual_sigmas
 
 EMPTY = Library((), {})
 NAMES = {

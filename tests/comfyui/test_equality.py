@@ -64,7 +64,9 @@ def run_graph(document: Api, run: str, library: Library, folder: Path) -> Clip:
     """Return the clip that ``ladder workflow run`` writes; ``run`` is its last sampling node."""
     saved = {"samples": [run, 0], "filename_prefix": "latents"}
     document = {**document, "latents": {"class_type": "SaveLatent", "inputs": saved}}
-    shown = execute(workflow_from_document(document).graph, engine(folder, library))
+    work = engine(folder, library)
+    work.convention = "ltx"  # presets follow the official code
+    shown = execute(workflow_from_document(document).graph, work)
     clips = [entry for one in shown.values() for entry in one.get("images", ())]
     saved_latents = [entry for one in shown.values() for entry in one.get("latents", ())]
     output = folder / "output"

@@ -107,13 +107,16 @@ def find_node_flaws(node: Mapping[str, Any], links: Mapping[int, Any]) -> Iterat
     for one in kind.inputs:
         if not one.is_widget:
             continue
+        if not values and not one.required:  # its default, which ComfyUI adds
+            named[one.name] = one.default
+            continue
         named[one.name] = values.pop(0)
         for extra in one.extra_widgets:
             value = values.pop(0)
             if extra == "control_after_generate" and value not in ("fixed", "randomize"):
                 yield f"{where}: {value!r} is no value of control_after_generate"
         for sub in one.option_inputs.get(str(named[one.name]), ()):
-            named[sub.name] = values.pop(0)
+            named[sub.name] = values.pop(0) if values or sub.required else sub.default
     if values:
         yield f"{where}: {len(values)} values too many"
     for one in kind.inputs:

@@ -28,14 +28,18 @@ def prepare_case_stream(
     config: TransformerConfig,
     inputs: Mapping[str, torch.Tensor],
     name: str,
-    **more: torch.Tensor | None,
+    *,
+    bias: torch.Tensor | None = None,
+    keyframe_mask: torch.Tensor | None = None,
 ) -> PreparedStream:
     """Prepare one stream of a golden case; its timesteps are sigma times the mask."""
     mask = inputs.get(f"{name}_timesteps")
     if mask is not None:
         mask = mask / inputs["sigma"]
     positions, context = inputs[f"{name}_positions"], inputs[f"{name}_context"]
-    return prepare_stream(config, positions, context, mask=mask, **more)
+    return prepare_stream(
+        config, positions, context, mask=mask, bias=bias, keyframe_mask=keyframe_mask
+    )
 
 
 def inputs_of(

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -424,7 +424,7 @@ def as_frame(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.repeat(np.clip(values, 0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
-STILL = {
+STILL: dict[str, Callable[[int, np.random.Generator], NDArray[np.float64]]] = {
     "noise": lambda t, rng: textured_scene(50) + rng.normal(0, 5, (128, 128)),
     "flicker": lambda t, rng: textured_scene(50) * (1 + 0.06 * (-1) ** t),
     "shimmer": lambda t, rng: textured_scene(50 + 0.7 * (-1) ** t),
@@ -447,4 +447,5 @@ def test_motion_on_every_second_frame_is_still_motion() -> None:
     once = [as_frame(textured_scene(40 + 2 * t)) for t in range(7)]
     twice = [frame for frame in once for _ in range(2)]
     smooth, stepped = measure_clip(once, FPS), measure_clip(twice, FPS)
+    assert smooth.motion is not None
     assert stepped.motion == pytest.approx(smooth.motion * 6 / 13, rel=0.02)  # 6 of 13 pairs move

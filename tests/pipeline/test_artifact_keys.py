@@ -136,6 +136,10 @@ def sampling_rows(stage: str, moves: frozenset[str]) -> dict[str, Row]:
             "sigma_high": 0.9,
         }.items():
             rows[f"{guidance}.{name}"] = Row({f"{guidance}.{name}": value}, moves, blocks)
+        nag = {f"{guidance}.nag": {"scale": 5.0}}
+        for name, value in (("scale", 7.0), ("tau", 2.0), ("alpha", 0.5)):
+            path = f"{guidance}.nag.{name}"
+            rows[path] = Row({path: value}, moves, nag)
     known = {f"{stage}.{path}": None for path in ("schedule", "denoise")}
     rows[f"{stage}.sigmas"] = Row(
         {f"{stage}.sigmas": [0.9, 0.5, 0.0]}, moves, {**known, f"{stage}.sigmas": [0.9, 0.6, 0.0]}
@@ -162,6 +166,7 @@ ROWS: dict[str, Row] = dict(
         row("audio", "keep", SOUND),
         row("noise_order", "ltx", BASE),
         row("mask_convention", "ltx", BASE),
+        row("model_convention", "comfyui", ALL),
         row("models.precision", "fp8", BASE),
         row("models.checkpoint", twin("checkpoint"), ALL),
         row("models.transformer", twin("transformer"), BASE),

@@ -80,6 +80,7 @@ FOLDABLE_NODES: Mapping[str, Callable[[Values], NodeOutputs]] = {
     "PrimitiveStringMultiline": _value,
     "INTConstant": _to_int,
     "FloatConstant": _to_float,
+    "Seed (rgthree)": lambda values: (int(values["seed"]),),
     "StringConstant": _string,
     "StringConstantMultiline": _string,
     "ComfyMathExpression": _expression,

@@ -22,6 +22,7 @@ from latent_ladder.comfyui.formats.read import Workflow
 from latent_ladder.comfyui.importer.graph_walker import Loss
 from latent_ladder.comfyui.importer.importer import import_graph
 from latent_ladder.comfyui.importer.preset_match import PresetMatch, match_preset
+from latent_ladder.comfyui.versions import ModelConvention
 from latent_ladder.errors import LadderError
 from latent_ladder.request.model import Request
 
@@ -52,19 +53,25 @@ class ImportedWorkflow:
         }
 
 
-def import_workflow(workflow: Workflow, node: str | None = None) -> ImportedWorkflow:
+def import_workflow(
+    workflow: Workflow, node: str | None = None, convention: ModelConvention | None = None
+) -> ImportedWorkflow:
     """Import a workflow as a request.
 
-    ``node`` is the saving node (id, title or file prefix), needed if there are several. Raises
-    :class:`WorkflowError` and :class:`RequestError` as :func:`import_graph` does.
+    ``node`` is the saving node (id, title or file prefix), needed if there are several.
+    ``convention``: ``model_convention`` of the request; ``None`` is that of an embedded request,
+    else of the current ComfyUI. Raises :class:`WorkflowError` and :class:`RequestError` as
+    :func:`import_graph` does.
     """
     imported = import_graph(workflow.graph, node)
     payload = find_payload(workflow.ui) or find_payload(workflow.api)
     merged = None if payload is None else _merge_embedded_request(payload, imported.request)
     if merged is not None:
+        if convention is not None:
+            merged = merged.model_copy(update={"model_convention": convention})
         return ImportedWorkflow(merged, match_preset(merged), imported.losses, embedded=True)
     match = match_preset(imported.request)
-    request = imported.request
+    request = imported.request.model_copy(update={"model_convention": convention or "comfyui"})
     if match.equal:
         request = request.model_copy(update={"preset": match.preset})
     return ImportedWorkflow(request, match, imported.losses)

@@ -164,7 +164,11 @@ class _GraphRun:
         self._pictures = LivePreviews(engine.companion, engine.store) if engine.previews else None
         self._pruned = constant_folding.prune_branches(self.graph)
         self._channels = _latent_channels(self.graph, self.engine)
-        request = {"prompt": self._headline(), "workflow": self.graph.to_api()}
+        request = {
+            "prompt": self._headline(),
+            "workflow": self.graph.to_api(),
+            "model_convention": engine.convention,
+        }
         engine.store.remove_temporary_files()
         self.recorder = RunRecorder(engine.store.runs, self.origin.command, request)
         self.recorder.update(kind="workflow")
@@ -280,6 +284,8 @@ class _GraphRun:
             "channels": self._channels,
             "values": values,
         }
+        if function is not None and function.samples:
+            fields["convention"] = self.engine.convention
         if constant_folding.definition_of(node).is_output:
             fields["folder"] = str(self.engine.folders.output)
         return artefact_key("node", VERSION, fields, (), ())

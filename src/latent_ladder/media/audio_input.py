@@ -109,9 +109,11 @@ def read_audio_input(path: Path, seconds: Fraction | None, rate: int = SAMPLE_RA
     return samples[:, : round(min(limits) * rate)] if limits else samples
 
 
-def read_original_audio(path: Path) -> tuple[Waveform, int]:
+def read_original_audio(path: Path, *, padded: bool = False) -> tuple[Waveform, int]:
     """All samples (C, S) float32 of an audio file with its own channels, and its rate in Hz.
 
+    Codecs such as AAC fill their last block with silence; it is cut off at the end that the header
+    states, unless ``padded``, as ComfyUI reads files.
     Raises :class:`MediaError` for a file without audio, or one that cannot be read.
     """
     blocks = list(_read_blocks(path, None))
@@ -119,7 +121,7 @@ def read_original_audio(path: Path) -> tuple[Waveform, int]:
         raise MediaError(f"the audio track of {path.name} is empty", "use another file")
     samples = np.concatenate([block.samples for block in blocks], 1)
     rate, end = blocks[-1].rate, blocks[-1].end
-    return samples if end is None else samples[:, : round(end * rate)], rate
+    return samples if end is None or padded else samples[:, : round(end * rate)], rate
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,26 @@ class FrameForm:
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
 
+    def to_float(self, frame: VideoFrame, padding: FramePadding) -> NDArray[np.float32]:
+        """A frame as (H, W, 3) float32 RGB 0..1, with the values of ComfyUI's ``LoadVideo``.
+
+        FFmpeg converts limited-range YCbCr to float with interpolated chroma; to 8 bits it repeats
+        chroma samples. Other formats, HDR and other pixel shapes are those of :meth:`to_rgb`.
+        """
+        if (
+            self.pixel_ratio != 1
+            or needs_conversion(frame)
+            or not frame.format.name.startswith(("yuv", "nv", "p0"))
+            or frame.format.name.startswith("yuvj")
+        ):
+            return np.asarray(self.to_rgb(frame), np.float32) / np.float32(255)
+        hd = frame.width >= _HD_WIDTH or frame.height > _HD_HEIGHT
+        matrix = _BT709 if hd and frame.colorspace == _UNSPECIFIED else None
+        whole = padding.pad(frame).reformat(format="gbrpf32le", src_colorspace=matrix)
+        rgb = np.asarray(whole.to_ndarray()[: frame.height, : frame.width], np.float32)
+        turns = round(frame.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(rgb, turns) if turns else rgb)
+
     def describe(self, frame: VideoFrame) -> Iterator[str]:
         """Notes on what is converted, given the first frame as it is stored."""
         if self.pixel_ratio != 1:
@@ -80,6 +100,54 @@ class FrameForm:
         if self.pixel_ratio >= 1:
             return round(frame.width * self.pixel_ratio), frame.height
         return frame.width, round(frame.height / self.pixel_ratio)
+
+
+class FramePadding:
+    """Frames whose width is no multiple of 32, padded to one by repeating their borders.
+
+    FFmpeg's conversion to float reads beyond the end of other rows.
+    """
+
+    MULTIPLE = 32
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+        self._form: tuple[int, int, str] | None = None
+
+    def pad(self, frame: VideoFrame) -> VideoFrame:
+        """The padded frame."""
+        from av.video.frame import VideoFrame
+
+        if frame.width % self.MULTIPLE == 0:
+            return frame
+        form = (frame.width, frame.height, frame.format.name)
+        if self._graph is None or self._form != form:
+            self._graph, self._form = self._build(frame), form
+        self._graph.push(frame)
+        padded = self._graph.pull()
+        if not isinstance(padded, VideoFrame):
+            raise TypeError("the padding filter returned no picture")
+        return padded
+
+    def _build(self, frame: VideoFrame) -> Graph:
+        from av.filter import Graph
+
+        right, bottom = -frame.width % self.MULTIPLE, -frame.height % self.MULTIPLE
+        size = f"{frame.width + right}:{frame.height + bottom}:0:0"
+        fill = f"left=0:right={right}:top=0:bottom={bottom}:mode=smear"
+        graph = Graph()
+        last = graph.add_buffer(
+            width=frame.width,
+            height=frame.height,
+            format=frame.format,
+            time_base=frame.time_base or Fraction(1),
+        )
+        for name, options in (("pad", size), ("fillborders", fill), ("buffersink", None)):
+            after = graph.add(name, options)
+            last.link_to(after)
+            last = after
+        graph.configure()
+        return graph
 
 
 def decode_progressive(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

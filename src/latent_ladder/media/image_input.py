@@ -80,8 +80,10 @@ def compress_like_video(pixels: Pixels, crf: int) -> Pixels:
     """An image (H, W, 3) encoded with H.264 at ``crf`` and decoded again; ``crf=0``: unchanged.
 
     Odd sides lose one line. One key frame of libx264, preset veryfast, 4:2:0, in memory. The
-    official LTX-2 pipelines do this to an image before the VAE encodes it, because the model tends
-    to keep an uncompressed image as a still.
+    official LTX-2 pipelines and ComfyUI do this to an image before the VAE encodes it, because the
+    model tends to keep an uncompressed image as a still. The pixels are those of both: a frame
+    lasts one second, which x264 gives more bits, and x264 chooses its threads, on which the last
+    bits of larger images depend.
     """
     height, width = (side // 2 * 2 for side in pixels.shape[:2])
     if crf == 0 or not height or not width:
@@ -91,8 +93,7 @@ def compress_like_video(pixels: Pixels, crf: int) -> Pixels:
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height = width, height
     encoder.pix_fmt = "yuv420p"
-    encoder.time_base, encoder.framerate = Fraction(1, 24), Fraction(24)
-    encoder.thread_count = 1
+    encoder.time_base, encoder.framerate = Fraction(1), Fraction(1)
     encoder.options = {"crf": str(crf), "preset": "veryfast"}
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), "rgb24")
     packets = [*encoder.encode(frame.reformat(format="yuv420p")), *encoder.encode(None)]

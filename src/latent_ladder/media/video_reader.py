@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latent_ladder.errors import MediaError
 from latent_ladder.media.audio_input import read_audio_input
 from latent_ladder.media.container_metadata import decode_comment, read_image_tags
-from latent_ladder.media.frame_form import FrameForm, decode_progressive
+from latent_ladder.media.frame_form import FrameForm, FramePadding, decode_progressive
 from latent_ladder.media.frame_times import count_stated_frames, find_rate
 from latent_ladder.media.open_media import SAMPLE_RATE, find_audio_stream, open_media, video_stream
 from latent_ladder.storage.read_file import is_file, is_folder, read_small_text
@@ -23,6 +23,7 @@ from latent_ladder.storage.read_file import is_file, is_folder, read_small_text
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.stream import Stream
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 MAX_SIDECAR_BYTES = 2**24
@@ -109,8 +110,22 @@ def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
     return (frame for _, frame in timed_frames(path))
 
 
+def read_float_frames(path: Path) -> Iterator[NDArray[np.float32]]:
+    """The frames of :func:`read_frames` as (H, W, 3) float32 RGB 0..1, not rounded to 8 bits.
+
+    See :meth:`FrameForm.to_float`.
+    """
+    padding = FramePadding()
+    return (form.to_float(frame, padding) for _, frame, form in _decoded_frames(path))
+
+
 def timed_frames(path: Path) -> Iterator[tuple[Fraction, NDArray[np.uint8]]]:
     """The frames of :func:`read_frames`, each with its time in seconds; the first is at 0."""
+    return ((time, form.to_rgb(frame)) for time, frame, form in _decoded_frames(path))
+
+
+def _decoded_frames(path: Path) -> Iterator[tuple[Fraction, VideoFrame, FrameForm]]:
+    """The decoded frames with their times from 0 on and the form that makes them visible."""
     count, first = 0, None
     with open_media(path) as container:
         stream = video_stream(container, path)
@@ -124,7 +139,7 @@ def timed_frames(path: Path) -> Iterator[tuple[Fraction, NDArray[np.uint8]]]:
                 time = Fraction(pts * base)
             first = time if first is None else first
             count += 1
-            yield time - first, form.to_rgb(frame)
+            yield time - first, frame, form
     if count == 0 or count < expected:
         raise MediaError(
             f"{path.name} is truncated: {count} of {expected or 'its'} frames can be read",

@@ -8,7 +8,8 @@ audio and T text tokens (the same count as for any multiply-add: 2)::
 
 14 d^2 are the query, key, value and output of self-attention (4), query and output of the text's
 (2) and the feed-forward (8); 4 d a the projections between picture and sound. Within 0.5 % of a
-counted forward. :mod:`latent_ladder.memory.planner` decides which weights are on the device.
+counted forward. NAG of a stream attends to a second text: 4 N T d + 2 T 2 d^2 more.
+:mod:`latent_ladder.memory.planner` decides which weights are on the device.
 """
 
 from __future__ import annotations
@@ -259,8 +260,13 @@ def _largest_part(part: Component) -> int:
     return found
 
 
-def forward_flops(dit: DitSize, video_tokens: int, audio_tokens: int) -> Flops:
-    """FLOPs of one pass over one sample; no ``audio_tokens`` means a pass without sound."""
+def forward_flops(
+    dit: DitSize, video_tokens: int, audio_tokens: int, nag: tuple[bool, bool] = (False, False)
+) -> Flops:
+    """FLOPs of one pass over one sample; no ``audio_tokens`` means a pass without sound.
+
+    ``nag``: whether video and audio have normalized attention guidance.
+    """
     d, a, text, n, na = (
         dit.video_dim, dit.audio_dim, dit.text_tokens, video_tokens, audio_tokens,
     )  # fmt: skip
@@ -270,6 +276,9 @@ def forward_flops(dit: DitSize, video_tokens: int, audio_tokens: int) -> Flops:
     if na:
         rest += 8 * n * na * a + 2 * text * 2 * a**2
         rest += 2 * na * 18 * a**2 + 4 * na**2 * a + 4 * na * text * a
+    for guided, width, tokens in zip(nag, (d, a), (n, na), strict=True):
+        if guided and tokens:
+            rest += 4 * tokens * text * width + 2 * text * 2 * width**2
     return Flops(dit.layers * linears, dit.layers * self_attention, dit.layers * rest)
 
 
@@ -323,7 +332,7 @@ def count_passes(request: Request, index: int) -> tuple[int, int]:
 
 
 def _guidance(g: StreamGuidance) -> Guidance:
-    return Guidance(**g.model_dump())
+    return Guidance(**g.terms())
 
 
 def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
@@ -352,8 +361,9 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     if slots:
         tiles = [(longest,)]  # a single window, and no tiles
     audio = [0 if request.audio == "none" else window.audio_latents for window in windows]
+    nag = (stage.guidance.video.has_nag, stage.guidance.audio.has_nag)
     flops = sum(
-        forward_flops(sizes.dit, n, audio_tokens).total
+        forward_flops(sizes.dit, n, audio_tokens, nag).total
         for tokens, audio_tokens in zip(tiles, audio, strict=True)
         for n in tokens
     )

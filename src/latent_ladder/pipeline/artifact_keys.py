@@ -33,9 +33,13 @@ def prompt_key(
     projection: Component,
     connectors: Component,
     loras: TextLoras | None = None,
+    *,
+    as_comfyui: bool = False,
 ) -> str:
-    """Key of an encoded prompt; white space around the text does not count."""
+    """Key of an encoded prompt; white space around the text counts only ``as_comfyui``."""
     fields: dict[str, Any] = {"prompt": text.strip()}
+    if as_comfyui:
+        fields = {"prompt": text, "as": "comfyui"}
     if text_encoder.file.container == "gguf" and _CONTROL_TOKEN.search(text):
         fields["control_tokens"] = 1  # versions before read them as plain text
     if loras:

@@ -87,7 +87,8 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Inp
     if note := _fit_note(found.size, (request.width, request.height), image.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
     crf = FAMILIES[family].image_crf if image.crf == "auto" else image.crf
-    return InputFile(path, "image", content_hash(path), {"fit": image.fit, "crf": crf})
+    options = {"fit": image.fit, "crf": crf} | ({"frame_s": 1} if crf else {})
+    return InputFile(path, "image", content_hash(path), options)
 
 
 def _sound(request: Request, notes: list[str]) -> InputFile | None:

@@ -105,8 +105,13 @@ class ModelRunner:
         projection: Component,
         connectors: Component,
         loras: TextLoras = NO_LORAS,
+        *,
+        as_comfyui: bool = False,
     ) -> list[Conditioning]:
-        """The context of each text, on the device. The text encoder loads once for all of them."""
+        """The context of each text, on the device. The text encoder loads once for all of them.
+
+        ``as_comfyui``: see :func:`encode_prompts`.
+        """
         return encode_prompts(
             texts,
             text_encoder=text_encoder,
@@ -115,6 +120,7 @@ class ModelRunner:
             device=self.device,
             dtype=self.runtime.dtype,
             loras=loras,
+            as_comfyui=as_comfyui,
         )
 
     # -- out of memory ------------------------------------------------------------------------

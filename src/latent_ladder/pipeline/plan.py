@@ -277,6 +277,7 @@ class _PlanBuilder:
         """The texts of a stage with ``loras``: some of these change the text connectors too."""
         models = self.models
         parts = (models.text_encoder, models.text_projection, models.connectors)
+        as_comfyui = self.request.model_convention != "ltx"
         text_loras = TextLoras.select(loras, loras)
         check_text_loras(text_loras, models.connectors, models.text_projection)
         texts = [("prompt", self.request.prompt)]
@@ -287,7 +288,7 @@ class _PlanBuilder:
             PlannedStage(
                 name if not text_loras else f"{name} with LoRA",
                 "prompt",
-                keys.prompt_key(text, *parts, text_loras),
+                keys.prompt_key(text, *parts, text_loras, as_comfyui=as_comfyui),
                 text=text,
                 loras=text_loras.all,
             )

@@ -220,6 +220,10 @@ class Request(Table):
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
     """Meaning of an image strength between 0 and 1: ``comfyui`` or ``ltx`` (Lightricks' pipelines);
     change it to match a clip that was made there."""
+    model_convention: Literal["ltx", "comfyui", "comfyui-0.32"] = "ltx"
+    """Order of the attention between picture and sound, and text encoding: ``ltx`` (Lightricks'
+    code), ``comfyui`` (0.33 and later) or ``comfyui-0.32`` (before); change it to match a clip that
+    was made there."""
     windows: WindowsChoice = "auto"
     """Windows in time: ``auto`` makes a clip of more than 20 s window by window, ``off`` makes it
     in one piece, a table sets their lengths."""
@@ -440,6 +444,8 @@ class Request(Table):
         }
         if self.noise_order == "ltx":
             fields |= self._official_noise(index, stage)
+        if self.model_convention == "comfyui":  # before 0.33 sampling was that of the official code
+            fields["model_convention"] = self.model_convention
         if self.video is not None and self.video.keeps:
             fields["anew"] = list(self.video.generated_span(float(self.frames / self.fps)))
         if self.video is not None and self.video.mode == "reference" and index == 0:

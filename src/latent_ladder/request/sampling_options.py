@@ -51,6 +51,21 @@ ScheduleName = Annotated[StrictStr, BeforeValidator(_schedule)]
 Sigmas = Annotated[tuple[float, ...], BeforeValidator(_sigmas)]
 
 
+class NagOptions(Table):
+    """Normalized attention guidance (NAG): text attention is pushed away from the negative prompt.
+
+    It works without CFG, and so with distilled models.
+    """
+
+    scale: Real = Field(default=11.0, ge=1, le=100)
+    """Strength of the guidance; 1 is none, 5 to 11 is usual."""
+    tau: Real = Field(default=2.5, gt=0, le=100)
+    """Largest growth of the guided attention over that of the prompt alone; lower it where colours
+    burn out."""
+    alpha: Real = Field(default=0.25, ge=0, le=1)
+    """Share of the guided attention in the result: 0 is none, 1 is all of it."""
+
+
 class StreamGuidance(Table):
     """Guidance of one stream, with the names of LTX-2's multimodal guider; the defaults are off."""
 
@@ -78,6 +93,18 @@ class StreamGuidance(Table):
     sigma_high: Real = Field(default=1.0, ge=0, le=1)
     """Highest noise level at which guidance applies; lower it to leave the first steps without
     guidance."""
+    nag: NagOptions | None = None
+    """Guidance away from the negative prompt inside the attention to the prompt, which needs no
+    second pass; unset, there is none. It applies at every noise level."""
+
+    @property
+    def has_nag(self) -> bool:
+        """True where NAG changes the prediction."""
+        return self.nag is not None and self.nag.scale > 1 and self.nag.alpha > 0
+
+    def terms(self) -> dict[str, Any]:
+        """The terms that combine passes, without NAG, which acts inside of a pass."""
+        return self.model_dump(exclude={"nag"})
 
 
 class StageGuidance(Table):

@@ -74,7 +74,8 @@ class SamplingStage(Table):
     @property
     def needs_negative(self) -> bool:
         """True where the negative prompt has an effect on this stage."""
-        guided = self.guidance.video.cfg != 1 or self.guidance.audio.cfg != 1
+        streams = (self.guidance.video, self.guidance.audio)
+        guided = any(one.cfg != 1 or one.has_nag for one in streams)
         return guided or SAMPLER_FACTS[self.sampler].needs_uncond
 
 

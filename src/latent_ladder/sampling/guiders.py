@@ -42,7 +42,7 @@ class Guidance:
     """Strength of the guidance of one stream, video or audio. The defaults mean no guidance.
 
     The terms apply while ``sigma_low <= sigma <= sigma_high``; outside the prediction is the
-    conditioned one. ``stg_range`` and ``modality_range`` (low, high) narrow that for their own
+    conditioned one. ``stg_range`` and ``modality_range`` (low, high] narrow that for their own
     term. ``cfg_star`` scales the unconditioned prediction to its projection on the conditioned one
     (CFG-Zero*, arXiv 2503.18886). ``skip_step`` k evaluates the stream only at every (k+1)-th step.
     """
@@ -70,7 +70,7 @@ def weights(g: Guidance, sigma: float) -> dict[Pass, float]:
 
 
 def _within(bounds: tuple[float, float] | None, sigma: float) -> bool:
-    return bounds is None or bounds[0] <= sigma <= bounds[1]
+    return bounds is None or bounds[0] < sigma <= bounds[1]
 
 
 def passes_needed(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.checkpoints.search_paths import ModelFolder
+from latent_ladder.comfyui.versions import ModelConvention
 from latent_ladder.memory.hardware import MemoryOptions
 from latent_ladder.server.data_folders import DataFolders
 from latent_ladder.server.job_store import MAX_HISTORY
@@ -32,9 +33,10 @@ class ServerConfig:
 
     ``named_models`` are the model folders of the command line, ``models`` all folders that are
     searched. ``file_names`` maps file names in workflows to the files to use. ``state_file`` stores
-    queue and history. ``user`` has the editor's settings and workflows, ``frontend`` is the folder
-    of the editor, if it is served. ``shows_token``: the token is printed at the start, because it
-    was made there. ``worker`` is the command line of the child process.
+    queue and history. ``convention``: version of ComfyUI to compute like. ``user`` has the editor's
+    settings and workflows, ``frontend`` is the folder of the editor, if it is served.
+    ``shows_token``: the token is printed at the start, because it was made there. ``worker`` is the
+    command line of the child process.
     """
 
     folders: DataFolders
@@ -51,6 +53,7 @@ class ServerConfig:
     history: int = MAX_HISTORY
     metadata: bool = True
     previews: bool = True
+    convention: ModelConvention = "comfyui"
     user: Path = Path("user")
     frontend: Path | None = None
     shows_token: bool = False
@@ -68,5 +71,6 @@ class ServerConfig:
             "memory": {**memory, "changes": sorted(self.memory.changes)},
             "metadata": self.metadata,
             "previews": self.previews,
+            "convention": self.convention,
             "log_level": logging.getLogger("latent_ladder").getEffectiveLevel(),
         }

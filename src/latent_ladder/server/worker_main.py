@@ -117,6 +117,7 @@ def build_engine_runner(settings: Body) -> RunJob:
             memory=MemoryOptions(**memory),
             device=settings["device"],
             previews=settings["previews"],
+            convention=settings["convention"],
         )
 
     engine, files = build_engine(), listing.state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from latent_ladder.cli.commands.options import (
     Fps,
     Frames,
     Images,
+    NagScale,
     Negative,
     NoAudio,
     Offload,
@@ -78,6 +80,7 @@ class RequestFlags:
     source: SourceRequest = None
     allow_paths: AllowPaths = False
     negative: Negative = None
+    nag_scale: NagScale = None
     seed: Seed = None
     size: Size = None
     frames: Frames = None
@@ -122,7 +125,7 @@ class RequestFlags:
         output = self._output_fields()
         if output:
             fields = override(fields, {"output": {**fields.get("output", {}), **output}})
-        fields = self._add_upscale_stage(fields)
+        fields = self._add_nag(self._add_upscale_stage(fields))
         if "prompt" not in fields:
             raise RequestError(
                 "there is no prompt", 'say what to show: ladder make "a red ball rolls"'
@@ -202,6 +205,20 @@ class RequestFlags:
         stage |= _without_none({"factor": parse_number(self.by)})
         others = [s for s in fields.get("stages", ()) if s.get("kind") != "upscale"]
         return override(fields, {"stages": [*others, stage]})
+
+    def _add_nag(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """``fields`` with ``--nag-scale`` for video and audio of all sampled stages."""
+        if self.nag_scale is None:
+            return fields
+        scale = parse_number(self.nag_scale)
+        stages = copy.deepcopy(list(fields.get("stages", ())))
+        for stage in stages:
+            if stage.get("kind") in ("base", "refine"):
+                guidance = stage.setdefault("guidance", {})
+                for stream in ("video", "audio"):
+                    terms = guidance.setdefault(stream, {})
+                    terms["nag"] = {**terms.get("nag", {}), "scale": scale}
+        return {**fields, "stages": stages}
 
     def _audio_mode(self) -> str | None:
         return "none" if self.no_audio else self.audio

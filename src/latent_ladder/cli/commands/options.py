@@ -168,7 +168,17 @@ Negative = Annotated[
     stage_option(
         "--negative",
         metavar="TEXT",
-        help="What should not be seen or heard. No effect in presets without guidance (cfg 1).",
+        help="What should not be seen or heard. No effect in presets without guidance (cfg 1), "
+        "unless --nag-scale is set.",
+    ),
+]
+NagScale = Annotated[
+    str | None,
+    stage_option(
+        "--nag-scale",
+        metavar="NUMBER",
+        help="Push away from --negative inside the attention to the prompt, also at cfg 1 (NAG): 5 "
+        "to 11 is usual, 1 is none.",
     ),
 ]
 Size = Annotated[

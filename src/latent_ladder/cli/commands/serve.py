@@ -20,6 +20,7 @@ from latent_ladder.cli.commands.options import (
     other_option,
     output_option,
 )
+from latent_ladder.cli.commands.workflow_run import ComfyUiVersion
 from latent_ladder.cli.console import show_note, show_warning
 from latent_ladder.errors import RequestError
 
@@ -152,6 +153,7 @@ def serve(
     history: History = 10_000,
     no_metadata: NoMetadata = False,
     preview: PreviewMethod = "rgb",
+    version: ComfyUiVersion = None,
 ) -> None:
     """Run an HTTP server for programs that use ComfyUI.
 
@@ -161,6 +163,7 @@ def serve(
         raise RequestError("no API was chosen", "use `ladder serve --comfyui`")
     from latent_ladder.checkpoints.search_paths import model_folders
     from latent_ladder.comfyui.analysis.required_files import parse_file_name_map
+    from latent_ladder.comfyui.versions import parse_comfyui_version
     from latent_ladder.storage.artifact_store import default_root
     from latent_ladder.storage.temporary_files import temporary_folder
 
@@ -206,6 +209,7 @@ def serve(
             history=history,
             metadata=not no_metadata,
             previews=preview == "rgb",
+            convention=parse_comfyui_version(version or "current"),
             user=user.resolve(),
             frontend=editor,
             shows_token=not token,

@@ -23,7 +23,11 @@ from latent_ladder.cli.commands.options import (
     output_option,
     stage_option,
 )
-from latent_ladder.cli.commands.workflow_run import NodeSettings, WorkflowSource
+from latent_ladder.cli.commands.workflow_run import (
+    ComfyUiVersion,
+    NodeSettings,
+    WorkflowSource,
+)
 from latent_ladder.cli.console import print_json, print_lines, print_toml, show_note, show_warning
 from latent_ladder.errors import MediaError, RequestError
 
@@ -84,6 +88,7 @@ def import_graph(
     output: TextFile = None,
     node: SavingNode = None,
     sets: NodeSettings = None,
+    version: ComfyUiVersion = None,
     without_files: WithoutFiles = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -92,11 +97,13 @@ def import_graph(
     from latent_ladder.comfyui.analysis.overrides import apply_overrides
     from latent_ladder.comfyui.conversion import import_workflow
     from latent_ladder.comfyui.formats.read import read_workflow
+    from latent_ladder.comfyui.versions import parse_comfyui_version
 
+    convention = None if version is None else parse_comfyui_version(version)
     _check_free(output, overwrite)
     workflow = read_workflow(graph)
     workflow = replace(workflow, graph=apply_overrides(workflow.graph, sets or ()))
-    imported = import_workflow(workflow, node)
+    imported = import_workflow(workflow, node, convention)
     request = _without_files(imported.request) if without_files else imported.request
     if not as_json:
         _report(imported)
@@ -148,6 +155,8 @@ def _report(imported: ImportedWorkflow) -> None:
             show_note(f"  {difference}")
     if imported.embedded:
         show_note("exported by ladder: fields that no node can express have their exported values")
+    if imported.request.model_convention != "ltx":
+        show_note("the model computes as in ComfyUI (model_convention), presets as official code")
     for loss in imported.losses:
         show_warning(str(loss))
 

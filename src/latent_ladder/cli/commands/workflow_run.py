@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from latent_ladder.checkpoints.selection import Library
     from latent_ladder.comfyui.graph import Graph
     from latent_ladder.comfyui.runtime.events import UiOutput
+    from latent_ladder.comfyui.versions import ModelConvention
 
 MOST_USED = (
     "output", "input_folder", "sets", "maps", "skip_unsupported", "folders", "vram", "offload",
@@ -84,6 +85,17 @@ SkipUnsupported = Annotated[
 ]
 
 
+ComfyUiVersion = Annotated[
+    str | None,
+    stage_option(
+        "--comfyui-version",
+        metavar="VERSION",
+        help="Version of ComfyUI to compute like: current (default), a number such as 0.32, or "
+        "official for Lightricks' code.",
+    ),
+]
+
+
 def register(workflow: typer.Typer) -> None:
     """Add ``run`` to the app of ``ladder workflow``."""
     workflow.command("run", cls=GroupedCommand)(expand_flags(run, MOST_USED, MEMORY_RULES))
@@ -99,6 +111,7 @@ def run(
     folders: Folders = None,
     store: StoreFolder = None,
     skip_unsupported: SkipUnsupported = False,
+    version: ComfyUiVersion = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -115,7 +128,9 @@ def run(
         parse_file_name_map,
     )
     from latent_ladder.comfyui.formats.read import read_workflow
+    from latent_ladder.comfyui.versions import parse_comfyui_version
 
+    convention = parse_comfyui_version(version or "current")
     workflow = read_workflow(graph)
     changed = apply_overrides(workflow.graph, sets or ())
     files = _Files(
@@ -125,7 +140,7 @@ def run(
         maps or (), lambda old: find_usable_files(old, changed, files.library, [files.input])
     )
     outputs = _check_graph(changed, files, names, skip_unsupported)
-    job = _Job(changed, workflow.ui, files, names, outputs)
+    job = _Job(changed, workflow.ui, files, names, outputs, convention)
     results, progress = _execute(job, memory, store, quiet or as_json)
     paths = _result_paths(results, files)
     if as_json:
@@ -211,6 +226,7 @@ class _Job:
     files: _Files
     names: Mapping[str, str]
     outputs: Sequence[str]
+    convention: ModelConvention
 
     def metadata(self) -> dict[str, str]:
         """Tags of every file that is written: the graph, and the workflow if there is one."""
@@ -231,7 +247,15 @@ def _execute(
     opened = open_store(store)
     opened.check_writable()
     folders = WorkFolders(files.input, files.output, files.output / "temp")
-    engine = Engine(files.library, opened, folders, job.names, options, memory.device)
+    engine = Engine(
+        files.library,
+        opened,
+        folders,
+        job.names,
+        options,
+        memory.device,
+        convention=job.convention,
+    )
     cancel = Cancel()
     with NodeProgressLines(job.graph, quiet) as progress, cancel_on_interrupt(cancel):
         try:

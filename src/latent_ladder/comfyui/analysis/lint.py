@@ -15,7 +15,7 @@ from typing import Any
 from latent_ladder.comfyui.analysis.shape_inference import InferredShapes, ShapeContext
 from latent_ladder.comfyui.graph import Link, LintFinding, Node
 from latent_ladder.comfyui.node_defs import node_type
-from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA
+from latent_ladder.comfyui.node_defs.sampling import parse_manual_sigmas
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import start_of
 
@@ -27,11 +27,6 @@ _SAMPLERS = {
 """Nodes that define a sampler with settings of its own, and the sampler's name."""
 MAX_SHIFT = 6.0
 """With a larger shift, nearly all steps are at pure noise."""
-
-
-def parse_manual_sigmas(text: str) -> list[float]:
-    """Return the numbers that ComfyUI finds in a text; it ignores exponents and trailing points."""
-    return [float(found) for found in MANUAL_SIGMA.findall(text) if found.count(".") <= 1]
 
 
 def lint_nodes(shapes: InferredShapes, required: tuple[str, ...]) -> Iterator[LintFinding]:
@@ -48,7 +43,12 @@ def _lint_manual_sigmas(ctx: ShapeContext) -> Iterator[tuple[str, str]]:
     text = ctx.get("sigmas")
     if not isinstance(text, str):
         return
-    parsed, intended = parse_manual_sigmas(text), [float(found) for found in _NUMBER.findall(text)]
+    try:
+        parsed = parse_manual_sigmas(text)
+    except ValueError as error:
+        yield "sigmas_misread", f"{error}: the node fails"
+        return
+    intended = [float(found) for found in _NUMBER.findall(text)]
     if parsed != intended:
         got, expected = _join_numbers(parsed), _join_numbers(intended)
         yield "sigmas_misread", f"{text!r} is read as {got}, not as {expected}"
@@ -234,7 +234,10 @@ def describe_stage(shapes: InferredShapes, key: str) -> dict[str, Any]:
     scheduler = ShapeContext(shapes, schedule) if schedule else ctx
     manual = schedule is not None and schedule.class_type == "ManualSigmas"
     text = scheduler.get("sigmas") if manual else None
-    sigmas = parse_manual_sigmas(text) if isinstance(text, str) else []
+    try:
+        sigmas = parse_manual_sigmas(text) if isinstance(text, str) else []
+    except ValueError:
+        sigmas = []
     facts = {
         "node": key,
         "title": ctx.node.title,

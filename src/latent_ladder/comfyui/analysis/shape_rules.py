@@ -21,6 +21,7 @@ from latent_ladder.comfyui.analysis.shape_inference import (
     empty_video_shape,
     format_size,
 )
+from latent_ladder.comfyui.node_defs.images import rtx_size
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT
 
 InferredOutputs = tuple[Any, ...]
@@ -327,13 +328,14 @@ def _load_upscale_model(ctx: ShapeContext) -> InferredOutputs:
 def _rtx_upscale(ctx: ShapeContext) -> InferredOutputs:
     frames = ctx.frames("images")
     if ctx.get("resize_type") == "target dimensions":
-        size = ctx.integers("resize_type.width", "resize_type.height")
+        found = ctx.integers("resize_type.width", "resize_type.height")
+        size = rtx_size(*found) if found else None
     else:
         by = ctx.number("resize_type.scale")
-        size = (int(frames.width * by), int(frames.height * by)) if frames and by else None
+        size = rtx_size(frames.width * by, frames.height * by) if frames and by else None
     if frames is None or size is None:
         return ()
-    width, height = (max(8, round(side / 8) * 8) for side in size)
+    width, height = size
     return (replace(frames, width=width, height=height),)
 
 

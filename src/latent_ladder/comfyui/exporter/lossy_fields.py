@@ -24,6 +24,11 @@ def _check_request(request: Request) -> Iterator[tuple[str, str]]:
         yield "noise_order", "ComfyUI generates noise in another order: the clip differs."
     if request.mask_convention != "comfyui" and request.active_images:
         yield "mask_convention", "an image strength between 0 and 1 acts differently in ComfyUI."
+    if request.model_convention == "ltx":
+        text = (
+            "ComfyUI since 0.33 lets the sound see the updated picture, and encodes text its way."
+        )
+        yield "model_convention", text
     if request.models.precision != "stored":
         yield "models.precision", "pick fp8 in the loader, or start ComfyUI with --fp8_e4m3fn-unet."
     for i, image in enumerate(request.images):
@@ -65,6 +70,9 @@ def _check_sampling(stage: BaseStage | RefineStage, name: str) -> Iterator[tuple
         if guidance.sigma_low != 0 or guidance.sigma_high != 1:
             text = "ComfyUI's guiders apply guidance at every sigma."
             yield f"{name}.guidance.{stream}.sigma_low/high", text
+    if video.has_nag or audio.has_nag:
+        text = "the graph has no NAG: add LTX2_NAG of KJNodes between the model and the guider."
+        yield f"{name}.guidance.nag", text
     blocks = {guidance.stg_blocks for guidance in (video, audio) if guidance.stg_blocks}
     if len(blocks) > 1 and not (uses_only_cfg(video) and uses_only_cfg(audio)):
         yield f"{name}.guidance", "the guider perturbs the same blocks for video and audio."

@@ -145,7 +145,7 @@ def _node_entry(node: Node, number: int) -> dict[str, Any]:
 
 def _sockets(definition: NodeType, node: Node) -> list[Input]:
     """Return the inputs as sockets: those without a widget first, then those with one."""
-    visible = _visible_inputs(definition, node)
+    visible = _exported_inputs(definition, node)
     names = {item.name for item in visible}
     autogrow = [
         Input(name, "*", socket=True, required=False)
@@ -178,10 +178,25 @@ def _visible_inputs(definition: NodeType, node: Node) -> list[Input]:
     return list(definition.visible_inputs(values))
 
 
+def _exported_inputs(definition: NodeType, node: Node) -> list[Input]:
+    """Inputs of an exported node, without its last optional widgets where they have defaults."""
+    items = _visible_inputs(definition, node)
+    while items and items[-1].is_widget and not items[-1].required:
+        last = items[-1]
+        if node.inputs.get(last.name, last.default) != last.default:
+            break
+        items.pop()
+    return items
+
+
 def _widgets_values(node: Node, randomized: bool) -> list[Value]:
-    """Return the values of all widgets in order, extra widgets included."""
+    """Return the values of all widgets in order, extra widgets included.
+
+    Optional widgets at the end that have their default are left out: ComfyUI adds them, and their
+    type and choices differ between its versions (``bit_depth`` of ``CreateVideo``).
+    """
     values: list[Value] = []
-    for item in _visible_inputs(definition_of(node), node):
+    for item in _exported_inputs(definition_of(node), node):
         if not item.is_widget:
             continue
         value = node.inputs.get(item.name, item.default)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from latent_ladder.comfyui.formats.pack_nodes import replace_pack_nodes
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.errors import WorkflowError
@@ -33,7 +34,9 @@ def read_api(document: Mapping[str, Any]) -> Graph:
     """
     if len(document) > MAX_NODES:
         raise too_many_nodes(len(document))
-    graph = Graph({str(key): _parse_node(str(key), node) for key, node in document.items()})
+    graph = replace_pack_nodes(
+        Graph({str(key): _parse_node(str(key), node) for key, node in document.items()})
+    )
     check_links(graph)
     return graph
 

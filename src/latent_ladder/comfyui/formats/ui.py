@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from latent_ladder.comfyui.constant_folding import fold_constants
 from latent_ladder.comfyui.formats.api import MAX_NODES, check_links, too_many_nodes
+from latent_ladder.comfyui.formats.pack_nodes import replace_pack_nodes
 from latent_ladder.comfyui.formats.ui_subgraphs import (
     INPUT_NODE,
     GraphLevel,
@@ -68,10 +69,15 @@ def read_ui(document: dict[str, Any]) -> Graph:
     """
     reader = _Reader(document)
     reader.collect(read_level(document, "", "the workflow"))
-    graph = Graph(reader.nodes, tuple(dict.fromkeys(reader.models)))
+    graph = replace_pack_nodes(Graph(reader.nodes, tuple(dict.fromkeys(reader.models))))
     check_links(graph)
-    stale = _find_stale_widgets(graph, reader.linked_widgets)
-    return Graph(graph.nodes, graph.models, (*reader.findings, *stale))
+    shown = {key: v for key, v in reader.linked_widgets.items() if _still_has(graph, *key)}
+    stale = _find_stale_widgets(graph, shown)
+    return Graph(graph.nodes, graph.models, (*reader.findings, *graph.findings, *stale))
+
+
+def _still_has(graph: Graph, node: str, name: str) -> bool:
+    return node in graph.nodes and name in graph.nodes[node].inputs
 
 
 def _find_stale_widgets(

@@ -23,7 +23,9 @@ def widget_values(definition: NodeType, node: Mapping[str, Any]) -> dict[str, Va
 
     ``node`` is an entry of the UI format. Values by name are preferred to those by position.
     """
-    if definition.class_type not in NODE_TYPES:
+    if definition.class_type == POWER_LORA_LOADER:
+        return _values_of_lora_list(node)
+    if definition.class_type not in NODE_TYPES or _is_opaque(definition):
         return _values_of_unknown_type(node)
     named = _values_by_name(node)
     if named is not None:
@@ -88,6 +90,22 @@ def _is_seed_control(extra: str) -> bool:
 
 def _is_control_value(value: Value) -> bool:
     return isinstance(value, str) and value in SEED_CONTROLS
+
+
+def _is_opaque(definition: NodeType) -> bool:
+    """Return whether a type is known by name only."""
+    return bool(definition.unsupported_reason) and not definition.inputs
+
+
+POWER_LORA_LOADER = "Power Lora Loader (rgthree)"
+
+
+def _values_of_lora_list(node: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the rows of a loader of several LoRAs, each an object, as ``lora_1``, ``lora_2``."""
+    listed = node.get("widgets_values")
+    values = listed.values() if isinstance(listed, dict) else listed
+    rows = [v for v in values or () if isinstance(v, dict) and "lora" in v]
+    return {f"lora_{i}": row for i, row in enumerate(rows, 1)}
 
 
 def _values_of_unknown_type(node: Mapping[str, Any]) -> dict[str, Value]:

@@ -11,9 +11,13 @@ from latent_ladder.request.presets import preset_names, read_preset
 from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES
 
 IGNORED_FIELDS = frozenset(
-    {"prompt", "preset", "seed", "models", "images", "audio_in", "video", "output", "duration_s"}
-)
-"""Fields about the content of the clip or about files, which do not characterise a preset."""
+    {
+        "prompt", "preset", "seed", "models", "images", "audio_in", "video", "output",
+        "duration_s", "model_convention",
+    }
+)  # fmt: skip
+"""Fields about the content of the clip, its files or the version of ComfyUI, which do not
+characterise a preset."""
 STAGE_KIND_WEIGHT = 20
 """Number of differing fields that a stage of another kind counts for."""
 _MISSING = object()

@@ -15,7 +15,7 @@ from latent_ladder.comfyui.importer.graph_walker import (
     OutputSlot,
     unsupported_node,
 )
-from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA
+from latent_ladder.comfyui.node_defs.sampling import parse_manual_sigmas, split_by_denoise
 from latent_ladder.errors import RequestError
 from latent_ladder.request.sampling_options import Schedule
 from latent_ladder.sampling.names import SAMPLER_FACTS
@@ -297,16 +297,14 @@ def resolve_sigmas(fields: Mapping[str, Any], tokens: int) -> list[float]:
     return list(schedule.sigmas(tokens, fields.get("denoise", 1.0)))
 
 
-def parse_manual_sigmas(text: str) -> list[float]:
-    """Return the numbers that ``ManualSigmas`` finds in its text; an exponent counts as one."""
-    return [float(number) for number in MANUAL_SIGMA.findall(text)]
-
-
 def _read_manual_sigmas(
     walker: GraphWalker, node: Node, _slot: int, _tokens: int
 ) -> dict[str, Any]:
     text = walker.text(node, "sigmas")
-    sigmas = parse_manual_sigmas(text)
+    try:
+        sigmas = parse_manual_sigmas(text)
+    except ValueError as error:
+        raise node.error(str(error), "write 0.85, 0.725, 0.4219, 0.0") from error
     words = re.split(r"[\s,]+", text.strip())
     if len(words) != len(sigmas):
         walker.report_loss(node, f"ComfyUI reads {text!r} as {sigmas}")
@@ -342,8 +340,7 @@ def _read_split(walker: GraphWalker, node: Node, slot: int, tokens: int) -> dict
 
 def _read_split_denoise(walker: GraphWalker, node: Node, slot: int, tokens: int) -> dict[str, Any]:
     sigmas = _input_sigmas(walker, node, tokens)
-    steps = round((len(sigmas) - 1) * walker.number(node, "denoise"))
-    return {"sigmas": sigmas[-(steps + 1) :] if slot else sigmas[: len(sigmas) - steps]}
+    return {"sigmas": list(split_by_denoise(sigmas, walker.number(node, "denoise"))[slot])}
 
 
 def _read_set_first(walker: GraphWalker, node: Node, _slot: int, tokens: int) -> dict[str, Any]:

@@ -20,6 +20,15 @@ from latent_ladder.comfyui.node_defs.builders import (
 )
 from latent_ladder.comfyui.node_defs.schema import Input
 
+
+def rtx_size(width: float, height: float) -> tuple[int, int]:
+    """Return the (width, height) that ``RTXVideoSuperResolution`` makes of requested sides.
+
+    A fraction is cut off, then the sides are rounded to multiples of 8.
+    """
+    return max(8, round(int(width) / 8) * 8), max(8, round(int(height) / 8) * 8)
+
+
 IMAGE = link("image", "IMAGE")
 IMAGES = link("images", "IMAGE")
 MASK = link("mask", "MASK")

@@ -10,6 +10,7 @@ from latent_ladder.comfyui.node_defs.builders import (
     link,
     node,
     number,
+    seed,
     text,
 )
 from latent_ladder.comfyui.node_defs.schema import ANY, Input
@@ -113,6 +114,14 @@ NODE_DEFS = (
         [number("value", 0.0, -INT64_MAX, INT64_MAX, 0.00001)],
         "FLOAT value",
         pack=KJ,
+    ),
+    node(
+        "Seed (rgthree)",
+        "Seed (rgthree)",
+        "rgthree",
+        [seed("seed", -1, -3)],
+        "INT SEED",
+        pack="rgthree-comfy",
     ),
     node(
         "StringConstant",

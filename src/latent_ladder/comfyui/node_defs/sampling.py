@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import MappingProxyType
 
 from latent_ladder.comfyui.node_defs.builders import (
+    KJ,
     LTXV,
     choice,
     flag,
@@ -32,8 +34,34 @@ SAMPLER_ALIASES = MappingProxyType({"ddim": "euler"})
 """Samplers that run as another one: ComfyUI implements ddim with its euler sampler."""
 RES4LYF_SAMPLER = re.compile(r"(?:.*/)?(res_2s|euler)$")
 """Sampler names of RES4LYF that are supported; the group is the sampler's name here."""
-MANUAL_SIGMA = re.compile(r"[-+]?(?:\d*\.*\d+)")
-"""The numbers that ``ManualSigmas`` finds in its text: exponents are not part of them."""
+_MANUAL_SIGMA = re.compile(r"[-+]?(?:\d*\.*\d+)")
+
+
+def parse_manual_sigmas(text: str) -> list[float]:
+    """Return the numbers that ``ManualSigmas`` finds in its text: exponents are not part of them.
+
+    Raises ``ValueError`` that names a number with several points, at which ComfyUI fails too.
+    """
+    found = _MANUAL_SIGMA.findall(text)
+    wrong = next((number for number in found if number.count(".") > 1), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong} in {text!r} is not a number")
+    return [float(number) for number in found]
+
+
+def split_by_denoise(
+    sigmas: Sequence[float], denoise: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return both lists of ``SplitSigmasDenoise``: the second has round(steps * denoise) steps.
+
+    With a denoise of 0 the first list is empty, as in ComfyUI.
+    """
+    whole = tuple(sigmas)
+    low_steps = round(max(len(whole) - 1, 0) * denoise)
+    high = whole[: len(whole) - low_steps] if low_steps else ()
+    return high, whole[max(len(whole) - low_steps - 1, 0) :]
+
+
 SCHEDULERS = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
     "linear_quadratic", "kl_optimal",
@@ -287,6 +315,22 @@ GUIDERS = (
         "advanced/guidance",
         [MODEL, number("modality_scale", 3.0, 1, 100, 0.1), *PERCENTS],
         "MODEL",
+    ),
+    node(
+        "LTX2_NAG",
+        "LTX2 NAG",
+        "KJNodes/ltxv",
+        [
+            MODEL,
+            number("nag_scale", 11.0, 0, 100, 0.001),
+            number("nag_alpha", 0.25, 0, 1, 0.001),
+            number("nag_tau", 2.5, 0, 10, 0.001),
+            link("nag_cond_video", "CONDITIONING", required=False),
+            link("nag_cond_audio", "CONDITIONING", required=False),
+            flag("inplace", True, required=False),
+        ],
+        "MODEL model",
+        pack=KJ,
     ),
     node(
         "LTXVSpatioTemporalGuidance",

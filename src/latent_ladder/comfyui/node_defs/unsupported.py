@@ -36,14 +36,27 @@ _UNSUPPORTED: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),
     ("LTXVGemmaEnhancePrompt", LTXV, "it rewrites prompts with Gemma", ("STRING",)),
     ("LTXQ8Patch", LTXV, "it needs the q8 kernels", ("MODEL",)),
-    ("VHS_VideoCombine", VHS, "use CreateVideo and SaveVideo", ("VHS_FILENAMES",)),
+    # these are replaced (formats/pack_nodes.py), except with the settings that are named here
     (
-        "VHS_LoadVideo",
+        "VHS_VideoCombine",
         VHS,
-        "use LoadVideo and GetVideoComponents",
-        ("IMAGE", "INT", "AUDIO", "VHS_VIDEOINFO"),
+        "its format, pingpong and loop_count have no equivalent: use CreateVideo and SaveVideo",
+        ("VHS_FILENAMES",),
     ),
-    ("VHS_LoadAudioUpload", VHS, "use LoadAudio", ("AUDIO", "FLOAT")),
+    *(
+        (
+            name,
+            VHS,
+            "force_rate, select_every_nth and one custom side have no equivalent: use LoadVideo "
+            "and GetVideoComponents",
+            ("IMAGE", "INT", "AUDIO", "VHS_VIDEOINFO"),
+        )
+        for name in ("VHS_LoadVideo", "VHS_LoadVideoPath")
+    ),
+    *(
+        (name, VHS, "it names no file: use LoadAudio", ("AUDIO", "FLOAT"))
+        for name in ("VHS_LoadAudioUpload", "VHS_LoadAudio")
+    ),
 )
 
 NODE_DEFS = tuple(

@@ -13,10 +13,21 @@ from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Audio, AudioVaeFile, Latent, Value
 from latent_ladder.errors import MediaError
 from latent_ladder.media.audio_input import read_original_audio
-from latent_ladder.models.audio_vae.vae import load_audio_vae
+from latent_ladder.models.audio_vae.vae import load_audio_vae, resample
 
 PEAK_DEVIATIONS = 5.0
 """``VAEDecodeAudio`` scales audio down if this many standard deviations exceed 1."""
+
+
+ENCODE_RATE, CROP_SAMPLES = 44_100, 4096
+"""ComfyUI encodes audio at this rate (Hz), in multiples of so many samples."""
+
+
+def crop_audio(waveform: Tensor) -> Tensor:
+    """Return the middle of a waveform (C, S) whose length is a multiple of 4096 samples."""
+    length = waveform.shape[1] // CROP_SAMPLES * CROP_SAMPLES
+    start = waveform.shape[1] % CROP_SAMPLES // 2
+    return waveform[:, start : start + length]
 
 
 def load_audio(ctx: NodeContext) -> list[Value]:
@@ -30,7 +41,7 @@ def load_audio(ctx: NodeContext) -> list[Value]:
 
 def read_audio(path: Path) -> Audio:
     """Read the audio of a file at its own rate and channels. Raises :class:`MediaError`."""
-    samples, rate = read_original_audio(path)
+    samples, rate = read_original_audio(path, padded=True)
     return Audio(torch.from_numpy(samples), rate)
 
 
@@ -91,15 +102,23 @@ def decode_generic_audio(ctx: NodeContext) -> list[Value]:
 
 
 def encode_audio(ctx: NodeContext, vae: AudioVaeFile, audio: Audio) -> Tensor:
-    """Encode audio as normalised latents (1, C, T, M) on the CPU."""
+    """Encode audio as normalised latents (1, C, T, M) on the CPU.
+
+    As in ComfyUI, the audio is resampled to 44.1 kHz and cropped to the middle multiple of
+    :data:`CROP_SAMPLES` first.
+    """
     engine = ctx.engine
+    waveform = crop_audio(resample(audio.waveform.float(), audio.rate, ENCODE_RATE))
+    if not waveform.shape[1]:
+        seconds = CROP_SAMPLES / ENCODE_RATE
+        raise ctx.error(f"the audio is shorter than {seconds:.3f} s", "use a longer one")
     if not any(key.startswith("encoder.") for key in vae.component.names):
         raise ctx.error("the audio VAE has no encoder", "choose a file with an encoder")
 
     def work() -> Tensor:
         device = engine.runtime.device
         encoder = load_audio_vae(vae.component, None, device=device, parts=("encoder",))
-        return encoder.encode(audio.waveform, audio.rate).float().cpu()
+        return encoder.encode(waveform, ENCODE_RATE).float().cpu()
 
     return engine.runner.retry_without_transformer(work, ctx.warn)
 
@@ -121,12 +140,12 @@ def encode_generic_audio(ctx: NodeContext) -> list[Value]:
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadAudio": NodeFunction(load_audio, version=2),
+        "LoadAudio": NodeFunction(load_audio, version=3),
         "EmptyAudio": NodeFunction(empty_audio),
         "TrimAudioDuration": NodeFunction(trim_audio),
         "LTXVAudioVAEDecode": NodeFunction(decode_ltxv_audio, stored=True),
         "VAEDecodeAudio": NodeFunction(decode_generic_audio, stored=True),
-        "LTXVAudioVAEEncode": NodeFunction(encode_ltxv_audio, stored=True),
-        "VAEEncodeAudio": NodeFunction(encode_generic_audio, stored=True),
+        "LTXVAudioVAEEncode": NodeFunction(encode_ltxv_audio, stored=True, version=2),
+        "VAEEncodeAudio": NodeFunction(encode_generic_audio, stored=True, version=2),
     }
 )

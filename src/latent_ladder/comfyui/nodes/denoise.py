@@ -8,6 +8,7 @@ empty schedule the latent passes through unchanged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,8 +20,8 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.text_loras import projection_modules
 from latent_ladder.comfyui.nodes.model_patches import (
+    DenoiserBySigma,
     with_statistics,
-    with_terms_by_sigma,
     with_voice_guidance,
 )
 from latent_ladder.comfyui.nodes.node_context import NodeContext
@@ -51,10 +52,12 @@ from latent_ladder.memory.planner import OffloadPlan
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning as Context
 from latent_ladder.models.text_encoder.tokenizer import text_length
+from latent_ladder.models.transformer.attention import NagScales
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.keyframes import keyframe_mask
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
+from latent_ladder.models.transformer.streams import GuideBias, Nag
 from latent_ladder.sampling.denoise import (
     LatentState,
     Noises,
@@ -137,6 +140,7 @@ class _SamplingRun:
 
     def run(self) -> DenoisedLatents:
         contexts = self._encode_prompts()
+        self._nag_video, self._nag_audio = self._encode_nag()
         engine, clip = self._ctx.engine, self._job.guider.positive.clip
         sizes = engine.sizes(self._model, text_length(clip.text_encoder))
 
@@ -201,6 +205,23 @@ class _SamplingRun:
                     "not applied: load it with LoraLoader, which also takes CLIP",
                 )
 
+    def _encode_nag(self) -> tuple[Nag | None, Nag | None]:
+        """NAG of the video and the audio stream.
+
+        As in KJNodes, the negative prompt is not modulated by the noise level.
+        """
+        patch = self._model.nag
+        if patch is None:
+            return None, None
+        scales = NagScales(patch.scale, patch.tau, patch.alpha, modulated=False)
+        prompts = [one for one in (patch.video, patch.audio) if one is not None]
+        if not prompts:
+            return None, None
+        contexts = self._ctx.engine.contexts(prompts, self._model)
+        video = None if patch.video is None else Nag(contexts[0].video, scales)
+        audio = None if patch.audio is None else Nag(contexts[-1].audio, scales)
+        return video, audio
+
     def _stage_cost(self) -> StageCost:
         job, latent = self._job, self._job.latent
         f, h, w = (1, 1, 1) if latent.video is None else latent.video.shape[2:]
@@ -250,18 +271,23 @@ class _SamplingRun:
                 stream,
                 force_uncond=self._force_uncond,
                 max_passes=offload_plan.rows,
+                updated_video=self._ctx.engine.convention == "comfyui",
             )
 
-        model: Predict = make_denoiser(self._video_guidance, self._audio_guidance, voice=True)
         guider = job.guider
         if guider.terms_by_sigma:
             pairs = [(s, _stream_guidance(t, self._model)) for s, t in guider.terms_by_sigma]
-            models = [(sigma, make_denoiser(g, g, voice=True)) for sigma, g in pairs]
-            model = with_terms_by_sigma(models, guider.zero_above_sigma)
+            chosen = DenoiserBySigma(
+                [(sigma, make_denoiser(g, g, voice=True)) for sigma, g in pairs],
+                guider.zero_above_sigma,
+            )
+        else:
+            one = make_denoiser(self._video_guidance, self._audio_guidance, voice=True)
+            chosen = DenoiserBySigma([(math.inf, one)])
+        model: Predict = chosen
         if self._model.identity is not None and self._voice_tokens:
-            with_voice = make_denoiser(Guidance(), Guidance(), voice=True)
             without = make_denoiser(Guidance(), Guidance(), voice=False)
-            model = with_voice_guidance(model, with_voice, without, packing, self._model.identity)
+            model = with_voice_guidance(chosen, without, packing, self._model.identity)
         if self._model.adain is not None and video is not None and self._token_indices is None:
             shape = _grid_shape(job.latent)
             model = with_statistics(model, packing, self._model.adain, shape)
@@ -319,6 +345,24 @@ class _SamplingRun:
             keyframe_mask=keyframe_mask(positions, positions.shape[2] - clip_tokens).to(
                 self._device
             ),
+            bias=self._guide_bias(),
+            nag=self._nag_video,
+        )
+
+    def _guide_bias(self) -> GuideBias | None:
+        """Attention between clip and guides; ``None`` if all guides have full weight."""
+        guides = self._job.guider.positive.guides
+        if all(guide.weights is None for guide in guides):
+            return None
+        counts = [guide.positions.shape[2] for guide in guides]
+        clip = torch.ones(self._video_positions()[1])
+        weights = [
+            torch.ones(count) if guide.weights is None else guide.weights
+            for guide, count in zip(guides, counts, strict=True)
+        ]
+        is_guide = torch.cat([torch.zeros_like(clip), torch.ones(sum(counts))])
+        return GuideBias.of_weights(
+            torch.cat([clip, *weights]).to(self._device), is_guide.to(self._device)
         )
 
     def _audio_stream(
@@ -336,6 +380,7 @@ class _SamplingRun:
             mask=None if frozen else _noise_levels(state),
             guidance=terms,
             frozen=frozen,
+            nag=self._nag_audio,
         )
 
     def _video_positions(self) -> tuple[Tensor, int]:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from latent_ladder.comfyui.nodes.audio import encode_audio
 from latent_ladder.comfyui.nodes.decoding import encode_images
@@ -28,6 +29,7 @@ from latent_ladder.comfyui.runtime.values import (
     IcLoraParameters,
     Images,
     Latent,
+    Mask,
     Model,
     Value,
     VideoVaeFile,
@@ -42,7 +44,8 @@ class Guide:
 
     ``start_frame`` counts pixel frames. ``single_first_frame``: the first latent frame represents
     one pixel frame, as at the start of a clip. ``stride`` s: the latents are s times smaller than
-    those of the clip.
+    those of the clip. ``attention``: factor of the attention between clip and guide, times
+    ``attention_mask`` (pixel frames, H, W) if there is one.
     """
 
     latents: Tensor
@@ -50,6 +53,36 @@ class Guide:
     strength: float
     single_first_frame: bool
     stride: int = 1
+    attention: float = 1.0
+    attention_mask: Tensor | None = None
+
+    def attention_weights(self) -> Tensor | None:
+        """Weights (N,) of the guide's tokens, ``None`` if all are 1."""
+        f, h, w = self.latents.shape[2:]
+        if self.attention_mask is not None:
+            return (latent_mask(self.attention_mask, (f, h, w)) * self.attention).flatten()
+        return None if self.attention == 1.0 else torch.full((f * h * w,), self.attention)
+
+
+def latent_mask(mask: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Reduce a mask (pixel frames, H, W) to latents (F, H, W): means over the pixels of each.
+
+    The first latent frame is the first pixel frame, the others are means of equal groups; a single
+    pixel frame is repeated. Source: the behaviour of ComfyUI's guide attention.
+    """
+    f, h, w = size
+    small = F.interpolate(mask[:, None].float(), (h, w), mode="area")[:, 0]
+    first, rest = small[:1], small[1:]
+    if f == 1:
+        return first
+    if not len(rest):
+        return first.expand(f, h, w)
+    group = len(rest) // (f - 1)
+    if group:
+        later = rest[: group * (f - 1)].unflatten(0, (f - 1, group)).mean(1)
+    else:
+        later = F.interpolate(rest.flatten(1).T[None], f - 1, mode="nearest")[0].T.view(f - 1, h, w)
+    return torch.cat([first, later])
 
 
 # --- positions ----------------------------------------------------------------------------------
@@ -110,7 +143,9 @@ class GuidedLatent:
             video=torch.cat([video, grid.to(video)], dim=2),
             video_mask=torch.cat([self.latent.full_video_mask(), mask], dim=2),
         )
-        frames = GuideFrames(grid.shape[2], guide_positions(guide), guide.stride)
+        frames = GuideFrames(
+            grid.shape[2], guide_positions(guide), guide.stride, guide.attention_weights()
+        )
         return GuidedLatent(
             replace(self.positive, guides=(*self.positive.guides, frames)),
             replace(self.negative, guides=(*self.negative.guides, frames)),
@@ -185,10 +220,6 @@ def add_ic_guide(ctx: NodeContext) -> list[Value]:
 
 def _encode_guide(ctx: NodeContext, factor: int, crop: str) -> Guide:
     """Encode the images of a guide node at the clip's size divided by ``factor``."""
-    if ctx.has("attention_mask") or (
-        ctx.has("attention_strength") and ctx.number("attention_strength") != 1.0
-    ):
-        ctx.warn("attention_mask", "attention masks are ignored: the guide has full weight")
     video = _video_latent(ctx).video
     if video is None:
         raise TypeError("a latent without video")
@@ -214,7 +245,19 @@ def _encode_guide(ctx: NodeContext, factor: int, crop: str) -> Guide:
             f"{length}",
             "use fewer images or a smaller frame_idx",
         )
-    return Guide(latents, start, ctx.number("strength"), single_first_frame, factor)
+    guide = Guide(latents, start, ctx.number("strength"), single_first_frame, factor)
+    return _with_attention(ctx, guide)
+
+
+def _with_attention(ctx: NodeContext, guide: Guide) -> Guide:
+    """The guide with the attention of its node: ComfyUI's own nodes use the strength for it too."""
+    attention = 1.0
+    if ctx.node.class_type in ("LTXVAddGuide", "LTXVAddLatentGuide"):
+        attention = guide.strength
+    elif ctx.has("attention_strength"):
+        attention = ctx.number("attention_strength")
+    mask = ctx.get_optional("attention_mask", Mask)
+    return replace(guide, attention=attention, attention_mask=None if mask is None else mask.values)
 
 
 def _encode_frames(
@@ -256,7 +299,8 @@ def add_latent_guide(ctx: NodeContext) -> list[Value]:
     if guide.shape[3] * factor != rows or guide.shape[4] * factor != cols:
         raise ctx.error("the size of the clip is not a multiple of the guide's size")
     single_first = start == 0 or guide.shape[2] == 1
-    return append_guide(ctx, Guide(guide, start, ctx.number("strength"), single_first, factor))
+    made = Guide(guide, start, ctx.number("strength"), single_first, factor)
+    return append_guide(ctx, _with_attention(ctx, made))
 
 
 def crop_guides(ctx: NodeContext) -> list[Value]:
@@ -305,13 +349,13 @@ def add_voice(ctx: NodeContext) -> list[Value]:
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LTXVAddGuide": NodeFunction(add_guide),
-        "LTXVAddLatentGuide": NodeFunction(add_latent_guide),
+        "LTXVAddGuide": NodeFunction(add_guide, version=2),
+        "LTXVAddLatentGuide": NodeFunction(add_latent_guide, version=2),
         "LTXVCropGuides": NodeFunction(crop_guides),
         "LTXAddVideoICLoRAGuide": NodeFunction(add_ic_guide),
-        "LTXAddVideoICLoRAGuideAdvanced": NodeFunction(add_ic_guide),
+        "LTXAddVideoICLoRAGuideAdvanced": NodeFunction(add_ic_guide, version=2),
         "GetICLoRAParameters": NodeFunction(get_ic_parameters),
         "LTXVSetAudioRefTokens": NodeFunction(set_voice_tokens),
-        "LTXVReferenceAudio": NodeFunction(add_voice),
+        "LTXVReferenceAudio": NodeFunction(add_voice, version=2),
     }
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_ladder.comfyui.graph import Node
+from latent_ladder.comfyui.node_defs.images import rtx_size
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.nodes.resize import Size, resize_frames
 from latent_ladder.comfyui.runtime.values import Images, Mask, UpscalerFile, Value
@@ -351,7 +352,8 @@ def preprocess(ctx: NodeContext) -> list[Value]:
 
 def compress_frames(frames: Tensor, crf: int) -> Tensor:
     """Return frames (n, 3, H, W) 0..1 after H.264 compression at ``crf``, each on its own."""
-    pixels = frames.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    # truncated to 8 bits, as ComfyUI does
+    pixels = frames.permute(0, 2, 3, 1).mul(255).to(torch.uint8).cpu().numpy()
     compressed = np.stack([compress_like_video(frame, crf) for frame in pixels])
     return torch.from_numpy(compressed).permute(0, 3, 1, 2).float() / 255
 
@@ -391,11 +393,10 @@ def upscale_rtx(ctx: NodeContext) -> list[Value]:
     """
     images = ctx.get("images", Images)
     if ctx.text("resize_type") == "target dimensions":
-        width, height = ctx.integer("resize_type.width"), ctx.integer("resize_type.height")
+        target = rtx_size(ctx.integer("resize_type.width"), ctx.integer("resize_type.height"))
     else:
         factor = ctx.number("resize_type.scale")
-        width, height = round(images.width * factor), round(images.height * factor)
-    target = (max(8, round(width / 8) * 8), max(8, round(height / 8) * 8))
+        target = rtx_size(images.width * factor, images.height * factor)
     try:
         require_rtx()
     except CheckpointError as error:
@@ -467,9 +468,9 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
         "ResizeAndPadImage": NodeFunction(resize_and_pad),
         "GetImageSize": NodeFunction(get_image_size),
         "GetImageSizeAndCount": NodeFunction(get_image_size_and_count),
-        "LTXVPreprocess": NodeFunction(preprocess),
+        "LTXVPreprocess": NodeFunction(preprocess, version=2),
         "ImageUpscaleWithModel": NodeFunction(upscale_with_model),
-        "RTXVideoSuperResolution": NodeFunction(upscale_rtx, check=check_rtx),
+        "RTXVideoSuperResolution": NodeFunction(upscale_rtx, check=check_rtx, version=2),
         "ImageToMask": NodeFunction(image_to_mask),
         "MaskToImage": NodeFunction(mask_to_image),
         "SolidMask": NodeFunction(solid_mask),

@@ -165,8 +165,11 @@ def audio_only_model(ctx: NodeContext) -> list[Value]:
 
 
 def audio_only_video(ctx: NodeContext) -> list[Value]:
-    """``LTXVAudioOnlyEmptyVideoLatent``: a placeholder of one latent."""
-    return [Latent(video=torch.zeros(1, ctx.channels, 1, 1, 1))]
+    """``LTXVAudioOnlyEmptyVideoLatent``: a placeholder of one frame of 64x64 pixels.
+
+    Its noise is drawn before that of the audio, so its size decides the audio's noise.
+    """
+    return [Latent(video=torch.zeros(1, ctx.channels, 1, 2, 2))]
 
 
 # --- upscale, normalise, combine ----------------------------------------------------------------
@@ -385,7 +388,7 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
         "LTXVSeparateAVLatent": NodeFunction(separate_streams),
         "SetLatentNoiseMask": NodeFunction(set_noise_mask),
         "LTXVAudioOnlyModel": NodeFunction(audio_only_model),
-        "LTXVAudioOnlyEmptyVideoLatent": NodeFunction(audio_only_video),
+        "LTXVAudioOnlyEmptyVideoLatent": NodeFunction(audio_only_video, version=2),
         "LTXVLatentUpsampler": NodeFunction(upsample_latent, stored=True),
         "LatentUpscale": NodeFunction(upscale_latent, check=check_upscale_method),
         "LatentUpscaleBy": NodeFunction(upscale_latent_by, check=check_upscale_method),

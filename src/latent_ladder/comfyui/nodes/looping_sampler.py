@@ -372,5 +372,5 @@ def _video_tensor(guided: GuidedLatent) -> Tensor:
 
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
-    {"LTXVLoopingSampler": NodeFunction(sample_in_spans, stored=True)}
+    {"LTXVLoopingSampler": NodeFunction(sample_in_spans, stored=True, samples=True)}
 )

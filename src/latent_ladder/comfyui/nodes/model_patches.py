@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import torch
@@ -39,48 +41,53 @@ def with_statistics(
     return predict
 
 
-def with_terms_by_sigma(models: Sequence[tuple[float, Predict]], zero_above: float) -> Predict:
-    """Return a model that selects one of several models by sigma (``STGGuiderAdvanced``).
+@dataclass(frozen=True)
+class DenoiserBySigma:
+    """A model that selects one of several denoisers by sigma (``STGGuiderAdvanced``).
 
-    The selected model has the nearest sigma at or above the current one, or is the last one if
+    The selected denoiser has the nearest sigma at or above the current one, or is the last one if
     there is none. Above ``zero_above`` the prediction is zero.
     """
 
-    def predict(x: Tensor, sigma: float, step: int) -> Prediction:
-        if sigma > zero_above:
-            return Prediction(torch.zeros_like(x), torch.zeros_like(x))
-        higher = [entry for entry in models if entry[0] >= sigma]
-        _, model = min(higher, key=lambda entry: entry[0]) if higher else models[-1]
-        return model(x, sigma, step)
+    denoisers: Sequence[tuple[float, Denoiser]]
+    zero_above: float = math.inf
 
-    return predict
+    def select(self, sigma: float) -> Denoiser | None:
+        """The denoiser at ``sigma``, ``None`` where the prediction is zero."""
+        if sigma > self.zero_above:
+            return None
+        higher = [entry for entry in self.denoisers if entry[0] >= sigma]
+        return min(higher, key=lambda entry: entry[0])[1] if higher else self.denoisers[-1][1]
+
+    def __call__(self, x: Tensor, sigma: float, step: int) -> Prediction:
+        """Predict as :meth:`Denoiser.__call__` does."""
+        denoiser = self.select(sigma)
+        if denoiser is None:
+            return Prediction(torch.zeros_like(x), torch.zeros_like(x))
+        return denoiser(x, sigma, step)
 
 
 def with_voice_guidance(
-    model: Predict,
-    with_voice: Predict,
-    without_voice: Denoiser,
-    packing: Packing,
-    patch: GuidancePatch,
+    model: DenoiserBySigma, without_voice: Denoiser, packing: Packing, patch: GuidancePatch
 ) -> Predict:
     """Return a model with guidance towards a reference voice (``LTXVReferenceAudio``).
 
-    The scaled difference between the predictions of ``with_voice`` and ``without_voice`` is added
-    to those of ``model``. The audio of ``without_voice`` lacks the voice tokens, which come last.
+    The scaled difference between the prediction of the prompt, which ``model`` computes anyway, and
+    that of ``without_voice`` is added: one more pass. The audio of ``without_voice`` lacks the
+    voice tokens, which come last.
     """
 
     def predict(x: Tensor, sigma: float, step: int) -> Prediction:
-        prediction = model(x, sigma, step)
-        if not patch.sigma_low <= sigma <= patch.sigma_high:
+        prediction, denoiser = model(x, sigma, step), model.select(sigma)
+        if denoiser is None or not patch.sigma_low < sigma <= patch.sigma_high:
             return prediction
-        conditioned = packing.unpack(with_voice(x, sigma, step).denoised)
         video, audio = packing.unpack(x)
         if audio is not None and without_voice.packing.audio is not None:
             audio = audio[:, : without_voice.packing.audio[0]]
         x_without = without_voice.packing.pack(video, audio)
         reference = without_voice.packing.unpack(without_voice(x_without, sigma, step).denoised)
         guided = list(packing.unpack(prediction.denoised))
-        for i, (with_, without) in enumerate(zip(conditioned, reference, strict=True)):
+        for i, (with_, without) in enumerate(zip(denoiser.conditioned, reference, strict=True)):
             stream = guided[i]
             if stream is not None and with_ is not None and without is not None:
                 n = without.shape[1]

@@ -136,12 +136,14 @@ class NodeFunction:
     """The implementation of a node type.
 
     ``run`` computes the outputs. ``stored``: the outputs are latents or audio, and the artefact
-    store keeps them. ``version`` is raised when the same inputs give a different result than
-    before. ``check(node)`` returns why a node with these literal inputs cannot run, or an empty
-    string; it is called before anything runs.
+    store keeps them. ``samples``: the transformer runs, so that the version of ComfyUI
+    (:mod:`latent_ladder.comfyui.versions`) is part of the key. ``version`` is raised when the same
+    inputs give a different result than before. ``check(node)`` returns why a node with these
+    literal inputs cannot run, or an empty string; it is called before anything runs.
     """
 
     run: RunNode
     stored: bool = False
     version: int = 1
     check: Callable[[Node], str] = lambda _: ""
+    samples: bool = False

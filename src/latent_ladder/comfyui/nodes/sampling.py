@@ -20,6 +20,7 @@ from latent_ladder.comfyui.runtime.values import (
     GuiderParameters,
     Latent,
     Model,
+    NagPatch,
     Noise,
     Sampler,
     SigmaList,
@@ -235,6 +236,21 @@ def modality_patch(ctx: NodeContext) -> list[Value]:
     return [replace(model, modality=make_patch(ctx, model, "modality_scale"))]
 
 
+def nag_patch(ctx: NodeContext) -> list[Value]:
+    """``LTX2_NAG`` of KJNodes: a model with normalized attention guidance."""
+    model, scale = ctx.get("model", Model), ctx.number("nag_scale")
+    if scale == 0:
+        return [model]
+    patch = NagPatch(
+        scale,
+        ctx.number("nag_tau"),
+        ctx.number("nag_alpha"),
+        ctx.get_optional("nag_cond_video", Conditioning),
+        ctx.get_optional("nag_cond_audio", Conditioning),
+    )
+    return [replace(model, nag=patch)]
+
+
 def make_patch(ctx: NodeContext, model: Model, scale: str) -> GuidancePatch:
     """Return the guidance term of a node for a part of the schedule, given in percent of it."""
     start, end = ctx.number("start_percent"), ctx.number("end_percent")
@@ -333,6 +349,8 @@ def sample_normalizing(ctx: NodeContext) -> list[Value]:
     job = _sampling_job(ctx)
     if not job.latent.is_audio_video:
         raise ctx.error("latent_image is not an audio-video latent", "connect LTXVConcatAVLatent")
+    if len(job.sigmas) < 2:
+        return [denoise(ctx, job).prediction]
     steps = len(job.sigmas) - 1
     video, audio = (
         _factors_per_step(ctx, name, steps)
@@ -392,12 +410,13 @@ NODES: Mapping[str, NodeFunction] = MappingProxyType(
         "LTXVApplySTG": NodeFunction(apply_stg),
         "LTXVSpatioTemporalGuidance": NodeFunction(stg_patch),
         "LTXVModalityGuidance": NodeFunction(modality_patch),
-        "SamplerCustomAdvanced": NodeFunction(sample_custom_advanced, stored=True),
-        "SamplerCustom": NodeFunction(sample_custom, stored=True),
-        "KSampler": NodeFunction(sample_ksampler, stored=True, check=check_sampler),
+        "LTX2_NAG": NodeFunction(nag_patch),
+        "SamplerCustomAdvanced": NodeFunction(sample_custom_advanced, stored=True, samples=True),
+        "SamplerCustom": NodeFunction(sample_custom, stored=True, samples=True),
+        "KSampler": NodeFunction(sample_ksampler, stored=True, check=check_sampler, samples=True),
         "KSamplerAdvanced": NodeFunction(
-            sample_ksampler_advanced, stored=True, check=check_sampler
+            sample_ksampler_advanced, stored=True, check=check_sampler, samples=True
         ),
-        "LTXVNormalizingSampler": NodeFunction(sample_normalizing, stored=True),
+        "LTXVNormalizingSampler": NodeFunction(sample_normalizing, stored=True, samples=True),
     }
 )

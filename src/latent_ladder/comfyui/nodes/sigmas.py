@@ -11,7 +11,11 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
-from latent_ladder.comfyui.node_defs.sampling import MANUAL_SIGMA, SCHEDULERS
+from latent_ladder.comfyui.node_defs.sampling import (
+    SCHEDULERS,
+    parse_manual_sigmas,
+    split_by_denoise,
+)
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.runtime.values import Latent, Model, SigmaList, Value
 from latent_ladder.errors import RequestError
@@ -20,7 +24,10 @@ from latent_ladder.sampling.schedules import SCHEDULES, Sigmas, linspace, ltx
 
 def manual_sigmas(ctx: NodeContext) -> list[Value]:
     """``ManualSigmas``: the numbers that ComfyUI finds in a text."""
-    return [SigmaList(tuple(float(number) for number in MANUAL_SIGMA.findall(ctx.text("sigmas"))))]
+    try:
+        return [SigmaList(tuple(parse_manual_sigmas(ctx.text("sigmas"))))]
+    except ValueError as error:
+        raise ctx.error(str(error), "write 0.85, 0.725, 0.4219, 0.0") from error
 
 
 def ltx_mu(ctx: NodeContext, max_shift: float, base_shift: float) -> float:
@@ -87,10 +94,7 @@ def split(ctx: NodeContext) -> list[Value]:
 def split_denoise(ctx: NodeContext) -> list[Value]:
     """``SplitSigmasDenoise``: the second list has round(steps * denoise) steps."""
     sigmas = ctx.get("sigmas", SigmaList).sigmas
-    steps = max(len(sigmas) - 1, 0)
-    low_steps = round(steps * ctx.number("denoise"))
-    high = sigmas[: len(sigmas) - low_steps] if low_steps else ()
-    return [SigmaList(high), SigmaList(sigmas[max(len(sigmas) - low_steps - 1, 0) :])]
+    return [SigmaList(part) for part in split_by_denoise(sigmas, ctx.number("denoise"))]
 
 
 def flip(ctx: NodeContext) -> list[Value]:

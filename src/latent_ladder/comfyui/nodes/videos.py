@@ -8,9 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ladder.comfyui.nodes.audio import read_audio
@@ -19,7 +17,7 @@ from latent_ladder.comfyui.runtime.values import Audio, Images, Value, Video
 from latent_ladder.errors import MediaError
 from latent_ladder.media.audio_input import check_samples
 from latent_ladder.media.video_input import InputVideo, check_video
-from latent_ladder.media.video_reader import read_frames
+from latent_ladder.media.video_reader import read_float_frames
 
 
 def load_video(ctx: NodeContext) -> list[Value]:
@@ -37,7 +35,7 @@ def load_video(ctx: NodeContext) -> list[Value]:
 
 
 def _to_video(path: Path, found: InputVideo) -> Video:
-    images = Images(found.frames, *found.size, lambda: _pixels(path), lambda: _integers(path))
+    images = Images(found.frames, *found.size, lambda: _pixels(path))
 
     def audio() -> Audio | None:
         return read_audio(path) if found.has_audio else None
@@ -45,13 +43,9 @@ def _to_video(path: Path, found: InputVideo) -> Video:
     return Video(images, found.fps, audio, path)
 
 
-def _integers(path: Path) -> Iterator[NDArray[np.uint8]]:
-    return (frame[None] for frame in read_frames(path))
-
-
 def _pixels(path: Path) -> Iterator[Tensor]:
-    for frame in read_frames(path):
-        yield torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
+    for frame in read_float_frames(path):
+        yield torch.from_numpy(frame).permute(2, 0, 1)[None]
 
 
 def video_components(ctx: NodeContext) -> list[Value]:
@@ -109,7 +103,7 @@ def _skip_frames(chunks: Iterator[Tensor], first: int) -> Iterator[Tensor]:
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LoadVideo": NodeFunction(load_video, version=2),
+        "LoadVideo": NodeFunction(load_video, version=3),
         "GetVideoComponents": NodeFunction(video_components),
         "Video Slice": NodeFunction(slice_video),
     }

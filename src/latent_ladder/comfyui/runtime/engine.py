@@ -35,6 +35,7 @@ from latent_ladder.comfyui.analysis.validate import (
     unsafe_path_reason,
 )
 from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
+from latent_ladder.comfyui.versions import ModelConvention
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
 from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
 from latent_ladder.memory.hardware import MemoryOptions, budget
@@ -73,6 +74,7 @@ class Engine:
 
     ``names`` maps file names in a graph to files to use instead (``--map``). ``memory`` and
     ``device`` are as for every other command. With ``previews``, sampling nodes send previews.
+    ``convention``: the version of ComfyUI whose models the nodes compute.
     """
 
     library: Library
@@ -82,6 +84,7 @@ class Engine:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     device: str = "auto"
     previews: bool = False
+    convention: ModelConvention = "comfyui"
 
     def __post_init__(self) -> None:
         self.results: dict[str, object] = {}
@@ -257,7 +260,7 @@ class Engine:
         """The encoded texts, from the store if they are there; the others are encoded together.
 
         LoRAs of the model change the text connectors, those of CLIP the text projection. Plain
-        runs use the same keys, so both share the stored texts.
+        runs of the same ``model_convention`` use the same keys, so both share the stored texts.
         """
         found: dict[str, Context] = {}
         missing: dict[str, Conditioning] = {}
@@ -295,6 +298,7 @@ class Engine:
                 clip.projection,
                 self.connectors(clip, model.transformer),
                 TextLoras.select(model.loras, clip.loras),
+                as_comfyui=self.convention != "ltx",
             )
             found |= dict(zip(texts, contexts, strict=True))
         return found
@@ -308,7 +312,8 @@ class Engine:
         clip = one.clip
         connectors = self.connectors(clip, model.transformer)
         loras = TextLoras.select(model.loras, clip.loras)
-        return prompt_key(one.text, clip.text_encoder, clip.projection, connectors, loras)
+        parts = (clip.text_encoder, clip.projection, connectors, loras)
+        return prompt_key(one.text, *parts, as_comfyui=self.convention != "ltx")
 
 
 def _zeros(context: Context) -> Context:

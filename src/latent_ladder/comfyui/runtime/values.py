@@ -44,7 +44,7 @@ class Model:
     ``shift`` is mu of its sigma table. ``stg``, ``modality`` and ``identity`` are guidance terms;
     ``identity`` pushes away from the prediction without the reference voice. ``adain`` are the
     per-step statistics of the ``LTXVPerStep*Patcher`` nodes. ``audio_only``: the video stream is
-    not run.
+    not run. ``nag``: normalized attention guidance.
     """
 
     transformer: Component
@@ -55,10 +55,22 @@ class Model:
     identity: GuidancePatch | None = None
     adain: StepStatistics | None = None
     audio_only: bool = False
+    nag: NagPatch | None = None
 
     def with_lora(self, lora: Component, strength: float) -> Model:
         """Return the model with one more LoRA; at strength 0 it is unchanged."""
         return replace(self, loras=(*self.loras, (lora, strength))) if strength else self
+
+
+@dataclass(frozen=True)
+class NagPatch:
+    """Normalized attention guidance away from a prompt for video, and one for audio."""
+
+    scale: float
+    tau: float
+    alpha: float
+    video: Conditioning | None
+    audio: Conditioning | None
 
 
 @dataclass(frozen=True)
@@ -133,11 +145,13 @@ class GuideFrames:
 
     ``frames`` is their number of latent frames. ``positions`` (1, 3, N, 2) are the bounds of their
     tokens in pixel frames, pixels, pixels. ``stride`` s: only every s-th row and column are tokens.
+    ``weights`` (N,): factors of the attention between the clip and each token, ``None`` is 1.
     """
 
     frames: int
     positions: Tensor
     stride: int = 1
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)

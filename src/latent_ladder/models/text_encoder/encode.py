@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import starmap
 
 import torch
-from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.text_loras import Loras, TextLoras, check_text_loras
@@ -24,7 +23,7 @@ __all__ = ["Conditioning", "encode_prompts"]
 NO_LORAS = TextLoras()
 
 
-def encode_prompts(
+def encode_prompts(  # noqa: PLR0913 - each part is a file of its own
     prompts: Sequence[str],
     *,
     text_encoder: Component,
@@ -33,6 +32,7 @@ def encode_prompts(
     device: torch.device | str,
     dtype: torch.dtype,
     loras: TextLoras = NO_LORAS,
+    as_comfyui: bool = False,
 ) -> list[Conditioning]:
     """Encode each prompt, in order, to a conditioning on ``device`` in ``dtype``.
 
@@ -40,35 +40,49 @@ def encode_prompts(
 
     Prompts are stripped; a prompt may be empty (negative prompts often are). Tokens beyond the
     text length are dropped, see :func:`latent_ladder.models.text_encoder.tokenizer.token_report`.
-    Raises :class:`UnknownLayout` if the parts do not match each other, and
+    ``as_comfyui``: tokens, length and norms are ComfyUI's, see
+    :meth:`Tokenizer.tokenize_as_comfyui` and :func:`compute_hidden_states`. Raises
+    :class:`UnknownLayout` if the parts do not match each other, and
     :class:`CorruptCheckpoint` for damaged files.
     """
     check_text_loras(loras, connectors, projection)
-    hidden = _hidden_states(prompts, text_encoder, device, dtype)
+    ids = _token_ids(prompts, text_encoder, as_comfyui)
+    hidden = compute_hidden_states(
+        ids, text_encoder, device=device, dtype=dtype, round_norms=as_comfyui
+    )
     features = project_features(hidden, projection, loras.projection)
     return _connect(features, connectors, text_length(text_encoder), loras.connectors)
 
 
-def _hidden_states(
-    prompts: Sequence[str], text_encoder: Component, device: torch.device | str, dtype: torch.dtype
-) -> list[Tensor]:
-    """Hidden states (layers + 1, n, D) of each prompt."""
+def _token_ids(
+    prompts: Sequence[str], text_encoder: Component, as_comfyui: bool
+) -> list[tuple[int, ...]]:
     tokenizer, length = load_tokenizer(text_encoder), text_length(text_encoder)
-    ids = [tokenizer.tokenize(prompt, length).ids for prompt in prompts]
-    return compute_hidden_states(ids, text_encoder, device=device, dtype=dtype)
+    if as_comfyui:
+        return [tokenizer.tokenize_as_comfyui(prompt) for prompt in prompts]
+    return [tokenizer.tokenize(prompt, length).ids for prompt in prompts]
 
 
 @torch.no_grad()
 def _connect(
     features: Sequence[Features], connectors: Component, length: int, loras: Loras
 ) -> list[Conditioning]:
-    """Turn features (n, D) of each prompt into contexts (1, L, D), one connector at a time."""
+    """Turn features (n, D) of each prompt into contexts (1, L, D), one connector at a time.
+
+    L is ``length``, or more for a longer prompt: the next multiple of the number of registers.
+    """
     streams = []
     for stream in ("video", "audio"):
         like = features[0][stream]
         connector = load_connector(
             connectors, stream, device=like.device, dtype=like.dtype, loras=loras
         )
-        streams.append([connector(each[stream], length) for each in features])
+        registers = connector.settings.registers
+        streams.append(
+            [
+                connector(each[stream], max(length, -(-len(each[stream]) // registers) * registers))
+                for each in features
+            ]
+        )
         del connector
     return list(starmap(Conditioning, zip(*streams, strict=True)))

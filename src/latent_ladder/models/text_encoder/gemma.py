@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +38,14 @@ def compute_hidden_states(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
+    round_norms: bool = False,
 ) -> list[Tensor]:
     """Compute hidden states (layers + 1, n, hidden) of each prompt of n token ids, unpadded.
 
     Index 0 is the scaled embeddings; the last one is after the final norm. Left padding is not
     computed: with causal attention and relative positions it does not change the other tokens.
+    ``round_norms``: the scale 1 + w of a norm is rounded to the type that the file stores w in, as
+    ComfyUI does; else it is float32.
     Raises :class:`UnknownLayout` if header, shapes or token ids do not match, and
     :class:`CorruptCheckpoint` for damaged quantised weights.
     """
@@ -49,13 +53,12 @@ def compute_hidden_states(
     scale = torch.tensor(config.hidden**0.5).to(dtype)
     states = [[rows.to(device) * scale] for rows in _embeddings(text_encoder, prompts, dtype)]
     for number in range(len(config.layers)):
-        layer = load_layer(text_encoder, number, config, device, dtype)
+        layer = load_layer(text_encoder, number, config, device, dtype, round_norms=round_norms)
         for each in states:
             each.append(layer(each[-1]))
     norm = _Norm(config.hidden, config)
-    norm.weight = nn.Parameter(
-        _read_weight(text_encoder, "norm.weight", (config.hidden,), device, dtype)
-    )
+    target = _Target(device, dtype, config.norm_offset if round_norms else 0)
+    norm.weight = nn.Parameter(_read_weight(text_encoder, "norm.weight", (config.hidden,), target))
     for each in states:
         each[-1] = norm(each[-1])
     return [torch.stack(each) for each in states]
@@ -82,13 +85,24 @@ def _embeddings(
     return torch.split(rows[:, :hidden], [len(prompt) for prompt in prompts])
 
 
+class _Target(NamedTuple):
+    """Device and dtype of weights; offset of norm weights that is added and rounded as stored."""
+
+    device: torch.device | str
+    dtype: torch.dtype
+    rounded_offset: float
+
+
 def load_layer(
     text_encoder: Component,
     number: int,
     config: GemmaConfig,
     device: torch.device | str,
     dtype: torch.dtype,
+    *,
+    round_norms: bool = False,
 ) -> GemmaLayer:
+    target = _Target(device, dtype, config.norm_offset if round_norms else 0)
     prefix = f"layers.{number}."
     build = partial(GemmaLayer, config, config.layers[number])
     with EmptyOnMeta():
@@ -97,13 +111,11 @@ def load_layer(
     layer = load_module(
         build,
         {
-            name: partial(
-                _read_weight, text_encoder, prefix + name, shapes.get(name), device, dtype
-            )
+            name: partial(_read_weight, text_encoder, prefix + name, shapes.get(name), target)
             for name in names
         },
-        device=device,
-        dtype=dtype,
+        device=target.device,
+        dtype=target.dtype,
         label=f"{text_encoder.file.path.name} (layer {number} of the text encoder)",
     )
     for name in names:
@@ -115,10 +127,10 @@ def _read_weight(
     text_encoder: Component,
     key: str,
     shape: tuple[int, ...] | None,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    target: _Target,
 ) -> Tensor:
     """Read a weight and dequantise it on the device, multiplied by AWQ's input scale if any."""
+    device, dtype = target.device, target.dtype
     stored = read_stored(text_encoder, key, shape)
     if isinstance(stored, QuantizedTensor):
         stored.check_scales(f"{text_encoder.file.path.name}: {key}")
@@ -130,6 +142,9 @@ def _read_weight(
         return weight.mul_(scale.float()[: weight.shape[1]]).to(dtype)
     if key.endswith("norm.weight") and text_encoder.norm_offset:
         stored = stored.float() - text_encoder.norm_offset
+    if key.endswith("norm.weight") and target.rounded_offset:
+        # exact in bfloat16 too: 1 + w rounded to 8 bits, minus 1, has at most 8 bits
+        stored = (stored + target.rounded_offset).float() - target.rounded_offset
     return stored.to(device, dtype)
 
 

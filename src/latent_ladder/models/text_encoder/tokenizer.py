@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,12 @@ DEFAULT_TEXT_LENGTH = 1024
 LENGTH_KEY, WORDS_KEY = "text_length", "known_words"
 """Optional entries of a text encoder's header: the context length that its connectors were trained
 with (default 1024), and a JSON list of the words in its training data."""
+
+
+COMFYUI_SPECIAL = ("<image_soft_token>", "<end_of_turn>")
+"""Texts that ComfyUI encodes as one token each."""
+_GEMMA_3_PIECES, _IMAGE_TOKEN = 262_144, 262_144
+"""The image token of Gemma 3 follows the pieces of its SentencePiece vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Tokenizer:
     decode: Callable[[list[int]], str]
     bos: int
     pad: int
+    special: Mapping[str, int] = field(default_factory=dict)
+    """Ids of the :data:`COMFYUI_SPECIAL` tokens that the vocabulary has."""
 
     def tokenize(self, prompt: str, length: int) -> TokenizedPrompt:
         """Tokenize the stripped prompt: BOS, no EOS, truncated to ``length`` ids.
@@ -72,6 +80,20 @@ class Tokenizer:
             readable = text.replace("\u2581", " ")
             end = _common_prefix_length(self.decode(truncated[1:]), readable)
         return TokenizedPrompt(tuple(truncated), len(ids), text[:end], text[end:])
+
+    def tokenize_as_comfyui(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt as ComfyUI encodes it, BOS first.
+
+        White space is kept and nothing is truncated; ``\\(`` and ``\\)`` mean parentheses;
+        special tokens that the text contains get their own id.
+        """
+        text = prompt.replace("\\)", ")").replace("\\(", "(")
+        names = "|".join(map(re.escape, self.special))
+        parts = re.split(f"({names})", text) if names else [text]
+        ids: list[int] = []
+        for part in filter(None, parts):
+            ids += [self.special[part]] if part in self.special else self.encode(part)
+        return (self.bos, *ids)
 
 
 def _common_prefix_length(one: str, other: str) -> int:
@@ -242,7 +264,11 @@ def _from_sentencepiece(data: bytes) -> Tokenizer:
 
     processor = SentencePieceProcessor(model_proto=data)
     pad = max(processor.pad_id(), 0)
-    return Tokenizer(processor.encode, processor.decode, processor.bos_id(), pad)
+    ids = {name: processor.piece_to_id(name) for name in COMFYUI_SPECIAL}
+    special = {name: number for name, number in ids.items() if number != processor.unk_id()}
+    if processor.get_piece_size() == _GEMMA_3_PIECES:
+        special.setdefault("<image_soft_token>", _IMAGE_TOKEN)
+    return Tokenizer(processor.encode, processor.decode, processor.bos_id(), pad, special)
 
 
 def _from_gguf(text_encoder: Component, data: bytes) -> Tokenizer:
@@ -278,7 +304,9 @@ def _from_tokenizer_json(data: bytes) -> Tokenizer:
     def decode(ids: list[int]) -> str:
         return str(processor.decode(ids, skip_special_tokens=False))
 
-    return Tokenizer(encode, decode, bos, processor.token_to_id("<pad>") or 0)
+    known = {name: processor.token_to_id(name) for name in COMFYUI_SPECIAL}
+    special = {name: number for name, number in known.items() if number is not None}
+    return Tokenizer(encode, decode, bos, processor.token_to_id("<pad>") or 0, special)
 
 
 def _corrupt(text_encoder: Component, problem: str) -> CorruptCheckpoint:

@@ -40,6 +40,33 @@ class KeysValues(NamedTuple):
         )
 
 
+class NagScales(NamedTuple):
+    """Settings of normalized attention guidance (NAG, arXiv 2505.21179).
+
+    ``scale`` 1 is no guidance. ``tau`` limits the L1 norm of the guided output to that many times
+    the norm of the positive one. ``alpha`` mixes the guided output (1) with the positive one (0).
+    ``modulated``: the negative prompt is modulated by the noise level like the positive one.
+    """
+
+    scale: float
+    tau: float = 2.5
+    alpha: float = 0.25
+    modulated: bool = True
+
+
+def guide_attention(positive: Tensor, negative: Tensor, nag: NagScales) -> Tensor:
+    """Push an attention output away from that of a negative prompt, both (..., D).
+
+    With z = scale * positive - (scale - 1) * negative and r = |z|_1 / |positive|_1 of each token:
+    alpha * z * min(1, tau / r) + (1 - alpha) * positive. Source: NAG, arXiv 2505.21179.
+    """
+    z = positive * nag.scale - negative * (nag.scale - 1)
+    limit = positive.norm(p=1, dim=-1, keepdim=True) * nag.tau
+    norm = z.norm(p=1, dim=-1, keepdim=True)
+    z = z * torch.where(norm > limit, limit / norm.clamp_min(1e-7), 1.0)
+    return z * nag.alpha + positive * (1 - nag.alpha)
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     attention_output: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return attention_output
@@ -121,8 +148,25 @@ class Attention(nn.Module):
         queries = self._split_heads(self.q_norm(self.to_q(x)))
         if rope is not None:
             queries = rotate(queries, rope)
+        return self._gate_and_project(x, self._attend(queries, context, bias))
+
+    def guided(
+        self, x: Tensor, context: KeysValues, negative: KeysValues, nag: NagScales
+    ) -> Tensor:
+        """Attend to ``context`` with guidance away from ``negative``; returns the shape of ``x``.
+
+        Guidance acts on the attention output, before gates and output projection.
+        """
+        queries = self._split_heads(self.q_norm(self.to_q(x)))
+        positive = self._attend(queries, context, None)
+        away_from = self._attend(queries, negative, None)
+        guided = guide_attention(positive.flatten(-2), away_from.flatten(-2), nag)
+        return self._gate_and_project(x, guided.view(positive.shape))
+
+    def _attend(self, queries: Tensor, context: KeysValues, bias: Tensor | None) -> Tensor:
+        """Attention output (rows, tokens, heads, head_dim)."""
         q, k, v = (t.transpose(1, 2) for t in (queries, *context))
-        return self._gate_and_project(x, BACKENDS[self.backend](q, k, v, bias).transpose(1, 2))
+        return BACKENDS[self.backend](q, k, v, bias).transpose(1, 2)
 
     def skip_attention(self, x: Tensor) -> Tensor:
         """Output with attention skipped: each token gets its own value (spatio-temporal guidance).

@@ -24,7 +24,7 @@ from latent_ladder.models.transformer.config import StreamConfig, TransformerCon
 from latent_ladder.models.transformer.noise_levels import Affine, TokenChunk
 from latent_ladder.models.transformer.pass_batching import BlockRows, SublayerRows, group_rows
 from latent_ladder.models.transformer.rope import RopeTable
-from latent_ladder.models.transformer.streams import StreamState
+from latent_ladder.models.transformer.streams import NagState, StreamState
 
 SCALE_ROWS = (0, 1, 0, 0, 1, 0, 0, 1, 0)
 """1 for the rows of a block's modulation table that are scales (to which 1 is added). Rows are
@@ -114,9 +114,16 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, video: StreamState | None, audio: StreamState | None, rows: BlockRows
+        self,
+        video: StreamState | None,
+        audio: StreamState | None,
+        rows: BlockRows,
+        updated_video: bool = False,
     ) -> None:
-        """Run the block on both streams; updates their state in place."""
+        """Run the block on both streams; updates their state in place.
+
+        ``updated_video``: see :meth:`Transformer.forward`.
+        """
         enabled = []
         for s, prefix, self_rows, text in (
             (video, "", rows.video_self, rows.video_text),
@@ -129,7 +136,7 @@ class TransformerBlock(nn.Module):
                 self._text_attention(s, layers, mods, text)
                 enabled.append((s, layers.ff, mods))
         if video is not None and audio is not None:
-            self._cross_attention(video, audio, rows)
+            self._cross_attention(video, audio, rows, updated_video)
         for s, ff, mods in enabled:
             self._feed_forward(s, ff, mods)
 
@@ -189,18 +196,43 @@ class TransformerBlock(nn.Module):
         s.split_rows(sub)
         budget, attn = self.chunk_tokens, layers.attn2
         kv = attn.keys_values(context)
-        for rows, keys in group_rows(sub.keys, s.rows_per_chunk(budget)):
+        nag_kv = None if s.nag is None else self._nag_keys_values(s, s.nag, layers)
+        limit = s.rows_per_chunk(budget) if s.nag is None else 1
+        for rows, keys in group_rows(sub.keys, limit):
             if keys is None:
                 continue
             group_kv = kv.rows(keys, rows.stop - rows.start)
+            away_from = None
+            if s.nag is not None and nag_kv is not None and s.nag.applies[keys.start]:
+                away_from = nag_kv.rows(keys if len(nag_kv.keys) > 1 else slice(0, 1), 1)
             for chunk in s.chunks(rows, budget):
-                delta = attn(s.normalise(chunk, mods.text, self.eps), group_kv)
+                x = s.normalise(chunk, mods.text, self.eps)
+                if s.nag is None or away_from is None:
+                    delta = attn(x, group_kv)
+                else:
+                    delta = attn.guided(x, group_kv, away_from, s.nag.nag)
                 s.add(chunk, delta, mods.text_gate)
 
-    def _cross_attention(self, video: StreamState, audio: StreamState, rows: BlockRows) -> None:
-        """Audio-video attention in both directions, each reading the state before this sublayer.
+    def _nag_keys_values(
+        self, s: StreamState, state: NagState, layers: _StreamLayers
+    ) -> KeysValues:
+        """Keys and values of the prompt that NAG pushes away from.
 
-        The audio keys for the video are computed first, then the audio is updated, then the video.
+        One row; one for each row of text keys if the modulation of the prompt differs.
+        """
+        context, table = state.context, layers.prompt_table
+        if table is not None and state.nag.modulated:
+            both = table[None] if s.prompt is None else table + s.prompt
+            context = torch.addcmul(both[:, :1], context, 1 + both[:, 1:]).to(context.dtype)
+        return layers.attn2.keys_values(context)
+
+    def _cross_attention(
+        self, video: StreamState, audio: StreamState, rows: BlockRows, updated_video: bool
+    ) -> None:
+        """Audio-video attention in both directions.
+
+        The video attends to the audio before this sublayer. The audio attends to the video before
+        it too, as in the official code, or with ``updated_video`` to the updated video.
         """
         video_mods = self._compute_cross_modulation(video, self._stream_layers(""))
         audio_mods = self._compute_cross_modulation(audio, self._stream_layers("audio_"))
@@ -210,21 +242,34 @@ class TransformerBlock(nn.Module):
             audio_kv, _ = self._compute_keys_values(
                 audio, attn, [all_tokens], audio_mods.a2v, audio.prepared.cross_rope
             )
+        if updated_video:
+            self._audio_to_video(video, audio_kv, rows.a2v, video_mods)
         if rows.v2a is not None:
             audio.split_rows(rows.v2a)
             self._video_to_audio(video, audio, rows.v2a, video_mods.v2a, audio_mods)
-        if rows.a2v is None:
+        if not updated_video:
+            self._audio_to_video(video, audio_kv, rows.a2v, video_mods)
+
+    def _audio_to_video(
+        self,
+        video: StreamState,
+        audio_kv: KeysValues | None,
+        sub: SublayerRows | None,
+        mods: _CrossModulation,
+    ) -> None:
+        """Let the video attend to the keys ``audio_kv`` of all audio rows."""
+        if sub is None:
             return
-        video.split_rows(rows.a2v)
-        budget = self.chunk_tokens
-        for group, keys in group_rows(rows.a2v.keys, video.rows_per_chunk(budget)):
+        video.split_rows(sub)
+        attn, budget = self.audio_to_video_attn, self.chunk_tokens
+        for group, keys in group_rows(sub.keys, video.rows_per_chunk(budget)):
             if keys is None or audio_kv is None:
                 continue
             group_kv = audio_kv.rows(keys, group.stop - group.start)
             for chunk in video.chunks(group, budget):
-                x = video.normalise(chunk, video_mods.a2v, self.eps)
+                x = video.normalise(chunk, mods.a2v, self.eps)
                 delta = attn(x, group_kv, video.rope_chunk(video.prepared.cross_rope, chunk))
-                video.add(chunk, delta, video_mods.gate, shared_gate=True)
+                video.add(chunk, delta, mods.gate, shared_gate=True)
 
     def _video_to_audio(
         self,

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.pass_batching import PassSpec
-from latent_ladder.models.transformer.streams import PreparedStream, StreamInput, prepare_stream
+from latent_ladder.models.transformer.streams import (
+    GuideBias,
+    Nag,
+    PreparedStream,
+    StreamInput,
+    prepare_stream,
+)
 from latent_ladder.sampling.denoise import Packing
 from latent_ladder.sampling.guiders import Guidance, Pass, combine, passes_needed, skips, weights
 from latent_ladder.sampling.samplers import Prediction
@@ -38,6 +44,7 @@ class DenoiserStream:
     (1, L, D): text contexts. ``mask`` (1 or B, N, 1): noise levels, ``None`` to generate all
     tokens. ``bias`` (1, 1, N, N), ``keyframe_mask`` (1, N, 1): as in :class:`PreparedStream`.
     ``frozen``: existing content that is not denoised, only attended to by the other stream.
+    ``nag``: normalized attention guidance of the passes with the positive prompt.
     """
 
     positions: Tensor
@@ -45,9 +52,10 @@ class DenoiserStream:
     negative: Tensor | None = None
     mask: Tensor | None = None
     guidance: Guidance = UNGUIDED
-    bias: Tensor | None = None
+    bias: Tensor | GuideBias | None = None
     keyframe_mask: Tensor | None = None
     frozen: bool = False
+    nag: Nag | None = None
 
 
 class _GuidedStream:
@@ -68,9 +76,11 @@ class _GuidedStream:
             mask=self.mask,
             bias=stream.bias,
             keyframe_mask=stream.keyframe_mask,
+            nag=stream.nag,
         )
         self.stream = stream
         self.last_prediction: GuidedPrediction | None = None
+        self.conditioned: Tensor | None = None
 
     def skips_step(self, step: int) -> bool:
         """Return True if ``step`` reuses the last prediction (``Guidance.skip_step``)."""
@@ -91,7 +101,7 @@ class _GuidedStream:
         x0 = {p: tokens - v * (self.mask * sigma) for p, v in velocity.items()}
         x0.setdefault(Pass.ISOLATED, x0[Pass.COND])
         guided = combine(x0, self.stream.guidance, sigma), x0.get(Pass.UNCOND)
-        self.last_prediction = guided
+        self.last_prediction, self.conditioned = guided, x0[Pass.COND]
         return guided
 
 
@@ -100,6 +110,7 @@ class Denoiser:
 
     ``force_uncond``: predict the negative prompt at every step, for CFG++ samplers.
     ``max_passes``: passes per forward at most; fewer are slower and need less memory.
+    ``updated_video``: see :meth:`Transformer.forward`.
     A denoiser stores the last prediction of each stream (for ``Guidance.skip_step``), so each
     run of a sampler needs a new one.
     """
@@ -112,7 +123,9 @@ class Denoiser:
         *,
         force_uncond: bool = False,
         max_passes: int | None = None,
+        updated_video: bool = False,
     ) -> None:
+        self.updated_video = updated_video
         self.transformer = transformer
         self.video = None if video is None else _GuidedStream(transformer, video)
         self.audio = None if audio is None else _GuidedStream(transformer, audio)
@@ -138,6 +151,15 @@ class Denoiser:
         for stream, prediction in zip((self.video, self.audio), predictions, strict=True):
             if stream is not None:
                 stream.last_prediction = prediction
+
+    @property
+    def conditioned(self) -> tuple[Tensor | None, Tensor | None]:
+        """X0 of video and audio with the prompt alone, of the last call; ``None`` before it."""
+        video, audio = self.video, self.audio
+        return (
+            None if video is None else video.conditioned,
+            None if audio is None else audio.conditioned,
+        )
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, sigma: float, step: int) -> Prediction:
@@ -177,7 +199,9 @@ class Denoiser:
             group = passes[start : start + self.max_passes]
             specs = [self._pass_spec(p, sigma, active) for p in group]
             for velocities, by_pass in zip(
-                self.transformer(*inputs, specs), (video, audio), strict=True
+                self.transformer(*inputs, specs, updated_video=self.updated_video),
+                (video, audio),
+                strict=True,
             ):
                 if velocities is not None:
                     by_pass.update(zip(group, velocities.chunk(len(group)), strict=True))

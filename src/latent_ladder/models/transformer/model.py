@@ -33,7 +33,12 @@ from latent_ladder.models.transformer.pass_batching import (
     RowPlan,
     plan_rows,
 )
-from latent_ladder.models.transformer.streams import StreamInput, StreamState, select_items
+from latent_ladder.models.transformer.streams import (
+    NagState,
+    StreamInput,
+    StreamState,
+    select_items,
+)
 from latent_ladder.models.weights.block_offload import (
     BlockIterator,
     BlockOffload,
@@ -96,10 +101,14 @@ class Transformer(nn.Module):
         video: StreamInput | None,
         audio: StreamInput | None,
         passes: Sequence[PassSpec] = (PassSpec(),),
+        *,
+        updated_video: bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predict the velocities of all passes; ``None`` for an absent stream.
 
-        Each result is float32 (passes * B, N, C), pass-major.
+        Each result is float32 (passes * B, N, C), pass-major. ``updated_video``: in each block the
+        audio attends to the video that has already attended to the audio, as in ComfyUI since
+        0.33, not to the video before that, as in the official code.
         """
         both = [s for s in (video, audio) if s is not None]
         rows = plan_rows(
@@ -111,12 +120,13 @@ class Transformer(nn.Module):
                 video=video is not None and video.enabled,
                 audio=audio is not None and audio.enabled,
                 cross=len(both) == 2,
+                updated_video=updated_video,
             )
         )
         v = None if video is None else self._embed_stream("", video, audio, rows)
         a = None if audio is None else self._embed_stream("audio_", audio, video, rows)
         for block, plan in zip(self.block_iterator.blocks(), rows.blocks, strict=True):
-            block(v, a, plan)
+            block(v, a, plan, updated_video)
         return (
             None if v is None else self._project_out("", v, rows.video),
             None if a is None else self._project_out("audio_", a, rows.audio),
@@ -156,14 +166,26 @@ class Transformer(nn.Module):
             gate=gate,
             prompt=prompt,
             context=self._select_contexts(prefix, s, rows),
+            nag=self._nag_state(prefix, s, rows),
         )
 
-    def _select_contexts(self, prefix: str, s: StreamInput, rows: RowPlan) -> Tensor:
-        contexts = s.prepared.contexts.to(self._linear(f"{prefix}patchify_proj").compute_dtype)
+    def _nag_state(self, prefix: str, s: StreamInput, rows: RowPlan) -> NagState | None:
+        nag = s.prepared.nag
+        if nag is None:
+            return None
+        applies = tuple(context == 0 for context, _ in rows.contexts)
+        return NagState(self._project_contexts(prefix, nag.context), nag.scales, applies)
+
+    def _project_contexts(self, prefix: str, contexts: Tensor) -> Tensor:
+        contexts = contexts.to(self._linear(f"{prefix}patchify_proj").compute_dtype)
         if self.config.caption_projection:
             layers = cast(nn.ModuleDict, self._modules[f"{prefix}caption_projection"])
             first, second = layers["linear_1"], layers["linear_2"]
             contexts = second(F.gelu(first(contexts), approximate="tanh"))
+        return contexts
+
+    def _select_contexts(self, prefix: str, s: StreamInput, rows: RowPlan) -> Tensor:
+        contexts = self._project_contexts(prefix, s.prepared.contexts)
         context_rows = [c for c, _ in rows.contexts]
         return contexts if context_rows == list(range(len(contexts))) else contexts[context_rows]
 

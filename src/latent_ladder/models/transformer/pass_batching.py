@@ -69,7 +69,8 @@ class ForwardSpec(NamedTuple):
     """Inputs of a row plan: the passes, batch size and streams of one forward.
 
     ``per_item_sigma``: batch items have different noise levels. ``video``, ``audio``: the stream
-    is present and updated. ``cross``: audio-video attention runs.
+    is present and updated. ``cross``: audio-video attention runs. ``updated_video``: the audio
+    attends to the video after audio-to-video attention was added to it, not before.
     """
 
     layers: int
@@ -79,6 +80,7 @@ class ForwardSpec(NamedTuple):
     video: bool
     audio: bool
     cross: bool
+    updated_video: bool = False
 
 
 @lru_cache(maxsize=64)
@@ -103,8 +105,10 @@ def plan_rows(spec: ForwardSpec) -> RowPlan:
         video, video_text = _assign_rows(video, text, spec.video)
         audio, audio_text = _assign_rows(audio, text, spec.audio)
         to_audio = [None if off else row for off, row in zip(isolated, audio, strict=True)]
-        to_video = [None if off else row for off, row in zip(isolated, video, strict=True)]
+        before = video
         video, a2v = _assign_rows(video, to_audio, spec.video and spec.cross)
+        source = video if spec.updated_video else before
+        to_video = [None if off else row for off, row in zip(isolated, source, strict=True)]
         audio, v2a = _assign_rows(audio, to_video, spec.audio and spec.cross)
         blocks.append(BlockRows(video_self, audio_self, video_text, audio_text, a2v, v2a))
     return RowPlan(tuple(blocks), contexts, tuple(video), tuple(audio))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from latent_ladder.models.transformer.attention import NagScales
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.noise_levels import (
     Affine,
@@ -28,6 +30,55 @@ MAX_RUNS = 64
 
 
 @dataclass(frozen=True)
+class Nag:
+    """Normalized attention guidance of a stream away from the text ``context`` (1, L, D)."""
+
+    context: Tensor
+    scales: NagScales
+
+
+class NagState(NamedTuple):
+    """NAG during a forward: the projected ``context`` (1, L, D) of the negative prompt.
+
+    ``applies[k]``: rows that attend to text keys k are guided. Rows of the negative prompt itself
+    are not.
+    """
+
+    context: Tensor
+    nag: NagScales
+    applies: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class GuideBias:
+    """Self-attention bias between a clip and its guide tokens, without storing N x N values.
+
+    ``log_weight`` (N,) is the logarithm of each guide token's weight, 0 for tokens of the clip;
+    ``guide`` (N,) is 1 for guide tokens. A clip token attends to a guide token, and a guide token
+    to a clip token, with the guide token's weight.
+    """
+
+    log_weight: Tensor
+    guide: Tensor
+
+    @classmethod
+    def of_weights(cls, weights: Tensor, guide: Tensor) -> GuideBias:
+        """Build the bias from ``weights`` (N,) and ``guide`` (N,); weight 0 is no attention."""
+        return cls(_log_weight(weights) * guide.float(), guide.float())
+
+    def select(self, index: Tensor | slice) -> GuideBias:
+        """Select tokens."""
+        return GuideBias(self.log_weight[index], self.guide[index])
+
+    def rows(self, tokens: slice) -> Tensor:
+        """The bias (1, 1, tokens, N) of some queries."""
+        weight, guide = self.log_weight, self.guide
+        clip_queries = (1 - guide[tokens])[:, None] * weight[None]
+        guide_queries = weight[tokens][:, None] * (1 - guide)[None]
+        return (clip_queries + guide_queries)[None, None]
+
+
+@dataclass(frozen=True)
 class PreparedStream:
     """Constants of a stream over all steps of a stage; made by :func:`prepare_stream`.
 
@@ -35,15 +86,17 @@ class PreparedStream:
     ``contexts`` (contexts, L, D) are the text contexts. ``bias`` (1 or B, 1, N, N) is added to
     self-attention scores. ``keyframe_mask`` (1 or B, N, 1) is 1 for tokens that get the keyframe
     embedding. ``order`` (N,) is the internal token order, ``None`` for the order of the input.
+    ``nag`` guides text attention.
     """
 
     rope: RopeTable
     cross_rope: RopeTable
     levels: NoiseLevels
     contexts: Tensor
-    bias: Tensor | None = None
+    bias: Tensor | GuideBias | None = None
     keyframe_mask: Tensor | None = None
     order: Tensor | None = None
+    nag: Nag | None = None
 
 
 @dataclass(frozen=True)
@@ -70,16 +123,17 @@ def prepare_stream(
     contexts: Tensor,
     *,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | GuideBias | None = None,
     keyframe_mask: Tensor | None = None,
+    nag: Nag | None = None,
 ) -> PreparedStream:
     """Compute the constants of a video stream (three position axes) or audio stream (one axis).
 
     ``positions`` (1 or B, axes, N, 2): intervals, see :mod:`rope_tables`. ``contexts``
     (contexts, L, D): text contexts. ``mask`` (1 or B, N) or (1 or B, N, 1): noise levels in
-    [0, 1], ``None`` for all 1. ``bias``, ``keyframe_mask``: as in :class:`PreparedStream`.
-    Raises ``ValueError`` for a video without ``keyframe_mask`` if the transformer marks keyframes:
-    the first latent frame is marked in every run.
+    [0, 1], ``None`` for all 1. ``bias``, ``keyframe_mask``, ``nag``: as in
+    :class:`PreparedStream`. Raises ``ValueError`` for a video without ``keyframe_mask`` if the
+    transformer marks keyframes: the first latent frame is marked in every run.
     """
     is_video = positions.shape[1] == 3
     if is_video and config.keyframe_embedding and keyframe_mask is None:
@@ -98,7 +152,7 @@ def prepare_stream(
             order = index.argsort(stable=True).to(positions.device)
             levels = NoiseLevels.from_mask(mask.reshape(len(mask), -1)[:, order])
             positions = positions[:, :, order]
-            bias = None if bias is None else bias[:, :, order][:, :, :, order]
+            bias = select_bias(bias, order)
             keyframe_mask = None if keyframe_mask is None else keyframe_mask[:, order]
     return PreparedStream(
         rope=build_rope_table(positions, _rope_config(config, stream, stream.dim)),
@@ -110,7 +164,15 @@ def prepare_stream(
         bias=bias,
         keyframe_mask=keyframe_mask,
         order=order,
+        nag=nag,
     )
+
+
+def select_bias(bias: Tensor | GuideBias | None, index: Tensor) -> Tensor | GuideBias | None:
+    """The self-attention bias of the tokens ``index`` (n,) among themselves."""
+    if isinstance(bias, Tensor):
+        return bias[:, :, index][:, :, :, index]
+    return None if bias is None else bias.select(index)
 
 
 def _rope_config(config: TransformerConfig, stream: StreamConfig, dim: int) -> RopeConfig:
@@ -123,8 +185,12 @@ def attention_bias(mask: Tensor) -> Tensor:
 
     The bias is (B, 1, N, N).
     """
+    return _log_weight(mask)[:, None]
+
+
+def _log_weight(weights: Tensor) -> Tensor:
     # The smallest bfloat16 instead of -inf: a token that attends to nothing must not become NaN.
-    return mask.float().log().clamp_min(torch.finfo(torch.bfloat16).min)[:, None]
+    return weights.float().log().clamp_min(torch.finfo(torch.bfloat16).min)
 
 
 @dataclass
@@ -146,6 +212,7 @@ class StreamState:
     gate: Tensor | None
     prompt: Tensor | None
     context: Tensor
+    nag: NagState | None = None
 
     def split_rows(self, sublayer: SublayerRows) -> None:
         """Copy residuals so that each row of the sublayer has its own."""
@@ -206,11 +273,12 @@ class StreamState:
 
     def bias_chunk(self, chunk: TokenChunk) -> Tensor | None:
         """Self-attention bias of a chunk's queries, ``None`` if there is none."""
-        if self.prepared.bias is None:
+        bias = self.prepared.bias
+        if bias is None:
             return None
-        return self.select_items(self.prepared.bias, chunk.rows)[:, :, chunk.tokens].to(
-            self.x.dtype
-        )
+        if isinstance(bias, GuideBias):
+            return bias.rows(chunk.tokens).to(self.x.dtype)
+        return self.select_items(bias, chunk.rows)[:, :, chunk.tokens].to(self.x.dtype)
 
 
 def select_items(per_item: Tensor, items: Sequence[int]) -> Tensor:

@@ -24,6 +24,7 @@ from latent_ladder.latents.shapes import PIXELS_PER_LATENT
 from latent_ladder.latents.tiling import Span, TilePlan, Weights, spatial_weights
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream, LastPredictions
 from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.transformer.streams import select_bias
 from latent_ladder.sampling.denoise import Packing
 from latent_ladder.sampling.samplers import Prediction
 
@@ -44,13 +45,12 @@ class TokenTile:
         i = self.index
         y, x = self.corner
         corner = stream.positions.new_tensor([0, y, x])[:, None, None]
-        bias = None if stream.bias is None else stream.bias[:, :, i][:, :, :, i]
         return replace(
             stream,
             positions=stream.positions[:, :, i] - corner,
             mask=None if stream.mask is None else stream.mask[:, i],
             keyframe_mask=None if stream.keyframe_mask is None else stream.keyframe_mask[:, i],
-            bias=bias,
+            bias=select_bias(stream.bias, i),
         )
 
 
@@ -121,9 +121,10 @@ class TiledDenoiser:
         *,
         force_uncond: bool = False,
         max_passes: int | None = None,
+        updated_video: bool = False,
     ) -> None:
         self._transformer, self._video, self._audio = transformer, video, audio
-        self._options = (force_uncond, max_passes)
+        self._options = (force_uncond, max_passes, updated_video)
         self.tiles = token_tiles(video.positions, plan)
         self._last_predictions: list[LastPredictions] = [(None, None)] * len(self.tiles)
         config = transformer.config
@@ -163,13 +164,14 @@ class TiledDenoiser:
 
         Created again for each step: its rotation tables are as large as the tile's residuals.
         """
-        force_uncond, max_passes = self._options
+        force_uncond, max_passes, updated_video = self._options
         denoiser = Denoiser(
             self._transformer,
             self.tiles[number].crop(self._video),
             self._audio,
             force_uncond=force_uncond,
             max_passes=max_passes,
+            updated_video=updated_video,
         )
         denoiser.last_predictions = self._last_predictions[number]
         return denoiser

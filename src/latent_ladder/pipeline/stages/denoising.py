@@ -15,8 +15,10 @@ from latent_ladder.latents.tokens import audio_to_tokens, tokens_to_video, video
 from latent_ladder.memory.planner import OffloadPlan, StageMemory
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.text_encoder.conditioning import Conditioning
+from latent_ladder.models.transformer.attention import NagScales
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.transformer.streams import Nag
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
 from latent_ladder.pipeline.stage_noise import earlier_noise
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
@@ -225,6 +227,7 @@ def _denoiser(
         mask=start.video_mask,
         guidance=_guidance(requested.guidance.video),
         keyframe_mask=start.keyframe_mask.to(device),
+        nag=_nag(requested.guidance.video, None if negative is None else negative.video),
     )
     audio = DenoiserStream(
         positions=start.audio_positions.to(device),
@@ -233,6 +236,7 @@ def _denoiser(
         mask=start.audio_mask,
         guidance=_guidance(requested.guidance.audio),
         frozen=start.frozen_audio,
+        nag=_nag(requested.guidance.audio, None if negative is None else negative.audio),
     )
     tiles = request.resolved.stages[job.position].tiles
     kind = Denoiser if tiles is None else partial(TiledDenoiser, plan=tiles)
@@ -242,8 +246,18 @@ def _denoiser(
         audio if request.resolved.has_sound else None,
         force_uncond=SAMPLER_FACTS[requested.sampler].needs_uncond,
         max_passes=offload_plan.rows,
+        updated_video=request.model_convention == "comfyui",
     )
 
 
 def _guidance(requested: StreamGuidance) -> Guidance:
-    return Guidance(**requested.model_dump())
+    return Guidance(**requested.terms())
+
+
+def _nag(requested: StreamGuidance, negative: Tensor | None) -> Nag | None:
+    options = requested.nag
+    if options is None or not requested.has_nag:
+        return None
+    if negative is None:
+        raise TypeError("NAG without an encoded negative prompt")
+    return Nag(negative, NagScales(options.scale, options.tau, options.alpha))

@@ -23,6 +23,7 @@ def encode_text(job: StageJob, _: StageMemory) -> StageResult:
             models.text_projection,
             models.connectors,
             TextLoras.select(stage.loras, stage.loras),
+            as_comfyui=job.plan.request.model_convention != "ltx",
         )
         contexts.update(zip(missing, found, strict=True))
     context = contexts[stage.key]

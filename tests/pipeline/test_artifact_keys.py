@@ -167,6 +167,7 @@ ROWS: dict[str, Row] = dict(
         row("noise_order", "ltx", BASE),
         row("mask_convention", "ltx", BASE),
         row("model_convention", "comfyui", ALL),
+        row("image_resize", "ltx", NOTHING),  # that of the images, of which there are none
         row("models.precision", "fp8", BASE),
         row("models.checkpoint", twin("checkpoint"), ALL),
         row("models.transformer", twin("transformer"), BASE),

@@ -220,6 +220,10 @@ class Request(Table):
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
     """Meaning of an image strength between 0 and 1: ``comfyui`` or ``ltx`` (Lightricks' pipelines);
     change it to match a clip that was made there."""
+    image_resize: Literal["antialiased", "comfyui", "ltx"] = "antialiased"
+    """Resizing of input images: ``antialiased`` keeps most detail of large photos; ``comfyui`` and
+    ``ltx`` (Lightricks' pipelines) interpolate without it, each with its own crop; change it to
+    match a clip that was made there."""
     model_convention: Literal["ltx", "comfyui", "comfyui-0.32"] = "ltx"
     """Order of the attention between picture and sound, and text encoding: ``ltx`` (Lightricks'
     code), ``comfyui`` (0.33 and later) or ``comfyui-0.32`` (before); change it to match a clip that

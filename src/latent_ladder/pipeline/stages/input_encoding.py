@@ -16,7 +16,8 @@ from latent_ladder.latents.shapes import (
     Resolution,
 )
 from latent_ladder.media.audio_input import read_audio_input
-from latent_ladder.media.image_input import compress_like_video, fit_image, load_image
+from latent_ladder.media.image_input import compress_like_video, load_image
+from latent_ladder.media.image_resize import fit_image
 from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.media.video_input import sample_frames
 from latent_ladder.memory.planner import StageMemory
@@ -44,6 +45,7 @@ def encode_images(job: StageJob, _: StageMemory) -> StageResult:
             (resolution.width, resolution.height),
             visible_size(request, resolution),
             str(file.options["fit"]),
+            request.image_resize,
         )
         tensors[f"image.{i}"] = vae.encode(frame[None]).float().cpu()
     return tensors, _file_names(job.stage)

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 Size = tuple[int, int]
 """(width, height)."""
-Pixels = NDArray[np.uint8]
-Fitted = NDArray[np.uint8] | NDArray[np.float32]
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 """Pixels (H, W, 3), 0 to 255."""
 
 
 def fit_image(
     pixels: Pixels, canvas: Size, window: Size, fit: str = "cover", resize: str = "antialiased"
-) -> Fitted:
+) -> Pixels:
     """An image (H, W, 3) resized to the (width, height) of ``canvas``, centred, aspect ratio kept.
 
     ``fit="cover"`` fills the canvas and crops the rest. ``fit="letterbox"`` shows the whole image
@@ -38,7 +37,7 @@ def fit_image(
     out = np.zeros((canvas[1], canvas[0], 3), inside.dtype)
     left, top = (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2
     out[top : top + size[1], left : left + size[0]] = inside
-    return cast(Fitted, out)
+    return cast(Pixels, out)
 
 
 def centre_margins(size: Size, target: Size) -> Size:
@@ -49,7 +48,7 @@ def centre_margins(size: Size, target: Size) -> Size:
     return x, y
 
 
-def _cover_antialiased(pixels: Pixels, canvas: Size) -> Fitted:
+def _cover_antialiased(pixels: Pixels, canvas: Size) -> Pixels:
     height, width, _ = pixels.shape
     scale = max(canvas[0] / width, canvas[1] / height)
     # rounding must not leave a gap
@@ -57,7 +56,7 @@ def _cover_antialiased(pixels: Pixels, canvas: Size) -> Fitted:
     return _centre(_antialiased(pixels, size), canvas)
 
 
-def _cover_ltx(pixels: Pixels, canvas: Size) -> Fitted:
+def _cover_ltx(pixels: Pixels, canvas: Size) -> Pixels:
     """Resize to cover, rounded up, then crop. Source: LTX-2 ``resize_and_center_crop``."""
     height, width, _ = pixels.shape
     scale = max(canvas[1] / height, canvas[0] / width)
@@ -65,14 +64,14 @@ def _cover_ltx(pixels: Pixels, canvas: Size) -> Fitted:
     return _centre(_bilinear(pixels, size), canvas)
 
 
-def _cover_comfyui(pixels: Pixels, canvas: Size) -> Fitted:
+def _cover_comfyui(pixels: Pixels, canvas: Size) -> Pixels:
     """Crop to the shape of the canvas, then resize. Source: ComfyUI ``common_upscale``."""
     height, width, _ = pixels.shape
     x, y = centre_margins((width, height), canvas)
     return _bilinear(pixels[y : height - y, x : width - x], canvas)
 
 
-COVERS: Mapping[str, Callable[[Pixels, Size], Fitted]] = {
+COVERS: Mapping[str, Callable[[Pixels, Size], Pixels]] = {
     "antialiased": _cover_antialiased,
     "comfyui": _cover_comfyui,
     "ltx": _cover_ltx,
@@ -91,17 +90,19 @@ def _antialiased(pixels: Pixels, size: Size) -> Pixels:
 
     if (pixels.shape[1], pixels.shape[0]) == size:
         return pixels
+    if pixels.dtype == np.float32:
+        return _bilinear(pixels, size, antialias=True)
     resized = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
     return np.array(resized, np.uint8)
 
 
-def _bilinear(pixels: Pixels, size: Size) -> NDArray[np.float32]:
-    """Bilinear interpolation without antialiasing, as float32 from 0 to 255."""
+def _bilinear(pixels: Pixels, size: Size, *, antialias: bool = False) -> NDArray[np.float32]:
+    """Bilinear interpolation as float32 from 0 to 255."""
     import torch
     from torch.nn import functional as F
 
     planes = torch.from_numpy(np.array(pixels, np.float32)).permute(2, 0, 1)[None]
     if (pixels.shape[1], pixels.shape[0]) != size:
-        planes = F.interpolate(planes, (size[1], size[0]), mode="bilinear", align_corners=False)
+        planes = F.interpolate(planes, (size[1], size[0]), mode="bilinear", antialias=antialias)
     resized: NDArray[np.float32] = planes[0].permute(1, 2, 0).contiguous().numpy()
     return resized

@@ -82,12 +82,25 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Inp
     from latent_ladder.media.image_input import check_image
 
     path = expand_home(image.file)
+    if image.is_exr:
+        return _exr(image, path, request, notes)
     found = check_image(path)
     notes += [f"{path.name} {note}" for note in found.notes]
     if note := _fit_note(found.size, (request.width, request.height), image.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
     crf = FAMILIES[family].image_crf if image.crf == "auto" else image.crf
     options = {"fit": image.fit, "crf": crf} | ({"frame_s": 1} if crf else {})
+    return InputFile(path, "image", content_hash(path), options)
+
+
+def _exr(image: Image, path: Path, request: Request, notes: list[str]) -> InputFile:
+    """An HDR picture; it is not compressed, as codecs of 8 bits would cut it."""
+    from latent_ladder.media.hdr import load_exr
+
+    height, width, _ = load_exr(path).shape
+    if note := _fit_note((width, height), (request.width, request.height), image.fit):
+        notes.append(f"{path.name} ({width}x{height}) {note}")
+    options = {"fit": image.fit, "crf": 0, "space": image.space, "curve": request.hdr}
     return InputFile(path, "image", content_hash(path), options)
 
 

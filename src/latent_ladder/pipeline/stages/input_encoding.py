@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from latent_ladder.latents.shapes import (
     Resolution,
 )
 from latent_ladder.media.audio_input import read_audio_input
+from latent_ladder.media.hdr import codes_of_exr, load_exr
 from latent_ladder.media.image_input import compress_like_video, load_image
 from latent_ladder.media.image_resize import fit_image
 from latent_ladder.media.open_media import SAMPLE_RATE
@@ -39,7 +42,7 @@ def encode_images(job: StageJob, _: StageMemory) -> StageResult:
     tensors: Tensors = {}
     for i, file in enumerate(job.stage.files):
         file.check_unchanged()
-        pixels = compress_like_video(load_image(file.path), int(file.options["crf"]))
+        pixels = _pixels(file)
         frame = fit_image(
             pixels,
             (resolution.width, resolution.height),
@@ -49,6 +52,15 @@ def encode_images(job: StageJob, _: StageMemory) -> StageResult:
         )
         tensors[f"image.{i}"] = vae.encode(frame[None]).float().cpu()
     return tensors, _file_names(job.stage)
+
+
+def _pixels(file: InputFile) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """The pixels (H, W, 3) of an input image, 0..255; of an EXR file, the model's codes."""
+    if "curve" in file.options:
+        options = file.options
+        codes = codes_of_exr(load_exr(file.path), options["space"], options["curve"])
+        return codes * np.float32(255)
+    return compress_like_video(load_image(file.path), int(file.options["crf"]))
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from latent_ladder.checkpoints import catalog
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
-from latent_ladder.checkpoints.compatibility import header_contradictions
+from latent_ladder.checkpoints.compatibility import header_contradictions, vae_contradictions
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.families import (
     FAMILIES,
@@ -27,6 +27,7 @@ from latent_ladder.checkpoints.families import (
     text_encoder_architecture,
 )
 from latent_ladder.checkpoints.in_context_loras import in_context_notes, reference_factors
+from latent_ladder.checkpoints.search_paths import EMBEDDED
 from latent_ladder.checkpoints.selection import scan, select_available, select_models
 from latent_ladder.errors import (
     CheckpointError,
@@ -350,6 +351,24 @@ def test_a_header_that_contradicts_its_tensors_is_said(tmp_path: Path) -> None:
     assert notes == header_contradictions(found)
     assert "ff_bias = true, but its tensors are missing" in notes[0]
     assert "use_keyframes_abs_pos_embedding = false, but its tensors are there" in notes[1]
+
+
+def test_multipliers_of_a_video_vae_that_contradict_its_tensors_are_said(tmp_path: Path) -> None:
+    """Official code builds the network from them; the pocket model's were once exchanged."""
+    source = GOLDEN_2_5 / CONV
+    config = json.loads(open_checkpoint(source).metadata["config"])
+    blocks = config["vae"]["encoder_blocks"]
+    multipliers = [options for name, options in blocks if name.startswith("compress_")]
+    multipliers[1]["multiplier"], multipliers[2]["multiplier"] = 1, 2
+    folder = folder_with(tmp_path, TRANSFORMER, ENCODER)
+    target = folder / "vae/v.safetensors"
+    rewritten(source, target, {"config": json.dumps(config)})
+    (note,) = vae_contradictions(components(open_checkpoint(target))["video_vae"])
+    assert "[2, 1, 2, 1] of the video encoder, its tensors have [2, 2, 1, 1]" in note
+    assert note in select_models(scan([tmp_path])).notes
+    pocket = next(EMBEDDED.glob("checkpoints/*.safetensors"))
+    for file in (source, pocket):
+        assert not vae_contradictions(components(open_checkpoint(file))["video_vae"])
 
 
 def test_a_header_may_ask_for_a_mark_that_is_not_there(tmp_path: Path) -> None:

@@ -132,16 +132,17 @@ def fp8(tensors: Iterable[tuple[str, Shape]], blocks: range = range(44)) -> Iter
 
 
 def nvfp4(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Stored]:
-    """The Linears of 44 blocks in NVFP4, the rest in bf16: 21.7 GB, as published."""
+    """The Linears of 44 blocks but gates in NVFP4, the rest in bf16: 21.7 GB, as published."""
     for name, shape, dtype in bf16(tensors):
         layer = name.removesuffix(".weight")
-        if not _quantised(name, shape, range(44)):
+        if "to_gate_logits" in name or not _quantised(name, shape, range(44)):
             yield Stored(name, shape, dtype)
             continue
         rows, columns = shape
         yield Stored(name, (rows, columns // 2), "U8")
         yield Stored(f"{layer}.weight_scale", (rows, columns // 16), "F8_E4M3")
-        yield Stored(f"{layer}.weight_scale_2", (), "F32")
+        for scale in ("weight_scale_2", "input_scale"):
+            yield Stored(f"{layer}.{scale}", (), "F32")
 
 
 def nvfp4_metadata(tensors: Iterable[Stored]) -> dict[str, str]:
@@ -185,6 +186,18 @@ def lora(rank: int = 384) -> Iterator[Stored]:
             width = min(rank, *shape)
             yield Stored(f"{module}.lora_A.weight", (width, shape[1]), "BF16")
             yield Stored(f"{module}.lora_B.weight", (shape[0], width), "BF16")
+
+
+RESIZED_LORA = "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16"
+
+
+def resized_lora() -> Iterator[Stored]:
+    """The distilled LoRA with a rank of its own for each module, 111 on average."""
+    pairs = list(lora())
+    for number, (down, up) in enumerate(zip(pairs[::2], pairs[1::2], strict=True)):
+        rank = min(down.shape[0], 47 + 32 * (number % 5))
+        yield down._replace(shape=(rank, down.shape[1]))
+        yield up._replace(shape=(up.shape[0], rank))
 
 
 def _count(shape: Shape) -> int:
@@ -318,6 +331,7 @@ def companions(folder: Path, text_encoder: str = "bf16", *, has_lora: bool = Tru
     path = folder / f"text_encoders/{name}.safetensors"
     write_safetensors(path, tensors, content={"spiece_model": vocabulary()})
     upscalers = {
+        "spatial-upscaler-x2-1.0": (1024, "x2"),
         "spatial-upscaler-x2-1.1": (1024, "x2"),
         "spatial-upscaler-x1.5-1.0": (1024, "x1.5"),
         "temporal-upscaler-x2-1.0": (512, "temporal"),
@@ -328,6 +342,7 @@ def companions(folder: Path, text_encoder: str = "bf16", *, has_lora: bool = Tru
     if has_lora:
         path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
         write_safetensors(path, lora())
+        write_safetensors(path.with_name(f"{RESIZED_LORA}.safetensors"), resized_lora())
 
 
 def split(folder: Path) -> None:

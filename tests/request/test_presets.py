@@ -152,6 +152,7 @@ def test_ltx_pipelines() -> None:
     assert refine.sigmas == DISTILLED_STAGE_2
     assert strengths(request) == [[], [1.0]]
     assert (request.noise_order, request.mask_convention) == ("ltx", "ltx")
+    assert request.image_resize == "ltx"
 
 
 def test_hq() -> None:
@@ -183,6 +184,7 @@ def test_lightricks_workflow() -> None:
     assert request.negative_prompt == COMFYUI_NEGATIVE
     assert request.needs_negative, "CFG++ reads it at cfg 1"
     assert (request.noise_order, request.mask_convention) == ("comfyui", "comfyui")
+    assert request.image_resize == "comfyui"
     assert (request.decode.grid, request.decode.overlap_px) == ((2, 2), 6 * 32)
 
 

@@ -201,6 +201,15 @@ FILES: tuple[CatalogFile, ...] = (
     ),
     _distilled_lora_file("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", 7_605_507_256),
     _distilled_lora_file("ltx-2.3-22b-distilled-lora-384.safetensors", 7_605_507_256),
+    CatalogFile(  # the former, with a rank of its own for each module: that of ComfyUI's templates
+        "split_files/loras/"
+        "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors",
+        "Comfy-Org/ltx-2.3", "loras", 2_200_000_000, ("distilled_lora",), exact=False,
+    ),
+    CatalogFile(  # 1.1 mends long clips
+        "ltx-2.3-spatial-upscaler-x2-1.0.safetensors", "Lightricks/LTX-2.3", _UPSAMPLERS,
+        996_000_000, ("latent_upsampler",), exact=False, upsampling=SPATIAL_X2,
+    ),
     CatalogFile(
         "ltx-2-spatial-upscaler-x2-1.0.safetensors", "Lightricks/LTX-2", _UPSAMPLERS,
         1_050_000_000, ("latent_upsampler",), exact=False, upsampling=SPATIAL_X2, family="2.0",

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
 from latent_ladder.checkpoints.components import Component
@@ -100,6 +101,54 @@ def header_contradictions(transformer: Component) -> tuple[str, ...]:
         for name, present in in_tensors.items()
         if (stated := transformer.config.get(name, present)) != present
     )
+
+
+def vae_contradictions(vae: Component) -> tuple[str, ...]:
+    """Warnings about channel multipliers in a video VAE's header that its tensors contradict.
+
+    The tensors decide here; official code builds the network from the header and refuses the file.
+    """
+    found = ((half, _stated_multipliers(vae, half), _multipliers(vae, half)) for half in _BLOCKS)
+    return tuple(
+        f"{vae.file.path.name}: its header has the multipliers {stated} of the video {half}, its "
+        f"tensors have {present}; the tensors decide, official code refuses such a file"
+        for half, stated, present in found
+        if stated and present and stated != present
+    )
+
+
+_BLOCKS: Mapping[str, str] = {"encoder": "down_blocks", "decoder": "up_blocks"}
+"""Halves of a video VAE, and the names of their blocks."""
+
+
+def _stated_multipliers(vae: Component, half: str) -> list[Any]:
+    """Multipliers of the resamplers in the order of the tensors; empty without a header."""
+    section = vae.config.get(half)
+    nested = section.get("blocks") if isinstance(section, Mapping) else None
+    blocks = nested or vae.config.get(f"{half}_blocks") or ()
+    try:
+        stated = [
+            options.get("multiplier", 2 if name.endswith("_res") else 1)
+            for name, options in blocks
+            if name.startswith("compress_")
+        ]
+    except (AttributeError, TypeError, ValueError):
+        return []  # blocks that the network's configuration refuses
+    return stated if half == "encoder" else stated[::-1]
+
+
+def _multipliers(vae: Component, half: str) -> list[int]:
+    """Ratios of channels before and after each resampler; empty for another kind of network."""
+    pattern = re.compile(rf"{half}\.{_BLOCKS[half]}\.(\d+)\.conv\.conv\.weight")
+    places = sorted(int(found[1]) for name in vae.names if (found := pattern.fullmatch(name)))
+    last = f"{half}.conv_out.conv.weight"
+    if not places or last not in vae:
+        return []
+    names = [f"{half}.{_BLOCKS[half]}.{place}.conv.conv.weight" for place in places]
+    widths = [vae.shape(name)[1] for name in [*names, last]]
+    pairs = pairwise(widths if half == "encoder" else widths[::-1])
+    ratios = [after // before for before, after in pairs]
+    return ratios if half == "encoder" else ratios[::-1]
 
 
 def _connectors(requirements: TransformerRequirements, part: Component) -> str | None:

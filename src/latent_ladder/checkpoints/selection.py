@@ -6,6 +6,7 @@ break ties. The embedded pocket model is one more folder, searched last.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from latent_ladder.checkpoints.compatibility import (
     text_encoder_mismatch,
     training_mismatch,
     training_variant,
+    vae_contradictions,
 )
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.families import (
@@ -278,6 +280,8 @@ def _select_for(
     selector.add("text_projection", parts, fits_projection, parts.get("text_encoder"))
     for role in ("connectors", "video_vae", "audio_vae"):
         selector.add(role, parts)
+    if "video_vae" in parts:
+        selector.notes.extend(vae_contradictions(parts["video_vae"]))
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
     if "text_encoder" not in parts:
         selector.add("text_encoder", parts, fits_encoder)
@@ -577,7 +581,8 @@ class _Selector:
         if named:
             part = self._find_by_name("latent_upsampler", named, self._upsampler_mismatch)
             found[detect_upsampling(part)] = part
-        for candidate in sorted(self.library.of("latent_upsampler"), key=self._order):
+        newest_first = sorted(self.library.of("latent_upsampler"), key=_release, reverse=True)
+        for candidate in sorted(newest_first, key=self._order):
             part = candidate.component
             wrong = self._upsampler_mismatch(part)
             if wrong is None:
@@ -617,3 +622,12 @@ class _Selector:
         note = lora_family_note(part, self.requirements.family.name)
         self.notes.extend(filter(None, [note]))
         return part
+
+
+def _release(found: FoundComponent) -> tuple[int, ...]:
+    """The release at the end of a file's name: (1, 1) for ``...-upscaler-x2-1.1``, else (0,).
+
+    Later releases mend earlier ones: 1.1 of the x2 upscaler of LTX-2.3 does so for long clips.
+    """
+    stated = re.search(r"-(\d+)\.(\d+)$", found.path.stem)
+    return tuple(int(number) for number in stated.groups()) if stated else (0,)

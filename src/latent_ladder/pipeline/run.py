@@ -120,7 +120,7 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
 
         prepared = predict_length(prepared)
     request = prepared.request
-    check_clip(output, options.overwrite, request.output.settings, request.frames)
+    check_clip(output, options.overwrite, request.encoder_settings, request.frames)
     for warning in prepared.warnings:
         options.on_event(warning)
     with lock_plan(prepared.store, prepared.plan, options):

@@ -186,6 +186,9 @@ class Output(Table):
     pix_fmt: Text | None = None
     """Pixel format in FFmpeg's words, such as ``yuv444p10le`` for full colour resolution at 10 bit;
     unset, the codec's usual one."""
+    transfer: Literal["hlg", "pq"] = "hlg"
+    """Signal of an HDR video (field ``hdr``): ``hlg`` is shown well by all screens, ``pq`` holds
+    brighter light."""
     poster: StrictBool = False
     """Writes a picture of the middle frame next to the clip, ``NAME.poster.png``."""
     sheet: StrictBool = False

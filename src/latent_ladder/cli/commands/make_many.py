@@ -279,7 +279,7 @@ class _Clips:
                     continue
                 path = self.place.folder / self.states[position].output
                 if path.parent.is_dir():
-                    settings = request.output.settings
+                    settings = request.encoder_settings
                     check_clip(path, self.options.overwrite, settings, request.frames)
                 if self.options.compare:
                     check_comparison(prepared, path, self.options.overwrite)

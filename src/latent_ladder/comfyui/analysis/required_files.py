@@ -36,6 +36,7 @@ _FOLDER_ROLES: Mapping[str, frozenset[str]] = {
     "loras": frozenset({"lora"}),
     "latent_upscale_models": frozenset({"latent_upsampler"}),
     "upscale_models": frozenset({"pixel_upscaler"}),
+    "model_patches": frozenset({"duration_head"}),
     "text_encoders": frozenset({"text_encoder", "text_projection", "connectors"}),
     "vae": frozenset({"video_vae", "audio_vae", "vocoder", "preview_vae"}),
 }

@@ -76,8 +76,8 @@ def decode_flops(last: Resolution, decode: Decode, sizes: ModelSizes) -> float:
         return 0.0
     tiles = decode.tiles((last.latent_frames, last.latent_height, last.latent_width))
     return sum(
-        sizes.decoder.decode_flops(*(span.stop - span.start for span in spans))
-        for spans in itertools.product(tiles.frames, tiles.rows, tiles.cols)
+        sizes.decoder.decode_flops(f.stop - f.start, r.stop - r.start, c.stop - c.start)
+        for f, r, c in itertools.product(tiles.frames, tiles.rows, tiles.cols)
     )
 
 

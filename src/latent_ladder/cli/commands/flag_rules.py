@@ -78,7 +78,7 @@ FIELDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def _sets_again(fields: Sequence[str]) -> Callable[[Values], bool]:
     """True where ``--set`` names one of ``fields``, or the whole table that one is in."""
-    paths = {field for field in fields} | {field.rpartition(".")[0] for field in fields} - {""}
+    paths = set(fields) | {field.rpartition(".")[0] for field in fields} - {""}
     return lambda v: any(set_path(text) in paths for text in v.get("sets") or ())
 
 

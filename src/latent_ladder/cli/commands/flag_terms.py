@@ -51,9 +51,7 @@ _PAIR = re.compile(r"\[([\d.]+), ([\d.]+)\]")
 _SIDE_HINT = re.compile(r"use (width|height)=(\d+)")
 
 
-def in_flag_terms(
-    error: RequestError, fields: Mapping[str, object] | None = None
-) -> RequestError:
+def in_flag_terms(error: RequestError, fields: Mapping[str, object] | None = None) -> RequestError:
     """The same error with the options that set its fields in place of the fields' names.
 
     ``fields`` are those of the request; a hint for a side names the whole ``--size``.

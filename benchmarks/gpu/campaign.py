@@ -61,7 +61,7 @@ class Campaign:
                 self._add(row)
         except Exception as error:  # noqa: BLE001
             # the first half hour on a card must not end at the first failure
-            traceback.print_exc()
+            traceback.print_exc(limit=-3)
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self._add(Row(name, f"failed: {first[:60]}", ok=False))
         if self.device.type == "cuda":

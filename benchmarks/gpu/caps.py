@@ -89,9 +89,13 @@ def is_streamed(name: str, tensor: Tensor) -> bool:
 
 def move_resident(model: Transformer, device: torch.device) -> None:
     """Move everything except the matrices of blocks to the device."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not is_streamed(name, tensor):
-            tensor.data = tensor.data.to(device)
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not is_streamed(f"{path}.{name}", parameter):
+                moved = torch.nn.Parameter(parameter.detach().to(device), requires_grad=False)
+                setattr(module, name, moved)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def sizes_of(shape: TransformerConfig, tiny: bool) -> ModelSizes:

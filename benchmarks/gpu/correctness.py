@@ -49,19 +49,19 @@ def check_bits(run: Campaign) -> Iterator[Row]:
 def check_cpu(run: Campaign) -> Iterator[Row]:
     """A small transformer on the device against the CPU, both in bf16."""
     shape = config(tiny=True)
-    model = build(shape, torch.device("cpu"))
+    model, on_device = build(shape, torch.device("cpu")), build(shape, run.device)
+    state = {name: value.to(run.device) for name, value in model.state_dict().items()}
+    on_device.load_state_dict(state, assign=True)
     for stage in TINY:
         torch.manual_seed(2)
         wanted = our_call(model, workload(stage, shape, torch.device("cpu")), False)().clone()
-        model.to(run.device)
         torch.manual_seed(2)
         work = workload(stage, shape, torch.device("cpu"))
         moved = type(work)(**{
             name: value.to(run.device) if isinstance(value, torch.Tensor) else value
             for name, value in vars(work).items()
         })  # fmt: skip
-        got = our_call(model, moved, False)().cpu()
-        model.to("cpu")
+        got = our_call(on_device, moved, False)().cpu()
         yield within(f"{stage.name}: device against CPU", error_of(got, wanted), 0.05)
 
 
@@ -124,7 +124,7 @@ def check_graphs(run: Campaign) -> Iterator[Row]:
         yield Row("CUDA graphs", "not run: needs a GPU")
         return
     shape = config(tiny=True)
-    model = build(shape, run.device).to(run.device)
+    model = build(shape, run.device)
     work = workload(TINY[1], shape, run.device)
     wanted = our_call(model, work, False)().clone()
     model.graphs = True

@@ -7,8 +7,8 @@
 From encoded prompts to the file, twice, with random weights: both sampling stages, doubling of the
 latents (without the upsampler's network), decoding and encoding. Then the 8 + 3 forwards of
 diffusers' transformer on the same weights. No network. Wheels: torch (a CUDA build), numpy, av,
-diffusers 0.42.1 and transformers for the other side (left out where they are missing). ltx-pipelines
-needs the published files, so it is not part of this.
+diffusers 0.42.1 and transformers for the other side (left out where they are missing).
+ltx-pipelines needs the published files, so it is not part of this.
 """
 
 from __future__ import annotations

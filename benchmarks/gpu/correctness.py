@@ -18,9 +18,9 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from campaign import ROOT, Campaign, Row, campaign, same, within
 from caps import CONTEXT_GIB, check_identical, measure
 from forwards import TINY, build, config, our_call, workload
+from gpu_report import ROOT, Campaign, Row, campaign, same, within
 
 from latent_ladder.memory.planner import GIB
 from latent_ladder.models.transformer import fused

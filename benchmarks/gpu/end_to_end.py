@@ -21,9 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from campaign import Campaign, Row, campaign
 from caps import decoder, distilled_request
 from forwards import REAL, TINY, Stage, build, config, workload
+from gpu_report import Campaign, Row, campaign
 from rival import Workload, build_rival, rival_forward
 from torch import Tensor
 

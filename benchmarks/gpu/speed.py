@@ -16,7 +16,6 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
-from campaign import Campaign, Row, campaign
 from forwards import (
     REAL,
     TINY,
@@ -29,6 +28,7 @@ from forwards import (
     rival_call,
     workload,
 )
+from gpu_report import Campaign, Row, campaign
 from rival import build_rival
 
 from latent_ladder.models.transformer import fused

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import campaign  # noqa: F401
+import gpu_report  # noqa: F401
 import pytest
 import torch
 from forwards import REAL, Stage, build, config, our_call, workload

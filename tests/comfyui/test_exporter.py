@@ -295,6 +295,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
                 "audio": st.sampled_from(["refine", "keep", "none"]),
                 "noise_order": st.sampled_from(["comfyui", "ltx"]),
                 "mask_convention": st.sampled_from(["comfyui", "ltx"]),
+                "image_resize": st.sampled_from(["antialiased", "comfyui", "ltx"]),
                 "fps": st.sampled_from(["24", "25", "30000/1001", "24000/1001", "12.5", "60"]),
                 "audio_in": st.just("sounds/speech.wav"),
                 "video": st.one_of(

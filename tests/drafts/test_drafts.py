@@ -41,7 +41,6 @@ from latent_ladder.pipeline.events import (
 )
 from latent_ladder.pipeline.run import Cancel, RunOptions, execute, prepare
 from latent_ladder.pipeline.stages import denoising
-from latent_ladder.pipeline.stages.decoding import decode_tiles
 from latent_ladder.request.output import Decode
 from latent_ladder.storage.artifact_store import Store
 
@@ -257,8 +256,8 @@ def test_watching_changes_no_bit(drafted: Drafted, library: Library, tmp_path: P
 
 def test_a_draft_too_small_for_the_tiles_of_its_clip_is_decoded_whole() -> None:
     asked = Decode(grid=(2, 2), overlap_px=192)
-    assert decode_tiles((2, 3, 4), asked) == one_tile(2, 3, 4)
-    assert decode_tiles((2, 6, 8), asked) == split_evenly((2, 6, 8), 2, 2, 6)
+    assert asked.tiles((2, 3, 4)) == one_tile(2, 3, 4)
+    assert asked.tiles((2, 6, 8)) == split_evenly((2, 6, 8), 2, 2, 6)
 
 
 def test_an_existing_sheet_is_not_replaced(drafted: Drafted, library: Library) -> None:
@@ -303,7 +302,7 @@ def test_prompt_files_skip_blank_lines_and_comments(tmp_path: Path) -> None:
     path.write_text("# none\n\n")
     with pytest.raises(RequestError, match="holds no prompt"):
         read_prompts(path)
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match="does not exist"):
         read_prompts(tmp_path / "missing.txt")
 
 

@@ -167,6 +167,8 @@ ROWS: dict[str, Row] = dict(
         row("noise_order", "ltx", BASE),
         row("mask_convention", "ltx", BASE),
         row("model_convention", "comfyui", ALL),
+        row("hdr", "acescct", CLIP),
+        row("image_resize", "ltx", NOTHING),  # that of the images, of which there are none
         row("models.precision", "fp8", BASE),
         row("models.checkpoint", twin("checkpoint"), ALL),
         row("models.transformer", twin("transformer"), BASE),
@@ -196,6 +198,7 @@ ROWS: dict[str, Row] = dict(
         row("output.crf", 25, CLIP),
         row("output.preset", "fast", CLIP),
         row("output.pix_fmt", "yuv444p", CLIP),
+        row("output.transfer", "pq", CLIP),
         row("output.poster", True, NOTHING),
         row("output.sheet", True, NOTHING),
     ]

@@ -635,5 +635,6 @@ def test_names_match_the_samplers() -> None:
             spec.extra_evals,
             spec.needs_uncond,
             spec.stochastic,
+            spec.standardised,
         ), name
         assert facts.evals(7) == spec.evals(7)

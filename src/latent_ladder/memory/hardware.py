@@ -85,7 +85,7 @@ def budget(options: MemoryOptions, device: str = "auto") -> Budget:
     :class:`MemoryBudgetError` when the reserve leaves nothing.
     """
     name = parse_device(device)
-    card = None if name.kind in ("cpu", "mps") else _card(name)
+    card = None if name.kind in ("cpu", "mps") else _card(name, options.vram is not None)
     ram = int(options.ram * GIB) if options.ram is not None else pinnable_bytes()
     kind = name.kind.replace("auto", "cpu") if card is None else card.kind
     found = Budget(kind, 0, ram, "" if card is None else card.name, card is None or card.has_bf16)
@@ -101,13 +101,17 @@ def budget(options: MemoryOptions, device: str = "auto") -> Budget:
     return replace(found, device_bytes=left)
 
 
-def _card(name: DeviceName) -> Gpu | None:
+def _card(name: DeviceName, is_memory_known: bool) -> Gpu | None:
     """The GPU that a run uses; ``None`` for "auto" where there is none.
 
-    A named one is asked of PyTorch, whose numbers are meant. Raises :class:`RequestError`.
+    A named one is asked of PyTorch, whose numbers are meant. Raises :class:`RequestError`, except
+    where ``is_memory_known``: a plan with ``--vram`` may be for a card of another machine.
     """
     if name.kind == "auto":
         return next(iter(gpus()), None)
+    if is_memory_known and "torch" not in sys.modules:
+        same = [card for card in gpus() if card.kind == name.kind]
+        return same[name.number or 0] if (name.number or 0) < len(same) else None
     cards = [card for card in torch_gpus() if card.kind == name.kind]
     number = name.number or 0
     if number >= len(cards):

@@ -213,14 +213,22 @@ class RunSession:
 
     # -- stages -------------------------------------------------------------------------------
 
-    def run_stage(self, plan: RunPlan, stage: PlannedStage) -> None:
-        """Make a stage of a plan and store its artefact. Raises what the stage function raises."""
+    def run_stage(self, plan: RunPlan, stage: PlannedStage, *, keep: bool = False) -> None:
+        """Make a stage of a plan and store its artefact. Raises what the stage function raises.
+
+        ``keep``: another clip follows, so the transformer stays loaded after its last stage too,
+        where it fits.
+        """
         from latent_ladder.pipeline.stages.table import STAGES
 
-        began = self.start_stage(stage.name, stage.steps)
-        job, name = self._job(plan, stage), MEMORY_NAMES.get(stage.kind, stage.name)
+        name = MEMORY_NAMES.get(stage.kind, stage.name)
         if stage.kind not in SAMPLING_KINDS:
-            self.runner.make_room(self.memory.of(name))
+            if keep or _samples_after(plan, stage):
+                self.runner.make_room(self.memory.of(name))
+            else:
+                self.runner.release()
+        began = self.start_stage(stage.name, stage.steps)
+        job = self._job(plan, stage)
         tensors, facts = self.runner.retry(
             stage.name,
             partial(STAGES[stage.kind], job),
@@ -333,6 +341,12 @@ class RunSession:
         after = plan_fallback(before, plan.request, sizes, budget, policy)
         self.memory = self.memory.with_stage(after)
         return after
+
+
+def _samples_after(plan: RunPlan, stage: PlannedStage) -> bool:
+    """True if a stage behind ``stage`` uses the transformer."""
+    later = plan.stages[[other.key for other in plan.stages].index(stage.key) + 1 :]
+    return any(other.kind in SAMPLING_KINDS for other in later)
 
 
 def lock_plan(store: Store, plan: RunPlan, options: RunOptions) -> AbstractContextManager[None]:

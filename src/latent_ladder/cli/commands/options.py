@@ -202,7 +202,8 @@ Duration = Annotated[
     stage_option(
         "--duration",
         metavar="SECONDS",
-        help="Length in seconds, instead of --frames.",
+        help="Length in seconds, instead of --frames; auto or auto:MIN-MAX lets LTX-2.5 choose it "
+        "from the prompt.",
     ),
 ]
 Fps = Annotated[

@@ -29,6 +29,8 @@ def _check_request(request: Request) -> Iterator[tuple[str, str]]:
             "ComfyUI since 0.33 lets the sound see the updated picture, and encodes text its way."
         )
         yield "model_convention", text
+    if request.image_resize != "comfyui" and request.active_images:
+        yield "image_resize", "ComfyUI resizes images in its own way: they differ a little."
     if request.models.precision != "stored":
         yield "models.precision", "pick fp8 in the loader, or start ComfyUI with --fp8_e4m3fn-unet."
     for i, image in enumerate(request.images):

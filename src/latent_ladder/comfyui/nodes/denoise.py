@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -342,12 +343,24 @@ class _SamplingRun:
             mask=_noise_levels(state),
             guidance=terms,
             frozen=_is_frozen(state),
-            keyframe_mask=keyframe_mask(positions, positions.shape[2] - clip_tokens).to(
-                self._device
-            ),
+            keyframe_mask=keyframe_mask(
+                positions, positions.shape[2] - clip_tokens, self._generated_tokens(clip_tokens)
+            ).to(self._device),
             bias=self._guide_bias(),
             nag=self._nag_video,
         )
+
+    def _generated_tokens(self, first: int) -> slice | None:
+        """The tokens of generated keyframes, which are one block; ``first`` is the first guide."""
+        counts = [
+            (guide.positions.shape[2], bool(guide.generated))
+            for guide in self._job.guider.positive.guides
+        ]
+        if not any(generated for _, generated in counts):
+            return None
+        before = sum(n for n, _ in takewhile(lambda count: not count[1], counts))
+        inside = sum(n for n, generated in counts if generated)
+        return slice(first + before, first + before + inside)
 
     def _guide_bias(self) -> GuideBias | None:
         """Attention between clip and guides; ``None`` if all guides have full weight."""

@@ -162,16 +162,17 @@ class GuidedLatent:
         return GuidedLatent(positive, negative, latent)
 
 
-def _guided_input(ctx: NodeContext) -> GuidedLatent:
+def guided_input(ctx: NodeContext) -> GuidedLatent:
+    """The conditionings and the video latent of a node."""
     return GuidedLatent(
         ctx.get("positive", Conditioning), ctx.get("negative", Conditioning), _video_latent(ctx)
     )
 
 
-def append_guide(ctx: NodeContext, guide: Guide) -> list[Value]:
-    """Return the conditionings and the latent of a node with a guide appended."""
+def append_guide(ctx: NodeContext, guide: Guide, clip: GuidedLatent | None = None) -> list[Value]:
+    """Return the conditionings and the latent of a node, or of ``clip``, with a guide appended."""
     try:
-        guided = _guided_input(ctx).with_guide(guide)
+        guided = (clip or guided_input(ctx)).with_guide(guide)
     except ValueError as error:
         raise ctx.error(str(error), "use the VAE and the size of the clip") from error
     return [guided.positive, guided.negative, guided.latent]

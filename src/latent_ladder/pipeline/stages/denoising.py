@@ -21,6 +21,7 @@ from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.streams import Nag
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
+from latent_ladder.pipeline.stage_noise import earlier_noise
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
 from latent_ladder.pipeline.start_state import INPUT_KINDS, StartState, apply_inputs, plain_start
 from latent_ladder.pipeline.temporal_windows import (
@@ -32,7 +33,14 @@ from latent_ladder.pipeline.temporal_windows import (
 )
 from latent_ladder.request.sampling_options import StreamGuidance
 from latent_ladder.request.stages import BaseStage, RefineStage, SamplingStage
-from latent_ladder.sampling.denoise import LatentState, Noises, Packing, SamplingPlan, sample
+from latent_ladder.sampling.denoise import (
+    LatentState,
+    Noises,
+    NoiseShapes,
+    Packing,
+    SamplingPlan,
+    sample,
+)
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.samplers import SamplerOptions
@@ -264,14 +272,15 @@ def _noises(
     job: StageJob, requested: SamplingStage, context: WindowContext, extra_tokens: int
 ) -> Noises:
     """Window n has the noise of a clip of its size whose seed is n higher."""
-    request = job.plan.request
-    seed = request.stage_seed(job.position) + context.window.number
+    request, window = job.plan.request, context.window.number
+    continued = request.noise_order == "ltx"
     return Noises.from_seed(
-        seed % 2**64,
-        *context.window_shapes(),
+        request.stage_seed(job.position),
+        NoiseShapes(*context.window_shapes(), extra_tokens),
         requested.sampler,
         order=request.noise_order,
-        extra_video_tokens=extra_tokens,
+        earlier=earlier_noise(job.plan, job.position, window) if continued else (),
+        window=window,
     )
 
 

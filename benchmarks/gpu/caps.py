@@ -1,23 +1,15 @@
 """Predicted and measured memory of LTX-2.3 on one GPU with a limited amount of memory.
 
-    python benchmarks/gpu_caps.py           # a CUDA device with 80 GB, 80 GiB of RAM
-    python benchmarks/gpu_caps.py --tiny    # the same code with small networks on the CPU
-
-Transformer (48 layers, 19 B parameters) and video decoder have random bf16 weights. For each limit
-of ``--caps`` GiB the planner plans the distilled job of 1920x1088, 121 frames (8 + 3 steps). The
-allocator is limited accordingly; a forward of each stage and the decoding of the clip are run as
-planned. Reported: seconds, measured and predicted peak (goal: within 10 %), and the time relative
-to that of the largest limit (goal for streaming in stage 2: at most 15 % more). First, the outputs
-of a small network are checked to be bit-identical with resident, pinned and mixed blocks.
-Needs torch, numpy, pydantic and this package's source, no network. Writes
-``benchmarks/results/gpu_caps.json``.
+Part of :mod:`correctness`. Transformer (48 layers, 19 B parameters) and video decoder have random
+bf16 weights. For each limit in GiB the planner plans the distilled job of 1920x1088, 121 frames
+(8 + 3 steps). The allocator is limited accordingly; a forward of each stage and the decoding of the
+clip are run as planned. Measured: seconds, peak against the prediction (goal: within 10 %), and the
+time relative to that of the largest limit (goal for streaming in stage 2: at most 15 % more).
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -28,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 from helpers import checkpoint_layouts as layouts  # noqa: E402
@@ -52,33 +44,9 @@ from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.presets import read_preset  # noqa: E402
 from latent_ladder.storage.atomic_write import readable_size  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
 BF16 = torch.bfloat16
 CONTEXT_GIB = 0.5
 """Memory of CUDA itself; the planner's budget is the limit minus this."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--caps", type=float, nargs="*", default=[80, 24, 16, 12])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="small networks on the CPU")
-    args = parser.parse_args()
-    if not args.tiny and not torch.cuda.is_available():
-        print("error: this benchmark needs a CUDA device", file=sys.stderr)
-        print("hint:  --tiny checks the script on the CPU", file=sys.stderr)
-        return 1
-    device = torch.device("cpu" if args.tiny else "cuda")
-    report: dict[str, Any] = {
-        "device": "cpu" if args.tiny else torch.cuda.get_device_name(),
-        "same_bits": check_identical(device),
-    }
-    print(f"{report['device']}; streamed and resident blocks agree: {report['same_bits']}")
-    report["caps"] = list(measure(args.tiny, device, args.caps, args.rounds))
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ("gpu_caps_tiny.json" if args.tiny else "gpu_caps.json")
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 # --- networks and sizes --------------------------------------------------------------------------
@@ -121,9 +89,13 @@ def is_streamed(name: str, tensor: Tensor) -> bool:
 
 def move_resident(model: Transformer, device: torch.device) -> None:
     """Move everything except the matrices of blocks to the device."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not is_streamed(name, tensor):
-            tensor.data = tensor.data.to(device)
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not is_streamed(f"{path}.{name}", parameter):
+                moved = torch.nn.Parameter(parameter.detach().to(device), requires_grad=False)
+                setattr(module, name, moved)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def sizes_of(shape: TransformerConfig, tiny: bool) -> ModelSizes:
@@ -317,7 +289,3 @@ def line(
         "slower_by": result["seconds"] / largest_cap_s - 1,
         **result,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

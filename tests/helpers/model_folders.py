@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_2_5 = Path(__file__).parents[1] / "golden-2.5"
+ENCODER_2_5 = "text_encoders/tiny-gemma4-with-proj-ltx-2.5.safetensors"
 TRANSFORMER = "model.diffusion_model."
 CONNECTORS = tuple(f"{TRANSFORMER}{stream}_embeddings_connector." for stream in ("video", "audio"))
 
@@ -95,6 +97,20 @@ def shards(folder: Path, source: str = "text_encoders/tiny-gemma-3.safetensors")
         weight_map |= dict.fromkeys(half, part)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def newest(folder: Path) -> Path:
+    """Link all golden files of LTX-2.5; the text encoder has the context length of the goldens."""
+    for source in GOLDEN_2_5.glob("*/*.safetensors"):
+        target = folder / source.relative_to(GOLDEN_2_5)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source != GOLDEN_2_5 / ENCODER_2_5:
+            target.symlink_to(source)
+    with safe_open(GOLDEN_2_5 / ENCODER_2_5, "pt") as opened:
+        names, metadata = set(opened.keys()), opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in names}
+    save_file(tensors, folder / ENCODER_2_5, {**metadata, "text_length": "256"})
     return folder
 
 

@@ -7,7 +7,6 @@ from collections.abc import Generator
 
 import pytest
 import torch
-from latent_ladder.models.weights.block_placement import streamed_bytes
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
@@ -17,6 +16,7 @@ from latent_ladder.models.transformer.model import LoadOptions, Transformer, loa
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.transformer.streams import StreamInput, prepare_stream
 from latent_ladder.models.weights.block_offload import BlockOffload
+from latent_ladder.models.weights.block_placement import streamed_bytes
 from latent_ladder.models.weights.linear import Linear
 from latent_ladder.models.weights.loading import WeightLocation
 from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers

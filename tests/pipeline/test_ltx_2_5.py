@@ -212,3 +212,26 @@ def test_the_keys_of_both_decoders_differ(
     assert [s.key for s in plans[0].stages] == [s.key for s in plans[1].stages]
     other = make_plan(plans[1].request.model_copy(update={"seed": 11}), plans[1].models, library)
     assert other.run_key != plans[1].run_key
+
+
+def test_the_preset_is_the_official_recipe(
+    golden_2_5: Goldens, library: Library, store: Store
+) -> None:
+    """Its stages have the keys of those that are compared with the goldens, so the same results."""
+    fields = {
+        name: value
+        for name, value in distilled(golden_2_5).to_dict().items()
+        if name in ("prompt", "seed", "width", "height", "frames", "fps")
+    }
+    by_preset = Request.from_preset("ltx-2.5-distilled-lora", **fields)
+    keys = [
+        {
+            stage.name: stage.key
+            for stage in prepare(request, library, store, device="cpu").plan.stages
+        }
+        for request in (distilled(golden_2_5), by_preset)
+    ]
+    assert keys[0] == keys[1]
+    distilled_file = Request.from_preset("ltx-2.5-distilled", **fields)
+    stages = [s.model_dump(exclude={"loras"}) for s in distilled_file.stages]
+    assert stages == [s.model_dump(exclude={"loras"}) for s in by_preset.stages]

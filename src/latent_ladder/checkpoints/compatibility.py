@@ -7,7 +7,7 @@ found. This module selects nothing; see :mod:`latent_ladder.checkpoints.selectio
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -22,10 +22,11 @@ from latent_ladder.checkpoints.families import (
     Family,
     detect_family,
     is_stock_gemma_4,
-    lora_family,
+    lora_families,
     marks_keyframes,
     projection_family,
     required_text_encoder,
+    stated_family,
     text_encoder_architecture,
     text_encoder_version,
     vae_family,
@@ -212,15 +213,31 @@ def _upsampler(requirements: TransformerRequirements, part: Component) -> str | 
 
 
 def _lora(requirements: TransformerRequirements, part: Component) -> str | None:
-    transformer_family, part_family = requirements.family.name, lora_family(part)
-    if part_family is not None and part_family != transformer_family:
-        return f"it is a LoRA for LTX-{part_family}, the transformer is LTX-{transformer_family}"
+    transformer_family, families = requirements.family.name, lora_families(part)
+    if families and transformer_family not in families:
+        return _other_family(families, transformer_family)
     match = match_lora(part, requirements)
     if match.conflict:
         return match.conflict
     if match.matched * 2 < max(match.total, 1):
         return f"only {match.matched} of its {match.total} modules are in the transformer"
     return None
+
+
+def _other_family(families: Sequence[str], transformer_family: str) -> str:
+    trained_for = " or ".join(f"LTX-{name}" for name in families)
+    return f"it is a LoRA for {trained_for}, the transformer is LTX-{transformer_family}"
+
+
+def lora_family_note(lora: Component, transformer_family: str) -> str | None:
+    """A warning for a LoRA that the user named although it was trained for another family."""
+    families = lora_families(lora)
+    if not families or transformer_family in families:
+        return None
+    return (
+        f"{lora.file.path.name}: {_other_family(families, transformer_family)}; its modules may "
+        "fit, but it was trained on other weights and works poorly"
+    )
 
 
 _RULES: Mapping[str, Callable[[TransformerRequirements, Component], str | None]] = {
@@ -341,8 +358,12 @@ def _format_shape(shape: tuple[int, ...]) -> str:
 
 
 def is_distilled_lora(lora: Component) -> bool:
-    """True for a LoRA whose file name says distilled; its tensors do not differ from others."""
-    return "distilled" in lora.file.path.name.lower()
+    """True for a LoRA whose file name says distilled, or with the header of LTX-2.5's own.
+
+    Its tensors do not differ from those of others.
+    """
+    of_newest = stated_family(lora.file) == "2.5" and lora.file.metadata.get("lora_rank") == "450"
+    return of_newest or "distilled" in lora.file.path.name.lower()
 
 
 # --- components of another training variant ------------------------------------------------------

@@ -33,6 +33,7 @@ from latent_ladder.errors import RequestError
 from latent_ladder.latents import shapes
 from latent_ladder.latents.shapes import Factor, Resolution
 from latent_ladder.media.encoders import EncoderSettings
+from latent_ladder.request.auto_duration import AutoDuration
 from latent_ladder.request.fields import (
     FileName,
     Real,
@@ -104,6 +105,9 @@ def _frames(value: Any, info: ValidationInfo) -> Any:
     known = info.data
     fps, stages = known.get("fps"), known.get("stages")
     factor = shapes.time_product(upsample_factors(stages)) if stages is not None else 1
+    auto = known.get("auto_duration")
+    if auto is not None and fps:
+        return _longest_frames(value, known, auto.longest(fps, factor))
     if value is None:
         return _frames_of_duration(known, fps, factor)
     if not is_int(value):
@@ -125,6 +129,17 @@ def _frames(value: Any, info: ValidationInfo) -> Any:
             f"remove one of the two, or use frames={expected}",
         )
     return value
+
+
+def _longest_frames(value: Any, known: Mapping[str, Any], longest: int) -> int:
+    """The frames of an automatic duration before the prediction; they exclude other lengths."""
+    if value not in (None, longest) or known.get("duration_s") is not None:
+        other = "frames" if known.get("duration_s") is None else "duration_s"
+        raise Problem(
+            f"cannot be decided by auto_duration and {other} at once",
+            f"remove auto_duration, or {other}",
+        )
+    return longest
 
 
 def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: int) -> int:
@@ -255,6 +270,9 @@ class Request(Table):
     duration_s: Annotated[Real, Field(gt=0, le=MAX_DURATION_S)] | None = None
     """Length of the clip in seconds, instead of ``frames``; the nearest possible number of frames
     is made."""
+    auto_duration: AutoDuration | None = None
+    """Limits of a length that the model predicts from the prompt, instead of ``frames`` and
+    ``duration_s``; LTX-2.5 with its duration head only."""
     frames: FrameCount = Field(default=None, validate_default=True)
     """Number of frames, 8k+1 such as 121 (16k+1 with a temporal upsampler), up to 100001; computed
     where ``duration_s`` is set."""
@@ -354,6 +372,10 @@ class Request(Table):
         if self.seed != -1:
             return self
         return self.model_copy(update={"seed": secrets.randbelow(RANDOM_SEEDS)})
+
+    def with_length(self, frames: int) -> Self:
+        """The same request with a fixed length in place of an automatic one."""
+        return self.from_dict(override(self.to_dict(), {"frames": frames}))
 
     # -- writing it ---------------------------------------------------------------------------
 
@@ -546,9 +568,18 @@ def override(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     """``table`` with top-level fields replaced, without the fields that depend on them.
 
     A new ``duration_s`` removes ``frames``, new ``frames`` remove ``duration_s``; a new ``fps``
-    keeps a requested duration and removes the frames that were computed from it.
+    keeps a requested duration and removes the frames that were computed from it. An automatic
+    duration removes both, and they remove it.
     """
     out = dict(table) | dict(overrides)
+    lengths = {"frames", "duration_s"}
+    if overrides.get("auto_duration") is not None:
+        return {name: value for name, value in out.items() if name not in lengths}
+    if lengths & set(overrides):
+        out.pop("auto_duration", None)
+    if out.get("auto_duration") is not None:
+        out.pop("frames", None)
+        return out
     if "frames" in overrides and "duration_s" not in overrides:
         out.pop("duration_s", None)
     elif "frames" not in overrides and out.get("duration_s") is not None:

@@ -134,12 +134,16 @@ def _print_to_get(checkup: Checkup) -> None:
         return
     total = readable_total(files)
     print_table(
-        f"To get for LTX-2.3 with preset {state.name}: {total} in all",
+        f"To get for LTX-{checkup.family} with preset {state.name}: {total} in all",
         FILE_COLUMNS,
         [_file_cells(file) for file in files],
         whole=("page",),
     )
-    print_text("`ladder models get ltx-2.3` downloads the model into such folders.")
+    gated = any(file.gated for file in files)
+    print_text(
+        f"`ladder models get ltx-{checkup.family}` downloads the model into such folders."
+        + (" Accept the licence on its page first." if gated else "")
+    )
 
 
 def _assumptions(checkup: Checkup) -> Iterator[str]:

@@ -13,6 +13,7 @@ FLAGS: Mapping[str, str] = {
     "seed": "--seed",
     "frames": "--frames",
     "duration_s": "--duration",
+    "auto_duration": "--duration auto",
     "fps": "--fps",
     "audio": "--audio",
     "audio_in": "--audio-in",

@@ -133,11 +133,11 @@ class DiffusionBlock(NaBlock):
         self.scale_shift_table = nn.Parameter(torch.empty(MODULATIONS, width))
 
     def prepare(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Residual stream of new frames (n, H, W, C) with their context added."""
+        """Residual stream of new frames (n, H, W, C) with their context added, on this device."""
         if context is None:
             raise ValueError("a diffusion block needs a context")
         device = self.scale_shift_table.device
-        return x + cast(Tensor, self.context_proj(context.to(device))).to(x.device)
+        return x.to(device) + cast(Tensor, self.context_proj(context.to(device)))
 
     def modulation(self, chunks: Tensor) -> Modulation:
         """Modulation of this block from the shared ``chunks`` (7, C)."""

@@ -8,6 +8,9 @@ not depend on the tiles. Sources: Hassani et al. 2023, arXiv 2204.07143; LTX-2 `
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -66,40 +69,54 @@ def window_attention(
                     (boxes[1].first[i], boxes[1].size[i]), QUERY_TILE[i])
         for i in range(3)
     ]  # fmt: skip
-    time, rows, cols = (_AxisTiles(*(t.to(q.device) for t in axis)) for axis in axes)
+    # Decisions are made on the CPU copies: reading a value of a GPU would wait for it.
+    time, rows, cols = axes
+    inside = [axis.inside.to(q.device) for axis in axes]
+    col_queries, col_keys = cols.queries.to(q.device), cols.keys.to(q.device)
     out = torch.empty_like(q)
-    heads, width = q.shape[3:]
-    queries = time.queries.shape[1] * rows.queries.shape[1] * cols.queries.shape[1]
-    keys = time.keys.shape[1] * rows.keys.shape[1] * cols.keys.shape[1]
-    per_tile = heads * width * (2 * queries + 2 * keys) + 2 * queries * keys
-    budget = ATTENTION_VALUES.get(q.device.type, ATTENTION_VALUES_ELSEWHERE)
-    step = max(budget // per_tile, 1)
+    step = _tiles_together(axes, q)
     for t in range(len(time.queries)):
         for r in range(len(rows.queries)):
-            frame_row = (time.inside[t][:, None, :, None] & rows.inside[r][:, None]).flatten(2)
+            frame_row = (inside[0][t][:, None, :, None] & inside[1][r][:, None]).flatten(2)
+            is_full = bool(time.inside[t].all()) and bool(rows.inside[r].all())
             q_part = _rows_of(q, time.queries[t], rows.queries[r])
             k_part, v_part = (_rows_of(x, time.keys[t], rows.keys[r]) for x in (k, v))
             target = _rows_of(out, time.queries[t], rows.queries[r])
             for first in range(0, len(cols.queries), step):
                 some = slice(first, first + step)
-                inside = cols.inside[some]
+                part = cols.inside[some]
+                count = 1 if bool((part == part[:1]).all()) else len(part)
+                mask = None
+                if not (is_full and bool(part.all())):
+                    mask = _mask(frame_row.flatten(0, 1), inside[2][some][:count])
                 result = F.scaled_dot_product_attention(
-                    _tiles(q_part, cols.queries[some]),
-                    _tiles(k_part, cols.keys[some]),
-                    _tiles(v_part, cols.keys[some]),
-                    _mask(frame_row.flatten(0, 1), inside),
+                    _tiles(q_part, col_queries[some]),
+                    _tiles(k_part, col_keys[some]),
+                    _tiles(v_part, col_keys[some]),
+                    mask,
                     scale=scale,
                 )
-                _put(target, result, cols.queries[some])
+                _put(target, result, col_queries[some])
     return out
 
 
+def _tiles_together(axes: Sequence[_AxisTiles], q: Tensor) -> int:
+    """Number of tiles along a row of tiles that are computed together."""
+    heads, width = q.shape[3:]
+    queries, keys = (math.prod(axis[i].shape[1] for axis in axes) for i in range(2))
+    per_tile = heads * width * (2 * queries + 2 * keys) + 2 * queries * keys
+    budget = ATTENTION_VALUES.get(q.device.type, ATTENTION_VALUES_ELSEWHERE)
+    return max(budget // per_tile, 1)
+
+
+@lru_cache(maxsize=512)
 def _axis_tiles(
     length: int, kernel: int, queries: tuple[int, int], keys: tuple[int, int], size: int
 ) -> _AxisTiles:
     """Tiles of the ``queries`` (first, count) of an axis with their ``keys`` (first, count).
 
-    All tiles have the same size; the last one is moved inward and computes some queries again.
+    All tiles have the same size; the last one is moved inward and computes some queries again. The
+    same tiles come again for every block and chunk.
     """
     (q_first, q_count), (k_first, k_count) = queries, keys
     size = min(size, q_count)
@@ -139,15 +156,11 @@ def _put(target: Tensor, result: Tensor, columns: Tensor) -> None:
     target[:, :, columns.flatten()] = back.reshape(t, r, n * c, heads, width)
 
 
-def _mask(frame_row: Tensor, inside: Tensor) -> Tensor | None:
-    """Mask (n or 1, 1, queries, keys) of tiles, ``None`` if all keys are in all windows.
+def _mask(frame_row: Tensor, inside: Tensor) -> Tensor:
+    """Mask (n, 1, queries, keys) of tiles.
 
     ``frame_row`` (t * r, kt * kr) is that of frames and rows, ``inside`` (n, c, kc) of columns.
     """
-    if bool((inside == inside[:1]).all()):
-        inside = inside[:1]
-    if bool(frame_row.all()) and bool(inside.all()):
-        return None
     mask = frame_row[None, :, None, :, None] & inside[:, None, :, None]
     return mask.flatten(1, 2).flatten(2)[:, None]
 

@@ -168,6 +168,7 @@ ROWS: dict[str, Row] = dict(
         row("mask_convention", "ltx", BASE),
         row("model_convention", "comfyui", ALL),
         row("hdr", "acescct", CLIP),
+        row("image_crf", 18, NOTHING),  # that of the images, of which there are none
         row("image_resize", "ltx", NOTHING),  # that of the images, of which there are none
         row("models.precision", "fp8", BASE),
         row("models.checkpoint", twin("checkpoint"), ALL),

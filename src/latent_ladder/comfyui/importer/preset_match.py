@@ -13,7 +13,7 @@ from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES
 IGNORED_FIELDS = frozenset(
     {
         "prompt", "preset", "seed", "models", "images", "audio_in", "video", "output",
-        "duration_s", "model_convention", "image_resize",
+        "duration_s", "model_convention", "image_resize", "image_crf",
     }
 )  # fmt: skip
 """Fields about the content of the clip, its files or the version of ComfyUI, which do not

@@ -123,11 +123,12 @@ def _write_hdr(
     light = decode_light(job, latents)
     is_video = path.suffix.lower() != EXR_SUFFIX
     frames = (signal_of_light(c, settings.transfer) for c in light) if is_video else light
+    chunks = cast(Iterator[Frames], frames)  # EXR frames are linear light
     length = duration(request.frames, request.fps)
     size = request.resolved.final_size
     written = write_clip_file(
         path,
-        _count(frames, on_frames),
+        _count(chunks, on_frames),
         VideoSpec(size, request.fps, settings),
         audio=waveform,
         duration=length,

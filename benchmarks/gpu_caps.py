@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 from helpers import checkpoint_layouts as layouts  # noqa: E402
 
-from latent_ladder.memory.cost_model import LTX_2_3, DitSize, ModelSizes  # noqa: E402
+from latent_ladder.memory.model_sizes import LTX_2_3, DitSize, ModelSizes  # noqa: E402
 from latent_ladder.memory.planner import GIB, Budget, Policy, StageMemory, plan_memory  # noqa: E402
 from latent_ladder.models.network_configs import (  # noqa: E402
     video_decoder_config,

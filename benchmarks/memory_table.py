@@ -24,7 +24,7 @@ from helpers import true_size  # noqa: E402
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint  # noqa: E402
 from latent_ladder.checkpoints.components import Component, components  # noqa: E402
 from latent_ladder.errors import MemoryBudgetError  # noqa: E402
-from latent_ladder.memory.cost_model import ModelSizes, sizes_of  # noqa: E402
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of  # noqa: E402
 from latent_ladder.memory.planner import GIB, Budget, MemoryPlan, Policy, plan_memory  # noqa: E402
 from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.overrides import apply_sets  # noqa: E402

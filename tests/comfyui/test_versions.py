@@ -17,7 +17,7 @@ from latent_ladder.comfyui.formats.read import workflow_from_document
 from latent_ladder.comfyui.runtime.engine import Engine
 from latent_ladder.comfyui.runtime.events import ignore_event
 from latent_ladder.comfyui.runtime.values import Conditioning, Latent, TextEncoderFiles
-from latent_ladder.comfyui.versions import ModelConvention, parse_comfyui_version
+from latent_ladder.comfyui.versions import ModelConvention, comfyui_version, parse_comfyui_version
 from latent_ladder.errors import RequestError
 from latent_ladder.models.text_encoder.encode import encode_prompts
 from latent_ladder.models.text_encoder.gemma import compute_hidden_states
@@ -44,6 +44,7 @@ def library() -> Library:
 )  # fmt: skip
 def test_versions_are_conventions(text: str, convention: ModelConvention) -> None:
     assert parse_comfyui_version(text) == convention
+    assert parse_comfyui_version(comfyui_version(convention)) == convention or convention == "ltx"
 
 
 @pytest.mark.parametrize("text", ["", "new", "33", "0.33-beta", "0,33"])

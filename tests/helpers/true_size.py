@@ -9,9 +9,11 @@ any disk space.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,6 +171,12 @@ def q4_k(tensors: Iterable[tuple[str, Shape]], medium: bool = True) -> Iterator[
         yield Stored(name, shape, dtype)
 
 
+def q8_0(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Stored]:
+    """All Linears of llama.cpp's Q8_0, the tensors that Q4_K keeps as there."""
+    for stored in q4_k(tensors):
+        yield stored if stored.dtype in ("F32", "BF16") else stored._replace(dtype="Q8_0")
+
+
 def lora(rank: int = 384) -> Iterator[Stored]:
     """The distilled LoRA: a pair for each of 1660 Linears."""
     for name, shape in layouts.transformer():
@@ -268,26 +276,43 @@ def _gemma_fp8() -> Iterator[Stored]:
         yield Stored(f"{name.removesuffix('weight')}weight_scale", (), "F32")
 
 
-def checkpoint(folder: Path, precision: str = "bf16") -> Path:
-    """Write the single file in bf16, fp8 or nvfp4, or the transformer in q4_k_m or q4_k_s."""
+GGUF: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = {
+    "q8_0": q8_0, "q4_k_m": q4_k, "q4_k_s": partial(q4_k, medium=False),
+}  # fmt: skip
+"""Tensors of the transformer in GGUF files, by precision."""
+
+
+def _first_blocks(tensors: Iterable[tuple[str, Shape]], blocks: int) -> Iterator[tuple[str, Shape]]:
+    for name, shape in tensors:
+        number = re.search(r"(?:^|\.)transformer_blocks\.(\d+)\.", name)
+        if number is None or int(number[1]) < blocks:
+            yield name, shape
+
+
+def checkpoint(folder: Path, precision: str = "bf16", blocks: int = 48) -> Path:
+    """Write the single file in bf16, fp8 or nvfp4, or the transformer in a form of ``GGUF``.
+
+    Fewer ``blocks`` than 48 make a smaller model.
+    """
     name = f"ltx-2.3-22b-dev{'' if precision == 'bf16' else '-' + precision}"
-    if precision.startswith("q4"):
+    if precision in GGUF:
         kv = {
             "general.architecture": "ltxv",
-            "config": json.dumps({"transformer": TRANSFORMER_CONFIG}),
+            "config": json.dumps({"transformer": {**TRANSFORMER_CONFIG, "num_layers": blocks}}),
         }
-        blocks = q4_k(layouts.transformer(), precision.endswith("m"))
-        return write_gguf(folder / f"diffusion_models/{name}.gguf", blocks, kv)
+        stored = GGUF[precision](_first_blocks(layouts.transformer(), blocks))
+        return write_gguf(folder / f"diffusion_models/{name}.gguf", stored, kv)
     forms: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = {
         "bf16": bf16, "fp8": fp8, "nvfp4": nvfp4,
     }  # fmt: skip
-    tensors = list(forms[precision](whole()))
-    metadata = _header() | (nvfp4_metadata(tensors) if precision == "nvfp4" else {})
+    tensors = list(forms[precision](_first_blocks(whole(), blocks)))
+    config = {**CONFIG, "transformer": {**TRANSFORMER_CONFIG, "num_layers": blocks}}
+    metadata = _header(config) | (nvfp4_metadata(tensors) if precision == "nvfp4" else {})
     return write_safetensors(folder / f"checkpoints/{name}.safetensors", tensors, metadata)
 
 
-def companions(folder: Path, text_encoder: str = "bf16") -> None:
-    """Write text encoder, upsamplers and distilled LoRA."""
+def companions(folder: Path, text_encoder: str = "bf16", *, has_lora: bool = True) -> None:
+    """Write text encoder, upsamplers and, unless told otherwise, the distilled LoRA."""
     tensors = bf16(gemma()) if text_encoder == "bf16" else _gemma_fp8()
     name = "gemma_3_12B_it" + ("" if text_encoder == "bf16" else "_fp8_scaled")
     path = folder / f"text_encoders/{name}.safetensors"
@@ -300,8 +325,9 @@ def companions(folder: Path, text_encoder: str = "bf16") -> None:
     for name, (mid, kind) in upscalers.items():
         path = folder / f"latent_upscale_models/ltx-2.3-{name}.safetensors"
         write_safetensors(path, bf16(layouts.upsampler(mid, kind)))
-    path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
-    write_safetensors(path, lora())
+    if has_lora:
+        path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
+        write_safetensors(path, lora())
 
 
 def split(folder: Path) -> None:
@@ -326,7 +352,7 @@ def split(folder: Path) -> None:
 def main() -> None:
     """Write all precisions into one models/ folder."""
     folder = Path(sys.argv[1])
-    for precision in ("bf16", "fp8", "nvfp4", "q4_k_m", "q4_k_s"):
+    for precision in ("bf16", "fp8", "nvfp4", *GGUF):
         print(checkpoint(folder, precision))
     companions(folder, "bf16")
     companions(folder, "fp8")

@@ -9,15 +9,13 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.latents.shapes import audio_latents, parse_fps, video_tokens
 from latent_ladder.memory.cost_model import (
-    LTX_2_3,
-    DitSize,
     count_passes,
-    decode_activations,
     estimate,
     forward_flops,
-    sizes_of,
     transformer_activations,
 )
+from latent_ladder.memory.decode_cost import decode_activations
+from latent_ladder.memory.model_sizes import LTX_2_3, DitSize, sizes_of
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.request.overrides import apply_sets

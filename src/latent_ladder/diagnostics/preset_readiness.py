@@ -26,7 +26,7 @@ from latent_ladder.checkpoints.training import (
 )
 from latent_ladder.diagnostics.first_presets import first_preset, training_of
 from latent_ladder.errors import CheckpointNotFound, MemoryBudgetError
-from latent_ladder.memory.cost_model import ModelSizes, sizes_of
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import Budget, Policy, plan_memory
 from latent_ladder.request.model import Request
 from latent_ladder.request.presets import (

@@ -20,7 +20,7 @@ from latent_ladder.checkpoints.selection import ModelSet
 from latent_ladder.diagnostics.first_presets import training_of
 from latent_ladder.diagnostics.preset_readiness import needs
 from latent_ladder.errors import MemoryBudgetError, RequestError
-from latent_ladder.memory.cost_model import ModelSizes, sizes_of
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import GIB, Budget, Machine, MemoryPlan, Policy, plan_memory
 from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.request.model import Request, override

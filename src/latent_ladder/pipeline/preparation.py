@@ -172,7 +172,7 @@ def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan
 
 def policy_of(request: Request, options: MemoryOptions) -> Policy:
     """The fallbacks that the user allows."""
-    return Policy(options.offload, options.changes, request.models.precision)
+    return Policy(options.offload, options.changes, request.models.precision, options.fast)
 
 
 def default_preset(library: Library, checkpoint: str | None = None) -> str:

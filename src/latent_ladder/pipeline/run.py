@@ -149,6 +149,7 @@ def _write(session: RunSession, plan: RunPlan, output: Path) -> Result:
     from latent_ladder.pipeline.stages.decoding import DecodeJob, write_clip
 
     request, options = plan.request, session.options
+    session.runner.release()
     began = session.start_stage(WRITE_STAGE, request.frames)
     latents = session.load(plan.latents)
     sound = None if plan.sound is None else session.load(plan.sound)

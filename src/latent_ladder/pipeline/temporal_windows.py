@@ -211,11 +211,14 @@ class WindowContext:
         return (b, c, len(self.window), h, w), audio
 
     def report_step(self, packing: Packing, step: int, _: Tensor, denoised: Tensor) -> None:
-        """Call the callbacks after a step; the steps of all windows are counted."""
+        """Call the callbacks after a step; the steps of all windows are counted.
+
+        The estimate is that of the first item of a batch.
+        """
         steps = len(self.stage.sigmas) - 1
         done = self.window.number * steps + step + 1
         if self.on_estimate is not None:
-            tokens = packing.unpack(denoised)
+            tokens = packing.unpack(denoised[:1])
             self.on_estimate(done, lambda: self._estimate(tokens))
         self.on_step(done, self.stage.steps, self.stage.sigmas[step + 1])
 

@@ -85,6 +85,17 @@ class LatentState:
         """
         return self._followed_by(LatentState.of(tokens))
 
+    @classmethod
+    def stack(cls, states: Sequence[LatentState]) -> LatentState:
+        """The streams of several runs of one shape as a batch."""
+        if len(states) == 1:
+            return states[0]
+        return cls(
+            torch.cat([s.tokens for s in states]),
+            torch.cat([s.clean for s in states]),
+            torch.cat([s.mask for s in states]),
+        )
+
     def _followed_by(self, tail: LatentState) -> LatentState:
         return LatentState(
             torch.cat([self.tokens, tail.tokens], dim=1),
@@ -287,6 +298,21 @@ class Noises:
             *shapes, extra_video_tokens=extra_video_tokens, standardise=standardise
         )
         return cls(video, audio, source)
+
+    @classmethod
+    def stack(cls, runs: Sequence[Noises]) -> Noises:
+        """The noise of several runs as a batch; each run has the numbers of its own seed."""
+        if len(runs) == 1:
+            return runs[0]
+        videos = [run.video for run in runs if run.video is not None]
+        audios = [run.audio for run in runs if run.audio is not None]
+
+        def source(step: int, kind: str) -> Tensor:
+            return torch.cat([run.source(step, kind) for run in runs])
+
+        return cls(
+            torch.cat(videos) if videos else None, torch.cat(audios) if audios else None, source
+        )
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from latent_ladder.cli.commands.options import (
     Device,
     Duration,
     Extend,
+    Fast,
     Fit,
     Folders,
     Fps,
@@ -295,6 +296,7 @@ class MemoryFlags:
     ram: Ram = None
     offload: Offload = "auto"
     oom_policy: OomPolicy = "tiles"
+    fast: Fast = ""
 
     def to_options(self) -> MemoryOptions:
         """The checked memory options. Raises :class:`RequestError`."""
@@ -307,6 +309,7 @@ class MemoryFlags:
             ram=self.ram,
             offload=self.offload,
             changes=named - {"same", ""},
+            fast=frozenset(part.strip() for part in self.fast.split(",")) - {""},
         )
 
 

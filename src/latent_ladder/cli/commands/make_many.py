@@ -26,7 +26,7 @@ from latent_ladder.cli.commands.flags import (
     open_store,
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
-from latent_ladder.cli.console import print_table, show_error, show_note
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_error, show_note
 from latent_ladder.cli.file_names import prompt_stem
 from latent_ladder.cli.result_line import clip_lines, folder_lines
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
@@ -443,10 +443,10 @@ def _print_states(
 ) -> None:
     if options.as_json:
         body = {"page": str(page), "clips": [asdict(state) for state in states]}
-        print(json.dumps(body, ensure_ascii=False, indent=2))
+        print_json(body)
         return
     if options.quiet:
-        print("\n".join(str(page.parent / s.output) for s in states if s.status == "done"))
+        print_lines("\n".join(str(page.parent / s.output) for s in states if s.status == "done"))
         return
     rows = []
     for s in states:
@@ -458,4 +458,4 @@ def _print_states(
     columns = ("clip", "file", "seed", "time", "motion", "prompt")
     print_table("", columns, rows, whole=("file",), below=("prompt",))
     made = sum(state.status == "done" for state in states)
-    print(folder_lines(page, [f"{made} clips"], seconds, [page.with_suffix(".csv")]))
+    print_lines(folder_lines(page, [f"{made} clips"], seconds, [page.with_suffix(".csv")]))

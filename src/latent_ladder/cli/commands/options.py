@@ -451,3 +451,13 @@ OomPolicy = Annotated[
         "(smaller decoder tiles), fp8 (fp8 weights) or tiles,fp8.",
     ),
 ]
+Fast = Annotated[
+    str,
+    memory_option(
+        "--fast",
+        metavar="SWITCHES",
+        autocompletion=completion.offer(completion.FAST),
+        help="Faster kernels, none by default: attention (the fastest, measured), fused, fp8, "
+        "loras, graphs, compile, or several (fused,loras).",
+    ),
+]

@@ -14,7 +14,7 @@ from typing import Any, Final
 from latent_ladder.checkpoints.catalog import FILES
 from latent_ladder.checkpoints.misplaced import allowed_categories
 from latent_ladder.checkpoints.scan import FoundComponent, Library, find_in_file
-from latent_ladder.comfyui.analysis.validate import (
+from latent_ladder.comfyui.file_names import (
     map_file_name,
     mapped_file_name,
     split_folder_tag,

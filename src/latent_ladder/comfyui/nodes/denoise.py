@@ -147,7 +147,7 @@ class _SamplingRun:
         def work(transformer: Transformer, offload_plan: OffloadPlan) -> DenoisedLatents:
             loras = list(self._model.loras)
             with (
-                temporary_loras(transformer, loras) as report,
+                temporary_loras(transformer, loras, engine.runner.merges_loras) as report,
                 engine.runner.resident_blocks(transformer, offload_plan),
             ):
                 for match in report.matches:

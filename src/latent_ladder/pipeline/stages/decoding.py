@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ladder.checkpoints.families import decoder_kind
-from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, duration
-from latent_ladder.latents.tiling import TilePlan, Tiling, official_size, one_tile, plan_tiles
+from latent_ladder.latents.shapes import PIXELS_PER_LATENT, duration
+from latent_ladder.latents.tiling import TilePlan, Tiling, one_tile
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
 from latent_ladder.media.writers import bit_depth, write_clip_file
 from latent_ladder.memory.planner import StageMemory
@@ -164,7 +164,7 @@ def _decoder(job: DecodeJob, latents: Tensor) -> tuple[VideoVae, TilePlan | Tili
     _, _, f, h, w = latents.shape
     if decoder_kind(component) == "diffusion":
         return replace(vae, diffusion=diffusion_options(job)), one_tile(f, h, w)
-    return vae, decode_tiles((f, h, w), job.decode)
+    return vae, job.decode.tiles((f, h, w))
 
 
 def diffusion_options(job: DecodeJob) -> DiffusionOptions:
@@ -222,26 +222,3 @@ def _count(chunks: Iterator[Frames], on_frames: Callable[[int], None]) -> Iterat
         yield chunk
         done += len(chunk)
         on_frames(done)
-
-
-def decode_tiles(grid: tuple[int, int, int], requested: Decode) -> TilePlan | Tiling:
-    """Tiles of a latent video (frames, rows, columns).
-
-    One tile if the request names no sizes: decoding it is exact, and its memory does not grow with
-    the clip. If it names some sizes, the others are those of the reference implementation.
-    """
-    if requested.grid != "auto":
-        return requested.tiling(grid) or one_tile(*grid)
-    named = {name: value for name, value in requested.model_dump().items() if value != "auto"}
-    if not named:
-        return one_tile(*grid)
-    changes: dict[str, int] = {}
-    for name, sizes, unit in (
-        ("tile_px", ("rows", "cols"), PIXELS_PER_LATENT),
-        ("overlap_px", ("overlap",), PIXELS_PER_LATENT),
-        ("tile_frames", ("frames",), FRAMES_PER_LATENT),
-        ("overlap_frames", ("overlap_frames",), FRAMES_PER_LATENT),
-    ):
-        if name in named:
-            changes |= dict.fromkeys(sizes, named[name] // unit)
-    return plan_tiles(*grid, replace(official_size(*grid[1:]), **changes))

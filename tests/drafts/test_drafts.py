@@ -29,7 +29,6 @@ from latent_ladder.latents.tiling import one_tile
 from latent_ladder.media.video_reader import probe
 from latent_ladder.pipeline.events import DraftStarted, Event, Preview, StageDone, StepDone
 from latent_ladder.pipeline.run import Cancel, RunOptions, execute, prepare
-from latent_ladder.pipeline.stages.decoding import decode_tiles
 from latent_ladder.request.output import Decode
 from latent_ladder.storage.artifact_store import Store
 
@@ -245,8 +244,8 @@ def test_watching_changes_no_bit(drafted: Drafted, library: Library, tmp_path: P
 
 def test_a_draft_too_small_for_the_tiles_of_its_clip_is_decoded_whole() -> None:
     asked = Decode(grid=(2, 2), overlap_px=192)
-    assert decode_tiles((2, 3, 4), asked) == one_tile(2, 3, 4)
-    assert decode_tiles((2, 6, 8), asked) == split_evenly((2, 6, 8), 2, 2, 6)
+    assert asked.tiles((2, 3, 4)) == one_tile(2, 3, 4)
+    assert asked.tiles((2, 6, 8)) == split_evenly((2, 6, 8), 2, 2, 6)
 
 
 def test_an_existing_sheet_is_not_replaced(drafted: Drafted, library: Library) -> None:

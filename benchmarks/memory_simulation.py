@@ -40,13 +40,19 @@ GIB = 2**30
 Rows = dict[str, dict[str, Any]]
 
 
-def jobs() -> Iterator[tuple[str, RealJob, int]]:
-    """Name, job and card of every job."""
+def jobs(
+    layers: int = 48, skip: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, RealJob, int]]:
+    """Name, job and card of every job; stages of the kinds in ``skip`` are left out."""
     axes = itertools.product(PRECISIONS, SIZES, FRAMES, INPUTS, CARDS)
     for precision, size, frames, inputs, card in axes:
         lora, image = INPUTS[inputs]
-        job = RealJob(precision, size=SIZES[size], frames=frames, lora=lora, image=image)
-        yield f"{precision}, {size}, {frames} frames, {inputs}, {card} GB", job, card
+        job = RealJob(precision, layers, SIZES[size], frames, lora=lora, image=image, skip=skip)
+        yield (
+            f"{precision}, {size}, {frames} frames, {inputs}, {layers} blocks, {card} GB",
+            job,
+            card,
+        )
 
 
 def row(result: JobResult) -> dict[str, Any]:
@@ -99,6 +105,10 @@ def main() -> None:
         parser.add_argument(f"--{axis}", action="append")
     for axis in ("card", "frames"):
         parser.add_argument(f"--{axis}", action="append", type=int)
+    parser.add_argument("--blocks", type=int, default=48, help="a smaller model, for a quick look")
+    parser.add_argument(
+        "--skip", action="append", default=[], help="a kind of stage, such as decode"
+    )
     parser.add_argument("--write", action="store_true", help="write the page and simulate nothing")
     asked = parser.parse_args()
     rows = read_results()
@@ -106,8 +116,8 @@ def main() -> None:
         PAGE.write_text(replace_table(PAGE.read_text("utf-8"), table(rows)), "utf-8")
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name, job, card in jobs():
-            precision, size, frames, inputs, _ = name.split(", ")
+        for name, job, card in jobs(asked.blocks, frozenset(asked.skip)):
+            precision, size, frames, inputs, *_ = name.split(", ")
             values = {
                 "precision": precision, "size": size, "inputs": inputs, "card": card,
                 "frames": int(frames.split()[0]),
@@ -115,8 +125,7 @@ def main() -> None:
             if all(getattr(asked, k) is None or v in getattr(asked, k) for k, v in values.items()):
                 (result,) = simulate(job, [card], Path(folder))
                 rows[name] = row(result)
-                ordered = {n: rows[n] for n, _, _ in jobs() if n in rows}
-                RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
+                RESULTS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n", "utf-8")
                 print(table({name: rows[name]}).splitlines()[-1], flush=True)
 
 

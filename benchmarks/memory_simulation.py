@@ -35,7 +35,7 @@ PRECISIONS = ("bf16", "fp8", "nvfp4", "q8_0", "q4_k_m")
 CARDS = (8, 12, 16, 24, 32, 48, 80)
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080), "1440p": (2560, 1440)}
 FRAMES = (121, 241)
-INPUTS = {"text": (False, False), "LoRA and image": (True, True)}
+INPUTS = {"text": (False, False), "LoRA+image": (True, True)}
 GIB = 2**30
 Rows = dict[str, dict[str, Any]]
 

@@ -155,10 +155,13 @@ def simulate(job: RealJob, cards_gib: Iterable[float], folder: Path) -> Iterator
     """Run a job on one card after the other; its files are written into ``folder``."""
     for card_gib in cards_gib:
         card = Card(total_bytes=int(card_gib * GIB), other_bytes=int(DESKTOP_GIB * GIB))
+        most = 8 * job_request(job, folder).resolved.canvas.video_tokens  # positions of tokens
         with (
+            pytest.MonkeyPatch.context() as patch,
             _few_blocks(job.blocks == "some"),
             ghost.pretend(Machine([card]), watch=job.watch) as log,
         ):
+            patch.setattr(ghost, "SMALL", max(ghost.SMALL, most))
             prepared = prepare_job(job, card_gib, folder)
             result = JobResult(job, card_gib, prepared.memory.budget.device_bytes, prepared, log)
             _run(result)

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo test fast lint types suite docs dist coverage campaign bounds bench-check lock clean
+.PHONY: help browser demo test fast lint types suite docs dist coverage campaign bounds bench-check bench-memory lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -78,6 +78,11 @@ bounds:  ## the suite with the oldest dependencies allowed (RESOLUTION=highest: 
 bench-check: $(VENV)/.installed-dev  ## measure the ratios of benchmarks/history anew and compare
 	$(PIP) --editable ".[bench]"
 	$(BIN)/python benchmarks/check_history.py
+
+JOBS ?=
+bench-memory: $(VENV)/.installed-dev  ## simulate the memory of the 22B model (JOBS="--precision fp8 --card 16")
+	$(BIN)/python benchmarks/memory_simulation.py $(JOBS)
+	$(BIN)/python benchmarks/memory_simulation.py --write
 
 TORCH := 2.13.0
 lock:  ## write constraints.txt from the newest versions of everything but torch (needs uv)

@@ -116,7 +116,9 @@ def test_a_clip_is_made_in_the_editor(page: Page, tmp_path: Path) -> None:
         _set_prompt(page, "a blue square grows")
         page.keyboard.press("Control+s")
         saved = tmp_path / "user" / "default" / "workflows" / "small ball.json"
-        _wait(page, lambda: "a blue square grows" in saved.read_text(), "the workflow was not saved")
+        _wait(
+            page, lambda: "a blue square grows" in saved.read_text(), "the workflow was not saved"
+        )
         page.reload()
         open_editor(page, server.url)
         open_saved(page, "small ball")

@@ -40,10 +40,11 @@ lint: $(VENV)/.installed-dev  ## style, spelling, import contract
 types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
-browser:  ## Chromium for the browser tests, installed where apt-get may (root); a failure there is an error
+browser:  ## Chromium for the browser tests, installed by root where apt-get finds it (else they are skipped)
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
-		|| if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && apt-get install -qq --no-install-recommends chromium; \
+		|| if [ "$$(id -u)" = 0 ] && apt-get update -qq --error-on=any 2>/dev/null \
+			&& apt-cache show chromium >/dev/null 2>&1; then \
+			apt-get install -qq --no-install-recommends chromium; \
 		else echo "no Chromium, and it cannot be installed here: the browser tests are skipped"; fi
 
 # with a browser the browser tests must run: a missing package is then a failure, not a skipped test

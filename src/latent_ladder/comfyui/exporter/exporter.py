@@ -17,6 +17,7 @@ from latent_ladder.comfyui.exporter.output import add_output_nodes
 from latent_ladder.comfyui.exporter.sampling import (
     Prompts,
     add_guider,
+    add_nag,
     add_sampler,
     add_sigmas,
 )
@@ -202,11 +203,13 @@ class _RequestExporter:
         if not sigmas:  # a video that goes to the next stage without sampling
             return replace(latents, final_audio=latents.audio)
         fps = float(resolution.fps)
+        negative = prompts.negative
         conditioning = builder.reuse_node(
             "LTXVConditioning", positive=prompts.positive, negative=prompts.negative, frame_rate=fps
         )
         prompts = Prompts(conditioning[0], conditioning[1])
         model, factor = self._add_loras(position, loaders)
+        model = add_nag(builder, stage, model, negative, has_audio=self._has_audio)
         prompts, video, guided = inputs.add_images(
             builder, request, resolution, prompts, latents.video
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from latent_ladder.memory.planner import StageMemory
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.models.device import Runtime
+from latent_ladder.models.host_frames import to_host
 from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions
 from latent_ladder.models.video_vae.pixel_noise import (
     CanvasNoise,
@@ -131,8 +131,7 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
     if upscale is not None:
         enlarge = load_upscaler(upscale, device=runtime.device, dtype=runtime.dtype)
         pixels = upscale_frames(pixels, upscale, enlarge)
-    for part in pixels:
-        yield as_integers(part, bits)
+    yield from integer_frames(pixels, bits)
 
 
 def decode_draft_frames(job: DecodeJob, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
@@ -150,12 +149,16 @@ def decode_draft_frames(job: DecodeJob, latents: Tensor) -> Iterator[NDArray[np.
         yield chunk[:, top:bottom, left:right]
 
 
-def as_integers(frames: Tensor, bits: int) -> Frames:
-    """(n, 3, H, W) 0..1 -> (n, H, W, 3) uint8, or uint16 for more than 8 bits."""
-    most, kind = (255, np.uint8) if bits == 8 else (65535, np.uint16)
-    whole = frames.permute(0, 2, 3, 1).mul(most).round_().to(torch.int32)
-    integers: Any = whole.cpu().numpy().astype(kind)
-    return cast(Frames, integers)
+def integer_frames(chunks: Iterable[Tensor], bits: int) -> Iterator[Frames]:
+    """Chunks (n, 3, H, W) 0..1 -> (n, H, W, 3) uint8, or uint16 for more than 8 bits."""
+    if bits == 8:
+        return to_host(_rounded(chunk, 255).to(torch.uint8) for chunk in chunks)
+    whole = to_host(_rounded(chunk, 65535).to(torch.int32) for chunk in chunks)
+    return (array.astype(np.uint16) for array in whole)
+
+
+def _rounded(frames: Tensor, most: int) -> Tensor:
+    return frames.permute(0, 2, 3, 1).mul(most).round_()
 
 
 def _decoder(job: DecodeJob, latents: Tensor) -> tuple[VideoVae, TilePlan | Tiling]:

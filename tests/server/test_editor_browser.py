@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_MS = 90_000
+PATIENCE_MS = 300_000
 MUST_RUN = "LADDER_BROWSER_TESTS"
 """Variable that makes a missing browser an error (CI)."""
 

@@ -68,9 +68,9 @@ def test_keyframes_are_generated_and_separated(work: Engine, prompt: Conditionin
     assert torch.equal(outputs[2].video, video)
     assert outputs[3].video.shape == (1, 8, 4, 2, 3)
     assert outputs[3].keyframe_places.tolist() == [49, 12, 24, 36, 48]
-    assert torch.equal(
-        Latent.from_tensors(outputs[3].tensors()).keyframe_places, outputs[3].keyframe_places
-    )
+    restored = Latent.from_tensors(outputs[3].tensors()).keyframe_places
+    assert restored is not None
+    assert torch.equal(restored, outputs[3].keyframe_places)
 
 
 def test_keyframes_become_guides_of_a_longer_clip(work: Engine, prompt: Conditioning) -> None:
@@ -80,6 +80,7 @@ def test_keyframes_become_guides_of_a_longer_clip(work: Engine, prompt: Conditio
     outputs = run_node(work, "LTXVGeneratedKeyframesToGuides", latent=clip, **given)[0]
     starts = [guide.positions[0, 0, 0, 0].item() for guide in outputs[0].guides]
     assert starts == [24, 48]
+    assert keyframes.video is not None
     assert torch.equal(outputs[2].video[:, :, 7:], keyframes.video)
     assert not outputs[2].full_video_mask()[:, :, 7:].any()
     assert not outputs[0].generated_keyframes
@@ -97,9 +98,11 @@ def test_keyframes_start_from_what_is_connected(work: Engine, prompt: Conditioni
     clip = Latent(torch.zeros(1, 8, 4, 2, 3))
     movie = Latent(torch.randn(1, 8, 4, 2, 3))
     latent = added(work, prompt, clip, keyframes=movie, frame_indices="8, 24")[2]
+    assert movie.video is not None
     assert torch.equal(latent.video[:, :, 4:], movie.video[:, :, [1, 3]])
     two = Latent(torch.randn(1, 8, 1, 2, 3), keyframe_places=torch.tensor([25, 9]))
     latent = added(work, prompt, clip, keyframes=two, frame_indices="8 24")[2]
+    assert two.video is not None
     assert torch.equal(latent.video[:, :, 4], two.video[:, :, 0])
     assert not latent.video[:, :, 5].any()
 

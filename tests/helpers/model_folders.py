@@ -134,7 +134,10 @@ def pocket_as_newest(folder: Path) -> Path:
     network[f"{TRANSFORMER}keyframes_abs_pos_embedding"] = torch.zeros(1, width)
     changes = {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
     source_of_text = {"ltx_version": "2.5.0", "gemma_version": "gemma4-12b-ltx-v1"}
-    sections = {"transformer": {**config["transformer"], **changes}, "vae": None}
+    sections: dict[str, object] = {
+        "transformer": {**config["transformer"], **changes},
+        "vae": None,
+    }
     _write_newest(
         folder / "diffusion_models/pocket-distilled-transformer.safetensors", network, sections,
         gemma_source_checkpoint=json.dumps(source_of_text),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ from latent_ladder.media import hdr
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.image_sequence import write_image_file
 from latent_ladder.media.video_reader import read_frames
-from latent_ladder.media.video_writer import VideoSpec, write_video
+from latent_ladder.media.video_writer import Frames, VideoSpec, write_video
 
 
 def test_the_curves_are_the_official_ones(golden_2_5: Goldens) -> None:
@@ -89,7 +90,7 @@ def test_codecs_of_8_bits_are_refused(tmp_path: Path) -> None:
 def test_exr_files_read_back(tmp_path: Path) -> None:
     light = np.random.default_rng(1).random((16, 32, 3)).astype(np.float32) * 50
     path = tmp_path / "a.exr"
-    write_image_file(path, [light], VideoSpec((32, 16), Fraction(24)))
+    write_image_file(path, cast(list[Frames], [light]), VideoSpec((32, 16), Fraction(24)))
     np.testing.assert_allclose(hdr.load_exr(path), light, rtol=2e-3)
     (tmp_path / "b.exr").write_bytes(b"not an image")
     with pytest.raises(MediaError, match="cannot be read as an EXR"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -17,7 +17,7 @@ from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.hdr import load_exr, sdr_of_light
 from latent_ladder.media.image_sequence import write_image_file
 from latent_ladder.media.video_reader import read_frames
-from latent_ladder.media.video_writer import VideoSpec
+from latent_ladder.media.video_writer import Frames, VideoSpec
 from latent_ladder.pipeline.run import prepare
 from latent_ladder.storage.artifact_store import Store
 
@@ -38,7 +38,7 @@ def light(tmp_path: Path) -> Path:
     ramp = np.linspace(0, 10, 96, dtype=np.float32)[None, :, None]
     pixels = np.repeat(ramp, 64, axis=0) * np.array([1.0, 0.7, 0.4], np.float32)
     path = tmp_path / "light.exr"
-    write_image_file(path, [pixels], VideoSpec((96, 64), Fraction(24)))
+    write_image_file(path, cast(list[Frames], [pixels]), VideoSpec((96, 64), Fraction(24)))
     return path
 
 

@@ -277,8 +277,7 @@ def test_a_workflow(compared: Compared) -> None:
     compared("workflow", "run", "{in}/graph.json", least=1)
 
 
-def test_drafts_and_a_refined_one(runs: Runs, tmp_path: Path, compared: Compared) -> None:
-    assert compared
+def test_drafts_and_a_refined_one(runs: Runs, tmp_path: Path) -> None:
     draft = ("draft", *CLIP[1:], "--seeds", "2", "--yes")
     runs.compare(tmp_path, draft, ("refine", "last:1", *TINY[:2]))
 

@@ -258,7 +258,9 @@ def test_comfyui_templates_of_ltx_2_5() -> None:
     base, _, refine = stages_of(request)
     assert base.sampler == refine.sampler == "euler_ancestral"
     assert sigmas(request) == [DISTILLED_STAGE_1, COMFYUI_STAGE_2]
-    assert (request.noise_order, request.fps, request.frames) == ("comfyui", 24, 121)
+    assert request.noise_order == "comfyui"
+    assert request.fps == 24
+    assert request.frames == 121
     decode = request.decode
     assert (decode.tile_px, decode.overlap_px, decode.tile_frames) == (512, 64, 64)
     assert decode.overlap_frames == 16

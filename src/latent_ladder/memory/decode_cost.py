@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Resolution
@@ -77,7 +76,9 @@ def decode_flops(last: Resolution, decode: Decode, sizes: ModelSizes) -> float:
     tiles = decode.tiles((last.latent_frames, last.latent_height, last.latent_width))
     return sum(
         sizes.decoder.decode_flops(f.stop - f.start, r.stop - r.start, c.stop - c.start)
-        for f, r, c in itertools.product(tiles.frames, tiles.rows, tiles.cols)
+        for f in tiles.frames
+        for r in tiles.rows
+        for c in tiles.cols
     )
 
 

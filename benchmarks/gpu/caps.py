@@ -39,7 +39,6 @@ from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels  
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video  # noqa: E402
 from latent_ladder.models.weights.block_offload import BlockOffload  # noqa: E402
 from latent_ladder.models.weights.loading import EmptyOnMeta  # noqa: E402
-from latent_ladder.pipeline.stages.decoding import decode_tiles  # noqa: E402
 from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.presets import read_preset  # noqa: E402
 from latent_ladder.storage.atomic_write import readable_size  # noqa: E402
@@ -243,7 +242,7 @@ def decoding(
     last = request.resolutions[-1]
     grid = (last.latent_frames, last.latent_height, last.latent_width)
     latents = torch.randn(1, 128, *grid, device=device)
-    plan = decode_tiles(grid, stage.offload_plan.decode(request.decode))
+    plan = stage.offload_plan.decode(request.decode).tiles(grid)
 
     def call() -> object:
         return sum(len(chunk) for chunk in decode_video(latents, vae, plan))

@@ -33,7 +33,6 @@ from latent_ladder.models.accelerator import synchronize
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.video_vae.vae import decode_video
-from latent_ladder.pipeline.stages.decoding import decode_tiles
 from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
 
 SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
@@ -91,7 +90,7 @@ def whole_job(run: Campaign, model: Transformer, stages: tuple[Stage, ...], file
     video, _ = denoise(model, works[1], REFINE_SIGMAS, video_to_tokens(doubled), audio)
     clock.part("stage 2")
     grid = (second.frames, second.height, second.width)
-    plan = decode_tiles(grid, distilled_request(run.tiny).decode)
+    plan = distilled_request(run.tiny).decode.tiles(grid)
     frames = decode_video(tokens_to_video(video, *grid), vae, plan)
     size = (second.width * 32, second.height * 32)
     write_video(file, frames, VideoSpec(size, Fraction(24)), overwrite=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -36,6 +37,7 @@ from latent_ladder.models.transformer.attention_backends import fastest, measure
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.weights.linear import native_fp8_linear, supports_native_fp8
 from latent_ladder.models.weights.quantize_fp8 import quantize_fp8
+from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 BF16 = torch.bfloat16
 ATTENTION = ((32, 32640, 128), (32, 8160, 128))
@@ -60,6 +62,11 @@ def time_attention(run: Campaign) -> Iterator[Row]:
         yield Row(f"fastest exact at {shape}", fastest(measured))
 
 
+def dequantise_and_multiply(x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
+    """The product of a quantised weight as every card can compute it."""
+    return F.linear(x, weight.dequantize(BF16))
+
+
 def time_products(run: Campaign) -> Iterator[Row]:
     """fp8 products against bf16, and against dequantising first."""
     for rows, inner, outer in ((64, 64, 64),) if run.tiny else PRODUCTS:
@@ -67,17 +74,11 @@ def time_products(run: Campaign) -> Iterator[Row]:
         dense = torch.randn(outer, inner, device=run.device, dtype=BF16)
         weight, name = quantize_fp8(dense), f"{rows}x{inner}x{outer}"
         times = {
-            "bf16": seconds(lambda x=x, w=dense: F.linear(x, w), run),  # type: ignore[misc]
-            "fp8 dequantised": seconds(
-                lambda x=x, w=weight: F.linear(x, w.dequantize(BF16)),
-                run,  # type: ignore[misc]
-            ),
+            "bf16": seconds(partial(F.linear, x, dense), run),
+            "fp8 dequantised": seconds(partial(dequantise_and_multiply, x, weight), run),
         }
         if run.device.type == "cpu" or supports_native_fp8(x, weight):
-            times["fp8 product"] = seconds(
-                lambda x=x, w=weight: native_fp8_linear(x, w, None),
-                run,  # type: ignore[misc]
-            )
+            times["fp8 product"] = seconds(partial(native_fp8_linear, x, weight, None), run)
         for kind, value in times.items():
             rate = 2 * rows * inner * outer / value / 1e12
             yield Row(f"{name}, {kind}", f"{value * 1e3:.3f} ms, {rate:.0f} TFLOP/s",

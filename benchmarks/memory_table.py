@@ -32,9 +32,9 @@ from latent_ladder.request.presets import read_preset  # noqa: E402
 
 PAGE = ROOT / "docs" / "explanation" / "memory.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-PRECISIONS = ("bf16", "fp8", "q4_k_m", "q4_k_s")
+PRECISIONS = ("bf16", "fp8", "nvfp4", "q8_0", "q4_k_m")
 CARDS = (8, 12, 16, 24, 32, 48, 80)
-SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
+SIZES = {"720p": (1280, 720), "1080p": (1920, 1080), "1440p": (2560, 1440)}
 RESERVED_GIB, RAM = 1.1, 64
 BLOCKS = 48
 

@@ -437,6 +437,30 @@ def test_separate_files_have_separate_loaders() -> None:
     assert found.models.video_vae == "LTX23_video_vae_bf16.safetensors"
 
 
+def test_presets_of_ltx_2_5_name_its_split_files() -> None:
+    """Its text encoder holds the projection, and its sound has a file in ``vae/``."""
+    names = published_names(preset("ltx-2.5-distilled"))
+    graph = build_graph(preset("ltx-2.5-distilled"), names).graph
+    loaders = {
+        (node.class_type, value)
+        for node in graph.nodes.values()
+        for value in node.inputs.values()
+        if isinstance(value, str) and value.endswith(".safetensors")
+    }
+    encoder = "gemma4-12b-with-proj-ltx-2.5-comfy-int8-convrot.safetensors"
+    upscaler = "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0.safetensors"
+    assert loaders == {
+        ("UNETLoader", "ltx-2.5-22b-distilled-transformer-comfy-int8-convrot.safetensors"),
+        ("CLIPLoader", encoder),
+        ("VAELoader", "ltx-2.5-video-vae-conv-bf16.safetensors"),
+        ("VAELoader", "ltx-2.5-audio-vae-bf16.safetensors"),
+        ("LatentUpscaleModelLoader", upscaler),
+    }
+    dev = published_names(preset("ltx-2.5-hq"))
+    assert (dev.transformer or "").startswith("ltx-2.5-22b-dev-")
+    assert dev.distilled_lora == "ltx-2.5-22b-distilled-lora-450-bf16.safetensors"
+
+
 def test_a_reference_video_is_exported_with_its_lora() -> None:
     table = preset("distilled", video={"file": "pose.mp4", "mode": "reference"}).to_dict()
     table["stages"][0]["loras"] = [{"name": "ic-lora.safetensors", "strength": 0.8}]

@@ -285,6 +285,11 @@ def test_the_content_of_a_picture_counts_and_not_its_name(
     assert weaker["base"] != before["base"]
     drawn(copy, (96, 62))
     assert keys(copy)["images 32x32"] != before["images 32x32"]
+    images = [{"file": str(photo)}]
+    for changes in ({"image_resize": "ltx"}, {"image_crf": 18}):
+        request = request_with(images=images, **changes)
+        moved = {s.name: s.key for s in prepare(request, library, store).plan.stages}
+        assert moved["images 32x32"] != before["images 32x32"]
     plain = {s.name: s.key for s in prepare(request_with(), library, store).plan.stages}
     none = keys(photo, strength=0.0)
     assert none == plain

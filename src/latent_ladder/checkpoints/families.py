@@ -112,7 +112,7 @@ def component_family(part: Component) -> str | None:
     rule = rules.get(part.role)
     if rule is not None:
         return rule(part)
-    return stated_family(part.file) or _family_in_name(part.file.path.name)
+    return stated_family(part.file) or family_in_name(part.file.path.name)
 
 
 def stated_family(file: CheckpointFile) -> str | None:
@@ -142,10 +142,11 @@ def projection_family(projection: Component) -> str | None:
         return "2.0"
     if any(name.endswith("layers.0.layer_scalar") for name in projection.file.tensors):
         return "2.5"
-    return stated_family(projection.file) or _family_in_name(projection.file.path.name)
+    return stated_family(projection.file) or family_in_name(projection.file.path.name)
 
 
-def _family_in_name(name: str) -> str | None:
+def family_in_name(name: str) -> str | None:
+    """The family that a file is named after, such as "2.3" for ``ltx-2.3-style.safetensors``."""
     match = re.search(r"ltx[-_. ]?(?:v|video)?[-_. ]?2[._]([035])", name.lower())
     return None if match is None else f"2.{match[1]}"
 
@@ -226,7 +227,7 @@ def lora_families(lora: Component) -> tuple[str, ...]:
     name = lora.file.path.name
     if any(_CAPTION_PROJECTION.search(key) for key in lora.names):
         return ("2.0",)
-    named = _family_in_name(name)
+    named = family_in_name(name)
     if named is not None:
         return (named,)
     if any(_GATES.search(key) for key in lora.names):

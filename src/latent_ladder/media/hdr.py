@@ -169,7 +169,7 @@ def _read_planes(frame: VideoFrame) -> Light:
         raise ValueError(f"pixels are {name}")
     planes = []
     for plane in frame.planes[:3]:
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height]
+        rows = np.frombuffer(bytes(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height]
         planes.append(rows[:, : frame.width * kind.itemsize].copy().view(kind))
     red, green, blue = (
         (planes * 3)[:3] if name.startswith("gray") else (planes[i] for i in (2, 0, 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ COVERS: Mapping[str, Callable[[Pixels, Size], Pixels]] = {
 """How an image covers a canvas, by name."""
 
 
-def _centre(pixels: Any, canvas: Size) -> Any:
+def _centre(pixels: Pixels, canvas: Size) -> Pixels:
     height, width, _ = pixels.shape
     left, top = (width - canvas[0]) // 2, (height - canvas[1]) // 2
     return pixels[top : top + canvas[1], left : left + canvas[0]]

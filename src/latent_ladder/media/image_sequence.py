@@ -301,7 +301,7 @@ def _to_uint16(frame: Frames) -> NDArray[np.uint16]:
 def _to_linear_light(frame: Frames) -> NDArray[np.float32]:
     """sRGB integers -> linear light in 0..1, float32 (IEC 61966-2-1); floats are linear."""
     if frame.dtype == np.float32:
-        return np.clip(frame, -HALF_MAX, HALF_MAX)
+        return np.asarray(np.clip(frame, -HALF_MAX, HALF_MAX), np.float32)
     x = frame.astype(np.float32) / np.iinfo(frame.dtype).max
     curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     return np.ascontiguousarray(curve, np.float32)

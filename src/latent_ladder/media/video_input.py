@@ -118,7 +118,8 @@ def sample_frames(
     for until, frame in _with_end_times(frames):
         shown = None
         while done < len(times) and (until is None or times[done] <= until):
-            shown = fit_image(frame, canvas, window, fit) if shown is None else shown
+            if shown is None:
+                shown = np.asarray(fit_image(frame, canvas, window, fit), np.uint8)
             yield shown
             done += 1
         if done == len(times):

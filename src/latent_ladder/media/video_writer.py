@@ -47,8 +47,8 @@ SUFFIXES = tuple(CONTAINERS)
 _BT709, _BT2020 = 1, 9
 _LIMITED_RANGE = 1
 
-Frames = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
-"""(n, H, W, 3) or (H, W, 3) RGB, 0..255 or 0..65535; for EXR also linear light as float32."""
+Frames = NDArray[np.uint8] | NDArray[np.uint16]
+"""(n, H, W, 3) or (H, W, 3) RGB, 0..255 or 0..65535."""
 
 _RGB = {np.dtype(np.uint8): "rgb24", np.dtype(np.uint16): "rgb48le"}
 

@@ -17,7 +17,7 @@ from latent_ladder.models.diffusion_decoder_config import (
 from latent_ladder.models.network_configs import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE
 from latent_ladder.request.output import Decode
 
-CHUNK_TENSORS = 10
+CHUNK_TENSORS = 14
 """Tensors of a chunk's size in memory at once."""
 BLOCK_TENSORS = 12
 """Tensors of a band's size in memory at once in a block of the diffusion decoder."""

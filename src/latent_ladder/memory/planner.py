@@ -357,13 +357,14 @@ def _offload_plans(
     resident = [first, one, small]
     if sizes.block_values * sizes.value_bytes > max(sizes.blocks, default=0):
         resident += [replace(plan, as_stored=True) for plan in (one, small)]
+    # Where the device computes in RAM, blocks can wait in the file only.
+    ram: tuple[Source, ...] = () if budget.device in ("cpu", "mps") else ("pinned",)
     sources: Mapping[str, tuple[Source, ...]] = {
-        "auto": ("pinned", "file"), "stream": ("pinned",), "disk": ("file",), "none": (),
+        "auto": (*ram, "file"), "stream": ram or ("file",), "disk": ("file",), "none": (),
     }  # fmt: skip
     streamed = [
         replace(plan, as_stored=True, resident=0, source=source)
         for source in sources[policy.offload]
-        if not (budget.device in ("cpu", "mps") and source == "pinned")
         for plan in (first, one, small)
     ]
     plans = streamed if policy.offload in ("stream", "disk") else resident + streamed
@@ -400,15 +401,17 @@ def _sampling_memory(
     resident = dit.layers if offload_plan.resident is None else offload_plan.resident
     streamed = [blocks[n] for n in streamed_block_numbers(dit.layers, dit.layers - resident)]
     buffers = min(BUFFERS, len(streamed)) * max(streamed, default=0)
-    # A weight in another dtype than the compute dtype is converted layer by layer; that of the
-    # feed-forward is the largest, 4 d^2 values.
+    # A weight in another form than the compute dtype is converted at use; those of the feed-forward
+    # are the largest, 4 d^2 values each. Several chunks share one conversion of both.
     whole = min(blocks, default=0) >= converted
-    temporary = 0 if whole else 4 * dit.video_dim**2 * sizes.value_bytes
+    rows = _rows(cost, offload_plan)
+    several = rows * (cost.tile_tokens or cost.window_tokens) > offload_plan.chunk_tokens
+    temporary = 0 if whole else (8 if several else 4) * dit.video_dim**2 * sizes.value_bytes
     activations = transformer_activations(
         sizes,
         cost.tile_tokens or cost.window_tokens,
         cost.audio_tokens,
-        _rows(cost, offload_plan),
+        rows,
         offload_plan.chunk_tokens,
         whole_tokens=None if cost.tile_tokens is None else cost.window_tokens,
     )

@@ -88,7 +88,8 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Inp
     notes += [f"{path.name} {note}" for note in found.notes]
     if note := _fit_note(found.size, (request.width, request.height), image.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
-    crf = FAMILIES[family].image_crf if image.crf == "auto" else image.crf
+    crf = request.image_crf if image.crf == "auto" else image.crf
+    crf = FAMILIES[family].image_crf if crf == "auto" else crf
     options = {"fit": image.fit, "crf": crf} | ({"frame_s": 1} if crf else {})
     return InputFile(path, "image", content_hash(path), options)
 

@@ -42,7 +42,7 @@ from latent_ladder.request.fields import (
     Text,
     is_int,
 )
-from latent_ladder.request.inputs import Image, Video, inputs_problems
+from latent_ladder.request.inputs import Crf, Image, Video, inputs_problems
 from latent_ladder.request.output import Decode, Output
 from latent_ladder.request.presets import read_preset
 from latent_ladder.request.problems import Found, Problem, report
@@ -241,6 +241,9 @@ class Request(Table):
     """Resizing of input images: ``antialiased`` keeps most detail of large photos; ``comfyui`` and
     ``ltx`` (Lightricks' pipelines) interpolate without it, each with its own crop; change it to
     match a clip that was made there."""
+    image_crf: Crf = "auto"
+    """H.264 compression of input images that do not say their own, 0 (none) to 51; ``auto`` is that
+    of the model family. Presets have the one of their source."""
     hdr: Literal["off", "acescct", "logc3"] = "off"
     """HDR clip: the code of light that the model was trained with, ``acescct`` (LTX-2.5) or
     ``logc3`` (the HDR IC-LoRA of LTX-2.3). Pictures are EXR files then; the clip is HDR video in

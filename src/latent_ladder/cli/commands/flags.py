@@ -369,13 +369,14 @@ def request_of_fields(fields: Mapping[str, Any], sets: Sequence[str] = ()) -> Re
     from latent_ladder.request.model import Request
     from latent_ladder.request.overrides import apply_sets
 
+    table: Mapping[str, Any] = fields
     try:
         table = apply_sets(fields, tuple(sets))
         if "seed" in table:
             return Request.from_dict(table).pick_seed()
         return Request.from_dict({**table, "seed": -1})
     except RequestError as error:
-        raise in_flag_terms(error) from error
+        raise in_flag_terms(error, table) from error
 
 
 def open_store(folder: Path | None) -> Store:

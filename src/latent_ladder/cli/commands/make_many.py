@@ -144,12 +144,22 @@ def _with_row(
     own = {k: v for k, v in row.fields.items() if k not in ("audio_in", "video", "output")}
     if "frames" in own or "duration" in own:
         own = {"frames": None, "duration": None, **own}  # type: ignore[dict-item]
-    sets = [*(flags.sets or ()), *row.sets]
+    sets = [*_without_fields_of(row, flags.sets or ()), *row.sets]
     flags = replace(flags, prompt=row.prompt, sets=sets or None, **own)  # type: ignore[arg-type]
     files = {k: Path(v) for k, v in row.fields.items() if k in ("audio_in", "video")}
     if row.images:
         inputs = replace(inputs, images=list(row.images))
     return flags, replace(inputs, **files)  # type: ignore[arg-type]
+
+
+def _without_fields_of(row: PromptRow, sets: Sequence[str]) -> list[str]:
+    """The command's ``--set`` texts for fields that the row does not set itself."""
+    from latent_ladder.cli.commands.flag_rules import FIELDS, set_path
+
+    own = {set_path(text) for text in row.sets}
+    for name in row.fields:
+        own.update(FIELDS[name][1] if name in FIELDS else ())
+    return [text for text in sets if set_path(text) not in own]
 
 
 def _place(output: Path | None, default_name: str, request: Request) -> Place:

@@ -22,6 +22,7 @@ from latent_ladder.latents.comfyui_tiling import (
 )
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, pixel_frames
 from latent_ladder.latents.tiling import Tiling, even_tile_size
+from latent_ladder.models.host_frames import to_host
 from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions
 from latent_ladder.models.video_vae.pixel_noise import CanvasNoise
 from latent_ladder.models.video_vae.vae import (
@@ -79,10 +80,11 @@ class DecodedClip:
 
     def _pixels_uint8(self) -> Iterator[NDArray[np.uint8]]:
         """Round as all clips of this package are rounded, see ``models.video_vae``."""
-        for band in self._bands():
-            for chunk in torch.split(band, FRAMES_PER_CHUNK, dim=1):
-                pixels = chunk.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-                yield pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+        return to_host(
+            chunk.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+            for band in self._bands()
+            for chunk in torch.split(band, FRAMES_PER_CHUNK, dim=1)
+        )
 
     def _with_smaller_tiles(self) -> Images | None:
         if not self.fallback_px:

@@ -31,7 +31,7 @@ from latent_ladder.media.video_writer import Frames, VideoSpec
 from latent_ladder.media.writers import check_clip, write_clip_file
 from latent_ladder.memory.oom import retry_with_fallbacks
 from latent_ladder.models.audio_vae.vae import fit_length
-from latent_ladder.pipeline.stages.decoding import as_integers
+from latent_ladder.pipeline.stages.decoding import integer_frames
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.temporary_files import part_path
 
@@ -161,7 +161,7 @@ def _to_even(images: Images) -> Images:
 def _to_integers(images: Images, bits: int) -> Iterator[Frames]:
     if images.pixels_uint8 is not None and bits == 8:
         return cast("Iterator[Frames]", images.pixels_uint8())
-    return (as_integers(chunk, bits) for chunk in images.pixels())
+    return integer_frames(images.pixels(), bits)
 
 
 def _report_progress(ctx: NodeContext, chunks: Iterator[Frames], total: int) -> Iterator[Frames]:

@@ -26,6 +26,7 @@ from latent_ladder.models.audio_vae.networks import (
     load_audio_encoder,
 )
 from latent_ladder.models.audio_vae.vocoder import Vocoder, load_vocoder, vocode
+from latent_ladder.models.exact_float32 import exact_float32
 from latent_ladder.models.network_configs import AudioVaeConfig
 from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 
@@ -70,7 +71,8 @@ class AudioVae:
         if self.decoder is None:
             raise ValueError("this audio VAE was loaded without its decoder")
         mean, std = self._statistics(latents)
-        mel: Tensor = self.decoder(latents.to(self.device, torch.float32) * std + mean)
+        with exact_float32():
+            mel: Tensor = self.decoder(latents.to(self.device, torch.float32) * std + mean)
         return mel
 
     def encode(self, waveform: Tensor, rate: int) -> Tensor:
@@ -91,7 +93,9 @@ class AudioVae:
         """Encode log-mel (B, 2, T, 64) to normalised latents (B, C, T', M), the mean."""
         if self.encoder is None:
             raise ValueError("this audio VAE was loaded without its encoder")
-        means = self.encoder(mel.to(self.device, torch.float32))[:, : self.config.latent_channels]
+        with exact_float32():
+            means = self.encoder(mel.to(self.device, torch.float32))
+        means = means[:, : self.config.latent_channels]
         mean, std = self._statistics(means)
         latents: Tensor = (means - mean) / std
         return latents

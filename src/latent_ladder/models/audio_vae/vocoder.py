@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
 from latent_ladder.models.audio_vae.snake_beta import FILTER_TAPS, SnakeActivation
+from latent_ladder.models.exact_float32 import exact_float32
 from latent_ladder.models.network_configs import (
     BandwidthExtensionConfig,
     GeneratorConfig,
@@ -229,7 +230,7 @@ def vocode(vocoder: Vocoder, mel: Tensor) -> Tensor:
     Its sample rate is ``vocoder.sample_rate``.
     """
     # A bfloat16 autocast around the caller must not apply here.
-    with torch.autocast(mel.device.type, enabled=False):
+    with torch.autocast(mel.device.type, enabled=False), exact_float32():
         low = vocode_low_band(vocoder, mel)
         extension = vocoder.extension
         if extension is None or vocoder.bwe_generator is None or vocoder.mel_stft is None:
@@ -251,7 +252,7 @@ def vocode(vocoder: Vocoder, mel: Tensor) -> Tensor:
 def vocode_low_band(vocoder: Vocoder, mel: Tensor) -> Tensor:
     """Waveform (B, 2, S) of the main generator, before bandwidth extension."""
     main = vocoder.main
-    with torch.autocast(mel.device.type, enabled=False):
+    with torch.autocast(mel.device.type, enabled=False), exact_float32():
         x = mel.float().transpose(2, 3).flatten(1, 2)
         return run_in_chunks(main, x, _chunk_frames(main.context), main.context, main.rate)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
+from latent_ladder.models.conv3d import Conv3d
 from latent_ladder.models.network_configs import (
     UpsamplerConfig,
     upsampler_config,
@@ -164,7 +165,7 @@ def _resampler(config: UpsamplerConfig) -> nn.Module:
     width = config.mid_channels
     if config.temporal:
         gain = 8 if config.spatial else 2
-        layer = nn.Conv3d(width, gain * width, 3, padding=1)
+        layer = Conv3d(width, gain * width, 3, padding=1)
         return nn.Sequential(layer, FrameShuffle(config.spatial))
     if config.rational:
         return RationalResampler(width, config.scale)
@@ -172,7 +173,7 @@ def _resampler(config: UpsamplerConfig) -> nn.Module:
 
 
 def _convolution(in_channels: int, out_channels: int, rank: int) -> nn.Module:
-    kind = nn.Conv2d if rank == 2 else nn.Conv3d
+    kind = nn.Conv2d if rank == 2 else Conv3d
     return kind(in_channels, out_channels, 3, padding=1)
 
 

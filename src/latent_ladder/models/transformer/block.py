@@ -8,6 +8,7 @@ memory is needed for the residuals and the keys and values of one row. Source: L
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -25,6 +26,7 @@ from latent_ladder.models.transformer.noise_levels import Affine, TokenChunk
 from latent_ladder.models.transformer.pass_batching import BlockRows, SublayerRows, group_rows
 from latent_ladder.models.transformer.rope import RopeTable
 from latent_ladder.models.transformer.streams import NagState, StreamState
+from latent_ladder.models.weights.linear import decode_once
 
 SCALE_ROWS = (0, 1, 0, 0, 1, 0, 0, 1, 0)
 """1 for the rows of a block's modulation table that are scales (to which 1 is added). Rows are
@@ -140,11 +142,21 @@ class TransformerBlock(nn.Module):
         for s, ff, mods in enabled:
             self._feed_forward(s, ff, mods)
 
+    def _decode_once(self, s: StreamState, *layers: nn.Module) -> AbstractContextManager[None]:
+        """Weights of ``layers`` are decoded once where ``s`` is computed in several chunks."""
+        return nullcontext() if s.is_one_chunk(self.chunk_tokens) else decode_once(*layers)
+
     def _self_attention(
         self, s: StreamState, layers: _StreamLayers, mods: _Modulation, sub: SublayerRows
     ) -> None:
         s.split_rows(sub)
-        budget, attn = self.chunk_tokens, layers.attn1
+        with self._decode_once(s, layers.attn1):
+            self._attend_to_self(s, layers.attn1, mods, sub)
+
+    def _attend_to_self(
+        self, s: StreamState, attn: Attention, mods: _Modulation, sub: SublayerRows
+    ) -> None:
+        budget = self.chunk_tokens
         for rows, keys in group_rows(sub.keys, s.rows_per_chunk(budget)):
             chunks = list(s.chunks(rows, budget))
             if keys is None:
@@ -194,9 +206,21 @@ class TransformerBlock(nn.Module):
             both = table[None] if s.prompt is None else table + s.prompt
             context = torch.addcmul(both[:, :1], context, 1 + both[:, 1:]).to(context.dtype)
         s.split_rows(sub)
-        budget, attn = self.chunk_tokens, layers.attn2
+        attn = layers.attn2
         kv = attn.keys_values(context)
         nag_kv = None if s.nag is None else self._nag_keys_values(s, s.nag, layers)
+        with self._decode_once(s, attn.to_q, attn.to_out):
+            self._attend_to_text(s, attn, mods, sub, (kv, nag_kv))
+
+    def _attend_to_text(
+        self,
+        s: StreamState,
+        attn: Attention,
+        mods: _Modulation,
+        sub: SublayerRows,
+        contexts: tuple[KeysValues, KeysValues | None],
+    ) -> None:
+        (kv, nag_kv), budget = contexts, self.chunk_tokens
         limit = s.rows_per_chunk(budget) if s.nag is None else 1
         for rows, keys in group_rows(sub.keys, limit):
             if keys is None:
@@ -262,14 +286,15 @@ class TransformerBlock(nn.Module):
             return
         video.split_rows(sub)
         attn, budget = self.audio_to_video_attn, self.chunk_tokens
-        for group, keys in group_rows(sub.keys, video.rows_per_chunk(budget)):
-            if keys is None or audio_kv is None:
-                continue
-            group_kv = audio_kv.rows(keys, group.stop - group.start)
-            for chunk in video.chunks(group, budget):
-                x = video.normalise(chunk, mods.a2v, self.eps)
-                delta = attn(x, group_kv, video.rope_chunk(video.prepared.cross_rope, chunk))
-                video.add(chunk, delta, mods.gate, shared_gate=True)
+        with self._decode_once(video, attn.to_q, attn.to_out):
+            for group, keys in group_rows(sub.keys, video.rows_per_chunk(budget)):
+                if keys is None or audio_kv is None:
+                    continue
+                group_kv = audio_kv.rows(keys, group.stop - group.start)
+                for chunk in video.chunks(group, budget):
+                    x = video.normalise(chunk, mods.a2v, self.eps)
+                    delta = attn(x, group_kv, video.rope_chunk(video.prepared.cross_rope, chunk))
+                    video.add(chunk, delta, mods.gate, shared_gate=True)
 
     def _video_to_audio(
         self,
@@ -281,24 +306,27 @@ class TransformerBlock(nn.Module):
     ) -> None:
         """Let the audio attend to the video rows ``sub.keys``; keys of one row group at a time."""
         attn, budget = self.video_to_audio_attn, self.chunk_tokens
-        for rows, keys in group_rows(sub.keys, video.rows_per_chunk(budget)):
-            if keys is None:
-                continue
-            video_kv, _ = self._compute_keys_values(
-                video, attn, list(video.chunks(keys, budget)), modulation, video.prepared.cross_rope
-            )
-            chunk = TokenChunk(rows, slice(0, audio.x.shape[1]))
-            count = rows.stop - rows.start
-            group_kv = video_kv.rows(slice(0, keys.stop - keys.start), count)
-            x = audio.normalise(chunk, mods.v2a, self.eps)
-            delta = attn(x, group_kv, audio.rope_chunk(audio.prepared.cross_rope, chunk))
-            audio.add(chunk, delta, mods.gate, shared_gate=True)
+        table = video.prepared.cross_rope
+        with self._decode_once(video, attn):
+            for rows, keys in group_rows(sub.keys, video.rows_per_chunk(budget)):
+                if keys is None:
+                    continue
+                video_kv, _ = self._compute_keys_values(
+                    video, attn, list(video.chunks(keys, budget)), modulation, table
+                )
+                chunk = TokenChunk(rows, slice(0, audio.x.shape[1]))
+                count = rows.stop - rows.start
+                group_kv = video_kv.rows(slice(0, keys.stop - keys.start), count)
+                x = audio.normalise(chunk, mods.v2a, self.eps)
+                delta = attn(x, group_kv, audio.rope_chunk(audio.prepared.cross_rope, chunk))
+                audio.add(chunk, delta, mods.gate, shared_gate=True)
 
     def _feed_forward(self, s: StreamState, ff: FeedForward, mods: _Modulation) -> None:
         budget = self.chunk_tokens
-        for rows in s.row_chunks(budget):
-            for chunk in s.chunks(rows, budget):
-                s.add(chunk, ff(s.normalise(chunk, mods.ff, self.eps)), mods.ff_gate)
+        with self._decode_once(s, ff):
+            for rows in s.row_chunks(budget):
+                for chunk in s.chunks(rows, budget):
+                    s.add(chunk, ff(s.normalise(chunk, mods.ff, self.eps)), mods.ff_gate)
 
     def _compute_modulation(self, s: StreamState, layers: _StreamLayers) -> _Modulation:
         rows = (layers.table + self.ones + s.ada).to(s.x.dtype).unbind(2)

@@ -227,6 +227,10 @@ class StreamState:
         """Number of rows computed together with at most ``budget`` tokens; all under autograd."""
         return len(self.x) if torch.is_grad_enabled() else max(1, budget // self.x.shape[1])
 
+    def is_one_chunk(self, budget: int) -> bool:
+        """True if all tokens of all rows are computed together."""
+        return torch.is_grad_enabled() or len(self.x) * self.x.shape[1] <= budget
+
     def row_chunks(self, budget: int) -> list[slice]:
         """Split all rows into chunks of at most ``budget`` tokens."""
         size = self.rows_per_chunk(budget)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_ladder.models.conv3d import conv3d
 from latent_ladder.models.network_configs import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE, STRIDES
 
 NORM_EPS = 1e-8
@@ -292,7 +293,7 @@ def _empty(count: int, like: Tensor) -> Tensor:
 
 def _convolve_3d(frames: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     x = frames.transpose(0, 1)[None]
-    return F.conv3d(x, weight, bias, padding=(0, padding, padding))[0].transpose(0, 1)
+    return conv3d(x, weight, bias, (0, padding, padding))[0].transpose(0, 1)
 
 
 def _convolve_2d(frames: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:

@@ -32,6 +32,7 @@ from latent_ladder.models.diffusion_decoder_config import (
     DiffusionDecoderConfig,
     has_diffusion_decoder,
 )
+from latent_ladder.models.host_frames import to_host
 from latent_ladder.models.network_configs import VideoVaeConfig
 from latent_ladder.models.vae_loading import LatentStatistics, read_latent_statistics
 from latent_ladder.models.video_vae.diffusion_decoder import (
@@ -148,7 +149,7 @@ def decode_video(
     Raises :class:`RequestError` when latents, VAE and plan do not fit each other.
     """
     bands = decode_bands(latents, vae, tiles)
-    return (chunk for band in bands for chunk in _as_bytes(band))
+    return to_host(chunk for band in bands for chunk in _as_bytes(band))
 
 
 def decode_pixels(
@@ -211,12 +212,12 @@ def _ramps(spans: Sequence[Span], scale: int, vae: VideoVae) -> list[Tensor]:
     ]
 
 
-def _as_bytes(frames: Tensor) -> Iterator[np.ndarray]:
+def _as_bytes(frames: Tensor) -> Iterator[Tensor]:
     """(3, n, H, W) about -1..1, overwritten -> chunks (m, H, W, 3) uint8."""
     for first in range(0, frames.shape[1], FRAMES_PER_CHUNK):
         chunk = frames[:, first : first + FRAMES_PER_CHUNK]
         pixels = chunk.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-        yield pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+        yield pixels.permute(1, 2, 3, 0).contiguous()
 
 
 # --- encoding -----------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -89,6 +90,8 @@ class Linear(nn.Module):
         self.branches: tuple[Branch, ...] = ()
         self.native_fp8 = False
         self._dtype: torch.dtype | None = None
+        self._keeps_dense = False
+        self._dense: Tensor | None = None
 
     @property
     def in_features(self) -> int:
@@ -125,11 +128,14 @@ class Linear(nn.Module):
 
     def dense_weight(self, dtype: torch.dtype) -> Tensor:
         """Weight (out, in) in ``dtype``, without the input scale that AWQ files have."""
-        return (
-            self.weight.to(dtype)
-            if self.quantized_weight is None
-            else self.quantized_weight.dequantize(dtype)
+        if self._dense is not None and self._dense.dtype == dtype:
+            return self._dense
+        weight = self.weight if self.quantized_weight is None else self.quantized_weight
+        dense = (
+            weight.dequantize(dtype) if isinstance(weight, QuantizedTensor) else weight.to(dtype)
         )
+        self._dense = dense if self._keeps_dense else None
+        return dense
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -146,7 +152,7 @@ class Linear(nn.Module):
             x = x * quantized.input_scale.to(x.dtype)
         if self.native_fp8 and supports_native_fp8(x, quantized):
             return native_fp8_linear(x, quantized, self.bias)
-        return F.linear(x, quantized.dequantize(x.dtype), self.bias)
+        return F.linear(x, self.dense_weight(x.dtype), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Called by `to`, `cuda` and `double`: a quantised weight is moved, but never converted.
@@ -156,6 +162,25 @@ class Linear(nn.Module):
             if self.quantized_weight is not None:
                 self.quantized_weight = self.quantized_weight.to(probe.device)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def decode_once(*modules: nn.Module) -> Iterator[None]:
+    """Keep what is decoded of the weights in ``modules`` until the ``with`` block ends.
+
+    A weight that is stored in another form than the compute dtype is otherwise decoded in each
+    call. The results are the same bits.
+    """
+    layers = [
+        layer for module in modules for layer in module.modules() if isinstance(layer, Linear)
+    ]
+    for layer in layers:
+        layer._keeps_dense = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._keeps_dense, layer._dense = False, None
 
 
 def supports_native_fp8(x: Tensor, weight: QuantizedTensor) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from latent_ladder.memory.planner import StageMemory
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import fit_length
 from latent_ladder.models.device import Runtime
+from latent_ladder.models.host_frames import to_host
 from latent_ladder.models.video_vae.diffusion_vae import DiffusionOptions
 from latent_ladder.models.video_vae.pixel_noise import (
     CanvasNoise,
@@ -123,11 +124,12 @@ def _write_hdr(
     light = decode_light(job, latents)
     is_video = path.suffix.lower() != EXR_SUFFIX
     frames = (signal_of_light(c, settings.transfer) for c in light) if is_video else light
+    chunks = cast(Iterator[Frames], frames)  # EXR frames are linear light
     length = duration(request.frames, request.fps)
     size = request.resolved.final_size
     written = write_clip_file(
         path,
-        _count(frames, on_frames),
+        _count(chunks, on_frames),
         VideoSpec(size, request.fps, settings),
         audio=waveform,
         duration=length,
@@ -155,8 +157,8 @@ def _write_hdr(
 
 def decode_light(job: DecodeJob, latents: Tensor) -> Iterator[NDArray[np.float32]]:
     """Frames (n, H, W, 3) of an HDR clip as linear light: decoded in float32, cropped, upscaled."""
-    for part in _decode_pixels(job, latents):
-        codes = part.permute(0, 2, 3, 1).float().cpu().numpy()
+    parts = (part.permute(0, 2, 3, 1).float() for part in _decode_pixels(job, latents))
+    for codes in to_host(parts):
         yield light_of_codes(codes, job.request.hdr)
 
 
@@ -183,8 +185,7 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
         for chunk in decode_video(latents.to(vae.device), vae, tiles):
             yield chunk[:, rows, columns]
         return
-    for part in _cropped_pixels(job, latents, vae, tiles):
-        yield as_integers(part, bits)
+    yield from integer_frames(_cropped_pixels(job, latents, vae, tiles), bits)
 
 
 def _decode_pixels(job: DecodeJob, latents: Tensor) -> Iterator[Tensor]:
@@ -223,12 +224,16 @@ def decode_draft_frames(job: DecodeJob, latents: Tensor) -> Iterator[NDArray[np.
         yield chunk[:, top:bottom, left:right]
 
 
-def as_integers(frames: Tensor, bits: int) -> Frames:
-    """(n, 3, H, W) 0..1 -> (n, H, W, 3) uint8, or uint16 for more than 8 bits."""
-    most, kind = (255, np.uint8) if bits == 8 else (65535, np.uint16)
-    whole = frames.permute(0, 2, 3, 1).mul(most).round_().to(torch.int32)
-    integers: Any = whole.cpu().numpy().astype(kind)
-    return cast(Frames, integers)
+def integer_frames(chunks: Iterable[Tensor], bits: int) -> Iterator[Frames]:
+    """Chunks (n, 3, H, W) 0..1 -> (n, H, W, 3) uint8, or uint16 for more than 8 bits."""
+    if bits == 8:
+        return to_host(_rounded(chunk, 255).to(torch.uint8) for chunk in chunks)
+    whole = to_host(_rounded(chunk, 65535).to(torch.int32) for chunk in chunks)
+    return (array.astype(np.uint16) for array in whole)
+
+
+def _rounded(frames: Tensor, most: int) -> Tensor:
+    return frames.permute(0, 2, 3, 1).mul(most).round_()
 
 
 def _decoder(

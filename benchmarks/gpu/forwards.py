@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import gpu_report  # noqa: F401
 import torch
 from denoiser import GUIDANCE
 from rival import Workload, rival_forward, rival_guided_step

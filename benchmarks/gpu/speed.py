@@ -62,7 +62,8 @@ def time_attention(run: Campaign) -> Iterator[Row]:
         yield Row(f"fastest exact at {shape}", fastest(measured))
 
 
-def _dequantized_linear(x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
+def dequantise_and_multiply(x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
+    """The product of a quantised weight as every card can compute it."""
     return F.linear(x, weight.dequantize(BF16))
 
 
@@ -74,7 +75,7 @@ def time_products(run: Campaign) -> Iterator[Row]:
         weight, name = quantize_fp8(dense), f"{rows}x{inner}x{outer}"
         times = {
             "bf16": seconds(partial(F.linear, x, dense), run),
-            "fp8 dequantised": seconds(partial(_dequantized_linear, x, weight), run),
+            "fp8 dequantised": seconds(partial(dequantise_and_multiply, x, weight), run),
         }
         if run.device.type == "cpu" or supports_native_fp8(x, weight):
             times["fp8 product"] = seconds(partial(native_fp8_linear, x, weight, None), run)

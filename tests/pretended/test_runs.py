@@ -276,16 +276,6 @@ def test_a_tiled_refine(compared: Compared) -> None:
     compared(*CLIP, "--size", "128x128", "--set", tiles)
 
 
-@pytest.mark.parametrize(
-    ("name", "offload"),
-    [("Q8_0.gguf", "none"), ("fp8.safetensors", "stream"),
-     ("nvfp4.safetensors", "none")],
-)  # fmt: skip
-def test_quantised_files(compared: Compared, name: str, offload: str) -> None:
-    words = ("--set", f"models.transformer=tiny-ltx-2.3-{name}", "--set", "refine.loras=[]")
-    compared(*CLIP, *words, extra=("--offload", offload))
-
-
 def test_a_workflow(compared: Compared) -> None:
     compared("workflow", "run", "{in}/graph.json", least=1)
 

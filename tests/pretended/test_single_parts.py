@@ -31,8 +31,7 @@ from latent_ladder.models.transformer.model import LoadOptions, load_transformer
 from latent_ladder.models.weights.dequantize_ggml import GGML_BLOCKS
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 from latent_ladder.pipeline.model_runner import ModelRunner
-from pretended import guard, races, twin
-from pretended.test_streaming import forward
+from pretended import guard, races, test_streaming, twin
 
 REASON = guard.reason_against()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -90,6 +89,26 @@ def test_a_card_decodes_blocks_of_ggml_to_the_bits_of_the_cpu(format: str) -> No
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Q8_0.gguf", "fp8.safetensors", "nvfp4.safetensors"])
+def test_a_quantised_transformer_computes_the_numbers_of_the_cpu(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = GOLDEN / "quantized" / f"tiny-ltx-2.3-{name}"
+    component = components(open_checkpoint(path))["transformer"]
+    load = LoadOptions(as_stored=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(test_streaming, "CUDA", torch.device("cpu"))
+        model = load_transformer(component, device="cpu", dtype=torch.bfloat16, load=load)
+        expected = test_streaming.forward(model)
+    with twin.pretend() as log:
+        model = load_transformer(component, device=CUDA, dtype=torch.bfloat16, load=load)
+        found = test_streaming.forward(model).cpu()
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert not log.in_blocks
+
+
+@pytest.mark.slow
 def test_weights_are_decoded_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     path = GOLDEN / "quantized" / "tiny-ltx-2.3-fp8.safetensors"
     component = components(open_checkpoint(path))["transformer"]
@@ -108,7 +127,7 @@ def test_weights_are_decoded_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch
             load = LoadOptions(as_stored=True)
             model = load_transformer(component, device=CUDA, dtype=torch.bfloat16, load=load)
             model.set_chunk_tokens(chunk_tokens)
-            return forward(model), len(calls)
+            return test_streaming.forward(model).cpu(), len(calls)
 
     _, whole = run(100)
     once, few = run(2)
@@ -143,6 +162,7 @@ def test_the_transformer_leaves_only_where_a_stage_does_not_fit_beside_it() -> N
         assert card.allocated < before / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["prompt", "upsample", "sound"])
 def test_a_stage_of_other_networks_is_tried_again_without_the_transformer(kind: str) -> None:
     tries: list[int] = []

@@ -200,3 +200,21 @@ def test_vram_is_the_budget() -> None:
 def test_a_reserve_larger_than_the_memory_is_an_error() -> None:
     with pytest.raises(MemoryBudgetError, match="reserved"):
         budget(MemoryOptions(reserve_vram=100_000), "cpu")
+
+
+def test_streaming_on_a_cpu_is_streaming_from_the_file() -> None:
+    cpu = Budget("cpu", 64 * GIB, 0)
+    plan = plan_memory(request(), LTX_2_3, cpu, Policy(offload="stream"))
+    assert plan.of("base").offload_plan.source == "file"
+    assert plan.of("base").offload_plan.resident is not None
+
+
+def test_the_transformer_is_planned_beside_upsampling_where_both_fit() -> None:
+    for gib in (12, 16, 24, 80):
+        plan = plan_memory(request(), LTX_2_3, card(gib))
+        base, upsample = plan.of("base"), plan.of("upsample")
+        assert upsample.kept_bytes in (0, base.resting_bytes)
+        both = upsample.own_bytes + base.resting_bytes
+        assert (upsample.kept_bytes > 0) == (both <= plan.budget.device_bytes)
+        assert upsample.peak_bytes <= plan.budget.device_bytes
+        assert plan.of("sound").kept_bytes == plan.of("decode").kept_bytes == 0

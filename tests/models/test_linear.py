@@ -133,3 +133,24 @@ def test_native_fp8_is_close_to_the_dequantised_result() -> None:
     want = F.linear(x.float(), quantized.dequantize(torch.float32), bias.float())
     assert got.shape == (2, 16, OUT)
     assert (got - want).norm() < 0.04 * want.norm()
+
+
+def test_weights_are_decoded_once_within_a_block(
+    quantized: QuantizedTensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = layer_of(quantized), torch.randn(3, IN)
+    expected, calls = layer(x), []
+    real = QuantizedTensor.dequantize
+
+    def counted(self: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+        calls.append(dtype)
+        return real(self, dtype)
+
+    monkeypatch.setattr(QuantizedTensor, "dequantize", counted)
+    with linear.decode_once(layer):
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(layer(x), expected)
+        assert layer(x.bfloat16().float().to(torch.float32)).dtype == torch.float32
+    assert calls == [torch.float32]
+    layer(x)
+    assert len(calls) == 2, "nothing is kept after the block"

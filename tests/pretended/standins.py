@@ -65,6 +65,8 @@ class Machine:
     settings: list[str] = field(default_factory=list)
     listeners: list[Callable[..., None]] = field(default_factory=list)
     last_error: str | None = None
+    failed: list[str] = field(default_factory=list)
+    """Stages in which a test let an allocation fail."""
     on_memory: list[Callable[[int], None]] = field(default_factory=list)
     on_wait: list[Callable[[str], None]] = field(default_factory=list)
     _issued: dict[int, int] = field(default_factory=dict)

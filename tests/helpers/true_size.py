@@ -140,7 +140,8 @@ def nvfp4(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Stored]:
             continue
         rows, columns = shape
         yield Stored(name, (rows, columns // 2), "U8")
-        yield Stored(f"{layer}.weight_scale", (rows, columns // 16), "F8_E4M3")
+        scales = -(-rows // 128) * 128, -(-columns // 64) * 4  # whole tiles of 128 x 4 scales
+        yield Stored(f"{layer}.weight_scale", scales, "F8_E4M3")
         for scale in ("weight_scale_2", "input_scale"):
             yield Stored(f"{layer}.{scale}", (), "F32")
 

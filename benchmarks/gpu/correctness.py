@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +59,12 @@ def check_cpu(run: Campaign) -> Iterator[Row]:
         wanted = our_call(model, workload(stage, shape, torch.device("cpu")), False)().clone()
         torch.manual_seed(2)
         work = workload(stage, shape, torch.device("cpu"))
-        for name, value in vars(work).items():
-            if isinstance(value, torch.Tensor):
-                work = replace(work, **{name: value.to(run.device)})
+        moved: dict[str, Any] = {
+            name: value.to(run.device)
+            for name, value in vars(work).items()
+            if isinstance(value, torch.Tensor)
+        }
+        work = replace(work, **moved)
         got = our_call(on_device, work, False)().cpu()
         yield within(f"{stage.name}: device against CPU", error_of(got, wanted), 0.05)
 

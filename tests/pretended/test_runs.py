@@ -80,7 +80,9 @@ def run(folder: Path, name: str, words: tuple[str, ...]) -> Path:
     places = {"{in}": folder / "inputs", "{work}": work}
     filled = [_fill(word, places) for word in words]
     tail = ["--device", name, "--store", str(work / "store"), "-o"]
-    target = "out" if words[0] in ("draft", "sweep", "workflow") else "out/%05d.png"
+    folders = ("draft", "sweep", "workflow")
+    special = {"refine": "refined.mp4", **dict.fromkeys(folders, "out")}
+    target = special.get(words[0], "out/%05d.png")
     done = CliRunner().invoke(app, [*filled, *tail, str(work / target)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

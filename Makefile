@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo test fast lint types suite docs dist coverage campaign bounds bench-check lock clean
+.PHONY: help browser demo test fast lint types suite docs dist coverage campaign bounds bench-check bench-memory lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -40,13 +40,18 @@ lint: $(VENV)/.installed-dev  ## style, spelling, import contract
 types: $(VENV)/.installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
-browser:  ## Chromium for the browser tests, installed where apt-get may; without it they are skipped
+browser:  ## Chromium for the browser tests, installed by root where apt-get finds it (else they are skipped)
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
-		|| { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } >/dev/null 2>&1 \
-		|| echo "no Chromium, and it cannot be installed here: the browser tests are skipped"
+		|| if [ "$$(id -u)" = 0 ] && apt-get update -qq --error-on=any 2>/dev/null \
+			&& apt-cache show chromium >/dev/null 2>&1; then \
+			apt-get install -qq --no-install-recommends chromium; \
+		else echo "no Chromium, and it cannot be installed here: the browser tests are skipped"; fi
+
+# with a browser the browser tests must run: a missing package is then a failure, not a skipped test
+HAS_BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 suite: $(VENV)/.installed-dev  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 LADDER_BROWSER_TESTS=$(if $(HAS_BROWSER),1) $(BIN)/python -m pytest -n 2
 
 coverage: $(VENV)/.installed-dev  ## all tests, with the share of lines that they run: coverage.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=latent_ladder --cov-report=term:skip-covered | tee coverage.txt
@@ -78,6 +83,11 @@ bounds:  ## the suite with the oldest dependencies allowed (RESOLUTION=highest: 
 bench-check: $(VENV)/.installed-dev  ## measure the ratios of benchmarks/history anew and compare
 	$(PIP) --editable ".[bench]"
 	$(BIN)/python benchmarks/check_history.py
+
+JOBS ?=
+bench-memory: $(VENV)/.installed-dev  ## simulate the memory of the 22B model (JOBS="--precision fp8 --card 16")
+	$(BIN)/python benchmarks/memory_simulation.py $(JOBS)
+	$(BIN)/python benchmarks/memory_simulation.py --write
 
 TORCH := 2.13.0
 lock:  ## write constraints.txt from the newest versions of everything but torch (needs uv)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -220,7 +221,8 @@ def cpu_cases() -> Iterator[tuple[str, TransformerConfig, Sizes, int]]:
 
 def build_full(shape: TransformerConfig, device: torch.device) -> Transformer:
     """Build the whole network with random weights on a GPU."""
-    from gpu_22b import build
+    sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+    from forwards import build
 
     return build(shape, device)
 

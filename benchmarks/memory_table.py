@@ -24,7 +24,7 @@ from helpers import true_size  # noqa: E402
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint  # noqa: E402
 from latent_ladder.checkpoints.components import Component, components  # noqa: E402
 from latent_ladder.errors import MemoryBudgetError  # noqa: E402
-from latent_ladder.memory.cost_model import ModelSizes, sizes_of  # noqa: E402
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of  # noqa: E402
 from latent_ladder.memory.planner import GIB, Budget, MemoryPlan, Policy, plan_memory  # noqa: E402
 from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.overrides import apply_sets  # noqa: E402
@@ -32,9 +32,9 @@ from latent_ladder.request.presets import read_preset  # noqa: E402
 
 PAGE = ROOT / "docs" / "explanation" / "memory.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-PRECISIONS = ("bf16", "fp8", "q4_k_m", "q4_k_s")
+PRECISIONS = ("bf16", "fp8", "nvfp4", "q8_0", "q4_k_m")
 CARDS = (8, 12, 16, 24, 32, 48, 80)
-SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
+SIZES = {"720p": (1280, 720), "1080p": (1920, 1080), "1440p": (2560, 1440)}
 RESERVED_GIB, RAM = 1.1, 64
 BLOCKS = 48
 

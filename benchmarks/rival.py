@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
 from latent_ladder.models.transformer.config import TransformerConfig
@@ -53,6 +52,8 @@ def build_rival(ours: Transformer) -> nn.Module:
 
 def rival_on_meta(config: TransformerConfig) -> nn.Module:
     """Build diffusers' transformer of this configuration on the meta device."""
+    from diffusers import LTX2VideoTransformer3DModel  # not everywhere this module is imported
+
     video, audio = config.video, config.audio
     with torch.device("meta"):
         network: nn.Module = LTX2VideoTransformer3DModel(

@@ -22,7 +22,7 @@ import torch
 from latent_ladder.checkpoints.selection import model_folders, scan
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.media.video_writer import VideoSpec, write_video
-from latent_ladder.pipeline.stages.decoding import as_integers
+from latent_ladder.pipeline.stages.decoding import integer_frames
 from latent_ladder.request.stages import UpscaleStage
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 from latent_ladder.upscale.upscale_plan import plan_upscale
@@ -47,7 +47,7 @@ def measure(name: str, count: int, size: tuple[int, int], by: float) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         chunks = upscale_frames((f.to(device) for f in frames(count, size)), plan, enlarge)
         spec = VideoSpec(plan.target, Fraction(24), EncoderSettings("h265"))
-        write_video(Path(folder) / "a.mp4", (as_integers(c, 10) for c in chunks), spec)
+        write_video(Path(folder) / "a.mp4", integer_frames(chunks, 10), spec)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "frames": count,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 from helpers.goldens import GOLDEN_2_5, Goldens
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, by any test
 
 
 @pytest.fixture(scope="session")

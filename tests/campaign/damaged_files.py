@@ -76,6 +76,35 @@ def containers(folder: Path) -> Iterator[Trial]:
     yield trial
 
 
+@contextmanager
+def indexes(folder: Path) -> Iterator[Trial]:
+    """The index of a model in two files: its JSON or its bytes are damaged."""
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name, key in zip(names, "ab", strict=True):
+        head = json.dumps({key: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+        (folder / name).write_bytes(struct.pack("<Q", len(head)) + head + bytes(16))
+    document = {"metadata": {"total_size": 32}, "weight_map": dict(zip("ab", names, strict=True))}
+    text = json.dumps(document).encode()
+    index = folder / "model.safetensors.index.json"
+
+    def trial(rng: random.Random) -> str:
+        if rng.random() < 0.5:
+            data = mutate(rng, text, len(text))
+        else:
+            damaged = mutate_document(document, rng)
+            data = json.dumps(damaged).encode("utf-8", "surrogatepass")
+        index.write_bytes(data)
+        try:
+            file = open_checkpoint(rng.choice((folder, index, folder / names[0])))
+            for tensor, info in file.tensors.items():
+                assert len(file.read_bytes(tensor)) == info.nbytes
+        except CheckpointError as error:
+            return refused(error)
+        return "ok"
+
+    yield trial
+
+
 def _gguf(folder: Path) -> tuple[bytes, int]:
     import gguf
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers.command_line import SMALL, TINY, environment
+from helpers.tiny_clips import frames
 
 from campaign.trials import Trial, refused
 from latent_ladder.errors import LadderError
@@ -71,6 +73,53 @@ def kills(folder: Path) -> Iterator[Trial]:
         return "ok"
 
     yield trial
+
+
+@contextmanager
+def clips(folder: Path) -> Iterator[Trial]:
+    """``ladder make`` is killed at any moment, and the same command is given again.
+
+    The second run makes the same clip, bit for bit, as one that was never killed; nothing else is
+    left in the folder and every record can be read.
+    """
+    began = time.monotonic()
+    wanted = _make_clip(folder / "whole")
+    usual_s = time.monotonic() - began
+
+    def trial(rng: random.Random) -> str:
+        where = folder / f"{rng.getrandbits(60):x}"
+        with _start_make(where) as child:
+            time.sleep(rng.uniform(0, usual_s))
+            child.send_signal(signal.SIGKILL)
+        assert _make_clip(where) == wanted
+        assert [path.name for path in where.glob("out/*")] == ["clip.mp4"]
+        records, damaged = Store(where / "store").runs.list()
+        assert not damaged, damaged[0]
+        assert records[0].status == "done", records[0].status
+        assert not list(where.rglob(f"{PART_PREFIX}*"))
+        return "ok"
+
+    yield trial
+
+
+def _start_make(folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    words = ["a red ball", *TINY, *SMALL, "--seed", "5", "--overwrite", "-o", "out/clip.mp4"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "latent_ladder", "make", *words],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _make_clip(folder: Path) -> bytes:
+    """All frames of the clip that the command makes."""
+    with _start_make(folder) as child:
+        _, said = child.communicate()
+    assert child.returncode == 0, said.decode()
+    return frames(folder / "out" / "clip.mp4")
 
 
 def _with_output(run_id: str, store: Store, output: Path) -> RunRecord:

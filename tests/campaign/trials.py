@@ -22,12 +22,16 @@ Trial = Callable[[random.Random], str]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of trials: ``opened(folder)`` prepares them, ``few`` and ``many`` are their counts."""
+    """A kind of trials: ``opened(folder)`` prepares them, ``few`` and ``many`` are their counts.
+
+    A trial that takes longer than ``slowest_s`` is a fault.
+    """
 
     name: str
     opened: Callable[[Path], AbstractContextManager[Trial]]
     few: int
     many: int
+    slowest_s: float = SLOWEST_S
 
 
 @dataclass
@@ -57,7 +61,9 @@ def run_kind(kind: Kind, count: int, seed: int, folder: Path) -> Tally:
     with kind.opened(folder) as trial:
         for number in range(count):
             tally.tried += 1
-            outcome = _run_trial(trial, random.Random(f"{kind.name}-{seed}-{number}"))
+            outcome = _run_trial(
+                trial, random.Random(f"{kind.name}-{seed}-{number}"), kind.slowest_s
+            )
             if outcome == "ok":
                 tally.ok += 1
             elif outcome == "refused":
@@ -68,14 +74,14 @@ def run_kind(kind: Kind, count: int, seed: int, folder: Path) -> Tally:
     return tally
 
 
-def _run_trial(trial: Trial, rng: random.Random) -> str:
+def _run_trial(trial: Trial, rng: random.Random, slowest_s: float) -> str:
     began = time.monotonic()
     try:
         outcome = trial(rng)
     except Exception as error:  # noqa: BLE001  any exception is what is looked for
         return "".join(traceback.format_exception(error))
     took = time.monotonic() - began
-    return outcome if took < SLOWEST_S else f"took {took:.1f} s"
+    return outcome if took < slowest_s else f"took {took:.1f} s"
 
 
 def table(tallies: Mapping[str, Tally]) -> Iterator[str]:

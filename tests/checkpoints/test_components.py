@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from latent_ladder.checkpoints.components import (
     find_unused_tensors,
 )
 from latent_ladder.checkpoints.families import detect_family
+from latent_ladder.checkpoints.key_names import is_lora
+from latent_ladder.checkpoints.scan import summarize
 from latent_ladder.errors import CorruptCheckpoint, UnknownLayout
 from latent_ladder.models.audio_vae.networks import AudioDecoder, AudioEncoder
 from latent_ladder.models.audio_vae.vocoder import Generator
@@ -185,6 +188,17 @@ def test_transformer_only(prefix: str, with_connectors: bool) -> None:
     assert detect_family(found["transformer"]) == "2.3"
 
 
+def test_bits_of_a_mixed_file_are_the_mean_over_all_blocks(real: dict[str, Component]) -> None:
+    """Some files keep their first blocks unquantised."""
+    shapes = {f"model.diffusion_model.{k}": s for k, s in layouts.transformer()}
+    file = header(shapes)
+    wide = [name for name in file.tensors if name.endswith(".attn1.to_q.weight")]
+    assert summarize(real["transformer"]).bits == 16
+    mixed = {n: TensorInfo(file.tensors[n].shape, "F32") for n in wide if int(n.split(".")[3]) < 12}
+    part = components(replace(file, tensors={**file.tensors, **mixed}))["transformer"]
+    assert summarize(part).bits == 16 + 16 * 12 / 48
+
+
 def test_dimensions_need_no_header(real: dict[str, Component]) -> None:
     """GGUF and transformer-only files have no config in the header; the result must not change."""
     config = {
@@ -332,6 +346,18 @@ def test_settings_in_the_header_of_a_lora(tmp_path: Path) -> None:
 def test_lora_key_styles(key: str) -> None:
     (part,) = components(header({key: (4, 4), "other": (1,)})).values()
     assert (part.role, set(part.names)) == ("lora", {key, "other"})
+
+
+@pytest.mark.parametrize("key", ["blocks.0.lora_A.weight", "transformer_blocks.0.attn1.to_q.diff"])
+def test_a_transformer_that_also_holds_adapter_tensors_is_no_lora(
+    real: dict[str, Component], key: str
+) -> None:
+    """A low-rank correction inside a checkpoint; without the whole network it is a LoRA."""
+    names = [*real["transformer"].names, key]
+    assert not is_lora(names)
+    assert not is_lora(names[:-1])
+    assert is_lora(name for name in names if "patchify_proj" not in name)
+    assert is_lora([key])
 
 
 def test_golden_files(golden: Goldens) -> None:

@@ -231,21 +231,9 @@ def test_small_files_are_checked_by_gits_hash(server: HubServer, hub: Hub, folde
 @pytest.mark.parametrize(
     ("status", "code", "kind", "message", "hint"),
     [
-        (
-            401,
-            "GatedRepo",
-            CheckpointError,
-            "requires acceptance of its licence",
-            "huggingface.co/org/other",
-        ),
-        (403, "GatedRepo", CheckpointError, "requires acceptance of its licence", "HF_TOKEN"),
-        (
-            403,
-            "",
-            CheckpointError,
-            "requires acceptance of its licence",
-            "huggingface.co/org/other",
-        ),
+        (401, "GatedRepo", CheckpointError, "does not know the token", "huggingface.co/org/other"),
+        (403, "GatedRepo", CheckpointError, "has not accepted it", "huggingface.co/org/other"),
+        (403, "", CheckpointError, "has not accepted it", "huggingface.co/org/other"),
         (401, "", CheckpointNotFound, "does not exist, is private", "HF_TOKEN"),
         (404, "RepoNotFound", CheckpointNotFound, "has no file lora.safetensors", "org/other"),
         (500, "", CheckpointError, "the hub answered 500", "later"),
@@ -267,6 +255,32 @@ def test_errors_of_the_hub_are_raised_before_the_first_byte(
     assert hint in (raised.value.hint or "")
     assert raised.value.code in ("checkpoint_error", "checkpoint_not_found")
     assert server.transfers() == [] and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("token", "message", "hint"),
+    [
+        (
+            False,
+            "there is no token \\(401\\)",
+            "accept the LTX-2.x Community License on https://hugg",
+        ),
+        ("hf_wrong", "does not know the token of HF_TOKEN \\(401\\)", "make a new token"),
+        ("hf_new", "has not accepted it \\(403\\)", "huggingface.co/Lightricks/LTX-2.5"),
+        ("hf_narrow", "may not read gated repositories \\(403\\)", "of type Read"),
+    ],
+)
+def test_a_gated_repository_says_what_is_missing(
+    server: HubServer, folder: Path, token: str | bool, message: str, hint: str
+) -> None:
+    file = select_file_set("int8", "distilled", "2.5")[0]
+    server.files[file.repository, file.path] = b"weights"
+    server.gates[file.repository], server.no_scope = {"hf_accepted"}, {"hf_narrow"}
+    with pytest.raises(CheckpointError, match=message) as raised:
+        plan_download([file], folder, Hub(server.endpoint, token))
+    assert hint in (raised.value.hint or "")
+    assert not folder.exists()
+    assert plan_download([file], folder, Hub(server.endpoint, "hf_accepted")).items[0].nbytes == 7
 
 
 def test_a_file_that_is_not_published_is_named(server: HubServer, hub: Hub, folder: Path) -> None:
@@ -407,14 +421,51 @@ def test_a_large_download_needs_a_confirmation(
     ("words", "message"),
     [
         (("ltx-9", "bf16", False), "model ltx-9 is not known"),
-        (("ltx-2.3", "q7", False), "precision=q7 is not known"),
+        (("ltx-2.3", "q7", False), "precision=q7 is not known for ltx-2.3"),
         (("ltx-2.3", "nvfp4", True), "ltx-2.3 distilled is not published in nvfp4"),
+        (("ltx-2.5", "fp8", True), "precision=fp8 is not published for ltx-2.5"),
+        (("ltx-2.5", "nvfp4", False), "ltx-2.5 dev is not published in nvfp4"),
     ],
 )
 def test_unknown_sets_are_refused(words: tuple[str, str, bool], message: str) -> None:
     with pytest.raises(RequestError, match=message) as raised:
         models.select_files(*words)
     assert raised.value.hint
+
+
+def test_optional_files_are_known_by_family() -> None:
+    with pytest.raises(RequestError, match=r"with=diffusion-decoder is no file of ltx-2\.3"):
+        models.select_files("ltx-2.3", None, None, ["diffusion-decoder"])
+    names = [f.name for f in models.select_files("ltx-2.5", None, None, ["diffusion-decoder"])]
+    assert names[-1] == "ltx-2.5-video-vae-bf16.safetensors"
+
+
+@pytest.mark.parametrize(("precision", "gb"), [("bf16", 71.1), ("int8", 39.7), (None, 39.7)])
+def test_the_smallest_set_of_ltx_2_5(precision: str | None, gb: float) -> None:
+    files = models.select_files("ltx-2.5", precision)
+    assert sum(file.bytes for file in files) / 1e9 == pytest.approx(gb, abs=0.05)
+    assert "distilled" in files[0].name
+    roles = [role for file in files for role in file.roles]
+    assert len(roles) == len(set(roles))
+    assert all(file.gated and file.family == "2.5" for file in files)
+    dev = models.select_files("ltx-2.5", precision, distilled=False)
+    assert "distilled_lora" in dev[-1].roles and "dev" in dev[0].name
+
+
+def test_the_licence_is_named_before_a_download(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.gates["Lightricks/LTX-2.5"] = {"hf_accepted"}
+    plan = functools.partial(plan_download, hub=Hub(server.endpoint, "hf_new"))
+    monkeypatch.setattr(download, "plan_download", plan)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(build_app(), ["models", "get", "ltx-2.5", "--to", str(folder)])
+    assert done.exit_code != 0
+    licence = (
+        "is under the LTX-2.x Community License: read and accept it on https://huggingface.co/"
+    )
+    assert licence in done.stderr
+    assert server.transfers() == []
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "nvfp4", "gguf-q4_k_m"])

@@ -253,3 +253,18 @@ def test_a_gguf_mix_has_its_name(number: Any, label: str) -> None:
     kv = {} if number is None else {"general.file_type": number}
     file = header(kinds, container="gguf", kv=kv)
     assert describe_precision(stored_tensors(file), kinds) == label
+
+
+def test_the_type_of_the_embeddings_does_not_name_a_mix() -> None:
+    """llama.cpp stores them as Q8_0; in a small model they are most of the weights."""
+    kinds = {
+        "a.weight": ((256, 256), "Q4_K"),
+        "b.weight": ((256, 256), "Q6_K"),
+        "token_embd.weight": ((4096, 256), "Q8_0"),
+    }
+    for number, label in ((15, "q4_k_m"), (None, "q4_k")):
+        kv = {} if number is None else {"general.file_type": number}
+        file = header(kinds, container="gguf", kv=kv)
+        assert describe_precision(stored_tensors(file), kinds) == label
+    alone = {"token_embd.weight": kinds["token_embd.weight"]}
+    assert describe_precision(stored_tensors(header(alone, container="gguf")), alone) == "q8_0"

@@ -260,7 +260,7 @@ def test_a_folder_without_read_permission_is_an_error(open_folder: Path) -> None
     secret.chmod(0)
     with (
         not_root(),
-        pytest.raises(CheckpointNotFound, match=r"secret \(--models\) cannot be read: permission"),
+        pytest.raises(CheckpointNotFound, match="secret cannot be read: permission"),
     ):
         model_folders([secret], {}, Path("none"))
 

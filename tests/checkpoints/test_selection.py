@@ -377,7 +377,7 @@ def test_every_published_set_has_every_role_once() -> None:
 
 def test_published_files_are_unique_and_have_sizes() -> None:
     assert len({(f.repository, f.path) for f in FILES}) == len(FILES)
-    assert all(f.bytes > 10**8 for f in FILES)
+    assert all(f.bytes > 10**8 or f.roles == ("duration_head",) for f in FILES)
     assert format_gb(995_743_560) == "0.996 GB"
     x15 = suggest_file("latent_upsampler", upsampling=("spatial", Fraction(3, 2)))
     assert x15 is not None

@@ -15,6 +15,7 @@ from helpers import true_size
 from latent_ladder.checkpoints.checkpoint_file import CheckpointFile, open_checkpoint
 from latent_ladder.checkpoints.components import components, find_unused_tensors
 from latent_ladder.checkpoints.families import detect_family
+from latent_ladder.checkpoints.selection import scan, select_models
 from latent_ladder.models.lora.attach import attach_loras
 from latent_ladder.models.network_configs import (
     video_decoder_config,
@@ -112,9 +113,20 @@ def test_the_distilled_lora_fits_1660_of_1660_modules(folder: Path) -> None:
             components(open_precision(folder, "fp8"))["transformer"]
         )
         network = Transformer(config)
-    path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
-    (match,) = attach_loras(network, [(components(open_checkpoint(path))["lora"], 0.0)]).matches
-    assert str(match).endswith("1660 of 1660 modules at strength 0")
+    for name in ("ltx-2.3-22b-distilled-lora-384-1.1", true_size.RESIZED_LORA):
+        lora = components(open_checkpoint(folder / f"loras/{name}.safetensors"))["lora"]
+        (match,) = attach_loras(network, [(lora, 0.0)]).matches
+        assert str(match).endswith("1660 of 1660 modules at strength 0")
+
+
+@pytest.mark.slow
+def test_the_newest_upscaler_and_the_published_lora_are_chosen(folder: Path) -> None:
+    models = select_models(scan([folder]))
+    names = {path.file.path.name for path in models.upsamplers.values()}
+    assert "ltx-2.3-spatial-upscaler-x2-1.1.safetensors" in names
+    assert "ltx-2.3-spatial-upscaler-x2-1.0.safetensors" not in names
+    assert models.loras["distilled_lora"].file.path.stem == "ltx-2.3-22b-distilled-lora-384-1.1"
+    assert f"{true_size.RESIZED_LORA}.safetensors" in models.loras
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_presets_and_models(ladder: Ladder) -> None:
         (["make", "x", "--checkpoint", "nope.safetensors"], 3, "known:"),
         (["make", "x", "--preset", "pocket", "--device", "tpu"], 2, "--device auto"),
         (["show", "nothing.mp4"], 5, "nothing.mp4"),
-        (["make", "--from", "nothing.toml"], 2, "cannot be read"),
+        (["make", "--from", "nothing.toml"], 2, "does not exist"),
         (["runs", "show", "zzz"], 8, "no run"),
     ],
 )  # fmt: skip

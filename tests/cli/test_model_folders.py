@@ -56,6 +56,21 @@ def build_split(folder: Path) -> Path:
     return model_folders.split(folder)
 
 
+def build_newest(folder: Path) -> Path:
+    """LTX-2.5, one file per component."""
+    return model_folders.newest(folder)
+
+
+def build_mixed(folder: Path) -> Path:
+    """LTX-2.5 beside LTX-2.3 in one folder."""
+    return model_folders.newest(model_folders.single(folder))
+
+
+def build_pocket_as_newest(folder: Path) -> Path:
+    """The pocket model in the layout of LTX-2.5, with a random text encoder."""
+    return model_folders.pocket_as_newest(folder)
+
+
 def build_gguf(folder: Path) -> Path:
     """A Q8_0 transformer and a Q8_0 Gemma in GGUF files, the other components in files."""
     model_folders.split(folder)
@@ -117,6 +132,9 @@ LAYOUTS: dict[Callable[[Path], Path], tuple[str, str]] = {
     build_gguf: ("q8_0", "q8_0"),
     build_fp8: ("fp8", "nvfp4"),
     build_sharded: ("bf16", "bf16"),
+    build_newest: ("bf16", "bf16"),
+    build_mixed: ("bf16", "bf16"),
+    build_pocket_as_newest: ("bf16", "bf16"),
 }
 """Function that builds a folder -> precision of its transformer and of its text encoder."""
 

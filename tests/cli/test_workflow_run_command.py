@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from latent_ladder.cli.app import app
 from latent_ladder.comfyui.analysis.overrides import apply_overrides
 from latent_ladder.comfyui.graph import Link
-from latent_ladder.errors import WorkflowError
+from latent_ladder.errors import RequestError, WorkflowError
 
 PICTURES: Nodes = {
     "1": ("PrimitiveInt", {"value": 12}),
@@ -80,7 +80,7 @@ def test_files_are_mapped_listed_and_checked_before_anything_loads(tmp_path: Pat
     assert "big/dev.safetensors is not in checkpoints" in missing.exception.message
     assert missing.exception.node_id == "model"
     listed = ladder(tmp_path, named, "--map", "dev.safetensors=")
-    assert isinstance(listed.exception, WorkflowError)
+    assert isinstance(listed.exception, RequestError)
     assert CHECKPOINT in listed.exception.message
     nodes = {**MODELS, "model": named["model"], "show": ("PreviewAny", {"source": ["model", 0]})}
     done = ladder(tmp_path, nodes, "--map", f"dev.safetensors={CHECKPOINT}")

@@ -50,6 +50,15 @@ def library() -> Library:
     return scan(model_folders(environ={}))
 
 
+def for_pocket(preset: str, **fields: Any) -> Request:
+    """The request of a preset for published weights, under the name of the pocket's own preset.
+
+    A preset for published weights refuses the pocket (:func:`check_preset`); its fields do not.
+    """
+    request = Request.from_preset(preset, prompt=PROMPT, **fields)
+    return Request.from_dict({**request.to_dict(), "preset": "pocket"})
+
+
 def run_request(request: Request, library: Library, folder: Path) -> Clip:
     """Return the clip that ``ladder make`` writes."""
     store, clip = Store(folder / "requests"), folder / "request.mp4"
@@ -94,7 +103,7 @@ def test_lightricks_workflow(library: Library, tmp_path: Path) -> None:
     # 8 latents per side: two tiles of 7 that overlap by 6
     graph = two_stage(POCKET, (128, 128), 9, PROMPT, tiles=2)
     small = {**SMALL, "width": 256, "height": 256}
-    request = Request.from_preset("lightricks-workflow", prompt=PROMPT, **small)
+    request = for_pocket("lightricks-workflow", **small)
     assert request.decode.grid == (2, 2)
     found = import_workflow(workflow_from_document(graph))
     assert found.preset_match.preset == "lightricks-workflow"
@@ -109,7 +118,7 @@ def test_comfy_template(library: Library, tmp_path: Path) -> None:
     graph["length"]["inputs"] = {"expression": "a * b / 3 + 1"} | {
         name: link for name, link in graph["length"]["inputs"].items() if name != "expression"
     }
-    request = Request.from_preset("comfy-template", prompt=PROMPT, **SMALL)
+    request = for_pocket("comfy-template", **SMALL)
     assert request.negative_prompt == NEGATIVE
     assert_equal(
         run_request(request, library, tmp_path), run_graph(graph, "run 2", library, tmp_path)

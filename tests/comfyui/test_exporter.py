@@ -295,6 +295,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
                 "audio": st.sampled_from(["refine", "keep", "none"]),
                 "noise_order": st.sampled_from(["comfyui", "ltx"]),
                 "mask_convention": st.sampled_from(["comfyui", "ltx"]),
+                "image_resize": st.sampled_from(["antialiased", "comfyui", "ltx"]),
                 "fps": st.sampled_from(["24", "25", "30000/1001", "24000/1001", "12.5", "60"]),
                 "audio_in": st.just("sounds/speech.wav"),
                 "video": st.one_of(
@@ -434,6 +435,30 @@ def test_separate_files_have_separate_loaders() -> None:
     found = import_graph(graph).request
     assert found.models.transformer == "ltx-2.3-q4.gguf"
     assert found.models.video_vae == "LTX23_video_vae_bf16.safetensors"
+
+
+def test_presets_of_ltx_2_5_name_its_split_files() -> None:
+    """Its text encoder holds the projection, and its sound has a file in ``vae/``."""
+    names = published_names(preset("ltx-2.5-distilled"))
+    graph = build_graph(preset("ltx-2.5-distilled"), names).graph
+    loaders = {
+        (node.class_type, value)
+        for node in graph.nodes.values()
+        for value in node.inputs.values()
+        if isinstance(value, str) and value.endswith(".safetensors")
+    }
+    encoder = "gemma4-12b-with-proj-ltx-2.5-comfy-int8-convrot.safetensors"
+    upscaler = "ltx-2.5-latent-spatial-upscaler-x2-bf16-1.0.safetensors"
+    assert loaders == {
+        ("UNETLoader", "ltx-2.5-22b-distilled-transformer-comfy-int8-convrot.safetensors"),
+        ("CLIPLoader", encoder),
+        ("VAELoader", "ltx-2.5-video-vae-conv-bf16.safetensors"),
+        ("VAELoader", "ltx-2.5-audio-vae-bf16.safetensors"),
+        ("LatentUpscaleModelLoader", upscaler),
+    }
+    dev = published_names(preset("ltx-2.5-hq"))
+    assert (dev.transformer or "").startswith("ltx-2.5-22b-dev-")
+    assert dev.distilled_lora == "ltx-2.5-22b-distilled-lora-450-bf16.safetensors"
 
 
 def test_a_reference_video_is_exported_with_its_lora() -> None:

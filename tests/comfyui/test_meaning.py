@@ -21,9 +21,11 @@ from latent_ladder.comfyui.importer.sampling import _SIGMA_READERS
 from latent_ladder.comfyui.node_defs.images import rtx_size
 from latent_ladder.comfyui.node_defs.sampling import parse_manual_sigmas, split_by_denoise
 from latent_ladder.comfyui.nodes.audio import crop_audio, read_audio
-from latent_ladder.comfyui.nodes.guides import Guide, latent_mask
+from latent_ladder.comfyui.nodes.guides import Guide, GuidedLatent, latent_mask
+from latent_ladder.comfyui.nodes.sampling_tokens import _kept_token_indices
 from latent_ladder.comfyui.runtime.engine import Engine
 from latent_ladder.comfyui.runtime.values import (
+    Conditioning,
     Guider,
     Images,
     Latent,
@@ -172,6 +174,20 @@ def test_guides_weigh_attention() -> None:
     mask = torch.full((9, 64, 32), 0.5)
     masked = Guide(latents, 0, 1.0, True, attention=0.5, attention_mask=mask).attention_weights()
     assert masked is not None and masked.tolist() == pytest.approx([0.25] * 4)
+
+
+def test_a_strong_guide_on_a_smaller_grid_has_no_tokens(work: Engine) -> None:
+    """ComfyUI takes a noise mask below 0 for a gap, and 1 - strength is below 0 there."""
+    clip = Conditioning(None, "")  # type: ignore[arg-type]
+    video = Latent(video=torch.zeros(1, 8, 2, 4, 4))
+    small = torch.ones(1, 8, 1, 2, 2)
+    for is_dropped, tokens in ((False, 4), (True, 0)):
+        guide = Guide(small, 0, 2.0, True, stride=2, attention=2.0, is_dropped=is_dropped)
+        found = GuidedLatent(clip, clip, video).with_guide(guide)
+        assert found.positive.guides[0].positions.shape[2] == tokens
+        kept = _kept_token_indices(found.positive, found.latent)
+        assert kept is not None and len(kept) == 2 * 16 + tokens
+        assert found.without_guides().latent.video is not None
 
 
 # --- schedules and sizes --------------------------------------------------------------------------

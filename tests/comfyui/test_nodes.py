@@ -21,12 +21,12 @@ from latent_ladder.comfyui.constant_folding import fold_constants, parse_integer
 from latent_ladder.comfyui.graph import Graph, Node
 from latent_ladder.comfyui.node_defs import NODE_TYPES
 from latent_ladder.comfyui.nodes import NODES
-from latent_ladder.comfyui.nodes.denoise import voice_positions
 from latent_ladder.comfyui.nodes.guides import Guide, guide_positions, guide_start_frame
 from latent_ladder.comfyui.nodes.inpainting import blend_pyramids
 from latent_ladder.comfyui.nodes.latent_statistics import adain, normalise_statistics
 from latent_ladder.comfyui.nodes.resize import resize_frames
 from latent_ladder.comfyui.nodes.sampling import percent_to_sigma
+from latent_ladder.comfyui.nodes.sampling_tokens import voice_positions
 from latent_ladder.comfyui.runtime.engine import Engine
 from latent_ladder.comfyui.runtime.output_paths import claim_path, expand_prefix, next_output_path
 from latent_ladder.comfyui.runtime.values import (

@@ -12,10 +12,10 @@ from latent_ladder.comfyui.analysis.validate import (
     Problem,
     find_problems,
     problems_error,
-    unsafe_path_reason,
 )
 from latent_ladder.comfyui.constant_folding import fold_constants, output_nodes, required_nodes
 from latent_ladder.comfyui.expressions import evaluate
+from latent_ladder.comfyui.file_names import split_folder_tag, unsafe_path_reason
 from latent_ladder.comfyui.formats.api import read_api
 from latent_ladder.comfyui.graph import Link
 from latent_ladder.errors import WorkflowError
@@ -228,3 +228,18 @@ def test_arithmetic(expression: str, value: float) -> None:
 def test_other_code_is_an_error(expression: str) -> None:
     with pytest.raises(WorkflowError):
         evaluate(expression, {"a": 5, "b": 25, "values": [5, 25]})
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "expected"),
+    [
+        ("x.png [input]", "output", ("x.png", "input")),
+        ("x.png[temp]", "", ("x.png", "temp")),
+        ("x.png", "temp", ("x.png", "temp")),
+        ("x [1].png", "", ("x [1].png", "")),
+    ],
+)
+def test_a_folder_tag_selects_the_folder(
+    name: str, default: str, expected: tuple[str, str]
+) -> None:
+    assert split_folder_tag(name, default) == expected

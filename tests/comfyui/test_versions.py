@@ -14,10 +14,11 @@ from latent_ladder.comfyui.conversion import export_workflow, import_workflow
 from latent_ladder.comfyui.executor import RunOrigin, _GraphRun
 from latent_ladder.comfyui.exporter.file_names import file_names_for
 from latent_ladder.comfyui.formats.read import workflow_from_document
+from latent_ladder.comfyui.importer.importer import import_graph
 from latent_ladder.comfyui.runtime.engine import Engine
 from latent_ladder.comfyui.runtime.events import ignore_event
 from latent_ladder.comfyui.runtime.values import Conditioning, Latent, TextEncoderFiles
-from latent_ladder.comfyui.versions import ModelConvention, parse_comfyui_version
+from latent_ladder.comfyui.versions import ModelConvention, comfyui_version, parse_comfyui_version
 from latent_ladder.errors import RequestError
 from latent_ladder.models.text_encoder.encode import encode_prompts
 from latent_ladder.models.text_encoder.gemma import compute_hidden_states
@@ -44,6 +45,7 @@ def library() -> Library:
 )  # fmt: skip
 def test_versions_are_conventions(text: str, convention: ModelConvention) -> None:
     assert parse_comfyui_version(text) == convention
+    assert parse_comfyui_version(comfyui_version(convention)) == convention or convention == "ltx"
 
 
 @pytest.mark.parametrize("text", ["", "new", "33", "0.33-beta", "0,33"])
@@ -228,3 +230,53 @@ def test_an_unchanged_export_keeps_its_convention() -> None:
     assert import_workflow(workflow).request == request
     changed = import_workflow(workflow, convention="comfyui-0.32").request
     assert changed.model_convention == "comfyui-0.32"
+
+
+def nag_graph(**patch: object) -> Nodes:
+    """A graph of one stage with NAG."""
+    inputs = {"model": ["model", 0], "nag_cond_video": ["negative", 0], "nag_scale": 7.0, **patch}
+    return {
+        **ONE_STAGE,
+        "nag": ("LTX2_NAG", inputs),
+        "guider": ("CFGGuider", {**SAMPLING["guider"][1], "cfg": 1.0, "model": ["nag", 0]}),
+    }
+
+
+def test_nag_is_imported_by_stream() -> None:
+    found = import_graph(graph(nag_graph(nag_tau=3.0)))
+    guidance = found.request.stages[0].guidance  # type: ignore[union-attr]
+    assert guidance.video.nag is not None and guidance.audio.nag is None
+    nag = guidance.video.nag
+    assert (nag.scale, nag.tau, nag.alpha) == (7.0, 3.0, 0.25)
+    assert [loss.node for loss in found.losses if "noise level" in loss.message] == ["nag"]
+    off = import_graph(graph(nag_graph(nag_scale=0.0))).request.stages[0]
+    assert off.guidance.video.nag is None  # type: ignore[union-attr]
+
+
+def test_the_negative_prompt_of_nag_is_used_where_the_guider_needs_none() -> None:
+    clip = SAMPLED["negative"][1]["clip"]
+    other = {"away": ("CLIPTextEncode", {"clip": clip, "text": "blurry"})}
+    nodes: Nodes = {**nag_graph(nag_cond_video=["away", 0]), **other}
+    assert import_graph(graph(nodes)).request.negative_prompt == "blurry"
+    nodes["guider"][1]["cfg"] = 3.0
+    found = import_graph(graph(nodes))
+    assert found.request.negative_prompt != "blurry"
+    assert any("several negative prompts" in loss.message for loss in found.losses)
+
+
+def test_nag_is_exported_and_imported() -> None:
+    table = Request.from_preset("pocket", prompt="a ball", negative_prompt="blurry").to_dict()
+    numbers = {"scale": 5.0, "tau": 2.0, "alpha": 0.5}
+    for stream in ("video", "audio"):
+        table["stages"][0].setdefault("guidance", {}).setdefault(stream, {})["nag"] = numbers
+    request = Request.from_dict(table)
+    document = export_workflow(request, file_names_for(request, []), "api")
+    (node,) = [one for one in document.values() if one["class_type"] == "LTX2_NAG"]
+    assert node["inputs"]["nag_cond_video"] == node["inputs"]["nag_cond_audio"]
+    for entry in document.values():  # without the embedded request
+        entry["_meta"].pop("latent_ladder", None)
+    found = import_workflow(workflow_from_document(document)).request
+    guidance = found.stages[0].guidance  # type: ignore[union-attr]
+    assert guidance.video.nag is not None and guidance.video.nag.model_dump() == numbers
+    assert guidance.audio.nag == guidance.video.nag
+    assert found.negative_prompt == "blurry"

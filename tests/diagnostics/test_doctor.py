@@ -49,7 +49,8 @@ def test_a_complete_folder_runs_every_preset_with_its_upsamplers(tmp_path: Path)
     assert (code, body["runnable"], body["only_pocket"], body["error"]) == (0, True, False, None)
     assert set(presets(body)) == set(preset_names())
     waiting = {row["name"] for row in body["presets"] if not row["ready"]}
-    assert waiting == {"distilled-x1.5", "temporal"}
+    newest = {name for name in preset_names() if name.startswith("ltx-2.5-")}
+    assert waiting == {"distilled-x1.5", "temporal"} | newest
     assert body["misplaced"] == body["damaged"] == []
 
 
@@ -184,8 +185,9 @@ def test_the_real_model_is_detected_from_its_headers(tmp_path: Path) -> None:
     rows = {r["role"]: r for r in body["models"] if not r["embedded"]}
     assert rows["transformer"]["precision"] == rows["text_encoder"]["precision"] == "fp8"
     assert 19e9 < rows["transformer"]["bytes"] < 25e9
-    assert not any(row["missing"] for row in body["presets"])
-    sized = [row["stages"] for row in body["presets"] if row["too_big"] is None]
+    missing = {row["name"] for row in body["presets"] if row["missing"]}
+    assert missing == {name for name in preset_names() if name.startswith("ltx-2.5-")}
+    sized = [row["stages"] for row in body["presets"] if row["ready"]]
     assert sized
     assert all(sized)
 

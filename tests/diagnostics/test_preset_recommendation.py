@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from latent_ladder import Request
 from latent_ladder.checkpoints.selection import ModelSet, scan, select_models
 from latent_ladder.cli.app import build_app
+from latent_ladder.diagnostics.first_presets import training_of
 from latent_ladder.diagnostics.preset_recommendation import (
     PRESETS,
     WAYS,
     propose,
     suitable_way,
-    transformer_training,
 )
 from latent_ladder.memory.planner import GIB, Budget, Machine, Policy
 from latent_ladder.request.presets import preset_names
@@ -79,16 +79,22 @@ def test_a_small_cpu_memory_is_not_a_small_card() -> None:
 
 
 def test_every_named_preset_exists() -> None:
-    named = {name for ways in PRESETS.values() for names in ways.values() for name in names}
+    named = {
+        name
+        for kinds in PRESETS.values()
+        for ways in kinds.values()
+        for n in ways.values()
+        for name in n
+    }
     assert named <= set(preset_names())
 
 
 def test_options_are_those_of_the_training_at_the_requested_size(models: ModelSet) -> None:
-    assert transformer_training(models) == "dev"  # not in its name, but there is a distilled LoRA
+    assert training_of(models) == "dev"  # not in its name, but there is a distilled LoRA
     proposal = propose(make_request(1920, 1080, 121), models, CARD, Policy())
     assert (proposal.way, proposal.preset) == ("multi-stage", "hq")
     assert [o.preset for o in proposal.options] == [
-        name for way in WAYS for name in PRESETS["dev"][way]
+        name for way in WAYS for name in PRESETS["2.3"]["dev"][way]
     ]
     assert all(o.flops and o.peak_bytes and o.why_not is None for o in proposal.options)
     assert "takes" in proposal.sentence

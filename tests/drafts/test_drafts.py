@@ -23,13 +23,24 @@ from latent_ladder.checkpoints.selection import scan
 from latent_ladder.drafts.draft_run import DraftsResult, draft_metrics, plan_drafts, run_drafts
 from latent_ladder.drafts.seeds import DraftChoice, all_drafts, parse_seeds, read_prompts
 from latent_ladder.drafts.selection import choose, from_stage_1, output_names, with_changes
+from latent_ladder.drafts.shared_forwards import Together, group_size, parse_together
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
 from latent_ladder.latents.comfyui_tiling import split_evenly
 from latent_ladder.latents.tiling import one_tile
 from latent_ladder.media.video_reader import probe
-from latent_ladder.pipeline.events import DraftStarted, Event, Preview, StageDone, StepDone
+from latent_ladder.memory.cost_model import StageCost
+from latent_ladder.memory.planner import Budget, OffloadPlan, StageMemory
+from latent_ladder.pipeline.events import (
+    DraftStarted,
+    Event,
+    Preview,
+    StageDone,
+    StageStarted,
+    StepDone,
+    Warned,
+)
 from latent_ladder.pipeline.run import Cancel, RunOptions, execute, prepare
-from latent_ladder.pipeline.stages.decoding import decode_tiles
+from latent_ladder.pipeline.stages import denoising
 from latent_ladder.request.output import Decode
 from latent_ladder.storage.artifact_store import Store
 
@@ -245,8 +256,8 @@ def test_watching_changes_no_bit(drafted: Drafted, library: Library, tmp_path: P
 
 def test_a_draft_too_small_for_the_tiles_of_its_clip_is_decoded_whole() -> None:
     asked = Decode(grid=(2, 2), overlap_px=192)
-    assert decode_tiles((2, 3, 4), asked) == one_tile(2, 3, 4)
-    assert decode_tiles((2, 6, 8), asked) == split_evenly((2, 6, 8), 2, 2, 6)
+    assert asked.tiles((2, 3, 4)) == one_tile(2, 3, 4)
+    assert asked.tiles((2, 6, 8)) == split_evenly((2, 6, 8), 2, 2, 6)
 
 
 def test_an_existing_sheet_is_not_replaced(drafted: Drafted, library: Library) -> None:
@@ -291,7 +302,7 @@ def test_prompt_files_skip_blank_lines_and_comments(tmp_path: Path) -> None:
     path.write_text("# none\n\n")
     with pytest.raises(RequestError, match="holds no prompt"):
         read_prompts(path)
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match="does not exist"):
         read_prompts(tmp_path / "missing.txt")
 
 
@@ -358,3 +369,69 @@ def test_the_commands(tmp_path: Path) -> None:
     assert {s["stage"]: s["reused"] for s in clip["stages"]}["base"]
     ladder("refine", "last:9", code=2)
     ladder("draft", "a ball", "--seeds", "a-b", code=2)
+
+
+def test_drafts_together_equal_single_ones(
+    library: Library, drafted: Drafted, tmp_path: Path
+) -> None:
+    """Two prompts and two seeds in shared forwards: the same keys, latents equal to rounding."""
+    result, _, single, _ = drafted
+    store, events = Store(tmp_path / "store"), list[Event]()
+    session = plan_drafts(prepare(request_with(), library, store), ASKED)
+    options = RunOptions(on_event=events.append)
+    together = run_drafts(session, options, tmp_path / "out", together=3)
+    assert [d.keys for d in together.record.drafts] == [d.keys for d in result.record.drafts]
+    assert [d.status for d in together.record.drafts] == ["done"] * 4
+    forwards = [e.stage for e in events if isinstance(e, StageStarted) and "base" in e.stage]
+    assert forwards == ["base of 3 drafts", "base"]
+    for record in together.record.drafts:
+        one, other = store.get(record.keys[-1]), single.get(record.keys[-1])
+        assert one is not None and other is not None
+        wanted = other.load()
+        for name, tensor in one.load().items():
+            largest = float(wanted[name].abs().max())
+            torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=2e-6 * largest)
+
+
+def test_a_draft_that_fails_does_not_fail_those_made_with_it(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared forward that runs out of memory is followed by single runs."""
+
+    whole = denoising.denoise_together
+
+    def no_memory(jobs: Any, memory: Any) -> Any:
+        if len(jobs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(jobs, memory)
+
+    monkeypatch.setattr(denoising, "denoise_together", no_memory)
+    events: list[Event] = []
+    store = Store(tmp_path / "store")
+    session = plan_drafts(prepare(request_with(), library, store), ASKED[:2])
+    result = run_drafts(session, RunOptions(on_event=events.append), tmp_path / "out", together=2)
+    assert [d.status for d in result.record.drafts] == ["done", "done"]
+    assert any(isinstance(e, Warned) and "one by one" in e.message for e in events)
+
+
+@pytest.mark.parametrize(
+    ("asked", "budget_gib", "expected", "warned"),
+    [("auto", 80, 4, False), ("auto", 21.5, 3, False), (2, 80, 2, False), (6, 21.5, 3, True)],
+)
+def test_number_of_drafts_in_a_forward(
+    asked: Together, budget_gib: float, expected: int, warned: bool
+) -> None:
+    """Auto fills one chunk of tokens; memory limits both."""
+    cost = StageCost("base", "base", passes=1, window_tokens=1900, audio_tokens=100)
+    memory = StageMemory(cost, OffloadPlan(rows=1, chunk_tokens=8192), 20 * 2**30, 2**29)
+    budget = Budget("cuda", int(budget_gib * 2**30), 0)
+    count, message = group_size(asked, memory, budget)
+    assert (count, message is not None) == (expected, warned)
+
+
+def test_number_of_drafts_is_checked() -> None:
+    assert parse_together("auto") == "auto"
+    assert parse_together("12") == 12
+    for text in ("0", "-1", "two", "1.5"):
+        with pytest.raises(RequestError, match="--together"):
+            parse_together(text)

@@ -41,7 +41,7 @@ class ComfyUiServer:
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read_stderr)
         self._reader.start()
-        self._has_url.wait(90)
+        self._has_url.wait(300)
         assert self.url, "".join(self.stderr_lines)
 
     def __enter__(self) -> ComfyUiServer:
@@ -54,8 +54,8 @@ class ComfyUiServer:
         """Stop the server with a signal and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        code = self.process.wait(20)
-        self._reader.join(20)
+        code = self.process.wait(300)
+        self._reader.join(300)
         if self.process.stderr is not None:
             self.process.stderr.close()
         return code
@@ -106,7 +106,7 @@ class ComfyUiServer:
 
 def _send(request: Request) -> tuple[int, bytes]:
     try:
-        with urlopen(request, timeout=90) as answer:
+        with urlopen(request, timeout=300) as answer:
             return answer.status, answer.read()
     except HTTPError as error:
         with error:

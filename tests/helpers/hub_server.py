@@ -22,7 +22,9 @@ RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<pa
 class HubServer:
     """Files of the server (``{(repository, path): bytes}``), its errors, and received requests.
 
-    ``small`` are paths without redirect, ``status`` the HTTP status of a repository. ``cuts`` are
+    ``small`` are paths without redirect, ``status`` the HTTP status of a repository. ``gates`` has
+    the tokens with access of each gated repository, ``no_scope`` tokens whose account accepted the
+    licence, but which may not read gated repositories. ``cuts`` are
     lengths after which transfers break, ``failures`` statuses of transfers, ``corrupt`` changes a
     byte, ``ranges=False`` ignores ranges. ``pause_after`` stops a transfer after that many bytes
     until ``resume`` is set.
@@ -32,6 +34,8 @@ class HubServer:
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     small: set[str] = field(default_factory=set)
     status: dict[str, tuple[int, str]] = field(default_factory=dict)
+    gates: dict[str, set[str]] = field(default_factory=dict)
+    no_scope: set[str] = field(default_factory=set)
     cuts: list[int] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
     corrupt: bool = False
@@ -95,6 +99,10 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if repo in hub.status:
                 status, code = hub.status[repo]
                 return self._send_status(status, {"X-Error-Code": code} if code else {})
+            if repo in hub.gates and (refusal := self._refusal(repo)) is not None:
+                status, why = refusal
+                why_header = {"X-Error-Code": "GatedRepo", "X-Error-Message": why}
+                return self._send_status(status, why_header)
             if (repo, path) not in hub.files:
                 return self._send_status(404, {"X-Error-Code": "EntryNotFound"})
             data = hub.files[repo, path]
@@ -111,6 +119,21 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     "X-Linked-ETag": f'"{digest}"',
                 },
             )
+
+        def _refusal(self, repo: str) -> tuple[int, str] | None:
+            """Status and message for a request without access to a gated repository."""
+            token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
+            if token in hub.gates[repo]:
+                return None
+            if token in hub.no_scope:
+                return 403, (
+                    "Please enable access to public gated repositories in your fine-grained token "
+                    "settings to view this repository."
+                )
+            restricted = f"Access to model {repo} is restricted"
+            if not token or token.startswith("hf_wrong"):
+                return 401, f"{restricted}. You must have access to it and be authenticated."
+            return 403, f"{restricted} and you are not in the authorized list."
 
         def _send_status(self, status: int, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)

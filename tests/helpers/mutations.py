@@ -77,6 +77,8 @@ def mutate_document(document: Any, rng: random.Random) -> Any:
     document = copy.deepcopy(document)
     for _ in range(rng.randint(1, 3)):
         places = list(_places(document))
+        if not places:  # an earlier change emptied it
+            break
         holder, key = rng.choice(places)
         match rng.randrange(4):
             case 0:

@@ -9,16 +9,18 @@ any disk space.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from helpers import checkpoint_layouts as layouts
 from helpers.checkpoint_layouts import Shape
 
-BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F8_E4M3": 1, "U8": 1, "F8_E8M0": 1}
+BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F8_E4M3": 1, "U8": 1, "F8_E8M0": 1, "I8": 1}
 GGML = {"F32": (0, 1, 4), "F16": (1, 1, 2), "Q8_0": (8, 32, 34), "Q4_K": (12, 256, 144),
         "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "BF16": (30, 1, 2)}  # fmt: skip
 """Name -> (number in the format, values of a block, bytes of a block)."""
@@ -130,16 +132,18 @@ def fp8(tensors: Iterable[tuple[str, Shape]], blocks: range = range(44)) -> Iter
 
 
 def nvfp4(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Stored]:
-    """The Linears of 44 blocks in NVFP4, the rest in bf16: 21.7 GB, as published."""
+    """The Linears of 44 blocks but gates in NVFP4, the rest in bf16: 21.7 GB, as published."""
     for name, shape, dtype in bf16(tensors):
         layer = name.removesuffix(".weight")
-        if not _quantised(name, shape, range(44)):
+        if "to_gate_logits" in name or not _quantised(name, shape, range(44)):
             yield Stored(name, shape, dtype)
             continue
         rows, columns = shape
         yield Stored(name, (rows, columns // 2), "U8")
-        yield Stored(f"{layer}.weight_scale", (rows, columns // 16), "F8_E4M3")
-        yield Stored(f"{layer}.weight_scale_2", (), "F32")
+        scales = -(-rows // 128) * 128, -(-columns // 64) * 4  # whole tiles of 128 x 4 scales
+        yield Stored(f"{layer}.weight_scale", scales, "F8_E4M3")
+        for scale in ("weight_scale_2", "input_scale"):
+            yield Stored(f"{layer}.{scale}", (), "F32")
 
 
 def nvfp4_metadata(tensors: Iterable[Stored]) -> dict[str, str]:
@@ -169,6 +173,12 @@ def q4_k(tensors: Iterable[tuple[str, Shape]], medium: bool = True) -> Iterator[
         yield Stored(name, shape, dtype)
 
 
+def q8_0(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Stored]:
+    """All Linears of llama.cpp's Q8_0, the tensors that Q4_K keeps as there."""
+    for stored in q4_k(tensors):
+        yield stored if stored.dtype in ("F32", "BF16") else stored._replace(dtype="Q8_0")
+
+
 def lora(rank: int = 384) -> Iterator[Stored]:
     """The distilled LoRA: a pair for each of 1660 Linears."""
     for name, shape in layouts.transformer():
@@ -177,6 +187,18 @@ def lora(rank: int = 384) -> Iterator[Stored]:
             width = min(rank, *shape)
             yield Stored(f"{module}.lora_A.weight", (width, shape[1]), "BF16")
             yield Stored(f"{module}.lora_B.weight", (shape[0], width), "BF16")
+
+
+RESIZED_LORA = "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16"
+
+
+def resized_lora() -> Iterator[Stored]:
+    """The distilled LoRA with a rank of its own for each module, 111 on average."""
+    pairs = list(lora())
+    for number, (down, up) in enumerate(zip(pairs[::2], pairs[1::2], strict=True)):
+        rank = min(down.shape[0], 47 + 32 * (number % 5))
+        yield down._replace(shape=(rank, down.shape[1]))
+        yield up._replace(shape=(up.shape[0], rank))
 
 
 def _count(shape: Shape) -> int:
@@ -268,31 +290,49 @@ def _gemma_fp8() -> Iterator[Stored]:
         yield Stored(f"{name.removesuffix('weight')}weight_scale", (), "F32")
 
 
-def checkpoint(folder: Path, precision: str = "bf16") -> Path:
-    """Write the single file in bf16, fp8 or nvfp4, or the transformer in q4_k_m or q4_k_s."""
+GGUF: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = {
+    "q8_0": q8_0, "q4_k_m": q4_k, "q4_k_s": partial(q4_k, medium=False),
+}  # fmt: skip
+"""Tensors of the transformer in GGUF files, by precision."""
+
+
+def _first_blocks(tensors: Iterable[tuple[str, Shape]], blocks: int) -> Iterator[tuple[str, Shape]]:
+    for name, shape in tensors:
+        number = re.search(r"(?:^|\.)transformer_blocks\.(\d+)\.", name)
+        if number is None or int(number[1]) < blocks:
+            yield name, shape
+
+
+def checkpoint(folder: Path, precision: str = "bf16", blocks: int = 48) -> Path:
+    """Write the single file in bf16, fp8 or nvfp4, or the transformer in a form of ``GGUF``.
+
+    Fewer ``blocks`` than 48 make a smaller model.
+    """
     name = f"ltx-2.3-22b-dev{'' if precision == 'bf16' else '-' + precision}"
-    if precision.startswith("q4"):
+    if precision in GGUF:
         kv = {
             "general.architecture": "ltxv",
-            "config": json.dumps({"transformer": TRANSFORMER_CONFIG}),
+            "config": json.dumps({"transformer": {**TRANSFORMER_CONFIG, "num_layers": blocks}}),
         }
-        blocks = q4_k(layouts.transformer(), precision.endswith("m"))
-        return write_gguf(folder / f"diffusion_models/{name}.gguf", blocks, kv)
+        stored = GGUF[precision](_first_blocks(layouts.transformer(), blocks))
+        return write_gguf(folder / f"diffusion_models/{name}.gguf", stored, kv)
     forms: Mapping[str, Callable[[Iterable[tuple[str, Shape]]], Iterator[Stored]]] = {
         "bf16": bf16, "fp8": fp8, "nvfp4": nvfp4,
     }  # fmt: skip
-    tensors = list(forms[precision](whole()))
-    metadata = _header() | (nvfp4_metadata(tensors) if precision == "nvfp4" else {})
+    tensors = list(forms[precision](_first_blocks(whole(), blocks)))
+    config = {**CONFIG, "transformer": {**TRANSFORMER_CONFIG, "num_layers": blocks}}
+    metadata = _header(config) | (nvfp4_metadata(tensors) if precision == "nvfp4" else {})
     return write_safetensors(folder / f"checkpoints/{name}.safetensors", tensors, metadata)
 
 
-def companions(folder: Path, text_encoder: str = "bf16") -> None:
-    """Write text encoder, upsamplers and distilled LoRA."""
+def companions(folder: Path, text_encoder: str = "bf16", *, has_lora: bool = True) -> None:
+    """Write text encoder, upsamplers and, unless told otherwise, the distilled LoRA."""
     tensors = bf16(gemma()) if text_encoder == "bf16" else _gemma_fp8()
     name = "gemma_3_12B_it" + ("" if text_encoder == "bf16" else "_fp8_scaled")
     path = folder / f"text_encoders/{name}.safetensors"
     write_safetensors(path, tensors, content={"spiece_model": vocabulary()})
     upscalers = {
+        "spatial-upscaler-x2-1.0": (1024, "x2"),
         "spatial-upscaler-x2-1.1": (1024, "x2"),
         "spatial-upscaler-x1.5-1.0": (1024, "x1.5"),
         "temporal-upscaler-x2-1.0": (512, "temporal"),
@@ -300,8 +340,10 @@ def companions(folder: Path, text_encoder: str = "bf16") -> None:
     for name, (mid, kind) in upscalers.items():
         path = folder / f"latent_upscale_models/ltx-2.3-{name}.safetensors"
         write_safetensors(path, bf16(layouts.upsampler(mid, kind)))
-    path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
-    write_safetensors(path, lora())
+    if has_lora:
+        path = folder / "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
+        write_safetensors(path, lora())
+        write_safetensors(path.with_name(f"{RESIZED_LORA}.safetensors"), resized_lora())
 
 
 def split(folder: Path) -> None:
@@ -326,7 +368,7 @@ def split(folder: Path) -> None:
 def main() -> None:
     """Write all precisions into one models/ folder."""
     folder = Path(sys.argv[1])
-    for precision in ("bf16", "fp8", "nvfp4", "q4_k_m", "q4_k_s"):
+    for precision in ("bf16", "fp8", "nvfp4", *GGUF):
         print(checkpoint(folder, precision))
     companions(folder, "bf16")
     companions(folder, "fp8")

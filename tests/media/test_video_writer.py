@@ -239,7 +239,7 @@ def test_invalid_outputs_are_refused_before_frames_are_read(tmp_path: Path) -> N
     check_video_path(tmp_path / "new" / "folder" / "clip.mp4")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     assert old.read_bytes() == b"old content"
-    assert entries(tmp_path) == ["folder.mp4", "old.mp4"]
+    assert entries(tmp_path) == ["folder.mp4", "new", "old.mp4"]
 
 
 def test_odd_sizes_are_refused_with_an_even_one_as_hint() -> None:

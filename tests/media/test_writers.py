@@ -18,7 +18,7 @@ from latent_ladder.media.encoders import EncoderSettings, bits_per_channel, requ
 from latent_ladder.media.video_reader import probe, read_audio, read_metadata
 from latent_ladder.media.video_writer import VideoSpec, WrittenVideo
 from latent_ladder.media.writers import bit_depth, check_clip, write_clip_file
-from latent_ladder.pipeline.stages.decoding import as_integers
+from latent_ladder.pipeline.stages.decoding import integer_frames
 from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.output import Output
 
@@ -111,9 +111,10 @@ def test_ten_bit_codecs_store_ten_bits(tmp_path: Path) -> None:
 
 def test_frames_are_converted_to_the_bit_depth_of_the_file() -> None:
     frames = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 3, 1, 1)
-    assert as_integers(frames, 8).tolist() == [[[[0, 128, 255]]]]
-    assert as_integers(frames, 10).tolist() == [[[[0, 32768, 65535]]]]
-    assert as_integers(frames, 16).dtype == np.uint16
+    (eight,), (ten,) = (integer_frames([frames], bits) for bits in (8, 10))
+    assert eight.tolist() == [[[[0, 128, 255]]]]
+    assert ten.tolist() == [[[[0, 32768, 65535]]]]
+    assert [frames.dtype for frames in integer_frames([frames], 16)] == [np.uint16]
     assert [bits_per_channel(p) for p in ("yuv420p", "yuv420p10le", "pal8", "rgb48le")] == [
         8,
         10,

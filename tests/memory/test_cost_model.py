@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
+
 import pytest
+import torch
 from helpers.goldens import Goldens
+from torch.utils.flop_counter import FlopCounterMode
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
-from latent_ladder.latents.shapes import audio_latents, parse_fps, video_tokens
+from latent_ladder.latents.shapes import Resolution, audio_latents, parse_fps, video_tokens
+from latent_ladder.latents.tiling import one_tile
 from latent_ladder.memory.cost_model import (
-    LTX_2_3,
-    DitSize,
     count_passes,
-    decode_activations,
     estimate,
     forward_flops,
-    sizes_of,
     transformer_activations,
 )
+from latent_ladder.memory.decode_cost import decode_activations, decode_flops
+from latent_ladder.memory.model_sizes import LTX_2_3, DitSize, sizes_of
+from latent_ladder.models.network_configs import video_decoder_config
+from latent_ladder.models.video_vae.vae import decode_video, load_video_vae
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.request.overrides import apply_sets
@@ -108,7 +114,8 @@ def test_stages_of_a_plan() -> None:
     assert base.lora_bytes == pytest.approx(7.6e9, rel=0.01)
     assert upsample.flops > 1e13
     assert refine.audio_tokens == base.audio_tokens > 0
-    assert decode.flops == 0
+    assert decode.flops == pytest.approx(6.24e14, rel=0.001), "counted"
+    assert prompt.flops == pytest.approx(2 * 2.93e13, rel=0.01), "two whole contexts"
 
 
 def test_more_rows_and_longer_chunks_need_more_memory() -> None:
@@ -155,3 +162,36 @@ def test_sizes_from_headers(golden: Goldens) -> None:
     stored = sum(size for role, size in sizes.weights.items() if role != "latent_upsampler")
     assert 0.8 * in_file < stored < in_file
     assert next(c.name for c in estimate(request("pocket"), sizes)) == "prompt"
+
+
+def clip(width: int, height: int, frames: int) -> Resolution:
+    return Resolution(width, height, frames, Fraction(24), 0)
+
+
+@pytest.mark.parametrize("asked", [{}, {"tile_px": 64}, {"tile_frames": 16, "overlap_frames": 8}])
+def test_flops_of_decoding_are_those_counted(golden: Goldens, asked: dict[str, int]) -> None:
+    parts = components(open_checkpoint(golden.path("checkpoints/tiny-ltx-2.3.safetensors")))
+    vae, decode, size = parts["video_vae"], Decode.model_validate(asked), clip(96, 128, 33)
+    sizes = replace(LTX_2_3, decoder=video_decoder_config(vae.shapes(), vae.config))
+    loaded = load_video_vae(vae, device="cpu", dtype=torch.float32, parts=("decoder",))
+    latents = torch.zeros(size.video_latent_shape(loaded.latent_channels))
+    _, _, frames, rows, cols = latents.shape
+    with FlopCounterMode(display=False) as counter:
+        list(decode_video(latents, loaded, decode.tiles((frames, rows, cols))))
+    counted = counter.get_total_flops()
+    assert decode_flops(size, decode, sizes) == pytest.approx(counted, rel=0.02)
+
+
+def test_a_clip_is_decoded_whole_where_no_tiles_are_asked_for() -> None:
+    assert Decode().tiles((16, 34, 60)) == one_tile(16, 34, 60)
+    assert Decode(noise="ltx", steps=2).tiles((16, 34, 60)) == one_tile(16, 34, 60)
+    tiles = Decode(tile_px=512).tiles((16, 34, 60))
+    assert len(tiles.rows) * len(tiles.cols) > 1
+
+
+def test_large_frames_make_larger_chunks() -> None:
+    """A chunk has one frame at least, which at 1440p is more than the usual chunk."""
+    assert LTX_2_3.decoder is not None
+    full, wide = (clip(*size, 121) for size in ((1920, 1088), (2560, 1440)))
+    more = decode_activations(wide, Decode(), LTX_2_3) / decode_activations(full, Decode(), LTX_2_3)
+    assert more > 1.7

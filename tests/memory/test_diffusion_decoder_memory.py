@@ -11,7 +11,7 @@ from helpers.goldens import GOLDEN_2_5
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.errors import MemoryBudgetError
-from latent_ladder.memory.cost_model import LTX_2_3, sizes_of
+from latent_ladder.memory.model_sizes import LTX_2_3, sizes_of
 from latent_ladder.memory.planner import GIB, Budget, Policy, plan_fallback, plan_memory
 from latent_ladder.models.diffusion_decoder_config import (
     PUBLISHED_KERNELS,

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_ladder.errors import MemoryBudgetError, RequestError
-from latent_ladder.memory.cost_model import LTX_2_3, estimate
+from latent_ladder.memory.cost_model import estimate
 from latent_ladder.memory.hardware import MemoryOptions, budget
+from latent_ladder.memory.model_sizes import LTX_2_3
 from latent_ladder.memory.planner import (
     GIB,
     Budget,

@@ -90,7 +90,7 @@ def test_a_square_of_three_pixels_per_frame_has_that_speed() -> None:
     share = 48 * 48 / (96 * 128)
     assert measured.dynamic_degree == pytest.approx(fast, rel=0.05)
     # the strip that the square uncovers is no motion of the square
-    assert measured.motion == pytest.approx(fast * share, rel=0.1)
+    assert measured.motion == pytest.approx(fast * share, rel=0.05)
     assert measured.dynamic_share == 1.0
 
 

@@ -10,9 +10,10 @@ from helpers.goldens import Goldens
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
+from latent_ladder.latents.shapes import clip_frames
 from latent_ladder.models.audio_vae.vae import load_audio_vae
 from latent_ladder.models.audio_vae.vocoder import load_vocoder, vocode
-from latent_ladder.models.duration_head import clip_frames, load_duration_head
+from latent_ladder.models.duration_head import load_duration_head
 from latent_ladder.models.latent_upsampler.upsample import load_upsampler, upsample
 from latent_ladder.models.vae_loading import read_latent_statistics
 

@@ -20,7 +20,7 @@ from latent_ladder.latents.tokens import (
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer, load_transformer
-from latent_ladder.sampling.denoise import LatentState, Noises, SamplingPlan, sample
+from latent_ladder.sampling.denoise import LatentState, Noises, NoiseShapes, SamplingPlan, sample
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.samplers import SAMPLERS, SamplerOptions
 
@@ -156,7 +156,7 @@ def test_every_sampler_runs_the_model(golden: Goldens, transformer: Transformer,
     case = golden("stage1.guided_t2v")
     spec = SAMPLERS[name]
     model = Denoiser(transformer, *streams(case, case.inputs), force_uncond=spec.needs_uncond)
-    noises = Noises.from_seed(1, (1, 8, 5, 4, 6), (1, 2, 34, 16), name)
+    noises = Noises.from_seed(1, NoiseShapes((1, 8, 5, 4, 6), (1, 2, 34, 16)), name)
     video, audio = sample(model, *empty(), noises, SamplingPlan((1.0, 0.7, 0.0), name))
     assert video is not None
     assert audio is not None

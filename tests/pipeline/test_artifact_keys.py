@@ -167,6 +167,9 @@ ROWS: dict[str, Row] = dict(
         row("noise_order", "ltx", BASE),
         row("mask_convention", "ltx", BASE),
         row("model_convention", "comfyui", ALL),
+        row("hdr", "acescct", CLIP),
+        row("image_crf", 18, NOTHING),  # that of the images, of which there are none
+        row("image_resize", "ltx", NOTHING),  # that of the images, of which there are none
         row("models.precision", "fp8", BASE),
         row("models.checkpoint", twin("checkpoint"), ALL),
         row("models.transformer", twin("transformer"), BASE),
@@ -196,6 +199,7 @@ ROWS: dict[str, Row] = dict(
         row("output.crf", 25, CLIP),
         row("output.preset", "fast", CLIP),
         row("output.pix_fmt", "yuv444p", CLIP),
+        row("output.transfer", "pq", CLIP),
         row("output.poster", True, NOTHING),
         row("output.sheet", True, NOTHING),
     ]
@@ -245,7 +249,9 @@ def test_every_field_has_a_row() -> None:
         if kind != "upscale":  # decides no stage: see test_upscale
             known |= set(table_fields(table, f"{kind}."))
     files = {name for name in known if name.split(".")[0] in ELSEWHERE}
-    assert known - files - TILES == set(ROWS) | ONE_VALUE | {"base.generated_keyframes"}
+    # an automatic duration becomes a number of frames before any key is made
+    newest = {"base.generated_keyframes", "auto_duration.min_s", "auto_duration.max_s"}
+    assert known - files - TILES == set(ROWS) | ONE_VALUE | newest
 
 
 def test_generated_keyframes_decide_the_base_stage() -> None:

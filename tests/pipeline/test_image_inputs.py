@@ -20,7 +20,8 @@ from latent_ladder.cli.commands.flags import InputFlags
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.latents.tokens import video_to_tokens
-from latent_ladder.media.image_input import check_image, compress_like_video, fit_image, load_image
+from latent_ladder.media.image_input import check_image, compress_like_video, load_image
+from latent_ladder.media.image_resize import fit_image
 from latent_ladder.pipeline.run import prepare
 from latent_ladder.pipeline.start_state import apply_images, plain_start
 from latent_ladder.request.files import request_of_clip
@@ -128,6 +129,26 @@ def test_cover_cuts_and_letterbox_shows_all() -> None:
     columns = np.flatnonzero(boxed.max((0, 2)))
     assert (len(rows), rows[0]) == (20, 38)
     assert columns[-1] - 8 < 80
+
+
+def test_each_recipe_resizes_in_its_own_way(tmp_path: Path) -> None:
+    """Lightricks' pipelines round the size up and crop after; ComfyUI crops before."""
+    pixels = load_image(drawn(tmp_path / "a.png", (197, 120)))
+    planes = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    bilinear = torch.nn.functional.interpolate
+    whole = bilinear(planes, (64, 106), mode="bilinear")[..., 21:85]  # 197 * 64 / 120 = 105.07
+    cut = bilinear(planes[..., 38:159], (64, 64), mode="bilinear")  # 120 of 197 columns, rounded
+    for name, want in (("ltx", whole), ("comfyui", cut)):
+        fitted = fit_image(pixels, (64, 64), (64, 64), resize=name)
+        assert fitted.dtype == np.float32
+        np.testing.assert_allclose(fitted, want[0].permute(1, 2, 0).numpy(), atol=1e-4)
+    smooth = fit_image(pixels, (64, 64), (64, 64))
+    assert smooth.dtype == np.uint8
+    stripes = np.zeros((64, 512, 3), np.uint8)
+    stripes[:, ::2] = 255  # every second column: grey, if pixels are averaged
+    for name, spread in (("antialiased", 12), ("ltx", 128)):
+        fitted = fit_image(stripes, (96, 96), (96, 12), "letterbox", resize=name)[44:52]
+        assert np.abs(fitted[:, 8:-8].astype(float) - 127.5).max() <= spread, name
 
 
 @pytest.mark.parametrize("size", [(97, 65), (34, 18), (64, 64)])
@@ -264,6 +285,11 @@ def test_the_content_of_a_picture_counts_and_not_its_name(
     assert weaker["base"] != before["base"]
     drawn(copy, (96, 62))
     assert keys(copy)["images 32x32"] != before["images 32x32"]
+    images = [{"file": str(photo)}]
+    for changes in ({"image_resize": "ltx"}, {"image_crf": 18}):
+        request = request_with(images=images, **changes)
+        moved = {s.name: s.key for s in prepare(request, library, store).plan.stages}
+        assert moved["images 32x32"] != before["images 32x32"]
     plain = {s.name: s.key for s in prepare(request_with(), library, store).plan.stages}
     none = keys(photo, strength=0.0)
     assert none == plain

@@ -20,9 +20,11 @@ from latent_ladder.pipeline.model_runner import ModelRunner
 from latent_ladder.pipeline.plan import make_plan
 from latent_ladder.pipeline.preparation import policy_of
 from latent_ladder.pipeline.run import prepare
+from latent_ladder.pipeline.stage_noise import earlier_noise, noise_shapes
 from latent_ladder.pipeline.stages.decoding import DecodeJob, official_generator
 from latent_ladder.pipeline.video_decoder import with_decoder
 from latent_ladder.request.model import Request
+from latent_ladder.sampling.denoise import Noises
 from latent_ladder.storage.artifact_store import Store
 
 ENCODER = "text_encoders/tiny-gemma4-with-proj-ltx-2.5.safetensors"
@@ -86,6 +88,12 @@ def test_a_clip_with_both_decoders(
     base = stored(store, request, library, "base")
     case.check("video_latent", base["video"])
     case.check("audio_latent", base["audio"])
+    case, refined = (
+        golden_2_5("pipeline.distilled.t2v.stage2"),
+        stored(store, request, library, "refine"),
+    )
+    case.check("video_latent", refined["video"])
+    case.check("audio_latent", refined["audio"])
     other = distilled(golden_2_5, decode={"decoder": "diffusion"})
     result, _ = make(other, library, store, tmp_path / "diffusion.mp4")
     assert {name for name, done in reused(result).items() if not done} <= {"decode and write"}
@@ -105,6 +113,44 @@ def test_generated_keyframes(
     assert made["video"].shape == (1, 8, 4, 1, 2)
     assert made["keyframes"].shape == (1, 8, 2, 1, 2)
     assert made["keyframes"].isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "slots"), [("t2v", 0), ("i2v_slots", 1)])
+def test_official_noise_of_stage_2(
+    golden_2_5: Goldens, library: Library, store: Store, name: str, slots: int
+) -> None:
+    """It goes on where the noise of stage 1 ended, generated keyframes included."""
+    request = distilled(golden_2_5, {"generated_keyframes": slots})
+    plan = prepare(request, library, store, device="cpu").plan
+    stages = {stage.name: stage for stage in plan.stages}
+    for number, stage in ((1, stages["base"]), (2, stages["refine"])):
+        shapes = noise_shapes(plan, stage, stage.windows[0])
+        earlier = earlier_noise(plan, stage.position)
+        noises = Noises.from_seed(10, shapes, "euler", order="ltx", earlier=earlier)
+        assert noises.video is not None
+        assert noises.audio is not None
+        case = golden_2_5(f"pipeline.distilled.{name}.stage{number}")
+        assert torch.equal(noises.video, case.inputs["video_noise"])
+        assert torch.equal(noises.audio, case.inputs["audio_noise"])
+    order = golden_2_5("noise.seed_order")
+    if not slots:
+        assert noises.video is not None
+        order.check("stage2_video", noises.video[:, : order.outputs["stage2_video"].shape[1]])
+
+
+def test_a_stage_with_its_own_seed_has_its_own_generator(
+    golden_2_5: Goldens, library: Library, store: Store
+) -> None:
+    request = distilled(golden_2_5)
+    base, upsample, refine = request.stages
+    own = refine.model_copy(update={"seed": 5})
+    plans = [
+        prepare(request.model_copy(update={"stages": (base, upsample, *last)}), library, store,
+                device="cpu").plan
+        for last in ([refine, refine], [own, refine])
+    ]  # fmt: skip
+    assert [len(earlier_noise(plans[0], n)) for n in (0, 2, 3, None)] == [0, 1, 2, 3]
+    assert [len(earlier_noise(plans[1], n)) for n in (0, 2, 3, None)] == [0, 0, 1, 2]
 
 
 def test_official_noise_of_the_pixels(golden_2_5: Goldens, library: Library, store: Store) -> None:
@@ -167,3 +213,26 @@ def test_the_keys_of_both_decoders_differ(
     assert [s.key for s in plans[0].stages] == [s.key for s in plans[1].stages]
     other = make_plan(plans[1].request.model_copy(update={"seed": 11}), plans[1].models, library)
     assert other.run_key != plans[1].run_key
+
+
+def test_the_preset_is_the_official_recipe(
+    golden_2_5: Goldens, library: Library, store: Store
+) -> None:
+    """Its stages have the keys of those that are compared with the goldens, so the same results."""
+    fields = {
+        name: value
+        for name, value in distilled(golden_2_5).to_dict().items()
+        if name in ("prompt", "seed", "width", "height", "frames", "fps")
+    }
+    by_preset = Request.from_preset("ltx-2.5-distilled-lora", **fields)
+    keys = [
+        {
+            stage.name: stage.key
+            for stage in prepare(request, library, store, device="cpu").plan.stages
+        }
+        for request in (distilled(golden_2_5), by_preset)
+    ]
+    assert keys[0] == keys[1]
+    distilled_file = Request.from_preset("ltx-2.5-distilled", **fields)
+    stages = [s.model_dump(exclude={"loras"}) for s in distilled_file.stages]
+    assert stages == [s.model_dump(exclude={"loras"}) for s in by_preset.stages]

@@ -23,7 +23,8 @@ from latent_ladder.latents.shapes import MAX_PX_OF_ROPE
 from latent_ladder.latents.tiling import TilePlan, TileSize, even_spans, one_tile, plan_tiles
 from latent_ladder.latents.tokens import tokens_to_video
 from latent_ladder.media.video_reader import probe
-from latent_ladder.memory.cost_model import LTX_2_3, estimate, forward_flops
+from latent_ladder.memory.cost_model import estimate, forward_flops
+from latent_ladder.memory.model_sizes import LTX_2_3
 from latent_ladder.memory.planner import GIB, Budget, plan_memory
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer, load_transformer
@@ -357,7 +358,12 @@ class Local:
         self.config, self._velocity = model.config, velocity
 
     def __call__(
-        self, video: StreamInput | None, audio: StreamInput | None, specs: Sequence[PassSpec]
+        self,
+        video: StreamInput | None,
+        audio: StreamInput | None,
+        specs: Sequence[PassSpec],
+        *,
+        updated_video: bool,
     ) -> tuple[torch.Tensor | None, ...]:
         return tuple(
             None if s is None else self._velocity(s.tokens).repeat(len(specs), 1, 1)

@@ -104,7 +104,8 @@ def test_stages_run_in_order_with_steps_and_peaks(first: FirstRun) -> None:
     assert decoded[-1] == 9
     sigmas = [e.sigma for e in events if isinstance(e, StepDone) and e.stage == "refine"]
     assert sigmas == pytest.approx([0.5, 0.0])
-    assert max(s.peak_memory_bytes or 0 for s in result.stages) > 1e6
+    # models and work, without the interpreter
+    assert max(s.peak_memory_bytes or 0 for s in result.stages) > 5e5
 
 
 def test_the_clip_carries_its_request(first: FirstRun) -> None:

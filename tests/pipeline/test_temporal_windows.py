@@ -22,7 +22,8 @@ from latent_ladder.cli.app import app
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution, audio_latents
 from latent_ladder.media.video_reader import probe
-from latent_ladder.memory.cost_model import LTX_2_3, estimate
+from latent_ladder.memory.cost_model import estimate
+from latent_ladder.memory.model_sizes import LTX_2_3
 from latent_ladder.memory.planner import Budget, plan_memory
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.pipeline.events import Event, StageStarted, StepDone
@@ -188,8 +189,8 @@ def test_the_plan_says_in_how_many_windows(tmp_path: Path) -> None:
         env={"COLUMNS": "300"},
     )
     assert done.exit_code == 0, done.output
-    assert done.output.count("in 4 windows of 385 frames") == 3  # base, upsample, refine
-    assert "60.04 s are made in 4 windows of 16.04 s" in done.output
+    assert done.output.count("in 90 windows of 25 frames") == 3  # base, upsample, refine
+    assert "60.04 s are made in 90 windows of 1.04 s" in done.output
 
 
 # --- what a window sees -------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 Source: ``c10/cuda/CUDACachingAllocator.cpp``. Requests of up to 1 MiB are served from segments of
 2 MiB, up to 10 MiB from segments of 20 MiB, larger ones from segments of their size. The smallest
-free block that is large enough is used and split; neighbours that become free are merged.
+free block that is large enough is used and split; neighbours that become free are merged. With
+``expandable_segments`` (what the product sets on Linux), each pool is one range of addresses that
+grows by pages of 2 MiB (small) and 20 MiB (large); before an out-of-memory error, pages without a
+tensor are returned.
 """
 
 from __future__ import annotations
@@ -33,6 +36,13 @@ class _Block:
     free: bool = True
     before: _Block | None = None
     after: _Block | None = None
+
+
+class Expandable(NamedTuple):
+    """Peaks of a trace: bytes of all pages mapped, and of the pages with a tensor in them."""
+
+    mapped: int
+    needed: int
 
 
 class _Pool:
@@ -113,3 +123,95 @@ def _merge(block: _Block, pool: _Pool) -> _Block:
             second.after.before = first
         block = first
     return block
+
+
+def peak_expandable(trace: Iterable[tuple[str, int, int]]) -> Expandable:
+    """Peaks for a trace, as :func:`peak_reserved`, with expandable segments."""
+    ranges = {True: _Range(SMALL_SEGMENT), False: _Range(MEDIUM_SEGMENT)}
+    live: dict[int, tuple[_Block, bool]] = {}
+    most = 0
+    for kind, number, nbytes in trace:
+        if kind == "f":
+            block, small = live.pop(number)
+            ranges[small].free(block)
+            continue
+        small = nbytes <= SMALL_REQUEST
+        live[number] = ranges[small].allocate(nbytes), small
+        most = max(most, sum(part.needed for part in ranges.values()))
+    return Expandable(sum(part.mapped for part in ranges.values()), most)
+
+
+class _Range:
+    """One expandable segment: blocks in order of address, the last one free or of size 0."""
+
+    def __init__(self, page: int) -> None:
+        self.page, self.mapped, self.needed = page, 0, 0
+        self._pool, self._end = _Pool(), _Block(0, free=False)
+        self._begin: dict[int, int] = {}
+        self._used: dict[int, int] = {}
+
+    def allocate(self, nbytes: int) -> _Block:
+        block = self._pool.smallest(nbytes)
+        if block is None:
+            block = self._grow(nbytes)
+        begin = self._begin.pop(id(block))
+        rest = block.size - nbytes
+        if rest >= SMALLEST_REST:
+            remainder = _Block(rest, True, block, block.after)
+            if block.after is not None:
+                block.after.before = remainder
+            block.after, block.size = remainder, nbytes
+            self._add(remainder, begin + nbytes)
+            if self._end is block:
+                self._end = remainder
+        block.free = False
+        self._begin[id(block)] = begin
+        self._count(block, 1)
+        return block
+
+    def free(self, block: _Block) -> None:
+        self._count(block, -1)
+        begin = self._begin.pop(id(block))
+        if block.before is not None and block.before.free:
+            begin = self._begin.pop(id(block.before))
+        if block.after is not None and block.after.free:
+            self._begin.pop(id(block.after))
+        was_end = self._end is block or (
+            block.after is not None and block.after.free and self._end is block.after
+        )
+        merged = _merge(block, self._pool)
+        if was_end:
+            self._end = merged
+        self._add(merged, begin)
+
+    def _grow(self, nbytes: int) -> _Block:
+        """A free block of at least ``nbytes`` at the end of the range."""
+        end, page = self._end, self.page
+        is_free = end.free and end.size > 0
+        missing = nbytes - (end.size if is_free else 0)
+        more = -(-missing // page) * page
+        if is_free:
+            self._pool.remove(end)
+            end.size += more
+        else:
+            fresh = _Block(more, True, end if end.size else None)
+            if end.size:
+                end.after = fresh
+            self._begin[id(fresh)] = self.mapped
+            self._end = end = fresh
+        self.mapped += more
+        return end
+
+    def _add(self, block: _Block, begin: int) -> None:
+        self._begin[id(block)] = begin
+        self._pool.add(block)
+
+    def _count(self, block: _Block, step: int) -> None:
+        """Count a block in or out of the pages that it touches."""
+        begin = self._begin[id(block)]
+        last = (begin + max(block.size, 1) - 1) // self.page
+        for number in range(begin // self.page, last + 1):
+            before = self._used.get(number, 0)
+            self._used[number] = before + step
+            if min(before, before + step) == 0:
+                self.needed += step * self.page

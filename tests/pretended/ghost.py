@@ -40,6 +40,8 @@ from pretended.standins import Machine, pretend_cuda
 
 SMALL = 1 << 18
 """Numbers of a tensor whose values are kept."""
+NOTED = 1.001
+"""Growth of a peak from which on the tensors alive are listed again."""
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 SIZED_BY_NUMBERS = {
@@ -85,6 +87,7 @@ class Log:
     at_peak: dict[str, Counter[str]] = field(default_factory=dict)
     guessed: Counter[tuple[str, str]] = field(default_factory=Counter)
     trace: list[tuple[str, int, int]] = field(default_factory=list)
+    _noted: Counter[tuple[str, int]] = field(default_factory=Counter)
     _alive: dict[int, tuple[int, str]] = field(default_factory=dict)
     _counted: weakref.WeakKeyDictionary[Any, int] = field(default_factory=weakref.WeakKeyDictionary)
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -108,7 +111,8 @@ class Log:
             allocated = self.machine.cards[index].allocated
             if allocated > self.peaks[self.stage, index]:
                 self.peaks[self.stage, index] = allocated
-                if self.watch:
+                if self.watch and allocated > NOTED * self._noted[self.stage, index]:
+                    self._noted[self.stage, index] = allocated
                     self._note_peak()
 
     def _free(self, number: int, index: int) -> None:

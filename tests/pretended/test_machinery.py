@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from random import Random
 
 import pytest
 import torch
@@ -157,6 +158,34 @@ def test_the_allocator_reserves_segments_and_reuses_them() -> None:
     found = allocator.peak_reserved(trace)
     assert found.reserved == (20 + 30 + 2) * mib
     assert found.in_use == 33 * mib + 512
+
+
+def test_expandable_segments_grow_by_pages_and_return_empty_ones() -> None:
+    mib = allocator.MIB
+    trace = [("a", 1, 3 * mib), ("a", 2, 30 * mib), ("f", 2, 0), ("a", 3, 29 * mib), ("a", 4, 512)]
+    assert allocator.peak_expandable(trace) == ((40 + 2) * mib, (40 + 2) * mib)
+    hole = [("a", 1, 60 * mib), ("a", 2, 20 * mib), ("f", 1, 0), ("a", 3, 80 * mib)]
+    assert allocator.peak_expandable(hole) == (160 * mib, 100 * mib), "the hole's pages go back"
+
+
+def test_a_random_trace_never_needs_less_than_its_tensors() -> None:
+    random, most = Random(1), 0
+    live: dict[int, int] = {}
+    trace: list[tuple[str, int, int]] = []
+    for number in range(2000):
+        if live and random.random() < 0.5:
+            trace.append(("f", live.pop(random.choice(sorted(live))), 0))
+        size = 512 * random.choice([1, 100, 3000, 50_000, 400_000])
+        live[number] = number
+        trace.append(("a", number, size))
+    sizes = {number: size for kind, number, size in trace if kind == "a"}
+    used = 0
+    for kind, number, _ in trace:
+        used += sizes[number] if kind == "a" else -sizes[number]
+        most = max(most, used)
+    found = allocator.peak_expandable(trace)
+    assert most <= found.needed <= found.mapped
+    assert allocator.peak_reserved(trace).in_use >= most
 
 
 def test_two_cards_have_memory_of_their_own() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import GOLDEN
+from numpy.typing import NDArray
 
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
@@ -50,7 +51,8 @@ def test_frames_are_copied_while_the_next_are_computed() -> None:
     expected = list(to_host(chunks("cpu")))
     launched.clear()
     with twin.pretend() as log, races.watch(log) as found:
-        arrays, ahead = [], []
+        arrays: list[NDArray[Any]] = []
+        ahead: list[int] = []
         for array in to_host(chunks("cuda")):
             ahead.append(len(launched) - len(arrays))
             arrays.append(array)

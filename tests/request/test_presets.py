@@ -10,7 +10,12 @@ from helpers.request_stages import stages_of
 from latent_ladder.diagnostics.request_warnings import advise
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
-from latent_ladder.request.presets import preset_names, read_preset
+from latent_ladder.request.presets import (
+    preset_family,
+    preset_names,
+    preset_training,
+    read_preset,
+)
 from latent_ladder.sampling.schedules import DISTILLED_STAGE_1, DISTILLED_STAGE_2
 
 PROMPT = "A woman walks along the shore while waves break behind her."
@@ -147,6 +152,7 @@ def test_ltx_pipelines() -> None:
     assert refine.sigmas == DISTILLED_STAGE_2
     assert strengths(request) == [[], [1.0]]
     assert (request.noise_order, request.mask_convention) == ("ltx", "ltx")
+    assert request.image_resize == "ltx"
 
 
 def test_hq() -> None:
@@ -178,6 +184,7 @@ def test_lightricks_workflow() -> None:
     assert request.negative_prompt == COMFYUI_NEGATIVE
     assert request.needs_negative, "CFG++ reads it at cfg 1"
     assert (request.noise_order, request.mask_convention) == ("comfyui", "comfyui")
+    assert request.image_resize == "comfyui"
     assert (request.decode.grid, request.decode.overlap_px) == ((2, 2), 6 * 32)
 
 
@@ -208,3 +215,54 @@ def test_three_stages() -> None:
     ]
     assert request.resolved.crop == (0, 36, 1920, 1080)
     assert sigmas(request) == [DISTILLED_STAGE_1, DISTILLED_STAGE_2, COMFYUI_STAGE_2]
+
+
+NEWEST = [name for name in preset_names() if name.startswith("ltx-2.5-")]
+
+
+def test_presets_know_their_family_and_training() -> None:
+    families = {name: preset_family(name) for name in preset_names()}
+    assert {name for name, family in families.items() if family == "2.5"} == set(NEWEST)
+    assert families["pocket"] == ""
+    assert families["distilled"] == "2.3"
+    dev = {name for name in preset_names() if preset_training(name) == "dev"}
+    assert dev >= {"hq", "ltx-2.5-hq", "ltx-2.5-two-stage", "ltx-2.5-one-stage", "comfy-template",
+                   "ltx-2.5-distilled-lora"}  # fmt: skip
+    assert preset_training("ltx-2.5-comfy-template") == preset_training("distilled") == "distilled"
+
+
+@pytest.mark.parametrize(("newer", "older"), [("ltx-2.5-two-stage", "ltx-pipelines"),
+                                              ("ltx-2.5-hq", "hq")])  # fmt: skip
+def test_guided_recipes_of_ltx_2_5_are_those_of_2_3(newer: str, older: str) -> None:
+    """The official defaults differ in the compression of images only, which the family decides."""
+    left, right = (preset(name).model_dump(exclude={"preset"}) for name in (newer, older))
+    assert left == right
+
+
+def test_ltx_2_5_distilled() -> None:
+    request = preset("ltx-2.5-distilled")
+    base, _, refine = stages_of(request)
+    assert (base.sampler, refine.sampler) == ("euler_ancestral", "euler")
+    assert (base.options.eta, base.options.s_noise) == (None, None)  # 1 and 1
+    assert sigmas(request) == [DISTILLED_STAGE_1, DISTILLED_STAGE_2]
+    assert (request.noise_order, request.mask_convention) == ("ltx", "ltx")
+    assert strengths(request) == [[], []]
+    assert strengths(preset("ltx-2.5-distilled-lora")) == [[1.0], [1.0]]
+    one = preset("ltx-2.5-one-stage")
+    assert one.stages[0] == preset("ltx-2.5-two-stage").stages[0]
+    assert (one.width, one.height, len(one.stages)) == (768, 512, 1)
+
+
+def test_comfyui_templates_of_ltx_2_5() -> None:
+    request = preset("ltx-2.5-comfy-template")
+    base, _, refine = stages_of(request)
+    assert base.sampler == refine.sampler == "euler_ancestral"
+    assert sigmas(request) == [DISTILLED_STAGE_1, COMFYUI_STAGE_2]
+    assert request.noise_order == "comfyui"
+    assert request.fps == 24
+    assert request.frames == 121
+    decode = request.decode
+    assert (decode.tile_px, decode.overlap_px, decode.tile_frames) == (512, 64, 64)
+    assert decode.overlap_frames == 16
+    (between,) = preset("ltx-2.5-comfy-first-last").sampling_stages()
+    assert between[1].options.eta == 0

@@ -24,11 +24,13 @@ from latent_ladder.latents.tokens import (
 from latent_ladder.sampling.denoise import (
     LatentState,
     Noises,
+    NoiseShapes,
     Packing,
     SamplingPlan,
     draw_noise,
     noise_source,
     sample,
+    standardise_noise,
 )
 from latent_ladder.sampling.samplers import SAMPLERS, Prediction, SamplerOptions
 from latent_ladder.sampling.schedules import DISTILLED_STAGE_2, ltx
@@ -126,13 +128,47 @@ def test_noise_shapes_with_appended_tokens(order: Any) -> None:
 
 @given(st.integers(0, 2**64 - 1), st.sampled_from(["comfyui", "ltx"]))
 def test_no_two_noises_of_a_run_are_alike(seed: int, order: Any) -> None:
-    noises = Noises.from_seed(seed, VIDEO, AUDIO, "res_2s", order=order)
+    noises = Noises.from_seed(seed, NoiseShapes(VIDEO, AUDIO), "res_2s", order=order)
     start = Packing((24, 8), (5, 12)).pack(noises.video, noises.audio)
     streams = [start, *(noises.source(i, kind) for i in range(2) for kind in ("substep", "step"))]
     similar = torch.corrcoef(torch.cat(streams)) - torch.eye(5)
     assert similar.abs().max() < 0.35
     again = noise_source(seed, VIDEO, AUDIO, order, standardise=True)
     assert torch.equal(again(0, "substep"), streams[1])
+
+
+def test_runs_of_one_clip_share_the_official_generator() -> None:
+    """Stage 2 goes on where stage 1 ended; in ComfyUI's order every run starts anew."""
+    first, second = NoiseShapes(VIDEO, AUDIO, 3), NoiseShapes((1, 8, 3, 4, 8), AUDIO)
+    generator = torch.Generator().manual_seed(11)
+    want = [torch.randn(s, generator=generator) for s in ((1, 27, 8), (1, 5, 12), (1, 96, 8))]
+    noises = Noises.from_seed(11, second, "euler", order="ltx", earlier=[first])
+    assert noises.video is not None
+    assert torch.equal(noises.video, want[2])
+    alone = Noises.from_seed(11, second, "euler")
+    again = Noises.from_seed(11, second, "euler", earlier=[first])
+    assert alone.video is not None
+    assert again.video is not None
+    assert torch.equal(alone.video, again.video)
+
+
+def test_official_res_2s_has_fixed_step_noise_in_float64() -> None:
+    """Seeds -1 and 9999 of LTX-2's loop, the same for every seed of a clip and every stage."""
+    shapes = NoiseShapes(VIDEO, AUDIO)
+    for kind, fixed in (("step", -1), ("substep", 9999)):
+        generator = torch.Generator().manual_seed(fixed)
+        draws = [
+            torch.randn(shape, generator=generator, dtype=torch.float64)
+            for shape in [(1, 24, 8), (1, 5, 12)] * 2
+        ]
+        want = [standardise_noise(t).flatten(1) for t in draws]
+        for seed in (1, 2):
+            noises = Noises.from_seed(seed, shapes, "res_2s", order="ltx")
+            for step in range(2):
+                packed = torch.cat(want[2 * step : 2 * step + 2], dim=1)
+                assert torch.equal(noises.source(step, kind), packed)
+    window = Noises.from_seed(1, shapes, "res_2s", order="ltx", window=1)
+    assert not torch.equal(window.source(0, "step"), torch.cat(want[:2], dim=1))
 
 
 def test_standardised_noise_is_standard_per_stream() -> None:
@@ -260,7 +296,7 @@ def test_preserved_tokens_stay_and_the_rest_is_generated(name: str, masks: Any) 
         assert torch.allclose(audio, torch.tensor(0.25), atol=1e-5)
         return Prediction(torch.full_like(x, -1.0), torch.full_like(x, -2.0))
 
-    noises = Noises.from_seed(4, VIDEO, AUDIO, name, order="ltx")
+    noises = Noises.from_seed(4, NoiseShapes(VIDEO, AUDIO), name, order="ltx")
     plan = SamplingPlan(ltx(5), name, masks=masks)
     video, audio = sample(model, state, frozen, noises, plan)
     assert video is not None
@@ -294,7 +330,7 @@ def shrink(x: Tensor, sigma: float, step: int) -> Prediction:
 
 
 def clip(model: Any, plan: SamplingPlan, seed: int = 4, on_step: Any = None) -> Tensor:
-    noises = Noises.from_seed(seed, VIDEO, None, plan.sampler)
+    noises = Noises.from_seed(seed, NoiseShapes(VIDEO, None), plan.sampler)
     video, audio = sample(model, LatentState.empty(24, 8), None, noises, plan, on_step)
     assert audio is None
     assert video is not None

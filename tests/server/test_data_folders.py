@@ -13,7 +13,6 @@ from latent_ladder.server.data_folders import (
     DataFolders,
     check_file_name,
     resolve_inside,
-    split_annotation,
 )
 
 PATHS = st.lists(
@@ -70,9 +69,7 @@ def test_invalid_file_names_are_refused(text: str) -> None:
         check_file_name(text)
 
 
-def test_an_annotation_selects_the_folder(tmp_path: Path) -> None:
-    assert split_annotation("x.png [input]", "output") == ("x.png", "input")
-    assert split_annotation("x.png", "temp") == ("x.png", "temp")
+def test_a_type_selects_the_folder(tmp_path: Path) -> None:
     folders = DataFolders(tmp_path / "i", tmp_path / "o", tmp_path / "t")
     folders.create()
     assert folders.path("temp", "a", "b.png") == (tmp_path / "t" / "a" / "b.png").resolve()

@@ -68,7 +68,7 @@ def test_openais_client_makes_lists_remixes_and_deletes_videos(tmp_path: Path) -
             client.videos.retrieve(video.id)
         with pytest.raises(openai.BadRequestError) as caught:
             client.videos.create(prompt=PROMPT, model="gone")
-        assert "pocket" in str(caught.value)
+        assert "pocket" in str(caught.value.body)
     with ComfyUiServer(tmp_path) as server:
         listed = server.get_json("/v1/videos")["data"]
         assert [v["id"] for v in listed] == [started.id, remix.id]

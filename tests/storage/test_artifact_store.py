@@ -169,6 +169,17 @@ def test_putting_again_replaces_and_leaves_one_data_file(store: Store) -> None:
     assert store.size() > got.size
 
 
+def test_the_size_is_that_of_all_files(store: Store) -> None:
+    store.put(key_of("a"), {"x": torch.ones(3)}, {"stage": "base"})
+    quarantined = store.root / "quarantine" / "old"
+    quarantined.parent.mkdir(exist_ok=True)
+    quarantined.write_bytes(bytes(1000))
+    before = store.size()
+    with store.lock(key_of("b")):
+        (lock,) = (store.root / "locks").glob("*.lock")
+        assert store.size() == before + lock.stat().st_size > before
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 4

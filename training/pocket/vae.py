@@ -70,9 +70,9 @@ def config() -> dict[str, Any]:
             ["res_x", {"num_layers": ENCODER_LAYERS[1]}],
             ["compress_time_res", {"multiplier": 1}],
             ["res_x", {"num_layers": ENCODER_LAYERS[2]}],
-            ["compress_all_res", {"multiplier": 1}],
-            ["res_x", {"num_layers": ENCODER_LAYERS[3]}],
             ["compress_all_res", {"multiplier": 2}],
+            ["res_x", {"num_layers": ENCODER_LAYERS[3]}],
+            ["compress_all_res", {"multiplier": 1}],
             ["res_x", {"num_layers": ENCODER_LAYERS[4]}],
         ],
         "decoder_blocks": [

@@ -6,70 +6,76 @@ rounded one of the page. This module knows nothing about the files on this machi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-Upsampling = tuple[str, Fraction]
-"""Axis and factor of a latent upsampler, such as ``("spatial", 3/2)`` or ``("temporal", 2)``."""
+from latent_ladder.checkpoints.catalog_2_5 import FILES_2_5
+from latent_ladder.checkpoints.catalog_file import (
+    SPATIAL_X2,
+    CatalogFile,
+    Upsampling,
+    format_gb,
+)
 
-SPATIAL_X2: Upsampling = ("spatial", Fraction(2))
+__all__ = [
+    "DEFAULT_PRECISION",
+    "FILES",
+    "PRECISIONS",
+    "PRECISIONS_2_5",
+    "PUBLISHED",
+    "SINGLE_FILE",
+    "SPATIAL_X2",
+    "CatalogFile",
+    "PublishedFamily",
+    "Upsampling",
+    "find_published",
+    "format_gb",
+    "may_be_published",
+    "option_names",
+    "select_file_set",
+    "suggest_file",
+]
 
 PRECISIONS = ("bf16", "fp8", "nvfp4", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m",
               "gguf-q4_k_s", "gguf-q3_k_m", "gguf-q2_k")  # fmt: skip
-"""Weight formats in which a complete set of files is published, the largest first."""
+"""Weight formats in which a complete set of LTX-2.3 is published, the largest first."""
+
+PRECISIONS_2_5 = ("bf16", "int8", "nvfp4")
+"""Weight formats in which a complete set of LTX-2.5 is published."""
 
 DEFAULT_PRECISION = "fp8"
-"""Weight format to suggest to a user who has no transformer yet."""
+"""Weight format of LTX-2.3 to suggest to a user who has no transformer yet."""
+
+
+@dataclass(frozen=True)
+class PublishedFamily:
+    """A family that ``ladder models get`` downloads, with what it takes unless told otherwise."""
+
+    family: str
+    precisions: tuple[str, ...]
+    precision: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        return f"ltx-{self.family}"
+
+
+PUBLISHED: Mapping[str, PublishedFamily] = {
+    family.name: family
+    for family in (
+        PublishedFamily("2.3", PRECISIONS, DEFAULT_PRECISION, "dev"),
+        PublishedFamily("2.5", PRECISIONS_2_5, "int8", "distilled"),
+    )
+}
+"""The families whose files can be downloaded, by name."""
 
 SINGLE_FILE = (
     "transformer", "connectors", "text_projection", "video_vae", "audio_vae", "vocoder",
 )  # fmt: skip
 """The components in an all-in-one checkpoint."""
-
-
-@dataclass(frozen=True)
-class CatalogFile:
-    """One published file. ``path`` is relative to the ``repository`` on huggingface.co.
-
-    ``folder`` is its folder in a ComfyUI models folder, ``roles`` are its components. ``bytes`` is
-    rounded if ``exact`` is false; ``sha256`` is empty if it is not known. ``variant`` is empty for
-    files that all transformers of the family share.
-    """
-
-    path: str
-    repository: str
-    folder: str
-    bytes: int
-    roles: tuple[str, ...]
-    precision: str = "bf16"
-    exact: bool = True
-    variant: str = ""
-    sha256: str = ""
-    upsampling: Upsampling | None = None
-    family: str = "2.3"
-
-    @property
-    def name(self) -> str:
-        """The file name, without folders."""
-        return self.path.rsplit("/", 1)[-1]
-
-    @property
-    def page(self) -> str:
-        """The page of its repository, without ``https://``."""
-        return f"huggingface.co/{self.repository}"
-
-    @property
-    def size(self) -> str:
-        """Its size in decimal GB as text, as the publishers write it."""
-        return f"{'' if self.exact else 'about '}{format_gb(self.bytes)}"
-
-
-def format_gb(n_bytes: int) -> str:
-    """A size in decimal GB with three digits, as on the publishers' pages: ``"0.996 GB"``."""
-    value = n_bytes / 1e9
-    digits = 1 if value >= 10 else 2 if value >= 1 else 3
-    return f"{value:.{digits}f} GB"
 
 
 def _checkpoint_file(
@@ -119,11 +125,11 @@ def _gemma_file(
 
 
 def _upsampler_file(
-    name: str, n_bytes: int, upsampling: Upsampling, sha256: str = ""
+    name: str, n_bytes: int, upsampling: Upsampling, sha256: str = "", option: str = ""
 ) -> CatalogFile:
     return CatalogFile(
         name, "Lightricks/LTX-2.3", _UPSAMPLERS, n_bytes, ("latent_upsampler",),
-        sha256=sha256, upsampling=upsampling,
+        sha256=sha256, upsampling=upsampling, option=option,
     )  # fmt: skip
 
 
@@ -186,23 +192,38 @@ FILES: tuple[CatalogFile, ...] = (
         "5f416311fa8172b65af67530758964708d29a317b830d689a51143b7f91913ed",
     ),
     _upsampler_file(
-        "ltx-2.3-spatial-upscaler-x1.5-1.0.safetensors", 1_090_125_794, ("spatial", Fraction(3, 2))
+        "ltx-2.3-spatial-upscaler-x1.5-1.0.safetensors", 1_090_125_794, ("spatial", Fraction(3, 2)),
+        option="spatial-upscaler-x1.5",
     ),
     _upsampler_file(
-        "ltx-2.3-temporal-upscaler-x2-1.0.safetensors", 261_944_000, ("temporal", Fraction(2))
+        "ltx-2.3-temporal-upscaler-x2-1.0.safetensors", 261_944_000, ("temporal", Fraction(2)),
+        option="temporal-upscaler",
     ),
     _distilled_lora_file("ltx-2.3-22b-distilled-lora-384-1.1.safetensors", 7_605_507_256),
     _distilled_lora_file("ltx-2.3-22b-distilled-lora-384.safetensors", 7_605_507_256),
+    CatalogFile(  # the former, with a rank of its own for each module: that of ComfyUI's templates
+        "split_files/loras/"
+        "ltx_2.3_22b_distilled_1.1_lora_dynamic_fro09_avg_rank_111_bf16.safetensors",
+        "Comfy-Org/ltx-2.3", "loras", 2_200_000_000, ("distilled_lora",), exact=False,
+    ),
+    CatalogFile(  # 1.1 mends long clips
+        "ltx-2.3-spatial-upscaler-x2-1.0.safetensors", "Lightricks/LTX-2.3", _UPSAMPLERS,
+        996_000_000, ("latent_upsampler",), exact=False, upsampling=SPATIAL_X2,
+    ),
     CatalogFile(
         "ltx-2-spatial-upscaler-x2-1.0.safetensors", "Lightricks/LTX-2", _UPSAMPLERS,
         1_050_000_000, ("latent_upsampler",), exact=False, upsampling=SPATIAL_X2, family="2.0",
     ),
     _distilled_lora_file("ltx-2-19b-distilled-lora-384.safetensors", 7_674_558_424, "2.0"),
+    *FILES_2_5,
 )  # fmt: skip
 """All files of the catalog. Of several equally good ones the first is suggested."""
 
-_GEMMA_FOR = {"bf16": "bf16", "fp8": "fp8"}
-"""Weight format of the text encoder for that of the transformer; ``nvfp4`` for all others."""
+_GEMMA_FOR: Mapping[str, Mapping[str, str]] = {
+    "2.3": {"bf16": "bf16", "fp8": "fp8", "": "nvfp4"},
+    "2.5": {"bf16": "bf16", "": "int8"},
+}
+"""Weight format of the text encoder for that of the transformer, by family; "" for all others."""
 
 
 def suggest_file(
@@ -218,12 +239,15 @@ def suggest_file(
     Files with few other components come first, except for the transformer; then the given variant
     (``distilled`` matches 1.1 as well), then the given precision.
     """
-    wanted = _GEMMA_FOR.get(precision, "nvfp4") if role == "text_encoder" else precision
+    wanted = precision
+    if role == "text_encoder":
+        forms = _GEMMA_FOR.get(family, _GEMMA_FOR["2.3"])
+        wanted = forms.get(precision, forms[""])
     kind = upsampling or (SPATIAL_X2 if role == "latent_upsampler" else None)
     matching = [f for f in FILES if role in f.roles and f.family == family and f.upsampling == kind]
     if role == "transformer" and not wanted.startswith("gguf"):
-        # All-in-one checkpoints only: a single transformer would need four more downloads.
-        matching = [f for f in matching if f.folder == "checkpoints"]
+        # All-in-one checkpoints where there are: a single transformer needs four more downloads.
+        matching = [f for f in matching if f.folder == "checkpoints"] or matching
     extra = 0 if role == "transformer" else 1
     return min(
         matching,
@@ -236,24 +260,48 @@ def suggest_file(
     )
 
 
+def option_names(family: str) -> tuple[str, ...]:
+    """Names of the files of a family that no preset needs, for ``select_file_set``."""
+    return tuple(file.option for file in FILES if file.family == family and file.option)
+
+
 def select_file_set(
-    precision: str = DEFAULT_PRECISION, variant: str = "dev"
+    precision: str = DEFAULT_PRECISION,
+    variant: str = "dev",
+    family: str = "2.3",
+    options: Collection[str] = (),
 ) -> tuple[CatalogFile, ...]:
     """All files that a two-stage clip with audio needs, in one precision, each component once.
 
-    A ``dev`` set includes the distilled LoRA, a distilled one needs none. Raises ``KeyError`` if no
-    transformer of that precision and variant is published.
+    A ``dev`` set includes the distilled LoRA, a distilled one needs none. ``options`` are names of
+    :func:`option_names`, whose files are added. Raises ``KeyError`` if no transformer of that
+    precision and variant is published.
     """
-    roles: tuple[str, ...] = (*SINGLE_FILE, "text_encoder", "latent_upsampler")
+    roles: tuple[str, ...] = (*SINGLE_FILE, "text_encoder", "latent_upsampler", "duration_head")
     if variant == "dev":
         roles += ("distilled_lora",)
     chosen: list[CatalogFile] = []
     for role in roles:
         if any(role in f.roles for f in chosen):
             continue
-        found = suggest_file(role, precision=precision, variant=variant)
+        found = suggest_file(role, precision=precision, variant=variant, family=family)
         if found is not None:
             chosen.append(found)
     if chosen[0].precision != precision or not chosen[0].variant.startswith(variant):
         raise KeyError(f"{variant} in {precision}")
-    return tuple(chosen)
+    added = (f for f in FILES if f.family == family and f.option and f.option in options)
+    return (*chosen, *added)
+
+
+def find_published(n_bytes: int, sha256: str) -> CatalogFile | None:
+    """The published file with this size and hash, ``None`` if there is none with a known hash."""
+    return next(
+        (f for f in FILES if f.exact and f.bytes == n_bytes
+         and f.sha256 and sha256.startswith(f.sha256)),
+        None,
+    )  # fmt: skip
+
+
+def may_be_published(n_bytes: int) -> bool:
+    """True if a published file with a known hash has this size."""
+    return any(f.exact and f.sha256 and f.bytes == n_bytes for f in FILES)

@@ -7,11 +7,12 @@ found. This module selects nothing; see :mod:`latent_ladder.checkpoints.selectio
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from latent_ladder.checkpoints.catalog import SPATIAL_X2, Upsampling
 from latent_ladder.checkpoints.components import Component
@@ -21,10 +22,11 @@ from latent_ladder.checkpoints.families import (
     Family,
     detect_family,
     is_stock_gemma_4,
-    lora_family,
+    lora_families,
     marks_keyframes,
     projection_family,
     required_text_encoder,
+    stated_family,
     text_encoder_architecture,
     text_encoder_version,
     vae_family,
@@ -101,6 +103,54 @@ def header_contradictions(transformer: Component) -> tuple[str, ...]:
     )
 
 
+def vae_contradictions(vae: Component) -> tuple[str, ...]:
+    """Warnings about channel multipliers in a video VAE's header that its tensors contradict.
+
+    The tensors decide here; official code builds the network from the header and refuses the file.
+    """
+    found = ((half, _stated_multipliers(vae, half), _multipliers(vae, half)) for half in _BLOCKS)
+    return tuple(
+        f"{vae.file.path.name}: its header has the multipliers {stated} of the video {half}, its "
+        f"tensors have {present}; the tensors decide, official code refuses such a file"
+        for half, stated, present in found
+        if stated and present and stated != present
+    )
+
+
+_BLOCKS: Mapping[str, str] = {"encoder": "down_blocks", "decoder": "up_blocks"}
+"""Halves of a video VAE, and the names of their blocks."""
+
+
+def _stated_multipliers(vae: Component, half: str) -> list[Any]:
+    """Multipliers of the resamplers in the order of the tensors; empty without a header."""
+    section = vae.config.get(half)
+    nested = section.get("blocks") if isinstance(section, Mapping) else None
+    blocks = nested or vae.config.get(f"{half}_blocks") or ()
+    try:
+        stated = [
+            options.get("multiplier", 2 if name.endswith("_res") else 1)
+            for name, options in blocks
+            if name.startswith("compress_")
+        ]
+    except (AttributeError, TypeError, ValueError):
+        return []  # blocks that the network's configuration refuses
+    return stated if half == "encoder" else stated[::-1]
+
+
+def _multipliers(vae: Component, half: str) -> list[int]:
+    """Ratios of channels before and after each resampler; empty for another kind of network."""
+    pattern = re.compile(rf"{half}\.{_BLOCKS[half]}\.(\d+)\.conv\.conv\.weight")
+    places = sorted(int(found[1]) for name in vae.names if (found := pattern.fullmatch(name)))
+    last = f"{half}.conv_out.conv.weight"
+    if not places or last not in vae:
+        return []
+    names = [f"{half}.{_BLOCKS[half]}.{place}.conv.conv.weight" for place in places]
+    widths = [vae.shape(name)[1] for name in [*names, last]]
+    pairs = pairwise(widths if half == "encoder" else widths[::-1])
+    ratios = [after // before for before, after in pairs]
+    return ratios if half == "encoder" else ratios[::-1]
+
+
 def _connectors(requirements: TransformerRequirements, part: Component) -> str | None:
     registers = "video_embeddings_connector.learnable_registers"
     if registers not in part:
@@ -163,15 +213,31 @@ def _upsampler(requirements: TransformerRequirements, part: Component) -> str | 
 
 
 def _lora(requirements: TransformerRequirements, part: Component) -> str | None:
-    transformer_family, part_family = requirements.family.name, lora_family(part)
-    if part_family is not None and part_family != transformer_family:
-        return f"it is a LoRA for LTX-{part_family}, the transformer is LTX-{transformer_family}"
+    transformer_family, families = requirements.family.name, lora_families(part)
+    if families and transformer_family not in families:
+        return _other_family(families, transformer_family)
     match = match_lora(part, requirements)
     if match.conflict:
         return match.conflict
     if match.matched * 2 < max(match.total, 1):
         return f"only {match.matched} of its {match.total} modules are in the transformer"
     return None
+
+
+def _other_family(families: Sequence[str], transformer_family: str) -> str:
+    trained_for = " or ".join(f"LTX-{name}" for name in families)
+    return f"it is a LoRA for {trained_for}, the transformer is LTX-{transformer_family}"
+
+
+def lora_family_note(lora: Component, transformer_family: str) -> str | None:
+    """A warning for a LoRA that the user named although it was trained for another family."""
+    families = lora_families(lora)
+    if not families or transformer_family in families:
+        return None
+    return (
+        f"{lora.file.path.name}: {_other_family(families, transformer_family)}; its modules may "
+        "fit, but it was trained on other weights and works poorly"
+    )
 
 
 _RULES: Mapping[str, Callable[[TransformerRequirements, Component], str | None]] = {
@@ -292,8 +358,12 @@ def _format_shape(shape: tuple[int, ...]) -> str:
 
 
 def is_distilled_lora(lora: Component) -> bool:
-    """True for a LoRA whose file name says distilled; its tensors do not differ from others."""
-    return "distilled" in lora.file.path.name.lower()
+    """True for a LoRA whose file name says distilled, or with the header of LTX-2.5's own.
+
+    Its tensors do not differ from those of others.
+    """
+    of_newest = stated_family(lora.file) == "2.5" and lora.file.metadata.get("lora_rank") == "450"
+    return of_newest or "distilled" in lora.file.path.name.lower()
 
 
 # --- components of another training variant ------------------------------------------------------

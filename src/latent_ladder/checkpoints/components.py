@@ -245,10 +245,24 @@ _LORA_SETTINGS = ("reference_downscale_factor", "reference_temporal_scale_factor
 _KOHYA_NAME = re.compile(r"\.lora_(down|up)\b")
 
 
+_HDR_SETTINGS = ("hdr_transform", "use_hdr_transform")
+
+
 def _lora_settings(file: CheckpointFile) -> Mapping[str, Any]:
-    """The settings of an IC-LoRA that training programs write into its header: numbers from 1."""
+    """The settings of an IC-LoRA that training programs write into its header.
+
+    Factors are numbers from 1; ``hdr_transform`` names the encoding of HDR pictures, "" for one
+    that is not named.
+    """
     stated = {key: number(file.metadata.get(key)) for key in _LORA_SETTINGS}
-    return {key: value for key, value in stated.items() if value is not None and value >= 1}
+    factors = {key: value for key, value in stated.items() if value is not None and value >= 1}
+    transform, used = (file.metadata.get(key, "").strip().lower() for key in _HDR_SETTINGS)
+    if transform in _OFF and used in _OFF:
+        return factors
+    return {**factors, "hdr_transform": "" if transform in _OFF else transform}
+
+
+_OFF = ("", "0", "false", "none", "null")
 
 
 def _gemma_config(file: CheckpointFile) -> Mapping[str, Any]:

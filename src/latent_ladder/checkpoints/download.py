@@ -32,6 +32,8 @@ from latent_ladder.storage.atomic_write import (
 from latent_ladder.storage.file_hashes import FileHash, hash_file, store_hash
 
 if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
     from latent_ladder.checkpoints.catalog import CatalogFile
 
 MARGIN = 0.05
@@ -48,10 +50,13 @@ PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class Hub:
-    """Address of a hub and access token; ``None``: ``HF_ENDPOINT`` and ``HF_TOKEN``."""
+    """Address of a hub and access token; ``None``: ``HF_ENDPOINT`` and ``HF_TOKEN``.
+
+    Without a token at all where ``token`` is ``False``.
+    """
 
     endpoint: str | None = None
-    token: str | None = None
+    token: str | bool | None = None
 
 
 DEFAULT_HUB = Hub()
@@ -112,8 +117,8 @@ def plan_download(
     """Query the hub for ``files`` and check which of them exist in ``folder``. Downloads nothing.
 
     ``folder`` is a ComfyUI models folder. Raises :class:`CheckpointError` for an existing file that
-    differs from the published one, or one that needs the acceptance of a licence (the hint has its
-    page), :class:`CheckpointNotFound` for one that the hub does not have.
+    differs from the published one, or for a gated one without access (the hint has the page of its
+    licence), :class:`CheckpointNotFound` for one that the hub does not have.
     """
     items = tuple(_look_up_file(file, folder, hub) for file in files)
     return DownloadPlan(folder, items)
@@ -346,17 +351,12 @@ def _hub_errors(file: CatalogFile) -> Iterator[None]:
         ) from error
 
 
-def _http_error(file: CatalogFile, status: int, error: Exception) -> LadderError:
+def _http_error(file: CatalogFile, status: int, error: HfHubHTTPError) -> LadderError:
     from huggingface_hub.errors import GatedRepoError
 
     page = f"https://huggingface.co/{file.repository}"
-    if isinstance(error, GatedRepoError) or status == 403:
-        return CheckpointError(
-            f"{file.repository} requires acceptance of its licence to download {file.name} "
-            f"({status})",
-            f"accept it on {page}, then set HF_TOKEN to a token with read access "
-            "(huggingface.co/settings/tokens)",
-        )
+    if isinstance(error, GatedRepoError) or status == 403 or (file.gated and status == 401):
+        return _gate_error(file, status, error)
     if status == 401:
         return CheckpointNotFound(
             f"{file.repository} does not exist, is private, or HF_TOKEN is not valid (401)",
@@ -368,3 +368,57 @@ def _http_error(file: CatalogFile, status: int, error: Exception) -> LadderError
         )
     kind = _ConnectionFailed if status >= 500 or status == 429 else CheckpointError
     return kind(f"{file.name}: the hub answered {status}", "try again later")
+
+
+TOKENS = "huggingface.co/settings/tokens"
+"""Page of a user's tokens."""
+
+
+def _gate_error(file: CatalogFile, status: int, error: HfHubHTTPError) -> CheckpointError:
+    """The error of a gated repository: no token, a wrong one, one without rights, no acceptance.
+
+    The hub answers 401 where it does not know who asks, and 403 to somebody without access.
+    """
+    headers = error.response.request.headers
+    has_token, said = "authorization" in headers, f"{error} {error.server_message or ''}".lower()
+    gate = f"{file.repository} is gated, {file.name} needs the acceptance of its licence"
+    accept = f"accept {licence_name(file)} on https://{file.page}"
+    if status == 401 and not has_token:
+        return CheckpointError(
+            f"{gate} and a token, and there is no token (401)",
+            f"{accept}, then set HF_TOKEN to a token of that account ({TOKENS})",
+        )
+    if status == 401:
+        return CheckpointError(
+            f"{gate}, and the hub does not know the token of HF_TOKEN (401)",
+            f"make a new token on {TOKENS}; {accept} with the same account",
+        )
+    if "fine-grained" in said or "gated repositories" in said:
+        return CheckpointError(
+            f"{gate}, and the token may not read gated repositories (403)",
+            f"allow the token to read public gated repositories on {TOKENS}, or use one of type "
+            "Read",
+        )
+    return CheckpointError(
+        f"{gate}, and the account of the token has not accepted it (403)",
+        f"{accept}; a fine-grained token must also be allowed to read gated repositories",
+    )
+
+
+def licence_name(file: CatalogFile) -> str:
+    """The name of a gated file's licence in a sentence."""
+    return LICENCES.get(file.repository, "its licence")
+
+
+LICENCES = {"Lightricks/LTX-2.5": "the LTX-2.x Community License"}
+"""Licences of gated repositories; the text is on their pages."""
+
+
+def licence_notes(files: Sequence[CatalogFile]) -> tuple[str, ...]:
+    """A sentence for each gated repository of ``files``, to show before a download."""
+    gated = {file.repository: file for file in files if file.gated}
+    return tuple(
+        f"{file.repository} is under {licence_name(file)}: read and accept it on "
+        f"https://{file.page}, and set HF_TOKEN"
+        for file in gated.values()
+    )

@@ -35,7 +35,7 @@ class Family:
     the encoder is selected first. Families with the same ``latent_space`` exchange latents of
     videos, so their video VAEs fit each other. ``image_crf`` is the CRF of the H.264 compression
     that its training images had. ``decoder`` is the kind of video decoder that it is published
-    with first.
+    with first. ``duration_head``: it has a small network that predicts the length of a clip.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Family:
     image_crf: int
     projection_with_encoder: bool = False
     decoder: DecoderKind = "conv"
+    duration_head: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -52,7 +53,7 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         Family("2.0", "gemma3", "Gemma 3 12B", "2.0", 33),
         Family("2.3", "gemma3", "Gemma 3 12B", "2.3", 33),
-        Family("2.5", "gemma4", "LTX's own Gemma 4 12B", "2.3", 18, True, "diffusion"),
+        Family("2.5", "gemma4", "LTX's own Gemma 4 12B", "2.3", 18, True, "diffusion", True),
     )
 }
 """All families by name, the oldest first."""
@@ -111,7 +112,7 @@ def component_family(part: Component) -> str | None:
     rule = rules.get(part.role)
     if rule is not None:
         return rule(part)
-    return stated_family(part.file) or _family_in_name(part.file.path.name)
+    return stated_family(part.file) or family_in_name(part.file.path.name)
 
 
 def stated_family(file: CheckpointFile) -> str | None:
@@ -141,10 +142,11 @@ def projection_family(projection: Component) -> str | None:
         return "2.0"
     if any(name.endswith("layers.0.layer_scalar") for name in projection.file.tensors):
         return "2.5"
-    return stated_family(projection.file) or _family_in_name(projection.file.path.name)
+    return stated_family(projection.file) or family_in_name(projection.file.path.name)
 
 
-def _family_in_name(name: str) -> str | None:
+def family_in_name(name: str) -> str | None:
+    """The family that a file is named after, such as "2.3" for ``ltx-2.3-style.safetensors``."""
     match = re.search(r"ltx[-_. ]?(?:v|video)?[-_. ]?2[._]([035])", name.lower())
     return None if match is None else f"2.{match[1]}"
 
@@ -208,21 +210,31 @@ def vae_family(vae: Component) -> str | None:
 
 
 def lora_family(lora: Component) -> str | None:
-    """The family a LoRA was trained for, from its header, its modules or its file name.
+    """The family a LoRA was trained for, ``None`` if it may be for several."""
+    found = lora_families(lora)
+    return found[0] if len(found) == 1 else None
 
-    ``None`` if none of them determines it.
+
+def lora_families(lora: Component) -> tuple[str, ...]:
+    """The families that a LoRA may have been trained for, by header, modules or file name.
+
+    Empty if none of them tells. LTX-2.3 and LTX-2.5 have the same modules, so that LoRAs of one
+    load into the other without an error.
     """
     stated = stated_family(lora.file)
     if stated is not None:
-        return stated
-    for family_name, mark in _LORA_MARKS.items():
-        if any(mark.search(key) for key in lora.names):
-            return family_name
-    return "2.0" if re.search(r"ltx-?2-19b|ltx2[-_]19b", lora.file.path.name.lower()) else None
+        return (stated,)
+    name = lora.file.path.name
+    if any(_CAPTION_PROJECTION.search(key) for key in lora.names):
+        return ("2.0",)
+    named = family_in_name(name)
+    if named is not None:
+        return (named,)
+    if any(_GATES.search(key) for key in lora.names):
+        return ("2.3", "2.5")
+    return ("2.0",) if re.search(r"ltx-?2-19b|ltx2[-_]19b", name.lower()) else ()
 
 
-_LORA_MARKS = {
-    "2.3": re.compile(r"to[._]gate[._]logits"),
-    "2.0": re.compile(r"caption[._]projection"),
-}
-"""Modules that only one family has; some files have underscores instead of dots."""
+_GATES = re.compile(r"to[._]gate[._]logits")
+_CAPTION_PROJECTION = re.compile(r"caption[._]projection")
+"""Modules that only some families have; some files have underscores instead of dots."""

@@ -42,6 +42,7 @@ CATEGORIES: Mapping[str, str] = {
     "loras": "loras",
     "latent_upscale_models": "latent_upscale_models",
     "upscale_models": "upscale_models",
+    "model_patches": "model_patches",
 }
 """Folders of ComfyUI with files that are used here -> current name of the category."""
 

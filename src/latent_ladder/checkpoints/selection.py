@@ -6,6 +6,7 @@ break ties. The embedded pocket model is one more folder, searched last.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from latent_ladder.checkpoints.catalog import (
     DEFAULT_PRECISION,
+    PUBLISHED,
     Upsampling,
     suggest_file,
 )
@@ -23,9 +25,11 @@ from latent_ladder.checkpoints.compatibility import (
     detect_upsampling,
     header_contradictions,
     is_distilled_lora,
+    lora_family_note,
     text_encoder_mismatch,
     training_mismatch,
     training_variant,
+    vae_contradictions,
 )
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.families import (
@@ -33,12 +37,13 @@ from latent_ladder.checkpoints.families import (
     DecoderKind,
     decoder_kind,
     detect_family,
-    lora_family,
 )
 from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor, has_unknown_size
 from latent_ladder.checkpoints.scan import FoundComponent, LazyComponents, Library, scan, summarize
 from latent_ladder.checkpoints.search_paths import EMBEDDED, ModelFolder, model_folders
+from latent_ladder.checkpoints.training import training_of_file
 from latent_ladder.errors import CheckpointNotFound, UnknownLayout
+from latent_ladder.request.presets import preset_family, preset_training
 from latent_ladder.storage.user_folders import expand_home
 
 __all__ = [
@@ -56,6 +61,7 @@ __all__ = [
     "scan",
     "select_available",
     "select_models",
+    "without_transformer",
 ]
 
 
@@ -117,7 +123,8 @@ REQUIRED = ("text_projection", "connectors", "video_vae", "text_encoder")
 class PartialModelSet:
     """The selected components by role, which may not be a complete set; and why others do not fit.
 
-    ``transformer`` is ``None`` if there is none of a known family; then nothing is selected.
+    ``transformer`` is ``None`` if there is none of a known family; then nothing fits anything, and
+    ``parts`` are files of ``suggested``, the family whose other files are suggested.
     """
 
     transformer: FoundComponent | None
@@ -127,6 +134,7 @@ class PartialModelSet:
     notes: tuple[str, ...]
     rejected: Mapping[str, tuple[str, ...]]
     video_decoders: Mapping[DecoderKind, Component] = field(default_factory=dict)
+    suggested: str = "2.3"
 
     @property
     def is_complete(self) -> bool:
@@ -172,8 +180,10 @@ class PartialModelSet:
 
     @property
     def family(self) -> str:
-        """The transformer's family; without a transformer "2.3", the one to suggest."""
-        return "2.3" if self.transformer is None else detect_family(self.transformer.component)
+        """The transformer's family; without a transformer the one to suggest."""
+        if self.transformer is None:
+            return self.suggested
+        return detect_family(self.transformer.component)
 
     def missing_error(self, role: str, library: Library) -> CheckpointNotFound:
         """The error for a component that was not found."""
@@ -217,14 +227,34 @@ def select_available(
     choices = dict(choices or {})
     transformers = _rank_transformers(library, choices, preset)
     if not transformers:
-        others = tuple(f"{f.path.name} is of an unknown family" for f in library.of("transformer"))
-        return PartialModelSet(None, {}, {}, {}, (), {"transformer": others} if others else {})
+        has_newest = any(found.summary.family == "2.5" for found in library.of("text_encoder"))
+        return without_transformer(library, "2.5" if has_newest else "2.3")
     sets = (_select_for(library, choices, transformer) for transformer in transformers)
     first = next(sets)
     if first.is_complete:
         return first
     other = next((s for s in sets if s.is_complete and not s.is_embedded), None)
     return first if other is None else other.instead_of(first)
+
+
+def without_transformer(library: Library, family: str) -> PartialModelSet:
+    """The files of a family in a library that lacks its transformer, to say which are missing."""
+    roles = (*REQUIRED, "audio_vae", "vocoder")
+    parts = {
+        role: found.component
+        for role in roles
+        for found in reversed(library.of(role))
+        if found.summary.family == family and not found.is_embedded
+    }
+    ups = (f for f in library.of("latent_upsampler") if f.summary.family == family)
+    upsamplers = {detect_upsampling(f.component): f.component for f in ups}
+    others = tuple(
+        f"{f.path.name} is of an unknown family"
+        for f in library.of("transformer")
+        if f.summary.family is None
+    )
+    rejected = {"transformer": others} if others else {}
+    return PartialModelSet(None, parts, upsamplers, {}, (), rejected, suggested=family)
 
 
 def _select_for(
@@ -250,6 +280,8 @@ def _select_for(
     selector.add("text_projection", parts, fits_projection, parts.get("text_encoder"))
     for role in ("connectors", "video_vae", "audio_vae"):
         selector.add(role, parts)
+    if "video_vae" in parts:
+        selector.notes.extend(vae_contradictions(parts["video_vae"]))
     selector.add("vocoder", parts, preferred=parts.get("audio_vae"))
     if "text_encoder" not in parts:
         selector.add("text_encoder", parts, fits_encoder)
@@ -302,10 +334,10 @@ def missing_error(
     wanted = suggest_file(role, precision=precision, upsampling=upsampling, family=family)
     hint = "use --models with a folder that contains one"
     if wanted is not None:
-        hint = (
-            f"put {wanted.name} ({wanted.size}, {wanted.page}) into models/{wanted.folder}/, or "
-            "run `ladder models get ltx-2.3`"
-        )
+        hint = f"put {wanted.name} ({wanted.size}, {wanted.page}) into models/{wanted.folder}/"
+        if (command := f"ltx-{family}") in PUBLISHED:
+            hint += f", or run `ladder models get {command}`"
+        hint += "; its licence must be accepted on that page first" if wanted.gated else ""
     return CheckpointNotFound(f"no {display_name(role)} found: {why}", hint)
 
 
@@ -361,7 +393,9 @@ def display_name(role: str) -> str:
 
 # --- the transformer -----------------------------------------------------------------------------
 
-_FAMILY_PREFERENCE = ("2.3", "2.5", "2.0")
+_FAMILY_PREFERENCE = ("2.5", "2.3", "2.0")
+_FIRST_TRAINING = {"2.5": "distilled"}
+"""Training that is preferred without a preset, by family."""
 _PRECISION_PREFERENCE = ("bf16", "f16", "f32", "fp8", "mxfp8", "int8", "nvfp4")
 """Preferred precisions in order; all others, mainly those of GGUF, follow, the largest first."""
 
@@ -371,7 +405,8 @@ def _rank_transformers(
 ) -> list[FoundComponent]:
     """The transformer that the user named, else the best one of each family, the best first.
 
-    The preset of an embedded transformer takes that one alone.
+    The preset of an embedded transformer takes that one alone; the family and the training that
+    the preset was made for come first.
     """
     named = choices.get("transformer") or choices.get("checkpoint")
     if named:
@@ -379,7 +414,9 @@ def _rank_transformers(
     for found in library.of("transformer"):
         if preset and found.is_embedded and found.component.file.metadata.get("preset") == preset:
             return [found]
-    ranked = [(p, f) for f in library.of("transformer") if (p := _preference_key(f)) is not None]
+    wanted = preset_family(preset), preset_training(preset)
+    found_keys = ((_preference_key(f, *wanted), f) for f in library.of("transformer"))
+    ranked = [(key, found) for key, found in found_keys if key is not None]
     ranked.sort(key=lambda pair: pair[0])
     best: dict[tuple[bool, str | None], FoundComponent] = {}
     for _, found in ranked:
@@ -387,15 +424,20 @@ def _rank_transformers(
     return list(best.values())
 
 
-def _preference_key(found: FoundComponent) -> tuple[int, int, int, float] | None:
-    """Sort key of a transformer: the user's before the pocket model, family, precision.
+def _preference_key(
+    found: FoundComponent, first_family: str, training: str
+) -> tuple[int, bool, int, bool, int, float] | None:
+    """Sort key of a transformer: the user's before the pocket model, family, training, precision.
 
     ``None`` for an unknown family, which cannot be used.
     """
     if found.summary.family is None:
         return None
-    known = _FAMILY_PREFERENCE.index(found.summary.family)
-    return int(found.is_embedded), known, *precision_rank(found)
+    family = found.summary.family
+    known = _FAMILY_PREFERENCE.index(family)
+    wanted = training or _FIRST_TRAINING.get(family)
+    is_other = None not in (wanted, mine := training_of_file(found.path)) and mine != wanted
+    return int(found.is_embedded), family != first_family, known, is_other, *precision_rank(found)
 
 
 def precision_rank(found: FoundComponent) -> tuple[int, float]:
@@ -539,7 +581,8 @@ class _Selector:
         if named:
             part = self._find_by_name("latent_upsampler", named, self._upsampler_mismatch)
             found[detect_upsampling(part)] = part
-        for candidate in sorted(self.library.of("latent_upsampler"), key=self._order):
+        newest_first = sorted(self.library.of("latent_upsampler"), key=_release, reverse=True)
+        for candidate in sorted(newest_first, key=self._order):
             part = candidate.component
             wrong = self._upsampler_mismatch(part)
             if wrong is None:
@@ -554,7 +597,7 @@ class _Selector:
     def loras(self) -> dict[str, Component]:
         """The LoRAs that fit, by file name; ``distilled_lora`` is the distilled one."""
         found: dict[str, Component] = {}
-        for candidate in sorted(self.library.of("lora"), key=self._is_foreign):
+        for candidate in sorted(self.library.of("lora"), key=self._lora_order):
             part = candidate.component
             wrong = self.requirements.mismatch("lora", part)
             if wrong is not None:
@@ -569,13 +612,22 @@ class _Selector:
             found["distilled_lora"] = self._named_lora(named)
         return found
 
+    def _lora_order(self, found: FoundComponent) -> tuple[bool, bool]:
+        """Sort key: LoRAs whose file says that they are for the transformer's family first."""
+        return self._is_foreign(found), found.summary.family != self.requirements.family.name
+
     def _named_lora(self, name: str) -> Component:
         """The LoRA that the user named, without checks; another family only gives a warning."""
         part = find_by_name(self.library, name, "lora").component
-        trained_for, selected = lora_family(part), detect_family(self.transformer.component)
-        if trained_for is not None and trained_for != selected:
-            self.notes.append(
-                f"{part.file.path.name} is a LoRA for LTX-{trained_for}, "
-                f"the transformer is LTX-{selected}"
-            )
+        note = lora_family_note(part, self.requirements.family.name)
+        self.notes.extend(filter(None, [note]))
         return part
+
+
+def _release(found: FoundComponent) -> tuple[int, ...]:
+    """The release at the end of a file's name: (1, 1) for ``...-upscaler-x2-1.1``, else (0,).
+
+    Later releases mend earlier ones: 1.1 of the x2 upscaler of LTX-2.3 does so for long clips.
+    """
+    stated = re.search(r"-(\d+)\.(\d+)$", found.path.stem)
+    return tuple(int(number) for number in stated.groups()) if stated else (0,)

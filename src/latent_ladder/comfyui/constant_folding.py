@@ -7,6 +7,7 @@ run, without the branches that no switch selects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -15,6 +16,7 @@ from typing import Any
 from latent_ladder.comfyui.expressions import evaluate
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import NODE_TYPES, node_type
+from latent_ladder.comfyui.node_defs.primitives import ASPECT_RATIOS
 from latent_ladder.comfyui.node_defs.schema import NodeType
 from latent_ladder.errors import WorkflowError
 
@@ -72,6 +74,14 @@ def _switch(values: Values) -> NodeOutputs:
     return (values[selected] if selected in values else values[other],)
 
 
+def _resolution(values: Values) -> NodeOutputs:
+    """Sides of a shape with so many megapixels of 1024 x 1024, rounded to a multiple."""
+    width, height = ASPECT_RATIOS[values["aspect_ratio"]]
+    scale = math.sqrt(float(values["megapixels"]) * 1024 * 1024 / (width * height))
+    step = int(values["multiple"])
+    return tuple(round(side * scale / step) * step for side in (width, height))
+
+
 FOLDABLE_NODES: Mapping[str, Callable[[Values], NodeOutputs]] = {
     "PrimitiveInt": _to_int,
     "PrimitiveFloat": _to_float,
@@ -85,6 +95,7 @@ FOLDABLE_NODES: Mapping[str, Callable[[Values], NodeOutputs]] = {
     "StringConstantMultiline": _string,
     "ComfyMathExpression": _expression,
     "SimpleMath+": _simple_math,
+    "ResolutionSelector": _resolution,
     "ComfySwitchNode": _switch,
     # the pack rounds half to even; 23.976 becomes 24
     "LTXFloatToInt": lambda values: (round(float(values["a"])),),

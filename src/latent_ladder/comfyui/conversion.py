@@ -71,7 +71,8 @@ def import_workflow(
             merged = merged.model_copy(update={"model_convention": convention})
         return ImportedWorkflow(merged, match_preset(merged), imported.losses, embedded=True)
     match = match_preset(imported.request)
-    request = imported.request.model_copy(update={"model_convention": convention or "comfyui"})
+    as_comfyui = {"model_convention": convention or "comfyui", "image_resize": "comfyui"}
+    request = imported.request.model_copy(update=as_comfyui)
     if match.equal:
         request = request.model_copy(update={"preset": match.preset})
     return ImportedWorkflow(request, match, imported.losses)

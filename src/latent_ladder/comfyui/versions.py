@@ -8,6 +8,7 @@ encode prompts in their own way (:meth:`Tokenizer.tokenize_as_comfyui`, rounded 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from latent_ladder.errors import RequestError
@@ -17,6 +18,12 @@ ModelConvention = Literal["ltx", "comfyui", "comfyui-0.32"]
 
 UPDATED_VIDEO_SINCE = (0, 33)
 """First version whose audio attends to the updated video."""
+
+_VERSIONS: Mapping[ModelConvention, str] = {
+    "ltx": "0.33.0",
+    "comfyui": "0.33.0",
+    "comfyui-0.32": "0.32.0",
+}
 
 _NUMBER = re.compile(r"v?(\d+)\.(\d+)(?:\.\d+)*")
 
@@ -37,3 +44,11 @@ def parse_comfyui_version(text: str) -> ModelConvention:
         )
     recent = (int(found[1]), int(found[2])) >= UPDATED_VIDEO_SINCE
     return "comfyui" if recent else "comfyui-0.32"
+
+
+def comfyui_version(convention: ModelConvention) -> str:
+    """Version of ComfyUI that a convention is reported as to clients.
+
+    The official code has no version of ComfyUI; its graphs are those of the current one.
+    """
+    return _VERSIONS[convention]

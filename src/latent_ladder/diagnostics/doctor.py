@@ -13,13 +13,14 @@ from typing import Any
 import psutil
 
 from latent_ladder.checkpoints.catalog import CatalogFile
-from latent_ladder.checkpoints.compatibility import training_variant
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.gemma_sizes import assumed_rope_factor
 from latent_ladder.checkpoints.misplaced import MisplacedFile, find_misplaced
 from latent_ladder.checkpoints.scan import FoundComponent
 from latent_ladder.checkpoints.search_paths import ModelFolder, model_folders
 from latent_ladder.checkpoints.selection import Library, PartialModelSet, scan, select_available
+from latent_ladder.checkpoints.training import transformer_training
+from latent_ladder.diagnostics.first_presets import first_preset
 from latent_ladder.diagnostics.preset_readiness import (
     Fits,
     PresetState,
@@ -49,11 +50,17 @@ class Checkup:
     gpus: tuple[Gpu, ...]
     named: bool
     store_error: StoreError | None = None
+    suggested: str = "2.3"
 
     @property
     def only_pocket(self) -> bool:
         """True where the model inside the package is the only one that can run."""
         return self.choice.transformer is not None and self.choice.transformer.is_embedded
+
+    @property
+    def family(self) -> str:
+        """The family of the files that run, or of those to get for the first preset."""
+        return self.suggested if self.only_pocket else self.choice.family
 
     @property
     def runnable(self) -> bool:
@@ -72,10 +79,9 @@ class Checkup:
     @property
     def wanted(self) -> PresetState:
         """The preset that runs first with the real model: that of the transformer's training."""
-        transformer = None if self.only_pocket else self.choice.transformer
-        name = "distilled"
-        if transformer is not None and training_variant(transformer.path.name) == "dev":
-            name = "distilled-lora"
+        found = None if self.only_pocket else self.choice.transformer
+        training = None if found is None else transformer_training(found.component)
+        name = first_preset(self.family, training, has_lora=training == "dev")
         return next(state for state in self.presets if state.name == name)
 
 
@@ -100,7 +106,7 @@ def examine(
     choice, pocket = select_available(users), select_available(embedded)
     available = _available(options, device)
     policy = Policy(options.offload, options.changes)
-    states = tuple(preset_states(choice, pocket, Fits(available, policy)))
+    states = tuple(preset_states(users, pocket, Fits(available, policy)))
     used = pocket if choice.transformer is None else choice
     return Checkup(
         folders=searched,
@@ -114,6 +120,7 @@ def examine(
         gpus=gpus(),
         named=bool(folders),
         store_error=_store_error(store or default_root()),
+        suggested=choice.family,
     )
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from latent_ladder.checkpoints.catalog import CatalogFile, Upsampling, suggest_file
-from latent_ladder.checkpoints.compatibility import training_variant
 from latent_ladder.checkpoints.selection import (
     REQUIRED,
     Library,
@@ -18,12 +17,27 @@ from latent_ladder.checkpoints.selection import (
     PartialModelSet,
     display_name,
     select_available,
+    without_transformer,
 )
+from latent_ladder.checkpoints.training import (
+    training_of_file,
+    transformer_training,
+    unknown_training_error,
+)
+from latent_ladder.diagnostics.first_presets import first_preset, training_of
 from latent_ladder.errors import CheckpointNotFound, MemoryBudgetError
-from latent_ladder.memory.cost_model import ModelSizes, sizes_of
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import Budget, Policy, plan_memory
 from latent_ladder.request.model import Request
-from latent_ladder.request.presets import Preset, find_preset, preset_names, read_preset
+from latent_ladder.request.presets import (
+    DEFAULT_FAMILY,
+    Preset,
+    find_preset,
+    preset_family,
+    preset_names,
+    preset_training,
+    read_preset,
+)
 from latent_ladder.request.stages import SamplingStage, UpsampleStage
 
 Need = tuple[str, Upsampling | None]
@@ -68,27 +82,66 @@ class PresetState:
         return not self.missing and self.too_big is None
 
 
-def preset_states(
-    choice: PartialModelSet, pocket: PartialModelSet, fits: Fits
-) -> Iterator[PresetState]:
+def preset_states(users: Library, pocket: PartialModelSet, fits: Fits) -> Iterator[PresetState]:
     """The state of every preset.
 
-    The preset that the pocket names in its header is checked with the pocket, all others with
-    ``choice``, the files of the user's own folders.
+    The preset that the pocket names in its header is checked with the pocket, all others with the
+    files of the user's own folders that a run of it would use.
     """
     own = None if pocket.transformer is None else pocket.transformer.component.file.metadata
+    choices: dict[tuple[str, str], PartialModelSet] = {}
     for name in preset_names():
-        mine = own is not None and own.get("preset") == name
-        yield _preset_state(read_preset(name), pocket if mine else choice, fits)
+        preset = read_preset(name)
+        if own is not None and own.get("preset") == name:
+            yield _preset_state(preset, pocket, fits)
+            continue
+        kind = preset.family, preset_training(name)
+        if kind not in choices:
+            choices[kind] = _choice_for(users, preset)
+        yield _preset_state(preset, choices[kind], fits)
+
+
+def _choice_for(users: Library, preset: Preset) -> PartialModelSet:
+    """The user's files for a preset; where it needs another family, those of that one."""
+    choice = select_available(users, preset=preset.name)
+    if _fits_family(preset.family, choice.family):
+        return choice
+    transformers = [f for f in users.of("transformer") if f.summary.family == preset.family]
+    wanted = preset_training(preset.name)
+    transformers.sort(key=lambda found: training_of_file(found.path) not in (None, wanted))
+    if not transformers:
+        return without_transformer(users, preset.family)
+    return select_available(users, {"transformer": str(transformers[0].path)})
+
+
+def _fits_family(preset_family: str, family: str) -> bool:
+    """False for the presets of LTX-2.5 with another family; older ones run with newer files."""
+    return preset_family in ("", DEFAULT_FAMILY, family)
+
+
+def preset_notes(request: Request, models: ModelSet) -> Iterator[str]:
+    """Warnings about a preset of an older family than the models that it runs with."""
+    family = preset_family(request.preset)
+    if models.preset is None and family and family != models.family and models.family == "2.5":
+        preset = first_preset(
+            models.family, training_of(models), has_lora=models.has_distilled_lora
+        )
+        yield (
+            f"preset {request.preset} was made for LTX-{family}, the transformer is "
+            f"LTX-{models.family}: the numbers of its steps are not those of its training; "
+            f"--preset {preset} has them"
+        )
 
 
 def check_preset(request: Request, models: ModelSet, library: Library) -> None:
     """Raise :class:`CheckpointNotFound` for a preset that was made for other weights.
 
     A model whose header names a preset is made for that one; the built-in presets besides it, and
-    the user's that are based on them, need the published weights.
+    the user's that are based on them, need the published weights, those of LTX-2.5 its own.
     """
     preset = find_preset(request.preset)
+    if preset is not None and not _fits_family(preset.family, models.family):
+        raise _other_family_error(request, preset, models, library)
     wanted = request.preset if preset is None else preset.based_on
     if models.preset is None or wanted not in preset_names() or wanted == models.preset:
         return
@@ -102,6 +155,30 @@ def check_preset(request: Request, models: ModelSet, library: Library) -> None:
         text += f"; missing: {', '.join(roles)}"
     hint = f"`ladder models get ltx-2.3` downloads what is missing; or use --preset {models.preset}"
     raise CheckpointNotFound(text, hint if roles else f"use --preset {models.preset}")
+
+
+def _other_family_error(
+    request: Request, preset: Preset, models: ModelSet, library: Library
+) -> CheckpointNotFound:
+    users, _ = split_off_pocket(library)
+    choice = _choice_for(users, preset)
+    missing = tuple(_missing(request, choice, _wanted_variant(request)))
+    roles = dict.fromkeys(display_name(role) for m in missing for role in m.roles)
+    reasons = dict.fromkeys(m.why for m in missing if m.why != NONE_FOUND)
+    text = f"preset {request.preset} needs LTX-{preset.family}; missing: {', '.join(roles)}"
+    text += f" ({'; '.join(reasons)})" if reasons else ""
+    other = models.preset or first_preset(
+        models.family, training_of(models), has_lora=models.has_distilled_lora
+    )
+    return CheckpointNotFound(
+        text,
+        f"`ladder models get ltx-{preset.family}` downloads what is missing; or use "
+        f"--preset {other} with {models.transformer.file.path.name} (LTX-{models.family})",
+    )
+
+
+NONE_FOUND = "none found"
+"""Reason of a missing file for which nothing else was found."""
 
 
 def _wanted_variant(request: Request) -> str:
@@ -168,7 +245,7 @@ def _missing(request: Request, choice: PartialModelSet, wanted: str) -> Iterator
         if file is not None:
             roles = tuple(r for r in file.roles if r == role or not _has(choice, r, None))
             covered += [file] if role != "latent_upsampler" else []
-        why = "; ".join(reasons) or "none found"
+        why = "; ".join(reasons) or NONE_FOUND
         yield Missing(roles, why, file)
 
 
@@ -179,13 +256,20 @@ def _has(choice: PartialModelSet, role: str, upsampling: Upsampling | None) -> b
 
 
 def _advice(choice: PartialModelSet, wanted: str) -> Iterator[str]:
-    """Notes about the files; only the name of a transformer file says how it was trained."""
+    """Notes about the files; the hash or the name of a transformer says how it was trained."""
     yield from choice.notes
     if choice.transformer is None:
         return
-    name = choice.transformer.path.name
-    if training_variant(name) is not None and training_variant(name) != wanted:
-        yield f"the preset is for a {wanted} model, {name} is a {training_variant(name)} model"
+    name, training = (
+        choice.transformer.path.name,
+        transformer_training(choice.transformer.component),
+    )
+    if training is not None and training != wanted:
+        yield f"the preset is for a {wanted} model, {name} is a {training} model"
+    if training is None and choice.family == "2.5":
+        names = (first_preset("2.5", each, has_lora=True) for each in ("distilled", "dev"))
+        error = unknown_training_error(choice.transformer.component, *names)
+        yield f"{error.message}; {error.hint}"
 
 
 @dataclass

@@ -15,12 +15,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from latent_ladder.checkpoints.catalog import Upsampling
-from latent_ladder.checkpoints.compatibility import training_variant
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.selection import ModelSet
+from latent_ladder.diagnostics.first_presets import training_of
 from latent_ladder.diagnostics.preset_readiness import needs
 from latent_ladder.errors import MemoryBudgetError, RequestError
-from latent_ladder.memory.cost_model import ModelSizes, sizes_of
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import GIB, Budget, Machine, MemoryPlan, Policy, plan_memory
 from latent_ladder.models.text_encoder.tokenizer import text_length
 from latent_ladder.request.model import Request, override
@@ -31,21 +31,39 @@ Way = Literal["single pass", "distilled", "multi-stage"]
 
 WAYS: tuple[Way, ...] = ("single pass", "distilled", "multi-stage")
 """From the cheapest to the most detailed."""
-PRESETS: Mapping[str, Mapping[Way, tuple[str, ...]]] = MappingProxyType(
+_PRESETS_2_5: Mapping[str, Mapping[Way, tuple[str, ...]]] = {
+    "dev": {
+        "single pass": ("ltx-2.5-one-stage",),
+        "distilled": ("ltx-2.5-distilled-lora",),
+        "multi-stage": ("ltx-2.5-hq", "ltx-2.5-two-stage"),
+    },
+    "distilled": {
+        "single pass": ("ltx-2.5-distilled-single",),
+        "distilled": ("ltx-2.5-distilled",),
+    },
+}
+PRESETS: Mapping[str, Mapping[str, Mapping[Way, tuple[str, ...]]]] = MappingProxyType(
     {
-        "dev": {
-            "single pass": ("distilled-lora-single",),
-            "distilled": ("distilled-lora",),
-            "multi-stage": ("hq", "balanced"),
+        "2.3": {
+            "dev": {
+                "single pass": ("distilled-lora-single",),
+                "distilled": ("distilled-lora",),
+                "multi-stage": ("hq", "balanced"),
+            },
+            "distilled": {
+                "single pass": ("distilled-single",),
+                "distilled": ("distilled",),
+                "multi-stage": ("three-stage",),
+            },
         },
-        "distilled": {
-            "single pass": ("distilled-single",),
-            "distilled": ("distilled",),
-            "multi-stage": ("three-stage",),
-        },
+        "2.5": _PRESETS_2_5,
     }
 )
-"""The presets of each way, by the training of the transformer, best first."""
+"""The presets of each way, by family and training of the transformer, best first.
+
+A family that is not listed has those of LTX-2.3.
+"""
+
 
 DELIVERY_PX = 1080
 LONG_S = 4.0
@@ -120,7 +138,7 @@ def propose(
         found = "; ".join(reasons)
         reasons = [f"the only preset of {name} (with LTX-2.3: {wanted}, because {found})"]
     else:
-        known = PRESETS[transformer_training(models)]
+        known = PRESETS.get(models.family, PRESETS["2.3"])[training_of(models)]
     appraise = _Appraisal(request, models, available, policy, machine)
     options = tuple(appraise(way, name) for way in WAYS if way in known for name in known[way])
     if asked is not None and all(option.preset != asked for option in options):
@@ -154,14 +172,6 @@ def suitable_way(request: Request, available: Budget) -> tuple[Way, list[str]]:
     if not reasons:
         return "single pass", [f"{size} and {seconds:.1f} s are small and short"]
     return "distilled", [*reasons, "a distilled preset is tried first"]
-
-
-def transformer_training(models: ModelSet) -> str:
-    """Training of the transformer, "dev" or "distilled": by its file name, or else by the LoRA."""
-    named = training_variant(models.transformer.file.path.name)
-    if named is not None:
-        return named
-    return "dev" if models.has_distilled_lora else "distilled"
 
 
 def _decide(wanted: Way, reasons: Sequence[str], options: tuple[Option, ...]) -> Proposal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.drafts.draft_page import write_draft_page
 from latent_ladder.drafts.seeds import DraftChoice
+from latent_ladder.drafts.shared_forwards import Together, group_size
 from latent_ladder.errors import Cancelled, LadderError, MediaError, StoreError
 from latent_ladder.media.contact_sheet import (
     Cell,
@@ -154,10 +156,13 @@ def check_folder(folder: Path, overwrite: bool = False) -> None:
     check_video_path(folder / GRID, overwrite)
 
 
-def run_drafts(plan: DraftPlan, options: RunOptions, folder: Path | None = None) -> DraftsResult:
+def run_drafts(
+    plan: DraftPlan, options: RunOptions, folder: Path | None = None, together: Together = 1
+) -> DraftsResult:
     """Make the drafts that the store does not have; write the sheet and the grid video.
 
-    ``folder`` is ``drafts-RUN`` in the working folder unless it is named. A draft that fails is
+    ``folder`` is ``drafts-RUN`` in the working folder unless it is named. ``together`` drafts
+    share each forward of the transformer, see :mod:`.shared_forwards`. A draft that fails is
     recorded as failed and the others go on. Raises :class:`LadderError` if all fail, or for a
     problem that concerns all of them.
     """
@@ -165,14 +170,16 @@ def run_drafts(plan: DraftPlan, options: RunOptions, folder: Path | None = None)
         check_folder(folder, options.overwrite)
     for warning in plan.prepared.warnings:
         options.on_event(warning)
-    return DraftRun(plan, options, folder).run()
+    return DraftRun(plan, options, folder, together).run()
 
 
 class DraftRun:
     """One session of drafts under way."""
 
-    def __init__(self, plan: DraftPlan, options: RunOptions, folder: Path | None) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: DraftPlan, options: RunOptions, folder: Path | None, together: Together = 1
+    ) -> None:
+        self._plan, self._together = plan, together
         stages = {stage.key: stage for one in plan.plans for stage in one.stages}
         prompts_first = sorted(stages.values(), key=lambda stage: stage.kind != "prompt")
         self._whole = replace(plan.plans[0], stages=tuple(prompts_first))
@@ -207,8 +214,10 @@ class DraftRun:
             for stage in missing:
                 if stage.kind == "prompt":
                     session.run_stage(whole, stage)
-            for draft, plan in zip(self._drafts, self._plan.plans, strict=True):
-                self._make_draft(draft, plan)
+            for group in self._groups():
+                if len(group) == 1 or not self._make_together(group):
+                    for draft, plan in group:
+                        self._make_draft(draft, plan)
             session.runner.release()
             self._write_previews()
             failed = [d for d in self._drafts if d.status == "failed"]
@@ -216,6 +225,53 @@ class DraftRun:
                 raise LadderError(f"all {len(failed)} drafts failed; the first: {failed[0].error}")
         warnings = tuple(w.message for w in session.warnings)
         return DraftsResult(session.recorder.record, self._folder, warnings)
+
+    def _groups(self) -> list[list[tuple[DraftRecord, RunPlan]]]:
+        """Drafts in the order they are made; those of a group can share forwards."""
+        drafts = list(zip(self._drafts, self._plan.plans, strict=True))
+        if self._together == 1:
+            return [[one] for one in drafts]
+        memory = self._session.memory.of(self._plan.plans[0].latents.name)
+        size, limit = group_size(self._together, memory, self._session.runner.budget)
+        if limit is not None:
+            self._session.warn("fewer_together", limit)
+        missing = [one for one in drafts if not self._session.mark_stored(one[1]).latents.stored]
+        stored = [[one] for one in drafts if one not in missing]
+        return stored + [missing[n : n + size] for n in range(0, len(missing), size)]
+
+    def _make_together(self, group: Sequence[tuple[DraftRecord, RunPlan]]) -> bool:
+        """Run stage 1 of several drafts with shared forwards; false if they need single runs."""
+        session, began = self._session, time.monotonic()
+        with ExitStack() as locks:
+            # always in one order, so that two processes cannot wait for each other
+            for plan in sorted((plan for _, plan in group), key=lambda plan: plan.run_key):
+                locks.enter_context(session.lock(plan))
+            if any(session.mark_stored(plan).latents.stored for _, plan in group):
+                return False
+            try:
+                for _, plan in group:
+                    self._make_inputs(plan)
+            except (Cancelled, StoreError):
+                raise
+            except LadderError:
+                return False  # single runs record it
+            for draft, _ in group:
+                session.emit(
+                    DraftStarted(draft.number, len(self._drafts), draft.prompt, draft.seed)
+                )
+            if not session.run_stages_together([(plan, plan.latents) for _, plan in group]):
+                return False
+        share = (time.monotonic() - began) / len(group)
+        for draft, _ in group:
+            session.recorder.set_draft(replace(draft, status="done", seconds=share))
+        return True
+
+    def _make_inputs(self, plan: RunPlan) -> None:
+        """Make what the base stage of a draft reads and the store does not have."""
+        found = self._session.mark_stored(plan)
+        for stage in found.stages:
+            if stage is not found.latents and stage.kind != "sound" and not stage.stored:
+                self._session.run_stage(plan, stage)
 
     def _make_draft(self, draft: DraftRecord, plan: RunPlan) -> None:
         """Run stage 1 of one draft; if it fails, record its error."""

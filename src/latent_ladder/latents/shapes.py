@@ -126,6 +126,21 @@ def frames_for(duration_s: float | Fraction, fps: Fraction, time_factor: int = 1
     return below if wanted - below <= above - wanted else above
 
 
+def clip_frames(
+    seconds: float, fps: Fraction | float, shortest: float, longest: float, time_factor: int = 1
+) -> int:
+    """Frames of a clip of ``seconds`` within the limits, both in seconds: 8k + 1 if possible.
+
+    A length below the lower limit after rounding down is raised by one step; if that is above the
+    upper limit, that limit is returned. Source: LTX-2 ``seconds_to_clamped_num_frames``.
+    """
+    step = FRAMES_PER_LATENT * time_factor
+    least, most = round(shortest * fps), round(longest * fps)
+    frames = min(max(round(min(max(seconds, shortest), longest) * fps), least), most)
+    whole = (frames - 1) // step * step + 1
+    return whole if whole >= least else min(whole + step, most)
+
+
 def duration(frames: int, fps: Fraction) -> Fraction:
     """Duration of ``frames`` frames in seconds."""
     return Fraction(frames) / fps

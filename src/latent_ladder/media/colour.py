@@ -23,14 +23,17 @@ _GAMMA_TRANSFERS = (0, 1, 2, 4, 5, 6, 7, 13, 14, 15)
 """Transfers that displays show alike: BT.709, BT.601, sRGB, BT.2020 in SDR, unspecified."""
 WHITE_NITS, PEAK_NITS, DISPLAY_GAMMA, KNEE = 203.0, 1000.0, 2.4, 0.75
 
+BT2020_TO_BT709 = (
+    (1.660491, -0.587641, -0.072850), (-0.124550, 1.132900, -0.008349),
+    (-0.018151, -0.100579, 1.118730),
+)  # fmt: skip
 _TO_BT709 = {
-    _BT2020: ((1.660491, -0.587641, -0.072850), (-0.124550, 1.132900, -0.008349),
-              (-0.018151, -0.100579, 1.118730)),
+    _BT2020: BT2020_TO_BT709,
     _P3_D65: ((1.224940, -0.224940, 0.0), (-0.042057, 1.042057, 0.0),
               (-0.019638, -0.078636, 1.098274)),
 }  # fmt: skip
 """Linear RGB to linear BT.709 RGB, both with white point D65."""
-_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
+BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 """Luminance weights of BT.2020."""
 
 
@@ -56,13 +59,22 @@ def convert_to_bt709(rgb: NDArray[np.uint16], frame: VideoFrame) -> NDArray[np.u
     transfer = _transfer(frame)
     light = _light_table(transfer)[rgb]
     if transfer == _HLG:  # the opto-optical transfer function, gamma 1.2 at 1000 nits
-        scene_luminance = np.maximum(light @ _LUMINANCE, 1e-6)[..., None]
+        scene_luminance = np.maximum(light @ BT2020_LUMINANCE, 1e-6)[..., None]
         light = light * scene_luminance ** np.float32(0.2) * np.float32(PEAK_NITS / WHITE_NITS)
     matrix = _TO_BT709.get(_primaries(frame))
     if matrix is not None:
         light = np.maximum(light @ np.array(matrix, np.float32).T, 0)
     if transfer in (_PQ, _HLG):
-        light = _compress_highlights(light)
+        return light_to_sdr(light)
+    return _displayed(light)
+
+
+def light_to_sdr(light: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Linear BT.709 light (..., 3), 1 = reference white, as 8-bit BT.709 for SDR."""
+    return _displayed(_compress_highlights(light))
+
+
+def _displayed(light: NDArray[np.float32]) -> NDArray[np.uint8]:
     shown = np.clip(light, 0, 1) ** np.float32(1 / DISPLAY_GAMMA)
     return np.asarray(np.round(shown * 255), np.uint8)
 

@@ -50,12 +50,16 @@ class Container:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Encoder settings of a request. ``auto`` and ``None`` are the defaults of file and codec."""
+    """Encoder settings of a request. ``auto`` and ``None`` are the defaults of file and codec.
+
+    ``transfer`` is ``sdr``, or ``hlg`` or ``pq``, which need 10 bits and a codec that has them.
+    """
 
     codec: str = "auto"
     crf: int | None = None
     preset: str | None = None
     pix_fmt: str | None = None
+    transfer: str = "sdr"
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Encoding:
     options: Mapping[str, str]
     audio_encoder: str | None
     tag: str | None = None
+    transfer: str = "sdr"
 
     @property
     def bits(self) -> int:
@@ -157,6 +162,8 @@ def choose_encoding(path: Path, settings: EncoderSettings) -> Encoding:
     container = CONTAINERS[suffix]
     crf, preset, pix_fmt = settings.crf, settings.preset, settings.pix_fmt
     name = container.codecs[0] if settings.codec == "auto" else settings.codec
+    if settings.transfer != "sdr":
+        name, pix_fmt = _hdr_codec(path, container, settings)
     if name not in container.codecs:
         fits = next((s for s, c in CONTAINERS.items() if name in c.codecs), ".mkv")
         raise MediaError(
@@ -179,10 +186,33 @@ def choose_encoding(path: Path, settings: EncoderSettings) -> Encoding:
         chosen.options(chosen.crf if crf is None else crf, preset or chosen.preset),
         audio_encoder,
         chosen.tag if container.format in ("mp4", "mov") else None,
+        settings.transfer,
     )
     for encoder in (encoding.encoder, *([audio_encoder] if audio_encoder else ())):
         require_encoder(encoder)
     return encoding
+
+
+HDR_CODECS = ("h265", "av1", "prores")
+"""Codecs with 10 bits that mark HDR, the default first."""
+
+
+def _hdr_codec(
+    path: Path, container: Container, settings: EncoderSettings
+) -> tuple[str, str | None]:
+    """Codec and pixel format of an HDR video. Raises :class:`MediaError` if there are none."""
+    usable = [name for name in HDR_CODECS if name in container.codecs]
+    if not usable:
+        raise MediaError(
+            f"a {path.suffix} file cannot hold HDR", f"write to {path.with_suffix('.mp4').name}"
+        )
+    name = usable[0] if settings.codec == "auto" else settings.codec
+    if name in container.codecs and name not in usable:
+        raise MediaError(f"{name} is written with 8 bits, HDR needs 10", f"use {usable[0]}")
+    deep = [fmt for fmt in CODECS[name].pix_fmts if bits_per_channel(fmt) > 8]
+    if settings.pix_fmt is not None and bits_per_channel(settings.pix_fmt) == 8:
+        raise MediaError(f"{settings.pix_fmt} has 8 bits, HDR needs 10", f"use {', '.join(deep)}")
+    return name, settings.pix_fmt or deep[0]
 
 
 def require_encoder(name: str) -> None:

@@ -60,7 +60,7 @@ def open_image(
         if file is None:
             _check_file(path)
         with (
-            _ignore_size_warning(),
+            _ignore_warnings(),
             PillowImage.open(file or path, formats=_usable_formats()) as image,
         ):
             _check_pixels(path, image, all_frames=all_frames)
@@ -113,12 +113,14 @@ def _check_file(path: Path) -> None:
 
 
 @contextmanager
-def _ignore_size_warning() -> Iterator[None]:
-    """Ignore Pillow's warning about large images: :data:`MAX_PIXELS` decides about them."""
-    from PIL import Image as PillowImage
+def _ignore_warnings() -> Iterator[None]:
+    """Ignore Pillow's warnings about large images and damaged tags of readable ones.
 
+    :data:`MAX_PIXELS` decides about the size.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)  # DecompressionBombWarning
         yield
 
 

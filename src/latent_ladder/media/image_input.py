@@ -1,4 +1,4 @@
-"""Image input files: read upright in sRGB, compressed like video, fitted to the clip's canvas.
+"""Image input files: read upright in sRGB, compressed like video.
 
 Reads the formats of :mod:`~latent_ladder.media.image_files`. Transparent parts become black, as in
 a clip without a background. 16-bit values are rounded to 8 bits, CMYK and images with a colour
@@ -48,32 +48,6 @@ def load_image(path: Path) -> Pixels:
     """An image as (H, W, 3) uint8 sRGB. Raises :class:`MediaError` if it cannot be read."""
     with open_image(path) as image:
         return _to_rgb_array(image)
-
-
-def fit_image(
-    pixels: Pixels, canvas: tuple[int, int], window: tuple[int, int], fit: str = "cover"
-) -> Pixels:
-    """An image (H, W, 3) resized to the (width, height) of ``canvas``, centred, aspect ratio kept.
-
-    ``fit="cover"`` fills the canvas and crops the rest. ``fit="letterbox"`` shows the whole image
-    inside ``window``, the centre of the canvas that the clip shows, with black around it. Bilinear,
-    with antialiasing when it shrinks.
-    """
-    from PIL import Image as PillowImage
-
-    height, width, _ = pixels.shape
-    inside = canvas if fit == "cover" else window
-    ratios = (inside[0] / width, inside[1] / height)
-    scale = max(ratios) if fit == "cover" else min(ratios)
-    size = tuple(max(round(side * scale), 1) for side in (width, height))
-    if fit == "cover":  # rounding must not leave a gap
-        size = (max(size[0], canvas[0]), max(size[1], canvas[1]))
-    resized = PillowImage.fromarray(pixels)
-    if size != (width, height):
-        resized = resized.resize((size[0], size[1]), PillowImage.Resampling.BILINEAR)
-    out = PillowImage.new("RGB", canvas)
-    out.paste(resized, ((canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2))
-    return np.array(out, np.uint8)
 
 
 def compress_like_video(pixels: Pixels, crf: int) -> Pixels:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from latent_ladder.errors import MediaError
 from latent_ladder.media.container_metadata import encode_comment
 from latent_ladder.media.encoders import AUDIO_SUFFIX, IMAGE_ENCODERS, require_encoder
+from latent_ladder.media.hdr import HALF_MAX
 from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.media.video_writer import (
     Frames,
@@ -298,7 +299,9 @@ def _to_uint16(frame: Frames) -> NDArray[np.uint16]:
 
 
 def _to_linear_light(frame: Frames) -> NDArray[np.float32]:
-    """sRGB integers -> linear light in 0..1, float32 (IEC 61966-2-1)."""
+    """sRGB integers -> linear light in 0..1, float32 (IEC 61966-2-1); floats are linear."""
+    if frame.dtype == np.float32:
+        return np.asarray(np.clip(frame, -HALF_MAX, HALF_MAX), np.float32)
     x = frame.astype(np.float32) / np.iinfo(frame.dtype).max
     curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     return np.ascontiguousarray(curve, np.float32)

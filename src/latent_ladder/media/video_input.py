@@ -19,7 +19,8 @@ from latent_ladder.errors import MediaError
 from latent_ladder.media.frame_form import FrameForm
 from latent_ladder.media.frame_times import find_rate, has_variable_rate, read_frame_times
 from latent_ladder.media.image_files import open_image
-from latent_ladder.media.image_input import check_image, fit_image, load_image
+from latent_ladder.media.image_input import check_image, load_image
+from latent_ladder.media.image_resize import fit_image
 from latent_ladder.media.open_media import find_audio_stream, open_media, video_stream
 from latent_ladder.media.video_reader import timed_frames
 from latent_ladder.storage.read_file import check_regular_file
@@ -110,14 +111,15 @@ def sample_frames(
     """The frames nearest to ``times`` (seconds, ascending), each (H, W, 3) uint8 on ``canvas``.
 
     A time before the first frame gives the first, a time after the last frame the last one. For
-    ``canvas``, ``window`` and ``fit`` see :func:`~latent_ladder.media.image_input.fit_image`.
+    ``canvas``, ``window`` and ``fit`` see :func:`~latent_ladder.media.image_resize.fit_image`.
     """
     done = 0
     frames = iter([(Fraction(0), load_image(path))]) if is_image(path) else timed_frames(path)
     for until, frame in _with_end_times(frames):
         shown = None
         while done < len(times) and (until is None or times[done] <= until):
-            shown = fit_image(frame, canvas, window, fit) if shown is None else shown
+            if shown is None:
+                shown = np.asarray(fit_image(frame, canvas, window, fit), np.uint8)
             yield shown
             done += 1
         if done == len(times):

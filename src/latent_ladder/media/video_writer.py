@@ -1,6 +1,6 @@
 """Video writer: encodes an iterator of frames to a file, in constant memory.
 
-BT.709 in limited range and 48 kHz stereo, in the codecs and containers of
+BT.709 or HDR on BT.2020 in limited range and 48 kHz stereo, in the codecs and containers of
 :mod:`latent_ladder.media.encoders`. A second thread encodes while the caller's iterator computes
 the next frames. Audio is interleaved with the video and has exactly its length. The file gets its
 final name when it is complete.
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from latent_ladder.errors import LadderError, MediaError
 from latent_ladder.media.container_metadata import EMBEDDED_TAG_SUFFIXES, embed_tags
 from latent_ladder.media.encoders import CONTAINERS, EncoderSettings, Encoding, choose_encoding
 from latent_ladder.media.gif_palette import PaletteFilter
+from latent_ladder.media.hdr import TRANSFERS
 from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.storage.atomic_write import (
     commit,
@@ -43,7 +44,7 @@ _LEAST_ROOM = 16384
 
 SUFFIXES = tuple(CONTAINERS)
 
-_BT709 = 1
+_BT709, _BT2020 = 1, 9
 _LIMITED_RANGE = 1
 
 Frames = NDArray[np.uint8] | NDArray[np.uint16]
@@ -238,6 +239,7 @@ class _Encoder:
         self._spec = spec
         self._waveform = waveform
         self._pix_fmt = encoding.pix_fmt
+        self._colours = _colours(encoding.transfer)
         self._palette = PaletteFilter(spec.size, spec.fps) if encoding.pix_fmt == "pal8" else None
         with _convert_ffmpeg_errors():
             self._container = av.open(
@@ -300,10 +302,10 @@ class _Encoder:
             frame = self._palette.apply(frame)
         else:
             frame = frame.reformat(
-                format=self._pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG"
+                format=self._pix_fmt, dst_colorspace=self._colours.matrix, dst_color_range="MPEG"
             )
             # ProRes reads these from the frame, all other encoders from their own settings.
-            frame.color_primaries = frame.color_trc = _BT709
+            frame.color_primaries, frame.color_trc = self._colours.primaries, self._colours.transfer
         frame.pts = self.frames
         frame.time_base = 1 / self._spec.fps
         self._mux(self._video.encode(frame))
@@ -330,6 +332,21 @@ class _Encoder:
         self._container.mux(packets)
 
 
+class _Colours(NamedTuple):
+    """Colours of a video: FFmpeg's matrix for the conversion, and the numbers of ITU-T H.273."""
+
+    matrix: str
+    space: int
+    primaries: int
+    transfer: int
+
+
+def _colours(transfer: str) -> _Colours:
+    if transfer == "sdr":
+        return _Colours("ITU709", _BT709, _BT709, _BT709)
+    return _Colours("BT2020", _BT2020, _BT2020, TRANSFERS[transfer])
+
+
 def _video_stream(container: OutputContainer, spec: VideoSpec, encoding: Encoding) -> Any:
     if encoding.encoder == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # otherwise it writes its settings to stderr
@@ -341,7 +358,9 @@ def _video_stream(container: OutputContainer, spec: VideoSpec, encoding: Encodin
     codec = stream.codec_context
     if encoding.tag is not None:
         codec.codec_tag = encoding.tag
-    codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
+    colours = _colours(encoding.transfer)
+    codec.color_primaries, codec.color_trc = colours.primaries, colours.transfer
+    codec.colorspace = colours.space
     codec.color_range = _LIMITED_RANGE
     return stream
 

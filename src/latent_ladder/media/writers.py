@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from latent_ladder.media.encoders import (
     choose_encoding,
     require_encoder,
 )
+from latent_ladder.media.hdr import EXR_SUFFIX, load_exr, sdr_of_light
 from latent_ladder.media.image_sequence import (
     FramePattern,
     check_image_file,
@@ -27,6 +28,7 @@ from latent_ladder.media.image_sequence import (
     write_image_file,
     write_image_sequence,
 )
+from latent_ladder.media.video_reader import read_frames
 from latent_ladder.media.video_writer import (
     Frames,
     VideoSpec,
@@ -47,10 +49,16 @@ def check_clip(
     A clip of one frame (``frames`` is 1) can be one image. Checks the path, the codec, its settings
     and the encoders of this FFmpeg before anything is computed, and leaves no file.
     """
+    suffix = path.suffix.lower()
+    if settings.transfer != "sdr" and suffix in IMAGE_ENCODERS and suffix != EXR_SUFFIX:
+        raise MediaError(
+            f"{suffix} files are not written in HDR", f"write to {path.with_suffix(EXR_SUFFIX)}"
+        )
+    if settings.transfer != "sdr" and not is_audio_file(path):
+        check_output_path(preview_path(path), overwrite)
     if FramePattern.from_path(path) is not None:
         check_image_sequence(path, overwrite)
         return
-    suffix = path.suffix.lower()
     if suffix in IMAGE_ENCODERS and frames == 1:
         check_image_file(path, overwrite)
         return
@@ -63,6 +71,26 @@ def check_clip(
         return
     check_video_path(path, overwrite)
     choose_encoding(path, settings)
+
+
+def preview_path(path: Path) -> Path:
+    """The SDR preview of an HDR clip: ``NAME.sdr.mp4``, ``NAME.sdr.png`` of a single image."""
+    if FramePattern.from_path(path) is not None:
+        return path.parent.with_name(f"{path.parent.name}.sdr.mp4")
+    return path.with_name(
+        f"{path.stem}.sdr{'.png' if path.suffix.lower() == EXR_SUFFIX else '.mp4'}"
+    )
+
+
+def sdr_frames(path: Path, count: int) -> Iterator[NDArray[np.uint8]]:
+    """Frames (H, W, 3) of an HDR clip that was written, read back and shown in SDR."""
+    if path.suffix.lower() != EXR_SUFFIX:
+        yield from read_frames(path)
+        return
+    pattern = FramePattern.from_path(path)
+    files = [path] if pattern is None else [path.parent / pattern.name(n) for n in range(count)]
+    for file in files:
+        yield sdr_of_light(load_exr(file))
 
 
 def bit_depth(path: Path, settings: EncoderSettings) -> int:

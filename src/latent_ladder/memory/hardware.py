@@ -17,6 +17,7 @@ from latent_ladder.errors import MemoryBudgetError, RequestError, StoreError
 from latent_ladder.memory.gpus import Gpu, gpus, torch_gpus
 from latent_ladder.memory.planner import GIB, Budget, Machine
 from latent_ladder.models.device_names import DeviceName, missing_device, parse_device
+from latent_ladder.models.fast_options import FAST, unknown_switch
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.user_folders import user_folder
 
@@ -33,7 +34,8 @@ class MemoryOptions:
     ``vram`` is the budget on the device (of the process's memory on the CPU), ``reserve_vram`` is
     left free for other programs, ``ram`` is the limit of pinned memory. ``offload`` is auto, none,
     stream or disk. ``changes`` lists the fallbacks that may alter the picture, each with a warning:
-    "tiles" (smaller tiles of the decoder), "fp8" (the transformer stored in fp8).
+    "tiles" (smaller tiles of the decoder), "fp8" (the transformer stored in fp8). ``fast`` lists
+    switches of the fast path, see :data:`latent_ladder.models.fast_options.FAST`.
     """
 
     vram: float | None = None
@@ -41,6 +43,7 @@ class MemoryOptions:
     ram: float | None = None
     offload: str = "auto"
     changes: frozenset[str] = frozenset({"tiles"})
+    fast: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name, value in (("--vram", self.vram), ("--ram", self.ram)):
@@ -54,6 +57,8 @@ class MemoryOptions:
             raise RequestError(
                 f"--offload={self.offload} is unknown", "use auto, none, stream or disk"
             )
+        if (wrong := unknown_switch(self.fast)) is not None:
+            raise RequestError(f"--fast={wrong} is unknown", f"use {', '.join(FAST)}")
         if unknown := self.changes - {"tiles", "fp8"}:
             raise RequestError(
                 f"--oom-policy={','.join(sorted(unknown))} is unknown",
@@ -80,7 +85,7 @@ def budget(options: MemoryOptions, device: str = "auto") -> Budget:
     :class:`MemoryBudgetError` when the reserve leaves nothing.
     """
     name = parse_device(device)
-    card = None if name.kind in ("cpu", "mps") else _card(name)
+    card = None if name.kind in ("cpu", "mps") else _card(name, options.vram is not None)
     ram = int(options.ram * GIB) if options.ram is not None else pinnable_bytes()
     kind = name.kind.replace("auto", "cpu") if card is None else card.kind
     found = Budget(kind, 0, ram, "" if card is None else card.name, card is None or card.has_bf16)
@@ -96,13 +101,17 @@ def budget(options: MemoryOptions, device: str = "auto") -> Budget:
     return replace(found, device_bytes=left)
 
 
-def _card(name: DeviceName) -> Gpu | None:
+def _card(name: DeviceName, is_memory_known: bool) -> Gpu | None:
     """The GPU that a run uses; ``None`` for "auto" where there is none.
 
-    A named one is asked of PyTorch, whose numbers are meant. Raises :class:`RequestError`.
+    A named one is asked of PyTorch, whose numbers are meant. Raises :class:`RequestError`, except
+    where ``is_memory_known``: a plan with ``--vram`` may be for a card of another machine.
     """
     if name.kind == "auto":
         return next(iter(gpus()), None)
+    if is_memory_known and "torch" not in sys.modules:
+        same = [card for card in gpus() if card.kind == name.kind]
+        return same[name.number or 0] if (name.number or 0) < len(same) else None
     cards = [card for card in torch_gpus() if card.kind == name.kind]
     number = name.number or 0
     if number >= len(cards):

@@ -17,14 +17,14 @@ from typing import Literal
 
 from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory.cost_model import (
-    ModelSizes,
     StageCost,
-    decode_activations,
-    decoder_ram_bytes,
     estimate,
     transformer_activations,
     upsample_activations,
 )
+from latent_ladder.memory.decode_cost import decode_activations, decode_flops, decoder_ram_bytes
+from latent_ladder.memory.model_sizes import ModelSizes
+from latent_ladder.memory.prompt_cost import projection_bytes, prompt_activations
 from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU, CHUNK_TOKENS_GPU, chunk_tokens
 from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 from latent_ladder.request.model import Request
@@ -37,6 +37,9 @@ Source = Literal["pinned", "file"]
 GIB = 2**30
 STEP_DOWN = 0.85
 """Share of the memory that a stage may use after it ran out of memory."""
+WORKSPACE_BYTES = 64 * 2**20
+"""On a GPU: workspaces of its libraries (cuBLAS takes 32 MiB on Hopper), encoded prompts, and
+what rounding adds to small tensors."""
 TILES_PX = (1024, 768, 512, 384, 256, 128)
 TILE_FRAMES, OVERLAP_FRAMES = 24, 8
 """Tiles of the decoder where the whole picture does not fit; the blended band counts too."""
@@ -187,11 +190,13 @@ class Policy:
     """Fallbacks that the planner may use: ``offload`` is auto, none, stream or disk.
 
     ``changes`` allows fallbacks that alter the picture: "tiles" (smaller decoder tiles) and "fp8".
+    ``fast`` are switches of the fast path (:data:`latent_ladder.models.fast_options.FAST`).
     """
 
     offload: str = "auto"
     changes: frozenset[str] = frozenset()
     precision: Precision = "stored"
+    fast: frozenset[str] = frozenset()
 
 
 def plan_memory(
@@ -410,12 +415,13 @@ def _sampling_memory(
         offload_plan.chunk_tokens,
         whole_tokens=None if cost.tile_tokens is None else cost.window_tokens,
     )
-    pinned = offload_plan.source == "pinned" and budget.device != "cpu"
+    on_gpu = budget.device != "cpu"
+    pinned = offload_plan.source == "pinned" and on_gpu
     return StageMemory(
         cost,
         offload_plan,
         weight_bytes=sizes.outside_bytes + sum(blocks) - sum(streamed) + buffers + temporary,
-        activation_bytes=activations,
+        activation_bytes=activations + on_gpu * WORKSPACE_BYTES,
         pinned_bytes=sum(streamed) if pinned else 0,
         streamed_bytes=sum(streamed),
         resting_bytes=sizes.outside_bytes + sum(blocks) - sum(streamed),
@@ -432,7 +438,6 @@ def _block_bytes(stored: int, sizes: ModelSizes, offload_plan: OffloadPlan) -> i
 
 _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "prompt": ("text_encoder", "text_projection", "connectors"),
         "upsample": ("latent_upsampler",),
         "decode": ("video_vae", "video_decoder", "vocoder"),
     }
@@ -443,21 +448,37 @@ def _fixed_memory(
     cost: StageCost, request: Request, sizes: ModelSizes, offload_plan: OffloadPlan, device: str
 ) -> StageMemory:
     """Bytes of a stage whose components are loaded part by part: the largest part counts."""
-    roles = _ROLES.get(cost.kind, ())
-    parts = [sizes.largest.get(role, sizes.bytes_of(role)) for role in roles]
-    activations = 0
+    work = 0 if device == "cpu" else WORKSPACE_BYTES
+    if cost.kind == "prompt":
+        weights, activations = _prompt_bytes(cost, sizes)
+        return StageMemory(cost, offload_plan, weights, activations + work)
+    weights = max((_part_bytes(sizes, role) for role in _ROLES.get(cost.kind, ())), default=0)
     if cost.kind == "upsample" and cost.resolution is not None:
-        activations = upsample_activations(sizes, cost.window_tokens)
-    elif cost.kind == "decode":
-        activations = decode_activations(
-            request.resolved.canvas,
-            offload_plan.decode(request.decode),
-            sizes,
-            device,
-            frames_in_ram=offload_plan.frames_in_ram,
-        )
-    in_ram = decoder_ram_bytes(request.resolved.canvas, sizes) if offload_plan.frames_in_ram else 0
-    return StageMemory(cost, offload_plan, max(parts, default=0), activations, in_ram)
+        work += upsample_activations(sizes, cost.window_tokens)
+    if cost.kind != "decode":
+        return StageMemory(cost, offload_plan, weights, work)
+    canvas, decode = request.resolved.canvas, offload_plan.decode(request.decode)
+    in_ram = offload_plan.frames_in_ram
+    work += decode_activations(canvas, decode, sizes, device, frames_in_ram=in_ram)
+    cost = replace(cost, flops=decode_flops(canvas, decode, sizes))
+    pinned = decoder_ram_bytes(canvas, sizes) if in_ram else 0
+    return StageMemory(cost, offload_plan, weights, work, pinned)
+
+
+def _prompt_bytes(cost: StageCost, sizes: ModelSizes) -> tuple[int, int]:
+    """Bytes of weights and activations: of projecting the states, or of the connectors."""
+    width, counted = sizes.value_bytes, sizes.prompt_tokens
+    tokens = sum(counted) if counted else cost.passes * sizes.text.length
+    projecting = projection_bytes(sizes.text, tokens, width)
+    connecting = prompt_activations(sizes.text, sizes.dit.video_dim, cost.passes, width)
+    first = max(_part_bytes(sizes, role) for role in ("text_encoder", "text_projection"))
+    second = _part_bytes(sizes, "connectors")
+    return max(((first, projecting), (second, connecting)), key=sum)
+
+
+def _part_bytes(sizes: ModelSizes, role: str) -> int:
+    """Bytes of the largest part of a role that is loaded at once."""
+    return sizes.largest.get(role, sizes.bytes_of(role))
 
 
 def ran_out(name: str, budget: Budget) -> MemoryBudgetError:

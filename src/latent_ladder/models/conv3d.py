@@ -57,7 +57,8 @@ def conv3d_by_frames(
     merged = torch.cat([frames[:, n : n + count] for n in range(depth)], dim=2).flatten(0, 1)
     flat = weight.transpose(1, 2).flatten(1, 2)
     y: Tensor = F.conv2d(merged, flat, bias, padding=padding[1:])
-    return y.unflatten(0, (batch, count)).transpose(1, 2)
+    merged_back: Tensor = y.unflatten(0, (batch, count))
+    return merged_back.transpose(1, 2)
 
 
 class Conv3d(nn.Conv3d):

@@ -1,12 +1,11 @@
 """Duration head of LTX-2.5: seconds that a prompt suggests for its clip.
 
 One learned query attends to the text contexts of both streams, registers included; two layers give
-the logarithm of the seconds. Source: LTX-2 ``DurationHead``, ``seconds_to_clamped_num_frames``.
+the logarithm of the seconds. Source: LTX-2 ``DurationHead``.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import cast
 
 import torch
@@ -14,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
-from latent_ladder.latents.shapes import FRAMES_PER_LATENT
+from latent_ladder.latents.shapes import clip_frames
 from latent_ladder.models.weights.loading import load_module, tensor_readers
+
+__all__ = ["DurationHead", "clip_frames", "load_duration_head"]
 
 HEADS = 4
 """Attention heads of the published file; no tensor shows them."""
@@ -96,15 +97,3 @@ def load_duration_head(component: Component, *, device: torch.device | str) -> D
         dtype=torch.float32,
         label=f"{component.file.path.name} (duration head)",
     )
-
-
-def clip_frames(seconds: float, fps: Fraction | float, shortest: float, longest: float) -> int:
-    """Frames of a clip of ``seconds`` within the limits, both in seconds: 8k + 1 if possible.
-
-    A length below the lower limit after rounding down is raised by one step; if that is above the
-    upper limit, that limit is returned.
-    """
-    least, most = round(shortest * fps), round(longest * fps)
-    frames = min(max(round(min(max(seconds, shortest), longest) * fps), least), most)
-    whole = (frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
-    return whole if whole >= least else min(whole + FRAMES_PER_LATENT, most)

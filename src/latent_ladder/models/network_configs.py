@@ -33,6 +33,14 @@ def chunk_tokens(device: str) -> int:
     return CHUNK_TOKENS_CPU if device == "cpu" else CHUNK_TOKENS_GPU
 
 
+STRIDES: Mapping[str, tuple[int, int, int]] = {
+    "space": (1, 2, 2),
+    "time": (2, 1, 1),
+    "all": (2, 2, 2),
+}
+"""Frames, rows and columns that a resampler moves into channels or out of them."""
+
+
 @dataclass(frozen=True)
 class VideoVaeConfig:
     """Configuration of a video encoder or decoder; sequences are in the order of computation.
@@ -76,6 +84,29 @@ class VideoVaeConfig:
             values += (per_block * layers + 2) * width * position
             position *= 4 if kind in ("space", "all") else 1
         return values
+
+    @property
+    def frame_values(self) -> int:
+        """Values of the largest tensor in decoding, per latent position of one of its frames."""
+        position, most = 1, max(self.latent_channels, self.widths[0])
+        for before, after, kind in zip(self.widths, self.widths[1:], self.resamplers, strict=False):
+            most = max(most, position * max(before, after * math.prod(STRIDES[kind])))
+            position *= math.prod(STRIDES[kind][1:])
+        return max(most, position * max(self.widths[-1], 3 * self.patch**2))
+
+    def decode_flops(self, frames: int, rows: int, cols: int) -> float:
+        """FLOPs of decoding latents: 2 * 27 per input and output channel of a convolution."""
+        positions, total = rows * cols, self.latent_channels * self.widths[0] * frames * rows * cols
+        for level, (width, layers) in enumerate(zip(self.widths, self.layers, strict=True)):
+            total += 2 * layers * width**2 * frames * positions
+            if level < len(self.resamplers):
+                strides = STRIDES[self.resamplers[level]]
+                after = self.widths[level + 1] * math.prod(strides)
+                total += width * after * frames * positions
+                frames = frames * strides[0] - (strides[0] == 2)  # the first one is dropped
+                positions *= strides[1] * strides[2]
+        total += self.widths[-1] * 3 * self.patch**2 * frames * positions
+        return 2.0 * 27 * total
 
 
 @dataclass(frozen=True)

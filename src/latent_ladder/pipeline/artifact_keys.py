@@ -59,6 +59,8 @@ def images_key(
         "files": [file.fields() for file in files],
         "canvas": [resolution.width, resolution.height],
     }
+    if request.image_resize != "antialiased":  # left out, as in older keys
+        fields["resize"] = request.image_resize
     if any(file.options["fit"] == "letterbox" for file in files):
         fields["window"] = list(visible_size(request, resolution))
     return _key("images", fields, (), (models.video_vae,))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ladder.checkpoints.families import FAMILIES
 from latent_ladder.errors import MediaError
-from latent_ladder.latents.shapes import Resolution, duration
+from latent_ladder.latents.shapes import PIXELS_PER_LATENT, Resolution, duration, nearest_frames
 from latent_ladder.request.inputs import Image, Video
 from latent_ladder.request.model import Request
 from latent_ladder.storage.user_folders import expand_home
@@ -82,12 +82,26 @@ def _image(image: Image, request: Request, family: str, notes: list[str]) -> Inp
     from latent_ladder.media.image_input import check_image
 
     path = expand_home(image.file)
+    if image.is_exr:
+        return _exr(image, path, request, notes)
     found = check_image(path)
     notes += [f"{path.name} {note}" for note in found.notes]
     if note := _fit_note(found.size, (request.width, request.height), image.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
-    crf = FAMILIES[family].image_crf if image.crf == "auto" else image.crf
+    crf = request.image_crf if image.crf == "auto" else image.crf
+    crf = FAMILIES[family].image_crf if crf == "auto" else crf
     options = {"fit": image.fit, "crf": crf} | ({"frame_s": 1} if crf else {})
+    return InputFile(path, "image", content_hash(path), options)
+
+
+def _exr(image: Image, path: Path, request: Request, notes: list[str]) -> InputFile:
+    """An HDR picture; it is not compressed, as codecs of 8 bits would cut it."""
+    from latent_ladder.media.hdr import load_exr
+
+    height, width, _ = load_exr(path).shape
+    if note := _fit_note((width, height), (request.width, request.height), image.fit):
+        notes.append(f"{path.name} ({width}x{height}) {note}")
+    options = {"fit": image.fit, "crf": 0, "space": image.space, "curve": request.hdr}
     return InputFile(path, "image", content_hash(path), options)
 
 
@@ -185,3 +199,17 @@ def visible_size(request: Request, resolution: Resolution) -> tuple[int, int]:
         max(round(request.width * resolution.width / last.width), 1),
         max(round(request.height * resolution.height / last.height), 1),
     )
+
+
+def reference_resolution(resolution: Resolution, options: Mapping[str, Any]) -> Resolution:
+    """Resolution of a reference video: smaller and slower than its stage by the LoRA's factors.
+
+    Sides are whole numbers of latents, at least one. Of other videos it is that of the stage.
+    """
+    smaller, slower = int(options.get("smaller", 1)), int(options.get("slower", 1))
+    width, height = (
+        max(round(side / smaller / PIXELS_PER_LATENT), 1) * PIXELS_PER_LATENT
+        for side in (resolution.width, resolution.height)
+    )
+    frames = nearest_frames(Fraction(resolution.frames - 1, slower) + 1)[0]
+    return Resolution(width, height, frames, resolution.fps / slower, resolution.audio_latents)

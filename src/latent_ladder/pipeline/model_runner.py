@@ -8,6 +8,7 @@ nor graphs.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,6 +23,7 @@ from latent_ladder.memory.planner import Budget, OffloadPlan, Policy, StageMemor
 from latent_ladder.models import accelerator
 from latent_ladder.models.device import Runtime
 from latent_ladder.models.text_encoder.encode import NO_LORAS, Conditioning, encode_prompts
+from latent_ladder.models.transformer.fast_path import FastPath
 from latent_ladder.models.transformer.model import LoadOptions, Transformer, load_transformer
 from latent_ladder.models.weights.block_offload import BlockOffload
 from latent_ladder.models.weights.loading import WeightLocation
@@ -29,6 +31,7 @@ from latent_ladder.models.weights.loading import WeightLocation
 T = TypeVar("T")
 Warn = Callable[[str, str], None]
 """Receives the code and the message of a warning."""
+logger = logging.getLogger(__name__)
 UNLOADED = "trying again with the transformer unloaded"
 
 
@@ -38,6 +41,7 @@ class ModelRunner:
     def __init__(self, runtime: Runtime, budget: Budget, policy: Policy) -> None:
         accelerator.prepare(runtime.device, budget.device_bytes)
         self.runtime, self.budget, self.policy = runtime, budget, policy
+        self._fast_path = FastPath(policy.fast, runtime)
         self._transformer: Transformer | None = None
         self._loaded: tuple[str, LoadOptions] | None = None
         self._program_bytes = peak_usage.program_bytes(self.device)
@@ -62,7 +66,14 @@ class ModelRunner:
         elif (offload := _block_offload(offload_plan)) is not None:
             self._transformer.give_back(offload)
         self._transformer.set_chunk_tokens(offload_plan.chunk_tokens)
+        for note in self._fast_path.apply(self._transformer):
+            logger.info(note)
         return self._transformer
+
+    @property
+    def merges_loras(self) -> bool:
+        """True if all LoRAs of a layer are to be one product."""
+        return "loras" in self.policy.fast
 
     @contextmanager
     def resident_blocks(

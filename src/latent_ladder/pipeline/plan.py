@@ -7,15 +7,23 @@ has. Changing one field changes the keys from the first stage that reads it on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from latent_ladder.checkpoints.compatibility import lora_family_note
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.checkpoints.families import marks_keyframes
+from latent_ladder.checkpoints.in_context_loras import (
+    in_context_notes,
+    is_in_context,
+    reference_factors,
+)
 from latent_ladder.checkpoints.lora_keys import describe_scales
 from latent_ladder.checkpoints.selection import Library, ModelSet, find_by_name
 from latent_ladder.checkpoints.text_loras import TextLoras, check_text_loras
+from latent_ladder.checkpoints.training import is_distilled_twice, transformer_training
+from latent_ladder.diagnostics.first_presets import first_preset
 from latent_ladder.errors import RequestError
 from latent_ladder.latents.shapes import Resolution
 from latent_ladder.models.text_encoder.tokenizer import fold_case
@@ -116,19 +124,52 @@ def make_plan(request: Request, models: ModelSet, library: Library) -> RunPlan:
     :class:`CheckpointNotFound` for an upsampler, upscaler or LoRA that is not there.
     """
     _check(request, models)
+    _check_distilled_once(request, models)
     inputs = read_input_files(request, models.family)
     stages = _PlanBuilder(request, models, library, inputs).stages()
     upscale = None
     if request.upscale is not None:
         upscale = plan_upscale(request.upscale, (request.width, request.height), library)
-    notes = (*inputs.notes, *_lora_notes(stages))
+    notes = (*inputs.notes, *_lora_notes(request, models, stages))
     return RunPlan(request, models, tuple(stages), notes, upscale)
 
 
-def _lora_notes(stages: Sequence[PlannedStage]) -> list[str]:
-    """What headers of LoRAs do to their strength, each file once."""
+def _lora_notes(
+    request: Request, models: ModelSet, stages: Sequence[PlannedStage]
+) -> Iterator[str]:
+    """What headers of LoRAs do to their strength and who they are for, each file once."""
     used = {lora.id: lora for stage in stages for lora, _ in stage.loras}
-    return [note for lora in used.values() for note in describe_scales(lora)]
+    has_reference = request.video is not None and request.video.mode == "reference"
+    for lora in used.values():
+        yield from describe_scales(lora)
+        note = lora_family_note(lora, models.family)
+        if note is not None and note not in models.notes:
+            yield note
+        if is_distilled_twice(lora, models.transformer):
+            yield (
+                f"{lora.file.path.name} on {models.transformer.file.path.name}, which is distilled "
+                "already: the change of distillation is applied a second time"
+            )
+        yield from in_context_notes(lora, has_reference)
+
+
+def _check_distilled_once(request: Request, models: ModelSet) -> None:
+    """Raise :class:`RequestError` for the LoRA role ``distilled`` on a distilled transformer."""
+    used = [
+        lora
+        for _, stage in request.sampling_stages()
+        for lora in stage.loras
+        if lora.role == "distilled" and lora.strength > 0
+    ]
+    if used and transformer_training(models.transformer) == "distilled":
+        name = models.transformer.file.path.name
+        preset = first_preset(models.family, "distilled", has_lora=False)
+        raise RequestError(
+            f"the request adds the distilled LoRA, and {name} is distilled already: the LoRA is "
+            "the difference between the two transformers",
+            f"use --preset {preset}, or a dev transformer; a LoRA that is named by its file is "
+            "added with a warning",
+        )
 
 
 def mark_stored(
@@ -251,10 +292,9 @@ class _PlanBuilder:
         base = self.request.stages[0]
         loras = base.loras if isinstance(base, BaseStage) else ()
         for lora in loras:
-            facts = self._lora(lora).config
-            if lora.strength != 0 and "reference_downscale_factor" in facts:
-                slower = facts.get("reference_temporal_scale_factor", 1)
-                return {"smaller": int(facts["reference_downscale_factor"]), "slower": int(slower)}
+            found = self._lora(lora)
+            if lora.strength != 0 and is_in_context(found):
+                return reference_factors(found)
         if not any(lora.strength for lora in loras if lora.name is not None):
             raise RequestError(
                 "a reference video needs an IC-LoRA in the base stage, which has none",

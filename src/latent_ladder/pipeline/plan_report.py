@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.diagnostics.request_warnings import refine_start
 from latent_ladder.latents.shapes import PIXELS_PER_LATENT, duration
-from latent_ladder.memory.cost_model import ModelSizes, sizes_of
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import Machine, MemoryPlan, StageMemory
-from latent_ladder.models.text_encoder.tokenizer import text_length
+from latent_ladder.models.text_encoder.tokenizer import prompt_length, text_length
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan
 from latent_ladder.request.stages import SamplingStage
 from latent_ladder.storage.atomic_write import readable_size
@@ -41,7 +42,7 @@ def plan_report(plan: RunPlan, memory: MemoryPlan, machine: Machine | None) -> d
     """
     needs = {stage.cost.name: stage for stage in memory.stages}
     stages = [_stage(plan, stage, needs.get(stage.name), machine) for stage in plan.stages]
-    stages.append(_decode(plan, memory.of("decode")))
+    stages.append(_decode(plan, memory.of("decode"), machine))
     if plan.upscale is not None:
         stages.append(_upscale(plan.upscale))
     return {
@@ -77,7 +78,10 @@ def model_sizes(plan: RunPlan, value_bytes: int) -> ModelSizes:
             )
             for lora, (component, _) in zip(used, stage.loras, strict=True):
                 parts[lora.name or "distilled_lora"] = component
-    return sizes_of(parts, value_bytes, text_length(plan.models.text_encoder))
+    encoder = plan.models.text_encoder
+    prompts = [stage.text for stage in plan.stages if stage.kind == "prompt"]
+    tokens = tuple(prompt_length(text, encoder) for text in prompts)
+    return replace(sizes_of(parts, value_bytes, text_length(encoder)), prompt_tokens=tokens)
 
 
 def _files(plan: RunPlan) -> Mapping[str, Component]:
@@ -113,10 +117,24 @@ def _upscale(upscale: UpscalePlan) -> dict[str, Any]:
     return body | {"method": upscale.name, "width": width, "height": height}
 
 
-def _decode(plan: RunPlan, need: StageMemory) -> dict[str, Any]:
+def _costs(need: StageMemory, machine: Machine | None) -> dict[str, Any]:
+    """Work, memory and, where the machine was measured, time of a stage."""
+    body: dict[str, Any] = {
+        "flops": need.cost.flops,
+        "forwards": need.cost.forwards,
+        "peak_bytes": need.peak_bytes,
+        "pinned_bytes": need.pinned_bytes,
+        "memory": str(need.offload_plan),
+    }
+    if machine is not None and need.cost.flops:
+        body["seconds"] = machine.seconds(need)
+    return body
+
+
+def _decode(plan: RunPlan, need: StageMemory, machine: Machine | None) -> dict[str, Any]:
     body: dict[str, Any] = {"stage": "decode", "kind": "decode", "key": plan.run_key}
     body |= {"stored": False, "sigmas": [], "loras": []}
-    return body | {"peak_bytes": need.peak_bytes, "memory": str(need.offload_plan)}
+    return body | _costs(need, machine)
 
 
 def _stage(
@@ -143,15 +161,7 @@ def _stage(
             "audio_tokens": 0 if plan.sound is None else resolution.audio_latents,
         }
     if need is not None:
-        body |= {
-            "flops": need.cost.flops,
-            "forwards": need.cost.forwards,
-            "peak_bytes": need.peak_bytes,
-            "pinned_bytes": need.pinned_bytes,
-            "memory": str(need.offload_plan),
-        }
-        if machine is not None and need.cost.flops:
-            body["seconds"] = machine.seconds(need)
+        body |= _costs(need, machine)
     if len(stage.windows) > 1 and stage.resolution is not None:
         longest = max(stage.windows, key=len).resolution(stage.resolution)
         body["windows"] = {

@@ -11,8 +11,11 @@ from functools import partial
 from typing import Any
 
 from latent_ladder.checkpoints.components import Component
+from latent_ladder.checkpoints.duration_heads import find_duration_head
 from latent_ladder.checkpoints.selection import Library, ModelSet, select_models
-from latent_ladder.diagnostics.preset_readiness import check_preset
+from latent_ladder.checkpoints.training import transformer_training, unknown_training_error
+from latent_ladder.diagnostics.first_presets import first_preset
+from latent_ladder.diagnostics.preset_readiness import check_preset, preset_notes
 from latent_ladder.diagnostics.preset_recommendation import propose
 from latent_ladder.diagnostics.request_warnings import advise
 from latent_ladder.diagnostics.training_range import training_range, with_windows
@@ -100,7 +103,9 @@ def prepare(
         request = request.model_copy(update={"seed": unfinished.request["seed"]})
     request = request.pick_seed()
     warnings = [Warned(a.code, a.message) for a in advise(request, limits)]
-    warnings += [Warned("models", note) for note in models.notes]
+    warnings += [Warned("models", note) for note in (*models.notes, *preset_notes(request, models))]
+    if request.auto_duration is not None:
+        warnings.append(_auto_warning(request, find_duration_head(models, library)))
     memory = memory or MemoryOptions()
     models = with_decoder(models, request, partial(budget, memory, device))
     plan = make_plan(request, models, library)
@@ -115,6 +120,14 @@ def prepare(
     return Prepared(
         plan, store, fitted, memory, tuple(warnings), library, device, random_seed, unfinished
     )
+
+
+def _auto_warning(request: Request, head: Component) -> Warned:
+    text = (
+        f"the length is predicted from the prompt by {head.file.path.name} when the clip is made; "
+        f"planned for the longest, {float(request.resolved.duration_s):.2f} s"
+    )
+    return Warned("auto_duration", text)
 
 
 def request_warnings(request: Request, models: ModelSet) -> list[Warned]:
@@ -159,19 +172,21 @@ def fit_memory(plan: RunPlan, options: MemoryOptions, device: str) -> MemoryPlan
 
 def policy_of(request: Request, options: MemoryOptions) -> Policy:
     """The fallbacks that the user allows."""
-    return Policy(options.offload, options.changes, request.models.precision)
+    return Policy(options.offload, options.changes, request.models.precision, options.fast)
 
 
 def default_preset(library: Library, checkpoint: str | None = None) -> str:
     """Preset for the checkpoint that would be used: the one its header names, else 8 + 3 steps.
 
-    A file does not say whether it is distilled, so its name decides: if that lacks "distilled" and
-    a distilled LoRA is found, the preset with the LoRA is used.
+    Whether a transformer is distilled decides its hash or its name. Of LTX-2.3 one that is not
+    known counts as dev if a distilled LoRA is found. Raises :class:`CheckpointError` for one of
+    LTX-2.5 that may be either.
     """
     models = select_models(library, {"checkpoint": checkpoint} if checkpoint else {})
     if models.preset is not None:
         return models.preset
-    name = models.transformer.file.path.name.lower()
-    return (
-        "distilled-lora" if "distilled" not in name and models.has_distilled_lora else "distilled"
-    )
+    training = transformer_training(models.transformer)
+    if training is None and models.family == "2.5":
+        names = (first_preset("2.5", each, has_lora=True) for each in ("distilled", "dev"))
+        raise unknown_training_error(models.transformer, *names)
+    return first_preset(models.family, training, has_lora=models.has_distilled_lora)

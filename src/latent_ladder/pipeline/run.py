@@ -115,8 +115,12 @@ def execute(prepared: Prepared, output: Path, options: RunOptions) -> Result:
     """Run a prepared request. Raises what :func:`run` raises."""
     from latent_ladder.media.writers import check_clip
 
+    if prepared.request.auto_duration is not None:
+        from latent_ladder.pipeline.predicted_length import predict_length
+
+        prepared = predict_length(prepared)
     request = prepared.request
-    check_clip(output, options.overwrite, request.output.settings, request.frames)
+    check_clip(output, options.overwrite, request.encoder_settings, request.frames)
     for warning in prepared.warnings:
         options.on_event(warning)
     with lock_plan(prepared.store, prepared.plan, options):
@@ -145,6 +149,7 @@ def _write(session: RunSession, plan: RunPlan, output: Path) -> Result:
     from latent_ladder.pipeline.stages.decoding import DecodeJob, write_clip
 
     request, options = plan.request, session.options
+    session.runner.release()
     began = session.start_stage(WRITE_STAGE, request.frames)
     latents = session.load(plan.latents)
     sound = None if plan.sound is None else session.load(plan.sound)

@@ -7,14 +7,14 @@ are made, in which order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from latent_ladder.errors import LadderError
+from latent_ladder.errors import Cancelled, LadderError, StoreError
 from latent_ladder.memory.hardware import budget
 from latent_ladder.memory.planner import MemoryPlan, StageMemory, plan_fallback, ran_out
 from latent_ladder.pipeline.events import (
@@ -213,14 +213,22 @@ class RunSession:
 
     # -- stages -------------------------------------------------------------------------------
 
-    def run_stage(self, plan: RunPlan, stage: PlannedStage) -> None:
-        """Make a stage of a plan and store its artefact. Raises what the stage function raises."""
+    def run_stage(self, plan: RunPlan, stage: PlannedStage, *, keep: bool = False) -> None:
+        """Make a stage of a plan and store its artefact. Raises what the stage function raises.
+
+        ``keep``: another clip follows, so the transformer stays loaded after its last stage too,
+        where it fits.
+        """
         from latent_ladder.pipeline.stages.table import STAGES
 
-        began = self.start_stage(stage.name, stage.steps)
-        job, name = self._job(plan, stage), MEMORY_NAMES.get(stage.kind, stage.name)
+        name = MEMORY_NAMES.get(stage.kind, stage.name)
         if stage.kind not in SAMPLING_KINDS:
-            self.runner.make_room(self.memory.of(name))
+            if keep or _samples_after(plan, stage):
+                self.runner.make_room(self.memory.of(name))
+            else:
+                self.runner.release()
+        began = self.start_stage(stage.name, stage.steps)
+        job = self._job(plan, stage)
         tensors, facts = self.runner.retry(
             stage.name,
             partial(STAGES[stage.kind], job),
@@ -231,6 +239,43 @@ class RunSession:
         self._keep(stage, tensors, {"stage": stage.kind, "name": stage.name, **facts})
         self.finish_stage(stage.name, stage.key, began, name)
         self.check_cancelled()
+
+    def run_stages_together(self, stages: Sequence[tuple[RunPlan, PlannedStage]]) -> bool:
+        """Make base stages of several plans with shared forwards, and store their artefacts.
+
+        False if they cannot share forwards, memory ran out or one of them fails; nothing was made
+        then, and each can be made by itself.
+        """
+        from latent_ladder.memory.oom import is_out_of_memory
+        from latent_ladder.pipeline.stages.denoising import can_share_forwards, denoise_together
+
+        jobs = [self._job(plan, stage) for plan, stage in stages]
+        if not all(can_share_forwards(jobs[0], job) for job in jobs[1:]):
+            return False
+        name = jobs[0].stage.name
+        began = self.start_stage(f"{name} of {len(jobs)} drafts", jobs[0].stage.steps)
+        try:
+            results = denoise_together(jobs, self.memory.of(name))
+        except (Cancelled, StoreError):
+            raise
+        except LadderError as error:
+            self.warn("drafts_apart", f"{name}: {error.message}; making these drafts one by one")
+            return False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.warn("out_of_memory", f"{name} ran out of memory; making drafts one by one")
+            results = None
+        if results is None:  # outside the handler, whose traceback keeps the tensors alive
+            self.runner.release()
+            return False
+        for (_, stage), (tensors, facts) in zip(stages, results, strict=True):
+            self._keep(stage, tensors, {"stage": stage.kind, "name": stage.name, **facts})
+        share = (time.monotonic() - began) / len(jobs)
+        for _, stage in stages:
+            self.finish_stage(stage.name, stage.key, time.monotonic() - share, name)
+        self.check_cancelled()
+        return True
 
     def retry_decoding(self, plan: RunPlan, work: Callable[[DecodeJob], T]) -> T:
         """Result of ``work``; after out-of-memory, again with smaller tiles where allowed."""
@@ -296,6 +341,12 @@ class RunSession:
         after = plan_fallback(before, plan.request, sizes, budget, policy)
         self.memory = self.memory.with_stage(after)
         return after
+
+
+def _samples_after(plan: RunPlan, stage: PlannedStage) -> bool:
+    """True if a stage behind ``stage`` uses the transformer."""
+    later = plan.stages[[other.key for other in plan.stages].index(stage.key) + 1 :]
+    return any(other.kind in SAMPLING_KINDS for other in later)
 
 
 def lock_plan(store: Store, plan: RunPlan, options: RunOptions) -> AbstractContextManager[None]:

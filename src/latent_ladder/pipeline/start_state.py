@@ -198,12 +198,21 @@ def append_reference(
         raise TypeError("the plan has a reference video, the request has none")
     latents = inputs["video_in"]
     frames, height, width = latents.shape[2:]
+    positions = reference_positions((frames, height, width), resolution, factor)
+    tokens = video_to_tokens(latents).to(start.video.tokens)
+    return _append_guide(start, tokens, positions, request.video.strength)
+
+
+def reference_positions(
+    grid: tuple[int, int, int], resolution: Resolution, factor: int = 1
+) -> Tensor:
+    """Bounds (1, 3, N, 2) of the tokens of a reference of ``grid`` (frames, rows, columns)."""
+    frames, height, width = grid
     slower = max(round((resolution.latent_frames - 1) / max(frames - 1, 1)), 1)
     positions = video_positions(frames, height, width, resolution.fps / slower)
     positions[:, 0] = (positions[:, 0] - (slower - 1) / float(resolution.fps)).clamp_min(0)
     positions[:, 1:] *= factor
-    tokens = video_to_tokens(latents).to(start.video.tokens)
-    return _append_guide(start, tokens, positions, request.video.strength)
+    return positions
 
 
 VIDEO_MODES: Mapping[str, Callable[[StartState, InputLatents, Request, Resolution], StartState]] = {

@@ -90,16 +90,10 @@ class PartialClip:
         )
 
     def _guides(self, window: Window) -> Tensor:
-        """Indices of the guide tokens whose middle is in the window's time.
-
-        Guide tokens before or after the clip belong to its first or last window.
-        """
+        """Indices of the guide tokens whose middle is in the window's time."""
         first = self.resolution.video_tokens
         times = self.start.positions[0, 0, first:].mean(-1)
-        begins = float(window.offset_s) if window.number else -torch.inf
-        last = window.stop == self.resolution.latent_frames
-        ends = torch.inf if last else window_end_s(window, self.resolution)
-        return first + ((times >= begins) & (times < ends)).nonzero()[:, 0]
+        return first + times_in_window(times, window, self.resolution).nonzero()[:, 0]
 
     def with_window(self, window: Window, tokens: Streams) -> PartialClip:
         """The clip with a window's tokens; in the overlap, the old ones are blended into them."""
@@ -111,6 +105,17 @@ class PartialClip:
         if new_audio is not None and audio is not None:
             audio = _blend_in(audio, new_audio.cpu(), window.sound[0], window.sound_overlap, 1)
         return replace(self, video=video, audio=audio)
+
+
+def times_in_window(times: Tensor, window: Window, resolution: Resolution) -> Tensor:
+    """True for the ``times`` (n,) in seconds that belong to a window of the clip.
+
+    Times before or after the clip belong to its first or last window.
+    """
+    begins = float(window.offset_s) if window.number else -torch.inf
+    last = window.stop == resolution.latent_frames
+    ends = torch.inf if last else window_end_s(window, resolution)
+    return (times >= begins) & (times < ends)
 
 
 def window_end_s(window: Window, resolution: Resolution) -> float:
@@ -211,11 +216,14 @@ class WindowContext:
         return (b, c, len(self.window), h, w), audio
 
     def report_step(self, packing: Packing, step: int, _: Tensor, denoised: Tensor) -> None:
-        """Call the callbacks after a step; the steps of all windows are counted."""
+        """Call the callbacks after a step; the steps of all windows are counted.
+
+        The estimate is that of the first item of a batch.
+        """
         steps = len(self.stage.sigmas) - 1
         done = self.window.number * steps + step + 1
         if self.on_estimate is not None:
-            tokens = packing.unpack(denoised)
+            tokens = packing.unpack(denoised[:1])
             self.on_estimate(done, lambda: self._estimate(tokens))
         self.on_step(done, self.stage.steps, self.stage.sigmas[step + 1])
 

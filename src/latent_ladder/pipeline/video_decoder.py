@@ -41,6 +41,8 @@ def with_decoder(models: ModelSet, request: Request, budget: Callable[[], Budget
             "use decode.grid=auto, or decode.decoder=conv",
         )
     chosen = decoders.get(wanted, models.video_vae)
+    if chosen.id == models.decoding_vae.id:
+        return models
     same = chosen.id == models.video_vae.id
     return replace(models, video_decoder=None if same else chosen)
 

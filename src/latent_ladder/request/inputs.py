@@ -64,9 +64,17 @@ class Image(Table):
     fit: Fit = "cover"
     """Treatment of a picture of another shape: ``cover`` crops it, ``letterbox`` adds black
     bars."""
+    space: Literal["srgb_linear", "acescg", "acescct"] = "srgb_linear"
+    """Colours of an EXR picture in an HDR request: linear light with the primaries of sRGB or of
+    ACEScg, or ACEScct codes."""
     crf: Crf = "auto"
     """H.264 compression of the picture before it is encoded, 0 (none) to 51; ``auto`` is that of
     the model family (33 for LTX-2 and 2.3), because the model was trained on frames of videos."""
+
+    @property
+    def is_exr(self) -> bool:
+        """True for an EXR file, which holds HDR light."""
+        return self.file.lower().endswith(".exr")
 
     def index(self, frames: int) -> int:
         """The frame in a clip of ``frames``."""

@@ -9,6 +9,7 @@ geometry (:attr:`Request.resolved`) is computed by :mod:`latent_ladder.request.r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import tomllib
@@ -31,6 +32,8 @@ from pydantic import (
 from latent_ladder.errors import RequestError
 from latent_ladder.latents import shapes
 from latent_ladder.latents.shapes import Factor, Resolution
+from latent_ladder.media.encoders import EncoderSettings
+from latent_ladder.request.auto_duration import AutoDuration
 from latent_ladder.request.fields import (
     FileName,
     Real,
@@ -39,7 +42,7 @@ from latent_ladder.request.fields import (
     Text,
     is_int,
 )
-from latent_ladder.request.inputs import Image, Video, inputs_problems
+from latent_ladder.request.inputs import Crf, Image, Video, inputs_problems
 from latent_ladder.request.output import Decode, Output
 from latent_ladder.request.presets import read_preset
 from latent_ladder.request.problems import Found, Problem, report
@@ -61,6 +64,7 @@ from latent_ladder.request.stages import (
 )
 from latent_ladder.request.validation_errors import value_problems
 from latent_ladder.request.windows import Windows, WindowsChoice
+from latent_ladder.sampling.names import SAMPLER_FACTS
 
 MAX_SIDE = 16_384
 MAX_FRAMES = 100_001
@@ -101,6 +105,9 @@ def _frames(value: Any, info: ValidationInfo) -> Any:
     known = info.data
     fps, stages = known.get("fps"), known.get("stages")
     factor = shapes.time_product(upsample_factors(stages)) if stages is not None else 1
+    auto = known.get("auto_duration")
+    if auto is not None and fps:
+        return _longest_frames(value, known, auto.longest(fps, factor))
     if value is None:
         return _frames_of_duration(known, fps, factor)
     if not is_int(value):
@@ -122,6 +129,17 @@ def _frames(value: Any, info: ValidationInfo) -> Any:
             f"remove one of the two, or use frames={expected}",
         )
     return value
+
+
+def _longest_frames(value: Any, known: Mapping[str, Any], longest: int) -> int:
+    """The frames of an automatic duration before the prediction; they exclude other lengths."""
+    if value not in (None, longest) or known.get("duration_s") is not None:
+        other = "frames" if known.get("duration_s") is None else "duration_s"
+        raise Problem(
+            f"cannot be decided by auto_duration and {other} at once",
+            f"remove auto_duration, or {other}",
+        )
+    return longest
 
 
 def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: int) -> int:
@@ -213,11 +231,23 @@ class Request(Table):
     """Use of the sound: ``refine`` denoises it again in every refine stage, ``keep`` leaves that of
     the base stage as it is, ``none`` makes a silent clip."""
     noise_order: Literal["comfyui", "ltx"] = "comfyui"
-    """Order in which noise is generated from the seed: ``comfyui`` or ``ltx`` (Lightricks'
-    pipelines); change it to match a clip that was made there."""
+    """Order in which noise is generated from the seed: ``comfyui``, or ``ltx`` (Lightricks'
+    pipelines: one generator for all stages, fixed step noise of ``res_2s``); change it to match a
+    clip that was made there."""
     mask_convention: Literal["comfyui", "ltx"] = "comfyui"
     """Meaning of an image strength between 0 and 1: ``comfyui`` or ``ltx`` (Lightricks' pipelines);
     change it to match a clip that was made there."""
+    image_resize: Literal["antialiased", "comfyui", "ltx"] = "antialiased"
+    """Resizing of input images: ``antialiased`` keeps most detail of large photos; ``comfyui`` and
+    ``ltx`` (Lightricks' pipelines) interpolate without it, each with its own crop; change it to
+    match a clip that was made there."""
+    image_crf: Crf = "auto"
+    """H.264 compression of input images that do not say their own, 0 (none) to 51; ``auto`` is that
+    of the model family. Presets have the one of their source."""
+    hdr: Literal["off", "acescct", "logc3"] = "off"
+    """HDR clip: the code of light that the model was trained with, ``acescct`` (LTX-2.5) or
+    ``logc3`` (the HDR IC-LoRA of LTX-2.3). Pictures are EXR files then; the clip is HDR video in
+    H.265 or AV1, or EXR frames, with an SDR preview beside it."""
     model_convention: Literal["ltx", "comfyui", "comfyui-0.32"] = "ltx"
     """Order of the attention between picture and sound, and text encoding: ``ltx`` (Lightricks'
     code), ``comfyui`` (0.33 and later) or ``comfyui-0.32`` (before); change it to match a clip that
@@ -243,6 +273,9 @@ class Request(Table):
     duration_s: Annotated[Real, Field(gt=0, le=MAX_DURATION_S)] | None = None
     """Length of the clip in seconds, instead of ``frames``; the nearest possible number of frames
     is made."""
+    auto_duration: AutoDuration | None = None
+    """Limits of a length that the model predicts from the prompt, instead of ``frames`` and
+    ``duration_s``; LTX-2.5 with its duration head only."""
     frames: FrameCount = Field(default=None, validate_default=True)
     """Number of frames, 8k+1 such as 121 (16k+1 with a temporal upsampler), up to 100001; computed
     where ``duration_s`` is set."""
@@ -278,12 +311,29 @@ class Request(Table):
             problems += self.upscale.problems((self.width, self.height))
         problems += self.decode.problems(canvas.width, canvas.height)
         problems += inputs_problems(self.images, self.video, self.frames, self.fps)
+        problems += self._hdr_problems()
         if isinstance(self.windows, Windows):
             problems += self.windows.problems(self.fps, shapes.time_product(self.factors))
         if self.audio_in is not None and self.audio == "none":
             hint = "remove --audio none, or remove --audio-in"
             problems.append(("audio_in is set, and audio=none makes a silent clip", hint))
         return problems
+
+    def _hdr_problems(self) -> list[Found]:
+        """Pictures and videos whose light the model would misread."""
+        exr = [image.file for image in self.images if image.is_exr]
+        if self.hdr == "off":
+            hint = "set hdr=acescct for LTX-2.5, or hdr=logc3 for the HDR IC-LoRA of LTX-2.3"
+            return [(f"image {file} is HDR, and hdr=off", hint) for file in exr[:1]]
+        found: list[Found] = []
+        others = [image.file for image in self.images if not image.is_exr]
+        if others:
+            text = f"hdr={self.hdr}: image {others[0]} is not HDR"
+            found.append((text, "use EXR files, or hdr=off"))
+        if self.video is not None and self.video.mode != "reference":
+            text = f"hdr={self.hdr}: a video in mode {self.video.mode} is not HDR"
+            found.append((text, "use mode reference, or hdr=off"))
+        return found
 
     # -- making one ---------------------------------------------------------------------------
 
@@ -326,6 +376,10 @@ class Request(Table):
             return self
         return self.model_copy(update={"seed": secrets.randbelow(RANDOM_SEEDS)})
 
+    def with_length(self, frames: int) -> Self:
+        """The same request with a fixed length in place of an automatic one."""
+        return self.from_dict(override(self.to_dict(), {"frames": frames}))
+
     # -- writing it ---------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -365,6 +419,14 @@ class Request(Table):
     def factors(self) -> tuple[Factor, ...]:
         """The factor of each upsample stage, in order."""
         return upsample_factors(self.stages)
+
+    @property
+    def encoder_settings(self) -> EncoderSettings:
+        """The options of the encoder, with the signal of an HDR clip."""
+        settings = self.output.settings
+        if self.hdr == "off":
+            return settings
+        return dataclasses.replace(settings, transfer=self.output.transfer)
 
     @property
     def upscale(self) -> UpscaleStage | None:
@@ -440,6 +502,8 @@ class Request(Table):
             "noise_order": self.noise_order,
             "mask_convention": self.mask_convention,
         }
+        if self.noise_order == "ltx":
+            fields |= self._official_noise(index, stage)
         if self.model_convention == "comfyui":  # before 0.33 sampling was that of the official code
             fields["model_convention"] = self.model_convention
         if self.video is not None and self.video.keeps:
@@ -454,6 +518,20 @@ class Request(Table):
             fields["images"] = [[str(t), s] for t, s in zip(at, strengths, strict=True)]
         if self.models.precision != "stored":
             fields["precision"] = self.models.precision
+        return fields
+
+    def _official_noise(self, index: int, stage: SamplingStage) -> dict[str, Any]:
+        """Marks of noise that earlier versions took from another generator or seed."""
+        before = zip(self.stages[:index], self.resolved.stages, strict=False)
+        shared = any(
+            isinstance(other, SamplingStage) and other.seed == "same" and resolved.sigmas
+            for other, resolved in before
+        )
+        fields: dict[str, Any] = {}
+        if shared and stage.seed == "same":
+            fields["noise"] = "continued"
+        if SAMPLER_FACTS[stage.sampler].standardised:
+            fields["step_noise"] = "fixed"
         return fields
 
     @property
@@ -471,6 +549,12 @@ class Request(Table):
             "fps": shapes.format_fps(self.fps),
             "sound": self.audio != "none",
         }
+        if self.hdr != "off":
+            fields["hdr"] = self.hdr
+        own_seed = any(stage.seed != "same" for _, stage in self.sampling_stages())
+        reference = self.video is not None and self.video.mode == "reference"
+        if self.decode.noise == "ltx" and (own_seed or reference):
+            fields["decode_noise"] = 2  # earlier versions counted other noise before it
         if self.upscale is not None:
             fields["upscale"] = self.upscale.model_dump(mode="json", exclude_none=True)
         return fields
@@ -487,9 +571,18 @@ def override(table: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     """``table`` with top-level fields replaced, without the fields that depend on them.
 
     A new ``duration_s`` removes ``frames``, new ``frames`` remove ``duration_s``; a new ``fps``
-    keeps a requested duration and removes the frames that were computed from it.
+    keeps a requested duration and removes the frames that were computed from it. An automatic
+    duration removes both, and they remove it.
     """
     out = dict(table) | dict(overrides)
+    lengths = {"frames", "duration_s"}
+    if overrides.get("auto_duration") is not None:
+        return {name: value for name, value in out.items() if name not in lengths}
+    if lengths & set(overrides):
+        out.pop("auto_duration", None)
+    if out.get("auto_duration") is not None:
+        out.pop("frames", None)
+        return out
     if "frames" in overrides and "duration_s" not in overrides:
         out.pop("duration_s", None)
     elif "frames" not in overrides and out.get("duration_s") is not None:

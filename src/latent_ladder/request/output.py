@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, StrictBool
 
 from latent_ladder.latents.comfyui_tiling import split_evenly
-from latent_ladder.latents.shapes import PIXELS_PER_LATENT
-from latent_ladder.latents.tiling import PixelTileSize, Tiling, even_tile_size
+from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from latent_ladder.latents.tiling import (
+    PixelTileSize,
+    TilePlan,
+    Tiling,
+    even_tile_size,
+    official_size,
+    one_tile,
+    plan_tiles,
+)
 from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.request.fields import (
     Int,
@@ -78,6 +87,27 @@ class Decode(Table):
             return None
         across, down = self.grid
         return split_evenly(latents, down, across, self.grid_overlap_px // PIXELS_PER_LATENT)
+
+    def tiles(self, latents: tuple[int, int, int]) -> TilePlan | Tiling:
+        """The tiles of latents (frames, rows, columns).
+
+        One tile if no sizes are named: decoding it is exact, and its memory does not grow with the
+        clip. If some are named, the others are those of the reference implementation.
+        """
+        if self.grid != "auto":
+            return self.tiling(latents) or one_tile(*latents)
+        changes: dict[str, int] = {}
+        for size, names, unit in (
+            (self.tile_px, ("rows", "cols"), PIXELS_PER_LATENT),
+            (self.overlap_px, ("overlap",), PIXELS_PER_LATENT),
+            (self.tile_frames, ("frames",), FRAMES_PER_LATENT),
+            (self.overlap_frames, ("overlap_frames",), FRAMES_PER_LATENT),
+        ):
+            if size != "auto":
+                changes |= dict.fromkeys(names, size // unit)
+        if not changes:
+            return one_tile(*latents)
+        return plan_tiles(*latents, replace(official_size(*latents[1:]), **changes))
 
     @property
     def diffusion_tiles(self) -> PixelTileSize | None:
@@ -156,6 +186,9 @@ class Output(Table):
     pix_fmt: Text | None = None
     """Pixel format in FFmpeg's words, such as ``yuv444p10le`` for full colour resolution at 10 bit;
     unset, the codec's usual one."""
+    transfer: Literal["hlg", "pq"] = "hlg"
+    """Signal of an HDR video (field ``hdr``): ``hlg`` is shown well by all screens, ``pq`` holds
+    brighter light."""
     poster: StrictBool = False
     """Writes a picture of the middle frame next to the clip, ``NAME.poster.png``."""
     sheet: StrictBool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -62,13 +63,20 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_LONE_NUMBER = re.compile(r"^use (\d+(?:\.\d+)?)(?=$|,)")
+"""A hint that is a number alone; the field it belongs to is added."""
+
+
 def _sentence(path: str, table: type[BaseModel], stages: Tables, details: ErrorDetails) -> Found:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     cause = context.get("error")
     if isinstance(cause, Problem):
         parent = path.rpartition(".")[0]
         whole = f"{parent}.{cause.message}" if parent else cause.message
-        return (whole if cause.whole else f"{path}={_shorten(value)} {cause.message}"), cause.hint
+        if cause.whole:
+            return whole, cause.hint
+        hint = None if cause.hint is None else _LONE_NUMBER.sub(rf"use {path}=\1", cause.hint)
+        return f"{path}={_shorten(value)} {cause.message}", hint
     if kind == "extra_forbidden":
         return f"{path} is not a field", field_hint(path.rpartition(".")[2], table, stages)
     if kind in ("union_tag_invalid", "union_tag_not_found"):

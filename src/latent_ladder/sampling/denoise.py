@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -85,6 +86,17 @@ class LatentState:
         """
         return self._followed_by(LatentState.of(tokens))
 
+    @classmethod
+    def stack(cls, states: Sequence[LatentState]) -> LatentState:
+        """The streams of several runs of one shape as a batch."""
+        if len(states) == 1:
+            return states[0]
+        return cls(
+            torch.cat([s.tokens for s in states]),
+            torch.cat([s.clean for s in states]),
+            torch.cat([s.mask for s in states]),
+        )
+
     def _followed_by(self, tail: LatentState) -> LatentState:
         return LatentState(
             torch.cat([self.tokens, tail.tokens], dim=1),
@@ -127,12 +139,26 @@ class Packing:
         return video, audio
 
 
+@dataclass(frozen=True)
+class NoiseShapes:
+    """Shapes of the noise for the start of a run.
+
+    Latents ``video (B, C, F, H, W)`` and ``audio (B, C, T, M)``, and the number of ``extra`` video
+    tokens behind the clip.
+    """
+
+    video: Sequence[int] | None
+    audio: Sequence[int] | None
+    extra: int = 0
+
+
 def draw_noise(
     seed: int,
     video_shape: Sequence[int] | None,
     audio_shape: Sequence[int] | None,
     order: Order = "comfyui",
     extra_video_tokens: int = 0,
+    earlier: Sequence[NoiseShapes] = (),
 ) -> tuple[Tensor | None, Tensor | None]:
     """Standard normal noise for the start of a run, as float32 CPU tokens.
 
@@ -141,11 +167,29 @@ def draw_noise(
 
     - ``"comfyui"`` in the layout of the latents; appended tokens are whole latent frames after the
       clip (a part of a frame is generated whole and cut), so they change all of the noise;
-    - ``"ltx"`` in the layout of the tokens; appended ones do not change those of the clip.
+    - ``"ltx"`` in the layout of the tokens; appended ones do not change those of the clip. Runs of
+      one clip share the generator, so the noise of ``earlier`` ones comes first.
+    """
+    layout = _TokenNoise(video_shape, audio_shape, extra_video_tokens)
+    if order == "ltx":
+        return layout.in_tokens(generator_after(seed, earlier))
+    return layout.separate(torch.Generator().manual_seed(seed))
+
+
+def generator_after(seed: int, earlier: Sequence[NoiseShapes]) -> torch.Generator:
+    """The generator of ``seed`` after the noise of ``earlier`` runs in LTX-2's order.
+
+    The state is computed, never stored: a run that is taken up again gets the same noise. Source:
+    LTX-2 pipelines, which pass one generator from stage to stage and then to the decoder.
     """
     generator = torch.Generator().manual_seed(seed)
-    layout = _TokenNoise(video_shape, audio_shape, extra_video_tokens)
-    return layout.separate(generator, order)
+    for shapes in earlier:
+        _TokenNoise(shapes.video, shapes.audio, shapes.extra).in_tokens(generator)
+    return generator
+
+
+OFFICIAL_RES_2S_SEEDS = (-1, 9999)
+"""Seeds of the step and substep noise of LTX-2's res_2s, whatever the seed of the clip."""
 
 
 def noise_source(
@@ -156,6 +200,7 @@ def noise_source(
     *,
     extra_video_tokens: int = 0,
     standardise: bool = False,
+    number: int = 0,
 ) -> Noise:
     """The noise that ancestral and SDE samplers add, packed ``(B, n)`` float32 on the CPU.
 
@@ -163,18 +208,23 @@ def noise_source(
 
     - ``"comfyui"``: seed + 1, one call over ComfyUI's packed latent (video ``(B, C, F, H, W)``
       flattened, then audio), as ComfyUI does for a latent on the CPU; substeps: seed + 2;
-    - ``"ltx"``: seed + 10000, tokens, video then audio; substeps: seed + 20000. (The official
-      res_2s uses -1 and 9999 whatever the user's seed; here the user's seed counts.)
+    - ``"ltx"``: seed + 10000, tokens, video then audio; substeps: seed + 20000.
 
     ``standardise`` gives the noise of each stream mean 0 and deviation 1 exactly, as res_2s needs.
+    In the order ``"ltx"`` such noise is made in float64 from :data:`OFFICIAL_RES_2S_SEEDS` plus
+    ``number``, that of a window in time. Source: LTX-2 ``res2s_audio_video_denoising_loop``.
     """
-    offsets = {"comfyui": (1, 2), "ltx": (10000, 20000)}[order]
+    official = standardise and order == "ltx"
+    seeds = [seed + offset for offset in {"comfyui": (1, 2), "ltx": (10000, 20000)}[order]]
+    if official:
+        seeds = [fixed + number for fixed in OFFICIAL_RES_2S_SEEDS]
     generators = {
-        kind: torch.Generator().manual_seed(_wrap_seed(seed + offset))
-        for kind, offset in zip(("step", "substep"), offsets, strict=True)
+        kind: torch.Generator().manual_seed(_wrap_seed(own))
+        for kind, own in zip(("step", "substep"), seeds, strict=True)
     }
     layout = _TokenNoise(video_shape, audio_shape, extra_video_tokens)
-    draw = layout.together if order == "comfyui" else layout.in_tokens
+    dtype = torch.float64 if official else torch.float32
+    draw = layout.together if order == "comfyui" else partial(layout.in_tokens, dtype=dtype)
 
     drawn = {"step": -1, "substep": -1}
 
@@ -213,11 +263,7 @@ class _TokenNoise:
     audio: Sequence[int] | None
     extra: int
 
-    def separate(
-        self, generator: torch.Generator, order: Order
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if order == "ltx":
-            return self.in_tokens(generator)
+    def separate(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
         shape = self._noise_shape()
         video = None if self.video is None else torch.randn(shape, generator=generator)
         audio = None if self.audio is None else torch.randn(*self.audio, generator=generator)
@@ -233,14 +279,16 @@ class _TokenNoise:
         audio = packed[:, 0, n_video:].reshape(*self.audio) if self.audio else None
         return self._to_tokens(video, audio)
 
-    def in_tokens(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    def in_tokens(
+        self, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor | None, Tensor | None]:
         video = audio = None
         if self.video is not None:
             b, c, f, h, w = self.video
-            video = torch.randn(b, f * h * w + self.extra, c, generator=generator)
+            video = torch.randn(b, f * h * w + self.extra, c, generator=generator, dtype=dtype)
         if self.audio is not None:
             b, c, t, m = self.audio
-            audio = torch.randn(b, t, c * m, generator=generator)
+            audio = torch.randn(b, t, c * m, generator=generator, dtype=dtype)
         return video, audio
 
     def _noise_shape(self) -> tuple[int, int, int, int, int]:
@@ -272,21 +320,42 @@ class Noises:
     def from_seed(
         cls,
         seed: int,
-        video_shape: Sequence[int] | None,
-        audio_shape: Sequence[int] | None,
+        shapes: NoiseShapes,
         sampler: str,
         *,
         order: Order = "comfyui",
-        extra_video_tokens: int = 0,
+        earlier: Sequence[NoiseShapes] = (),
+        window: int = 0,
     ) -> Noises:
-        """The noise of ``seed`` for ``sampler`` and these latent shapes (see ``draw_noise``)."""
-        standardise = sampler_spec(sampler).standardised
-        shapes = (seed, video_shape, audio_shape, order)
-        video, audio = draw_noise(*shapes, extra_video_tokens)
+        """The noise of ``seed`` for ``sampler`` and these latent shapes (see ``draw_noise``).
+
+        ``window`` is the number of a window in time, whose seeds are that much higher.
+        """
+        seed = _wrap_seed(seed + window)
+        latents = (seed, shapes.video, shapes.audio, order)
+        video, audio = draw_noise(*latents, shapes.extra, earlier)
         source = noise_source(
-            *shapes, extra_video_tokens=extra_video_tokens, standardise=standardise
+            *latents,
+            extra_video_tokens=shapes.extra,
+            standardise=sampler_spec(sampler).standardised,
+            number=window,
         )
         return cls(video, audio, source)
+
+    @classmethod
+    def stack(cls, runs: Sequence[Noises]) -> Noises:
+        """The noise of several runs as a batch; each run has the numbers of its own seed."""
+        if len(runs) == 1:
+            return runs[0]
+        videos = [run.video for run in runs if run.video is not None]
+        audios = [run.audio for run in runs if run.audio is not None]
+
+        def source(step: int, kind: str) -> Tensor:
+            return torch.cat([run.source(step, kind) for run in runs])
+
+        return cls(
+            torch.cat(videos) if videos else None, torch.cat(audios) if audios else None, source
+        )
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ class SamplerFacts(NamedTuple):
 
     ``evals_per_step`` times the steps plus ``extra_evals`` model evaluations make a run;
     ``needs_uncond``: it reads the negative prompt even without guidance (the CFG++ rules);
-    ``stochastic``: it adds noise while sampling.
+    ``stochastic``: it adds noise while sampling; ``standardised``: that noise has mean 0 and
+    deviation 1 exactly.
     """
 
     evals_per_step: int = 1
     extra_evals: int = 0
     needs_uncond: bool = False
     stochastic: bool = False
+    standardised: bool = False
 
     def evals(self, steps: int) -> int:
         """Model evaluations of a run of ``steps`` steps."""
@@ -37,7 +39,7 @@ SAMPLER_FACTS: Mapping[str, SamplerFacts] = MappingProxyType(
         "euler_ancestral_cfg_pp": SamplerFacts(needs_uncond=True, stochastic=True),
         "dpmpp_2m": SamplerFacts(),
         "dpmpp_2m_rf": SamplerFacts(),
-        "res_2s": SamplerFacts(evals_per_step=2, extra_evals=1, stochastic=True),
+        "res_2s": SamplerFacts(evals_per_step=2, extra_evals=1, stochastic=True, standardised=True),
         "res_multistep": SamplerFacts(),
         "gradient_estimation": SamplerFacts(),
         "heun": SamplerFacts(evals_per_step=2, extra_evals=-1),

@@ -68,7 +68,11 @@ class ServerConfig:
             "folders": {name: str(path) for name, path in asdict(self.folders).items()},
             "store": str(self.store),
             "device": self.device,
-            "memory": {**memory, "changes": sorted(self.memory.changes)},
+            "memory": {
+                **memory,
+                "changes": sorted(self.memory.changes),
+                "fast": sorted(self.memory.fast),
+            },
             "metadata": self.metadata,
             "previews": self.previews,
             "convention": self.convention,

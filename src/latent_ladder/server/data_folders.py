@@ -21,7 +21,6 @@ MAX_NAME_BYTES = 200
 MAX_COMPONENT_BYTES = 255
 MAX_PATH = 1000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_ANNOTATED = re.compile(r"(?P<name>.*?)\s*\[(?P<folder_type>output|input|temp)\]", re.DOTALL)
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
@@ -66,15 +65,6 @@ class DataFolders:
 def _subfolders(folder: Path) -> list[Path]:
     """All folders below ``folder``; links are not followed."""
     return [Path(here) / name for here, names, _ in os.walk(folder) for name in names]
-
-
-def split_annotation(name: str, default: str) -> tuple[str, str]:
-    """Name and folder type: ``"x.png [input]"`` is ``("x.png", "input")``.
-
-    The folder type of a name without annotation is ``default``.
-    """
-    match = _ANNOTATED.fullmatch(name)
-    return (match["name"], match["folder_type"]) if match else (name, default)
 
 
 def resolve_inside(root: Path, *parts: str) -> Path:

@@ -42,7 +42,7 @@ def is_listed(definition: NodeType) -> bool:
 def node_info(definition: NodeType, list_names: ListNames) -> dict[str, Any]:
     """The description of one node type."""
     inputs: dict[str, dict[str, Any]] = {"required": {}, "optional": {}}
-    for item in definition.inputs:
+    for item in (one for one in definition.inputs if not one.is_old):
         group = "required" if item.required else "optional"
         inputs[group][item.name] = _input_info(item, list_names)
     if definition.autogrow_prefix:

@@ -171,8 +171,9 @@ async def get_file_metadata(request: web.Request) -> web.Response:
 
 async def get_system_stats(request: web.Request) -> web.Response:
     """Memory and versions of the machine."""
-    device = get_context(request).config.device
-    return web.json_response(await asyncio.to_thread(system_info.system_stats, device))
+    config = get_context(request).config
+    stats = await asyncio.to_thread(system_info.system_stats, config.device, config.convention)
+    return web.json_response(stats)
 
 
 async def get_features(request: web.Request) -> web.Response:

@@ -12,13 +12,11 @@ from typing import Any
 import psutil
 
 from latent_ladder._version import __version__
-from latent_ladder.checkpoints.mmap_file import MappedFile
+from latent_ladder.checkpoints.mmap_file import MappedFile, refusing_damage
 from latent_ladder.checkpoints.safetensors import read_safetensors_header
+from latent_ladder.comfyui.versions import ModelConvention, comfyui_version
 from latent_ladder.errors import CheckpointError
 from latent_ladder.memory.gpus import Gpu, gpus
-
-API_LEVEL = "0.16.0"
-"""Version of ComfyUI whose API this server follows; clients compare it with their needs."""
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>latent-ladder</title>
 <body style="font:16px/1.5 system-ui;max-width:44em;margin:3em auto;padding:0 1em">
@@ -46,15 +44,18 @@ def server_features(max_upload: int) -> dict[str, Any]:
     }
 
 
-def system_stats(device: str) -> dict[str, Any]:
-    """Memory and versions now. Asks the GPU driver, which takes some milliseconds."""
+def system_stats(device: str, convention: ModelConvention) -> dict[str, Any]:
+    """Memory and versions now. Asks the GPU driver, which takes some milliseconds.
+
+    ``comfyui_version`` is the version that graphs are computed like (``--comfyui-version``).
+    """
     memory = psutil.virtual_memory()
     return {
         "system": {
             "os": sys.platform if os.name != "nt" else "nt",
             "ram_total": memory.total,
             "ram_free": memory.available,
-            "comfyui_version": API_LEVEL,
+            "comfyui_version": comfyui_version(convention),
             "latent_ladder_version": __version__,
             "python_version": sys.version,
             "pytorch_version": _torch_version(),
@@ -97,11 +98,12 @@ def _torch_version() -> str:
 
 
 def read_file_metadata(path: Path) -> dict[str, str] | None:
-    """The ``__metadata__`` of a safetensors file; ``None`` for a file without it."""
+    """The ``__metadata__`` of a safetensors file; ``None`` for one without, or a damaged one."""
     if path.suffix.lower() not in (".safetensors", ".sft"):
         return None
     try:
-        header = read_safetensors_header(MappedFile.from_path(path))
-    except CheckpointError:
+        with refusing_damage(path):
+            header = read_safetensors_header(MappedFile.from_path(path))
+    except (CheckpointError, OSError):  # also a disk that fails while the header is read
         return None
     return dict(header.metadata) or None

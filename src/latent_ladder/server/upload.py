@@ -13,9 +13,10 @@ from typing import Any
 
 from aiohttp import BodyPartReader, MultipartReader, web
 
+from latent_ladder.comfyui.file_names import split_folder_tag
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.image_files import open_image
-from latent_ladder.server.data_folders import DataFolders, check_file_name, split_annotation
+from latent_ladder.server.data_folders import DataFolders, check_file_name
 from latent_ladder.server.view import convert_in_turn
 from latent_ladder.storage.atomic_write import commit, explain_write_error
 from latent_ladder.storage.temporary_files import part_path
@@ -201,7 +202,7 @@ def _original_path(form: Form, folders: DataFolders) -> Path:
         raise RequestError(
             "original_ref does not name a picture", 'send {"filename": ..., "type": ...}'
         ) from error
-    name, folder_type = split_annotation(annotated_name, folder_type)
+    name, folder_type = split_folder_tag(annotated_name, folder_type)
     path = folders.path(folder_type, subfolder, name)
     if not path.is_file():
         raise web.HTTPNotFound(text="no such picture")

@@ -13,9 +13,10 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from latent_ladder.comfyui.file_names import split_folder_tag
 from latent_ladder.errors import MediaError, RequestError
 from latent_ladder.media.image_files import ImageTooLargeError, open_image
-from latent_ladder.server.data_folders import DataFolders, split_annotation
+from latent_ladder.server.data_folders import DataFolders
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -42,7 +43,7 @@ _PICTURE_WORK = ThreadPoolExecutor(1, "ladder-picture")
 async def view_file(request: web.Request, folders: DataFolders) -> web.StreamResponse:
     """Answer ``/view``; 404 if there is no such file. Raises :class:`RequestError`."""
     query = request.query
-    name, folder_type = split_annotation(query.get("filename", ""), query.get("type", "output"))
+    name, folder_type = split_folder_tag(query.get("filename", ""), query.get("type", "output"))
     path = folders.path(folder_type, query.get("subfolder", ""), name)
     if not name or not path.is_file():
         raise web.HTTPNotFound(text="no such file")

@@ -104,7 +104,8 @@ def build_engine_runner(settings: Body) -> RunJob:
     from latent_ladder.server.file_listing import FileListing
     from latent_ladder.storage.artifact_store import Store
 
-    memory = {**settings["memory"], "changes": frozenset(settings["memory"]["changes"])}
+    sets = {name: frozenset(settings["memory"][name]) for name in ("changes", "fast")}
+    memory = {**settings["memory"], **sets}
     folders = model_folders([Path(path) for path in settings["models"]])
     listing = FileListing(folders, Path(settings["folders"]["input"]))
 

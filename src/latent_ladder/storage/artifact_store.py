@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -265,8 +266,9 @@ class Store:
                 yield entry
 
     def size(self) -> int:
-        """Bytes on disk of all artefacts."""
-        return _bytes_on_disk(path for key in self._keys() for path in self._files(key))
+        """Bytes on disk of the whole store: artefacts, records, locks, quarantine."""
+        walked = os.walk(self.root)
+        return _bytes_on_disk(Path(here) / name for here, _, names in walked for name in names)
 
     def verify(
         self, on_damage: Callable[[DamagedArtefact], None] = ignore_damage

@@ -42,6 +42,14 @@ class FileHash:
         return f"{self.kind} {self.hex}"
 
 
+def known_hash(path: Path, kind: HashKind) -> str | None:
+    """The cached hash of a file, ``None`` without one; does not read the file."""
+    try:
+        return _read().get(_key(path, kind))
+    except OSError:
+        return None
+
+
 def hash_file(path: Path, kind: HashKind) -> str:
     """The hash of a file in hexadecimal, from the cache, else by reading the file."""
     known = _read().get(_key(path, kind))

@@ -143,9 +143,8 @@ class RunLog:
 
     def start(self, command: str, request: Mapping[str, Any]) -> RunRecord:
         """Save and return the record of a new run of this process."""
-        now = time.time()
-        while (run_id := _new_id(now)) and self._path(run_id).exists():
-            pass
+        while self._newest_id(run_id := _new_id(now := time.time())) >= run_id:
+            pass  # ends with this tick of 1/32 s at the latest
         created = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
         return self.save(RunRecord(run_id, created, command, request))
 
@@ -219,6 +218,10 @@ class RunLog:
         """Delete one record; its artefacts stay until the next prune."""
         with convert_write_errors(StoreError, f"the record of run {run_id}", self.folder):
             self._path(run_id).unlink(missing_ok=True)
+
+    def _newest_id(self, run_id: str) -> str:
+        """The last id of the same tick as ``run_id``, "" if there is none."""
+        return max((path.stem for path in self.folder.glob(f"{run_id[:-1]}?.json")), default="")
 
     def _path(self, run_id: str) -> Path:
         return self.folder / f"{run_id}.json"

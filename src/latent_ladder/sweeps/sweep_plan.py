@@ -166,14 +166,15 @@ class _Planner:
 
     prepared: Prepared
     known: dict[tuple[tuple[str, str], ...], ModelSet] = field(default_factory=dict)
+    """Models by choices and decoder; points with the same ones share the object."""
 
     def point(self, number: int, point: Settings, request: Request) -> Point:
         choices = request.models.choices
-        named = tuple(sorted(choices.items()))
+        named = (("decode.decoder", request.decode.decoder), *sorted(choices.items()))
         if named not in self.known:
-            self.known[named] = select_models(self.prepared.library, choices, request.preset)
-        models = with_decoder(self.known[named], request, lambda: self.prepared.memory.budget)
-        plan = make_plan(request, models, self.prepared.library)
+            found = select_models(self.prepared.library, choices, request.preset)
+            self.known[named] = with_decoder(found, request, lambda: self.prepared.memory.budget)
+        plan = make_plan(request, self.known[named], self.prepared.library)
         silent = tuple(stage for stage in plan.stages if stage.kind != "sound")
         sets = as_sets(self.prepared.request, point)
         return Point(number, point, sets, replace(plan, stages=silent), _draft(plan))

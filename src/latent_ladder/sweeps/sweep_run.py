@@ -201,7 +201,7 @@ class SweepRun:
             wanted |= {stage.key for stage in cut.missing_stages()}
         for stage in plan.stages:
             if stage.key in wanted:
-                session.run_stage(point.plan, stage)
+                session.run_stage(point.plan, stage, keep=True)
 
     def _measure(self, point: Point) -> None:
         """Decode a point into the metrics, after its draft if that was not measured yet."""

@@ -90,7 +90,35 @@ def _ask_torch() -> dict[str, Any]:
             }
         )
     mps = torch.backends.mps.is_available()
-    return {"version": torch.__version__, "cuda": devices, "mps": mps}
+    found: dict[str, Any] = {"version": torch.__version__, "cuda": devices, "mps": mps}
+    return found | ({"attention": _measure_attention()} if devices else {})
+
+
+def _measure_attention() -> dict[str, Any]:
+    """Attention backends on the first GPU at the size of stage 1, and the one `--fast` chooses."""
+    import torch
+
+    from latent_ladder.models.device import choose_runtime
+    from latent_ladder.models.transformer.attention_backends import fastest, measure_backends
+
+    runtime = choose_runtime("cuda")
+    with torch.inference_mode():
+        measured = measure_backends(runtime.device, runtime.dtype)
+    rows = [{"name": m.name, "seconds": m.seconds, "note": m.note} for m in measured]
+    return {"chosen": fastest(measured), "backends": rows}
+
+
+def _print_attention(attention: dict[str, Any]) -> None:
+    rows = [
+        (
+            row["name"],
+            "" if row["seconds"] is None else f"{row['seconds'] * 1e3:.2f} ms",
+            "fastest exact one: --fast attention" if row["name"] == attention["chosen"]
+            else row["note"],
+        )
+        for row in attention["backends"]
+    ]  # fmt: skip
+    print_table("Attention, 8,160 tokens", ("name", "time", "note"), rows)
 
 
 def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> None:
@@ -100,6 +128,8 @@ def _print_checkup(checkup: Checkup, torch_devices: dict[str, Any] | None) -> No
     _print_presets(checkup)
     rows = _machine_rows(checkup, torch_devices)
     print_table("Machine", ("what", "free", "of", "folder"), rows, whole=("folder",))
+    if torch_devices is not None and "attention" in torch_devices:
+        _print_attention(torch_devices["attention"])
     for wrong in checkup.misplaced:
         show_warning(wrong.message)
     for note in dict.fromkeys((*checkup.choice.notes, *_assumptions(checkup))):
@@ -134,12 +164,16 @@ def _print_to_get(checkup: Checkup) -> None:
         return
     total = readable_total(files)
     print_table(
-        f"To get for LTX-2.3 with preset {state.name}: {total} in all",
+        f"To get for LTX-{checkup.family} with preset {state.name}: {total} in all",
         FILE_COLUMNS,
         [_file_cells(file) for file in files],
         whole=("page",),
     )
-    print_text("`ladder models get ltx-2.3` downloads the model into such folders.")
+    gated = any(file.gated for file in files)
+    print_text(
+        f"`ladder models get ltx-{checkup.family}` downloads the model into such folders."
+        + (" Accept the licence on its page first." if gated else "")
+    )
 
 
 def _assumptions(checkup: Checkup) -> Iterator[str]:

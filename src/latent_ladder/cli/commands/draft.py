@@ -33,6 +33,7 @@ from latent_ladder.cli.commands.options import (
     Quiet,
     Sets,
     StoreFolder,
+    memory_option,
     other_option,
     output_option,
     sound_option,
@@ -105,6 +106,16 @@ SheetFolder = Annotated[
         help="Folder for the page and the contact sheet. Default: drafts-RUN (RUN: id of the run).",
     ),
 ]
+TogetherDrafts = Annotated[
+    str,
+    memory_option(
+        "--together",
+        metavar="COUNT",
+        help="Drafts in each forward of the transformer: 1, a number, or auto (while one chunk "
+        "of tokens holds them). More save time where drafts are small or weights are streamed; "
+        "the result differs by rounding.",
+    ),
+]
 Yes = Annotated[
     bool, other_option("--yes", "-y", help="Make more than 64 drafts without an error.")
 ]
@@ -152,6 +163,7 @@ def draft(
     prompts: PromptFile = None,
     output: SheetFolder = None,
     preview: DraftPreview = "rgb",
+    together: TogetherDrafts = "1",
     yes: Yes = False,
     store: StoreFolder = None,
     overwrite: Overwrite = False,
@@ -169,7 +181,9 @@ def draft(
     show_loading("reading the headers of the model files", quiet or as_json)
     open_store(store).check_writable()
     from latent_ladder.drafts.seeds import all_drafts, parse_seeds, read_prompts
+    from latent_ladder.drafts.shared_forwards import parse_together
 
+    count = parse_together(together)
     texts = None if prompts is None else read_prompts(prompts)
     if texts is not None:
         request_flags = replace(request_flags, prompt=texts[0])
@@ -191,7 +205,7 @@ def draft(
         parts="drafts",
     )
     with notify_at_end(notify, "drafts"), run as options:
-        result = run_drafts(session, options, output)
+        result = run_drafts(session, options, output, count)
     if quiet and not as_json:
         print_lines(result.folder)
     else:

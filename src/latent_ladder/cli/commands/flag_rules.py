@@ -48,6 +48,66 @@ def excludes(name: str, option: str, other: str, flag: str, why: str) -> Rule:
     )  # fmt: skip
 
 
+FIELDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "prompt": ("PROMPT", ("prompt",)),
+    "negative": ("--negative", ("negative_prompt",)),
+    "seed": ("--seed", ("seed",)),
+    "size": ("--size", ("width", "height")),
+    "frames": ("--frames", ("frames",)),
+    "duration": ("--duration", ("duration_s",)),
+    "fps": ("--fps", ("fps",)),
+    "audio": ("--audio", ("audio",)),
+    "no_audio": ("--no-audio", ("audio",)),
+    "audio_in": ("--audio-in", ("audio_in",)),
+    "windows": ("--windows", ("windows", "windows.frames")),
+    "images": ("--image", ("images",)),
+    "video": ("--video", ("video", "video.file")),
+    "mode": ("--mode", ("video.mode",)),
+    "denoise": ("--denoise", ("video.denoise",)),
+    "region": ("--region", ("video.region",)),
+    "extend": ("--extend", ("video.extend",)),
+    "codec": ("--codec", ("output.codec",)),
+    "crf": ("--crf", ("output.crf",)),
+    "poster": ("--poster", ("output.poster",)),
+    "sheet": ("--sheet", ("output.sheet",)),
+    "checkpoint": ("--checkpoint", ("models.checkpoint",)),
+    "precision": ("--precision", ("models.precision",)),
+}
+"""Parameter -> its option, and the fields of the request that it sets."""
+
+
+def _sets_again(fields: Sequence[str]) -> Callable[[Values], bool]:
+    """True where ``--set`` names one of ``fields``, or the whole table that one is in."""
+    paths = set(fields) | {field.rpartition(".")[0] for field in fields} - {""}
+    return lambda v: any(set_path(text) in paths for text in v.get("sets") or ())
+
+
+def set_path(text: str) -> str:
+    """The field that ``--set FIELD=VALUE`` names."""
+    return text.partition("=")[0].strip()
+
+
+def set_twice(name: str, fields: Sequence[str], option: str) -> Rule:
+    """A rule against an option and a ``--set`` for the same field: one would win in silence."""
+    path = fields[-1]
+    return Rule(
+        name, option, _sets_again(fields), f"and --set {path} set the same field",
+        f"leave out {option} or --set {path}",
+    )  # fmt: skip
+
+
+def _repeats_a_field(values: Values) -> bool:
+    paths = [set_path(text) for text in values.get("sets") or ()]
+    return len(paths) > len(set(paths))
+
+
+SET_RULES: tuple[Rule, ...] = (
+    *(set_twice(name, fields, option) for name, (option, fields) in FIELDS.items()),
+    Rule("sets", "--set", _repeats_a_field, "names one field twice", "leave out one of them"),
+)
+"""Two options for one field."""
+
+
 def _has_mode(*modes: str) -> Callable[[Values], bool]:
     """True where --mode names another mode than ``modes``."""
     return lambda v: "mode" in v and v["mode"] not in modes
@@ -118,7 +178,7 @@ OUTPUT_RULES: tuple[Rule, ...] = (
          "name a video file with -o"),
 )  # fmt: skip
 
-CLIP_RULES = (*INPUT_RULES, *REQUEST_RULES, *MEMORY_RULES)
+CLIP_RULES = (*INPUT_RULES, *REQUEST_RULES, *MEMORY_RULES, *SET_RULES)
 """Rules of every command that describes a clip."""
 
 MAKE_RULES = (*CLIP_RULES, *OUTPUT_RULES)
@@ -148,8 +208,16 @@ SWEEP_RULES: tuple[Rule, ...] = (
          "combines several lists, and there is one", "leave out --zip"),
 )  # fmt: skip
 
+UPSCALE_RULES: tuple[Rule, ...] = (
+    *MEMORY_RULES,
+    *(rule for rule in SET_RULES if rule.name in ("sets", "seed", "windows")),
+    set_twice("prompt", ["prompt"], "--prompt"),
+    set_twice("denoise", ["refine.denoise"], "--denoise"),
+)
+
 SOUND_RULES: tuple[Rule, ...] = (
     *MEMORY_RULES,
+    *(rule for rule in SET_RULES if rule.name in ("sets", "prompt", "seed", "duration")),
     needs("overwrite", "--overwrite", ["output"], "--output: else a new name is chosen",
           "name the file to replace with -o"),
 )  # fmt: skip

@@ -13,6 +13,7 @@ FLAGS: Mapping[str, str] = {
     "seed": "--seed",
     "frames": "--frames",
     "duration_s": "--duration",
+    "auto_duration": "--duration auto",
     "fps": "--fps",
     "audio": "--audio",
     "audio_in": "--audio-in",
@@ -48,15 +49,29 @@ START_END = r"\1-\2"
 _PAIR = re.compile(r"\[([\d.]+), ([\d.]+)\]")
 
 
-def in_flag_terms(error: RequestError) -> RequestError:
-    """The same error with the options that set its fields in place of the fields' names."""
+_SIDE_HINT = re.compile(r"use (width|height)=(\d+)")
+
+
+def in_flag_terms(error: RequestError, fields: Mapping[str, object] | None = None) -> RequestError:
+    """The same error with the options that set its fields in place of the fields' names.
+
+    ``fields`` are those of the request; a hint for a side names the whole ``--size``.
+    """
+    hints = (_SIDE_HINT.fullmatch(hint or "") for _, hint in error.problems)
+    size = {**(fields or {}), **{found[1]: found[2] for found in hints if found}}
     problems = tuple(
-        (_translate(text, is_hint=False), None if hint is None else _translate(hint, is_hint=True))
+        (_translate(text, is_hint=False), None if hint is None else _translate_hint(hint, size))
         for text, hint in error.problems
     )
     if len(problems) == 1:
         return RequestError(problems[0][0], problems[0][1], problems)
     return RequestError(error.message, error.hint, problems)
+
+
+def _translate_hint(hint: str, size: Mapping[str, object]) -> str:
+    if _SIDE_HINT.fullmatch(hint) and size.keys() >= set(SIDES):
+        return f"use --size {size['width']}x{size['height']}"
+    return _translate(hint, is_hint=True)
 
 
 def _translate(text: str, *, is_hint: bool) -> str:

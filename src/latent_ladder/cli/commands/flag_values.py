@@ -80,6 +80,23 @@ def parse_seconds(text: str) -> float:
         raise RequestError(f"{text!r} is not a number of seconds", "use 2s or 2.5") from None
 
 
+def parse_duration(text: str | None) -> dict[str, Any]:
+    """``5``, ``auto`` or ``auto:2-10`` as fields of a request. Raises :class:`RequestError`."""
+    if text is None:
+        return {}
+    kind, colon, limits = text.strip().partition(":")
+    if kind != "auto":
+        return {"duration_s": parse_number(text)}
+    if not colon:
+        return {"auto_duration": {}}
+    shortest, dash, longest = limits.partition("-")
+    if not dash:
+        raise RequestError(
+            f"duration={text} has no shortest and longest length", "use --duration auto:2-10"
+        )
+    return {"auto_duration": {"min_s": parse_seconds(shortest), "max_s": parse_seconds(longest)}}
+
+
 def frames_for_input(seconds: float, path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The field ``frames`` of a clip as long as an input file: the nearest 8k+1 to ``seconds``.
 

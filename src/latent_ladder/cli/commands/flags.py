@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latent_ladder.cli.commands.flag_terms import in_flag_terms
 from latent_ladder.cli.commands.flag_values import (
     frames_for_input,
+    parse_duration,
     parse_image,
     parse_number,
     parse_region,
@@ -31,6 +32,7 @@ from latent_ladder.cli.commands.options import (
     Device,
     Duration,
     Extend,
+    Fast,
     Fit,
     Folders,
     Fps,
@@ -175,13 +177,13 @@ class RequestFlags:
             "prompt": self.prompt,
             "seed": parse_number(self.seed),
             "frames": parse_number(self.frames),
-            "duration_s": parse_number(self.duration),
             "fps": self.fps,
             "audio": self._audio_mode(),
             "negative_prompt": self.negative,
             "windows": None if self.windows is None else parse_windows(self.windows),
         }
-        return _without_none(named) | ({} if self.size is None else parse_size(self.size))
+        size = {} if self.size is None else parse_size(self.size)
+        return _without_none(named) | parse_duration(self.duration) | size
 
     def _output_fields(self) -> dict[str, Any]:
         """The fields of the request's ``output`` that options set."""
@@ -294,6 +296,7 @@ class MemoryFlags:
     ram: Ram = None
     offload: Offload = "auto"
     oom_policy: OomPolicy = "tiles"
+    fast: Fast = ""
 
     def to_options(self) -> MemoryOptions:
         """The checked memory options. Raises :class:`RequestError`."""
@@ -306,6 +309,7 @@ class MemoryFlags:
             ram=self.ram,
             offload=self.offload,
             changes=named - {"same", ""},
+            fast=frozenset(part.strip() for part in self.fast.split(",")) - {""},
         )
 
 
@@ -323,10 +327,13 @@ def prepare(
     """
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
+    from latent_ladder.request.auto_duration import auto_not_here
 
     options = memory.to_options()
     library = scan(model_folders(request_flags.folders or ()))
     request = request_flags.build_request(library, inputs)
+    if request.auto_duration is not None and kind != "clip":
+        raise auto_not_here(f"`ladder {kind}`")
     return pipeline.prepare(request, library, open_store(store), options, memory.device, kind)
 
 
@@ -362,13 +369,14 @@ def request_of_fields(fields: Mapping[str, Any], sets: Sequence[str] = ()) -> Re
     from latent_ladder.request.model import Request
     from latent_ladder.request.overrides import apply_sets
 
+    table: Mapping[str, Any] = fields
     try:
         table = apply_sets(fields, tuple(sets))
         if "seed" in table:
             return Request.from_dict(table).pick_seed()
         return Request.from_dict({**table, "seed": -1})
     except RequestError as error:
-        raise in_flag_terms(error) from error
+        raise in_flag_terms(error, table) from error
 
 
 def open_store(folder: Path | None) -> Store:

@@ -37,6 +37,7 @@ from latent_ladder.cli.console import (
     print_toml,
     show_error,
     show_loading,
+    show_note,
     show_warning,
 )
 from latent_ladder.cli.file_names import choose_file_name, prompt_stem
@@ -96,6 +97,8 @@ def make(
         return
     show_loading("reading the headers of the model files", is_quiet)
     prepared = prepare(request_flags, memory, store, inputs)
+    if prepared.request.auto_duration is not None:
+        prepared = _with_predicted_length(prepared, is_quiet)
     path = output or choose_file_name(
         prepared.request.prompt, ".mov" if prepared.request.output.codec == "prores" else ".mp4"
     )
@@ -119,6 +122,15 @@ def make(
     print_result(result, time.monotonic() - began, as_json=as_json, quiet=quiet)
     if open_result:
         open_file(path)
+
+
+def _with_predicted_length(prepared: Prepared, quiet: bool) -> Prepared:
+    """The run with the length that the model predicts from the prompt."""
+    from latent_ladder.pipeline.predicted_length import predict_length
+
+    if not quiet:
+        show_note("encoding the prompt, from which the model predicts the length")
+    return predict_length(prepared)
 
 
 def plan(

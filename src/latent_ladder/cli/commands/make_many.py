@@ -26,7 +26,7 @@ from latent_ladder.cli.commands.flags import (
     open_store,
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
-from latent_ladder.cli.console import print_table, show_error, show_note
+from latent_ladder.cli.console import print_json, print_lines, print_table, show_error, show_note
 from latent_ladder.cli.file_names import prompt_stem
 from latent_ladder.cli.result_line import clip_lines, folder_lines
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
@@ -144,12 +144,22 @@ def _with_row(
     own = {k: v for k, v in row.fields.items() if k not in ("audio_in", "video", "output")}
     if "frames" in own or "duration" in own:
         own = {"frames": None, "duration": None, **own}  # type: ignore[dict-item]
-    sets = [*(flags.sets or ()), *row.sets]
+    sets = [*_without_fields_of(row, flags.sets or ()), *row.sets]
     flags = replace(flags, prompt=row.prompt, sets=sets or None, **own)  # type: ignore[arg-type]
     files = {k: Path(v) for k, v in row.fields.items() if k in ("audio_in", "video")}
     if row.images:
         inputs = replace(inputs, images=list(row.images))
     return flags, replace(inputs, **files)  # type: ignore[arg-type]
+
+
+def _without_fields_of(row: PromptRow, sets: Sequence[str]) -> list[str]:
+    """The command's ``--set`` texts for fields that the row does not set itself."""
+    from latent_ladder.cli.commands.flag_rules import FIELDS, set_path
+
+    own = {set_path(text) for text in row.sets}
+    for name in row.fields:
+        own.update(FIELDS[name][1] if name in FIELDS else ())
+    return [text for text in sets if set_path(text) not in own]
 
 
 def _place(output: Path | None, default_name: str, request: Request) -> Place:
@@ -265,8 +275,11 @@ class _Clips:
         """Check every clip that is to be made; loads nothing heavy. Raises LadderError."""
         from latent_ladder.drafts.comparison import check_comparison
         from latent_ladder.media.writers import check_clip
+        from latent_ladder.request.auto_duration import auto_not_here
 
         for position, request in enumerate(requests):
+            if request.auto_duration is not None:
+                raise auto_not_here("`ladder make` with several clips")
             if self._is_done(position):
                 continue
             try:
@@ -276,7 +289,7 @@ class _Clips:
                     continue
                 path = self.place.folder / self.states[position].output
                 if path.parent.is_dir():
-                    settings = request.output.settings
+                    settings = request.encoder_settings
                     check_clip(path, self.options.overwrite, settings, request.frames)
                 if self.options.compare:
                     check_comparison(prepared, path, self.options.overwrite)
@@ -440,10 +453,10 @@ def _print_states(
 ) -> None:
     if options.as_json:
         body = {"page": str(page), "clips": [asdict(state) for state in states]}
-        print(json.dumps(body, ensure_ascii=False, indent=2))
+        print_json(body)
         return
     if options.quiet:
-        print("\n".join(str(page.parent / s.output) for s in states if s.status == "done"))
+        print_lines("\n".join(str(page.parent / s.output) for s in states if s.status == "done"))
         return
     rows = []
     for s in states:
@@ -455,4 +468,4 @@ def _print_states(
     columns = ("clip", "file", "seed", "time", "motion", "prompt")
     print_table("", columns, rows, whole=("file",), below=("prompt",))
     made = sum(state.status == "done" for state in states)
-    print(folder_lines(page, [f"{made} clips"], seconds, [page.with_suffix(".csv")]))
+    print_lines(folder_lines(page, [f"{made} clips"], seconds, [page.with_suffix(".csv")]))

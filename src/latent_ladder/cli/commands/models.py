@@ -1,4 +1,4 @@
-"""``ladder models``: list the model files on this machine, download published ones."""
+"""``ladder models``: list the model files on this machine, download and identify published ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latent_ladder.checkpoints.catalog import DEFAULT_PRECISION, PRECISIONS
+from latent_ladder.checkpoints.catalog import PRECISIONS, PRECISIONS_2_5, PUBLISHED, option_names
 from latent_ladder.cli import completion
 from latent_ladder.cli.command_table import CommandGroup, GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
@@ -24,14 +24,16 @@ from latent_ladder.cli.console import (
     show_warning,
     stderr_console,
 )
-from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.errors import Cancelled, CheckpointNotFound, RequestError
 from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
     from latent_ladder.checkpoints.catalog import CatalogFile
     from latent_ladder.checkpoints.download import DownloadItem, DownloadPlan, ProgressCallback
 
-FAMILIES = ("ltx-2.3",)
+FAMILIES = tuple(PUBLISHED)
+ALL_PRECISIONS = tuple(dict.fromkeys((*PRECISIONS, *PRECISIONS_2_5)))
+OPTIONS = tuple(dict.fromkeys(n for f in PUBLISHED.values() for n in option_names(f.family)))
 
 CONFIRM_ABOVE_BYTES = 10**9
 """A larger download asks for confirmation."""
@@ -45,12 +47,13 @@ Name = Annotated[
     ),
 ]
 Precision = Annotated[
-    str,
+    str | None,
     model_option(
         "--precision",
         metavar="NAME",
-        autocompletion=completion.offer(PRECISIONS),
-        help=f"Weight format of the files: {', '.join(PRECISIONS)}.",
+        autocompletion=completion.offer(ALL_PRECISIONS),
+        help=f"Weight format of the files: {', '.join(PRECISIONS)} for ltx-2.3 (default fp8); "
+        f"{', '.join(PRECISIONS_2_5)} for ltx-2.5 (default int8).",
     ),
 ]
 Target = Annotated[
@@ -63,11 +66,25 @@ Target = Annotated[
     ),
 ]
 Distilled = Annotated[
-    bool,
+    bool | None,
     model_option(
         "--distilled/--dev",
-        help="The distilled transformer (fewer steps), or the dev transformer with its LoRA.",
+        help="The distilled transformer (fewer steps, the default for ltx-2.5), or the dev "
+        "transformer with its LoRA (the default for ltx-2.3).",
+        show_default=False,
     ),
+]
+With = Annotated[
+    list[str] | None,
+    model_option(
+        "--with",
+        metavar="NAME",
+        autocompletion=completion.offer(OPTIONS),
+        help=f"Also a file that the usual presets do not need: {', '.join(OPTIONS)}; repeatable.",
+    ),
+]
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Model files, or names in model folders.")
 ]
 Yes = Annotated[bool, other_option("--yes", "-y", help="Download without asking for confirmation.")]
 DryRun = Annotated[
@@ -76,12 +93,13 @@ DryRun = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``models list`` and ``models get``."""
+    """Add ``models list``, ``models get`` and ``models identify``."""
     models = typer.Typer(
         help="List model files and download them.", no_args_is_help=True, cls=CommandGroup
     )
     models.command("list", cls=GroupedCommand)(expand_flags(list_models))
     models.command("get", cls=GroupedCommand)(expand_flags(get_models))
+    models.command("identify", cls=GroupedCommand)(expand_flags(identify_models))
     app.add_typer(models, name="models")
 
 
@@ -118,9 +136,10 @@ def list_models(folders: Folders = None, as_json: Json = False) -> None:
 
 def get_models(
     name: Name,
-    precision: Precision = DEFAULT_PRECISION,
+    precision: Precision = None,
     to: Target = None,
-    distilled: Distilled = False,
+    distilled: Distilled = None,
+    options: With = None,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -128,11 +147,14 @@ def get_models(
     """Download all files of a model into a models/ folder.
 
     Resumes where an earlier download stopped, skips files that are there,
-    and checks sizes and hashes.
+    and checks sizes and hashes. The files of ltx-2.5 are gated: accept the
+    licence on their page first, and set HF_TOKEN.
     """
-    from latent_ladder.checkpoints.download import check_free_space, plan_download
+    from latent_ladder.checkpoints.download import check_free_space, licence_notes, plan_download
 
-    files = select_files(name, precision, distilled)
+    files = select_files(name, precision, distilled, options or ())
+    for note in licence_notes(files):
+        show_note(note)
     folder = expand_home(to or default_target()).absolute()
     if any((folder / f.folder / f.name).exists() for f in files):
         show_note("checking the files that are there")
@@ -149,21 +171,87 @@ def get_models(
         print_lines(folder)
 
 
-def select_files(name: str, precision: str, distilled: bool) -> tuple[CatalogFile, ...]:
+def identify_models(files: Files, folders: Folders = None, as_json: Json = False) -> None:
+    """Say which published files these are.
+
+    Compares the SHA-256 of the whole file, whatever its name is, and
+    remembers it: `ladder` then knows whether a transformer is the dev or
+    the distilled one.
+    """
+    from latent_ladder.checkpoints.catalog import find_published
+    from latent_ladder.checkpoints.selection import model_folders
+    from latent_ladder.storage.file_hashes import hash_file
+
+    searched = [folder.path for folder in model_folders(folders or ())]
+    rows = []
+    for path in [_find_file(name, searched) for name in files]:
+        n_bytes = path.stat().st_size
+        if not as_json:
+            show_note(f"reading {path.name}, {format_bytes(n_bytes)}")
+        sha256 = hash_file(path, "sha256")
+        rows.append((path, sha256, find_published(n_bytes, sha256)))
+    if as_json:
+        print_json(
+            {"files": [
+                {"path": str(path), "sha256": sha256,
+                 "published": found and {"name": found.name, "repository": found.repository}}
+                for path, sha256, found in rows
+            ]}
+        )  # fmt: skip
+        return
+    cells = [
+        (path.name, found.name if found else "none with a known hash", sha256[:12])
+        for path, sha256, found in rows
+    ]
+    print_table("", ("file", "published as", "sha256"), cells, whole=("file", "published as"))
+
+
+def _find_file(name: Path, folders: Sequence[Path]) -> Path:
+    """The file of this path, or of this name below the model folders."""
+    path = expand_home(name)
+    if path.is_file():
+        return path
+    found = (each for folder in folders for each in folder.rglob(path.name) if each.is_file())
+    first = next(found, None)
+    if first is None:
+        raise CheckpointNotFound(f"{name} does not exist", "give the path of a model file")
+    return first
+
+
+def select_files(
+    name: str,
+    precision: str | None = None,
+    distilled: bool | None = None,
+    options: Sequence[str] = (),
+) -> tuple[CatalogFile, ...]:
     """The published files of a model. Raises :class:`RequestError` if there are none."""
     from latent_ladder.checkpoints.catalog import select_file_set
 
-    if name.lower() not in FAMILIES:
-        raise RequestError(f"model {name} is not known", f"use `ladder models get {FAMILIES[0]}`")
-    wanted = precision.lower()
-    if wanted not in PRECISIONS:
+    model = PUBLISHED.get(name.lower())
+    if model is None:
         raise RequestError(
-            f"precision={precision} is not known", f"use one of {', '.join(PRECISIONS)}"
+            f"model {name} is not known",
+            f"use {' or '.join(f'`ladder models get {known}`' for known in FAMILIES)}",
         )
+    wanted = (precision or model.precision).lower()
+    if wanted not in model.precisions:
+        fault = "published" if wanted in ALL_PRECISIONS else "known"
+        raise RequestError(
+            f"precision={precision} is not {fault} for {model.name}",
+            f"use one of {', '.join(model.precisions)}",
+        )
+    known = option_names(model.family)
+    for option in options:
+        if option not in known:
+            raise RequestError(
+                f"with={option} is no file of {model.name}", f"use one of {', '.join(known)}"
+            )
+    if distilled is None:
+        distilled = model.variant == "distilled"
     # The newest distilled one that is published in this precision.
     for variant in ("distilled-1.1", "distilled") if distilled else ("dev",):
         with suppress(KeyError):
-            return select_file_set(wanted, variant)
+            return select_file_set(wanted, variant, model.family, options)
     raise RequestError(
         f"{name} {'distilled' if distilled else 'dev'} is not published in {wanted}",
         f"use another --precision, or {'--dev' if distilled else '--distilled'}",

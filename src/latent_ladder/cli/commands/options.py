@@ -202,7 +202,8 @@ Duration = Annotated[
     stage_option(
         "--duration",
         metavar="SECONDS",
-        help="Length in seconds, instead of --frames.",
+        help="Length in seconds, instead of --frames; auto or auto:MIN-MAX lets LTX-2.5 choose it "
+        "from the prompt.",
     ),
 ]
 Fps = Annotated[
@@ -448,5 +449,15 @@ OomPolicy = Annotated[
         autocompletion=completion.offer(completion.OOM_POLICIES),
         help="What may alter the picture a little to save memory: same (nothing), tiles "
         "(smaller decoder tiles), fp8 (fp8 weights) or tiles,fp8.",
+    ),
+]
+Fast = Annotated[
+    str,
+    memory_option(
+        "--fast",
+        metavar="SWITCHES",
+        autocompletion=completion.offer(completion.FAST),
+        help="Faster kernels, none by default: attention (the fastest, measured), fused, fp8, "
+        "loras, graphs, compile, or several (fused,loras).",
     ),
 ]

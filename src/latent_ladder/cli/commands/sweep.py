@@ -23,6 +23,7 @@ from latent_ladder.cli.commands.flags import (
 )
 from latent_ladder.cli.commands.options import (
     Json,
+    Notify,
     Open,
     Overwrite,
     Quiet,
@@ -34,6 +35,7 @@ from latent_ladder.cli.commands.options import (
 from latent_ladder.cli.commands.run_progress import current_command, track_run
 from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
 from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
+from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
 from latent_ladder.errors import MediaError, RequestError
@@ -102,6 +104,7 @@ def sweep(
     quiet: Quiet = False,
     as_json: Json = False,
     open_result: Open = False,
+    notify: Notify = False,
 ) -> None:
     """Try several settings of a clip and write a report.
 
@@ -131,7 +134,8 @@ def sweep(
     )
     folder = output or default_folder(planned)
     check_folder(folder, planned, overwrite)
-    result, choice = _run(planned, folder, quiet or as_json, keep_motion)
+    with notify_at_end(notify, str(folder)):
+        result, choice = _run(planned, folder, quiet or as_json, keep_motion)
     page = folder / PAGE
     if quiet and not as_json:
         print_lines(page)

@@ -13,7 +13,7 @@ import typer
 
 from latent_ladder.cli.command_table import GroupedCommand
 from latent_ladder.cli.commands.flag_groups import expand_flags
-from latent_ladder.cli.commands.flag_rules import MEMORY_RULES, SOUND_RULES
+from latent_ladder.cli.commands.flag_rules import SOUND_RULES, UPSCALE_RULES
 from latent_ladder.cli.commands.flag_values import parse_number, parse_windows
 from latent_ladder.cli.commands.flags import (
     MemoryFlags,
@@ -25,6 +25,7 @@ from latent_ladder.cli.commands.options import (
     Folders,
     Json,
     Measure,
+    Notify,
     Open,
     Overwrite,
     PresetName,
@@ -39,6 +40,7 @@ from latent_ladder.cli.commands.options import (
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
 from latent_ladder.cli.console import show_loading
 from latent_ladder.cli.file_names import choose_file_name
+from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.errors import RequestError
 
@@ -112,7 +114,7 @@ Duration = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add ``upscale`` and ``sound``."""
-    app.command(cls=GroupedCommand)(expand_flags(upscale, MOST_USED_UPSCALE, MEMORY_RULES))
+    app.command(cls=GroupedCommand)(expand_flags(upscale, MOST_USED_UPSCALE, UPSCALE_RULES))
     app.command(cls=GroupedCommand)(expand_flags(sound, MOST_USED_SOUND, SOUND_RULES))
 
 
@@ -135,6 +137,7 @@ class OutputChoice:
     quiet: Quiet = False
     as_json: Json = False
     open_result: Open = False
+    notify: Notify = False
 
     def announce(self) -> None:
         """Say that the command has begun."""
@@ -267,7 +270,7 @@ def _run(
         overwrite=flags.overwrite,
         quiet=flags.quiet or flags.as_json,
     )
-    with run as options:
+    with notify_at_end(flags.notify, path.name), run as options:
         result = execute(prepared, path, replace(options, measure=measure))
     seconds = time.monotonic() - began
     print_result(result, seconds, as_json=flags.as_json, quiet=flags.quiet)

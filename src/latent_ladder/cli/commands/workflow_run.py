@@ -127,6 +127,7 @@ def run(
         find_usable_files,
         parse_file_name_map,
     )
+    from latent_ladder.comfyui.formats.pack_nodes import CODE as PACK_NODE
     from latent_ladder.comfyui.formats.read import read_workflow
     from latent_ladder.comfyui.versions import parse_comfyui_version
 
@@ -140,11 +141,19 @@ def run(
         maps or (), lambda old: find_usable_files(old, changed, files.library, [files.input])
     )
     outputs = _check_graph(changed, files, names, skip_unsupported)
+    notes = [
+        f"node {found.node}: {found.message}"
+        for found in changed.findings
+        if found.code == PACK_NODE
+    ]
+    for note in () if quiet or as_json else notes:
+        show_note(note)
     job = _Job(changed, workflow.ui, files, names, outputs, convention)
     results, progress = _execute(job, memory, store, quiet or as_json)
     paths = _result_paths(results, files)
     if as_json:
         report = {"outputs": dict(results), "files": [str(p) for p in paths], **progress.to_dict()}
+        report["notes"] = notes
         print_json(report)
         return
     for path in paths:

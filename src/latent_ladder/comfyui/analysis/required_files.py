@@ -14,7 +14,7 @@ from typing import Any, Final
 from latent_ladder.checkpoints.catalog import FILES
 from latent_ladder.checkpoints.misplaced import allowed_categories
 from latent_ladder.checkpoints.scan import FoundComponent, Library, find_in_file
-from latent_ladder.comfyui.analysis.validate import (
+from latent_ladder.comfyui.file_names import (
     map_file_name,
     mapped_file_name,
     split_folder_tag,
@@ -36,6 +36,7 @@ _FOLDER_ROLES: Mapping[str, frozenset[str]] = {
     "loras": frozenset({"lora"}),
     "latent_upscale_models": frozenset({"latent_upsampler"}),
     "upscale_models": frozenset({"pixel_upscaler"}),
+    "model_patches": frozenset({"duration_head"}),
     "text_encoders": frozenset({"text_encoder", "text_projection", "connectors"}),
     "vae": frozenset({"video_vae", "audio_vae", "vocoder", "preview_vae"}),
 }

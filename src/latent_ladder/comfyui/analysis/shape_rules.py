@@ -84,6 +84,18 @@ def _crop_guides(ctx: ShapeContext) -> InferredOutputs:
     return (None, None, ctx.with_video("latent", cropped))
 
 
+def _separate_keyframes(ctx: ShapeContext) -> InferredOutputs:
+    """The clip without them; the number of keyframes is not known before the graph runs."""
+    return (*_crop_guides(ctx), None)
+
+
+def _freeze(ctx: ShapeContext) -> InferredOutputs:
+    video = ctx.video("latent")
+    if video is None:
+        return (ctx.get("latent"),)
+    return (ctx.with_video("latent", replace(video, masked=True, mask_dropped=False)),)
+
+
 def _upsample_latents(ctx: ShapeContext) -> InferredOutputs:
     video = ctx.video("samples")
     upsampling = ctx.get("upscale_model")
@@ -404,6 +416,10 @@ RULES: Mapping[str, Rule] = {
     "LTXVAddLatentGuide": _add_guide,
     "LTXAddVideoICLoRAGuide": _add_guide,
     "LTXAddVideoICLoRAGuideAdvanced": _add_guide,
+    "LTXVAddGeneratedKeyframes": _add_guide,
+    "LTXVGeneratedKeyframesToGuides": _add_guide,
+    "LTXVSeparateGeneratedKeyframes": _separate_keyframes,
+    "LTXVFreezeLatent": _freeze,
     "LTXVCropGuides": _crop_guides,
     "LTXVConditioning": _set_frame_rate,
     "LTXVLatentUpsampler": _upsample_latents,

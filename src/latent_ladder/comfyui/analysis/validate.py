@@ -9,13 +9,17 @@ its default.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from latent_ladder.comfyui.constant_folding import output_nodes, required_nodes, suggest_workaround
+from latent_ladder.comfyui.file_names import (
+    map_file_name,
+    split_folder_tag,
+    unsafe_path_reason,
+)
 from latent_ladder.comfyui.graph import Graph, Link, Node, Value
 from latent_ladder.comfyui.node_defs import node_type
 from latent_ladder.comfyui.node_defs.sampling import RES4LYF_SAMPLER, SAMPLER_ALIASES
@@ -284,41 +288,6 @@ def _check_sampler(node: Node, definition: NodeType) -> Iterator[Problem]:
         text = f"sampler_name: the sampler {name} is not available here"
         hint = did_you_mean(name.rpartition("/")[2], SAMPLER_FACTS)
         yield Problem(node.id, "value_not_in_list", text, hint, "sampler_name", name)
-
-
-def map_file_name(name: str, names: Mapping[str, str]) -> str:
-    """Return the name to look up for a file name in a graph.
-
-    ``names`` maps full names or last path parts to others; ``\\`` of Windows paths becomes ``/``.
-    """
-    return mapped_file_name(name, names) or name.replace("\\", "/")
-
-
-def mapped_file_name(name: str, names: Mapping[str, str]) -> str | None:
-    """Return the name that ``names`` has for a file name in a graph or its last path part."""
-    path = name.replace("\\", "/")
-    return names.get(name) or names.get(path) or names.get(path.rpartition("/")[2])
-
-
-def unsafe_path_reason(name: str) -> str:
-    """Return why a file name could lead out of its folder, or an empty string if it cannot.
-
-    The reason is a predicate, such as ``"is an absolute path"``.
-    """
-    path = name.replace("\\", "/")
-    if "\0" in path:
-        return "contains a zero byte"
-    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
-        return "is an absolute path"
-    return "leads out of its folder" if ".." in path.split("/") else ""
-
-
-def split_folder_tag(name: str) -> tuple[str, str]:
-    """Split an upload name from its folder: ``"a.png [output]"`` -> ``("a.png", "output")``."""
-    for folder in ("input", "output", "temp"):
-        if name.endswith(f" [{folder}]"):
-            return name.removesuffix(f" [{folder}]"), folder
-    return name, ""
 
 
 def _describe_input(item: Input) -> str:

@@ -27,7 +27,7 @@ SIGMA_TOLERANCE = 1e-9
 FIELD_GROUPS: tuple[tuple[str, ...], ...] = (
     ("width", "height"), ("frames", "fps", "duration_s"), ("prompt",), ("negative_prompt",),
     ("audio",), ("audio_in",), ("noise_order",), ("mask_convention",),
-    ("model_convention",),
+    ("model_convention",), ("image_resize",), ("image_crf",), ("hdr",),
 )  # fmt: skip
 """Groups of request fields that are merged together."""
 TABLES = ("models", "video", "decode", "output")

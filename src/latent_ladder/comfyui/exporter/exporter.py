@@ -17,6 +17,7 @@ from latent_ladder.comfyui.exporter.output import add_output_nodes
 from latent_ladder.comfyui.exporter.sampling import (
     Prompts,
     add_guider,
+    add_nag,
     add_sampler,
     add_sigmas,
 )
@@ -135,21 +136,33 @@ class _RequestExporter:
             model = builder.add_node("UnetLoaderGGUF", unet_name=transformer)
         else:
             model = builder.add_node("UNETLoader", unet_name=transformer, weight_dtype="default")
-        clip = builder.add_node(
-            "DualCLIPLoader",
-            clip_name1=files.text_encoder,
-            clip_name2=files.text_projection,
-            type="ltxv",
-            device="default",
-        )
+        if files.projection_in_encoder:
+            clip = builder.add_node(
+                "CLIPLoader", clip_name=files.text_encoder, type="ltxv", device="default"
+            )
+        else:
+            clip = builder.add_node(
+                "DualCLIPLoader",
+                clip_name1=files.text_encoder,
+                clip_name2=files.text_projection,
+                type="ltxv",
+                device="default",
+            )
         vae = builder.add_node("VAELoader", vae_name=files.video_vae)
-        return LoaderOutputs(model[0], clip[0], vae[0], self._add_audio_vae(files.audio_vae)[0])
+        if self._needs_audio_vae and files.projection_in_encoder:
+            audio = builder.add_node("VAELoader", vae_name=files.audio_vae)
+        else:
+            audio = self._add_audio_vae(files.audio_vae)
+        return LoaderOutputs(model[0], clip[0], vae[0], audio[0])
+
+    @property
+    def _needs_audio_vae(self) -> bool:
+        return self._has_audio or self._request.audio_in is not None
 
     def _add_audio_vae(self, name: str) -> NodeRef:
-        needed = self._has_audio or self._request.audio_in is not None
-        return (
-            self._builder.add_node("LTXVAudioVAELoader", ckpt_name=name) if needed else NodeRef("")
-        )
+        if not self._needs_audio_vae:
+            return NodeRef("")
+        return self._builder.add_node("LTXVAudioVAELoader", ckpt_name=name)
 
     def _add_loras(self, position: int, loaders: LoaderOutputs) -> tuple[Link, Link | None]:
         """Add the LoRAs of a stage.
@@ -190,11 +203,13 @@ class _RequestExporter:
         if not sigmas:  # a video that goes to the next stage without sampling
             return replace(latents, final_audio=latents.audio)
         fps = float(resolution.fps)
+        negative = prompts.negative
         conditioning = builder.reuse_node(
             "LTXVConditioning", positive=prompts.positive, negative=prompts.negative, frame_rate=fps
         )
         prompts = Prompts(conditioning[0], conditioning[1])
         model, factor = self._add_loras(position, loaders)
+        model = add_nag(builder, stage, model, negative, has_audio=self._has_audio)
         prompts, video, guided = inputs.add_images(
             builder, request, resolution, prompts, latents.video
         )

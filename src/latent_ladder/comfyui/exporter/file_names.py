@@ -23,6 +23,7 @@ from latent_ladder.checkpoints.selection import (
 )
 from latent_ladder.comfyui.graph import ModelFile
 from latent_ladder.request.model import Request
+from latent_ladder.request.presets import DEFAULT_FAMILY, preset_family
 from latent_ladder.request.stages import UpsampleStage
 
 
@@ -43,6 +44,11 @@ class FileNames:
     text_projection: str = ""
     video_vae: str = ""
     audio_vae: str = ""
+
+    @property
+    def projection_in_encoder(self) -> bool:
+        """True if the file of the text encoder contains its projection, as that of LTX-2.5."""
+        return self.text_projection in ("", self.text_encoder)
 
     @property
     def sources(self) -> tuple[ModelFile, ...]:
@@ -70,24 +76,34 @@ def published_names(request: Request) -> FileNames:
     """
     models = request.models
     variant = "dev" if _needs_dev_checkpoint(request) else "distilled"
+    family = preset_family(request.preset)
+    family = family if family in {file.family for file in FILES} else DEFAULT_FAMILY
+
+    def published(role: str) -> str:
+        return _published_name(suggest_file(role, family=family))
+
+    transformer = suggest_file("transformer", variant=variant, family=family)
+    is_split = transformer is not None and transformer.folder != "checkpoints"
+    checkpoint = suggest_file("transformer", variant=variant) if is_split else transformer
     own = models.transformer
-    checkpoint = suggest_file("transformer", variant=variant)
+    if own is None and models.checkpoint is None and is_split:
+        own = _published_name(transformer)
     upsamplers: dict[Upsampling, str] = {}
     for stage in request.stages:
         if isinstance(stage, UpsampleStage):
             upsampling: Upsampling = (stage.axis, Fraction(stage.factor))
-            found = suggest_file("latent_upsampler", upsampling=upsampling)
+            found = suggest_file("latent_upsampler", upsampling=upsampling, family=family)
             named = models.latent_upsampler if upsampling == ("spatial", Fraction(2)) else None
             upsamplers[upsampling] = named or _published_name(found)
     return FileNames(
         checkpoint=models.checkpoint or _published_name(checkpoint),
-        text_encoder=models.text_encoder or _published_name(suggest_file("text_encoder")),
-        distilled_lora=models.distilled_lora or _published_name(suggest_file("distilled_lora")),
+        text_encoder=models.text_encoder or published("text_encoder"),
+        distilled_lora=models.distilled_lora or published("distilled_lora"),
         upsamplers=upsamplers,
         transformer=own,
-        text_projection=models.text_projection or _published_name(suggest_file("text_projection")),
-        video_vae=models.video_vae or _published_name(suggest_file("video_vae")),
-        audio_vae=models.audio_vae or _published_name(suggest_file("audio_vae")),
+        text_projection=models.text_projection or published("text_projection"),
+        video_vae=models.video_vae or published("video_vae"),
+        audio_vae=models.audio_vae or published("audio_vae"),
     )
 
 

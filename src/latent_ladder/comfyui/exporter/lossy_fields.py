@@ -29,6 +29,8 @@ def _check_request(request: Request) -> Iterator[tuple[str, str]]:
             "ComfyUI since 0.33 lets the sound see the updated picture, and encodes text its way."
         )
         yield "model_convention", text
+    if request.image_resize != "comfyui" and request.active_images:
+        yield "image_resize", "ComfyUI resizes images in its own way: they differ a little."
     if request.models.precision != "stored":
         yield "models.precision", "pick fp8 in the loader, or start ComfyUI with --fp8_e4m3fn-unet."
     for i, image in enumerate(request.images):
@@ -71,8 +73,10 @@ def _check_sampling(stage: BaseStage | RefineStage, name: str) -> Iterator[tuple
             text = "ComfyUI's guiders apply guidance at every sigma."
             yield f"{name}.guidance.{stream}.sigma_low/high", text
     if video.has_nag or audio.has_nag:
-        text = "the graph has no NAG: add LTX2_NAG of KJNodes between the model and the guider."
+        text = "LTX2_NAG of the node pack KJNodes does not modulate the negative prompt."
         yield f"{name}.guidance.nag", text
+    if video.has_nag and audio.has_nag and video.nag != audio.nag:
+        yield f"{name}.guidance.audio.nag", "LTX2_NAG uses the numbers of the video for the sound."
     blocks = {guidance.stg_blocks for guidance in (video, audio) if guidance.stg_blocks}
     if len(blocks) > 1 and not (uses_only_cfg(video) and uses_only_cfg(audio)):
         yield f"{name}.guidance", "the guider perturbs the same blocks for video and audio."

@@ -87,6 +87,36 @@ def _add_guider_parameters(
     return builder.add_node_with("GuiderParameters", values)[0]
 
 
+def add_nag(
+    builder: GraphBuilder,
+    stage: BaseStage | RefineStage,
+    model: Link,
+    negative: Link,
+    *,
+    has_audio: bool,
+) -> Link:
+    """Add KJNodes' node for NAG between model and guider, if the stage has NAG.
+
+    It has one set of numbers for both streams: that of the video, if the video has NAG.
+    """
+    streams = {"video": stage.guidance.video}
+    if has_audio:
+        streams["audio"] = stage.guidance.audio
+    nags = {name: one.nag for name, one in streams.items() if one.has_nag and one.nag is not None}
+    if not nags:
+        return model
+    numbers = next(iter(nags.values()))
+    inputs: dict[str, Link | Value] = {f"nag_cond_{stream}": negative for stream in nags}
+    return builder.reuse_node(
+        "LTX2_NAG",
+        model=model,
+        nag_scale=numbers.scale,
+        nag_alpha=numbers.alpha,
+        nag_tau=numbers.tau,
+        **inputs,
+    )[0]
+
+
 def add_sampler(builder: GraphBuilder, stage: BaseStage | RefineStage, seed: int) -> Link:
     """Add the node for the sampler of a stage, with its options if a node has them."""
     name, options = stage.sampler, stage.options

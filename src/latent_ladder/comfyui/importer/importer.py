@@ -44,6 +44,7 @@ from latent_ladder.comfyui.importer.stages import (
 from latent_ladder.errors import RequestError, WorkflowError
 from latent_ladder.latents import shapes
 from latent_ladder.request.model import Request
+from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.schedules import DISTILLED_STAGE_1, manual_sigmas
 
 DEFAULT_FPS = 25.0
@@ -126,13 +127,30 @@ class _GraphImporter:
             negative = None
             if stage.sampling.negative is not None:
                 negative = find_prompt(walker, stage.sampling.negative)
-            prompts.append((positive.text, "" if negative is None else negative.text))
+            text = "" if negative is None else negative.text
+            prompts.append((positive.text, self._with_nag_prompt(stage, text)))
             if prompts[-1] != prompts[0]:
                 walker.report_loss(stage.sampling.node, "has its own prompts; a request has one")
         text, negative_text = prompts[0]
         if not text.strip():
             raise WorkflowError("the workflow's prompt is empty", "write one and save it again")
         return {"prompt": text, "negative_prompt": negative_text}
+
+    def _with_nag_prompt(self, stage: SampledStage, negative: str) -> str:
+        """The negative prompt of a stage: that of NAG where the guider does not use its own."""
+        walker, sampling = self._walker, stage.sampling
+        texts = [find_prompt(walker, source).text for source in sampling.model.nag_prompts]
+        if not texts:
+            return negative
+        guidance = sampling.fields["guidance"].values()
+        uses_own = SAMPLER_FACTS[sampling.fields["sampler"]].needs_uncond or any(
+            terms.get("cfg", 1.0) != 1 for terms in guidance
+        )
+        chosen = negative if uses_own else texts[0]
+        if any(text != chosen for text in texts):
+            text = "has several negative prompts, its guider's and those of NAG; a request has one"
+            walker.report_loss(sampling.node, text)
+        return chosen
 
     # -- sizes --------------------------------------------------------------------------------
 

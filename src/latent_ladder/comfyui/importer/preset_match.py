@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from latent_ladder.checkpoints.families import family_in_name
 from latent_ladder.request.model import Request
-from latent_ladder.request.presets import preset_names, read_preset
+from latent_ladder.request.presets import preset_family, preset_names, read_preset
 from latent_ladder.sampling.schedules import DEFAULT_TOKENS, SCHEDULES
 
 IGNORED_FIELDS = frozenset(
     {
         "prompt", "preset", "seed", "models", "images", "audio_in", "video", "output",
-        "duration_s", "model_convention",
+        "duration_s", "model_convention", "image_resize", "image_crf",
     }
 )  # fmt: skip
 """Fields about the content of the clip, its files or the version of ComfyUI, which do not
@@ -49,9 +50,19 @@ class PresetMatch:
 
 
 def match_preset(request: Request) -> PresetMatch:
-    """Return the preset with the fewest differing fields; of several, the first by name."""
+    """Return the preset with the fewest differing fields.
+
+    Of several, that of the request, one for the family that its files are named after, the first.
+    """
     matches = [_compare(request, name) for name in preset_names()]
-    return min(matches, key=lambda match: sum(_weight(d) for d in match.differences))
+    family = family_in_name(request.models.transformer or request.models.checkpoint or "")
+
+    def rank(match: PresetMatch) -> tuple[int, bool, bool]:
+        is_other = family is not None and preset_family(match.preset) != family
+        weight = sum(_weight(d) for d in match.differences)
+        return weight, match.preset != request.preset, is_other
+
+    return min(matches, key=rank)
 
 
 def _weight(difference: Difference) -> int:

@@ -32,12 +32,14 @@ class ModelChain:
     """The model input of a stage: its loader node, its LoRAs in order, and patched guidance.
 
     ``terms`` are the fields ``stg``, ``stg_blocks`` and ``modality`` from nodes that patch the
-    model.
+    model, ``nag`` the fields of NAG by stream, and ``nag_prompts`` its negative prompts.
     """
 
     loader: Node
     loras: tuple[dict[str, Any], ...] = ()
     terms: Mapping[str, Any] = field(default_factory=dict)
+    nag: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    nag_prompts: tuple[OutputSlot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _read_custom_advanced(walker: GraphWalker, node: Node) -> Sampling:
     if guider.class_type not in _GUIDER_READERS:
         raise unsupported_node(guider, "is an unsupported guider")
     model = read_model(walker, walker.required_source(guider, "model"))
-    guidance = _add_terms(guider, _GUIDER_READERS[guider.class_type](walker, guider), model.terms)
+    guidance = _add_terms(guider, _GUIDER_READERS[guider.class_type](walker, guider), model)
     positive = "conditioning" if guider.class_type == "BasicGuider" else "positive"
     sampler, _ = walker.required_source(node, "sampler")
     return Sampling(
@@ -95,7 +97,7 @@ def _read_custom(walker: GraphWalker, node: Node) -> Sampling:
     if not walker.value(node, "add_noise"):
         raise unsupported_node(node, "does not start from the noise of a seed")
     model = read_model(walker, walker.required_source(node, "model"))
-    guidance = _add_terms(node, _same_for_streams(walker.number(node, "cfg")), model.terms)
+    guidance = _add_terms(node, _same_for_streams(walker.number(node, "cfg")), model)
     sampler, _ = walker.required_source(node, "sampler")
     return Sampling(
         node,
@@ -111,7 +113,7 @@ def _read_custom(walker: GraphWalker, node: Node) -> Sampling:
 
 def _read_ksampler(walker: GraphWalker, node: Node) -> Sampling:
     model = read_model(walker, walker.required_source(node, "model"))
-    guidance = _add_terms(node, _same_for_streams(walker.number(node, "cfg")), model.terms)
+    guidance = _add_terms(node, _same_for_streams(walker.number(node, "cfg")), model)
     name = _check_sampler(node, walker.text(node, "sampler_name"))
     return Sampling(
         node,
@@ -201,10 +203,13 @@ _GUIDER_READERS: Mapping[str, Callable[[GraphWalker, Node], dict[str, Any]]] = {
 }
 
 
-def _add_terms(node: Node, guidance: dict[str, Any], terms: Mapping[str, Any]) -> dict[str, Any]:
-    if terms and node.class_type == "MultimodalGuider":
+def _add_terms(node: Node, guidance: dict[str, Any], model: ModelChain) -> dict[str, Any]:
+    if model.terms and node.class_type == "MultimodalGuider":
         raise unsupported_node(node, "combines its guidance with nodes that patch the model")
-    return {stream: {**values, **terms} for stream, values in guidance.items()}
+    found = {stream: {**values, **model.terms} for stream, values in guidance.items()}
+    for stream, nag in model.nag.items():
+        found[stream] = {**found.get(stream, {}), "nag": nag}
+    return found
 
 
 # -- models ---------------------------------------------------------------------------------------
@@ -214,21 +219,47 @@ def read_model(walker: GraphWalker, source: OutputSlot) -> ModelChain:
     """Read the nodes between a model input and the loader of the model."""
     loras: list[dict[str, Any]] = []
     terms: dict[str, Any] = {}
+    nag: dict[str, dict[str, Any]] = {}
+    nag_prompts: list[OutputSlot] = []
     node, _ = source
     while "model" in node.inputs:
         if node.class_type in _LORA_NODES:
             strength = walker.number(node, "strength_model")
             loras.insert(0, {"name": walker.text(node, "lora_name"), "strength": strength})
+        elif node.class_type == "LTX2_NAG":
+            fields, prompts = _read_nag(walker, node)
+            nag = {**fields, **nag}
+            nag_prompts += prompts
         elif node.class_type in _TERM_READERS and _is_always_active(walker, node):
             terms |= _TERM_READERS[node.class_type](walker, node)
         else:
             walker.report_loss(node, "patches the model, which a request cannot express")
         node, _ = walker.required_source(node, "model")
-    return ModelChain(node, tuple(loras), terms)
+    return ModelChain(node, tuple(loras), terms, nag, tuple(nag_prompts))
 
 
 def _is_always_active(walker: GraphWalker, node: Node) -> bool:
     return walker.number(node, "start_percent") <= 0 and walker.number(node, "end_percent") >= 1
+
+
+def _read_nag(
+    walker: GraphWalker, node: Node
+) -> tuple[dict[str, dict[str, Any]], list[OutputSlot]]:
+    """The fields of NAG for each stream that has a negative prompt, and these prompts."""
+    sources = {stream: walker.source(node, f"nag_cond_{stream}") for stream in ("video", "audio")}
+    linked = {stream: source for stream, source in sources.items() if source is not None}
+    scale, tau = walker.number(node, "nag_scale"), walker.number(node, "nag_tau")
+    if scale == 0 or not linked:
+        return {}, []
+    if scale < 1 or tau <= 0:
+        text = f"has nag_scale {scale:g} and nag_tau {tau:g}, which a request cannot express"
+        walker.report_loss(node, f"{text}: imported without NAG")
+        return {}, []
+    walker.report_loss(
+        node, "does not modulate its negative prompt by the noise level, as a request does"
+    )
+    fields = {"scale": scale, "tau": tau, "alpha": walker.number(node, "nag_alpha")}
+    return {stream: dict(fields) for stream in linked}, list(linked.values())
 
 
 def _modality_terms(walker: GraphWalker, node: Node) -> dict[str, Any]:

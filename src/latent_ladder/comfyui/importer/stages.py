@@ -190,6 +190,10 @@ def _read_guide(reader: _ChainReader, node: Node, _slot: int) -> OutputSlot:
             walker.report_loss(node, f"has {name}, which a request cannot express")
     file, crf = _find_image(walker, node)
     frame, strength = walker.integer(node, "frame_idx"), walker.number(node, "strength")
+    if strength != 1:
+        text = f"has strength {strength:g}, which also scales the attention to the guide; a request"
+        walker.report_loss(node, f"{text} has the noise mask alone")
+    strength = min(strength, 1.0)  # above 1 it only scales the attention
     reader.add_image(ConditioningImage(node, file, frame, strength, crf))
     return walker.required_source(node, "latent")
 

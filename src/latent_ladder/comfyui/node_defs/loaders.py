@@ -203,6 +203,13 @@ NODE_DEFS = (
         "LATENT_UPSCALE_MODEL",
     ),
     node(
+        "ModelPatchLoader",
+        "Load Model Patch",
+        "model/patch",
+        [file("name", "model_patches")],
+        "MODEL_PATCH",
+    ),
+    node(
         "UpscaleModelLoader",
         "Load Upscale Model",
         "model/loaders",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from latent_ladder.comfyui.node_defs.builders import (
     MAX_SEED,
@@ -35,7 +36,6 @@ def _codec(name: str, *codecs: str) -> Input:
         return (dynamic_combo(inner, shown, required=False),)
 
     branches = {one: encoding(one) if one in quality else () for one in codecs}
-    # older graphs have the codec next to the format, not inside it
     return dynamic_combo(name, branches, required=False)
 
 
@@ -72,6 +72,7 @@ VIDEOS = (
         ],
         "VIDEO",
     ),
+    # older graphs have the codec next to the format, not inside it
     node(
         "SaveVideo",
         "Save Video",
@@ -88,7 +89,7 @@ VIDEOS = (
                     "webm": [_codec("format.codec", "auto", "av1")],
                 },
             ),
-            _codec("codec", "auto", "h264", "av1"),
+            replace(_codec("codec", "auto", "h264", "av1"), is_old=True),
         ],
         "VIDEO video",
         is_output=True,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from latent_ladder.comfyui.node_defs.builders import (
     INT64_MAX,
     KJ,
+    choice,
     flag,
     integer,
     link,
@@ -16,6 +19,15 @@ from latent_ladder.comfyui.node_defs.builders import (
 from latent_ladder.comfyui.node_defs.schema import ANY, Input
 
 NUMBER_TYPES = "FLOAT,INT,BOOLEAN"
+ASPECT_RATIOS: Mapping[str, tuple[int, int]] = {
+    f"{width}:{height} ({name})": (width, height)
+    for width, height, name in (
+        (1, 1, "Square"), (2, 3, "Portrait Photo"), (3, 2, "Photo"), (3, 4, "Portrait Standard"),
+        (4, 3, "Standard"), (9, 16, "Portrait Widescreen"), (16, 9, "Widescreen"),
+        (21, 9, "Ultrawide"),
+    )
+}  # fmt: skip
+"""Width and height by the option of ``ResolutionSelector``."""
 
 NODE_DEFS = (
     node(
@@ -76,6 +88,18 @@ NODE_DEFS = (
         [link("source", ANY)],
         "STRING",
         is_output=True,
+    ),
+    node(
+        "ResolutionSelector",
+        "Resolution Selector",
+        "utilities",
+        [
+            choice("aspect_ratio", tuple(ASPECT_RATIOS)),
+            number("megapixels", 1.0, 0.1, 16, 0.1),
+            integer("multiple", 8, 8, 128, 4),
+        ],
+        "INT width",
+        "INT height",
     ),
     node(
         "LTXFloatToInt",

@@ -28,7 +28,8 @@ class Input:
     it in ``widgets_values`` that belong to no input (``control_after_generate``, upload buttons),
     by their names in ``widgets_values_named``. ``option_inputs`` are the inputs that a dynamic
     combo shows for each option; their names are ``"<name>.<sub>"``. ``socket``: the input only
-    takes a link, although its type could have a widget.
+    takes a link, although its type could have a widget. ``is_old``: only older versions of the node
+    have it; files with it are read, and it is not shown.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Input:
     option_inputs: Mapping[str, tuple[Input, ...]] = field(default_factory=dict)
     socket: bool = False
     multiline: bool = False
+    is_old: bool = False
 
     @property
     def types(self) -> frozenset[str]:

@@ -45,7 +45,8 @@ class Guide:
     ``start_frame`` counts pixel frames. ``single_first_frame``: the first latent frame represents
     one pixel frame, as at the start of a clip. ``stride`` s: the latents are s times smaller than
     those of the clip. ``attention``: factor of the attention between clip and guide, times
-    ``attention_mask`` (pixel frames, H, W) if there is one.
+    ``attention_mask`` (pixel frames, H, W) if there is one. ``is_dropped``: it takes up its frames,
+    and has no tokens.
     """
 
     latents: Tensor
@@ -55,6 +56,7 @@ class Guide:
     stride: int = 1
     attention: float = 1.0
     attention_mask: Tensor | None = None
+    is_dropped: bool = False
 
     def attention_weights(self) -> Tensor | None:
         """Weights (N,) of the guide's tokens, ``None`` if all are 1."""
@@ -143,9 +145,10 @@ class GuidedLatent:
             video=torch.cat([video, grid.to(video)], dim=2),
             video_mask=torch.cat([self.latent.full_video_mask(), mask], dim=2),
         )
-        frames = GuideFrames(
-            grid.shape[2], guide_positions(guide), guide.stride, guide.attention_weights()
-        )
+        positions, weights = guide_positions(guide), guide.attention_weights()
+        if guide.is_dropped:
+            positions, weights = positions[:, :, :0], None
+        frames = GuideFrames(grid.shape[2], positions, guide.stride, weights)
         return GuidedLatent(
             replace(self.positive, guides=(*self.positive.guides, frames)),
             replace(self.negative, guides=(*self.negative.guides, frames)),
@@ -162,16 +165,17 @@ class GuidedLatent:
         return GuidedLatent(positive, negative, latent)
 
 
-def _guided_input(ctx: NodeContext) -> GuidedLatent:
+def guided_input(ctx: NodeContext) -> GuidedLatent:
+    """The conditionings and the video latent of a node."""
     return GuidedLatent(
         ctx.get("positive", Conditioning), ctx.get("negative", Conditioning), _video_latent(ctx)
     )
 
 
-def append_guide(ctx: NodeContext, guide: Guide) -> list[Value]:
-    """Return the conditionings and the latent of a node with a guide appended."""
+def append_guide(ctx: NodeContext, guide: Guide, clip: GuidedLatent | None = None) -> list[Value]:
+    """Return the conditionings and the latent of a node, or of ``clip``, with a guide appended."""
     try:
-        guided = _guided_input(ctx).with_guide(guide)
+        guided = (clip or guided_input(ctx)).with_guide(guide)
     except ValueError as error:
         raise ctx.error(str(error), "use the VAE and the size of the clip") from error
     return [guided.positive, guided.negative, guided.latent]
@@ -246,7 +250,23 @@ def _encode_guide(ctx: NodeContext, factor: int, crop: str) -> Guide:
             "use fewer images or a smaller frame_idx",
         )
     guide = Guide(latents, start, ctx.number("strength"), single_first_frame, factor)
-    return _with_attention(ctx, guide)
+    return _with_attention(ctx, _limit_strength(ctx, guide))
+
+
+def _limit_strength(ctx: NodeContext, guide: Guide) -> Guide:
+    """The guide without tokens where its strength is above 1 on a smaller grid, as in ComfyUI.
+
+    There a noise mask below 0 marks the gaps between the tokens of such a guide, and 1 - strength
+    is not limited to 0: all its tokens count as gaps.
+    """
+    if guide.stride == 1 or guide.strength <= 1:
+        return guide
+    ctx.warn(
+        "guide_dropped",
+        f"strength {guide.strength:g} above 1 with a downscale factor of {guide.stride} leaves out "
+        "the whole guide in ComfyUI, and here: set it to 1",
+    )
+    return replace(guide, is_dropped=True)
 
 
 def _with_attention(ctx: NodeContext, guide: Guide) -> Guide:
@@ -299,7 +319,7 @@ def add_latent_guide(ctx: NodeContext) -> list[Value]:
     if guide.shape[3] * factor != rows or guide.shape[4] * factor != cols:
         raise ctx.error("the size of the clip is not a multiple of the guide's size")
     single_first = start == 0 or guide.shape[2] == 1
-    made = Guide(guide, start, ctx.number("strength"), single_first, factor)
+    made = _limit_strength(ctx, Guide(guide, start, ctx.number("strength"), single_first, factor))
     return append_guide(ctx, _with_attention(ctx, made))
 
 
@@ -349,7 +369,7 @@ def add_voice(ctx: NodeContext) -> list[Value]:
 
 NODES: Mapping[str, NodeFunction] = MappingProxyType(
     {
-        "LTXVAddGuide": NodeFunction(add_guide, version=2),
+        "LTXVAddGuide": NodeFunction(add_guide, version=3),
         "LTXVAddLatentGuide": NodeFunction(add_latent_guide, version=2),
         "LTXVCropGuides": NodeFunction(crop_guides),
         "LTXAddVideoICLoRAGuide": NodeFunction(add_ic_guide),

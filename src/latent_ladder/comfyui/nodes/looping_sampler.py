@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from latent_ladder.comfyui.nodes.decoding import encode_images
-from latent_ladder.comfyui.nodes.denoise import SamplingJob, denoise
+from latent_ladder.comfyui.nodes.denoise import denoise
 from latent_ladder.comfyui.nodes.guides import Guide, GuidedLatent, guide_start_frame
 from latent_ladder.comfyui.nodes.images import compress_frames
 from latent_ladder.comfyui.nodes.latent_statistics import adain
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
 from latent_ladder.comfyui.nodes.resize import resize_frames
+from latent_ladder.comfyui.nodes.sampling_tokens import SamplingJob
 from latent_ladder.comfyui.runtime.values import (
     Conditioning,
     Guider,

@@ -29,7 +29,7 @@ LATENT_CHANNELS = 128
 _COMFYUI_TYPES = {
     "Images": "IMAGE", "TextEncoderFiles": "CLIP", "VideoVaeFile": "a video VAE",
     "AudioVaeFile": "an audio VAE", "SigmaList": "SIGMAS", "UpsamplerFile": "LATENT_UPSCALE_MODEL",
-    "UpscalerFile": "UPSCALE_MODEL",
+    "UpscalerFile": "UPSCALE_MODEL", "DurationHeadFile": "MODEL_PATCH",
 }  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latent_ladder.media.image_resize import centre_margins
+
 Size = tuple[int, int]
 """(width, height)."""
 
@@ -30,9 +32,7 @@ def resize_frames(frames: Tensor, size: Size, method: str, crop: str = "disabled
 def crop_center(frames: Tensor, size: Size) -> Tensor:
     """Return the central part of the frames with the aspect ratio of ``size``."""
     height, width = frames.shape[-2:]
-    old, new = width / height, size[0] / size[1]
-    x = round((width - width * (new / old)) / 2) if old > new else 0
-    y = round((height - height * (old / new)) / 2) if old < new else 0
+    x, y = centre_margins((width, height), size)
     return frames[..., y : height - y, x : width - x]
 
 

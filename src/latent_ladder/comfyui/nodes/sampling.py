@@ -10,8 +10,9 @@ from types import MappingProxyType
 
 from latent_ladder.comfyui.graph import Node
 from latent_ladder.comfyui.node_defs.sampling import RES4LYF_SAMPLER, SAMPLER_ALIASES
-from latent_ladder.comfyui.nodes.denoise import DenoisedLatents, SamplingJob, denoise
+from latent_ladder.comfyui.nodes.denoise import DenoisedLatents, denoise
 from latent_ladder.comfyui.nodes.node_context import NodeContext, NodeFunction
+from latent_ladder.comfyui.nodes.sampling_tokens import SamplingJob
 from latent_ladder.comfyui.nodes.sigmas import ltx_mu, schedule_sigmas
 from latent_ladder.comfyui.runtime.values import (
     Conditioning,

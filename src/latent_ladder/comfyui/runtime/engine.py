@@ -28,7 +28,7 @@ from latent_ladder.checkpoints.selection import (
     select_available,
 )
 from latent_ladder.checkpoints.text_loras import TextLoras
-from latent_ladder.comfyui.analysis.validate import (
+from latent_ladder.comfyui.file_names import (
     map_file_name,
     mapped_file_name,
     split_folder_tag,
@@ -37,8 +37,9 @@ from latent_ladder.comfyui.analysis.validate import (
 from latent_ladder.comfyui.runtime.values import Conditioning, Model, TextEncoderFiles
 from latent_ladder.comfyui.versions import ModelConvention
 from latent_ladder.errors import CheckpointError, CheckpointNotFound, MediaError, WorkflowError
-from latent_ladder.memory.cost_model import ModelSizes, StageCost, sizes_of
+from latent_ladder.memory.cost_model import StageCost
 from latent_ladder.memory.hardware import MemoryOptions, budget
+from latent_ladder.memory.model_sizes import ModelSizes, sizes_of
 from latent_ladder.memory.planner import (
     OffloadPlan,
     Policy,
@@ -207,7 +208,7 @@ class Engine:
     def runner(self) -> ModelRunner:
         """The loaded models and their device."""
         runtime = choose_runtime(self.device)
-        policy = Policy(self.memory.offload, self.memory.changes)
+        policy = Policy(self.memory.offload, self.memory.changes, fast=self.memory.fast)
         return ModelRunner(runtime, budget(self.memory, str(runtime.device)), policy)
 
     @property

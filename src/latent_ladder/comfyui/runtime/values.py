@@ -130,6 +130,13 @@ class UpsamplerFile:
 
 
 @dataclass(frozen=True)
+class DurationHeadFile:
+    """MODEL_PATCH: a duration head of LTX-2.5."""
+
+    component: Component
+
+
+@dataclass(frozen=True)
 class UpscalerFile:
     """UPSCALE_MODEL: a pixel upscaler."""
 
@@ -146,12 +153,14 @@ class GuideFrames:
     ``frames`` is their number of latent frames. ``positions`` (1, 3, N, 2) are the bounds of their
     tokens in pixel frames, pixels, pixels. ``stride`` s: only every s-th row and column are tokens.
     ``weights`` (N,): factors of the attention between the clip and each token, ``None`` is 1.
+    ``generated``: the frames of the clip that keyframes to generate stand for; empty for guides.
     """
 
     frames: int
     positions: Tensor
     stride: int = 1
     weights: Tensor | None = None
+    generated: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,11 @@ class Conditioning:
         """The number of appended latent frames."""
         return sum(guide.frames for guide in self.guides)
 
+    @property
+    def generated_keyframes(self) -> tuple[int, ...]:
+        """The frames of the clip that keyframes to generate stand for."""
+        return tuple(frame for guide in self.guides for frame in guide.generated)
+
 
 # --- latents ------------------------------------------------------------------------------------
 
@@ -189,12 +203,15 @@ class Latent:
 
     Noise masks are 1 where everything is generated and 0 where the latent is preserved:
     (1, 1, F or 1, H or 1, W or 1) for video, (1, 1, T or 1, 1) for audio; ``None`` is all ones.
+    ``keyframe_places`` (1 + K,) of keyframes that were generated: the frames of their clip, then
+    the frame of each.
     """
 
     video: Tensor | None = None
     audio: Tensor | None = None
     video_mask: Tensor | None = None
     audio_mask: Tensor | None = None
+    keyframe_places: Tensor | None = None
 
     @property
     def is_audio_video(self) -> bool:
@@ -206,13 +223,14 @@ class Latent:
         found = {
             "video": self.video, "audio": self.audio,
             "video_mask": self.video_mask, "audio_mask": self.audio_mask,
+            "keyframe_places": self.keyframe_places,
         }  # fmt: skip
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Latent:
         """Return the latent of :meth:`tensors`."""
-        names = ("video", "audio", "video_mask", "audio_mask")
+        names = ("video", "audio", "video_mask", "audio_mask", "keyframe_places")
         return cls(**{name: tensors.get(name) for name in names})
 
     def full_video_mask(self) -> Tensor:

@@ -21,6 +21,7 @@ adapters are added, each computed from the unchanged W, so their order does not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -168,6 +169,22 @@ def order_branches(branches: list[Branch]) -> tuple[Branch, ...]:
             RowScale(1.0, torch.stack([b.strength * b.excess for b in row_scales]).sum(0))
         ]
     return (*row_scales, *others)
+
+
+def merge_low_rank(branches: Sequence[Branch]) -> tuple[Branch, ...]:
+    """The branches with all low-rank ones as one, whose rank is the sum of theirs.
+
+    Two products instead of two for each. Strengths go into the second factor, so its copy is
+    rounded to the dtype of the branches.
+    """
+    low_rank = [b for b in branches if isinstance(b, LowRank)]
+    if len(low_rank) < 2 or len({b.down.dtype for b in low_rank}) > 1:
+        return tuple(branches)
+    down = torch.cat([b.down for b in low_rank])
+    up = torch.cat([(b.up.float() * b.strength).to(b.up.dtype) for b in low_rank], dim=1)
+    others = [b for b in branches if not isinstance(b, LowRank)]
+    scales = [b for b in others if isinstance(b, RowScale)]
+    return (*scales, LowRank(1.0, down, up), *(b for b in others if not isinstance(b, RowScale)))
 
 
 def _apply_gain(y: Tensor, gain: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from latent_ladder.checkpoints.lora_keys import (
     module_scales,
 )
 from latent_ladder.errors import CheckpointError
-from latent_ladder.models.lora.adapters import order_branches
+from latent_ladder.models.lora.adapters import merge_low_rank, order_branches
 from latent_ladder.models.lora.build import (
     FiniteChecks,
     build_branches,
@@ -89,12 +89,15 @@ class LoraReport:
         return "\n".join(map(str, self.matches))
 
 
-def attach_loras(transformer: nn.Module, loras: Sequence[tuple[Component, float]]) -> LoraReport:
+def attach_loras(
+    transformer: nn.Module, loras: Sequence[tuple[Component, float]], merged: bool = False
+) -> LoraReport:
     """Replace the adapters of ``transformer`` with ``loras``, pairs of (component, strength).
 
     A LoRA with strength 0 is checked, but not attached. A file of which only some modules match
     is attached; the report names the others. Modules of the text connectors and the text
-    projection are only counted: :mod:`latent_ladder.models.lora.text_parts` applies them. Raises
+    projection are only counted: :mod:`latent_ladder.models.lora.text_parts` applies them. With
+    ``merged``, the low-rank branches of a layer become one, at the cost of a copy of them. Raises
     :class:`CheckpointError` if no module of a file matches, or a file has wrong shapes, NaN or
     infinite numbers, or an unsupported kind of adapter; the transformer is then unchanged.
     """
@@ -114,7 +117,8 @@ def attach_loras(transformer: nn.Module, loras: Sequence[tuple[Component, float]
             branches.setdefault(name, []).extend(at_strength)
     _LOADED[transformer] = loaded
     for name, layer in layers.items():
-        layer.branches = order_branches(branches.get(name, []))
+        ordered = order_branches(branches.get(name, []))
+        layer.branches = merge_low_rank(ordered) if merged else ordered
     return LoraReport(tuple(match for match, _ in matched))
 
 
@@ -125,7 +129,7 @@ def detach_loras(transformer: nn.Module) -> None:
 
 @contextmanager
 def temporary_loras(
-    transformer: nn.Module, loras: Sequence[tuple[Component, float]]
+    transformer: nn.Module, loras: Sequence[tuple[Component, float]], merged: bool = False
 ) -> Iterator[LoraReport]:
     """Attach ``loras`` inside a ``with`` block, then restore the adapters that were there before.
 
@@ -134,7 +138,7 @@ def temporary_loras(
     layers = [m for m in transformer.modules() if isinstance(m, Linear)]
     before = [layer.branches for layer in layers]
     try:
-        yield attach_loras(transformer, loras)
+        yield attach_loras(transformer, loras, merged)
     finally:
         for layer, branches in zip(layers, before, strict=True):
             layer.branches = branches

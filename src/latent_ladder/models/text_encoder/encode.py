@@ -47,10 +47,14 @@ def encode_prompts(  # noqa: PLR0913 - each part is a file of its own
     """
     check_text_loras(loras, connectors, projection)
     ids = _token_ids(prompts, text_encoder, as_comfyui)
-    hidden = compute_hidden_states(
-        ids, text_encoder, device=device, dtype=dtype, round_norms=as_comfyui
+    # No name for the hidden states of all layers: they are freed before the connectors are loaded.
+    features = project_features(
+        compute_hidden_states(
+            ids, text_encoder, device=device, dtype=dtype, round_norms=as_comfyui
+        ),
+        projection,
+        loras.projection,
     )
-    features = project_features(hidden, projection, loras.projection)
     return _connect(features, connectors, text_length(text_encoder), loras.connectors)
 
 

@@ -128,7 +128,19 @@ def token_report(
     tokenizer = tokenizer or load_tokenizer(text_encoder)
     tokens = tokenizer.tokenize(fold_case(prompt, text_encoder, tokenizer), limit)
     words = unknown_words(prompt, text_encoder)
+    text_encoder.file.cached["tokens", prompt] = tokens.total
     return TokenReport(tokens.total, limit, tokens.kept_text, tokens.cut_text, words)
+
+
+def prompt_length(prompt: str, text_encoder: Component) -> int:
+    """Tokens of a prompt that the text encoder reads, at most :func:`text_length`; counted once.
+
+    Raises the errors of :func:`load_tokenizer`.
+    """
+    known = text_encoder.file.cached
+    if ("tokens", prompt) not in known:
+        token_report(prompt, text_encoder)
+    return min(int(known["tokens", prompt]), text_length(text_encoder))
 
 
 def text_length(text_encoder: Component) -> int:

@@ -8,13 +8,14 @@ stored for all tokens at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_ladder.models.transformer.attention_backends import BACKENDS
+from latent_ladder.models.transformer.fused import gate_heads_, norm_rotate
 from latent_ladder.models.transformer.norms import inverse_rms
 from latent_ladder.models.transformer.rope import RopeTable, rotate
 from latent_ladder.models.weights.linear import Linear
@@ -67,24 +68,6 @@ def guide_attention(positive: Tensor, negative: Tensor, nag: NagScales) -> Tenso
     return z * nag.alpha + positive * (1 - nag.alpha)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    attention_output: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return attention_output
-
-
-def _reference_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    scores: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
-
-
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
-    "sdpa": _sdpa,
-    "plain": _reference_attention,
-}
-"""Attention implementations by name: queries, keys and values (rows, heads, tokens, head_dim),
-and an additive bias on the scores or ``None``."""
-
-
 class QkNorm(nn.Module):
     """RMS norm of queries or keys over all heads together, with a learned scale."""
 
@@ -112,12 +95,16 @@ class AttentionShape(NamedTuple):
 
 
 class Attention(nn.Module):
-    """One attention layer; ``backend`` names an entry of :data:`BACKENDS`."""
+    """One attention layer; ``backend`` names an entry of :data:`BACKENDS`.
+
+    ``fused`` uses the kernels of :mod:`.fused`.
+    """
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.heads = shape.heads
         self.backend = "sdpa"
+        self.fused = False
         inner = shape.heads * shape.head_dim
         self.q_norm = QkNorm(inner, shape.eps)
         self.k_norm = QkNorm(inner, shape.eps)
@@ -135,9 +122,7 @@ class Attention(nn.Module):
 
     def keys_values(self, context: Tensor, rope: RopeTable | None = None) -> KeysValues:
         """Compute keys and values of ``context`` (rows, tokens, D), keys rotated by ``rope``."""
-        keys = self._split_heads(self.k_norm(self.to_k(context)))
-        if rope is not None:
-            keys = rotate(keys, rope)
+        keys = self._norm_and_rotate(self.to_k(context), self.k_norm, rope)
         return KeysValues(keys, self._split_heads(self.to_v(context)))
 
     def forward(
@@ -151,9 +136,7 @@ class Attention(nn.Module):
 
         ``bias`` (rows or 1, 1, tokens, keys) is added to the attention scores.
         """
-        queries = self._split_heads(self.q_norm(self.to_q(x)))
-        if rope is not None:
-            queries = rotate(queries, rope)
+        queries = self._norm_and_rotate(self.to_q(x), self.q_norm, rope)
         return self._gate_and_project(x, self._attend(queries, context, bias))
 
     def guided(
@@ -172,7 +155,7 @@ class Attention(nn.Module):
     def _attend(self, queries: Tensor, context: KeysValues, bias: Tensor | None) -> Tensor:
         """Attention output (rows, tokens, heads, head_dim)."""
         q, k, v = (t.transpose(1, 2) for t in (queries, *context))
-        return BACKENDS[self.backend](q, k, v, bias).transpose(1, 2)
+        return BACKENDS[self.backend].function(q, k, v, bias).transpose(1, 2)
 
     def skip_attention(self, x: Tensor) -> Tensor:
         """Output with attention skipped: each token gets its own value (spatio-temporal guidance).
@@ -181,8 +164,18 @@ class Attention(nn.Module):
         """
         return self._gate_and_project(x, self._split_heads(self.to_v(x)))
 
+    def _norm_and_rotate(self, x: Tensor, norm: QkNorm, rope: RopeTable | None) -> Tensor:
+        """Normalise queries or keys ``x`` (rows, tokens, D), split their heads, rotate them."""
+        if rope is None:
+            return self._split_heads(norm(x))
+        if self.fused and not torch.is_grad_enabled():
+            return norm_rotate(x, norm.weight, norm.eps, rope.rotation)
+        return rotate(self._split_heads(norm(x)), rope)
+
     def _gate_and_project(self, x: Tensor, attention_output: Tensor) -> Tensor:
-        if self.to_gate_logits is not None:
+        if self.to_gate_logits is not None and self.fused and not torch.is_grad_enabled():
+            gate_heads_(attention_output, self.to_gate_logits(x))
+        elif self.to_gate_logits is not None:
             gates = torch.sigmoid(self.to_gate_logits(x)).mul(2)[..., None]
             if torch.is_grad_enabled():
                 attention_output = attention_output * gates

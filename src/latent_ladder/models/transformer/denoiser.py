@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_ladder.models.transformer.graphs import GraphedForward
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.pass_batching import PassSpec
 from latent_ladder.models.transformer.streams import (
@@ -40,11 +41,12 @@ LastPredictions = tuple[GuidedPrediction | None, GuidedPrediction | None]
 class DenoiserStream:
     """Stream (video or audio) to denoise: token positions, text contexts, mask and guidance.
 
-    ``positions`` (1, axes, N, 2): intervals, see :mod:`rope_tables`. ``positive``, ``negative``
-    (1, L, D): text contexts. ``mask`` (1 or B, N, 1): noise levels, ``None`` to generate all
-    tokens. ``bias`` (1, 1, N, N), ``keyframe_mask`` (1, N, 1): as in :class:`PreparedStream`.
-    ``frozen``: existing content that is not denoised, only attended to by the other stream.
-    ``nag``: normalized attention guidance of the passes with the positive prompt.
+    ``positions`` (1, axes, N, 2): intervals, see :mod:`rope_tables`. ``positive`` (1 or B, L, D),
+    ``negative`` (1, L, D): text contexts; both streams have as many positive ones. ``mask``
+    (1 or B, N, 1): noise levels, ``None`` to generate all tokens. ``bias`` (1, 1, N, N),
+    ``keyframe_mask`` (1, N, 1): as in :class:`PreparedStream`. ``frozen``: existing content that is
+    not denoised, only attended to by the other stream. ``nag``: normalized attention guidance of
+    the passes with the positive prompt, of which there is one then.
     """
 
     positions: Tensor
@@ -127,6 +129,9 @@ class Denoiser:
     ) -> None:
         self.updated_video = updated_video
         self.transformer = transformer
+        self._forward: GraphedForward | Transformer = (
+            GraphedForward(transformer) if transformer.graphs else transformer
+        )
         self.video = None if video is None else _GuidedStream(transformer, video)
         self.audio = None if audio is None else _GuidedStream(transformer, audio)
         self.force_uncond = force_uncond
@@ -199,7 +204,7 @@ class Denoiser:
             group = passes[start : start + self.max_passes]
             specs = [self._pass_spec(p, sigma, active) for p in group]
             for velocities, by_pass in zip(
-                self.transformer(*inputs, specs, updated_video=self.updated_video),
+                self._forward(inputs[0], inputs[1], specs, updated_video=self.updated_video),
                 (video, audio),
                 strict=True,
             ):
@@ -219,17 +224,19 @@ class Denoiser:
         return [p for p in ORDER if p in needed]
 
     def _pass_spec(self, p: Pass, sigma: float, active: Sequence[bool]) -> PassSpec:
+        prompts = max(len(s.stream.positive) for s in (self.video, self.audio) if s is not None)
         if p is Pass.UNCOND:
             for s in (self.video, self.audio):
                 if s is not None and s.stream.negative is None:
                     raise ValueError("guidance with a negative prompt, but no negative context")
-            return PassSpec(context=1)
+            return PassSpec(context=prompts)
+        positive = 0 if prompts == 1 else None
         if p is Pass.ISOLATED:
-            return PassSpec(context=0, isolated=True)
+            return PassSpec(context=positive, isolated=True)
         if p is Pass.COND:
-            return PassSpec(context=0)
+            return PassSpec(context=positive)
         video, audio = (
             s.stg_blocks(sigma) if s is not None and on else frozenset()
             for s, on in zip((self.video, self.audio), active, strict=True)
         )
-        return PassSpec(context=0, stg_video=video, stg_audio=audio)
+        return PassSpec(context=positive, stg_video=video, stg_audio=audio)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU, chunk_tokens
 from latent_ladder.models.transformer.adaln import AdaLn
-from latent_ladder.models.transformer.attention import BACKENDS, Attention, FeedForward
+from latent_ladder.models.transformer.attention import Attention, FeedForward
+from latent_ladder.models.transformer.attention_backends import BACKENDS
 from latent_ladder.models.transformer.block import TransformerBlock
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
 from latent_ladder.models.transformer.noise_levels import Affine, apply_affine, clip_runs
@@ -68,6 +69,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.chunk_tokens = CHUNK_TOKENS_CPU
+        self.fused = self.graphs = False
+        self.fast_switches: frozenset[str] = frozenset()
         for prefix, stream in (("", config.video), ("audio_", config.audio)):
             self._add_stream(prefix, stream)
         video, audio, step = config.video.dim, config.audio.dim, config.timestep_dim
@@ -167,6 +170,7 @@ class Transformer(nn.Module):
             gate=gate,
             prompt=prompt,
             context=self._select_contexts(prefix, s, rows),
+            fused=self.fused,
             nag=self._nag_state(prefix, s, rows),
         )
 
@@ -252,7 +256,7 @@ class Transformer(nn.Module):
         return self._block_placement
 
     def use_attention(self, backend: str) -> None:
-        """Use an entry of :data:`attention.BACKENDS` in all attention layers.
+        """Use an entry of :data:`.attention_backends.BACKENDS` in all attention layers.
 
         Raises ``ValueError`` for an unknown name.
         """
@@ -261,6 +265,19 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
+
+    def use_fused(self, fused: bool) -> None:
+        """Use the kernels of :mod:`.fused` in all blocks, or the plain operations."""
+        self.fused = fused
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused = fused
+
+    def use_fp8_products(self, native: bool) -> None:
+        """Multiply fp8 by fp8 in the layers of all blocks whose weight and device support it."""
+        for module in self.transformer_blocks.modules():
+            if isinstance(module, Linear):
+                module.native_fp8 = native
 
     def set_chunk_tokens(self, tokens: int) -> None:
         """Set the tokens per chunk: more is faster, up to a point, and needs more memory."""

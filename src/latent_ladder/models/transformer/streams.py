@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latent_ladder.models.transformer.attention import NagScales
 from latent_ladder.models.transformer.config import StreamConfig, TransformerConfig
+from latent_ladder.models.transformer.fused import norm_modulate
 from latent_ladder.models.transformer.noise_levels import (
     Affine,
     LevelRun,
@@ -200,6 +201,7 @@ class StreamState:
     ``x`` (rows, N, D): residual stream. ``items[j]``: batch item of row j. ``ada``, ``cross``,
     ``gate``, ``prompt``: outputs of the modulation networks (of the stream, of audio-video
     attention and its gate, of the prompt). ``embedded``: timestep embedding for the output layer.
+    ``fused``: use the kernels of :mod:`.fused`.
     """
 
     x: Tensor
@@ -212,6 +214,7 @@ class StreamState:
     gate: Tensor | None
     prompt: Tensor | None
     context: Tensor
+    fused: bool = False
     nag: NagState | None = None
 
     def split_rows(self, sublayer: SublayerRows) -> None:
@@ -248,11 +251,15 @@ class StreamState:
 
     def normalise(self, chunk: TokenChunk, modulation: Affine, eps: float) -> Tensor:
         """RMS-normalise and modulate a chunk of the residual; returns a new tensor."""
-        x = rms_norm(self.x[chunk.rows, chunk.tokens], eps)
+        x = self.x[chunk.rows, chunk.tokens]
         scale, shift = (None if t is None else self.select_items(t, chunk.rows) for t in modulation)
-        return apply_affine(
-            x, Affine(scale, shift), list(clip_runs(self.prepared.levels.runs, chunk.tokens))
-        )
+        runs = list(clip_runs(self.prepared.levels.runs, chunk.tokens))
+        if self.fused and scale is not None and shift is not None and not torch.is_grad_enabled():
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+            for a, b, u in runs:
+                norm_modulate(x[:, a:b], scale[:, u], shift[:, u], eps, out[:, a:b])
+            return out
+        return apply_affine(rms_norm(x, eps), Affine(scale, shift), runs)
 
     def add(
         self, chunk: TokenChunk, delta: Tensor, gate: Tensor | None, shared_gate: bool = False

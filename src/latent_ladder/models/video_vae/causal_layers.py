@@ -20,12 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.models.conv3d import conv3d
-from latent_ladder.models.network_configs import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE
+from latent_ladder.models.network_configs import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE, STRIDES
 
 NORM_EPS = 1e-8
-
-STRIDES: dict[str, tuple[int, int, int]] = {"space": (1, 2, 2), "time": (2, 1, 1), "all": (2, 2, 2)}
-"""Frames, rows and columns that a resampler moves into channels or out of them."""
 
 
 class ChunkLevel(NamedTuple):

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.models.network_configs import (
+    STRIDES,
     VideoVaeConfig,
     video_decoder_config,
     video_encoder_config,
 )
 from latent_ladder.models.vae_loading import load_network
 from latent_ladder.models.video_vae.causal_layers import (
-    STRIDES,
     ChunkLevel,
     ConvCache,
     Downsample,

@@ -85,7 +85,9 @@ class VideoVae:
         )
 
     def encode(self, frames: np.ndarray, tiles: TilePlan | None = None) -> Tensor:
-        """Encode frames (F, H, W, 3) uint8 to normalised latents (1, C, F', H', W'), float32.
+        """Encode frames (F, H, W, 3) to normalised latents (1, C, F', H', W'), float32.
+
+        Frames are uint8, or float32 from 0 to 255.
 
         Frames after the last full group (F = 8k + 1) are ignored; one frame is an image. Without
         ``tiles`` the frames are encoded whole, which is exact and needs memory in proportion to
@@ -274,9 +276,15 @@ def _as_pixels(frames: np.ndarray, vae: VideoVae) -> Iterator[Tensor]:
 
 
 def _check_frames(frames: np.ndarray, scale: int) -> tuple[int, int, int]:
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+    if (
+        frames.dtype not in (np.uint8, np.float32)
+        or frames.ndim != 4
+        or frames.shape[3] != 3
+        or not len(frames)
+    ):
         raise MediaError(
-            f"frames have shape {list(frames.shape)} {frames.dtype}, expected (F, H, W, 3) uint8"
+            f"frames have shape {list(frames.shape)} {frames.dtype}, expected (F, H, W, 3) uint8 "
+            "or float32"
         )
     count, height, width, _ = frames.shape
     if height % scale or width % scale:

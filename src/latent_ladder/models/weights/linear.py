@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -185,26 +186,49 @@ def decode_once(*modules: nn.Module) -> Iterator[None]:
 def supports_native_fp8(x: Tensor, weight: QuantizedTensor) -> bool:
     """Return True if ``torch._scaled_mm`` supports input and weight.
 
-    It needs bf16 input, an fp8 (e4m3) weight with one scale, sizes that are multiples of 16, and
-    a GPU that multiplies fp8 (:func:`has_fp8_products`).
+    It needs bf16 input, an fp8 (e4m3) weight with one scale or one per row, sizes that are
+    multiples of 16, and a GPU that multiplies fp8 (:func:`has_fp8_products`).
     """
     if weight.format != "fp8_e4m3" or x.device.type != "cuda" or x.dtype != torch.bfloat16:
         return False
+    if any(n % 16 for n in weight.shape) or not has_fp8_products(x.device):
+        return False
     scale = weight.parts.get("weight_scale")
-    one_scale = scale is None or scale.numel() == 1
-    aligned = not any(n % 16 for n in weight.shape)
-    return one_scale and aligned and has_fp8_products(x.device)
+    if scale is None or scale.numel() == 1:
+        return True
+    return scale.numel() == weight.shape[0] and has_row_scales(x.device)
+
+
+@cache
+def has_row_scales(device: torch.device) -> bool:
+    """True if fp8 products on a device take a scale per row; tried once with a small product."""
+    try:
+        zeros = torch.zeros(16, 16, dtype=torch.float8_e4m3fn, device=device)
+        ones = torch.ones(16, 1, device=device)
+        torch._scaled_mm(zeros, zeros.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return True
 
 
 def native_fp8_linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
-    """Compute ``x W^T + b`` (..., out) in fp8; ``x`` is scaled by its maximum and rounded."""
+    """Compute ``x W^T + b`` (..., out) in fp8; ``x`` is scaled and rounded.
+
+    Each token has a scale of its own where the device supports that, otherwise all have one.
+    """
     flat = x.reshape(-1, x.shape[-1])
-    scale = (flat.abs().amax().float() / FP8_MAX).clamp_min(1e-12)
+    stored = weight.parts.get("weight_scale")
+    by_row = has_row_scales(x.device)
+    largest = flat.abs().amax(-1, keepdim=True) if by_row else flat.abs().amax()
+    scale = (largest.float() / FP8_MAX).clamp_min(1e-12)
     fp8_input = (flat.float() / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    weight_scale = weight.parts.get("weight_scale")
-    scale_b = scale.new_ones(()) if weight_scale is None else weight_scale.float().reshape(())
+    weight_scale = scale.new_ones(()) if stored is None else stored.float()
+    if by_row:
+        weight_scale = weight_scale.reshape(1, -1).expand(1, weight.shape[0]).contiguous()
+    else:
+        weight_scale = weight_scale.reshape(())
     matrix = weight.parts["weight"].view(torch.float8_e4m3fn)
     y: Tensor = torch._scaled_mm(
-        fp8_input, matrix.t(), scale_a=scale, scale_b=scale_b, bias=bias, out_dtype=x.dtype
+        fp8_input, matrix.t(), scale_a=scale, scale_b=weight_scale, bias=bias, out_dtype=x.dtype
     )
     return y.view(*x.shape[:-1], -1)

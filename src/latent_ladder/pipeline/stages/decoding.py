@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ladder.checkpoints.families import decoder_kind
-from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, duration
-from latent_ladder.latents.tiling import TilePlan, Tiling, official_size, one_tile, plan_tiles
+from latent_ladder.latents.shapes import PIXELS_PER_LATENT, duration
+from latent_ladder.latents.tiling import TilePlan, Tiling, one_tile
+from latent_ladder.media.hdr import EXR_SUFFIX, light_of_codes, signal_of_light
+from latent_ladder.media.image_sequence import Waveform, is_audio_file
 from latent_ladder.media.video_writer import Frames, VideoSpec, WrittenVideo
-from latent_ladder.media.writers import bit_depth, write_clip_file
+from latent_ladder.media.writers import bit_depth, preview_path, sdr_frames, write_clip_file
 from latent_ladder.memory.planner import StageMemory
 from latent_ladder.metrics.measure import RunMeter
 from latent_ladder.models.audio_vae.vae import fit_length
@@ -36,12 +39,13 @@ from latent_ladder.models.video_vae.vae import (
 )
 from latent_ladder.pipeline.model_runner import ModelRunner
 from latent_ladder.pipeline.plan import RunPlan
+from latent_ladder.pipeline.stage_noise import earlier_noise
 from latent_ladder.pipeline.stages.audio_decoding import SAMPLE_RATE_KEY
 from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.files import clip_metadata
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
-from latent_ladder.request.stages import BaseStage, SamplingStage
+from latent_ladder.sampling.denoise import generator_after
 from latent_ladder.upscale.stream import load_upscaler, upscale_frames
 from latent_ladder.upscale.upscale_plan import UpscalePlan
 
@@ -82,11 +86,13 @@ def write_clip(
     :class:`MediaError`, and an out-of-memory error of the decoder.
     """
     request, metadata = job.request, clip_metadata(job.request)
-    settings = request.output.settings
+    settings = request.encoder_settings
+    waveform = None if sound is None else _fit_sound(sound, request)
+    if settings.transfer != "sdr" and not is_audio_file(path):
+        return _write_hdr(job, path, latents["video"], waveform, overwrite, on_frames, meter)
     frames = decode_frames(job, latents["video"], bit_depth(path, settings))
     if meter is not None:
         frames = meter.measure_chunks(frames)
-    waveform = None if sound is None else _fit_sound(sound, request)
     thumbnails = Thumbnails(path, request.output, request.frames, metadata)
     written = write_clip_file(
         path,
@@ -103,6 +109,59 @@ def write_clip(
     return written
 
 
+def _write_hdr(
+    job: DecodeJob,
+    path: Path,
+    latents: Tensor,
+    waveform: Waveform | None,
+    overwrite: bool,
+    on_frames: Callable[[int], None],
+    meter: RunMeter | None,
+) -> WrittenVideo:
+    """Write an HDR clip, then its SDR preview from what the file holds, which also checks it."""
+    request, metadata = job.request, clip_metadata(job.request)
+    settings = request.encoder_settings
+    light = decode_light(job, latents)
+    is_video = path.suffix.lower() != EXR_SUFFIX
+    frames = (signal_of_light(c, settings.transfer) for c in light) if is_video else light
+    chunks = cast(Iterator[Frames], frames)  # EXR frames are linear light
+    length = duration(request.frames, request.fps)
+    size = request.resolved.final_size
+    written = write_clip_file(
+        path,
+        _count(chunks, on_frames),
+        VideoSpec(size, request.fps, settings),
+        audio=waveform,
+        duration=length,
+        metadata=metadata,
+        overwrite=overwrite,
+    )
+    shown: Iterator[Frames] = sdr_frames(path, written.frames)
+    if meter is not None:
+        shown = meter.measure_chunks(shown)
+    thumbnails = Thumbnails(path, request.output, request.frames, metadata)
+    write_clip_file(
+        preview_path(path),
+        thumbnails.collect(shown),
+        VideoSpec(size, request.fps),
+        audio=waveform,
+        duration=length,
+        metadata=metadata,
+        overwrite=overwrite,
+    )
+    thumbnails.write()
+    if meter is not None:
+        meter.set_audio(waveform)
+    return written
+
+
+def decode_light(job: DecodeJob, latents: Tensor) -> Iterator[NDArray[np.float32]]:
+    """Frames (n, H, W, 3) of an HDR clip as linear light: decoded in float32, cropped, upscaled."""
+    parts = (part.permute(0, 2, 3, 1).float() for part in _decode_pixels(job, latents))
+    for codes in to_host(parts):
+        yield light_of_codes(codes, job.request.hdr)
+
+
 def check_upscaler(plan: UpscalePlan | None, runtime: Runtime) -> None:
     """Load the upscaler and drop it again, so that a bad file is found before any stage runs.
 
@@ -117,7 +176,7 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
 
     ``latents`` are (1, C, F, H, W). The transformer is unloaded first.
     """
-    upscale, runtime, crop = job.plan.upscale, job.runner.runtime, job.request.resolved.crop
+    upscale, crop = job.plan.upscale, job.request.resolved.crop
     job.runner.release()
     vae, tiles = _decoder(job, latents)
     rows = slice(crop.top, crop.top + crop.height)
@@ -126,12 +185,28 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
         for chunk in decode_video(latents.to(vae.device), vae, tiles):
             yield chunk[:, rows, columns]
         return
+    yield from integer_frames(_cropped_pixels(job, latents, vae, tiles), bits)
+
+
+def _decode_pixels(job: DecodeJob, latents: Tensor) -> Iterator[Tensor]:
+    """Frames (n, 3, H, W) of the file, 0..1, of an HDR clip: the decoder runs in float32."""
+    job.runner.release()
+    vae, tiles = _decoder(job, latents, torch.float32)
+    yield from _cropped_pixels(job, latents, vae, tiles)
+
+
+def _cropped_pixels(
+    job: DecodeJob, latents: Tensor, vae: VideoVae, tiles: TilePlan | Tiling
+) -> Iterator[Tensor]:
+    upscale, runtime, crop = job.plan.upscale, job.runner.runtime, job.request.resolved.crop
+    rows = slice(crop.top, crop.top + crop.height)
+    columns = slice(crop.left, crop.left + crop.width)
     decoded = decode_pixels(latents.to(vae.device), vae, tiles)
     pixels: Iterator[Tensor] = (part[..., rows, columns] for part in decoded)
     if upscale is not None:
         enlarge = load_upscaler(upscale, device=runtime.device, dtype=runtime.dtype)
         pixels = upscale_frames(pixels, upscale, enlarge)
-    yield from integer_frames(pixels, bits)
+    return pixels
 
 
 def decode_draft_frames(job: DecodeJob, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
@@ -161,13 +236,16 @@ def _rounded(frames: Tensor, most: int) -> Tensor:
     return frames.permute(0, 2, 3, 1).mul(most).round_()
 
 
-def _decoder(job: DecodeJob, latents: Tensor) -> tuple[VideoVae, TilePlan | Tiling]:
+def _decoder(
+    job: DecodeJob, latents: Tensor, dtype: torch.dtype | None = None
+) -> tuple[VideoVae, TilePlan | Tiling]:
     runtime, component = job.runner.runtime, job.plan.models.decoding_vae
-    vae = load_video_vae(component, device=runtime.device, dtype=runtime.dtype, parts=("decoder",))
+    dtype = dtype or runtime.dtype
+    vae = load_video_vae(component, device=runtime.device, dtype=dtype, parts=("decoder",))
     _, _, f, h, w = latents.shape
     if decoder_kind(component) == "diffusion":
         return replace(vae, diffusion=diffusion_options(job)), one_tile(f, h, w)
-    return vae, decode_tiles((f, h, w), job.decode)
+    return vae, job.decode.tiles((f, h, w))
 
 
 def diffusion_options(job: DecodeJob) -> DiffusionOptions:
@@ -193,25 +271,8 @@ def _pixel_noise(job: DecodeJob) -> PixelNoise:
 
 
 def official_generator(job: DecodeJob) -> torch.Generator:
-    """The generator of the seed after the noise of all sampling stages, as in the official code.
-
-    Generated keyframes and images are counted, a reference video is not.
-    """
-    request = job.request
-    generator = torch.Generator().manual_seed(request.seed)
-    video_width = job.plan.models.transformer.shape("patchify_proj.weight")[1]
-    audio_width = job.plan.models.transformer.shape("audio_patchify_proj.weight")[1]
-    guides = sum(image.index(request.frames) > 0 for image in request.active_images)
-    for stage, resolved in zip(request.stages, request.resolved.stages, strict=True):
-        if not isinstance(stage, SamplingStage):
-            continue
-        resolution = resolved.resolution
-        slots = stage.generated_keyframes if isinstance(stage, BaseStage) else 0
-        extra = (slots + guides) * resolution.latent_height * resolution.latent_width
-        torch.randn(1, resolution.video_tokens + extra, video_width, generator=generator)
-        if request.resolved.has_sound:
-            torch.randn(1, resolution.audio_latents, audio_width, generator=generator)
-    return generator
+    """The generator of the seed after the noise of all sampling stages, as in the official code."""
+    return generator_after(job.request.seed, earlier_noise(job.plan))
 
 
 def _fit_sound(sound: Mapping[str, Tensor], request: Request) -> tuple[NDArray[np.float32], int]:
@@ -225,26 +286,3 @@ def _count(chunks: Iterator[Frames], on_frames: Callable[[int], None]) -> Iterat
         yield chunk
         done += len(chunk)
         on_frames(done)
-
-
-def decode_tiles(grid: tuple[int, int, int], requested: Decode) -> TilePlan | Tiling:
-    """Tiles of a latent video (frames, rows, columns).
-
-    One tile if the request names no sizes: decoding it is exact, and its memory does not grow with
-    the clip. If it names some sizes, the others are those of the reference implementation.
-    """
-    if requested.grid != "auto":
-        return requested.tiling(grid) or one_tile(*grid)
-    named = {name: value for name, value in requested.model_dump().items() if value != "auto"}
-    if not named:
-        return one_tile(*grid)
-    changes: dict[str, int] = {}
-    for name, sizes, unit in (
-        ("tile_px", ("rows", "cols"), PIXELS_PER_LATENT),
-        ("overlap_px", ("overlap",), PIXELS_PER_LATENT),
-        ("tile_frames", ("frames",), FRAMES_PER_LATENT),
-        ("overlap_frames", ("overlap_frames",), FRAMES_PER_LATENT),
-    ):
-        if name in named:
-            changes |= dict.fromkeys(sizes, named[name] // unit)
-    return plan_tiles(*grid, replace(official_size(*grid[1:]), **changes))

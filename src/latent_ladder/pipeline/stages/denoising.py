@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from latent_ladder.checkpoints.components import Component
@@ -20,17 +21,26 @@ from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.streams import Nag
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
+from latent_ladder.pipeline.stage_noise import earlier_noise
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
 from latent_ladder.pipeline.start_state import INPUT_KINDS, StartState, apply_inputs, plain_start
 from latent_ladder.pipeline.temporal_windows import (
     PartialClip,
     Shapes,
+    Streams,
     WindowContext,
     clip_latents,
 )
 from latent_ladder.request.sampling_options import StreamGuidance
 from latent_ladder.request.stages import BaseStage, RefineStage, SamplingStage
-from latent_ladder.sampling.denoise import LatentState, Noises, Packing, SamplingPlan, sample
+from latent_ladder.sampling.denoise import (
+    LatentState,
+    Noises,
+    NoiseShapes,
+    Packing,
+    SamplingPlan,
+    sample,
+)
 from latent_ladder.sampling.guiders import Guidance
 from latent_ladder.sampling.names import SAMPLER_FACTS
 from latent_ladder.sampling.samplers import SamplerOptions
@@ -55,11 +65,63 @@ def denoise(job: StageJob, memory: StageMemory) -> StageResult:
     A base stage with generated keyframes has these as ``keyframes`` (1, C, K, H, W), too.
     Warns about LoRA weights that match nothing, and where finished windows are reused.
     """
+    return denoise_together([job], memory)[0]
+
+
+def can_share_forwards(one: StageJob, other: StageJob) -> bool:
+    """True if two jobs differ only in prompt and seed, so that a forward can do both.
+
+    A clip in several temporal windows or in tiles is made by itself.
+    """
+    if len(one.stage.windows) > 1 or _is_tiled(one):
+        return False
+    if replace(one.stage, key="", inputs=()) != replace(other.stage, key="", inputs=()):
+        return False
+    if _without_own_fields(one) != _without_own_fields(other):
+        return False
+    if len(one.inputs) != len(other.inputs):
+        return False
+    if one.stage.inputs != other.stage.inputs and _has_nag(one):
+        return False
+    same_inputs = _input_keys(one) == _input_keys(other)
+    shapes = [[{n: t.shape for n, t in i.items()} for i in job.inputs] for job in (one, other)]
+    return same_inputs and shapes[0] == shapes[1]
+
+
+def _has_nag(job: StageJob) -> bool:
+    requested = job.requested
+    if not isinstance(requested, SamplingStage):
+        return False
+    return requested.guidance.video.has_nag or requested.guidance.audio.has_nag
+
+
+def _is_tiled(job: StageJob) -> bool:
+    return job.plan.request.resolved.stages[job.position].tiles is not None
+
+
+def _without_own_fields(job: StageJob) -> dict[str, object]:
+    return {k: v for k, v in job.plan.request.to_dict().items() if k not in ("prompt", "seed")}
+
+
+def _input_keys(job: StageJob) -> list[str]:
+    """Keys of the inputs that jobs of one forward must have in common: all but the prompt."""
+    return [key for key in job.stage.inputs if job.plan.stage(key).name != "prompt"]
+
+
+def denoise_together(jobs: Sequence[StageJob], memory: StageMemory) -> list[StageResult]:
+    """Results of :func:`denoise` for several jobs, which share each forward of the transformer.
+
+    Each has the noise of its own seed. Numbers differ from single runs by rounding, as matrix
+    products of other sizes add in another order. Progress is reported to the first job. Every pair
+    must be accepted by :func:`can_share_forwards`.
+    """
+    job = jobs[0]
     stage, requested, runner = job.stage, job.requested, job.runner
     if stage.resolution is None or not isinstance(requested, BaseStage | RefineStage):
         raise TypeError(f"{stage.name} is not a planned sampling stage")
     plan, request = memory.offload_plan, job.plan.request
     inputs = _sort_inputs(job)
+    contexts = _contexts_of(jobs)
     transformer = runner.transformer_for(job.plan.models.transformer, plan)
     shapes = _latent_shapes(job, transformer, stage.resolution)
     start = plain_start(*_states(shapes, inputs.latents), stage.resolution)
@@ -68,33 +130,59 @@ def denoise(job: StageJob, memory: StageMemory) -> StageResult:
         start, inputs.input_latents, request, stage.resolution, slots, inputs.reference_factor
     )
     clip, done = _resume(job, PartialClip.of(start, stage.resolution))
-    keyframes: Tensors = {}
+    clips = [clip] * len(jobs)
+    keyframes: list[Tensors] = [{}] * len(jobs)
     windows = request.resolved.windows
     strength = 1.0 if windows is None else windows.strength
     with (
-        temporary_loras(transformer, list(stage.loras)) as report,
+        temporary_loras(transformer, list(stage.loras), runner.merges_loras) as report,
         runner.resident_blocks(transformer, plan),
     ):
         for window in stage.windows[done:]:
-            context = WindowContext(stage, clip, window, job.on_step, job.on_estimate, shapes)
-            start = clip.window_start(window, strength, runner.device)
+            context = WindowContext(stage, clips[0], window, job.on_step, job.on_estimate, shapes)
+            start = clips[0].window_start(window, strength, runner.device)
+            video = LatentState.stack([start.video] * len(jobs))
+            audio = None if start.audio is None else LatentState.stack([start.audio] * len(jobs))
+            noises = [_noises(j, requested, context, start.extra) for j in jobs]
             tokens = sample(
-                _denoiser(job, transformer, requested, plan, inputs.contexts, start),
-                start.video,
-                start.audio,
-                _noises(job, requested, context, start.extra),
+                _denoiser(job, transformer, requested, plan, contexts, start),
+                video,
+                audio,
+                Noises.stack(noises),
                 _sampling_plan(job, requested),
-                partial(context.report_step, Packing.of(start.video, start.audio)),
+                partial(context.report_step, Packing.of(video, audio)),
             )
-            clip = clip.with_window(window, tokens)
-            keyframes = _read_slots(start, tokens[0], stage.resolution)
+            own = [_item(tokens, n) for n in range(len(jobs))]
+            clips = [c.with_window(window, t) for c, t in zip(clips, own, strict=True)]
+            keyframes = [_read_slots(start, t[0], stage.resolution) for t in own]
             if job.partial_result is not None:
-                job.partial_result.save(clip, window)
+                job.partial_result.save(clips[0], window)
     for match in report.matches:
         if match.unmatched:
             job.warn("lora_misses", str(match))
     facts = {"loras": [str(match) for match in report.matches]}
-    return clip_latents((clip.video, clip.audio), shapes) | keyframes, facts
+    return [
+        (clip_latents((clip.video, clip.audio), shapes) | slots, dict(facts))
+        for clip, slots in zip(clips, keyframes, strict=True)
+    ]
+
+
+def _item(tokens: Streams, number: int) -> Streams:
+    """The tokens (1, N, C) of one item of a batch."""
+    video, audio = (None if t is None else t[number : number + 1] for t in tokens)
+    return video, audio
+
+
+def _contexts_of(jobs: Sequence[StageJob]) -> tuple[Conditioning, ...]:
+    """Contexts of all jobs: their prompts as a batch, unless equal, and the common negative one."""
+    first = _sort_inputs(jobs[0]).contexts
+    if all(job.stage.inputs == jobs[0].stage.inputs for job in jobs):
+        return first
+    prompts = [_sort_inputs(job).contexts[0] for job in jobs]
+    stacked = Conditioning(
+        torch.cat([p.video for p in prompts]), torch.cat([p.audio for p in prompts])
+    )
+    return (stacked, *first[1:])
 
 
 def _read_slots(start: StartState, tokens: Tensor | None, resolution: Resolution) -> Tensors:
@@ -184,14 +272,15 @@ def _noises(
     job: StageJob, requested: SamplingStage, context: WindowContext, extra_tokens: int
 ) -> Noises:
     """Window n has the noise of a clip of its size whose seed is n higher."""
-    request = job.plan.request
-    seed = request.stage_seed(job.position) + context.window.number
+    request, window = job.plan.request, context.window.number
+    continued = request.noise_order == "ltx"
     return Noises.from_seed(
-        seed % 2**64,
-        *context.window_shapes(),
+        request.stage_seed(job.position),
+        NoiseShapes(*context.window_shapes(), extra_tokens),
         requested.sampler,
         order=request.noise_order,
-        extra_video_tokens=extra_tokens,
+        earlier=earlier_noise(job.plan, job.position, window) if continued else (),
+        window=window,
     )
 
 

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from latent_ladder.latents.shapes import (
     AUDIO_LATENTS_PER_SECOND,
-    PIXELS_PER_LATENT,
     Resolution,
-    nearest_frames,
 )
 from latent_ladder.media.audio_input import read_audio_input
-from latent_ladder.media.image_input import compress_like_video, fit_image, load_image
+from latent_ladder.media.hdr import codes_of_exr, load_exr
+from latent_ladder.media.image_input import compress_like_video, load_image
+from latent_ladder.media.image_resize import fit_image
 from latent_ladder.media.open_media import SAMPLE_RATE
 from latent_ladder.media.video_input import sample_frames
 from latent_ladder.memory.planner import StageMemory
 from latent_ladder.models.audio_vae.vae import AudioVae, load_audio_vae
 from latent_ladder.models.video_vae.vae import VideoVae, load_video_vae
-from latent_ladder.pipeline.input_files import InputFile, visible_size
+from latent_ladder.pipeline.input_files import InputFile, reference_resolution, visible_size
 from latent_ladder.pipeline.plan import PlannedStage
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
 
@@ -40,15 +42,25 @@ def encode_images(job: StageJob, _: StageMemory) -> StageResult:
     tensors: Tensors = {}
     for i, file in enumerate(job.stage.files):
         file.check_unchanged()
-        pixels = compress_like_video(load_image(file.path), int(file.options["crf"]))
+        pixels = _pixels(file)
         frame = fit_image(
             pixels,
             (resolution.width, resolution.height),
             visible_size(request, resolution),
             str(file.options["fit"]),
+            request.image_resize,
         )
         tensors[f"image.{i}"] = vae.encode(frame[None]).float().cpu()
     return tensors, _file_names(job.stage)
+
+
+def _pixels(file: InputFile) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """The pixels (H, W, 3) of an input image, 0..255; of an EXR file, the model's codes."""
+    if "curve" in file.options:
+        options = file.options
+        codes = codes_of_exr(load_exr(file.path), options["space"], options["curve"])
+        return codes * np.float32(255)
+    return compress_like_video(load_image(file.path), int(file.options["crf"]))
 
 
 @torch.inference_mode()
@@ -86,17 +98,15 @@ def _video_latents(job: StageJob) -> Tensors:
     resolution, file, request = _resolution(job.stage), job.stage.files[0], job.plan.request
     file.check_unchanged()
     options = file.options
-    smaller, slower = int(options.get("smaller", 1)), int(options.get("slower", 1))
-    start, fps = Fraction(options["start"]).limit_denominator(10**6), resolution.fps / slower
-    frames = nearest_frames(Fraction(resolution.frames - 1, slower) + 1)[0]
-    size = (_smaller(resolution.width, smaller), _smaller(resolution.height, smaller))
+    smaller, part = int(options.get("smaller", 1)), reference_resolution(resolution, options)
+    start, size = Fraction(options["start"]).limit_denominator(10**6), (part.width, part.height)
     shown = tuple(
         min(side // smaller, most)
         for side, most in zip(visible_size(request, resolution), size, strict=True)
     )
     pixels = sample_frames(
         file.path,
-        [start + Fraction(i) / fps for i in range(frames)],
+        [start + Fraction(i) / part.fps for i in range(part.frames)],
         size,
         (shown[0], shown[1]),
         str(options["fit"]),
@@ -145,11 +155,6 @@ def encode_in_spans(vae: AudioVae, samples: Tensor, steps: int, span: int = SPAN
         latents = vae.encode(samples[:, begin * per_latent : end], SAMPLE_RATE)
         found.append(latents[:, :, first - begin : first - begin + count])
     return torch.cat(found, 2)
-
-
-def _smaller(side: int, factor: int) -> int:
-    """A side of a reference in pixels: a whole number of latents, at least one."""
-    return max(round(side / factor / PIXELS_PER_LATENT), 1) * PIXELS_PER_LATENT
 
 
 def _file_names(stage: PlannedStage) -> dict[str, list[str]]:

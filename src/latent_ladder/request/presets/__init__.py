@@ -1,8 +1,9 @@
 """Presets: named starting points of a request, one TOML file each, read as plain data.
 
 A preset is a request without a prompt, plus fields about itself: ``summary`` (its purpose),
-``source`` (the origin of its numbers), and for a preset that was made for one model ``[world]``
-(what that model was trained on). Adding a preset is adding a file.
+``source`` (the origin of its numbers), ``family`` (that of the models it was made for, if that is
+not LTX-2.3), and for a preset that was made for one model ``[world]`` (what that model was trained
+on). Adding a preset is adding a file.
 
 Users have presets of their own, in ``presets/`` of their config folder (``ladder presets save``),
 and files that others share. A built-in name always means the built-in preset, so that a request
@@ -45,7 +46,8 @@ class Preset(NamedTuple):
     """One preset: ``fields`` is its request table, a new copy on every read.
 
     ``file`` is the file of a preset that is not built in. ``based_on`` is the built-in preset that
-    it started from. ``world`` belongs to presets for one model only.
+    it started from. ``world`` belongs to presets for one model only. ``family`` is that of the
+    models it was made for, "" if it is for no published family.
     """
 
     name: str
@@ -55,6 +57,11 @@ class Preset(NamedTuple):
     world: World | None = None
     file: Path | None = None
     based_on: str = ""
+    family: str = ""
+
+
+DEFAULT_FAMILY = "2.3"
+"""The family of built-in presets that name none."""
 
 
 def preset_names() -> tuple[str, ...]:
@@ -112,6 +119,31 @@ def find_preset(name: str) -> Preset | None:
         return None
 
 
+def preset_family(name: str) -> str:
+    """The family of models that the preset of a request was made for, "" if it is for any.
+
+    A preset of the user's has that of the built-in one that it is based on.
+    """
+    preset = find_preset(name)
+    return "" if preset is None else preset.family
+
+
+def preset_training(name: str) -> str:
+    """The training of the transformer that a preset is for, "dev" or "distilled", else "".
+
+    Dev transformers need guidance or the distilled LoRA.
+    """
+    preset = find_preset(name)
+    if preset is None or not preset.family:
+        return ""
+    for stage in preset.fields["stages"]:
+        streams = stage.get("guidance", {}).values()
+        roles = [lora.get("role") for lora in stage.get("loras", ())]
+        if "distilled" in roles or any(stream.get("cfg", 1) != 1 for stream in streams):
+            return "dev"
+    return "distilled"
+
+
 def _is_path(name: str) -> bool:
     return name.lower().endswith(SUFFIX) or "/" in name or "\\" in name
 
@@ -120,7 +152,8 @@ def _built_in(name: str) -> Preset:
     fields = tomllib.loads((FOLDER / f"{name}{SUFFIX}").read_text("utf-8"))
     summary, source = fields.pop("summary"), fields.pop("source")
     world = _world(fields.pop("world", None))
-    return Preset(name, summary, source, {"preset": name} | fields, world, None, name)
+    family = fields.pop("family", DEFAULT_FAMILY if world is None else "")
+    return Preset(name, summary, source, {"preset": name} | fields, world, None, name, family)
 
 
 def _world(table: Mapping[str, Any] | None) -> World | None:
@@ -159,4 +192,5 @@ def read_preset_file(path: Path) -> Preset:
         None,
         path,
         texts["based_on"],
+        _built_in(texts["based_on"]).family if texts["based_on"] in preset_names() else "",
     )

@@ -1,23 +1,15 @@
 """Predicted and measured memory of LTX-2.3 on one GPU with a limited amount of memory.
 
-    python benchmarks/gpu_caps.py           # a CUDA device with 80 GB, 80 GiB of RAM
-    python benchmarks/gpu_caps.py --tiny    # the same code with small networks on the CPU
-
-Transformer (48 layers, 19 B parameters) and video decoder have random bf16 weights. For each limit
-of ``--caps`` GiB the planner plans the distilled job of 1920x1088, 121 frames (8 + 3 steps). The
-allocator is limited accordingly; a forward of each stage and the decoding of the clip are run as
-planned. Reported: seconds, measured and predicted peak (goal: within 10 %), and the time relative
-to that of the largest limit (goal for streaming in stage 2: at most 15 % more). First, the outputs
-of a small network are checked to be bit-identical with resident, pinned and mixed blocks.
-Needs torch, numpy, pydantic and this package's source, no network. Writes
-``benchmarks/results/gpu_caps.json``.
+Part of :mod:`correctness`. Transformer (48 layers, 19 B parameters) and video decoder have random
+bf16 weights. For each limit in GiB the planner plans the distilled job of 1920x1088, 121 frames
+(8 + 3 steps). The allocator is limited accordingly; a forward of each stage and the decoding of the
+clip are run as planned. Measured: seconds, peak against the prediction (goal: within 10 %), and the
+time relative to that of the largest limit (goal for streaming in stage 2: at most 15 % more).
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -28,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 from helpers import checkpoint_layouts as layouts  # noqa: E402
 
-from latent_ladder.memory.cost_model import LTX_2_3, DitSize, ModelSizes  # noqa: E402
+from latent_ladder.memory.model_sizes import LTX_2_3, DitSize, ModelSizes  # noqa: E402
 from latent_ladder.memory.planner import GIB, Budget, Policy, StageMemory, plan_memory  # noqa: E402
 from latent_ladder.models.network_configs import (  # noqa: E402
     video_decoder_config,
@@ -47,38 +39,13 @@ from latent_ladder.models.video_vae.networks import VideoDecoder, pack_kernels  
 from latent_ladder.models.video_vae.vae import VideoVae, decode_video  # noqa: E402
 from latent_ladder.models.weights.block_offload import BlockOffload  # noqa: E402
 from latent_ladder.models.weights.loading import EmptyOnMeta  # noqa: E402
-from latent_ladder.pipeline.stages.decoding import decode_tiles  # noqa: E402
 from latent_ladder.request.model import Request  # noqa: E402
 from latent_ladder.request.presets import read_preset  # noqa: E402
 from latent_ladder.storage.atomic_write import readable_size  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
 BF16 = torch.bfloat16
 CONTEXT_GIB = 0.5
 """Memory of CUDA itself; the planner's budget is the limit minus this."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--caps", type=float, nargs="*", default=[80, 24, 16, 12])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="small networks on the CPU")
-    args = parser.parse_args()
-    if not args.tiny and not torch.cuda.is_available():
-        print("error: this benchmark needs a CUDA device", file=sys.stderr)
-        print("hint:  --tiny checks the script on the CPU", file=sys.stderr)
-        return 1
-    device = torch.device("cpu" if args.tiny else "cuda")
-    report: dict[str, Any] = {
-        "device": "cpu" if args.tiny else torch.cuda.get_device_name(),
-        "same_bits": check_identical(device),
-    }
-    print(f"{report['device']}; streamed and resident blocks agree: {report['same_bits']}")
-    report["caps"] = list(measure(args.tiny, device, args.caps, args.rounds))
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ("gpu_caps_tiny.json" if args.tiny else "gpu_caps.json")
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 # --- networks and sizes --------------------------------------------------------------------------
@@ -121,9 +88,13 @@ def is_streamed(name: str, tensor: Tensor) -> bool:
 
 def move_resident(model: Transformer, device: torch.device) -> None:
     """Move everything except the matrices of blocks to the device."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not is_streamed(name, tensor):
-            tensor.data = tensor.data.to(device)
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not is_streamed(f"{path}.{name}", parameter):
+                moved = torch.nn.Parameter(parameter.detach().to(device), requires_grad=False)
+                setattr(module, name, moved)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def sizes_of(shape: TransformerConfig, tiny: bool) -> ModelSizes:
@@ -271,7 +242,7 @@ def decoding(
     last = request.resolutions[-1]
     grid = (last.latent_frames, last.latent_height, last.latent_width)
     latents = torch.randn(1, 128, *grid, device=device)
-    plan = decode_tiles(grid, stage.offload_plan.decode(request.decode))
+    plan = stage.offload_plan.decode(request.decode).tiles(grid)
 
     def call() -> object:
         return sum(len(chunk) for chunk in decode_video(latents, vae, plan))
@@ -317,7 +288,3 @@ def line(
         "slower_by": result["seconds"] / largest_cap_s - 1,
         **result,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

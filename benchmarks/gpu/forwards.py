@@ -1,29 +1,22 @@
-"""Time and memory of the 2.3 transformer (48 layers, 19 B random bf16 weights) on one GPU.
+"""Time and memory of forwards of the 2.3 transformer (48 layers, 19 B random bf16 weights).
 
-``python benchmarks/gpu_22b.py`` needs a CUDA device with about 60 GB; ``--tiny`` runs the same
-code with a small network on the CPU, to check the script. For stage 1 (960x544, 121 frames) and
-stage 2 (1920x1088, 121 frames): seconds per plain forward, share of the device's matrix rate
-(measured with a bf16 product in the same run) and peak memory above the weights, of our
-transformer and of diffusers' on the same weights; for stage 1 also a guided step of 4 passes.
-Writes ``benchmarks/results/gpu_22b.json``.
+Part of :mod:`speed` and :mod:`end_to_end`. For stage 1 (960x544, 121 frames) and stage 2
+(1920x1088, 121 frames): ours and diffusers' transformer on the same weights in one process.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
+import gpu_report  # noqa: F401
 import torch
 from denoiser import GUIDANCE
-from rival import Workload, build_rival, rival_forward, rival_guided_step
+from rival import Workload, rival_forward, rival_guided_step
 from torch import Tensor
 
 from latent_ladder.models.network_configs import chunk_tokens
@@ -33,9 +26,6 @@ from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.models.weights.loading import EmptyOnMeta, load_module
 from latent_ladder.sampling.guiders import Guidance
-
-RESULTS = Path(__file__).parent / "results"
-NEEDED_GIB = 55
 
 
 @dataclass(frozen=True)
@@ -186,71 +176,3 @@ def matmul_rate(device: torch.device, size: int) -> float:
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     best = min(measure(lambda: a @ a, device, 1)["seconds"] for _ in range(5))
     return 2.0 * size**3 / best
-
-
-def run(tiny: bool, rounds: int) -> dict[str, object]:
-    """Measure all stages, first ours, then diffusers'."""
-    device = torch.device("cpu" if tiny else "cuda")
-    shape = config(tiny)
-    model = build(shape, device)
-    peak_rate = matmul_rate(device, 256 if tiny else 8192)
-    report: dict[str, object] = {
-        "device": "cpu" if tiny else torch.cuda.get_device_name(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "matmul_tflops": peak_rate / 1e12,
-    }
-    sides: dict[str, Callable[[Workload, bool], Callable[[], object]]] = {
-        "ours": partial(our_call, model),
-        "diffusers": partial(rival_call, build_rival(model)),
-    }
-    for stage in REAL if not tiny else TINY:
-        work = workload(stage, shape, device)
-        for guided in (False, True) if stage.guided else (False,):
-            label = f"{stage.name}, {'guided step' if guided else 'forward'}"
-            measured: dict[str, dict[str, float]] = {}
-            # Each side's inputs exist only while it is measured.
-            for side, make in sides.items():
-                measured[side] = measure(make(work, guided), device, rounds)
-                if not guided:
-                    rate = flops(shape, stage) / measured[side]["seconds"]
-                    measured[side]["mfu"] = rate / peak_rate
-            report[label] = measured
-            print_line(label, measured)
-    return report
-
-
-def print_line(label: str, measured: dict[str, dict[str, float]]) -> None:
-    """Print one line per measurement."""
-    ours, rival = measured["ours"], measured["diffusers"]
-    mfu = f"  MFU {ours['mfu']:.2f} / {rival['mfu']:.2f}" if "mfu" in ours else ""
-    print(
-        f"{label:40}{ours['seconds']:9.3f} s /{rival['seconds']:9.3f} s"
-        f"  {ours['peak_gib']:6.2f} / {rival['peak_gib']:6.2f} GiB{mfu}"
-    )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="a small network on the CPU")
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    if not args.tiny:
-        if not torch.cuda.is_available():
-            print("error: this benchmark needs a CUDA device", file=sys.stderr)
-            print("hint:  --tiny checks the script on the CPU", file=sys.stderr)
-            return 1
-        total = torch.cuda.get_device_properties(0).total_memory / 2**30
-        if total < NEEDED_GIB:
-            print(f"error: {total:.0f} GiB of GPU memory, {NEEDED_GIB} needed", file=sys.stderr)
-            print("hint:  use a GPU with 80 GB, or --tiny on the CPU", file=sys.stderr)
-            return 1
-    report = run(args.tiny, args.rounds)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ("gpu_22b_tiny.json" if args.tiny else "gpu_22b.json")
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

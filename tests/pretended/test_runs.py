@@ -26,7 +26,6 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from latent_ladder.cli.app import app
-from latent_ladder.media.video_reader import read_frames
 from latent_ladder.media.video_writer import VideoSpec, write_video
 from latent_ladder.models import device
 from latent_ladder.pipeline import events
@@ -43,7 +42,7 @@ SHORT = ("--frames", "9", *STEPS)
 CLIP = (*MAKE, *SHORT)
 ATOL = 1e-3
 """Most that artefacts may differ in float32."""
-SHORTAGE_AFTER = 100
+SHORTAGE_AFTER = 30
 """Allocations of a stage before the one that fails."""
 PIXELS = 0.5
 """Most that frames may differ on average, of 255."""
@@ -81,7 +80,9 @@ def run(folder: Path, name: str, words: tuple[str, ...]) -> Path:
     places = {"{in}": folder / "inputs", "{work}": work}
     filled = [_fill(word, places) for word in words]
     tail = ["--device", name, "--store", str(work / "store"), "-o"]
-    target = "out" if words[0] in ("draft", "sweep", "workflow") else "out.mp4"
+    folders = ("draft", "sweep", "workflow")
+    special = {"refine": "refined.mp4", **dict.fromkeys(folders, "out")}
+    target = special.get(words[0], "out/%05d.png")
     done = CliRunner().invoke(app, [*filled, *tail, str(work / target)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -90,23 +91,24 @@ def run(folder: Path, name: str, words: tuple[str, ...]) -> Path:
 
 
 def compare(work: Path, cpu: Path, atol: float = ATOL, frames: bool = True) -> int:
-    """Compare the artefacts and frames of two runs; returns the number of artefacts compared."""
+    """Compare the artefacts and pictures of two runs; returns the number of artefacts compared.
+
+    Clips are written as pictures: H.264 enlarges the last bit of a frame of noise.
+    """
     found, expected = Store(work / "store"), Store(cpu / "store")
     keys = {entry.key for entry in found.entries()}
     assert keys == {entry.key for entry in expected.entries()}
     for key in sorted(keys):
-        one, other = found.get(key), expected.get(key)
-        assert one is not None and other is not None
-        tensors = other.load()
-        for name, tensor in one.load().items():
+        made, wanted = found.get(key), expected.get(key)
+        assert made is not None and wanted is not None
+        tensors = wanted.load()
+        for name, tensor in made.load().items():
             torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=atol, msg=name)
-    files = sorted(work.rglob("*.mp4"))
-    assert len(files) == len(sorted(cpu.rglob("*.mp4")))
+    files = sorted(work.rglob("*.png"))
+    assert len(files) == len(sorted(cpu.rglob("*.png")))
     for file in files if frames else ():
-        pairs = zip(read_frames(file), read_frames(cpu / file.relative_to(work)), strict=True)
-        for frame, wanted in pairs:
-            difference = np.abs(frame.astype(int) - wanted.astype(int))
-            assert difference.mean() < PIXELS, file.name
+        one, other = (np.asarray(Image.open(f), int) for f in (file, cpu / file.relative_to(work)))
+        assert np.abs(one - other).mean() < PIXELS, file.name
     return len(keys)
 
 
@@ -227,10 +229,10 @@ def test_a_clip_on_the_second_card(compared: Compared) -> None:
     assert log.machine.cards[1].peak > 0
 
 
-def test_a_card_that_runs_out_of_memory_in_two_stages(compared: Compared) -> None:
-    """The next fallback is taken in the middle of sampling and of upsampling: the same clip."""
-    log = compared(*GUIDED, fails_in=("base", "upsample"))
-    assert log.machine.failed == ["base", "upsample"]
+def test_a_card_that_runs_out_of_memory_while_upsampling(compared: Compared) -> None:
+    """The transformer is unloaded and the stage made again: the same clip."""
+    log = compared(*GUIDED, fails_in=("upsample",))
+    assert log.machine.failed == ["upsample"]
 
 
 def test_bfloat16_gives_the_latents_of_the_cpu(

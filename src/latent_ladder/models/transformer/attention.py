@@ -114,6 +114,12 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([Linear(inner, shape.query_dim)])
         self.to_gate_logits = Linear(shape.query_dim, shape.heads) if shape.gated else None
 
+    @property
+    def query_layers(self) -> list[nn.Module]:
+        """Layers that work on the tokens of the queries."""
+        gates = [] if self.to_gate_logits is None else [self.to_gate_logits]
+        return [self.to_q, self.to_out, *gates]
+
     def keys_values(self, context: Tensor, rope: RopeTable | None = None) -> KeysValues:
         """Compute keys and values of ``context`` (rows, tokens, D), keys rotated by ``rope``."""
         keys = self._norm_and_rotate(self.to_k(context), self.k_norm, rope)

@@ -209,7 +209,7 @@ class TransformerBlock(nn.Module):
         attn = layers.attn2
         kv = attn.keys_values(context)
         nag_kv = None if s.nag is None else self._nag_keys_values(s, s.nag, layers)
-        with self._decode_once(s, attn.to_q, attn.to_out):
+        with self._decode_once(s, *attn.query_layers):
             self._attend_to_text(s, attn, mods, sub, (kv, nag_kv))
 
     def _attend_to_text(
@@ -286,7 +286,7 @@ class TransformerBlock(nn.Module):
             return
         video.split_rows(sub)
         attn, budget = self.audio_to_video_attn, self.chunk_tokens
-        with self._decode_once(video, attn.to_q, attn.to_out):
+        with self._decode_once(video, *attn.query_layers):
             for group, keys in group_rows(sub.keys, video.rows_per_chunk(budget)):
                 if keys is None or audio_kv is None:
                     continue

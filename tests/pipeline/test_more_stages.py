@@ -355,7 +355,7 @@ class Local:
     def __init__(
         self, model: Transformer, velocity: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        self.config, self._velocity = model.config, velocity
+        self.config, self._velocity, self.graphs = model.config, velocity, False
 
     def __call__(
         self,

@@ -426,8 +426,10 @@ def _rank_transformers(
 
 def _preference_key(
     found: FoundComponent, first_family: str, training: str
-) -> tuple[int, bool, int, bool, int, float] | None:
+) -> tuple[int, bool, int, bool, int, float, int] | None:
     """Sort key of a transformer: the user's before the pocket model, family, training, precision.
+
+    Of equal ones the larger comes first: a damaged file may hold only a part.
 
     ``None`` for an unknown family, which cannot be used.
     """
@@ -437,7 +439,9 @@ def _preference_key(
     known = _FAMILY_PREFERENCE.index(family)
     wanted = training or _FIRST_TRAINING.get(family)
     is_other = None not in (wanted, mine := training_of_file(found.path)) and mine != wanted
-    return int(found.is_embedded), family != first_family, known, is_other, *precision_rank(found)
+    rank, bits = precision_rank(found)
+    size = -found.component.nbytes
+    return int(found.is_embedded), family != first_family, known, is_other, rank, bits, size
 
 
 def precision_rank(found: FoundComponent) -> tuple[int, float]:

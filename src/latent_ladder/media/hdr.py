@@ -24,6 +24,8 @@ from latent_ladder.media.colour import (
     WHITE_NITS,
     light_to_sdr,
 )
+from latent_ladder.media.image_files import MAX_PIXELS, ImageTooLargeError
+from latent_ladder.media.open_media import open_media
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -145,17 +147,22 @@ def sdr_of_light(light: Light) -> NDArray[np.uint8]:
 def load_exr(path: Path) -> Light:
     """Pixels (H, W, 3) of an EXR file, float32, transparency dropped. Raises MediaError.
 
-    FFmpeg reads all compressions of OpenEXR 2 (DWA too), with half or single floats.
+    Files with half floats in ZIP compression were tried; FFmpeg reads others as well.
     """
-    import av
-
     try:
-        with av.open(str(path), format="exr_pipe") as opened:
-            frame = next(opened.decode(video=0))
-            pixels = _read_planes(frame)
-    except (av.FFmpegError, OSError, StopIteration, ValueError) as error:
-        reason = "does not exist" if not path.exists() else "cannot be read as an EXR image"
-        raise MediaError(f"{path.name} {reason}", "export it with half floats, ZIP") from error
+        with open_media(path, "an EXR image", ("exr_pipe",)) as opened:
+            size = opened.streams.video[0]
+            if size.width * size.height > MAX_PIXELS:
+                raise ImageTooLargeError(
+                    f"{path.name} has {size.width}x{size.height} pixels, expected at most "
+                    f"{MAX_PIXELS:,}",
+                    "scale it down to the size of the clip first",
+                )
+            pixels = _read_planes(next(opened.decode(video=0)))
+    except (IndexError, StopIteration, ValueError) as error:
+        raise MediaError(
+            f"{path.name} cannot be read as an EXR image", "export it with half floats, ZIP"
+        ) from error
     if not np.isfinite(pixels).all():
         raise MediaError(f"{path.name} holds NaN or infinity", "repair it in the program it is of")
     return pixels

@@ -8,7 +8,7 @@ would open the other files and addresses that playlists and manifests (``ffconca
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,23 +31,28 @@ CONTAINER_FORMATS = (
     *("dts", "amr", "tak", "wv", "tta", "ape", "mpc", "mpc8", "rm", "voc", "webp_pipe", "wtv"),
 )
 """FFmpeg's names of the containers that are opened."""
-_OPTIONS = {"format_whitelist": ",".join(CONTAINER_FORMATS), "protocol_whitelist": "file"}
 
 
 @contextmanager
-def open_media(path: Path, what: str = "a video") -> Iterator[InputContainer]:
+def open_media(
+    path: Path, what: str = "a video", formats: Sequence[str] = CONTAINER_FORMATS
+) -> Iterator[InputContainer]:
     """An open container; FFmpeg's errors inside the block become a :class:`MediaError`.
 
-    ``what`` names the expected kind of file in the message. Tags that are not UTF-8 are read with
+    ``formats`` are FFmpeg's names of the containers that may be opened; ``what`` names the expected kind of file in the message. Tags that are not UTF-8 are read with
     replacement characters.
     """
     import av
 
     _check_file(path, what)
+    options = {"format_whitelist": ",".join(formats), "protocol_whitelist": "file"}
     try:
         # "file:" makes a name such as "concat:a" a name, not an instruction
         with av.open(
-            f"file:{path}", metadata_errors="replace", container_options=_OPTIONS
+            f"file:{path}",
+            format=formats[0] if len(formats) == 1 else None,
+            metadata_errors="replace",
+            container_options=options,
         ) as container:
             yield container
     except FileNotFoundError as error:

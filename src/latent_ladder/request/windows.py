@@ -196,7 +196,8 @@ def _choice(value: Any) -> Any:
             return Windows.model_validate(value)
         except ValidationError as error:
             (text, hint), *_ = value_problems(error, Windows, {}, ())
-            raise Problem(f"windows.{text}", hint, whole=True) from error
+            said = None if hint is None else hint.replace("use ", "use windows.", 1)
+            raise Problem(f"windows.{text}", said, whole=True) from error
     if not isinstance(value, Windows) and value not in ("auto", "off"):
         hint = 'use "auto", "off" or {frames = 241, overlap_frames = 24}'
         raise Problem('is neither "auto", "off" nor a table of windows', hint)

@@ -302,7 +302,7 @@ def test_backends_agree(golden: Goldens, model: Transformer) -> None:
     with torch.no_grad():
         check(case, *model(*inputs_of(model.config, case)))
     model.use_attention("sdpa")
-    with pytest.raises(ValueError, match="use sdpa, .*plain"):
+    with pytest.raises(ValueError, match=r"use sdpa, .*plain"):
         model.use_attention("other")
 
 

@@ -62,7 +62,7 @@ def distilled(golden: Goldens, base: dict[str, Any] | None = None, **changes: An
             "noise_order": "ltx", "mask_convention": "ltx",
             "stages": [
                 {"kind": "base", "sampler": "euler_ancestral", "loras": loras,
-                 "sigmas": [round(sigma, 6) for sigma in case.inputs["sigmas"].tolist()], **(base or {})},
+                 "sigmas": [round(s, 6) for s in case.inputs["sigmas"].tolist()], **(base or {})},
                 {"kind": "upsample"},
                 {"kind": "refine", "sigmas": [0.909375, 0.725, 0.421875, 0.0], "loras": loras},
             ],

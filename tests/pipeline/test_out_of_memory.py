@@ -197,8 +197,8 @@ def test_a_budget_that_nothing_fits_is_refused_before_anything_is_loaded(
 def test_a_budget_below_the_decoders_need_is_met_with_tiles_and_said(
     library: Library, tmp_path: Path
 ) -> None:
-    """512 x 512 takes 105 MiB at once, 87 in tiles of 256 px."""
-    result = make(library, tmp_path, "tiled", side=512, frames=1, vram=90 / 1024)
+    """512 x 512 takes 127 MiB at once, 95 in tiles of 256 px."""
+    result = make(library, tmp_path, "tiled", side=512, frames=1, vram=97 / 1024)
     assert memory_of(result)["decode and write"] == "resident, tiles of 256 px"
     assert any("decoded in tiles of 256 px to fit" in w.message for w in result.warnings)
     at_once = make(
@@ -213,7 +213,7 @@ def test_a_budget_below_the_decoders_need_is_met_with_tiles_and_said(
 def test_a_budget_that_tiles_cannot_meet_is_refused_with_what_it_takes(
     library: Library, tmp_path: Path
 ) -> None:
-    with pytest.raises(MemoryBudgetError, match=r"decode at 512x512x1 needs 81.* 80.0 MiB"):
+    with pytest.raises(MemoryBudgetError, match=r"decode at 512x512x1 needs 89.* 80.0 MiB"):
         make(library, tmp_path, "less", side=512, frames=1, vram=80 / 1024)
 
 

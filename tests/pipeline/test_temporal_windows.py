@@ -119,12 +119,24 @@ def test_rungs_of_half_the_rate_have_the_same_windows_in_time() -> None:
 @pytest.mark.parametrize(
     ("windows", "said", "hint"),
     [
-        ({"frames": 100}, "windows.frames=100 is not 8k+1 frames from 17 up", "use 97"),
-        ({"frames": 9}, "windows.frames=9 is not 8k+1", "use 17"),
-        ({"frames": "many"}, "windows.frames='many' is not 8k+1", "use 121"),
-        ({"frames": 961}, "windows.frames=961 is 40.04 s", "use windows.frames=473"),
-        ({"frames": 97, "overlap_frames": 4}, "is not a multiple of 8 from 8 up", "use 24"),
-        ({"frames": 97, "overlap_frames": 56}, "is more than half of a window", "use 48"),
+        (
+            {"frames": 100},
+            "windows.frames=100 is not 8k+1 frames from 17 up",
+            "windows.frames=97",
+        ),
+        ({"frames": 9}, "windows.frames=9 is not 8k+1", "windows.frames=17"),
+        ({"frames": "many"}, "windows.frames='many' is not 8k+1", "windows.frames=121"),
+        ({"frames": 961}, "windows.frames=961 is 40.04 s", "windows.frames=473"),
+        (
+            {"frames": 97, "overlap_frames": 4},
+            "is not a multiple of 8 from 8 up",
+            "overlap_frames=24",
+        ),
+        (
+            {"frames": 97, "overlap_frames": 56},
+            "is more than half of a window",
+            "overlap_frames=48",
+        ),
         ({"frames": 97, "strength": 1.5}, "windows.strength=1.5", "1"),
         ({"frames": 97, "frame": 97}, "windows.frame is not a field", "frames"),
         ("some", "windows='some' is neither", "auto"),

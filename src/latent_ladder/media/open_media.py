@@ -39,8 +39,8 @@ def open_media(
 ) -> Iterator[InputContainer]:
     """An open container; FFmpeg's errors inside the block become a :class:`MediaError`.
 
-    ``formats`` are FFmpeg's names of the containers that may be opened; ``what`` names the expected kind of file in the message. Tags that are not UTF-8 are read with
-    replacement characters.
+    ``formats`` are FFmpeg's names of the containers that may be opened; ``what`` names the expected
+    kind of file in the message. Tags that are not UTF-8 are read with replacement characters.
     """
     import av
 

@@ -167,7 +167,7 @@ def _print_to_get(checkup: Checkup) -> None:
         f"To get for LTX-{checkup.family} with preset {state.name}: {total} in all",
         FILE_COLUMNS,
         [_file_cells(file) for file in files],
-        whole=("page",),
+        whole=("file", "page"),
     )
     gated = any(file.gated for file in files)
     print_text(
@@ -238,7 +238,7 @@ def _print_other_files(checkup: Checkup) -> None:
         "Files for other presets",
         (*FILE_COLUMNS, "for"),
         [(*_file_cells(file), ", ".join(dict.fromkeys(names))) for file, names in presets.items()],
-        whole=("page",),
+        whole=("file", "page"),
         below=("for",),
     )
 

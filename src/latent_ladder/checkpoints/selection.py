@@ -431,16 +431,16 @@ def _preference_key(
 
     Of equal ones the larger comes first: a damaged file may hold only a part.
 
-    ``None`` for an unknown family, which cannot be used.
+    ``None`` for an unknown family, and for a part of a network; neither can be used.
     """
-    if found.summary.family is None:
+    family, part = found.summary.family, found.component
+    if family is None or "patchify_proj.weight" not in part:
         return None
-    family = found.summary.family
     known = _FAMILY_PREFERENCE.index(family)
     wanted = training or _FIRST_TRAINING.get(family)
     is_other = None not in (wanted, mine := training_of_file(found.path)) and mine != wanted
     rank, bits = precision_rank(found)
-    size = -found.component.nbytes
+    size = -part.nbytes
     return int(found.is_embedded), family != first_family, known, is_other, rank, bits, size
 
 

@@ -106,7 +106,8 @@ def compare(work: Path, cpu: Path, atol: float = ATOL, frames: bool = True) -> i
             torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=atol, msg=name)
     files = sorted(work.rglob("*.png"))
     assert len(files) == len(sorted(cpu.rglob("*.png")))
-    for file in files if frames else ():
+    # a live preview shows the step at which it was due, by the clock
+    for file in (f for f in files if frames and f.name != "live.png"):
         one, other = (np.asarray(Image.open(f), int) for f in (file, cpu / file.relative_to(work)))
         assert np.abs(one - other).mean() < PIXELS, file.name
     return len(keys)

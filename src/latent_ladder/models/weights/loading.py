@@ -120,7 +120,8 @@ def load_module(
         as_stored = layer is not None and (how.as_stored or isinstance(tensor, QuantizedTensor))
         if not as_stored:
             tensor = _to_dtype(tensor, torch.float32 if keep_float32(name) else dtype)
-        tensor = _move(tensor, how.location, device, is_mapped=tensor is as_read)
+        is_mapped = tensor is as_read and tensor.device.type == "cpu"  # else converted on a card
+        tensor = _move(tensor, how.location, device, is_mapped=is_mapped)
         if layer is not None and as_stored:
             layer.set_weight(tensor, dtype)
         elif isinstance(tensor, Tensor):

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo test fast lint types suite docs dist coverage campaign bounds bench-check bench-memory lock clean
+.PHONY: help browser demo test fast lint types suite long docs dist coverage campaign bounds bench-check bench-memory lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -50,8 +50,11 @@ browser:  ## Chromium for the browser tests, installed by root where apt-get fin
 # with a browser the browser tests must run: a missing package is then a failure, not a skipped test
 HAS_BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-suite: $(VENV)/.installed-dev  ## all tests
-	OMP_NUM_THREADS=1 LADDER_BROWSER_TESTS=$(if $(HAS_BROWSER),1) $(BIN)/python -m pytest -n 2
+suite: $(VENV)/.installed-dev  ## all tests but the long variants
+	OMP_NUM_THREADS=1 LADDER_BROWSER_TESTS=$(if $(HAS_BROWSER),1) $(BIN)/python -m pytest -n 2 -m "not long"
+
+long: $(VENV)/.installed-dev  ## more variants of whole runs on a pretended GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m long
 
 coverage: $(VENV)/.installed-dev  ## all tests, with the share of lines that they run: coverage.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=latent_ladder --cov-report=term:skip-covered | tee coverage.txt

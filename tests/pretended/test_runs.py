@@ -224,6 +224,7 @@ def test_a_clip_with_any_offload(compared: Compared, offload: str) -> None:
     assert (pinned > 0) == (offload != "none")
 
 
+@pytest.mark.long
 def test_a_clip_on_the_second_card(compared: Compared) -> None:
     log = compared(*GUIDED, device="cuda:1")
     assert log.machine.cards[0].peak == 0
@@ -254,8 +255,10 @@ def test_bfloat16_gives_the_latents_of_the_cpu(
              "--preview"), id="keyframes, audio-in, live preview",
         ),
         pytest.param(("--video", "{in}/v.mp4", "--denoise", "0.6"), id="v2v"),
-        pytest.param(("--video", "{in}/v.mp4", "--region", "0.1-0.3"), id="retake"),
-        pytest.param(("--video", "{in}/v.mp4", "--extend", "0.34s"), id="extend"),
+        pytest.param(("--video", "{in}/v.mp4", "--region", "0.1-0.3"), id="retake",
+                     marks=pytest.mark.long),
+        pytest.param(("--video", "{in}/v.mp4", "--extend", "0.34s"), id="extend",
+                     marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_inputs(compared: Compared, words: tuple[str, ...]) -> None:
@@ -263,6 +266,7 @@ def test_inputs(compared: Compared, words: tuple[str, ...]) -> None:
     compared(*MAKE, *frames, *STEPS, *words)
 
 
+@pytest.mark.long
 def test_an_ic_lora(compared: Compared) -> None:
     loras = '[{name="my-ic-lora.safetensors"}]'
     words = ("--models", "{in}", "--video", "{in}/v.mp4", "--mode", "reference")
@@ -274,6 +278,7 @@ def test_long_windows(compared: Compared) -> None:
     compared(*MAKE, "--frames", "25", *STEPS, "--set", windows)
 
 
+@pytest.mark.long
 def test_a_tiled_refine(compared: Compared) -> None:
     tiles = "refine.tiles={px=64,overlap_px=32}"
     compared(*CLIP, "--size", "128x128", "--set", tiles)
@@ -283,12 +288,14 @@ def test_a_workflow(compared: Compared) -> None:
     compared("workflow", "run", "{in}/graph.json", least=1)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("compared")
 def test_drafts_and_a_refined_one(runs: Runs, tmp_path: Path) -> None:
     draft = ("draft", *CLIP[1:], "--seeds", "2", "--yes")
     runs.compare(tmp_path, draft, ("refine", "last:1", *TINY[:2]))
 
 
+@pytest.mark.long
 def test_a_sweep(compared: Compared) -> None:
     compared("sweep", *CLIP[1:], "--set", "base.guidance.video.cfg=1,3", "--yes")
 

@@ -420,7 +420,9 @@ def _rank_transformers(
     ranked.sort(key=lambda pair: pair[0])
     best: dict[tuple[bool, str | None], FoundComponent] = {}
     for _, found in ranked:
-        best.setdefault((found.is_embedded, found.summary.family), found)
+        kind = found.is_embedded, found.summary.family
+        if kind not in best and "patchify_proj.weight" in found.component:  # else a part of one
+            best[kind] = found
     return list(best.values())
 
 
@@ -431,16 +433,16 @@ def _preference_key(
 
     Of equal ones the larger comes first: a damaged file may hold only a part.
 
-    ``None`` for an unknown family, and for a part of a network; neither can be used.
+    ``None`` for an unknown family, which cannot be used.
     """
-    family, part = found.summary.family, found.component
-    if family is None or "patchify_proj.weight" not in part:
+    family = found.summary.family
+    if family is None:
         return None
     known = _FAMILY_PREFERENCE.index(family)
     wanted = training or _FIRST_TRAINING.get(family)
     is_other = None not in (wanted, mine := training_of_file(found.path)) and mine != wanted
     rank, bits = precision_rank(found)
-    size = -part.nbytes
+    size = -found.summary.nbytes
     return int(found.is_embedded), family != first_family, known, is_other, rank, bits, size
 
 

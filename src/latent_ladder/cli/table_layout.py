@@ -84,7 +84,7 @@ def _shrink_words(widths: list[int], least: Sequence[int], width: int) -> None:
 def _columns(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
     """The lines of one row; a cell that is too long goes on below itself."""
     parts = [wrap(cell, w) or [""] for cell, w in zip(cells, widths, strict=True)]
-    for n in range(max(map(len, parts))):
+    for n in range(max(map(len, parts), default=0)):
         texts = [part[n] if n < len(part) else "" for part in parts]
         padded = (
             text + " " * (w - cell_width(text)) for text, w in zip(texts, widths, strict=True)

@@ -57,7 +57,7 @@ def gemma_defaults(encoder: Component) -> GemmaDefaults:
 
 
 def gemma_header(encoder: Component) -> Mapping[str, Any]:
-    """What the file states, with the keys of transformers' text configuration."""
+    """Statements of the file, with the keys of transformers' text configuration."""
     header = encoder.config.get("text_config", encoder.config)
     return header if isinstance(header, Mapping) else {}
 

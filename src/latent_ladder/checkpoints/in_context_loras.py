@@ -16,7 +16,7 @@ def is_in_context(lora: Component) -> bool:
 
 
 def reference_factors(lora: Component) -> dict[str, int]:
-    """How much ``smaller`` and ``slower`` the reference of an in-context LoRA is than the clip."""
+    """Factors by which the reference of an in-context LoRA is ``smaller`` and ``slower``."""
     return {
         "smaller": int(lora.config.get(DOWNSCALE, 1)),
         "slower": int(lora.config.get(SLOWER, 1)),

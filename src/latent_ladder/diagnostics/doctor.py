@@ -225,7 +225,7 @@ def rows(checkup: Checkup) -> Iterator[dict[str, Any]]:
 
 
 def _assumed(found: FoundComponent) -> str | None:
-    """What is assumed about a text encoder because its file does not say."""
+    """Assumptions about a text encoder whose file does not say."""
     return assumed_rope_factor(found.component) if found.role == "text_encoder" else None
 
 

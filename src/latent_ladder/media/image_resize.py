@@ -76,7 +76,7 @@ COVERS: Mapping[str, Callable[[Pixels, Size], Pixels]] = {
     "comfyui": _cover_comfyui,
     "ltx": _cover_ltx,
 }
-"""How an image covers a canvas, by name."""
+"""Ways in which an image covers a canvas, by name."""
 
 
 def _centre(pixels: Pixels, canvas: Size) -> Pixels:

@@ -88,7 +88,7 @@ def torch_gpus() -> tuple[Gpu, ...]:
 
 @cache
 def _child_gpus() -> tuple[Gpu, ...]:
-    """What :func:`torch_gpus` gives in another process; once, as it takes seconds."""
+    """Result of :func:`torch_gpus` in another process; once, as it takes seconds."""
     try:
         done = subprocess.run(
             (sys.executable, "-m", __name__), capture_output=True, text=True, timeout=SECONDS,

@@ -135,7 +135,7 @@ def sizes_of(
 
 
 def _decoder_sizes(vae: Component | None) -> dict[str, Any]:
-    """What the memory of the video decoder depends on."""
+    """Sizes on which the memory of the video decoder depends."""
     if vae is None:
         return {"decoder_held": 0}
     shapes = vae.shapes()

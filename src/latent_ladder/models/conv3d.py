@@ -56,9 +56,9 @@ def conv3d_by_frames(
     count = frames.shape[1] - depth + 1
     merged = torch.cat([frames[:, n : n + count] for n in range(depth)], dim=2).flatten(0, 1)
     flat = weight.transpose(1, 2).flatten(1, 2)
-    y: Tensor = F.conv2d(merged, flat, bias, padding=padding[1:])
-    merged_back: Tensor = y.unflatten(0, (batch, count))
-    return merged_back.transpose(1, 2)
+    convolved = F.conv2d(merged, flat, bias, padding=padding[1:])
+    y: Tensor = convolved.unflatten(0, (batch, count))
+    return y.transpose(1, 2)
 
 
 class Conv3d(nn.Conv3d):

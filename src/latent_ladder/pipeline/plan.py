@@ -137,7 +137,7 @@ def make_plan(request: Request, models: ModelSet, library: Library) -> RunPlan:
 def _lora_notes(
     request: Request, models: ModelSet, stages: Sequence[PlannedStage]
 ) -> Iterator[str]:
-    """What headers of LoRAs do to their strength and who they are for, each file once."""
+    """Notes on strength and target model from the headers of LoRAs, each file once."""
     used = {lora.id: lora for stage in stages for lora, _ in stage.loras}
     has_reference = request.video is not None and request.video.mode == "reference"
     for lora in used.values():

@@ -220,7 +220,7 @@ VIDEO_MODES: Mapping[str, Callable[[StartState, InputLatents, Request, Resolutio
     "retake": _keep_outside_region,
     "extend": _keep_outside_region,
 }
-"""How each mode of an input video changes the start; a reference is appended to it."""
+"""Change of the start by each mode of an input video; a reference is appended to it."""
 
 
 def _with_audio(start: StartState, audio: LatentState, latents: Tensor) -> StartState:

@@ -116,11 +116,11 @@ class JobMessages:
 
     @property
     def outputs(self) -> Mapping[str, UiOutput]:
-        """What the output nodes have shown so far."""
+        """Results that the output nodes have shown so far."""
         return self._outputs
 
     def progress(self) -> Progress:
-        """How far the job is."""
+        """Progress of the job."""
         state = self._states.get(self.node or "", {})
         finished = sum(state["state"] == "finished" for state in self._states.values())
         return Progress(

@@ -176,7 +176,7 @@ async def head_hash(request: web.Request) -> web.Response:
 
 
 async def get_asset(request: web.Request) -> web.Response:
-    """What is known about an asset."""
+    """Facts about an asset."""
     found = find_asset(get_context(request), request.match_info["id"])
     if found is None:
         return _unknown_asset()

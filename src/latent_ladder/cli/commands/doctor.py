@@ -177,7 +177,7 @@ def _print_to_get(checkup: Checkup) -> None:
 
 
 def _assumptions(checkup: Checkup) -> Iterator[str]:
-    """What is assumed about the user's chosen files because they do not say."""
+    """Assumptions about the user's chosen files, which do not say."""
     from latent_ladder.diagnostics.doctor import rows
 
     for row in rows(checkup):

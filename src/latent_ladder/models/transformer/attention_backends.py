@@ -105,7 +105,7 @@ class Backend:
         return self.function if self.kernel is None else partial(_prefer, [self.kernel])
 
     def reason_against(self, device: torch.device) -> str | None:
-        """Why the backend cannot be used on a device, ``None`` if it may be."""
+        """Reason why the backend cannot be used on a device, ``None`` if it may be."""
         if self.module is None:
             return None
         if find_spec(self.module.partition(".")[0]) is None:

@@ -21,7 +21,7 @@ def _kernels() -> Any:
 
 
 def reason_against(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device, ``None`` if they can."""
+    """Reason why the kernels cannot run on a device, ``None`` if they can."""
     if device.type not in ("cuda", "xpu"):
         return f"Triton has no kernels for {device.type}"
     return None if find_spec("triton") is not None else "Triton is not installed"

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class RunStarted:
+    """The record ``run`` of this run was opened in the store."""
+
+    run: str
+
+
+@dataclass(frozen=True)
 class StageStarted:
     """Stage ``position`` (from 1) of ``of`` begins; ``steps`` is 0 if it has none to count."""
 
@@ -75,6 +82,15 @@ class DraftStarted:
 
 
 @dataclass(frozen=True)
+class DraftDone:
+    """Draft ``number`` was made or reused, or it ended with ``error``; ``stopped`` by the user."""
+
+    number: int
+    error: str | None = None
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
 class PointStarted:
     """Point ``number`` (from 1) of a sweep of ``of`` begins; ``settings`` in a line."""
 
@@ -94,13 +110,15 @@ class PointDone:
 
 
 Event = (
-    StageStarted
+    RunStarted
+    | StageStarted
     | StepDone
     | StageDone
     | Warned
     | Waiting
     | Preview
     | DraftStarted
+    | DraftDone
     | PointStarted
     | PointDone
 )

@@ -20,6 +20,7 @@ from latent_ladder.memory.planner import MemoryPlan, StageMemory, plan_fallback,
 from latent_ladder.pipeline.events import (
     Event,
     Preview,
+    RunStarted,
     StageDone,
     StageStarted,
     StepDone,
@@ -89,6 +90,7 @@ class RunSession:
         self.store.remove_temporary_files()
         self.recorder = RunRecorder(self.store.runs, options.command, request, save_every_s)
         self.recorder.on_failure = self._warn_unrecorded
+        self.emit(RunStarted(self.recorder.record.id))
         self.recorder.update(
             planned=tuple(key for s in plan.stages for key in (s.key, *partial_keys(s))),
             folders=tuple(str(folder) for folder in prepared.library.folders),

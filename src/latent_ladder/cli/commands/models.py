@@ -25,6 +25,7 @@ from latent_ladder.cli.console import (
     stderr_console,
 )
 from latent_ladder.errors import Cancelled, CheckpointNotFound, RequestError
+from latent_ladder.jobs.downloading import default_target
 from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
@@ -256,15 +257,6 @@ def select_files(
         f"{name} {'distilled' if distilled else 'dev'} is not published in {wanted}",
         f"use another --precision, or {'--dev' if distilled else '--distilled'}",
     )
-
-
-def default_target() -> Path:
-    """The first searched models/ folder that is the user's, else ``./models``."""
-    from latent_ladder.checkpoints.search_paths import model_folders
-
-    # A folder with a category has one kind of file; a download needs the whole tree.
-    own = [f.path for f in model_folders() if f.category is None and not f.is_embedded]
-    return own[0] if own else Path("models")
 
 
 def _confirm(plan: DownloadPlan, yes: bool) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.drafts.draft_page import write_draft_page
+from latent_ladder.drafts.draft_run_files import GRID, LIVE, PAGE, SHEET, clip_name
 from latent_ladder.drafts.seeds import DraftChoice, draft_request
 from latent_ladder.drafts.shared_forwards import Together, group_size
 from latent_ladder.errors import Cancelled, LadderError, MediaError, StoreError
@@ -39,10 +40,6 @@ from latent_ladder.pipeline.run_session import RunSession
 from latent_ladder.pipeline.stages.audio_decoding import SAMPLE_RATE_KEY
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.run_records import DraftRecord, RunRecord
-
-SHEET, PAGE, GRID, LIVE = "sheet.png", "sheet.html", "drafts.mp4", "live.png"
-"""Files in the folder of a session: the sheet of all drafts as a picture and as a page with playing
-clips, the video of all, the live preview."""
 
 FLASH_LEVELS = 30
 """Jump of the mean luma between neighbouring frames that counts as flashing."""
@@ -148,11 +145,6 @@ def check_folder(folder: Path, overwrite: bool = False) -> None:
                 "--overwrite replaces it, or name another folder with -o",
             )
     check_video_path(folder / GRID, overwrite)
-
-
-def clip_name(number: int) -> str:
-    """The file of one draft's own clip in the folder of its session."""
-    return f"draft-{number}.mp4"
 
 
 def run_drafts(

@@ -99,7 +99,8 @@ def request_of(
     models = fields.get("models")
     checkpoint = models.get("checkpoint") if isinstance(models, Mapping) else None
     start = {} if "stages" in fields else preset_fields(chosen or None, library, checkpoint)
-    given = {name: value for name, value in fields.items() if name != "preset" or "stages" in fields}
+    is_whole = "stages" in fields
+    given = {name: value for name, value in fields.items() if name != "preset" or is_whole}
     table = override(start, given)
     if prompt:
         table.setdefault("prompt", prompt)

@@ -140,7 +140,8 @@ def _clip(
 
 
 def _drafts(run: JobRun) -> dict[str, Any]:
-    from latent_ladder.drafts.draft_run import clip_name, plan_drafts, run_drafts
+    from latent_ladder.drafts.draft_run import plan_drafts, run_drafts
+    from latent_ladder.drafts.draft_run_files import clip_name
     from latent_ladder.drafts.seeds import all_drafts
     from latent_ladder.drafts.shared_forwards import parse_together
     from latent_ladder.pipeline.latent_preview import find_tiny_decoder

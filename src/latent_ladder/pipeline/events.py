@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,15 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Preview:
-    """The file ``path`` now shows the estimate of a stage after ``step``."""
+    """The file ``path`` now shows the estimate of a stage after ``step``.
+
+    Where the file cannot be read, as on another machine, ``picture`` has its bytes (PNG).
+    """
 
     stage: str
     step: int
     path: str
+    picture: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ CREATE TABLE IF NOT EXISTS uploads (
 _PENDING_ITEMS = "SELECT item, kind, paused FROM pending ORDER BY number, turn"
 GRAPH = "graph"
 """Kind of a job that runs a ComfyUI graph; other kinds are requests (:mod:`latent_ladder.jobs`)."""
+REQUEST = "request_job"
+"""Key of a checked request in the extra data of its job."""
 _ADDED_COLUMNS = (
     ("pending", "kind", "TEXT NOT NULL DEFAULT 'graph'"),
     ("pending", "paused", "INTEGER NOT NULL DEFAULT 0"),
@@ -81,6 +83,12 @@ class Job:
         """Id of the client that gets the job's messages."""
         client_id = self.extra.get("client_id")
         return client_id if isinstance(client_id, str) else None
+
+    @property
+    def checked(self) -> Mapping[str, Any]:
+        """The summary of a checked request (``jobs.planning.check_job``), empty for a graph."""
+        found: Mapping[str, Any] = self.extra.get(REQUEST, {})
+        return found
 
     @property
     def workflow(self) -> Any:
@@ -265,7 +273,12 @@ class JobStore:
         return self._database.execute(query, (job_id,)).fetchone() is not None
 
     def pending_job(self, job_id: str) -> Job | None:
-        """A queued or running job."""
+        """A queued or running graph."""
+        found = self.queued_job(job_id)
+        return found if found is not None and found.kind == GRAPH else None
+
+    def queued_job(self, job_id: str) -> Job | None:
+        """A queued or running job of any kind."""
         if job_id in self.unsaved:
             return None
         query = "SELECT item, kind, paused FROM pending WHERE id = ?"

@@ -115,7 +115,8 @@ def sweep(
     began = time.monotonic()
     show_loading("reading the headers of the model files", quiet or as_json)
     from latent_ladder.sweeps.axes import parse_axes
-    from latent_ladder.sweeps.export import PAGE, check_folder, default_folder
+    from latent_ladder.sweeps.export import check_folder, default_folder
+    from latent_ladder.sweeps.report_files import PAGE
     from latent_ladder.sweeps.sweep_plan import plan_sweep
 
     axes = parse_axes(request_flags.sets or ())
@@ -220,9 +221,10 @@ def _run(
 def _print_result(
     planned: Sweep, result: SweepResult, choice: Choice, folder: Path, as_json: bool
 ) -> None:
-    from latent_ladder.sweeps.export import PAGE, body
+    from latent_ladder.sweeps.export import body
     from latent_ladder.sweeps.html_report import format_number
     from latent_ladder.sweeps.point_results import SHOWN
+    from latent_ladder.sweeps.report_files import PAGE
 
     if as_json:
         data: dict[str, Any] = body(planned, result, choice, current_command())

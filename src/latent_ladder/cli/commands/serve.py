@@ -35,9 +35,7 @@ MOST_USED = (
 
 ComfyUi = Annotated[
     bool,
-    other_option(
-        "--comfyui", help="Serve ComfyUI's HTTP API. Required."
-    ),
+    other_option("--comfyui", help="Serve ComfyUI's HTTP API. Required."),
 ]
 Frontend = Annotated[
     bool,

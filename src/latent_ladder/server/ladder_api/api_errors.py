@@ -71,7 +71,7 @@ def status_of(error: LadderError) -> int:
 
 def answer_error(error: LadderError) -> web.Response:
     """The answer to an error."""
-    problems = error.problems if isinstance(error, RequestError) else ((error.message, error.hint),)
+    problems = error.problems if isinstance(error, RequestError) else ()
     body = error_body(error.code, error.message, error.hint, problems)
     return web.json_response(body, status=status_of(error))
 

@@ -126,13 +126,20 @@ def _limit_cache(folder: Path, limit: int) -> None:
 
 def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:
     """The frames of a video, an image, or numbered pictures."""
+    from latent_ladder.media.hdr import EXR_SUFFIX, load_exr, sdr_of_light
+    from latent_ladder.media.image_input import load_image
+    from latent_ladder.media.video_input import is_image
     from latent_ladder.media.video_reader import read_frames
 
     if "%" in path.name:
         for each in sorted(path.parent.glob(f"*{path.suffix}")):
-            yield from read_frames(each)
-        return
-    yield from read_frames(path)
+            yield from _frames(each)
+    elif path.suffix.lower() == EXR_SUFFIX:
+        yield sdr_of_light(load_exr(path))
+    elif is_image(path):
+        yield load_image(path)
+    else:
+        yield from read_frames(path)
 
 
 def _write_thumbnail(path: Path, target: Path) -> None:

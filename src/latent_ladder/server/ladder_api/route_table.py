@@ -15,6 +15,7 @@ from latent_ladder.server.ladder_api import (
     state_routes,
     upload_routes,
 )
+from latent_ladder.server.ladder_api.api_errors import answering_errors, not_found
 from latent_ladder.server.ladder_api.route_spec import FILE, SOCKET, Route
 
 _PROXY = {"download": '1: for "save as"', "proxy": "1: H.264 in MP4, made once"}
@@ -125,6 +126,13 @@ ROUTES: tuple[Route, ...] = (
 )  # fmt: skip
 
 
+async def get_nothing(request: web.Request) -> web.StreamResponse:
+    """The answer to an address of the API that does not exist."""
+    hint = "GET /ladder/openapi.json lists all routes"
+    raise not_found(f"route {request.method} {request.path[:200]}", hint)
+
+
 def definitions() -> tuple[web.RouteDef, ...]:
-    """The routes for aiohttp."""
-    return tuple(route.definition() for route in ROUTES)
+    """The routes for aiohttp; last, an answer for all other addresses."""
+    rest = web.route("*", "/ladder/{rest:.*}", answering_errors(get_nothing))
+    return (*(route.definition() for route in ROUTES), rest)

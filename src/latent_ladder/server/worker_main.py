@@ -216,7 +216,9 @@ class _Inbox:
     def __init__(self, source: BinaryIO) -> None:
         self.cancel = Cancel()
         self._jobs: SimpleQueue[Body | None] = SimpleQueue()
+        self._ending = False
         self._stopped: set[str] = set()
+        self._stopped_parts: dict[str, set[int]] = {}
         self._current = ""
         self._lock = threading.Lock()
         threading.Thread(target=self._read_frames, args=(source,), daemon=True).start()
@@ -226,9 +228,19 @@ class _Inbox:
         job = self._jobs.get()
         if job is not None:
             with self._lock:
-                self._current, self.cancel = job["id"], Cancel(job["id"] in self._stopped)
+                parts = self._stopped_parts.pop(job["id"], set())
+                stopped = self._ending or job["id"] in self._stopped
+                self._current, self.cancel = job["id"], Cancel(stopped, stopped_parts=parts)
                 self._stopped.clear()
+                self._stopped_parts.clear()
         return job
+
+    def _stop_part(self, job_id: str, number: int) -> None:
+        """Stop one draft of the job that runs, or of one that has not begun."""
+        if job_id == self._current:
+            self.cancel.stop_part(number)
+        else:
+            self._stopped_parts.setdefault(job_id, set()).add(number)
 
     def _read_frames(self, source: BinaryIO) -> None:
         while (frame := _read_frame(source)) is not None and frame["do"] != "end":
@@ -237,8 +249,7 @@ class _Inbox:
                 continue
             with self._lock:
                 if frame["do"] == "stop_part":
-                    if frame["id"] == self._current:
-                        self.cancel.stop_part(int(frame["part"]))
+                    self._stop_part(frame["id"], int(frame["part"]))
                 elif frame["id"] == self._current:
                     self.cancel.request()
                 else:
@@ -247,6 +258,7 @@ class _Inbox:
             os._exit(1)
         self._jobs.put(None)
         with self._lock:
+            self._ending = True
             self.cancel.request()
 
 

@@ -16,7 +16,8 @@ FILE = "file"
 """Answer of a route that sends a file."""
 SOCKET = "socket"
 """Answer of a route that opens a WebSocket."""
-_PARAMETER = re.compile(r"\{(\w+)(?::[^}]*(?:\{[^}]*\}[^}]*)*)?\}")
+_PARAMETER = re.compile(r"\{(\w+)(?::(?:[^{}]|\{[^{}]*\})*)?\}")
+"""A parameter of a path with its pattern, which may have braces of its own."""
 
 
 @dataclass(frozen=True)

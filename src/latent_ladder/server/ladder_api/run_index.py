@@ -49,7 +49,7 @@ class RunFilter:
     def clauses(self) -> Iterator[tuple[str, Sequence[Any]]]:
         """Conditions of SQL with their values."""
         for word in self.text.lower().split():
-            yield "instr(words, ?) > 0", (word,)
+            yield "(instr(words, ?) > 0 OR id = ?)", (word, word)
         if self.preset:
             yield "preset = ?", (self.preset,)
         if self.seed is not None:
@@ -169,8 +169,8 @@ class RunIndex:
         if not isinstance(record, RunRecord):
             return  # damaged, or removed just now
         document = build_document(record)
-        words = f"{document['prompt']} {document['title']} {run}".lower()
-        words += " ".join(draft.prompt.lower() for draft in record.drafts)
+        texts = [document["prompt"], document["title"], *(d.prompt for d in record.drafts)]
+        words = " ".join(texts).lower()
         seeds = {document["seed"], *(clip["seed"] for clip in document["clips"])}
         row = (
             run,

@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import aiohttp
 import psutil
 import pytest
 from helpers.comfyui_server import ComfyUiServer, clip_graph, number_graph, picture_graph
+from helpers.waiting import wait_until, wait_until_dead
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -52,14 +52,10 @@ def submit(server: ComfyUiServer, graph: dict[str, Any], **more: Any) -> str:
     return str(answer["prompt_id"])
 
 
-def wait_for_entry(server: ComfyUiServer, job: str, seconds: float = 180) -> dict[str, Any]:
+def wait_for_entry(server: ComfyUiServer, job: str) -> dict[str, Any]:
     """Wait for a job to finish; its history entry."""
-    end = time.monotonic() + seconds
-    while not (entry := server.get_json(f"/history/{job}")):
-        assert time.monotonic() < end, server.stderr_lines[-5:]
-        time.sleep(0.01)
-    found: dict[str, Any] = entry[job]
-    return found
+    entry: dict[str, Any] = server.wait_for_history(job)[job]
+    return entry
 
 
 def run_and_collect(
@@ -259,8 +255,7 @@ def test_a_reconnected_client_gets_the_state_of_its_job(server: ComfyUiServer) -
     assert status["data"]["status"]["exec_info"]["queue_remaining"] == 1
     assert now["type"] == "executing"
     assert now["data"]["node"] == "6"
-    while server.get_json("/queue")["queue_running"]:
-        time.sleep(0.01)
+    wait_until(lambda: not server.get_json("/queue")["queue_running"], "the job does not end")
 
 
 # --- the queue ------------------------------------------------------------------------------------
@@ -273,8 +268,7 @@ def test_the_queue_is_ordered_and_can_be_changed(server: ComfyUiServer) -> None:
     placed = submit(server, number_graph(4), number=-1000, prompt_id="mine")
     assert placed == "mine"
     assert server.post("/prompt", {"prompt": number_graph(), "prompt_id": "mine"})[0] == 400
-    while not server.get_json("/queue")["queue_running"]:
-        time.sleep(0.01)
+    wait_until(lambda: bool(server.get_json("/queue")["queue_running"]), "no job runs")
     queue = server.get_json("/queue")
     assert queue["queue_running"][0][1] == slow
     assert [item[1] for item in queue["queue_pending"]] == ["mine", front, first, second]
@@ -316,7 +310,7 @@ def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path: Path) -> None:
         assert list(running.get_json("/history")) == [done]
         worker = wait_until_running(running, jobs)
         assert running.stop(signal.SIGKILL) == -9
-        worker.wait(10)
+        wait_until_dead(worker)
     with ComfyUiServer(tmp_path) as running:
         wait_until_running(running, jobs)
         running.post("/interrupt")
@@ -326,8 +320,8 @@ def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path: Path) -> None:
 
 def wait_until_running(server: ComfyUiServer, jobs: list[str]) -> psutil.Process:
     """Wait until the first of ``jobs`` runs and the others are queued; the worker process."""
-    while not (queue := server.get_json("/queue"))["queue_running"]:
-        time.sleep(0.01)
+    wait_until(lambda: bool(server.get_json("/queue")["queue_running"]), "no job runs")
+    queue = server.get_json("/queue")
     assert [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])] == jobs
     return psutil.Process(server.process.pid).children()[0]
 
@@ -614,9 +608,8 @@ def test_free_restarts_the_worker(server: ComfyUiServer) -> None:
     wait_for_entry(server, submit(server, number_graph(7)))
     (before,) = psutil.Process(server.process.pid).children()
     assert server.post("/free", {"unload_models": True})[0] == 200
-    before.wait(10)
-    while not psutil.Process(server.process.pid).children():
-        time.sleep(0.01)
+    wait_until_dead(before)
+    wait_until(lambda: bool(psutil.Process(server.process.pid).children()), "no new worker")
 
 
 # --- starting -------------------------------------------------------------------------------------

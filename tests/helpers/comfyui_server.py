@@ -20,6 +20,8 @@ import psutil
 
 from helpers.waiting import PATIENCE_S, wait_until
 
+ENDLESS = 10_000
+"""Sampling steps of a job that has to be stopped: more than a busy machine does before that."""
 _URL = re.compile(r"http://[\d.:\[\]]+")
 
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 import aiohttp
 import psutil
 import pytest
-from helpers.comfyui_server import ComfyUiServer, clip_graph, number_graph, picture_graph
+from helpers.comfyui_server import ENDLESS, ComfyUiServer, clip_graph, number_graph, picture_graph
 from helpers.waiting import wait_until, wait_until_dead
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,7 +36,6 @@ pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 Messages = list[Any]
-LONG = 400
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +197,12 @@ def test_an_interrupt_stops_after_the_step_and_the_server_continues(server: Comf
             stopped.append(server.post("/interrupt", {"prompt_id": "another"})[0])
             stopped.append(server.post("/interrupt")[0])
 
-    messages = run_and_collect(server, clip_graph(LONG, seed=3), at=stop)
+    messages = run_and_collect(server, clip_graph(ENDLESS, seed=3), at=stop)
     assert stopped == [200, 200]
     (interrupted,) = messages_of_type(messages, "execution_interrupted")
     assert interrupted["node_id"] == "6"
     assert interrupted["node_type"] == "KSampler"
-    assert max(p["value"] for p in messages_of_type(messages, "progress")) < LONG
+    assert max(p["value"] for p in messages_of_type(messages, "progress")) < ENDLESS
     status = wait_for_entry(server, interrupted["prompt_id"])["status"]
     assert (status["status_str"], status["completed"]) == ("error", False)
     assert wait_for_entry(server, submit(server, number_graph()))["outputs"]["2"]["text"] == ["5"]
@@ -229,7 +228,7 @@ def test_a_killed_worker_fails_only_its_job(server: ComfyUiServer) -> None:
                 child.kill()
 
     (failed,) = messages_of_type(
-        run_and_collect(server, clip_graph(LONG, seed=4), at=kill), "execution_error"
+        run_and_collect(server, clip_graph(ENDLESS, seed=4), at=kill), "execution_error"
     )
     assert "SIGKILL" in failed["exception_message"]
     assert failed["node_id"] == "6"
@@ -240,7 +239,7 @@ def test_a_reconnected_client_gets_the_state_of_its_job(server: ComfyUiServer) -
     async def talk() -> list[Any]:
         address = f"{server.url}/ws?clientId=returning"
         async with aiohttp.ClientSession() as session:
-            body = {"prompt": clip_graph(LONG, seed=5), "client_id": "returning"}
+            body = {"prompt": clip_graph(ENDLESS, seed=5), "client_id": "returning"}
             async with session.ws_connect(address) as ws:
                 await session.post(f"{server.url}/prompt", json=body)
                 while json.loads((await ws.receive()).data)["type"] != "progress":
@@ -262,7 +261,7 @@ def test_a_reconnected_client_gets_the_state_of_its_job(server: ComfyUiServer) -
 
 
 def test_the_queue_is_ordered_and_can_be_changed(server: ComfyUiServer) -> None:
-    slow = submit(server, clip_graph(LONG, seed=6))
+    slow = submit(server, clip_graph(ENDLESS, seed=6))
     first, second = (submit(server, number_graph(n)) for n in (1, 2))
     front = submit(server, number_graph(3), front=True)
     placed = submit(server, number_graph(4), number=-1000, prompt_id="mine")
@@ -302,7 +301,7 @@ def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path: Path) -> None:
     with ComfyUiServer(tmp_path) as running:
         done = submit(running, number_graph(1))
         wait_for_entry(running, done)
-        jobs = [submit(running, clip_graph(LONG, seed=7)), submit(running, number_graph(2))]
+        jobs = [submit(running, clip_graph(ENDLESS, seed=7)), submit(running, number_graph(2))]
         wait_until_running(running, jobs)
         assert running.stop(signal.SIGINT) == 0
         assert "2 queued jobs are kept" in "".join(running.stderr_lines)

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.comfyui_server import ComfyUiServer, clip_graph
+from helpers.comfyui_server import ENDLESS, ComfyUiServer, clip_graph
 from helpers.in_process_server import make_config
 from helpers.waiting import PATIENCE_S, wait_until, wait_until_dead
 
@@ -79,7 +79,7 @@ def test_kill_9_in_mid_job_ends_the_worker_and_writes_once(tmp_path: Path) -> No
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
 def test_a_worker_in_the_middle_of_a_step_ends_with_its_server(tmp_path: Path) -> None:
     with ComfyUiServer(tmp_path) as server:
-        server.post("/prompt", {"prompt": busy_graph(400)})
+        server.post("/prompt", {"prompt": busy_graph(ENDLESS)})
         worker = running_worker(server)
         worker.suspend()
         server.process.kill()
@@ -92,7 +92,13 @@ def test_the_end_of_stdin_ends_a_worker(tmp_path: Path, is_told: bool, code: int
     config = make_config(tmp_path)
     process = subprocess.Popen(config.worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
-    job = {"do": "run", "id": "a", "prompt": clip_graph(400), "outputs": ["9"], "workflow": None}
+    job = {
+        "do": "run",
+        "id": "a",
+        "prompt": clip_graph(ENDLESS),
+        "outputs": ["9"],
+        "workflow": None,
+    }
     process.stdin.write(pack_frame(config.worker_settings()))
     process.stdin.write(pack_frame({**job, "journal": str(tmp_path / "journal")}))
     process.stdin.flush()
@@ -108,14 +114,14 @@ def test_the_end_of_stdin_ends_a_worker(tmp_path: Path, is_told: bool, code: int
     while data := os.read(output, 2**16):
         rest += data
     assert process.wait(PATIENCE_S) == code
-    # 400 steps follow one another quickly: a worker that went on would have reported many of them
+    # steps follow one another quickly: a worker that went on would have reported many of them
     assert is_told or rest.count(b"NodeProgress") < 100
     process.stdout.close()
 
 
 def test_ctrl_c_still_lets_the_step_end(tmp_path: Path) -> None:
     with ComfyUiServer(tmp_path) as server:
-        server.post("/prompt", {"prompt": busy_graph(400)})
+        server.post("/prompt", {"prompt": busy_graph(ENDLESS)})
         worker = running_worker(server)
         assert server.stop(signal.SIGINT) == 0
         assert not worker.is_running()

@@ -286,8 +286,7 @@ def test_requests_and_jobs_of_a_server_are_logged(tmp_path: Path) -> None:
         server.get("/queue?token=opaque-token-value")
         status, answer = server.post("/prompt", {"prompt": picture_graph("logged")})
         assert status == 200
-        while not server.get_json(f"/history/{answer['prompt_id']}"):
-            pass
+        server.wait_for_history(answer["prompt_id"])
         assert server.post("/prompt", {"prompt": {}})[0] == 400
     lines = log.read_text()
     assert "GET /queue: 200" in lines

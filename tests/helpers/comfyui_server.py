@@ -10,11 +10,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import psutil
+
+from helpers.waiting import PATIENCE_S, wait_until
+
+ENDLESS = 10_000
+"""Sampling steps of a job that has to be stopped: more than a busy machine does before that."""
 _URL = re.compile(r"http://[\d.:\[\]]+")
 
 
@@ -46,7 +53,7 @@ class ComfyUiServer:
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read_stderr)
         self._reader.start()
-        self._has_url.wait(300)
+        self._has_url.wait(PATIENCE_S)
         assert self.url, "".join(self.stderr_lines)
 
     def __enter__(self) -> ComfyUiServer:
@@ -56,11 +63,21 @@ class ComfyUiServer:
         self.stop()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
-        """Stop the server with a signal and return its exit code."""
+        """Stop the server with a signal and return its exit code.
+
+        Children that outlive it are killed: they would keep its stderr open.
+        """
+        children = []
         if self.process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                children = psutil.Process(self.process.pid).children(recursive=True)
             self.process.send_signal(how)
-        code = self.process.wait(300)
-        self._reader.join(300)
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(0.5)
+        for child in children if self._reader.is_alive() else ():
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        self._reader.join(PATIENCE_S)
         if self.process.stderr is not None:
             self.process.stderr.close()
         return code
@@ -77,6 +94,13 @@ class ComfyUiServer:
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         """Status and body of a GET."""
         return _send(Request(self.url + path, headers=dict(headers or {})))
+
+    def wait_for_history(self, job_id: str) -> dict[str, Any]:
+        """The history of a job, by its id, once the job has ended."""
+        path = f"/history/{job_id}"
+        wait_until(lambda: bool(self.get_json(path)), f"{job_id}: {self.stderr_lines[-5:]}")
+        history: dict[str, Any] = self.get_json(path)
+        return history
 
     def get_json(self, path: str) -> Any:
         """The JSON at a path, which has to be there."""
@@ -111,7 +135,7 @@ class ComfyUiServer:
 
 def _send(request: Request) -> tuple[int, bytes]:
     try:
-        with urlopen(request, timeout=300) as answer:
+        with urlopen(request, timeout=PATIENCE_S) as answer:
             return answer.status, answer.read()
     except HTTPError as error:
         with error:

@@ -29,6 +29,7 @@ def blocks(kind: str, page: str = README) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it installs everything
 def test_the_blocks_work_in_order_in_a_fresh_clone(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "latent-ladder")
     assert run_shell("command -v ladder", clone).returncode == 1

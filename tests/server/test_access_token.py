@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.comfyui_server import ComfyUiServer
 from helpers.in_process_server import InProcessServer, make_config
+from helpers.waiting import wait_until
 
 from latent_ladder.errors import RequestError
 from latent_ladder.server.access_token import check_token
@@ -111,8 +112,8 @@ def test_listening_on_the_network_needs_a_token(tmp_path: Path) -> None:
     """The random token and the link for a browser are printed; both work."""
     with ComfyUiServer(tmp_path, "--listen", "0.0.0.0", LADDER_TOKEN="") as running:
         assert running.get("/queue")[0] == 401
-        while not any("works once" in line for line in running.stderr_lines):
-            pass
+        shown = running.stderr_lines
+        wait_until(lambda: any("works once" in line for line in shown), "no link is printed")
         text = "".join(running.stderr_lines)
     token = re.findall(r"Authorization: Bearer (\S+)", text)
     assert len(token) == 1

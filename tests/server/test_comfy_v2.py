@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.comfyui_server import ComfyUiServer, clip_graph, number_graph, picture_graph
+from helpers.comfyui_server import ENDLESS, ComfyUiServer, clip_graph, number_graph, picture_graph
 from helpers.in_process_server import InProcessServer, make_config
 from PIL import Image
 
@@ -126,7 +126,7 @@ def test_events_show_progress_previews_and_outputs(server: ComfyUiServer) -> Non
 
 def test_jobs_are_cancelled_before_and_while_they_run(server: ComfyUiServer) -> None:
     with connect(server.url) as client:
-        running = client.submit(client.workflows.from_json(clip_graph(400, seed=5)))
+        running = client.submit(client.workflows.from_json(clip_graph(ENDLESS, seed=5)))
         waiting = client.submit(client.workflows.from_json(number_graph(1)))
         while running.refresh().status != "running":
             time.sleep(0.05)

@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from uuid import uuid4
 import aiohttp
 import psutil
 import pytest
-from helpers.comfyui_server import ComfyUiServer, clip_graph, number_graph, picture_graph
+from helpers.comfyui_server import ENDLESS, ComfyUiServer, clip_graph, number_graph, picture_graph
+from helpers.waiting import wait_until, wait_until_dead
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -36,7 +36,6 @@ pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 Messages = list[Any]
-LONG = 400
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +51,10 @@ def submit(server: ComfyUiServer, graph: dict[str, Any], **more: Any) -> str:
     return str(answer["prompt_id"])
 
 
-def wait_for_entry(server: ComfyUiServer, job: str, seconds: float = 180) -> dict[str, Any]:
+def wait_for_entry(server: ComfyUiServer, job: str) -> dict[str, Any]:
     """Wait for a job to finish; its history entry."""
-    end = time.monotonic() + seconds
-    while not (entry := server.get_json(f"/history/{job}")):
-        assert time.monotonic() < end, server.stderr_lines[-5:]
-        time.sleep(0.01)
-    found: dict[str, Any] = entry[job]
-    return found
+    entry: dict[str, Any] = server.wait_for_history(job)[job]
+    return entry
 
 
 def run_and_collect(
@@ -202,12 +197,12 @@ def test_an_interrupt_stops_after_the_step_and_the_server_continues(server: Comf
             stopped.append(server.post("/interrupt", {"prompt_id": "another"})[0])
             stopped.append(server.post("/interrupt")[0])
 
-    messages = run_and_collect(server, clip_graph(LONG, seed=3), at=stop)
+    messages = run_and_collect(server, clip_graph(ENDLESS, seed=3), at=stop)
     assert stopped == [200, 200]
     (interrupted,) = messages_of_type(messages, "execution_interrupted")
     assert interrupted["node_id"] == "6"
     assert interrupted["node_type"] == "KSampler"
-    assert max(p["value"] for p in messages_of_type(messages, "progress")) < LONG
+    assert max(p["value"] for p in messages_of_type(messages, "progress")) < ENDLESS
     status = wait_for_entry(server, interrupted["prompt_id"])["status"]
     assert (status["status_str"], status["completed"]) == ("error", False)
     assert wait_for_entry(server, submit(server, number_graph()))["outputs"]["2"]["text"] == ["5"]
@@ -233,7 +228,7 @@ def test_a_killed_worker_fails_only_its_job(server: ComfyUiServer) -> None:
                 child.kill()
 
     (failed,) = messages_of_type(
-        run_and_collect(server, clip_graph(LONG, seed=4), at=kill), "execution_error"
+        run_and_collect(server, clip_graph(ENDLESS, seed=4), at=kill), "execution_error"
     )
     assert "SIGKILL" in failed["exception_message"]
     assert failed["node_id"] == "6"
@@ -244,7 +239,7 @@ def test_a_reconnected_client_gets_the_state_of_its_job(server: ComfyUiServer) -
     async def talk() -> list[Any]:
         address = f"{server.url}/ws?clientId=returning"
         async with aiohttp.ClientSession() as session:
-            body = {"prompt": clip_graph(LONG, seed=5), "client_id": "returning"}
+            body = {"prompt": clip_graph(ENDLESS, seed=5), "client_id": "returning"}
             async with session.ws_connect(address) as ws:
                 await session.post(f"{server.url}/prompt", json=body)
                 while json.loads((await ws.receive()).data)["type"] != "progress":
@@ -259,22 +254,20 @@ def test_a_reconnected_client_gets_the_state_of_its_job(server: ComfyUiServer) -
     assert status["data"]["status"]["exec_info"]["queue_remaining"] == 1
     assert now["type"] == "executing"
     assert now["data"]["node"] == "6"
-    while server.get_json("/queue")["queue_running"]:
-        time.sleep(0.01)
+    wait_until(lambda: not server.get_json("/queue")["queue_running"], "the job does not end")
 
 
 # --- the queue ------------------------------------------------------------------------------------
 
 
 def test_the_queue_is_ordered_and_can_be_changed(server: ComfyUiServer) -> None:
-    slow = submit(server, clip_graph(LONG, seed=6))
+    slow = submit(server, clip_graph(ENDLESS, seed=6))
     first, second = (submit(server, number_graph(n)) for n in (1, 2))
     front = submit(server, number_graph(3), front=True)
     placed = submit(server, number_graph(4), number=-1000, prompt_id="mine")
     assert placed == "mine"
     assert server.post("/prompt", {"prompt": number_graph(), "prompt_id": "mine"})[0] == 400
-    while not server.get_json("/queue")["queue_running"]:
-        time.sleep(0.01)
+    wait_until(lambda: bool(server.get_json("/queue")["queue_running"]), "no job runs")
     queue = server.get_json("/queue")
     assert queue["queue_running"][0][1] == slow
     assert [item[1] for item in queue["queue_pending"]] == ["mine", front, first, second]
@@ -308,7 +301,7 @@ def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path: Path) -> None:
     with ComfyUiServer(tmp_path) as running:
         done = submit(running, number_graph(1))
         wait_for_entry(running, done)
-        jobs = [submit(running, clip_graph(LONG, seed=7)), submit(running, number_graph(2))]
+        jobs = [submit(running, clip_graph(ENDLESS, seed=7)), submit(running, number_graph(2))]
         wait_until_running(running, jobs)
         assert running.stop(signal.SIGINT) == 0
         assert "2 queued jobs are kept" in "".join(running.stderr_lines)
@@ -316,7 +309,7 @@ def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path: Path) -> None:
         assert list(running.get_json("/history")) == [done]
         worker = wait_until_running(running, jobs)
         assert running.stop(signal.SIGKILL) == -9
-        worker.wait(10)
+        wait_until_dead(worker)
     with ComfyUiServer(tmp_path) as running:
         wait_until_running(running, jobs)
         running.post("/interrupt")
@@ -326,8 +319,8 @@ def test_the_queue_survives_ctrl_c_and_kill_9(tmp_path: Path) -> None:
 
 def wait_until_running(server: ComfyUiServer, jobs: list[str]) -> psutil.Process:
     """Wait until the first of ``jobs`` runs and the others are queued; the worker process."""
-    while not (queue := server.get_json("/queue"))["queue_running"]:
-        time.sleep(0.01)
+    wait_until(lambda: bool(server.get_json("/queue")["queue_running"]), "no job runs")
+    queue = server.get_json("/queue")
     assert [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])] == jobs
     return psutil.Process(server.process.pid).children()[0]
 
@@ -614,9 +607,8 @@ def test_free_restarts_the_worker(server: ComfyUiServer) -> None:
     wait_for_entry(server, submit(server, number_graph(7)))
     (before,) = psutil.Process(server.process.pid).children()
     assert server.post("/free", {"unload_models": True})[0] == 200
-    before.wait(10)
-    while not psutil.Process(server.process.pid).children():
-        time.sleep(0.01)
+    wait_until_dead(before)
+    wait_until(lambda: bool(psutil.Process(server.process.pid).children()), "no new worker")
 
 
 # --- starting -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -56,7 +56,7 @@ class ComfyUiServer:
         self._has_url.wait(PATIENCE_S)
         assert self.url, "".join(self.stderr_lines)
 
-    def __enter__(self) -> ComfyUiServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -52,7 +52,8 @@ def add_drafts(store: Path, folder: Path, count: int = 2, **fields: Any) -> RunR
         failed = number == count
         if not failed:
             write_clip(folder / f"draft-{number}.mp4")
-        state = {"status": "failed", "error": "broke"} if failed else {"status": "done"}
-        metrics: dict[str, Any] = {} if failed else {"flags": ["dark"], "motion": 1.0}
-        drafts.append(DraftRecord(number, "a red ball", number, metrics=metrics, **state))
+        done = DraftRecord(number, "a red ball", number, status="done")
+        metrics = {"flags": ["dark"], "motion": 1.0}
+        broken = replace(done, status="failed", error="broke")
+        drafts.append(broken if failed else replace(done, metrics=metrics))
     return add_run(store, kind="draft", output=str(folder), drafts=tuple(drafts), **fields)

@@ -1,4 +1,4 @@
-"""``ladder studio`` as a process with the pocket: drafts to a refined clip, killed in the middle."""
+"""``ladder studio`` with the pocket: drafts, the server killed, a refined clip."""
 
 from __future__ import annotations
 

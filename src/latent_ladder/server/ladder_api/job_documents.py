@@ -82,17 +82,24 @@ class JobDocuments:
     def newest_preview(self, job_id: str) -> dict[str, Any] | None:
         """The newest preview of the running job; its address changes with every step."""
         tracker = self._jobs.tracker_of(job_id)
-        if not isinstance(tracker, RequestProgress) or not tracker.previews:
+        if isinstance(tracker, JobMessages) and tracker.preview is not None:
+            progress = _graph_progress(tracker)
+            number, stage, step = 0, progress["stage"], progress["done"]
+        elif isinstance(tracker, RequestProgress) and tracker.previews:
+            made = tracker.previews
+            number = tracker.current if tracker.current in made else max(made)
+            stage, step, _ = made[number]
+        else:
             return None
-        number = tracker.current if tracker.current in tracker.previews else max(tracker.previews)
-        stage, step, _ = tracker.previews[number]
         place = f"/ladder/jobs/{job_id}/preview"
         query = urlencode({"clip": number, "stage": stage, "step": step})
         return {"clip": number or None, "stage": stage, "step": step, "url": f"{place}?{query}"}
 
     def preview(self, job_id: str, clip: int) -> bytes | None:
-        """The newest preview picture (PNG) of one clip."""
+        """The newest preview picture of one clip (PNG), or of a graph (PNG or JPEG)."""
         tracker = self._jobs.tracker_of(job_id)
+        if isinstance(tracker, JobMessages):
+            return None if tracker.preview is None else tracker.preview.picture
         if not isinstance(tracker, RequestProgress) or clip not in tracker.previews:
             return None
         return tracker.previews[clip][2]

@@ -216,7 +216,8 @@ async def get_preview(request: web.Request) -> web.Response:
     if picture is None:
         raise not_found("preview of this job", "previews exist while a job runs")
     headers = {"Cache-Control": "no-store"}
-    return web.Response(body=picture, content_type="image/png", headers=headers)
+    kind = "image/png" if picture.startswith(b"\x89PNG") or clip != "0" else "image/jpeg"
+    return web.Response(body=picture, content_type=kind, headers=headers)
 
 
 async def post_pause_queue(request: web.Request) -> web.Response:

@@ -146,9 +146,11 @@ class RunIndex:
         database = self._database
         if database is None:
             database = self._database = self._open()
-            rows = database.execute("SELECT id, state, running FROM runs").fetchall()
-            # a run that was under way may have been killed: its record is the same then
-            self._states = {run: "" if running else state for run, state, running in rows}
+            rows = database.execute("SELECT id, state FROM runs").fetchall()
+            self._states = {str(run): str(state) for run, state in rows}
+        # a run that was under way may have been killed: its record is the same then
+        for (run,) in database.execute("SELECT id FROM runs WHERE running = 1").fetchall():
+            self._states[run] = ""
         found = dict(_states_of(self._store.runs.folder))
         changed = [run for run, state in found.items() if self._states.get(run) != state]
         gone = [run for run in self._states if run not in found]

@@ -99,11 +99,13 @@ def build_studio(context: Context) -> Studio:
     media = MediaWork(own / "cache")
     gallery = Gallery(place.store, own, config.folders.output)
     documents = JobDocuments(context.jobs, gallery.describe_output)
+    uploads = UploadStore(own / "uploads")
+    uploads.remove_partial()
     return Studio(
         context,
         place,
         gallery,
-        UploadStore(own / "uploads"),
+        uploads,
         media,
         documents,
         EventHub(context.jobs, documents),

@@ -14,6 +14,7 @@ from latent_ladder.errors import MediaError
 from latent_ladder.server.ladder_api.api_errors import ApiError, not_found
 from latent_ladder.server.request_progress import now_iso
 from latent_ladder.storage.atomic_write import commit, convert_write_errors, write_atomically
+from latent_ladder.storage.temporary_files import remove_abandoned
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _BAD = re.compile(r'[\x00-\x1f<>:"/\\|?*%\x7f]')
@@ -27,6 +28,10 @@ class UploadStore:
     """The uploads in one folder."""
 
     folder: Path
+
+    def remove_partial(self) -> None:
+        """Delete the files of uploads whose server was killed while they arrived."""
+        remove_abandoned([self.folder])
 
     def add(self, part: Path, name: str) -> dict[str, Any]:
         """Keep the file ``part`` under the client's name. Raises :class:`ApiError` for a file

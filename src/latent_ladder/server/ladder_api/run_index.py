@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,13 +22,19 @@ from latent_ladder.storage.artifact_store import Store
 from latent_ladder.storage.run_records import RunRecord
 from latent_ladder.storage.temporary_files import PART_PREFIX
 
-VERSION = 1
+VERSION = 2
 """Raised when documents change: an index of another version is made again."""
+SETTLED_NS = 2_000_000_000
+"""Age of the folder's last change from which its time is sure to differ after the next one."""
+_OLD_TABLES = """
+DROP TABLE IF EXISTS runs; DROP TABLE IF EXISTS keys; DROP TABLE IF EXISTS documents;
+"""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, shown INTEGER NOT NULL, running INTEGER NOT NULL,
     kind TEXT NOT NULL, created TEXT NOT NULL, words TEXT NOT NULL, preset TEXT NOT NULL,
-    seeds TEXT NOT NULL, document TEXT NOT NULL);
+    seeds TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS documents (run TEXT PRIMARY KEY, document TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS keys (run TEXT NOT NULL, key TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS keys_by_run ON keys (run);
 CREATE INDEX IF NOT EXISTS keys_by_key ON keys (key);
@@ -72,6 +79,7 @@ class RunIndex:
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
         self._states: dict[str, str] = {}
+        self._seen_ns: int | None = None
 
     def page(
         self, wanted: RunFilter, limit: int, before: str | None
@@ -84,7 +92,10 @@ class RunIndex:
             database = self._refreshed()
             query = f"SELECT count(*) FROM runs WHERE {where}"
             (total,) = database.execute(query, values).fetchone()
-            query = f"SELECT document FROM runs WHERE {where} AND id < ? ORDER BY id DESC LIMIT ?"
+            query = (
+                "SELECT document FROM runs JOIN documents ON run = id "
+                f"WHERE {where} AND id < ? ORDER BY id DESC LIMIT ?"
+            )
             rows = database.execute(query, [*values, before or "~", limit]).fetchall()
         return [json.loads(text) for (text,) in rows], int(total)
 
@@ -93,7 +104,7 @@ class RunIndex:
         with self._lock:
             row = (
                 self._refreshed()
-                .execute("SELECT document FROM runs WHERE id = ?", (run_id,))
+                .execute("SELECT document FROM documents WHERE run = ?", (run_id,))
                 .fetchone()
             )
         return None if row is None else json.loads(row[0])
@@ -148,8 +159,14 @@ class RunIndex:
             database = self._database = self._open()
             rows = database.execute("SELECT id, state FROM runs").fetchall()
             self._states = {str(run): str(state) for run, state in rows}
-        # a run that was under way may have been killed: its record is the same then
-        for (run,) in database.execute("SELECT id FROM runs WHERE running = 1").fetchall():
+        running = database.execute("SELECT id FROM runs WHERE running = 1").fetchall()
+        changed_ns = _changed_ns(self._store.runs.folder)
+        if not running and changed_ns is not None and changed_ns == self._seen_ns:
+            return database
+        # records are replaced as files, which changes the time of their folder
+        is_settled = changed_ns is not None and time.time_ns() - changed_ns > SETTLED_NS
+        self._seen_ns = changed_ns if is_settled else None
+        for (run,) in running:  # one that was killed has the same record as before
             self._states[run] = ""
         found = dict(_states_of(self._store.runs.folder))
         changed = [run for run, state in found.items() if self._states.get(run) != state]
@@ -158,6 +175,7 @@ class RunIndex:
             with database:
                 for run in (*changed, *gone):
                     database.execute("DELETE FROM keys WHERE run = ?", (run,))
+                    database.execute("DELETE FROM documents WHERE run = ?", (run,))
                     database.execute("DELETE FROM runs WHERE id = ?", (run,))
                 for run in changed:
                     self._add(database, run, found[run])
@@ -184,9 +202,9 @@ class RunIndex:
             words,
             document["preset"] or "",
             f" {' '.join(map(str, sorted(s for s in seeds if isinstance(s, int))))} ",
-            json.dumps(document),
         )
         database.execute(f"INSERT INTO runs VALUES ({','.join('?' * len(row))})", row)
+        database.execute("INSERT INTO documents VALUES (?, ?)", (run, json.dumps(document)))
         keys = [(run, key) for key in record.keys]
         database.executemany("INSERT INTO keys VALUES (?, ?)", keys)
 
@@ -211,13 +229,21 @@ def _connect(path: str) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = OFF")  # it can be made again
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
-            database.executescript("DROP TABLE IF EXISTS runs; DROP TABLE IF EXISTS keys;")
+            database.executescript(_OLD_TABLES)
             database.execute(f"PRAGMA user_version = {VERSION}")
         database.executescript(_TABLES)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _changed_ns(folder: Path) -> int | None:
+    """The time of the last change of a folder; ``None`` if there is none."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _states_of(folder: Path) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from latent_ladder.server.ladder_api.gallery import Gallery
 from latent_ladder.server.ladder_api.job_documents import JobDocuments
 from latent_ladder.server.ladder_api.media_work import MediaWork
 from latent_ladder.server.ladder_api.planner import Planner
+from latent_ladder.server.ladder_api.run_index import RunFilter
 from latent_ladder.server.ladder_api.upload_store import UploadStore
 from latent_ladder.server.request_progress import now_iso
 
@@ -57,17 +58,23 @@ class Studio:
             return self._report
 
     def warm_up(self) -> None:
-        """Make the report in the background, unless that has begun."""
+        """Read model files and run records in the background, unless that has begun."""
         if self._warming is None:
             self._warming = asyncio.create_task(self._warm_up())
 
     async def _warm_up(self) -> None:
         try:
+            await asyncio.to_thread(self.gallery.index.page, RunFilter(), 1, None)
             await self.report()
         except LadderError as error:
             logger.warning("the model files cannot be read: %s", error.message)
         finally:
             self._warming = None
+
+    def stop_warming(self) -> None:
+        """End the work in the background."""
+        if self._warming is not None:
+            self._warming.cancel()
 
     @property
     def known_report(self) -> Mapping[str, Any] | None:
@@ -122,12 +129,18 @@ def add_studio(app: web.Application) -> None:
     studio = build_studio(app[CONTEXT])
     app[STUDIO] = studio
 
+    async def start(_: web.Application) -> None:
+        if studio.context.config.opens_studio:
+            studio.warm_up()
+
     async def close(_: web.Application) -> None:
+        studio.stop_warming()
         await studio.hub.close()
         studio.planner.close()
         studio.media.close()
         studio.gallery.close()
 
+    app.on_startup.append(start)
     app.on_shutdown.append(close)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.errors import LadderError, RequestError
+from latent_ladder.errors import Cancelled, LadderError, RequestError, StoreError
 from latent_ladder.jobs.downloading import default_target, download
 from latent_ladder.jobs.file_names import prompt_stem
 from latent_ladder.jobs.workplace import Workplace
@@ -98,45 +97,48 @@ def _make_clips(
     errors: list[LadderError] = []
     for number, fields in enumerate(tables, 1):
         path = run.path(fields["prompt"], number if len(tables) > 1 else 0, _suffix(fields))
-        with _clip(run, number, len(tables), fields, errors):
-            prepared = run.prepare(fields)
-            named = [names[number - 1]] if names else ["--from", str(path)]
-            options = run.options(prepared, ["ladder", command, *named, "-o", str(path)], number)
+        named = [names[number - 1]] if names else ["--from", str(path)]
+        words = ["ladder", command, *named, "-o", str(path)]
+
+        def make(number: int = number, path: Path = path, words: Sequence[str] = words) -> None:
+            prepared = run.prepare(tables[number - 1])
+            options = run.options(prepared, words, number)
             result = execute(prepared, path, options)
             pictures = [each for each in result.pictures if each != options.preview]
             found["runs"].append(result.run)
             found["outputs"] += [str(result.output), *map(str, pictures)]
             found["clips"][str(number)] = result.run
+
+        run.on_event(DraftStarted(number, len(tables), fields["prompt"], fields["seed"]))
+        error = _try_clip(run, number, make)
+        errors += [] if error is None else [error]
     if errors and not found["runs"]:
         raise errors[0]
     return found
+
+
+def _try_clip(run: JobRun, number: int, make: Callable[[], None]) -> LadderError | None:
+    """Make one clip of several and report its end; the error, if it failed or was stopped.
+
+    Raises :class:`Cancelled`, and :class:`StoreError`, which concerns all clips.
+    """
+    try:
+        with run.cancel.in_part(number):
+            make()
+    except (Cancelled, StoreError):
+        raise
+    except LadderError as error:
+        text = error.message if error.hint is None else f"{error.message} ({error.hint})"
+        run.on_event(DraftDone(number, text, isinstance(error, PartStopped)))
+        return error
+    run.on_event(DraftDone(number))
+    return None
 
 
 def _suffix(fields: Mapping[str, Any]) -> str:
     """The container for the codec of a request."""
     output = Output.model_validate(fields.get("output", {}))
     return ".mov" if output.codec == "prores" else SUFFIX
-
-
-@contextmanager
-def _clip(
-    run: JobRun, number: int, of: int, fields: Mapping[str, Any], errors: list[LadderError]
-) -> Iterator[None]:
-    """Report the start and the end of one clip of several; collect its error."""
-    from latent_ladder.errors import Cancelled, StoreError
-
-    run.on_event(DraftStarted(number, of, fields["prompt"], fields["seed"]))
-    try:
-        with run.cancel.in_part(number):
-            yield
-    except (Cancelled, StoreError):
-        raise
-    except LadderError as error:
-        errors.append(error)
-        text = error.message if error.hint is None else f"{error.message} ({error.hint})"
-        run.on_event(DraftDone(number, text, isinstance(error, PartStopped)))
-    else:
-        run.on_event(DraftDone(number))
 
 
 def _drafts(run: JobRun) -> dict[str, Any]:

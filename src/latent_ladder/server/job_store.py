@@ -265,6 +265,16 @@ class JobStore:
         rows = self._database.execute(query, (kind, kind)).fetchall()
         return sum(job_id not in self.unsaved for (job_id,) in rows)
 
+    def position_of(self, job_id: str) -> int:
+        """Number of jobs of all kinds before a queued one."""
+        query = (
+            "SELECT count(*) FROM pending AS other JOIN pending AS own ON own.id = ? "
+            "WHERE other.number < own.number "
+            "OR (other.number = own.number AND other.turn < own.turn)"
+        )
+        (count,) = self._database.execute(query, (job_id,)).fetchone()
+        return int(count)
+
     def is_pending(self, job_id: str) -> bool:
         """True if a job is queued or running."""
         query = "SELECT 1 FROM pending WHERE id = ?"

@@ -82,16 +82,23 @@ def _end_with_parent() -> None:
 
 
 def _build_runner(build_runner: Callable[[Body], RunJob], settings: Body) -> RunJob:
-    """The runner; if building it fails, one that fails every job with the same error."""
+    """The runner; if building it fails, one that tries again for every job.
+
+    Model folders that are gone at the start may be back later.
+    """
     try:
         return build_runner(settings)
     except LadderError as error:
-        cause = error
+        logger.warning("%s", error.message)
 
-    def fail(_: Body, __: OnJobEvent, ___: Cancel) -> None:
-        raise cause
+    runner: RunJob | None = None
 
-    return fail
+    def run_or_fail(job: Body, on_event: OnJobEvent, cancel: Cancel) -> Mapping[str, Any] | None:
+        nonlocal runner
+        runner = runner or build_runner(settings)
+        return runner(job, on_event, cancel)
+
+    return run_or_fail
 
 
 def build_engine_runner(settings: Body) -> RunJob:

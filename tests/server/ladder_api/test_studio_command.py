@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from helpers.comfyui_server import ComfyUiServer
 from helpers.studio_server import PROMPT
@@ -52,7 +53,11 @@ def test_drafts_are_refined_and_a_killed_server_goes_on(tmp_path: Path) -> None:
         assert status == 200 and clip[4:8] == b"ftyp"
         server.post("/ladder/queue/pause")
         refined = server.make(kind="refine", run=done["run"], drafts=[2])
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(children) >= 2  # the worker, and the process that plans
         assert server.stop(signal.SIGKILL) != 0
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
     with StudioProcess(tmp_path) as server:
         jobs = server.get_json("/ladder/jobs")["jobs"]
         assert [(job["id"], job["state"]) for job in jobs] == [

@@ -82,6 +82,7 @@ def test_a_video_and_a_sound_have_their_properties(server: StudioServer, tmp_pat
     clip = write_clip(tmp_path / "clip.mp4").read_bytes()
     video = send(server, clip, "clip.mp4").json
     assert (video["kind"], video["frames"], video["fps"]) == ("video", 9, 8.0)
+    assert video["playable"] and video["proxy_url"] is None
     sound = send(server, wav(), "tone.wav").json
     assert (sound["kind"], sound["seconds"], sound["thumbnail_url"]) == ("audio", 0.5, None)
     found = server.get(f"/ladder/uploads/{sound['id']}/waveform?points=10").json

@@ -422,6 +422,8 @@ class Upload(_Model):
     created: str
     url: str
     thumbnail_url: str | None
+    playable: bool = Field(description="Browsers play it as it is.")
+    proxy_url: str | None
     notes: list[str]
 
 

@@ -57,9 +57,9 @@ class JobDocuments:
 
     def find(self, job_id: str) -> dict[str, Any] | None:
         """The document of one job."""
-        for position, job in enumerate(self._jobs.store.queued_jobs()):
-            if job.id == job_id:
-                return self._queued(job, position)
+        store = self._jobs.store
+        if (job := store.queued_job(job_id)) is not None:
+            return self._queued(job, store.position_of(job_id))
         found = self._jobs.store.find_finished(job_id)
         return None if found is None else self._ended(found)
 

@@ -73,7 +73,7 @@ def build_document(record: RunRecord) -> dict[str, Any]:
         "seconds": round(frames / float(fps), 3),
         "clips": list(_clips(record)),
         "files": {name: str(path) for name, path in files.items()},
-        "codec": None if request is None else request.output.codec,
+        "codec": None if request is None else _codec(request),
         "parent": parent_of(record),
         "folder": str(_folder(record)) if _folder(record) else None,
     }
@@ -94,6 +94,16 @@ def _size(record: RunRecord, request: Request) -> tuple[int, int]:
         return request.resolutions[0].width, request.resolutions[0].height
     width, height = request.resolved.final_size
     return width, height
+
+
+def _codec(request: Request) -> str:
+    """The codec of the clip, with what makes it one that browsers do not play."""
+    words: list[str] = [request.output.codec]
+    if request.output.pix_fmt not in (None, "yuv420p"):
+        words.append(str(request.output.pix_fmt))
+    if request.hdr != "off":
+        words.append("HDR")
+    return " ".join(words)
 
 
 def _folder(record: RunRecord) -> Path | None:

@@ -22,7 +22,7 @@ from latent_ladder.storage.artifact_store import Store
 from latent_ladder.storage.run_records import RunRecord
 from latent_ladder.storage.temporary_files import PART_PREFIX
 
-VERSION = 2
+VERSION = 3
 """Raised when documents change: an index of another version is made again."""
 SETTLED_NS = 2_000_000_000
 """Age of the folder's last change from which its time is sure to differ after the next one."""

@@ -63,6 +63,7 @@ class UploadStore:
         return info | {
             "url": f"{place}/file",
             "thumbnail_url": f"{place}/thumbnail" if has_picture else None,
+            "proxy_url": None if info["playable"] else f"{place}/file?proxy=1",
         }
 
     def path(self, upload_id: str) -> Path:
@@ -128,7 +129,8 @@ def _image(path: Path) -> dict[str, Any] | None:
 
     if path.suffix.lower() == EXR_SUFFIX:
         height, width = load_exr(path).shape[:2]
-        return _facts("image", (width, height), notes=["HDR: linear light"])
+        facts = _facts("image", (width, height), notes=["HDR: linear light"])
+        return facts | {"playable": False}
     if not is_image(path):
         return None
     found = check_image(path)
@@ -143,11 +145,24 @@ def _video(path: Path) -> dict[str, Any] | None:
     notes += ["rotated"] if found.rotated else []
     notes += ["frames last for different times"] if found.variable_rate else []
     return _facts("video", found.size, notes=notes) | {
+        "playable": _plays(path),
         "frames": found.frames,
         "fps": float(found.fps),
         "seconds": round(found.duration_s, 3),
         "has_sound": found.has_audio,
     }
+
+
+def _plays(path: Path) -> bool:
+    """True for a video that every browser plays: 8-bit H.264, VP8, VP9 or AV1."""
+    from latent_ladder.media.open_media import open_media, video_stream
+
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        form, codec = container.format.name, stream.codec_context
+        pixels = codec.pix_fmt in ("yuv420p", "yuvj420p")
+        known = codec.name in ("h264", "vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9")
+        return bool(pixels and known and ("mp4" in form or "webm" in form))
 
 
 def _audio(path: Path) -> dict[str, Any] | None:
@@ -167,5 +182,6 @@ def _facts(kind: str, size: tuple[int | None, int | None], notes: list[str]) -> 
         "fps": None,
         "seconds": None,
         "has_sound": False,
+        "playable": True,
         "notes": notes,
     }

@@ -89,6 +89,9 @@ class DownloadJob(_Body):
 
     kind: Literal["download"]
     entries: list[str] = Field(min_length=1)
+    accept_licences: bool = Field(
+        default=False, description="You have read and accept the licences of gated files."
+    )
 
 
 class GraphJob(_Body):

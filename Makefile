@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo test fast lint types suite long docs dist coverage campaign bounds bench-check bench-memory lock clean
+.PHONY: help browser demo test fast lint types suite long docs dist coverage campaign bounds bench-check bench-memory gpu-rehearsal lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -92,6 +92,10 @@ JOBS ?=
 bench-memory: $(VENV)/.installed-dev  ## simulate the memory of the 22B model (JOBS="--precision fp8 --card 16")
 	$(BIN)/python benchmarks/memory_simulation.py $(JOBS)
 	$(BIN)/python benchmarks/memory_simulation.py --write
+
+gpu-rehearsal: $(VENV)/.installed-dev  ## the scripts for a GPU (benchmarks/gpu) on a pretended one
+	for script in correctness speed end_to_end; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu/$$script.py --pretend twin || exit 1; done
 
 TORCH := 2.13.0
 lock:  ## write constraints.txt from the newest versions of everything but torch (needs uv)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from caps import CONTEXT_GIB, check_identical, measure
 from forwards import TINY, build, config, our_call, workload
 from gpu_report import ROOT, Campaign, Row, campaign, same, within
+from product_checks import check_commands, check_decoders, check_refused_registration
 
 from latent_ladder.memory.planner import GIB
 from latent_ladder.models.transformer import fused
@@ -158,9 +159,6 @@ def check_convolution(run: Campaign) -> Iterator[Row]:
 
 def check_caps(run: Campaign) -> Iterator[Row]:
     """Predicted and measured peaks under limits."""
-    if run.pretend:
-        yield Row("limits of memory", "not run: pretended card")
-        return
     caps = list(CAPS)
     if run.device.type == "cuda" and not run.tiny:
         total = torch.cuda.get_device_properties(run.device).total_memory / GIB
@@ -168,7 +166,7 @@ def check_caps(run: Campaign) -> Iterator[Row]:
     for found in measure(run.tiny, run.device, caps, 1):
         ratio = found["peak_bytes"] / found["predicted_bytes"]
         slower = found["slower_by"]
-        is_measured = run.device.type == "cuda"
+        is_measured = run.device.type == "cuda" and not run.tiny
         yield Row(
             f"{found['cap_gib']:g} GiB, {found['stage']}",
             f"peak {ratio:.2f} of plan, {slower:+.0%} time",
@@ -197,7 +195,8 @@ def check_races(run: Campaign) -> Iterator[Row]:
 CHECKS = {
     "bits": check_bits, "CPU": check_cpu, "fused": check_fused, "attention": check_attention,
     "fp8": check_fp8, "graphs": check_graphs, "convolution": check_convolution,
-    "races": check_races, "caps": check_caps,
+    "races": check_races, "decoders": check_decoders, "registration": check_refused_registration,
+    "caps": check_caps, "commands": check_commands,
 }  # fmt: skip
 
 

@@ -48,11 +48,18 @@ class Campaign:
     device: torch.device
     tiny: bool
     pretend: str | None = None
+    only: frozenset[str] = frozenset()
+    results: Path = RESULTS
     rows: list[Row] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     def check(self, name: str, work: Callable[[], Iterator[Row]]) -> None:
-        """Run a check and print its rows; an error becomes a row and the next check runs."""
+        """Run a check and print its rows; an error becomes a row and the next check runs.
+
+        With ``only``, other checks are left out.
+        """
+        if self.only and name not in self.only:
+            return
         if time.monotonic() - self.began > LIMIT_S:
             self._add(Row(name, "not run: no time left", ok=False))
             return
@@ -71,14 +78,14 @@ class Campaign:
         self.rows.append(row)
         mark = {True: "ok", False: "NO", None: ""}[row.ok]
         print(f"{row.name:38.38}  {row.value:26.26}  {row.goal:9.9} {mark}", flush=True)
-        RESULTS.mkdir(exist_ok=True)
+        self.results.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     @property
     def path(self) -> Path:
-        """The JSON file; a rehearsal has one of its own."""
-        suffix = "_rehearsal" if self.tiny else ""
-        return RESULTS / f"gpu_{self.name}{suffix}.json"
+        """The JSON file; a rehearsal has one of its own, and so have chosen checks."""
+        suffix = "_rehearsal" if self.tiny else "_part" if self.only else ""
+        return self.results / f"gpu_{self.name}{suffix}.json"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: where it ran, and all rows."""
@@ -102,6 +109,8 @@ def campaign(name: str, description: str) -> Iterator[Campaign]:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--tiny", action="store_true", help="small networks, on any device")
     parser.add_argument("--pretend", choices=["twin"], help="a pretended card; implies --tiny")
+    parser.add_argument("--only", default="", metavar="CHECKS", help="names, with commas")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     args = parser.parse_args()
     tiny = args.tiny or args.pretend is not None
     if not tiny and not torch.cuda.is_available():
@@ -115,8 +124,13 @@ def campaign(name: str, description: str) -> Iterator[Campaign]:
             stack.enter_context(twin.pretend())
         has_card = args.pretend is not None or torch.cuda.is_available()
         torch.manual_seed(1)
-        run = Campaign(name, torch.device("cuda" if has_card else "cpu"), tiny, args.pretend)
+        device = torch.device("cuda" if has_card else "cpu")
+        only = frozenset(filter(None, args.only.split(",")))
+        run = Campaign(name, device, tiny, args.pretend, only, args.results)
         yield run
+        if not run.rows:
+            print(f"error: no check is named {args.only}", file=sys.stderr)
+            raise SystemExit(1)
         failed = sum(row.ok is False for row in run.rows)
         print(f"{len(run.rows)} rows, {failed} not as expected; written to {run.path}")
         if failed:

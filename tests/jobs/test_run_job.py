@@ -69,6 +69,16 @@ def test_a_plan_counts_what_is_stored_and_the_drafts(place: Workplace) -> None:
         describe_plan({"kind": "download", "entries": [_entry()]}, place)
 
 
+def test_a_gated_file_needs_the_acceptance_of_its_licence(place: Workplace) -> None:
+    from latent_ladder.jobs.downloading import catalog
+
+    gated = next(entry for entry, file in catalog().items() if file.gated)
+    body = {"kind": "download", "entries": [gated]}
+    with pytest.raises(RequestError, match="needs the acceptance"):
+        check_job(body, place)
+    assert check_job({**body, "accept_licences": True}, place)["title"]
+
+
 def _entry() -> str:
     from latent_ladder.jobs.downloading import catalog
 

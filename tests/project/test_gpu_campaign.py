@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pretended import guard
 
 ROOT = Path(__file__).parents[2]
 GPU = ROOT / "benchmarks" / "gpu"
@@ -46,3 +47,38 @@ def test_without_a_gpu_scripts_say_what_to_do(name: str) -> None:
     assert done.returncode == 1
     assert "error: this script needs a CUDA device" in done.stderr
     assert "--tiny" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "checks", "least"),
+    [
+        ("correctness", "attention,fp8,decoders,registration", 15),
+        pytest.param("correctness", "", 25, marks=pytest.mark.long),
+        pytest.param("speed", "", 15, marks=pytest.mark.long),
+        pytest.param("end_to_end", "", 8, marks=pytest.mark.long),
+    ],
+)
+def test_a_rehearsal_on_a_pretended_card_runs_to_its_end(
+    tmp_path: Path, name: str, checks: str, least: int
+) -> None:
+    if (reason := guard.reason_against()) is not None:
+        pytest.skip(reason)
+    command = [sys.executable, str(GPU / f"{name}.py"), "--pretend", "twin", "--results"]
+    done = subprocess.run(
+        [*command, str(tmp_path), "--only", checks], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / f"gpu_{name}_rehearsal.json").read_text())
+    assert len(report["rows"]) >= least
+    assert report["pretended"] == "twin"
+    assert not [row for row in report["rows"] if row["ok"] is False]
+
+
+@pytest.mark.slow
+def test_an_unknown_check_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, str(GPU / "correctness.py"), "--tiny", "--only", "bit"]
+    command += ["--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no check is named bit" in done.stderr

@@ -72,12 +72,11 @@ class SweepJob(_Body):
 
 
 class UpscaleJob(_Body):
-    """An uploaded video or image, or a clip of a run, enlarged by the model."""
+    """An uploaded video or image, or the clip of a run, enlarged by the model."""
 
     kind: Literal["upscale"]
     upload: str | None = None
     run: str | None = None
-    clip: int = 1
     by: float = 2.0
     prompt: str | None = None
     denoise: float = Field(default=LOW_DENOISE, ge=0, le=1)
@@ -90,6 +89,9 @@ class DownloadJob(_Body):
 
     kind: Literal["download"]
     entries: list[str] = Field(min_length=1)
+    accept_licences: bool = Field(
+        default=False, description="You have read and accept the licences of gated files."
+    )
 
 
 class GraphJob(_Body):

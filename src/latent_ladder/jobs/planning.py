@@ -20,7 +20,7 @@ from latent_ladder.drafts.selection import (
     with_changes,
 )
 from latent_ladder.errors import RequestError
-from latent_ladder.jobs.downloading import find_entries
+from latent_ladder.jobs.downloading import check_accepted, find_entries
 from latent_ladder.jobs.job_body import (
     DownloadJob,
     DraftsJob,
@@ -218,6 +218,7 @@ def clip_path(record: RunRecord) -> Path:
 
 def _download(body: DownloadJob, _: Workplace) -> PlannedJob:
     files = find_entries(body.entries)
+    check_accepted(files, body.accept_licences)
     title = files[0].name if len(files) == 1 else f"{len(files)} model files"
     return PlannedJob(title, body.model_dump(), (), ())
 

@@ -37,7 +37,7 @@ def upscale_fields(clip: Path, video: InputVideo, by: float) -> dict[str, Any]:
         "fps": shapes.format_fps(fps),
         "upsample_by": by,
         "video": {"file": str(clip), "mode": "v2v", "denoise": 0.0},
-        **({"audio_in": str(clip)} if video.has_audio else {"audio": "none"}),
+        **({"audio": "none"} if video.sound_file is None else {"audio_in": str(video.sound_file)}),
     }
 
 

@@ -195,6 +195,15 @@ def test_every_route_has_a_summary_and_parameters() -> None:
             assert named == set(re.findall(r"\{(\w+)\}", path))
 
 
+def test_comfyui_is_served_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    with StudioServer(tmp_path, serves_comfyui=False) as server:
+        assert server.get("/prompt").status == 404
+        assert server.get("/api/object_info").status == 404
+        assert server.get("/ladder/state").json["comfyui"] is False
+        (server.config.folders.output / "x.png").write_bytes(b"x")
+        assert server.get("/view?filename=x.png").body == b"x"
+
+
 def test_a_token_is_needed_where_one_is_set(tmp_path: Path) -> None:
     access = Access(token="a-long-secret-token")
     with StudioServer(tmp_path, access=access) as server:

@@ -189,7 +189,7 @@ def test_a_graph_is_a_job_with_changed_values(server: StudioServer) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"kind": "make", "request": {"prompt": PROMPT, "widht": 640}}, "did you mean width?"),
+        ({"kind": "make", "request": {"prompt": PROMPT, "widths": 640}}, "did you mean width"),
         ({"kind": "make", "request": {"prompt": PROMPT}, "cout": 2}, "cout is not a known field"),
         ({"kind": "make", "request": {"prompt": PROMPT}, "count": 65}, "count=65"),
         ({"kind": "make", "request": {"prompt": " "}}, "is empty"),

@@ -156,15 +156,14 @@ def upscale(
     """
     began = time.monotonic()
     output_flags.announce()
-    from latent_ladder.media.video_input import check_video, is_image
+    from latent_ladder.media.video_input import check_video
 
     video = check_video(clip)
     sets = [f"refine.denoise={denoise}", *(stage_flags.sets or ())]
     changes = upscale_fields(clip, video, by) | {"prompt": prompt or DEFAULT_PROMPT}
     changes |= {} if windows is None else {"windows": parse_windows(windows)}
     prepared = _prepare(stage_flags, memory, changes, sets)
-    suffix = ".png" if is_image(clip) else ".mp4"
-    path = output or clip.with_name(f"{clip.stem}-x{by:g}{suffix}")
+    path = output or _enlarged_name(clip, by)
     _run(prepared, path, output_flags, began, measure)
 
 
@@ -192,6 +191,16 @@ def sound(
     changes = {"prompt": prompt, "duration_s": duration, "audio": "keep", **side}
     prepared = _prepare(stage_flags, memory, changes, stage_flags.sets or (), only_base=True)
     _run(prepared, path, output_flags, began)
+
+
+def _enlarged_name(clip: Path, by: float) -> Path:
+    """The default output: beside the input; of a sequence a sequence in a folder beside its."""
+    from latent_ladder.media.video_input import is_image
+
+    if "%" in clip.name:
+        return clip.parent.with_name(f"{clip.parent.name}-x{by:g}") / clip.name
+    suffix = ".png" if is_image(clip) else ".mp4"
+    return clip.with_name(f"{clip.stem}-x{by:g}{suffix}")
 
 
 def _prepare(

@@ -215,7 +215,8 @@ class Downsample(nn.Module):
 
 def norm_silu(x: Tensor, out: Tensor) -> None:
     """Divide ``x`` (n, C, H, W) by its RMS over channels, apply SiLU and write it to ``out``."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    precision = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=precision)
     torch.mul(x, norm.square_().mul_(1 / x.shape[1]).add_(NORM_EPS).rsqrt_(), out=out)
     F.silu(out, inplace=True)
 

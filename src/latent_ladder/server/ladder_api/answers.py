@@ -7,11 +7,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Model(BaseModel):
+class Form(BaseModel):
+    """A form without unknown fields."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Problem(_Model):
+class Problem(Form):
     """One problem of a request; ``field`` is its path, where it is about one field."""
 
     field: str | None
@@ -19,7 +21,7 @@ class Problem(_Model):
     hint: str | None
 
 
-class ErrorDetail(_Model):
+class ErrorDetail(Form):
     """What went wrong: ``code`` is stable for programs, ``hint`` one thing to do."""
 
     code: str
@@ -28,42 +30,42 @@ class ErrorDetail(_Model):
     problems: list[Problem]
 
 
-class Error(_Model):
+class Error(Form):
     """The answer to a request that was refused."""
 
     error: ErrorDetail
 
 
-class Device(_Model):
+class Device(Form):
     kind: str = Field(description="cuda, mps or cpu.")
     name: str
     memory_bytes: int | None
 
 
-class Limits(_Model):
+class Limits(Form):
     upload_bytes: int
     drafts: int
 
 
-class Worker(_Model):
+class Worker(Form):
     id: str
     job: str | None
 
 
-class Queue(_Model):
+class Queue(Form):
     paused: bool
     jobs: int = Field(description="Unfinished jobs.")
     running: str | None
     workers: list[Worker]
 
 
-class StoreState(_Model):
+class StoreState(Form):
     path: str
     free_bytes: int
     outputs: str = Field(description="Folder of the clips.")
 
 
-class State(_Model):
+class State(Form):
     """The server at a glance; answered from memory."""
 
     version: str
@@ -78,7 +80,7 @@ class State(_Model):
     comfyui: bool = Field(description="ComfyUI's routes are served, too.")
 
 
-class MissingFile(_Model):
+class MissingFile(Form):
     role: str
     file: str | None
     bytes: int | None
@@ -87,7 +89,7 @@ class MissingFile(_Model):
     why: str
 
 
-class PresetRow(_Model):
+class PresetRow(Form):
     name: str
     title: str
     description: str
@@ -106,14 +108,14 @@ class PresetRow(_Model):
     world: dict[str, Any] | None
 
 
-class PresetDocument(_Model):
+class PresetDocument(Form):
     name: str
     request: dict[str, Any]
     description: str = ""
     own: bool
 
 
-class PresetBody(_Model):
+class PresetBody(Form):
     request: dict[str, Any] = Field(
         description="Fields; prompt, seed and input files are left out."
     )
@@ -121,7 +123,7 @@ class PresetBody(_Model):
     overwrite: bool = False
 
 
-class FieldRow(_Model):
+class FieldRow(Form):
     """One field of a request; ``path`` is as in `sets`, such as `refine.denoise`."""
 
     path: str
@@ -133,14 +135,14 @@ class FieldRow(_Model):
     description: str
 
 
-class PlanBody(_Model):
+class PlanBody(Form):
     """A job as for /ladder/jobs; `kind` is make if it is left out."""
 
     model_config = ConfigDict(extra="allow")
     kind: str = "make"
 
 
-class PlanStage(_Model):
+class PlanStage(Form):
     name: str
     kind: str
     width: int | None
@@ -152,23 +154,23 @@ class PlanStage(_Model):
     peak_bytes: int | None
 
 
-class WarningRow(_Model):
+class WarningRow(Form):
     code: str
     message: str
 
 
-class PlanModel(_Model):
+class PlanModel(Form):
     role: str
     file: str
     bytes: int
 
 
-class PlanClip(_Model):
+class PlanClip(Form):
     prompt: str
     seed: int
 
 
-class Plan(_Model):
+class Plan(Form):
     headline: str
     request: dict[str, Any]
     clips: list[PlanClip]
@@ -183,7 +185,7 @@ class Plan(_Model):
     models: list[PlanModel]
 
 
-class JobClip(_Model):
+class JobClip(Form):
     number: int
     prompt: str
     seed: int
@@ -193,7 +195,7 @@ class JobClip(_Model):
     error: str | None
 
 
-class Progress(_Model):
+class Progress(Form):
     stage: str
     position: int
     of: int
@@ -202,7 +204,7 @@ class Progress(_Model):
     seconds_left: float | None = Field(description="Of this stage.")
 
 
-class OutputFile(_Model):
+class OutputFile(Form):
     name: str
     url: str
     mime: str
@@ -211,13 +213,13 @@ class OutputFile(_Model):
     proxy_url: str | None
 
 
-class JobFailure(_Model):
+class JobFailure(Form):
     kind: str | None
     message: str
     hint: str | None
 
 
-class Job(_Model):
+class Job(Form):
     id: str
     kind: str
     title: str
@@ -239,176 +241,24 @@ class Job(_Model):
     request: dict[str, Any] | None
 
 
-class JobAnswer(_Model):
+class JobAnswer(Form):
     job: Job
 
 
-class JobList(_Model):
+class JobList(Form):
     jobs: list[Job]
     next: str | None
 
 
-class MoveBody(_Model):
+class MoveBody(Form):
     before: str | None = Field(default=None, description="Id of a waiting job; null: the end.")
 
 
-class Done(_Model):
+class Done(Form):
     done: bool = True
 
 
-class RunClip(_Model):
-    number: int
-    prompt: str
-    seed: int | None
-    state: str
-    error: str | None
-    flags: list[str]
-    metrics: dict[str, Any] | None
-    url: str | None
-    proxy_url: str | None
-    thumbnail_url: str | None
-    playable: bool
-    starred: bool
-    sets: list[str] = []
-
-
-class Run(_Model):
-    id: str
-    kind: Literal["make", "drafts", "refine", "sweep", "upscale", "sound", "workflow"]
-    status: str
-    created: str
-    title: str
-    prompt: str
-    preset: str | None
-    seed: int | None
-    width: int
-    height: int
-    frames: int
-    fps: float
-    seconds: float
-    clips: list[RunClip]
-    outputs: list[OutputFile]
-    codec: str | None
-    starred: bool
-    parent: str | None
-    missing: bool
-    can_refine: bool
-
-
-class RunList(_Model):
-    runs: list[Run]
-    total: int
-    next: str | None
-
-
-class RunStage(_Model):
-    name: str
-    key: str
-    kind: str | None
-    seconds: float
-    peak_bytes: int | None
-    reused: bool
-    memory: str
-    stored: bool
-    inputs: list[str]
-    checkpoints: list[str]
-    settings: dict[str, Any]
-
-
-class RunDetail(Run):
-    request: dict[str, Any]
-    command: str
-    error: str | None
-    warnings: list[str]
-    metrics: dict[str, Any] | None
-    stages: list[RunStage]
-
-
-class StarBody(_Model):
-    starred: bool
-    clip: int = Field(default=0, ge=0, description="0: the run.")
-
-
-class Deletion(_Model):
-    frees_bytes: int
-    artifacts: int
-    files: list[str]
-    kept_files: list[str] = Field(description="Files outside of the output folder.")
-    kept_by: list[str] = Field(description="Runs that use some of its artefacts.")
-
-
-class SweepPoint(_Model):
-    number: int
-    settings: dict[str, str]
-    metrics: dict[str, Any]
-    video_url: str | None
-    thumbnail_url: str | None
-    error: str | None
-    recommended: bool
-
-
-class Axis(_Model):
-    path: str
-    values: list[str]
-
-
-class Recommendation(_Model):
-    point: int | None
-    why: str
-    outcome: str
-
-
-class Noise(_Model):
-    detail_db: float
-    least_kept: float | None
-
-
-class SweepReport(_Model):
-    axes: list[Axis]
-    points: list[SweepPoint]
-    recommendation: Recommendation
-    noise: Noise
-
-
-class ApplyBody(_Model):
-    point: int
-
-
-class RequestAnswer(_Model):
-    request: dict[str, Any]
-
-
-class ClipName(_Model):
-    run: str
-    clip: int = 1
-
-
-class CompareBody(_Model):
-    a: ClipName
-    b: ClipName
-
-
-class Side(_Model):
-    width: int
-    height: int
-    frames: int
-    fps: float
-    seconds: float
-    has_sound: bool
-
-
-class Comparison(_Model):
-    frames: int
-    fps: float
-    width: int
-    height: int
-    metrics: dict[str, Any] | None
-    note: str | None
-    a: Side
-    b: Side
-
-
-class Upload(_Model):
+class Upload(Form):
     id: str
     name: str
     kind: Literal["image", "video", "audio"]
@@ -427,16 +277,16 @@ class Upload(_Model):
     notes: list[str]
 
 
-class Waveform(_Model):
+class Waveform(Form):
     seconds: float
     peaks: list[tuple[float, float]]
 
 
-class Making(_Model):
+class Making(Form):
     state: Literal["making"]
 
 
-class CatalogEntry(_Model):
+class CatalogEntry(Form):
     id: str
     title: str
     family: str
@@ -452,7 +302,7 @@ class CatalogEntry(_Model):
     file: str | None
 
 
-class ModelFile(_Model):
+class ModelFile(Form):
     path: str
     name: str
     role: str
@@ -465,7 +315,7 @@ class ModelFile(_Model):
     problems: list[str]
 
 
-class Fit(_Model):
+class Fit(Form):
     preset: str
     ready: bool
     peak_bytes: int | None
@@ -475,7 +325,7 @@ class Fit(_Model):
     advice: list[str]
 
 
-class Models(_Model):
+class Models(Form):
     device: Device
     runs_now: list[str]
     files: list[ModelFile]
@@ -488,11 +338,11 @@ class Models(_Model):
     disk: dict[str, Any]
 
 
-class GraphBody(_Model):
+class GraphBody(Form):
     graph: dict[str, Any]
 
 
-class GraphInput(_Model):
+class GraphInput(Form):
     node: str
     title: str
     name: str
@@ -504,7 +354,7 @@ class GraphInput(_Model):
     group: str
 
 
-class GraphOutput(_Model):
+class GraphOutput(Form):
     node: str
     title: str
     type: str
@@ -512,13 +362,13 @@ class GraphOutput(_Model):
     frames: int | None
 
 
-class UnsupportedNode(_Model):
+class UnsupportedNode(Form):
     node: str
     type: str
     why: str
 
 
-class GraphReport(_Model):
+class GraphReport(Form):
     inputs: list[GraphInput]
     outputs: list[GraphOutput]
     unsupported: list[UnsupportedNode]
@@ -528,7 +378,7 @@ class GraphReport(_Model):
     can_run: bool
 
 
-class SavedGraph(_Model):
+class SavedGraph(Form):
     name: str
     bytes: int
     modified: str

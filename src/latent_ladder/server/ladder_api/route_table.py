@@ -15,6 +15,7 @@ from latent_ladder.server.ladder_api import (
     state_routes,
     upload_routes,
 )
+from latent_ladder.server.ladder_api import run_answers as r
 from latent_ladder.server.ladder_api.api_errors import answering_errors, not_found
 from latent_ladder.server.ladder_api.route_spec import FILE, SOCKET, Route
 
@@ -72,16 +73,16 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/ladder/queue/pause", job_routes.post_pause_queue, "Jobs", a.Queue),
     Route("POST", "/ladder/queue/resume", job_routes.post_resume_queue, "Jobs", a.Queue),
     Route(
-        "GET", "/ladder/runs", run_routes.get_runs, "Runs", a.RunList,
+        "GET", "/ladder/runs", run_routes.get_runs, "Runs", r.RunList,
         query={"text": "Words of the prompt.", "preset": "A preset.", "seed": "A seed.",
                "kind": "make, drafts, refine, sweep, upscale, sound or workflow.",
                "since": "ISO 8601.", "until": "ISO 8601.", "starred": "1: only with a star.",
                "limit": "Runs of a page.", "cursor": "`next` of the page before."},
     ),
-    Route("GET", _RUN, run_routes.get_run, "Runs", a.RunDetail),
-    Route("DELETE", _RUN, run_routes.delete_run, "Runs", a.Deletion),
-    Route("GET", f"{_RUN}/deletion", run_routes.get_deletion, "Runs", a.Deletion),
-    Route("POST", f"{_RUN}/star", run_routes.post_star, "Runs", a.RunDetail, a.StarBody),
+    Route("GET", _RUN, run_routes.get_run, "Runs", r.RunDetail),
+    Route("DELETE", _RUN, run_routes.delete_run, "Runs", r.Deletion),
+    Route("GET", f"{_RUN}/deletion", run_routes.get_deletion, "Runs", r.Deletion),
+    Route("POST", f"{_RUN}/star", run_routes.post_star, "Runs", r.RunDetail, r.StarBody),
     Route(
         "GET", f"{_RUN}/export", run_routes.get_export, "Runs", FILE,
         query={"as": "comfyui, comfyui-api, toml or json.", "clip": "Number of a draft."},
@@ -92,12 +93,12 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", f"{_CLIP}/video", run_routes.get_clip, "Runs", FILE, query=_PROXY, also=_MAKING),
     Route("GET", f"{_CLIP}/thumbnail", run_routes.get_thumbnail, "Runs", FILE),
-    Route("GET", f"{_RUN}/sweep", run_routes.get_sweep, "Runs", a.SweepReport),
+    Route("GET", f"{_RUN}/sweep", run_routes.get_sweep, "Runs", r.SweepReport),
     Route(
-        "POST", f"{_RUN}/sweep/apply", run_routes.post_apply, "Runs", a.RequestAnswer, a.ApplyBody
+        "POST", f"{_RUN}/sweep/apply", run_routes.post_apply, "Runs", r.RequestAnswer, r.ApplyBody
     ),
     Route(
-        "POST", "/ladder/compare", run_routes.post_compare, "Runs", a.Comparison, a.CompareBody
+        "POST", "/ladder/compare", run_routes.post_compare, "Runs", r.Comparison, r.CompareBody
     ),
     Route(
         "POST", "/ladder/uploads", upload_routes.post_upload, "Uploads", a.Upload, status=201,

@@ -14,9 +14,9 @@ from latent_ladder.errors import RequestError
 from latent_ladder.jobs.job_body import parse_model
 from latent_ladder.request.overrides import apply_sets
 from latent_ladder.server.app_context import read_object
-from latent_ladder.server.ladder_api.answers import ApplyBody, CompareBody, StarBody
 from latent_ladder.server.ladder_api.api_errors import check_query, conflict, not_found
 from latent_ladder.server.ladder_api.job_routes import read_limit
+from latent_ladder.server.ladder_api.run_answers import ApplyBody, CompareBody, StarBody
 from latent_ladder.server.ladder_api.run_documents import KINDS, sweep_file
 from latent_ladder.server.ladder_api.run_index import RunFilter
 from latent_ladder.server.ladder_api.studio_context import Studio, get_studio

@@ -99,7 +99,7 @@ export function Make() {
       <div class="grid">
         <${Field} label="Preset" hint=${preset ? preset.description : ''}><select value=${values.preset} onChange=${(/** @type {any} */ e) => { const chosen = known.find((p) => p.name === e.target.value); changeForm({ preset: e.target.value, sets: {}, ...sizeOf(chosen, values.shape) }); }}>
           ${order.map((each) => html`<option key=${each.name} value=${each.name} disabled=${each.ready === false}>${each.title}${each.ready === false ? ' (files missing)' : ''}</option>`)}</select></${Field}>
-        <div class="field"><span class="label">Shape</span><${Segments} label="Shape" value=${values.shape} options=${[['', preset?.width ? `${preset.width}×${preset.height}` : 'Preset'], ['landscape', 'Landscape'], ['square', 'Square'], ['portrait', 'Portrait']]}
+        <div class="field two"><span class="label">Shape</span><${Segments} label="Shape" value=${values.shape} options=${[['', preset?.width ? `${preset.width}×${preset.height}` : 'Preset'], ['landscape', 'Landscape'], ['square', 'Square'], ['portrait', 'Portrait']]}
           onChange=${(/** @type {string} */ shape) => changeForm({ shape, ...sizeOf(preset, shape) })} /></div>
         <${Field} label="Length" hint=${preset?.frames ? `The preset has ${formatSeconds(preset.frames / preset.fps)}.` : ''}><span class="with-unit"><input type="number" min="0.3" max="3600" step="0.1" value=${values.seconds ?? ''}
           placeholder=${preset?.frames ? (preset.frames / preset.fps).toFixed(1) : ''} onInput=${(/** @type {any} */ e) => changeForm({ seconds: e.target.value === '' ? null : Number(e.target.value) })} /> s</span></${Field}>

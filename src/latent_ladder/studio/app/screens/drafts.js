@@ -82,6 +82,7 @@ export function Drafts({ id }) {
       <p class="muted">${count(ready.length, 'draft')} ready${ready.length < clips.length ? ` of ${clips.length}` : ''}${run ? `, ${formatSize(run)}, ${run.preset ?? ''}` : ''}. Keys 1 to 9 star, space plays and stops.</p></div>
       <button type="button" onClick=${() => setPlaying(!playing)}><${Icon} name=${playing ? 'pause' : 'play'} /> ${playing ? 'Stop' : 'Play'}</button></header>
     ${live ? html`<${ProgressBar} ...${live} />` : null}
+    ${live && ready.length === 0 ? html`<p class="muted small">Moving previews appear while each draft is computed, its clip when all are.</p>` : null}
     ${job?.error ? html`<div class="error-box"><strong>${job.error.message}</strong><p>${job.error.hint}</p></div>` : null}
     <div class="drafts-grid">${clips.map((/** @type {any} */ clip) => html`<${Cell} key=${clip.number} clip=${clip} ratio=${ratio} conductor=${conductor} live=${live?.text} url=${urls.get(`${job?.id}/${clip.number}`)}
       chosen=${chosen.includes(clip.number)} onChoose=${() => toggle(clip.number)} onStar=${() => star(clip)}

@@ -139,7 +139,7 @@ def apply_images(
             start = replace(start, video=start.video.with_content(0, tokens, image.strength))
         else:
             positions = keyframe_positions(duration(frame, request.fps), resolution)
-            start = _append_guide(start, tokens, positions, image.strength)
+            start = append_guide(start, tokens, positions, image.strength)
     return start
 
 
@@ -200,7 +200,7 @@ def append_reference(
     frames, height, width = latents.shape[2:]
     positions = reference_positions((frames, height, width), resolution, factor)
     tokens = video_to_tokens(latents).to(start.video.tokens)
-    return _append_guide(start, tokens, positions, request.video.strength)
+    return append_guide(start, tokens, positions, request.video.strength)
 
 
 def reference_positions(
@@ -239,9 +239,10 @@ def keyframe_positions(time: Fraction, resolution: Resolution) -> Tensor:
     return positions
 
 
-def _append_guide(
+def append_guide(
     start: StartState, tokens: Tensor, positions: Tensor, strength: float
 ) -> StartState:
+    """The start with ``tokens`` (1, N, C) appended, which are kept with ``strength``."""
     return replace(
         start,
         video=start.video.with_appended(tokens, strength),

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from latent_ladder.latents.shapes import Resolution, duration
+from latent_ladder.latents.slot_frames import slot_frames
 from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
-from latent_ladder.models.transformer.keyframes import keyframe_mask, slot_frames
+from latent_ladder.models.transformer.keyframes import keyframe_mask
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.request.model import Request
 from latent_ladder.sampling.denoise import LatentState
@@ -213,6 +214,12 @@ def reference_positions(
     positions[:, 0] = (positions[:, 0] - (slower - 1) / float(resolution.fps)).clamp_min(0)
     positions[:, 1:] *= factor
     return positions
+
+
+def base_reference_positions(base: Resolution, resolution: Resolution) -> Tensor:
+    """Bounds (1, 3, N, 2) of a base stage's clip as the reference of a larger one."""
+    grid = (base.latent_frames, base.latent_height, base.latent_width)
+    return reference_positions(grid, resolution, resolution.latent_height // base.latent_height)
 
 
 VIDEO_MODES: Mapping[str, Callable[[StartState, InputLatents, Request, Resolution], StartState]] = {

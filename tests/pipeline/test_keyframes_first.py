@@ -137,8 +137,12 @@ def test_stages_in_another_order(golden_2_5: Goldens) -> None:
 
 def test_a_transformer_without_the_mark(golden_2_5: Goldens, store: Store) -> None:
     older = scan([GOLDEN_2_5.parent / "golden"])
-    fields = clip(golden_2_5, models={"checkpoint": "tiny-ltx-2.3.safetensors"}).to_dict()
-    request = Request.from_dict({**fields, "preset": None, "audio": "none"})
+    stages = clip(golden_2_5).to_dict()["stages"]
+    stages[2]["loras"] = stages[2]["loras"][:1]
+    models = {"checkpoint": "tiny-ltx-2.3.safetensors"}
+    fields = clip(golden_2_5, models=models, stages=stages, audio="none").to_dict()
+    del fields["preset"]
+    request = Request.from_dict(fields)
     with pytest.raises(RequestError, match=r"has no mark of keyframes, only LTX-2\.5 has"):
         prepare(request, older, store, device="cpu")
 

@@ -90,5 +90,36 @@ def test_mixed_light_is_refused(tmp_path: Path) -> None:
         request_with(images=exr)
     with pytest.raises(RequestError, match=r"hdr=acescct: image a\.png is not HDR"):
         request_with(hdr="acescct", images=[*exr, {**png[0], "frame": -1}])
-    with pytest.raises(RequestError, match=r"mode v2v is not HDR"):
+    with pytest.raises(RequestError, match=r"video a\.mp4 is not HDR"):
         request_with(hdr="logc3", video={"file": "a.mp4", "denoise": 0.5})
+    with pytest.raises(RequestError, match=r"video a%d\.exr is HDR, and hdr=off"):
+        request_with(video={"file": "a%d.exr", "denoise": 0.5})
+    for field in ({"fps": 24}, {"space": "acescg"}):
+        with pytest.raises(RequestError, match="belongs to EXR files"):
+            request_with(video={"file": "a.mp4", "denoise": 0.5, **field})
+
+
+@pytest.mark.slow
+def test_frames_of_an_hdr_clip_are_made_again_in_part_with_their_sound(
+    library: Library, store: Store, tmp_path: Path
+) -> None:
+    """The part that is kept has the latents of the frames; the sound is that beside them."""
+    make(request_with(hdr="acescct", fps=25), library, store, tmp_path / "f/%02d.exr")
+    video = {"file": str(tmp_path / "f/%02d.exr"), "mode": "retake", "region": [0.2, 0.3]}
+    request = request_with(hdr="acescct", fps=25, video=video)
+    prepared = prepare(request, library, store)
+    file = next(f for stage in prepared.plan.stages for f in stage.files)
+    assert file.options["fps"] == "25"
+    assert file.options["has_sound"] is True
+    result, _ = make(request, library, store, tmp_path / "again/%02d.exr")
+    assert not any(done for name, done in reused(result).items() if name.startswith("video"))
+    assert len(list((tmp_path / "again").glob("*.exr"))) == 9
+    assert (tmp_path / "again" / "sound.wav").is_file()
+    (tmp_path / "f" / "03.exr").unlink()
+    write_image_file(
+        tmp_path / "f" / "03.exr",
+        cast(list[Frames], [np.ones((64, 64, 3), np.float32)]),
+        VideoSpec((64, 64), Fraction(24)),
+    )
+    with pytest.raises(MediaError, match="changed while the run was using it"):
+        file.check_unchanged()

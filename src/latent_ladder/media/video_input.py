@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_ladder.errors import MediaError
+from latent_ladder.media.exr_sequence import Colours, ExrSequence, find_exr_sequence
 from latent_ladder.media.frame_form import FrameForm
 from latent_ladder.media.frame_times import find_rate, has_variable_rate, read_frame_times
 from latent_ladder.media.image_files import open_image
@@ -27,6 +28,8 @@ from latent_ladder.storage.read_file import check_regular_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".jp2", ".avif", ".tga")
 """Suffixes of files that are read as one image."""
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 IMAGE_FPS = Fraction(24)
 """Frame rate of an image as a video of one frame."""
@@ -49,14 +52,19 @@ class InputVideo:
     rotated: bool
     has_audio: bool
     notes: tuple[str, ...] = ()
+    sound_file: Path | None = None
+    """The file of the sound; of EXR files a file beside them."""
 
 
-def check_video(path: Path) -> InputVideo:
+def check_video(path: Path, fps: Fraction | None = None) -> InputVideo:
     """Read the properties of a video; decodes only its first frame.
 
-    An image counts as a video of one frame. Raises :class:`MediaError` for a file without video, or
+    An image counts as a video of one frame. EXR files have the rate in the metadata beside them,
+    or ``fps``, or :data:`IMAGE_FPS`. Raises :class:`MediaError` for a file without video, or
     one that cannot be read.
     """
+    if (sequence := find_exr_sequence(path)) is not None:
+        return _check_sequence(sequence, fps)
     if check_regular_file(path, MediaError, "file").st_size == 0:
         raise MediaError(f"{path.name} is empty: 0 bytes", "give a video file")
     if is_image(path):
@@ -89,6 +97,23 @@ def check_video(path: Path) -> InputVideo:
         rotated=turned,
         has_audio=has_audio,
         notes=notes,
+        sound_file=path if has_audio else None,
+    )
+
+
+def _check_sequence(sequence: ExrSequence, fps: Fraction | None) -> InputVideo:
+    rate, count = sequence.fps or fps or IMAGE_FPS, len(sequence.files)
+    for file in (sequence.files[0], sequence.files[-1]):
+        check_regular_file(file, MediaError, "EXR image")
+    return InputVideo(
+        size=sequence.size,
+        frames=count,
+        fps=rate,
+        duration_s=float(count / rate),
+        variable_rate=False,
+        rotated=False,
+        has_audio=sequence.sound is not None,
+        sound_file=sequence.sound,
     )
 
 
@@ -107,30 +132,47 @@ def sample_frames(
     canvas: tuple[int, int],
     window: tuple[int, int],
     fit: str = "cover",
-) -> Iterator[NDArray[np.uint8]]:
-    """The frames nearest to ``times`` (seconds, ascending), each (H, W, 3) uint8 on ``canvas``.
+    *,
+    fps: Fraction = IMAGE_FPS,
+    colours: Colours | None = None,
+) -> Iterator[Pixels]:
+    """The frames nearest to ``times`` (seconds, ascending), each (H, W, 3) on ``canvas``.
+
+    They are uint8; of EXR files with ``colours``, at the rate ``fps``, float32 codes from 0 to 255.
 
     A time before the first frame gives the first, a time after the last frame the last one. For
     ``canvas``, ``window`` and ``fit`` see :func:`~latent_ladder.media.image_resize.fit_image`.
     """
     done = 0
-    frames = iter([(Fraction(0), load_image(path))]) if is_image(path) else timed_frames(path)
-    for until, frame in _with_end_times(frames):
-        shown = None
+    for until, frame in _with_end_times(_timed(path, fps, colours)):
+        shown: Pixels | None = None
         while done < len(times) and (until is None or times[done] <= until):
             if shown is None:
-                shown = np.asarray(fit_image(frame, canvas, window, fit), np.uint8)
+                shown = fit_image(frame, canvas, window, fit)
             yield shown
             done += 1
         if done == len(times):
             break
 
 
+def _timed(path: Path, fps: Fraction, colours: Colours | None) -> Iterator[tuple[Fraction, Pixels]]:
+    """Every frame with its time."""
+    sequence = find_exr_sequence(path)
+    if sequence is not None:
+        if colours is None:
+            raise MediaError(f"{path.name} is HDR", "use it in a request with hdr=acescct or logc3")
+        yield from ((i / fps, codes) for i, codes in enumerate(sequence.codes(colours)))
+    elif is_image(path):
+        yield Fraction(0), load_image(path)
+    else:
+        yield from timed_frames(path)
+
+
 def _with_end_times(
-    frames: Iterator[tuple[Fraction, NDArray[np.uint8]]],
-) -> Iterator[tuple[Fraction | None, NDArray[np.uint8]]]:
+    frames: Iterator[tuple[Fraction, Pixels]],
+) -> Iterator[tuple[Fraction | None, Pixels]]:
     """Every frame with the time up to which it is the nearest frame, ``None`` for the last."""
-    before: tuple[Fraction, NDArray[np.uint8]] | None = None
+    before: tuple[Fraction, Pixels] | None = None
     for time, frame in frames:
         if before is not None:
             yield (before[0] + time) / 2, before[1]

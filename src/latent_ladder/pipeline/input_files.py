@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +60,32 @@ class InputFiles:
 
 
 def content_hash(path: Path) -> str:
-    """blake2b (16 bytes) of a file's content. Raises :class:`MediaError`."""
+    """blake2b (16 bytes) of a file's content. Raises :class:`MediaError`.
+
+    For the pattern of an EXR sequence: of all its files and of the sound beside them.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise MediaError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    for part in _parts(path):
+        try:
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            text = f"{part} cannot be read: {error.strerror}"
+            raise MediaError(text, "check the path") from error
     return digest.hexdigest()
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    """The files of a sequence with its sound, or the one file."""
+    if "%" not in path.name:
+        return (path,)
+    from latent_ladder.media.exr_sequence import find_exr_sequence
+
+    sequence = find_exr_sequence(path)
+    if sequence is None:
+        return (path,)
+    return sequence.files if sequence.sound is None else (*sequence.files, sequence.sound)
 
 
 def read_input_files(request: Request, family: str) -> InputFiles:
@@ -129,16 +146,22 @@ def _video(request: Request, notes: list[str]) -> InputFile | None:
     from latent_ladder.media.video_input import check_video
 
     path = expand_home(video.file)
-    found = check_video(path)
-    if found.has_audio and request.audio_in is None and request.audio != "none":
-        check_samples(path)
+    found = check_video(path, video.fps or request.fps)
+    if video.fps is not None:
+        found = replace(found, fps=video.fps, duration_s=float(found.frames / video.fps))
+    if found.sound_file is not None and request.audio_in is None and request.audio != "none":
+        check_samples(found.sound_file)
     clip = float(duration(request.frames, request.fps))
     start = video.start_s(clip, found.duration_s)
     notes += [f"{path.name} {note}" for note in _footage_notes(found, request)]
     if note := _fit_note(found.size, (request.width, request.height), video.fit):
         notes.append(f"{path.name} ({found.size[0]}x{found.size[1]}) {note}")
     _check_length(video, found, clip, path, notes)
-    options = {"fit": video.fit, "start": round(start, 6), "has_sound": found.has_audio}
+    options: dict[str, Any] = {
+        "fit": video.fit, "start": round(start, 6), "has_sound": found.has_audio,
+    }  # fmt: skip
+    if video.is_exr:
+        options |= {"space": video.space, "curve": request.hdr, "fps": str(found.fps)}
     return InputFile(path, video.mode, content_hash(path), options)
 
 

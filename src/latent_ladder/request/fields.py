@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -10,10 +11,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     Strict,
     StrictStr,
 )
 
+from latent_ladder.errors import RequestError
+from latent_ladder.latents import shapes
 from latent_ladder.request.problems import Problem
 from latent_ladder.storage.read_file import is_text
 
@@ -31,6 +35,17 @@ class Table(BaseModel):
 def is_int(value: Any) -> bool:
     """True for an integer; ``True`` and ``False`` are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fps(value: Any) -> Any:
+    try:
+        return shapes.parse_fps(value)
+    except RequestError as error:
+        raise Problem("is not a possible frame rate", error.hint) from error
+
+
+Fps = Annotated[Fraction, BeforeValidator(_fps), PlainSerializer(shapes.format_fps)]
+"""Frames per second, exact."""
 
 
 def check_seed(value: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from latent_ladder.request.fields import FileName, Int, Real, Table, is_int
+from latent_ladder.request.fields import FileName, Fps, Int, Real, Table, is_int
 from latent_ladder.request.problems import Found, Problem
 
 LAST = -1
@@ -22,6 +22,8 @@ MAX_CRF = 51
 Fit = Literal["cover", "letterbox"]
 """Fit of a picture of another aspect ratio: cropped at two sides, or with black bars."""
 Mode = Literal["v2v", "retake", "extend", "reference"]
+Space = Literal["srgb_linear", "acescg", "acescct"]
+EXR = ".exr"
 
 
 def _crf(value: Any) -> Any:
@@ -64,7 +66,7 @@ class Image(Table):
     fit: Fit = "cover"
     """Treatment of a picture of another shape: ``cover`` crops it, ``letterbox`` adds black
     bars."""
-    space: Literal["srgb_linear", "acescg", "acescct"] = "srgb_linear"
+    space: Space = "srgb_linear"
     """Colours of an EXR picture in an HDR request: linear light with the primaries of sRGB or of
     ACEScg, or ACEScct codes."""
     crf: Crf = "auto"
@@ -74,7 +76,7 @@ class Image(Table):
     @property
     def is_exr(self) -> bool:
         """True for an EXR file, which holds HDR light."""
-        return self.file.lower().endswith(".exr")
+        return self.file.lower().endswith(EXR)
 
     def index(self, frames: int) -> int:
         """The frame in a clip of ``frames``."""
@@ -93,7 +95,7 @@ class Video(Table):
     """
 
     file: FileName
-    """Path of the video."""
+    """Path of the video, or the pattern of EXR files (``shot/%05d.exr``) in an HDR request."""
     mode: Mode = "v2v"
     """Use of the video: ``v2v`` starts from it, ``retake`` makes a part of it again, ``extend``
     adds seconds, ``reference`` follows it through an IC-LoRA."""
@@ -109,6 +111,17 @@ class Video(Table):
     the video less."""
     fit: Fit = "cover"
     """Treatment of a video of another shape: ``cover`` crops it, ``letterbox`` adds black bars."""
+    space: Space = "srgb_linear"
+    """Colours of EXR files: linear light with the primaries of sRGB or of ACEScg, or ACEScct
+    codes."""
+    fps: Fps | None = None
+    """Frame rate of EXR files, which do not hold one; default: that in ``request.json`` beside
+    them, else the clip's."""
+
+    @property
+    def is_exr(self) -> bool:
+        """True for EXR files, which hold HDR light."""
+        return self.file.lower().endswith(EXR)
 
     @property
     def keeps(self) -> bool:
@@ -175,6 +188,13 @@ def _video_problems(video: Video, duration_s: float) -> list[Found]:
             found.append((text, f"remove it, or use video.mode={mode}"))
         elif not is_set and mode == video.mode:
             found.append((f"video.{field} is missing for mode {mode}", f"set {EXAMPLE[field]}"))
+    if not video.is_exr:
+        values = {"fps": video.fps is not None, "space": video.space != "srgb_linear"}
+        found += [
+            (f"video.{name} belongs to EXR files, and {video.file} is another file",
+             f"remove it, or use EXR files such as shot/%05d{EXR}")
+            for name, is_set in values.items() if is_set
+        ]  # fmt: skip
     if found:
         return found
     if video.region is not None and video.region[1] > duration_s + 1e-6:

@@ -23,7 +23,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
-    PlainSerializer,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -36,6 +35,7 @@ from latent_ladder.media.encoders import EncoderSettings
 from latent_ladder.request.auto_duration import AutoDuration
 from latent_ladder.request.fields import (
     FileName,
+    Fps,
     Real,
     RequestSeed,
     Table,
@@ -73,13 +73,6 @@ MAX_DURATION_S = 3600
 RANDOM_SEEDS = 2**31
 """Random seeds are below this: at most ten digits, which people can type, and every program that
 takes a seed accepts them."""
-
-
-def _fps(value: Any) -> Any:
-    try:
-        return shapes.parse_fps(value)
-    except RequestError as error:
-        raise Problem("is not a possible frame rate", error.hint) from error
 
 
 def _side(value: Any) -> Any:
@@ -151,7 +144,6 @@ def _frames_of_duration(known: Mapping[str, Any], fps: Fraction | None, factor: 
     return shapes.frames_for(known["duration_s"], fps, factor)
 
 
-Fps = Annotated[Fraction, BeforeValidator(_fps), PlainSerializer(shapes.format_fps)]
 Side = Annotated[int, BeforeValidator(_side)]
 Prompt = Annotated[Text, AfterValidator(_prompt)]
 FrameCount = Annotated[int, BeforeValidator(_frames)]
@@ -247,8 +239,8 @@ class Request(Table):
     of the model family. Presets have the one of their source."""
     hdr: Literal["off", "acescct", "logc3"] = "off"
     """HDR clip: the code of light that the model was trained with, ``acescct`` (LTX-2.5) or
-    ``logc3`` (the HDR IC-LoRA of LTX-2.3). Pictures are EXR files then; the clip is HDR video in
-    H.265 or AV1, or EXR frames, with an SDR preview beside it."""
+    ``logc3`` (the HDR IC-LoRA of LTX-2.3). Pictures and videos are EXR files then; the clip is HDR
+    video in H.265 or AV1, or EXR frames, with an SDR preview beside it."""
     model_convention: Literal["ltx", "comfyui", "comfyui-0.32"] = "ltx"
     """Order of the attention between picture and sound, and text encoding: ``ltx`` (Lightricks'
     code), ``comfyui`` (0.33 and later) or ``comfyui-0.32`` (before); change it to match a clip that
@@ -323,18 +315,21 @@ class Request(Table):
 
     def _hdr_problems(self) -> list[Found]:
         """Pictures and videos whose light the model would misread."""
-        exr = [image.file for image in self.images if image.is_exr]
+        exr = [f"image {image.file}" for image in self.images if image.is_exr]
+        if self.video is not None and self.video.is_exr:
+            exr.append(f"video {self.video.file}")
         if self.hdr == "off":
             hint = "set hdr=acescct for LTX-2.5, or hdr=logc3 for the HDR IC-LoRA of LTX-2.3"
-            return [(f"image {file} is HDR, and hdr=off", hint) for file in exr[:1]]
+            return [(f"{name} is HDR, and hdr=off", hint) for name in exr[:1]]
         found: list[Found] = []
         others = [image.file for image in self.images if not image.is_exr]
         if others:
             text = f"hdr={self.hdr}: image {others[0]} is not HDR"
             found.append((text, "use EXR files, or hdr=off"))
-        if self.video is not None and self.video.mode != "reference":
-            text = f"hdr={self.hdr}: a video in mode {self.video.mode} is not HDR"
-            found.append((text, "use mode reference, or hdr=off"))
+        video = self.video
+        if video is not None and video.mode != "reference" and not video.is_exr:
+            text = f"hdr={self.hdr}: video {video.file} is not HDR"
+            found.append((text, "use EXR files such as shot/%05d.exr, mode reference, or hdr=off"))
         return found
 
     # -- making one ---------------------------------------------------------------------------

@@ -63,6 +63,7 @@ from latent_ladder.cli.commands.options import (
     Windows,
 )
 from latent_ladder.errors import RequestError, StoreError
+from latent_ladder.latents.shapes import parse_fps
 from latent_ladder.storage.read_file import is_text
 
 if TYPE_CHECKING:
@@ -276,7 +277,8 @@ class InputFlags:
         if self.video is not None:
             from latent_ladder.media.video_input import check_video
 
-            video = check_video(self.video)
+            given = fields.get("fps")
+            video = check_video(self.video, None if given is None else parse_fps(given))
             added_s = 0.0 if self.extend is None else abs(parse_seconds(self.extend))
             return frames_for_input(video.duration_s + added_s, self.video, fields)
         if self.audio_in is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,8 @@ from latent_ladder.cli.console import (
     show_warning,
     stderr_console,
 )
-from latent_ladder.errors import Cancelled, CheckpointNotFound, RequestError
+from latent_ladder.cli.printable import printable
+from latent_ladder.errors import Cancelled, CheckpointError, CheckpointNotFound, RequestError
 from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
@@ -148,7 +150,8 @@ def get_models(
 
     Resumes where an earlier download stopped, skips files that are there,
     and checks sizes and hashes. The files of ltx-2.5 are gated: accept the
-    licence on their page first, and set HF_TOKEN.
+    licence on their page first, and set HF_TOKEN. Its text is shown before
+    the first download and stays beside the files; --yes accepts it.
     """
     from latent_ladder.checkpoints.download import check_free_space, licence_notes, plan_download
 
@@ -163,6 +166,7 @@ def get_models(
         _print_plan(plan)
     if not dry_run:
         check_free_space(plan)
+        _accept_licences(plan, yes)
         _confirm(plan, yes)
         _download(plan, quiet=as_json)
     if as_json:
@@ -267,11 +271,55 @@ def default_target() -> Path:
     return own[0] if own else Path("models")
 
 
+def is_terminal() -> bool:
+    """True if there is somebody to ask."""
+    return sys.stdin.isatty()
+
+
+def _accept_licences(plan: DownloadPlan, yes: bool) -> None:
+    """Show the licence of each gated repository with missing files, and ask; once per text.
+
+    The accepted text is beside the files, so another text is shown again.
+    """
+    from latent_ladder.checkpoints.download import fetch_licence, licence_name
+    from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
+
+    missing = [i.file for i in plan.items if i.file.gated and i.state != "present"]
+    for file in {file.repository: file for file in missing}.values():
+        text = fetch_licence(file)
+        if text is None:
+            show_note(f"the text of {licence_name(file)} is on https://{file.page} only")
+            continue
+        stored = plan.folder / f"LICENSE-{file.repository.replace('/', '-')}.txt"
+        if stored.is_file() and stored.read_text("utf-8", "replace") == text:
+            continue
+        if not yes:
+            _ask_for_acceptance(file, text)
+        with convert_write_errors(CheckpointError, stored.name, plan.folder, len(text)):
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(stored, text.encode())
+        show_note(f"{licence_name(file)} is in {stored}")
+
+
+def _ask_for_acceptance(file: CatalogFile, text: str) -> None:
+    from latent_ladder.checkpoints.download import licence_name
+
+    name = licence_name(file)
+    if not is_terminal():
+        raise RequestError(
+            f"{file.repository} needs the acceptance of {name}, and there is no terminal to ask",
+            f"read it on https://{file.page}, and add --yes to accept it",
+        )
+    pydoc.pager(printable(text))
+    if not typer.confirm(f"Do you accept {name} of {file.repository}?", err=True):
+        raise Cancelled("the licence was not accepted, nothing was downloaded")
+
+
 def _confirm(plan: DownloadPlan, yes: bool) -> None:
     """Ask before a large download; without a terminal ``--yes`` is needed."""
     if yes or plan.remaining_bytes <= CONFIRM_ABOVE_BYTES:
         return
-    if not sys.stdin.isatty():
+    if not is_terminal():
         raise RequestError(
             f"downloading {format_bytes(plan.remaining_bytes)} to {plan.folder} needs a "
             "confirmation, and there is no terminal to ask",

@@ -163,15 +163,14 @@ def upscale(
     """
     began = time.monotonic()
     output_flags.announce()
-    from latent_ladder.media.video_input import check_video, is_image
+    from latent_ladder.media.video_input import check_video
 
     video = check_video(clip)
     sets = [f"refine.denoise={denoise}", *(stage_flags.sets or ())]
     changes = upscale_fields(clip, video, by) | {"prompt": prompt or DEFAULT_PROMPT}
     changes |= {} if windows is None else {"windows": parse_windows(windows)}
     prepared = _prepare(stage_flags, memory, changes, sets)
-    suffix = ".png" if is_image(clip) else ".mp4"
-    path = output or clip.with_name(f"{clip.stem}-x{by:g}{suffix}")
+    path = output or _enlarged_name(clip, by)
     _run(prepared, path, output_flags, began, measure)
 
 
@@ -201,6 +200,16 @@ def sound(
     _run(prepared, path, output_flags, began)
 
 
+def _enlarged_name(clip: Path, by: float) -> Path:
+    """The default output: beside the input; of a sequence a sequence in a folder beside its."""
+    from latent_ladder.media.video_input import is_image
+
+    if "%" in clip.name:
+        return clip.parent.with_name(f"{clip.parent.name}-x{by:g}") / clip.name
+    suffix = ".png" if is_image(clip) else ".mp4"
+    return clip.with_name(f"{clip.stem}-x{by:g}{suffix}")
+
+
 def upscale_fields(clip: Path, video: InputVideo, by: float) -> dict[str, Any]:
     """The fields of a request that enlarges a video. Raises :class:`RequestError`.
 
@@ -219,7 +228,7 @@ def upscale_fields(clip: Path, video: InputVideo, by: float) -> dict[str, Any]:
         "fps": shapes.format_fps(fps),
         "upsample_by": by,
         "video": {"file": str(clip), "mode": "v2v", "denoise": 0.0},
-        **({"audio_in": str(clip)} if video.has_audio else {"audio": "none"}),
+        **({"audio": "none"} if video.sound_file is None else {"audio_in": str(video.sound_file)}),
     }
 
 

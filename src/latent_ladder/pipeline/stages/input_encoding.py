@@ -18,11 +18,12 @@ from latent_ladder.latents.shapes import (
     Resolution,
 )
 from latent_ladder.media.audio_input import read_audio_input
+from latent_ladder.media.exr_sequence import Colours, find_exr_sequence
 from latent_ladder.media.hdr import codes_of_exr, load_exr
 from latent_ladder.media.image_input import compress_like_video, load_image
 from latent_ladder.media.image_resize import fit_image
 from latent_ladder.media.open_media import SAMPLE_RATE
-from latent_ladder.media.video_input import sample_frames
+from latent_ladder.media.video_input import IMAGE_FPS, sample_frames
 from latent_ladder.memory.planner import StageMemory
 from latent_ladder.models.audio_vae.vae import AudioVae, load_audio_vae
 from latent_ladder.models.video_vae.vae import VideoVae, load_video_vae
@@ -104,12 +105,15 @@ def _video_latents(job: StageJob) -> Tensors:
         min(side // smaller, most)
         for side, most in zip(visible_size(request, resolution), size, strict=True)
     )
+    hdr = "curve" in options
     pixels = sample_frames(
         file.path,
         [start + Fraction(i) / part.fps for i in range(part.frames)],
         size,
         (shown[0], shown[1]),
         str(options["fit"]),
+        fps=Fraction(options["fps"]) if hdr else IMAGE_FPS,
+        colours=Colours(options["space"], options["curve"]) if hdr else None,
     )
     tensors = {"video_in": _video_encoder(job).encode_stream(pixels).float().cpu()}
     models = job.plan.models
@@ -133,7 +137,9 @@ def _audio_latents(file: InputFile, start: Fraction, job: StageJob) -> Tensor:
     length = Fraction(steps + 1, AUDIO_LATENTS_PER_SECOND)  # the last latent reaches one further
     samples = torch.zeros(2, 0)
     if file.options.get("has_sound", True) and start + length > 0:
-        samples = torch.from_numpy(read_audio_input(file.path, start + length, SAMPLE_RATE))
+        sequence = find_exr_sequence(file.path)
+        source = file.path if sequence is None else sequence.sound or file.path
+        samples = torch.from_numpy(read_audio_input(source, start + length, SAMPLE_RATE))
     first = round(start * SAMPLE_RATE)
     samples = samples[:, first:] if first > 0 else F.pad(samples, (-first, 0))
     padded = F.pad(samples, (0, max(round(length * SAMPLE_RATE) - samples.shape[-1], 0)))

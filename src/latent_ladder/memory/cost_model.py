@@ -22,9 +22,10 @@ from latent_ladder.memory.decode_cost import decode_flops
 from latent_ladder.memory.model_sizes import DitSize, ModelSizes
 from latent_ladder.memory.prompt_cost import prompt_flops
 from latent_ladder.models.network_configs import CHUNK_TOKENS_GPU
+from latent_ladder.request.keyframes_first import keyframe_tokens
 from latent_ladder.request.model import Request
 from latent_ladder.request.sampling_options import StreamGuidance
-from latent_ladder.request.stages import BaseStage, SamplingStage, UpsampleStage
+from latent_ladder.request.stages import SamplingStage, UpsampleStage
 from latent_ladder.sampling.guiders import Guidance, passes_needed, skips
 from latent_ladder.sampling.names import SAMPLER_FACTS
 
@@ -168,9 +169,8 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     stage, resolved = request.stages[index], request.resolved.stages[index]
     name, resolution = resolved.name, resolved.resolution
     windows = [window.resolution(resolution) for window in resolved.windows]
-    slots = stage.generated_keyframes if isinstance(stage, BaseStage) else 0
-    per_frame = resolution.latent_height * resolution.latent_width
-    longest = max(window.video_tokens for window in windows) + slots * per_frame
+    beside = keyframe_tokens(request.stages, index, resolution)
+    longest = max(beside or [window.video_tokens for window in windows])
     if isinstance(stage, UpsampleStage):
         before = request.resolved.stages[index - 1].resolution
         flops = _upsample_flops(before, resolution, sizes)
@@ -180,8 +180,8 @@ def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:
     passes, forwards = count_passes(request, index)
     loras = (lora.name or "distilled_lora" for lora in stage.loras if lora.strength)
     tiles = [resolved.tile_tokens(window) for window in resolved.windows]
-    if slots:
-        tiles = [(longest,)]  # a single window, and no tiles
+    if beside:
+        tiles = [beside]  # a single window
     audio = [0 if request.audio == "none" else window.audio_latents for window in windows]
     nag = (stage.guidance.video.has_nag, stage.guidance.audio.has_nag)
     flops = sum(

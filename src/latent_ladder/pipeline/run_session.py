@@ -50,8 +50,7 @@ LEAST = 0.98
 """Share of the planned memory below which a plan is made again when the run starts."""
 
 MEMORY_NAMES: Mapping[str, str] = {
-    "prompt": "prompt", "sound": "decode", "images": "decode", "video_in": "decode",
-    "audio_in": "decode",
+    "prompt": "prompt", "images": "decode", "video_in": "decode", "audio_in": "decode",
 }  # fmt: skip
 """Names in the memory plan by stage kind, where it is not the stage's own name.
 

@@ -85,11 +85,12 @@ def test_only_exact_attention_is_chosen() -> None:
 
 
 def test_switches_without_a_card_leave_the_plain_path(model: Transformer) -> None:
-    switches = frozenset({"attention=flash3", "fused", "graphs", "fp8"})
+    switches = frozenset({"attention=flash3", "fused", "graphs", "fp8", "fp4"})
     notes = FastPath(switches, Runtime(CPU, torch.float32)).apply(model)
     assert not model.fused
     assert not model.graphs
     assert any("flash_attn_interface is not installed" in note for note in notes)
+    assert any("no NVFP4 products" in note and "Blackwell" in note for note in notes)
     assert FastPath(switches, Runtime(CPU, torch.float32)).apply(model) == ()
     model.fast_switches = frozenset()
     model.use_attention("sdpa")

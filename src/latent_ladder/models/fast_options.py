@@ -1,7 +1,8 @@
 """Names of the fast path's switches; no torch.
 
-None of them changes what is computed but for rounding, except ``fp8`` (inputs of matrix products
-are rounded to fp8) and lossy attention. All are off unless the user names them.
+None of them changes what is computed but for rounding, except ``fp8`` and ``fp4`` (inputs of
+matrix products are rounded to 8 or 4 bits) and lossy attention. All are off unless the
+user names them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ FAST: Mapping[str, str] = MappingProxyType(
         "attention": "the fastest exact attention, measured (attention=NAME: that one)",
         "fused": "norm, modulation, rotation and gates in one kernel each (Triton)",
         "fp8": "matrix products in fp8 where weights are fp8 and the card multiplies it",
+        "fp4": "matrix products in NVFP4 where weights are NVFP4 (Blackwell)",
         "loras": "all LoRAs of a layer as one low-rank product",
         "graphs": "one CUDA graph per kind of forward, where all blocks are on the card",
         "compile": "attention and feed-forward compiled by torch.compile",

@@ -458,6 +458,6 @@ Fast = Annotated[
         metavar="SWITCHES",
         autocompletion=completion.offer(completion.FAST),
         help="Faster kernels, none by default: attention (the fastest, measured), fused, fp8, "
-        "loras, graphs, compile, or several (fused,loras).",
+        "fp4, loras, graphs, compile, or several (fused,loras).",
     ),
 ]

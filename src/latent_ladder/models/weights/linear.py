@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.models.accelerator import has_fp8_products
+from latent_ladder.models.weights.nvfp4_products import nvfp4_linear, supports_nvfp4
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 FP8_MAX = 448.0
@@ -79,7 +80,8 @@ class Linear(nn.Module):
     other one is ``None``.
 
     ``native_fp8`` (default off) multiplies fp8 by fp8 if weight and device support it: half the
-    time of bf16 on recent GPUs, but the input is rounded to fp8 too.
+    time of bf16 on recent GPUs, but the input is rounded to fp8 too. ``native_fp4`` (default off)
+    is the same for NVFP4.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -89,6 +91,7 @@ class Linear(nn.Module):
         self.quantized_weight: QuantizedTensor | None = None
         self.branches: tuple[Branch, ...] = ()
         self.native_fp8 = False
+        self.native_fp4 = False
         self._dtype: torch.dtype | None = None
         self._keeps_dense = False
         self._dense: Tensor | None = None
@@ -152,6 +155,8 @@ class Linear(nn.Module):
             x = x * quantized.input_scale.to(x.dtype)
         if self.native_fp8 and supports_native_fp8(x, quantized):
             return native_fp8_linear(x, quantized, self.bias)
+        if self.native_fp4 and supports_nvfp4(x, quantized):
+            return nvfp4_linear(x, quantized, self.bias)
         return F.linear(x, self.dense_weight(x.dtype), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

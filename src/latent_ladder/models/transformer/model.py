@@ -270,7 +270,7 @@ class Transformer(nn.Module):
         """Use the kernels of :mod:`.fused` in all blocks, or the plain operations."""
         self.fused = fused
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | Linear):
                 module.fused = fused
 
     def use_fp8_products(self, native: bool) -> None:

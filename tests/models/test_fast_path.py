@@ -97,6 +97,26 @@ def test_switches_without_a_card_leave_the_plain_path(model: Transformer) -> Non
     model.use_fp8_products(False)
 
 
+def test_bytes_of_merged_loras_are_those_of_the_copy() -> None:
+    """Low-rank branches in every layer: exactly their size; a single LoRA is not copied."""
+    branches = [LowRank(0.5, torch.randn(r, 12), torch.randn(8, r)) for r in (2, 3)]
+    sizes = [4 * (b.down.numel() + b.up.numel()) for b in branches]
+    [merged] = merge_low_rank(branches)
+    assert isinstance(merged, LowRank)
+    copied = 4 * (merged.down.numel() + merged.up.numel())
+    names = frozenset({"loras", "fused"})
+    assert fast_options.merged_lora_bytes(names, sizes) == copied
+    assert fast_options.merged_lora_bytes(names, sizes[:1]) == 0
+    assert merge_low_rank(branches[:1]) == (branches[0],)
+    assert fast_options.merged_lora_bytes(frozenset(), sizes) == 0
+
+
+def test_bytes_of_recordings() -> None:
+    assert fast_options.recording_bytes(frozenset({"graphs"}), 100, 7, 2) == 214
+    assert fast_options.recording_bytes(frozenset({"graphs"}), 100, 7, 0) == 0
+    assert fast_options.recording_bytes(frozenset({"loras"}), 100, 7, 2) == 0
+
+
 def test_loras_as_one_product() -> None:
     """Three LoRAs of different ranks: one branch, same result to float32 rounding."""
     layer, x = Linear(24, 16), torch.randn(2, 5, 24)

@@ -19,7 +19,7 @@ Completion = tuple[str, str]
 """A value and its description."""
 
 AUDIO_MODES = ("refine", "keep", "none")
-CODECS = ("h264", "h265", "av1", "prores")
+CODECS = ("h264", "h265", "av1", "prores", "h264_nvenc", "h265_nvenc")
 FITS = ("cover", "letterbox")
 OFFLOADS = ("auto", "none", "stream", "disk")
 FAST = ("attention", "fused", "fp8", "fp4", "loras", "graphs", "compile")

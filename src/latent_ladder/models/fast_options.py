@@ -7,7 +7,7 @@ user names them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 FAST: Mapping[str, str] = MappingProxyType(
@@ -46,3 +46,22 @@ def attention_of(names: frozenset[str]) -> str | None:
         if switch == "attention":
             return value or "auto"
     return None
+
+
+def merged_lora_bytes(names: frozenset[str], lora_bytes: Sequence[int]) -> int:
+    """Most bytes that the switch ``loras`` adds to those of the LoRAs on the device.
+
+    ``lora_bytes`` are the sizes of the LoRAs in use together. Their low-rank tensors are copied
+    where a layer has two or more; other kinds of adapters are not, so it may be less.
+    """
+    return sum(lora_bytes) if "loras" in names and len(lora_bytes) > 1 else 0
+
+
+def recording_bytes(names: frozenset[str], activation_bytes: int, io_bytes: int, kinds: int) -> int:
+    """Most bytes that the switch ``graphs`` keeps on the device until a stage ends.
+
+    Each of ``kinds`` kinds of forward that are recorded keeps its activations
+    (``activation_bytes``, the peak of one forward) and copies of its inputs and outputs
+    (``io_bytes``). Forwards of streamed blocks are not recorded: they have 0 kinds.
+    """
+    return kinds * (activation_bytes + io_bytes) if "graphs" in names else 0

@@ -256,7 +256,8 @@ CodecName = Annotated[
         "--codec",
         metavar="NAME",
         autocompletion=completion.offer(completion.CODECS),
-        help="Video codec: h264, h265, av1 or prores. Default: the usual one of the file type.",
+        help="Video codec: h264, h265, av1 or prores; on an NVIDIA GPU h264_nvenc, h265_nvenc. "
+        "Default: the usual one of the file type.",
     ),
 ]
 Crf = Annotated[

@@ -39,6 +39,7 @@ from latent_ladder.errors import (
     CorruptCheckpoint,
     RequestError,
 )
+from latent_ladder.jobs import downloading
 from latent_ladder.storage import file_hashes
 
 BIG = CatalogFile("deep/inside/big.safetensors", "org/models", "checkpoints", 0, ("transformer",))
@@ -468,6 +469,80 @@ def test_the_licence_is_named_before_a_download(
     assert server.transfers() == []
 
 
+LICENCE = "Terms of use \u2013 \x1b[31m1. You may ...\n" * 50
+
+
+@pytest.fixture
+def gated(server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub with all files of LTX-2.5 for an account that accepted the licence there."""
+    files = models.select_files("ltx-2.5")
+    server.gates["Lightricks/LTX-2.5"] = {"hf_accepted"}
+    for file in files:
+        server.files[file.repository, file.path] = file.name.encode()
+    monkeypatch.setenv("HF_TOKEN", "hf_accepted")
+    for name in ("plan_download", "fetch_licence", "download_files"):
+        whole = functools.partial(getattr(download, name), hub=Hub(server.endpoint, "hf_accepted"))
+        monkeypatch.setattr(download, name, whole)
+    monkeypatch.setenv("COLUMNS", "200")
+    return Hub(server.endpoint, "hf_accepted")
+
+
+def get_2_5(folder: Path, *words: str, answer: str = "") -> Any:
+    command = ["models", "get", "ltx-2.5", "--to", str(folder), *words]
+    return CliRunner().invoke(build_app(), command, input=answer)
+
+
+@pytest.mark.usefixtures("gated")
+@pytest.mark.parametrize("name", ["LICENSE", "LICENSE.md"])
+def test_the_text_of_a_licence_is_stored_once_accepted(
+    server: HubServer, folder: Path, name: str
+) -> None:
+    server.files["Lightricks/LTX-2.5", name] = LICENCE.encode()
+    refused = get_2_5(folder)
+    assert isinstance(refused.exception, RequestError)
+    assert "add --yes to accept it" in str(refused.exception.hint)
+    assert not [path for path, _ in server.transfers() if "LICENSE" not in path]
+    assert not folder.exists()
+    assert get_2_5(folder, "--yes").exit_code == 0
+    stored = folder / "LICENSE-Lightricks-LTX-2.5.txt"
+    assert stored.read_text("utf-8") == LICENCE
+    assert len(list(folder.rglob("*.safetensors"))) == len(models.select_files("ltx-2.5"))
+
+
+@pytest.mark.usefixtures("gated")
+@pytest.mark.parametrize(("answer", "downloads"), [("n\n", False), ("y\n", True)])
+def test_at_a_terminal_it_is_shown_and_asked_for(
+    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, downloads: bool
+) -> None:
+    shown: list[str] = []
+    server.files["Lightricks/LTX-2.5", "LICENSE"] = LICENCE.encode()
+    monkeypatch.setattr("pydoc.pager", shown.append)
+    monkeypatch.setattr(models, "is_terminal", lambda: True)
+    done = get_2_5(folder, answer=answer)
+    assert (done.exit_code == 0) is downloads
+    count = len(models.select_files("ltx-2.5")) if downloads else 0
+    assert len(list(folder.rglob("*.safetensors"))) == count
+    assert "1. You may" in shown[0]
+    assert "\x1b" not in shown[0]
+    if downloads:
+        next(folder.rglob("*.safetensors")).unlink()
+        assert get_2_5(folder).exit_code == 0, "it was accepted before"
+        assert len(shown) == 1
+
+
+@pytest.mark.usefixtures("gated")
+@pytest.mark.parametrize("text", [None, b"", b"x" * (2**20 + 1)])
+def test_without_a_text_its_page_is_named(
+    server: HubServer, folder: Path, text: bytes | None
+) -> None:
+    if text is not None:
+        server.files["Lightricks/LTX-2.5", "LICENSE"] = text
+    done = get_2_5(folder, "--yes")
+    assert done.exit_code == 0
+    assert "is on https://huggingface.co/Lightricks/LTX-2.5" in done.stderr
+    assert not list(folder.glob("LICENSE*"))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "nvfp4", "gguf-q4_k_m"])
 def test_a_set_has_every_role(precision: str) -> None:
     roles = {
@@ -483,6 +558,6 @@ def test_the_default_folder_is_the_first_of_the_user(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LADDER_MODELS", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert models.default_target() == Path("models")
+    assert downloading.default_target() == Path("models")
     (tmp_path / "ComfyUI" / "models").mkdir(parents=True)
-    assert models.default_target() == (tmp_path / "ComfyUI" / "models").resolve()
+    assert downloading.default_target() == (tmp_path / "ComfyUI" / "models").resolve()

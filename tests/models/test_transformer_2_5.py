@@ -15,6 +15,7 @@ from torch import Tensor
 from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.latents.shapes import Resolution
+from latent_ladder.latents.slot_frames import slot_frames
 from latent_ladder.latents.tokens import (
     audio_to_tokens,
     tokens_to_audio,
@@ -24,7 +25,6 @@ from latent_ladder.latents.tokens import (
 from latent_ladder.models.latent_upsampler.upsample import load_upsampler, upsample
 from latent_ladder.models.lora.attach import temporary_loras
 from latent_ladder.models.transformer.denoiser import Denoiser, DenoiserStream
-from latent_ladder.models.transformer.keyframes import slot_frames
 from latent_ladder.models.transformer.model import Transformer, load_transformer
 from latent_ladder.models.transformer.pass_batching import PassSpec
 from latent_ladder.models.transformer.rope_tables import audio_positions

@@ -250,7 +250,8 @@ def test_every_field_has_a_row() -> None:
             known |= set(table_fields(table, f"{kind}."))
     files = {name for name in known if name.split(".")[0] in ELSEWHERE}
     # an automatic duration becomes a number of frames before any key is made
-    newest = {"base.generated_keyframes", "auto_duration.min_s", "auto_duration.max_s"}
+    newest = {"base.keyframes", "refine.keyframes"}  # see test_keyframes_first
+    newest |= {"base.generated_keyframes", "auto_duration.min_s", "auto_duration.max_s"}
     assert known - files - TILES == set(ROWS) | ONE_VALUE | newest
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+from helpers.goldens import Goldens
 from helpers.request_stages import stages_of
 
+from latent_ladder.checkpoints.families import FAMILIES
 from latent_ladder.diagnostics.request_warnings import advise
 from latent_ladder.errors import RequestError
 from latent_ladder.request.model import Request
@@ -16,6 +18,7 @@ from latent_ladder.request.presets import (
     preset_training,
     read_preset,
 )
+from latent_ladder.request.stages import BaseStage
 from latent_ladder.sampling.schedules import DISTILLED_STAGE_1, DISTILLED_STAGE_2
 
 PROMPT = "A woman walks along the shore while waves break behind her."
@@ -266,3 +269,22 @@ def test_comfyui_templates_of_ltx_2_5() -> None:
     assert decode.overlap_frames == 16
     (between,) = preset("ltx-2.5-comfy-first-last").sampling_stages()
     assert between[1].options.eta == 0
+
+
+def test_official_defaults_of_2_5(golden_2_5: Goldens) -> None:
+    """Steps, guidance, size and image compression that the reference derives from version 2.5."""
+    want = golden_2_5("params.detected").params
+    request = preset("ltx-2.5-two-stage")
+    base = request.stages[0]
+    assert isinstance(base, BaseStage)
+    assert base.steps == want["steps"]
+    assert (request.frames, request.fps) == (want["frames"], want["fps"])
+    assert [request.height, request.width] == [2 * side for side in want["stage_1"]]
+    assert FAMILIES["2.5"].image_crf == want["image_crf"]
+    for stream in ("video", "audio"):
+        got, values = getattr(base.guidance, stream), want[stream]
+        assert got.cfg == values["cfg_scale"]
+        assert got.stg == values["stg_scale"]
+        assert list(got.stg_blocks) == values["stg_blocks"]
+        assert got.rescale == values["rescale_scale"]
+        assert got.modality == values["modality_scale"]

@@ -8,6 +8,7 @@ hash equal those of the hub. Existing files are never overwritten.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import time
@@ -412,6 +413,36 @@ def licence_name(file: CatalogFile) -> str:
 
 LICENCES = {"Lightricks/LTX-2.5": "the LTX-2.x Community License"}
 """Licences of gated repositories; the text is on their pages."""
+
+
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+"""Names of the licence's text in a repository, in the order in which they are tried."""
+MAX_LICENCE_BYTES = 2**20
+
+
+def fetch_licence(file: CatalogFile, hub: Hub = DEFAULT_HUB) -> str | None:
+    """The text of the licence in a file's repository; ``None`` if there is none to read.
+
+    Raises :class:`CheckpointError` without access or connection.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    for name in LICENCE_FILES:
+        url = hf_hub_url(file.repository, name, endpoint=hub.endpoint)
+        text = io.BytesIO()
+        try:
+            with _hub_errors(replace(file, path=name)):
+                size = get_hf_file_metadata(url, token=hub.token, endpoint=hub.endpoint).size
+                if size is None or not 0 < size <= MAX_LICENCE_BYTES:
+                    continue
+                headers = build_hf_headers(token=hub.token) | {"Accept-Encoding": "identity"}
+                http_get(url, text, headers=headers, expected_size=size)
+        except CheckpointNotFound:
+            continue
+        return text.getvalue().decode("utf-8", "replace")
+    return None
 
 
 def licence_notes(files: Sequence[CatalogFile]) -> tuple[str, ...]:

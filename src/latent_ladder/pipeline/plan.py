@@ -29,6 +29,7 @@ from latent_ladder.latents.shapes import Resolution
 from latent_ladder.models.text_encoder.tokenizer import fold_case
 from latent_ladder.pipeline import artifact_keys as keys
 from latent_ladder.pipeline.input_files import InputFile, InputFiles, read_input_files
+from latent_ladder.request.keyframes_first import is_keyframes_first, keyframe_use
 from latent_ladder.request.model import Request
 from latent_ladder.request.sampling_options import Lora
 from latent_ladder.request.stages import (
@@ -92,6 +93,11 @@ class RunPlan:
         return keys.clip_key(self.request, inputs, self.models, upscaler_id)
 
     @property
+    def stages_of_request(self) -> tuple[PlannedStage, ...]:
+        """The planned stages that the request names, in its order."""
+        return tuple(s for s in self.stages if s.position is not None)
+
+    @property
     def latents(self) -> PlannedStage:
         """The stage whose video latents are decoded."""
         return next(s for s in reversed(self.stages) if s.position is not None)
@@ -140,6 +146,7 @@ def _lora_notes(
     """Notes on strength and target model from the headers of LoRAs, each file once."""
     used = {lora.id: lora for stage in stages for lora, _ in stage.loras}
     has_reference = request.video is not None and request.video.mode == "reference"
+    has_reference |= is_keyframes_first(request.stages)
     for lora in used.values():
         yield from describe_scales(lora)
         note = lora_family_note(lora, models.family)
@@ -204,6 +211,12 @@ def _check(request: Request, models: ModelSet) -> None:
 def _check_slots(request: Request, models: ModelSet) -> None:
     base = request.stages[0]
     slots = base.generated_keyframes if isinstance(base, BaseStage) else 0
+    if is_keyframes_first(request.stages) and not marks_keyframes(models.transformer):
+        raise RequestError(
+            f"base.keyframes=segments: {models.transformer.file.path.name} has no mark of "
+            "keyframes, only LTX-2.5 has",
+            "use another preset, or a transformer of LTX-2.5",
+        )
     if slots and not marks_keyframes(models.transformer):
         raise RequestError(
             f"base.generated_keyframes={slots}: {models.transformer.file.path.name} has no mark of "
@@ -249,9 +262,15 @@ class _PlanBuilder:
                 for made in [] if is_copied else self._input_stages(position):
                     encoded.setdefault(made.key, made)
                     inputs += (made.key,)
+                if keyframe_use(stage) == "refine" and self._is_in_context(stage):
+                    inputs += (planned[0].key,)
             planned.append(self._stage(position, stage, inputs))
         sound = [self._sound(planned)] if self.request.resolved.has_sound else []
         return [*prompts.values(), *encoded.values(), *planned, *sound]
+
+    def _is_in_context(self, stage: SamplingStage) -> bool:
+        """True if a stage has a LoRA that works with a reference."""
+        return any(is_in_context(lora) for lora, _ in self._loras(stage))
 
     def _input_stages(self, position: int) -> list[PlannedStage]:
         """Stages that encode the input files that the sampling stage ``position`` uses."""

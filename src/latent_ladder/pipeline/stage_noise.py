@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 
 from latent_ladder.latents.shapes import duration
-from latent_ladder.models.transformer.keyframes import slot_frames
 from latent_ladder.pipeline.input_files import reference_resolution
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan
-from latent_ladder.pipeline.start_state import keyframe_positions, reference_positions
+from latent_ladder.pipeline.start_state import (
+    base_reference_positions,
+    keyframe_positions,
+    reference_positions,
+)
+from latent_ladder.pipeline.temporal_rounds import tile_resolution
 from latent_ladder.pipeline.temporal_windows import times_in_window
-from latent_ladder.request.stages import BaseStage, SamplingStage
+from latent_ladder.request.keyframes_first import generated_frames, tiles_of_round
+from latent_ladder.request.stages import SamplingStage
 from latent_ladder.request.windows import Window
 from latent_ladder.sampling.denoise import NoiseShapes
 
@@ -37,10 +42,28 @@ def earlier_noise(
     before = [k for k in range(len(requested)) if _shares_seed(plan, k)]
     stages = [stage for stage in plan.stages if stage.position in before]
     return tuple(
-        noise_shapes(plan, stage, stage.windows[window])
+        shapes
         for stage in stages
         if stage.sigmas and window < len(stage.windows)
+        for shapes in (
+            tile_noise_shapes(plan, stage) or [noise_shapes(plan, stage, stage.windows[window])]
+        )
     )
+
+
+def tile_noise_shapes(plan: RunPlan, stage: PlannedStage) -> list[NoiseShapes]:
+    """The shapes of the noise of each tile of a temporal round; none for another stage."""
+    if stage.resolution is None or stage.position is None:
+        raise TypeError(f"{stage.name} is not a planned sampling stage")
+    resolution = stage.resolution
+    found = []
+    for tile in tiles_of_round(plan.request.stages, stage.position, resolution):
+        channels = plan.models.transformer.shape("patchify_proj.weight")[1]
+        video = tile_resolution(tile, resolution).video_latent_shape(channels)
+        beside = len(tile.given) + len(tile.generated)
+        extra = beside * resolution.latent_height * resolution.latent_width
+        found.append(NoiseShapes(video, None, extra))
+    return found
 
 
 def noise_shapes(plan: RunPlan, stage: PlannedStage, window: Window) -> NoiseShapes:
@@ -71,12 +94,13 @@ def _guide_times(plan: RunPlan, stage: PlannedStage) -> Iterator[Tensor]:
     frames = [image.index(request.frames) for image in request.active_images]
     shown = [duration(frame, request.fps) for frame in frames if frame > 0]
     requested = request.stages[stage.position]
-    slots = requested.generated_keyframes if isinstance(requested, BaseStage) else 0
-    shown += [duration(n, resolution.fps) for n in slot_frames(slots, resolution.frames)]
+    shown += [duration(n, resolution.fps) for n in generated_frames(requested, resolution)]
     for time in shown:
         yield _middles(keyframe_positions(time, resolution))
     for key in stage.inputs:
         planned = plan.stage(key)
+        if planned.kind == "base" and planned.resolution is not None and key != stage.inputs[0]:
+            yield _middles(base_reference_positions(planned.resolution, resolution))
         if planned.kind == "video_in" and planned.files[0].role == "reference":
             options = planned.files[0].options
             part = reference_resolution(resolution, options)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from latent_ladder.latents.shapes import Resolution, duration
+from latent_ladder.latents.slot_frames import slot_frames
 from latent_ladder.latents.tokens import audio_to_tokens, video_to_tokens
-from latent_ladder.models.transformer.keyframes import keyframe_mask, slot_frames
+from latent_ladder.models.transformer.keyframes import keyframe_mask
 from latent_ladder.models.transformer.rope_tables import audio_positions, video_positions
 from latent_ladder.request.model import Request
 from latent_ladder.sampling.denoise import LatentState
@@ -139,7 +140,7 @@ def apply_images(
             start = replace(start, video=start.video.with_content(0, tokens, image.strength))
         else:
             positions = keyframe_positions(duration(frame, request.fps), resolution)
-            start = _append_guide(start, tokens, positions, image.strength)
+            start = append_guide(start, tokens, positions, image.strength)
     return start
 
 
@@ -200,7 +201,7 @@ def append_reference(
     frames, height, width = latents.shape[2:]
     positions = reference_positions((frames, height, width), resolution, factor)
     tokens = video_to_tokens(latents).to(start.video.tokens)
-    return _append_guide(start, tokens, positions, request.video.strength)
+    return append_guide(start, tokens, positions, request.video.strength)
 
 
 def reference_positions(
@@ -213,6 +214,12 @@ def reference_positions(
     positions[:, 0] = (positions[:, 0] - (slower - 1) / float(resolution.fps)).clamp_min(0)
     positions[:, 1:] *= factor
     return positions
+
+
+def base_reference_positions(base: Resolution, resolution: Resolution) -> Tensor:
+    """Bounds (1, 3, N, 2) of a base stage's clip as the reference of a larger one."""
+    grid = (base.latent_frames, base.latent_height, base.latent_width)
+    return reference_positions(grid, resolution, resolution.latent_height // base.latent_height)
 
 
 VIDEO_MODES: Mapping[str, Callable[[StartState, InputLatents, Request, Resolution], StartState]] = {
@@ -239,9 +246,10 @@ def keyframe_positions(time: Fraction, resolution: Resolution) -> Tensor:
     return positions
 
 
-def _append_guide(
+def append_guide(
     start: StartState, tokens: Tensor, positions: Tensor, strength: float
 ) -> StartState:
+    """The start with ``tokens`` (1, N, C) appended, which are kept with ``strength``."""
     return replace(
         start,
         video=start.video.with_appended(tokens, strength),

@@ -43,6 +43,7 @@ from latent_ladder.request.fields import (
     is_int,
 )
 from latent_ladder.request.inputs import Crf, Image, Video, inputs_problems
+from latent_ladder.request.keyframes_first import keyframes_first_problems
 from latent_ladder.request.output import Decode, Output
 from latent_ladder.request.presets import read_preset
 from latent_ladder.request.problems import Found, Problem, report
@@ -304,6 +305,7 @@ class Request(Table):
         problems += self.decode.problems(canvas.width, canvas.height)
         problems += inputs_problems(self.images, self.video, self.frames, self.fps)
         problems += self._hdr_problems()
+        problems += keyframes_first_problems(self)
         if isinstance(self.windows, Windows):
             problems += self.windows.problems(self.fps, shapes.time_product(self.factors))
         if self.audio_in is not None and self.audio == "none":
@@ -484,6 +486,8 @@ class Request(Table):
             fields.pop(name, None)
         if not fields.get("generated_keyframes"):  # left out, as in older keys
             fields.pop("generated_keyframes", None)
+        if fields.get("keyframes") in ("even", "none"):
+            del fields["keyframes"]
         tiles = stage.tiles_for(resolution) if isinstance(stage, RefineStage) else None
         if tiles is not None:
             fields["tiles"] = tiles.model_dump()

@@ -8,15 +8,17 @@ Nothing here knows a file, a device or a tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, Protocol
 
 from latent_ladder.errors import RequestError
 from latent_ladder.latents import shapes
+from latent_ladder.latents.keyframe_segments import keyframe_canvas
 from latent_ladder.latents.shapes import Crop, Factor, Resolution
 from latent_ladder.latents.tiling import TilePlan
 from latent_ladder.request.inputs import Video
+from latent_ladder.request.keyframes_first import is_keyframes_first
 from latent_ladder.request.problems import Found, report
 from latent_ladder.request.stage_rules import stage_kinds, stage_names
 from latent_ladder.request.stages import (
@@ -116,7 +118,14 @@ def upsample_factors(stages: Sequence[Stage]) -> tuple[Factor, ...]:
 def stage_resolutions(request: RequestFields) -> tuple[Resolution, ...]:
     """The resolution of each stage's output."""
     size, factors = (request.width, request.height), upsample_factors(request.stages)
-    found = shapes.resolutions(size, request.frames, request.fps, factors)
+    frames = request.frames
+    if is_keyframes_first(request.stages):  # whole segments; the rest is cut before decoding
+        in_time = shapes.time_product(factors)
+        frames = (keyframe_canvas((frames - 1) // in_time + 1).frames - 1) * in_time + 1
+    found = shapes.resolutions(size, frames, request.fps, factors)
+    if is_keyframes_first(request.stages):  # the sound is that of the base stage's canvas
+        sound = shapes.audio_latents(found[0].frames, found[0].fps)
+        found = tuple(replace(resolution, audio_latents=sound) for resolution in found)
     upsampled, out = 0, []
     for stage in request.stages:
         upsampled += isinstance(stage, UpsampleStage)
@@ -185,7 +194,7 @@ def _sigmas_from_video(video: Video | None, sigmas: tuple[float, ...]) -> tuple[
 
 
 def _clip_windows(request: RequestFields, time_factor: int) -> Windows | None:
-    if request.windows == "off":
+    if request.windows == "off" or is_keyframes_first(request.stages):
         return None
     if request.windows == "auto":
         return choose_windows(request.frames, request.fps, time_factor)

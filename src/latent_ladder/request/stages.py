@@ -90,6 +90,9 @@ class BaseStage(SamplingStage):
     generated_keyframes: Int = Field(default=0, ge=0, le=MAX_SLOTS)
     """Number of evenly spaced keyframes that are generated beside the clip and dropped after the
     stage, LTX-2.5 only. They keep long clips consistent and cost one latent frame each."""
+    keyframes: Literal["even", "segments"] = "even"
+    """Places of the generated keyframes: ``even`` as many as ``generated_keyframes`` says,
+    ``segments`` one for every 24 or 32 frames of a keyframes-first clip (experimental)."""
 
 
 class RefineStage(SamplingStage):
@@ -104,6 +107,9 @@ class RefineStage(SamplingStage):
     denoise: Real | None = Field(default=None, gt=0, le=1)
     """Share of the schedule that the stage runs, as in ComfyUI; unset, all of it. 0.35 to 0.55 is
     usual: less adds little detail, above 0.7 it replaces the motion."""
+    keyframes: Literal["none", "refine", "round"] = "none"
+    """Use of the keyframes of a keyframes-first clip (experimental): ``refine`` denoises them with
+    the clip, ``round`` makes the clip of twice the frame rate between them, in tiles."""
     tiles: StageTiles = "auto"
     """Tiles in which the stage is denoised: ``auto`` uses them where a side is longer than 2048 px,
     ``off`` never, a table sets their size."""

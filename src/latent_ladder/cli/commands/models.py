@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,9 @@ from latent_ladder.cli.console import (
     show_warning,
     stderr_console,
 )
+from latent_ladder.cli.printable import printable
 from latent_ladder.errors import Cancelled, CheckpointNotFound, RequestError
+from latent_ladder.jobs.downloading import accept_licences, default_target
 from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
@@ -148,7 +151,8 @@ def get_models(
 
     Resumes where an earlier download stopped, skips files that are there,
     and checks sizes and hashes. The files of ltx-2.5 are gated: accept the
-    licence on their page first, and set HF_TOKEN.
+    licence on their page first, and set HF_TOKEN. Its text is shown before
+    the first download and stays beside the files; --yes accepts it.
     """
     from latent_ladder.checkpoints.download import check_free_space, licence_notes, plan_download
 
@@ -163,6 +167,7 @@ def get_models(
         _print_plan(plan)
     if not dry_run:
         check_free_space(plan)
+        accept_licences(plan, _no_question if yes else _ask_for_acceptance, show_note)
         _confirm(plan, yes)
         _download(plan, quiet=as_json)
     if as_json:
@@ -258,20 +263,34 @@ def select_files(
     )
 
 
-def default_target() -> Path:
-    """The first searched models/ folder that is the user's, else ``./models``."""
-    from latent_ladder.checkpoints.search_paths import model_folders
+def is_terminal() -> bool:
+    """True if there is somebody to ask."""
+    return sys.stdin.isatty()
 
-    # A folder with a category has one kind of file; a download needs the whole tree.
-    own = [f.path for f in model_folders() if f.category is None and not f.is_embedded]
-    return own[0] if own else Path("models")
+
+def _no_question(_: CatalogFile, __: str) -> None:
+    """Accept without asking."""
+
+
+def _ask_for_acceptance(file: CatalogFile, text: str) -> None:
+    from latent_ladder.checkpoints.download import licence_name
+
+    name = licence_name(file)
+    if not is_terminal():
+        raise RequestError(
+            f"{file.repository} needs the acceptance of {name}, and there is no terminal to ask",
+            f"read it on https://{file.page}, and add --yes to accept it",
+        )
+    pydoc.pager(printable(text))
+    if not typer.confirm(f"Do you accept {name} of {file.repository}?", err=True):
+        raise Cancelled("the licence was not accepted, nothing was downloaded")
 
 
 def _confirm(plan: DownloadPlan, yes: bool) -> None:
     """Ask before a large download; without a terminal ``--yes`` is needed."""
     if yes or plan.remaining_bytes <= CONFIRM_ABOVE_BYTES:
         return
-    if not sys.stdin.isatty():
+    if not is_terminal():
         raise RequestError(
             f"downloading {format_bytes(plan.remaining_bytes)} to {plan.folder} needs a "
             "confirmation, and there is no terminal to ask",

@@ -52,6 +52,9 @@ def _check_stages(request: Request) -> Iterator[tuple[str, str]]:
             yield from _check_sampling(stage, name)
         if isinstance(stage, RefineStage) and stage.tiles_for(resolution) is not None:
             yield f"{name}.tiles", "ComfyUI samples the stage without tiles: it needs more memory."
+        if isinstance(stage, RefineStage) and stage.keyframes != "none":
+            text = "the graph samples the stage whole: nodes have no keyframes-first clips."
+            yield f"{name}.keyframes", text
         if isinstance(stage, UpscaleStage) and stage.name == "rtx":
             yield f"{name}.name", "RTX super resolution needs NVIDIA's node pack and an RTX GPU."
 

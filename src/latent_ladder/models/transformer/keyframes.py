@@ -25,8 +25,3 @@ def keyframe_mask(positions: Tensor, appended: int, slots: slice | None = None) 
     if slots is not None:
         mask[:, slots] = 1.0
     return mask
-
-
-def slot_frames(count: int, frames: int) -> tuple[int, ...]:
-    """Frames of ``count`` evenly spaced keyframes inside a clip of ``frames`` frames."""
-    return tuple(round(i * (frames - 1) / (count + 1)) for i in range(1, count + 1))

@@ -41,8 +41,10 @@ from latent_ladder.pipeline.model_runner import ModelRunner
 from latent_ladder.pipeline.plan import RunPlan
 from latent_ladder.pipeline.stage_noise import earlier_noise
 from latent_ladder.pipeline.stages.audio_decoding import SAMPLE_RATE_KEY
+from latent_ladder.pipeline.temporal_rounds import latent_frames_of
 from latent_ladder.pipeline.thumbnails import Thumbnails
 from latent_ladder.request.files import clip_metadata
+from latent_ladder.request.keyframes_first import is_keyframes_first
 from latent_ladder.request.model import Request
 from latent_ladder.request.output import Decode
 from latent_ladder.sampling.denoise import generator_after
@@ -176,6 +178,7 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
 
     ``latents`` are (1, C, F, H, W). The transformer is unloaded first.
     """
+    latents = _of_clip(job, latents)
     upscale, crop = job.plan.upscale, job.request.resolved.crop
     job.runner.release()
     vae, tiles = _decoder(job, latents)
@@ -188,9 +191,17 @@ def decode_frames(job: DecodeJob, latents: Tensor, bits: int = 8) -> Iterator[Fr
     yield from integer_frames(_cropped_pixels(job, latents, vae, tiles), bits)
 
 
+def _of_clip(job: DecodeJob, latents: Tensor) -> Tensor:
+    """The latents of the clip, without the rest of the last segment of a keyframes-first one."""
+    if not is_keyframes_first(job.request.stages):
+        return latents
+    return latents[:, :, : latent_frames_of(job.request.frames)]
+
+
 def _decode_pixels(job: DecodeJob, latents: Tensor) -> Iterator[Tensor]:
     """Frames (n, 3, H, W) of the file, 0..1, of an HDR clip: the decoder runs in float32."""
     job.runner.release()
+    latents = _of_clip(job, latents)
     vae, tiles = _decoder(job, latents, torch.float32)
     yield from _cropped_pixels(job, latents, vae, tiles)
 

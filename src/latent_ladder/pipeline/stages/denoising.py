@@ -23,7 +23,15 @@ from latent_ladder.models.transformer.streams import Nag
 from latent_ladder.models.transformer.tiled_denoiser import TiledDenoiser
 from latent_ladder.pipeline.stage_noise import earlier_noise
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult, Tensors
-from latent_ladder.pipeline.start_state import INPUT_KINDS, StartState, apply_inputs, plain_start
+from latent_ladder.pipeline.start_state import (
+    INPUT_KINDS,
+    StartState,
+    append_guide,
+    append_slots,
+    apply_inputs,
+    base_reference_positions,
+    plain_start,
+)
 from latent_ladder.pipeline.temporal_windows import (
     PartialClip,
     Shapes,
@@ -31,6 +39,7 @@ from latent_ladder.pipeline.temporal_windows import (
     WindowContext,
     clip_latents,
 )
+from latent_ladder.request.keyframes_first import generated_frames, is_keyframes_first
 from latent_ladder.request.sampling_options import StreamGuidance
 from latent_ladder.request.stages import BaseStage, RefineStage, SamplingStage
 from latent_ladder.sampling.denoise import (
@@ -50,13 +59,15 @@ LATENT_DIMS = 5
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class StageInputs:
     """Input artefacts of a sampling stage, sorted by use."""
 
     latents: Tensors | None
     contexts: tuple[Conditioning, ...]
     input_latents: Tensors
     reference_factor: int = 1
+    base: Tensors | None = None
+    """Result of the base stage, where it is a reference."""
 
 
 def denoise(job: StageJob, memory: StageMemory) -> StageResult:
@@ -120,15 +131,18 @@ def denoise_together(jobs: Sequence[StageJob], memory: StageMemory) -> list[Stag
     if stage.resolution is None or not isinstance(requested, BaseStage | RefineStage):
         raise TypeError(f"{stage.name} is not a planned sampling stage")
     plan, request = memory.offload_plan, job.plan.request
-    inputs = _sort_inputs(job)
+    inputs = sort_inputs(job)
     contexts = _contexts_of(jobs)
     transformer = runner.transformer_for(job.plan.models.transformer, plan)
     shapes = _latent_shapes(job, transformer, stage.resolution)
     start = plain_start(*_states(shapes, inputs.latents), stage.resolution)
-    slots = requested.generated_keyframes if isinstance(requested, BaseStage) else 0
-    start = apply_inputs(
-        start, inputs.input_latents, request, stage.resolution, slots, inputs.reference_factor
-    )
+    if is_keyframes_first(request.stages):
+        start = _with_keyframes(job, start, stage.resolution, inputs)
+    else:
+        slots = requested.generated_keyframes if isinstance(requested, BaseStage) else 0
+        start = apply_inputs(
+            start, inputs.input_latents, request, stage.resolution, slots, inputs.reference_factor
+        )
     clip, done = _resume(job, PartialClip.of(start, stage.resolution))
     clips = [clip] * len(jobs)
     keyframes: list[Tensors] = [{}] * len(jobs)
@@ -145,11 +159,11 @@ def denoise_together(jobs: Sequence[StageJob], memory: StageMemory) -> list[Stag
             audio = None if start.audio is None else LatentState.stack([start.audio] * len(jobs))
             noises = [_noises(j, requested, context, start.extra) for j in jobs]
             tokens = sample(
-                _denoiser(job, transformer, requested, plan, contexts, start),
+                make_denoiser(job, transformer, requested, plan, contexts, start),
                 video,
                 audio,
                 Noises.stack(noises),
-                _sampling_plan(job, requested),
+                plan_sampling(job, requested),
                 partial(context.report_step, Packing.of(video, audio)),
             )
             own = [_item(tokens, n) for n in range(len(jobs))]
@@ -175,10 +189,10 @@ def _item(tokens: Streams, number: int) -> Streams:
 
 def _contexts_of(jobs: Sequence[StageJob]) -> tuple[Conditioning, ...]:
     """Contexts of all jobs: their prompts as a batch, unless equal, and the common negative one."""
-    first = _sort_inputs(jobs[0]).contexts
+    first = sort_inputs(jobs[0]).contexts
     if all(job.stage.inputs == jobs[0].stage.inputs for job in jobs):
         return first
-    prompts = [_sort_inputs(job).contexts[0] for job in jobs]
+    prompts = [sort_inputs(job).contexts[0] for job in jobs]
     stacked = Conditioning(
         torch.cat([p.video for p in prompts]), torch.cat([p.audio for p in prompts])
     )
@@ -194,15 +208,18 @@ def _read_slots(start: StartState, tokens: Tensor | None, resolution: Resolution
     return {"keyframes": tokens_to_video(made, made.shape[1] // (height * width), height, width)}
 
 
-def _sort_inputs(job: StageJob) -> _Inputs:
+def sort_inputs(job: StageJob) -> StageInputs:
+    """The inputs of a sampling stage by their use, texts on the device."""
     input_latents: Tensors = {}
     others: list[Tensors] = []
-    factor = 1
+    factor, base = 1, None
     for key, tensors in zip(job.stage.inputs, job.inputs, strict=True):
         planned = job.plan.stage(key)
         if planned.kind in INPUT_KINDS:
             input_latents |= tensors
             factor = max(factor, *(int(f.options.get("smaller", 1)) for f in planned.files), 1)
+        elif planned.position is not None and others:
+            base = tensors
         else:
             others.append(tensors)
     latents = others[0] if others[0]["video"].ndim == LATENT_DIMS else None
@@ -211,7 +228,24 @@ def _sort_inputs(job: StageJob) -> _Inputs:
     contexts = tuple(
         Conditioning(c["video"], c["audio"]).to(runtime.device, runtime.dtype) for c in texts
     )
-    return _Inputs(latents, contexts, input_latents, factor)
+    return StageInputs(latents, contexts, input_latents, factor, base)
+
+
+def _with_keyframes(
+    job: StageJob, start: StartState, resolution: Resolution, inputs: StageInputs
+) -> StartState:
+    """The start of a keyframes-first clip: its generated keyframes, then the base's clip.
+
+    They start from those of the stage before, those of the base stage from zeros.
+    """
+    before = None if inputs.latents is None else inputs.latents["keyframes"]
+    frames = generated_frames(job.requested, resolution)
+    start = append_slots(start, frames, resolution, before)
+    base = job.plan.stages_of_request[0].resolution
+    if inputs.base is not None and base is not None:
+        tokens = video_to_tokens(inputs.base["video"]).to(start.video.tokens)
+        start = append_guide(start, tokens, base_reference_positions(base, resolution), 1.0)
+    return start
 
 
 def _resume(job: StageJob, clip: PartialClip) -> tuple[PartialClip, int]:
@@ -284,13 +318,14 @@ def _noises(
     )
 
 
-def _sampling_plan(job: StageJob, requested: SamplingStage) -> SamplingPlan:
+def plan_sampling(job: StageJob, requested: SamplingStage) -> SamplingPlan:
+    """The sampler of a stage with its sigmas and options."""
     options = SamplerOptions(**requested.options.model_dump(exclude_none=True))
     convention = job.plan.request.mask_convention
     return SamplingPlan(job.stage.sigmas, requested.sampler, options, convention)
 
 
-def _denoiser(
+def make_denoiser(
     job: StageJob,
     transformer: Transformer,
     requested: SamplingStage,
@@ -298,6 +333,7 @@ def _denoiser(
     contexts: Sequence[Conditioning],
     start: StartState,
 ) -> Denoiser | TiledDenoiser:
+    """The transformer with prompts, guidance and masks for the tokens of ``start``."""
     positive, negative = contexts[0], contexts[1] if len(contexts) > 1 else None
     device, request = job.runner.device, job.plan.request
     video = DenoiserStream(
@@ -323,7 +359,7 @@ def _denoiser(
     return kind(
         transformer,
         video,
-        audio if request.resolved.has_sound else None,
+        audio if start.audio is not None else None,
         force_uncond=SAMPLER_FACTS[requested.sampler].needs_uncond,
         max_passes=offload_plan.rows,
         updated_video=request.model_convention == "comfyui",

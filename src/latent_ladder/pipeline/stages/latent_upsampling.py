@@ -10,6 +10,7 @@ from latent_ladder.models.latent_upsampler.upsample import apply_adain, load_ups
 from latent_ladder.models.vae_loading import read_latent_statistics
 from latent_ladder.pipeline.stages.stage_job import StageJob, StageResult
 from latent_ladder.pipeline.temporal_windows import upsample_windows
+from latent_ladder.request.keyframes_first import is_keyframes_first
 from latent_ladder.request.stages import UpsampleStage
 
 
@@ -30,4 +31,7 @@ def upsample_latents(job: StageJob, _: StageMemory) -> StageResult:
     up = upsample_windows(latents, list(zip(low, high, strict=True)), enlarge)
     if requested.adain:
         up = apply_adain(up, latents.to(up), requested.adain)
-    return {**before, "video": up.float()}, {}
+    found = {**before, "video": up.float()}
+    if is_keyframes_first(request.stages) and requested.axis == "spatial":
+        found["keyframes"] = enlarge(before["keyframes"]).cpu().float()
+    return found, {}

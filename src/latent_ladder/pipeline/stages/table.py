@@ -15,6 +15,7 @@ from latent_ladder.pipeline.stages.input_encoding import (
 )
 from latent_ladder.pipeline.stages.latent_upsampling import upsample_latents
 from latent_ladder.pipeline.stages.stage_job import StageFunction
+from latent_ladder.pipeline.stages.temporal_round import refine
 from latent_ladder.pipeline.stages.text_encoding import encode_text
 
 STAGES: Mapping[str, StageFunction] = MappingProxyType(
@@ -26,7 +27,7 @@ STAGES: Mapping[str, StageFunction] = MappingProxyType(
         "source": encode_source_video,
         "base": denoise,
         "upsample": upsample_latents,
-        "refine": denoise,
+        "refine": refine,
         "sound": make_sound,
     }
 )

@@ -29,8 +29,12 @@ from latent_ladder.memory.planner import GIB
 from latent_ladder.models.transformer import fused
 from latent_ladder.models.transformer.attention_backends import BACKENDS
 from latent_ladder.models.transformer.fused import gate_heads_, norm_modulate, norm_rotate
+from latent_ladder.models.weights import nvfp4_products
+from latent_ladder.models.weights.dequantize import swizzle
 from latent_ladder.models.weights.linear import native_fp8_linear, supports_native_fp8
+from latent_ladder.models.weights.nvfp4_products import nvfp4_linear, quantize_nvfp4
 from latent_ladder.models.weights.quantize_fp8 import quantize_fp8
+from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 BF16 = torch.bfloat16
 ROUNDED = 2**-8
@@ -123,6 +127,20 @@ def check_fp8(run: Campaign) -> Iterator[Row]:
     yield within("fp8 products, relative norm", error, 0.04)
 
 
+def check_fp4(run: Campaign) -> Iterator[Row]:
+    """NVFP4 products against the exact product with the input before it is rounded."""
+    if (reason := nvfp4_products.reason_against(run.device)) is not None:
+        yield Row("NVFP4 products", f"not on this card: {reason}")
+        return
+    numbers, scale, per_row = quantize_nvfp4(torch.randn(4096, 4096, device=run.device))
+    parts = {"weight": numbers, "weight_scale": swizzle(scale), "weight_scale_2": per_row.max()}
+    weight = QuantizedTensor("nvfp4", (4096, 4096), parts)
+    x = torch.randn(512, 4096, device=run.device).bfloat16()
+    wanted = x.double() @ weight.dequantize(torch.float32).double().t()
+    error = float((nvfp4_linear(x, weight, None).double() - wanted).norm() / wanted.norm())
+    yield within("NVFP4 products, relative norm", error, 0.11)
+
+
 def check_graphs(run: Campaign) -> Iterator[Row]:
     """Recorded forwards against those that are not, for the same inputs."""
     if run.device.type != "cuda" or run.pretend:
@@ -194,7 +212,7 @@ def check_races(run: Campaign) -> Iterator[Row]:
 
 CHECKS = {
     "bits": check_bits, "CPU": check_cpu, "fused": check_fused, "attention": check_attention,
-    "fp8": check_fp8, "graphs": check_graphs, "convolution": check_convolution,
+    "fp8": check_fp8, "fp4": check_fp4, "graphs": check_graphs, "convolution": check_convolution,
     "races": check_races, "decoders": check_decoders, "registration": check_refused_registration,
     "caps": check_caps, "commands": check_commands,
 }  # fmt: skip

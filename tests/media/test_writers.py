@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from latent_ladder.errors import MediaError
+from latent_ladder.media import encoders
 from latent_ladder.media.encoders import EncoderSettings, bits_per_channel, require_encoder
 from latent_ladder.media.video_reader import probe, read_audio, read_metadata
 from latent_ladder.media.video_writer import VideoSpec, WrittenVideo
@@ -205,6 +207,34 @@ def test_invalid_combinations_are_refused_before_anything_is_written(
         check_clip(tmp_path / name, False, EncoderSettings(**settings))
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("codec", "encoder"), [("h264", "h264_nvenc"), ("h265", "hevc_nvenc")])
+def test_nvenc_is_used_where_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, encoder: str
+) -> None:
+    path, settings = tmp_path / "a.mp4", EncoderSettings(codec=f"{codec}_nvenc")
+    monkeypatch.setattr(encoders, "reason_against_nvenc", lambda _: "no driver")
+    with pytest.raises(MediaError, match="NVIDIA GPU: no driver") as caught:
+        check_clip(path, False, settings)
+    assert f"--codec {codec}," in str(caught.value.hint)
+    monkeypatch.setattr(encoders, "reason_against_nvenc", lambda _: None)
+    found = encoders.choose_encoding(path, settings)
+    assert (found.encoder, found.bits) == (encoder, 8)
+    assert found.options["cq"] == ("19" if codec == "h264" else "21")
+    lossless = encoders.choose_encoding(path, replace(settings, crf=0, preset="p7"))
+    assert lossless.options == {"preset": "p7", "tune": "lossless"}
+    with pytest.raises(MediaError, match="8 bits, HDR needs 10"):
+        encoders.choose_encoding(path, replace(settings, transfer="pq"))
+    with pytest.raises(MediaError, match="can contain av1, not"):
+        encoders.choose_encoding(path.with_suffix(".webm"), settings)
+
+
+def test_an_encoder_is_opened_to_see_that_it_works() -> None:
+    assert encoders.reason_against_nvenc("libx264") is None
+    if not torch.cuda.is_available():
+        reason = encoders.reason_against_nvenc("h264_nvenc")
+        assert reason is not None and "cannot be opened" in reason
 
 
 def test_a_missing_encoder_is_named_in_the_error() -> None:

@@ -85,15 +85,36 @@ def test_only_exact_attention_is_chosen() -> None:
 
 
 def test_switches_without_a_card_leave_the_plain_path(model: Transformer) -> None:
-    switches = frozenset({"attention=flash3", "fused", "graphs", "fp8"})
+    switches = frozenset({"attention=flash3", "fused", "graphs", "fp8", "fp4"})
     notes = FastPath(switches, Runtime(CPU, torch.float32)).apply(model)
     assert not model.fused
     assert not model.graphs
     assert any("flash_attn_interface is not installed" in note for note in notes)
+    assert any("no NVFP4 products" in note and "Blackwell" in note for note in notes)
     assert FastPath(switches, Runtime(CPU, torch.float32)).apply(model) == ()
     model.fast_switches = frozenset()
     model.use_attention("sdpa")
     model.use_fp8_products(False)
+
+
+def test_bytes_of_merged_loras_are_those_of_the_copy() -> None:
+    """Low-rank branches in every layer: exactly their size; a single LoRA is not copied."""
+    branches = [LowRank(0.5, torch.randn(r, 12), torch.randn(8, r)) for r in (2, 3)]
+    sizes = [4 * (b.down.numel() + b.up.numel()) for b in branches]
+    [merged] = merge_low_rank(branches)
+    assert isinstance(merged, LowRank)
+    copied = 4 * (merged.down.numel() + merged.up.numel())
+    names = frozenset({"loras", "fused"})
+    assert fast_options.merged_lora_bytes(names, sizes) == copied
+    assert fast_options.merged_lora_bytes(names, sizes[:1]) == 0
+    assert merge_low_rank(branches[:1]) == (branches[0],)
+    assert fast_options.merged_lora_bytes(frozenset(), sizes) == 0
+
+
+def test_bytes_of_recordings() -> None:
+    assert fast_options.recording_bytes(frozenset({"graphs"}), 100, 7, 2) == 214
+    assert fast_options.recording_bytes(frozenset({"graphs"}), 100, 7, 0) == 0
+    assert fast_options.recording_bytes(frozenset({"loras"}), 100, 7, 2) == 0
 
 
 def test_loras_as_one_product() -> None:

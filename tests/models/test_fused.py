@@ -14,11 +14,15 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import components
 from latent_ladder.models.transformer.fused import gate_heads_, norm_modulate, norm_rotate
 from latent_ladder.models.transformer.model import load_transformer
+from latent_ladder.models.weights.linear import has_row_scales, native_fp8_linear
+from latent_ladder.models.weights.quantize_fp8 import quantize_fp8
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
 )
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from latent_ladder.models.weights.fp8_kernel import quantize_tokens
 
 MODEL = "checkpoints/tiny-ltx-2.3.safetensors"
 EPS = 1e-6
@@ -74,6 +78,33 @@ def test_gates_of_heads(dtype: torch.dtype) -> None:
     gate_heads_(got, logits)
     assert_near(got, wanted)
     assert_near(x.transpose(1, 2), wanted)
+
+
+@DTYPES
+def test_rounding_the_input_of_an_fp8_product(dtype: torch.dtype) -> None:
+    """The nearest number of e4m3 in float64, with the largest number of each token at 448."""
+    x = random(6, 200, dtype=dtype)[:, :131]
+    x[1] *= 1e4
+    x[2, 5:] *= 1e-3  # below the smallest normal number of e4m3
+    x[3] = 0
+    numbers, scales = quantize_tokens(x)
+    wanted = (x.double().abs().amax(-1, keepdim=True) / 448).clamp_min(1e-12)
+    torch.testing.assert_close(scales.double(), wanted, rtol=1e-7, atol=0)
+    exact = x.double() / scales.double()
+    finite = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    finite = finite[finite.isfinite()]
+    nearest = (exact[..., None] - finite).abs().amin(-1)
+    error = (numbers.double() - exact).abs()
+    assert (error <= nearest + 1e-6 * exact.abs()).all()
+    assert not numbers[3].double().any()
+
+
+def test_fp8_products_are_the_same_bits_with_the_kernel() -> None:
+    weight = quantize_fp8(random(32, 48))
+    x = random(2, 16, 48, dtype=torch.bfloat16, seed=1)
+    assert has_row_scales(x.device)
+    plain = native_fp8_linear(x, weight, None)
+    assert torch.equal(native_fp8_linear(x, weight, None, fused=True), plain)
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ Completion = tuple[str, str]
 """A value and its description."""
 
 AUDIO_MODES = ("refine", "keep", "none")
-CODECS = ("h264", "h265", "av1", "prores")
+CODECS = ("h264", "h265", "av1", "prores", "h264_nvenc", "h265_nvenc")
 FITS = ("cover", "letterbox")
 OFFLOADS = ("auto", "none", "stream", "disk")
-FAST = ("attention", "fused", "fp8", "loras", "graphs", "compile")
+FAST = ("attention", "fused", "fp8", "fp4", "loras", "graphs", "compile")
 OOM_POLICIES = ("same", "tiles", "fp8", "tiles,fp8")
 PRECISIONS = ("stored", "fp8")
 DRAFT_PREVIEWS = ("rgb", "tae", "full")

@@ -1,14 +1,17 @@
 """Tables of containers, codecs and their defaults; the encoder settings for an output file.
 
-A new codec or container is a new row. Nothing here opens a file. The only call into PyAV checks
-whether its FFmpeg has an encoder.
+A new codec or container is a new row. Nothing here opens a file. The only calls into PyAV check
+whether its FFmpeg has an encoder and can open it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from latent_ladder.errors import MediaError
 
@@ -94,6 +97,13 @@ def _x265(crf: int | None, preset: str) -> dict[str, str]:
     return {"crf": str(crf), "preset": preset, "x265-params": "log-level=error"}
 
 
+def _nvenc(crf: int | None, preset: str) -> dict[str, str]:
+    # A cq of 0 means "no aim" to NVENC, where crf 0 means lossless.
+    if crf == 0:
+        return {"preset": preset, "tune": "lossless"}
+    return {"preset": preset, "tune": "hq", "rc": "vbr", "cq": str(crf), "b": "0"}
+
+
 def _prores(_crf: int | None, preset: str) -> dict[str, str]:
     return {"profile": preset, "vendor": "apl0"}
 
@@ -107,10 +117,18 @@ _420, _422, _444 = (
     ("yuv422p", "yuv422p10le"),
     ("yuv444p", "yuv444p10le"),
 )
+NVENC_SUFFIX = "_nvenc"
+"""Ending of codecs that the video encoder of an NVIDIA GPU writes."""
+_NVENC_FORMATS = ("yuv420p", "yuv444p")
+_NVENC_PRESETS = tuple(f"p{n}" for n in range(1, 8))
 CODECS: Mapping[str, Codec] = {
     "h264": Codec("libx264", (*_420, *_422, *_444), 19, "veryfast", _X26X, _x264),
     "h265": Codec(
         "libx265", (*reversed(_420), *_422, *_444), 21, "veryfast", _X26X, _x265, tag="hvc1"
+    ),
+    "h264_nvenc": Codec("h264_nvenc", _NVENC_FORMATS, 19, "p4", _NVENC_PRESETS, _nvenc),
+    "h265_nvenc": Codec(
+        "hevc_nvenc", _NVENC_FORMATS, 21, "p4", _NVENC_PRESETS, _nvenc, tag="hvc1"
     ),
     "av1": Codec(
         "libsvtav1", tuple(reversed(_420)), 30, "8", tuple(map(str, range(14))), _x264
@@ -164,8 +182,9 @@ def choose_encoding(path: Path, settings: EncoderSettings) -> Encoding:
     name = container.codecs[0] if settings.codec == "auto" else settings.codec
     if settings.transfer != "sdr":
         name, pix_fmt = _hdr_codec(path, container, settings)
-    if name not in container.codecs:
-        fits = next((s for s, c in CONTAINERS.items() if name in c.codecs), ".mkv")
+    if name.removesuffix(NVENC_SUFFIX) not in container.codecs:
+        plain = name.removesuffix(NVENC_SUFFIX)
+        fits = next((s for s, c in CONTAINERS.items() if plain in c.codecs), ".mkv")
         raise MediaError(
             f"a {suffix} file can contain {' or '.join(container.codecs)}, not {name}",
             f"write to {path.with_suffix(fits).name}, or leave --codec out",
@@ -190,6 +209,11 @@ def choose_encoding(path: Path, settings: EncoderSettings) -> Encoding:
     )
     for encoder in (encoding.encoder, *([audio_encoder] if audio_encoder else ())):
         require_encoder(encoder)
+    if name.endswith(NVENC_SUFFIX) and (reason := reason_against_nvenc(chosen.encoder)) is not None:
+        raise MediaError(
+            f"{name} needs the video encoder of an NVIDIA GPU: {reason}",
+            f"use --codec {name.removesuffix(NVENC_SUFFIX)}, which encodes on the CPU",
+        )
     return encoding
 
 
@@ -207,12 +231,30 @@ def _hdr_codec(
             f"a {path.suffix} file cannot hold HDR", f"write to {path.with_suffix('.mp4').name}"
         )
     name = usable[0] if settings.codec == "auto" else settings.codec
-    if name in container.codecs and name not in usable:
+    if name.removesuffix(NVENC_SUFFIX) in container.codecs and name not in usable:
         raise MediaError(f"{name} is written with 8 bits, HDR needs 10", f"use {usable[0]}")
     deep = [fmt for fmt in CODECS[name].pix_fmts if bits_per_channel(fmt) > 8]
     if settings.pix_fmt is not None and bits_per_channel(settings.pix_fmt) == 8:
         raise MediaError(f"{settings.pix_fmt} has 8 bits, HDR needs 10", f"use {', '.join(deep)}")
     return name, settings.pix_fmt or deep[0]
+
+
+@cache
+def reason_against_nvenc(encoder: str) -> str | None:
+    """Reason why FFmpeg cannot open an encoder of NVIDIA's here, ``None`` if it can.
+
+    An encoder that FFmpeg was built with still needs the driver and a card that has it.
+    """
+    import av
+
+    context: Any = av.CodecContext.create(encoder, "w")
+    context.width = context.height = 256
+    context.pix_fmt, context.time_base = "yuv420p", Fraction(1, 24)
+    try:
+        context.open()
+    except (av.FFmpegError, OSError) as error:
+        return f"it cannot be opened ({error.strerror or type(error).__name__})"
+    return None
 
 
 def require_encoder(name: str) -> None:

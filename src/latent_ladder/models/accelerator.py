@@ -17,6 +17,7 @@ KINDS = ("cuda", "xpu", "mps")
 """Device types in the order in which "auto" prefers them."""
 BF16_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
+FP4_CAPABILITY = (10, 0)
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
@@ -97,6 +98,13 @@ def has_fp8_products(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return bool(torch.cuda.get_device_capability(device) >= FP8_CAPABILITY)
+
+
+def has_fp4_products(device: torch.device) -> bool:
+    """True if a card multiplies e2m1 with block scales: NVIDIA from Blackwell (10.0) on."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return bool(torch.cuda.get_device_capability(device) >= FP4_CAPABILITY)
 
 
 def prepare(device: torch.device, limit_bytes: int | None = None) -> None:

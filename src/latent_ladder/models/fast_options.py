@@ -1,12 +1,13 @@
 """Names of the fast path's switches; no torch.
 
-None of them changes what is computed but for rounding, except ``fp8`` (inputs of matrix products
-are rounded to fp8) and lossy attention. All are off unless the user names them.
+None of them changes what is computed but for rounding, except ``fp8`` and ``fp4`` (inputs of
+matrix products are rounded to 8 or 4 bits) and lossy attention. All are off unless the
+user names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 FAST: Mapping[str, str] = MappingProxyType(
@@ -14,6 +15,7 @@ FAST: Mapping[str, str] = MappingProxyType(
         "attention": "the fastest exact attention, measured (attention=NAME: that one)",
         "fused": "norm, modulation, rotation and gates in one kernel each (Triton)",
         "fp8": "matrix products in fp8 where weights are fp8 and the card multiplies it",
+        "fp4": "matrix products in NVFP4 where weights are NVFP4 (Blackwell)",
         "loras": "all LoRAs of a layer as one low-rank product",
         "graphs": "one CUDA graph per kind of forward, where all blocks are on the card",
         "compile": "attention and feed-forward compiled by torch.compile",
@@ -44,3 +46,22 @@ def attention_of(names: frozenset[str]) -> str | None:
         if switch == "attention":
             return value or "auto"
     return None
+
+
+def merged_lora_bytes(names: frozenset[str], lora_bytes: Sequence[int]) -> int:
+    """Most bytes that the switch ``loras`` adds to those of the LoRAs on the device.
+
+    ``lora_bytes`` are the sizes of the LoRAs in use together. Their low-rank tensors are copied
+    where a layer has two or more; other kinds of adapters are not, so it may be less.
+    """
+    return sum(lora_bytes) if "loras" in names and len(lora_bytes) > 1 else 0
+
+
+def recording_bytes(names: frozenset[str], activation_bytes: int, io_bytes: int, kinds: int) -> int:
+    """Most bytes that the switch ``graphs`` keeps on the device until a stage ends.
+
+    Each of ``kinds`` kinds of forward that are recorded keeps its activations
+    (``activation_bytes``, the peak of one forward) and copies of its inputs and outputs
+    (``io_bytes``). Forwards of streamed blocks are not recorded: they have 0 kinds.
+    """
+    return kinds * (activation_bytes + io_bytes) if "graphs" in names else 0

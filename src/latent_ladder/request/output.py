@@ -174,9 +174,9 @@ class Output(Table):
     ``poster`` and ``sheet`` write a picture of the middle frame and a contact sheet next to it.
     """
 
-    codec: Literal["auto", "h264", "h265", "av1", "prores"] = "auto"
+    codec: Literal["auto", "h264", "h265", "av1", "prores", "h264_nvenc", "h265_nvenc"] = "auto"
     """Video codec; ``auto`` is that of the file's format: AV1 in ``.webm``, H.264 in ``.mp4``,
-    ``.mov`` and ``.mkv``."""
+    ``.mov`` and ``.mkv``. ``h264_nvenc`` and ``h265_nvenc`` use an NVIDIA GPU's encoder."""
     crf: Int | None = Field(default=None, ge=0, le=51)
     """Constant rate factor: 0 gives the best quality and the largest file, 51 the worst; unset, 19
     for H.264, 21 for H.265, 30 for AV1."""

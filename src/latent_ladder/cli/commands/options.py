@@ -256,7 +256,8 @@ CodecName = Annotated[
         "--codec",
         metavar="NAME",
         autocompletion=completion.offer(completion.CODECS),
-        help="Video codec: h264, h265, av1 or prores. Default: the usual one of the file type.",
+        help="Video codec: h264, h265, av1 or prores; on an NVIDIA GPU h264_nvenc, h265_nvenc. "
+        "Default: the usual one of the file type.",
     ),
 ]
 Crf = Annotated[
@@ -458,6 +459,6 @@ Fast = Annotated[
         metavar="SWITCHES",
         autocompletion=completion.offer(completion.FAST),
         help="Faster kernels, none by default: attention (the fastest, measured), fused, fp8, "
-        "loras, graphs, compile, or several (fused,loras).",
+        "fp4, loras, graphs, compile, or several (fused,loras).",
     ),
 ]

@@ -13,6 +13,7 @@ from latent_ladder.models.transformer.attention_backends import (
     measure_backends,
 )
 from latent_ladder.models.transformer.model import Transformer
+from latent_ladder.models.weights import nvfp4_products
 
 
 class FastPath:
@@ -40,6 +41,10 @@ class FastPath:
         if "fp8" in self._switches:
             transformer.use_fp8_products(True)
             yield "fp8 products where weights are fp8 and the card multiplies it"
+        if "fp4" in self._switches:
+            reason = nvfp4_products.reason_against(device)
+            transformer.use_fp4_products(reason is None)
+            yield "NVFP4 products" if reason is None else f"no NVFP4 products: {reason}"
         if "graphs" in self._switches:
             transformer.graphs = device.type == "cuda"
             yield "CUDA graphs" if transformer.graphs else f"no CUDA graphs on {device.type}"

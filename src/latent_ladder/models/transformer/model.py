@@ -270,7 +270,7 @@ class Transformer(nn.Module):
         """Use the kernels of :mod:`.fused` in all blocks, or the plain operations."""
         self.fused = fused
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | Linear):
                 module.fused = fused
 
     def use_fp8_products(self, native: bool) -> None:
@@ -278,6 +278,12 @@ class Transformer(nn.Module):
         for module in self.transformer_blocks.modules():
             if isinstance(module, Linear):
                 module.native_fp8 = native
+
+    def use_fp4_products(self, native: bool) -> None:
+        """Multiply NVFP4 by NVFP4 in the layers of all blocks whose weight and device allow it."""
+        for module in self.transformer_blocks.modules():
+            if isinstance(module, Linear):
+                module.native_fp4 = native
 
     def set_chunk_tokens(self, tokens: int) -> None:
         """Set the tokens per chunk: more is faster, up to a point, and needs more memory."""

@@ -128,6 +128,19 @@ def unswizzle(scale: Tensor, rows: int, columns: int) -> Tensor:
     return plain[:rows, :columns]
 
 
+def swizzle(scale: Tensor) -> Tensor:
+    """Convert block scales (rows, columns) of one byte to cuBLAS's tiles, uint8, flat.
+
+    The inverse of :func:`unswizzle`; tiles are filled up with zeros.
+    """
+    rows, columns = scale.shape
+    tall, wide = _round_up(rows, 128), _round_up(columns, 4)
+    plain = scale.new_zeros((tall, wide), dtype=torch.uint8)
+    plain[:rows, :columns] = scale.contiguous().view(torch.uint8)
+    tiles = plain.view(-1, 4, 32, wide // 4, 4).permute(0, 3, 2, 1, 4)
+    return tiles.reshape(-1)
+
+
 def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 

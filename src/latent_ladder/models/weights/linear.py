@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latent_ladder.models.accelerator import has_fp8_products
+from latent_ladder.models.weights.nvfp4_products import nvfp4_linear, supports_nvfp4
 from latent_ladder.models.weights.quantized_tensor import QuantizedTensor
 
 FP8_MAX = 448.0
@@ -79,7 +81,8 @@ class Linear(nn.Module):
     other one is ``None``.
 
     ``native_fp8`` (default off) multiplies fp8 by fp8 if weight and device support it: half the
-    time of bf16 on recent GPUs, but the input is rounded to fp8 too.
+    time of bf16 on recent GPUs, but the input is rounded to fp8 too. ``native_fp4`` (default off)
+    is the same for NVFP4. ``fused`` rounds the input of an fp8 product in one Triton kernel.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -89,6 +92,8 @@ class Linear(nn.Module):
         self.quantized_weight: QuantizedTensor | None = None
         self.branches: tuple[Branch, ...] = ()
         self.native_fp8 = False
+        self.native_fp4 = False
+        self.fused = False
         self._dtype: torch.dtype | None = None
         self._keeps_dense = False
         self._dense: Tensor | None = None
@@ -151,7 +156,9 @@ class Linear(nn.Module):
         if quantized.input_scale is not None:
             x = x * quantized.input_scale.to(x.dtype)
         if self.native_fp8 and supports_native_fp8(x, quantized):
-            return native_fp8_linear(x, quantized, self.bias)
+            return native_fp8_linear(x, quantized, self.bias, self.fused)
+        if self.native_fp4 and supports_nvfp4(x, quantized):
+            return nvfp4_linear(x, quantized, self.bias)
         return F.linear(x, self.dense_weight(x.dtype), self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -200,6 +207,11 @@ def supports_native_fp8(x: Tensor, weight: QuantizedTensor) -> bool:
 
 
 @cache
+def _fp8_kernel() -> Any:
+    return import_module("latent_ladder.models.weights.fp8_kernel")
+
+
+@cache
 def has_row_scales(device: torch.device) -> bool:
     """True if fp8 products on a device take a scale per row; tried once with a small product."""
     try:
@@ -211,17 +223,23 @@ def has_row_scales(device: torch.device) -> bool:
     return True
 
 
-def native_fp8_linear(x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+def native_fp8_linear(
+    x: Tensor, weight: QuantizedTensor, bias: Tensor | None, fused: bool = False
+) -> Tensor:
     """Compute ``x W^T + b`` (..., out) in fp8; ``x`` is scaled and rounded.
 
     Each token has a scale of its own where the device supports that, otherwise all have one.
+    ``fused`` rounds in one Triton kernel where tokens have their own scales.
     """
     flat = x.reshape(-1, x.shape[-1])
     stored = weight.parts.get("weight_scale")
     by_row = has_row_scales(x.device)
-    largest = flat.abs().amax(-1, keepdim=True) if by_row else flat.abs().amax()
-    scale = (largest.float() / FP8_MAX).clamp_min(1e-12)
-    fp8_input = (flat.float() / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    if fused and by_row and flat.stride(-1) == 1:
+        fp8_input, scale = _fp8_kernel().quantize_tokens(flat)
+    else:
+        largest = flat.abs().amax(-1, keepdim=True) if by_row else flat.abs().amax()
+        scale = (largest.float() / FP8_MAX).clamp_min(1e-12)
+        fp8_input = (flat.float() / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     weight_scale = scale.new_ones(()) if stored is None else stored.float()
     if by_row:
         weight_scale = weight_scale.reshape(1, -1).expand(1, weight.shape[0]).contiguous()

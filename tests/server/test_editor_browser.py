@@ -6,14 +6,13 @@ It runs where playwright, comfyui-frontend-package and Chromium are installed (`
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers.browser import PATIENCE_MS, open_browser, skip_or_fail
 from helpers.comfyui_server import ComfyUiServer
 
 from latent_ladder.checkpoints.search_paths import model_folders
@@ -25,43 +24,19 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_MS = 300_000
-MUST_RUN = "LADDER_BROWSER_TESTS"
-"""Variable that makes a missing browser an error (CI)."""
-
-
-def find_browser() -> str | None:
-    """Path of an installed Chromium."""
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
-
-
-def skip_or_fail(reason: str) -> None:
-    """Skip the test with a reason; where the tests must run, fail."""
-    if os.environ.get(MUST_RUN):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
 
 @pytest.fixture
 def page() -> Iterator[Page]:
     try:
         import comfyui_frontend_package  # noqa: F401
-        from playwright.sync_api import sync_playwright
     except ModuleNotFoundError as error:
         skip_or_fail(f"{error.name} is not installed: make browser")
-    executable = find_browser()
-    if executable is None:
-        skip_or_fail("Chromium is not installed: make browser")
-    flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=flags)
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.set_default_timeout(PATIENCE_MS)
         # the editor asks for news; the test needs no network
         page.route("https://**", lambda route: route.abort())
         yield page
-        browser.close()
 
 
 def store_workflow(folder: Path, name: str) -> None:
@@ -160,7 +135,7 @@ def _wait_for_jobs(page: Page, server: ComfyUiServer, count: int) -> None:
 
 def _wait(page: Page, condition: Callable[[], bool], message: str) -> None:
     """Wait inside playwright, which collects the events of the page only there."""
-    end = time.monotonic() + PATIENCE_MS / 1000 * 2
+    end = time.monotonic() + PATIENCE_MS / 1000
     while not condition():
         assert time.monotonic() < end, message
         page.wait_for_timeout(100)

@@ -92,7 +92,7 @@ export function Gallery() {
 /** The stages of a run, each with what it was made of. @param {any} props */
 function Provenance({ stages }) {
   const names = new Map(stages.map((/** @type {any} */ s) => [s.key, s.name]));
-  return html`<ol class="provenance">${stages.map((/** @type {any} */ stage, /** @type {number} */ i) => html`<li key=${i}><details><summary><strong>${stage.name}</strong>
+  return html`<ol class="provenance">${stages.map((/** @type {any} */ stage, /** @type {number} */ i) => html`<li key=${i}><details><summary><strong>${stage.name}</strong> ${' '}
       <span class="muted">${stage.reused ? 'reused' : formatSeconds(stage.seconds)}${stage.peak_bytes ? `, ${formatMemory(stage.peak_bytes)}` : ''}${stage.stored ? '' : ', no longer stored'}</span></summary>
     <dl>${stage.inputs.length ? html`<dt>made of</dt><dd>${stage.inputs.map((/** @type {string} */ key) => names.get(key) ?? key.slice(0, 8)).join(', ')}</dd>` : null}
       ${stage.checkpoints.length ? html`<dt>models</dt><dd>${stage.checkpoints.join(', ')}</dd>` : null}

@@ -232,8 +232,7 @@ def simulate_all(
         print(f"{number} of {len(missing)}: {name}", flush=True)
         (result,) = simulate(replace(job, skip=ALL_KINDS - PARTS[kind]), [card], folder)
         parts[name] = part(result) | {"part": kind, "code": code_version(kind)}
-        if number % 10 == 0:
-            save(results)
+        save(results)
     key = ("precision", "size", "frames", "inputs", "card", "blocks")
     rows = {tuple(r[k] for k in key): r for r in results["rows"]}
     for (axes, _), plan in planned:

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help browser demo test fast lint types suite long docs dist coverage campaign bounds bench-check bench-memory gpu-rehearsal lock clean
+.PHONY: help page-types browser demo test fast lint types suite long docs dist coverage campaign bounds bench-check bench-memory gpu-rehearsal lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list these targets
@@ -38,8 +38,14 @@ lint: $(VENV)/.installed-dev  ## style, spelling, import contract
 	git ls-files -z | xargs -0 $(BIN)/typos --force-exclude
 	$(BIN)/lint-imports
 
-types: $(VENV)/.installed-dev  ## mypy, strict
+types: $(VENV)/.installed-dev page-types  ## mypy, strict; the page's types where npm is
 	$(BIN)/mypy
+
+TSC := scripts/page_types/node_modules/.bin/tsc
+page-types:
+	@if command -v npm >/dev/null && npm ci --silent --no-fund --no-audit --prefix scripts/page_types; then \
+		$(TSC) -p src/latent_ladder/studio && echo "types of the page: no errors"; \
+	else echo "the types of the page are not checked: npm cannot install TypeScript here"; fi
 
 browser:  ## Chromium for the browser tests, installed by root where apt-get finds it (else they are skipped)
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \

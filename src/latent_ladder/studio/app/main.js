@@ -30,6 +30,7 @@ const SCREENS = /** @type {Record<string, {view: any, name: string, icon: string
 });
 const NEXT_THEME = /** @type {Record<string, string>} */ ({ auto: 'light', light: 'dark', dark: 'auto' });
 
+/** @param {{current: string}} props */
 function Navigation({ current }) {
   const waiting = useValue(queue).jobs;
   const shown = useValue(theme);

@@ -125,8 +125,8 @@ export function useSource(/** @type {{url: string|null, playable?: boolean, prox
  * @param {any} props
  */
 export function Clip({ clip, ratio, conductor, controls, label }) {
-  const box = useRef(null);
-  const video = useRef(null);
+  const box = useRef(/** @type {any} */ (null));
+  const video = useRef(/** @type {any} */ (null));
   const seen = useSeen(box);
   const [active, setActive] = useState(Boolean(controls || conductor));
   const source = useSource(clip, seen && active);

@@ -92,7 +92,7 @@ export function useData(/** @type {string|null} */ path, /** @type {any} */ vers
 export function DropZone({ accept, label, hint, onUpload }) {
   const [share, setShare] = useState(/** @type {number|null} */ (null));
   const [over, setOver] = useState(false);
-  const input = useRef(null);
+  const input = useRef(/** @type {any} */ (null));
   const send = async (/** @type {FileList|null|undefined} */ files) => {
     for (const file of files ?? []) {
       setShare(0);
@@ -116,7 +116,7 @@ export function DropZone({ accept, label, hint, onUpload }) {
 
 /** Ask before something is lost. @param {any} props */
 export function Dialog({ title, children, action, danger, onAccept, onClose }) {
-  const dialog = useRef(null);
+  const dialog = useRef(/** @type {any} */ (null));
   useEffect(() => dialog.current.showModal(), []);
   return html`<dialog ref=${dialog} onClose=${onClose} aria-label=${title}><h2>${title}</h2>${children}
     <div class="row end"><button type="button" onClick=${onClose}>Keep</button>

@@ -3,7 +3,7 @@ import { html, useEffect, useRef, useState, useValue } from '../lib.js';
 import { api, queryText } from '../api.js';
 import { formatNumber, formatSize } from '../format.js';
 import { go, place } from '../state.js';
-import { Empty, Icon, IconButton, Segments, Skeleton, useData } from '../components/parts.js';
+import { Empty, IconButton, Segments, Skeleton, useData } from '../components/parts.js';
 import { useSource } from '../components/clips.js';
 
 const MODES = [['wipe', 'Wipe'], ['side', 'Side by side'], ['difference', 'Difference']];
@@ -22,7 +22,7 @@ function Chooser({ label, onChoose }) {
   if (!found.data) return html`<${Skeleton} rows=${2} />`;
   const clips = found.data.runs.flatMap((/** @type {any} */ run) => run.clips.filter((/** @type {any} */ c) => c.thumbnail_url).map((/** @type {any} */ clip) => ({ run, clip })));
   if (!clips.length) return html`<${Empty} icon="compare" title="Nothing to compare yet"><a class="button primary" href="#/make">Make a clip</a></${Empty}>`;
-  return html`<h2>${label}</h2><div class="chooser">${clips.map(({ run, clip }) => html`<button type="button" key=${`${run.id}:${clip.number}`} onClick=${() => onChoose(`${run.id}:${clip.number}`)}>
+  return html`<h2>${label}</h2><div class="chooser">${clips.map((/** @type {any} */ { run, clip }) => html`<button type="button" key=${`${run.id}:${clip.number}`} onClick=${() => onChoose(`${run.id}:${clip.number}`)}>
     <img src=${clip.thumbnail_url} alt="" loading="lazy" /><span>${run.title}${run.clips.length > 1 ? ` ${clip.number}` : ''}</span><span class="muted">${formatSize(run)}</span></button>`)}</div>`;
 }
 

@@ -5,7 +5,7 @@ import { count, formatBytes, formatDate, formatMemory, formatNumber, formatSecon
 import { galleryVersion } from '../events.js';
 import { changeForm, EMPTY_FORM, go, noteError, place, presets } from '../state.js';
 import { Clip } from '../components/clips.js';
-import { copyText, Dialog, Empty, Field, Icon, IconButton, Skeleton, useData } from '../components/parts.js';
+import { copyText, Dialog, Empty, Icon, IconButton, Skeleton, useData } from '../components/parts.js';
 
 const PAGE = 60;
 const LEAST_WIDTH = 220;

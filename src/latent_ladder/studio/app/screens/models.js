@@ -4,7 +4,7 @@ import { api } from '../api.js';
 import { count, formatBytes, formatMemory } from '../format.js';
 import { jobs } from '../events.js';
 import { go, loadServer, noteError } from '../state.js';
-import { Icon, Segments, Skeleton, useData } from '../components/parts.js';
+import { Dialog, Icon, Segments, Skeleton, useData } from '../components/parts.js';
 
 export function Models() {
   const [version, setVersion] = useState(0);
@@ -12,6 +12,7 @@ export function Models() {
   const found = useData(`/models${version ? '?fresh=1' : ''}`, `${version}/${ended}`);
   const [family, setFamily] = useState('2.5');
   const [chosen, setChosen] = useState(/** @type {string[]} */ ([]));
+  const [asking, setAsking] = useState(false);
   if (found.error) return html`<div class="error-box"><strong>${found.error.message}</strong><p>${found.error.hint}</p></div>`;
   if (!found.data) return html`<header><h1>Models</h1></header><${Skeleton} rows=${5} />`;
   const { device, runs_now: runsNow, files, fits, catalog, damaged, warnings, disk, folders } = found.data;
@@ -19,7 +20,10 @@ export function Models() {
   const shown = catalog.filter((/** @type {any} */ entry) => entry.family === family);
   const bytes = catalog.filter((/** @type {any} */ entry) => chosen.includes(entry.id)).reduce((/** @type {number} */ sum, /** @type {any} */ entry) => sum + entry.bytes, 0);
   const paths = [...new Map(files.map((/** @type {any} */ file) => [file.path, file])).values()];
-  const download = () => api.post('/jobs', { kind: 'download', entries: chosen }).then(() => go('queue'), noteError);
+  const gated = catalog.filter((/** @type {any} */ entry) => entry.gated && chosen.includes(entry.id));
+  const licences = [...new Map(gated.map((/** @type {any} */ entry) => [entry.license_url, entry])).values()];
+  const send = (/** @type {boolean} */ accepted) => api.post('/jobs', { kind: 'download', entries: chosen, ...(accepted ? { accept_licences: true } : {}) }).then(() => go('queue'), noteError);
+  const download = () => (licences.length ? setAsking(true) : send(false));
   const toggle = (/** @type {string} */ id) => setChosen(chosen.includes(id) ? chosen.filter((each) => each !== id) : [...chosen, id]);
   return html`<header class="split"><div><h1>Models</h1><p class="muted">${device.name}, ${formatMemory(device.memory_bytes)}. ${runsNow.length ? `Runs now: ${runsNow.join(', ')}.` : 'Nothing runs yet.'}</p></div>
       <button type="button" onClick=${() => { setVersion(version + 1); loadServer(); }}><${Icon} name="again" /> Look again</button></header>
@@ -33,6 +37,8 @@ export function Models() {
       <td>${entry.title}<br /><span class="muted">${entry.folder}, ${entry.precision}</span></td><td class="muted">${entry.roles.join(', ')}</td><td>${formatBytes(entry.bytes)}</td><td><a href=${entry.license_url} rel="noreferrer noopener" target="_blank">${entry.license}</a>${entry.gated ? html` <a href=${entry.page} class="flag" rel="noreferrer noopener" target="_blank">accept first</a>` : null}</td></tr>`)}</tbody></table></div>
     <div class="plan-bar"><div class="plan-words">${chosen.length ? html`<strong>${count(chosen.length, 'file')}, ${formatBytes(bytes)}</strong> <span class=${bytes > disk.free_bytes ? 'bad' : 'muted'}>${formatBytes(disk.free_bytes)} are free in ${disk.path ?? disk.folder}</span>` : html`<span class="muted">Tick files to download them; a stopped download goes on where it was.</span>`}</div>
       <div class="row"><button type="button" class="primary" disabled=${!chosen.length || bytes > disk.free_bytes} onClick=${download}><${Icon} name="download" /> Download</button></div></div>
+    ${asking ? html`<${Dialog} title="Do you accept the licence?" action="Accept and download" onAccept=${() => { setAsking(false); send(true); }} onClose=${() => setAsking(false)}>
+      ${licences.map((/** @type {any} */ entry) => html`<p key=${entry.license_url}><a href=${entry.license_url} rel="noreferrer noopener" target="_blank">${entry.license}</a>: read it there. Its files need an account that accepted it on <a href=${entry.page} rel="noreferrer noopener" target="_blank">their page</a>, and HF_TOKEN where the server runs.</p>`)}</${Dialog}>` : null}
     <h2>Files here</h2><p class="muted">${folders.map((/** @type {any} */ folder) => folder.path).join(', ')}</p><div class="table-box"><table><thead><tr><th>file</th><th>holds</th><th>precision</th><th>size</th></tr></thead><tbody>${paths.map((/** @type {any} */ file) => html`<tr key=${file.path}><td title=${file.path}>${file.name}${file.problems.map((/** @type {string} */ text, /** @type {number} */ i) => html`<div class="bad" key=${i}>${text}</div>`)}</td>
       <td class="muted">${files.filter((/** @type {any} */ each) => each.path === file.path).map((/** @type {any} */ each) => each.role).join(', ')}</td><td>${file.precision}</td><td>${formatBytes(files.filter((/** @type {any} */ each) => each.path === file.path).reduce((/** @type {number} */ sum, /** @type {any} */ each) => sum + each.bytes, 0))}</td></tr>`)}</tbody></table></div>`;
 }

@@ -22,7 +22,7 @@ export function placeOf(job) {
 function JobRow({ job, first, last }) {
   const event = useValue(progress).get(job.id) ?? (job.progress && { ...job.progress, clip: null });
   const url = useValue(previews).get(`${job.id}/0`);
-  const act = (/** @type {string} */ what, /** @type {any} */ body) => api.post(`/jobs/${job.id}/${what}`, body).catch(noteError);
+  const act = (/** @type {string} */ what, /** @type {any} */ body = {}) => api.post(`/jobs/${job.id}/${what}`, body).catch(noteError);
   const waits = job.state === 'queued' || job.state === 'paused';
   const ended = ENDED.includes(job.state);
   const where = placeOf(job);

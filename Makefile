@@ -12,13 +12,14 @@ help:  ## list these targets
 
 demo: $(VENV)/.installed  ## make one clip with the embedded model: demo.mp4
 	@$(BIN)/ladder make "a red ball rolls to the right over a striped floor" -o demo.mp4 --overwrite --seed 10
-	@echo "The clip is in $(CURDIR)/demo.mp4. Make your own with $(BIN)/ladder make \"a prompt\""
+	@echo "The clip is in $(CURDIR)/demo.mp4. Make your own with $(BIN)/ladder make \"a prompt\","
+	@echo "or on a page in the browser: $(BIN)/ladder studio"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable .
+	$(PIP) --editable ".[serve]"
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -1,4 +1,4 @@
-"""Reference pages of the documents, written from the code: commands, request, presets, Python.
+"""Reference pages of the documents, written from the code: commands, request, presets, APIs.
 
     python scripts/reference.py FOLDER      # write the pages into a folder, to look at them
 
@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "scripts")]
 import reference_api  # noqa: E402
 import reference_commands  # noqa: E402
 import reference_request  # noqa: E402
+import reference_studio  # noqa: E402
 
 
 def pages() -> dict[str, str]:
@@ -26,6 +27,7 @@ def pages() -> dict[str, str]:
         "reference/request.md": reference_request.page(),
         "reference/presets.md": reference_request.presets_page(),
         "reference/python.md": reference_api.page(),
+        "reference/studio-api.md": reference_studio.page(),
         "reference/exit-codes.md": reference_api.exit_codes_page(),
     }
 

@@ -39,6 +39,7 @@ from latent_ladder.errors import (
     CorruptCheckpoint,
     RequestError,
 )
+from latent_ladder.jobs import downloading
 from latent_ladder.storage import file_hashes
 
 BIG = CatalogFile("deep/inside/big.safetensors", "org/models", "checkpoints", 0, ("transformer",))
@@ -557,6 +558,6 @@ def test_the_default_folder_is_the_first_of_the_user(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LADDER_MODELS", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert models.default_target() == Path("models")
+    assert downloading.default_target() == Path("models")
     (tmp_path / "ComfyUI" / "models").mkdir(parents=True)
-    assert models.default_target() == (tmp_path / "ComfyUI" / "models").resolve()
+    assert downloading.default_target() == (tmp_path / "ComfyUI" / "models").resolve()

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 from latent_ladder.cli import notify
 from latent_ladder.cli.app import build_app
 from latent_ladder.cli.completion import complete_own_preset, complete_preset
-from latent_ladder.cli.file_names import choose_file_name
 from latent_ladder.errors import Cancelled, RequestError
+from latent_ladder.jobs.file_names import choose_file_name
 from latent_ladder.storage.user_config import config_file
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from latent_ladder.cli.commands import upscale as command
 from latent_ladder.errors import RequestError
+from latent_ladder.jobs.upscaling import upscale_fields
 from latent_ladder.media.video_input import InputVideo
 from latent_ladder.media.video_reader import probe, read_audio
 from latent_ladder.media.video_writer import VideoSpec, write_video
@@ -60,9 +61,9 @@ def test_sound_is_written_as_wav(tmp_path: Path) -> None:
 
 def test_unknown_factors_are_refused(tmp_path: Path) -> None:
     long = InputVideo((64, 64), 999, Fraction(24), 41.7, False, False, False)
-    assert command.upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
+    assert upscale_fields(tmp_path / "a.mp4", long, 2.0)["frames"] == 1001
     with pytest.raises(RequestError, match="no latent upsampler"):
-        command.upscale_fields(tmp_path / "a.mp4", long, 3.0)
+        upscale_fields(tmp_path / "a.mp4", long, 3.0)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -29,15 +29,20 @@ class ComfyUiServer:
     """A server that runs until the block ends; ``stderr_lines`` is its output so far."""
 
     def __init__(
-        self, folder: Path, *flags: str, before: tuple[str, ...] = (), **environment: str
+        self,
+        folder: Path,
+        *flags: str,
+        before: tuple[str, ...] = (),
+        command: tuple[str, ...] = ("serve", "--comfyui"),
+        **environment: str,
     ) -> None:
-        """``flags`` follow the command, ``before`` are global options before it."""
+        """``flags`` follow the ``command``, ``before`` are global options before it."""
         self.folder = folder
         self.stderr_lines: list[str] = []
         self._has_url = threading.Event()
         self.url = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "latent_ladder", *before, "serve", "--comfyui", "--port", "0",
+            [sys.executable, "-m", "latent_ladder", *before, *command, "--port", "0",
              "--device", "cpu", *flags],
             cwd=folder,
             env=os.environ
@@ -51,7 +56,7 @@ class ComfyUiServer:
         self._has_url.wait(PATIENCE_S)
         assert self.url, "".join(self.stderr_lines)
 
-    def __enter__(self) -> ComfyUiServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

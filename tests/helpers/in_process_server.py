@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from aiohttp import web
+
 from latent_ladder.server.access_token import TokenGate
 from latent_ladder.server.app import build_application, make_runner
 from latent_ladder.server.app_context import Context
@@ -47,10 +49,13 @@ def make_config(folder: Path, **changes: Any) -> ServerConfig:
 
 
 class InProcessServer:
-    """A server that answers requests until the block ends; jobs are queued, and do not run."""
+    """A server that answers requests until the block ends.
 
-    def __init__(self, config: ServerConfig) -> None:
-        self.config = config
+    Jobs are queued, and do not run unless ``runs_jobs``.
+    """
+
+    def __init__(self, config: ServerConfig, *, runs_jobs: bool = False) -> None:
+        self.config, self._runs_jobs = config, runs_jobs
         self.gate = TokenGate(config.access.token) if config.access.token else None
         self.port = 0
         self._ready = threading.Event()
@@ -73,19 +78,29 @@ class InProcessServer:
     async def _run(self) -> None:
         with closing(JobStore(self.config.state_file)) as store:
             clients = WebSocketClients({})
-            worker = WorkerProcess(self.config.worker, {})
+            worker = WorkerProcess(self.config.worker, self.config.worker_settings())
             self.jobs = JobLoop(store, worker, clients, lambda _: None)
             listing = FileListing(self.config.models, self.config.folders.input)
             context = Context(self.config, listing, self.jobs, clients)
-            runner = make_runner(build_application(context, self.gate))
+            app = build_application(context, self.gate)
+            self.prepare(app)
+            runner = make_runner(app)
             await runner.setup()
+            running = asyncio.create_task(self.jobs.run()) if self._runs_jobs else None
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 self.port = listener.getsockname()[1]
                 site = await _start(runner, listener)
                 self._ready.set()
                 await self._stop.wait()
                 await site.stop()
+                if running is not None:
+                    await self.jobs.close()
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
                 await runner.cleanup()
+
+    def prepare(self, app: web.Application) -> None:
+        """Change the application before it starts."""
 
     def request(
         self,
@@ -122,8 +137,6 @@ class InProcessServer:
 
 
 async def _start(runner: Any, listener: socket.socket) -> Any:
-    from aiohttp import web
-
     site = web.SockSite(runner, listener)
     await site.start()
     return site

@@ -108,8 +108,8 @@ def test_passes_and_forwards(
 
 def test_stages_of_a_plan() -> None:
     costs = estimate(request("hq"), LTX_2_3)
-    assert [c.name for c in costs] == ["prompt", "base", "upsample", "refine", "decode"]
-    prompt, base, upsample, refine, decode = costs
+    assert [c.name for c in costs] == ["prompt", "base", "upsample", "refine", "sound", "decode"]
+    prompt, base, upsample, refine, _, decode = costs
     assert prompt.passes == 2
     assert base.lora_bytes == pytest.approx(7.6e9, rel=0.01)
     assert upsample.flops > 1e13
@@ -141,9 +141,12 @@ def test_a_grid_needs_memory_for_overlaps_but_not_for_longer_clips() -> None:
         for one, decode in ((short, Decode()), (short, short.decode), (long, short.decode))
     )
     assert grid == longer
-    # 34 x 60 latents in tiles that share 6: 40 x 66 of them, and 8 frames of float32 RGB
+    # 34 x 60 latents in tiles that share 6: 40 x 66 of them, and 8 frames of float32 RGB. A chunk
+    # has three frames of a tile of 20 x 33, but only one of the whole picture.
     more = (40 * 66 - 34 * 60) * 32**2 * LTX_2_3.decoder_held * LTX_2_3.value_bytes
-    assert grid - plain == pytest.approx(more + 8 * 40 * 66 * 32**2 * 12, abs=1)
+    frame = 16384 * LTX_2_3.value_bytes
+    chunk, whole = (3 * 8.5 + 5.25) * 20 * 33 * frame, (8.5 + 5.25) * 34 * 60 * frame
+    assert grid - plain == pytest.approx(more + 8 * 40 * 66 * 32**2 * 12 + chunk - whole, abs=2)
 
 
 def test_activations_at_1080p_as_measured_elsewhere() -> None:

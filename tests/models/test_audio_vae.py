@@ -22,7 +22,7 @@ from latent_ladder.checkpoints.checkpoint_file import open_checkpoint
 from latent_ladder.checkpoints.components import Component, components
 from latent_ladder.checkpoints.selection import EMBEDDED
 from latent_ladder.errors import MediaError, UnknownLayout
-from latent_ladder.models.audio_vae import networks
+from latent_ladder.models.audio_chunks import CHUNK_FRAMES, CHUNK_LATENTS
 from latent_ladder.models.audio_vae.snake_beta import SnakeActivation
 from latent_ladder.models.audio_vae.vae import (
     AudioVae,
@@ -32,7 +32,6 @@ from latent_ladder.models.audio_vae.vae import (
     resample,
 )
 from latent_ladder.models.audio_vae.vocoder import (
-    CHUNK_FRAMES,
     Vocoder,
     load_vocoder,
     run_in_chunks,
@@ -153,7 +152,7 @@ def test_bandwidth_extension_in_chunks_equals_the_whole(
     """The spectrogram and resampling need context too; 233 frames are not whole chunks."""
     mel = noise(1, 2, 233, 64) - 4
     whole = vocode(pocket, mel)
-    monkeypatch.setattr("latent_ladder.models.audio_vae.vocoder.CHUNK_FRAMES", 60)
+    monkeypatch.setattr("latent_ladder.models.audio_chunks.CHUNK_FRAMES", 60)
     chunked = vocode(pocket, mel)
     assert chunked.shape == whole.shape == (1, 2, 233 * 480)
     assert not torch.equal(chunked, whole), "it was not split into chunks"
@@ -195,7 +194,7 @@ def test_audio_vae_in_chunks_equals_the_whole(
     z, mel = noise(1, 2, 17, 16), noise(1, 2, 66, 64) - 4
     want = audio.decode_mel(z), audio.encode_mel(mel)
     assert (want[0].shape[2], want[1].shape[2]) == (65, 17)
-    monkeypatch.setitem(networks.CHUNK_LATENTS, "cpu", latents)
+    monkeypatch.setitem(CHUNK_LATENTS, "cpu", latents)
     for found, whole in zip((audio.decode_mel(z), audio.encode_mel(mel)), want, strict=True):
         torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
 

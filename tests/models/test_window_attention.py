@@ -6,13 +6,13 @@ import pytest
 import torch
 from helpers.goldens import Goldens
 
+from latent_ladder.models.diffusion_decoder_config import window_range
 from latent_ladder.models.video_vae import window_attention as windows
 from latent_ladder.models.video_vae.window_attention import (
     Box,
     apply_rope,
     rope_split,
     window_attention,
-    window_range,
 )
 
 

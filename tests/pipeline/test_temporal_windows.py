@@ -399,7 +399,7 @@ def test_every_task_goes_through_windows(library: Library, store: Store, tmp_pat
 def test_a_long_video_is_enlarged_in_windows(
     library: Library, store: Store, tmp_path: Path
 ) -> None:
-    from latent_ladder.cli.commands.upscale import upscale_fields
+    from latent_ladder.jobs.upscaling import upscale_fields
     from latent_ladder.media.video_input import check_video
     from latent_ladder.media.video_writer import VideoSpec, write_video
 

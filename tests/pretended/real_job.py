@@ -15,6 +15,7 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +25,14 @@ from helpers import true_size
 from PIL import Image
 
 from latent_ladder.checkpoints.scan import scan
+from latent_ladder.checkpoints.selection import Library
+from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory.hardware import MemoryOptions
-from latent_ladder.memory.planner import StageMemory
+from latent_ladder.memory.planner import MemoryPlan, StageMemory
 from latent_ladder.models.transformer.block import TransformerBlock
 from latent_ladder.models.transformer.model import Transformer
 from latent_ladder.models.weights.block_offload import StreamedBlocks
+from latent_ladder.models.weights.block_placement import PlacedBlock
 from latent_ladder.pipeline.events import StageStarted
 from latent_ladder.pipeline.plan import PlannedStage
 from latent_ladder.pipeline.preparation import Prepared, prepare
@@ -45,6 +49,8 @@ from pretended.standins import GIB, Card, Machine
 DESKTOP_GIB, RESERVED_GIB, RAM_GIB = 0.5, 0.6, 64
 """Memory of the card that CUDA and the desktop use, that is kept free, and RAM to pin."""
 TEXT = "A cat walks along the quay. "
+ALL_KINDS = frozenset({"prompt", "images", "base", "upsample", "refine", "sound", "decode"})
+"""Kinds of stage of a job."""
 SIGMAS = {"base": "[1.0, 0.9, 0.0]", "refine": "[0.9, 0.4, 0.0]"}
 """Two steps of each sampling stage."""
 CONTEXTS = {"video": (1, 1024, 4096), "audio": (1, 1024, 2048)}
@@ -55,7 +61,8 @@ CONTEXTS = {"video": (1, 1024, 4096), "audio": (1, 1024, 2048)}
 class RealJob:
     """A job to simulate.
 
-    ``prompt`` is the number of sentences, ``sets`` are further overrides. ``skip`` names kinds of
+    ``prompt`` is the number of sentences, ``preset`` a name (else the distilled one of LTX-2.3),
+    ``sets`` are further overrides. ``skip`` names kinds of
     stage that are left out. Fewer ``layers`` make a smaller model.
     """
 
@@ -66,6 +73,7 @@ class RealJob:
     lora: bool = False
     image: bool = False
     prompt: int = 8
+    preset: str | None = None
     sets: tuple[str, ...] = ()
     blocks: Literal["some", "all"] = "some"
     skip: frozenset[str] = frozenset()
@@ -99,7 +107,10 @@ class StageResult:
 
 @dataclass
 class JobResult:
-    """All stages of a job in the order they ran, on a card that leaves ``budget`` bytes."""
+    """All stages of a job in the order they ran, on a card that leaves ``budget`` bytes.
+
+    ``left`` are the bytes on the card after the last stage but decoding, with nothing loaded.
+    """
 
     job: RealJob
     card_gib: float
@@ -108,6 +119,7 @@ class JobResult:
     log: ghost.Log
     stages: list[StageResult] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    left: int = 0
 
     @property
     def peak(self) -> int:
@@ -132,7 +144,7 @@ def write_models(job: RealJob, folder: Path) -> Path:
 
 def job_request(job: RealJob, folder: Path) -> Request:
     """The request of a job: two steps per stage of the distilled preset."""
-    preset = "distilled-lora" if job.lora else "distilled"
+    preset = job.preset or ("distilled-lora" if job.lora else "distilled")
     fields = read_preset(preset).fields | {"prompt": (TEXT * job.prompt).strip(), "seed": 1}
     sets = [f"width={job.size[0]}", f"height={job.size[1]}", f"frames={job.frames}"]
     sets += [f"{stage}.sigmas={sigmas}" for stage, sigmas in SIGMAS.items()]
@@ -146,15 +158,37 @@ def job_request(job: RealJob, folder: Path) -> Request:
 
 def prepare_job(job: RealJob, card_gib: float, folder: Path) -> Prepared:
     """The plan of a job; needs a pretended card."""
-    library = scan([write_models(job, folder)])
+    library = _library(write_models(job, folder))
     memory = MemoryOptions(vram=card_gib - DESKTOP_GIB - RESERVED_GIB, ram=RAM_GIB)
     return prepare(job_request(job, folder), library, Store(folder / "store"), memory, "cuda")
 
 
+@lru_cache(maxsize=4)
+def _library(models: Path) -> Library:
+    return scan([models])
+
+
+def plan_jobs(jobs: Iterable[tuple[RealJob, float]], folder: Path) -> Iterator[MemoryPlan | str]:
+    """The memory plan of each (job, card in GiB), or why it is refused; nothing is simulated."""
+    with ghost.pretend(Machine([Card()])) as log:
+        for job, card_gib in jobs:
+            log.machine.cards[0] = _card(card_gib)
+            try:
+                yield prepare_job(job, card_gib, folder).memory
+            except MemoryBudgetError as error:
+                yield error.message
+
+
+def _card(card_gib: float) -> Card:
+    return Card(total_bytes=int(card_gib * GIB), other_bytes=int(DESKTOP_GIB * GIB))
+
+
 def simulate(job: RealJob, cards_gib: Iterable[float], folder: Path) -> Iterator[JobResult]:
     """Run a job on one card after the other; its files are written into ``folder``."""
+    gc.collect()
+    gc.freeze()  # PyTorch's own objects: later collections need not look at them
     for card_gib in cards_gib:
-        card = Card(total_bytes=int(card_gib * GIB), other_bytes=int(DESKTOP_GIB * GIB))
+        card = _card(card_gib)
         most = 8 * job_request(job, folder).resolved.canvas.video_tokens  # positions of tokens
         with (
             pytest.MonkeyPatch.context() as patch,
@@ -196,8 +230,9 @@ def _run(result: JobResult) -> None:
             else:
                 session.run_stage(plan, stage)
                 _end(result, session.memory.of(MEMORY_NAMES.get(stage.kind, stage.name)))
+        session.runner.release()
+        result.left = result.log.machine.cards[0].allocated
         if "decode" not in job.skip:
-            session.runner.release()
             session.start_stage("decode", 0)
             session.retry_decoding(plan, decode)
             _end(result, session.memory.of("decode"))
@@ -249,7 +284,13 @@ def _few_blocks(is_on: bool) -> Iterator[None]:
         if id(block) in chosen:
             block_forward(block, *args)
 
+    def install(placed: PlacedBlock, buffer: torch.Tensor) -> None:
+        if id(placed.module) in chosen:  # others would only make views of the buffer
+            install_block(placed, buffer)
+
+    install_block = PlacedBlock.install
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlacedBlock, "install", install)
         patch.setattr(Transformer, "forward", choose)
         patch.setattr(TransformerBlock, "forward", compute)
         yield

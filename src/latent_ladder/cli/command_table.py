@@ -41,6 +41,7 @@ COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("upscale", "upscale", _CLIPS, "Enlarge a video or an image with the model."),
     CommandRow("sound", "upscale", _CLIPS, "Make a sound file from a prompt, without a picture."),
     CommandRow("show", "make", _CLIPS, "Print the request that is stored in a clip."),
+    CommandRow("studio", "studio", _CLIPS, "Open the web page on which you make clips."),
     CommandRow("workflow", "workflow", _COMFYUI, "Check, run and convert ComfyUI workflows."),
     CommandRow("serve", "serve", _COMFYUI, "Run an HTTP server for programs that use ComfyUI."),
     CommandRow("models", "models", _MACHINE, "List model files and download them."),

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from latent_ladder.cli.console import format_bytes
 from latent_ladder.pipeline.events import (
+    DraftDone,
     DraftStarted,
     Event,
     OnEvent,
     PointDone,
     PointStarted,
     Preview,
+    RunStarted,
     StageDone,
     StageStarted,
     StepDone,
@@ -75,6 +77,12 @@ def log_event(event: Event) -> None:
         case PointDone():
             state = event.error or ("reused" if event.reused else "done")
             logger.info("point %d of %d: %s", event.number, event.of, state)
+        case DraftDone(error=None):
+            logger.debug("draft %d is done", event.number)
+        case DraftDone():
+            logger.warning("draft %d: %s", event.number, event.error)
+        case RunStarted():
+            logger.info("run %s", event.run)
         case StepDone():
             logger.debug("stage %s: %d of %d steps", event.stage, event.done, event.steps)
         case Preview():

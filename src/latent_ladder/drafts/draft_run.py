@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.drafts.draft_page import write_draft_page
-from latent_ladder.drafts.seeds import DraftChoice
+from latent_ladder.drafts.draft_run_files import GRID, LIVE, PAGE, SHEET, clip_name
+from latent_ladder.drafts.seeds import DraftChoice, draft_request
 from latent_ladder.drafts.shared_forwards import Together, group_size
 from latent_ladder.errors import Cancelled, LadderError, MediaError, StoreError
 from latent_ladder.media.contact_sheet import (
@@ -31,19 +32,14 @@ from latent_ladder.media.contact_sheet import (
     resize_frames,
 )
 from latent_ladder.media.video_writer import VideoSpec, check_video_path, write_video
-from latent_ladder.pipeline.events import DraftStarted
+from latent_ladder.pipeline.events import DraftDone, DraftStarted
 from latent_ladder.pipeline.plan import PlannedStage, RunPlan, make_plan
 from latent_ladder.pipeline.preparation import Prepared
-from latent_ladder.pipeline.run_options import RunOptions
+from latent_ladder.pipeline.run_options import PartStopped, RunOptions
 from latent_ladder.pipeline.run_session import RunSession
 from latent_ladder.pipeline.stages.audio_decoding import SAMPLE_RATE_KEY
-from latent_ladder.request.model import Request
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.storage.run_records import DraftRecord, RunRecord
-
-SHEET, PAGE, GRID, LIVE = "sheet.png", "sheet.html", "drafts.mp4", "live.png"
-"""Files in the folder of a session: the sheet of all drafts as a picture and as a page with playing
-clips, the video of all, the live preview."""
 
 FLASH_LEVELS = 30
 """Jump of the mean luma between neighbouring frames that counts as flashing."""
@@ -101,11 +97,6 @@ class DraftsResult:
         }
 
 
-def draft_request(request: Request, choice: DraftChoice) -> Request:
-    """The request of one draft. Raises :class:`RequestError` for an impossible seed or prompt."""
-    return Request.from_dict(request.to_dict() | {"prompt": choice.prompt, "seed": choice.seed})
-
-
 def plan_drafts(prepared: Prepared, choices: Sequence[DraftChoice], kind: str = "rgb") -> DraftPlan:
     """Plan stage 1 of every draft; loads nothing heavy.
 
@@ -157,29 +148,41 @@ def check_folder(folder: Path, overwrite: bool = False) -> None:
 
 
 def run_drafts(
-    plan: DraftPlan, options: RunOptions, folder: Path | None = None, together: Together = 1
+    plan: DraftPlan,
+    options: RunOptions,
+    folder: Path | None = None,
+    together: Together = 1,
+    *,
+    clips: bool = False,
 ) -> DraftsResult:
     """Make the drafts that the store does not have; write the sheet and the grid video.
 
     ``folder`` is ``drafts-RUN`` in the working folder unless it is named. ``together`` drafts
-    share each forward of the transformer, see :mod:`.shared_forwards`. A draft that fails is
-    recorded as failed and the others go on. Raises :class:`LadderError` if all fail, or for a
-    problem that concerns all of them.
+    share each forward of the transformer, see :mod:`.shared_forwards`. ``clips`` writes a file of
+    its own for each draft, too (:func:`clip_name`). A draft that fails, or that
+    ``options.cancel`` stops by its number, is recorded as failed and the others go on. Raises
+    :class:`LadderError` if all fail, or for a problem that concerns all of them.
     """
     if folder is not None:
         check_folder(folder, options.overwrite)
     for warning in plan.prepared.warnings:
         options.on_event(warning)
-    return DraftRun(plan, options, folder, together).run()
+    return DraftRun(plan, options, folder, together, clips=clips).run()
 
 
 class DraftRun:
     """One session of drafts under way."""
 
     def __init__(
-        self, plan: DraftPlan, options: RunOptions, folder: Path | None, together: Together = 1
+        self,
+        plan: DraftPlan,
+        options: RunOptions,
+        folder: Path | None,
+        together: Together = 1,
+        *,
+        clips: bool = False,
     ) -> None:
-        self._plan, self._together = plan, together
+        self._plan, self._together, self._clips = plan, together, clips
         stages = {stage.key: stage for one in plan.plans for stage in one.stages}
         prompts_first = sorted(stages.values(), key=lambda stage: stage.kind != "prompt")
         self._whole = replace(plan.plans[0], stages=tuple(prompts_first))
@@ -264,6 +267,7 @@ class DraftRun:
         share = (time.monotonic() - began) / len(group)
         for draft, _ in group:
             session.recorder.set_draft(replace(draft, status="done", seconds=share))
+            session.emit(DraftDone(draft.number))
         return True
 
     def _make_inputs(self, plan: RunPlan) -> None:
@@ -278,17 +282,20 @@ class DraftRun:
         session = self._session
         session.emit(DraftStarted(draft.number, len(self._drafts), draft.prompt, draft.seed))
         began = time.monotonic()
+        stopped = False
         try:
-            with session.lock(plan):
+            with session.options.cancel.in_part(draft.number), session.lock(plan):
                 reused = self._run_stages(plan)
             draft = replace(draft, status="done", reused=reused)
         except (Cancelled, StoreError):
             raise
         except LadderError as error:
+            stopped = isinstance(error, PartStopped)
             text = f"draft {draft.number} (seed {draft.seed}): {error.message}"
-            session.warn("draft_failed", text)
+            session.warn("draft_stopped" if stopped else "draft_failed", text)
             draft = replace(draft, status="failed", error=error.message)
         session.recorder.set_draft(replace(draft, seconds=time.monotonic() - began))
+        session.emit(DraftDone(draft.number, draft.error, stopped))
 
     def _run_stages(self, plan: RunPlan) -> bool:
         """Make the missing stages of a draft; true if its base stage was stored already."""
@@ -320,7 +327,7 @@ class DraftRun:
             frames, note = np.zeros((0, size[1], size[0], 3), np.uint8), draft.error or ""
             if draft.status == "done":
                 latents = session.load(one.latents)["video"]
-                small = _SmallFrames(stream(latents), size)
+                small = _SmallFrames(self._written(draft, stream(latents), one), size)
                 finite = bool(latents.isfinite().all())
                 metrics = draft_metrics(small, float(resolution.fps), finite, self._sound(one))
                 frames, note = small.frames(), " ".join(metrics["flags"])
@@ -334,6 +341,26 @@ class DraftRun:
             resolution.fps,
             store=session.store.root,
             command=session.options.command,
+        )
+
+    def _written(
+        self, draft: DraftRecord, chunks: Iterator[NDArray[np.uint8]], plan: RunPlan
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The chunks unchanged; at their end the draft's own clip is written, if it is wanted."""
+        kept: list[NDArray[np.uint8]] = []
+        for chunk in chunks:
+            if self._clips:
+                kept.append(chunk)
+            yield chunk
+        if not kept:
+            return
+        height, width = kept[0].shape[1:3]
+        write_video(
+            self._folder / clip_name(draft.number),
+            iter(kept),
+            VideoSpec((width, height), plan.request.resolutions[0].fps),
+            audio=self._sound(plan),
+            overwrite=True,
         )
 
     def _sound(self, plan: RunPlan) -> tuple[NDArray[np.float32], int] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_ladder.errors import RequestError
+from latent_ladder.request.model import Request
 from latent_ladder.request.prompt_files import read_prompt_rows
 
 MANY = 64
@@ -88,3 +89,8 @@ def all_drafts(
             f"this makes {count} drafts, more than {MANY}", "add --yes to make them all"
         )
     return tuple(DraftChoice(prompt, seed) for prompt, seed in product(prompts, seeds))
+
+
+def draft_request(request: Request, choice: DraftChoice) -> Request:
+    """The request of one draft. Raises :class:`RequestError` for an impossible seed or prompt."""
+    return Request.from_dict(request.to_dict() | {"prompt": choice.prompt, "seed": choice.seed})

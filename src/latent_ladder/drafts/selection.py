@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ladder.checkpoints.selection import EMBEDDED
-from latent_ladder.drafts.draft_run import draft_request
-from latent_ladder.drafts.seeds import DraftChoice
+from latent_ladder.drafts.seeds import DraftChoice, draft_request
 from latent_ladder.errors import RequestError, StoreError
 from latent_ladder.pipeline.events import Warned
 from latent_ladder.pipeline.plan import RunPlan

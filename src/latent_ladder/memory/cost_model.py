@@ -21,6 +21,7 @@ from latent_ladder.latents.shapes import Resolution
 from latent_ladder.memory.decode_cost import decode_flops
 from latent_ladder.memory.model_sizes import DitSize, ModelSizes
 from latent_ladder.memory.prompt_cost import prompt_flops
+from latent_ladder.memory.sound_cost import sound_flops
 from latent_ladder.models.network_configs import CHUNK_TOKENS_GPU
 from latent_ladder.request.keyframes_first import keyframe_tokens
 from latent_ladder.request.model import Request
@@ -35,6 +36,8 @@ layer, its input and output, the normed input, and fragmentation of the allocato
 LATENT_COPIES = 9
 """Latents of all tokens in float32 at once, next to a prediction per row: noise, mask and start of
 the stage, the sampler's state, tokens packed for the transformer."""
+TILED_COPIES = 5
+"""More of them in a tiled stage: the blended prediction, its weights, a tile's part."""
 UPSAMPLER_COPIES = 4
 """Feature maps in memory at once in a residual block of the latent upsampler."""
 
@@ -120,9 +123,34 @@ def transformer_activations(
     keys_values = 2 * together * d * v
     rotations = 4 * (n * (d + a) + 2 * na * a)
     chunk = CHUNK_COPIES * min(rows * n, chunk_tokens) * d * v
-    kept = (LATENT_COPIES + rows) * ((n if whole_tokens is None else whole_tokens) + na)
-    latents = 4 * kept * sizes.dit.latent_channels
+    latents = _kept_latents(sizes, n, na, rows, whole_tokens)
     return residuals + keys_values + rotations + chunk + latents
+
+
+def table_activations(
+    sizes: ModelSizes,
+    video_tokens: int,
+    audio_tokens: int,
+    rows: int = 1,
+    whole_tokens: int | None = None,
+) -> int:
+    """Peak bytes while the rotation table of the video is built, before a forward.
+
+    Angles, cosines, sines and the table itself are in float32; in a tiled stage, which has
+    ``whole_tokens`` in all, the tables of the tile before are still there. More than
+    :func:`transformer_activations` where chunks are short and tiles large.
+    """
+    d, a, n, na = sizes.dit.video_dim, sizes.dit.audio_dim, video_tokens, audio_tokens
+    building = 4 * n * d + 3 * 2 * n * d
+    before = 0 if whole_tokens is None else 4 * (n * (d + a) + 2 * na * a)
+    return building + before + _kept_latents(sizes, n, na, rows, whole_tokens)
+
+
+def _kept_latents(sizes: ModelSizes, n: int, na: int, rows: int, whole_tokens: int | None) -> int:
+    """Bytes of what the sampler keeps: float32 latents of all tokens, a prediction per row."""
+    copies = LATENT_COPIES + rows + (0 if whole_tokens is None else TILED_COPIES)
+    tokens = (n if whole_tokens is None else whole_tokens) + na
+    return 4 * copies * tokens * sizes.dit.latent_channels
 
 
 def count_passes(request: Request, index: int) -> tuple[int, int]:
@@ -153,7 +181,7 @@ def _guidance(g: StreamGuidance) -> Guidance:
 
 
 def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
-    """The cost of each stage in the order they run: prompt, the request's stages, decode."""
+    """The cost of each stage in the order they run: prompt, the request's, sound, decode."""
     prompts, canvas = 1 + request.needs_negative, request.resolved.canvas
     tokens = sizes.prompt_tokens or (sizes.text.length,) * prompts
     flops = sum(prompt_flops(sizes.text, count) for count in tokens)
@@ -162,7 +190,16 @@ def estimate(request: Request, sizes: ModelSizes) -> tuple[StageCost, ...]:
     decode = StageCost(
         "decode", "decode", canvas, flops=decode_flops(canvas, request.decode, sizes)
     )
-    return (prompt, *stages, decode)
+    if request.audio == "none":
+        return (prompt, *stages, decode)
+    made = sizes.sound is not None and request.audio_in is None
+    sound = StageCost(
+        "sound",
+        "sound",
+        audio_tokens=canvas.audio_latents if made else 0,
+        flops=sound_flops(sizes.sound, canvas.audio_latents) if made and sizes.sound else 0.0,
+    )
+    return (prompt, *stages, sound, decode)
 
 
 def _stage_cost(request: Request, index: int, sizes: ModelSizes) -> StageCost:

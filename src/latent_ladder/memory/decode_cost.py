@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from latent_ladder.latents.shapes import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Resolution
+from latent_ladder.memory.diffusion_decode_cost import diffusion_flops
 from latent_ladder.memory.model_sizes import ModelSizes
 from latent_ladder.models.diffusion_decoder_config import (
     ATTENTION_VALUES,
@@ -16,8 +17,9 @@ from latent_ladder.models.diffusion_decoder_config import (
 from latent_ladder.models.network_configs import CHUNK_VALUES, CHUNK_VALUES_ELSEWHERE
 from latent_ladder.request.output import Decode
 
-CHUNK_TENSORS = 14
-"""Tensors of a chunk's size in memory at once."""
+CHUNK_TENSORS, FRAME_TENSORS = 8.5, 5.25
+"""Tensors in memory at once of the size of a chunk, and of one of its frames (what a convolution
+keeps for the next chunk); counted on a pretended GPU for 720p, 1080p and 1440p."""
 BLOCK_TENSORS = 12
 """Tensors of a band's size in memory at once in a block of the diffusion decoder."""
 BAND_BYTES = 12
@@ -59,21 +61,26 @@ def decode_activations(
 
 
 def _chunk_bytes(area: int, sizes: ModelSizes, device: str) -> int:
-    """Bytes of the tensors of a chunk of a tile of ``area`` pixels: at least one frame."""
+    """Bytes of the tensors of a chunk of a tile of ``area`` pixels: whole frames, at least one."""
     most = CHUNK_VALUES.get(device, CHUNK_VALUES_ELSEWHERE)
+    frame = 0
     if sizes.decoder is not None:
-        most = max(most, sizes.decoder.frame_values * area // PIXELS_PER_LATENT**2)
-    return CHUNK_TENSORS * most * sizes.value_bytes
+        frame = sizes.decoder.frame_values * area // PIXELS_PER_LATENT**2
+    chunk = max(most // frame, 1) * frame if frame else most
+    return int((CHUNK_TENSORS * chunk + FRAME_TENSORS * frame) * sizes.value_bytes)
 
 
 def decode_flops(last: Resolution, decode: Decode, sizes: ModelSizes) -> float:
-    """FLOPs of the convolutions of the decoder for a clip, overlaps of tiles counted twice.
+    """FLOPs of decoding a clip, overlaps of tiles counted twice; 0 without a decoder.
 
-    0 for a diffusion decoder, which is not counted.
+    Of a diffusion decoder the whole clip is counted, also where tiles are asked for.
     """
+    latents = (last.latent_frames, last.latent_height, last.latent_width)
+    if sizes.diffusion_decoder is not None:
+        return diffusion_flops(sizes.diffusion_decoder, latents, decode.steps)
     if sizes.decoder is None:
         return 0.0
-    tiles = decode.tiles((last.latent_frames, last.latent_height, last.latent_width))
+    tiles = decode.tiles(latents)
     return sum(
         sizes.decoder.decode_flops(f.stop - f.start, r.stop - r.start, c.stop - c.start)
         for f in tiles.frames

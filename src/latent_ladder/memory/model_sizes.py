@@ -11,6 +11,7 @@ from typing import Any
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.memory.prompt_cost import NO_TEXT, TextSizes, text_sizes
+from latent_ladder.memory.sound_cost import SoundSizes, sound_sizes
 from latent_ladder.models.diffusion_decoder_config import (
     DiffusionDecoderConfig,
     diffusion_decoder_config,
@@ -40,7 +41,7 @@ class ModelSizes:
     of an activation and of a weight in the compute dtype. ``decoder_held`` is the number of values
     that the decoder caches per pixel of one frame, whatever the length of the clip, ``decoder`` its
     configuration. ``text`` is what encodes prompts, ``prompt_tokens`` are the tokens of each
-    prompt (empty: not counted yet). ``sound`` is the number of values of the vocoder.
+    prompt (empty: not counted yet). ``sound`` is what decodes sound, if anything does.
     ``diffusion_decoder`` is the configuration of a diffusion decoder, which caches otherwise.
     """
 
@@ -56,6 +57,7 @@ class ModelSizes:
     text: TextSizes = NO_TEXT
     prompt_tokens: tuple[int, ...] = ()
     diffusion_decoder: DiffusionDecoderConfig | None = None
+    sound: SoundSizes | None = None
 
     def bytes_of(self, *roles: str) -> int:
         """Bytes of the weights of several roles; 0 for a role without weights."""
@@ -109,6 +111,7 @@ LTX_2_3 = ModelSizes(
         states=188_160,
         projection=1_156_055_040,
         connectors=2_014_838_784,
+        connector_attention=8 * (4096 + 2048),
     ),
 )
 """LTX-2.3 22B in bf16, as published."""
@@ -129,6 +132,7 @@ def sizes_of(
         blocks=blocks,
         block_values=block_values,
         text=text_sizes(parts, text_tokens),
+        sound=sound_sizes(parts),
         upsampler_channels=upsampler.shape("initial_conv.weight")[0] if upsampler else 0,
         **_decoder_sizes(vae),
     )

@@ -19,12 +19,14 @@ from latent_ladder.errors import MemoryBudgetError
 from latent_ladder.memory.cost_model import (
     StageCost,
     estimate,
+    table_activations,
     transformer_activations,
     upsample_activations,
 )
 from latent_ladder.memory.decode_cost import decode_activations, decode_flops, decoder_ram_bytes
 from latent_ladder.memory.model_sizes import ModelSizes
 from latent_ladder.memory.prompt_cost import projection_bytes, prompt_activations
+from latent_ladder.memory.sound_cost import sound_activations
 from latent_ladder.models.network_configs import CHUNK_TOKENS_CPU, CHUNK_TOKENS_GPU, chunk_tokens
 from latent_ladder.models.weights.offload_schedule import BUFFERS, streamed_block_numbers
 from latent_ladder.request.model import Request
@@ -407,14 +409,12 @@ def _sampling_memory(
     rows = _rows(cost, offload_plan)
     several = rows * (cost.tile_tokens or cost.window_tokens) > offload_plan.chunk_tokens
     temporary = 0 if whole else (8 if several else 4) * dit.video_dim**2 * sizes.value_bytes
-    activations = transformer_activations(
-        sizes,
-        cost.tile_tokens or cost.window_tokens,
-        cost.audio_tokens,
-        rows,
-        offload_plan.chunk_tokens,
-        whole_tokens=None if cost.tile_tokens is None else cost.window_tokens,
-    )
+    tokens = cost.tile_tokens or cost.window_tokens, cost.audio_tokens
+    whole_tokens = None if cost.tile_tokens is None else cost.window_tokens
+    chunk = offload_plan.chunk_tokens
+    forward = transformer_activations(sizes, *tokens, rows, chunk, whole_tokens)
+    tables = table_activations(sizes, *tokens, rows, whole_tokens)
+    activations = max(forward, tables - temporary)  # no weight is converted for a table
     on_gpu = budget.device != "cpu"
     pinned = offload_plan.source == "pinned" and on_gpu
     return StageMemory(
@@ -439,7 +439,7 @@ def _block_bytes(stored: int, sizes: ModelSizes, offload_plan: OffloadPlan) -> i
 _ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "upsample": ("latent_upsampler",),
-        "decode": ("video_vae", "video_decoder", "vocoder"),
+        "decode": ("video_vae", "video_decoder"),
     }
 )
 
@@ -449,6 +449,9 @@ def _fixed_memory(
 ) -> StageMemory:
     """Bytes of a stage whose components are loaded part by part: the largest part counts."""
     work = 0 if device == "cpu" else WORKSPACE_BYTES
+    if cost.kind == "sound":
+        weights, activations = _sound_bytes(cost, sizes, device)
+        return StageMemory(cost, offload_plan, weights, activations + work)
     if cost.kind == "prompt":
         weights, activations = _prompt_bytes(cost, sizes)
         return StageMemory(cost, offload_plan, weights, activations + work)
@@ -463,6 +466,13 @@ def _fixed_memory(
     cost = replace(cost, flops=decode_flops(canvas, decode, sizes))
     pinned = decoder_ram_bytes(canvas, sizes) if in_ram else 0
     return StageMemory(cost, offload_plan, weights, work, pinned)
+
+
+def _sound_bytes(cost: StageCost, sizes: ModelSizes, device: str) -> tuple[int, int]:
+    """Bytes of weights and activations of audio VAE and vocoder; none for sound of a file."""
+    if sizes.sound is None or not cost.audio_tokens:
+        return 0, 0
+    return sizes.sound.weight_bytes, sound_activations(sizes.sound, cost.audio_tokens, device)
 
 
 def _prompt_bytes(cost: StageCost, sizes: ModelSizes) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class TextSizes:
     ``encoder`` are the matrices of the text encoder's layers, ``layers`` their number,
     ``attention`` the width of all heads of one together. ``states`` is the width of all its states
     side by side, which the ``projection`` reads. ``connectors`` are the matrices of the text
-    connectors.
+    connectors, ``connector_attention`` the widths of all their layers together.
     """
 
     length: int = 1024
@@ -35,6 +35,7 @@ class TextSizes:
     states: int = 0
     projection: int = 0
     connectors: int = 0
+    connector_attention: int = 0
 
 
 NO_TEXT = TextSizes()
@@ -46,6 +47,7 @@ def text_sizes(parts: Mapping[str, Component], length: int) -> TextSizes:
     layers = _matrices(encoder, "layers.")
     queries = [shape[0] for key, shape in layers.items() if key.endswith("self_attn.q_proj.weight")]
     projections = _matrices(projection, "")
+    connectors = _matrices(parts.get("connectors"), "")
     return TextSizes(
         length=length,
         encoder=_values(layers),
@@ -53,7 +55,10 @@ def text_sizes(parts: Mapping[str, Component], length: int) -> TextSizes:
         attention=max(queries, default=0),
         states=max((shape[1] for shape in projections.values()), default=0),
         projection=_values(projections),
-        connectors=_values(_matrices(parts.get("connectors"), "")),
+        connectors=_values(connectors),
+        connector_attention=sum(
+            shape[0] for key, shape in connectors.items() if key.endswith("attn1.to_q.weight")
+        ),
     )
 
 
@@ -79,11 +84,12 @@ def _values(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def prompt_flops(text: TextSizes, tokens: int) -> float:
     """FLOPs of encoding one prompt of ``tokens`` tokens (with the one that begins it).
 
-    The connectors process the whole context, registers included; their attention is less than
-    5 % of their products and counted as such.
+    The connectors process the whole context, registers included.
     """
     encoder = 2 * text.encoder * tokens + 4 * tokens**2 * text.attention * text.layers
-    return encoder + 2 * text.projection * tokens + 2 * text.connectors * text.length
+    connectors = 2 * text.connectors * text.length
+    connectors += 4 * text.length**2 * text.connector_attention
+    return encoder + 2 * text.projection * tokens + connectors
 
 
 def prompt_activations(text: TextSizes, width: int, prompts: int, value_bytes: int) -> int:

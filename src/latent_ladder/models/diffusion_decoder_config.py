@@ -24,6 +24,8 @@ Prediction = Literal["x0", "v"]
 CHUNK_FRAMES = 4
 """Frames of queries that a block computes at a time: always the same ones, so that the result does
 not depend on memory."""
+QUERY_TILE: Size = (CHUNK_FRAMES, 8, 8)
+"""Queries of a tile of window attention: frames, rows, columns."""
 BAND_VALUES, BAND_VALUES_ELSEWHERE = {"cpu": 1 << 22}, 1 << 26
 """Values of the frames of a band of rows, at most, if it has more than one tile of queries; by
 device type, and of other devices."""
@@ -90,6 +92,26 @@ class DiffusionDecoderConfig:
             ):
                 size[axis] += 1
         return size[0], size[1], size[2]
+
+
+def window_start(position: int, length: int, kernel: int) -> int:
+    """First position of the window of ``position`` on an axis of ``length``."""
+    return min(max(position - kernel // 2, 0), max(length - kernel, 0))
+
+
+def window_range(first: int, stop: int, length: int, kernel: int) -> tuple[int, int]:
+    """First position and end of the windows of all positions ``first`` to ``stop``."""
+    last = window_start(stop - 1, length, kernel)
+    return window_start(first, length, kernel), last + min(kernel, length)
+
+
+def band_rows(budget: int, row_values: int, kernel: int) -> int:
+    """Rows of queries in a band of ``budget`` values, whole tiles of them, at least one.
+
+    ``row_values`` are those of a row of all frames of a window, ``kernel`` the rows of a window.
+    """
+    tile = QUERY_TILE[1]
+    return max((budget // row_values - (kernel - 1)) // tile, 1) * tile
 
 
 def held_values(config: DiffusionDecoderConfig, latents: Size) -> int:

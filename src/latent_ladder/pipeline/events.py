@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The record ``run`` of this run was opened in the store."""
+
+    run: str
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,15 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Preview:
-    """The file ``path`` now shows the estimate of a stage after ``step``."""
+    """The file ``path`` now shows the estimate of a stage after ``step``.
+
+    Where the file cannot be read, as on another machine, ``picture`` has its bytes (PNG).
+    """
 
     stage: str
     step: int
     path: str
+    picture: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,15 @@ class DraftStarted:
     of: int
     prompt: str
     seed: int
+
+
+@dataclass(frozen=True)
+class DraftDone:
+    """Draft ``number`` was made or reused, or it ended with ``error``; ``stopped`` by the user."""
+
+    number: int
+    error: str | None = None
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,13 +114,15 @@ class PointDone:
 
 
 Event = (
-    StageStarted
+    RunStarted
+    | StageStarted
     | StepDone
     | StageDone
     | Warned
     | Waiting
     | Preview
     | DraftStarted
+    | DraftDone
     | PointStarted
     | PointDone
 )

@@ -20,6 +20,7 @@ from latent_ladder.memory.planner import MemoryPlan, StageMemory, plan_fallback,
 from latent_ladder.pipeline.events import (
     Event,
     Preview,
+    RunStarted,
     StageDone,
     StageStarted,
     StepDone,
@@ -49,8 +50,7 @@ LEAST = 0.98
 """Share of the planned memory below which a plan is made again when the run starts."""
 
 MEMORY_NAMES: Mapping[str, str] = {
-    "prompt": "prompt", "sound": "decode", "images": "decode", "video_in": "decode",
-    "audio_in": "decode",
+    "prompt": "prompt", "images": "decode", "video_in": "decode", "audio_in": "decode",
 }  # fmt: skip
 """Names in the memory plan by stage kind, where it is not the stage's own name.
 
@@ -89,6 +89,7 @@ class RunSession:
         self.store.remove_temporary_files()
         self.recorder = RunRecorder(self.store.runs, options.command, request, save_every_s)
         self.recorder.on_failure = self._warn_unrecorded
+        self.emit(RunStarted(self.recorder.record.id))
         self.recorder.update(
             planned=tuple(key for s in plan.stages for key in (s.key, *partial_keys(s))),
             folders=tuple(str(folder) for folder in prepared.library.folders),
@@ -236,7 +237,7 @@ class RunSession:
             partial(self._next_fallback, plan, stage),
             self.warn,
         )
-        self._keep(stage, tensors, {"stage": stage.kind, "name": stage.name, **facts})
+        self._keep(stage, tensors, {**_provenance(plan, stage), **facts})
         self.finish_stage(stage.name, stage.key, began, name)
         self.check_cancelled()
 
@@ -269,8 +270,8 @@ class RunSession:
         if results is None:  # outside the handler, whose traceback keeps the tensors alive
             self.runner.release()
             return False
-        for (_, stage), (tensors, facts) in zip(stages, results, strict=True):
-            self._keep(stage, tensors, {"stage": stage.kind, "name": stage.name, **facts})
+        for (plan, stage), (tensors, facts) in zip(stages, results, strict=True):
+            self._keep(stage, tensors, {**_provenance(plan, stage), **facts})
         share = (time.monotonic() - began) / len(jobs)
         for _, stage in stages:
             self.finish_stage(stage.name, stage.key, time.monotonic() - share, name)
@@ -341,6 +342,33 @@ class RunSession:
         after = plan_fallback(before, plan.request, sizes, budget, policy)
         self.memory = self.memory.with_stage(after)
         return after
+
+
+def _provenance(plan: RunPlan, stage: PlannedStage) -> dict[str, Any]:
+    """What an artefact was made from, as metadata: input artefacts, model files, settings."""
+    models = plan.models
+    used = {
+        "prompt": (models.text_encoder, models.text_projection, models.connectors),
+        "base": (models.transformer,),
+        "refine": (models.transformer,),
+        "sound": (models.audio_vae, models.vocoder),
+    }.get(stage.kind, ())
+    files = [part for part in (*used, stage.upsampler) if part is not None]
+    facts: dict[str, Any] = {
+        "stage": stage.kind,
+        "name": stage.name,
+        "inputs": list(stage.inputs),
+        "checkpoints": list(dict.fromkeys(part.file.path.name for part in files)),
+    }
+    if stage.sigmas:
+        facts["sigmas"] = list(stage.sigmas)
+    if stage.loras:
+        facts["loras"] = [{"file": c.file.path.name, "strength": s} for c, s in stage.loras]
+    if stage.text:
+        facts["text"] = stage.text
+    if stage.resolution is not None:
+        facts["size"] = [stage.resolution.width, stage.resolution.height, stage.resolution.frames]
+    return facts
 
 
 def _samples_after(plan: RunPlan, stage: PlannedStage) -> bool:

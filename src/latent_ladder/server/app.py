@@ -23,6 +23,7 @@ from latent_ladder.server.config import ServerConfig
 from latent_ladder.server.file_listing import FileListing
 from latent_ladder.server.job_loop import JobLoop
 from latent_ladder.server.job_store import JobStore
+from latent_ladder.server.ladder_api.studio_context import add_studio
 from latent_ladder.server.origin_guard import add_headers, own_names, refuse_other_sites
 from latent_ladder.server.request_errors import HEADER_TIMEOUT_S, limit_body_time, report_errors
 from latent_ladder.server.request_log import log_requests
@@ -37,25 +38,34 @@ Notify = Callable[[str], None]
 logger = logging.getLogger(__name__)
 
 
-def run_server(config: ServerConfig, notify: Notify) -> None:
+def run_server(
+    config: ServerConfig, notify: Notify, on_ready: Callable[[str], None] | None = None
+) -> None:
     """Answer requests until Ctrl-C or SIGTERM.
 
-    Raises :class:`RequestError` if the port is in use or a folder cannot be created.
+    ``on_ready`` gets the address of the first page, with the link that lets a browser in. Raises
+    :class:`RequestError` if the port is in use or a folder cannot be created.
     """
-    asyncio.run(_run_server(config, notify))
+    asyncio.run(_run_server(config, notify, on_ready))
 
 
-async def _run_server(config: ServerConfig, notify: Notify) -> None:
+async def _run_server(
+    config: ServerConfig, notify: Notify, on_ready: Callable[[str], None] | None
+) -> None:
     config.folders.create()
     # the text of a client's faulty header is not written to the terminal
     warnings.simplefilter("ignore", BadContentDispositionHeader)
     warnings.simplefilter("ignore", BadContentDispositionParam)
     with _bind(config) as listener, closing(JobStore(config.state_file, config.history)) as store:
-        await _answer_requests(config, listener, store, notify)
+        await _answer_requests(config, listener, store, notify, on_ready)
 
 
 async def _answer_requests(
-    config: ServerConfig, listener: socket.socket, store: JobStore, notify: Notify
+    config: ServerConfig,
+    listener: socket.socket,
+    store: JobStore,
+    notify: Notify,
+    on_ready: Callable[[str], None] | None,
 ) -> None:
     if store.damaged_copy:
         notify(f"warning: the queue and history were damaged; a copy is in {store.damaged_copy}")
@@ -75,15 +85,18 @@ async def _answer_requests(
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
-        queued = store.count()
+        queued = store.count(None)
         resumed = f", resuming {queued} queued jobs" if queued else ""
-        notify(f"ComfyUI's API is at http://{_address(listener)}{resumed}")
+        what = "ComfyUI's API" if config.serves_comfyui else "Ladder Studio"
+        notify(f"{what} is at http://{_address(listener)}{resumed}")
         for line in _describe_access(config, listener, gate):
             notify(line)
+        if on_ready is not None:
+            on_ready(_first_page(listener, gate))
         logger.info("serving at %s, store %s", _address(listener), config.store)
         with _stop_on_signal() as stop:
             await _wait_until(stop, asyncio.create_task(jobs.run()))
-        notify(f"stopping; {store.count()} queued jobs are kept")
+        notify(f"stopping; {store.count(None)} queued jobs are kept")
         await clients.close()
         await jobs.close()
     finally:
@@ -107,6 +120,7 @@ def build_application(context: Context, gate: TokenGate | None = None) -> web.Ap
     )
     app[CONTEXT] = context
     app.on_response_prepare.append(add_headers(access))
+    add_studio(app)
     app.add_routes(all_routes(context.config))
     return app
 
@@ -121,6 +135,13 @@ def make_runner(app: web.Application) -> web.AppRunner:
         keepalive_timeout=HEADER_TIMEOUT_S,
         auto_decompress=False,  # a few bytes could become gigabytes: read_body() has a limit
     )
+
+
+def _first_page(listener: socket.socket, gate: TokenGate | None) -> str:
+    """The address for a browser on this machine; with a token, the link that works once."""
+    host, port = listener.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}{'/studio/' if gate is None else gate.link}"
 
 
 def _describe_access(

@@ -108,6 +108,7 @@ class JobMessages:
         self.job = job
         self.node: str | None = None
         self.start_ms = 0
+        self.preview: NodePreview | None = None
         self._sent_cached = False
         self._finished_nodes: list[str] = []
         self._states: dict[str, dict[str, Any]] = {}
@@ -152,6 +153,7 @@ class JobMessages:
         elif isinstance(event, NodeDone):
             yield from self._report_node_done(event)
         elif isinstance(event, NodePreview):
+            self.preview = event
             yield PreviewImage(event.format, event.picture, self._node_ids(event.node))
         elif isinstance(event, NodeWarned):
             warning = {"node": event.node, "code": event.code, "message": event.message}

@@ -35,8 +35,9 @@ class ServerConfig:
     searched. ``file_names`` maps file names in workflows to the files to use. ``state_file`` stores
     queue and history. ``convention``: version of ComfyUI to compute like. ``user`` has the editor's
     settings and workflows, ``frontend`` is the folder of the editor, if it is served.
-    ``shows_token``: the token is printed at the start, because it was made there. ``worker`` is the
-    command line of the child process.
+    ``shows_token``: the token is printed at the start, because it was made there.
+    ``serves_comfyui``: ComfyUI's routes are served, ``opens_studio``: ``/`` leads to the studio.
+    ``worker`` is the command line of the child process.
     """
 
     folders: DataFolders
@@ -57,6 +58,8 @@ class ServerConfig:
     user: Path = Path("user")
     frontend: Path | None = None
     shows_token: bool = False
+    serves_comfyui: bool = True
+    opens_studio: bool = False
     worker: tuple[str, ...] = (sys.executable, "-m", "latent_ladder.server.worker_main")
 
     def worker_settings(self) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
+from latent_ladder.comfyui.runtime.events import GraphEvent
 from latent_ladder.errors import StoreError
 from latent_ladder.server.client_messages import (
     JobMessages,
@@ -21,9 +23,11 @@ from latent_ladder.server.client_messages import (
     executing_message,
     status_message,
 )
-from latent_ladder.server.job_store import Job, JobStore
+from latent_ladder.server.job_store import GRAPH, REQUEST, Job, JobStore
+from latent_ladder.server.request_progress import RequestProgress
 from latent_ladder.server.websockets import WebSocketClients
 from latent_ladder.server.worker_process import WORKER_DIED, JobOutcome, WorkerProcess
+from latent_ladder.server.worker_protocol import JobEvent
 
 INTERRUPT_GRACE_S = 5.0
 """Time for the current step after an interrupt; a later second interrupt kills the worker."""
@@ -33,6 +37,14 @@ RETRY_S = 10.0
 
 Watcher = Callable[[Message | PreviewImage], None]
 """Gets the messages of one job, whoever queued it."""
+
+Tracker = JobMessages | RequestProgress
+"""State of the job that runs: of a graph, or of a request."""
+
+Listener = Callable[[str, JobEvent | None], None]
+"""Gets the id of a job of any kind that changed, and the event, if that is why."""
+
+QUEUE_PAUSED = "queue_paused"
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +61,15 @@ class JobLoop:
     ) -> None:
         self.store = store
         self._worker, self._clients, self._notify = worker, clients, notify
-        self._current: JobMessages | None = None
+        self._current: Tracker | None = None
         self._wake = asyncio.Event()
         self._restart_worker = False
         self._closing = False
         self._interrupted_at: float | None = None
         self._deleted: set[str] = set()
         self._watchers: dict[str, set[Watcher]] = {}
+        self._listeners: list[Listener] = []
+        self._pausing: str | None = None
 
     def state_of(self, job_id: str) -> str:
         """``in_progress`` or ``pending``, for a job in the queue."""
@@ -69,7 +83,23 @@ class JobLoop:
     def progress_of(self, job_id: str) -> JobMessages | None:
         """The messages of the running job so far, if it is this one."""
         current = self._current
+        is_graph = isinstance(current, JobMessages) and current.job.id == job_id
+        return current if is_graph and isinstance(current, JobMessages) else None
+
+    def tracker_of(self, job_id: str) -> Tracker | None:
+        """The state of the running job of any kind, if it is this one."""
+        current = self._current
         return current if current is not None and current.job.id == job_id else None
+
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener`` when a job of any kind changes; with "" when the queue does."""
+        self._listeners.append(listener)
+
+    @property
+    def running_graph(self) -> Job | None:
+        """The job that runs now, if it is a graph."""
+        running = self.running
+        return running if running is not None and running.kind == GRAPH else None
 
     @contextmanager
     def watch(self, job_id: str, watcher: Watcher) -> Iterator[None]:
@@ -94,8 +124,84 @@ class JobLoop:
             return False
         self._announce(f"{job.id} queued")
         self._send_status()
+        self._changed(job.id)
         self._wake.set()
         return True
+
+    # --- order, pause, parts ------------------------------------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        """True if no further job is started."""
+        return self.store.setting(QUEUE_PAUSED) == "yes"
+
+    def pause_queue(self, paused: bool) -> None:
+        """Start no further job, or go on; the running one is not stopped."""
+        self.store.set_setting(QUEUE_PAUSED, "yes" if paused else "no")
+        self._wake.set()
+        self._changed("")
+
+    def pause(self, job_id: str) -> bool:
+        """Pause a job: the running one stops after its step, and its stored stages are reused.
+
+        ``False`` for a job that is not in the queue.
+        """
+        job = self.store.queued_job(job_id)
+        if job is None:
+            return False
+        self.store.replace(replace(job, paused=True))
+        if self.state_of(job_id) == "in_progress":
+            self._pausing = job_id
+            self._worker.interrupt(job_id)
+        self._changed(job_id)
+        return True
+
+    def resume(self, job_id: str) -> bool:
+        """Let a paused job run when its turn comes; ``False`` if it is not in the queue."""
+        job = self.store.queued_job(job_id)
+        if job is None:
+            return False
+        self.store.replace(replace(job, paused=False))
+        self._wake.set()
+        self._changed(job_id)
+        return True
+
+    def move(self, job_id: str, before: str | None) -> bool:
+        """Put a waiting job before another one, or at the end; ``False`` if one is not waiting."""
+        waiting = [j for j in self.store.queued_jobs() if self.state_of(j.id) == "pending"]
+        job = next((j for j in waiting if j.id == job_id), None)
+        others = [j for j in waiting if j.id != job_id]
+        ids = [j.id for j in others]
+        if job is None or (before is not None and before not in ids):
+            return False
+        place = len(ids) if before is None else ids.index(before)
+        low = others[place - 1].number if place else None
+        high = others[place].number if place < len(others) else None
+        if low is not None and high is not None and low < high:
+            self.store.replace(job.with_number((low + high) / 2))
+        else:  # at an end, or between equal numbers
+            order = [*others[:place], job, *others[place:]]
+            first = min(j.number for j in order)
+            for number, each in enumerate(order):
+                self.store.replace(each.with_number(first + number))
+        self._changed("")
+        return True
+
+    def stop_part(self, job_id: str, number: int) -> bool:
+        """Stop one draft of a request; the others go on. ``False`` if the job is not queued."""
+        job = self.store.queued_job(job_id)
+        if job is None or not job.checked:
+            return False
+        killed = sorted({*job.checked["body"].get("killed", ()), number})
+        body = {**job.checked["body"], "killed": killed}
+        extra = {**job.extra, REQUEST: {**job.checked, "body": body}}
+        self.store.replace(replace(job, extra=extra))
+        if self.state_of(job_id) == "in_progress":
+            self._worker.stop_part(job_id, number)
+        self._changed(job_id)
+        return True
+
+    # --- removing and stopping ----------------------------------------------------------------
 
     def remove(self, ids: Iterable[str] | None) -> None:
         """Remove jobs that have not started from the queue (``None``: all)."""
@@ -111,16 +217,17 @@ class JobLoop:
         """
         if self.interrupt(job_id):
             return True
-        job = self.store.pending_job(job_id)
+        job = self.store.queued_job(job_id)
         if job is None:
             return False
-        messages = JobMessages(job)
+        messages = _tracker(job)
         final = list(messages.report_interrupt())
         self.store.finish(job.id, messages.build_history_entry(), messages.build_summary())
         self._forget_files(job.id)
         self._announce(f"{job.id} cancelled before it started")
         self._send(job, final)
         self._send_status()
+        self._changed(job.id)
         return True
 
     def delete(self, job_id: str) -> None:
@@ -131,14 +238,17 @@ class JobLoop:
         else:
             self.remove([job_id])
             self.store.delete_history([job_id])
+            self._changed(job_id)
 
     def interrupt(self, job_id: str | None = None) -> bool:
-        """Stop the running job after its current step; with an id, only if it is that job.
+        """Stop the running graph after its current step; with an id, the job of any kind.
 
         A second call after :data:`INTERRUPT_GRACE_S` kills the worker.
         """
         running = self.running
         if running is None or job_id not in (None, running.id):
+            return False
+        if job_id is None and running.kind != GRAPH:
             return False
         now = time.monotonic()
         first = self._interrupted_at
@@ -172,7 +282,7 @@ class JobLoop:
                 self._restart_worker = False
                 await self._worker.close()
                 await self._worker.start()
-            job = self.store.next_job()
+            job = None if self.is_paused else self.store.next_job()
             if job is None:
                 await self._wait_for_work()
             else:
@@ -196,16 +306,27 @@ class JobLoop:
 
     async def _run_job(self, job: Job) -> None:
         start = time.monotonic()
-        logger.info("job %s started: %d nodes", job.id, len(job.prompt))
-        messages = self._current = JobMessages(job)
+        logger.info("job %s started: %s, %d nodes", job.id, job.kind, len(job.prompt))
+        messages = self._current = _tracker(job)
         self._send(job, messages.report_start())
-        outcome = await self._worker.run(
-            job,
-            self.store.journal_path(job.id),
-            lambda event: self._send(job, messages.report_event(event)),
-        )
+        self._changed(job.id)
+
+        def on_event(event: JobEvent) -> None:
+            self._send(job, _report_event(messages, event))
+            self._changed(job.id, event)
+
+        outcome = await self._worker.run(job, self.store.journal_path(job.id), on_event)
         if self._closing and _was_interrupted(outcome):
             return
+        if self._pausing == job.id:
+            self._pausing = None
+            if self._interrupted_at is None and _was_interrupted(outcome):
+                self._current = None
+                self._announce(f"{job.id} paused")
+                self._changed(job.id)
+                return
+        if isinstance(messages, RequestProgress):
+            messages.report_result(outcome.result)
         if self._interrupted_at is not None and _was_interrupted(outcome):
             outcome = JobOutcome(stopped=True)
         final = list(_final_messages(messages, outcome))
@@ -220,8 +341,13 @@ class JobLoop:
         self._forget_files(job.id)
         self._send(job, [*final, executing_message(job.id, None)])
         self._send_status()
+        self._changed(job.id)
         seconds = time.monotonic() - start
         self._announce(f"{job.id} {_describe(outcome)} after {seconds:.1f} s")
+
+    def _changed(self, job_id: str, event: JobEvent | None = None) -> None:
+        for listener in self._listeners:
+            listener(job_id, event)
 
     def _announce(self, text: str) -> None:
         """Print and log a line about a job."""
@@ -243,7 +369,7 @@ class JobLoop:
 
     def _clean_journals(self) -> None:
         """Delete the journals of jobs that are no longer in the queue."""
-        ids = [*(job.id for job in self.store.pending_jobs()), *self.store.unsaved]
+        ids = [*(job.id for job in self.store.queued_jobs()), *self.store.unsaved]
         wanted = {self.store.journal_path(job_id) for job_id in ids}
         for path in self.store.journal_folder.glob("*"):
             if path not in wanted:
@@ -254,7 +380,21 @@ class JobLoop:
         self._clients.send(status_message(self.store.count()), None)
 
 
-def _final_messages(messages: JobMessages, outcome: JobOutcome) -> Iterator[Message]:
+def _tracker(job: Job) -> Tracker:
+    return JobMessages(job) if job.kind == GRAPH else RequestProgress(job)
+
+
+def _report_event(
+    tracker: Tracker, event: JobEvent
+) -> Iterator[Message | PreviewImage] | Iterator[Message]:
+    if isinstance(tracker, RequestProgress):
+        return tracker.report_event(event)
+    if isinstance(event, GraphEvent):
+        return tracker.report_event(event)
+    return iter(())
+
+
+def _final_messages(messages: Tracker, outcome: JobOutcome) -> Iterator[Message]:
     if outcome.failure is not None:
         return messages.report_failure(outcome.failure)
     return messages.report_interrupt() if outcome.stopped else messages.report_success()

@@ -4,6 +4,9 @@ SQLite's journal makes every change complete or absent, however the process ends
 no finished job: a file next to the database reserves room for the entries of some more jobs, and
 entries for which there is no room even so stay in memory until there is. This module knows no HTTP
 and no graphs: prompts and history entries are JSON text here.
+
+Jobs of all kinds share one order. ComfyUI's interfaces read graphs only; ``queued_jobs``,
+``finished_jobs`` and ``find`` read all kinds.
 """
 
 from __future__ import annotations
@@ -41,28 +44,51 @@ CREATE TABLE IF NOT EXISTS history (
 CREATE TABLE IF NOT EXISTS counter (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1), next INTEGER NOT NULL);
 INSERT OR IGNORE INTO counter VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS used_keys (key TEXT PRIMARY KEY, job TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS uploads (
     hash TEXT PRIMARY KEY, place TEXT NOT NULL, size INTEGER NOT NULL, modified INTEGER NOT NULL);
 """
-_PENDING_ITEMS = "SELECT item FROM pending ORDER BY number, turn"
+_PENDING_ITEMS = "SELECT item, kind, paused FROM pending ORDER BY number, turn"
+GRAPH = "graph"
+"""Kind of a job that runs a ComfyUI graph; other kinds are requests (:mod:`latent_ladder.jobs`)."""
+REQUEST = "request_job"
+"""Key of a checked request in the extra data of its job."""
+_ADDED_COLUMNS = (
+    ("pending", "kind", "TEXT NOT NULL DEFAULT 'graph'"),
+    ("pending", "paused", "INTEGER NOT NULL DEFAULT 0"),
+    ("history", "kind", "TEXT NOT NULL DEFAULT 'graph'"),
+)
+"""Columns that databases of earlier versions do not have."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt in the queue. The smallest ``number`` is first; ``outputs`` are ids of nodes."""
+    """A prompt in the queue. The smallest ``number`` is first; ``outputs`` are ids of nodes.
+
+    A job of another ``kind`` than a graph has no prompt; its request is in ``extra``. A ``paused``
+    job keeps its place, and later ones run before it.
+    """
 
     number: float
     id: str
     prompt: Mapping[str, Any]
     extra: Mapping[str, Any]
     outputs: tuple[str, ...]
+    kind: str = GRAPH
+    paused: bool = False
 
     @property
     def client(self) -> str | None:
         """Id of the client that gets the job's messages."""
         client_id = self.extra.get("client_id")
         return client_id if isinstance(client_id, str) else None
+
+    @property
+    def checked(self) -> Mapping[str, Any]:
+        """The summary of a checked request (``jobs.planning.check_job``), empty for a graph."""
+        found: Mapping[str, Any] = self.extra.get(REQUEST, {})
+        return found
 
     @property
     def workflow(self) -> Any:
@@ -92,6 +118,16 @@ class StoredUpload:
     place: str
     size: int
     modified_ns: int
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """A job of the history with its entry and its summary."""
+
+    id: str
+    kind: str
+    entry: Mapping[str, Any]
+    summary: Mapping[str, Any]
 
 
 class JobStore:
@@ -183,25 +219,61 @@ class JobStore:
         self.save_unsaved()
         with self._writing() as database:
             done = database.execute(
-                "INSERT OR IGNORE INTO pending (id, number, item) VALUES (?, ?, ?)",
-                (job.id, float(job.number), text),
+                "INSERT OR IGNORE INTO pending (id, number, item, kind, paused) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (job.id, float(job.number), text, job.kind, int(job.paused)),
             )
         return done.rowcount == 1
 
-    def next_job(self) -> Job | None:
-        """The first job of the queue. It stays in the queue until :meth:`finish`."""
-        return next(self.pending_jobs(), None)
+    def replace(self, job: Job) -> None:
+        """Write a queued job again: another place, paused or not."""
+        text = json.dumps(job.item(), separators=(",", ":"))
+        with self._writing() as database:
+            database.execute(
+                "UPDATE pending SET number = ?, item = ?, paused = ? WHERE id = ?",
+                (float(job.number), text, int(job.paused), job.id),
+            )
 
-    def pending_jobs(self) -> Iterator[Job]:
-        """All unfinished jobs in the order of the queue."""
+    def setting(self, name: str) -> str | None:
+        """A stored setting of the queue."""
+        query = "SELECT value FROM settings WHERE name = ?"
+        row = self._database.execute(query, (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_setting(self, name: str, value: str) -> None:
+        """Store a setting of the queue."""
+        with self._writing() as database:
+            database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
+
+    def next_job(self) -> Job | None:
+        """The first job of any kind that is not paused. It stays queued until :meth:`finish`."""
+        return next((job for job in self.queued_jobs() if not job.paused), None)
+
+    def queued_jobs(self) -> Iterator[Job]:
+        """The unfinished jobs of all kinds in the order of the queue."""
         rows = self._database.execute(_PENDING_ITEMS).fetchall()
-        jobs = (_parse_job(text) for (text,) in rows)
+        jobs = (_parse_job(*row) for row in rows)
         return (job for job in jobs if job.id not in self.unsaved)
 
-    def count(self) -> int:
-        """Number of unfinished jobs."""
-        (count,) = self._database.execute("SELECT count(*) FROM pending").fetchone()
-        return int(count) - len(self.unsaved)
+    def pending_jobs(self) -> Iterator[Job]:
+        """The unfinished graphs in the order of the queue."""
+        return (job for job in self.queued_jobs() if job.kind == GRAPH)
+
+    def count(self, kind: str | None = GRAPH) -> int:
+        """Number of unfinished jobs of a kind (``None``: of all)."""
+        query = "SELECT id FROM pending WHERE ? IS NULL OR kind = ?"
+        rows = self._database.execute(query, (kind, kind)).fetchall()
+        return sum(job_id not in self.unsaved for (job_id,) in rows)
+
+    def position_of(self, job_id: str) -> int:
+        """Number of jobs of all kinds before a queued one."""
+        query = (
+            "SELECT count(*) FROM pending AS other JOIN pending AS own ON own.id = ? "
+            "WHERE other.number < own.number "
+            "OR (other.number = own.number AND other.turn < own.turn)"
+        )
+        (count,) = self._database.execute(query, (job_id,)).fetchone()
+        return int(count)
 
     def is_pending(self, job_id: str) -> bool:
         """True if a job is queued or running."""
@@ -211,18 +283,25 @@ class JobStore:
         return self._database.execute(query, (job_id,)).fetchone() is not None
 
     def pending_job(self, job_id: str) -> Job | None:
-        """A queued or running job."""
+        """A queued or running graph."""
+        found = self.queued_job(job_id)
+        return found if found is not None and found.kind == GRAPH else None
+
+    def queued_job(self, job_id: str) -> Job | None:
+        """A queued or running job of any kind."""
         if job_id in self.unsaved:
             return None
-        query = "SELECT item FROM pending WHERE id = ?"
+        query = "SELECT item, kind, paused FROM pending WHERE id = ?"
         row = self._database.execute(query, (job_id,)).fetchone()
-        return None if row is None else _parse_job(row[0])
+        return None if row is None else _parse_job(*row)
 
     def remove_pending(self, ids: Iterable[str] | None, running: str | None) -> None:
-        """Remove jobs from the queue (``None``: all), except the one that is ``running``."""
+        """Remove jobs from the queue (``None``: all graphs), except the ``running`` one."""
         with self._writing() as database:
             if ids is None:
-                database.execute("DELETE FROM pending WHERE id IS NOT ?", (running,))
+                database.execute(
+                    "DELETE FROM pending WHERE kind = 'graph' AND id IS NOT ?", (running,)
+                )
             else:
                 database.executemany(
                     "DELETE FROM pending WHERE id = ? AND id IS NOT ?",
@@ -260,7 +339,8 @@ class JobStore:
             database.execute("DELETE FROM pending WHERE id = ?", (job_id,))
             database.execute("DELETE FROM history WHERE id = ?", (job_id,))
             database.execute(
-                "INSERT INTO history (id, entry, summary) VALUES (?, ?, ?)", (job_id, *texts)
+                "INSERT INTO history (id, entry, summary, kind) VALUES (?, ?, ?, ?)",
+                (job_id, *texts, _kind_of(entry)),
             )
             database.execute(
                 "DELETE FROM history WHERE turn IN "
@@ -270,45 +350,69 @@ class JobStore:
 
     def history(self, max_items: int | None = None, offset: int = -1) -> dict[str, Any]:
         """Entries by id, oldest first: ``max_items`` from ``offset``, the newest if negative."""
-        (total,) = self._database.execute("SELECT count(*) FROM history").fetchone()
+        query = "SELECT count(*) FROM history WHERE kind = 'graph'"
+        (total,) = self._database.execute(query).fetchone()
         count = total if max_items is None else max(max_items, 0)
         start = offset if offset >= 0 else max(total - count, 0)
         rows = self._database.execute(
-            "SELECT id, entry FROM history ORDER BY turn LIMIT ? OFFSET ?", (count, start)
+            "SELECT id, entry FROM history WHERE kind = 'graph' ORDER BY turn LIMIT ? OFFSET ?",
+            (count, start),
         )
         found = {job_id: json.loads(text) for job_id, text in rows.fetchall()}
-        return found | {job_id: dict(entry) for job_id, (entry, _) in self.unsaved.items()}
+        unsaved = {i: dict(entry) for i, (entry, _) in self.unsaved.items()}
+        return found | {i: entry for i, entry in unsaved.items() if _kind_of(entry) == GRAPH}
 
     def entry(self, job_id: str) -> dict[str, Any] | None:
-        """One history entry."""
-        if job_id in self.unsaved:
-            return dict(self.unsaved[job_id][0])
-        query = "SELECT entry FROM history WHERE id = ?"
-        row = self._database.execute(query, (job_id,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        """The history entry of one graph."""
+        found = self.find_finished(job_id)
+        return None if found is None or found.kind != GRAPH else dict(found.entry)
 
     def summaries(self) -> list[dict[str, Any]]:
         """Summaries of finished jobs for ``/api/jobs``, oldest first."""
-        rows = self._database.execute("SELECT summary FROM history ORDER BY turn")
+        query = "SELECT summary FROM history WHERE kind = 'graph' ORDER BY turn"
         return [
-            *(json.loads(text) for (text,) in rows.fetchall()),
-            *(dict(summary) for _, summary in self.unsaved.values()),
+            *(json.loads(text) for (text,) in self._database.execute(query).fetchall()),
+            *(dict(text) for entry, text in self.unsaved.values() if _kind_of(entry) == GRAPH),
         ]
 
-    def summary(self, job_id: str) -> dict[str, Any] | None:
-        """Summary of one finished job."""
+    def finished_jobs(self, limit: int, before: str | None = None) -> list[FinishedJob]:
+        """The newest ``limit`` finished jobs of all kinds, or those that ended before ``before``.
+
+        The newest is first.
+        """
+        query = (
+            "SELECT id, kind, entry, summary FROM history WHERE turn < coalesce("
+            "(SELECT turn FROM history WHERE id = ?), 9e15) ORDER BY turn DESC LIMIT ?"
+        )
+        rows = self._database.execute(query, (before, limit)).fetchall()
+        found = [FinishedJob(i, k, json.loads(e), json.loads(s)) for i, k, e, s in rows]
+        if before is not None:
+            return found
+        unsaved = [FinishedJob(i, _kind_of(e), e, s) for i, (e, s) in self.unsaved.items()]
+        return [*reversed(unsaved), *found]
+
+    def find_finished(self, job_id: str) -> FinishedJob | None:
+        """A finished job of any kind."""
         if job_id in self.unsaved:
-            return dict(self.unsaved[job_id][1])
-        query = "SELECT summary FROM history WHERE id = ?"
+            entry, summary = self.unsaved[job_id]
+            return FinishedJob(job_id, _kind_of(entry), entry, summary)
+        query = "SELECT kind, entry, summary FROM history WHERE id = ?"
         row = self._database.execute(query, (job_id,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        if row is None:
+            return None
+        return FinishedJob(job_id, row[0], json.loads(row[1]), json.loads(row[2]))
+
+    def summary(self, job_id: str) -> dict[str, Any] | None:
+        """Summary of one finished graph."""
+        found = self.find_finished(job_id)
+        return None if found is None or found.kind != GRAPH else dict(found.summary)
 
     def delete_history(self, ids: Sequence[str] | None) -> None:
-        """Delete history entries (``None``: all)."""
+        """Delete history entries (``None``: those of all graphs)."""
         self.save_unsaved()
         with self._writing() as database:
             if ids is None:
-                database.execute("DELETE FROM history")
+                database.execute("DELETE FROM history WHERE kind = 'graph'")
             else:
                 database.executemany("DELETE FROM history WHERE id = ?", [(i,) for i in ids])
 
@@ -324,6 +428,11 @@ class JobStore:
                 (self._max_history,),
             )
         return done.rowcount == 1
+
+    def job_of_key(self, key: str) -> str | None:
+        """The job that was submitted with a client's key."""
+        row = self._database.execute("SELECT job FROM used_keys WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
 
     def release_key(self, key: str) -> None:
         """Forget a key whose submission was refused."""
@@ -358,15 +467,24 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         database.executescript(_TABLES)
+        for table, column, form in _ADDED_COLUMNS:
+            known = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+            if column not in known:
+                database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {form}")
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _parse_job(text: str) -> Job:
+def _parse_job(text: str, kind: str, paused: int) -> Job:
     number, job_id, prompt, extra, outputs = json.loads(text)
-    return Job(number, job_id, prompt, extra, tuple(outputs))
+    return Job(number, job_id, prompt, extra, tuple(outputs), kind, bool(paused))
+
+
+def _kind_of(entry: Mapping[str, Any]) -> str:
+    """The kind of the job of a history entry; those of graphs do not say it."""
+    return str(entry.get("kind", GRAPH))
 
 
 def is_queue_number(value: object) -> bool:

@@ -46,7 +46,7 @@ async def get_prompt(request: web.Request) -> web.Response:
 async def get_queue(request: web.Request) -> web.Response:
     """The running job and the waiting jobs."""
     jobs = get_context(request).jobs
-    running = jobs.running
+    running = jobs.running_graph
     pending = jobs.store.pending_jobs()
     waiting = [job.item() for job in pending if running is None or job.id != running.id]
     return web.json_response(

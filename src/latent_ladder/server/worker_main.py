@@ -16,25 +16,26 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from json import dumps, loads
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from latent_ladder.comfyui.runtime.events import (
-    GraphEvent,
     NodeDone,
     NodesCached,
     NodeStarted,
     NodeWarned,
-    OnGraphEvent,
 )
 from latent_ladder.errors import Cancelled, LadderError
+from latent_ladder.pipeline.events import Preview
 from latent_ladder.pipeline.run import Cancel
 from latent_ladder.server.client_messages import Failure
+from latent_ladder.server.job_store import GRAPH
 from latent_ladder.server.worker_protocol import (
     LENGTHS,
+    JobEvent,
     pack_event_frame,
     pack_frame,
     pack_log_frame,
@@ -44,8 +45,9 @@ _PR_SET_PDEATHSIG = 1
 """Linux: the signal that a process gets when its parent has ended."""
 
 Body = Mapping[str, Any]
-RunJob = Callable[[Body, OnGraphEvent, Cancel], None]
-"""Runs the job of a frame (``prompt``, ``outputs``, ``workflow``); raises if it fails."""
+OnJobEvent = Callable[[JobEvent], None]
+RunJob = Callable[[Body, OnJobEvent, Cancel], Mapping[str, Any] | None]
+"""Runs the job of a frame; raises if it fails. The result of a request is plain data."""
 
 logger = logging.getLogger("latent_ladder.server.worker_main")  # __name__ is "__main__" here
 
@@ -80,32 +82,43 @@ def _end_with_parent() -> None:
 
 
 def _build_runner(build_runner: Callable[[Body], RunJob], settings: Body) -> RunJob:
-    """The runner; if building it fails, one that fails every job with the same error."""
+    """The runner; if building it fails, one that tries again for every job.
+
+    Model folders that are gone at the start may be back later.
+    """
     try:
         return build_runner(settings)
     except LadderError as error:
-        cause = error
+        logger.warning("%s", error.message)
 
-    def fail(_: Body, __: OnGraphEvent, ___: Cancel) -> None:
-        raise cause
+    runner: RunJob | None = None
 
-    return fail
+    def run_or_fail(job: Body, on_event: OnJobEvent, cancel: Cancel) -> Mapping[str, Any] | None:
+        nonlocal runner
+        runner = runner or build_runner(settings)
+        return runner(job, on_event, cancel)
+
+    return run_or_fail
 
 
 def build_engine_runner(settings: Body) -> RunJob:
-    """A runner that executes graphs on one engine, rebuilt when model files change."""
+    """A runner of graphs on one engine, rebuilt when model files change, and of requests.
+
+    A request loads its own models; those of the engine are unloaded first.
+    """
     from latent_ladder.checkpoints.search_paths import model_folders
     from latent_ladder.checkpoints.selection import scan
     from latent_ladder.comfyui.executor import RunOrigin, execute
     from latent_ladder.comfyui.formats.api import read_api
     from latent_ladder.comfyui.runtime.engine import Engine, WorkFolders
     from latent_ladder.comfyui.runtime.output_journal import OutputJournal
-    from latent_ladder.memory.hardware import MemoryOptions
+    from latent_ladder.jobs.run_job import JobRun
+    from latent_ladder.jobs.run_job import run_job as run_request
+    from latent_ladder.jobs.workplace import Workplace
     from latent_ladder.server.file_listing import FileListing
     from latent_ladder.storage.artifact_store import Store
 
-    sets = {name: frozenset(settings["memory"][name]) for name in ("changes", "fast")}
-    memory = {**settings["memory"], **sets}
+    place = Workplace.from_settings(settings)
     folders = model_folders([Path(path) for path in settings["models"]])
     listing = FileListing(folders, Path(settings["folders"]["input"]))
 
@@ -115,7 +128,7 @@ def build_engine_runner(settings: Body) -> RunJob:
             store=Store(Path(settings["store"])),
             folders=WorkFolders(**{n: Path(path) for n, path in settings["folders"].items()}),
             names=settings["file_names"],
-            memory=MemoryOptions(**memory),
+            memory=place.memory,
             device=settings["device"],
             previews=settings["previews"],
             convention=settings["convention"],
@@ -123,8 +136,14 @@ def build_engine_runner(settings: Body) -> RunJob:
 
     engine, files = build_engine(), listing.state()
 
-    def run_job(job: Body, on_event: OnGraphEvent, cancel: Cancel) -> None:
+    def run_job(job: Body, on_event: OnJobEvent, cancel: Cancel) -> Mapping[str, Any] | None:
         nonlocal engine, files
+        if job.get("kind", GRAPH) != GRAPH:
+            engine.clear()
+            previews = Path(settings["folders"]["temp"]) / "previews" / job["id"]
+            cancel.stopped_parts |= set(job["body"].get("killed", ()))
+            send = _with_picture(on_event)
+            return run_request(JobRun(job["id"], job["body"], place, send, cancel, previews))
         if (now := listing.state()) != files:
             logger.info("model files changed; the engine is built again")
             engine.clear()
@@ -139,8 +158,23 @@ def build_engine_runner(settings: Body) -> RunJob:
             metadata=metadata if settings["metadata"] else {},
             origin=RunOrigin(journal=OutputJournal(Path(job["journal"]))),
         )
+        return None
 
     return run_job
+
+
+def _with_picture(on_event: OnJobEvent) -> OnJobEvent:
+    """Report events; previews with the bytes of their picture, whose file is overwritten later."""
+
+    def send(event: JobEvent) -> None:
+        if isinstance(event, Preview):
+            try:
+                event = replace(event, picture=Path(event.path).read_bytes(), path="")
+            except OSError:
+                return
+        on_event(event)
+
+    return send
 
 
 class FrameWriter:
@@ -189,7 +223,9 @@ class _Inbox:
     def __init__(self, source: BinaryIO) -> None:
         self.cancel = Cancel()
         self._jobs: SimpleQueue[Body | None] = SimpleQueue()
+        self._ending = False
         self._stopped: set[str] = set()
+        self._stopped_parts: dict[str, set[int]] = {}
         self._current = ""
         self._lock = threading.Lock()
         threading.Thread(target=self._read_frames, args=(source,), daemon=True).start()
@@ -199,9 +235,19 @@ class _Inbox:
         job = self._jobs.get()
         if job is not None:
             with self._lock:
-                self._current, self.cancel = job["id"], Cancel(job["id"] in self._stopped)
+                parts = self._stopped_parts.pop(job["id"], set())
+                stopped = self._ending or job["id"] in self._stopped
+                self._current, self.cancel = job["id"], Cancel(stopped, stopped_parts=parts)
                 self._stopped.clear()
+                self._stopped_parts.clear()
         return job
+
+    def _stop_part(self, job_id: str, number: int) -> None:
+        """Stop one draft of the job that runs, or of one that has not begun."""
+        if job_id == self._current:
+            self.cancel.stop_part(number)
+        else:
+            self._stopped_parts.setdefault(job_id, set()).add(number)
 
     def _read_frames(self, source: BinaryIO) -> None:
         while (frame := _read_frame(source)) is not None and frame["do"] != "end":
@@ -209,7 +255,9 @@ class _Inbox:
                 self._jobs.put(frame)
                 continue
             with self._lock:
-                if frame["id"] == self._current:
+                if frame["do"] == "stop_part":
+                    self._stop_part(frame["id"], int(frame["part"]))
+                elif frame["id"] == self._current:
                     self.cancel.request()
                 else:
                     self._stopped.add(frame["id"])
@@ -217,27 +265,28 @@ class _Inbox:
             os._exit(1)
         self._jobs.put(None)
         with self._lock:
+            self._ending = True
             self.cancel.request()
 
 
 def _run_to_end(run_job: RunJob, job: Body, cancel: Cancel, writer: FrameWriter) -> dict[str, Any]:
     """Run a job; the frame for its end. Any exception is a failure of the job."""
 
-    def on_event(event: GraphEvent) -> None:
+    def on_event(event: JobEvent) -> None:
         _log_event(event)
         writer.write(pack_event_frame(event))
 
     try:
-        run_job(job, on_event, cancel)
+        result = run_job(job, on_event, cancel)
     except Cancelled:
         return {"id": job["id"], "end": "stopped"}
     except Exception as error:
         logger.debug("job %s failed", job["id"], exc_info=True)
         return {"id": job["id"], "end": "failed", "failure": asdict(describe_failure(error))}
-    return {"id": job["id"], "end": "done"}
+    return {"id": job["id"], "end": "done", "result": result}
 
 
-def _log_event(event: GraphEvent) -> None:
+def _log_event(event: JobEvent) -> None:
     match event:
         case NodesCached():
             logger.info("nodes with stored results: %s", ", ".join(event.nodes) or "none")

@@ -13,14 +13,13 @@ import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latent_ladder.comfyui.runtime.events import GraphEvent
 from latent_ladder.server.client_messages import Failure
-from latent_ladder.server.job_store import Job
-from latent_ladder.server.worker_protocol import LENGTHS, pack_frame, unpack_event
+from latent_ladder.server.job_store import GRAPH, Job
+from latent_ladder.server.worker_protocol import LENGTHS, JobEvent, pack_frame, unpack_event
 
 GRACE_S = 5.0
 """Time for the current step after the worker was asked to end."""
@@ -32,10 +31,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """End of a job: done, stopped by a client, or failed."""
+    """End of a job: done, with the ``result`` of a request, stopped by a client, or failed."""
 
     stopped: bool = False
     failure: Failure | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
 
 
 class WorkerProcess:
@@ -53,7 +53,7 @@ class WorkerProcess:
         await self._ensure_child()
 
     async def run(
-        self, job: Job, journal: Path, on_event: Callable[[GraphEvent], None]
+        self, job: Job, journal: Path, on_event: Callable[[JobEvent], None]
     ) -> JobOutcome:
         """Run a job to its end; an error or the death of the child is its outcome.
 
@@ -61,16 +61,7 @@ class WorkerProcess:
         """
         child = await self._ensure_child()
         self._is_busy = True
-        self._send(
-            {
-                "do": "run",
-                "id": job.id,
-                "prompt": job.prompt,
-                "outputs": list(job.outputs),
-                "workflow": job.workflow,
-                "journal": str(journal),
-            }
-        )
+        self._send({"do": "run", "id": job.id, "kind": job.kind, **_job_fields(job, journal)})
         try:
             return await _read_until_end(child, job, on_event)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -85,6 +76,10 @@ class WorkerProcess:
     def interrupt(self, job_id: str) -> None:
         """Ask the child to stop a job after its current step."""
         self._send({"do": "stop", "id": job_id})
+
+    def stop_part(self, job_id: str, number: int) -> None:
+        """Ask the child to stop one draft of a job; the others go on."""
+        self._send({"do": "stop_part", "id": job_id, "part": number})
 
     def kill(self) -> None:
         """Kill the child, which ends its job."""
@@ -125,7 +120,7 @@ class WorkerProcess:
 
 
 async def _read_until_end(
-    child: Process, job: Job, on_event: Callable[[GraphEvent], None]
+    child: Process, job: Job, on_event: Callable[[JobEvent], None]
 ) -> JobOutcome:
     """Pass on a job's events and log lines until it ends.
 
@@ -149,7 +144,19 @@ def _parse_outcome(body: Mapping[str, Any]) -> JobOutcome:
     if body["end"] == "failed":
         failure = {**body["failure"], "traceback": tuple(body["failure"]["traceback"])}
         return JobOutcome(failure=Failure(**failure))
-    return JobOutcome(stopped=body["end"] == "stopped")
+    return JobOutcome(stopped=body["end"] == "stopped", result=body.get("result") or {})
+
+
+def _job_fields(job: Job, journal: Path) -> dict[str, Any]:
+    """The fields of a job that its kind needs."""
+    if job.kind != GRAPH:
+        return {"body": job.checked["body"]}
+    return {
+        "prompt": job.prompt,
+        "outputs": list(job.outputs),
+        "workflow": job.workflow,
+        "journal": str(journal),
+    }
 
 
 def _describe_exit(code: int) -> str:

@@ -3,11 +3,13 @@
 A frame is two big-endian lengths, then JSON of the first length and raw bytes of the second (a
 preview image). Nothing is unpickled.
 
-Frames to the worker: its settings (:meth:`ServerConfig.worker_settings`), then
-``{"do": "run", "id", "prompt", "outputs", "workflow", "journal"}`` (``journal``: path of the
-:class:`OutputJournal`), ``{"do": "stop", "id"}`` and, last, ``{"do": "end"}``: the end of the
-stream without it means that the server has died. Frames from the worker: ``{"event", ...}``,
-``{"log", "level", "message"}`` and, last for a job, ``{"id", "end"}``.
+Frames to the worker: its settings (:meth:`ServerConfig.worker_settings`), then for a graph
+``{"do": "run", "id", "kind", "prompt", "outputs", "workflow", "journal"}`` (``journal``: path of
+the :class:`OutputJournal`), for a request ``{"do": "run", "id", "kind", "body"}``
+(:mod:`latent_ladder.jobs`), ``{"do": "stop", "id"}``, ``{"do": "stop_part", "id", "part"}`` (one
+draft) and, last, ``{"do": "end"}``: the end of the stream without it means that the server has
+died. Frames from the worker: ``{"event", ...}``, ``{"log", "level", "message"}`` and, last for a
+job, ``{"id", "end"}``, with ``result`` for a request.
 """
 
 from __future__ import annotations
@@ -18,22 +20,17 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
 from pathlib import PurePath
-from typing import Any
+from typing import Any, get_args
 
-from latent_ladder.comfyui.runtime.events import (
-    GraphEvent,
-    NodeDone,
-    NodePreview,
-    NodeProgress,
-    NodesCached,
-    NodeStarted,
-    NodeWarned,
-)
+from latent_ladder.comfyui.runtime.events import GraphEvent, NodePreview, NodesCached
+from latent_ladder.pipeline import events
 
 LENGTHS = struct.Struct(">II")
-_EVENTS: Mapping[str, Callable[..., GraphEvent]] = {
+JobEvent = GraphEvent | events.Event
+"""What a worker reports: nodes of a graph, or stages of a request."""
+_EVENTS: Mapping[str, Callable[..., JobEvent]] = {
     event_type.__name__: event_type
-    for event_type in (NodesCached, NodeStarted, NodeProgress, NodePreview, NodeDone, NodeWarned)
+    for event_type in (*get_args(GraphEvent), *get_args(events.Event))
 }
 
 
@@ -52,17 +49,17 @@ def _to_json_value(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be sent to a client")
 
 
-def pack_event_frame(event: GraphEvent) -> bytes:
+def pack_event_frame(event: JobEvent) -> bytes:
     """The frame of an event; its picture, if any, is the raw part."""
     fields: dict[str, Any] = {f.name: getattr(event, f.name) for f in dataclass_fields(event)}
     raw = fields.pop("picture", b"")
     return pack_frame({"event": type(event).__name__, **fields}, raw)
 
 
-def unpack_event(body: Mapping[str, Any], raw: bytes) -> GraphEvent:
+def unpack_event(body: Mapping[str, Any], raw: bytes) -> JobEvent:
     """The event of a frame."""
     fields = {name: value for name, value in body.items() if name != "event"}
-    if body["event"] == NodePreview.__name__:
+    if body["event"] in (NodePreview.__name__, events.Preview.__name__):
         fields["picture"] = raw
     if body["event"] == NodesCached.__name__:
         fields["nodes"] = tuple(fields["nodes"])

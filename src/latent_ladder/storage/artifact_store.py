@@ -258,6 +258,22 @@ class Store:
             # The entry first: without it the artefact does not exist, even after a crash here.
             _delete_all(sorted(self._files(key), key=lambda path: path.suffix != ".json"))
 
+    def bytes_of(self, key: str) -> int:
+        """Bytes on disk of the artefact of ``key``, 0 if there is none."""
+        return _bytes_on_disk(self._files(key))
+
+    def meta_of(self, key: str) -> dict[str, Any]:
+        """The stored metadata of an artefact, without checking its data; empty if there is none."""
+        entry = _read_entry(self._entry_path(key))
+        if not isinstance(entry, IndexEntry):
+            return {}
+        try:
+            with self._entry_path(key).with_name(entry.file).open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            return dict(json.loads(header["__metadata__"]["latent_ladder"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def entries(self) -> Iterator[IndexEntry]:
         """The readable index entries, by key; :meth:`verify` reports damaged ones."""
         for key in self._keys():

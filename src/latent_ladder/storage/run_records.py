@@ -176,6 +176,11 @@ class RunLog:
                 damaged.append(found)
         return records, damaged
 
+    def read(self, run_id: str) -> RunRecord | DamagedRun | None:
+        """The record with exactly this id; ``None`` if there is none."""
+        is_id = run_id.isascii() and run_id.isalnum()
+        return _read(self._path(run_id)) if is_id else None
+
     def newest(self, limit: int) -> Iterator[RunRecord]:
         """The records that can be read, the newest first, of the newest ``limit`` files."""
         found = map(_read, self._newest_paths()[:limit])

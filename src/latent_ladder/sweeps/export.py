@@ -13,10 +13,9 @@ from latent_ladder.errors import MediaError
 from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
 from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
+from latent_ladder.sweeps.report_files import CSV, JSON, POINTS
 from latent_ladder.sweeps.sweep_plan import Sweep
-from latent_ladder.sweeps.sweep_run import POINTS, SweepResult
-
-JSON, CSV, PAGE = "sweep.json", "sweep.csv", "report.html"
+from latent_ladder.sweeps.sweep_run import SweepResult
 
 
 def default_folder(sweep: Sweep) -> Path:

@@ -14,9 +14,10 @@ from string import Template
 
 from latent_ladder.pages.parts import BASE_CSS, BASE_JS, data_uri, size_and_theme, write_html
 from latent_ladder.sweeps.axes import short_path
-from latent_ladder.sweeps.export import PAGE, pictures_folder
+from latent_ladder.sweeps.export import pictures_folder
 from latent_ladder.sweeps.point_results import SHOWN, PointResult
 from latent_ladder.sweeps.recommend import Choice
+from latent_ladder.sweeps.report_files import PAGE
 from latent_ladder.sweeps.report_plots import plots
 from latent_ladder.sweeps.sweep_plan import Sweep
 from latent_ladder.sweeps.sweep_run import SweepResult

@@ -27,13 +27,11 @@ from latent_ladder.storage.atomic_write import convert_write_errors
 from latent_ladder.storage.run_records import DraftRecord, StageRecord
 from latent_ladder.sweeps.frame_capture import FrameCapture, Spool
 from latent_ladder.sweeps.point_results import PointResult, load_result, save_result
+from latent_ladder.sweeps.report_files import POINTS
 from latent_ladder.sweeps.sweep_plan import Point, Sweep
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.stages.decoding import DecodeJob
-
-POINTS = "points"
-"""Folder of the results inside a sweep's folder."""
 
 SAVE_EVERY_S = 2.0
 """A running sweep's record is written at most this often: that of many points is long."""

@@ -170,6 +170,8 @@ class RequestFlags:
             if "seed" not in request.model_fields_set:
                 del fields["seed"]  # a file without a seed leaves it open, as a preset does
             return fields
+        from latent_ladder.pipeline.preset_choice import preset_fields
+
         return preset_fields(self.preset, library, self.checkpoint)
 
     def _fields(self) -> dict[str, Any]:
@@ -337,29 +339,6 @@ def prepare(
     if request.auto_duration is not None and kind != "clip":
         raise auto_not_here(f"`ladder {kind}`")
     return pipeline.prepare(request, library, open_store(store), options, memory.device, kind)
-
-
-def preset_fields(
-    name: str | None, library: Library, checkpoint: str | None = None
-) -> dict[str, Any]:
-    """The fields of the preset ``name``.
-
-    Without a name it is that of the environment or the config file, else the one that fits the
-    models. Raises :class:`RequestError` for an unknown preset.
-    """
-    from latent_ladder.pipeline.run import default_preset
-    from latent_ladder.request.presets import read_preset
-    from latent_ladder.storage.user_config import read_setting
-
-    if name is not None:
-        return read_preset(name).fields
-    setting = read_setting("preset")
-    if not isinstance(setting.value, str):
-        return read_preset(default_preset(library, checkpoint)).fields
-    try:
-        return read_preset(setting.value).fields
-    except RequestError as error:
-        raise error.in_context(setting.source) from error
 
 
 def request_of_fields(fields: Mapping[str, Any], sets: Sequence[str] = ()) -> Request:

@@ -40,11 +40,11 @@ from latent_ladder.cli.console import (
     show_note,
     show_warning,
 )
-from latent_ladder.cli.file_names import choose_file_name, prompt_stem
 from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.run_log import log_plan
 from latent_ladder.errors import RequestError, StoreError
+from latent_ladder.jobs.file_names import choose_file_name, prompt_stem
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared

@@ -27,9 +27,9 @@ from latent_ladder.cli.commands.flags import (
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
 from latent_ladder.cli.console import print_json, print_lines, print_table, show_error, show_note
-from latent_ladder.cli.file_names import prompt_stem
 from latent_ladder.cli.result_line import clip_lines, folder_lines
 from latent_ladder.errors import Cancelled, LadderError, MediaError, RequestError, StoreError
+from latent_ladder.jobs.file_names import prompt_stem
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared, RunOptions

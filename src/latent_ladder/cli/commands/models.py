@@ -26,7 +26,8 @@ from latent_ladder.cli.console import (
     stderr_console,
 )
 from latent_ladder.cli.printable import printable
-from latent_ladder.errors import Cancelled, CheckpointError, CheckpointNotFound, RequestError
+from latent_ladder.errors import Cancelled, CheckpointNotFound, RequestError
+from latent_ladder.jobs.downloading import accept_licences, default_target
 from latent_ladder.storage.user_folders import expand_home
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def get_models(
         _print_plan(plan)
     if not dry_run:
         check_free_space(plan)
-        _accept_licences(plan, yes)
+        accept_licences(plan, _no_question if yes else _ask_for_acceptance, show_note)
         _confirm(plan, yes)
         _download(plan, quiet=as_json)
     if as_json:
@@ -262,43 +263,13 @@ def select_files(
     )
 
 
-def default_target() -> Path:
-    """The first searched models/ folder that is the user's, else ``./models``."""
-    from latent_ladder.checkpoints.search_paths import model_folders
-
-    # A folder with a category has one kind of file; a download needs the whole tree.
-    own = [f.path for f in model_folders() if f.category is None and not f.is_embedded]
-    return own[0] if own else Path("models")
-
-
 def is_terminal() -> bool:
     """True if there is somebody to ask."""
     return sys.stdin.isatty()
 
 
-def _accept_licences(plan: DownloadPlan, yes: bool) -> None:
-    """Show the licence of each gated repository with missing files, and ask; once per text.
-
-    The accepted text is beside the files, so another text is shown again.
-    """
-    from latent_ladder.checkpoints.download import fetch_licence, licence_name
-    from latent_ladder.storage.atomic_write import convert_write_errors, write_atomically
-
-    missing = [i.file for i in plan.items if i.file.gated and i.state != "present"]
-    for file in {file.repository: file for file in missing}.values():
-        text = fetch_licence(file)
-        if text is None:
-            show_note(f"the text of {licence_name(file)} is on https://{file.page} only")
-            continue
-        stored = plan.folder / f"LICENSE-{file.repository.replace('/', '-')}.txt"
-        if stored.is_file() and stored.read_text("utf-8", "replace") == text:
-            continue
-        if not yes:
-            _ask_for_acceptance(file, text)
-        with convert_write_errors(CheckpointError, stored.name, plan.folder, len(text)):
-            plan.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(stored, text.encode())
-        show_note(f"{licence_name(file)} is in {stored}")
+def _no_question(_: CatalogFile, __: str) -> None:
+    """Accept without asking."""
 
 
 def _ask_for_acceptance(file: CatalogFile, text: str) -> None:

@@ -35,7 +35,7 @@ MOST_USED = (
 
 ComfyUi = Annotated[
     bool,
-    other_option("--comfyui", help="Serve ComfyUI's HTTP API. Required; the only API so far."),
+    other_option("--comfyui", help="Serve ComfyUI's HTTP API. Required."),
 ]
 Frontend = Annotated[
     bool,
@@ -167,20 +167,14 @@ def serve(
     from latent_ladder.storage.artifact_store import default_root
     from latent_ladder.storage.temporary_files import temporary_folder
 
-    try:
-        from latent_ladder.server.access_token import check_token, new_token
-        from latent_ladder.server.app import run_server
-        from latent_ladder.server.config import Limits, ServerConfig
-        from latent_ladder.server.data_folders import DataFolders
-        from latent_ladder.server.editor import find_editor
-        from latent_ladder.server.origin_guard import Access, is_loopback
-    except ModuleNotFoundError as error:
-        if error.name not in ("aiohttp", "blake3"):
-            raise
-        raise RequestError(
-            f"the server needs {error.name}, which is not installed",
-            "pip install 'latent-ladder[serve]'",
-        ) from error
+    import_server()
+    from latent_ladder.server.access_token import check_token, new_token
+    from latent_ladder.server.app import run_server
+    from latent_ladder.server.config import Limits, ServerConfig
+    from latent_ladder.server.data_folders import DataFolders
+    from latent_ladder.server.editor import find_editor
+    from latent_ladder.server.origin_guard import Access, is_loopback
+
     if preview not in PREVIEW_METHODS:
         raise RequestError(f"preview-method={preview} is unknown", "use rgb or none")
     editor = find_editor() if frontend else None
@@ -215,3 +209,17 @@ def serve(
             shows_token=not token,
         )
         run_server(config, show_note)
+
+
+def import_server() -> None:
+    """Import what the server needs. Raises :class:`RequestError` if it is not installed."""
+    try:
+        import aiohttp  # noqa: F401
+        import blake3  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name not in ("aiohttp", "blake3"):
+            raise
+        raise RequestError(
+            f"the server needs {error.name}, which is not installed",
+            "pip install 'latent-ladder[serve]'",
+        ) from error

@@ -19,7 +19,6 @@ from latent_ladder.cli.commands.flags import (
     RequestFlags,
     open_store,
     prepare,
-    preset_fields,
 )
 from latent_ladder.cli.commands.options import (
     Json,
@@ -33,12 +32,12 @@ from latent_ladder.cli.commands.options import (
     stage_option,
 )
 from latent_ladder.cli.commands.run_progress import current_command, track_run
-from latent_ladder.cli.commands.upscale import DEFAULT_PROMPT, upscale_fields
 from latent_ladder.cli.console import print_json, print_lines, print_table, show_loading, show_note
 from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.cli.result_line import folder_lines
 from latent_ladder.errors import MediaError, RequestError
+from latent_ladder.jobs.upscaling import DEFAULT_PROMPT, upscale_fields
 
 if TYPE_CHECKING:
     from latent_ladder.pipeline.run import Prepared
@@ -116,7 +115,8 @@ def sweep(
     began = time.monotonic()
     show_loading("reading the headers of the model files", quiet or as_json)
     from latent_ladder.sweeps.axes import parse_axes
-    from latent_ladder.sweeps.export import PAGE, check_folder, default_folder
+    from latent_ladder.sweeps.export import check_folder, default_folder
+    from latent_ladder.sweeps.report_files import PAGE
     from latent_ladder.sweeps.sweep_plan import plan_sweep
 
     axes = parse_axes(request_flags.sets or ())
@@ -190,6 +190,7 @@ def _prepare_video(flags: RequestFlags, path: Path, memory: MemoryFlags, opened:
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.media.video_input import check_video
     from latent_ladder.pipeline import run as pipeline
+    from latent_ladder.pipeline.preset_choice import preset_fields
     from latent_ladder.request.model import override
 
     library = scan(model_folders(flags.folders or ()))
@@ -209,27 +210,21 @@ def _run(
     planned: Sweep, folder: Path, quiet: bool, keep_motion: float
 ) -> tuple[SweepResult, Choice]:
     """Make all points and write the report."""
-    from latent_ladder.sweeps.export import write_files
-    from latent_ladder.sweeps.html_report import Report, write_page
-    from latent_ladder.sweeps.recommend import choose_point
-    from latent_ladder.sweeps.sweep_run import run_sweep
+    from latent_ladder.sweeps.report import make_report
 
     command = current_command()
     run = track_run(planned.prepared, command, overwrite=True, quiet=quiet, parts="points")
     with run as options:
-        result = run_sweep(planned, options, folder)
-    choice = choose_point(result.points, result.drafts, keep_motion)
-    write_files(folder, planned, result, choice, command)
-    write_page(Report(planned, result, choice, folder, command))
-    return result, choice
+        return make_report(planned, options, folder, keep_motion)
 
 
 def _print_result(
     planned: Sweep, result: SweepResult, choice: Choice, folder: Path, as_json: bool
 ) -> None:
-    from latent_ladder.sweeps.export import PAGE, body
+    from latent_ladder.sweeps.export import body
     from latent_ladder.sweeps.html_report import format_number
     from latent_ladder.sweeps.point_results import SHOWN
+    from latent_ladder.sweeps.report_files import PAGE
 
     if as_json:
         data: dict[str, Any] = body(planned, result, choice, current_command())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,6 @@ from latent_ladder.cli.commands.flag_values import parse_number, parse_windows
 from latent_ladder.cli.commands.flags import (
     MemoryFlags,
     open_store,
-    preset_fields,
     request_of_fields,
 )
 from latent_ladder.cli.commands.options import (
@@ -39,20 +37,15 @@ from latent_ladder.cli.commands.options import (
 )
 from latent_ladder.cli.commands.run_progress import print_result, resume_command, track_run
 from latent_ladder.cli.console import show_loading
-from latent_ladder.cli.file_names import choose_file_name
 from latent_ladder.cli.notify import notify_at_end
 from latent_ladder.cli.open_file import open_file
 from latent_ladder.errors import RequestError
+from latent_ladder.jobs.file_names import choose_file_name
+from latent_ladder.jobs.upscaling import DEFAULT_PROMPT, LOW_DENOISE, choose_stages, upscale_fields
 
 if TYPE_CHECKING:
-    from latent_ladder.media.video_input import InputVideo
     from latent_ladder.pipeline.run import Prepared
 
-DEFAULT_PROMPT = "a video, sharp and rich in detail"
-"""Prompt for a video that ``--prompt`` does not describe."""
-LOW_DENOISE = 0.3
-FACTORS = (1.5, 2.0)
-"""Factors for which there are latent upsamplers."""
 SOUND_SIDE = 64
 """Width and height of the picture that the model makes together with sound, in pixels."""
 
@@ -210,28 +203,6 @@ def _enlarged_name(clip: Path, by: float) -> Path:
     return clip.with_name(f"{clip.stem}-x{by:g}{suffix}")
 
 
-def upscale_fields(clip: Path, video: InputVideo, by: float) -> dict[str, Any]:
-    """The fields of a request that enlarges a video. Raises :class:`RequestError`.
-
-    ``upsample_by`` is no field of a request: it is the factor of its upsample stage.
-    """
-    from latent_ladder.latents import shapes
-
-    if by not in FACTORS:
-        raise RequestError(f"by={by:g} has no latent upsampler", "use --by 2 or --by 1.5")
-    fps = video.fps if 1 <= video.fps <= shapes.MAX_FPS else Fraction(24)
-    width, height = (2 * round(side * by / 2) for side in video.size)
-    return {
-        "width": width,
-        "height": height,
-        "frames": shapes.frames_for(Fraction(video.frames), Fraction(1)),
-        "fps": shapes.format_fps(fps),
-        "upsample_by": by,
-        "video": {"file": str(clip), "mode": "v2v", "denoise": 0.0},
-        **({"audio": "none"} if video.sound_file is None else {"audio_in": str(video.sound_file)}),
-    }
-
-
 def _prepare(
     flags: StageChoice,
     memory: MemoryFlags,
@@ -243,28 +214,17 @@ def _prepare(
     """The plan of a preset with some fields changed and with other stages."""
     from latent_ladder.checkpoints.selection import model_folders, scan
     from latent_ladder.pipeline import run as pipeline
+    from latent_ladder.pipeline.preset_choice import preset_fields
     from latent_ladder.request.model import override
 
     library = scan(model_folders(flags.folders or ()))
     start = preset_fields(flags.preset, library)
     fields = dict(changes) | ({} if flags.seed is None else {"seed": parse_number(flags.seed)})
     factor = fields.pop("upsample_by", 2.0)
-    fields["stages"] = _choose_stages(start["stages"], factor, only_base)
+    fields["stages"] = choose_stages(start["stages"], factor, only_base)
     request = request_of_fields(override(start, fields), sets)
     options = memory.to_options()
     return pipeline.prepare(request, library, open_store(flags.store), options, memory.device)
-
-
-def _choose_stages(
-    stages: Sequence[Mapping[str, Any]], factor: float, only_base: bool
-) -> list[Mapping[str, Any]]:
-    """The base stage of a preset, followed by an upsample and its last refine stage."""
-    if only_base:
-        return [stages[0]]
-    refine = [stage for stage in stages if stage["kind"] == "refine"]
-    if not refine:
-        raise RequestError("the preset has no refine stage", "choose another --preset")
-    return [stages[0], {"kind": "upsample", "factor": factor}, refine[-1]]
 
 
 def _run(

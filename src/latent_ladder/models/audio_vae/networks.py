@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
+from latent_ladder.models.audio_chunks import CHUNK_LATENTS, CHUNK_LATENTS_ELSEWHERE
 from latent_ladder.models.network_configs import (
     AudioVaeConfig,
     audio_vae_config,
@@ -32,10 +33,6 @@ from latent_ladder.models.video_vae.causal_layers import ConvCache
 EPS = 1e-6
 SUPPORTED_AXIS = "height"
 """Causal axis of all published files: time, the first of the two axes of a spectrogram."""
-CHUNK_LATENTS = {"cpu": 64}
-CHUNK_LATENTS_ELSEWHERE = 125
-"""Latent frames (of four mel frames) per chunk, by device type. The published decoder needs about
-1 MB for each."""
 MELS_PER_LATENT = 4
 
 

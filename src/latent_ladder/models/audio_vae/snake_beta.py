@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FILTER_TAPS = 12
+from latent_ladder.models.audio_chunks import FILTER_TAPS
+
 BETA_EPS = 1e-9
 BLOCK_VALUES = 1 << 17
 """Values per block of channels on a CPU, small enough for its cache."""

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from latent_ladder.checkpoints.components import Component
 from latent_ladder.errors import UnknownLayout
-from latent_ladder.models.audio_vae.snake_beta import FILTER_TAPS, SnakeActivation
+from latent_ladder.models.audio_chunks import chunk_frames, generator_context
+from latent_ladder.models.audio_vae.snake_beta import SnakeActivation
 from latent_ladder.models.exact_float32 import exact_float32
 from latent_ladder.models.network_configs import (
     BandwidthExtensionConfig,
@@ -37,9 +38,6 @@ from latent_ladder.models.vae_loading import load_network
 
 MEL_FRAMES_PER_SECOND = 100
 """Mel frames per second of all published models: 16 kHz with a hop of 160 samples."""
-CHUNK_FRAMES = 500
-"""Spectrogram frames that a generator processes at once, context included: 5 s of audio in the
-main generator, 2.5 s in the bandwidth extension. The published ones need 0.13 GB for it."""
 MEL_FLOOR = 1e-5
 SLOPE, LAST_SLOPE = 0.1, 0.01
 
@@ -104,20 +102,7 @@ class Generator(nn.Module):
     @property
     def context(self) -> int:
         """Context of an output sample: spectrogram frames on each side, rounded up."""
-        snake = self.config.activation == "snakebeta"
-        around = FILTER_TAPS // 2 + 1 if snake else 0
-        reach, rate = 3.0, 1
-        for step, kernel in zip(self.config.rates, self.config.kernels, strict=True):
-            reach += kernel / step / rate
-            rate *= step
-            widest = max(
-                sum((size - 1) // 2 * (d + 1) + 2 * around for d in dilations)
-                for size, dilations in zip(
-                    self.config.block_kernels, self.config.dilations, strict=True
-                )
-            )
-            reach += widest / rate
-        return math.ceil(reach + (3 + around) / rate) + 1
+        return generator_context(self.config)
 
     def forward(self, x: Tensor) -> Tensor:
         """Generate the waveform of the whole spectrogram ``x``."""
@@ -157,11 +142,6 @@ def run_in_chunks(
         out[..., start * gain : stop * gain] = output[..., inner]
     assert out is not None
     return out
-
-
-def _chunk_frames(context: int) -> int:
-    """Spectrogram frames per chunk, without the ``context`` on both sides."""
-    return max(CHUNK_FRAMES - 2 * context, CHUNK_FRAMES // 2)
 
 
 _BOUNDS: Mapping[str | None, Callable[[Tensor], Tensor]] = {
@@ -241,7 +221,7 @@ def vocode(vocoder: Vocoder, mel: Tensor) -> Tensor:
         extended = run_in_chunks(
             partial(_extend_bandwidth, vocoder.bwe_generator, vocoder.mel_stft, extension),
             F.pad(low, (0, -samples % hop)),
-            _chunk_frames(context) * hop,
+            chunk_frames(context) * hop,
             context * hop,
             extension.gain,
         )
@@ -254,7 +234,7 @@ def vocode_low_band(vocoder: Vocoder, mel: Tensor) -> Tensor:
     main = vocoder.main
     with torch.autocast(mel.device.type, enabled=False), exact_float32():
         x = mel.float().transpose(2, 3).flatten(1, 2)
-        return run_in_chunks(main, x, _chunk_frames(main.context), main.context, main.rate)
+        return run_in_chunks(main, x, chunk_frames(main.context), main.context, main.rate)
 
 
 def _extend_bandwidth(

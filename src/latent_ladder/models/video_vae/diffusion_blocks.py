@@ -20,13 +20,13 @@ from latent_ladder.models.diffusion_decoder_config import (
     BAND_VALUES_ELSEWHERE,
     DiffusionDecoderConfig,
     Size,
+    band_rows,
+    window_range,
 )
 from latent_ladder.models.video_vae.window_attention import (
-    QUERY_TILE,
     Box,
     apply_rope,
     window_attention,
-    window_range,
 )
 
 EPS = 1e-6
@@ -90,11 +90,9 @@ class NaBlock(nn.Module):
 
     def _bands(self, window: FrameWindow, height: int) -> list[tuple[int, int]]:
         frame = window.frames[0]
-        tile, halo = QUERY_TILE[1], self.kernel[1] - 1
         device = self.norm1.weight.device.type
         budget = BAND_VALUES.get(device, BAND_VALUES_ELSEWHERE)
-        rows = budget // (len(window.frames) * frame[0].numel()) - halo
-        rows = max(rows // tile, 1) * tile
+        rows = band_rows(budget, len(window.frames) * frame[0].numel(), self.kernel[1])
         return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
     def _band(

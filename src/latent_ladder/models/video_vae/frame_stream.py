@@ -16,14 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latent_ladder.models.diffusion_decoder_config import CHUNK_FRAMES, Size
+from latent_ladder.models.diffusion_decoder_config import CHUNK_FRAMES, Size, window_range
 from latent_ladder.models.video_vae.diffusion_blocks import (
     FrameWindow,
     Modulation,
     NaBlock,
     Upsampling,
 )
-from latent_ladder.models.video_vae.window_attention import window_range
 
 
 class Frames(NamedTuple):

@@ -20,24 +20,12 @@ from torch import Tensor
 from latent_ladder.models.diffusion_decoder_config import (
     ATTENTION_VALUES,
     ATTENTION_VALUES_ELSEWHERE,
-    CHUNK_FRAMES,
+    QUERY_TILE,
     Size,
+    window_start,
 )
 
-QUERY_TILE: Size = (CHUNK_FRAMES, 8, 8)
-"""Queries of a tile: frames, rows, columns."""
 ROPE_THETA = 10_000.0
-
-
-def window_start(position: int, length: int, kernel: int) -> int:
-    """First position of the window of ``position`` on an axis of ``length``."""
-    return min(max(position - kernel // 2, 0), max(length - kernel, 0))
-
-
-def window_range(first: int, stop: int, length: int, kernel: int) -> tuple[int, int]:
-    """First position and end of the windows of all positions ``first`` to ``stop``."""
-    last = window_start(stop - 1, length, kernel)
-    return window_start(first, length, kernel), last + min(kernel, length)
 
 
 class Box(NamedTuple):

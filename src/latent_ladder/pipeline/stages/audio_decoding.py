@@ -28,7 +28,7 @@ def decode_sound(job: StageJob) -> StageResult:
     audio_vae, vocoder = job.plan.models.audio_vae, job.plan.models.vocoder
     if audio_vae is None or vocoder is None:
         raise TypeError("a sound stage was planned without an audio VAE")
-    decoder = load_audio_vae(audio_vae, vocoder, device=job.runner.device)
+    decoder = load_audio_vae(audio_vae, vocoder, device=job.runner.device, parts=("decoder",))
     waveform = decoder.decode(job.inputs[0]["audio"])
     return {"waveform": waveform, SAMPLE_RATE_KEY: torch.tensor(decoder.sample_rate)}, {}
 

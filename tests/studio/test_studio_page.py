@@ -50,8 +50,18 @@ class Watch:
         self.faults: list[str] = []
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("console", lambda m: self.faults.append(m.text) if m.type == "error" else None)
+        page.on("console", lambda message: self._hear(message.type, message.text))
+        page.on("response", lambda answer: self._judge(answer.status, answer.url))
         page.on("request", lambda request: self._check(request.url))
+
+    def _hear(self, kind: str, text: str) -> None:
+        if kind == "error" and "Failed to load resource" not in text:
+            self.faults.append(text)
+
+    def _judge(self, status: int, url: str) -> None:
+        # a live preview may be gone when the browser asks for it
+        if status >= 400 and "/preview?" not in url:
+            self.faults.append(f"{status} for {url}")
 
     def _check(self, url: str) -> None:
         if not url.startswith((self.address, "blob:", "data:")):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from helpers.comfyui_server import ComfyUiServer
 from helpers.studio_server import PROMPT
+from helpers.waiting import wait_until_dead
 
 from latent_ladder.media.video_reader import probe
 
@@ -56,8 +57,8 @@ def test_drafts_are_refined_and_a_killed_server_goes_on(tmp_path: Path) -> None:
         children = psutil.Process(server.process.pid).children(recursive=True)
         assert len(children) >= 2  # the worker, and the process that plans
         assert server.stop(signal.SIGKILL) != 0
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert alive == []
+    for child in children:
+        wait_until_dead(child)
     with StudioProcess(tmp_path) as server:
         jobs = server.get_json("/ladder/jobs")["jobs"]
         assert [(job["id"], job["state"]) for job in jobs] == [

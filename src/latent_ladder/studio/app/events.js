@@ -10,6 +10,8 @@ export const progress = signal(new Map());
 /** Addresses of live previews by `job/clip`. */
 export const previews = signal(new Map());
 export const queue = signal({ paused: false, jobs: 0, running: null, workers: [] });
+/** True once the server has sent its jobs. */
+export const known = signal(false);
 /** False while there is no connection. */
 export const online = signal(true);
 /** Counts up when the gallery changed. */
@@ -26,6 +28,7 @@ function take(message) {
       batch(() => {
         jobs.value = new Map(message.jobs.map((/** @type {Job} */ job) => [job.id, job]));
         queue.value = message.queue;
+        known.value = true;
         galleryVersion.value += 1;
       });
       break;

@@ -2,11 +2,12 @@
 import { html, useEffect, useMemo, useState, useValue } from '../lib.js';
 import { api } from '../api.js';
 import { count, formatSize } from '../format.js';
-import { galleryVersion, jobs, previews, progress } from '../events.js';
+import { galleryVersion, jobs, known, previews, progress } from '../events.js';
 import { go, noteError } from '../state.js';
 import { Clip, describeProgress, Preview, ProgressBar, useConductor } from '../components/clips.js';
 import { Empty, Icon, IconButton, Skeleton, useData } from '../components/parts.js';
 
+const RUN_ID_LENGTH = 8;
 const KEYS = '123456789';
 
 /** @param {any} props */
@@ -41,7 +42,9 @@ function Sessions() {
 /** @param {{id?: string}} props a job or a run */
 export function Drafts({ id }) {
   const job = useValue(jobs).get(id ?? '');
-  const runId = job ? job.run : id;
+  const jobsKnown = useValue(known);
+  const isRun = (id ?? '').length === RUN_ID_LENGTH;
+  const runId = job ? job.run : isRun ? id : null;
   const version = useValue(galleryVersion);
   const found = useData(id && runId ? `/runs/${runId}` : null, `${version}/${job?.state}/${job?.clips.filter((/** @type {any} */ c) => c.state === 'done').length}`);
   const [last, setLast] = useState(/** @type {any} */ (null));
@@ -71,7 +74,7 @@ export function Drafts({ id }) {
     return () => removeEventListener('keydown', press);
   }, [clips]);
   if (!id) return html`<header><h1>Drafts</h1></header><${Sessions} />`;
-  if (!job && found.error) return html`<${Empty} icon="drafts" title="These drafts are gone"><p>${found.error.message}</p><a class="button" href="#/drafts">All drafts</a></${Empty}>`;
+  if (!job && (found.error || (!isRun && jobsKnown))) return html`<${Empty} icon="drafts" title="These drafts are gone"><p>${found.error?.message ?? 'The job is no longer in the list.'}</p><a class="button" href="#/drafts">All drafts</a></${Empty}>`;
   if (!clips.length) return html`<header><h1>Drafts</h1></header><${Skeleton} />`;
   const size = run?.width ? run : job?.request ?? { width: 1, height: 1 };
   const ratio = `${size.width ?? 1}/${size.height ?? 1}`;

@@ -8,18 +8,21 @@ import { Clip, describeProgress, ProgressBar, useConductor } from '../components
 import { Empty, ErrorBox, Field, Icon, Skeleton, useAction, useData } from '../components/parts.js';
 import { PlanBar, usePlan } from '../components/plan_bar.js';
 
+const FACTS = ['frames', 'fps', 'width', 'height', 'seconds'];
+/** Gain of detail in dB. @param {any} point */
+const detail = (point) => point.metrics.detail_added_db ?? point.metrics.detail_db;
 const AXES = [['refine.denoise', 'Denoise of the second stage', '0.2:0.8:0.2'], ['refine.loras[0].strength', 'Strength of its LoRA', '0,0.5,1'], ['base.guidance.video.cfg', 'Guidance of the first stage', '1,2,3'], ['base.steps', 'Steps of the first stage', '8,16,24']];
 
 /** Detail against motion: one dot for each point. @param {any} props */
 function Plot({ points, chosen, onChoose }) {
-  const dots = points.filter((/** @type {any} */ p) => Number.isFinite(p.metrics.detail_db) && Number.isFinite(p.metrics.motion_kept ?? p.metrics.motion));
+  const dots = points.filter((/** @type {any} */ p) => Number.isFinite(detail(p)) && Number.isFinite(p.metrics.motion_kept ?? p.metrics.motion));
   if (dots.length < 2) return null;
   const motion = (/** @type {any} */ p) => p.metrics.motion_kept ?? p.metrics.motion;
   const span = (/** @type {number[]} */ values) => { const [low, high] = [Math.min(...values), Math.max(...values)]; return [low, Math.max(high - low, 1e-6)]; };
   const [x0, w] = span(dots.map(motion));
-  const [y0, h] = span(dots.map((/** @type {any} */ p) => p.metrics.detail_db));
+  const [y0, h] = span(dots.map(detail));
   return html`<svg class="plot" viewBox="0 0 340 220" role="img" aria-label="Detail against motion"><path d="M40 10V190H330" class="axis" /><text x="185" y="214">motion kept</text><text x="14" y="100" transform="rotate(-90 14 100)">detail, dB</text>
-    ${dots.map((/** @type {any} */ p) => html`<g key=${p.number} onClick=${() => onChoose(p.number)}><circle class=${`dot${p.recommended ? ' best' : ''}${p.number === chosen ? ' chosen' : ''}`} r="7" cx=${52 + ((motion(p) - x0) / w) * 262} cy=${178 - ((p.metrics.detail_db - y0) / h) * 152}><title>${Object.entries(p.settings).map(([k, v]) => `${k} ${v}`).join(', ')}</title></circle></g>`)}</svg>`;
+    ${dots.map((/** @type {any} */ p) => html`<g key=${p.number} onClick=${() => onChoose(p.number)}><circle class=${`dot${p.recommended ? ' best' : ''}${p.number === chosen ? ' chosen' : ''}`} r="7" cx=${52 + ((motion(p) - x0) / w) * 262} cy=${178 - ((detail(p) - y0) / h) * 152}><title>${Object.entries(p.settings).map(([k, v]) => `${k} ${v}`).join(', ')}</title></circle></g>`)}</svg>`;
 }
 
 /** @param {any} props */
@@ -35,7 +38,7 @@ function Report({ id }) {
   if (!found.data || !run.data) return html`<${Skeleton} />`;
   const { points, recommendation, axes } = found.data;
   const point = chosen || recommendation.point || 0;
-  const names = [...new Set(points.flatMap((/** @type {any} */ p) => Object.keys(p.metrics).filter((key) => Number.isFinite(p.metrics[key]))))].slice(0, 6);
+  const names = [...new Set(points.flatMap((/** @type {any} */ p) => Object.keys(p.metrics).filter((key) => Number.isFinite(p.metrics[key]) && !FACTS.includes(key))))].slice(0, 6);
   const apply = () => api.post(`/runs/${id}/sweep/apply`, { point }).then(({ request }) => {
     const settings = points.find((/** @type {any} */ p) => p.number === point)?.settings ?? {};
     changeForm({ prompt: request.prompt, preset: request.preset ?? form.peek().preset, seed: String(request.seed ?? ''), sets: { ...form.peek().sets, ...settings } });

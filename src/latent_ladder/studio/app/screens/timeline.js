@@ -59,7 +59,7 @@ export function Timeline() {
     <div class="timeline"><div class="ruler">${ticks.map((t) => html`<span key=${t} style=${{ left: `${(t / length) * 100}%` }}>${t} s</span>`)}</div>
       <div class="track" ref=${track}><span class="track-name">Pictures</span>${images.map((/** @type {any} */ image, /** @type {number} */ i) => {
     const frame = image.frame < 0 ? frames - 1 : image.frame;
-    return html`<button type="button" class="key-image" key=${image.id} style=${{ left: `${(frame / Math.max(frames - 1, 1)) * 100}%`, opacity: 0.4 + 0.6 * image.strength }} aria-label=${`${image.name} at frame ${frame}; arrows move it`}
+    return html`<button type="button" class="key-image" key=${image.id} style=${{ left: `calc((100% - 82px) * ${frame / Math.max(frames - 1, 1)})`, opacity: 0.4 + 0.6 * image.strength }} aria-label=${`${image.name} at frame ${frame}; arrows move it`}
       onPointerDown=${dragImage(i)} onPointerMove=${dragImage(i)} onKeyDown=${keyImage(i, frame)}><img src=${image.thumbnail_url} alt="" draggable=${false} /><span>${frame}</span></button>`;
   })}</div>
       ${video ? html`<div class="track region-track" onPointerDown=${dragRegion} onPointerMove=${dragRegion}><span class="track-name">Video</span><div class="video-bar" style=${{ width: `${Math.min(100, ((video.seconds ?? length) / length) * 100)}%` }}></div>

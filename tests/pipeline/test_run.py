@@ -82,8 +82,8 @@ def test_every_run_keeps_its_metrics_and_shows_them(
     assert f"{result.metrics['sound']['level_db']:.3f}" in shown
 
 
-def test_stages_run_in_order_with_steps_and_peaks(first: FirstRun) -> None:
-    result, events, _, _ = first
+def test_stages_run_in_order_with_steps(first: FirstRun) -> None:
+    _, events, _, _ = first
     names = [e.stage for e in events if isinstance(e, StageDone)]
     assert names == [
         "prompt", "negative prompt", "base", "upsample", "refine", "sound", "decode and write",
@@ -104,8 +104,6 @@ def test_stages_run_in_order_with_steps_and_peaks(first: FirstRun) -> None:
     assert decoded[-1] == 9
     sigmas = [e.sigma for e in events if isinstance(e, StepDone) and e.stage == "refine"]
     assert sigmas == pytest.approx([0.5, 0.0])
-    # models and work, without the interpreter
-    assert max(s.peak_memory_bytes or 0 for s in result.stages) > 5e5
 
 
 def test_the_clip_carries_its_request(first: FirstRun) -> None:

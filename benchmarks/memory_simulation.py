@@ -157,7 +157,8 @@ def row(axes: Axes, plan: MemoryPlan, parts: Parts) -> dict[str, Any] | None:
     stages = {}
     for one in found:
         for name, stage in (one or {})["stages"].items():
-            planned = plan.of(MEMORY_NAMES.get(name, name))
+            kind = name.split()[0]  # images and videos are named with their size
+            planned = plan.of(MEMORY_NAMES.get(kind, name))
             stages[name] = {
                 "simulated": stage["peak"],
                 "planned": planned.peak_bytes,

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from helpers.goldens import GOLDEN_2_5
 from latent_ladder import Request
 from latent_ladder.checkpoints.scan import Library
+from latent_ladder.checkpoints.selection import scan
 from latent_ladder.media.video_reader import read_frames
 from latent_ladder.pipeline.events import Event
 from latent_ladder.pipeline.run import Result, RunOptions, execute, prepare
@@ -17,6 +21,7 @@ from latent_ladder.storage.artifact_store import Store
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
+ENCODER_2_5 = "text_encoders/tiny-gemma4-with-proj-ltx-2.5.safetensors"
 CHOICE = {"checkpoint": "tiny-ltx-2.3.safetensors"}
 
 
@@ -38,6 +43,20 @@ FIELDS: dict[str, Any] = {
         },
     ],
 }
+
+
+def library_2_5(folder: Path) -> Library:
+    """All files of the goldens of LTX-2.5 in ``folder``; the encoder has their context length."""
+    for source in GOLDEN_2_5.glob("*/*.safetensors"):
+        target = folder / source.relative_to(GOLDEN_2_5)
+        target.parent.mkdir(exist_ok=True)
+        if source != GOLDEN_2_5 / ENCODER_2_5:
+            target.symlink_to(source)
+    with safe_open(GOLDEN_2_5 / ENCODER_2_5, "pt") as opened:
+        names, metadata = set(opened.keys()), opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in names}
+    save_file(tensors, folder / ENCODER_2_5, {**metadata, "text_length": "256"})
+    return scan([folder])
 
 
 def request_with(**changes: Any) -> Request:

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.goldens import GOLDEN_2_5, Goldens
-from helpers.tiny_clips import load_artefact, make, reused
-from safetensors import safe_open
-from safetensors.torch import save_file
+from helpers.tiny_clips import library_2_5, load_artefact, make, reused
 
 from latent_ladder.checkpoints.selection import Library, scan
 from latent_ladder.errors import RequestError
@@ -20,24 +18,13 @@ from latent_ladder.request.model import Request
 from latent_ladder.request.presets import read_preset
 from latent_ladder.storage.artifact_store import Store
 
-ENCODER = "text_encoders/tiny-gemma4-with-proj-ltx-2.5.safetensors"
 DETAILING = "tiny-ltx-2.5-ic-lora-pixel-spatial-upscaler-x2.safetensors"
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """All files of the goldens; the text encoder has their context length."""
-    folder = tmp_path_factory.mktemp("models")
-    for source in GOLDEN_2_5.glob("*/*.safetensors"):
-        target = folder / source.relative_to(GOLDEN_2_5)
-        target.parent.mkdir(exist_ok=True)
-        if source != GOLDEN_2_5 / ENCODER:
-            target.symlink_to(source)
-    with safe_open(GOLDEN_2_5 / ENCODER, "pt") as opened:
-        names, metadata = set(opened.keys()), opened.metadata()
-        tensors = {name: opened.get_tensor(name) for name in names}
-    save_file(tensors, folder / ENCODER, {**metadata, "text_length": "256"})
-    return scan([folder])
+    return library_2_5(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from latent_ladder.storage.artifact_store import Store
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where jobs find models and artefacts, and where they put clips (``outputs``)."""
+    """Places of models and artefacts of jobs, and of the clips that they make (``outputs``)."""
 
     root: Path
     outputs: Path

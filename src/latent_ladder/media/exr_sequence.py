@@ -7,7 +7,6 @@ that was written here has its rate in ``request.json`` and its sound in ``sound.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from pathlib import Path
 
 from latent_ladder.errors import MediaError
 from latent_ladder.media.hdr import EXR_SUFFIX, Light, Space, codes_of_exr, load_exr
-from latent_ladder.media.image_sequence import AUDIO_FILE, SIDECAR, FramePattern
-from latent_ladder.storage.read_file import is_file, is_folder, read_small_text
+from latent_ladder.media.image_sequence import AUDIO_FILE, FramePattern, read_sidecar
+from latent_ladder.storage.read_file import is_file, is_folder
 
-MAX_SIDECAR_BYTES = 2**24
+MAX_RATE = 1000
+"""Highest rate in frames per second that is believed."""
 MAX_FRAMES = 100_000
 """Most files of a sequence."""
 _DIGITS = re.compile(r"\d+(?=\.exr$)", re.IGNORECASE)
@@ -54,14 +54,11 @@ class ExrSequence:
     @cached_property
     def fps(self) -> Fraction | None:
         """The rate in the metadata beside the files; ``None`` if there is none."""
-        path = self.folder / SIDECAR
-        if not is_file(path):
-            return None
         try:
-            tags = json.loads(read_small_text(path, MAX_SIDECAR_BYTES, MediaError))
-            return _find_rate(tags)
-        except (MediaError, ValueError, TypeError, RecursionError, ZeroDivisionError):
+            rate = Fraction(str(read_sidecar(self.folder).get("fps", "")))
+        except (MediaError, ValueError, ZeroDivisionError):
             return None
+        return rate if 0 < rate <= MAX_RATE else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,19 +79,6 @@ class ExrSequence:
                 )
             shape = pixels.shape
             yield codes_of_exr(pixels, colours.space, colours.curve) * 255
-
-
-def _find_rate(tags: object) -> Fraction | None:
-    """The rate of the request in the tags of a clip."""
-    if not isinstance(tags, dict):
-        return None
-    found = tags.get("fps")
-    if found is None:
-        texts = (value for value in tags.values() if isinstance(value, str) and value[:1] == "{")
-        nested = (_find_rate(json.loads(text)) for text in texts)
-        return next((rate for rate in nested if rate is not None), None)
-    rate = Fraction(str(found))
-    return rate if 0 < rate <= 1000 else None
 
 
 def find_exr_sequence(path: Path) -> ExrSequence | None:

@@ -38,10 +38,14 @@ from latent_ladder.media.video_writer import (
     temporary_output,
 )
 from latent_ladder.storage.atomic_write import commit, convert_write_errors, write_atomically
+from latent_ladder.storage.read_file import read_small_text
 from latent_ladder.storage.temporary_files import part_path, remove_abandoned
 
 SIDECAR = "request.json"
 """Name of the metadata file in the folder of the frames; TIFF and EXR files have no metadata."""
+
+MAX_SIDECAR_BYTES = 2**24
+"""Largest size of that file."""
 
 AUDIO_FILE = "sound.wav"
 _NUMBER = re.compile(r"%0?(\d*)d")
@@ -70,6 +74,18 @@ class FramePattern:
         head, _, tail = _NUMBER.sub("\0", self.pattern, count=1).partition("\0")
         found = re.fullmatch(f"{re.escape(head)}\\d+{re.escape(tail)}", name)
         return bool(found) or name in (SIDECAR, AUDIO_FILE)
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """The metadata beside the frames of a sequence. Raises :class:`MediaError`."""
+    try:
+        found = json.loads(read_small_text(folder / SIDECAR, MAX_SIDECAR_BYTES, MediaError))
+    except (MediaError, ValueError, RecursionError) as error:
+        raise MediaError(
+            f"folder {folder} has no readable {SIDECAR}: {error}",
+            "give a clip, or the folder of an image sequence",
+        ) from error
+    return found if isinstance(found, dict) else {}
 
 
 def check_image_sequence(path: Path, overwrite: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,8 +16,9 @@ from latent_ladder.media.audio_input import read_audio_input
 from latent_ladder.media.container_metadata import decode_comment, read_image_tags
 from latent_ladder.media.frame_form import FrameForm, FramePadding, decode_progressive
 from latent_ladder.media.frame_times import count_stated_frames, find_rate
+from latent_ladder.media.image_sequence import read_sidecar
 from latent_ladder.media.open_media import SAMPLE_RATE, find_audio_stream, open_media, video_stream
-from latent_ladder.storage.read_file import is_file, is_folder, read_small_text
+from latent_ladder.storage.read_file import is_file, is_folder
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-MAX_SIDECAR_BYTES = 2**24
-"""Largest ``request.json`` of an image sequence."""
 _PICTURES = (".png", ".gif", ".webp")
 
 
@@ -80,24 +78,12 @@ def read_metadata(path: Path) -> dict[str, str]:
     :class:`MediaError` if they cannot be read.
     """
     if is_folder(path) or "%" in path.name:
-        return _sidecar(path if is_folder(path) else path.parent)
+        tags = read_sidecar(path if is_folder(path) else path.parent)
+        return {name: value for name, value in tags.items() if isinstance(value, str)}
     if path.suffix.lower() in _PICTURES and is_file(path):
         return read_image_tags(path)
     with open_media(path) as container:
         return _metadata(container)
-
-
-def _sidecar(folder: Path) -> dict[str, str]:
-    try:
-        text = read_small_text(folder / "request.json", MAX_SIDECAR_BYTES, MediaError)
-        found = json.loads(text)
-    except (MediaError, ValueError, RecursionError) as error:
-        raise MediaError(
-            f"folder {folder} has no readable request.json: {error}",
-            "give a clip, or the folder of an image sequence",
-        ) from error
-    tags = found if isinstance(found, dict) else {}
-    return {k: v for k, v in tags.items() if isinstance(v, str)}
 
 
 def read_frames(path: Path) -> Iterator[NDArray[np.uint8]]:

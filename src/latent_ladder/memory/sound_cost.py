@@ -41,7 +41,7 @@ block's input, and the activation at twice the rate with its copies."""
 
 @dataclass(frozen=True)
 class SoundSizes:
-    """What decodes sound: the configurations, and ``values``, the numbers of all weights."""
+    """Decoders of sound: the configurations, and ``values``, the numbers of all weights."""
 
     vae: AudioVaeConfig
     main: GeneratorConfig

@@ -345,7 +345,7 @@ class RunSession:
 
 
 def _provenance(plan: RunPlan, stage: PlannedStage) -> dict[str, Any]:
-    """What an artefact was made from, as metadata: input artefacts, model files, settings."""
+    """Origin of an artefact, as metadata: input artefacts, model files, settings."""
     models = plan.models
     used = {
         "prompt": (models.text_encoder, models.text_projection, models.connectors),

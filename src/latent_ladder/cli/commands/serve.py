@@ -168,23 +168,16 @@ def serve(
     from latent_ladder.storage.temporary_files import temporary_folder
 
     import_server()
-    from latent_ladder.server.access_token import check_token, new_token
     from latent_ladder.server.app import run_server
     from latent_ladder.server.config import Limits, ServerConfig
     from latent_ladder.server.data_folders import DataFolders
     from latent_ladder.server.editor import find_editor
-    from latent_ladder.server.origin_guard import Access, is_loopback
+    from latent_ladder.server.origin_guard import Access
 
     if preview not in PREVIEW_METHODS:
         raise RequestError(f"preview-method={preview} is unknown", "use rgb or none")
     editor = find_editor() if frontend else None
-    is_public = not is_loopback(listen)
-    if is_public:
-        show_warning(
-            f"--listen {listen}: the address is open to the network, and without encryption; "
-            "everyone who has the token can run jobs and read results"
-        )
-    secret = check_token(token) if token else new_token() if is_public else ""
+    secret = choose_secret(listen, token)
     named = tuple(path.resolve() for path in folders or ())
     root = (store or default_root()).resolve()
     with temporary_folder() as fresh:
@@ -209,6 +202,23 @@ def serve(
             shows_token=not token,
         )
         run_server(config, show_note)
+
+
+def choose_secret(listen: str, token: str | None) -> str:
+    """The token of a server: the user's, a new one off loopback with a warning, else none.
+
+    Raises :class:`RequestError` for a weak one.
+    """
+    from latent_ladder.server.access_token import check_token, new_token
+    from latent_ladder.server.origin_guard import is_loopback
+
+    is_public = not is_loopback(listen)
+    if is_public:
+        show_warning(
+            f"--listen {listen}: the address is open to the network, and without encryption; "
+            "everyone who has the token can run jobs and read results"
+        )
+    return check_token(token) if token else new_token() if is_public else ""
 
 
 def import_server() -> None:

@@ -25,9 +25,10 @@ from latent_ladder.cli.commands.serve import (
     Listen,
     Token,
     UserFolder,
+    choose_secret,
     import_server,
 )
-from latent_ladder.cli.console import show_note, show_warning
+from latent_ladder.cli.console import show_note
 
 DEFAULT_PORT = 8288
 MIB = 2**20
@@ -96,20 +97,13 @@ def studio(
     opened.check_writable()
     import_server()
     from latent_ladder.checkpoints.search_paths import model_folders
-    from latent_ladder.server.access_token import check_token, new_token
     from latent_ladder.server.app import run_server
     from latent_ladder.server.config import Limits, ServerConfig
     from latent_ladder.server.data_folders import DataFolders
-    from latent_ladder.server.origin_guard import Access, is_loopback
+    from latent_ladder.server.origin_guard import Access
     from latent_ladder.storage.temporary_files import temporary_folder
 
-    is_public = not is_loopback(listen)
-    if is_public:
-        show_warning(
-            f"--listen {listen}: the address is open to the network, and without encryption; "
-            "everyone who has the token can run jobs and read results"
-        )
-    secret = check_token(token) if token else new_token() if is_public else ""
+    secret = choose_secret(listen, token)
     named = tuple(path.resolve() for path in folders or ())
     root = opened.root.resolve()
     clips = (results or root / "studio" / "clips").resolve()

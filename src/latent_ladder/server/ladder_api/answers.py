@@ -22,7 +22,7 @@ class Problem(Form):
 
 
 class ErrorDetail(Form):
-    """What went wrong: ``code`` is stable for programs, ``hint`` one thing to do."""
+    """A fault: ``code`` is stable for programs, ``hint`` one thing to do."""
 
     code: str
     message: str

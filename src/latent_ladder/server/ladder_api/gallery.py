@@ -191,7 +191,7 @@ class Gallery:
     # --- deletion -----------------------------------------------------------------------------
 
     def deletion(self, run_id: str) -> dict[str, Any]:
-        """What deleting a run removes and frees. Raises :class:`ApiError`."""
+        """Files, artefacts and bytes that deleting a run removes. Raises :class:`ApiError`."""
         self.document(run_id)
         keys = [] if self.index.has_running() else self.index.keys_only_of(run_id)
         sizes = {key: self._store.bytes_of(key) for key in keys}

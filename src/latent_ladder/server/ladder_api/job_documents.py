@@ -139,7 +139,7 @@ class JobDocuments:
 
 
 def _fixed_fields(job: Job) -> dict[str, Any]:
-    """What does not change after a job was queued."""
+    """Fields that do not change after a job was queued."""
     checked = job.checked
     return {
         "id": job.id,
@@ -154,7 +154,7 @@ def _fixed_fields(job: Job) -> dict[str, Any]:
 
 
 def _live_fields(job: Job, tracker: JobMessages | RequestProgress | None) -> dict[str, Any]:
-    """What changes while a job waits and runs."""
+    """Fields that change while a job waits and runs."""
     if job.kind == GRAPH:
         running = isinstance(tracker, JobMessages)
         fields = RequestProgress(job).to_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from latent_ladder.errors import RequestError
 from latent_ladder.jobs.job_body import parse_body, parse_model
 from latent_ladder.jobs.planning import check_job
 from latent_ladder.server.app_context import read_object
+from latent_ladder.server.job_loop import JobLoop
 from latent_ladder.server.job_store import GRAPH, REQUEST, Job
 from latent_ladder.server.ladder_api.answers import MoveBody
 from latent_ladder.server.ladder_api.api_errors import ApiError, check_query, conflict, not_found
@@ -133,28 +135,27 @@ async def delete_job(request: web.Request) -> web.Response:
     return web.json_response({"done": True})
 
 
-async def post_cancel(request: web.Request) -> web.Response:
-    """Cancel a job: a waiting one at once, the running one after its step."""
+def _change(request: web.Request, change: Callable[[JobLoop, str], bool]) -> web.Response:
+    """Change an unfinished job; the answer has the job."""
     studio, job_id = get_studio(request), request.match_info["id"]
     _check_unfinished(studio, job_id)
-    studio.context.jobs.cancel(job_id)
+    change(studio.context.jobs, job_id)
     return _answer(studio, job_id)
+
+
+async def post_cancel(request: web.Request) -> web.Response:
+    """Cancel a job: a waiting one at once, the running one after its step."""
+    return _change(request, JobLoop.cancel)
 
 
 async def post_pause(request: web.Request) -> web.Response:
     """Pause a job; stages that are done stay stored and are reused."""
-    studio, job_id = get_studio(request), request.match_info["id"]
-    _check_unfinished(studio, job_id)
-    studio.context.jobs.pause(job_id)
-    return _answer(studio, job_id)
+    return _change(request, JobLoop.pause)
 
 
 async def post_resume(request: web.Request) -> web.Response:
     """Let a paused job run when its turn comes."""
-    studio, job_id = get_studio(request), request.match_info["id"]
-    _check_unfinished(studio, job_id)
-    studio.context.jobs.resume(job_id)
-    return _answer(studio, job_id)
+    return _change(request, JobLoop.resume)
 
 
 async def post_retry(request: web.Request) -> web.Response:

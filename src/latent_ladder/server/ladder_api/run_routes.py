@@ -95,7 +95,7 @@ async def post_star(request: web.Request) -> web.Response:
 
 
 async def get_deletion(request: web.Request) -> web.Response:
-    """What deleting a run would remove and free."""
+    """Files, artefacts and bytes that deleting a run would remove."""
     studio = get_studio(request)
     return web.json_response(await asyncio.to_thread(studio.gallery.deletion, _run_id(request)))
 
